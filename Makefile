@@ -1,0 +1,57 @@
+# What people and CI call. `make run` and `make test` work on a fresh clone; everything else builds on them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help setup setup-dev run test check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.runtime ## create the virtual environment with the runtime dependencies
+
+setup-dev: $(VENV)/.dev ## add the development dependencies
+
+run: setup ## start the gateway and a local X; prints a key, a link and a first call
+	@$(BIN)/birdwire dev
+
+test: setup-dev ## run the whole test suite
+	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+check: setup-dev ## lint, formatting, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup-dev ## apply the formatter and the safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: setup-dev ## pin every dependency by hash again
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+		pyproject.toml requirements/runtime.in --output-file requirements/runtime.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+		--group dev --constraint requirements/runtime.txt pyproject.toml requirements/runtime.in --output-file requirements/dev.txt
+
+clean: ## remove what the other targets made, but not your data
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Birdwire needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing. On Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the runtime dependencies (hash-pinned) ..."
+	@$(PIP) install --quiet --require-hashes --requirement requirements/runtime.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
+	@echo "Installing the development dependencies (hash-pinned) ..."
+	@$(PIP) install --quiet --require-hashes --requirement requirements/dev.txt
+	@touch $@

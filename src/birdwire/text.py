@@ -245,7 +245,7 @@ def _latin(text: str, start: int, host_end: int, end: int) -> Iterator[_Link]:
         name = host[labels.start() : domain_end]
         last = _Link(start + labels.start(), start + domain_end, sure=_sure(name))
     if last:
-        yield last._replace(end=max(last.end, end) if end > host_end else last.end)
+        yield last._replace(end=end if end > host_end else last.end)
 
 
 def _domain_end(text: str, at: int) -> int:

@@ -1,0 +1,110 @@
+"""Faults to order: which calls they hit, and what they do to them. First in, first hit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FAULTS_AT_ONCE = 1000
+DELAY_MAX_S = 3600
+
+
+class ConnectionDropped(Exception):  # noqa: N818 - what happened, told to a client in the same process
+    """The connection ended without an answer: what a drop is where there is no connection to cut."""
+
+
+class Match(BaseModel):
+    """Which calls: a method or `*`, and a path with `*` and `?` as wildcards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    method: Annotated[str, Field(max_length=20)] = "*"
+    path: Annotated[str, Field(max_length=500)] = "*"
+
+
+class Effect(BaseModel):
+    """What happens: one thing, and before it a delay if one is wanted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    status: Annotated[int | None, Field(ge=200, le=599)] = None
+    body: Any = None
+    headers: Annotated[dict[str, str], Field(max_length=50)] = {}
+    error: str | None = None
+    drop: Literal["before_apply", "after_apply"] | None = None
+    delay_s: Annotated[int | float | None, Field(ge=0, le=DELAY_MAX_S)] = None
+    trickle_bps: Annotated[int | float | None, Field(gt=0, le=1_000_000_000)] = None
+    truncate: Annotated[int | None, Field(ge=0, le=1_000_000_000)] = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Effect:
+        things = [self.status, self.error, self.drop, self.trickle_bps, self.truncate]
+        chosen = sum(thing is not None for thing in things)
+        if chosen > 1 or (chosen == 0 and self.delay_s is None):
+            raise ValueError("one of status, error, drop, delay_s, trickle_bps, truncate (delay_s also beside another)")
+        if self.status is None and (self.body is not None or self.headers):
+            raise ValueError("body and headers go with status")
+        return self
+
+
+class Order(BaseModel):
+    """A fault as ordered over HTTP. `times` null: until deleted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    match: Match = Match()
+    times: Annotated[int | None, Field(ge=1, le=1_000_000)] = 1
+    do: Effect
+
+
+@dataclass
+class _Fault:
+    order: Order
+    left: int | None
+
+
+class Faults:
+    """The faults that wait."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Fault] = []
+
+    def add(self, raw: Any) -> Order:
+        """Order a fault; ValueError says what is wrong with it."""
+        try:
+            order = Order.model_validate(raw)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            raise ValueError(
+                "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
+            ) from None
+        if len(self._waiting) >= FAULTS_AT_ONCE:
+            raise ValueError(f"{FAULTS_AT_ONCE} faults wait already")
+        self._waiting.append(_Fault(order, order.times))
+        return order
+
+    def take(self, method: str, path: str) -> Effect | None:
+        """What is to happen to this call, spending one of its times; None for most calls."""
+        for fault in self._waiting:
+            wanted = fault.order.match
+            if wanted.method not in {"*", method} or not fnmatchcase(path, wanted.path):
+                continue
+            if fault.left is not None:
+                fault.left -= 1
+                if fault.left == 0:
+                    self._waiting.remove(fault)
+            return fault.order.do
+        return None
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What waits, in order; `times` is what is left."""
+        return [fault.order.model_dump(exclude_defaults=True) | {"times": fault.left} for fault in self._waiting]
+
+    def clear(self) -> int:
+        """Forget all; how many there were."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        return count

@@ -1,0 +1,201 @@
+"""What exists at this X: people, posts, what they did, and the apps they let in. Never holds a token in clear."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+# X's ids are snowflakes: milliseconds since this instant, shifted left by 22 bits.
+SNOWFLAKE_EPOCH_MS = 1288834974657
+
+
+@dataclass
+class User:
+    """A person at X; `blocks` holds user ids, `premium` allows edits."""
+
+    id: str
+    username: str
+    name: str
+    created_at: datetime
+    protected: bool = False
+    suspended: bool = False
+    premium: bool = True
+    verified: bool = False
+    blocks: set[str] = field(default_factory=set)
+    pinned_tweet_id: str | None = None
+    description: str = ""
+
+
+@dataclass
+class Post:
+    """A post; `edit_history` lists the ids of all its versions, oldest first."""
+
+    id: str
+    author_id: str
+    text: str
+    created_at: datetime
+    deleted: bool = False
+    in_reply_to_tweet_id: str | None = None
+    quote_tweet_id: str | None = None
+    media_ids: list[str] = field(default_factory=list)
+    poll: dict[str, Any] | None = None
+    previous_post_id: str | None = None
+    edit_history: list[str] = field(default_factory=list)
+    reply_settings: str = "everyone"
+    mentions: list[str] = field(default_factory=list)
+    community_id: str | None = None
+
+
+@dataclass
+class Media:
+    """An upload; chunks in flight live elsewhere, since they need not outlive the process."""
+
+    id: str
+    media_key: str
+    owner_ids: list[str]
+    category: str
+    media_type: str
+    total_bytes: int
+    created_at: datetime
+    expires_at: datetime
+    finalized_at: datetime | None = None
+    size: int = 0
+    processed: bool = False
+
+
+@dataclass
+class Token:
+    """One access or refresh token, by the SHA-256 of its text."""
+
+    digest: str
+    kind: Literal["access", "refresh"]
+    issued_at: datetime
+    expires_at: datetime | None
+    parent: str | None = None
+    spent_at: datetime | None = None
+
+
+@dataclass
+class Grant:
+    """What one person allowed one client: the family of tokens that came of it."""
+
+    id: str
+    user_id: str
+    client_id: str
+    scopes: list[str]
+    created_at: datetime
+    tokens: dict[str, Token] = field(default_factory=dict)
+
+
+@dataclass
+class Registration:
+    """The app's own credentials, so that a restarted sandbox is the same app to its clients."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    public_client_id: str
+
+
+@dataclass
+class World:
+    """Everything that outlives a restart. Ids map to what they name; pairs are (user id, post id)."""
+
+    users: dict[str, User] = field(default_factory=dict)
+    posts: dict[str, Post] = field(default_factory=dict)
+    likes: set[tuple[str, str]] = field(default_factory=set)
+    follows: dict[str, dict[str, bool]] = field(default_factory=dict)  # source -> target -> pending
+    retweets: dict[str, dict[str, str]] = field(default_factory=dict)  # user -> post -> id of the repost
+    bookmarks: set[tuple[str, str]] = field(default_factory=set)
+    media: dict[str, Media] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
+    app_tokens: set[str] = field(default_factory=set)
+    registration: Registration | None = None
+    clock_offset_s: float = 0.0
+    last_id: int = 0
+
+    def new_id(self, now: datetime) -> str:
+        """A snowflake that was never given out before."""
+        millis = int(now.timestamp() * 1000) - SNOWFLAKE_EPOCH_MS
+        self.last_id = max(self.last_id + 1, millis << 22)
+        return str(self.last_id)
+
+    def user_named(self, username: str) -> User | None:
+        """The user of that name, in any case of letters."""
+        wanted = username.lower()
+        return next((user for user in self.users.values() if user.username.lower() == wanted), None)
+
+    def follows_openly(self, source_id: str, target_id: str) -> bool:
+        """Whether `source` follows `target` and was let in."""
+        return self.follows.get(source_id, {}).get(target_id) is False
+
+    def may_see_user(self, viewer: User, author: User) -> bool:
+        """Whether the viewer may see what this author posts."""
+        if viewer.id == author.id:
+            return True
+        if author.suspended or viewer.id in author.blocks:
+            return False
+        return not author.protected or self.follows_openly(viewer.id, author.id)
+
+    def live_post(self, post_id: str) -> Post | None:
+        """The post, if it exists, is not deleted, and its author is not suspended."""
+        post = self.posts.get(post_id)
+        if post is None or post.deleted or self.users[post.author_id].suspended:
+            return None
+        return post
+
+    def posts_of(self, author_id: str) -> list[Post]:
+        """The author's posts that are not deleted, newest first, each in its last version only."""
+        mine = [post for post in self.posts.values() if post.author_id == author_id and not post.deleted]
+        mine = [post for post in mine if not post.edit_history or post.edit_history[-1] == post.id]
+        return sorted(mine, key=lambda post: int(post.id), reverse=True)
+
+
+def snowflake_time(snowflake: str) -> datetime:
+    """When an id was given out."""
+    return datetime.fromtimestamp(((int(snowflake) >> 22) + SNOWFLAKE_EPOCH_MS) / 1000, UTC)
+
+
+class WorldFile:
+    """A world in a file (JSON, 0600), replaced whole and synced, so that a crash leaves the old one or the new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._adapter = TypeAdapter(World)
+
+    def load(self) -> World | None:
+        """The stored world, or None without a file; ValueError names the file if it cannot be read as one."""
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return self._adapter.validate_json(raw)
+        except ValueError as error:
+            raise ValueError(f"{self._path} is not a sandbox's world: delete it to begin anew") from error
+
+    def save(self, world: World) -> None:
+        """Write the world; it is on the disk when this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)  # made 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(self._adapter.dump_json(world))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self._path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                Path(name).unlink()
+            raise
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -23,7 +23,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from httptools import HttpParserError, HttpResponseParser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from zlib import _Decompress
 
 Cause = Literal["unreachable", "tls", "busy", "timeout", "cut", "malformed"]
@@ -132,24 +132,28 @@ class Upstream:
         if url.scheme not in {"http", "https"} or not url.hostname or "@" in url.netloc or url.query or url.fragment:
             raise ValueError("the base URL must be http(s)://host[:port][/path]")
         self._prefix = url.path.rstrip("/")
-        if not _VALUE(user_agent) or not _TARGET(self._prefix + "/") or not _TARGET(f"/{url.netloc}"):
+        if not _VALUE(user_agent) or not _TARGET(f"{self._prefix}/") or not _TARGET(f"/{url.netloc}"):
             raise ValueError("the base URL and the user agent must be plain ASCII")
-        self._host, self._port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
-        self._tls = _verifying(ssl_context) if url.scheme == "https" else None
-        self._proxy = _Proxy.parse(proxy, f"{_bracketed(self._host)}:{self._port}") if proxy and self._tls else None
-        default_port = self._port == (443 if self._tls else 80)
-        host = _bracketed(self._host) + ("" if default_port else f":{self._port}")
+        standard_port = 443 if url.scheme == "https" else 80
+        self._host, port = url.hostname, url.port or standard_port
+        host = f"[{self._host}]" if ":" in self._host else self._host
         self._fixed = (
-            f" HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {user_agent}\r\n"
+            f" HTTP/1.1\r\nHost: {host}{'' if port == standard_port else f':{port}'}\r\nUser-Agent: {user_agent}\r\n"
             "Accept: application/json\r\nAccept-Encoding: gzip\r\n"
         )
+        self._peer, self._tunnel = (self._host, port), b""
+        self._tls: ssl.SSLContext | None = None
+        if url.scheme == "https":
+            self._tls = _verifying(ssl_context)
+            if proxy is not None:
+                self._peer, self._tunnel = _through(proxy, f"{host}:{port}")
         self._connections, self._pool_wait_s = connections, pool_wait_s
         self._connect_s, self._tls_s, self._idle_s, self._max_age_s = connect_s, tls_s, idle_s, max_age_s
         self._max_reply, self._max_head = max_reply, max_head
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []  # last in, first out: the surplus of a rush grows old and is closed
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # those who wait for a slot, in order
-        self._dialing: set[asyncio.Timeout] = set()
+        self._limits: set[asyncio.Timeout] = set()
         self._lookup: asyncio.Task[list[str]] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._good_address: str | None = None
@@ -184,7 +188,7 @@ class Upstream:
         """End every connection and every call. Later calls fail as unreachable, not sent."""
         self._closed = True
         now = asyncio.get_running_loop().time()
-        for limit in self._dialing:
+        for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(now)
         for turn in self._queue:
@@ -194,9 +198,8 @@ class Upstream:
             self._sweeper.cancel()
         if self._lookup is not None:
             self._lookup.cancel()
-        lost = [connection.abort() for connection in self._open]
-        if lost:
-            await asyncio.wait(lost)
+        if lost := [connection.abort() for connection in self._open]:
+            await asyncio.wait(lost, timeout=1.0)
 
     def stats(self) -> Stats:
         """The pool as it is now."""
@@ -244,28 +247,26 @@ class Upstream:
     def _reuse(self, now: float) -> _Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if now - connection.idle_at < self._idle_s and connection.quiet():
+            young = now - connection.opened_at < self._max_age_s and now - connection.idle_at < self._idle_s
+            if young and connection.quiet():
                 return connection
             connection.abort()
         return None
 
     def _keep(self, loop: asyncio.AbstractEventLoop, connection: _Connection) -> None:
-        now = loop.time()
-        if self._closed or not connection.reusable() or now - connection.opened_at >= self._max_age_s:
+        if self._closed or not connection.reusable():
             connection.abort()
             return
-        connection.idle_at = now
+        connection.idle_at = loop.time()
         self._idle.append(connection)
-        if self._sweeper is None:
+        if self._sweeper is None:  # one timer for the pool, none for each connection
             self._sweeper = loop.call_later(self._idle_s, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweeper = None
-        now = loop.time()
-        for connection in [c for c in self._idle if now - c.idle_at >= self._idle_s]:
-            connection.abort()
-            self._idle.remove(connection)
-        if self._idle:  # the first has been idle the longest
+        while self._idle and loop.time() - self._idle[0].idle_at >= self._idle_s:  # the first is idle the longest
+            self._idle.pop(0).abort()
+        if self._idle:
             self._sweeper = loop.call_at(self._idle[0].idle_at + self._idle_s, self._sweep, loop)
 
     def _forget(self, connection: _Connection) -> None:
@@ -273,116 +274,85 @@ class Upstream:
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
 
-    def _connection(self) -> _Connection:
-        return _Connection(self._max_reply, self._max_head, self._forget)
-
     async def _connect(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> _Connection:
         """Raises SendFailed, always with `sent` False: the request itself is not part of this."""
         cause: Cause = "unreachable"
         transport: asyncio.Transport | None = None
         try:
-            async with asyncio.timeout_at(min(loop.time() + self._connect_s, ends_at)) as limit:
-                self._dialing.add(limit)
-                try:
-                    transport, connection = await self._dial(loop, ends_at)
-                    if self._tls is not None:
-                        cause = "tls"
-                        if self._closed or limit.expired():
-                            raise TimeoutError
-                        limit.reschedule(min(loop.time() + self._tls_s, ends_at))
-                        connection = await self._secure(loop, transport, self._tls)
-                finally:
-                    self._dialing.discard(limit)
-            if self._closed or connection.closing():
-                raise ConnectionError("closed as soon as it was open")  # noqa: TRY301 - it ends as other refusals do
+            async with self._within(min(loop.time() + self._connect_s, ends_at)):
+                transport, connection = await self._dial(loop, min(loop.time() + self._connect_s, ends_at))
+            if self._tls is not None:
+                cause = "tls"
+                async with self._within(min(loop.time() + self._tls_s, ends_at)):
+                    connection = await self._secure(loop, transport, self._tls)
+            if connection.closing():
+                raise ConnectionError("closed as soon as it was open")  # noqa: TRY301 - ends as other refusals do
         except BaseException as error:
             if transport is not None:
                 transport.abort()
-            if isinstance(error, OSError):  # TimeoutError, gaierror and SSLError are
+            if isinstance(error, OSError):  # as TimeoutError, gaierror and SSLError are
                 raise SendFailed(cause, str(error) or "no answer in time", sent=False) from error
             raise
         self._open.add(connection)
         self._opened += 1
         return connection
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> tuple[asyncio.Transport, _Connection]:
-        """TCP to the host, or a tunnel to it."""
-        port = self._proxy.port if self._proxy else self._port
-        addresses = await self._addresses(loop)
-        until = min(loop.time() + self._connect_s, ends_at)
+    @contextlib.asynccontextmanager
+    async def _within(self, until: float) -> AsyncIterator[None]:
+        """A time limit that close() can bring forward."""
+        if self._closed:
+            raise ConnectionError("closed")
+        async with asyncio.timeout_at(until) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+    async def _dial(self, loop: asyncio.AbstractEventLoop, until: float) -> tuple[asyncio.Transport, _Connection]:
+        """TCP to the host, or a tunnel to it (CONNECT, RFC 9110 §9.3.6)."""
+        if self._lookup is None:
+            # One look-up at a time, shared: a resolver that hangs must not fill the loop's thread pool.
+            self._lookup = loop.create_task(_resolve(loop, *self._peer))
+            self._lookup.add_done_callback(self._looked_up)
+        addresses = await asyncio.shield(self._lookup)
+        addresses = sorted(addresses, key=lambda address: address != self._good_address)[:MAX_ADDRESSES]
         for left in range(len(addresses), 0, -1):
-            address = addresses[-left]
-            now = loop.time()
+            address, now = addresses[-left], loop.time()
             try:
                 # An equal share of what is left: a dead IPv6 route must not use up the time of IPv4.
                 async with asyncio.timeout_at(now + (until - now) / left):
-                    transport, connection = await loop.create_connection(self._connection, address, port)
+                    transport, connection = await loop.create_connection(self._connection, address, self._peer[1])
+                break
             except OSError:
                 if left == 1:
                     raise
-            else:
-                break
         self._good_address = address
-        try:
-            if self._proxy:
-                await self._proxy.tunnel(connection, until)
-        except BaseException:
-            transport.abort()
-            raise
+        if self._tunnel:
+            try:
+                await connection.tunnel(self._tunnel, until)
+            except BaseException:
+                transport.abort()
+                raise
         return transport, connection
-
-    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> list[str]:
-        # One look-up at a time, shared: a resolver that hangs must not fill the loop's thread pool.
-        if self._lookup is None:
-            host, port = (self._proxy.host, self._proxy.port) if self._proxy else (self._host, self._port)
-            self._lookup = loop.create_task(_resolve(loop, host, port))
-            self._lookup.add_done_callback(self._looked_up)
-        found = await asyncio.shield(self._lookup)
-        return sorted(found, key=lambda address: address != self._good_address)[:MAX_ADDRESSES]
 
     def _looked_up(self, task: asyncio.Task[list[str]]) -> None:
         self._lookup = None
         if not task.cancelled():
-            task.exception()  # marks it as seen, in case every caller has gone
+            task.exception()  # seen, even if every caller has gone
 
     async def _secure(
-        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, context: ssl.SSLContext
+        self, loop: asyncio.AbstractEventLoop, tcp: asyncio.Transport, context: ssl.SSLContext
     ) -> _Connection:
         connection = self._connection()
-        secured = await loop.start_tls(
-            transport, connection, context, server_hostname=self._host, ssl_handshake_timeout=self._tls_s
-        )
-        if secured is None:
+        transport = await loop.start_tls(tcp, connection, context, server_hostname=self._host)
+        if transport is None:
             raise ConnectionError("closed in the handshake")
-        connection.attach(secured, transport)
+        connection.attach(transport, tcp)
         return connection
 
-
-class _Proxy:
-    """An HTTP proxy and the CONNECT request that opens a tunnel through it (RFC 9110 §9.3.6)."""
-
-    def __init__(self, host: str, port: int, connect: bytes) -> None:
-        self.host, self.port, self._connect = host, port, connect
-
-    @classmethod
-    def parse(cls, url: str, authority: str) -> _Proxy:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ValueError("the proxy must be http://[user:password@]host[:port]")
-        head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
-        if parts.username is not None:
-            pair = unquote_to_bytes(parts.username) + b":" + unquote_to_bytes(parts.password or "")
-            head += f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
-        return cls(parts.hostname, parts.port or 80, f"{head}\r\n".encode("ascii"))
-
-    async def tunnel(self, connection: _Connection, until: float) -> None:
-        """Raises ConnectionError unless the proxy answers 2xx and nothing more."""
-        try:
-            reply = await connection.exchange(self._connect, until, bodiless=True)
-        except SendFailed as error:
-            raise ConnectionError(f"the proxy failed: {error}") from error
-        if not 200 <= reply.status <= 299 or connection.closing():  # noqa: PLR2004 - RFC 9110 §9.3.6
-            raise ConnectionError(f"the proxy answered {reply.status}")
+    def _connection(self) -> _Connection:
+        return _Connection(self._max_reply, self._max_head, self._forget)
 
 
 class _Connection(asyncio.Protocol):
@@ -395,9 +365,20 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._max_reply, self._max_head, self._forget = max_reply, max_head, forget
         self._parser = HttpResponseParser(self)
+        self._lost: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[Reply] | None = None
-        self.lost: asyncio.Future[None] = self._loop.create_future()
         self.opened_at = self.idle_at = self._loop.time()
+        self._clean = False
+        self._begin(bodiless=False)
+
+    def _begin(self, *, bodiless: bool) -> None:
+        self._bodiless, self._until_close = bodiless, False
+        self._status = self._interim = self._wire = 0  # the status is 0 until the head of the final reply is whole
+        self._left = self._max_reply
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._headers: dict[str, str] = {}
+        self._body = bytearray()
+        self._inflate: _Decompress | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         tcp = cast("asyncio.Transport", transport)  # uvloop's is one by shape only
@@ -428,7 +409,7 @@ class _Connection(asyncio.Protocol):
     def abort(self) -> asyncio.Future[None]:
         """Close at once, without flushing or a TLS farewell; the future is done when it is closed."""
         self._transport.abort()
-        return self.lost
+        return self._lost
 
     async def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> Reply:
         """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
@@ -436,14 +417,8 @@ class _Connection(asyncio.Protocol):
             raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
         if self._transport.is_closing():
             raise SendFailed("unreachable", "closed before the request was sent", sent=False)
-        self._bodiless = bodiless
-        self._status = self._wire = self._interim = 0
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._body = bytearray()
-        self._headers: dict[str, str] = {}
-        self._left = self._max_reply
-        self._inflate: _Decompress | None = None
-        self._until_close = self._clean = False
+        self._begin(bodiless=bodiless)
+        self._clean = False
         waiter: asyncio.Future[Reply] = self._loop.create_future()
         self._waiter = waiter
         timer = self._loop.call_at(ends_at, self._fail, "timeout", "no whole reply before the deadline")
@@ -452,13 +427,18 @@ class _Connection(asyncio.Protocol):
             # resets may have read the request first, and no transport tells how much of a write was accepted.
             self._transport.write(data)
             return await waiter
-        except asyncio.CancelledError:
-            if not self._clean:
-                self._transport.abort()
-            raise
         finally:
             timer.cancel()
             self._waiter = None
+
+    async def tunnel(self, connect: bytes, until: float) -> None:
+        """Have a proxy open a tunnel. Raises ConnectionError unless it answers 2xx and nothing more."""
+        try:
+            reply = await self.exchange(connect, until, bodiless=True)
+        except SendFailed as error:
+            raise ConnectionError(f"the proxy failed: {error}") from error
+        if not 200 <= reply.status <= 299 or self.closing():
+            raise ConnectionError(f"the proxy answered {reply.status}")
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():
@@ -476,7 +456,7 @@ class _Connection(asyncio.Protocol):
                 self._fail("malformed", "too many bytes for what they hold")
 
     def eof_received(self) -> None:
-        if self._until_close and self._waiter is not None and not self._waiter.done():
+        if self._until_close:
             self._finish(keep=False)
         else:
             self._fail("cut", "the connection ended before the reply did")
@@ -484,8 +464,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self._fail("cut", "the connection was lost before the reply was whole")
-        if not self.lost.done():
-            self.lost.set_result(None)
+        if not self._lost.done():
+            self._lost.set_result(None)
         self._forget(self)
 
     def on_message_begin(self) -> None:
@@ -501,15 +481,16 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if 100 <= status <= 199 and status != 101:  # noqa: PLR2004 - RFC 9110 §15.2
+        if 100 <= status <= 199 and status != 101:
             self._interim += 1
             if self._interim > MAX_INTERIM:
                 self._refuse("too many interim replies")
             self._fields.clear()
             return
-        if not 200 <= status <= 599 or self._parser.get_http_version() not in {"1.1", "1.0"}:  # noqa: PLR2004 - §15
+        if not 200 <= status <= 599 or self._parser.get_http_version() not in {"1.1", "1.0"}:
             self._refuse("an unknown version, an unasked upgrade or no status of HTTP")
-        if sum(len(name) + len(value) + 4 for name, value in self._fields) > self._max_head:
+        # The sum is needed only when one read brought more than a whole head may have.
+        if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
             self._refuse("the head is too large")
         self._status, self._headers = status, _headers(self._fields)
         transfer = self._headers.get("transfer-encoding")
@@ -581,8 +562,16 @@ def _headers(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
     return headers
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:
+    """Where the proxy is, and what opens a tunnel through it (RFC 9110 §9.3.6)."""
+    url = urlsplit(proxy)
+    if url.scheme != "http" or not url.hostname:
+        raise ValueError("the proxy must be http://[user:password@]host[:port]")
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
+    if url.username is not None:
+        pair = unquote_to_bytes(url.username) + b":" + unquote_to_bytes(url.password or "")
+        head += f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
+    return (url.hostname, url.port or 80), f"{head}\r\n".encode("ascii")
 
 
 def _too_late(turn: asyncio.Future[None]) -> None:

@@ -372,7 +372,7 @@ class _Connection(asyncio.Protocol):
         self._begin(bodiless=False)
 
     def _begin(self, *, bodiless: bool) -> None:
-        self._bodiless, self._until_close = bodiless, False
+        self._bodiless, self._until_close, self._gzip = bodiless, False, False
         self._status = self._interim = self._wire = 0  # the status is 0 until the head of the final reply is whole
         self._left = self._max_reply
         self._fields: list[tuple[bytes, bytes]] = []
@@ -498,7 +498,7 @@ class _Connection(asyncio.Protocol):
             self._refuse("an unknown transfer coding")
         coding = self._headers.get("content-encoding", "identity").lower()
         if coding in {"gzip", "x-gzip"}:
-            self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            self._gzip = True
         elif coding != "identity":
             self._refuse("an unknown content coding")
         if self._bodiless:
@@ -509,18 +509,24 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._status or self._bodiless:
             self._refuse("a body where none can be")
-        if self._inflate is not None:
-            if self._inflate.eof:
-                self._refuse("bytes after the end of gzip")
-            try:
-                # One byte more than the bound is enough to know, so a bomb is never inflated.
-                body = self._inflate.decompress(body, self._left + 1)
-            except zlib.error:
-                self._refuse("broken gzip")
+        if self._gzip:
+            body = self._inflated(body)
         self._left -= len(body)
         if self._left < 0:
             self._refuse("the body is too large")
         self._body += body
+
+    def _inflated(self, body: bytes) -> bytes:
+        if self._inflate is None:
+            self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        try:
+            # One byte more than the bound is enough to know, so a bomb is never inflated.
+            plain = b"" if self._inflate.eof else self._inflate.decompress(body, self._left + 1)
+        except zlib.error:
+            self._refuse("broken gzip")
+        if self._inflate.unused_data or (self._inflate.eof and not plain):
+            self._refuse("bytes after the end of gzip")
+        return plain
 
     def on_message_complete(self) -> None:
         if self._status and not self._bodiless:
@@ -529,7 +535,7 @@ class _Connection(asyncio.Protocol):
     def _finish(self, *, keep: bool) -> None:
         if self._waiter is None or self._waiter.done():
             return
-        if self._inflate is not None and self._body and not self._inflate.eof:
+        if self._inflate is not None and not self._inflate.eof:
             self._fail("malformed", "gzip without its end")
             return
         # With part of the request still here, an early reply ends the connection too.

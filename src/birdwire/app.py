@@ -1,0 +1,184 @@
+"""Composition root: create_app() builds every part and lists the routes; nothing else constructs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
+
+from birdwire import __version__, asgi
+from birdwire.asgi import Route
+from birdwire.authserver import AuthServer
+from birdwire.call import Answer
+from birdwire.clock import Clock
+from birdwire.errors import GatewayError
+from birdwire.gate import Gate
+from birdwire.journal import Journal
+from birdwire.keys import Keys
+from birdwire.limits import Limits
+from birdwire.oauth import OAuth
+from birdwire.operations import OPERATIONS
+from birdwire.pages import Pages
+from birdwire.sessions import Sessions
+from birdwire.store import vault_keys
+from birdwire.store.db import Database, StorageDownError, StoreError
+from birdwire.surfaces import openapi
+from birdwire.telemetry import Telemetry
+from birdwire.upstream import Upstream
+from birdwire.vault import Place, Vault, VaultError, decode_key, read_key_file
+from birdwire.x import X
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.applications import Starlette
+
+    from birdwire.call import Call
+    from birdwire.keys import Mode
+    from birdwire.settings import Settings
+
+API = "/apis/v1/twitter"
+SWEEP_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The running parts that a command line or a test may ask for; `app` is what a server serves."""
+
+    app: Starlette
+    keys: Keys
+    sessions: Sessions
+
+
+def open_vault(settings: Settings) -> Vault:
+    """The vault with the configured key.
+
+    Raises:
+        VaultError: there is no key, or it cannot be used.
+    """
+    if settings.vault_key is not None:
+        return Vault(decode_key(settings.vault_key.get_secret_value()))
+    if settings.vault_key_file is not None:
+        return Vault(read_key_file(settings.vault_key_file))
+    raise VaultError(
+        "There is no vault key: make one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
+    )
+
+
+async def prepare(database: Database, vault: Vault, clock: Clock, *, upgrade: bool) -> None:
+    """Make the database ready and see that this vault key is the one that sealed what is in it.
+
+    Raises:
+        StoreError: the database cannot be used.
+        VaultError: another vault key sealed it.
+    """
+    await database.prepare(upgrade=upgrade)
+    place = Place("vault_keys", vault.key_id, "proof_ct")
+    async with database.write() as connection:
+        known = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
+        if not known:
+            proof = {"key_id": vault.key_id, "proof_ct": vault.seal(vault.key_id, place), "created_at": clock.now()}
+            await vault_keys.add(connection, proof)
+        elif vault.key_id not in known:
+            raise VaultError("This vault key is not the one that this database was sealed with; nothing was changed.")
+        else:
+            vault.open(known[vault.key_id], place)
+
+
+def create_app(
+    settings: Settings, *, clock: Clock | None = None, log: TextIO = sys.stderr, upgrade: bool = False
+) -> Gateway:
+    """Build the gateway. Nothing is opened before the app starts.
+
+    Raises:
+        VaultError: the vault key is missing or cannot be used.
+    """
+    clock = clock or Clock()
+    telemetry = Telemetry(log, clock, settings.log_level)
+    vault = open_vault(settings)
+    database = Database(settings.database_url)
+    upstream = Upstream(
+        settings.x_api_url,
+        connections=settings.x_connections,
+        proxy=settings.x_proxy or None,
+        user_agent=f"birdwire/{__version__}",
+    )
+    authserver, x = AuthServer(settings, upstream), X(upstream, clock)
+    keys = Keys(database, clock)
+    sessions = Sessions(database, vault, authserver, clock, settings.issuer)
+    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, clock)
+    mode: Mode = "test" if settings.issuer == "sandbox" else "live"
+    gate = Gate(keys, Limits(clock), oauth, sessions, x, Journal(database, clock), clock, mode, settings.x_deadline_s)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await prepare(database, vault, clock, upgrade=upgrade)
+        sweeper = asyncio.create_task(_sweep(sessions, telemetry))
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            await asyncio.wait([sweeper])
+            await oauth.close()
+            await sessions.close()
+            await upstream.close()
+            await database.close()
+
+    app = asgi.create(
+        routes(gate, oauth, Pages(oauth), database, settings),
+        lifespan=lifespan,
+        telemetry=telemetry,
+        clock=clock,
+        max_body=settings.max_body_bytes,
+        deadline_s=settings.request_deadline_s,
+    )
+    return Gateway(app, keys, sessions)
+
+
+def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings: Settings) -> list[Route]:
+    """Every path and method that is answered."""
+    document = Answer.of(openapi.document(settings.base_url), headers=[("access-control-allow-origin", "*")])
+
+    async def describe(_: Call) -> Answer:
+        return document
+
+    return [
+        *(Route("POST", f"{API}/{operation.name}", partial(gate.serve, operation)) for operation in OPERATIONS),
+        Route("POST", f"{API}/auth_twitter", partial(gate.answer, oauth.auth_twitter)),
+        Route("POST", f"{API}/unlink_twitter", partial(gate.answer, oauth.unlink)),
+        Route("GET", f"{API}/auth/status", partial(gate.answer, oauth.status)),
+        Route("GET", f"{API}/oauth_callback", pages.callback),
+        Route("POST", f"{API}/auth/undo", pages.undo),
+        Route("GET", "/openapi.json", describe),
+        Route("GET", "/livez", _live),
+        Route("GET", "/readyz", partial(_ready, database)),
+    ]
+
+
+async def _live(_: Call) -> Answer:
+    return Answer.of({"status": "ok"})
+
+
+async def _ready(database: Database, _: Call) -> Answer:
+    """Whether the database takes a write. X is left out, or its outage would empty the pool of replicas."""
+    try:
+        await database.probe()
+    except StorageDownError:
+        raise GatewayError("storage_unavailable", half="nothing was changed") from None
+    return Answer.of({"status": "ready"})
+
+
+async def _sweep(sessions: Sessions, telemetry: Telemetry) -> None:
+    """Until cancelled: end the sessions of revoked keys, and repeat revocations that X did not answer."""
+    while True:
+        try:
+            await sessions.sweep()
+        except (StorageDownError, VaultError, GatewayError) as error:
+            telemetry.event("warning", "sweep_failed", exception=type(error).__name__)
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+
+__all__ = ["Gateway", "StoreError", "create_app", "open_vault", "prepare"]

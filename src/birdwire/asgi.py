@@ -1,0 +1,162 @@
+"""Starlette's side: a request becomes a Call, an Answer becomes a response; the router's own errors. Decides no more."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from birdwire.call import Answer, Call
+from birdwire.errors import GatewayError, excerpt
+from birdwire.gate import refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.types import Receive, Scope, Send
+
+    from birdwire.clock import Clock
+    from birdwire.telemetry import Telemetry
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+ALWAYS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
+"""Headers of every answer."""
+
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path and method, and who answers it."""
+
+    method: str
+    path: str
+    handle: Handler
+
+
+class Front:
+    """Answers for one path, or for none (`methods` empty): every refusal and every bug in the one shape."""
+
+    def __init__(
+        self, methods: Mapping[str, Handler], telemetry: Telemetry, clock: Clock, max_body: int, deadline_s: float
+    ) -> None:
+        self._methods = methods
+        self._telemetry = telemetry
+        self._clock = clock
+        self._max_body = max_body
+        self._deadline_s = deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._turn_away(scope, receive, send)
+            return
+        started = self._clock.monotonic()
+        request = Request(scope, receive)
+        call = Call(
+            method=request.method,
+            path=scope["path"],
+            query=scope["query_string"].decode("ascii", "replace"),
+            headers=tuple(
+                (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]
+            ),
+            peer=request.client.host if request.client else "",
+        )
+        try:
+            answer = await self._answer(call, request)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001 - the last net: whatever breaks, the caller gets the envelope
+            self._telemetry.crash(call.request_id, error)
+            answer = refuse(GatewayError("internal"), call)
+        self._telemetry.request(call, answer.status, self._clock.monotonic() - started)
+        await respond(call, answer)(scope, receive, send)
+
+    async def _answer(self, call: Call, request: Request) -> Answer:
+        raw_path: bytes = request.scope.get("raw_path") or call.path.encode()
+        try:
+            if _BAD_ESCAPE.search(raw_path):
+                raise GatewayError("http_malformed", detail="a percent sign in the path stands for nothing")
+            if (
+                not self._methods or b"%" in raw_path
+            ):  # no path of ours needs an escape: only the canonical spelling is one
+                raise GatewayError("route_unknown")
+            handle = self._methods.get(call.method)
+            if handle is None:
+                allow = ", ".join(self._methods)
+                raise GatewayError(
+                    "method_not_allowed", headers=(("allow", allow),), method=excerpt(call.method, 10), allow=allow
+                )
+            return await handle(await self._with_body(call, request))
+        except GatewayError as error:
+            return refuse(error, call)
+
+    async def _with_body(self, call: Call, request: Request) -> Call:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self._max_body:
+                        raise GatewayError("body_too_large", limit=self._max_body, headers=(("connection", "close"),))
+        except TimeoutError:
+            raise GatewayError("request_timeout", headers=(("connection", "close"),)) from None
+        return call.with_body(bytes(body)) if body else call
+
+    async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A websocket: there is none here (RFC 6455 §4.2.2 allows any HTTP answer to the handshake)."""
+        call = Call(method="GET", path=scope.get("path", ""))
+        answer = refuse(GatewayError("route_unknown"), call)
+        await receive()
+        await send(
+            {
+                "type": "websocket.http.response.start",
+                "status": answer.status,
+                "headers": respond(call, answer).raw_headers,
+            }
+        )
+        await send({"type": "websocket.http.response.body", "body": answer.body})
+
+
+def respond(call: Call, answer: Answer) -> Response:
+    """The answer with the headers that every answer has."""
+    response = Response(answer.body, answer.status)
+    given = {name for name, _ in answer.headers}
+    always = (*(pair for pair in ALWAYS if pair[0] not in given), ("x-request-id", call.request_id))
+    length = [(b"content-length", str(len(answer.body)).encode())]
+    response.raw_headers = length + [
+        (name.encode(), value.encode("latin-1")) for name, value in (*answer.headers, *always)
+    ]
+    return response
+
+
+def create(
+    routes: Sequence[Route],
+    *,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+    telemetry: Telemetry,
+    clock: Clock,
+    max_body: int,
+    deadline_s: float,
+) -> Starlette:
+    """The ASGI app over a list of routes. Paths are exact: a redirect for a slash would send a POST again."""
+    paths: dict[str, dict[str, Handler]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method] = route.handle
+
+    def front(methods: dict[str, Handler]) -> Any:
+        return Front(methods, telemetry, clock, max_body, deadline_s)
+
+    app = Starlette(routes=[StarletteRoute(path, front(methods)) for path, methods in paths.items()], lifespan=lifespan)
+    app.router.redirect_slashes = False
+    app.router.default = front({})
+    return app

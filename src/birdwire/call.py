@@ -1,0 +1,70 @@
+"""One exchange with a caller as plain data: a Call comes in, an Answer goes out. Knows no socket and no framework."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ulid import ULID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Headers = tuple[tuple[str, str], ...]
+
+JSON_TYPE = "application/json"
+
+
+def new_request_id() -> str:
+    """`req_` + ULID: sortable by time, the journal's key."""
+    return f"req_{ULID()}"
+
+
+def encode(value: object) -> bytes:
+    """Compact UTF-8 JSON. A lone surrogate (only X could send one) becomes `?`, so that encoding never fails."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a caller sent. Header names are lower case; `note` gathers what the call's one log line will say."""
+
+    method: str
+    path: str
+    query: str = field(default="", repr=False)
+    headers: Headers = field(default=(), repr=False)
+    body: bytes = field(default=b"", repr=False)
+    peer: str = ""
+    request_id: str = field(default_factory=new_request_id)
+    note: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def with_body(self, body: bytes) -> Call:
+        """The same call, its body read."""
+        return replace(self, body=body)
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, or None."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    def header_values(self, name: str) -> list[str]:
+        """Every value of a header, in order."""
+        return [value for key, value in self.headers if key == name]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: status, headers (Content-Length and X-Request-Id are the adaptor's), body."""
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+
+    @classmethod
+    def of(cls, value: object, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
+        """A JSON answer."""
+        return cls(status, (("content-type", JSON_TYPE), *headers), encode(value))
+
+    def adding(self, headers: Iterable[tuple[str, str]]) -> Answer:
+        """The same answer with more headers."""
+        return replace(self, headers=(*self.headers, *headers))

@@ -1,0 +1,23 @@
+"""The time, as one thing that can be handed down and moved in tests."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+
+class Clock:
+    """`now` is the time of day; `monotonic` only ever rises, and measures durations."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        return time.monotonic()
+
+
+def rfc3339(at: datetime) -> str:
+    """`2026-04-18T07:00:00Z`: whole seconds, UTC (RFC 3339 §5.6)."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

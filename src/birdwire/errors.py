@@ -1,0 +1,235 @@
+"""Every refusal, declared once in PROBLEMS; render() is the only writer of {"error": ...}. Never shows an exception's text."""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from birdwire.call import Answer, Headers
+
+Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "api_error",
+    502: "upstream_error",
+    503: "api_error",
+}
+"""The `type` of a status; every other 4xx is an invalid_request_error."""
+
+RELINK = "Call POST /apis/v1/twitter/auth_twitter and have the account's owner approve again."
+ENTERPRISE = "likes, follows and quote posts need X Enterprise access since 2026-04-20"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason to refuse: what the answer says. `message` and `fix` may hold {placeholders}."""
+
+    status: int
+    code: str
+    whose: Whose
+    message: str
+    fix: str
+    retryable: bool = False
+
+    @property
+    def type(self) -> str:
+        """The published `type`, which follows from the status."""
+        return TYPES.get(self.status, "invalid_request_error")
+
+
+_INVALID, _FORBIDDEN, _KEY, _CONFLICT = "invalid-request", "client-forbidden", "invalid_api_key", "conflict"
+_SEND_KEY = "Send the header `Authorization: Bearer <your Birdwire API key>`."
+_NEW_LINK = "Start again with POST /apis/v1/twitter/auth_twitter."
+_CHECK_KEY = "Check that the whole key was copied; the operator can list keys with `birdwire keys list`."
+
+PROBLEMS: dict[str, Problem] = {
+    # 400: the body
+    "json_malformed": Problem(400, "json_parse_error", "caller", "The body is not valid JSON: {detail}.", "Send one JSON object in UTF-8."),
+    "body_not_object": Problem(400, "json_parse_error", "caller", "The body is JSON, but not an object.", "Send one JSON object, such as {example}."),
+    "duplicate_field": Problem(400, "json_parse_error", "caller", "The body names {field} twice.", "Send each member once."),
+    "unknown_field": Problem(400, _INVALID, "caller", "The body has a member that this call does not know: {field}.", "Leave it out; the call takes {known}."),
+    "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameter, but got {field}.", "Put the parameters into the JSON body."),
+    "scope_unknown": Problem(400, _INVALID, "caller", "X has no scope named {scope}, or this gateway does not ask for it.", "Use scopes from: {known}."),
+    "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key may not send people to that return_to address.", "Leave return_to out, or have the operator allow the address for this key."),
+    # 400: HTTP itself
+    "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
+    "duplicate_header": Problem(400, _INVALID, "caller", "The request has the header {field} twice.", "Send the header once."),
+    "prefetch": Problem(400, _INVALID, "caller", "This page can be opened once, so it does not answer a prefetch.", "Open the page yourself."),
+    # 400: the callback
+    "callback_malformed": Problem(400, _INVALID, "account_owner", "X's answer is incomplete or has a parameter twice.", _NEW_LINK),
+    "state_unknown": Problem(400, _INVALID, "account_owner", "This link is not one of ours, or it is long gone.", _NEW_LINK),
+    "state_expired": Problem(400, _INVALID, "account_owner", "This link ran out: it is good for 10 minutes.", _NEW_LINK),
+    "state_used": Problem(400, _INVALID, "account_owner", "This link was already used, and it did not end in a linked account.", _NEW_LINK),
+    "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was made for another authorization server.", _NEW_LINK),
+    "consent_denied": Problem(400, _INVALID, "account_owner", "Access was denied on X's page; nothing was linked.", f"If that was a mistake: {_NEW_LINK}"),
+    "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it was wrong, used, or older than 30 seconds.", _NEW_LINK),
+    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo is used up or older than 10 minutes.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
+    # 400: X's word on what was sent
+    "x_invalid_request": Problem(400, _INVALID, "caller", "X refused a parameter: {message}", "Correct the field named in the message."),
+    "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps put at most one cashtag ($TICKER) into a post.", "Keep one cashtag; write the others without the $."),
+    "text_too_long": Problem(400, _INVALID, "caller", "The text is longer than X takes.", "Shorten the text."),
+    # 401
+    "key_missing": Problem(401, "missing_api_key", "caller", "The request carries no API key.", _SEND_KEY),
+    "key_in_query": Problem(401, "missing_api_key", "caller", "The API key stands in the URL, where logs and proxies keep it; it was not read.", f"{_SEND_KEY} Rotate the key if the URL was really sent over a network."),
+    "key_malformed": Problem(401, _KEY, "caller", "The Authorization header holds no Birdwire API key (bw_live_... or bw_test_...), or a mistyped one.", f"{_SEND_KEY} {_CHECK_KEY}"),
+    "key_unknown": Problem(401, _KEY, "caller", "No such API key here.", _CHECK_KEY),
+    "key_revoked": Problem(401, "revoked_api_key", "caller", "This API key was revoked or rotated away.", "Use the new key, or ask the operator for one."),
+    # 403
+    "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
+    "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner open the auth_url it answers."),
+    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The X account approved the link, but X has not yet said which account it is.", "Try again in a minute; Birdwire asks X again with every call.", retryable=True),
+    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner approve {scope}."),
+    "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it ran out, or the app was removed in the account's connected apps.", RELINK),
+    "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
+    "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to another X account than the one linked.", RELINK),
+    "x_user_suspended": Problem(403, _FORBIDDEN, "account_owner", "X has suspended or locked the linked account.", "The account's owner resolves it on x.com, or links another account."),
+    "x_tier_lacks_action": Problem(403, _FORBIDDEN, "x_rule", "X does not offer this action at the access level of the gateway's X app.", f"Operator: {ENTERPRISE}. To build without it, use the sandbox (`birdwire dev`)."),
+    "x_not_enrolled": Problem(403, _FORBIDDEN, "operator", "X refuses this gateway's X app: it is not enrolled for this endpoint.", f"Operator: in X's developer console put the app into the pay-per-use package and the Production environment. Note that {ENTERPRISE}."),
+    "x_user_not_enrolled": Problem(403, _FORBIDDEN, "x_billing", "X bills this call to the linked account, which has no pay-per-use developer account.", "The account's owner must create a developer account in X's developer console and enrol it in pay-per-use."),
+    "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Operator: add credits in X's developer console."),
+    "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only when mentioned or quoted, or have the operator get Enterprise access."),
+    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "Look at the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
+    # 404
+    "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
+    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check target_user_id."),
+    "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
+    "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /openapi.json for the endpoints; paths are exact, without a trailing slash."),
+    # 405 to 431: the edge
+    "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not take {method}.", "Use {allow}."),
+    "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the whole request within 10 seconds.", retryable=True),
+    "body_too_large": Problem(413, "body_too_large", "caller", "The body is larger than {limit} bytes.", "Send a smaller body."),
+    "uri_too_long": Problem(414, "uri_too_long", "caller", "The path and query are longer than {limit} bytes.", "Put the parameters into the JSON body."),
+    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes JSON, as {wanted}.", "Send `Content-Type: application/json` and an uncompressed UTF-8 body."),
+    "headers_too_large": Problem(431, "headers_too_large", "caller", "The request's headers are too many or too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
+    # 409
+    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "@{username} approved, but this key is meant for {expected}; nothing was changed.", "Approve as {expected}; or unlink first, or name the new account as expected_username."),
+    "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
+    "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
+    # 429
+    "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key may make {limit} calls a minute, and they are used up.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
+    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again at {reset}.", retryable=True),
+    "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again at {reset}.", retryable=True),
+    "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app's {period} usage cap is used up.", "The operator raises the cap in X's developer console, or waits for the next billing cycle."),
+    "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway reached its spending limit; it resets on {reset_date}.", "Wait until then, or the operator raises the limit in X's developer console.", retryable=True),
+    # 500, 503: ourselves
+    "internal": Problem(500, "internal_error", "birdwire", "Something broke inside Birdwire.", "Try again; if it lasts, give the operator the request_id.", retryable=True),
+    "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire has as much to do as it takes on at once.", "Try again after the seconds in Retry-After.", retryable=True),
+    "storage_unavailable": Problem(503, "storage_unavailable", "operator", "Birdwire's database does not answer; {half}.", "Try again after the seconds in Retry-After; the operator checks the disk and the database.", retryable=True),
+    # 502: X
+    "x_unreachable": Problem(502, "upstream_unavailable", "x_outage", "X could not be reached; nothing was sent.", "Try again in a few seconds; if it lasts, the operator checks the network and the X base URL.", retryable=True),
+    "x_tls": Problem(502, "upstream_unavailable", "operator", "No secure connection to X could be made; nothing was sent.", "The operator checks the clock, the CA certificates and any proxy in between.", retryable=True),
+    "x_5xx": Problem(502, "upstream_unavailable", "x_outage", "X did not take the call.", "Try again in a few seconds.", retryable=True),
+    "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not answer in time.", "Try again in a few seconds; what this call asks for is safe to repeat.", retryable=True),
+    "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X refused the gateway's own client id or secret.", "Operator: check the X app's client id, secret and client type. No account has to be linked again."),
+    "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X answered something that Birdwire cannot read.", "Try again in a few seconds; if it lasts, see X's status page.", retryable=True),
+    "x_endpoint_gone": Problem(502, "upstream_bad_reply", "x_outage", "X answered 404 without a body: it does not offer this endpoint now, or refuses the token.", "See X's status page; if it lasts, the operator checks the X base URL and the access level."),
+}  # fmt: skip
+"""Reason -> Problem. A closed set: raising any other reason is a KeyError, and a test keeps every row reachable."""
+
+FIELDS = ("tweet_id", "scopes", "expected_username", "return_to", "undo_token")
+"""Fields of bodies; each has the two reasons FIELD_missing and FIELD_malformed."""
+
+_PUBLISHED_IDS = {"tweet_id", "target_user_id"}  # their absence has the published code invalid-request
+
+for _field in FIELDS:
+    _code = _INVALID if _field in _PUBLISHED_IDS else "missing_parameter"
+    PROBLEMS[f"{_field}_missing"] = Problem(
+        400, _code, "caller", f"The body lacks {_field}.", f"Send {_field}: {{wanted}}."
+    )
+    PROBLEMS[f"{_field}_malformed"] = Problem(
+        400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}."
+    )
+
+RETRY_AFTER_S = {
+    "overloaded": 1,
+    "storage_unavailable": 5,
+    "x_window_15m": 60,
+    "x_window_24h": 60,
+    "x_usage_capped": 86_400,
+    "x_spend_cap": 86_400,
+    "rpm_exceeded": 60,
+}
+"""Retry-After of a reason when the raiser knows no better: every 429 and 503 carries one."""
+
+
+SEND_REASONS = {"unreachable": "x_unreachable", "tls": "x_tls", "busy": "overloaded", "timeout": "x_timeout", "cut": "x_5xx", "malformed": "x_reply_malformed"}  # fmt: skip
+"""The reason for a call to X that brought no reply, by what cut it short."""
+
+
+class GatewayError(Exception):
+    """A refusal with a reason of PROBLEMS.
+
+    `values` fill the placeholders; `upstream` is what X said (status, type, title, detail); `retry_after_s` whole seconds;
+    `outcome` tells the journal what became of a write: refused, not_sent (nothing left us) or unknown (maybe applied).
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after_s: int | None = None,
+        upstream: dict[str, object] | None = None,
+        outcome: Literal["refused", "not_sent", "unknown"] = "refused",
+        headers: Headers = (),
+        **values: Any,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.problem = PROBLEMS[reason]
+        self.retry_after_s = retry_after_s if retry_after_s is not None else RETRY_AFTER_S.get(reason)
+        self.upstream = upstream
+        self.outcome: Literal["refused", "not_sent", "unknown"] = outcome
+        self.headers = headers
+        self.values = values
+
+
+class _Fill(string.Formatter):
+    """Fills placeholders by name only; what nobody gave reads `unknown`, since an error must never fail to render."""
+
+    def get_value(self, key: int | str, args: object, kwargs: object) -> object:
+        del args
+        return kwargs.get(key, "unknown") if isinstance(kwargs, dict) else "unknown"
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9 _.,:/@'()\[\]-]")
+
+
+def excerpt(sent: object, length: int = 40) -> str:
+    """A short piece of what somebody sent, safe to show anywhere: characters that mean something elsewhere become `?`."""
+    text = _UNSAFE.sub("?", str(sent)[: length + 1])
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def describe(error: GatewayError) -> tuple[str, str]:
+    """The refusal's message and fix as sentences, placeholders filled."""
+    fill = _Fill()
+    return fill.format(error.problem.message, **error.values), fill.format(error.problem.fix, **error.values)
+
+
+def render(error: GatewayError, request_id: str) -> Answer:
+    """The one error body, with the headers that its status demands (RFC 9110 §15.5.2, §10.2.3)."""
+    problem = error.problem
+    message, fix = describe(error)
+    body: dict[str, object] = {
+        "type": problem.type,
+        "code": problem.code,
+        "message": message,
+        "request_id": request_id,
+        "reason": error.reason,
+        "fix": fix,
+        "whose": problem.whose,
+        "retryable": problem.retryable,
+    }
+    if error.upstream is not None:
+        body["upstream"] = error.upstream
+    headers = list(error.headers)
+    if problem.status == 401:
+        headers.append(("www-authenticate", "Bearer"))
+    if error.retry_after_s is not None and problem.status in (429, 503):
+        headers.append(("retry-after", str(max(1, error.retry_after_s))))
+    return Answer.of({"error": body}, problem.status, headers)

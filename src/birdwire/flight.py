@@ -1,0 +1,36 @@
+"""Single flight: many who want the same thing at once share one try at it, and it outlives whoever stops waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+Result = TypeVar("Result")
+
+
+class SingleFlight(Generic[Result]):
+    """Runs one coroutine a name at a time. Bounded by the names in use."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Result]] = {}
+
+    async def run(self, name: str, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """The result of the try under way for `name`, or of a new one."""
+        task = self._tasks.get(name)
+        if task is None:
+            task = self._tasks[name] = asyncio.create_task(start())
+            task.add_done_callback(lambda done: self._finished(name, done))
+        return await asyncio.shield(task)
+
+    async def close(self, wait_s: float) -> None:
+        """Let what is under way end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=wait_s)
+
+    def _finished(self, name: str, task: asyncio.Task[Result]) -> None:
+        del self._tasks[name]
+        if not task.cancelled():
+            task.exception()  # looked at here, in case every caller has gone

@@ -1,0 +1,287 @@
+"""A link from start to end: state, PKCE, callback, naming the account, undo. Holds no token: the sessions do."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import Field
+
+from birdwire.authserver import ALWAYS_SCOPES, DEFAULT_SCOPES, KNOWN_SCOPES, Meaning, TokenError, new_verifier
+from birdwire.body import Body, Empty, read
+from birdwire.call import Answer
+from birdwire.clock import rfc3339
+from birdwire.errors import GatewayError, excerpt
+from birdwire.flight import SingleFlight
+from birdwire.sessions import Links, expired
+from birdwire.store import states as store
+from birdwire.vault import Place
+from birdwire.x import Unauthorized
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
+    from birdwire.authserver import AuthServer
+    from birdwire.call import Call
+    from birdwire.clock import Clock
+    from birdwire.keys import Key, Keys
+    from birdwire.sessions import Sessions
+    from birdwire.settings import Settings
+    from birdwire.store.db import Database
+    from birdwire.vault import Vault
+    from birdwire.x import X
+
+STATE_FOR = timedelta(minutes=10)
+STATE_KEPT = timedelta(hours=24)
+MOST_PENDING = 20
+ME_DEADLINE_S = 8.0  # with the exchange's 10 s, a callback ends within 20 s
+_LONGEST_STATE, _LONGEST_CODE = 500, 2_000
+
+
+class AuthTwitter(Body):
+    """What a link may be narrowed to."""
+
+    scopes: list[str] = Field(
+        default_factory=list,
+        max_length=32,
+        description='X scopes to ask for, such as ["like.write"]; all that the operations need, if left out',
+    )
+    expected_username: str | None = Field(
+        None, pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that must approve; any other is refused"
+    )
+    return_to: str | None = Field(
+        None, max_length=2_000, description="where the page after the link leads; must be allowed for the key"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """How a callback ended: `linked`, `pending` (X has not named the account yet) or `already` (seen before)."""
+
+    how: Literal["linked", "pending", "already"]
+    label: str
+    username: str | None = None
+    undo_token: str | None = None
+
+
+class OAuth:
+    """Linking, in mode `open`: whoever opens the auth_url links their account to the key that made it."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a link, each used
+        self,
+        settings: Settings,
+        database: Database,
+        vault: Vault,
+        authserver: AuthServer,
+        x: X,
+        sessions: Sessions,
+        keys: Keys,
+        clock: Clock,
+    ) -> None:
+        self._issuer = settings.issuer
+        self._redirect_uri = settings.redirect_uri
+        self._iss = "{0.scheme}://{0.netloc}".format(urlsplit(settings.x_authorize_url))
+        self._database = database
+        self._vault = vault
+        self._authserver = authserver
+        self._x = x
+        self._sessions = sessions
+        self._keys = keys
+        self._clock = clock
+        self._settling: SingleFlight[RowMapping] = SingleFlight()
+
+    # What the holder of a key may ask.
+
+    async def auth_twitter(self, call: Call, key: Key) -> Answer:
+        """Begin a link: a fresh auth_url, good for 10 minutes and one use."""
+        body = read(call, AuthTwitter)
+        unknown = next((scope for scope in body.scopes if scope not in KNOWN_SCOPES), None)
+        if unknown is not None:
+            raise GatewayError("scope_unknown", scope=excerpt(unknown), known=" ".join(sorted(KNOWN_SCOPES)))
+        if body.return_to is not None:
+            raise GatewayError("return_to_not_allowed")
+        scopes = tuple(dict.fromkeys((*body.scopes, *ALWAYS_SCOPES))) if body.scopes else DEFAULT_SCOPES
+        state, verifier, now = secrets.token_urlsafe(32), new_verifier(), self._clock.now()
+        row = {
+            "state_hash": _hash(state),
+            "key_id": key.key_id,
+            "issuer": self._issuer,
+            "redirect_uri": self._redirect_uri,
+            "verifier_ct": self._vault.seal(verifier, _place(state)),
+            "scopes": " ".join(scopes),
+            "expected_username": body.expected_username.lstrip("@") if body.expected_username else None,
+            "created_at": now,
+            "expires_at": now + STATE_FOR,
+        }
+        async with self._database.write() as connection:
+            await store.trim(connection, key.key_id, keep=MOST_PENDING - 1, expired_before=now - STATE_KEPT)
+            await store.add(connection, row)
+        auth_url = self._authserver.authorize_url(
+            redirect_uri=self._redirect_uri, scopes=scopes, state=state, verifier=verifier
+        )
+        return Answer.of({"auth_url": auth_url, "state": state, "expires_at": rfc3339(now + STATE_FOR)})
+
+    async def status(self, call: Call, key: Key) -> Answer:
+        """What is linked to the key; never a token."""
+        read(call, Empty)
+        links = await self._sessions.links(key.key_id)
+        row = links.current or links.pending
+        if row is None:
+            names = ("user_id", "username", "scopes", "state", "access_expires_at", "linked_at", "limits")
+            return Answer.of({"linked": False, **dict.fromkeys(names)})
+        return Answer.of(
+            {
+                "linked": True,
+                "user_id": row["user_id"],
+                "username": row["username"],
+                "scopes": row["scopes"].split(),
+                "state": "needs_relink"
+                if row["state"] == "active" and expired(row, self._clock.now())
+                else row["state"],
+                "access_expires_at": rfc3339(row["expires_at"]),
+                "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
+                "limits": None,
+            }
+        )
+
+    async def unlink(self, call: Call, key: Key) -> Answer:
+        """End the key's link: gone here at once, revoked at X at once or as soon as X answers."""
+        read(call, Empty)
+        await self._sessions.unlink(key.key_id)
+        return Answer.of({"data": {"linked": False}})
+
+    async def settle(self, links: Links) -> Links:
+        """The key's links after asking X, once more, who a still unnamed one is.
+
+        Raises:
+            GatewayError: account_mismatch, x_link_pending, or why X could not be asked; not if an older link goes on.
+        """
+        if links.pending is None:
+            return links
+        try:
+            return Links(await self._name(links.pending), None)
+        except GatewayError:
+            if links.current is None:
+                raise
+            return Links(links.current, None)
+
+    # What comes back through the browser.
+
+    async def callback(self, call: Call) -> Linked:
+        """X's redirect: use the state up, exchange the code, store the pair, ask whose it is.
+
+        Raises:
+            GatewayError: why nothing was linked.
+        """
+        if "prefetch" in " ".join(call.header(name) or "" for name in ("purpose", "sec-purpose", "x-moz")).lower():
+            raise GatewayError("prefetch")
+        parameters = _parameters(call.query)
+        unverified_state, code = parameters.get("state", ""), parameters.get("code", "")
+        if not unverified_state or bool(code) == ("error" in parameters):
+            raise GatewayError("callback_malformed")
+        if parameters.get("iss", self._iss) != self._iss:
+            raise GatewayError("issuer_mismatch")
+        async with self._database.write() as connection:
+            row = await store.take(connection, _hash(unverified_state), self._clock.now())
+        if row is None:
+            return await self._again(unverified_state)
+        call.note["key_id"] = row["key_id"]
+        if row["expires_at"] <= self._clock.now():
+            raise GatewayError("state_expired")
+        if row["issuer"] != self._issuer or row["redirect_uri"] != self._redirect_uri:
+            raise GatewayError("issuer_mismatch")
+        if "error" in parameters:
+            raise GatewayError("consent_denied")
+        key = await self._keys.get(row["key_id"])
+        if key.revoked_at is not None:
+            raise GatewayError("key_revoked")
+        return await self._link(row, unverified_state, code, key)
+
+    async def undo(self, undo_token: str) -> str:
+        """End the link that a page offered to undo; returns whose it was.
+
+        Raises:
+            GatewayError: undo_unknown.
+        """
+        return await self._sessions.undo(undo_token)
+
+    async def close(self) -> None:
+        """Let what is under way end."""
+        await self._settling.close(wait_s=ME_DEADLINE_S)
+
+    async def _link(self, row: RowMapping, state: str, code: str, key: Key) -> Linked:
+        verifier = self._vault.open(row["verifier_ct"], _place(state))
+        try:
+            tokens = await self._authserver.exchange(code=code, redirect_uri=row["redirect_uri"], verifier=verifier)
+        except TokenError as error:
+            refused = error.meaning is Meaning.REFUSED or (
+                error.meaning is Meaning.HELD and error.reason == "x_reply_malformed"
+            )
+            raise GatewayError("code_rejected" if refused else error.reason, upstream=error.upstream) from None
+        session, undo_token = await self._sessions.keep(
+            key.key_id, tokens, row["scopes"].split(), row["expected_username"]
+        )
+        async with self._database.write() as connection:
+            await store.note_session(connection, row["state_hash"], session["session_id"])
+        try:
+            session = await self._name(session)
+        except GatewayError as error:
+            if error.reason == "account_mismatch":
+                raise
+            return Linked("pending", key.label, undo_token=undo_token)
+        return Linked("linked", key.label, session["username"], undo_token)
+
+    async def _again(self, state: str) -> Linked:
+        """What to say to a state that cannot be taken: reloading the page after a link does no harm."""
+        async with self._database.read() as connection:
+            row = await store.find(connection, _hash(state))
+        if row is None:
+            raise GatewayError("state_unknown")
+        links = await self._sessions.links(row["key_id"])
+        for session in (links.current, links.pending):
+            if session is not None and session["session_id"] == row["session_id"]:
+                key = await self._keys.get(row["key_id"])
+                return Linked("already" if session["username"] else "pending", key.label, session["username"])
+        raise GatewayError("state_used")
+
+    async def _name(self, row: RowMapping) -> RowMapping:
+        """Ask X whose pending pair this is, and make it the key's link."""
+        return await self._settling.run(row["session_id"], lambda: self._ask_name(row))
+
+    async def _ask_name(self, row: RowMapping) -> RowMapping:
+        try:
+            session = await self._sessions.open(row)
+            account = await self._x.me(session.access_token, ME_DEADLINE_S)
+        except Unauthorized as error:
+            raise GatewayError("x_link_pending", upstream=error.upstream) from None
+        return await self._sessions.activate(row["session_id"], account.id, account.username)
+
+
+def _parameters(query: str) -> dict[str, str]:
+    """The callback's parameters, each at most once (RFC 6749 §3.1), printable and of bounded length."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=20)
+    except ValueError:
+        raise GatewayError("callback_malformed") from None
+    parameters = dict(pairs)
+    bounds = {"state": _LONGEST_STATE, "code": _LONGEST_CODE}
+    if len(parameters) != len(pairs):
+        raise GatewayError("callback_malformed")
+    for name, bound in bounds.items():
+        value = parameters.get(name, "")
+        if len(value) > bound or not value.isascii() or not (value.isprintable()):
+            raise GatewayError("callback_malformed")
+    return parameters
+
+
+def _place(state: str) -> Place:
+    """Sealed under the state itself, which only its hash is stored of: the row alone opens nothing."""
+    return Place("link_states", state, "verifier_ct")
+
+
+def _hash(state: str) -> bytes:
+    return hashlib.sha256(state.encode()).digest()

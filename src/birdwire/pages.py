@@ -1,0 +1,98 @@
+"""The few HTML pages a person meets (callback, undo), with their headers. All is escaped; nothing is loaded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+import jinja2
+from markupsafe import Markup
+
+from birdwire.call import Answer
+from birdwire.errors import GatewayError, describe, render
+
+if TYPE_CHECKING:
+    from birdwire.call import Call
+    from birdwire.oauth import OAuth
+
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_LONGEST_UNDO = 200
+
+
+class Pages:
+    """GET oauth_callback and POST auth/undo. Who asks for JSON gets JSON, refusals in the envelope."""
+
+    def __init__(self, oauth: OAuth) -> None:
+        self._oauth = oauth
+        loader = jinja2.PackageLoader("birdwire", "templates")
+        self._templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+        style = loader.get_source(self._templates, "style.css")[0]
+        self._templates.globals["style"] = Markup(style)  # noqa: S704 - our own file
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        self._headers = (
+            ("content-type", "text/html; charset=utf-8"),
+            (
+                "content-security-policy",
+                f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; "
+                "base-uri 'none'; frame-ancestors 'none'",
+            ),
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-opener-policy", "same-origin"),
+            ("cross-origin-resource-policy", "same-origin"),
+        )
+
+    async def callback(self, call: Call) -> Answer:
+        """What X sends the account's owner back to."""
+        try:
+            linked = await self._oauth.callback(call)
+        except GatewayError as error:
+            return self._refusal(error, call)
+        if _wants_json(call):
+            return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
+        return self._page("linked.html", linked=linked)
+
+    async def undo(self, call: Call) -> Answer:
+        """The "this was not me" of the page after a link."""
+        try:
+            account = await self._oauth.undo(_undo_token(call))
+        except GatewayError as error:
+            return self._refusal(error, call)
+        if _wants_json(call):
+            return Answer.of({"data": {"linked": False}})
+        return self._page("undone.html", account=account)
+
+    def _refusal(self, error: GatewayError, call: Call) -> Answer:
+        answer = render(error, call.request_id)
+        call.note["reason"] = error.reason
+        if _wants_json(call):
+            return answer
+        message, fix = describe(error)
+        headers = tuple(pair for pair in answer.headers if pair[0] != "content-type")
+        page = self._page(
+            "problem.html", answer.status, message=message, fix=fix, reason=error.reason, request_id=call.request_id
+        )
+        return page.adding(headers)
+
+    def _page(self, template: str, status: int = 200, **values: object) -> Answer:
+        return Answer(status, self._headers, self._templates.get_template(template).render(**values).encode())
+
+
+def _wants_json(call: Call) -> bool:
+    accept = (call.header("accept") or "").lower()
+    return "application/json" in accept and "text/html" not in accept
+
+
+def _undo_token(call: Call) -> str:
+    """The one field of the page's form."""
+    if (call.header("content-type") or "").partition(";")[0].strip().lower() != _FORM_TYPE:
+        raise GatewayError("unsupported_media_type", wanted=f"Content-Type: {_FORM_TYPE}")
+    try:
+        fields = parse_qsl(call.body.decode("ascii"), strict_parsing=True, max_num_fields=5)
+    except ValueError:
+        fields = []
+    tokens = [value for name, value in fields if name == "undo_token"]
+    if len(tokens) != 1 or len(tokens[0]) > _LONGEST_UNDO:
+        raise GatewayError("undo_unknown")
+    return tokens[0]

@@ -1,0 +1,376 @@
+"""X sessions: links() and open() hand out a token that is good now; the only owner of X tokens. Never calls X's API."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ulid import ULID
+
+from birdwire.authserver import Meaning, TokenError
+from birdwire.errors import GatewayError
+from birdwire.flight import SingleFlight
+from birdwire.store import sessions as store
+from birdwire.store.db import StorageDownError
+from birdwire.vault import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import RowMapping
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from birdwire.authserver import AuthServer, Tokens
+    from birdwire.clock import Clock
+    from birdwire.store.db import Database
+    from birdwire.vault import Vault
+
+REFRESH_EARLY = timedelta(seconds=60)
+UNDO_FOR = timedelta(minutes=10)
+HOLD_OFF_S = 15 * 60
+REVOKE_FOR = timedelta(days=7)
+_SAVE_PAUSES_S = (0.05, 0.2, 1.0, 2.0)
+_MOST_HELD_OFF = 10_000
+_REVOCATIONS_AT_ONCE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class XSession:
+    """What a call to X needs: the token, whose it is, what it may do. `gen` tells this pair from the next."""
+
+    session_id: str
+    gen: int
+    access_token: str = field(repr=False)
+    user_id: str
+    username: str
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A key's links: the one in use (active or needs_relink), and a newer one that X has not named yet."""
+
+    current: RowMapping | None
+    pending: RowMapping | None
+
+
+class Sessions:
+    """The sessions of one database with one issuer."""
+
+    def __init__(self, database: Database, vault: Vault, authserver: AuthServer, clock: Clock, issuer: str) -> None:
+        self._database = database
+        self._vault = vault
+        self._authserver = authserver
+        self._clock = clock
+        self._issuer = issuer
+        self._refreshes: SingleFlight[RowMapping] = SingleFlight()
+        self._held_off: dict[tuple[str, int], float] = {}
+
+    async def links(self, key_id: str) -> Links:
+        """What is linked to a key."""
+        async with self._database.read() as connection:
+            return _links(await store.of_key(connection, key_id, self._issuer))
+
+    async def open(self, row: RowMapping) -> XSession:
+        """The session of a row, refreshed first if its token has a minute left or less.
+
+        Raises:
+            GatewayError: x_session_expired, or why X could not be asked for a new token.
+        """
+        if row["state"] == "needs_relink":
+            raise GatewayError("x_session_expired", account=_account(row))
+        if row["expires_at"] - self._clock.now() <= REFRESH_EARLY:
+            try:
+                row = await self._refreshed(row)
+            except GatewayError as error:
+                if error.reason == "x_session_expired" or row["expires_at"] <= self._clock.now():
+                    raise  # otherwise the old token still works: X's token endpoint may be back before it ends
+        return self._session(row)
+
+    async def renew(self, session: XSession) -> XSession:
+        """The session with a newer token than the one that X just answered 401 to.
+
+        Raises:
+            GatewayError: x_session_expired, or why X could not be asked for a new token.
+        """
+        until = self._held_off.get((session.session_id, session.gen))
+        if until is not None and self._clock.monotonic() < until:
+            raise GatewayError("x_session_expired", account=f"@{session.username}")
+        async with self._database.read() as connection:
+            row = await store.get(connection, session.session_id)
+        if row is None:
+            raise GatewayError("x_not_linked")
+        return self._session(await self._refreshed(row) if row["gen"] == session.gen else row)
+
+    def hold_off(self, session: XSession) -> None:
+        """X refused a token that it had just issued: it is unwell, so do not spend refresh tokens on it for a while."""
+        if len(self._held_off) >= _MOST_HELD_OFF:
+            self._held_off.clear()
+        self._held_off[session.session_id, session.gen] = self._clock.monotonic() + HOLD_OFF_S
+
+    async def keep(
+        self, key_id: str, tokens: Tokens, scopes: Sequence[str], expected_username: str | None
+    ) -> tuple[RowMapping, str]:
+        """Store a new pair beside any old link, unusable until `activate`; its row, and the undo token for the page.
+
+        An older pair that was still pending gives way.
+        """
+        now = self._clock.now()
+        session_id, undo_token = f"xs_{ULID()}", secrets.token_urlsafe(32)
+        row = {
+            "session_id": session_id,
+            "key_id": key_id,
+            "issuer": self._issuer,
+            "state": "pending",
+            "gen": 1,
+            **self._sealed(session_id, 1, tokens),
+            "scopes": " ".join(scopes if tokens.scopes is None else tokens.scopes),
+            "expected_username": expected_username,
+            "undo_hash": _hash(undo_token),
+            "undo_until": now + UNDO_FOR,
+            "created_at": now,
+        }
+        async with self._database.write() as connection:
+            older = _links(await store.of_key(connection, key_id, self._issuer)).pending
+            if older is not None:
+                await self._end(connection, older)
+            await store.add(connection, row)
+            stored = await store.get(connection, session_id)
+        assert stored is not None  # noqa: S101 - for the type checker: it was added in the same transaction
+        return stored, undo_token
+
+    async def activate(self, session_id: str, user_id: str, username: str) -> RowMapping:
+        """Make a pending session the key's link, now that X has named its account.
+
+        The pair that it replaces is forgotten, not revoked: whether X would end the new one with it is not known.
+
+        Raises:
+            GatewayError: account_mismatch: this pair is revoked and gone, and the old link as it was.
+            GatewayError: x_not_linked: it was unlinked meanwhile.
+        """
+        async with self._database.write() as connection:
+            row = await store.get(connection, session_id)
+            if row is None:
+                raise GatewayError("x_not_linked")
+            if row["state"] != "pending":
+                return row
+            current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
+            expected = _mismatch(row, current, user_id, username)
+            if expected is not None:
+                await self._end(connection, row)
+            else:
+                if current is not None:
+                    await store.remove(connection, current["session_id"])
+                values = {"state": "active", "user_id": user_id, "username": username, "linked_at": self._clock.now()}
+                await store.change(connection, session_id, row["gen"], values)
+            row = await store.get(connection, session_id)
+        if expected is not None:
+            await self.revoke_due()
+            raise GatewayError("account_mismatch", username=username, expected=expected)
+        assert row is not None  # noqa: S101 - for the type checker: only the other branch removed it
+        return row
+
+    async def unlink(self, key_id: str) -> bool:
+        """End every session of a key: gone here at once, revoked at X as soon as X answers. Whether there was one."""
+        async with self._database.write() as connection:
+            rows = await store.of_key(connection, key_id, self._issuer)
+            for row in rows:
+                await self._end(connection, row)
+        if rows:
+            await self.revoke_due()
+        return bool(rows)
+
+    async def undo(self, undo_token: str) -> str:
+        """End the session that a page offered to undo, within its 10 minutes; returns whose it was.
+
+        Raises:
+            GatewayError: undo_unknown.
+        """
+        async with self._database.write() as connection:
+            row = await store.by_undo(connection, _hash(undo_token))
+            if row is None or row["undo_until"] <= self._clock.now():
+                raise GatewayError("undo_unknown")
+            await self._end(connection, row)
+        await self.revoke_due()
+        return _account(row)
+
+    async def sweep(self) -> None:
+        """End the sessions of revoked keys, and try again what X could not revoke yet."""
+        async with self._database.read() as connection:
+            rows = await store.of_revoked_keys(connection)
+        if rows:
+            async with self._database.write() as connection:
+                for row in rows:
+                    await self._end(connection, row)
+        await self.revoke_due()
+
+    async def revoke_due(self) -> None:
+        """Revoke at X what is due. A definite answer ends the matter; anything else is tried again, for a week."""
+        now = self._clock.now()
+        async with self._database.read() as connection:
+            rows = await store.due_revocations(connection, self._issuer, now, _REVOCATIONS_AT_ONCE)
+        for row in rows:
+            done = row["created_at"] + REVOKE_FOR <= now or await self._revoke(row)
+            async with self._database.write() as connection:
+                if done:
+                    await store.drop_revocation(connection, row["revocation_id"])
+                else:
+                    due_at = now + timedelta(seconds=min(3_600, 5 * 2 ** row["tries"]))
+                    await store.postpone_revocation(connection, row["revocation_id"], due_at, row["tries"] + 1)
+
+    async def close(self) -> None:
+        """Let refreshes under way end: their tokens are spent once sent."""
+        await self._refreshes.close(wait_s=15)
+
+    # The way of one refresh, in reading order.
+
+    async def _refreshed(self, row: RowMapping) -> RowMapping:
+        """The row with a newer pair; one refresh at a time for a session, whoever asks or stops waiting."""
+        session_id, gen = row["session_id"], row["gen"]
+        return await self._refreshes.run(session_id, lambda: self._refresh(session_id, gen))
+
+    async def _refresh(self, session_id: str, gen: int) -> RowMapping:
+        row = await self._read(session_id)
+        if row["gen"] != gen:
+            return row  # somebody else's refresh came first
+        if row["refresh_ct"] is None:
+            return await self._needs_relink(row, "no_refresh_token")
+        try:
+            tokens = await self._authserver.refresh(self._opened(row, "refresh"))
+        except TokenError as error:
+            if error.meaning is not Meaning.REFUSED:
+                raise GatewayError(error.reason, upstream=error.upstream) from None
+            row = await self._read(session_id)  # a refusal proves nothing if another has refreshed meanwhile
+            return row if row["gen"] != gen else await self._needs_relink(row, "refused")
+        return await self._save(row, tokens)
+
+    async def _save(self, row: RowMapping, tokens: Tokens) -> RowMapping:
+        """Store the new pair before anybody uses it: the old one is spent, so this write is tried hard."""
+        session_id, gen = row["session_id"], row["gen"] + 1
+        kept = tokens if tokens.refresh_token else replace(tokens, refresh_token=self._opened(row, "refresh"))
+        values = {**self._sealed(session_id, gen, kept), "gen": gen, "refreshed_at": self._clock.now()}
+        if tokens.scopes is not None:
+            values["scopes"] = " ".join(tokens.scopes)
+        for pause_s in (*_SAVE_PAUSES_S, None):
+            try:
+                async with self._database.write() as connection:
+                    if (
+                        not await store.change(connection, session_id, row["gen"], values)
+                        and await store.get(connection, session_id) is None
+                    ):
+                        await self._queue(connection, kept)  # unlinked meanwhile: the new pair must not outlive it
+                return await self._read(session_id)
+            except StorageDownError:
+                if pause_s is None:
+                    raise GatewayError(
+                        "storage_unavailable", half="X has issued a new token that could not be stored"
+                    ) from None
+                await asyncio.sleep(pause_s)
+        raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    async def _needs_relink(self, row: RowMapping, why: str) -> RowMapping:
+        async with self._database.write() as connection:
+            await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
+        raise GatewayError("x_session_expired", account=_account(row))
+
+    async def _read(self, session_id: str) -> RowMapping:
+        async with self._database.read() as connection:
+            row = await store.get(connection, session_id)
+        if row is None:
+            raise GatewayError("x_not_linked")
+        return row
+
+    # Sealing, opening, ending.
+
+    def _session(self, row: RowMapping) -> XSession:
+        return XSession(
+            session_id=row["session_id"],
+            gen=row["gen"],
+            access_token=self._opened(row, "access"),
+            user_id=row["user_id"] or "",
+            username=row["username"] or "",
+            scopes=frozenset(row["scopes"].split()),
+        )
+
+    def _sealed(self, session_id: str, gen: int, tokens: Tokens) -> dict[str, Any]:
+        refresh = tokens.refresh_token
+        return {
+            "access_ct": self._vault.seal(tokens.access_token, _place(session_id, "access", gen)),
+            "refresh_ct": None if refresh is None else self._vault.seal(refresh, _place(session_id, "refresh", gen)),
+            "expires_at": self._clock.now() + timedelta(seconds=tokens.expires_in_s),
+        }
+
+    def _opened(self, row: RowMapping, column: str) -> str:
+        return self._vault.open(row[f"{column}_ct"], _place(row["session_id"], column, row["gen"]))
+
+    async def _end(self, connection: AsyncConnection, row: RowMapping) -> None:
+        """Remove a session, and queue its tokens to be revoked, in the caller's transaction."""
+        gone = await store.remove(connection, row["session_id"])
+        if gone is None:
+            return
+        if gone["refresh_ct"] is not None:
+            await self._queue_one(connection, self._opened(gone, "refresh"), "refresh_token")
+        await self._queue_one(connection, self._opened(gone, "access"), "access_token")
+
+    async def _queue(self, connection: AsyncConnection, tokens: Tokens) -> None:
+        if tokens.refresh_token:
+            await self._queue_one(connection, tokens.refresh_token, "refresh_token")
+        await self._queue_one(connection, tokens.access_token, "access_token")
+
+    async def _queue_one(self, connection: AsyncConnection, token: str, hint: str) -> None:
+        revocation_id, now = f"rv_{ULID()}", self._clock.now()
+        sealed = self._vault.seal(token, Place("revocations", revocation_id, "token_ct"))
+        row = {
+            "revocation_id": revocation_id,
+            "issuer": self._issuer,
+            "token_ct": sealed,
+            "hint": hint,
+            "created_at": now,
+            "due_at": now,
+        }
+        await store.queue_revocation(connection, row)
+
+    async def _revoke(self, row: RowMapping) -> bool:
+        token = self._vault.open(row["token_ct"], Place("revocations", row["revocation_id"], "token_ct"))
+        try:
+            await self._authserver.revoke(token, row["hint"])
+        except TokenError as error:
+            return error.meaning is Meaning.REFUSED
+        return True
+
+
+def _place(session_id: str, column: str, gen: int) -> Place:
+    return Place("x_sessions", session_id, f"{column}_ct", gen)
+
+
+def _links(rows: Sequence[RowMapping]) -> Links:
+    current = next((row for row in rows if row["state"] != "pending"), None)
+    return Links(current, next((row for row in rows if row["state"] == "pending"), None))
+
+
+def _mismatch(row: RowMapping, current: RowMapping | None, user_id: str, username: str) -> str | None:
+    """Who should have approved, if somebody else did. A named account may replace another; an unnamed one may not."""
+    expected = row["expected_username"]
+    if expected is not None:
+        return None if expected.lower() == username.lower() else f"@{expected}"
+    if current is not None and current["user_id"] != user_id:
+        return _account(current)
+    return None
+
+
+def _account(row: RowMapping) -> str:
+    return f"@{row['username']}" if row["username"] else "the linked account"
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def expired(row: RowMapping, now: datetime) -> bool:
+    """Whether a link has run out for good: refused, or past its end without a way to renew it."""
+    return row["state"] == "needs_relink" or (row["refresh_ct"] is None and row["expires_at"] <= now)

@@ -1,0 +1,165 @@
+"""Every option, once: name, type, default, one sentence. Reads the environment and a TOML file; nothing else does."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "BIRDWIRE_"
+CALLBACK_PATH = "/apis/v1/twitter/oauth_callback"
+CLIENT_NAMES = frozenset({"URL", "API_KEY", "CONFIG"})
+"""Names with our prefix that are no settings of the gateway: the first two are for the commands that call one."""
+
+
+class SettingsError(Exception):
+    """What is wrong with the settings: one sentence each in `problems`, all at once, never with a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Settings(BaseModel):
+    """The gateway's options. Frozen; made once, passed down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8700, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    public_url: str = Field(
+        "",
+        description="How the outside reaches this gateway, such as https://birdwire.example.com; "
+        "the callback URL is built from it. Default: http://HOST:PORT.",
+    )
+    database_url: str = Field("sqlite:///birdwire.db", description="Where everything is kept: sqlite:///PATH.")
+    vault_key_file: Path | None = Field(
+        None,
+        description="File with the vault key: 32 bytes in base64, not readable by others. "
+        "`birdwire vault create FILE` makes one.",
+    )
+    vault_key: SecretStr | None = Field(None, description="The vault key itself, where a file will not do.")
+    x_client_id: str = Field("", description="The OAuth 2.0 client id of your X app.")
+    x_client_secret: SecretStr | None = Field(
+        None, description="The client secret of your X app; leave it out if the app is a public client."
+    )
+    x_api_url: str = Field("https://api.x.com", description="X's API. A loopback address counts as the sandbox.")
+    x_authorize_url: str = Field("https://x.com/i/oauth2/authorize", description="X's consent page.")
+    x_proxy: str = Field(
+        "",
+        description="HTTP proxy on the way to X, such as http://proxy.example.com:3128. "
+        "The environment's proxy variables are not read.",
+    )
+    x_connections: int = Field(100, ge=1, le=10_000, description="Connections to X at most.")
+    x_deadline_s: float = Field(15.0, gt=0, le=120, description="Seconds that one call to X may take in all.")
+    link_mode: Literal["open"] = Field("open", description="How an account is linked; see the guide on linking.")
+    max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
+    request_deadline_s: float = Field(
+        10.0, gt=0, le=120, description="Seconds in which a request's head, and then its body, must arrive."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged to standard error."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = [*self._url_problems()]
+        if self.vault_key_file is not None and self.vault_key is not None:
+            problems.append("vault_key and vault_key_file are both set; set one")
+        if not self.database_url.startswith("sqlite:///"):
+            problems.append("database_url must start with sqlite:///")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _url_problems(self) -> list[str]:
+        problems = []
+        for name in ("public_url", "x_api_url", "x_authorize_url"):
+            url = getattr(self, name)
+            if not url and name == "public_url":
+                continue
+            parts = urlsplit(url)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or parts.query
+                or parts.fragment
+                or parts.username
+            ):
+                problems.append(f"{name} must be an http(s) URL without query or user")
+            elif parts.scheme == "http" and not is_loopback(parts.hostname):
+                problems.append(f"{name} must be https, since it is not on this machine")
+        if self.public_url and urlsplit(self.public_url).path not in ("", "/"):
+            problems.append("public_url must be without a path")
+        return problems
+
+    @property
+    def issuer(self) -> Literal["x", "sandbox"]:
+        """Which authorization server the links are with."""
+        return "sandbox" if is_loopback(urlsplit(self.x_api_url).hostname or "") else "x"
+
+    @property
+    def base_url(self) -> str:
+        """The public URL without a trailing slash."""
+        return (self.public_url or f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}").rstrip(
+            "/"
+        )
+
+    @property
+    def redirect_uri(self) -> str:
+        """The fixed callback, as it must be registered at X."""
+        return self.base_url + CALLBACK_PATH
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str], config: Path | None = None) -> Settings:
+        """Read a TOML file, then the environment over it.
+
+        Raises:
+            SettingsError: with every problem found, not just the first.
+        """
+        config = config or (Path(environment[PREFIX + "CONFIG"]) if environment.get(PREFIX + "CONFIG") else None)
+        values: dict[str, object] = {}
+        problems: list[str] = []
+        if config is not None:
+            try:
+                values.update(tomllib.loads(config.read_bytes().decode("utf-8-sig")))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                problems.append(f"The config file {config} cannot be read: {error}.")
+        for name, value in environment.items():
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in CLIENT_NAMES:
+                values[name.removeprefix(PREFIX).lower()] = value
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            problems.extend(
+                _sentence(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False)
+            )
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    if not place:
+        return message.removeprefix("Value error, ") + "."
+    name = PREFIX + str(place[0]).upper()
+    if kind == "extra_forbidden":
+        return f"{name} is not a setting; `birdwire check --help` lists them."
+    return f"{name}: {message}."

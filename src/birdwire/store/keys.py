@@ -1,0 +1,100 @@
+"""API keys and their secrets, as rows. A secret is here only as its SHA-256."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    RowMapping,
+    String,
+    Table,
+    insert,
+    select,
+    update,
+)
+
+from birdwire.store.db import Instant, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    Column("mode", String, nullable=False),
+    Column("label", String, nullable=False),
+    Column("tier", String, nullable=False),
+    Column("rpm", Integer),
+    Column("created_at", Instant, nullable=False),
+    Column("revoked_at", Instant),
+)
+
+api_secrets = Table(
+    "api_secrets",
+    metadata,
+    Column("secret_hash", LargeBinary, primary_key=True),
+    Column("key_id", String, ForeignKey("api_keys.key_id"), nullable=False),
+    Column("hint", String, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("dies_at", Instant),
+    Index("api_secrets_key", "key_id"),
+)
+
+
+async def add(connection: AsyncConnection, key: Mapping[str, object]) -> None:
+    """A new key."""
+    await connection.execute(insert(api_keys).values(key))
+
+
+async def add_secret(connection: AsyncConnection, secret: Mapping[str, object]) -> None:
+    """A new secret of a key."""
+    await connection.execute(insert(api_secrets).values(secret))
+
+
+async def find(connection: AsyncConnection, secret_hash: bytes) -> RowMapping | None:
+    """The key and secret with this hash, in one look-up."""
+    query = select(api_keys, api_secrets.c.secret_hash, api_secrets.c.dies_at).join(api_secrets)
+    return (await connection.execute(query.where(api_secrets.c.secret_hash == secret_hash))).mappings().first()
+
+
+async def get(connection: AsyncConnection, key_id: str) -> RowMapping | None:
+    """One key."""
+    return (await connection.execute(select(api_keys).where(api_keys.c.key_id == key_id))).mappings().first()
+
+
+async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
+    """Every key, oldest first."""
+    return (await connection.execute(select(api_keys).order_by(api_keys.c.created_at))).mappings().all()
+
+
+async def secrets_of(connection: AsyncConnection, key_id: str) -> Sequence[RowMapping]:
+    """A key's secrets, newest first."""
+    query = select(api_secrets).where(api_secrets.c.key_id == key_id).order_by(api_secrets.c.created_at.desc())
+    return (await connection.execute(query)).mappings().all()
+
+
+async def let_secret_die(connection: AsyncConnection, secret_hash: bytes, dies_at: datetime) -> None:
+    """Give a secret its end."""
+    await connection.execute(
+        update(api_secrets).where(api_secrets.c.secret_hash == secret_hash).values(dies_at=dies_at)
+    )
+
+
+async def set_rpm(connection: AsyncConnection, key_id: str, rpm: int | None) -> None:
+    """Give a key its own limit, or none."""
+    await connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(rpm=rpm))
+
+
+async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime) -> None:
+    """End a key; the first end stands."""
+    query = update(api_keys).where(api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
+    await connection.execute(query.values(revoked_at=revoked_at))

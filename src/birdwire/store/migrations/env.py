@@ -1,0 +1,19 @@
+"""Where Alembic meets the connection it is given; it never opens one."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from birdwire.store import journal, keys, sessions, states, vault_keys
+from birdwire.store.db import metadata
+
+TABLES = (journal.journal, keys.api_keys, sessions.x_sessions, states.link_states, vault_keys.vault_keys)
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    render_as_batch=True,
+    user_module_prefix="",
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,163 @@
+"""The first schema."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from birdwire.store.db import Instant
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """To this schema."""
+    op.create_table(
+        "api_keys",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("mode", sa.String(), nullable=False),
+        sa.Column("label", sa.String(), nullable=False),
+        sa.Column("tier", sa.String(), nullable=False),
+        sa.Column("rpm", sa.Integer(), nullable=True),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("revoked_at", Instant(), nullable=True),
+        sa.PrimaryKeyConstraint("key_id"),
+    )
+    op.create_table(
+        "journal",
+        sa.Column("request_id", sa.String(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("user_id", sa.String(), nullable=False),
+        sa.Column("operation", sa.String(), nullable=False),
+        sa.Column("target", sa.String(), nullable=True),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("settled_at", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("request_id"),
+    )
+    with op.batch_alter_table("journal", schema=None) as batch_op:
+        batch_op.create_index("journal_key", ["key_id", "created_at"], unique=False)
+
+    op.create_table(
+        "revocations",
+        sa.Column("revocation_id", sa.String(), nullable=False),
+        sa.Column("issuer", sa.String(), nullable=False),
+        sa.Column("token_ct", sa.LargeBinary(), nullable=False),
+        sa.Column("hint", sa.String(), nullable=False),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("due_at", Instant(), nullable=False),
+        sa.Column("tries", sa.Integer(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("revocation_id"),
+    )
+    with op.batch_alter_table("revocations", schema=None) as batch_op:
+        batch_op.create_index("revocations_due", ["issuer", "due_at"], unique=False)
+
+    op.create_table(
+        "vault_keys",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("proof_ct", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id"),
+    )
+    op.create_table(
+        "api_secrets",
+        sa.Column("secret_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("hint", sa.String(), nullable=False),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("dies_at", Instant(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["key_id"],
+            ["api_keys.key_id"],
+        ),
+        sa.PrimaryKeyConstraint("secret_hash"),
+    )
+    with op.batch_alter_table("api_secrets", schema=None) as batch_op:
+        batch_op.create_index("api_secrets_key", ["key_id"], unique=False)
+
+    op.create_table(
+        "link_states",
+        sa.Column("state_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("issuer", sa.String(), nullable=False),
+        sa.Column("redirect_uri", sa.String(), nullable=False),
+        sa.Column("verifier_ct", sa.LargeBinary(), nullable=False),
+        sa.Column("scopes", sa.String(), nullable=False),
+        sa.Column("expected_username", sa.String(), nullable=True),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("expires_at", Instant(), nullable=False),
+        sa.Column("taken_at", Instant(), nullable=True),
+        sa.Column("session_id", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["key_id"],
+            ["api_keys.key_id"],
+        ),
+        sa.PrimaryKeyConstraint("state_hash"),
+    )
+    with op.batch_alter_table("link_states", schema=None) as batch_op:
+        batch_op.create_index("link_states_key", ["key_id", "created_at"], unique=False)
+
+    op.create_table(
+        "x_sessions",
+        sa.Column("session_id", sa.String(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("issuer", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("gen", sa.Integer(), nullable=False),
+        sa.Column("access_ct", sa.LargeBinary(), nullable=False),
+        sa.Column("refresh_ct", sa.LargeBinary(), nullable=True),
+        sa.Column("expires_at", Instant(), nullable=False),
+        sa.Column("refresh_state", sa.String(), server_default="idle", nullable=False),
+        sa.Column("presented_gen", sa.Integer(), nullable=True),
+        sa.Column("presented_at", Instant(), nullable=True),
+        sa.Column("presented_by", sa.String(), nullable=True),
+        sa.Column("tries", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("scopes", sa.String(), nullable=False),
+        sa.Column("user_id", sa.String(), nullable=True),
+        sa.Column("username", sa.String(), nullable=True),
+        sa.Column("expected_username", sa.String(), nullable=True),
+        sa.Column("undo_hash", sa.LargeBinary(), nullable=True),
+        sa.Column("undo_until", Instant(), nullable=True),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("linked_at", Instant(), nullable=True),
+        sa.Column("refreshed_at", Instant(), nullable=True),
+        sa.Column("why", sa.String(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["key_id"],
+            ["api_keys.key_id"],
+        ),
+        sa.PrimaryKeyConstraint("session_id"),
+    )
+    with op.batch_alter_table("x_sessions", schema=None) as batch_op:
+        batch_op.create_index("x_sessions_key", ["key_id", "issuer"], unique=False)
+        batch_op.create_index("x_sessions_undo", ["undo_hash"], unique=False)
+
+
+def downgrade() -> None:
+    """Back to the one before."""
+    with op.batch_alter_table("x_sessions", schema=None) as batch_op:
+        batch_op.drop_index("x_sessions_undo")
+        batch_op.drop_index("x_sessions_key")
+
+    op.drop_table("x_sessions")
+    with op.batch_alter_table("link_states", schema=None) as batch_op:
+        batch_op.drop_index("link_states_key")
+
+    op.drop_table("link_states")
+    with op.batch_alter_table("api_secrets", schema=None) as batch_op:
+        batch_op.drop_index("api_secrets_key")
+
+    op.drop_table("api_secrets")
+    op.drop_table("vault_keys")
+    with op.batch_alter_table("revocations", schema=None) as batch_op:
+        batch_op.drop_index("revocations_due")
+
+    op.drop_table("revocations")
+    with op.batch_alter_table("journal", schema=None) as batch_op:
+        batch_op.drop_index("journal_key")
+
+    op.drop_table("journal")
+    op.drop_table("api_keys")

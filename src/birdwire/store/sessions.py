@@ -1,0 +1,145 @@
+"""X sessions and the tokens still to be revoked, as rows. Tokens are here only sealed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    RowMapping,
+    String,
+    Table,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from birdwire.store.db import Instant, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+x_sessions = Table(
+    "x_sessions",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("key_id", String, ForeignKey("api_keys.key_id"), nullable=False),
+    Column("issuer", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("gen", Integer, nullable=False),
+    Column("access_ct", LargeBinary, nullable=False),
+    Column("refresh_ct", LargeBinary),
+    Column("expires_at", Instant, nullable=False),
+    Column("refresh_state", String, nullable=False, server_default="idle"),
+    Column("presented_gen", Integer),
+    Column("presented_at", Instant),
+    Column("presented_by", String),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("scopes", String, nullable=False),
+    Column("user_id", String),
+    Column("username", String),
+    Column("expected_username", String),
+    Column("undo_hash", LargeBinary),
+    Column("undo_until", Instant),
+    Column("created_at", Instant, nullable=False),
+    Column("linked_at", Instant),
+    Column("refreshed_at", Instant),
+    Column("why", String),
+    Index("x_sessions_key", "key_id", "issuer"),
+    Index("x_sessions_undo", "undo_hash"),
+)
+"""state: pending (stored, not yet named), active, needs_relink. gen rises with each new pair of tokens."""
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("revocation_id", String, primary_key=True),
+    Column("issuer", String, nullable=False),
+    Column("token_ct", LargeBinary, nullable=False),
+    Column("hint", String, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Index("revocations_due", "issuer", "due_at"),
+)
+
+
+async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:
+    """A new session."""
+    await connection.execute(insert(x_sessions).values(session))
+
+
+async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> Sequence[RowMapping]:
+    """A key's sessions with an issuer, newest first: at most one pending, and one that is not."""
+    query = select(x_sessions).where(x_sessions.c.key_id == key_id, x_sessions.c.issuer == issuer)
+    return (await connection.execute(query.order_by(x_sessions.c.created_at.desc()))).mappings().all()
+
+
+async def of_revoked_keys(connection: AsyncConnection) -> Sequence[RowMapping]:
+    """Sessions whose key is revoked: nobody can use them any more."""
+    from birdwire.store.keys import api_keys  # noqa: PLC0415 - a join across two owners' tables, needed here only
+
+    return (
+        (await connection.execute(select(x_sessions).join(api_keys).where(api_keys.c.revoked_at.is_not(None))))
+        .mappings()
+        .all()
+    )
+
+
+async def get(connection: AsyncConnection, session_id: str) -> RowMapping | None:
+    """One session."""
+    query = select(x_sessions).where(x_sessions.c.session_id == session_id)
+    return (await connection.execute(query)).mappings().first()
+
+
+async def by_undo(connection: AsyncConnection, undo_hash: bytes) -> RowMapping | None:
+    """The session that an undo token ends."""
+    query = select(x_sessions).where(x_sessions.c.undo_hash == undo_hash)
+    return (await connection.execute(query)).mappings().first()
+
+
+async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
+    """Every session, oldest first."""
+    return (await connection.execute(select(x_sessions).order_by(x_sessions.c.created_at))).mappings().all()
+
+
+async def change(connection: AsyncConnection, session_id: str, gen: int, values: Mapping[str, object]) -> bool:
+    """Change a session if it still is of this generation; whether it was."""
+    query = update(x_sessions).where(x_sessions.c.session_id == session_id, x_sessions.c.gen == gen)
+    return (await connection.execute(query.values(values))).rowcount == 1
+
+
+async def remove(connection: AsyncConnection, session_id: str) -> RowMapping | None:
+    """Take a session away; the row as it was, or None if it was gone."""
+    query = delete(x_sessions).where(x_sessions.c.session_id == session_id).returning(x_sessions)
+    return (await connection.execute(query)).mappings().first()
+
+
+async def queue_revocation(connection: AsyncConnection, revocation: Mapping[str, object]) -> None:
+    """A token to be revoked at X."""
+    await connection.execute(insert(revocations).values(revocation))
+
+
+async def due_revocations(connection: AsyncConnection, issuer: str, now: datetime, limit: int) -> Sequence[RowMapping]:
+    """Tokens whose next try is due."""
+    query = select(revocations).where(revocations.c.issuer == issuer, revocations.c.due_at <= now)
+    return (await connection.execute(query.order_by(revocations.c.due_at).limit(limit))).mappings().all()
+
+
+async def postpone_revocation(connection: AsyncConnection, revocation_id: str, due_at: datetime, tries: int) -> None:
+    """Try again later."""
+    query = update(revocations).where(revocations.c.revocation_id == revocation_id)
+    await connection.execute(query.values(due_at=due_at, tries=tries))
+
+
+async def drop_revocation(connection: AsyncConnection, revocation_id: str) -> None:
+    """The token is dead, or X knows nothing of it."""
+    await connection.execute(delete(revocations).where(revocations.c.revocation_id == revocation_id))

@@ -1,0 +1,64 @@
+"""Pending links: one row per `state` given out, kept for a while after its use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, ForeignKey, Index, LargeBinary, RowMapping, String, Table, delete, insert, select, update
+
+from birdwire.store.db import Instant, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+link_states = Table(
+    "link_states",
+    metadata,
+    Column("state_hash", LargeBinary, primary_key=True),
+    Column("key_id", String, ForeignKey("api_keys.key_id"), nullable=False),
+    Column("issuer", String, nullable=False),
+    Column("redirect_uri", String, nullable=False),
+    Column("verifier_ct", LargeBinary, nullable=False),
+    Column("scopes", String, nullable=False),
+    Column("expected_username", String),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("taken_at", Instant),
+    Column("session_id", String),
+    Index("link_states_key", "key_id", "created_at"),
+)
+
+
+async def add(connection: AsyncConnection, state: Mapping[str, object]) -> None:
+    """A new state."""
+    await connection.execute(insert(link_states).values(state))
+
+
+async def trim(connection: AsyncConnection, key_id: str, *, keep: int, expired_before: datetime) -> None:
+    """Drop a key's oldest pending states over `keep`, and every state that ran out before a moment."""
+    await connection.execute(delete(link_states).where(link_states.c.expires_at < expired_before))
+    own = select(link_states.c.state_hash).where(link_states.c.key_id == key_id, link_states.c.taken_at.is_(None))
+    surplus = own.order_by(link_states.c.created_at.desc()).offset(keep)
+    await connection.execute(delete(link_states).where(link_states.c.state_hash.in_(surplus)))
+
+
+async def take(connection: AsyncConnection, state_hash: bytes, taken_at: datetime) -> RowMapping | None:
+    """Use a state up, if nobody did before: one statement, so that a thousand at once still have one winner."""
+    query = update(link_states).where(link_states.c.state_hash == state_hash, link_states.c.taken_at.is_(None))
+    taken = await connection.execute(query.values(taken_at=taken_at).returning(*link_states.c))
+    return taken.mappings().first()
+
+
+async def find(connection: AsyncConnection, state_hash: bytes) -> RowMapping | None:
+    """A state, taken or not."""
+    query = select(link_states).where(link_states.c.state_hash == state_hash)
+    return (await connection.execute(query)).mappings().first()
+
+
+async def note_session(connection: AsyncConnection, state_hash: bytes, session_id: str) -> None:
+    """Remember what a taken state led to."""
+    query = update(link_states).where(link_states.c.state_hash == state_hash)
+    await connection.execute(query.values(session_id=session_id))

@@ -1,0 +1,1 @@
+"""What others read to learn what can be done here; all of it comes from OPERATIONS and PROBLEMS."""

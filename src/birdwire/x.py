@@ -1,0 +1,290 @@
+"""X's API: one call(), whose problems become ours. Raises; never repeats, never renews a token, keeps no table of X's numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from birdwire.call import JSON_TYPE, encode
+from birdwire.clock import rfc3339
+from birdwire.errors import SEND_REASONS, GatewayError, excerpt
+from birdwire.operations import ID_PATTERN, XData, XRequest
+from birdwire.upstream import Request, SendFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from birdwire.clock import Clock
+    from birdwire.upstream import Reply, Upstream
+
+ME = XRequest("GET", "/2/users/me")
+
+
+class Account(XData):
+    """An X account, as users/me names it."""
+
+    id: str = Field(pattern=ID_PATTERN)
+    username: str = Field(pattern=r"^[A-Za-z0-9_]{1,50}$")
+
+
+class Unauthorized(GatewayError):  # noqa: N818 - named after the status (RFC 9110 §15.5.2)
+    """X answered 401: the token ran out, was revoked, or X is unwell. One 401 alone proves nothing."""
+
+    def __init__(self, upstream: dict[str, object]) -> None:
+        super().__init__("x_session_expired", account="the linked account", upstream=upstream)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read X's answer to one call.
+
+    `answer` picks what is passed on from `data`; `enterprise` says that X keeps this action from self-serve tiers;
+    `already` maps an old code of X to the answer it amounts to.
+    """
+
+    answer: type[XData]
+    enterprise: bool = False
+    about: str = "tweet"
+    already: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+
+
+class X:
+    """X's API over one Upstream."""
+
+    def __init__(self, upstream: Upstream, clock: Clock) -> None:
+        self._upstream = upstream
+        self._clock = clock
+
+    async def call(self, access_token: str, request: XRequest, reading: Reading, deadline_s: float) -> dict[str, Any]:
+        """X's `data`, reduced to the members of `reading.answer`.
+
+        Raises:
+            Unauthorized: X answered 401.
+            GatewayError: any other refusal or failure, in our words, with X's under `upstream`.
+        """
+        headers: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {access_token}"),)
+        body = b""
+        if request.json is not None:
+            headers += (("content-type", JSON_TYPE),)
+            body = encode(request.json)
+        try:
+            reply = await self._upstream.send(
+                Request(request.method, request.path, headers, body), deadline_s=deadline_s
+            )
+        except SendFailed as error:
+            raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
+        return read(reply, reading, self._clock.now())
+
+    async def me(self, access_token: str, deadline_s: float) -> Account:
+        """Whose token this is. X bills it and allows 75 in 15 minutes: ask once a link.
+
+        Raises:
+            Unauthorized, GatewayError: as `call`.
+        """
+        return Account.model_validate(await self.call(access_token, ME, Reading(Account, about="user"), deadline_s))
+
+
+def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
+    """What a reply of X means; the order of the questions is part of the contract.
+
+    Raises:
+        Unauthorized, GatewayError: as `X.call`.
+    """
+    said = _Said.of(reply)
+    if reply.status == 404 and not said.is_object:
+        raise GatewayError("x_endpoint_gone", upstream=said.upstream())
+    if said.unauthorized:
+        raise Unauthorized(said.upstream())
+    for code, answer in reading.already.items():
+        if code in said.codes:
+            return dict(answer)
+    if said.is_object and said.ok and isinstance(said.value.get("data"), dict):
+        return _pick(said, reading)
+    for reason, told in _QUESTIONS:
+        if told(said, reading):
+            raise _refusal(reason, said, now)
+    raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream())
+
+
+def _pick(said: _Said, reading: Reading) -> dict[str, Any]:
+    try:
+        return reading.answer.model_validate(said.value["data"]).model_dump()
+    except ValidationError:
+        raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream()) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A reply of X, boiled down to what its problems can be told by. X breaks its own schema: read leniently."""
+
+    reply: Reply
+    is_object: bool
+    value: dict[str, Any]
+    types: frozenset[str]
+    titles: frozenset[str]
+    codes: frozenset[int]
+    about: frozenset[str]
+    reasons: frozenset[str]
+    text: str
+
+    @classmethod
+    def of(cls, reply: Reply) -> _Said:
+        try:
+            value = json.loads(reply.body)
+        except (ValueError, RecursionError):
+            value = None
+        is_object = isinstance(value, dict)
+        value = value if is_object else {}
+        errors = value.get("errors")
+        problems = (
+            [value, *(item for item in errors if isinstance(item, dict))] if isinstance(errors, list) else [value]
+        )
+
+        def words(*names: str) -> list[str]:
+            return [item[name] for item in problems for name in names if isinstance(item.get(name), str)]
+
+        return cls(
+            reply=reply,
+            is_object=is_object,
+            value=value,
+            types=frozenset(word.rsplit("/", 1)[-1] for word in words("type")),
+            titles=frozenset(words("title")),
+            codes=frozenset(item["code"] for item in problems if isinstance(item.get("code"), int)),
+            about=frozenset(words("resource_type")),
+            reasons=frozenset(words("reason")),
+            text=" ".join(words("message", "detail")),
+        )
+
+    @property
+    def status(self) -> int:
+        return self.reply.status
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def unauthorized(self) -> bool:
+        return self.status == 401 or bool(self.codes & {32, 89, 99, 135, 215})
+
+    def first(self, name: str) -> str:
+        """A member of the top level or of the first error, as a short safe text."""
+        errors = self.value.get("errors")
+        inner = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
+        return excerpt(self.value.get(name) or inner.get(name) or "", 200)
+
+    def upstream(self) -> dict[str, object]:
+        """X's own words, shortened, for the answer's `upstream`."""
+        return {
+            "status": self.status,
+            "type": self.first("type"),
+            "title": self.first("title"),
+            "detail": self.sentence(),
+        }
+
+    def sentence(self) -> str:
+        """X's most telling words: an error's own message says more than the general detail above it."""
+        return self.first("message") or self.first("detail")
+
+
+_Question = Callable[[_Said, Reading], bool]
+
+
+# Asked from the top; the first yes decides. Bills and enrolment come before all else, whatever the status: linking again
+# cures none of them. Types are matched by their last segment, since X sends them from two hosts.
+_QUESTIONS: tuple[tuple[str, _Question], ...] = (
+    ("x_spend_cap", lambda said, _: "SpendCapReached" in said.titles),
+    ("x_credits_depleted", lambda said, _: said.status == 402 or bool(said.types & {"credits", "credits-depleted"})),
+    ("x_usage_capped", lambda said, _: "usage-capped" in said.types),
+    ("x_user_not_enrolled", lambda said, _: "client-forbidden" in said.types and "user-not-enrolled" in said.reasons),
+    ("x_tier_lacks_action", lambda said, reading: "client-forbidden" in said.types and reading.enterprise),
+    ("x_not_enrolled", lambda said, _: "client-forbidden" in said.types or bool(said.codes & {261, 416})),
+    ("x_tier_lacks_action", lambda said, _: 453 in said.codes),
+    ("x_window_24h", lambda said, _: 185 in said.codes or (said.status == 429 and _window(said) == "24h")),
+    ("x_window_15m", lambda said, _: said.status == 429 or 88 in said.codes),
+    ("x_5xx", lambda said, _: said.status >= 500 or bool(said.codes & {130, 131})),
+    ("reply_target_not_found", lambda said, _: "reply to a Tweet that is deleted or not visible" in said.text or 385 in said.codes),
+    ("user_not_found", lambda said, reading: _gone(said) and ("user" in said.about or (not said.about and reading.about == "user"))),
+    ("user_not_found", lambda said, _: bool(said.codes & {17, 50, 63, 108})),
+    ("tweet_not_found", lambda said, _: _gone(said) or bool(said.codes & {34, 144, 179, 421, 422})),
+    ("tweet_not_found", lambda said, _: "not-authorized-for-resource" in said.types and "tweet" in said.about),
+    ("duplicate_post", lambda said, _: "duplicate content" in said.text or 187 in said.codes),
+    ("x_tier_lacks_action", lambda said, reading: "only reply to or quote posts" in said.text and reading.enterprise),
+    ("reply_not_allowed", lambda said, _: "only reply to or quote posts" in said.text or "Reply to this conversation is not allowed" in said.text or 433 in said.codes),
+    ("x_cashtag_limit", lambda said, _: "one cashtag" in said.text),
+    ("x_user_suspended", lambda said, _: "user-suspended" in said.types or bool(said.codes & {64, 326})),
+    ("text_too_long", lambda said, _: 186 in said.codes),
+    ("x_not_user_token", lambda said, _: "unsupported-authentication" in said.types),
+    ("x_refused", lambda said, _: bool(said.codes & {136, 161, 162, 220, 226, 425})),
+    ("x_tier_lacks_action", lambda said, reading: said.status == 403 and reading.enterprise),
+    ("x_refused", lambda said, _: said.status == 403),
+    ("x_account_mismatch", lambda said, _: "must be the same as the authenticating user" in said.text),
+    ("x_invalid_request", lambda said, _: said.is_object and (said.status == 400 or bool(said.codes & {38, 44, 195, 323, 324, 325, 386, 407}))),
+    ("x_conflict", lambda said, _: said.status == 409),
+)  # fmt: skip
+
+
+def _gone(said: _Said) -> bool:
+    return "resource-not-found" in said.types or "cannot be found" in said.text
+
+
+def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
+    values: dict[str, Any] = {
+        "message": said.sentence() or "it gave no reason.",
+        "account": "the linked account",
+        "period": (said.first("period") or "monthly").lower(),
+        "reset_date": said.first("reset_date") or "a date that X does not name",
+    }
+    retry_after_s = None
+    if reason in ("x_window_15m", "x_window_24h"):
+        retry_after_s = _wait_s(said.reply, now, 86_400 if reason == "x_window_24h" else 900)
+        values["reset"] = rfc3339(now + timedelta(seconds=retry_after_s))
+    if reason == "x_spend_cap":
+        retry_after_s = _until_date_s(said.first("reset_date"), now)
+    outcome: Literal["refused", "unknown"] = "unknown" if reason == "x_5xx" else "refused"
+    return GatewayError(reason, retry_after_s=retry_after_s, outcome=outcome, upstream=said.upstream(), **values)
+
+
+_WINDOWS = (("24h", "x-user-limit-24hour"), ("24h", "x-app-limit-24hour"), ("15m", "x-rate-limit"))
+"""X's windows by the prefix of their headers, in the order in which an exhausted one decides."""
+
+_UNKNOWN_WAIT_S = 60
+_ABSURD_WAIT_S = 7 * 86_400
+
+
+def _exhausted(reply: Reply) -> tuple[str, str] | None:
+    return next((window for window in _WINDOWS if reply.headers.get(f"{window[1]}-remaining", "").strip() == "0"), None)
+
+
+def _window(said: _Said) -> str:
+    exhausted = _exhausted(said.reply)
+    return exhausted[0] if exhausted else "15m"
+
+
+def _wait_s(reply: Reply, now: datetime, longest_s: int) -> int:
+    """Seconds until the exhausted window reopens, by X's own clock: its reset minus its Date; 60 if it says nothing sane."""
+    exhausted = _exhausted(reply)
+    reset = reply.headers.get(f"{exhausted[1] if exhausted else 'x-rate-limit'}-reset", "").strip()
+    if not (reset.isascii() and reset.isdigit() and len(reset) <= 12):
+        return _UNKNOWN_WAIT_S
+    try:
+        date = parsedate_to_datetime(reply.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        date = now.timestamp()
+    wait_s = int(reset) - int(date)
+    return _UNKNOWN_WAIT_S if wait_s > _ABSURD_WAIT_S else min(longest_s, max(1, wait_s))
+
+
+def _until_date_s(date: str, now: datetime) -> int | None:
+    """Seconds until 00:00 UTC of a date such as 2026-05-12; None if it is none, or past."""
+    try:
+        day = datetime.strptime(date, "%Y-%m-%d").replace(tzinfo=now.tzinfo)
+    except ValueError:
+        return None
+    return max(1, int((day - now).total_seconds())) if day > now else None

@@ -135,7 +135,7 @@ class Consent:
         if len(self._pending) >= PENDING_AT_ONCE:
             self._pending.pop(next(iter(self._pending)))
         cookie = request.cookies.get(COOKIE, "")
-        if not 40 <= len(cookie) <= 60:  # noqa: PLR2004 - 32 random bytes in base64url
+        if not 40 <= len(cookie) <= 60:
             cookie = secrets.token_urlsafe(32)
         token = secrets.token_urlsafe(32)
         self._pending[digest(token)] = _Pending(ask, digest(cookie), now + timedelta(seconds=PENDING_S))

@@ -1,0 +1,179 @@
+"""The control surface: who may use it, what it refuses, what it changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.seed import DELETED_POST_ID, VISIBLE_POST_ID
+
+if TYPE_CHECKING:
+    from tests.sandbox.conftest import LocalX
+
+ADA = "2244994945"
+
+
+async def test_the_default_seed_has_five_people_and_a_deleted_post(x: LocalX) -> None:
+    """As the documentation names them."""
+    state = await x.state()
+    assert [user["username"] for user in state["users"]] == ["ada", "grace", "alan", "pat", "gus"]
+    assert [user["username"] for user in state["users"] if user["protected"]] == ["pat"]
+    assert [user["username"] for user in state["users"] if user["suspended"]] == ["gus"]
+    assert [post["id"] for post in state["posts"] if post["deleted"]] == [DELETED_POST_ID]
+    assert {user["id"] for user in state["users"]} == {post["author_id"] for post in state["posts"]}
+    assert state.keys() == {"users", "posts", "likes", "follows", "retweets", "bookmarks"}
+
+
+async def test_other_machines_are_refused() -> None:
+    """By the peer's address."""
+    transport = httpx2.ASGITransport(create_sandbox(), client=("192.0.2.7", 1))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        assert (await http.get("/_sandbox/state")).status_code == 403
+        assert (await http.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[", "2130706433"])
+async def test_foreign_names_are_refused(x: LocalX, host: str) -> None:
+    """A rebound name reaches the socket, but not the control surface."""
+    answer = await x.http.get("/_sandbox/state", headers={"host": host})
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "[::1]:80", "127.0.0.2"])
+async def test_loopback_names_are_let_in(x: LocalX, host: str) -> None:
+    """Every name of this machine's own."""
+    assert (await x.http.get("/_sandbox/state", headers={"host": host})).status_code == 200
+
+
+async def test_pages_of_other_origins_are_refused(x: LocalX) -> None:
+    """A web page cannot reset what it cannot read."""
+    answer = await x.http.post("/_sandbox/reset", headers={"origin": "https://evil.example"})
+    assert answer.status_code == 403
+    assert (await x.http.post("/_sandbox/reset", headers={"origin": "http://127.0.0.1"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("config", {"tier": "free"}),
+        ("config", {"colour": "red"}),
+        ("config", {"likes_per_15m": -1}),
+        ("config", {"likes_per_15m": True}),
+        ("config", {"likes_per_15m": 1.5}),
+        ("config", {"limits": {"GET /2/users/me": "many"}}),
+        ("clock", {}),
+        ("clock", {"advance_s": "1"}),
+        ("clock", {"advance_s": True}),
+        ("clock", {"advance_s": 1e300}),
+        ("clock", {"advance_s": 1, "now": 2}),
+        ("reset", {"all": True}),
+        ("seed", {"users": [{"username": "no spaces"}]}),
+        ("seed", {"posts": [{"author": "nobody", "text": "?"}]}),
+        ("seed", {"users": [{"username": "ada", "id": "1"}]}),
+        ("faults", {}),
+        ("faults", {"do": {}}),
+        ("faults", {"do": {"error": "no-such-error"}}),
+        ("faults", {"do": {"drop": "sometime"}}),
+        ("faults", {"do": {"status": 503, "error": "unavailable"}}),
+        ("faults", {"do": {"status": 99}}),
+        ("faults", {"do": {"body": {}}}),
+        ("faults", {"do": {"status": 500}, "times": 0}),
+        ("faults", {"do": {"status": 500}, "match": {"header": "x"}}),
+        ("faults", {"do": 5}),
+    ],
+)
+async def test_what_is_not_understood_is_refused_by_name(x: LocalX, path: str, body: dict[str, Any]) -> None:
+    """400 with a sentence, and nothing changes."""
+    before = await x.state(), (await x.http.get("/_sandbox/config")).json()
+    answer = await x.http.post(f"/_sandbox/{path}", json=body)
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]) > 5
+    assert (await x.state(), (await x.http.get("/_sandbox/config")).json()) == before
+    assert (await x.http.get("/_sandbox/faults")).json() == {"faults": []}
+
+
+@pytest.mark.parametrize(("content", "status"), [(b"{", 400), (b"[]", 400), (b'{"advance_s":NaN}', 400), (b"", 400)])
+async def test_only_json_objects_are_read(x: LocalX, content: bytes, status: int) -> None:
+    """Also NaN, which is no JSON."""
+    headers = {"content-type": "application/json"}
+    assert (await x.http.post("/_sandbox/clock", content=content, headers=headers)).status_code == status
+
+
+async def test_other_kinds_of_body_and_huge_ones_are_refused(x: LocalX) -> None:
+    """A form from a foreign page is not JSON; a body is bounded."""
+    assert (await x.http.post("/_sandbox/clock", data={"advance_s": "1"})).status_code == 415
+    assert (await x.http.post("/_sandbox/clock", content=b" " * 1_100_000)).status_code == 413
+
+
+async def test_config_changes_any_subset_and_answers_the_whole(x: LocalX) -> None:
+    """And all names of a refused change are named."""
+    whole = await x.control("config", tier="self_serve_2026_04", likes_per_15m=3)
+    assert (whole["tier"], whole["likes_per_15m"], whole["billing"]) == ("self_serve_2026_04", 3, "ok")
+    answer = await x.http.post("/_sandbox/config", json={"tier": "x", "colour": 1})
+    assert "tier" in answer.json()["error"]
+    assert "colour" in answer.json()["error"]
+
+
+async def test_calls_are_numbered_and_say_who_did_what(x: LocalX) -> None:
+    """since=N, grant_type at the token endpoint, user_id at the API; control calls are not X's."""
+    token = (await x.link())["access_token"]
+    await x.call(token, "GET", "/2/users/me")
+    calls = (await x.http.get("/_sandbox/calls")).json()["calls"]
+    assert [(call["n"], call["method"], call["path"], call["status"]) for call in calls] == [
+        (1, "POST", "/2/oauth2/token", 200),
+        (2, "GET", "/2/users/me", 200),
+    ]
+    assert calls[0]["grant_type"] == "authorization_code"
+    assert calls[1]["user_id"] == ADA
+    assert (await x.http.get("/_sandbox/calls?since=1")).json()["calls"] == calls[1:]
+    assert (await x.http.get("/_sandbox/calls?since=x")).status_code == 400
+
+
+async def test_a_reset_undoes_all_but_grants_and_numbers(x: LocalX) -> None:
+    """A linked app stays linked unless told otherwise."""
+    token = (await x.link())["access_token"]
+    await x.call(token, "POST", f"/2/users/{ADA}/likes", json={"tweet_id": VISIBLE_POST_ID})
+    await x.control("config", likes_per_15m=1)
+    await x.control("faults", do={"status": 500}, times=None)
+    await x.control("clock", advance_s=60)
+    state = await x.control("reset")
+    assert state["likes"] == []
+    assert (await x.http.get("/_sandbox/config")).json()["likes_per_15m"] == 50
+    assert (await x.http.get("/_sandbox/calls")).json() == {"calls": []}
+    answer = await x.call(token, "GET", "/2/users/me")
+    assert (answer.status_code, answer.headers["x-rate-limit-remaining"]) == (200, "74")
+    assert (await x.http.get("/_sandbox/calls")).json()["calls"][0]["n"] == 3
+    await x.control("reset", grants=False)
+    assert (await x.call(token, "GET", "/2/users/me")).status_code == 401
+
+
+async def test_the_seed_can_be_put_back_and_added_to(x: LocalX) -> None:
+    """People and posts by name; the seed itself with an empty body."""
+    plan = {
+        "users": [{"username": "eve", "protected": True}],
+        "posts": [{"author": "eve", "text": "hi @ada", "id": "77"}],
+    }
+    state = await x.control("seed", **plan)
+    eve = next(user for user in state["users"] if user["username"] == "eve")
+    assert eve["protected"] is True
+    assert {"id": "77", "text": "hi @ada", "author_id": eve["id"], "deleted": False} in state["posts"]
+    await x.control("seed", users=[{"username": "ada", "suspended": True}])
+    state = (await x.http.post("/_sandbox/seed")).json()
+    assert next(user for user in state["users"] if user["username"] == "ada")["suspended"] is False
+    assert any(user["username"] == "eve" for user in state["users"])
+
+
+async def test_the_front_page_says_what_this_is(x: LocalX) -> None:
+    """Accounts, endpoints and control calls."""
+    page = (await x.http.get("/")).text
+    for part in ("not X", "@grace", VISIBLE_POST_ID, "/2/users/{id}/likes", "/_sandbox/faults"):
+        assert part in page
+
+
+async def test_nobody_can_be_removed_who_is_not_there(x: LocalX) -> None:
+    """404, as JSON."""
+    answer = await x.http.post("/_sandbox/users/5/revoke_app")
+    assert (answer.status_code, answer.json()) == (404, {"error": "nobody of that id here"})

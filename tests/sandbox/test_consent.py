@@ -90,7 +90,7 @@ async def test_an_existing_query_of_the_redirect_uri_is_kept(x: LocalX) -> None:
     ],
 )
 async def test_a_wrong_request_gets_a_page_and_never_a_redirect(x: LocalX, changes: dict[str, str | None]) -> None:
-    """ "Something went wrong", whatever is wrong."""
+    """X shows its own page, whatever is wrong."""
     answer = await x.http.get(x.authorize_url(**changes))
     assert answer.status_code == 400
     assert "Something went wrong" in answer.text

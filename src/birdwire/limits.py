@@ -53,9 +53,9 @@ class Limits:
     def take(self, key_id: str, rpm: int) -> Allowance:
         """Count one call, if the key may still make it."""
         now = self._clock.monotonic()
+        self._forget_quiet(now)
         calls = self._calls.setdefault(key_id, deque())
         self._calls.move_to_end(key_id)
-        self._forget_quiet(now)
         while calls and calls[0] <= now - WINDOW_S:
             calls.popleft()
         granted = len(calls) < rpm
@@ -70,6 +70,6 @@ class Limits:
     def _forget_quiet(self, now: float) -> None:
         while self._calls:
             key_id, calls = next(iter(self._calls.items()))
-            if not calls or calls[-1] > now - WINDOW_S:
+            if calls[-1] > now - WINDOW_S:
                 return
             del self._calls[key_id]

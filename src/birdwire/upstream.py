@@ -413,7 +413,7 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> Reply:
         """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
-        if self._loop.time() >= ends_at:
+        if not self._loop.time() < ends_at:  # nor if it is no number
             raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
         if self._transport.is_closing():
             raise SendFailed("unreachable", "closed before the request was sent", sent=False)
@@ -519,12 +519,14 @@ class _Connection(asyncio.Protocol):
     def _inflated(self, body: bytes) -> bytes:
         if self._inflate is None:
             self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        elif self._inflate.eof:
+            self._refuse("bytes after the end of gzip")
         try:
             # One byte more than the bound is enough to know, so a bomb is never inflated.
-            plain = b"" if self._inflate.eof else self._inflate.decompress(body, self._left + 1)
+            plain = self._inflate.decompress(body, self._left + 1)
         except zlib.error:
             self._refuse("broken gzip")
-        if self._inflate.unused_data or (self._inflate.eof and not plain):
+        if self._inflate.unused_data:
             self._refuse("bytes after the end of gzip")
         return plain
 

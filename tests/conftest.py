@@ -1,0 +1,49 @@
+"""What every test has: traffic to loopback only, and a gateway with a local X on real sockets."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from house import House
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse to connect anywhere else, whatever library asks (PEP 578)."""
+    if event != "socket.connect" or not isinstance(arguments[1], tuple):
+        return
+    host = str(arguments[1][0])
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        pytest.fail(f"a test connects to {host}, which is not this machine")
+
+
+sys.addaudithook(_only_loopback)
+
+
+@pytest_asyncio.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """A fresh gateway and sandbox, with one key and nothing linked."""
+    async with House.built(tmp_path) as built:
+        yield built
+
+
+@pytest_asyncio.fixture
+async def linked(house: House) -> House:
+    """The same, with ada linked to the key."""
+    await house.link("ada")
+    return house
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    """One linked house for a whole module of tests that leave no trace; its limit is out of the way."""
+    async with House.built(tmp_path_factory.mktemp("house"), rpm=1_000_000) as built:
+        await built.link("ada")
+        yield built

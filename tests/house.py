@@ -1,0 +1,192 @@
+"""A gateway and a local X, each on a real socket in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import socket
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import uvicorn
+from pydantic import SecretStr
+
+from birdwire.app import Gateway, create_app
+from birdwire.clock import Clock
+from birdwire.sandbox import seed
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.settings import Settings
+from birdwire.vault import create_key_file
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from starlette.types import ASGIApp
+
+API = "/apis/v1/twitter/"
+POST = seed.VISIBLE_POST_ID
+
+
+class MovableClock(Clock):
+    """The real time, plus what a test adds."""
+
+    def __init__(self) -> None:
+        self.added = timedelta()
+
+    def now(self) -> datetime:
+        """The moved time of day."""
+        return super().now() + self.added
+
+    def monotonic(self) -> float:
+        """Moved as well."""
+        return super().monotonic() + self.added.total_seconds()
+
+    def advance(self, **by: float) -> None:
+        """Move on, by the names of a timedelta."""
+        self.added += timedelta(**by)
+
+
+@dataclass
+class House:
+    """The running pair. `client` sends the key; `bare` sends none; `x` talks to the sandbox."""
+
+    directory: Path
+    settings: Settings
+    gateway: Gateway
+    sandbox: Any
+    clock: MovableClock
+    log: io.StringIO
+    client: httpx2.AsyncClient
+    bare: httpx2.AsyncClient
+    x: httpx2.AsyncClient
+    key_id: str = ""
+    raw_key: str = ""
+    secrets: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def built(
+        cls, directory: Path, *, rpm: int | None = None, public: bool = False, **options: Any
+    ) -> AsyncIterator[House]:
+        """Start both, make a key, and stop both at the end. `public`: X knows the gateway as a public client."""
+        async with contextlib.AsyncExitStack() as stack:
+            sandbox = create_sandbox()
+            x_url = await stack.enter_async_context(serving(sandbox, sandbox=True))
+            async with gateway(directory, sandbox, x_url, stack, public=public, **options) as house:
+                key, house.raw_key = await house.gateway.keys.create("test", "test key", "growth", rpm)
+                house.key_id = key.key_id
+                house.client.headers["authorization"] = f"Bearer {house.raw_key}"
+                yield house
+
+    async def call(self, name: str, body: object = None, **options: Any) -> httpx2.Response:
+        """POST an endpoint of the API with a JSON body, if any."""
+        if body is not None:
+            options["json"] = body
+        return await self.client.post(API + name, **options)
+
+    async def like(self, tweet_id: str = POST) -> httpx2.Response:
+        """Like a post."""
+        return await self.call("like_twitter", {"tweet_id": tweet_id})
+
+    async def status(self) -> dict[str, Any]:
+        """What auth/status says."""
+        return dict((await self.client.get(API + "auth/status")).json())
+
+    async def consent(self, username: str, action: str = "allow", body: object = None, **more: Any) -> str:
+        """Begin a link and decide on X's page; the URL that X redirects to."""
+        auth_url = (await self.call("auth_twitter", body)).raise_for_status().json()["auth_url"]
+        decision = {"auth_url": auth_url, "username": username, "action": action, **more}
+        answer = (await self.x.post("/_sandbox/consent", json=decision)).raise_for_status()
+        return str(answer.json()["redirect_to"])
+
+    async def link(self, username: str = "ada", body: object = None, **more: Any) -> httpx2.Response:
+        """Link an account to the key; the callback's answer."""
+        return await self.bare.get(await self.consent(username, body=body, **more), headers={"accept": "text/html"})
+
+    async def calls(self, path: str = "", **like: str) -> list[dict[str, Any]]:
+        """The calls that X got at a path, with these members."""
+        calls = (await self.x.get("/_sandbox/calls")).json()["calls"]
+        return [call for call in calls if call["path"].startswith(path) and like.items() <= call.items()]
+
+    async def fault(self, method: str, path: str, do: dict[str, Any], times: int | None = 1) -> None:
+        """Make X fail at an endpoint."""
+        body = {"match": {"method": method, "path": path}, "times": times, "do": do}
+        (await self.x.post("/_sandbox/faults", json=body)).raise_for_status()
+
+    async def configure(self, **options: Any) -> None:
+        """Change X's behaviour."""
+        (await self.x.post("/_sandbox/config", json=options)).raise_for_status()
+
+    async def advance_x(self, seconds: float) -> None:
+        """Move X's clock."""
+        (await self.x.post("/_sandbox/clock", json={"advance_s": seconds})).raise_for_status()
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    directory: Path, sandbox: Any, x_url: str, stack: contextlib.AsyncExitStack, *, public: bool = False, **options: Any
+) -> AsyncIterator[House]:
+    """A gateway in a directory (new or used before) towards a sandbox that runs."""
+    key_file = directory / "vault.key"
+    if not key_file.exists():
+        create_key_file(key_file)
+    listener = bound()
+    url = address(listener)
+    clients = sandbox.state.clients
+    given = {
+        "public_url": url,
+        "database_url": f"sqlite:///{directory / 'birdwire.db'}",
+        "vault_key_file": key_file,
+        "x_client_id": clients.public_client_id if public else clients.client_id,
+        "x_client_secret": None if public else SecretStr(clients.client_secret),
+        "x_api_url": x_url,
+        "x_authorize_url": f"{x_url}/i/oauth2/authorize",
+    }
+    settings = Settings.model_validate(given | options)
+    clock, log = MovableClock(), io.StringIO()
+    parts = create_app(settings, clock=clock, log=log)
+    await stack.enter_async_context(serving(parts.app, listener))
+    client, bare, x = [
+        await stack.enter_async_context(
+            httpx2.AsyncClient(base_url=base, timeout=30, limits=httpx2.Limits(max_connections=200))
+        )
+        for base in (url, url, x_url)
+    ]
+    yield House(directory, settings, parts, sandbox, clock, log, client, bare, x)
+
+
+def bound() -> socket.socket:
+    """A listening socket on any free loopback port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """Its base URL."""
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, listener: socket.socket | None = None, *, sandbox: bool = False) -> AsyncIterator[str]:
+    """Serve an app in this event loop; its base URL."""
+    listener = listener or bound()
+    options: dict[str, Any] = {"log_level": "error", "access_log": False, "lifespan": "on"}
+    server = uvicorn.Server(sandbox_config(app) if sandbox else uvicorn.Config(app, **options))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals
+    while not server.started:
+        if task.done():
+            raise RuntimeError("the app did not start") from task.exception()
+        await asyncio.sleep(0)
+    try:
+        yield address(listener)
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(task, 30)

@@ -59,7 +59,7 @@ class Key:
 
 
 def mint(mode: Mode, entropy: bytes | None = None) -> str:
-    """A new secret: `bw_live_` or `bw_test_`, 256 random bits in base62, a checksum that tells a typo without a look-up."""
+    """A new secret: `bw_live_` or `bw_test_`, 256 random bits in base62, a checksum against typos."""
     body = f"bw_{mode}_{_base62(int.from_bytes(entropy or secrets.token_bytes(32)), _SECRET_CHARS)}"
     return body + _checksum(body)
 
@@ -157,7 +157,7 @@ class Keys:
             return [(_key(row), (await store.secrets_of(connection, row["key_id"]))[0]["hint"]) for row in rows]
 
     async def rotate(self, key_id: str, overlap: timedelta) -> tuple[Key, str]:
-        """A new secret for the same key; links, limits and history stay. The old one lives on for `overlap`, 24 h at most.
+        """A new secret for the same key; links, limits and history stay. The old one lives on for `overlap`.
 
         Raises:
             KeyRuleError: no such key, it is revoked, or the overlap is too long.

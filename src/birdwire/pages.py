@@ -31,12 +31,12 @@ class Pages:
         style = loader.get_source(self._templates, "style.css")[0]
         self._templates.globals["style"] = Markup(style)  # noqa: S704 - our own file
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        own = f"style-src 'sha256-{digest}'"
         self._headers = (
             ("content-type", "text/html; charset=utf-8"),
             (
                 "content-security-policy",
-                f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; "
-                "base-uri 'none'; frame-ancestors 'none'",
+                f"default-src 'none'; {own}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
             ),
             ("referrer-policy", "no-referrer"),
             ("cross-origin-opener-policy", "same-origin"),

@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from house import API, POST
 
 from birdwire.sandbox import seed
+from house import API, POST
 
 if TYPE_CHECKING:
     from house import House

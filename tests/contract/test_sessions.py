@@ -7,9 +7,9 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from house import API, POST, gateway, serving
 
 from birdwire.sandbox.app import create_sandbox
+from house import API, POST, gateway, serving
 
 if TYPE_CHECKING:
     from pathlib import Path

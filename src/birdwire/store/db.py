@@ -57,7 +57,7 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Database:
-    """One database. `read` gives a connection that sees what is committed; `write` a transaction, durable at its end."""
+    """One database. `read` gives a connection on what is committed; `write` a transaction, durable at its end."""
 
     def __init__(self, url: str) -> None:
         self._path = Path(url.removeprefix("sqlite:///"))

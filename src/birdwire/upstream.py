@@ -286,7 +286,7 @@ class Upstream:
                 async with self._within(min(loop.time() + self._tls_s, ends_at)):
                     connection = await self._secure(loop, transport, self._tls)
             if connection.closing():
-                raise ConnectionError("closed as soon as it was open")  # noqa: TRY301 - ends as other refusals do
+                raise ConnectionError("closed as soon as it was open")
         except BaseException as error:
             if transport is not None:
                 transport.abort()

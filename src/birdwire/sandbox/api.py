@@ -204,7 +204,11 @@ async def read_bounded(request: Request, limit: int) -> bytes:
 
 async def read_json(request: Request) -> dict[str, Any]:
     """The request's JSON object."""
-    raw = await read_bounded(request, JSON_BYTES)
+    return parse_json(await read_bounded(request, JSON_BYTES))
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The JSON object in these bytes."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from birdwire.sandbox import lookups, reactions
+from birdwire.sandbox import lookups, media, posts, reactions
 from birdwire.sandbox.api import routes
 from birdwire.sandbox.clients import Client, Clients
 from birdwire.sandbox.consent import Consent
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "Clients", "create_sandbox"]
 
-ENDPOINTS = (*lookups.ENDPOINTS, *reactions.ENDPOINTS)
+ENDPOINTS = (*lookups.ENDPOINTS, *reactions.ENDPOINTS, *posts.ENDPOINTS, *media.ENDPOINTS)
 
 
 def create_sandbox(

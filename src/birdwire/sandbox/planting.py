@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from birdwire.sandbox.seed import plant
+from birdwire.sandbox.wording import mentions
 from birdwire.sandbox.world import Post, User
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _plant_user(world: World, planned: PlannedUser, now: datetime) -> None:
 def _plant_post(world: World, planned: PlannedPost, now: datetime) -> None:
     author = _named(world, planned.author)
     post_id = planned.id or world.new_id(now)
+    names = mentions(planned.text)
     world.posts[post_id] = Post(
         id=post_id,
         author_id=author.id,
@@ -124,11 +126,5 @@ def _plant_post(world: World, planned: PlannedPost, now: datetime) -> None:
         in_reply_to_tweet_id=planned.in_reply_to_tweet_id,
         quote_tweet_id=planned.quote_tweet_id,
         edit_history=[post_id],
-        mentions=mentioned(world, planned.text),
+        mentions=[user.id for user in world.users.values() if user.username.lower() in names],
     )
-
-
-def mentioned(world: World, text: str) -> list[str]:
-    """The ids of the users whose @name the text holds."""
-    words = {word.strip("@.,:;!?()").lower() for word in text.split() if "@" in word}
-    return [user.id for user in world.users.values() if user.username.lower() in words]

@@ -24,13 +24,13 @@ class Uploads:
         self._sizes[media_id][index] = size
         return True
 
-    def close(self, media_id: str) -> int | None:
-        """End an upload: its size, or None if segments are missing between the first and the last or none came."""
-        sizes = self._sizes.get(media_id)
-        if not sizes or sorted(sizes) != list(range(len(sizes))):
-            return None
+    def close(self, media_id: str, total_bytes: int) -> bool:
+        """End an upload if its segments are whole: none missing, and together as long as promised."""
+        sizes = self._sizes.get(media_id, {})
+        if sorted(sizes) != list(range(len(sizes))) or sum(sizes.values()) != total_bytes:
+            return False
         del self._sizes[media_id]
-        return sum(sizes.values())
+        return True
 
     def clear(self) -> None:
         """Drop every open upload."""

@@ -61,13 +61,10 @@ class Media:
     media_key: str
     owner_ids: list[str]
     category: str
-    media_type: str
     total_bytes: int
     created_at: datetime
     expires_at: datetime
     finalized_at: datetime | None = None
-    size: int = 0
-    processed: bool = False
 
 
 @dataclass

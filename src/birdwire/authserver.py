@@ -75,7 +75,7 @@ class Tokens:
     scopes: tuple[str, ...] | None
 
 
-# What an error of X's token endpoint means, first match wins: status or None, `error` or None, words of the description.
+# What an error of X's token endpoint means, first match wins: status or None, `error` or None, words of its text.
 # X says invalid_request where RFC 6749 §5.2 says invalid_grant; a missing client_id is the operator's doing.
 _CLASSES: tuple[tuple[int | None, str | None, str, Meaning], ...] = (
     (None, None, "[client_id]", Meaning.OPERATOR),

@@ -206,10 +206,13 @@ async def test_nothing_secret_lies_in_the_database_or_the_log(linked: House) -> 
     await linked.bare.get(redirect)
     await linked.bare.get(API + f"like_twitter?api_key={linked.raw_key}")
     await linked.like(POST)
-    session = await linked.gateway.sessions.open((await linked.gateway.sessions.links(linked.key_id)).current)  # type: ignore[arg-type]
+    row = (await linked.gateway.sessions.links(linked.key_id)).current
+    assert row is not None
+    session = await linked.gateway.sessions.open(row)
+    vault_key = (linked.directory / "vault.key").read_text().strip()
     code = redirect.partition("code=")[2].partition("&")[0]
     kept = (
         b"".join(path.read_bytes() for path in linked.directory.glob("birdwire.db*")) + linked.log.getvalue().encode()
     )
-    for secret in (linked.raw_key, session.access_token, code, linked.settings.vault_key_file.read_text().strip()):  # type: ignore[union-attr]
+    for secret in (linked.raw_key, session.access_token, code, vault_key):
         assert secret.encode() not in kept

@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from birdwire.asgi import respond
-from birdwire.call import Call
+from birdwire.call import Call, new_request_id
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
 
@@ -47,6 +47,7 @@ _WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a hea
 _TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
 _HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
+_SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 _MAX_LENGTH_DIGITS = 20  # of 2^64
 
 
@@ -283,7 +284,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._head_fed += len(piece)
             if self._head_fed >= self._limits.head_bytes:
                 raise GatewayError("headers_too_large")
-            if self.parser.get_http_version() == "0.9":
+            if before == _WAITING and _SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
                 raise _malformed("it names no version of HTTP")
         elif before == _BODY:
             self._framing += len(piece)
@@ -305,10 +306,13 @@ class EdgeProtocol(HttpToolsProtocol):
         cause = error.__context__
         if isinstance(cause, GatewayError):
             return cause
-        if cause is None:
-            return _malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        if cause is not None:
+            return self._bug(cause)
+        return _malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+
+    def _bug(self, error: BaseException) -> GatewayError:
         if self._door.telemetry is not None:
-            self._door.telemetry.crash("", cause)
+            self._door.telemetry.crash(new_request_id(), error)
         return GatewayError("internal")
 
     def _at_eof(self) -> None:
@@ -447,8 +451,7 @@ class EdgeProtocol(HttpToolsProtocol):
         try:
             await app(cast("Any", cycle.scope), cast("Any", cycle.receive), cast("Any", cycle.send))
         except Exception as error:  # noqa: BLE001 - the last net, under the app's own
-            if self._door.telemetry is not None:
-                self._door.telemetry.crash("", error)
+            self._bug(error)
         finally:
             if not (cycle.response_complete or cycle.disconnected):
                 if not cycle.response_started:

@@ -85,6 +85,12 @@ class Say:
             self._people.print(line)
         self._people.file.flush()
 
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show that something is waited for."""
+        with self._errors.status(text):
+            yield
+
     def aside(self, text: str) -> None:
         """A remark beside the result."""
         self._errors.print(text, style="dim")

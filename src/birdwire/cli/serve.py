@@ -14,13 +14,12 @@ from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.sandbox.app import create_sandbox
-from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.db import Database
 
 if TYPE_CHECKING:
     from birdwire.settings import Settings
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -60,7 +59,7 @@ def serve(
 
         async def run() -> None:
             await _check_database(settings)
-            await servers.serve([(servers.gateway_config(create_app(settings).app), listener)], ready)
+            await servers.serve([(servers.gateway_config(create_app(settings).app, settings), listener)], ready)
 
         servers.run(run())
 
@@ -117,4 +116,4 @@ def sandbox(
                 f"export BIRDWIRE_X_CLIENT_SECRET={clients.client_secret}",
             )
 
-        servers.run(servers.serve([(sandbox_config(local_x, timeout_graceful_shutdown=5), listener)], ready))
+        servers.run(servers.serve([(servers.sandbox_config(local_x), listener)], ready))

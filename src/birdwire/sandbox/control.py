@@ -174,7 +174,7 @@ class Control:
         if user_id not in self._platform.world.users:
             raise ControlError("nobody of that id here", 404)
         ended = self._platform.grants.remove_app(user_id)
-        self._platform.save()
+        await self._platform.saved()
         return {"revoked": ended}
 
 

@@ -176,7 +176,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self.url = b""
         self._told: dict[bytes, list[bytes]] = {}
-        self._host = b""
+        self._host: bytes | None = None
         self._head_fed = self._framing = self._body_left = self._dropped = 0
         self._body_limit = self._limits.body_bytes
 
@@ -360,6 +360,8 @@ class EdgeProtocol(HttpToolsProtocol):
             self.url = self._origin_form(host)
         self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
         if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _malformed("this is no proxy")
             if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
             return  # _read_on
@@ -415,7 +417,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.url == b"*" and method == b"OPTIONS":
             raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
         match = _ABSOLUTE.fullmatch(self.url)
-        if match is None or method == b"CONNECT" or b"#" in self.url:
+        if match is None or b"#" in self.url:
             raise _malformed("the request target is no path")
         if match[1].lower() != (host or match[1]).lower():
             raise _malformed("the request target and the Host header disagree")
@@ -466,14 +468,18 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            return
-        if self._phase == _DEAF:
+        elif self._phase == _DEAF:
             self._wire.write(self._last_words)
             self._finish()
-            return
+        if not self.pipeline and self._phase != _DEAF:
+            self._go_on()
+        self._arm()
+
+    def _go_on(self) -> None:
+        """Nothing is queued: read on."""
         self._now = self.loop.time()
         if self._phase == _WAITING:
-            self._due = self._now + self._limits.idle_s
+            self._due = inf if self._running is not None else self._now + self._limits.idle_s
         elif self._due == inf:  # the peer could not go on while we did not read
             self._due = self._now + (self._limits.head_s if self._phase == _HEAD else self._limits.body_s)
         self.flow.resume_reading()
@@ -482,7 +488,6 @@ class EdgeProtocol(HttpToolsProtocol):
             self._read(rest)
         if self._eof and not self._rest:
             self._at_eof()
-        self._arm()
 
     def _refuse(self, error: GatewayError) -> None:
         """Read no more, and say why, after the answers still owed. A request answered already gets no second."""

@@ -9,8 +9,10 @@ from urllib.parse import parse_qsl
 
 import jinja2
 from markupsafe import Markup
+from pydantic import Field
 
-from birdwire.call import Answer
+from birdwire.body import Body, read
+from birdwire.call import JSON_TYPE, Answer
 from birdwire.errors import GatewayError, describe, render
 
 if TYPE_CHECKING:
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
     from birdwire.oauth import OAuth
 
 _FORM_TYPE = "application/x-www-form-urlencoded"
-_LONGEST_UNDO = 200
+
+
+class Undo(Body):
+    """What ends a link that was not meant."""
+
+    undo_token: str = Field(description="the one-time token of the page after the link")
 
 
 class Pages:
@@ -85,14 +92,17 @@ def _wants_json(call: Call) -> bool:
 
 
 def _undo_token(call: Call) -> str:
-    """The one field of the page's form."""
-    if (call.header("content-type") or "").partition(";")[0].strip().lower() != _FORM_TYPE:
-        raise GatewayError("unsupported_media_type", wanted=f"Content-Type: {_FORM_TYPE}")
+    """The one field of the page's form, or of a JSON body."""
+    kind = (call.header("content-type") or "").partition(";")[0].strip().lower()
+    if kind == JSON_TYPE:
+        return read(call, Undo).undo_token
+    if kind != _FORM_TYPE:
+        raise GatewayError("unsupported_media_type", wanted=f"Content-Type: {JSON_TYPE}, or as the form {_FORM_TYPE}")
     try:
         fields = parse_qsl(call.body.decode("ascii"), strict_parsing=True, max_num_fields=5)
     except ValueError:
         fields = []
     tokens = [value for name, value in fields if name == "undo_token"]
-    if len(tokens) != 1 or len(tokens[0]) > _LONGEST_UNDO:
+    if len(tokens) != 1:
         raise GatewayError("undo_unknown")
     return tokens[0]

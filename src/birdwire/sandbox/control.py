@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from birdwire.sandbox.api import read_bounded
+from birdwire.sandbox.api import json_object, read_bounded
 from birdwire.sandbox.clients import is_loopback
 from birdwire.sandbox.consent import PATH, AskError, Consent
 from birdwire.sandbox.planting import Plan
@@ -218,16 +217,9 @@ async def read_object(request: Request, *, optional: bool = False) -> dict[str, 
     if kind != "application/json":
         raise ControlError("Content-Type: application/json, please", 415)
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise ControlError("the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise ControlError("the body must be a JSON object")
-    return body
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+        return json_object(raw)
+    except ValueError as error:
+        raise ControlError(f"the body is {error}") from None
 
 
 async def _body(request: Request, members: dict[str, type], *, optional: bool = False) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 FAULTS_AT_ONCE = 1000
 DELAY_MAX_S = 3600
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\z")]
+HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e\t]{0,4000}\z")]
 
 
 class ConnectionDropped(Exception):  # noqa: N818 - what happened, told to a client in the same process
@@ -38,7 +40,7 @@ class Effect(BaseModel):
     status: Annotated[int | None, Field(ge=200, le=599)] = None
     body: Any = None
     body_base64: Annotated[str | None, Field(max_length=8 * 1024 * 1024)] = None
-    headers: Annotated[dict[str, str], Field(max_length=50)] = {}
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=50)] = {}
     error: str | None = None
     drop: Literal["before_apply", "after_apply"] | None = None
     delay_s: Annotated[int | float | None, Field(ge=0, le=DELAY_MAX_S)] = None

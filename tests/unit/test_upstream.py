@@ -483,7 +483,7 @@ class TestPool:
 
     async def test_bytes_on_an_idle_connection_end_it(self) -> None:
         """Nobody asked for them."""
-        async with talk() as (peer, upstream):
+        async with talk(idle_s=600) as (peer, upstream):
             await upstream.send(ME, deadline_s=5)
             peer.writers[0].write(OK)
             await until(lambda: upstream.stats() == Stats(open=0, idle=0, in_use=0, opened=1))
@@ -600,7 +600,7 @@ class TestEnds:
     @pytest.mark.parametrize("kept", [False, True])
     async def test_a_cancelled_call_ends_its_connection(self, *, kept: bool) -> None:
         """A reply that comes late must not meet the next call, on a fresh connection or a kept one."""
-        async with talk(*[Act(OK)] * kept, Act(b"", "stall"), Act(OK)) as (peer, upstream):
+        async with talk(*[Act(OK)] * kept, Act(b"", "stall"), Act(OK), idle_s=600) as (peer, upstream):
             if kept:
                 await upstream.send(ME, deadline_s=5)
             call = asyncio.create_task(upstream.send(LIKE, deadline_s=5))

@@ -143,12 +143,18 @@ class Ready:
 @app.command()
 def dev(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The gateway's port; 0 takes any free one.")] = 8700,
-    sandbox_port: Annotated[int, typer.Option(min=0, max=65_535, help="The local X's port; 0 takes any.")] = 8701,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="The gateway's port; 0 takes any free one.")
+    ] = 8700,
+    sandbox_port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="The local X's port; 0 takes any.")
+    ] = 8701,
     data: Annotated[
-        Path, typer.Option(help="Folder for database, vault key and the local X's world.")
+        Path, typer.Option(metavar="DIR", help="Folder for database, vault key and the local X's world.")
     ] = DEFAULT_FOLDER,
-    rpm: Annotated[int | None, typer.Option(min=1, max=MAX_RPM, help="Calls a minute for both keys.")] = None,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls a minute for both keys.")
+    ] = None,
     link: Annotated[str | None, typer.Option(metavar="USERNAME", help="Link this user of the local X: ada.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request to stderr.")] = False,
     as_json: JsonOption = False,

@@ -31,9 +31,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 @app.command()
 def create(
     *,
-    label: Annotated[str, typer.Option(help="Whose key it is; the page after a link shows it.")],
-    tier: Annotated[str, typer.Option(help=f"Calls a minute: {', '.join(TIERS)}.")] = "free",
-    rpm: Annotated[int | None, typer.Option(min=1, max=MAX_RPM, help="Its own limit, in place of the tier's.")] = None,
+    label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is; the page after a link shows it.")],
+    tier: Annotated[str, typer.Option(metavar="TIER", help=f"Calls a minute: {', '.join(TIERS)}.")] = "free",
+    rpm: Annotated[
+        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Its own limit, in place of the tier's.")
+    ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,

@@ -25,9 +25,12 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on, before the settings.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on, before the settings.")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port to listen on, before the settings; 0 takes any.")
+        int | None,
+        typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on, before the settings; 0 takes any."),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -76,12 +79,16 @@ async def _check_database(settings: Settings) -> None:
 @app.command()
 def sandbox(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes any free one.")] = 8701,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
+    ] = 8701,
     redirect_uri: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
     ] = None,
-    world: Annotated[Path | None, typer.Option(help="File in which the local X outlives a restart.")] = None,
+    world: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File in which the local X outlives a restart.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start the local X alone.

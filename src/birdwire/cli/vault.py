@@ -16,7 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def vault() -> None:
-    """Keep `create` a command of its own, however few there are."""
+    """Make the key that seals X's tokens at rest."""
+    # Without a callback, Typer makes a lone command the family itself.
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from birdwire import __version__
+from birdwire.cli.say import family
 from birdwire.operations import OPERATIONS, Operation
 
 OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
@@ -65,13 +66,11 @@ def load(name: str) -> Any:
 
 def build() -> typer.Typer:
     """The whole command line."""
-    app = typer.Typer(
-        name="birdwire",
+    app = family(
         cls=Commands,
         help="A self-hosted gateway through which an app or an AI agent acts on X, with one API key.",
         epilog="Begin with: birdwire dev",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,  # they print local variables, and so secrets
+        add_completion=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WAIT_S = 600.0
 ASK_EVERY_S = 2.0  # well inside the lowest tier's 60 calls a minute
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = family()
 
 
 @app.command()

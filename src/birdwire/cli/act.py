@@ -10,7 +10,7 @@ import typer
 
 from birdwire.cli import OFFERED, name_of
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Stop, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, printable, saying
 from birdwire.cli.sources import DEFAULT_URL, KeyFileOption, gateway_url, read_key
 
 if TYPE_CHECKING:
@@ -92,6 +92,6 @@ def _command(operation: Operation) -> Callable[..., None]:
     return act
 
 
-app = typer.Typer(add_completion=False)
+app = family()
 for _operation in OFFERED:
     app.command(name_of(_operation))(_command(_operation))

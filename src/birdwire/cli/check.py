@@ -11,7 +11,7 @@ import typer
 from birdwire import __version__
 from birdwire.app import open_vault, prepare
 from birdwire.cli.database import opened, refusals
-from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.settings import PREFIX, Settings
@@ -30,7 +30,7 @@ LIVE_DEADLINE_S = 10.0
 _FIELDS = (f"{PREFIX}{name.upper()}: {field.description}" for name, field in Settings.model_fields.items())
 SETTINGS = "\n\n".join(("Settings, in the environment or, in lower case without BIRDWIRE_, in a TOML file:", *_FIELDS))
 
-app = typer.Typer(add_completion=False)
+app = family()
 
 
 @app.command(epilog=SETTINGS)

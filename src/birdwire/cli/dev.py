@@ -17,7 +17,7 @@ from birdwire.app import create_app, prepare
 from birdwire.cli import servers
 from birdwire.cli.database import refusals
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
 from birdwire.clock import Clock
 from birdwire.errors import GatewayError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-app = typer.Typer(add_completion=False)
+app = family()
 
 HOST = "127.0.0.1"
 TIER = "starter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -83,9 +84,7 @@ class Gateway:
             Stop: there was no answer; UNKNOWN if the request may have been carried out.
         """
         connection = self._connect()
-        deadline = Timer(
-            self._deadline_s, connection.sock.shutdown, [socket.SHUT_RDWR]
-        )  # the timeout is each read's alone
+        deadline = Timer(self._deadline_s, _hang_up, [connection.sock])  # the socket's own timeout is each read's
         deadline.daemon = True
         deadline.start()
         try:
@@ -129,7 +128,7 @@ class Gateway:
         connection.request(method, path, content, headers)
         answer = connection.getresponse()
         received = answer.read(MAX_ANSWER)
-        if answer.length or len(received) == MAX_ANSWER:
+        if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
             raise http.client.IncompleteRead(received)
         return Reply(answer.status, received)
 
@@ -146,6 +145,11 @@ class Gateway:
             code = ExitCode.UNKNOWN
         message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
         return Stop(code, message, fix, request_id=request_id, document=document)
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _bad_url(url: str) -> Stop:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from birdwire.cli.database import opened
-from birdwire.cli.say import JsonOption, saying
+from birdwire.cli.say import JsonOption, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keys import MAX_RPM, TIERS, Keys
@@ -25,7 +25,7 @@ DAY_S = 86_400
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `birdwire keys list` shows it.")]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = family()
 
 
 @app.command()

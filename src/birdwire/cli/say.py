@@ -117,6 +117,17 @@ def saying(*, as_json: bool) -> Iterator[Say]:
         raise typer.Exit(int(stop.code)) from None
 
 
+def family(**options: Any) -> typer.Typer:
+    """Commands that belong together, with help in Markdown and tracebacks without values."""
+    given: dict[str, Any] = {
+        "no_args_is_help": True,
+        "add_completion": False,
+        "rich_markup_mode": "markdown",
+        "pretty_exceptions_enable": False,  # they print local variables, and so secrets
+    }
+    return typer.Typer(**(given | options))
+
+
 def printable(text: object, length: int = 500) -> str:
     """Text of another machine as one line that moves no cursor and colours nothing."""
     line = "".join(char if char.isprintable() else " " for char in str(text)[: length + 1])

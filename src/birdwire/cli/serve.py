@@ -10,7 +10,7 @@ import typer
 from birdwire.app import create_app, open_vault, prepare
 from birdwire.cli import servers
 from birdwire.cli.database import refusals
-from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.sandbox.app import create_sandbox
@@ -19,7 +19,7 @@ from birdwire.store.db import Database
 if TYPE_CHECKING:
     from birdwire.settings import Settings
 
-app = typer.Typer(add_completion=False)
+app = family()
 
 
 @app.command()

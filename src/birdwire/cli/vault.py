@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.vault import Vault, VaultError, create_key_file
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = family()
 
 
 @app.callback()

@@ -7,7 +7,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from birdwire.errors import GatewayError, excerpt
 
@@ -19,9 +20,17 @@ MAX_DIGITS = 4_300
 
 
 class Body(BaseModel):
-    """What a call takes. Strict: a number is no string, an unknown member is refused."""
+    """What a call takes. Strict: a number is no string, half a character is none, an unknown member is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: object) -> object:
+        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        if not all(map(_whole, texts)):
+            raise PydanticCustomError("string_unicode", "half a character")
+        return value
 
 
 class Empty(Body):

@@ -88,10 +88,9 @@ async def test_a_script_that_got_into_a_page_would_not_run(house: House, browser
     """The policy is the second wall: markup put into the page from outside stays dead."""
     page = await browser.new_page()
     await approve(house, page)
-    await page.evaluate(
-        "html => { const e = document.createElement('div'); e.innerHTML = html; document.body.append(e); }", PAYLOAD
-    )
-    await page.wait_for_load_state("networkidle")
+    put = "html => { const e = document.createElement('div'); e.innerHTML = html; document.body.append(e); }"
+    async with page.expect_console_message(lambda message: "inline event handler" in message.text):
+        await page.evaluate(put, PAYLOAD)
     assert await page.title() == "Linked - Birdwire"
 
 
@@ -110,10 +109,9 @@ async def test_the_page_asks_nobody_else_for_anything(house: House, page: Page) 
 async def test_no_other_site_can_frame_the_page(house: House, browser: Browser) -> None:
     """So nobody can lure a click onto the button."""
     page = await browser.new_page()
-    auth_url = await house.consent("ada")
+    redirect = await house.consent("ada")
     await page.goto(house.settings.base_url + "/livez")
-    await page.evaluate(
-        "url => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", auth_url
-    )
-    await page.wait_for_load_state("networkidle")
-    assert await page.frame_locator("iframe").get_by_text("is linked").count() == 0
+    put = "url => { const e = document.createElement('iframe'); e.src = url; document.body.append(e); }"
+    async with page.expect_event("requestfailed") as refused:
+        await page.evaluate(put, redirect)
+    assert (await refused.value).failure == "net::ERR_BLOCKED_BY_RESPONSE"

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["live", "test"]
 
-TIERS: dict[str, int | None] = {"free": 60, "starter": 600, "growth": 3_000, "custom": None}
-"""Calls a minute; a custom key says its own."""
+TIERS: dict[str, int | None] = {"free": 60, "starter": 600, "growth": 3_000, "enterprise": None}
+"""Calls a minute; an enterprise key says its own."""
 
 MAX_RPM = 1_000_000
 MAX_OVERLAP = timedelta(hours=24)
@@ -210,7 +210,7 @@ def _check(label: str, tier: str, rpm: int | None) -> None:
     if tier not in TIERS:
         raise KeyRuleError(f"There is no tier {tier}; there are: {', '.join(TIERS)}.")
     if rpm is None and TIERS[tier] is None:
-        raise KeyRuleError("A custom key needs its own limit (--rpm).")
+        raise KeyRuleError("An enterprise key needs its own limit (--rpm).")
     if rpm is not None and not 1 <= rpm <= MAX_RPM:
         raise KeyRuleError(f"The limit must be between 1 and {MAX_RPM} calls a minute.")
 

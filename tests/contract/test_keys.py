@@ -211,7 +211,8 @@ async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: House)
             ("a\nb", "free", None),
             ("a\x1b[31m", "free", None),
         ),
-        *(("x", "gold", None), ("x", "custom", None), ("x", "free", 0), ("x", "free", -1), ("x", "free", MAX_RPM + 1)),
+        *(("x", "gold", None), ("x", "enterprise", None), ("x", "free", 0), ("x", "free", -1)),
+        ("x", "free", MAX_RPM + 1),
     ],
 )
 async def test_a_key_that_cannot_be_is_not_made(house: House, label: str, tier: str, rpm: int | None) -> None:
@@ -222,9 +223,9 @@ async def test_a_key_that_cannot_be_is_not_made(house: House, label: str, tier: 
     assert len(await house.gateway.keys.list()) == before
 
 
-async def test_a_custom_key_says_its_own_limit(house: House) -> None:
+async def test_an_enterprise_key_says_its_own_limit(house: House) -> None:
     """And cannot go back to a tier's that has none."""
-    key, raw_key = await house.gateway.keys.create("test", "own", "custom", 5)
+    key, raw_key = await house.gateway.keys.create("test", "own", "enterprise", 5)
     assert [(await asked(house, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]
     with pytest.raises(KeyRuleError, match="--rpm"):
         await house.gateway.keys.set_rpm(key.key_id, None)
@@ -232,7 +233,7 @@ async def test_a_custom_key_says_its_own_limit(house: House) -> None:
 
 def test_the_tiers_are_those_of_the_contract() -> None:
     """Four of them."""
-    assert TIERS == {"free": 60, "starter": 600, "growth": 3_000, "custom": None}
+    assert TIERS == {"free": 60, "starter": 600, "growth": 3_000, "enterprise": None}
 
 
 @pytest.mark.trust("#23")

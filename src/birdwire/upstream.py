@@ -43,6 +43,7 @@ _RESERVED: Final = frozenset({  # written here, or able to change where a messag
 })  # fmt: skip
 _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})  # say Content-Length: 0 too (RFC 9110 §8.6)
 _BODILESS: Final = frozenset({204, 304})
+_CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -131,6 +132,7 @@ class Upstream:
         url = urlsplit(base_url)
         if url.scheme not in {"http", "https"} or not url.hostname or "@" in url.netloc or url.query or url.fragment:
             raise ValueError("the base URL must be http(s)://host[:port][/path]")
+        url.hostname.encode("idna")  # a label too long is a ValueError now, not in a call
         self._prefix = url.path.rstrip("/")
         if not _VALUE(user_agent) or not _TARGET(f"{self._prefix}/") or not _TARGET(f"/{url.netloc}"):
             raise ValueError("the base URL and the user agent must be plain ASCII")
@@ -198,7 +200,7 @@ class Upstream:
             self._sweeper.cancel()
         if self._lookup is not None:
             self._lookup.cancel()
-        if lost := [connection.abort() for connection in self._open]:
+        if lost := [connection.abort() for connection in list(self._open)]:
             await asyncio.wait(lost, timeout=1.0)
 
     def stats(self) -> Stats:
@@ -345,6 +347,7 @@ class Upstream:
         self, loop: asyncio.AbstractEventLoop, tcp: asyncio.Transport, context: ssl.SSLContext
     ) -> _Connection:
         connection = self._connection()
+        connection.attach(tcp, tcp)  # the peer may push or end before the next line has its result
         transport = await loop.start_tls(tcp, connection, context, server_hostname=self._host)
         if transport is None:
             raise ConnectionError("closed in the handshake")
@@ -400,7 +403,7 @@ class _Connection(asyncio.Protocol):
 
     def closing(self) -> bool:
         """Whether it is closed, or about to be."""
-        return self._transport.is_closing()
+        return self._lost.done() or self._transport.is_closing()
 
     def reusable(self) -> bool:
         """Whether the last reply was read whole and leaves the connection fit for another request."""
@@ -415,7 +418,7 @@ class _Connection(asyncio.Protocol):
         """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
         if not self._loop.time() < ends_at:  # nor if it is no number
             raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
-        if self._transport.is_closing():
+        if self.closing():
             raise SendFailed("unreachable", "closed before the request was sent", sent=False)
         self._begin(bodiless=bodiless)
         self._clean = False
@@ -487,15 +490,16 @@ class _Connection(asyncio.Protocol):
                 self._refuse("too many interim replies")
             self._fields.clear()
             return
-        if not 200 <= status <= 599 or self._parser.get_http_version() not in {"1.1", "1.0"}:
+        version = self._parser.get_http_version()
+        if not 200 <= status <= 599 or version not in {"1.1", "1.0"}:
             self._refuse("an unknown version, an unasked upgrade or no status of HTTP")
         # The sum is needed only when one read brought more than a whole head may have.
         if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
             self._refuse("the head is too large")
         self._status, self._headers = status, _headers(self._fields)
         transfer = self._headers.get("transfer-encoding")
-        if transfer is not None and transfer.lower() != "chunked":  # the parser refuses it beside a Content-Length
-            self._refuse("an unknown transfer coding")
+        if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
+            self._refuse("a transfer coding out of place")  # the parser refuses one beside a Content-Length
         coding = self._headers.get("content-encoding", "identity").lower()
         if coding in {"gzip", "x-gzip"}:
             self._gzip = True
@@ -562,9 +566,9 @@ class _RefusedError(Exception):
 def _headers(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in fields:
-        if not value.isascii():
-            continue
-        key, text = name.decode("ascii").lower(), value.decode("ascii").strip()
+        key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
+        if not text.isascii() and key not in _CODINGS:
+            continue  # a coding stays: it is refused for what it is, not overlooked
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     headers.pop("set-cookie", None)
     return headers

@@ -17,7 +17,8 @@ from birdwire.sandbox.seed import (
 
 if TYPE_CHECKING:
     import httpx2
-    from tests.sandbox.conftest import LocalX
+
+    from sandbox.conftest import LocalX
 
 ADA = "2244994945"
 PAT = "2244994948"

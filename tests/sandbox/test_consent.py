@@ -13,7 +13,7 @@ import pytest
 from birdwire.sandbox.app import create_sandbox
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import LocalX
+    from sandbox.conftest import LocalX
 
 
 def fields(page: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.seed import DELETED_POST_ID, VISIBLE_POST_ID
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import LocalX
+    from sandbox.conftest import LocalX
 
 ADA = "2244994945"
 

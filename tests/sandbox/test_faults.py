@@ -14,7 +14,7 @@ from birdwire.sandbox.refusals import Catalogue
 from birdwire.sandbox.seed import VISIBLE_POST_ID
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import LocalX
+    from sandbox.conftest import LocalX
 
 ADA = "2244994945"
 

@@ -8,7 +8,8 @@ import pytest
 
 if TYPE_CHECKING:
     import httpx2
-    from tests.sandbox.conftest import LocalX
+
+    from sandbox.conftest import LocalX
 
 CODE_WRONG = {
     "error": "invalid_request",

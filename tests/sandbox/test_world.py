@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from starlette.applications import Starlette
-    from tests.sandbox.conftest import LocalX
+
+    from sandbox.conftest import LocalX
 
 LIKES = "/2/users/2244994945/likes"
 

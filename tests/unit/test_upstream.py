@@ -344,6 +344,9 @@ MALFORMED = {
     "a chunk longer than it says": _http(b"Transfer-Encoding: chunked\r\n", b"1\r\nab\r\n"),
     "a transfer coding": _http(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"),
     "a transfer coding alone": _http(b"Transfer-Encoding: gzip\r\n", b"x"),
+    "an unreadable transfer coding": _http(b"Transfer-Encoding: chunked\xa0\r\n", b"x"),
+    "an unreadable content coding": _http(b"Content-Encoding: gzip\xa0\r\nContent-Length: 1\r\n", b"x"),
+    "chunks of HTTP/1.0": _http(b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"HTTP/1.0 200 OK"),
     "a body on an interim reply": _http(b"Content-Length: 3\r\n", b"abc" + OK, b"HTTP/1.1 150 X"),
     "a flood of interim replies": _http(b"", line=b"HTTP/1.1 100 Continue") * 9 + OK,
     "too many fields": _http(b"A: b\r\n" * 257 + b"Content-Length: 0\r\n"),
@@ -824,6 +827,21 @@ class TestTLS:
             with pytest.raises(SendFailed) as caught:
                 await upstream.send(ME, deadline_s=5)
             assert (caught.value.cause, caught.value.sent) == ("cut", True)
+
+    @pytest.mark.parametrize("data", [b"", OK])
+    @pytest.mark.parametrize("then", ["end", "reset"])
+    async def test_a_peer_that_speaks_or_ends_right_after_the_handshake_breaks_nothing(
+        self, authority: Authority, data: bytes, then: Literal["end", "reset"]
+    ) -> None:
+        """A reply or a failure, and no error in a callback."""
+        errors: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        act = Act(data, then, read="nothing")
+        async with talk(act, tls=authority.server(), ssl_context=authority.client()) as (_, upstream):
+            ends = [await asyncio.gather(upstream.send(ME, deadline_s=5), return_exceptions=True) for _ in range(20)]
+            assert all(isinstance(end, Reply | SendFailed) for (end,) in ends)
+            assert upstream.stats().in_use == 0
+        assert not errors
 
     def test_verification_cannot_be_switched_off(self) -> None:
         """Nor the version lowered: a ValueError when it is built."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ID = re.compile(r"[0-9]{1,19}", re.ASCII)
 USERNAME = re.compile(r"[A-Za-z0-9_]{1,15}", re.ASCII)
 JSON_BYTES = 1024 * 1024
+FAULT = "birdwire.sandbox.fault"  # in a request's scope: the id of the refusal that it is to meet
 BILLS = {"spend_cap": "spend-cap", "usage_cap": "usage-capped", "user_not_enrolled": "user-not-enrolled"}
 
 
@@ -92,15 +93,20 @@ class Door:
             answer = await self._answer(request, readings)
         except Refusal as refusal:
             answer = refusal.answer
-        return dressed(self._platform, answer, readings)
+        return dressed(self._platform, answer, () if answer.body is None else readings)
 
     async def _answer(self, request: Request, readings: list[Reading]) -> Answer:
         platform, endpoint = self._platform, self._endpoint
-        grant = self._grant(request, readings)
+        token = _bearer(request)
+        grant = platform.grants.access(token)
+        free = self._count(grant, readings)
+        if FAULT in request.scope:
+            raise Refusal(platform.catalogue.answer(request.scope[FAULT], platform.clock.epoch_s()))
+        if grant is None:
+            is_app = platform.grants.is_app_token(token)
+            raise platform.catalogue.refusal("app-only-token" if is_app else "unauthorized")
         viewer = platform.world.users[grant.user_id]
         request.scope["birdwire.sandbox.call"]["user_id"] = viewer.id
-        free, taken = platform.limits.take(endpoint.windows(platform, viewer.id), platform.clock.epoch_s())
-        readings.extend(taken)
         self._bill()
         if not free:
             raise platform.catalogue.refusal("rate-limited")
@@ -111,24 +117,21 @@ class Door:
         body = await self._body(request)
         ids = request.path_params
         self._check_ids(ids, viewer)
-        query = {name: value for name, value in request.query_params.items() if len(name) < JSON_BYTES}
-        answer = endpoint.handle(platform, Call(viewer, ids, query, body))
+        answer = endpoint.handle(platform, Call(viewer, ids, dict(request.query_params), body))
         if endpoint.method != "GET":
             platform.changed()
         return answer
 
-    def _grant(self, request: Request, readings: list[Reading]) -> Grant:
-        """Whose token this is; a refusal carries the windows as nobody has touched them."""
-        platform = self._platform
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        grant = platform.grants.access(token.strip()) if scheme.lower() == "bearer" else None
-        if grant is not None:
-            return grant
-        now_s = platform.clock.epoch_s()
-        windows = self._endpoint.windows(platform, "")
-        readings.extend(Reading(window, window.limit, now_s + window.length_s) for window in windows)
-        is_app = scheme.lower() == "bearer" and platform.grants.is_app_token(token.strip())
-        raise platform.catalogue.refusal("app-only-token" if is_app else "unauthorized")
+    def _count(self, grant: Grant | None, readings: list[Reading]) -> bool:
+        """Count the call in its windows, if there was room; nobody's windows read as nobody has touched them."""
+        platform, now_s = self._platform, self._platform.clock.epoch_s()
+        windows = self._endpoint.windows(platform, grant.user_id if grant else "")
+        if grant is None:
+            readings.extend(Reading(window, window.limit, now_s + window.length_s) for window in windows)
+            return True
+        free, taken = platform.limits.take(windows, now_s)
+        readings.extend(taken)
+        return free
 
     def _bill(self) -> None:
         """X's billing refusals, which come before its limits and leave their headers alone."""
@@ -164,6 +167,12 @@ class Door:
         if unknown and not (endpoint.lenient and self._platform.config.generation == "2.166"):
             raise invalid(f"The request body field [{unknown[0][:100]}] is not one of [{','.join(sorted(known))}]")
         return body
+
+
+def _bearer(request: Request) -> str:
+    """The bearer token, "" without one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def routes(platform: Platform, endpoints: Sequence[Endpoint]) -> list[Route]:

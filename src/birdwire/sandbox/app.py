@@ -48,6 +48,7 @@ def create_sandbox(
     platform = Platform(clients=clients, redirect_uris=redirect_uris, world_path=world_path, app_name=app_name)
     pages, faults, calls = Pages(), Faults(), Calls(platform)
     consent = Consent(platform, pages)
+    endpoints = routes(platform, ENDPOINTS)
     control = Control(platform, consent, faults, calls)
 
     async def about(_request: Request) -> Response:
@@ -74,9 +75,9 @@ def create_sandbox(
             *consent.routes(),
             *TokenServer(platform).routes(),
             *control.routes(),
-            *routes(platform, ENDPOINTS),
+            *endpoints,
         ],
-        middleware=[Middleware(Traffic, platform=platform, faults=faults, calls=calls)],
+        middleware=[Middleware(Traffic, platform=platform, endpoints=endpoints, faults=faults, calls=calls)],
         exception_handlers={404: _no_endpoint, 405: _no_endpoint},
         lifespan=lifespan,
     )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from birdwire.sandbox.world import Post, User
 
 
+EXPANDED = frozenset({"author_id", "referenced_posts"})
+
+
 class Fields:
     """What a query asks for. Unknown fields and expansions are dropped without a word, as X does.
 
@@ -76,7 +79,9 @@ def post_object(platform: Platform, post: Post, fields: Fields) -> dict[str, Any
         "lang": "en",
         "public_metrics": _metrics(platform, post, fields),
     }
-    asked = fields.post | (fields.expansions & {"author_id"})
+    asked = fields.post | fields.expansions
+    if fields.newer:  # these two are expansions there, and no fields
+        asked -= EXPANDED - fields.expansions
     return answer | {name: value for name, value in more.items() if name in asked and value is not None}
 
 

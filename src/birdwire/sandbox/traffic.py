@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
+from starlette.routing import Match
 
-from birdwire.sandbox.api import dressed
+from birdwire.sandbox.api import FAULT, dressed
 from birdwire.sandbox.faults import ConnectionDropped
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from birdwire.sandbox.faults import Effect, Faults
@@ -55,8 +59,16 @@ class Calls:
 class Traffic:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, platform: Platform, faults: Faults, calls: Calls) -> None:
-        self._app, self._platform, self._faults, self._calls = app, platform, faults, calls
+    def __init__(
+        self,
+        app: ASGIApp,
+        platform: Platform,
+        endpoints: Sequence[Route],
+        faults: Faults,
+        calls: Calls,
+    ) -> None:
+        self._app, self._platform, self._endpoints = app, platform, endpoints
+        self._faults, self._calls = faults, calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or let its fault happen."""
@@ -88,6 +100,9 @@ class Traffic:
             await _drop(scope, receive)
         elif effect.status is not None:
             await _made_up(effect)(scope, receive, send)
+        elif effect.error is not None and self._meets_endpoint(scope):
+            scope[FAULT] = effect.error  # the endpoint refuses by it, with its own windows' headers
+            await self._app(scope, receive, send)
         elif effect.error is not None:
             answer = self._platform.catalogue.answer(effect.error, self._platform.clock.epoch_s())
             await dressed(self._platform, answer)(scope, receive, send)
@@ -114,6 +129,9 @@ class Traffic:
             await asyncio.sleep(step / pace)
             await send({"type": "http.response.body", "body": body[at : at + step], "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _meets_endpoint(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in self._endpoints)
 
     def _dated(self, send: Send) -> Send:
         """`send` that writes Date, by the sandbox's clock and its skew."""

@@ -1,0 +1,7 @@
+"""`python -m birdwire.cli`."""
+
+from __future__ import annotations
+
+from birdwire.cli import main
+
+main()

@@ -1,0 +1,265 @@
+"""`birdwire dev`: a gateway and a local X in one process, on loopback, kept in one folder. Reads no settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from birdwire.app import create_app, prepare
+from birdwire.cli import servers
+from birdwire.cli.database import refusals
+from birdwire.cli.gateway import API, Gateway
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, printable, saying
+from birdwire.cli.sources import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
+from birdwire.clock import Clock
+from birdwire.errors import GatewayError
+from birdwire.keys import MAX_RPM, Keys, mint
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.seed import OTHER_USER_ID, OTHER_USERNAME, VISIBLE_POST_ID
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.settings import Settings
+from birdwire.store.db import Database
+from birdwire.vault import Vault, create_key_file, read_key_file
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.applications import Starlette
+
+app = typer.Typer()
+
+HOST = "127.0.0.1"
+TIER = "starter"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where a dev gateway keeps everything, so that the next start goes on where this one ends."""
+
+    path: Path
+
+    @property
+    def database_url(self) -> str:
+        """The database in it."""
+        return f"sqlite:///{self.path / DATABASE}"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Vault]:
+        """Make the folder (0700) if it is not there, keep others out of it, and open its vault.
+
+        Raises:
+            Stop: it cannot be made, or another process works in it.
+        """
+        try:
+            if not self.path.exists():
+                self.path.mkdir(mode=0o700, parents=True)
+                (self.path / ".gitignore").write_text("*\n", "utf-8")
+            with (self.path / "lock").open("wb") as lock:
+                if sys.platform != "win32":
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield self._vault()
+        except BlockingIOError:
+            raise Stop(
+                ExitCode.USAGE,
+                f"Another `birdwire dev` works in {self.path}.",
+                "Use that one, end it, or choose another folder: --data DIR",
+            ) from None
+
+    def _vault(self) -> Vault:
+        file = self.path / VAULT_KEY
+        return Vault(read_key_file(file) if file.exists() else create_key_file(file))
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a dev gateway offers, once it answers."""
+
+    gateway: str
+    sandbox: str
+    api_key: str
+    unlinked_key: str
+    linked: dict[str, Any] | None
+    auth_url: str | None
+    folder: Path
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "gateway": self.gateway,
+            "sandbox": self.sandbox,
+            "api_key": self.api_key,
+            "unlinked_key": self.unlinked_key,
+            "linked": self.linked,
+            "tweet_id": VISIBLE_POST_ID,
+            "user_id": OTHER_USER_ID,
+            "username": OTHER_USERNAME,
+        }
+
+    def text(self) -> Iterator[str | Text]:
+        """For people. Pasted as it is, the curl works."""
+        yield Text("\nBirdwire runs, with a local X behind it. Nothing leaves this machine.\n", style="bold")
+        yield f"  Gateway   {self.gateway}"
+        yield f"  Local X   {self.sandbox}"
+        yield f"  API key   {self.api_key}"
+        if self.auth_url is not None:
+            yield Text("\n1. Open this page and allow access (good once, for 10 minutes):\n", style="bold")
+            yield Text(f"{self.auth_url}", style="cyan")
+            yield Text("\n2. Like a post:\n", style="bold")
+        else:
+            username = (self.linked or {}).get("username")
+            yield Text(f"\nThe key acts as @{username} of the local X. Like a post:\n", style="bold")
+        yield (
+            f"curl {self.gateway}{API}/like_twitter \\\n"
+            f"  -H 'Authorization: Bearer {self.api_key}' \\\n"
+            f"  -H 'Content-Type: application/json' \\\n"
+            f"""  -d '{{"tweet_id": "{VISIBLE_POST_ID}"}}'"""
+        )
+        yield Text("\nOr with the commands, in another terminal:\n", style="bold")
+        if self.gateway != DEFAULT_URL:
+            yield f"export BIRDWIRE_URL={self.gateway}"
+        yield f"export BIRDWIRE_API_KEY={self.api_key}"
+        if self.auth_url is not None:
+            yield "birdwire accounts link"
+        yield f"birdwire like {VISIBLE_POST_ID}"
+        yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C ends it.\n", style="dim")
+
+
+@app.command()
+def dev(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The gateway's port; 0 takes any free one.")] = 8700,
+    sandbox_port: Annotated[int, typer.Option(min=0, max=65_535, help="The local X's port; 0 takes any.")] = 8701,
+    data: Annotated[
+        Path, typer.Option(help="Folder for database, vault key and the local X's world.")
+    ] = DEFAULT_FOLDER,
+    rpm: Annotated[int | None, typer.Option(min=1, max=MAX_RPM, help="Calls a minute for both keys.")] = None,
+    link: Annotated[str | None, typer.Option(metavar="USERNAME", help="Link this user of the local X: ada.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every request to stderr.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a gateway and a local X on this machine, to build and test against.
+
+    Prints an API key, a page to link an account with, and a curl that likes a post. No X account, X app or network
+    is needed. A second start on the same folder has the same keys and is still linked.
+
+    With --json: one line, once both answer, with gateway, sandbox, api_key, unlinked_key, linked and ids to try.
+
+    Example: birdwire dev --link ada
+    """
+    with saying(as_json=as_json) as say, refusals(), Folder(data).held() as vault:
+        gateway = servers.listen(HOST, port, "--port")
+        sandbox = servers.listen(HOST, sandbox_port, "--sandbox-port")
+        servers.run(_serve(say, Folder(data), vault, (gateway, sandbox), _Wishes(rpm, link, verbose)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    rpm: int | None
+    link: str | None
+    verbose: bool
+
+
+async def _serve(
+    say: Say, folder: Folder, vault: Vault, listeners: tuple[servers.Listener, servers.Listener], wishes: _Wishes
+) -> None:
+    gateway, sandbox = listeners
+    api_key, unlinked_key = await _keys(folder, vault, wishes.rpm)
+    local_x = _local_x(folder)
+    settings = Settings(
+        public_url=gateway.url,
+        database_url=folder.database_url,
+        vault_key_file=folder.path / VAULT_KEY,
+        x_client_id=local_x.state.clients.client_id,
+        x_client_secret=local_x.state.clients.client_secret,
+        x_api_url=sandbox.url,
+        x_authorize_url=f"{sandbox.url}/i/oauth2/authorize",
+        log_level="info" if wishes.verbose else "warning",
+    )
+
+    async def ready() -> None:
+        linked, auth_url = await asyncio.to_thread(_link, Gateway(gateway.url, api_key), sandbox.url, wishes.link)
+        offer = Ready(gateway.url, sandbox.url, api_key, unlinked_key, linked, auth_url, folder.path)
+        say.result(offer.document(), *offer.text())
+
+    pairs = [
+        (servers.gateway_config(create_app(settings).app), gateway),
+        (sandbox_config(local_x, timeout_graceful_shutdown=5), sandbox),
+    ]
+    await servers.serve(pairs, ready)
+
+
+def _local_x(folder: Folder) -> Starlette:
+    try:
+        return create_sandbox(world_path=folder.path / WORLD)
+    except ValueError as error:
+        raise Stop(ExitCode.USAGE, f"{error}.") from None
+
+
+async def _keys(folder: Folder, vault: Vault, rpm: int | None) -> tuple[str, str]:
+    """The two keys: the same at every start, since they follow from the vault key."""
+    database, clock = Database(folder.database_url), Clock()
+    try:
+        await prepare(database, vault, clock, upgrade=True)
+        keys = Keys(database, clock)
+        return await _key(keys, vault, "dev", rpm), await _key(keys, vault, "dev, never linked", rpm)
+    finally:
+        await database.close()
+
+
+async def _key(keys: Keys, vault: Vault, label: str, rpm: int | None) -> str:
+    """The first key of this label that was not revoked or rotated away."""
+    for number in count():
+        raw_key = mint("test", vault.derive(f"api key {label} {number}"))
+        key, _ = await keys.create("test", label, TIER, secret=raw_key)
+        await keys.set_rpm(key.key_id, rpm)
+        try:
+            await keys.find(raw_key, "test")
+        except GatewayError:
+            continue
+        return raw_key
+    raise AssertionError  # pragma: no cover - count() does not end
+
+
+def _link(gateway: Gateway, sandbox_url: str, username: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """Whom the key acts as, after linking `username` if asked to; and, if nobody, a page to link an account with."""
+    linked = _linked(gateway)
+    if username is None:
+        return linked, None if linked else gateway.ask("POST", f"{API}/auth_twitter")["auth_url"]
+    if linked is None or linked["username"].lower() != username.lower():
+        _consent(gateway, sandbox_url, username)
+        linked = _linked(gateway)
+    if linked is None:
+        raise Stop(ExitCode.REFUSED, f"@{printable(username, 20)} could not be linked.")
+    return linked, None
+
+
+def _linked(gateway: Gateway) -> dict[str, Any] | None:
+    status = gateway.ask("GET", f"{API}/auth/status")
+    return {name: status[name] for name in ("user_id", "username")} if status["state"] == "active" else None
+
+
+def _consent(gateway: Gateway, sandbox_url: str, username: str) -> None:
+    """What a person does in the browser."""
+    body = {"expected_username": username}
+    auth_url = gateway.ask("POST", f"{API}/auth_twitter", body)["auth_url"]
+    consent = {"auth_url": auth_url, "username": username, "action": "allow"}
+    reply = Gateway(sandbox_url).call("POST", "/_sandbox/consent", consent)
+    redirect_to = (reply.document or {}).get("redirect_to")
+    if not isinstance(redirect_to, str):
+        raise Stop(
+            ExitCode.USAGE,
+            f"The local X could not link {printable(username, 20)}: {printable(reply.body.decode(), 200)}",
+            f"Choose a user of the local X; {sandbox_url} lists them.",
+        )
+    gateway.call("GET", redirect_to.removeprefix(gateway.url))

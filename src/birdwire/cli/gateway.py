@@ -1,0 +1,161 @@
+"""HTTP to a running gateway: bounded, without redirects; never sends a key over plain HTTP to another machine."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from birdwire import __version__
+from birdwire.cli.say import ExitCode, Stop, printable
+
+DEADLINE_S = 30.0
+MAX_ANSWER = 1 << 20
+API = "/apis/v1/twitter"
+
+_EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back."""
+
+    status: int
+    body: bytes
+
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The body as a JSON object, or None if it is none."""
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+
+class Gateway:
+    """One gateway, asked under one key or none.
+
+    Raises:
+        Stop: the URL cannot be used, or is no place to send a key to.
+    """
+
+    def __init__(self, url: str, raw_key: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._key = raw_key
+        try:
+            parts = urlsplit(self.url)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            raise _bad_url(url) from None
+        self._tls = parts.scheme == "https"
+        if parts.scheme not in ("http", "https") or not self._host or parts.path or parts.query or "@" in parts.netloc:
+            raise _bad_url(url)
+        if not self._tls and not _is_loopback(self._host):
+            raise Stop(
+                ExitCode.USAGE,
+                f"{printable(self.url, 100)} is plain HTTP to another machine: anybody between could read the key.",
+                "Use an https:// URL.",
+            )
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer's JSON document.
+
+        Raises:
+            Stop: the gateway refused, cannot be reached, or is no gateway.
+        """
+        reply = self.call(method, path, body)
+        document = reply.document
+        if 200 <= reply.status < 300 and document is not None:
+            return document
+        raise self._refusal(reply.status, document)
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
+        """One request, sent once.
+
+        Raises:
+            Stop: there was no answer; UNKNOWN if the request may have been carried out.
+        """
+        ends_at = time.monotonic() + DEADLINE_S
+        connection = self._connect()
+        try:
+            return self._exchange(connection, method, path, body, ends_at)
+        except (OSError, http.client.HTTPException) as error:
+            raise Stop(
+                ExitCode.UNKNOWN,
+                f"{self.url} took the request, but gave no whole answer ({type(error).__name__}).",
+                "It may have been carried out. Look, or repeat what is safe to repeat.",
+            ) from None
+        finally:
+            connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection
+        if self._tls:
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=DEADLINE_S, context=context)
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=DEADLINE_S)
+        try:
+            connection.connect()
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise Stop(
+                ExitCode.UPSTREAM,
+                f"No gateway answers at {self.url} ({why}).",
+                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to where it is.",
+            ) from None
+        return connection
+
+    def _exchange(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any, ends_at: float
+    ) -> Reply:
+        headers = {"Accept": "application/json", "User-Agent": f"birdwire/{__version__}", "Connection": "close"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        content = None
+        if body is not None:
+            content = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        connection.request(method, path, content, headers)
+        answer = connection.getresponse()
+        received = bytearray()
+        while piece := answer.read1(65_536):
+            received += piece
+            if len(received) > MAX_ANSWER:
+                raise http.client.HTTPException
+            if time.monotonic() > ends_at:
+                raise TimeoutError
+        return Reply(answer.status, bytes(received))
+
+    def _refusal(self, status: int, document: dict[str, Any] | None) -> Stop:
+        error = (document or {}).get("error")
+        if not isinstance(error, dict) or "message" not in error:
+            return Stop(
+                ExitCode.UPSTREAM,
+                f"{self.url} answered HTTP {status}, but not as Birdwire does.",
+                "Set BIRDWIRE_URL to where the gateway is.",
+            )
+        code = _EXITS.get(status, ExitCode.UPSTREAM if status >= 500 else ExitCode.REFUSED)
+        if error.get("code") == "outcome_unknown":
+            code = ExitCode.UNKNOWN
+        message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
+        return Stop(code, message, fix, request_id=request_id, document=document)
+
+
+def _bad_url(url: str) -> Stop:
+    return Stop(
+        ExitCode.USAGE,
+        f"{printable(url, 100)} is not the URL of a gateway.",
+        "Set BIRDWIRE_URL to scheme, host and port only, such as http://127.0.0.1:8700.",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    from birdwire.settings import is_loopback  # noqa: PLC0415 - its module is large and needed for plain HTTP only
+
+    return is_loopback(host)

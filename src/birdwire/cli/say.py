@@ -1,0 +1,122 @@
+"""What a command says and how it exits: one JSON document for programs, or text for people. Decides nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")
+]
+
+
+class ExitCode(IntEnum):
+    """How a command ends."""
+
+    OK = 0
+    USAGE = 2
+    REFUSED = 3
+    AUTH = 4
+    LIMIT = 5
+    UPSTREAM = 6
+    UNKNOWN = 7
+
+
+class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason
+    """The end of a command that could not do what it was asked: how it exits, why, and what to do about it.
+
+    `document` is the JSON document of a gateway's refusal; without one, a document is made of the rest.
+    """
+
+    def __init__(
+        self,
+        code: ExitCode,
+        message: str,
+        fix: str = "",
+        *,
+        request_id: str = "",
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.fix = fix
+        self.request_id = request_id
+        self.document = document or {"error": {"code": code.name.lower(), "message": message, "fix": fix}}
+
+
+class Say:
+    """Where a command's words go. Terminal colours follow NO_COLOR; the text itself is never read as markup."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._people = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
+        self._errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    def result(self, document: dict[str, Any], *lines: str | Text) -> None:
+        """What the command was for, as a program or a person reads it."""
+        if self.as_json:
+            _document(document)
+        else:
+            self.lines(*lines)
+
+    def table(self, document: dict[str, list[dict[str, Any]]], columns: Sequence[str], none: str) -> None:
+        """Rows, the document's one member, as lines in columns for people; `none` is what they read without any."""
+        [rows] = document.values()
+        cells = [[name.upper() for name in columns]]
+        cells += [["-" if row[name] is None else printable(row[name], 100) for name in columns] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        self.result(document, *(lines if rows else [none]))
+
+    def lines(self, *lines: str | Text) -> None:
+        """Text for people only."""
+        for line in lines:
+            self._people.print(line)
+        self._people.file.flush()
+
+    def aside(self, text: str) -> None:
+        """A remark beside the result."""
+        self._errors.print(text, style="dim")
+
+    def stop(self, stop: Stop) -> None:
+        """Why the command ends."""
+        self._errors.print(Text.assemble(("Error: ", "bold red"), stop.message))
+        if stop.fix:
+            self._errors.print(Text.assemble(("Fix: ", "bold"), stop.fix))
+        if stop.request_id:
+            self._errors.print(f"Request: {stop.request_id}", style="dim")
+        if self.as_json:
+            _document(stop.document)
+
+
+@contextmanager
+def saying(*, as_json: bool) -> Iterator[Say]:
+    """A command's words; a Stop inside is said and becomes the exit code."""
+    say = Say(as_json=as_json)
+    try:
+        yield say
+    except Stop as stop:
+        say.stop(stop)
+        raise typer.Exit(int(stop.code)) from None
+
+
+def printable(text: object, length: int = 500) -> str:
+    """Text of another machine as one line that moves no cursor and colours nothing."""
+    line = "".join(char if char.isprintable() else " " for char in str(text)[: length + 1])
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
+def _document(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()

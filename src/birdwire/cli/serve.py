@@ -1,0 +1,120 @@
+"""`birdwire serve` and `birdwire sandbox`: one server each, until a signal."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire.app import create_app, open_vault, prepare
+from birdwire.cli import servers
+from birdwire.cli.database import refusals
+from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
+from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.clock import Clock
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.store.db import Database
+
+if TYPE_CHECKING:
+    from birdwire.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on, before the settings.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port to listen on, before the settings; 0 takes any.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the gateway.
+
+    Settings come from the environment and from a TOML file; `birdwire check --help` lists them. Logs go to stderr,
+    one JSON object a line. SIGTERM and Ctrl-C let running calls end first.
+
+    With --json: one line with gateway, once it answers.
+
+    Example: birdwire serve --config /etc/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config, host=host, port=None if port is None else str(port))
+        if not settings.x_client_id:
+            raise Stop(
+                ExitCode.USAGE,
+                "BIRDWIRE_X_CLIENT_ID is not set: X must know which app asks.",
+                "Set it to the OAuth 2.0 client id of your X app. To try Birdwire without one: birdwire dev",
+            )
+        open_vault(settings)
+        listener = servers.listen(settings.host, settings.port, "--port")
+        settings = settings.model_copy(update={"port": listener.port})
+
+        async def ready() -> None:
+            document = {"gateway": listener.url}
+            say.result(document, f"Birdwire answers at {listener.url}. Its callback is {settings.redirect_uri}")
+
+        async def run() -> None:
+            await _check_database(settings)
+            await servers.serve([(servers.gateway_config(create_app(settings).app), listener)], ready)
+
+        servers.run(run())
+
+
+async def _check_database(settings: Settings) -> None:
+    """Refuse before anything listens, in one sentence, what the gateway's own start would refuse."""
+    database = Database(settings.database_url)
+    try:
+        await prepare(database, open_vault(settings), Clock(), upgrade=False)
+    finally:
+        await database.close()
+
+
+@app.command()
+def sandbox(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes any free one.")] = 8701,
+    redirect_uri: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
+    ] = None,
+    world: Annotated[Path | None, typer.Option(help="File in which the local X outlives a restart.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the local X alone.
+
+    It answers as X does: consent page, tokens, likes, limits, and errors on demand. On loopback only.
+
+    With --json: one line with sandbox, client_id, client_secret and public_client_id, once it answers.
+
+    Example: birdwire sandbox --redirect-uri http://127.0.0.1:8700/apis/v1/twitter/oauth_callback
+    """
+    with saying(as_json=as_json) as say:
+        try:
+            local_x = create_sandbox(redirect_uris=redirect_uri or (), world_path=world)
+        except (ValueError, OSError) as error:
+            raise Stop(ExitCode.USAGE, f"The local X cannot start: {error}.") from None
+        listener = servers.listen("127.0.0.1", port, "--port")
+        clients = local_x.state.clients
+
+        async def ready() -> None:
+            document = {
+                "sandbox": listener.url,
+                "client_id": clients.client_id,
+                "client_secret": clients.client_secret,
+                "public_client_id": clients.public_client_id,
+            }
+            say.result(
+                document,
+                f"The local X answers at {listener.url}. A gateway reaches it with:\n",
+                f"export BIRDWIRE_X_API_URL={listener.url}",
+                f"export BIRDWIRE_X_AUTHORIZE_URL={listener.url}/i/oauth2/authorize",
+                f"export BIRDWIRE_X_CLIENT_ID={clients.client_id}",
+                f"export BIRDWIRE_X_CLIENT_SECRET={clients.client_secret}",
+            )
+
+        servers.run(servers.serve([(sandbox_config(local_x, timeout_graceful_shutdown=5), listener)], ready))

@@ -1,0 +1,133 @@
+"""Runs servers on bound sockets in one event loop, from ready to a signal. Knows no app and no setting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
+
+from birdwire.cli.say import ExitCode, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+
+    from starlette.types import ASGIApp
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BACKLOG = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that listens, and the URL it answers at."""
+
+    socket: socket.socket
+    url: str
+
+    @property
+    def port(self) -> int:
+        """The port, also where any free one was asked for."""
+        return int(self.socket.getsockname()[1])
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to whoever runs it, so that several end in order, and says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def listen(host: str, port: int, option: str) -> Listener:
+    """Take a port; 0 takes any free one.
+
+    Raises:
+        Stop: it cannot be had; `option` names what to change.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        taken = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"Port {port} of {host} is in use by another program."
+            fix = f"End that program, or choose another port: {option} {port + 10}, or {option} 0 for any free one."
+        else:
+            message = f"Cannot listen on {host}, port {port}: {error.strerror or type(error).__name__}."
+            fix = "Choose another address or port."
+        raise Stop(ExitCode.USAGE, message, fix) from None
+    shown = f"[{host}]" if ":" in host else host
+    return Listener(taken, f"http://{shown}:{taken.getsockname()[1]}")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on the fastest loop there is."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(main)
+
+
+async def serve(pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[], Awaitable[None]]) -> None:
+    """Serve until SIGINT, SIGTERM or the end of a server; `ready` runs once all answer.
+
+    They end one after the other, so that the first may still use the second; a second Ctrl-C waits for nothing more.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    servers = [_Server(config) for config, _ in pairs]
+
+    def on_signal() -> None:
+        if stop.is_set():
+            for server in servers:
+                server.force_exit = True
+        stop.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    running = [
+        asyncio.create_task(server.serve([listener.socket]))
+        for server, (_, listener) in zip(servers, pairs, strict=True)
+    ]
+    stopped: asyncio.Future[Any] = asyncio.create_task(stop.wait())
+    answering: asyncio.Future[Any] = asyncio.gather(*(server.up.wait() for server in servers))
+    try:
+        await asyncio.wait([stopped, answering, *running], return_when=asyncio.FIRST_COMPLETED)
+        if answering.done() and not stop.is_set():
+            await ready()
+            await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        answering.cancel()
+        for server, task in zip(servers, running, strict=True):
+            server.should_exit = True
+            await task
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def gateway_config(app: ASGIApp) -> uvicorn.Config:
+    """How the gateway is served."""
+    return uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=30,
+    )

@@ -1,0 +1,93 @@
+"""What a command takes from around it: settings, a dev folder, the gateway's URL, an API key.
+
+The only place of the command line that reads the environment. A secret comes from there, a file or a prompt, never from
+argv.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from getpass import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire.cli.say import ExitCode, Stop
+
+if TYPE_CHECKING:
+    from birdwire.settings import Settings
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+DEFAULT_FOLDER = Path(".birdwire")
+DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
+"""What a dev folder holds."""
+
+_LONGEST_KEY_FILE = 4_096
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with settings; the environment goes before it.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Work on this folder of `birdwire dev`, whatever the settings say.")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", help="File with the API key. Default: BIRDWIRE_API_KEY, else you are asked."),
+]
+
+
+def read_settings(config: Path | None = None, data: Path | None = None, **changes: str | None) -> Settings:
+    """The gateway's settings; `changes` go before the environment, and a dev folder before all.
+
+    Raises:
+        Stop: with everything that is wrong.
+    """
+    from birdwire.settings import PREFIX, Settings, SettingsError  # noqa: PLC0415 - most commands need no settings
+
+    if data is not None:
+        database = data / DATABASE
+        if not database.is_file():
+            raise Stop(ExitCode.USAGE, f"There is no {database}.", f"Make the folder with: birdwire dev --data {data}")
+        return Settings(database_url=f"sqlite:///{database}", x_api_url="http://127.0.0.1")
+    given = {PREFIX + name.upper(): value for name, value in changes.items() if value is not None}
+    try:
+        return Settings.load({**os.environ, **given}, config)
+    except SettingsError as error:
+        message = "\n- ".join(("The settings cannot be used:", *error.problems))
+        raise Stop(ExitCode.USAGE, message, "`birdwire check --help` says what each setting takes.") from None
+
+
+def gateway_url() -> str:
+    """Where the gateway is that a command talks to."""
+    return os.environ.get("BIRDWIRE_URL") or DEFAULT_URL
+
+
+def read_key(file: Path | None) -> str:
+    """The API key, from the file, the environment or a prompt.
+
+    Raises:
+        Stop: there is none.
+    """
+    if file is not None:
+        raw_key = _read_file(file)
+    else:
+        raw_key = os.environ.get("BIRDWIRE_API_KEY", "").strip()
+        if not raw_key and sys.stdin.isatty():
+            raw_key = getpass("API key: ").strip()
+    if not raw_key:
+        raise Stop(
+            ExitCode.AUTH, "This needs an API key.", "Set BIRDWIRE_API_KEY, or give a file with --api-key-file FILE."
+        )
+    if not raw_key.isascii() or not raw_key.isprintable() or " " in raw_key:
+        raise Stop(ExitCode.AUTH, "What was given as API key is none.", "Copy the key again, without anything around.")
+    return raw_key
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_LONGEST_KEY_FILE).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Stop(ExitCode.USAGE, f"The API key file {path} cannot be read: {type(error).__name__}.") from None

@@ -1,0 +1,575 @@
+"""The HTTP edge on the wire: deadlines, sizes, one Host, one meaning for every byte, and every refusal in the envelope.
+
+A subclass of uvicorn's protocol: what is whole, small and unambiguous goes on to the app. It knows no key and no route.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from birdwire.asgi import respond
+from birdwire.call import Call
+from birdwire.errors import GatewayError
+from birdwire.gate import refuse
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from starlette.types import ASGIApp
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from birdwire.telemetry import Telemetry
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+PIECE = 4_096
+"""Bytes parsed at a time: the most that one look at the queue or at a size may come too late."""
+
+CHUNK_OVERHEAD = 8
+"""Bytes of framing that an ordinary chunk has: up to four digits, two line ends."""
+
+MAX_HOPS = 20
+"""Entries of X-Forwarded-For that are read, from its end."""
+
+_WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a head, a body; or nothing ever again
+
+_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
+_HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
+_MAX_LENGTH_DIGITS = 20  # of 2^64
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire."""
+
+    head_s: float = 10.0
+    body_s: float = 10.0
+    idle_s: float = 5.0
+    write_s: float = 30.0
+    linger_s: float = 2.0
+    linger_bytes: int = 1 << 20
+    headers: int = 100
+    head_bytes: int = 16_384
+    target_bytes: int = 8_192
+    body_bytes: int = 16_384
+    bodies: Mapping[str, int] = field(default_factory=dict)
+    framing_bytes: int = 8_192
+    connections: int = 1_000
+    connections_each: int = 200
+    connections_refused: int = 100
+    uncapped: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trusted_proxies: tuple[str, ...] = ()
+    hosts: frozenset[str] = frozenset()
+
+
+def config(app: ASGIApp, *, limits: EdgeLimits, telemetry: Telemetry | None = None, **overrides: Any) -> uvicorn.Config:
+    """The configuration to serve `app` with; `overrides` are uvicorn's own options.
+
+    Raises:
+        ValueError: `uncapped` or `trusted_proxies` holds something that is no network.
+    """
+    options: dict[str, Any] = {
+        "http": partial(EdgeProtocol, Door(limits, telemetry)),
+        "ws": "none",
+        "lifespan": "on",
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "date_header": True,
+        "proxy_headers": False,  # ours trusts nobody by default
+    }
+    return uvicorn.Config(app, **(options | overrides))
+
+
+class Door:
+    """What all connections share: the limits, how many are inside, and whose X-Forwarded-For counts."""
+
+    def __init__(self, limits: EdgeLimits, telemetry: Telemetry | None) -> None:
+        self.limits = limits
+        self.telemetry = telemetry
+        self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
+        self.inside = 0
+        self._each: Counter[object] = Counter()
+        self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]
+        self._uncapped = [*self._trusted, *(ipaddress.ip_network(network) for network in limits.uncapped)]
+
+    def enter(self, address: Address | None) -> bool:
+        """Count a connection in, if there is room."""
+        block = self._block(address)
+        if self.inside >= self.limits.connections or self._each[block] >= self.limits.connections_each:
+            return False
+        self.inside += 1
+        if block is not None:
+            self._each[block] += 1
+        return True
+
+    def leave(self, address: Address | None) -> None:
+        """Count out a connection that was counted in."""
+        block = self._block(address)
+        self.inside -= 1
+        if block is not None:
+            self._each[block] -= 1
+            if not self._each[block]:
+                del self._each[block]
+
+    def trusts(self, address: Address | None) -> bool:
+        """Whether an address is one of the configured proxies."""
+        return address is not None and any(address in network for network in self._trusted)
+
+    def caller(self, forwarded: Iterable[bytes]) -> Address | None:
+        """Whom our outermost proxy saw: the last entries are our proxies' own, what stands before is anybody's."""
+        caller = None
+        for entry in reversed(b",".join(forwarded).rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
+            address = _address(entry.decode("latin-1"))
+            if address is None:
+                break
+            caller = address
+            if not self.trusts(address):
+                break
+        return caller
+
+    def _block(self, address: Address | None) -> object:
+        """What counts as one address: of IPv6 the /64 that one subscriber has. None: not counted."""
+        if address is None or any(address in network for network in self._uncapped):
+            return None
+        return address if address.version == 4 else int(address) >> 64
+
+
+class Line:
+    """The transport as uvicorn's cycles see it: the edge decides how a connection ends."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One connection. Refusals are raised as GatewayError, also in the parser's callbacks, and end it."""
+
+    def __init__(self, door: Door, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._door = door
+        self._limits = door.limits
+        self._phase = _WAITING
+        self._running: RequestResponseCycle | None = None
+        self._rest = b""  # read, but not parsed until what is queued is answered
+        self._last_words = b""  # the refusal that follows the answers still owed
+        self._eof = self._ended = self._inside = False
+        self._now = self._began = self.loop.time()
+        self._due = self._write_due = self._armed = inf
+        self._timer: asyncio.TimerHandle | None = None
+        self.url = b""
+        self._told: dict[bytes, list[bytes]] = {}
+        self._host = b""
+        self._head_fed = self._framing = self._body_left = self._dropped = 0
+        self._body_limit = self._limits.body_bytes
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Let it in, or turn it away with 503; too many at once to tell so are cut off."""
+        super().connection_made(transport)
+        self._wire = transport
+        self.transport = cast("asyncio.Transport", Line(transport, self._finish))
+        self._address = _address(self.client[0]) if self.client else None
+        self._proxied = self._door.trusts(self._address)
+        self._inside = self._door.enter(self._address)
+        if self._inside:
+            self._due = self._now + self._limits.head_s
+            self._arm()
+        elif len(self.connections) - self._door.inside > self._limits.connections_refused:
+            self._phase = _DEAF
+            transport.abort()
+        else:
+            self._refuse(GatewayError("overloaded"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone: nothing is owed, nothing is waited for."""
+        self._ended = True
+        self._phase = _DEAF
+        self._due = self._write_due = inf
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._inside:
+            self._door.leave(self._address)
+        self.pipeline.clear()
+        self._rest = b""
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._phase == _DEAF:
+            self._dropped += len(data)
+            if self._dropped > self._limits.linger_bytes:
+                self._wire.abort()
+        elif self._rest:  # the app asked for more of its own request, which is whole already
+            self._rest += data
+            self.flow.pause_reading()
+        else:
+            self._now = self.loop.time()
+            self._read(data)
+            self._arm()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio knows an answer
+        """The peer sends no more; what it asked for is still answered."""
+        if self._phase == _DEAF and self._ended:
+            self._wire.close()
+        else:
+            self._eof = True
+            self._at_eof()
+        return self.scheme == "http"  # TLS has no half-closed state
+
+    def pause_writing(self) -> None:
+        """The peer reads too slowly."""
+        super().pause_writing()
+        self._write_due = self.loop.time() + self._limits.write_s
+        self._arm()
+
+    def resume_writing(self) -> None:
+        """The peer caught up."""
+        super().resume_writing()
+        if not self._ended:
+            self._write_due = inf
+
+    # Reading.
+
+    def _read(self, data: bytes) -> None:
+        """Parse what came, piece by piece; what comes after a queued request waits."""
+        limits = self._limits
+        while data and self._phase != _DEAF:
+            if self.pipeline:
+                self._rest = data
+                break
+            size = min(PIECE, limits.head_bytes - self._head_fed) if self._phase == _HEAD else PIECE
+            piece, data = (data, b"") if len(data) <= size else (data[:size], data[size:])
+            try:
+                self._parse(piece)
+            except GatewayError as error:
+                self._refuse(error)
+            except httptools.HttpParserError as error:
+                self._refuse(self._cause(error))
+        if self.pipeline:
+            self.flow.pause_reading()
+            self._due = inf
+
+    def _parse(self, piece: bytes) -> None:
+        before = self._phase
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_on(piece[upgrade.args[0] :])
+            return
+        if self._phase == _WAITING:
+            self._head_fed = 0
+        elif self._phase == _HEAD:
+            self._head_fed += len(piece)
+            if self._head_fed >= self._limits.head_bytes:
+                raise GatewayError("headers_too_large")
+            if self.parser.get_http_version() == "0.9":
+                raise _malformed("it names no version of HTTP")
+        elif before == _BODY:
+            self._framing += len(piece)
+            if self._framing > self._limits.framing_bytes:
+                raise _malformed("the body has more framing than content")
+
+    def _read_on(self, rest: bytes) -> None:
+        """Read a request again without its Upgrade: the parser stops at one, but we have nothing else to speak."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._phase, self._head_fed = _WAITING, -PIECE
+        self._parse(b"\r\n".join([*lines, b"", b""]))
+        if rest:
+            self._parse(rest)
+
+    def _cause(self, error: httptools.HttpParserError) -> GatewayError:
+        cause = error.__context__
+        if isinstance(cause, GatewayError):
+            return cause
+        if cause is None:
+            return _malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        if self._door.telemetry is not None:
+            self._door.telemetry.crash("", cause)
+        return GatewayError("internal")
+
+    def _at_eof(self) -> None:
+        if self._phase in (_HEAD, _BODY):
+            self._refuse(_malformed("it ends early"))
+        elif self._running is None:
+            self._finish()
+
+    # The parser's callbacks.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._phase = _HEAD
+        self._told = {}
+        self._began = self._now
+        self._due = self._now + self._limits.head_s
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        self.url += url
+        if len(self.url) > self._limits.target_bytes:
+            raise GatewayError("uri_too_long", limit=self._limits.target_bytes)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, whole; or a trailer, which is ignored (RFC 9110 §6.5.1)."""
+        if self._phase != _HEAD:
+            return
+        if len(self.headers) >= self._limits.headers:
+            raise GatewayError("headers_too_large")
+        name, value = name.lower(), value.strip(b" \t")
+        self.headers.append((name, value))
+        if name in _TELLING:
+            self._told.setdefault(name, []).append(value)
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: check what the parser leaves open, then let uvicorn begin the request."""
+        told, version = self._told, self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _malformed("this is HTTP/1.1")
+        host = self._one_host(told.get(b"host", ()), version)
+        if self.url[:1] != b"/" or b"#" in self.url:
+            self.url = self._origin_form(host)
+        self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
+        if self.parser.should_upgrade():
+            if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
+                raise GatewayError("route_unknown")
+            return  # _read_on
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110 §10.1.1
+        if self._proxied and (caller := self._door.caller(told.get(b"x-forwarded-for", ()))) is not None:
+            self.scope["client"] = (str(caller), 0)
+        super().on_headers_complete()
+        self._phase = _BODY
+        self._due = self._now + self._limits.body_s
+
+    def on_chunk_header(self) -> None:
+        """The size line of a chunk."""
+        self._framing -= CHUNK_OVERHEAD
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, counted before anybody keeps it."""
+        self._framing -= len(body)
+        self._body_left -= len(body)
+        if self._body_left < 0:
+            raise GatewayError("body_too_large", limit=self._body_limit)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if self.parser.should_upgrade():
+            return  # _read_on
+        super().on_message_complete()
+        if b"transfer-encoding" in self._told:
+            self.parser.set_dangerous_leniencies(lenient_chunked_length=False)
+        self._phase = _WAITING
+        self._head_fed = -PIECE  # a request that begins in the same piece does not begin at its start
+        self._due = inf if self._running is not None else self._now + self._limits.idle_s
+
+    def _one_host(self, hosts: Sequence[bytes], version: str) -> bytes:
+        """The value of Host (RFC 9112 §3.2); b"" if HTTP/1.0 left it out."""
+        if len(hosts) != 1:
+            if hosts or version == "1.1":
+                raise _malformed("it needs exactly one Host header")
+            return b""
+        if hosts[0] != self._host:
+            match = _HOST.fullmatch(hosts[0])
+            if match is None:
+                raise _malformed("the Host header is no host")
+            if self._limits.hosts and match[1].decode().lower() not in self._limits.hosts:
+                raise _malformed("this gateway does not answer to that Host")
+            self._host = hosts[0]
+        return hosts[0]
+
+    def _origin_form(self, host: bytes) -> bytes:
+        """The request target as /path?query, if it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
+        method = self.parser.get_method()
+        if self.url == b"*" and method == b"OPTIONS":
+            raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
+        match = _ABSOLUTE.fullmatch(self.url)
+        if match is None or method == b"CONNECT" or b"#" in self.url:
+            raise _malformed("the request target is no path")
+        if match[1].lower() != (host or match[1]).lower():
+            raise _malformed("the request target and the Host header disagree")
+        return (match[2] or b"/") + (match[3] or b"")
+
+    def _announced(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
+        """How the body ends must be said once, in one way, and within the limit (RFC 9112 §6)."""
+        limit = self._limits.body_bytes
+        if lengths or codings:
+            limit = self._door.bodies.get(self.url.partition(b"?")[0], limit)
+        self._body_left = self._body_limit = limit
+        self._framing = 0
+        if codings:
+            if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
+                raise _malformed("Transfer-Encoding must be just `chunked`, without a Content-Length")
+            self.parser.set_dangerous_leniencies(lenient_chunked_length=True)  # a Content-Length among the trailers
+        elif lengths:
+            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
+                raise _malformed("Content-Length must be one number")
+            if int(lengths[0]) > limit:
+                raise GatewayError("body_too_large", limit=limit)
+
+    # Answering.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        task = self.loop.create_task(self._serve(cycle, app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    async def _serve(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:
+        """Have the app answer one request; if it cannot, answer in its place."""
+        try:
+            await app(cast("Any", cycle.scope), cast("Any", cycle.receive), cast("Any", cycle.send))
+        except Exception as error:  # noqa: BLE001 - the last net, under the app's own
+            if self._door.telemetry is not None:
+                self._door.telemetry.crash("", error)
+        finally:
+            if not (cycle.response_complete or cycle.disconnected):
+                if not cycle.response_started:
+                    self._wire.write(self._words(GatewayError("internal")))
+                self._finish()
+
+    def on_response_complete(self) -> None:
+        """An answer is written: go on with the next request, or end what has to end."""
+        self.server_state.total_requests += 1
+        self._running = None
+        if self._ended:
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        if self._phase == _DEAF:
+            self._wire.write(self._last_words)
+            self._finish()
+            return
+        self._now = self.loop.time()
+        if self._phase == _WAITING:
+            self._due = self._now + self._limits.idle_s
+        elif self._due == inf:  # the peer could not go on while we did not read
+            self._due = self._now + (self._limits.head_s if self._phase == _HEAD else self._limits.body_s)
+        self.flow.resume_reading()
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._read(rest)
+        if self._eof and not self._rest:
+            self._at_eof()
+        self._arm()
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Read no more, and say why, after the answers still owed. A request answered already gets no second."""
+        in_body, self._phase, self._rest = self._phase == _BODY, _DEAF, b""
+        cycle, answered = self.cycle, False
+        if in_body and self.pipeline:
+            self.pipeline.popleft()
+        elif in_body:
+            answered = cycle.response_started
+            if not answered:
+                cycle.disconnected, self._running = True, None
+                cycle.message_event.set()
+        self._last_words, self._due = b"" if answered else self._words(error), inf
+        if self._running is None:
+            self._wire.write(self._last_words)
+            self._finish()
+
+    def _words(self, error: GatewayError) -> bytes:
+        """A refusal as the last answer of this connection."""
+        method = self.parser.get_method().decode() if self.url else ""
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        call = Call(method, path, peer=self.client[0] if self.client else "")
+        answer = refuse(error, call)
+        if self._door.telemetry is not None:
+            self._door.telemetry.request(call, answer.status, self.loop.time() - self._began)
+        headers = [*self.server_state.default_headers, *respond(call, answer).raw_headers, (b"connection", b"close")]
+        head = STATUS_LINE[answer.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n"
+        return head if method == "HEAD" else head + answer.body
+
+    def _finish(self) -> None:
+        """End the connection. A peer that may still be sending is read out first: a reset would cost it the answer."""
+        if self._ended:
+            self._wire.close()
+            return
+        unread = self._phase != _WAITING or self.flow.read_paused
+        self._ended, self._phase = True, _DEAF
+        now = self.loop.time()
+        self._due, self._write_due = now + self._limits.linger_s, now + self._limits.write_s
+        if self._eof or not unread:
+            self._due = inf
+            self._wire.close()
+        else:
+            if self._wire.can_write_eof():
+                self._wire.write_eof()
+            self.flow.resume_reading()
+        self._arm()
+
+    # The one timer. Deadlines move often, and mostly away: it is armed anew only when it would ring too late.
+
+    def _arm(self) -> None:
+        due = min(self._due, self._write_due)
+        if due < self._armed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed = due
+            self._timer = self.loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._armed, self._now = None, inf, self.loop.time()
+        if self._now >= self._write_due:
+            self._wire.abort()
+            return
+        if self._now >= self._due:
+            self._due = inf
+            if self._phase in (_HEAD, _BODY):
+                self._refuse(GatewayError("request_timeout"))
+            else:
+                self._finish()
+        self._arm()
+
+
+_WRONG = {
+    httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
+    httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
+}
+
+
+def _malformed(detail: str) -> GatewayError:
+    return GatewayError("http_malformed", detail=detail)
+
+
+def _address(text: str) -> Address | None:
+    """An IP address, also with a port as proxies write it; an IPv4 address in IPv6 form is the IPv4 address."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,7 +1,7 @@
 """One strict reading of a body (RFC 8259, and then stricter), for HTTP and every other surface; never guesses.
 
-JSON is what calls take. Forms (urlencoded, multipart) are read too, since older clients and uploads send them; whether a
-call may use one is for its caller to say.
+JSON is what calls take. Forms (urlencoded, multipart) are read too, for older clients and uploads; whether a call may
+use one is for its caller to say.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Parsed:
 
 
 BeforeFile = Callable[[dict[str, Any]], Awaitable[int]]
-"""Asked when the first file of a multipart body begins, with the fields read so far: how large may the whole body be?"""
+"""Asked when the first file of a multipart body begins, with the fields so far: how large may the whole body be?"""
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 
@@ -275,10 +275,9 @@ class _Multipart:
                 if total > self._limit:
                     raise too_large(self._limit)
                 self._parser.write(chunk)
-                if self._file is not None or self._files:
-                    if not asked:
-                        asked = True
-                        self._limit = await self._before_file(self._fields)
+                if not asked and (self._file is not None or self._files):
+                    asked = True
+                    self._limit = await self._before_file(self._fields)
         except MultipartParseError:
             raise GatewayError("form_malformed") from None
         if not self._ended:

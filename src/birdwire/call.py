@@ -18,8 +18,8 @@ JSON_TYPE = "application/json"
 
 async def no_body() -> AsyncIterator[bytes]:
     """The stream of a call without a body."""
-    return
-    yield b""
+    for chunk in list[bytes]():
+        yield chunk
 
 
 def new_request_id() -> str:
@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back: status, headers (Content-Length and X-Request-Id are the adaptor's), body; `value` is what it says."""
+    """What goes back; Content-Length and X-Request-Id are the adaptor's. `value` is what a JSON body says."""
 
     status: int
     headers: Headers = ()

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
-from birdwire.operations import ID_PATTERN, XData, XRequest
+from birdwire.operations import XData, XRequest
+from birdwire.post import ID_PATTERN
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def kind_of(part: Part) -> Kind:
     part.file.seek(0)
     kind = next((kind for kind in KINDS if head[kind.offset :].startswith(kind.magic)), None)
     if kind is None:
-        detail = "it is empty" if not part.size else "it is no JPEG, PNG, WebP, BMP, TIFF, GIF, MP4, MOV, WebM or TS file"
+        detail = (
+            "it is empty" if not part.size else "it is no JPEG, PNG, WebP, BMP, TIFF, GIF, MP4, MOV, WebM or TS file"
+        )
         raise GatewayError("media_files_malformed", detail=detail, wanted="an image, a GIF or a video")
     if part.size > kind.most_bytes:
         raise GatewayError("media_too_large", kind=kind.media_type, limit=kind.most_bytes >> 20)
@@ -117,7 +120,11 @@ async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
     finished = await ask(XRequest("POST", f"/2/media/upload/{started.id}/finalize"), Reading(_Medium))
     medium = await _processed(_Medium.model_validate(finished), ask, clock)
     expires_at = clock.now() + timedelta(seconds=medium.expires_after_secs)
-    return {"media_id": medium.id, "media_key": medium.media_key or started.media_key, "expires_at": rfc3339(expires_at)}
+    return {
+        "media_id": medium.id,
+        "media_key": medium.media_key or started.media_key,
+        "expires_at": rfc3339(expires_at),
+    }
 
 
 async def _processed(medium: _Medium, ask: Ask, clock: Clock) -> _Medium:

@@ -102,7 +102,7 @@ class Operation:
     """One thing an app may do on X.
 
     `path` is X's, with {user_id} for the acting account and the body's fields by name; a POST carries the set fields.
-    `target` names the field that says what is acted on, or the answer's member that does. `repeatable`: sending it again
+    `target` names the field that says what is acted on, or the answer's member that does. `repeatable`: a second send
     does no harm. `enterprise` marks what X removed from its self-serve tiers: always, or only if the post quotes.
     `already` maps an old code of X (its v1.1 list) to the answer it amounts to. `takes_file`: the body is multipart.
     """

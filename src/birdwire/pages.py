@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
 
 import jinja2
 from markupsafe import Markup
 
+from birdwire.body import read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, describe, render
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from birdwire.call import Call
     from birdwire.oauth import OAuth
 
-_FORM_TYPE = "application/x-www-form-urlencoded"
-_LONGEST_UNDO = 200
+_FORM_LIMIT = 1_000
 
 
 class Pages:
@@ -56,7 +55,7 @@ class Pages:
     async def undo(self, call: Call) -> Answer:
         """The "this was not me" of the page after a link."""
         try:
-            account = await self._oauth.undo(_undo_token(call))
+            account = await self._oauth.undo(await _undo_token(call))
         except GatewayError as error:
             return self._refusal(error, call)
         if _wants_json(call):
@@ -84,15 +83,16 @@ def _wants_json(call: Call) -> bool:
     return "application/json" in accept and "text/html" not in accept
 
 
-def _undo_token(call: Call) -> str:
+async def _undo_token(call: Call) -> str:
     """The one field of the page's form."""
-    if (call.header("content-type") or "").partition(";")[0].strip().lower() != _FORM_TYPE:
-        raise GatewayError("unsupported_media_type", wanted=f"Content-Type: {_FORM_TYPE}")
-    try:
-        fields = parse_qsl(call.body.decode("ascii"), strict_parsing=True, max_num_fields=5)
-    except ValueError:
-        fields = []
-    tokens = [value for name, value in fields if name == "undo_token"]
-    if len(tokens) != 1 or len(tokens[0]) > _LONGEST_UNDO:
+    parsed = await read(call, _FORM_LIMIT, _no_files)
+    token = parsed.fields.get("undo_token")
+    if parsed.kind != "form":
+        raise GatewayError("unsupported_media_type", wanted="Content-Type: application/x-www-form-urlencoded")
+    if not isinstance(token, str) or len(parsed.fields) != 1:
         raise GatewayError("undo_unknown")
-    return tokens[0]
+    return token
+
+
+async def _no_files(_: object) -> int:
+    raise GatewayError("undo_unknown")

@@ -34,7 +34,9 @@ class Reply(Body):
 class Media(Body):
     """Uploaded media to attach."""
 
-    media_ids: list[Id] = Field(min_length=1, max_length=4, description="1 to 4 media ids, as upload_media answers them")
+    media_ids: list[Id] = Field(
+        min_length=1, max_length=4, description="1 to 4 media ids, as upload_media answers them"
+    )
     tagged_user_ids: list[Id] | None = Field(None, max_length=10, description="ids of users to tag, at most 10")
 
 
@@ -85,7 +87,7 @@ class PostTwitter(Body):
     @field_validator("text")
     @classmethod
     def _plain(cls, text: str) -> str:
-        if any(mark < " " and mark not in "\n\r\t" or mark == "\x7f" for mark in text):
+        if any((mark < " " and mark not in "\n\r\t") or mark == "\x7f" for mark in text):
             raise PydanticCustomError("control_character", "control character")
         return text
 
@@ -97,7 +99,9 @@ class PostTwitter(Body):
         if len(given) > 1:
             raise PydanticCustomError("mutually_exclusive", "exclusive", {"fields": " and ".join(given)})
         if self.text is None and not given:
-            raise PydanticCustomError("text_missing", "missing", {"wanted": "text, or media, a poll, a quote or a card"})
+            raise PydanticCustomError(
+                "text_missing", "missing", {"wanted": "text, or media, a poll, a quote or a card"}
+            )
         if self.text is not None and not self.text.strip() and not given:
             raise PydanticCustomError("text_empty", "empty", {})
         limit = (info.context or {}).get("text_limit") or LIMIT

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from birdwire.body import Body
 from birdwire.errors import GatewayError
-from birdwire.operations import ID_PATTERN, XData, XRequest
-from birdwire.post import Id
+from birdwire.operations import XData, XRequest
+from birdwire.post import ID_PATTERN, Id
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class UserQuery(Body):
 class TimelineQuery(Body):
     """Whose posts, and from where on."""
 
-    userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; or userId")  # noqa: N815 - the same
+    userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; or userId")  # noqa: N815 - the published name
     userId: Id | None = Field(None, description="a user's id, 1 to 19 digits; or userName")  # noqa: N815 - the same
     cursor: str | None = Field(None, pattern=r"^[A-Za-z0-9._~=-]{0,500}$", description="next_cursor of the page before")
 

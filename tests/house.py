@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import socket
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 API = "/apis/v1/twitter/"
 POST = seed.VISIBLE_POST_ID
+GRACE = seed.OTHER_USER_ID
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 class MovableClock(Clock):
@@ -112,6 +117,14 @@ class House:
         """The calls that X got at a path, with these members."""
         calls = (await self.x.get("/_sandbox/calls")).json()["calls"]
         return [call for call in calls if call["path"].startswith(path) and like.items() <= call.items()]
+
+    async def state(self) -> dict[str, Any]:
+        """X's own view of its world."""
+        return dict((await self.x.get("/_sandbox/state")).json())
+
+    async def post_of(self, post_id: str) -> dict[str, Any]:
+        """A post as X keeps it."""
+        return dict(next(post for post in (await self.state())["posts"] if post["id"] == post_id))
 
     async def fault(self, method: str, path: str, do: dict[str, Any], times: int | None = 1) -> None:
         """Make X fail at an endpoint."""

@@ -32,6 +32,7 @@ MAX_DIGITS = 4_300
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
 IN_MEMORY = 1 << 20
+_SLICE = 16_384
 
 
 class Body(BaseModel):
@@ -68,6 +69,11 @@ class Parsed:
     kind: Literal["none", "json", "form", "multipart"]
     fields: dict[str, Any] = field(default_factory=dict, repr=False)
     files: tuple[Part, ...] = ()
+
+    def close(self) -> None:
+        """Let the files go."""
+        for part in self.files:
+            part.file.close()
 
 
 BeforeFile = Callable[[dict[str, Any]], Awaitable[int]]
@@ -268,21 +274,35 @@ class _Multipart:
         )
 
     async def read(self, call: Call) -> Parsed:
-        total, asked = 0, False
         try:
-            async for chunk in call.stream():
-                total += len(chunk)
-                if total > self._limit:
-                    raise too_large(self._limit)
-                self._parser.write(chunk)
+            await self._read(call)
+        except MultipartParseError:
+            self._close()
+            raise GatewayError("form_malformed") from None
+        except BaseException:
+            self._close()
+            raise
+        return Parsed("multipart", self._fields, tuple(self._files))
+
+    async def _read(self, call: Call) -> None:
+        total, asked = 0, False
+        async for chunk in call.stream():
+            for start in range(0, len(chunk), _SLICE):
+                piece = chunk[start : start + _SLICE]
+                self._parser.write(piece)
                 if not asked and (self._file is not None or self._files):
                     asked = True
                     self._limit = await self._before_file(self._fields)
-        except MultipartParseError:
-            raise GatewayError("form_malformed") from None
+                total += len(piece)
+                if total > self._limit:
+                    raise too_large(self._limit)
         if not self._ended:
             raise GatewayError("form_malformed")
-        return Parsed("multipart", self._fields, tuple(self._files))
+
+    def _close(self) -> None:
+        for file in (self._file, *(part.file for part in self._files)):
+            if file is not None:
+                file.close()
 
     def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
         if len(buffer) + len(data) > most:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -57,6 +57,7 @@ class _Visit:
 
     key: Key | None = None
     headers: Headers = ()
+    body: Parsed = field(default_factory=lambda: Parsed("none"))
 
 
 class Gate:
@@ -113,6 +114,8 @@ class Gate:
             answer = refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), call)
         except GatewayError as error:
             answer = refuse(error, call)
+        finally:
+            visit.body.close()
         return answer.adding(visit.headers)
 
     # The way in: whose call it is, whether it may be made, what it says.
@@ -125,7 +128,7 @@ class Gate:
         if takes.query or call.method == "GET":
             return _known(visit), _query(call.query), False
         try:
-            parsed = await read(call, takes.limit, partial(self._before_file, takes, call, visit))
+            parsed = visit.body = await read(call, takes.limit, partial(self._before_file, takes, call, visit))
         except GatewayError as error:
             if visit.key is None and error.problem.status not in (408, 413):
                 raise GatewayError("key_missing") from None

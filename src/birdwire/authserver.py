@@ -42,6 +42,7 @@ KNOWN_SCOPES = frozenset({
 })  # fmt: skip
 
 TOKEN_DEADLINE_S = 10.0
+_LARGEST_REPLY = 64 * 1_024
 _LONGEST_TOKEN_S = 10 * 366 * 86_400
 
 
@@ -185,7 +186,8 @@ def _tokens(reply: Reply) -> Tokens:
     access, refresh = value.get("access_token"), value.get("refresh_token")
     expires_in, scope = value.get("expires_in"), value.get("scope")
     fits = (
-        isinstance(access, str)
+        len(reply.body) <= _LARGEST_REPLY
+        and isinstance(access, str)
         and access.isascii()
         and access.isprintable()
         and 0 < len(access) <= 4_096

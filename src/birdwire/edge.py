@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from birdwire.asgi import respond
-from birdwire.call import Call
+from birdwire.call import Call, new_request_id
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
 
@@ -47,6 +47,7 @@ _WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a hea
 _TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
 _HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
+_SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 _MAX_LENGTH_DIGITS = 20  # of 2^64
 
 
@@ -175,7 +176,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self.url = b""
         self._told: dict[bytes, list[bytes]] = {}
-        self._host = b""
+        self._host: bytes | None = None
         self._head_fed = self._framing = self._body_left = self._dropped = 0
         self._body_limit = self._limits.body_bytes
 
@@ -283,7 +284,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._head_fed += len(piece)
             if self._head_fed >= self._limits.head_bytes:
                 raise GatewayError("headers_too_large")
-            if self.parser.get_http_version() == "0.9":
+            if before == _WAITING and _SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
                 raise _malformed("it names no version of HTTP")
         elif before == _BODY:
             self._framing += len(piece)
@@ -305,10 +306,13 @@ class EdgeProtocol(HttpToolsProtocol):
         cause = error.__context__
         if isinstance(cause, GatewayError):
             return cause
-        if cause is None:
-            return _malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        if cause is not None:
+            return self._bug(cause)
+        return _malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+
+    def _bug(self, error: BaseException) -> GatewayError:
         if self._door.telemetry is not None:
-            self._door.telemetry.crash("", cause)
+            self._door.telemetry.crash(new_request_id(), error)
         return GatewayError("internal")
 
     def _at_eof(self) -> None:
@@ -356,6 +360,8 @@ class EdgeProtocol(HttpToolsProtocol):
             self.url = self._origin_form(host)
         self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
         if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _malformed("this is no proxy")
             if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
             return  # _read_on
@@ -411,7 +417,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.url == b"*" and method == b"OPTIONS":
             raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
         match = _ABSOLUTE.fullmatch(self.url)
-        if match is None or method == b"CONNECT" or b"#" in self.url:
+        if match is None or b"#" in self.url:
             raise _malformed("the request target is no path")
         if match[1].lower() != (host or match[1]).lower():
             raise _malformed("the request target and the Host header disagree")
@@ -447,8 +453,7 @@ class EdgeProtocol(HttpToolsProtocol):
         try:
             await app(cast("Any", cycle.scope), cast("Any", cycle.receive), cast("Any", cycle.send))
         except Exception as error:  # noqa: BLE001 - the last net, under the app's own
-            if self._door.telemetry is not None:
-                self._door.telemetry.crash("", error)
+            self._bug(error)
         finally:
             if not (cycle.response_complete or cycle.disconnected):
                 if not cycle.response_started:
@@ -463,14 +468,18 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            return
-        if self._phase == _DEAF:
+        elif self._phase == _DEAF:
             self._wire.write(self._last_words)
             self._finish()
-            return
+        if not self.pipeline and self._phase != _DEAF:
+            self._go_on()
+        self._arm()
+
+    def _go_on(self) -> None:
+        """Nothing is queued: read on."""
         self._now = self.loop.time()
         if self._phase == _WAITING:
-            self._due = self._now + self._limits.idle_s
+            self._due = inf if self._running is not None else self._now + self._limits.idle_s
         elif self._due == inf:  # the peer could not go on while we did not read
             self._due = self._now + (self._limits.head_s if self._phase == _HEAD else self._limits.body_s)
         self.flow.resume_reading()
@@ -479,7 +488,6 @@ class EdgeProtocol(HttpToolsProtocol):
             self._read(rest)
         if self._eof and not self._rest:
             self._at_eof()
-        self._arm()
 
     def _refuse(self, error: GatewayError) -> None:
         """Read no more, and say why, after the answers still owed. A request answered already gets no second."""

@@ -144,7 +144,17 @@ PROBLEMS: dict[str, Problem] = {
 """Reason -> Problem. A closed set: raising any other reason is a KeyError, and a test keeps every row reachable."""
 
 FIELDS = (
-    *("tweet_id", "target_user_id", "scopes", "expected_username", "return_to", "state", "username", "media_files"),
+    *(
+        "tweet_id",
+        "target_user_id",
+        "scopes",
+        "expected_username",
+        "return_to",
+        "state",
+        "username",
+        "undo_token",
+        "media_files",
+    ),
     *(
         "text",
         "reply",

@@ -135,7 +135,9 @@ class Gate:
             raise
         relay = dialect.hear(parsed, takes.model) if self._relay else None
         if relay is not None:
-            if raw_key is not None and not hmac.compare_digest(relay.raw_key.encode(), raw_key.encode()):
+            if raw_key is not None and not hmac.compare_digest(
+                relay.raw_key.encode("utf-8", "replace"), raw_key.encode()
+            ):
                 raise GatewayError("key_mismatch")
             parsed = relay.parsed
             visit.key = visit.key or await self.admit(relay.raw_key, call, visit)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
+from pydantic import Field
 
-from birdwire.body import read
+from birdwire.body import Body, check, read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, describe, render
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from birdwire.oauth import OAuth
 
 _FORM_LIMIT = 1_000
+
+
+class Undo(Body):
+    """What ends a link that was not meant."""
+
+    undo_token: str = Field(description="the one-time token of the page after the link")
 
 
 class Pages:
@@ -84,15 +91,12 @@ def _wants_json(call: Call) -> bool:
 
 
 async def _undo_token(call: Call) -> str:
-    """The one field of the page's form."""
+    """The one field of the page's form, or of a JSON body."""
     parsed = await read(call, _FORM_LIMIT, _no_files)
-    token = parsed.fields.get("undo_token")
-    if parsed.kind != "form":
-        raise GatewayError("unsupported_media_type", wanted="Content-Type: application/x-www-form-urlencoded")
-    if not isinstance(token, str) or len(parsed.fields) != 1:
-        raise GatewayError("undo_unknown")
-    return token
+    if parsed.kind not in ("form", "json"):
+        raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")
+    return check(parsed.fields, Undo).undo_token
 
 
 async def _no_files(_: object) -> int:
-    raise GatewayError("undo_unknown")
+    raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")

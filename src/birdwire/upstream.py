@@ -188,14 +188,11 @@ class Upstream:
 
     async def close(self) -> None:
         """End every connection and every call. Later calls fail as unreachable, not sent."""
-        self._closed = True
+        self._closed = True  # those who wait for a slot get one from those who end here, and end too
         now = asyncio.get_running_loop().time()
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(now)
-        for turn in self._queue:
-            if not turn.done():
-                turn.set_exception(SendFailed("unreachable", "closed", sent=False))
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._lookup is not None:

@@ -1,4 +1,4 @@
-"""What a key may do: its end, its actions, its addresses, its return_to, its daily cap; and the patience with bad keys."""
+"""What a key may do: its end, actions, addresses, return_to, daily cap; and the patience with bad keys."""
 
 from __future__ import annotations
 

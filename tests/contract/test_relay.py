@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import httpx2
 
 SHORT = "/apis/v1/"
+Files = list[tuple[str, tuple[str | None, bytes | str] | tuple[str | None, bytes | str, str | None]]]
 
 
 @pytest.fixture
@@ -66,9 +67,9 @@ async def test_content_wins_over_text_unless_it_is_empty(linked: House, key: dic
     assert [answer.json()["data"]["text"] for answer in (first, second)] == ["content", "text"]
 
 
-async def test_a_post_brings_its_two_files(linked: House, key: dict[str, str]) -> None:
+async def test_a_post_brings_its_two_files(linked: House) -> None:
     """Uploaded, then attached, in their order."""
-    files = [
+    files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
         ("content", (None, "two images")),
         ("media_files", ("a.png", PNG, "image/png")),
@@ -81,7 +82,7 @@ async def test_a_post_brings_its_two_files(linked: House, key: dict[str, str]) -
 
 async def test_files_before_the_key_are_not_read(linked: House) -> None:
     """A stranger's file goes no further than its beginning."""
-    files = [("media_files", ("a.png", PNG, "image/png")), ("aisa_api_key", (None, linked.raw_key))]
+    files: Files = [("media_files", ("a.png", PNG, "image/png")), ("aisa_api_key", (None, linked.raw_key))]
     answer = await linked.bare.post(API + "post_twitter", files=files)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_missing")
 

@@ -96,10 +96,10 @@ class Hostile:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
-    async def listening(self, port: int = 0, **options: Any) -> AsyncIterator[Upstream]:
+    async def listening(self, scheme: str = "http", port: int = 0, **options: Any) -> AsyncIterator[Upstream]:
         """A client for it, which asks the loop for the peer's address."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        upstream = Upstream(f"http://api.test:{server.sockets[0].getsockname()[1]}", **options)
+        upstream = Upstream(f"{scheme}://api.test:{server.sockets[0].getsockname()[1]}", **options)
         try:
             yield upstream
         finally:
@@ -163,7 +163,7 @@ def _reply(fields: bytes, body: bytes = b"", status: int = 200) -> bytes:
 
 
 PACKED: Final = gzip.compress(b"birds " * 99)
-BOMB: Final = gzip.compress(bytes(1_000_000))
+BOMB: Final = gzip.compress(bytes(10_000_000))
 WHOLE: Final = [
     FINE,
     FINE + FINE,
@@ -314,6 +314,21 @@ def test_a_reply_of_a_byte_a_second_ends_at_the_deadline() -> None:
     assert took_s == pytest.approx(DEADLINE_S)
 
 
+@pytest.mark.parametrize(("deadline_s", "took_s"), [(DEADLINE_S, 3.0), (2.0, 2.0)])
+def test_a_handshake_that_stalls_ends_in_time(deadline_s: float, took_s: float) -> None:
+    """After its own limit or the call's, with nothing sent."""
+
+    async def call() -> tuple[SendFailed, float]:
+        async with Hostile([Step("wait", wait_s=99)]).listening("https") as upstream:
+            with pytest.raises(SendFailed) as caught:
+                await upstream.send(Request("GET", "/"), deadline_s=deadline_s)
+            return caught.value, asyncio.get_running_loop().time()
+
+    error, ended_at_s = run(call())
+    assert (error.cause, error.sent) == ("tls", False)
+    assert ended_at_s == pytest.approx(took_s)
+
+
 def test_a_resolver_that_never_answers_is_asked_once_and_left_in_time() -> None:
     """Ten calls share one look-up, and each ends within the time for connecting, unsent."""
 
@@ -372,7 +387,7 @@ def test_the_next_address_is_tried_when_one_fails(first: str) -> None:
                     filler.settimeout(0)
                     filler.connect_ex(("127.0.0.2", port))
             loop.addresses = ["127.0.0.2", "127.0.0.1"]
-            async with Hostile([]).listening(port, max_age_s=0.0) as upstream:
+            async with Hostile([]).listening(port=port, max_age_s=0.0) as upstream:
                 reply = await upstream.send(Request("GET", "/"), deadline_s=DEADLINE_S)
                 first_s = loop.time()
                 await upstream.send(Request("GET", "/"), deadline_s=DEADLINE_S)

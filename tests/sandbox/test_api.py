@@ -93,7 +93,9 @@ async def test_an_id_that_is_no_id_is_refused(x: LocalX, wrong: Any) -> None:
     assert answer.json()["title"] == "Invalid Request"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"tweet_id":NaN}', b'{"a":"\\ud800"}', b"\xff"]
+)
 async def test_a_body_that_is_no_object_is_refused(x: LocalX, body: bytes) -> None:
     """X's 400, never a failure of ours."""
     token = (await x.link())["access_token"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -51,14 +53,18 @@ async def test_a_fault_matches_by_method_and_path(x: LocalX) -> None:
 
 
 async def test_an_answer_can_be_anything(x: LocalX) -> None:
-    """JSON, text, nothing; with headers."""
+    """JSON, text, nothing, any bytes; with headers."""
     await x.control("faults", do={"status": 200, "body": {"data": {}}, "headers": {"Retry-After": "7"}})
     await x.control("faults", do={"status": 502, "body": "<html>edge</html>"})
-    await x.control("faults", do={"status": 204})
-    first, second, third = [await x.http.get("/2/users/me") for _ in range(3)]
+    await x.control("faults", match={"method": "get"}, do={"status": 204})
+    zipped = b64encode(gzip.compress(b'{"data":{}}')).decode()
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    await x.control("faults", do={"status": 200, "body_base64": zipped, "headers": headers})
+    first, second, third, fourth = [await x.http.get("/2/users/me") for _ in range(4)]
     assert (first.json(), first.headers["retry-after"]) == ({"data": {}}, "7")
     assert (second.text, second.headers["content-type"]) == ("<html>edge</html>", "text/html; charset=utf-8")
     assert (third.status_code, third.content) == (204, b"")
+    assert fourth.json() == {"data": {}}
 
 
 @pytest.mark.parametrize(("when", "applied"), [("before_apply", False), ("after_apply", True)])

@@ -132,6 +132,7 @@ async def test_a_timeline_can_be_narrowed(x: LocalX, token: str) -> None:
     assert reply["id"] not in await ids("exclude=replies,retweets")
     assert await ids("since_id=1603419180975409154") == [reply["id"]]
     assert VISIBLE_POST_ID in await ids("until_id=1521943230163595264")
+    assert await ids("start_time=0001-01-01T00:00:00%2B23:59&end_time=9999-12-31T23:59:59-23:59")
     assert await ids("start_time=2021-01-01T00:00:00Z&end_time=2021-12-31T00:00:00Z") == [VISIBLE_POST_ID]
 
 

@@ -150,6 +150,12 @@ async def test_a_text_may_weigh_280_and_no_more(x: LocalX, token: str) -> None:
     assert detail(await post(x, token, text="日" * 140 + "a")) == "You are not permitted to perform this action."
 
 
+async def test_half_a_character_is_not_taken_in(x: LocalX, token: str) -> None:
+    """A lone surrogate could never be told again."""
+    assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud800"}')).status_code == 400
+    assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud83d\udc26"}')).status_code == 201
+
+
 async def test_links_are_shortened_and_told_by_entities(x: LocalX, token: str) -> None:
     """In the answer and in look-ups; look-ups also escape."""
     answer = (await post(x, token, text="R&D: https://example.com/a?b=1&c=2 by @grace")).json()["data"]

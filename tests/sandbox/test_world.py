@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import stat
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -50,6 +53,16 @@ async def test_tokens_are_on_the_disk_before_they_are_answered(start: Callable[[
     assert (await start().refresh(tokens["refresh_token"])).status_code == 400
 
 
+async def test_many_tokens_at_once_are_all_on_the_disk(start: Callable[[], LocalX]) -> None:
+    """However many answers share one write."""
+    before = start()
+    links = await asyncio.gather(*(before.link() for _ in range(20)))
+    renewed = await asyncio.gather(*(before.refresh(link["refresh_token"]) for link in links))
+    after = start()
+    answers = await asyncio.gather(*(after.refresh(answer.json()["refresh_token"]) for answer in renewed))
+    assert [answer.status_code for answer in answers] == [200] * 20
+
+
 async def test_a_clean_end_keeps_everything(start: Callable[[], LocalX]) -> None:
     """Likes, planted people, the clock, the app's credentials."""
     before = start()
@@ -91,6 +104,18 @@ async def test_two_sandboxes_know_nothing_of_each_other() -> None:
     assert first.state.clients != second.state.clients
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(second), base_url="http://127.0.0.1") as http:
         assert (await http.get("/_sandbox/calls")).json() == {"calls": []}
+
+
+def test_it_knows_nothing_of_the_gateway() -> None:
+    """No module here imports one of Birdwire's from elsewhere."""
+    for module in files("birdwire.sandbox").iterdir():
+        if not module.name.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse(module.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert not name.startswith("birdwire") or name.startswith("birdwire.sandbox"), (module.name, name)
 
 
 def test_a_secret_does_not_show() -> None:

@@ -10,7 +10,11 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from birdwire import __version__
-from birdwire.cli import act
+from birdwire.cli.say import family
+from birdwire.operations import OPERATIONS, Operation
+
+OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
+"""Operations whose body is one id: each is a command."""
 
 RUN, OPERATE, ACT = "Run", "Operate", "Act on X"
 
@@ -24,13 +28,21 @@ class Row(NamedTuple):
     summary: str
 
 
+def name_of(operation: Operation) -> str:
+    """The command of an operation."""
+    return operation.name.removesuffix("_twitter").replace("_", "-")
+
+
 COMMANDS = (
     Row("dev", "dev", RUN, "Start a gateway and a local X on this machine, to build and test against."),
     Row("serve", "serve", RUN, "Start the gateway."),
     Row("sandbox", "serve", RUN, "Start the local X alone."),
+    Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
+    Row("migrate", "check", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
     Row("vault", "vault", OPERATE, "Make the key that seals X's tokens at rest."),
-    *(Row(act.name_of(operation), "act", ACT, f"{operation.summary}.") for operation in act.OFFERED),
+    Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
+    *(Row(name_of(operation), "act", ACT, f"{operation.summary}.") for operation in OFFERED),
 )
 
 
@@ -46,19 +58,19 @@ class Commands(TyperGroup):
 def load(name: str) -> Any:
     """The command of a row of COMMANDS."""
     row = next(row for row in COMMANDS if row.name == name)
-    found: Any = get_command(importlib.import_module(f"birdwire.cli.{row.module}").app)
-    return getattr(found, "commands", {}).get(name, found)
+    family: Any = get_command(importlib.import_module(f"birdwire.cli.{row.module}").app)
+    command = getattr(family, "commands", {}).get(name, family)
+    command.help = command.help or row.summary
+    return command
 
 
 def build() -> typer.Typer:
     """The whole command line."""
-    app = typer.Typer(
-        name="birdwire",
+    app = family(
         cls=Commands,
         help="A self-hosted gateway through which an app or an AI agent acts on X, with one API key.",
         epilog="Begin with: birdwire dev",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,  # they print local variables, and so secrets
+        add_completion=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)

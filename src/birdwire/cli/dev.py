@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -17,14 +17,13 @@ from birdwire.app import create_app, prepare
 from birdwire.cli import servers
 from birdwire.cli.database import refusals
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
 from birdwire.clock import Clock
 from birdwire.errors import GatewayError
 from birdwire.keys import MAX_RPM, Keys, mint
 from birdwire.sandbox.app import create_sandbox
-from birdwire.sandbox.seed import OTHER_USER_ID, OTHER_USERNAME, VISIBLE_POST_ID
-from birdwire.sandbox.server import config as sandbox_config
+from birdwire.sandbox.seed import OTHER_USER_ID, OTHER_USERNAME, PEOPLE, VISIBLE_POST_ID
 from birdwire.settings import Settings
 from birdwire.store.db import Database
 from birdwire.vault import Vault, create_key_file, read_key_file
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-app = typer.Typer()
+app = family()
 
 HOST = "127.0.0.1"
 TIER = "starter"
@@ -59,26 +58,32 @@ class Folder:
         """Make the folder (0700) if it is not there, keep others out of it, and open its vault.
 
         Raises:
-            Stop: it cannot be made, or another process works in it.
+            Stop: it cannot be used, or another process works in it.
         """
+        with self._lock():
+            key_file = self.path / VAULT_KEY
+            yield Vault(read_key_file(key_file) if key_file.exists() else create_key_file(key_file))
+
+    def _lock(self) -> IO[bytes]:
+        """A file that is locked until it is closed, or its process ends in whatever way."""
         try:
             if not self.path.exists():
                 self.path.mkdir(mode=0o700, parents=True)
                 (self.path / ".gitignore").write_text("*\n", "utf-8")
-            with (self.path / "lock").open("wb") as lock:
-                if sys.platform != "win32":
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield self._vault()
-        except BlockingIOError:
+            lock = (self.path / "lock").open("wb")
+        except OSError as error:
+            raise Stop(ExitCode.USAGE, f"The folder {self.path} cannot be used: {error.strerror}.") from None
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
             raise Stop(
                 ExitCode.USAGE,
                 f"Another `birdwire dev` works in {self.path}.",
                 "Use that one, end it, or choose another folder: --data DIR",
             ) from None
-
-    def _vault(self) -> Vault:
-        file = self.path / VAULT_KEY
-        return Vault(read_key_file(file) if file.exists() else create_key_file(file))
+        return lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +143,18 @@ class Ready:
 @app.command()
 def dev(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The gateway's port; 0 takes any free one.")] = 8700,
-    sandbox_port: Annotated[int, typer.Option(min=0, max=65_535, help="The local X's port; 0 takes any.")] = 8701,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="The gateway's port; 0 takes any free one.")
+    ] = 8700,
+    sandbox_port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="The local X's port; 0 takes any.")
+    ] = 8701,
     data: Annotated[
-        Path, typer.Option(help="Folder for database, vault key and the local X's world.")
+        Path, typer.Option(metavar="DIR", help="Folder for database, vault key and the local X's world.")
     ] = DEFAULT_FOLDER,
-    rpm: Annotated[int | None, typer.Option(min=1, max=MAX_RPM, help="Calls a minute for both keys.")] = None,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls a minute for both keys.")
+    ] = None,
     link: Annotated[str | None, typer.Option(metavar="USERNAME", help="Link this user of the local X: ada.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request to stderr.")] = False,
     as_json: JsonOption = False,
@@ -193,8 +204,8 @@ async def _serve(
         say.result(offer.document(), *offer.text())
 
     pairs = [
-        (servers.gateway_config(create_app(settings).app), gateway),
-        (sandbox_config(local_x, timeout_graceful_shutdown=5), sandbox),
+        (servers.gateway_config(create_app(settings).app, settings), gateway),
+        (servers.sandbox_config(local_x), sandbox),
     ]
     await servers.serve(pairs, ready)
 
@@ -236,11 +247,11 @@ def _link(gateway: Gateway, sandbox_url: str, username: str | None) -> tuple[dic
     linked = _linked(gateway)
     if username is None:
         return linked, None if linked else gateway.ask("POST", f"{API}/auth_twitter")["auth_url"]
-    if linked is None or linked["username"].lower() != username.lower():
+    if not _is(linked, username):
         _consent(gateway, sandbox_url, username)
         linked = _linked(gateway)
-    if linked is None:
-        raise Stop(ExitCode.REFUSED, f"@{printable(username, 20)} could not be linked.")
+    if not _is(linked, username):
+        raise _unlinkable(username, "X does not say that this is the account")
     return linked, None
 
 
@@ -249,17 +260,22 @@ def _linked(gateway: Gateway) -> dict[str, Any] | None:
     return {name: status[name] for name in ("user_id", "username")} if status["state"] == "active" else None
 
 
+def _is(linked: dict[str, Any] | None, username: str) -> bool:
+    return linked is not None and linked["username"].lower() == username.lower()
+
+
 def _consent(gateway: Gateway, sandbox_url: str, username: str) -> None:
     """What a person does in the browser."""
     body = {"expected_username": username}
     auth_url = gateway.ask("POST", f"{API}/auth_twitter", body)["auth_url"]
     consent = {"auth_url": auth_url, "username": username, "action": "allow"}
-    reply = Gateway(sandbox_url).call("POST", "/_sandbox/consent", consent)
-    redirect_to = (reply.document or {}).get("redirect_to")
-    if not isinstance(redirect_to, str):
-        raise Stop(
-            ExitCode.USAGE,
-            f"The local X could not link {printable(username, 20)}: {printable(reply.body.decode(), 200)}",
-            f"Choose a user of the local X; {sandbox_url} lists them.",
-        )
-    gateway.call("GET", redirect_to.removeprefix(gateway.url))
+    document = Gateway(sandbox_url).call("POST", "/_sandbox/consent", consent).document or {}
+    if "redirect_to" not in document:
+        raise _unlinkable(username, printable(document.get("error"), 200))
+    gateway.call("GET", document["redirect_to"].removeprefix(gateway.url))
+
+
+def _unlinkable(username: str, why: str) -> Stop:
+    names = ", ".join(person.username for person in PEOPLE if not person.suspended)
+    message = f"{printable(username, 20)} could not be linked in the local X: {why}."
+    return Stop(ExitCode.REFUSED, message, f"Choose one of {names}.")

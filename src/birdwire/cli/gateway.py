@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import ssl
-import time
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,15 +40,16 @@ class Reply:
 
 
 class Gateway:
-    """One gateway, asked under one key or none.
+    """One gateway, asked under one key or none, each time within `deadline_s`.
 
     Raises:
         Stop: the URL cannot be used, or is no place to send a key to.
     """
 
-    def __init__(self, url: str, raw_key: str | None = None) -> None:
+    def __init__(self, url: str, raw_key: str | None = None, *, deadline_s: float = DEADLINE_S) -> None:
         self.url = url.rstrip("/")
         self._key = raw_key
+        self._deadline_s = deadline_s
         try:
             parts = urlsplit(self.url)
             self._host, self._port = parts.hostname or "", parts.port
@@ -80,10 +83,12 @@ class Gateway:
         Raises:
             Stop: there was no answer; UNKNOWN if the request may have been carried out.
         """
-        ends_at = time.monotonic() + DEADLINE_S
         connection = self._connect()
+        deadline = Timer(self._deadline_s, _hang_up, [connection.sock])  # the socket's own timeout is each read's
+        deadline.daemon = True
+        deadline.start()
         try:
-            return self._exchange(connection, method, path, body, ends_at)
+            return self._exchange(connection, method, path, body)
         except (OSError, http.client.HTTPException) as error:
             raise Stop(
                 ExitCode.UNKNOWN,
@@ -91,15 +96,16 @@ class Gateway:
                 "It may have been carried out. Look, or repeat what is safe to repeat.",
             ) from None
         finally:
+            deadline.cancel()
             connection.close()
 
     def _connect(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection
         if self._tls:
             context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=DEADLINE_S, context=context)
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=self._deadline_s, context=context)
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=DEADLINE_S)
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._deadline_s)
         try:
             connection.connect()
         except OSError as error:
@@ -111,9 +117,7 @@ class Gateway:
             ) from None
         return connection
 
-    def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any, ends_at: float
-    ) -> Reply:
+    def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any) -> Reply:
         headers = {"Accept": "application/json", "User-Agent": f"birdwire/{__version__}", "Connection": "close"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -123,14 +127,10 @@ class Gateway:
             headers["Content-Type"] = "application/json"
         connection.request(method, path, content, headers)
         answer = connection.getresponse()
-        received = bytearray()
-        while piece := answer.read1(65_536):
-            received += piece
-            if len(received) > MAX_ANSWER:
-                raise http.client.HTTPException
-            if time.monotonic() > ends_at:
-                raise TimeoutError
-        return Reply(answer.status, bytes(received))
+        received = answer.read(MAX_ANSWER)
+        if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
+            raise http.client.IncompleteRead(received)
+        return Reply(answer.status, received)
 
     def _refusal(self, status: int, document: dict[str, Any] | None) -> Stop:
         error = (document or {}).get("error")
@@ -145,6 +145,11 @@ class Gateway:
             code = ExitCode.UNKNOWN
         message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
         return Stop(code, message, fix, request_id=request_id, document=document)
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _bad_url(url: str) -> Stop:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from birdwire.cli.database import opened
-from birdwire.cli.say import JsonOption, saying
+from birdwire.cli.say import JsonOption, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keys import MAX_RPM, TIERS, Keys
@@ -25,15 +25,17 @@ DAY_S = 86_400
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `birdwire keys list` shows it.")]
 
-app = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
+app = family()
 
 
 @app.command()
 def create(
     *,
-    label: Annotated[str, typer.Option(help="Whose key it is; the page after a link shows it.")],
-    tier: Annotated[str, typer.Option(help=f"Calls a minute: {', '.join(TIERS)}.")] = "free",
-    rpm: Annotated[int | None, typer.Option(min=1, max=MAX_RPM, help="Its own limit, in place of the tier's.")] = None,
+    label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is; the page after a link shows it.")],
+    tier: Annotated[str, typer.Option(metavar="TIER", help=f"Calls a minute: {', '.join(TIERS)}.")] = "free",
+    rpm: Annotated[
+        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Its own limit, in place of the tier's.")
+    ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,

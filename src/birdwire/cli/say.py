@@ -85,6 +85,12 @@ class Say:
             self._people.print(line)
         self._people.file.flush()
 
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show that something is waited for."""
+        with self._errors.status(text):
+            yield
+
     def aside(self, text: str) -> None:
         """A remark beside the result."""
         self._errors.print(text, style="dim")
@@ -109,6 +115,17 @@ def saying(*, as_json: bool) -> Iterator[Say]:
     except Stop as stop:
         say.stop(stop)
         raise typer.Exit(int(stop.code)) from None
+
+
+def family(**options: Any) -> typer.Typer:
+    """Commands that belong together, with help in Markdown and tracebacks without values."""
+    given: dict[str, Any] = {
+        "no_args_is_help": True,
+        "add_completion": False,
+        "rich_markup_mode": "markdown",
+        "pretty_exceptions_enable": False,  # they print local variables, and so secrets
+    }
+    return typer.Typer(**(given | options))
 
 
 def printable(text: object, length: int = 500) -> str:

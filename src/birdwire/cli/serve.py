@@ -10,25 +10,27 @@ import typer
 from birdwire.app import create_app, open_vault, prepare
 from birdwire.cli import servers
 from birdwire.cli.database import refusals
-from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.sandbox.app import create_sandbox
-from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.db import Database
 
 if TYPE_CHECKING:
     from birdwire.settings import Settings
 
-app = typer.Typer()
+app = family()
 
 
 @app.command()
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on, before the settings.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on, before the settings.")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port to listen on, before the settings; 0 takes any.")
+        int | None,
+        typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on, before the settings; 0 takes any."),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -60,7 +62,7 @@ def serve(
 
         async def run() -> None:
             await _check_database(settings)
-            await servers.serve([(servers.gateway_config(create_app(settings).app), listener)], ready)
+            await servers.serve([(servers.gateway_config(create_app(settings).app, settings), listener)], ready)
 
         servers.run(run())
 
@@ -77,12 +79,16 @@ async def _check_database(settings: Settings) -> None:
 @app.command()
 def sandbox(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes any free one.")] = 8701,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
+    ] = 8701,
     redirect_uri: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
     ] = None,
-    world: Annotated[Path | None, typer.Option(help="File in which the local X outlives a restart.")] = None,
+    world: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File in which the local X outlives a restart.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start the local X alone.
@@ -117,4 +123,4 @@ def sandbox(
                 f"export BIRDWIRE_X_CLIENT_SECRET={clients.client_secret}",
             )
 
-        servers.run(servers.serve([(sandbox_config(local_x, timeout_graceful_shutdown=5), listener)], ready))
+        servers.run(servers.serve([(servers.sandbox_config(local_x), listener)], ready))

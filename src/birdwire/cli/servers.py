@@ -1,4 +1,4 @@
-"""Runs servers on bound sockets in one event loop, from ready to a signal. Knows no app and no setting."""
+"""Runs servers on bound sockets in one event loop, from ready to a signal: the gateway's and the local X's."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
+from birdwire import edge
 from birdwire.cli.say import ExitCode, Stop
+from birdwire.sandbox import server as local_x
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from starlette.types import ASGIApp
 
+    from birdwire.settings import Settings
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2_048
+
+DRAIN_S = 30
+"""How long calls under way may take to end after a signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +126,14 @@ async def serve(pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[]
             loop.remove_signal_handler(number)
 
 
-def gateway_config(app: ASGIApp) -> uvicorn.Config:
+def gateway_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """How the gateway is served."""
-    return uvicorn.Config(
-        app,
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=30,
+    limits = edge.EdgeLimits(
+        head_s=settings.request_deadline_s, body_s=settings.request_deadline_s, body_bytes=settings.max_body_bytes
     )
+    return edge.config(app, limits=limits, timeout_graceful_shutdown=DRAIN_S)
+
+
+def sandbox_config(app: ASGIApp) -> uvicorn.Config:
+    """How the local X is served."""
+    return local_x.config(app, timeout_graceful_shutdown=DRAIN_S)

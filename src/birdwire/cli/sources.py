@@ -27,14 +27,18 @@ DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
 _LONGEST_KEY_FILE = 4_096
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with settings; the environment goes before it.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML file with settings; the environment goes before it."),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Work on this folder of `birdwire dev`, whatever the settings say.")
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Work on this folder of `birdwire dev`, whatever the settings say."),
 ]
 KeyFileOption = Annotated[
     Path | None,
-    typer.Option("--api-key-file", help="File with the API key. Default: BIRDWIRE_API_KEY, else you are asked."),
+    typer.Option(
+        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, else you are asked."
+    ),
 ]
 
 

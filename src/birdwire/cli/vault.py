@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path  # noqa: TC003 - Typer reads it
 from typing import Annotated
 
 import typer
 
-from birdwire.cli.say import ExitCode, JsonOption, Stop, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.vault import Vault, VaultError, create_key_file
 
-app = typer.Typer(help="Make the key that seals X's tokens at rest.", no_args_is_help=True)
+app = family()
 
 
 @app.callback()
 def vault() -> None:
-    """Keep `create` a command of its own, however few there are."""
+    """Make the key that seals X's tokens at rest."""
+    # Without a callback, Typer makes a lone command the family itself.
 
 
 @app.command()
@@ -38,5 +40,5 @@ def create(
         say.result(
             {"file": str(file.resolve()), "vault_key_id": key_id},
             f"The vault key is in {file}. Use it with:",
-            f"export BIRDWIRE_VAULT_KEY_FILE={file.resolve()}",
+            f"export BIRDWIRE_VAULT_KEY_FILE={shlex.quote(str(file.resolve()))}",
         )

@@ -187,6 +187,7 @@ def with_query(url: str, added: dict[str, str]) -> str:
 
 
 def origin_of(url: str) -> str:
-    """A URL's origin as a policy names it; the scheme alone for an app's own."""
+    """A URL's origin as a policy names it; the scheme alone where a policy has no words for the rest."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme in {"http", "https"} else f"{parts.scheme}:"
+    nameable = parts.scheme in {"http", "https"} and "[" not in parts.netloc  # policies know no IPv6 address
+    return f"{parts.scheme}://{parts.netloc}" if nameable else f"{parts.scheme}:"

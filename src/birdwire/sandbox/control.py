@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from birdwire.sandbox.api import read_bounded
+from birdwire.sandbox.api import json_object, read_bounded
 from birdwire.sandbox.clients import is_loopback
 from birdwire.sandbox.consent import PATH, AskError, Consent
 from birdwire.sandbox.planting import Plan
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from birdwire.sandbox.platform import Platform
     from birdwire.sandbox.traffic import Calls
 
-BODY_BYTES = 1024 * 1024
+BODY_BYTES = 8 * 1024 * 1024  # a fault may order an answer of several megabytes
 NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -80,7 +79,7 @@ class Control:
             self._revoke_app,
         )
         rows = zip(self.CALLS, handlers, strict=True)
-        return [Route(path, _guarded(handle), methods=[method]) for (method, path, _), handle in rows]
+        return [Route(path, guarded(handle), methods=[method]) for (method, path, _), handle in rows]
 
     async def _state(self, _request: Request) -> Any:
         return _state(self._platform)
@@ -99,7 +98,7 @@ class Control:
         return _state(self._platform)
 
     async def _seed(self, request: Request) -> Any:
-        raw = await _json(request, optional=True)
+        raw = await read_object(request, optional=True)
         try:
             Plan.read(raw).plant(self._platform.world, self._platform.clock.now())
         except ValueError as error:
@@ -122,7 +121,7 @@ class Control:
 
     async def _write_config(self, request: Request) -> Any:
         try:
-            self._platform.config = self._platform.config.changed(await _json(request))
+            self._platform.config = self._platform.config.changed(await read_object(request))
         except ValueError as error:
             raise ControlError(str(error)) from None
         return self._platform.config.model_dump()
@@ -131,7 +130,7 @@ class Control:
         return {"faults": self._faults.listed()}
 
     async def _add_fault(self, request: Request) -> Any:
-        raw = await _json(request)
+        raw = await read_object(request)
         wanted = raw["do"].get("error") if isinstance(raw.get("do"), dict) else None
         if isinstance(wanted, str) and wanted not in self._platform.catalogue:
             raise ControlError(f"do.error: one of {', '.join(self._platform.catalogue.ids())}")
@@ -174,11 +173,11 @@ class Control:
         if user_id not in self._platform.world.users:
             raise ControlError("nobody of that id here", 404)
         ended = self._platform.grants.remove_app(user_id)
-        self._platform.save()
+        await self._platform.saved()
         return {"revoked": ended}
 
 
-def _guarded(handle: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
+def guarded(handle: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
     """Starlette's endpoint for one control call: this machine only, JSON out."""
 
     async def guarded(request: Request) -> Response:
@@ -209,7 +208,7 @@ def _admit(request: Request) -> None:
         raise ControlError("the sandbox is not controlled by pages of other origins", 403)
 
 
-async def _json(request: Request, *, optional: bool = False) -> dict[str, Any]:
+async def read_object(request: Request, *, optional: bool = False) -> dict[str, Any]:
     """The body, a JSON object; nothing at all is {} where it is optional."""
     raw = await read_bounded(request, BODY_BYTES)
     if optional and not raw:
@@ -218,21 +217,14 @@ async def _json(request: Request, *, optional: bool = False) -> dict[str, Any]:
     if kind != "application/json":
         raise ControlError("Content-Type: application/json, please", 415)
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise ControlError("the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise ControlError("the body must be a JSON object")
-    return body
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+        return json_object(raw)
+    except ValueError as error:
+        raise ControlError(f"the body is {error}") from None
 
 
 async def _body(request: Request, members: dict[str, type], *, optional: bool = False) -> dict[str, Any]:
     """The body with its members checked: unknown ones and wrong types are refused."""
-    body = await _json(request, optional=optional)
+    body = await read_object(request, optional=optional)
     for name, value in body.items():
         if name not in members:
             raise ControlError(f"unknown member {name[:100]!r}")

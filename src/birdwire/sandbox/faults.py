@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -10,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 FAULTS_AT_ONCE = 1000
 DELAY_MAX_S = 3600
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\z")]
+HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e\t]{0,4000}\z")]
 
 
 class ConnectionDropped(Exception):  # noqa: N818 - what happened, told to a client in the same process
@@ -26,13 +30,17 @@ class Match(BaseModel):
 
 
 class Effect(BaseModel):
-    """What happens: one thing, and before it a delay if one is wanted."""
+    """What happens: one thing, and before it a delay if one is wanted.
+
+    With `status` comes a body: JSON, or text as it stands (`body`), or any bytes (`body_base64`, say gzip).
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     status: Annotated[int | None, Field(ge=200, le=599)] = None
     body: Any = None
-    headers: Annotated[dict[str, str], Field(max_length=50)] = {}
+    body_base64: Annotated[str | None, Field(max_length=8 * 1024 * 1024)] = None
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=50)] = {}
     error: str | None = None
     drop: Literal["before_apply", "after_apply"] | None = None
     delay_s: Annotated[int | float | None, Field(ge=0, le=DELAY_MAX_S)] = None
@@ -45,9 +53,21 @@ class Effect(BaseModel):
         chosen = sum(thing is not None for thing in things)
         if chosen > 1 or (chosen == 0 and self.delay_s is None):
             raise ValueError("one of status, error, drop, delay_s, trickle_bps, truncate (delay_s also beside another)")
-        if self.status is None and (self.body is not None or self.headers):
-            raise ValueError("body and headers go with status")
+        made_up = self.body is not None or self.body_base64 is not None or bool(self.headers)
+        if self.status is None and made_up:
+            raise ValueError("body, body_base64 and headers go with status")
+        if self.body is not None and self.body_base64 is not None:
+            raise ValueError("body or body_base64, not both")
+        self.made_up_body()
         return self
+
+    def made_up_body(self) -> tuple[bytes, str]:
+        """The ordered body's bytes and their content type; ValueError if the base64 is none."""
+        if self.body_base64 is not None:
+            return b64decode(self.body_base64, validate=True), "application/octet-stream"
+        if isinstance(self.body, str):
+            return self.body.encode(), "text/html; charset=utf-8"
+        return b"" if self.body is None else json.dumps(self.body).encode(), "application/json; charset=utf-8"
 
 
 class Order(BaseModel):
@@ -90,7 +110,7 @@ class Faults:
         """What is to happen to this call, spending one of its times; None for most calls."""
         for fault in self._waiting:
             wanted = fault.order.match
-            if wanted.method not in {"*", method} or not fnmatchcase(path, wanted.path):
+            if wanted.method.upper() not in {"*", method} or not fnmatchcase(path, wanted.path):
                 continue
             if fault.left is not None:
                 fault.left -= 1

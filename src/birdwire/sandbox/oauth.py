@@ -79,6 +79,7 @@ class TokenServer:
             if isinstance(client, str):
                 raise platform.catalogue.refusal(client)
             answer = decide(client, form)
+            await platform.saved()
         except Refusal as refusal:
             answer = refusal.answer
         return dressed(platform, answer)
@@ -96,7 +97,6 @@ class TokenServer:
             wrong = oauth_error(platform.config.refresh_refusal, TOKEN_WRONG)
         else:
             return oauth_error("invalid_request", "Value passed for the grant type was invalid.")
-        platform.save()
         return wrong if issued is None else Answer(200, issued, NO_STORE)
 
     def _revoke(self, client: Client, form: dict[str, str]) -> Answer:
@@ -104,15 +104,13 @@ class TokenServer:
         if _needed(form, "token_type_hint") not in {"access_token", "refresh_token"}:
             return oauth_error("invalid_request", "Value passed for the token_type_hint was invalid.")
         self._platform.grants.revoke(client, token)
-        self._platform.save()
         return Answer(200, {"revoked": True}, NO_STORE)
 
     def _issue_app_token(self, client: Client, form: dict[str, str]) -> Answer:
         if not client.confidential or _needed(form, "grant_type") != "client_credentials":
             raise self._platform.catalogue.refusal("token-bad-client")
-        token = self._platform.grants.app_token()
-        self._platform.save()
-        return Answer(200, {"token_type": "bearer", "access_token": token}, NO_STORE)
+        issued = {"token_type": "bearer", "access_token": self._platform.grants.app_token()}
+        return Answer(200, issued, NO_STORE)
 
 
 def _needed(form: dict[str, str], name: str) -> str:

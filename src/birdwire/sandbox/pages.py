@@ -26,7 +26,8 @@ class Pages:
         """The page; `form_action` is an origin besides our own that a form may lead to."""
         text = self._templates.get_template(name).render(style=self._style, **values)
         policy = (
-            f"default-src 'none'; style-src 'sha256-{self._style_hash}'; base-uri 'none'; frame-ancestors 'none'; "
+            f"default-src 'none'; style-src 'sha256-{self._style_hash}'; img-src data:; "
+            "base-uri 'none'; frame-ancestors 'none'; "
             f"form-action 'self' {form_action}"
         )
         headers = {

@@ -42,6 +42,7 @@ class Platform:
         self.uploads = Uploads()
         self._file = WorldFile(world_path) if world_path else None
         self._due: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Future[None] | None = None
         stored = self._file.load() if self._file else None
         self.world = stored or _fresh()
         self.clock.set_offset(self.world.clock_offset_s)
@@ -83,6 +84,19 @@ class Platform:
         """Have the world written down soon; many changes make one write."""
         if self._file is not None and self._due is None:
             self._due = asyncio.get_running_loop().call_later(SAVE_AFTER_S, self.save)
+
+    async def saved(self) -> None:
+        """Return once all that has happened is on the disk; calls at the same time share one write."""
+        if self._file is None:
+            return
+        if self._writing is None:
+            self._writing = asyncio.ensure_future(self._write())
+        await asyncio.shield(self._writing)
+
+    async def _write(self) -> None:
+        await asyncio.sleep(0)  # whoever changes something from here on waits for the next write
+        self._writing = None
+        self.save()
 
     def save(self) -> None:
         """Write the world down now; OSError if the disk refuses."""

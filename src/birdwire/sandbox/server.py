@@ -51,6 +51,7 @@ def config(app: ASGIApp, **overrides: Any) -> uvicorn.Config:
         "server_header": False,
         "proxy_headers": False,  # who calls is who is connected: the control surface trusts it
         "lifespan": "on",
+        "timeout_keep_alive": 75,
         "timeout_graceful_shutdown": 3,  # an answer that a fault delays must not outlive the server
         "loop": "auto",
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections import deque
 from datetime import timedelta
@@ -163,13 +162,9 @@ class Traffic:
 
 
 def _made_up(effect: Effect) -> Response:
-    """The answer that a fault orders: JSON, or text as it stands."""
+    """The answer that a fault orders."""
     headers = {name.lower(): value for name, value in effect.headers.items()}
-    if isinstance(effect.body, str):
-        body, kind = effect.body.encode(), "text/html; charset=utf-8"
-    else:
-        body = b"" if effect.body is None else json.dumps(effect.body).encode()
-        kind = "application/json; charset=utf-8"
+    body, kind = effect.made_up_body()
     if body:
         headers.setdefault("content-type", kind)
     return Response(body, effect.status or 200, headers)

@@ -1,0 +1,156 @@
+"""`birdwire check` and `birdwire migrate`: whether the gateway can start, and the step that a new version may need."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from birdwire import __version__
+from birdwire.app import open_vault, prepare
+from birdwire.cli.database import opened, refusals
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.clock import Clock
+from birdwire.settings import PREFIX, Settings
+from birdwire.store import vault_keys
+from birdwire.store.db import Database
+from birdwire.upstream import Request, SendFailed, Upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from birdwire.vault import Vault
+
+Found = TypeVar("Found")
+LIVE_DEADLINE_S = 10.0
+
+_FIELDS = (f"{PREFIX}{name.upper()}: {field.description}" for name, field in Settings.model_fields.items())
+SETTINGS = "\n\n".join(("Settings, in the environment or, in lower case without BIRDWIRE_, in a TOML file:", *_FIELDS))
+
+app = family()
+
+
+@app.command(epilog=SETTINGS)
+def check(
+    *,
+    live: Annotated[bool, typer.Option("--live", help="Also see whether X's API can be reached from here.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say everything that is wrong with settings, vault key and database.
+
+    Exits 0 if the gateway can start, 2 if not. Changes nothing, shows no secret, and leaves X alone without --live.
+
+    Example: birdwire check --config /etc/birdwire.toml --live
+    """
+    with saying(as_json=as_json) as say:
+        checks = _Checks()
+        settings = checks.settings(config)
+        if settings is not None:
+            checks.client(settings)
+            vault = checks.vault(settings)
+            checks.database(settings, vault)
+            if live:
+                checks.live(settings)
+        if checks.wrong:
+            message = "\n- ".join(("The gateway cannot start as it should:", *checks.wrong))
+            document = {"ok": False, "problems": checks.wrong, "notes": checks.notes}
+            raise Stop(ExitCode.USAGE, message, document=document)
+        notes = [f"ok: {note}" for note in checks.notes]
+        say.result({"ok": True, "problems": [], "notes": checks.notes}, *notes)
+
+
+@app.command()
+def migrate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Bring the database up to this version.
+
+    Stop the gateway and make a backup first.
+
+    Example: birdwire migrate --config /etc/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config)
+        asyncio.run(_migrate(settings))
+        say.result({"database": "up to date", "version": __version__}, "The database is up to date.")
+
+
+async def _migrate(settings: Settings) -> None:
+    database = Database(settings.database_url)
+    try:
+        await database.prepare(upgrade=True)
+    finally:
+        await database.close()
+
+
+class _Checks:
+    """What was found out, in the order of a start: `wrong` keeps the gateway from it, `notes` do not."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self.notes: list[str] = []
+
+    def settings(self, config: Path | None) -> Settings | None:
+        """Whether they can be read."""
+        try:
+            settings = read_settings(config)
+        except Stop as stop:
+            self.wrong += stop.message.split("\n- ")[1:]
+            return None
+        self.notes.append(f"the callback to register at X is {settings.redirect_uri}")
+        return settings
+
+    def client(self, settings: Settings) -> None:
+        """Whether X can know the app."""
+        if not settings.x_client_id:
+            self.wrong.append("BIRDWIRE_X_CLIENT_ID is not set: it is the OAuth 2.0 client id of your X app.")
+        kind = "a public client (no secret)" if settings.x_client_secret is None else "a confidential client"
+        self.notes.append(f"the X app is asked as {kind}")
+
+    def vault(self, settings: Settings) -> Vault | None:
+        """Whether there is a usable key."""
+        return self._try(lambda: open_vault(settings), "the vault key can be read")
+
+    def database(self, settings: Settings, vault: Vault | None) -> None:
+        """Whether it is there, ours, of this version, and of this vault key."""
+        path = Path(settings.database_url.removeprefix("sqlite:///"))
+        if path.exists():
+            self._try(lambda: asyncio.run(_open(settings, vault)), "the database is of this version and vault key")
+        elif path.parent.is_dir():
+            self.notes.append(f"the database {path} will be made by the first start")
+        else:
+            self.wrong.append(f"The folder of the database {path} does not exist.")
+
+    def live(self, settings: Settings) -> None:
+        """Whether X's API answers anything at all."""
+        self._try(lambda: asyncio.run(_reach(settings)), f"{settings.x_api_url} answers")
+
+    def _try(self, look: Callable[[], Found], note: str) -> Found | None:
+        try:
+            with refusals():
+                found = look()
+        except Stop as stop:
+            self.wrong.append(stop.message)
+            return None
+        self.notes.append(note)
+        return found
+
+
+async def _open(settings: Settings, vault: Vault | None) -> None:
+    async with opened(settings) as database:
+        async with database.read() as connection:
+            sealed = await vault_keys.list_all(connection)
+        if sealed and vault is not None:
+            await prepare(database, vault, Clock(), upgrade=False)
+
+
+async def _reach(settings: Settings) -> None:
+    upstream = Upstream(settings.x_api_url, proxy=settings.x_proxy or None, user_agent=f"birdwire/{__version__}")
+    try:
+        await upstream.send(Request("GET", "/"), deadline_s=LIVE_DEADLINE_S)
+    except SendFailed as error:
+        raise Stop(ExitCode.UPSTREAM, f"{settings.x_api_url} cannot be reached: {error.cause}.") from None
+    finally:
+        await upstream.close()

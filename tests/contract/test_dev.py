@@ -1,0 +1,243 @@
+"""`birdwire dev`, `serve` and `sandbox` as real processes: what they print, keep, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import signal
+import sqlite3
+import stat
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from birdwire.vault import Place, Vault, create_key_file, read_key_file
+from house import API, bound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FREE_PORTS = ("--port", "0", "--sandbox-port", "0")
+DEADLINE_S = 30
+
+
+@dataclass
+class Program:
+    """A started command; its stderr goes to a file."""
+
+    process: asyncio.subprocess.Process
+    folder: Path
+    log: Path
+
+    async def line(self) -> str:
+        """The next line of stdout."""
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), DEADLINE_S)
+        assert line, self.log.read_text()
+        return line.decode()
+
+    async def end(self, number: signal.Signals) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), DEADLINE_S)
+
+    async def rest(self) -> str:
+        """What stdout says until its end."""
+        assert self.process.stdout is not None
+        return (await asyncio.wait_for(self.process.stdout.read(), DEADLINE_S)).decode()
+
+
+@contextlib.asynccontextmanager
+async def started(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[Program]:
+    """Run a command of the command line; killed at the end if it still runs."""
+    log = folder / "stderr.txt"
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "birdwire.cli",
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            cwd=folder,
+            env={"PATH": "", **environment},
+        )
+    program = Program(process, folder, log)
+    try:
+        yield program
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await program.rest()
+        await process.wait()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Program, dict[str, Any]]]:
+    """One running `dev --link ada` for the module, and the line it printed."""
+    folder = tmp_path_factory.mktemp("dev")
+    async with started(folder, "dev", "--json", "--verbose", "--link", "ada", *FREE_PORTS) as program:
+        yield program, json.loads(await program.line())
+
+
+async def like(offer: dict[str, Any], key: str) -> httpx2.Response:
+    """Like the post that the line names."""
+    async with httpx2.AsyncClient(base_url=offer["gateway"], headers={"authorization": f"Bearer {key}"}) as client:
+        return await client.post(API + "like_twitter", json={"tweet_id": offer["tweet_id"]})
+
+
+async def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run a command to its end: exit code, stdout, stderr."""
+    async with started(folder, *arguments) as program:
+        out = await program.rest()
+        return await program.process.wait(), out, program.log.read_text()
+
+
+async def test_the_printed_line_is_all_that_a_first_like_needs(dev: tuple[Program, dict[str, Any]]) -> None:
+    """Its members are the documented ones, and the key likes the post at once."""
+    _, offer = dev
+    assert list(offer) == [
+        "gateway",
+        "sandbox",
+        "api_key",
+        "unlinked_key",
+        "linked",
+        "tweet_id",
+        "user_id",
+        "username",
+    ]
+    assert offer["linked"] == {"user_id": "2244994945", "username": "ada"}
+    answer = await like(offer, offer["api_key"])
+    assert (answer.status_code, answer.json()) == (200, {"data": {"liked": True}})
+
+
+async def test_the_unlinked_key_is_refused_until_somebody_links_it(dev: tuple[Program, dict[str, Any]]) -> None:
+    """It is there to see the refusal that every app must handle."""
+    _, offer = dev
+    answer = await like(offer, offer["unlinked_key"])
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "x_not_linked")
+
+
+async def test_no_key_or_token_is_in_clear_in_the_folder_or_the_log(dev: tuple[Program, dict[str, Any]]) -> None:
+    """Neither the two API keys nor X's tokens, which the test opens with the vault key to know them."""
+    program, offer = dev
+    assert (await like(offer, offer["api_key"])).status_code == 200
+    data = program.folder / ".birdwire"
+    vault = Vault(read_key_file(data / "vault.key"))
+    with contextlib.closing(sqlite3.connect(data / "birdwire.db")) as database:
+        [row] = database.execute("SELECT session_id, gen, access_ct, refresh_ct FROM x_sessions").fetchall()
+    tokens = [
+        vault.open(row[2 + n], Place("x_sessions", row[0], f"{kind}_ct", row[1]))
+        for n, kind in enumerate(("access", "refresh"))
+    ]
+    files = [path for path in program.folder.rglob("*") if path.is_file()]
+    assert {"birdwire.db", "sandbox.json", "stderr.txt"} <= {path.name for path in files}
+    for secret in (*tokens, offer["api_key"], offer["unlinked_key"]):
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
+async def test_the_folder_is_the_owners_alone(dev: tuple[Program, dict[str, Any]]) -> None:
+    """0700, and ignored by git, since it holds a key."""
+    data = dev[0].folder / ".birdwire"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert (data / ".gitignore").read_text() == "*\n"
+
+
+async def test_a_second_start_in_the_same_folder_is_refused(
+    dev: tuple[Program, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Two would overwrite each other's local X."""
+    data = str(dev[0].folder / ".birdwire")
+    code, out, errors = await command(tmp_path, "dev", "--data", data, *FREE_PORTS)
+    assert (code, out) == (2, "")
+    assert "Another `birdwire dev` works in" in errors
+
+
+async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
+    """One sentence, and the option that helps."""
+    with bound() as taken:
+        port = taken.getsockname()[1]
+        code, out, errors = await command(tmp_path, "dev", "--port", str(port), "--sandbox-port", "0")
+    assert (code, out) == (2, "")
+    assert f"Port {port} of 127.0.0.1 is in use" in errors
+    assert "--port 0" in errors
+    assert "Traceback" not in errors
+
+
+async def test_a_user_that_the_local_x_lacks_cannot_be_linked(tmp_path: Path) -> None:
+    """The refusal names users that can."""
+    code, out, errors = await command(tmp_path, "dev", "--link", "nobody", *FREE_PORTS)
+    assert (code, out) == (3, "")
+    assert "ada, grace, alan" in errors
+
+
+async def test_after_a_kill_the_next_start_goes_on(tmp_path: Path) -> None:
+    """Same keys, still linked, on other ports; and the limit of the earlier start is gone."""
+    async with started(tmp_path, "dev", "--json", "--link", "grace", "--rpm", "7", *FREE_PORTS) as first:
+        before = json.loads(await first.line())
+        answer = await like(before, before["api_key"])
+        assert (answer.status_code, answer.headers["x-ratelimit-limit-requests"]) == (200, "7")
+        assert await first.end(signal.SIGKILL) == -signal.SIGKILL
+    async with started(tmp_path, "dev", "--json", *FREE_PORTS) as second:
+        after = json.loads(await second.line())
+        kept = ("api_key", "unlinked_key", "linked")
+        assert [after[name] for name in kept] == [before[name] for name in kept]
+        answer = await like(after, after["api_key"])
+        assert (answer.status_code, answer.headers["x-ratelimit-limit-requests"]) == (200, "600")
+        assert await second.end(signal.SIGTERM) == 0
+        assert (await second.rest(), second.log.read_text()) == ("", "")
+
+
+async def test_people_get_a_page_to_open_and_a_curl_that_works_when_pasted(tmp_path: Path) -> None:
+    """Before the page is approved, the curl gets the refusal that names the next step. Ctrl-C is no error."""
+    async with started(tmp_path, "dev", *FREE_PORTS) as program:
+        lines: list[str] = []
+        while not lines or "Ctrl-C" not in lines[-1]:
+            lines.append(await program.line())
+        text = "".join(lines)
+        assert "/i/oauth2/authorize?" in text
+        assert "\x1b" not in text
+        start = text.index("curl ")
+        words = shlex.split(text[start : text.index("\n\n", start)].replace("\\\n", ""))
+        options = list(zip(words[2::2], words[3::2], strict=True))
+        headers = dict(value.split(": ", 1) for name, value in options if name == "-H")
+        [body] = [value for name, value in options if name == "-d"]
+        async with httpx2.AsyncClient() as client:
+            answer = await client.post(words[1], content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "x_not_linked")
+        assert await program.end(signal.SIGINT) == 0
+        assert program.log.read_text() == ""
+
+
+async def test_serve_says_where_it_answers_and_ends_on_sigterm(tmp_path: Path) -> None:
+    """One line once it answers; settings from a file; its log is JSON, one object a line."""
+    create_key_file(tmp_path / "vault.key")
+    (tmp_path / "birdwire.toml").write_text(
+        'x_client_id = "id"\nx_api_url = "http://127.0.0.1:9"\nvault_key_file = "vault.key"\n', "utf-8"
+    )
+    async with started(tmp_path, "serve", "--json", "--port", "0", "--config", "birdwire.toml") as program:
+        gateway = json.loads(await program.line())
+        assert list(gateway) == ["gateway"]
+        async with httpx2.AsyncClient(base_url=gateway["gateway"]) as client:
+            assert (await client.get("/readyz")).json() == {"status": "ready"}
+        assert await program.end(signal.SIGTERM) == 0
+        assert [json.loads(line)["path"] for line in program.log.read_text().splitlines()] == ["/readyz"]
+
+
+async def test_sandbox_offers_its_credentials_in_one_line(tmp_path: Path) -> None:
+    """A gateway elsewhere needs nothing else."""
+    async with started(tmp_path, "sandbox", "--json", "--port", "0") as program:
+        offer = json.loads(await program.line())
+        assert list(offer) == ["sandbox", "client_id", "client_secret", "public_client_id"]
+        async with httpx2.AsyncClient(base_url=offer["sandbox"]) as client:
+            assert (await client.get("/_sandbox/state")).status_code == 200
+        assert await program.end(signal.SIGTERM) == 0

@@ -1,0 +1,174 @@
+"""The pages of a link: denied, linked, undone; what they say, and what they never repeat or load."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from house import API, POST
+from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from house import House
+
+XSS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "'-alert(1)-'")
+
+
+@pytest.mark.parametrize("payload", XSS)
+@pytest.mark.trust("O5")
+async def test_a_denial_is_a_quiet_page_whatever_x_or_others_write_into_it(house: House, payload: str) -> None:
+    """The state is spent, nothing is exchanged, and no text of the URL is repeated."""
+    redirect = changed(await house.consent("ada", "deny"), error_description=payload, error_uri=payload)
+    page = await house.bare.get(redirect, headers=HTML)
+    assert page.status_code == 400
+    assert "consent_denied" in page.text
+    assert payload not in page.text
+    assert reason_of(await land(house, changed(redirect, error=payload))) == "state_used"
+    assert await exchanges(house) == 0
+
+
+@pytest.mark.parametrize("payload", XSS)
+@pytest.mark.trust("O5")
+async def test_markup_in_an_error_or_a_state_is_not_repeated(house: House, payload: str) -> None:
+    """An unknown state, and a strange error of a known one."""
+    redirect = await house.consent("ada", "deny")
+    for url in (changed(redirect, state=payload), changed(redirect, error=payload)):
+        page = await house.bare.get(url, headers=HTML)
+        assert page.status_code == 400
+        assert payload not in page.text
+
+
+# Undo.
+
+
+async def test_an_undo_works_once(house: House) -> None:
+    """The link is gone here and at X; the second press is told so."""
+    page = await house.link("ada")
+    undone = await press_undo(house, page)
+    assert undone.status_code == 200
+    assert "@ada" in undone.text
+    assert await revoked(house) == [200, 200]
+    assert (await house.status())["linked"] is False
+    assert (await press_undo(house, page)).status_code == 400
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(598, 200), (600, 400)])
+async def test_an_undo_works_for_ten_minutes(house: House, seconds: int, status: int) -> None:
+    """Then the page's token is worth nothing."""
+    page = await house.link("ada")
+    house.clock.advance(seconds=seconds)
+    assert (await press_undo(house, page)).status_code == status
+
+
+async def test_an_undo_can_be_sent_as_json(house: House) -> None:
+    """For programs that drive the page."""
+    token = undo_token(await house.link("ada"))
+    answer = await house.bare.post(API + "auth/undo", json={"undo_token": token}, headers=JSON)
+    assert (answer.status_code, answer.json()) == (200, {"data": {"linked": False}})
+    assert (await house.status())["linked"] is False
+
+
+async def test_a_pending_link_can_be_undone(house: House) -> None:
+    """Also before X has named the account."""
+    await house.fault("GET", "/2/users/me", {"status": 503})
+    undone = await press_undo(house, await house.link("ada"))
+    assert undone.status_code == 200
+    assert (await house.status())["linked"] is False
+
+
+async def test_an_undo_ends_its_own_link_only(house: House) -> None:
+    """A later link of the same key is not touched."""
+    first = await house.link("ada")
+    await house.link("ada")
+    assert (await press_undo(house, first)).status_code == 400
+    assert (await house.like(POST)).status_code == 200
+
+
+# The pages.
+
+
+async def pages_of(house: House) -> list[httpx2.Response]:
+    """Every page there is, once."""
+    redirect = await house.consent("ada")
+    linked = await house.bare.get(redirect, headers=HTML)
+    return [
+        linked,
+        await house.bare.get(redirect, headers=HTML),
+        await house.bare.get(API + "oauth_callback", headers=HTML),
+        await house.bare.get(API + "oauth_callback?code=a&state=b", headers=HTML),
+        await press_undo(house, linked),
+        await press_undo(house, linked),
+    ]
+
+
+@pytest.mark.trust("O15")
+async def test_every_page_forbids_scripts_frames_caches_and_referrers(house: House) -> None:
+    """And loads nothing from anywhere."""
+    for page in await pages_of(house):
+        policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+        assert policy["form-action"] == "'self'"
+        assert policy["style-src"].startswith("'sha256-")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["cache-control"] == "no-store"
+        assert page.headers["referrer-policy"] == "no-referrer"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert "location" not in page.headers
+        assert not re.search(r"""(?:src|href|action)\s*=\s*["']?(?:https?:)?//|<script|@import|url\(""", page.text)
+
+
+@pytest.mark.trust("O8")
+async def test_the_callback_redirects_nowhere(house: House) -> None:
+    """Whatever a parameter would like."""
+    for target in (
+        "//evil.example",
+        "https:evil.example",
+        "\\\\evil.example",
+        "javascript:alert(1)",
+        "data:text/html,x",
+    ):
+        answer = await house.bare.get(
+            changed(await house.consent("ada"), return_to=target, redirect_uri=target), headers=HTML
+        )
+        assert answer.status_code == 200
+        assert "location" not in answer.headers
+        assert target not in answer.text
+
+
+@pytest.mark.trust("T15")
+async def test_a_label_with_markup_is_shown_as_text(house: House) -> None:
+    """The key's label is the operator's word, but a page trusts nobody's."""
+    theirs = await other_key(house, "<b onmouseover=alert(1)>&\"'")
+    house.client.headers.update(theirs)
+    page = await house.link("ada")
+    assert "&lt;b onmouseover=alert(1)&gt;&amp;&#34;&#39;" in page.text
+    assert "<b " not in page.text
+
+
+@pytest.mark.trust("O15")
+async def test_codes_and_states_are_in_no_log_line(house: House) -> None:
+    """Of good and bad callbacks alike."""
+    redirect = await house.consent("ada")
+    for url in (redirect, redirect, changed(redirect, state="unknownstate"), f"{redirect}&code=1"):
+        await land(house, url)
+    log = house.log.getvalue()
+    assert log.count(f'"path":"{API}oauth_callback"') == 4
+    for secret in (
+        *parse_qs(urlsplit(redirect).query)["code"],
+        *parse_qs(urlsplit(redirect).query)["state"],
+        "unknownstate",
+    ):
+        assert secret not in log
+
+
+async def test_who_asks_for_json_gets_json(house: House) -> None:
+    """The link's end without a page; a browser, which names HTML first, gets the page."""
+    answer = await land(house, await house.consent("ada"))
+    assert answer.json() == {"data": {"linked": True, "how": "linked", "username": "ada"}}
+    page = await house.bare.get(API + "oauth_callback", headers={"accept": "text/html,application/json"})
+    assert page.headers["content-type"].startswith("text/html")

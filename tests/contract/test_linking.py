@@ -1,0 +1,416 @@
+"""A link from auth_url to undo: who may begin it, end it and take it back, and what is kept when something fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import func, select
+
+from birdwire.authserver import DEFAULT_SCOPES, new_verifier
+from birdwire.store.states import link_states
+from house import API, gateway
+from linking import HTML, JSON, begin, changed, exchanges, land, other_key, press_undo, query_of, reason_of, revoked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from house import House
+
+# The authorize URL.
+
+
+async def test_an_auth_url_asks_for_what_all_operations_need(house: House) -> None:
+    """S256, a state of 256 bits, the fixed redirect URI, and offline.access, without which nothing lasts."""
+    answer = (await house.call("auth_twitter")).json()
+    assert list(answer) == ["auth_url", "state", "expires_at"]
+    query = query_of(answer["auth_url"])
+    assert query["state"] == answer["state"]
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", query["state"])
+    assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", query["code_challenge"])
+    assert query["redirect_uri"] == f"{house.settings.base_url}{API}oauth_callback"
+    assert query["scope"].split() == list(DEFAULT_SCOPES)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", answer["expires_at"])
+
+
+@pytest.mark.trust("O1")
+async def test_no_two_auth_urls_share_a_state_or_a_challenge(house: House) -> None:
+    """Each begins anew."""
+    queries = [query_of(await begin(house)) for _ in range(20)]
+    assert len({query["state"] for query in queries}) == len({query["code_challenge"] for query in queries}) == 20
+
+
+@pytest.mark.trust("O2")
+def test_verifiers_are_unique_and_of_the_form_of_rfc_7636() -> None:
+    """43 characters of 256 random bits."""
+    verifiers = {new_verifier() for _ in range(10_000)}
+    assert len(verifiers) == 10_000
+    assert all(re.fullmatch(r"[A-Za-z0-9._~-]{43,128}", verifier) for verifier in verifiers)
+
+
+async def test_narrowed_scopes_keep_what_a_link_cannot_do_without(house: House) -> None:
+    """Reading the account's name, and offline.access."""
+    scopes = query_of(await begin(house, scopes=["like.write", "like.write"]))["scope"].split()
+    assert scopes == ["like.write", "tweet.read", "users.read", "offline.access"]
+
+
+async def test_the_host_header_never_shapes_a_url(house: House) -> None:
+    """The redirect URI comes from the settings alone."""
+    answer = await house.call("auth_twitter", headers={"host": "evil.example", "x-forwarded-host": "evil.example"})
+    assert "evil" not in answer.text
+
+
+@pytest.mark.trust("O17")
+async def test_a_key_has_twenty_pending_links_at_most(house: House) -> None:
+    """The oldest gives way; the newest works."""
+    urls = [await begin(house) for _ in range(60)]
+    oldest = (
+        await house.x.post("/_sandbox/consent", json={"auth_url": urls[0], "username": "ada", "action": "allow"})
+    ).json()
+    assert reason_of(await land(house, oldest["redirect_to"])) == "state_unknown"
+    assert await states(house) <= 20
+    newest = (
+        await house.x.post("/_sandbox/consent", json={"auth_url": urls[-1], "username": "ada", "action": "allow"})
+    ).json()
+    assert (await land(house, newest["redirect_to"])).status_code == 200
+
+
+async def states(house: House) -> int:
+    """Rows of pending links in the database file."""
+    from birdwire.store.db import Database  # noqa: PLC0415 - only here the file itself is looked into
+
+    database = Database(house.settings.database_url)
+    try:
+        async with database.read() as connection:
+            return int((await connection.execute(select(func.count()).select_from(link_states))).scalar_one())
+    finally:
+        await database.close()
+
+
+@pytest.mark.trust("O17")
+async def test_beginning_a_link_spends_the_keys_allowance(house: House) -> None:
+    """Nobody gets states for free."""
+    await house.gateway.keys.set_rpm(house.key_id, 2)
+    assert [(await house.call("auth_twitter")).status_code for _ in range(3)] == [200, 200, 429]
+
+
+# The callback: once, in time, by its own key and issuer.
+
+
+@pytest.mark.trust("G12")
+@pytest.mark.trust("O1")
+async def test_two_hundred_callbacks_at_once_exchange_one_code_once(house: House) -> None:
+    """One wins; the others are told that the link was used, or is there."""
+    redirect = await house.consent("ada")
+    answers = await asyncio.gather(*(land(house, redirect) for _ in range(200)))
+    assert await exchanges(house) == 1
+    assert {answer.status_code for answer in answers} <= {200, 400}
+    assert sum(answer.status_code == 200 and answer.json()["data"]["how"] == "linked" for answer in answers) == 1
+    assert {reason_of(answer) for answer in answers if answer.status_code == 400} <= {"state_used"}
+    assert (await house.like()).status_code == 200
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(598, 200), (600, 400), (602, 400)])
+@pytest.mark.trust("O1")
+async def test_a_state_lives_ten_minutes(house: House, seconds: int, status: int) -> None:
+    """A moment before its end it works, from then on never."""
+    redirect = await house.consent("ada")
+    house.clock.advance(seconds=seconds)
+    answer = await land(house, redirect)
+    assert answer.status_code == status
+    if status == 400:
+        assert reason_of(answer) == "state_expired"
+        assert reason_of(await land(house, redirect)) in {"state_used", "state_expired"}
+        assert await exchanges(house) == 0
+
+
+@pytest.mark.parametrize("cut", [slice(0, -1), slice(1, None), slice(0, 10)])
+@pytest.mark.trust("O1")
+async def test_a_cut_state_is_unknown_and_harms_nothing(house: House, cut: slice) -> None:
+    """The whole one still works."""
+    redirect = await house.consent("ada")
+    assert reason_of(await land(house, changed(redirect, state=query_of(redirect)["state"][cut]))) == "state_unknown"
+    assert (await land(house, redirect)).status_code == 200
+
+
+@pytest.mark.trust("O3")
+async def test_the_code_of_one_flow_fails_with_the_state_of_another(house: House) -> None:
+    """The verifier belongs to the state: X refuses the pair."""
+    one, two = await house.consent("ada"), await house.consent("grace")
+    answer = await land(house, changed(one, code=query_of(two)["code"]))
+    assert (answer.status_code, reason_of(answer)) == (400, "code_rejected")
+    assert (await house.status())["linked"] is False
+
+
+@pytest.mark.trust("O1")
+async def test_a_state_links_the_key_that_began_it_and_no_other(house: House) -> None:
+    """Whatever key the browser's request carries."""
+    theirs = await other_key(house)
+    await house.bare.get(await house.consent("ada"), headers={**JSON, **theirs})
+    assert (await house.status())["username"] == "ada"
+    assert (await house.bare.get(API + "auth/status", headers=theirs)).json()["linked"] is False
+
+
+@pytest.mark.trust("O7")
+async def test_a_state_for_x_itself_never_completes_at_a_sandbox(house: House, tmp_path: Path) -> None:
+    """Two gateways on one database, one towards each: the state knows where it belongs."""
+    async with contextlib.AsyncExitStack() as stack:
+        url = house.settings.base_url
+        real = await stack.enter_async_context(
+            gateway(
+                tmp_path, house.sandbox, "https://api.x.com", stack,
+                public_url=url, x_authorize_url="https://x.com/i/oauth2/authorize",
+            )
+        )  # fmt: skip
+        _, raw_key = await real.gateway.keys.create("live", "live", "free")
+        answer = await real.bare.post(API + "auth_twitter", headers={"authorization": f"Bearer {raw_key}"})
+        state = answer.json()["state"]
+    assert reason_of(await land(house, f"{API}oauth_callback?code=abc&state={state}")) == "issuer_mismatch"
+    assert await exchanges(house) == 0
+
+
+@pytest.mark.trust("O7")
+async def test_a_right_issuer_is_accepted_and_a_wrong_one_spends_nothing(house: House) -> None:
+    """X sends none today; RFC 9207 would have it so."""
+    redirect = await house.consent("ada")
+    assert reason_of(await land(house, changed(redirect, iss="https://evil.example"))) == "issuer_mismatch"
+    right = "{0.scheme}://{0.netloc}".format(urlsplit(house.settings.x_authorize_url))
+    assert (await land(house, changed(redirect, iss=right))).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["state", "code"])
+@pytest.mark.parametrize("second", ["same", "other", ""])
+@pytest.mark.trust("O6")
+async def test_a_repeated_parameter_is_refused_and_spends_nothing(house: House, name: str, second: str) -> None:
+    """RFC 6749 §3.1; the untouched URL still works."""
+    redirect = await house.consent("ada")
+    value = query_of(redirect)[name] if second == "same" else second
+    assert reason_of(await land(house, f"{redirect}&{name}={value}")) == "callback_malformed"
+    assert await exchanges(house) == 0
+    assert (await land(house, redirect)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"purpose": "prefetch"}, {"sec-purpose": "prefetch;anonymous-client-ip"}, {"x-moz": "prefetch"}]
+)
+@pytest.mark.trust("O18")
+async def test_a_prefetch_and_a_head_spend_nothing(house: House, headers: dict[str, str]) -> None:
+    """The page opens once, so only a person's own visit counts."""
+    redirect = await house.consent("ada")
+    assert reason_of(await land(house, redirect, **headers)) == "prefetch"
+    assert (await house.bare.head(redirect)).status_code == 405
+    assert await exchanges(house) == 0
+    assert (await land(house, redirect)).status_code == 200
+
+
+@pytest.mark.trust("O16")
+async def test_reloading_the_page_after_a_link_is_harmless(house: House) -> None:
+    """Friendly, without a second exchange, and without a second undo token."""
+    redirect = await house.consent("ada")
+    await house.bare.get(redirect, headers=HTML)
+    again = await house.bare.get(redirect, headers=HTML)
+    assert again.status_code == 200
+    assert "@ada is linked already" in again.text
+    assert "undo_token" not in again.text
+    assert await exchanges(house) == 1
+
+
+async def test_reloading_after_a_link_that_failed_says_used(house: House) -> None:
+    """No account came of it, so nothing is claimed."""
+    redirect = changed(await house.consent("ada"), code="wrong")
+    assert [reason_of(await land(house, redirect)) for _ in range(2)] == ["code_rejected", "state_used"]
+    assert await exchanges(house) == 1
+
+
+# The exchange, and what X says about the account.
+
+
+@pytest.mark.parametrize(
+    ("do", "status", "reason"),
+    [
+        ({"status": 500}, 502, "x_5xx"),
+        ({"status": 429}, 429, "x_window_15m"),
+        ({"drop": "before_apply"}, 502, "x_5xx"),
+        ({"drop": "after_apply"}, 502, "x_5xx"),
+        ({"truncate": 10}, 502, "x_5xx"),
+        ({"error": "token-code-invalid"}, 400, "code_rejected"),
+        ({"error": "token-bad-client"}, 502, "x_client_credentials"),
+        ({"error": "token-no-client-id"}, 502, "x_client_credentials"),
+    ],
+)
+@pytest.mark.trust("O4")
+async def test_an_exchange_that_fails_says_whose_fault_it_was(
+    house: House, do: dict[str, Any], status: int, reason: str
+) -> None:
+    """Nothing is linked, the page offers a new start, and a new link works."""
+    redirect = await house.consent("ada")
+    await house.fault("POST", "/2/oauth2/token", do)
+    page = await house.bare.get(redirect, headers=HTML)
+    assert page.status_code == status
+    assert reason in page.text
+    assert (await house.status())["linked"] is False
+    assert (await house.link("ada")).status_code == 200
+
+
+GOOD = {"token_type": "bearer", "expires_in": 7200, "access_token": "a1", "refresh_token": "r1", "scope": "like.write"}
+MALFORMED_REPLIES = [
+    *(
+        {name: value for name, value in GOOD.items() if name != left_out}
+        for left_out in ("token_type", "expires_in", "access_token")
+    ),
+    *({**GOOD, "expires_in": value} for value in (0, -1, "7200", 1e12, True, None, 7200.5)),
+    *({**GOOD, "access_token": value} for value in ("", 1, None, "a\n", "\u00e9", "a" * 5_000)),
+    *({**GOOD, "refresh_token": value} for value in ("", 1, [0])),
+    *({**GOOD, "token_type": value} for value in ("mac", None, "")),
+    {**GOOD, "scope": ["like.write"]},
+]
+RAW_REPLIES = ["<html>", "", "[]", "null", '{"access_token":', '"a"', json.dumps({**GOOD, "filler": "x" * 70_000})]
+
+
+@pytest.mark.trust("O13")
+async def test_a_token_reply_that_is_not_whole_links_nothing(house: House) -> None:
+    """A pair that is stored wrong is lost for good, so it is not stored at all."""
+    for body in (*MALFORMED_REPLIES, *RAW_REPLIES):
+        redirect = await house.consent("ada")
+        await house.fault("POST", "/2/oauth2/token", {"status": 200, "body": body})
+        answer = await land(house, redirect)
+        assert (answer.status_code, reason_of(answer)) == (502, "x_reply_malformed"), body
+        assert (await house.status())["linked"] is False, body
+
+
+async def test_an_account_that_x_does_not_name_yet_stays_pending_until_the_next_call(house: House) -> None:
+    """The pair is kept: X's single-use code is spent, and asking again is enough."""
+    await house.fault("GET", "/2/users/me", {"status": 503}, times=2)
+    page = await house.link("ada")
+    assert page.status_code == 200
+    assert "Almost linked" in page.text
+    status = await house.status()
+    assert (status["linked"], status["state"], status["username"]) == (True, "pending", None)
+    first, second = await house.like(), await house.like()
+    assert (first.status_code, second.status_code) == (502, 200)
+    assert (await house.status())["state"] == "active"
+    assert await exchanges(house) == 1
+
+
+async def test_a_401_of_the_new_token_leaves_the_link_pending(house: House) -> None:
+    """One 401 proves nothing: 403 x_link_pending, and the next call asks again."""
+    await house.fault("GET", "/2/users/me", {"error": "unauthorized"}, times=2)
+    await house.link("ada")
+    assert reason_of(await house.like()) == "x_link_pending"
+    assert (await house.like()).status_code == 200
+
+
+async def test_an_old_link_goes_on_while_a_new_one_is_pending(linked: House) -> None:
+    """The new pair waits beside it, and takes over when X names it."""
+    await linked.fault("GET", "/2/users/me", {"status": 503}, times=2)
+    assert "Almost linked" in (await linked.link("ada")).text
+    assert (await linked.status())["state"] == "active"
+    assert (await linked.like()).status_code == 200
+    linked_at = (await linked.status())["linked_at"]
+    linked.clock.advance(seconds=5)
+    assert (await linked.like()).status_code == 200
+    assert (await linked.status())["linked_at"] > linked_at
+
+
+@pytest.mark.trust("O12")
+async def test_without_offline_access_the_link_tells_its_end(house: House) -> None:
+    """No refresh token came: the status shows the end, and says needs_relink when it has come."""
+    await house.link("ada", scopes=["tweet.read", "users.read", "like.write"])
+    status = await house.status()
+    assert "offline.access" not in status["scopes"]
+    house.clock.advance(hours=2, seconds=1)
+    assert (await house.status())["state"] == "needs_relink"
+
+
+@pytest.mark.trust("O11")
+async def test_the_scopes_that_the_owner_granted_are_the_ones_kept(house: House) -> None:
+    """Not those that were asked for."""
+    await house.link("ada", scopes=["tweet.read", "users.read", "offline.access"])
+    assert sorted((await house.status())["scopes"]) == ["offline.access", "tweet.read", "users.read"]
+
+
+async def test_a_scope_missing_from_the_reply_counts_as_granted_as_asked(house: House) -> None:
+    """RFC 6749 §5.1: left out means unchanged."""
+    redirect = await house.consent("ada", body={"scopes": ["like.write"]})
+    reply = {name: value for name, value in GOOD.items() if name != "scope"}
+    await house.fault("POST", "/2/oauth2/token", {"status": 200, "body": reply})
+    await house.fault(
+        "GET", "/2/users/me", {"status": 200, "body": {"data": {"id": "2244994945", "username": "ada", "name": "A"}}}
+    )
+    assert (await land(house, redirect)).status_code == 200
+    assert (await house.status())["scopes"] == ["like.write", "tweet.read", "users.read", "offline.access"]
+
+
+# Whose account.
+
+
+@pytest.mark.trust("O10")
+async def test_another_account_does_not_replace_a_link_unasked(linked: House) -> None:
+    """409; the old link is untouched, and the new pair is revoked at X and gone here."""
+    page = await linked.link("grace")
+    assert page.status_code == 409
+    assert "@grace" in page.text
+    assert "@ada" in page.text
+    assert await revoked(linked) == [200, 200]
+    assert (await linked.status())["username"] == "ada"
+    assert (await linked.like()).status_code == 200
+
+
+@pytest.mark.parametrize("spelling", ["grace", "@grace", "GRACE"])
+@pytest.mark.trust("O10")
+async def test_an_account_that_was_named_may_replace_the_link(linked: House, spelling: str) -> None:
+    """The key's holder said so in advance."""
+    assert (await linked.link("grace", body={"expected_username": spelling})).status_code == 200
+    assert (await linked.status())["username"] == "grace"
+    assert (await linked.like()).status_code == 200
+
+
+async def test_an_expected_account_is_the_only_one_that_links(house: House) -> None:
+    """Another one leaves nothing behind."""
+    redirect = await house.consent("grace", body={"expected_username": "ada"})
+    answer = await land(house, redirect)
+    assert (answer.status_code, reason_of(answer)) == (409, "account_mismatch")
+    assert await revoked(house) == [200, 200]
+    assert (await house.status())["linked"] is False
+    assert reason_of(await land(house, redirect)) == "state_used"
+
+
+async def test_a_mismatch_found_by_a_later_call_ends_the_pending_pair_too(linked: House) -> None:
+    """X names the account late; the old link was and stays the one in use."""
+    await linked.fault("GET", "/2/users/me", {"status": 503})
+    assert "Almost linked" in (await linked.link("grace")).text
+    assert (await linked.like()).status_code == 200
+    assert (await linked.status())["username"] == "ada"
+    assert await revoked(linked) == [200, 200]
+
+
+async def test_after_an_unlink_any_account_may_come(linked: House) -> None:
+    """The pin is the link's, not the key's."""
+    await linked.call("unlink_twitter")
+    assert (await linked.link("grace")).status_code == 200
+
+
+@pytest.mark.trust("T1")
+async def test_an_owner_from_another_browser_is_linked_named_and_can_undo(house: House) -> None:
+    """Mode open: nothing but the page tells the owner, so it names both ends and offers the way back."""
+    page = await house.link("grace")
+    assert "@grace" in page.text
+    assert "test key" in page.text
+    assert "set-cookie" not in page.headers
+    assert (await house.status())["username"] == "grace"
+    await press_undo(house, page)
+    assert reason_of(await house.like()) == "x_not_linked"
+
+
+async def test_a_key_that_was_revoked_meanwhile_links_nothing(house: House) -> None:
+    """The code is never presented."""
+    redirect = await house.consent("ada")
+    await house.gateway.keys.revoke(house.key_id)
+    assert reason_of(await land(house, redirect)) == "key_revoked"
+    assert await exchanges(house) == 0

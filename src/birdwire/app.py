@@ -7,15 +7,16 @@ import contextlib
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from birdwire import __version__, asgi, dialect
+from birdwire import __version__, asgi, dialect, edge
 from birdwire.asgi import Route
 from birdwire.authserver import AuthServer
 from birdwire.body import Body, Empty
 from birdwire.call import Answer
 from birdwire.capabilities import Capabilities
 from birdwire.clock import Clock
+from birdwire.edge import EdgeLimits
 from birdwire.errors import GatewayError
 from birdwire.gate import Gate, Takes
 from birdwire.journal import Journal
@@ -37,6 +38,7 @@ from birdwire.x import X
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import uvicorn
     from starlette.applications import Starlette
 
     from birdwire.call import Call
@@ -57,6 +59,20 @@ class Gateway:
     routes: list[Route]
     keys: Keys
     sessions: Sessions
+    capabilities: Capabilities
+    telemetry: Telemetry
+    settings: Settings
+
+    def server(self, **overrides: Any) -> uvicorn.Config:
+        """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options."""
+        bodies = {route.path: route.limit for route in self.routes}
+        limits = EdgeLimits(
+            head_s=self.settings.request_deadline_s,
+            body_s=self.settings.request_deadline_s,
+            body_bytes=self.settings.max_body_bytes,
+            bodies=bodies,
+        )
+        return edge.config(self.app, limits=limits, telemetry=self.telemetry, **overrides)
 
 
 def open_vault(settings: Settings) -> Vault:
@@ -152,7 +168,7 @@ def create_app(
 
     listed = routes(gate, oauth, Pages(oauth), database, settings)
     app = asgi.create(listed, lifespan=lifespan, telemetry=telemetry, clock=clock)
-    return Gateway(app, listed, keys, sessions)
+    return Gateway(app, listed, keys, sessions, capabilities, telemetry, settings)
 
 
 def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings: Settings) -> list[Route]:

@@ -125,8 +125,10 @@ class Gate:
         raw_key = raw_key_of(call)
         if raw_key is not None:
             visit.key = await self.admit(raw_key, call, visit)
-        if takes.query or call.method == "GET":
+        if takes.query:
             return _known(visit), _query(call.query), False
+        if call.method == "GET":
+            return _without_query(_known(visit), call), Parsed("none"), False
         try:
             parsed = visit.body = await read(call, takes.limit, partial(self._before_file, takes, call, visit))
         except GatewayError as error:
@@ -141,9 +143,7 @@ class Gate:
                 raise GatewayError("key_mismatch")
             parsed = relay.parsed
             visit.key = visit.key or await self.admit(relay.raw_key, call, visit)
-        key = _known(visit)
-        if call.query:
-            raise GatewayError("unexpected_query", field=excerpt(call.query.partition("&")[0].partition("=")[0]))
+        key = _without_query(_known(visit), call)
         if relay is None and parsed.kind not in ("json", "multipart" if takes.needs_file else "json", "none"):
             raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
         if parsed.kind == "none" and any(field.is_required() for field in takes.model.model_fields.values()):
@@ -313,6 +313,12 @@ def _known(visit: _Visit) -> Key:
     if visit.key is None:
         raise GatewayError("key_missing")
     return visit.key
+
+
+def _without_query(key: Key, call: Call) -> Key:
+    if call.query:
+        raise GatewayError("unexpected_query", field=excerpt(call.query.partition("&")[0].partition("=")[0]))
+    return key
 
 
 def _query(query: str) -> Parsed:

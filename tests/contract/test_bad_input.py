@@ -513,13 +513,13 @@ FORM = ("application/x-www-form-urlencoded",)
 @pytest.mark.parametrize(
     ("body", "types", "refusal"),
     [
-        (b"", FORM, UNDO),
+        (b"", FORM, (400, "missing_parameter", "undo_token_missing")),
         (b"undo_token=", FORM, UNDO),
         (b"undo_token=abc", FORM, UNDO),
-        (b"undo_token=a&undo_token=b", FORM, UNDO),
-        (b"undo_token=" + b"a" * 10_000, FORM, UNDO),
-        (b"undo_token=%FF%00", FORM, UNDO),
-        (b"\xff\xfe", FORM, UNDO),
+        (b"undo_token=a&undo_token=b", FORM, (400, "invalid-request", "undo_token_malformed")),
+        (b"undo_token=" + b"a" * 10_000, FORM, (413, "body_too_large", "body_too_large")),
+        (b"undo_token=%FF%00", FORM, (400, "invalid-request", "form_malformed")),
+        (b"\xff\xfe", FORM, (400, "invalid-request", "form_malformed")),
         (b'{"undo_token":"abc"}', ("application/json",), UNDO),
         (b"{}", ("application/json",), (400, "missing_parameter", "undo_token_missing")),
         (b'{"undo_token":1}', ("application/json",), (400, "invalid-request", "undo_token_malformed")),

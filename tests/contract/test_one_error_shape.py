@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 import birdwire
-from birdwire import asgi
+from birdwire import asgi, edge
 from birdwire.clock import Clock
 from birdwire.errors import PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
 from birdwire.sandbox.refusals import Catalogue
@@ -298,8 +298,6 @@ def broken() -> tuple[Starlette, io.StringIO]:
         lifespan=lifespan,
         telemetry=Telemetry(log, Clock()),
         clock=Clock(),
-        max_body=16_384,
-        deadline_s=10,
     )
     return app, log
 
@@ -307,7 +305,7 @@ def broken() -> tuple[Starlette, io.StringIO]:
 async def test_a_bug_shows_nothing_of_itself(house: House) -> None:
     """500 in the shape; the log names the exception's type and place, never its text."""
     app, log = broken()
-    async with serving(app) as url:
+    async with serving(edge.config(app, limits=edge.EdgeLimits())) as url:
         answer = await house.bare.post(url + API + "like_twitter", json={"tweet_id": "1"})
     got = Got(answer.status_code, {**answer.headers, "x-ratelimit-limit": "-"}, answer.content)  # no key was read yet
     judge(got, "internal")

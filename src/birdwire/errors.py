@@ -91,7 +91,7 @@ PROBLEMS: dict[str, Problem] = {
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
     "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not do that: {what}.", "Ask the operator for a key that may."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner open the auth_url it answers."),
-    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not in use yet: {why}.", "{remedy}", retryable=True),
+    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not in use yet: {why}.", "{remedy}.", retryable=True),
     "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner approve {scope}."),
     "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it ran out, or the app was removed in the account's connected apps.", RELINK),
     "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
@@ -123,8 +123,8 @@ PROBLEMS: dict[str, Problem] = {
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key may make {limit} calls a minute, and they are used up.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
     "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Too many calls with bad keys came from your address.", "Wait for the seconds in Retry-After, then send a good key.", retryable=True),
     "daily_cap": Problem(429, "quota_exceeded", "operator", "This key may write {limit} times a day (UTC), and that is used up.", "Wait until the next day begins, or have the operator raise the key's cap.", retryable=True),
-    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again at {reset}.", retryable=True),
-    "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again at {reset}.", retryable=True),
+    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again {reset}.", retryable=True),
+    "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again {reset}.", retryable=True),
     "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app's {period} usage cap is used up.", "The operator raises the cap in X's developer console, or waits for the next billing cycle."),
     "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway reached its spending limit; it resets on {reset_date}.", "Wait until then, or the operator raises the limit in X's developer console.", retryable=True),
     # 500, 503: ourselves
@@ -226,12 +226,15 @@ class GatewayError(Exception):
         self.values = values
 
 
+_DEFAULTS = {"reset": "in a minute"}
+
+
 class _Fill(string.Formatter):
     """Fills placeholders by name only; what nobody gave reads `unknown`, since an error must never fail to render."""
 
     def get_value(self, key: int | str, args: object, kwargs: object) -> object:
         del args
-        return kwargs.get(key, "unknown") if isinstance(kwargs, dict) else "unknown"
+        return kwargs.get(key, _DEFAULTS.get(str(key), "unknown")) if isinstance(kwargs, dict) else "unknown"
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9 _.,:/@'()\[\]-]")

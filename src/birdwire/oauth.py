@@ -239,7 +239,7 @@ class OAuth:
                 raise GatewayError(
                     "x_link_pending",
                     why=f"@{row['username']} approved it, and whoever holds the key has yet to confirm that account",
-                    remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username.",
+                    remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
                 )
             return Links(row, None)
         except GatewayError:
@@ -340,7 +340,7 @@ class OAuth:
             raise GatewayError(
                 "x_link_pending",
                 why="X has not yet said which account approved it",
-                remedy="Try again in a minute; Birdwire asks X again with every call.",
+                remedy="Try again in a minute; Birdwire asks X again with every call",
                 upstream=error.upstream,
             ) from None
         return await self._sessions.name(row["session_id"], account.id, account.username)

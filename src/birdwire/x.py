@@ -230,11 +230,12 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
     ("x_user_suspended", lambda said, _: "user-suspended" in said.types or bool(said.codes & {64, 326})),
     ("text_too_long", lambda said, _: 186 in said.codes),
     ("x_not_user_token", lambda said, _: "unsupported-authentication" in said.types),
+    ("x_invalid_request", lambda said, _: bool(said.codes & {38, 44, 195, 323, 324, 325, 386, 407})),
     ("x_refused", lambda said, _: bool(said.codes & {136, 161, 162, 220, 226, 425})),
     ("x_tier_lacks_action", lambda said, reading: said.status == 403 and reading.enterprise and not reading.lately_allowed),
     ("x_refused", lambda said, _: said.status == 403),
     ("x_account_mismatch", lambda said, _: "must be the same as the authenticating user" in said.text),
-    ("x_invalid_request", lambda said, _: said.is_object and (said.status == 400 or bool(said.codes & {38, 44, 195, 323, 324, 325, 386, 407}))),
+    ("x_invalid_request", lambda said, _: said.is_object and said.status == 400),
     ("x_conflict", lambda said, _: said.status == 409),
 )  # fmt: skip
 
@@ -255,7 +256,7 @@ def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
     retry_after_s = None
     if reason in ("x_window_15m", "x_window_24h"):
         retry_after_s = _wait_s(said.reply, now, 86_400 if reason == "x_window_24h" else 900)
-        values["reset"] = rfc3339(now + timedelta(seconds=retry_after_s))
+        values["reset"] = "at " + rfc3339(now + timedelta(seconds=retry_after_s))
     if reason == "x_spend_cap":
         retry_after_s = _until_date_s(said.first("reset_date"), now)
     outcome: Literal["refused", "unknown"] = "unknown" if reason == "x_5xx" else "refused"

@@ -485,7 +485,7 @@ LINKING = [
     back(246, "HTML in an error without a state of ours", STRANGE,
         "error=%3Cscript%3E&error_description=%3Cb%3E&state=c"),
     back(246, "HTML in a state", STRANGE, "code=a&state=%3Cscript%3E"),
-    back(247, "a code of 10 KB", CALLBACK, f"code={'c' * 10_000}&state=c"),
+    back(247, "a code of 5 KB", CALLBACK, f"code={'c' * 5_000}&state=c"),
     back(247, "NUL in a code", CALLBACK, "code=a%00&state=c"),
     back(247, "a newline in a code", CALLBACK, "code=a%0D%0Ab&state=c"),
     back(247, "a code outside ASCII", CALLBACK, "code=%C3%A9&state=c"),

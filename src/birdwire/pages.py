@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from birdwire.oauth import OAuth
 
 _FORM_LIMIT = 1_000
+_NOT_LINKED = ("Nothing was linked", "Go back to where you came from, and ask for a new link.")
+_NOT_UNDONE = ("Nothing was undone", "To end the access anyway, remove the app at x.com/settings/connected_apps.")
+"""What a person reads above and below a refusal's own sentence, whose remedy is for developers."""
 
 
 class Undo(Body):
@@ -54,7 +57,7 @@ class Pages:
         try:
             linked = await self._oauth.callback(call)
         except GatewayError as error:
-            return self._refusal(error, call)
+            return self._refusal(error, call, *_NOT_LINKED)
         if _wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
         return self._page("linked.html", linked=linked)
@@ -64,21 +67,20 @@ class Pages:
         try:
             account = await self._oauth.undo(await _undo_token(call))
         except GatewayError as error:
-            return self._refusal(error, call)
+            return self._refusal(error, call, *_NOT_UNDONE)
         if _wants_json(call):
             return Answer.of({"data": {"linked": False}})
         return self._page("undone.html", account=account)
 
-    def _refusal(self, error: GatewayError, call: Call) -> Answer:
+    def _refusal(self, error: GatewayError, call: Call, heading: str, advice: str) -> Answer:
         answer = render(error, call.request_id)
         call.note["reason"] = error.reason
         if _wants_json(call):
             return answer
         message, fix = describe(error)
         headers = tuple(pair for pair in answer.headers if pair[0] != "content-type")
-        page = self._page(
-            "problem.html", answer.status, message=message, fix=fix, reason=error.reason, request_id=call.request_id
-        )
+        words = {"heading": heading, "message": message, "advice": advice, "fix": fix, "reason": error.reason}
+        page = self._page("problem.html", answer.status, request_id=call.request_id, **words)
         return page.adding(headers)
 
     def _page(self, template: str, status: int = 200, **values: object) -> Answer:

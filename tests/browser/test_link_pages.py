@@ -1,0 +1,119 @@
+"""A person's way through a link in a real browser: X's page, ours, and back out again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from house import API
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Page
+
+    from house import House
+
+PAYLOAD = "<img src=x onerror=\"document.title='owned'\">"
+
+
+async def approve(house: House, page: Page, username: str = "ada") -> None:
+    """Open a new auth_url, choose the account and allow."""
+    auth_url = (await house.call("auth_twitter")).json()["auth_url"]
+    await page.goto(auth_url)
+    await page.get_by_label(f"@{username}").check()
+    await page.get_by_role("button", name="Authorize").click()
+
+
+async def picture(page: Page, name: str) -> None:
+    """A screenshot, if somebody wants to look: BIRDWIRE_TEST_PICTURES names a directory."""
+    folder = os.environ.get("BIRDWIRE_TEST_PICTURES")
+    if folder:
+        await page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+async def test_a_person_links_an_account_by_two_clicks(house: House, page: Page) -> None:
+    """From X's page to ours, across both ports, without scripts; the key works then."""
+    await approve(house, page)
+    assert page.url.startswith(house.settings.base_url + API + "oauth_callback")
+    assert await page.get_by_role("heading").inner_text() == "@ada is linked"
+    assert await page.get_by_text("test key").count() == 1
+    assert (await house.like()).status_code == 200
+    await picture(page, "linked")
+    await page.reload()
+    assert await page.get_by_role("heading").inner_text() == "@ada is linked already"
+    await picture(page, "already")
+
+
+async def test_a_person_who_did_not_mean_it_undoes_it_by_one_click(house: House, page: Page) -> None:
+    """The button is a plain form that the page's own policy allows."""
+    await approve(house, page)
+    await page.get_by_role("button", name="This was not me").click()
+    assert await page.get_by_role("heading").inner_text() == "Undone"
+    assert (await house.status())["linked"] is False
+    await picture(page, "undone")
+    await page.reload()
+    assert await page.get_by_role("heading").inner_text() == "Nothing was undone"
+    await picture(page, "undone-again")
+
+
+async def test_a_person_who_cancels_sees_that_nothing_was_linked(house: House, page: Page) -> None:
+    """And what to do if it was a mistake."""
+    await page.goto((await house.call("auth_twitter")).json()["auth_url"])
+    await picture(page, "consent")
+    await page.get_by_role("button", name="Cancel").click()
+    assert await page.get_by_role("heading").inner_text() == "Nothing was linked"
+    await picture(page, "denied")
+
+
+@pytest.mark.trust("#296")
+@pytest.mark.trust("T15")
+async def test_markup_in_a_label_is_read_and_not_run(house: House, browser: Browser) -> None:
+    """With scripts switched on, so that there is something to prevent."""
+    _, raw_key = await house.gateway.keys.create("test", PAYLOAD, "growth")
+    house.client.headers["authorization"] = f"Bearer {raw_key}"
+    page = await browser.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    await approve(house, page)
+    assert await page.title() == "Linked - Birdwire"
+    assert await page.get_by_text(PAYLOAD).count() == 1
+    assert await page.locator("img").count() == 0
+    assert complaints == []
+
+
+@pytest.mark.trust("T15")
+async def test_a_script_that_got_into_a_page_would_not_run(house: House, browser: Browser) -> None:
+    """The policy is the second wall: markup put into the page from outside stays dead."""
+    page = await browser.new_page()
+    await approve(house, page)
+    await page.evaluate(
+        "html => { const e = document.createElement('div'); e.innerHTML = html; document.body.append(e); }", PAYLOAD
+    )
+    await page.wait_for_load_state("networkidle")
+    assert await page.title() == "Linked - Birdwire"
+
+
+@pytest.mark.trust("O15")
+async def test_the_page_asks_nobody_else_for_anything(house: House, page: Page) -> None:
+    """One request a page, and no address of another host."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await approve(house, page)
+    ours = [url for url in asked if url.startswith(house.settings.base_url)]
+    theirs = [url for url in asked if url.startswith(str(house.x.base_url))]
+    assert len(ours) == 1
+    assert len(ours) + len(theirs) == len(asked)
+
+
+async def test_no_other_site_can_frame_the_page(house: House, browser: Browser) -> None:
+    """So nobody can lure a click onto the button."""
+    page = await browser.new_page()
+    auth_url = await house.consent("ada")
+    await page.goto(house.settings.base_url + "/livez")
+    await page.evaluate(
+        "url => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", auth_url
+    )
+    await page.wait_for_load_state("networkidle")
+    assert await page.frame_locator("iframe").get_by_text("is linked").count() == 0

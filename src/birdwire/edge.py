@@ -272,13 +272,14 @@ class EdgeProtocol(HttpToolsProtocol):
             self._due = inf
 
     def _parse(self, piece: bytes) -> None:
-        before = self._phase
+        before, unread = self._phase, None
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            self._read_on(piece[upgrade.args[0] :])
-            return
-        if self._phase == _WAITING:
+            unread = piece[upgrade.args[0] :]
+        if unread is not None:
+            self._read_on(unread)  # outside of `except`: its own errors have contexts of their own
+        elif self._phase == _WAITING:
             self._head_fed = 0
         elif self._phase == _HEAD:
             self._head_fed += len(piece)

@@ -6,7 +6,7 @@ import ipaddress
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -109,18 +109,13 @@ class Settings(BaseModel):
             url = getattr(self, name)
             if not url and name == "public_url":
                 continue
-            parts = urlsplit(url)
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.hostname
-                or parts.query
-                or parts.fragment
-                or parts.username
-            ):
+            parts = _split(url)
+            if parts is None or parts.query or parts.fragment or parts.username:
                 problems.append(f"{name} must be an http(s) URL without query or user")
-            elif parts.scheme == "http" and not is_loopback(parts.hostname):
+            elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
                 problems.append(f"{name} must be https, since it is not on this machine")
-        if self.public_url and urlsplit(self.public_url).path not in ("", "/"):
+        public = _split(self.public_url)
+        if public is not None and public.path not in ("", "/"):
             problems.append("public_url must be without a path")
         return problems
 
@@ -173,6 +168,16 @@ class Settings(BaseModel):
         if problems:
             raise SettingsError(problems)
         return settings
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of an http(s) URL; None if it is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an address or a port that is none
+        return None
+    return parts if usable else None
 
 
 def is_loopback(host: str) -> bool:

@@ -460,6 +460,8 @@ PROTOCOLS = [
     whole("h2c with a body", sized(BODY, b"Connection: Upgrade", b"Upgrade: h2c")),
     whole("h2c with a chunked body", chunked(BODY, lines=(b"Connection: Upgrade", b"Upgrade: h2c"))),
     taken("h2c, twice, pipelined", sized(BODY, b"Connection: Upgrade", b"Upgrade: h2c") * 2, 403, 403),
+    Row("h2c, and nonsense behind it", sized(BODY, b"Connection: Upgrade", b"Upgrade: h2c") + b"nonsense", (403, 400), ("x_not_linked", "http_malformed")),
+    Row("h2c, and a request without a Host behind it", get(b"Connection: Upgrade", b"Upgrade: h2c") + get(host=None), (200, 400)),
     Row("h2c and close", sized(BODY, b"Connection: Upgrade, close", b"Upgrade: h2c"), (403,)),
     Row("h2c in HTTP/1.0", get(b"Connection: Upgrade", b"Upgrade: h2c", version=b"1.0"), (200,)),
     refused("h2c with two lengths", like(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 2", b"Content-Length: 2", body=b"{}")),

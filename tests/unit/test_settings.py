@@ -1,0 +1,151 @@
+"""Settings: one name each, all problems at once, no secret shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from birdwire.settings import Settings, SettingsError, is_loopback
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def problems(**environment: str) -> list[str]:
+    """What is wrong with these variables."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({f"BIRDWIRE_{name.upper()}": value for name, value in environment.items()})
+    return caught.value.problems
+
+
+def test_nothing_set_means_x_itself_and_this_machine_only() -> None:
+    """The defaults."""
+    settings = Settings.load({})
+    assert (settings.issuer, settings.host, settings.port) == ("x", "127.0.0.1", 8700)
+    assert settings.redirect_uri == "http://127.0.0.1:8700/apis/v1/twitter/oauth_callback"
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+    """And both before the defaults; other programs' variables mean nothing."""
+    config = tmp_path / "birdwire.toml"
+    config.write_text('port = 1\nhost = "127.0.0.2"\n')
+    settings = Settings.load({"BIRDWIRE_CONFIG": str(config), "BIRDWIRE_PORT": "2", "PORT": "3", "HTTPS_PROXY": "x"})
+    assert (settings.host, settings.port, settings.x_proxy) == ("127.0.0.2", 2, "")
+
+
+@pytest.mark.trust("#300")
+@pytest.mark.parametrize("raw", [b"port = 5\r\nhost = '127.0.0.2'\r\n", b"\xef\xbb\xbfport = 5\n"])
+def test_a_file_may_come_from_another_system(tmp_path: Path, raw: bytes) -> None:
+    """CRLF and a byte order mark do no harm."""
+    config = tmp_path / "birdwire.toml"
+    config.write_bytes(raw)
+    assert Settings.load({}, config).port == 5
+
+
+@pytest.mark.parametrize("raw", [b"port = ", b"\xff\xfe", b"port = 1\nport = 2\n"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, raw: bytes) -> None:
+    """With its path."""
+    config = tmp_path / "birdwire.toml"
+    config.write_bytes(raw)
+    with pytest.raises(SettingsError, match=str(config)):
+        Settings.load({}, config)
+    with pytest.raises(SettingsError, match=r"none\.toml"):
+        Settings.load({}, tmp_path / "none.toml")
+
+
+def test_all_problems_come_at_once() -> None:
+    """One sentence each, by the variable's name."""
+    said = problems(port="70000", x_deadline_s="0", log_level="loud", no_such="1")
+    assert [line.split(":")[0].split(" ")[0] for line in sorted(said)] == [
+        "BIRDWIRE_LOG_LEVEL",
+        "BIRDWIRE_NO_SUCH",
+        "BIRDWIRE_PORT",
+        "BIRDWIRE_X_DEADLINE_S",
+    ]
+    assert all(line.endswith(".") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("public_url", value)
+            for value in ("birdwire.example.com", "ftp://a", "https://", "https://a/path", "https://a?x=1")
+        ),
+        *(
+            ("public_url", value)
+            for value in ("https://a#b", "https://user:pass@a", "http://birdwire.example.com", "https://[::1")
+        ),
+        *(
+            ("x_api_url", value)
+            for value in ("", "http://api.x.com", "https://user@api.x.com", "//api.x.com", "javascript:x")
+        ),
+        *(
+            ("x_authorize_url", value)
+            for value in ("http://x.com/i/oauth2/authorize", "https://x.com/?a=b", "https://x.com:port/")
+        ),
+        ("database_url", "mysql://a/b"),
+    ],
+)
+@pytest.mark.trust("T14")
+def test_an_address_that_cannot_be_is_refused(name: str, value: str) -> None:
+    """Plain http for this machine only; no user, no query."""
+    assert any(name in line for line in problems(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://birdwire.example.com", "https://birdwire.example.com/", "http://localhost:8700", "http://[::1]:8700"],
+)
+def test_an_address_that_can_be_is_taken(url: str) -> None:
+    """The redirect URI has no double slash."""
+    assert Settings(public_url=url).redirect_uri == url.rstrip("/") + "/apis/v1/twitter/oauth_callback"
+
+
+def test_an_ipv6_host_makes_a_url() -> None:
+    """In brackets."""
+    assert Settings(host="::1", port=1).base_url == "http://[::1]:1"
+
+
+@pytest.mark.parametrize(
+    ("url", "issuer"),
+    [
+        ("http://127.0.0.1:9/", "sandbox"),
+        ("http://localhost", "sandbox"),
+        ("http://[::1]:9", "sandbox"),
+        ("https://api.x.com", "x"),
+    ],
+)
+def test_a_loopback_x_is_the_sandbox(url: str, issuer: str) -> None:
+    """By its address, not by its port."""
+    assert Settings(x_api_url=url).issuer == issuer
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example.com", "localhost.example.com", "10.0.0.1", "", "2130706433"])
+def test_what_only_looks_like_loopback_is_none(host: str) -> None:
+    """A name that begins like one, an address of everybody, a number."""
+    assert not is_loopback(host)
+
+
+@pytest.mark.trust("G7")
+@pytest.mark.trust("#299")
+def test_no_secret_is_ever_shown() -> None:
+    """Neither in the settings' own words nor in a problem's."""
+    canary = "canary-5f2c"
+    settings = Settings.load({"BIRDWIRE_X_CLIENT_SECRET": canary, "BIRDWIRE_VAULT_KEY": canary})
+    assert canary not in repr(settings) + str(settings) + settings.model_dump_json()
+    said = problems(x_client_secret=canary, vault_key=canary, vault_key_file="x", port="y")
+    assert canary not in " ".join(said)
+
+
+def test_two_vault_keys_are_one_too_many() -> None:
+    """Nothing is guessed."""
+    assert any("both set" in line for line in problems(vault_key="a", vault_key_file="b"))
+
+
+def test_settings_cannot_be_changed() -> None:
+    """Made once, handed down."""
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]

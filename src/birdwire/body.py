@@ -36,16 +36,19 @@ _SLICE = 16_384
 
 
 class Body(BaseModel):
-    """What a call takes. Strict: a number is no string, an unknown member is refused."""
+    """What a call takes. Strict: a number is no string, half a character is none, an unknown member is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_null(cls, value: object) -> object:
-        """A member is left out, not null: X would take null for a value of its own."""
+    def _is_there(cls, value: object) -> object:
+        """A member is left out, not null: X would take null for a value of its own. And text is whole characters."""
         if value is None:
             raise PydanticCustomError("null", "null")
+        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        if not all(map(_whole, texts)):
+            raise PydanticCustomError("string_unicode", "half a character")
         return value
 
 

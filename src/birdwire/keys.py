@@ -154,6 +154,17 @@ def raw_key_of(call: Call) -> str | None:
     return raw_key
 
 
+def check_form(raw_key: str) -> None:
+    """See that a key is whole, without asking the database.
+
+    Raises:
+        GatewayError: key_malformed.
+    """
+    body, checksum = raw_key[:-_SUM_CHARS], raw_key[-_SUM_CHARS:]
+    if not _FORM.fullmatch(raw_key) or not hmac.compare_digest(_checksum(body), checksum):
+        raise GatewayError("key_malformed")
+
+
 class Keys:
     """The keys of one database. Reads it on every call, so that a revocation holds from the next call on."""
 
@@ -167,9 +178,7 @@ class Keys:
         Raises:
             GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
         """
-        body, checksum = raw_key[:-_SUM_CHARS], raw_key[-_SUM_CHARS:]
-        if not _FORM.fullmatch(raw_key) or not hmac.compare_digest(_checksum(body), checksum):
-            raise GatewayError("key_malformed")
+        check_form(raw_key)
         secret_hash, now = _hash(raw_key), self._clock.now()
         async with self._database.read() as connection:
             row = await store.find(connection, secret_hash)

@@ -50,13 +50,15 @@ ALLOWED: dict[str, str] = {
     "sessions": "authserver clock errors flight store.db store.sessions telemetry vault",
     "oauth": "authserver body call capabilities clock errors flight keys operations reads sessions settings store.db "
     "store.states vault x",
-    "gate": "body call capabilities clock dialect errors journal keys limits media oauth operations reads sessions store.db x",
+    "gate": "body call capabilities clock dialect errors journal keys limits media oauth "
+    "operations reads sessions store.db x",
     "asgi": "call clock errors gate telemetry",
     "pages": "body call errors oauth",
     "edge": "asgi call errors gate telemetry",
     "surfaces": "",
     "surfaces.openapi": "authserver body call errors oauth operations",
-    "app": "asgi authserver birdwire body call capabilities clock dialect edge errors gate journal keys limits oauth operations pages "
+    "app": "asgi authserver birdwire body call capabilities clock dialect edge errors gate journal keys limits "
+    "oauth operations pages "
     "reads sessions settings store.db store.vault_keys surfaces.openapi telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

@@ -1,0 +1,270 @@
+"""API keys: their form, their life, their limits; beside a running gateway, over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from birdwire.errors import GatewayError
+from birdwire.keys import MAX_LABEL, MAX_RPM, TIERS, KeyRuleError, Keys, check_form, mint
+from birdwire.store.db import Database
+from house import API
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from house import House
+
+FORM = re.compile(r"bw_(live|test)_[0-9A-Za-z]{49}")
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def refusal(raw_key: str) -> str:
+    """What a key's form alone is refused with. No store is at hand here, so nothing can be looked up."""
+    with pytest.raises(GatewayError) as caught:
+        check_form(raw_key)
+    return caught.value.reason
+
+
+async def asked(house: House, raw_key: str) -> tuple[int, str]:
+    """What auth/status answers to a key."""
+    answer = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
+    return answer.status_code, "" if answer.status_code == 200 else str(answer.json()["error"]["reason"])
+
+
+@contextlib.asynccontextmanager
+async def beside(house: House) -> AsyncIterator[Keys]:
+    """Another program's hands on the same database, as `birdwire keys` has them."""
+    database = Database(house.settings.database_url)
+    try:
+        yield Keys(database, house.clock)
+    finally:
+        await database.close()
+
+
+# The form.
+
+
+@pytest.mark.parametrize("mode", ["live", "test"])
+def test_a_key_says_its_kind_and_has_256_random_bits(mode: str) -> None:
+    """43 characters of base62 and a checksum of 6."""
+    keys = {mint(mode) for _ in range(5_000)}  # type: ignore[arg-type]
+    assert len(keys) == 5_000
+    assert all(FORM.fullmatch(key) and key.startswith(f"bw_{mode}_") for key in keys)
+
+
+@pytest.mark.parametrize("entropy", [bytes(32), b"\xff" * 32, bytes(31) + b"\x01"])
+def test_every_entropy_makes_a_key_of_the_same_length(entropy: bytes) -> None:
+    """The smallest and the largest number too."""
+    key = mint("test", entropy)
+    assert FORM.fullmatch(key)
+    check_form(key)
+
+
+@pytest.mark.trust("#15")
+def test_every_changed_character_is_found_out_without_a_look_up() -> None:
+    """A CRC-32 finds every error of one character: all of them are tried."""
+    key = mint("test", bytes(range(32)))
+    for at in range(len("bw_test_"), len(key)):
+        for other in ALPHABET.replace(key[at], ""):
+            assert refusal(key[:at] + other + key[at + 1 :]) == "key_malformed"
+
+
+def test_two_neighbours_swapped_are_found_out() -> None:
+    """The usual mistake of a hand."""
+    key = mint("live", bytes(range(32)))
+    for at in range(len("bw_live_"), len(key) - 1):
+        if key[at] != key[at + 1]:
+            assert refusal(key[:at] + key[at + 1] + key[at] + key[at + 2 :]) == "key_malformed"
+
+
+def test_the_kind_is_part_of_the_checksum() -> None:
+    """A test key does not become a live one by its prefix."""
+    assert refusal(mint("test").replace("bw_test_", "bw_live_")) == "key_malformed"
+
+
+# Shown once.
+
+
+async def test_a_key_is_shown_once(house: House) -> None:
+    """Afterwards its last four characters, and nothing in the database that leads back."""
+    _, raw_key = await house.gateway.keys.create("test", "shown", "free")
+    listed = await house.gateway.keys.list()
+    assert [hint for key, hint in listed if key.label == "shown"] == [raw_key[-4:]]
+    assert raw_key not in repr(listed)
+    kept = b"".join(path.read_bytes() for path in house.directory.glob("birdwire.db*"))
+    assert raw_key.encode() not in kept
+    assert raw_key[8:-6].encode() not in kept
+
+
+# Rotation and revocation, from another program.
+
+
+async def test_a_key_made_by_another_program_works_at_once(house: House) -> None:
+    """On the same database, while the gateway runs."""
+    async with beside(house) as keys:
+        _, raw_key = await keys.create("test", "from outside", "free")
+        assert await asked(house, raw_key) == (200, "")
+
+
+@pytest.mark.trust("T9")
+@pytest.mark.trust("G4")
+async def test_a_key_revoked_by_another_program_ends_at_once(house: House) -> None:
+    """With the next request; revoking twice changes nothing."""
+    async with beside(house) as keys:
+        first = await keys.revoke(house.key_id)
+        assert await asked(house, house.raw_key) == (401, "key_revoked")
+        house.clock.advance(hours=1)
+        assert (await keys.revoke(house.key_id)).revoked_at == first.revoked_at
+
+
+async def test_a_rotated_key_keeps_its_link(linked: House) -> None:
+    """The secret changes, the key does not."""
+    key, raw_key = await linked.gateway.keys.rotate(linked.key_id, timedelta(0))
+    assert key.key_id == linked.key_id
+    assert await asked(linked, linked.raw_key) == (401, "key_revoked")
+    linked.client.headers["authorization"] = f"Bearer {raw_key}"
+    assert (await linked.like()).status_code == 200
+
+
+async def test_the_old_secret_lives_on_for_the_overlap(house: House) -> None:
+    """Both work, then the old one is 401."""
+    _, raw_key = await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
+    assert await asked(house, house.raw_key) == await asked(house, raw_key) == (200, "")
+    house.clock.advance(hours=1)
+    assert await asked(house, house.raw_key) == (401, "key_revoked")
+    assert await asked(house, raw_key) == (200, "")
+
+
+async def test_at_most_two_secrets_of_a_key_live(house: House) -> None:
+    """A second rotation ends the oldest at once; both spend one allowance."""
+    _, second = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
+    _, third = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
+    assert [(await asked(house, key))[0] for key in (house.raw_key, second, third)] == [401, 200, 200]
+    await house.gateway.keys.set_rpm(house.key_id, 3)
+    house.clock.advance(minutes=2)
+    assert [(await asked(house, key))[0] for key in (second, third, second, third)] == [200, 200, 200, 429]
+
+
+async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house: House) -> None:
+    """A secret that was to die in an hour does not live for a day."""
+    await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
+    await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
+    assert await asked(house, house.raw_key) == (401, "key_revoked")
+
+
+@pytest.mark.parametrize("overlap", [timedelta(hours=24, seconds=1), timedelta(seconds=-1)])
+async def test_an_overlap_has_its_bounds(house: House, overlap: timedelta) -> None:
+    """And a refused rotation changes nothing."""
+    with pytest.raises(KeyRuleError, match="24 hours"):
+        await house.gateway.keys.rotate(house.key_id, overlap)
+    assert await asked(house, house.raw_key) == (200, "")
+
+
+async def test_a_revoked_key_cannot_be_rotated_back_to_life(house: House) -> None:
+    """Nor can a key that never was."""
+    _, raw_key = await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
+    await house.gateway.keys.revoke(house.key_id)
+    assert {await asked(house, key) for key in (raw_key, house.raw_key)} == {(401, "key_revoked")}
+    with pytest.raises(KeyRuleError, match="revoked"):
+        await house.gateway.keys.rotate(house.key_id, timedelta(0))
+    with pytest.raises(KeyRuleError, match="no key"):
+        await house.gateway.keys.rotate("key_none", timedelta(0))
+
+
+# Tiers and limits.
+
+
+@pytest.mark.parametrize(("tier", "rpm"), [("free", 60), ("starter", 600), ("growth", 3_000)])
+async def test_a_tier_names_its_limit(house: House, tier: str, rpm: int) -> None:
+    """On the answer's headers."""
+    _, raw_key = await house.gateway.keys.create("test", tier, tier)
+    answer = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
+    assert answer.headers["x-ratelimit-limit-requests"] == str(rpm)
+    assert answer.headers["x-ratelimit-remaining-requests"] == str(rpm - 1)
+
+
+async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: House) -> None:
+    """Below or above its tier's; the change holds from the next call on."""
+
+    async def limit() -> str:
+        return str((await house.client.get(API + "auth/status")).headers["x-ratelimit-limit"])
+
+    assert await limit() == "3000"
+    async with beside(house) as keys:
+        for rpm, shown in ((7, "7"), (5_000, "5000"), (None, "3000")):
+            await keys.set_rpm(house.key_id, rpm)
+            assert await limit() == shown
+
+
+@pytest.mark.parametrize(
+    ("label", "tier", "rpm"),
+    [
+        *(
+            ("", "free", None),
+            ("x" * (MAX_LABEL + 1), "free", None),
+            ("a\nb", "free", None),
+            ("a\x1b[31m", "free", None),
+        ),
+        *(("x", "gold", None), ("x", "custom", None), ("x", "free", 0), ("x", "free", -1), ("x", "free", MAX_RPM + 1)),
+    ],
+)
+async def test_a_key_that_cannot_be_is_not_made(house: House, label: str, tier: str, rpm: int | None) -> None:
+    """Nothing is written."""
+    before = len(await house.gateway.keys.list())
+    with pytest.raises(KeyRuleError):
+        await house.gateway.keys.create("test", label, tier, rpm)
+    assert len(await house.gateway.keys.list()) == before
+
+
+async def test_a_custom_key_says_its_own_limit(house: House) -> None:
+    """And cannot go back to a tier's that has none."""
+    key, raw_key = await house.gateway.keys.create("test", "own", "custom", 5)
+    assert [(await asked(house, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]
+    with pytest.raises(KeyRuleError, match="--rpm"):
+        await house.gateway.keys.set_rpm(key.key_id, None)
+
+
+def test_the_tiers_are_those_of_the_contract() -> None:
+    """Four of them."""
+    assert TIERS == {"free": 60, "starter": 600, "growth": 3_000, "custom": None}
+
+
+@pytest.mark.trust("#23")
+async def test_a_live_key_is_refused_by_a_sandboxs_gateway_wherever_it_is_sent(house: House) -> None:
+    """403 on every route of a key; no allowance is spent."""
+    _, raw_key = await house.gateway.keys.create("live", "real", "free")
+    headers = {"authorization": f"Bearer {raw_key}"}
+    for answer in (
+        await house.bare.get(API + "auth/status", headers=headers),
+        await house.bare.post(API + "auth_twitter", headers=headers),
+        await house.bare.post(API + "like_twitter", headers=headers, json={"tweet_id": "1"}),
+    ):
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "mode_mismatch")
+
+
+@pytest.mark.trust("T10")
+async def test_one_keys_link_is_nothing_to_another(linked: House) -> None:
+    """Neither to read, nor to use, nor to end."""
+    _, raw_key = await linked.gateway.keys.create("test", "stranger", "free")
+    headers = {"authorization": f"Bearer {raw_key}"}
+    status = (await linked.bare.get(API + "auth/status", headers=headers)).json()
+    assert status == {**dict.fromkeys(status), "linked": False}
+    like = await linked.bare.post(API + "like_twitter", headers=headers, json={"tweet_id": "1"})
+    assert like.json()["error"]["reason"] == "x_not_linked"
+    await linked.bare.post(API + "unlink_twitter", headers=headers)
+    assert (await linked.like()).status_code == 200
+
+
+async def test_a_given_secret_is_taken_once(house: House) -> None:
+    """`dev` derives its own, and finds the same key at its next start."""
+    secret = mint("test", bytes(32))
+    async with beside(house) as keys:
+        first, _ = await keys.create("test", "dev", "free", secret=secret)
+    async with beside(house) as keys:
+        again, raw_key = await keys.create("test", "dev", "free", secret=secret)
+    assert (first.key_id, raw_key) == (again.key_id, secret)

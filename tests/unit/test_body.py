@@ -1,0 +1,300 @@
+"""The strict parse of a body: what passes is unambiguous, and what does not is named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from birdwire.body import MAX_DEPTH, Body, Parsed, check, parse, read
+from birdwire.call import Call
+from birdwire.errors import GatewayError
+from birdwire.oauth import AuthTwitter
+from birdwire.operations import TweetTarget
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=15,
+)
+OBJECTS = st.dictionaries(st.text(max_size=10), JSON, max_size=5)
+
+
+def reason(raw: bytes) -> str:
+    """Why it does not parse."""
+    with pytest.raises(GatewayError) as caught:
+        parse(raw)
+    return caught.value.reason
+
+
+def tried(raw: bytes) -> dict[str, object] | GatewayError:
+    """The object, or the refusal; anything else that is raised fails the test."""
+    try:
+        return parse(raw)
+    except GatewayError as error:
+        return error
+
+
+@settings(max_examples=200, deadline=None)
+@given(OBJECTS)
+def test_a_good_object_comes_out_as_it_went_in(value: dict[str, object]) -> None:
+    """In either spelling of its characters."""
+    for ascii_only in (False, True):
+        assert parse(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.binary(max_size=120) | st.text(max_size=80).map(str.encode) | JSON.map(lambda value: json.dumps(value).encode())
+)
+@example(b"[" * 16_000)
+@example(b'{"a":' * 3_000)
+@example(b'{"a":' + b"9" * 16_000 + b"}")
+@example(b'{"a":-1e99999}')
+@example(rb'{"\ud800":1}')
+@example(rb'{"a":"\ud800"}')
+@pytest.mark.trust("G3")
+def test_any_bytes_are_an_object_or_a_refusal(raw: bytes) -> None:
+    """Nothing else comes out of the parser."""
+    said = tried(raw)
+    assert isinstance(said, dict) or said.problem.code == "json_parse_error"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["tweet_id", "scopes", "expected_username", "x"]) | st.text(max_size=5), JSON, max_size=4
+    )
+)
+@pytest.mark.parametrize("model", [TweetTarget, AuthTwitter])
+def test_any_object_fits_or_its_field_is_named(model: type[Body], value: dict[str, object]) -> None:
+    """In the closed set of reasons."""
+    try:
+        checked = check(value, model)
+    except GatewayError as error:
+        said = error
+    else:
+        assert checked.model_dump(exclude_unset=True) == value
+        return
+    assert said.reason == "unknown_field" or said.reason.rpartition("_")[0] in model.model_fields
+
+
+def nested(depth: int) -> bytes:
+    """An object with so many levels."""
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+def test_the_depth_is_bounded() -> None:
+    """To the level."""
+    assert parse(nested(MAX_DEPTH))
+    assert reason(nested(MAX_DEPTH + 1)) == "json_malformed"
+    assert reason(b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}") == "json_malformed"
+
+
+@pytest.mark.parametrize(("digits", "good"), [(4_300, True), (4_301, False)])
+def test_the_digits_of_a_number_are_bounded(digits: int, good: bool) -> None:  # noqa: FBT001 - a parameter
+    """No quadratic arithmetic for a stranger."""
+    assert isinstance(tried(b'{"a":' + b"1" * digits + b"}"), dict) is good
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b'{"a":1,"a":1}', rb'{"a":1,"\u0061":2}', b'{"b":{"a":1,"a":2}}', b'[{"a":1,"a":2}]', b'{"a":1,"b":2,"a":3}'],
+)
+def test_no_member_comes_twice_at_any_depth(raw: bytes) -> None:
+    """Two readers might take two different ones."""
+    assert reason(raw) == "duplicate_field"
+
+
+@pytest.mark.parametrize("raw", [rb'{"\ud800":1}', rb'{"a":{"\udfff\ud800":1}}', rb'{"\ud800":1,"?":2}'])
+def test_a_name_that_is_no_text_is_no_name(raw: bytes) -> None:
+    """Half a character in a member's name."""
+    assert reason(raw) == "json_malformed"
+
+
+def test_a_pair_of_surrogates_is_one_character() -> None:
+    """As JSON writes what lies beyond 16 bits."""
+    assert parse(rb'{"a":"\ud83d\udc26","\ud83d\udc26":1}') == {"a": "\U0001f426", "\U0001f426": 1}
+
+
+def test_the_field_with_half_a_character_is_named() -> None:
+    """Also inside a list."""
+    for raw, model, expected in (
+        (rb'{"tweet_id":"\ud800"}', TweetTarget, "tweet_id_malformed"),
+        (rb'{"scopes":["\ud800"]}', AuthTwitter, "scopes_malformed"),
+    ):
+        with pytest.raises(GatewayError) as caught:
+            check(parse(raw), model)
+        assert caught.value.reason == expected
+
+
+@pytest.mark.parametrize("tweet_id", ["0", "1", "9" * 19, "0" * 19])
+def test_an_id_is_kept_as_text(tweet_id: str) -> None:
+    """Every digit, leading zeros too."""
+    assert check({"tweet_id": tweet_id}, TweetTarget).tweet_id == tweet_id
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=25))
+@example("1\n")
+@example("\u0661")
+def test_only_ascii_digits_are_an_id(text: str) -> None:
+    """The pattern matches whole strings."""
+    good = 0 < len(text) <= 19 and text.isascii() and text.isdigit()
+    try:
+        check({"tweet_id": text}, TweetTarget)
+    except GatewayError as error:
+        refused = error.reason
+    else:
+        refused = ""
+    assert refused == ("" if good else "tweet_id_malformed")
+
+
+TYPE = ("content-type", "application/json")
+LIMIT = 1_000
+
+
+def call(*headers: tuple[str, str], body: bytes = b'{"tweet_id":"1"}') -> Call:
+    """A call whose body comes in two chunks."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for chunk in (body[:5], body[5:]):
+            yield chunk
+
+    return Call("POST", "/", headers=headers, stream=stream)
+
+
+async def no_files(_: object) -> int:
+    """Who reads here takes none."""
+    raise AssertionError
+
+
+async def refusal(sent: Call) -> str:
+    """Why a call's body is refused."""
+    with pytest.raises(GatewayError) as caught:
+        await read(sent, LIMIT, no_files)
+    return caught.value.reason
+
+
+async def test_no_body_and_no_type_is_none_at_all() -> None:
+    """Whether that will do is for the call to say; a type without a body is broken JSON."""
+    assert await read(call(body=b""), LIMIT, no_files) == Parsed("none")
+    assert await refusal(call(TYPE, body=b"")) == "json_malformed"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (("content-type", "text/plain"),),
+        (TYPE, TYPE),
+        (("content-type", "application/json; charset=latin-1"),),
+        (("content-type", "application/json; boundary=x"),),
+        (("content-type", "application/jsonx"),),
+        (TYPE, ("content-encoding", "gzip")),
+        (TYPE, ("content-encoding", "identity"), ("content-encoding", "br")),
+        (),
+    ],
+)
+async def test_a_body_of_another_type_is_not_looked_at(headers: tuple[tuple[str, str], ...]) -> None:
+    """Even if it is JSON by its looks."""
+    assert await refusal(call(*headers)) == "unsupported_media_type"
+
+
+async def test_an_identity_coding_is_none() -> None:
+    """RFC 9110 §8.4.1 keeps the word for that."""
+    headers = (("content-type", 'Application/JSON ; Charset="utf-8"'), ("content-encoding", "Identity"))
+    assert (await read(call(*headers), LIMIT, no_files)).fields == {"tweet_id": "1"}
+
+
+async def test_a_body_over_its_limit_is_not_read_to_its_end() -> None:
+    """One byte more is too much."""
+    assert await refusal(call(TYPE, body=b" " * (LIMIT + 1))) == "body_too_large"
+
+
+def test_what_is_missing_is_told_before_what_is_too_much() -> None:
+    """The field that a call needs is the better hint."""
+    for body, expected in (({"tweetId": "1"}, "tweet_id_missing"), ({"tweet_id": 1, "x": 2}, "unknown_field")):
+        with pytest.raises(GatewayError) as caught:
+            check(body, TweetTarget)
+        assert caught.value.reason == expected
+
+
+FORM = ("content-type", "application/x-www-form-urlencoded")
+MULTIPART = ("content-type", "multipart/form-data; boundary=x")
+
+
+async def test_a_form_keeps_what_comes_twice() -> None:
+    """It has no other way to write a list."""
+    parsed = await read(call(FORM, body=b"a=1&b=2&a=3&c="), LIMIT, no_files)
+    assert (parsed.kind, parsed.fields) == ("form", {"a": ["1", "3"], "b": "2", "c": ""})
+
+
+@pytest.mark.parametrize("body", [b"a=%FF", b"\xff=1", b"a", b"&".join(b"a=1" for _ in range(65))])
+async def test_a_form_that_cannot_be_read_is_refused(body: bytes) -> None:
+    """Bad escapes, other bytes than ASCII, a name without a value, too many fields."""
+    assert await refusal(call(FORM, body=body)) == "form_malformed"
+
+
+def parts(*inner: bytes) -> bytes:
+    """A multipart body."""
+    return b"".join(b"--x\r\n" + part + b"\r\n" for part in inner) + b"--x--\r\n"
+
+
+async def test_a_multipart_body_is_fields_and_files() -> None:
+    """And whoever reads it is asked once, when the first file begins, with the fields before it."""
+    seen: list[dict[str, object]] = []
+
+    async def before_file(fields: dict[str, object]) -> int:
+        seen.append(dict(fields))
+        return LIMIT
+
+    body = parts(
+        b'Content-Disposition: form-data; name="a"\r\n\r\n1',
+        b'Content-Disposition: form-data; name="f"; filename="x"\r\nContent-Type: image/png\r\n\r\n\x00\xff',
+        b'Content-Disposition: form-data; name="b"\r\n\r\n2',
+    )
+    parsed = await read(call(MULTIPART, body=body), LIMIT, before_file)
+    with contextlib.closing(parsed):
+        assert (parsed.fields, [(file.name, file.size) for file in parsed.files]) == ({"a": "1", "b": "2"}, [("f", 2)])
+        assert parsed.files[0].file.read() == b"\x00\xff"
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--x",
+        b"--x\r\n",
+        b"rubbish",
+        parts(b'Content-Disposition: form-data; name="a"\r\n\r\n1')[:-6],
+        parts(b"Content-Disposition: form-data\r\n\r\n1"),
+        parts(b'Content-Disposition: attachment; name="a"\r\n\r\n1'),
+        parts(b"X-Large: " + b"a" * 5_000 + b"\r\n\r\n1"),
+        parts(b'Content-Disposition: form-data; name="a"\r\n\r\n\xff'),
+        parts(*[b'Content-Disposition: form-data; name="a"\r\n\r\n1'] * 65),
+    ],
+)
+async def test_a_multipart_body_that_cannot_be_read_is_refused(body: bytes) -> None:
+    """Cut off, without a name, with a huge head, with other bytes than UTF-8, with too many parts."""
+    with pytest.raises(GatewayError) as caught:
+        await read(call(MULTIPART, body=body), 10_000, no_files)
+    assert caught.value.reason == "form_malformed"
+
+
+@given(st.binary(max_size=300))
+async def test_any_multipart_body_is_read_or_refused(body: bytes) -> None:
+    """Never anything else."""
+
+    async def before_file(_: object) -> int:
+        return LIMIT
+
+    with contextlib.suppress(GatewayError):
+        (await read(call(MULTIPART, body=b"--x\r\n" + body), LIMIT, before_file)).close()

@@ -42,6 +42,13 @@ async def linked(house: House) -> House:
     return house
 
 
+@pytest_asyncio.fixture
+async def confirming(tmp_path: Path) -> AsyncIterator[House]:
+    """A house whose links wait for the key's holder."""
+    async with House.built(tmp_path, link_mode="confirm") as built:
+        yield built
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     """One linked house for a whole module of tests that leave no trace; its limit is out of the way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import socket
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from starlette.types import ASGIApp
 
 API = "/apis/v1/twitter/"
 POST = seed.VISIBLE_POST_ID
+GRACE = seed.OTHER_USER_ID
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 class MovableClock(Clock):
@@ -76,7 +80,7 @@ class House:
         """Start both, make a key, and stop both at the end. `public`: X knows the gateway as a public client."""
         async with contextlib.AsyncExitStack() as stack:
             sandbox = create_sandbox()
-            x_url = await stack.enter_async_context(serving(sandbox, sandbox=True))
+            x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
             async with gateway(directory, sandbox, x_url, stack, public=public, **options) as house:
                 key, house.raw_key = await house.gateway.keys.create("test", "test key", "growth", rpm)
                 house.key_id = key.key_id
@@ -112,6 +116,14 @@ class House:
         """The calls that X got at a path, with these members."""
         calls = (await self.x.get("/_sandbox/calls")).json()["calls"]
         return [call for call in calls if call["path"].startswith(path) and like.items() <= call.items()]
+
+    async def state(self) -> dict[str, Any]:
+        """X's own view of its world."""
+        return dict((await self.x.get("/_sandbox/state")).json())
+
+    async def post_of(self, post_id: str) -> dict[str, Any]:
+        """A post as X keeps it."""
+        return dict(next(post for post in (await self.state())["posts"] if post["id"] == post_id))
 
     async def fault(self, method: str, path: str, do: dict[str, Any], times: int | None = 1) -> None:
         """Make X fail at an endpoint."""
@@ -150,7 +162,7 @@ async def gateway(
     settings = Settings.model_validate(given | options)
     clock, log = MovableClock(), io.StringIO()
     parts = create_app(settings, clock=clock, log=log)
-    await stack.enter_async_context(serving(parts.app, listener))
+    await stack.enter_async_context(serving(parts.server(log_level="error"), listener))
     client, bare, x = [
         await stack.enter_async_context(
             httpx2.AsyncClient(base_url=base, timeout=30, limits=httpx2.Limits(max_connections=200))
@@ -174,12 +186,10 @@ def address(listener: socket.socket) -> str:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket | None = None, *, sandbox: bool = False) -> AsyncIterator[str]:
-    """Serve an app in this event loop; its base URL."""
+async def serving(config: uvicorn.Config, listener: socket.socket | None = None) -> AsyncIterator[str]:
+    """Serve in this event loop; the base URL."""
     listener = listener or bound()
-    options: dict[str, Any] = {"log_level": "error", "access_log": False, "lifespan": "on"}
-    server = uvicorn.Server(sandbox_config(app) if sandbox else uvicorn.Config(app, **options))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals
     while not server.started:
         if task.done():

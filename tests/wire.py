@@ -28,7 +28,7 @@ BEFORE_THE_KEY = {  # refused by the edge, or because there is no such key: no a
     *("key_missing", "key_malformed", "key_unknown", "key_revoked", "key_in_query", "mode_mismatch"),
     *("duplicate_header", "route_unknown", "method_not_allowed", "http_malformed", "body_too_large"),
     *("callback_malformed", "state_unknown", "issuer_mismatch", "prefetch", "undo_unknown", "undo_token_missing"),
-    *("undo_token_malformed", "unsupported_media_type on a page"),
+    *("undo_token_malformed", "form_malformed", "unsupported_media_type on a page"),
 }
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from birdwire import __version__, asgi
+from birdwire import __version__, asgi, dialect, edge
 from birdwire.asgi import Route
 from birdwire.authserver import AuthServer
+from birdwire.body import Body, Empty
 from birdwire.call import Answer
+from birdwire.capabilities import Capabilities
 from birdwire.clock import Clock
+from birdwire.edge import EdgeLimits
 from birdwire.errors import GatewayError
-from birdwire.gate import Gate
+from birdwire.gate import Gate, Takes
 from birdwire.journal import Journal
 from birdwire.keys import Keys
 from birdwire.limits import Limits
-from birdwire.oauth import OAuth
+from birdwire.oauth import AuthTwitter, Confirm, OAuth
 from birdwire.operations import OPERATIONS
 from birdwire.pages import Pages
+from birdwire.reads import READS, Reads
 from birdwire.sessions import Sessions
 from birdwire.store import vault_keys
 from birdwire.store.db import Database, StorageDownError, StoreError
@@ -34,10 +38,13 @@ from birdwire.x import X
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import uvicorn
     from starlette.applications import Starlette
 
     from birdwire.call import Call
+    from birdwire.gate import Work
     from birdwire.keys import Mode
+    from birdwire.operations import Operation
     from birdwire.settings import Settings
 
 API = "/apis/v1/twitter"
@@ -49,8 +56,23 @@ class Gateway:
     """The running parts that a command line or a test may ask for; `app` is what a server serves."""
 
     app: Starlette
+    routes: list[Route]
     keys: Keys
     sessions: Sessions
+    capabilities: Capabilities
+    telemetry: Telemetry
+    settings: Settings
+
+    def server(self, **overrides: Any) -> uvicorn.Config:
+        """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options."""
+        bodies = {route.path: route.limit for route in self.routes}
+        limits = EdgeLimits(
+            head_s=self.settings.request_deadline_s,
+            body_s=self.settings.request_deadline_s,
+            body_bytes=self.settings.max_body_bytes,
+            bodies=bodies,
+        )
+        return edge.config(self.app, limits=limits, telemetry=self.telemetry, **overrides)
 
 
 def open_vault(settings: Settings) -> Vault:
@@ -107,15 +129,32 @@ def create_app(
         user_agent=f"birdwire/{__version__}",
     )
     authserver, x = AuthServer(settings, upstream), X(upstream, clock)
-    keys = Keys(database, clock)
-    sessions = Sessions(database, vault, authserver, clock, settings.issuer)
-    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, clock)
+    keys, journal = Keys(database, clock), Journal(database, clock)
+    capabilities = Capabilities(database, clock, settings.x_client_id)
+    confirm = settings.link_mode == "confirm"
+    sessions = Sessions(database, vault, authserver, clock, settings.issuer, confirm=confirm)
+    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
-    gate = Gate(keys, Limits(clock), oauth, sessions, x, Journal(database, clock), clock, mode, settings.x_deadline_s)
+    gate = Gate(
+        keys,
+        Limits(clock),
+        oauth,
+        sessions,
+        x,
+        Reads(clock),
+        capabilities,
+        journal,
+        clock,
+        mode,
+        settings.x_deadline_s,
+        relay=settings.relay_dialect,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await prepare(database, vault, clock, upgrade=upgrade)
+        if unsettled := await journal.recover():
+            telemetry.event("warning", "outcomes_unknown", count=unsettled)
         sweeper = asyncio.create_task(_sweep(sessions, telemetry))
         try:
             yield
@@ -127,15 +166,9 @@ def create_app(
             await upstream.close()
             await database.close()
 
-    app = asgi.create(
-        routes(gate, oauth, Pages(oauth), database, settings),
-        lifespan=lifespan,
-        telemetry=telemetry,
-        clock=clock,
-        max_body=settings.max_body_bytes,
-        deadline_s=settings.request_deadline_s,
-    )
-    return Gateway(app, keys, sessions)
+    listed = routes(gate, oauth, Pages(oauth), database, settings)
+    app = asgi.create(listed, lifespan=lifespan, telemetry=telemetry, clock=clock)
+    return Gateway(app, listed, keys, sessions, capabilities, telemetry, settings)
 
 
 def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings: Settings) -> list[Route]:
@@ -145,11 +178,37 @@ def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings:
     async def describe(_: Call) -> Answer:
         return document
 
+    def operation_route(operation: Operation) -> Route:
+        takes = Takes(operation.body, limit=settings.max_body_bytes, needs_file=operation.takes_file)
+        if not operation.repeatable:
+            takes = replace(takes, limit=settings.max_post_bytes)
+        if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
+            takes = replace(takes, file_limit=settings.max_upload_bytes)
+        deadline_s = settings.upload_deadline_s if takes.file_limit else settings.request_deadline_s
+        handle = partial(gate.serve, operation, takes)
+        return Route("POST", f"{API}/{operation.name}", handle, max(takes.limit, takes.file_limit), deadline_s)
+
+    def key_route(method: str, name: str, work: Work, model: type[Body]) -> Route:
+        takes = Takes(model, limit=settings.max_body_bytes)
+        handle = partial(gate.answer, takes, work)
+        return Route(method, f"{API}/{name}", handle, settings.max_body_bytes, settings.request_deadline_s)
+
+    own = [
+        *(operation_route(operation) for operation in OPERATIONS),
+        *(
+            Route("GET", f"{API}/{row.name}", partial(gate.look, row))
+            for row in READS
+            if row.name in settings.offered_reads
+        ),
+        key_route("POST", "auth_twitter", oauth.auth_twitter, AuthTwitter),
+        key_route("POST", "unlink_twitter", oauth.unlink, Empty),
+        key_route("GET", "auth/status", oauth.status, Empty),
+        key_route("POST", "auth/confirm", oauth.confirm, Confirm),
+    ]
+    if settings.relay_dialect:
+        own = [replace(route, path=path) for route in own for path in dialect.aliases(route.path)]
     return [
-        *(Route("POST", f"{API}/{operation.name}", partial(gate.serve, operation)) for operation in OPERATIONS),
-        Route("POST", f"{API}/auth_twitter", partial(gate.answer, oauth.auth_twitter)),
-        Route("POST", f"{API}/unlink_twitter", partial(gate.answer, oauth.unlink)),
-        Route("GET", f"{API}/auth/status", partial(gate.answer, oauth.status)),
+        *own,
         Route("GET", f"{API}/oauth_callback", pages.callback),
         Route("POST", f"{API}/auth/undo", pages.undo),
         Route("GET", "/openapi.json", describe),

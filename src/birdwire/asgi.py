@@ -1,12 +1,13 @@
-"""Starlette's side: a request becomes a Call, an Answer becomes a response; the router's own errors. Decides no more."""
+"""Starlette's side: a request becomes a Call, an Answer becomes a response. The router's own errors are here too."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +19,7 @@ from birdwire.errors import GatewayError, excerpt
 from birdwire.gate import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.types import Receive, Scope, Send
@@ -36,24 +37,23 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method, and who answers it."""
+    """One path and method, who answers it, and how much may be sent in how long."""
 
     method: str
     path: str
     handle: Handler
+    limit: int = 16_384
+    deadline_s: float = 10.0
 
 
 class Front:
-    """Answers for one path, or for none (`methods` empty): every refusal and every bug in the one shape."""
+    """Answers for one path, or for none (no routes): every refusal and every bug in the one shape."""
 
-    def __init__(
-        self, methods: Mapping[str, Handler], telemetry: Telemetry, clock: Clock, max_body: int, deadline_s: float
-    ) -> None:
-        self._methods = methods
+    def __init__(self, routes: Sequence[Route], telemetry: Telemetry, clock: Clock) -> None:
+        self._methods = {route.method: route.handle for route in routes}
+        self._deadline_s = max((route.deadline_s for route in routes), default=0.0)
         self._telemetry = telemetry
         self._clock = clock
-        self._max_body = max_body
-        self._deadline_s = deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -70,6 +70,7 @@ class Front:
                 (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]
             ),
             peer=request.client.host if request.client else "",
+            stream=partial(self._stream, request),
         )
         try:
             answer = await self._answer(call, request)
@@ -96,21 +97,23 @@ class Front:
                 raise GatewayError(
                     "method_not_allowed", headers=(("allow", allow),), method=excerpt(call.method, 10), allow=allow
                 )
-            return await handle(await self._with_body(call, request))
+            return await handle(call)
         except GatewayError as error:
             return refuse(error, call)
 
-    async def _with_body(self, call: Call, request: Request) -> Call:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > self._max_body:
-                        raise GatewayError("body_too_large", limit=self._max_body, headers=(("connection", "close"),))
-        except TimeoutError:
-            raise GatewayError("request_timeout", headers=(("connection", "close"),)) from None
-        return call.with_body(bytes(body)) if body else call
+    async def _stream(self, request: Request) -> AsyncIterator[bytes]:
+        """The body as it comes, within the deadline. The edge keeps it too, and counts; this holds under any server."""
+        chunks, ends_at = request.stream(), asyncio.get_running_loop().time() + self._deadline_s
+        while True:
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                raise GatewayError("request_timeout", headers=(("connection", "close"),)) from None
+            if chunk is None:
+                return
+            if chunk:
+                yield chunk
 
     async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A websocket: there is none here (RFC 6455 §4.2.2 allows any HTTP answer to the handshake)."""
@@ -145,18 +148,13 @@ def create(
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
     telemetry: Telemetry,
     clock: Clock,
-    max_body: int,
-    deadline_s: float,
 ) -> Starlette:
     """The ASGI app over a list of routes. Paths are exact: a redirect for a slash would send a POST again."""
-    paths: dict[str, dict[str, Handler]] = {}
+    paths: dict[str, list[Route]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method] = route.handle
-
-    def front(methods: dict[str, Handler]) -> Any:
-        return Front(methods, telemetry, clock, max_body, deadline_s)
-
-    app = Starlette(routes=[StarletteRoute(path, front(methods)) for path, methods in paths.items()], lifespan=lifespan)
+        paths.setdefault(route.path, []).append(route)
+    fronts = [StarletteRoute(path, Front(own, telemetry, clock)) for path, own in paths.items()]
+    app = Starlette(routes=fronts, lifespan=lifespan)
     app.router.redirect_slashes = False
-    app.router.default = front({})
+    app.router.default = Front([], telemetry, clock)
     return app

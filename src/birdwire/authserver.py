@@ -202,7 +202,7 @@ def _tokens(reply: Reply) -> Tokens:
         raise TokenError(
             Meaning.MAYBE, "x_reply_malformed", {"status": reply.status, "type": "", "title": "", "detail": ""}
         )
-    assert isinstance(access, str) and isinstance(expires_in, int)  # noqa: S101, PT018 - for the type checker; checked above
+    assert isinstance(access, str) and isinstance(expires_in, int)  # noqa: S101, PT018 - for the type checker
     return Tokens(access, refresh, expires_in, None if scope is None else tuple(scope.split()))
 
 

@@ -1,22 +1,38 @@
-"""One strict parse of a body (RFC 8259, and then stricter), for HTTP and every other surface; never guesses."""
+"""One strict reading of a body (RFC 8259, and then stricter), for HTTP and every other surface; never guesses.
+
+JSON is what calls take. Forms (urlencoded, multipart) are read too, for older clients and uploads; whether a call may
+use one is for its caller to say.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
-from birdwire.errors import GatewayError, excerpt
+from birdwire.errors import PROBLEMS, GatewayError, excerpt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from birdwire.call import Call
 
 MAX_DEPTH = 32
 MAX_DIGITS = 4_300
+MAX_FIELDS = 64
+MAX_PART_HEAD = 4_096
+IN_MEMORY = 1 << 20
+_SLICE = 16_384
 
 
 class Body(BaseModel):
@@ -26,7 +42,10 @@ class Body(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_text(cls, value: object) -> object:
+    def _is_there(cls, value: object) -> object:
+        """A member is left out, not null: X would take null for a value of its own. And text is whole characters."""
+        if value is None:
+            raise PydanticCustomError("null", "null")
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
         if not all(map(_whole, texts)):
             raise PydanticCustomError("string_unicode", "half a character")
@@ -37,21 +56,74 @@ class Empty(Body):
     """A call that takes nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a multipart body: on disk if it is large, and gone when the call is."""
+
+    name: str
+    file: IO[bytes] = field(repr=False)
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A body as it was read. `kind` says how it was written; a form's repeated fields are lists."""
+
+    kind: Literal["none", "json", "form", "multipart"]
+    fields: dict[str, Any] = field(default_factory=dict, repr=False)
+    files: tuple[Part, ...] = ()
+
+    def close(self) -> None:
+        """Let the files go."""
+        for part in self.files:
+            part.file.close()
+
+
+BeforeFile = Callable[[dict[str, Any]], Awaitable[int]]
+"""Asked when the first file of a multipart body begins, with the fields so far: how large may the whole body be?"""
+
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-def read(call: Call, model: type[AnyBody]) -> AnyBody:
-    """The call's body as `model`; a body may be absent if every field of the model may.
+async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
+    """The call's body, read once, up to `limit` bytes (files: up to what `before_file` says).
 
     Raises:
-        GatewayError: 400 or 415, naming what is wrong.
+        GatewayError: 400, 413 or 415, naming what is wrong.
     """
-    if call.query:
-        raise GatewayError("unexpected_query", field=excerpt(call.query.partition("&")[0].partition("=")[0]))
-    if not call.body and not call.header_values("content-type") and not _required(model):
-        return model()
-    _check_type(call)
-    return check(parse(call.body), model)
+    types = call.header_values("content-type")
+    name, _, parameter = (types[0] if types else "").partition(";")
+    if len(types) == 1 and name.strip().lower() == "multipart/form-data" and not call.header("content-encoding"):
+        return await _Multipart(types[0], limit, before_file).read(call)
+    raw = await _load(call, limit)
+    if not raw and not types:
+        return Parsed("none")
+    if len(types) != 1:
+        raise GatewayError("unsupported_media_type", wanted="one Content-Type: application/json")
+    if [value.strip().lower() for value in call.header_values("content-encoding")] not in ([], ["identity"]):
+        raise GatewayError("unsupported_media_type", wanted="an uncompressed body")
+    charset = parameter.strip().lower().replace('"', "")
+    if charset not in ("", "charset=utf-8"):
+        raise GatewayError("unsupported_media_type", wanted="UTF-8")
+    if name.strip().lower() == "application/json":
+        return Parsed("json", parse(raw))
+    if name.strip().lower() == "application/x-www-form-urlencoded":
+        return Parsed("form", _form(raw))
+    raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
+
+
+async def _load(call: Call, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in call.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(limit)
+    return bytes(body)
+
+
+def too_large(limit: int) -> GatewayError:
+    """The refusal of a body over its limit; what is left of it is not read, so the connection ends."""
+    return GatewayError("body_too_large", limit=limit, headers=(("connection", "close"),))
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -62,6 +134,8 @@ def parse(raw: bytes) -> dict[str, Any]:
     Raises:
         GatewayError: json_malformed, duplicate_field, body_not_object.
     """
+    if not raw:
+        raise GatewayError("json_malformed", detail="the body is empty")
     try:
         text = raw.decode("utf-8")
         value = json.loads(
@@ -80,43 +154,30 @@ def parse(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def check(value: dict[str, Any], model: type[AnyBody]) -> AnyBody:
-    """The parsed object as `model`.
+def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, Any] | None = None) -> AnyBody:
+    """The parsed object as `model`; `context` holds what its rules depend on.
 
     Raises:
-        GatewayError: FIELD_missing, unknown_field or FIELD_malformed, in this order if several apply.
+        GatewayError: FIELD_missing, unknown_field, FIELD_malformed or a rule of the model; this order if several apply.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=dict(context or {}))
     except ValidationError as error:
         found = min(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 2))
-    field = next(part for part in reversed(found["loc"]) if isinstance(part, str))
+    if found["type"] in PROBLEMS:  # a rule of the model, which raises with the reason as its type
+        raise GatewayError(found["type"], **found.get("ctx", {}))
+    path = [part for part in found["loc"] if isinstance(part, str)]
+    name = path[-1]
     if found["type"] == "extra_forbidden":
-        raise GatewayError("unknown_field", field=excerpt(field), known=", ".join(model.model_fields) or "no members")
-    wanted = _wanted(model, found["loc"])
+        known = ", ".join(model.model_fields) or "no members"
+        raise GatewayError("unknown_field", field=excerpt(".".join(path)), known=known)
+    wanted = _wanted(model, path)
     if found["type"] == "missing":
-        raise GatewayError(f"{field}_missing", wanted=wanted)
-    raise GatewayError(f"{field}_malformed", detail=_detail(found["type"], found["input"]), wanted=wanted)
+        raise GatewayError(f"{name}_missing", wanted=wanted)
+    raise GatewayError(f"{name}_malformed", detail=_detail(found["type"], found["input"]), wanted=wanted)
 
 
 _ORDER = {"missing": 0, "extra_forbidden": 1}
-
-
-def _required(model: type[Body]) -> bool:
-    return any(field.is_required() for field in model.model_fields.values())
-
-
-def _check_type(call: Call) -> None:
-    types = call.header_values("content-type")
-    encodings = call.header_values("content-encoding")
-    name, _, parameter = (types[0] if types else "").partition(";")
-    charset = parameter.strip().lower().replace('"', "")
-    if not types and not call.body:
-        raise GatewayError("json_malformed", detail="the body is empty")
-    if len(types) != 1 or name.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
-        raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
-    if encodings and [value.strip().lower() for value in encodings] != ["identity"]:
-        raise GatewayError("unsupported_media_type", wanted="an uncompressed body")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -167,9 +228,154 @@ def _depth(value: object) -> int:
     return depth
 
 
-def _wanted(model: type[Body], place: tuple[int | str, ...]) -> str:
-    field = model.model_fields.get(str(place[0]))
-    return (field.description or "see /openapi.json").rstrip(".") if field else "see /openapi.json"
+def _form(raw: bytes) -> dict[str, Any]:
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError:
+        raise GatewayError("form_malformed") from None
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        _add(fields, name, value)
+    return fields
+
+
+def _add(fields: dict[str, Any], name: str, value: str) -> None:
+    """A form has no lists: a field that comes again makes one."""
+    if name not in fields:
+        fields[name] = value
+    elif isinstance(fields[name], list):
+        fields[name].append(value)
+    else:
+        fields[name] = [fields[name], value]
+
+
+class _Multipart:
+    """A multipart/form-data body (RFC 7578), read as it comes: fields into memory, files into temporary files."""
+
+    def __init__(self, content_type: str, limit: int, before_file: BeforeFile) -> None:
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        if not 0 < len(boundary) <= 70:
+            raise GatewayError("form_malformed")
+        self._limit = limit
+        self._before_file = before_file
+        self._fields: dict[str, Any] = {}
+        self._files: list[Part] = []
+        self._parts = 0
+        self._head: dict[bytes, bytes] = {}
+        self._name, self._value = bytearray(), bytearray()
+        self._field = ""
+        self._file: IO[bytes] | None = None
+        self._data = bytearray()
+        self._ended = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": lambda data, start, end: self._grow(self._name, data[start:end], MAX_PART_HEAD),
+                "on_header_value": lambda data, start, end: self._grow(self._value, data[start:end], MAX_PART_HEAD),
+                "on_header_end": self._header,
+                "on_headers_finished": self._headers,
+                "on_part_data": self._chunk,
+                "on_part_end": self._end,
+                "on_end": self._finish,
+            },
+        )
+
+    async def read(self, call: Call) -> Parsed:
+        try:
+            await self._read(call)
+        except MultipartParseError:
+            self._close()
+            raise GatewayError("form_malformed") from None
+        except BaseException:
+            self._close()
+            raise
+        return Parsed("multipart", self._fields, tuple(self._files))
+
+    async def _read(self, call: Call) -> None:
+        total, asked = 0, False
+        async for chunk in call.stream():
+            for start in range(0, len(chunk), _SLICE):
+                piece = chunk[start : start + _SLICE]
+                self._parser.write(piece)
+                if not asked and (self._file is not None or self._files):
+                    asked = True
+                    self._limit = await self._before_file(self._fields)
+                total += len(piece)
+                if total > self._limit:
+                    raise too_large(self._limit)
+        if not self._ended:
+            raise GatewayError("form_malformed")
+
+    def _close(self) -> None:
+        for file in (self._file, *(part.file for part in self._files)):
+            if file is not None:
+                file.close()
+
+    def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
+        if len(buffer) + len(data) > most:
+            raise GatewayError("form_malformed")
+        buffer += data
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_FIELDS:
+            raise GatewayError("form_malformed")
+        self._head, self._data, self._file = {}, bytearray(), None
+
+    def _header(self) -> None:
+        self._head[bytes(self._name).lower()] = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def _headers(self) -> None:
+        kind, options = parse_options_header(self._head.get(b"content-disposition", b""))
+        try:
+            self._field = options.get(b"name", b"").decode("utf-8")
+        except UnicodeDecodeError:
+            raise GatewayError("form_malformed") from None
+        if kind != b"form-data" or not 0 < len(self._field) <= 200:
+            raise GatewayError("form_malformed")
+        if b"filename" in options:
+            self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - it lives as long as its Part
+
+    def _chunk(self, data: bytes, start: int, end: int) -> None:
+        if self._file is not None:
+            self._file.write(data[start:end])
+        else:
+            self._grow(self._data, data[start:end], self._limit)
+
+    def _end(self) -> None:
+        if self._file is not None:
+            size = self._file.tell()
+            self._file.seek(0)
+            self._files.append(Part(self._field, self._file, size))
+            self._file = None
+            return
+        try:
+            _add(self._fields, self._field, self._data.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise GatewayError("form_malformed") from None
+
+    def _finish(self) -> None:
+        self._ended = True
+
+
+def _wanted(model: type[Body], path: list[str]) -> str:
+    """The description of the field at a path of names."""
+    field_info = model.model_fields.get(path[0])
+    for name in path[1:]:
+        inner = _model_of(field_info.annotation) if field_info else None
+        field_info = inner.model_fields.get(name) if inner else None
+    return (field_info.description if field_info and field_info.description else "see /openapi.json").rstrip(".")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model` or `Model | None`."""
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
 
 def _detail(kind: str, sent: object) -> str:
@@ -191,7 +397,11 @@ _SAYINGS = {
     "too_long": "it has too many items",
     "bool_type": "it is neither true nor false",
     "int_type": "it is not a whole number",
+    "greater_than_equal": "it is too small",
+    "less_than_equal": "it is too large",
     "literal_error": "it is none of the known words",
     "model_type": "it is not an object",
     "dict_type": "it is not an object",
+    "null": "it is null; leave it out instead",
+    "control_character": "it has a control character",
 }

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 from ulid import ULID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
 Headers = tuple[tuple[str, str], ...]
 
 JSON_TYPE = "application/json"
+
+
+async def no_body() -> AsyncIterator[bytes]:
+    """The stream of a call without a body."""
+    for chunk in list[bytes]():
+        yield chunk
 
 
 def new_request_id() -> str:
@@ -28,20 +34,20 @@ def encode(value: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller sent. Header names are lower case; `note` gathers what the call's one log line will say."""
+    """What a caller sent.
+
+    Header names are lower case. `stream` gives the body's chunks, once, so that who may not speak is not listened to.
+    `note` gathers what the call's one log line will say.
+    """
 
     method: str
     path: str
     query: str = field(default="", repr=False)
     headers: Headers = field(default=(), repr=False)
-    body: bytes = field(default=b"", repr=False)
+    stream: Callable[[], AsyncIterator[bytes]] = field(default=no_body, repr=False)
     peer: str = ""
     request_id: str = field(default_factory=new_request_id)
     note: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def with_body(self, body: bytes) -> Call:
-        """The same call, its body read."""
-        return replace(self, body=body)
 
     def header(self, name: str) -> str | None:
         """The first value of a header, or None."""
@@ -54,16 +60,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back: status, headers (Content-Length and X-Request-Id are the adaptor's), body."""
+    """What goes back; Content-Length and X-Request-Id are the adaptor's. `value` is what a JSON body says."""
 
     status: int
     headers: Headers = ()
     body: bytes = b""
+    value: Any = field(default=None, repr=False)
 
     @classmethod
     def of(cls, value: object, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
         """A JSON answer."""
-        return cls(status, (("content-type", JSON_TYPE), *headers), encode(value))
+        return cls(status, (("content-type", JSON_TYPE), *headers), encode(value), value)
 
     def adding(self, headers: Iterable[tuple[str, str]]) -> Answer:
         """The same answer with more headers."""

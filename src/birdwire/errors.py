@@ -54,6 +54,12 @@ PROBLEMS: dict[str, Problem] = {
     "duplicate_field": Problem(400, "json_parse_error", "caller", "The body names {field} twice.", "Send each member once."),
     "unknown_field": Problem(400, _INVALID, "caller", "The body has a member that this call does not know: {field}.", "Leave it out; the call takes {known}."),
     "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameter, but got {field}.", "Put the parameters into the JSON body."),
+    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read, or has too many parts.", "Send a well-formed body; JSON is what this API takes."),
+    "mutually_exclusive": Problem(400, _INVALID, "caller", "These cannot stand together: {fields}.", "Keep one of them."),
+    "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", "Send a text, or media, a poll, a quote or a card."),
+    "text_too_long": Problem(400, _INVALID, "caller", "The text weighs {length} by X's counting; this key may post {limit} at most.", "Shorten the text (a link weighs 23, CJK characters and emoji 2); the operator can raise the key's limit."),
+    "media_too_large": Problem(400, _INVALID, "caller", "X takes {kind} up to {limit} MiB.", "Send a smaller file."),
+    "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the medium: {message}", "Send it in another encoding; see X's media best practices."),
     "scope_unknown": Problem(400, _INVALID, "caller", "X has no scope named {scope}, or this gateway does not ask for it.", "Use scopes from: {known}."),
     "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key may not send people to that return_to address.", "Leave return_to out, or have the operator allow the address for this key."),
     # 400: HTTP itself
@@ -72,17 +78,20 @@ PROBLEMS: dict[str, Problem] = {
     # 400: X's word on what was sent
     "x_invalid_request": Problem(400, _INVALID, "caller", "X refused a parameter: {message}", "Correct the field named in the message."),
     "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps put at most one cashtag ($TICKER) into a post.", "Keep one cashtag; write the others without the $."),
-    "text_too_long": Problem(400, _INVALID, "caller", "The text is longer than X takes.", "Shorten the text."),
     # 401
     "key_missing": Problem(401, "missing_api_key", "caller", "The request carries no API key.", _SEND_KEY),
     "key_in_query": Problem(401, "missing_api_key", "caller", "The API key stands in the URL, where logs and proxies keep it; it was not read.", f"{_SEND_KEY} Rotate the key if the URL was really sent over a network."),
     "key_malformed": Problem(401, _KEY, "caller", "The Authorization header holds no Birdwire API key (bw_live_... or bw_test_...), or a mistyped one.", f"{_SEND_KEY} {_CHECK_KEY}"),
     "key_unknown": Problem(401, _KEY, "caller", "No such API key here.", _CHECK_KEY),
+    "key_mismatch": Problem(401, _KEY, "caller", "The header and the body carry different API keys.", "Send one key, in the Authorization header."),
+    "key_expired": Problem(401, _KEY, "caller", "This API key ran out on {expired}.", "Ask the operator for a new key."),
     "key_revoked": Problem(401, "revoked_api_key", "caller", "This API key was revoked or rotated away.", "Use the new key, or ask the operator for one."),
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
+    "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
+    "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not do that: {what}.", "Ask the operator for a key that may."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner open the auth_url it answers."),
-    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The X account approved the link, but X has not yet said which account it is.", "Try again in a minute; Birdwire asks X again with every call.", retryable=True),
+    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not in use yet: {why}.", "{remedy}.", retryable=True),
     "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner approve {scope}."),
     "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it ran out, or the app was removed in the account's connected apps.", RELINK),
     "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
@@ -96,7 +105,7 @@ PROBLEMS: dict[str, Problem] = {
     "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "Look at the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
     # 404
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
-    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check target_user_id."),
+    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
@@ -112,8 +121,10 @@ PROBLEMS: dict[str, Problem] = {
     "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
     # 429
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key may make {limit} calls a minute, and they are used up.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
-    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again at {reset}.", retryable=True),
-    "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again at {reset}.", retryable=True),
+    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Too many calls with bad keys came from your address.", "Wait for the seconds in Retry-After, then send a good key.", retryable=True),
+    "daily_cap": Problem(429, "quota_exceeded", "operator", "This key may write {limit} times a day (UTC), and that is used up.", "Wait until the next day begins, or have the operator raise the key's cap.", retryable=True),
+    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again {reset}.", retryable=True),
+    "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again {reset}.", retryable=True),
     "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app's {period} usage cap is used up.", "The operator raises the cap in X's developer console, or waits for the next billing cycle."),
     "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway reached its spending limit; it resets on {reset_date}.", "Wait until then, or the operator raises the limit in X's developer console.", retryable=True),
     # 500, 503: ourselves
@@ -125,14 +136,39 @@ PROBLEMS: dict[str, Problem] = {
     "x_tls": Problem(502, "upstream_unavailable", "operator", "No secure connection to X could be made; nothing was sent.", "The operator checks the clock, the CA certificates and any proxy in between.", retryable=True),
     "x_5xx": Problem(502, "upstream_unavailable", "x_outage", "X did not take the call.", "Try again in a few seconds.", retryable=True),
     "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not answer in time.", "Try again in a few seconds; what this call asks for is safe to repeat.", retryable=True),
+    "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's answer was lost: X may or may not have done this.", "Look at the account on x.com before you send it again; an upload may simply be sent again."),
     "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X refused the gateway's own client id or secret.", "Operator: check the X app's client id, secret and client type. No account has to be linked again."),
     "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X answered something that Birdwire cannot read.", "Try again in a few seconds; if it lasts, see X's status page.", retryable=True),
     "x_endpoint_gone": Problem(502, "upstream_bad_reply", "x_outage", "X answered 404 without a body: it does not offer this endpoint now, or refuses the token.", "See X's status page; if it lasts, the operator checks the X base URL and the access level."),
 }  # fmt: skip
 """Reason -> Problem. A closed set: raising any other reason is a KeyError, and a test keeps every row reachable."""
 
-FIELDS = ("tweet_id", "scopes", "expected_username", "return_to", "undo_token")
-"""Fields of bodies; each has the two reasons FIELD_missing and FIELD_malformed."""
+FIELDS = (
+    *(
+        "tweet_id",
+        "target_user_id",
+        "scopes",
+        "expected_username",
+        "return_to",
+        "state",
+        "username",
+        "undo_token",
+        "media_files",
+    ),
+    *(
+        "text",
+        "reply",
+        "in_reply_to_tweet_id",
+        "auto_populate_reply_metadata",
+        "exclude_reply_user_ids",
+        "quote_tweet_id",
+    ),
+    *("media", "media_ids", "tagged_user_ids", "poll", "options", "duration_minutes", "reply_settings", "card_uri"),
+    *("direct_message_deep_link", "geo", "place_id", "for_super_followers_only", "nullcast", "paid_partnership"),
+    *("made_with_ai", "community_id", "share_with_followers", "edit_options", "previous_post_id"),
+    *("userName", "userId", "cursor", "query"),
+)
+"""Fields of bodies and queries, at any depth; each has the two reasons FIELD_missing and FIELD_malformed."""
 
 _PUBLISHED_IDS = {"tweet_id", "target_user_id"}  # their absence has the published code invalid-request
 
@@ -146,6 +182,8 @@ for _field in FIELDS:
     )
 
 RETRY_AFTER_S = {
+    "auth_failures": 60,
+    "daily_cap": 3_600,
     "overloaded": 1,
     "storage_unavailable": 5,
     "x_window_15m": 60,
@@ -188,12 +226,15 @@ class GatewayError(Exception):
         self.values = values
 
 
+_DEFAULTS = {"reset": "in a minute"}
+
+
 class _Fill(string.Formatter):
     """Fills placeholders by name only; what nobody gave reads `unknown`, since an error must never fail to render."""
 
     def get_value(self, key: int | str, args: object, kwargs: object) -> object:
         del args
-        return kwargs.get(key, "unknown") if isinstance(kwargs, dict) else "unknown"
+        return kwargs.get(key, _DEFAULTS.get(str(key), "unknown")) if isinstance(kwargs, dict) else "unknown"
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9 _.,:/@'()\[\]-]")

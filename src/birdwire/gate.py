@@ -5,152 +5,300 @@ Plain data in and out: knows no web framework. No operation can skip a step, and
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
-from birdwire.body import read
+from birdwire import dialect, media
+from birdwire.body import Body, Empty, Parsed, check, read
 from birdwire.call import Answer
-from birdwire.errors import GatewayError, render
+from birdwire.errors import GatewayError, excerpt, render
+from birdwire.journal import Entry
 from birdwire.keys import raw_key_of
 from birdwire.store.db import StorageDownError
 from birdwire.x import Reading, Unauthorized
 
 if TYPE_CHECKING:
-    from birdwire.body import Body
     from birdwire.call import Call, Headers
+    from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
     from birdwire.journal import Journal
     from birdwire.keys import Key, Keys, Mode
     from birdwire.limits import Limits
     from birdwire.oauth import OAuth
-    from birdwire.operations import Operation
+    from birdwire.operations import Operation, XRequest
+    from birdwire.reads import Read, Reads
     from birdwire.sessions import Sessions, XSession
     from birdwire.x import X
 
-Work = Callable[["Call", "Key"], Awaitable[Answer]]
+Work = Callable[["Call", "Key", Parsed], Awaitable[Answer]]
+
+AUTH_FAILURES_A_MINUTE = 60
+MOST_FILES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """A caller with a live key; `headers` tell its allowance and go on every answer. `refusal`: it is used up."""
+class Takes:
+    """What a route takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too."""
 
-    key: Key
-    headers: Headers
-    refusal: GatewayError | None
+    model: type[Body] = Empty
+    query: bool = False
+    limit: int = 16_384
+    file_limit: int = 0
+    needs_file: bool = False
+
+
+@dataclass(slots=True)
+class _Visit:
+    """What is known of a caller so far; the headers go on whatever is answered in the end."""
+
+    key: Key | None = None
+    headers: Headers = ()
+    body: Parsed = field(default_factory=lambda: Parsed("none"))
 
 
 class Gate:
     """The way every call of a key takes."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the parts that a call passes, in order
+    def __init__(
         self,
         keys: Keys,
         limits: Limits,
         oauth: OAuth,
         sessions: Sessions,
         x: X,
+        reads: Reads,
+        capabilities: Capabilities,
         journal: Journal,
         clock: Clock,
         mode: Mode,
         deadline_s: float,
+        *,
+        relay: bool,
     ) -> None:
         self._keys = keys
         self._limits = limits
         self._oauth = oauth
         self._sessions = sessions
         self._x = x
+        self._reads = reads
+        self._capabilities = capabilities
         self._journal = journal
         self._clock = clock
         self._mode: Mode = mode
         self._deadline_s = deadline_s
+        self._relay = relay
 
-    async def serve(self, operation: Operation, call: Call) -> Answer:
+    async def serve(self, operation: Operation, takes: Takes, call: Call) -> Answer:
         """One operation for one caller."""
         call.note["operation"] = operation.name
-        return await self.answer(partial(self._operate, operation), call)
+        return await self.answer(takes, partial(self._operate, operation), call)
 
-    async def answer(self, work: Work, call: Call) -> Answer:
+    async def look(self, look_up: Read, call: Call) -> Answer:
+        """One look-up for one caller."""
+        call.note["operation"] = look_up.name
+        return await self.answer(Takes(look_up.query, query=True), partial(self._look, look_up), call)
+
+    async def answer(self, takes: Takes, work: Work, call: Call) -> Answer:
         """Any work for a caller with a key: admitted first, refused in the one shape, its allowance on every answer."""
-        headers: Headers = ()
+        visit = _Visit()
         try:
-            admission = await self.admit(call)
-            headers = admission.headers
-            if admission.refusal is not None:
-                raise admission.refusal
-            answer = await work(call, admission.key)
+            key, parsed, relayed = await self._enter(takes, call, visit)
+            answer = await work(call, key, parsed)
+            if relayed:
+                answer = dialect.say(answer)
         except StorageDownError:
             answer = refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), call)
         except GatewayError as error:
             answer = refuse(error, call)
-        return answer.adding(headers)
+        finally:
+            visit.body.close()
+        return answer.adding(visit.headers)
 
-    async def admit(self, call: Call) -> Admission:
-        """Find the caller's key and take one call from its allowance.
+    # The way in: whose call it is, whether it may be made, what it says.
+
+    async def _enter(self, takes: Takes, call: Call, visit: _Visit) -> tuple[Key, Parsed, bool]:
+        """The key, the body, and whether it speaks the dialect. A header's key is admitted before the body is read."""
+        raw_key = raw_key_of(call)
+        if raw_key is not None:
+            visit.key = await self.admit(raw_key, call, visit)
+        if takes.query:
+            return _known(visit), _query(call.query), False
+        if call.method == "GET":
+            return _without_query(_known(visit), call), Parsed("none"), False
+        try:
+            parsed = visit.body = await read(call, takes.limit, partial(self._before_file, takes, call, visit))
+        except GatewayError as error:
+            if visit.key is None and error.problem.status not in (408, 413):
+                raise GatewayError("key_missing") from None
+            raise
+        relay = dialect.hear(parsed, takes.model) if self._relay else None
+        if relay is not None:
+            if raw_key is not None and not hmac.compare_digest(
+                relay.raw_key.encode("utf-8", "replace"), raw_key.encode()
+            ):
+                raise GatewayError("key_mismatch")
+            parsed = relay.parsed
+            visit.key = visit.key or await self.admit(relay.raw_key, call, visit)
+        key = _without_query(_known(visit), call)
+        if relay is None and parsed.kind not in ("json", "multipart" if takes.needs_file else "json", "none"):
+            raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
+        if parsed.kind == "none" and any(field.is_required() for field in takes.model.model_fields.values()):
+            raise GatewayError("json_malformed", detail="the body is empty")
+        return key, parsed, relay is not None
+
+    async def admit(self, raw_key: str, call: Call, visit: _Visit) -> Key:
+        """Find the caller's key and take one call from its allowance, which goes on every answer from here on.
 
         Raises:
-            GatewayError: 401 or 403: there is no such caller here.
+            GatewayError: 401 or 403: no such caller here; 429: the allowance, or the patience with bad keys, is up.
         """
-        key = await self._keys.find(raw_key_of(call), self._mode)
+        try:
+            key = await self._keys.find(raw_key, self._mode)
+        except GatewayError as error:
+            failures = self._limits.take(f"failures from {call.peer}", AUTH_FAILURES_A_MINUTE)
+            if error.problem.status == 401 and not failures.granted:
+                raise GatewayError("auth_failures", retry_after_s=failures.reset_in_s) from None
+            raise
         call.note["key_id"] = key.key_id
         allowance = self._limits.take(key.key_id, key.rpm)
-        refusal = (
-            None
-            if allowance.granted
-            else GatewayError("rpm_exceeded", retry_after_s=allowance.reset_in_s, limit=key.rpm)
-        )
-        return Admission(key, allowance.headers(), refusal)
+        visit.headers = allowance.headers()
+        if not allowance.granted:
+            raise GatewayError("rpm_exceeded", retry_after_s=allowance.reset_in_s, limit=key.rpm)
+        if not key.rules.allow_address(call.peer):
+            raise GatewayError("ip_not_allowed")
+        return key
+
+    async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> int:
+        """A file begins: nobody sends one without a key, be it the header's or one in a part before it."""
+        if visit.key is None:
+            raw_key = dialect.key_in(fields) if self._relay else None
+            if raw_key is None:
+                raise GatewayError("key_missing")
+            visit.key = await self.admit(raw_key, call, visit)
+        return max(takes.limit, takes.file_limit)
 
     # One operation, step by step.
 
-    async def _operate(self, operation: Operation, call: Call, key: Key) -> Answer:
-        body = read(call, operation.body)
-        started_at = self._clock.now()
-        session = await self._session(key)
-        lacking = [scope for scope in operation.scopes if scope not in session.scopes]
-        if lacking:
-            raise GatewayError("x_scope_missing", scope=" ".join(lacking))
-        record = partial(
-            self._journal.record,
-            request_id=call.request_id,
-            key_id=key.key_id,
-            user_id=session.user_id,
-            operation=operation.name,
-            target=str(getattr(body, operation.target)),
-            created_at=started_at,
+    async def _operate(self, operation: Operation, call: Call, key: Key, parsed: Parsed) -> Answer:
+        if not key.rules.allow(operation.name):
+            raise GatewayError("key_not_allowed", what=operation.name)
+        fields = (
+            _with_media(parsed.fields, ["0"] * len(parsed.files))
+            if parsed.files and not operation.takes_file
+            else parsed.fields
         )
+        context = {"text_limit": key.rules.text_limit}
+        body = check(fields, operation.body, context)
+        files = _files(operation, parsed)
+        session = await self._session(key, operation.scopes)
+        await self._keys.spend_write(key)
+        line = Line(session, self._sessions, self._x, self._clock, self._deadline_s)
+        entry = Entry(
+            call.request_id, key.key_id, session.user_id, operation.name, str(getattr(body, operation.target, ""))
+        )
+        begun = not operation.repeatable
+        if begun:
+            await self._journal.begin(entry)
         try:
-            data = await self._ask(operation, session, body)
+            if operation.takes_file:
+                data = await media.upload(files[0], line.ask, self._clock)
+            else:
+                if files:
+                    ids = [(await media.upload(file, line.ask, self._clock))["media_id"] for file in files]
+                    body = check(_with_media(parsed.fields, ids), operation.body, context)
+                data = await self._ask(operation, line, body)
         except GatewayError as error:
-            await record(outcome=error.outcome, status=error.problem.status, reason=error.reason)
-            raise
-        await record(outcome="confirmed", status=operation.status, reason=None)
+            if begun and error.outcome == "unknown":
+                error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
+            await self._journal.settle(entry, error.outcome, error.problem.status, error.reason, begun=begun)
+            raise error from None
+        entry = replace(entry, target=entry.target or str(data.get(operation.target, "")))
+        await self._journal.settle(entry, "confirmed", operation.status, None, begun=begun)
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)
 
-    async def _session(self, key: Key) -> XSession:
+    async def _ask(self, operation: Operation, line: Line, body: Body) -> dict[str, Any]:
+        """The operation's call to X, and what its answer says of X's terms for this app."""
+        enterprise = operation.needs_enterprise(body)
+        name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
+        reading = Reading(
+            operation.answer,
+            enterprise=enterprise,
+            lately_allowed=enterprise and await self._capabilities.lately_allowed(name),
+            about=operation.about,
+            already=operation.already,
+        )
+        try:
+            data = await line.ask(operation.upstream(line.user_id, body), reading)
+        except GatewayError as error:
+            await self._capabilities.note(name, error.reason)
+            raise
+        await self._capabilities.note(name, None)
+        return data
+
+    async def _look(self, look_up: Read, call: Call, key: Key, parsed: Parsed) -> Answer:
+        del call
+        if not key.rules.allow(look_up.name):
+            raise GatewayError("key_not_allowed", what=look_up.name)
+        query = check(parsed.fields, look_up.query)
+        session = await self._session(key, look_up.scopes)
+        line = Line(session, self._sessions, self._x, self._clock, self._deadline_s)
+        return Answer.of(await look_up.look(self._reads, session.user_id, query, line.ask))
+
+    async def _session(self, key: Key, scopes: tuple[str, ...]) -> XSession:
         links = await self._oauth.settle(await self._sessions.links(key.key_id))
         if links.current is None:
             raise GatewayError("x_not_linked")
-        return await self._sessions.open(links.current)
+        session = await self._sessions.open(links.current)
+        lacking = [scope for scope in scopes if scope not in session.scopes]
+        if lacking:
+            raise GatewayError("x_scope_missing", scope=" ".join(lacking))
+        return session
 
-    async def _ask(self, operation: Operation, session: XSession, body: Body) -> dict[str, Any]:
-        """Ask X; on a 401, which was not applied, once more with a new token. After a second 401 the link stays."""
+
+class Line:
+    """The line to X of one call: its session, renewed once if X answers 401."""
+
+    def __init__(self, session: XSession, sessions: Sessions, x: X, clock: Clock, deadline_s: float) -> None:
+        self._session = session
+        self._sessions = sessions
+        self._x = x
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._renewed = False
+
+    @property
+    def user_id(self) -> str:
+        """The linked account."""
+        return self._session.user_id
+
+    async def ask(self, request: XRequest, reading: Reading) -> dict[str, Any]:
+        """Ask X; on a 401, which was not applied, once more with a new token. After a second 401 the link stays.
+
+        Raises:
+            GatewayError: X's refusal, or why it could not be asked.
+        """
         ends_at = self._clock.monotonic() + self._deadline_s
-        reading = Reading(operation.answer, enterprise=operation.enterprise, already=operation.already)
-        request = operation.upstream(session.user_id, body)
         try:
-            return await self._x.call(session.access_token, request, reading, self._deadline_s)
-        except Unauthorized:
-            session = await self._sessions.renew(session)
+            return await self._x.call(self._session.access_token, request, reading, self._deadline_s)
+        except Unauthorized as error:
+            if self._renewed:
+                raise self._give_up(error) from None
+        self._session, self._renewed = await self._sessions.renew(self._session), True
         left_s = max(1.0, ends_at - self._clock.monotonic())
         try:
-            return await self._x.call(session.access_token, request, reading, left_s)
+            return await self._x.call(self._session.access_token, request, reading, left_s)
         except Unauthorized as error:
-            self._sessions.hold_off(session)
-            raise GatewayError("x_session_expired", account=f"@{session.username}", upstream=error.upstream) from None
+            raise self._give_up(error) from None
+
+    def _give_up(self, error: Unauthorized) -> GatewayError:
+        self._sessions.hold_off(self._session)
+        return GatewayError("x_session_expired", account=f"@{self._session.username}", upstream=error.upstream)
 
 
 def refuse(error: GatewayError, call: Call) -> Answer:
@@ -159,3 +307,53 @@ def refuse(error: GatewayError, call: Call) -> Answer:
     if error.upstream is not None:
         call.note["upstream_status"] = error.upstream["status"]
     return render(error, call.request_id)
+
+
+def _known(visit: _Visit) -> Key:
+    if visit.key is None:
+        raise GatewayError("key_missing")
+    return visit.key
+
+
+def _without_query(key: Key, call: Call) -> Key:
+    if call.query:
+        raise GatewayError("unexpected_query", field=excerpt(call.query.partition("&")[0].partition("=")[0]))
+    return key
+
+
+def _query(query: str) -> Parsed:
+    """A query as fields, each at most once."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+    except ValueError:
+        raise GatewayError("http_malformed", detail="the query cannot be read") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise GatewayError("duplicate_field", field="a query parameter")
+    return Parsed("form" if fields else "none", fields)
+
+
+def _files(operation: Operation, parsed: Parsed) -> list[Any]:
+    """The files that an operation works on, looked at before anything is spent on them."""
+    files = list(parsed.files)
+    names = media.FIELDS if operation.takes_file else (dialect.FILE_PART,)
+    stray = next((file.name for file in files if file.name not in names), None)
+    if stray is not None or (files and not operation.takes_file and "media" not in operation.body.model_fields):
+        raise GatewayError("unknown_field", field=excerpt(stray or files[0].name), known=", ".join(names))
+    if operation.takes_file and len(files) != 1:
+        reason = "media_files_malformed" if files else "media_files_missing"
+        raise GatewayError(
+            reason, detail="there is more than one file", wanted="one image, GIF or video, as a multipart part"
+        )
+    if len(files) > MOST_FILES:
+        raise GatewayError("media_files_malformed", detail="there are more than 4 files", wanted="1 to 4 files")
+    for file in files:
+        media.kind_of(file)
+    return files
+
+
+def _with_media(fields: dict[str, Any], media_ids: list[str]) -> dict[str, Any]:
+    """The fields of a post with more media attached."""
+    given = fields.get("media")
+    before = given if isinstance(given, dict) else {}
+    return {**fields, "media": {**before, "media_ids": [*before.get("media_ids", []), *media_ids]}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from birdwire.errors import GatewayError
@@ -9,8 +10,6 @@ from birdwire.store import journal as store
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from birdwire.clock import Clock
     from birdwire.store.db import Database
 
@@ -24,6 +23,17 @@ _HALVES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One write asked of X: who asks, through which account, for what. `target` may be known only afterwards."""
+
+    request_id: str
+    key_id: str
+    user_id: str
+    operation: str
+    target: str
+
+
 class Journal:
     """The journal of one database."""
 
@@ -31,35 +41,44 @@ class Journal:
         self._database = database
         self._clock = clock
 
-    async def record(  # noqa: PLR0913 - one column each
-        self,
-        *,
-        request_id: str,
-        key_id: str,
-        user_id: str,
-        operation: str,
-        target: str,
-        created_at: datetime,
-        outcome: Outcome,
-        status: int,
-        reason: str | None,
-    ) -> None:
-        """Write one row; it is on the disk when this returns.
+    async def begin(self, entry: Entry) -> None:
+        """Write down, before it is sent, what must never be sent twice.
+
+        Raises:
+            GatewayError: storage_unavailable; then nothing may be sent.
+        """
+        await self._add(entry, {"state": "started", "created_at": self._clock.now()}, "not_sent")
+
+    async def settle(self, entry: Entry, outcome: Outcome, status: int, reason: str | None, *, begun: bool) -> None:
+        """Write down what became of it; it is on the disk when this returns.
 
         Raises:
             GatewayError: storage_unavailable, saying which half happened.
         """
+        now = self._clock.now()
+        values = {"state": outcome, "status": status, "reason": reason, "settled_at": now}
+        if not begun:
+            await self._add(entry, {**values, "created_at": now}, outcome)
+            return
+        try:
+            async with self._database.write() as connection:
+                await store.settle(connection, entry.request_id, {**values, "target": entry.target})
+        except StorageDownError:
+            raise GatewayError("storage_unavailable", half=_HALVES[outcome]) from None
+
+    async def recover(self) -> int:
+        """At start: what was begun and never settled has an unknown outcome. How many there were."""
+        async with self._database.write() as connection:
+            return await store.unsettle(connection)
+
+    async def _add(self, entry: Entry, values: dict[str, object], outcome: Outcome) -> None:
         row = {
-            "request_id": request_id,
-            "key_id": key_id,
-            "user_id": user_id,
-            "operation": operation,
-            "target": target,
-            "state": outcome,
-            "status": status,
-            "reason": reason,
-            "created_at": created_at,
-            "settled_at": self._clock.now(),
+            "request_id": entry.request_id,
+            "key_id": entry.key_id,
+            "user_id": entry.user_id,
+            "operation": entry.operation,
+            "target": entry.target,
+            **values,
         }
         try:
             async with self._database.write() as connection:

@@ -7,13 +7,19 @@ import hmac
 import re
 import secrets
 import zlib
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, time, timedelta
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from ulid import ULID
 
+from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
+from birdwire.operations import OPERATIONS
+from birdwire.reads import READS
+from birdwire.settings import is_loopback
 from birdwire.store import keys as store
 
 if TYPE_CHECKING:
@@ -34,6 +40,8 @@ TIERS: dict[str, int | None] = {"free": 60, "starter": 600, "growth": 3_000, "en
 MAX_RPM = 1_000_000
 MAX_OVERLAP = timedelta(hours=24)
 MAX_LABEL = 100
+MAX_TEXT = 25_000
+ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS))
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS, _SUM_CHARS = 43, 6  # 62^43 > 2^256, 62^6 > 2^32
@@ -43,6 +51,66 @@ _KEY_LIKE = frozenset({"api_key", "apikey", "key", "token", "access_token", "ais
 
 class KeyRuleError(Exception):
     """What was asked of a key is not possible. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """What a key may do. None or empty: no such rule.
+
+    `actions` are names of operations and look-ups; `ips` addresses or networks; `return_to` whole URLs; `daily_writes`
+    counts by UTC day; `text_limit` is the weighted length of a post, which X raises for Premium accounts.
+    """
+
+    expires_at: datetime | None = None
+    actions: tuple[str, ...] = ()
+    ips: tuple[str, ...] = ()
+    return_to: tuple[str, ...] = ()
+    daily_writes: int | None = None
+    text_limit: int | None = None
+
+    def check(self, now: datetime) -> None:
+        """See that the rules can be kept.
+
+        Raises:
+            KeyRuleError: one cannot.
+        """
+        unknown = [name for name in self.actions if name not in ACTIONS]
+        if unknown:
+            raise KeyRuleError(f"There is no action {unknown[0]}; there are: {', '.join(ACTIONS)}.")
+        if self.expires_at is not None and self.expires_at <= now:
+            raise KeyRuleError("The key would have run out already.")
+        for network in self.ips:
+            try:
+                ip_network(network, strict=False)
+            except ValueError:
+                raise KeyRuleError(f"{network} is no IP address or network such as 192.0.2.0/24.") from None
+        for url in self.return_to:
+            parts = urlsplit(url)
+            safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+            if not (safe and parts.hostname and parts.username is None and url.isascii() and url.isprintable()):
+                raise KeyRuleError(f"{url} is no https URL.")
+        if self.daily_writes is not None and not 1 <= self.daily_writes <= MAX_RPM:
+            raise KeyRuleError(f"The daily cap must be between 1 and {MAX_RPM} writes.")
+        if self.text_limit is not None and not 1 <= self.text_limit <= MAX_TEXT:
+            raise KeyRuleError(f"The text limit must be between 1 and {MAX_TEXT}.")
+
+    def allow(self, action: str) -> bool:
+        """Whether the key may do this."""
+        return not self.actions or action in self.actions
+
+    def allow_address(self, peer: str) -> bool:
+        """Whether the key may be used from an address."""
+        if not self.ips:
+            return True
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in ip_network(network, strict=False) for network in self.ips)
+
+
+NO_RULES = KeyRules()
+"""A key that may do everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +124,7 @@ class Key:
     rpm: int
     created_at: datetime
     revoked_at: datetime | None
+    rules: KeyRules = NO_RULES
 
 
 def mint(mode: Mode, entropy: bytes | None = None) -> str:
@@ -64,11 +133,11 @@ def mint(mode: Mode, entropy: bytes | None = None) -> str:
     return body + _checksum(body)
 
 
-def raw_key_of(call: Call) -> str:
-    """The API key that a call carries in its Authorization header (RFC 6750 §2.1).
+def raw_key_of(call: Call) -> str | None:
+    """The API key that a call carries in its Authorization header (RFC 6750 §2.1), if any; `Keys.find` checks it.
 
     Raises:
-        GatewayError: key_missing, key_in_query, key_malformed, duplicate_header.
+        GatewayError: key_in_query, key_malformed, duplicate_header.
     """
     names = {part.partition("=")[0].lower() for part in call.query.split("&")} if call.query else set()
     if names & _KEY_LIKE:
@@ -79,12 +148,21 @@ def raw_key_of(call: Call) -> str:
     scheme, _, raw_key = (headers[0] if headers else "").strip(" \t").partition(" ")
     raw_key = raw_key.strip(" \t")
     if not scheme or (scheme.lower() == "bearer" and not raw_key):
-        raise GatewayError("key_missing")
-    if scheme.lower() != "bearer" or not _FORM.fullmatch(raw_key):
-        raise GatewayError("key_malformed")
-    if not hmac.compare_digest(_checksum(raw_key[:-_SUM_CHARS]), raw_key[-_SUM_CHARS:]):
+        return None
+    if scheme.lower() != "bearer":
         raise GatewayError("key_malformed")
     return raw_key
+
+
+def check_form(raw_key: str) -> None:
+    """See that a key is whole, without asking the database.
+
+    Raises:
+        GatewayError: key_malformed.
+    """
+    body, checksum = raw_key[:-_SUM_CHARS], raw_key[-_SUM_CHARS:]
+    if not _FORM.fullmatch(raw_key) or not hmac.compare_digest(_checksum(body), checksum):
+        raise GatewayError("key_malformed")
 
 
 class Keys:
@@ -98,30 +176,40 @@ class Keys:
         """The live key behind a secret.
 
         Raises:
-            GatewayError: key_unknown, key_revoked, mode_mismatch.
+            GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
         """
-        secret_hash = _hash(raw_key)
+        check_form(raw_key)
+        secret_hash, now = _hash(raw_key), self._clock.now()
         async with self._database.read() as connection:
             row = await store.find(connection, secret_hash)
         if row is None or not hmac.compare_digest(row["secret_hash"], secret_hash):
             raise GatewayError("key_unknown")
-        if row["revoked_at"] is not None or (row["dies_at"] is not None and row["dies_at"] <= self._clock.now()):
+        if row["revoked_at"] is not None or (row["dies_at"] is not None and row["dies_at"] <= now):
             raise GatewayError("key_revoked")
+        if row["expires_at"] is not None and row["expires_at"] <= now:
+            raise GatewayError("key_expired", expired=rfc3339(row["expires_at"]))
         if row["mode"] != serves:
             raise GatewayError("mode_mismatch", given=f"bw_{row['mode']}_", serves=f"bw_{serves}_ keys")
         return _key(row)
 
     async def create(
-        self, mode: Mode, label: str, tier: str = "free", rpm: int | None = None, secret: str | None = None
+        self,
+        mode: Mode,
+        label: str,
+        tier: str = "free",
+        rpm: int | None = None,
+        secret: str | None = None,
+        rules: KeyRules = NO_RULES,
     ) -> tuple[Key, str]:
         """A new key and its secret, which nobody can see again. A given `secret` (dev derives its own) is created once.
 
         Raises:
-            KeyRuleError: the label, tier or limit cannot be.
+            KeyRuleError: the label, tier, limit or a rule cannot be.
         """
-        _check(label, tier, rpm)
-        raw_key = secret or mint(mode)
         now = self._clock.now()
+        _check(label, tier, rpm)
+        rules.check(now)
+        raw_key = secret or mint(mode)
         async with self._database.write() as connection:
             found = await store.find(connection, _hash(raw_key))
             if found is not None:
@@ -132,12 +220,29 @@ class Keys:
                 "label": label,
                 "tier": tier,
                 "rpm": rpm,
+                **{name: getattr(rules, name) for name in _RULE_COLUMNS},
                 "created_at": now,
                 "revoked_at": None,
             }
             await store.add(connection, row)
             await store.add_secret(connection, _secret(raw_key, str(row["key_id"]), now))
         return _key(row), raw_key
+
+    async def spend_write(self, key: Key) -> None:
+        """Count one write of the day, if the key has a daily cap.
+
+        Raises:
+            GatewayError: daily_cap.
+        """
+        cap = key.rules.daily_writes
+        if cap is None:
+            return
+        now = self._clock.now()
+        async with self._database.write() as connection:
+            if await store.spend_write(connection, key.key_id, now.date().isoformat(), cap):
+                return
+        tomorrow = datetime.combine(now.date() + timedelta(days=1), time(), UTC)
+        raise GatewayError("daily_cap", retry_after_s=int((tomorrow - now).total_seconds()) + 1, limit=cap)
 
     async def set_rpm(self, key_id: str, rpm: int | None) -> None:
         """Lower or raise one key's limit; None goes back to its tier's.
@@ -217,7 +322,12 @@ def _check(label: str, tier: str, rpm: int | None) -> None:
 
 def _key(row: RowMapping | Mapping[str, object]) -> Key:
     values = {name: row[name] for name in ("key_id", "mode", "label", "tier", "created_at", "revoked_at")}
-    return Key(rpm=row["rpm"] or TIERS[str(row["tier"])], **values)  # type: ignore[arg-type]
+    rules = {name: tuple(row[name] or ()) if name in _LISTS else row[name] for name in _RULE_COLUMNS}  # type: ignore[arg-type]
+    return Key(rpm=row["rpm"] or TIERS[str(row["tier"])], rules=KeyRules(**rules), **values)  # type: ignore[arg-type]
+
+
+_RULE_COLUMNS = tuple(field.name for field in fields(KeyRules))
+_LISTS = ("actions", "ips", "return_to")
 
 
 def _secret(raw_key: str, key_id: str, now: datetime) -> dict[str, object]:

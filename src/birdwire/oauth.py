@@ -12,11 +12,13 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import Field
 
 from birdwire.authserver import ALWAYS_SCOPES, DEFAULT_SCOPES, KNOWN_SCOPES, Meaning, TokenError, new_verifier
-from birdwire.body import Body, Empty, read
+from birdwire.body import Body, Empty, check
 from birdwire.call import Answer
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
 from birdwire.flight import SingleFlight
+from birdwire.operations import OPERATIONS
+from birdwire.reads import READS
 from birdwire.sessions import Links, expired
 from birdwire.store import states as store
 from birdwire.vault import Place
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
     from birdwire.authserver import AuthServer
+    from birdwire.body import Parsed
     from birdwire.call import Call
+    from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
     from birdwire.keys import Key, Keys
     from birdwire.sessions import Sessions
@@ -58,20 +62,40 @@ class AuthTwitter(Body):
     )
 
 
+class Confirm(Body):
+    """Which link to put in use, and as whom."""
+
+    state: str = Field(min_length=1, max_length=500, description="the state that auth_twitter answered")
+    username: str = Field(pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that is meant")
+
+
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """How a callback ended: `linked`, `pending` (X has not named the account yet) or `already` (seen before)."""
+    """How a callback ended.
 
-    how: Literal["linked", "pending", "already"]
+    `linked`; `pending`: X has not named the account yet; `confirm`: the key's holder must confirm the named account;
+    `already`: the page was opened before. `return_to` is where the person came from, if the key allows it.
+    """
+
+    how: Literal["linked", "pending", "confirm", "already"]
     label: str
     username: str | None = None
     undo_token: str | None = None
+    return_to: str | None = None
+
+
+_HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
+    (True, False): "pending",
+    (True, True): "confirm",
+    (False, True): "already",
+    (False, False): "already",
+}
 
 
 class OAuth:
-    """Linking, in mode `open`: whoever opens the auth_url links their account to the key that made it."""
+    """Linking. Mode `open`: whoever opens the auth_url links their account to its key. `confirm`: the holder agrees."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a link, each used
+    def __init__(
         self,
         settings: Settings,
         database: Database,
@@ -80,6 +104,7 @@ class OAuth:
         x: X,
         sessions: Sessions,
         keys: Keys,
+        capabilities: Capabilities,
         clock: Clock,
     ) -> None:
         self._issuer = settings.issuer
@@ -91,20 +116,22 @@ class OAuth:
         self._x = x
         self._sessions = sessions
         self._keys = keys
+        self._capabilities = capabilities
         self._clock = clock
         self._settling: SingleFlight[RowMapping] = SingleFlight()
 
     # What the holder of a key may ask.
 
-    async def auth_twitter(self, call: Call, key: Key) -> Answer:
+    async def auth_twitter(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """Begin a link: a fresh auth_url, good for 10 minutes and one use."""
-        body = read(call, AuthTwitter)
+        del call
+        body = check(parsed.fields, AuthTwitter)
         unknown = next((scope for scope in body.scopes if scope not in KNOWN_SCOPES), None)
         if unknown is not None:
             raise GatewayError("scope_unknown", scope=excerpt(unknown), known=" ".join(sorted(KNOWN_SCOPES)))
-        if body.return_to is not None:
+        if body.return_to is not None and body.return_to not in key.rules.return_to:
             raise GatewayError("return_to_not_allowed")
-        scopes = tuple(dict.fromkeys((*body.scopes, *ALWAYS_SCOPES))) if body.scopes else DEFAULT_SCOPES
+        scopes = _scopes(body.scopes, key)
         state, verifier, now = secrets.token_urlsafe(32), new_verifier(), self._clock.now()
         row = {
             "state_hash": _hash(state),
@@ -113,6 +140,7 @@ class OAuth:
             "redirect_uri": self._redirect_uri,
             "verifier_ct": self._vault.seal(verifier, _place(state)),
             "scopes": " ".join(scopes),
+            "return_to": body.return_to,
             "expected_username": body.expected_username.lstrip("@") if body.expected_username else None,
             "created_at": now,
             "expires_at": now + STATE_FOR,
@@ -125,13 +153,49 @@ class OAuth:
         )
         return Answer.of({"auth_url": auth_url, "state": state, "expires_at": rfc3339(now + STATE_FOR)})
 
-    async def status(self, call: Call, key: Key) -> Answer:
+    async def status(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What is linked to the key; never a token."""
-        read(call, Empty)
+        del call
+        check(parsed.fields, Empty)
+        return await self._status(key)
+
+    async def confirm(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+        """Put a link in use that waits for the key's holder (mode `confirm`); answers as `status`."""
+        del call
+        body = check(parsed.fields, Confirm)
+        async with self._database.read() as connection:
+            state = await store.find(connection, _hash(body.state))
+        if state is None or state["key_id"] != key.key_id:
+            raise GatewayError("state_unknown")
+        links = await self._sessions.links(key.key_id)
+        row = next(
+            (row for row in (links.pending, links.current) if row and row["session_id"] == state["session_id"]), None
+        )
+        if row is None:
+            raise GatewayError("state_expired")
+        if row["state"] == "pending":
+            if row["user_id"] is None:
+                row = await self._name(row)
+            username = body.username.lstrip("@")
+            if row["username"].lower() != username.lower():
+                raise GatewayError("account_mismatch", username=row["username"], expected=f"@{username}")
+            await self._sessions.activate(row["session_id"])
+        return await self._status(key)
+
+    async def _status(self, key: Key) -> Answer:
         links = await self._sessions.links(key.key_id)
         row = links.current or links.pending
         if row is None:
-            names = ("user_id", "username", "scopes", "state", "access_expires_at", "linked_at", "limits")
+            names = (
+                "user_id",
+                "username",
+                "scopes",
+                "state",
+                "access_expires_at",
+                "linked_at",
+                "limits",
+                "capabilities",
+            )
             return Answer.of({"linked": False, **dict.fromkeys(names)})
         return Answer.of(
             {
@@ -145,12 +209,17 @@ class OAuth:
                 "access_expires_at": rfc3339(row["expires_at"]),
                 "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
                 "limits": None,
+                "capabilities": {
+                    known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
+                    for known in await self._capabilities.all()
+                },
             }
         )
 
-    async def unlink(self, call: Call, key: Key) -> Answer:
+    async def unlink(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """End the key's link: gone here at once, revoked at X at once or as soon as X answers."""
-        read(call, Empty)
+        del call
+        check(parsed.fields, Empty)
         await self._sessions.unlink(key.key_id)
         return Answer.of({"data": {"linked": False}})
 
@@ -160,10 +229,19 @@ class OAuth:
         Raises:
             GatewayError: account_mismatch, x_link_pending, or why X could not be asked; not if an older link goes on.
         """
-        if links.pending is None:
+        row = links.pending
+        if row is None:
             return links
         try:
-            return Links(await self._name(links.pending), None)
+            if row["user_id"] is None:
+                row = await self._name(row)
+            if row["state"] == "pending":
+                raise GatewayError(
+                    "x_link_pending",
+                    why=f"@{row['username']} approved it, and whoever holds the key has yet to confirm that account",
+                    remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
+                )
+            return Links(row, None)
         except GatewayError:
             if links.current is None:
                 raise
@@ -232,8 +310,9 @@ class OAuth:
         except GatewayError as error:
             if error.reason == "account_mismatch":
                 raise
-            return Linked("pending", key.label, undo_token=undo_token)
-        return Linked("linked", key.label, session["username"], undo_token)
+            return Linked("pending", key.label, None, undo_token, row["return_to"])
+        how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
+        return Linked(how, key.label, session["username"], undo_token, row["return_to"])
 
     async def _again(self, state: str) -> Linked:
         """What to say to a state that cannot be taken: reloading the page after a link does no harm."""
@@ -245,7 +324,8 @@ class OAuth:
         for session in (links.current, links.pending):
             if session is not None and session["session_id"] == row["session_id"]:
                 key = await self._keys.get(row["key_id"])
-                return Linked("already" if session["username"] else "pending", key.label, session["username"])
+                how = _HOWS[session["state"] == "pending", session["username"] is not None]
+                return Linked(how, key.label, session["username"], return_to=row["return_to"])
         raise GatewayError("state_used")
 
     async def _name(self, row: RowMapping) -> RowMapping:
@@ -257,8 +337,25 @@ class OAuth:
             session = await self._sessions.open(row)
             account = await self._x.me(session.access_token, ME_DEADLINE_S)
         except Unauthorized as error:
-            raise GatewayError("x_link_pending", upstream=error.upstream) from None
-        return await self._sessions.activate(row["session_id"], account.id, account.username)
+            raise GatewayError(
+                "x_link_pending",
+                why="X has not yet said which account approved it",
+                remedy="Try again in a minute; Birdwire asks X again with every call",
+                upstream=error.upstream,
+            ) from None
+        return await self._sessions.name(row["session_id"], account.id, account.username)
+
+
+def _scopes(asked: list[str], key: Key) -> tuple[str, ...]:
+    """What to ask X for: all that the key may use, or less if it says so."""
+    needed: tuple[str, ...] = DEFAULT_SCOPES
+    if key.rules.actions:
+        scopes = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
+        needed = tuple(scope for name in key.rules.actions for scope in scopes[name])
+    beyond = next((scope for scope in asked if key.rules.actions and scope not in (*needed, *ALWAYS_SCOPES)), None)
+    if beyond is not None:
+        raise GatewayError("key_not_allowed", what=f"ask for the scope {beyond}")
+    return tuple(dict.fromkeys((*(asked or needed), *ALWAYS_SCOPES)))
 
 
 def _parameters(query: str) -> dict[str, str]:

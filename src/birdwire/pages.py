@@ -5,21 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
 
 import jinja2
 from markupsafe import Markup
 from pydantic import Field
 
-from birdwire.body import Body, read
-from birdwire.call import JSON_TYPE, Answer
+from birdwire.body import Body, check, read
+from birdwire.call import Answer
 from birdwire.errors import GatewayError, describe, render
 
 if TYPE_CHECKING:
     from birdwire.call import Call
     from birdwire.oauth import OAuth
 
-_FORM_TYPE = "application/x-www-form-urlencoded"
+_FORM_LIMIT = 1_000
 _NOT_LINKED = ("Nothing was linked", "Go back to where you came from, and ask for a new link.")
 _NOT_UNDONE = ("Nothing was undone", "To end the access anyway, remove the app at x.com/settings/connected_apps.")
 """What a person reads above and below a refusal's own sentence, whose remedy is for developers."""
@@ -66,7 +65,7 @@ class Pages:
     async def undo(self, call: Call) -> Answer:
         """The "this was not me" of the page after a link."""
         try:
-            account = await self._oauth.undo(_undo_token(call))
+            account = await self._oauth.undo(await _undo_token(call))
         except GatewayError as error:
             return self._refusal(error, call, *_NOT_UNDONE)
         if _wants_json(call):
@@ -93,18 +92,13 @@ def _wants_json(call: Call) -> bool:
     return "application/json" in accept and "text/html" not in accept
 
 
-def _undo_token(call: Call) -> str:
+async def _undo_token(call: Call) -> str:
     """The one field of the page's form, or of a JSON body."""
-    kind = (call.header("content-type") or "").partition(";")[0].strip().lower()
-    if kind == JSON_TYPE:
-        return read(call, Undo).undo_token
-    if kind != _FORM_TYPE:
-        raise GatewayError("unsupported_media_type", wanted=f"Content-Type: {JSON_TYPE}, or as the form {_FORM_TYPE}")
-    try:
-        fields = parse_qsl(call.body.decode("ascii"), strict_parsing=True, max_num_fields=5)
-    except ValueError:
-        fields = []
-    tokens = [value for name, value in fields if name == "undo_token"]
-    if len(tokens) != 1:
-        raise GatewayError("undo_unknown")
-    return tokens[0]
+    parsed = await read(call, _FORM_LIMIT, _no_files)
+    if parsed.kind not in ("form", "json"):
+        raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")
+    return check(parsed.fields, Undo).undo_token
+
+
+async def _no_files(_: object) -> int:
+    raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")

@@ -19,7 +19,7 @@ from birdwire.store.db import StorageDownError
 from birdwire.vault import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import RowMapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 REFRESH_EARLY = timedelta(seconds=60)
 UNDO_FOR = timedelta(minutes=10)
+CONFIRM_WITHIN = timedelta(minutes=10)
 HOLD_OFF_S = 15 * 60
 REVOKE_FOR = timedelta(days=7)
 _SAVE_PAUSES_S = (0.05, 0.2, 1.0, 2.0)
@@ -62,12 +63,22 @@ class Links:
 class Sessions:
     """The sessions of one database with one issuer."""
 
-    def __init__(self, database: Database, vault: Vault, authserver: AuthServer, clock: Clock, issuer: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        authserver: AuthServer,
+        clock: Clock,
+        issuer: str,
+        *,
+        confirm: bool = False,
+    ) -> None:
         self._database = database
         self._vault = vault
         self._authserver = authserver
         self._clock = clock
         self._issuer = issuer
+        self._confirm = confirm
         self._refreshes: SingleFlight[RowMapping] = SingleFlight()
         self._held_off: dict[tuple[str, int], float] = {}
 
@@ -101,10 +112,7 @@ class Sessions:
         until = self._held_off.get((session.session_id, session.gen))
         if until is not None and self._clock.monotonic() < until:
             raise GatewayError("x_session_expired", account=f"@{session.username}")
-        async with self._database.read() as connection:
-            row = await store.get(connection, session.session_id)
-        if row is None:
-            raise GatewayError("x_not_linked")
+        row = await self._read(session.session_id)
         return self._session(await self._refreshed(row) if row["gen"] == session.gen else row)
 
     def hold_off(self, session: XSession) -> None:
@@ -140,40 +148,55 @@ class Sessions:
             if older is not None:
                 await self._end(connection, older)
             await store.add(connection, row)
-            stored = await store.get(connection, session_id)
-        assert stored is not None  # noqa: S101 - for the type checker: it was added in the same transaction
-        return stored, undo_token
+            return await self._get(connection, session_id), undo_token
 
-    async def activate(self, session_id: str, user_id: str, username: str) -> RowMapping:
-        """Make a pending session the key's link, now that X has named its account.
-
-        The pair that it replaces is forgotten, not revoked: whether X would end the new one with it is not known.
+    async def name(self, session_id: str, user_id: str, username: str) -> RowMapping:
+        """X has named a pending session's account: put it in use, or let it wait for the key's holder (mode `confirm`).
 
         Raises:
             GatewayError: account_mismatch: this pair is revoked and gone, and the old link as it was.
             GatewayError: x_not_linked: it was unlinked meanwhile.
         """
+        named = {"user_id": user_id, "username": username}
         async with self._database.write() as connection:
-            row = await store.get(connection, session_id)
-            if row is None:
-                raise GatewayError("x_not_linked")
+            row = await self._get(connection, session_id)
             if row["state"] != "pending":
                 return row
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
-            expected = _mismatch(row, current, user_id, username)
+            waits = self._confirm and row["expected_username"] is None
+            expected = None if waits else _mismatch(row, current, user_id, username)
             if expected is not None:
                 await self._end(connection, row)
+            elif waits:
+                await store.change(connection, session_id, row["gen"], named)
+                row = await self._get(connection, session_id)
             else:
-                if current is not None:
-                    await store.remove(connection, current["session_id"])
-                values = {"state": "active", "user_id": user_id, "username": username, "linked_at": self._clock.now()}
-                await store.change(connection, session_id, row["gen"], values)
-            row = await store.get(connection, session_id)
+                row = await self._put_in_use(connection, row, current, named)
         if expected is not None:
             await self.revoke_due()
             raise GatewayError("account_mismatch", username=username, expected=expected)
-        assert row is not None  # noqa: S101 - for the type checker: only the other branch removed it
         return row
+
+    async def activate(self, session_id: str) -> RowMapping:
+        """Put a named session in use, now that the key's holder has confirmed it.
+
+        Raises:
+            GatewayError: x_not_linked: it is gone.
+        """
+        async with self._database.write() as connection:
+            row = await self._get(connection, session_id)
+            current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
+            return row if row["state"] != "pending" else await self._put_in_use(connection, row, current, {})
+
+    async def _put_in_use(
+        self, connection: AsyncConnection, row: RowMapping, current: RowMapping | None, named: Mapping[str, object]
+    ) -> RowMapping:
+        """Replace the key's link. The old pair is forgotten, not revoked: X might end the new one along with it."""
+        if current is not None:
+            await store.remove(connection, current["session_id"])
+        values = {**named, "state": "active", "linked_at": self._clock.now()}
+        await store.change(connection, row["session_id"], row["gen"], values)
+        return await self._get(connection, row["session_id"])
 
     async def unlink(self, key_id: str) -> bool:
         """End every session of a key: gone here at once, revoked at X as soon as X answers. Whether there was one."""
@@ -200,9 +223,12 @@ class Sessions:
         return _account(row)
 
     async def sweep(self) -> None:
-        """End the sessions of revoked keys, and try again what X could not revoke yet."""
+        """End the sessions of revoked keys and those nobody confirmed; try again what X could not revoke yet."""
         async with self._database.read() as connection:
-            rows = await store.of_revoked_keys(connection)
+            rows = [
+                *await store.of_revoked_keys(connection),
+                *await store.unconfirmed(connection, self._clock.now() - CONFIRM_WITHIN),
+            ]
         if rows:
             async with self._database.write() as connection:
                 for row in rows:
@@ -280,7 +306,10 @@ class Sessions:
 
     async def _read(self, session_id: str) -> RowMapping:
         async with self._database.read() as connection:
-            row = await store.get(connection, session_id)
+            return await self._get(connection, session_id)
+
+    async def _get(self, connection: AsyncConnection, session_id: str) -> RowMapping:
+        row = await store.get(connection, session_id)
         if row is None:
             raise GatewayError("x_not_linked")
         return row

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PREFIX = "BIRDWIRE_"
 CALLBACK_PATH = "/apis/v1/twitter/oauth_callback"
+LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
 CLIENT_NAMES = frozenset({"URL", "API_KEY", "CONFIG"})
 """Names with our prefix that are no settings of the gateway: the first two are for the commands that call one."""
 
@@ -59,8 +60,28 @@ class Settings(BaseModel):
     )
     x_connections: int = Field(100, ge=1, le=10_000, description="Connections to X at most.")
     x_deadline_s: float = Field(15.0, gt=0, le=120, description="Seconds that one call to X may take in all.")
-    link_mode: Literal["open"] = Field("open", description="How an account is linked; see the guide on linking.")
+    link_mode: Literal["open", "confirm"] = Field(
+        "open",
+        description="How an account is linked. open: whoever opens the auth_url links; "
+        "confirm: the key's holder must then confirm the account.",
+    )
+    relay_dialect: bool = Field(
+        default=True,
+        description="Whether older clients are served: key in the body, their spellings, envelope and paths.",
+    )
+    reads: str = Field(
+        ",".join(LOOK_UPS),
+        description="The look-ups that are offered, separated by commas; X bills each call.",
+    )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
+    max_post_bytes: int = Field(65_536, ge=1_024, le=1 << 20, description="Size of a post_twitter body at most.")
+    max_upload_bytes: int = Field(
+        64 << 20,
+        ge=1 << 20,
+        le=1 << 30,
+        description="Size of an upload at most; X takes images of 5 MiB, videos of 512.",
+    )
+    upload_deadline_s: float = Field(120.0, gt=0, le=3_600, description="Seconds in which an upload must arrive.")
     request_deadline_s: float = Field(
         10.0, gt=0, le=120, description="Seconds in which a request's head, and then its body, must arrive."
     )
@@ -73,6 +94,9 @@ class Settings(BaseModel):
         problems = [*self._url_problems()]
         if self.vault_key_file is not None and self.vault_key is not None:
             problems.append("vault_key and vault_key_file are both set; set one")
+        unknown = set(self.offered_reads) - set(LOOK_UPS)
+        if unknown:
+            problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")
         if not self.database_url.startswith("sqlite:///"):
             problems.append("database_url must start with sqlite:///")
         if problems:
@@ -94,6 +118,11 @@ class Settings(BaseModel):
         if public is not None and public.path not in ("", "/"):
             problems.append("public_url must be without a path")
         return problems
+
+    @property
+    def offered_reads(self) -> tuple[str, ...]:
+        """The names of the look-ups that are offered."""
+        return tuple(name.strip() for name in self.reads.split(",") if name.strip())
 
     @property
     def issuer(self) -> Literal["x", "sandbox"]:

@@ -113,7 +113,7 @@ class Upstream:
     Must be closed by the event loop that used it.
     """
 
-    def __init__(  # noqa: PLR0913 - the options of the one pool, each with its default
+    def __init__(
         self,
         base_url: str,
         *,

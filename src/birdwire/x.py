@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 from birdwire.call import JSON_TYPE, encode
 from birdwire.clock import rfc3339
 from birdwire.errors import SEND_REASONS, GatewayError, excerpt
-from birdwire.operations import ID_PATTERN, XData, XRequest
+from birdwire.operations import XData, XRequest
+from birdwire.post import ID_PATTERN
 from birdwire.upstream import Request, SendFailed
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Account(XData):
     username: str = Field(pattern=r"^[A-Za-z0-9_]{1,50}$")
 
 
-class Unauthorized(GatewayError):  # noqa: N818 - named after the status (RFC 9110 §15.5.2)
+class Unauthorized(GatewayError):  # noqa: N818 - named after the status
     """X answered 401: the token ran out, was revoked, or X is unwell. One 401 alone proves nothing."""
 
     def __init__(self, upstream: dict[str, object]) -> None:
@@ -44,13 +45,17 @@ class Unauthorized(GatewayError):  # noqa: N818 - named after the status (RFC 91
 class Reading:
     """How to read X's answer to one call.
 
-    `answer` picks what is passed on from `data`; `enterprise` says that X keeps this action from self-serve tiers;
-    `already` maps an old code of X to the answer it amounts to.
+    `answer` picks what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
+    `enterprise`: X keeps this action from self-serve tiers; `lately_allowed`: it let this app do it not long ago, so a
+    bare Forbidden is about the account or the post. `already` maps an old code of X to the answer it amounts to.
     """
 
     answer: type[XData]
     enterprise: bool = False
+    lately_allowed: bool = False
     about: str = "tweet"
+    whole: bool = False
+    bare: bool = False
     already: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -69,10 +74,11 @@ class X:
             GatewayError: any other refusal or failure, in our words, with X's under `upstream`.
         """
         headers: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {access_token}"),)
-        body = b""
+        body, content_type = request.content, request.content_type
         if request.json is not None:
-            headers += (("content-type", JSON_TYPE),)
-            body = encode(request.json)
+            body, content_type = encode(request.json), JSON_TYPE
+        if content_type:
+            headers += (("content-type", content_type),)
         try:
             reply = await self._upstream.send(
                 Request(request.method, request.path, headers, body), deadline_s=deadline_s
@@ -101,20 +107,23 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
         raise GatewayError("x_endpoint_gone", upstream=said.upstream())
     if said.unauthorized:
         raise Unauthorized(said.upstream())
-    for code, answer in reading.already.items():
-        if code in said.codes:
-            return dict(answer)
-    if said.is_object and said.ok and isinstance(said.value.get("data"), dict):
-        return _pick(said, reading)
+    done = next((answer for code, answer in reading.already.items() if code in said.codes), None)
+    if done is not None:
+        return dict(done)
+    if said.ok and reading.bare:
+        return {}
+    value = said.value if reading.whole and ("data" in said.value or "meta" in said.value) else said.value.get("data")
+    if said.ok and isinstance(value, dict):
+        return _pick(said, reading, value)
     for reason, told in _QUESTIONS:
         if told(said, reading):
             raise _refusal(reason, said, now)
     raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream())
 
 
-def _pick(said: _Said, reading: Reading) -> dict[str, Any]:
+def _pick(said: _Said, reading: Reading, value: object) -> dict[str, Any]:
     try:
-        return reading.answer.model_validate(said.value["data"]).model_dump()
+        return reading.answer.model_validate(value).model_dump()
     except ValidationError:
         raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream()) from None
 
@@ -221,11 +230,12 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
     ("x_user_suspended", lambda said, _: "user-suspended" in said.types or bool(said.codes & {64, 326})),
     ("text_too_long", lambda said, _: 186 in said.codes),
     ("x_not_user_token", lambda said, _: "unsupported-authentication" in said.types),
+    ("x_invalid_request", lambda said, _: bool(said.codes & {38, 44, 195, 323, 324, 325, 386, 407})),
     ("x_refused", lambda said, _: bool(said.codes & {136, 161, 162, 220, 226, 425})),
-    ("x_tier_lacks_action", lambda said, reading: said.status == 403 and reading.enterprise),
+    ("x_tier_lacks_action", lambda said, reading: said.status == 403 and reading.enterprise and not reading.lately_allowed),
     ("x_refused", lambda said, _: said.status == 403),
     ("x_account_mismatch", lambda said, _: "must be the same as the authenticating user" in said.text),
-    ("x_invalid_request", lambda said, _: said.is_object and (said.status == 400 or bool(said.codes & {38, 44, 195, 323, 324, 325, 386, 407}))),
+    ("x_invalid_request", lambda said, _: said.is_object and said.status == 400),
     ("x_conflict", lambda said, _: said.status == 409),
 )  # fmt: skip
 
@@ -238,13 +248,15 @@ def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
     values: dict[str, Any] = {
         "message": said.sentence() or "it gave no reason.",
         "account": "the linked account",
+        "length": "too much",
+        "limit": "X's own limit",
         "period": (said.first("period") or "monthly").lower(),
         "reset_date": said.first("reset_date") or "a date that X does not name",
     }
     retry_after_s = None
     if reason in ("x_window_15m", "x_window_24h"):
         retry_after_s = _wait_s(said.reply, now, 86_400 if reason == "x_window_24h" else 900)
-        values["reset"] = rfc3339(now + timedelta(seconds=retry_after_s))
+        values["reset"] = "at " + rfc3339(now + timedelta(seconds=retry_after_s))
     if reason == "x_spend_cap":
         retry_after_s = _until_date_s(said.first("reset_date"), now)
     outcome: Literal["refused", "unknown"] = "unknown" if reason == "x_5xx" else "refused"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
 from house import API, POST, gateway, serving
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ async def test_a_revoked_key_takes_its_session_along(linked: House) -> None:
 async def test_a_restart_finds_the_link_as_it_was(tmp_path: Path, public: bool) -> None:  # noqa: FBT001 - a parameter
     """A confidential and a public client alike; the ports changed meanwhile."""
     sandbox = create_sandbox()
-    async with serving(sandbox, sandbox=True) as x_url:
+    async with serving(sandbox_config(sandbox)) as x_url:
         async with (
             contextlib.AsyncExitStack() as stack,
             gateway(tmp_path, sandbox, x_url, stack, public=public) as house,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
-from birdwire.body import MAX_DEPTH, Body, check, parse, read
+from birdwire.body import MAX_DEPTH, Body, Parsed, check, parse, read
 from birdwire.call import Call
 from birdwire.errors import GatewayError
 from birdwire.oauth import AuthTwitter
 from birdwire.operations import TweetTarget
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -27,13 +31,6 @@ def reason(raw: bytes) -> str:
     """Why it does not parse."""
     with pytest.raises(GatewayError) as caught:
         parse(raw)
-    return caught.value.reason
-
-
-def refusal(call: Call, model: type[Body] = TweetTarget) -> str:
-    """Why a call's body is refused."""
-    with pytest.raises(GatewayError) as caught:
-        read(call, model)
     return caught.value.reason
 
 
@@ -160,20 +157,36 @@ def test_only_ascii_digits_are_an_id(text: str) -> None:
     assert refused == ("" if good else "tweet_id_malformed")
 
 
-class Optional(Body):
-    """A body that may be absent."""
-
-    tweet_id: str | None = Field(None, description="an id")
-
-
 TYPE = ("content-type", "application/json")
+LIMIT = 1_000
 
 
-def test_a_body_may_be_absent_only_where_nothing_is_needed() -> None:
-    """And then it needs no type."""
-    assert read(Call("POST", "/"), Optional) == Optional(tweet_id=None)
-    assert refusal(Call("POST", "/")) == "json_malformed"
-    assert refusal(Call("POST", "/", headers=(TYPE,)), Optional) == "json_malformed"
+def call(*headers: tuple[str, str], body: bytes = b'{"tweet_id":"1"}') -> Call:
+    """A call whose body comes in two chunks."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for chunk in (body[:5], body[5:]):
+            yield chunk
+
+    return Call("POST", "/", headers=headers, stream=stream)
+
+
+async def no_files(_: object) -> int:
+    """Who reads here takes none."""
+    raise AssertionError
+
+
+async def refusal(sent: Call) -> str:
+    """Why a call's body is refused."""
+    with pytest.raises(GatewayError) as caught:
+        await read(sent, LIMIT, no_files)
+    return caught.value.reason
+
+
+async def test_no_body_and_no_type_is_none_at_all() -> None:
+    """Whether that will do is for the call to say; a type without a body is broken JSON."""
+    assert await read(call(body=b""), LIMIT, no_files) == Parsed("none")
+    assert await refusal(call(TYPE, body=b"")) == "json_malformed"
 
 
 @pytest.mark.parametrize(
@@ -189,23 +202,99 @@ def test_a_body_may_be_absent_only_where_nothing_is_needed() -> None:
         (),
     ],
 )
-def test_a_body_of_another_type_is_not_looked_at(headers: tuple[tuple[str, str], ...]) -> None:
+async def test_a_body_of_another_type_is_not_looked_at(headers: tuple[tuple[str, str], ...]) -> None:
     """Even if it is JSON by its looks."""
-    assert refusal(Call("POST", "/", headers=headers, body=b'{"tweet_id":"1"}')) == "unsupported_media_type"
+    assert await refusal(call(*headers)) == "unsupported_media_type"
 
 
-def test_an_identity_coding_is_none() -> None:
+async def test_an_identity_coding_is_none() -> None:
     """RFC 9110 §8.4.1 keeps the word for that."""
     headers = (("content-type", 'Application/JSON ; Charset="utf-8"'), ("content-encoding", "Identity"))
-    assert read(Call("POST", "/", headers=headers, body=b'{"tweet_id":"1"}'), TweetTarget).tweet_id == "1"
+    assert (await read(call(*headers), LIMIT, no_files)).fields == {"tweet_id": "1"}
 
 
-def test_a_query_is_refused_before_the_body_is_read() -> None:
-    """Two places for a parameter are one too many."""
-    assert refusal(Call("POST", "/", query="tweet_id=2", headers=(TYPE,), body=b"{")) == "unexpected_query"
+async def test_a_body_over_its_limit_is_not_read_to_its_end() -> None:
+    """One byte more is too much."""
+    assert await refusal(call(TYPE, body=b" " * (LIMIT + 1))) == "body_too_large"
 
 
 def test_what_is_missing_is_told_before_what_is_too_much() -> None:
     """The field that a call needs is the better hint."""
-    assert refusal(Call("POST", "/", headers=(TYPE,), body=b'{"tweetId":"1"}')) == "tweet_id_missing"
-    assert refusal(Call("POST", "/", headers=(TYPE,), body=b'{"tweet_id":1,"x":2}')) == "unknown_field"
+    for body, expected in (({"tweetId": "1"}, "tweet_id_missing"), ({"tweet_id": 1, "x": 2}, "unknown_field")):
+        with pytest.raises(GatewayError) as caught:
+            check(body, TweetTarget)
+        assert caught.value.reason == expected
+
+
+FORM = ("content-type", "application/x-www-form-urlencoded")
+MULTIPART = ("content-type", "multipart/form-data; boundary=x")
+
+
+async def test_a_form_keeps_what_comes_twice() -> None:
+    """It has no other way to write a list."""
+    parsed = await read(call(FORM, body=b"a=1&b=2&a=3&c="), LIMIT, no_files)
+    assert (parsed.kind, parsed.fields) == ("form", {"a": ["1", "3"], "b": "2", "c": ""})
+
+
+@pytest.mark.parametrize("body", [b"a=%FF", b"\xff=1", b"a", b"&".join(b"a=1" for _ in range(65))])
+async def test_a_form_that_cannot_be_read_is_refused(body: bytes) -> None:
+    """Bad escapes, other bytes than ASCII, a name without a value, too many fields."""
+    assert await refusal(call(FORM, body=body)) == "form_malformed"
+
+
+def parts(*inner: bytes) -> bytes:
+    """A multipart body."""
+    return b"".join(b"--x\r\n" + part + b"\r\n" for part in inner) + b"--x--\r\n"
+
+
+async def test_a_multipart_body_is_fields_and_files() -> None:
+    """And whoever reads it is asked once, when the first file begins, with the fields before it."""
+    seen: list[dict[str, object]] = []
+
+    async def before_file(fields: dict[str, object]) -> int:
+        seen.append(dict(fields))
+        return LIMIT
+
+    body = parts(
+        b'Content-Disposition: form-data; name="a"\r\n\r\n1',
+        b'Content-Disposition: form-data; name="f"; filename="x"\r\nContent-Type: image/png\r\n\r\n\x00\xff',
+        b'Content-Disposition: form-data; name="b"\r\n\r\n2',
+    )
+    parsed = await read(call(MULTIPART, body=body), LIMIT, before_file)
+    with contextlib.closing(parsed):
+        assert (parsed.fields, [(file.name, file.size) for file in parsed.files]) == ({"a": "1", "b": "2"}, [("f", 2)])
+        assert parsed.files[0].file.read() == b"\x00\xff"
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--x",
+        b"--x\r\n",
+        b"rubbish",
+        parts(b'Content-Disposition: form-data; name="a"\r\n\r\n1')[:-6],
+        parts(b"Content-Disposition: form-data\r\n\r\n1"),
+        parts(b'Content-Disposition: attachment; name="a"\r\n\r\n1'),
+        parts(b"X-Large: " + b"a" * 5_000 + b"\r\n\r\n1"),
+        parts(b'Content-Disposition: form-data; name="a"\r\n\r\n\xff'),
+        parts(*[b'Content-Disposition: form-data; name="a"\r\n\r\n1'] * 65),
+    ],
+)
+async def test_a_multipart_body_that_cannot_be_read_is_refused(body: bytes) -> None:
+    """Cut off, without a name, with a huge head, with other bytes than UTF-8, with too many parts."""
+    with pytest.raises(GatewayError) as caught:
+        await read(call(MULTIPART, body=body), 10_000, no_files)
+    assert caught.value.reason == "form_malformed"
+
+
+@given(st.binary(max_size=300))
+async def test_any_multipart_body_is_read_or_refused(body: bytes) -> None:
+    """Never anything else."""
+
+    async def before_file(_: object) -> int:
+        return LIMIT
+
+    with contextlib.suppress(GatewayError):
+        (await read(call(MULTIPART, body=b"--x\r\n" + body), LIMIT, before_file)).close()

@@ -30,9 +30,14 @@ ALLOWED: dict[str, str] = {
     "dialect": "body call errors",
     "limits": "call clock",
     "telemetry": "call clock errors",
-    "operations": "body errors text",
+    "operations": "body post",
+    "post": "body errors text",
+    "media": "body clock errors operations post x",
+    "reads": "body clock errors media operations post x",
+    "capabilities": "clock store.capabilities store.db",
+    "store.capabilities": "store.db",
     "authserver": "errors settings upstream",
-    "x": "call clock errors operations upstream",
+    "x": "call clock errors operations post upstream",
     "store": "",
     "store.db": "",
     "store.journal": "store.db",
@@ -41,17 +46,20 @@ ALLOWED: dict[str, str] = {
     "store.states": "store.db",
     "store.vault_keys": "store.db",
     "journal": "clock errors store.db store.journal vault",
-    "keys": "call clock errors store.db store.keys",
+    "keys": "call clock errors operations reads settings store.db store.keys",
     "sessions": "authserver clock errors flight store.db store.sessions telemetry vault",
-    "oauth": "authserver body call clock errors flight keys sessions settings store.db store.states telemetry vault x",
-    "gate": "body call clock dialect errors journal keys limits oauth operations sessions store.db telemetry x",
+    "oauth": "authserver body call capabilities clock errors flight keys operations reads sessions settings store.db "
+    "store.states vault x",
+    "gate": "body call capabilities clock dialect errors journal keys limits media oauth "
+    "operations reads sessions store.db x",
     "asgi": "call clock errors gate telemetry",
     "pages": "body call errors oauth",
     "edge": "asgi call errors gate telemetry",
     "surfaces": "",
     "surfaces.openapi": "authserver body call errors oauth operations",
-    "app": "asgi authserver birdwire call clock edge errors flight gate journal keys limits oauth operations pages "
-    "sessions settings store.db store.vault_keys surfaces.openapi telemetry upstream vault x",
+    "app": "asgi authserver birdwire body call capabilities clock dialect edge errors gate journal keys limits "
+    "oauth operations pages "
+    "reads sessions settings store.db store.vault_keys surfaces.openapi telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

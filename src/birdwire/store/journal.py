@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Index, Integer, RowMapping, String, Table, insert, select
+from sqlalchemy import Column, Index, Integer, RowMapping, String, Table, insert, select, update
 
 from birdwire.store.db import Instant, metadata
 
@@ -22,10 +22,10 @@ journal = Table(
     Column("operation", String, nullable=False),
     Column("target", String),
     Column("state", String, nullable=False),
-    Column("status", Integer, nullable=False),
+    Column("status", Integer),
     Column("reason", String),
     Column("created_at", Instant, nullable=False),
-    Column("settled_at", Instant, nullable=False),
+    Column("settled_at", Instant),
     Index("journal_key", "key_id", "created_at"),
 )
 
@@ -33,6 +33,27 @@ journal = Table(
 async def add(connection: AsyncConnection, row: Mapping[str, object]) -> None:
     """One write that was asked of X."""
     await connection.execute(insert(journal).values(row))
+
+
+async def settle(connection: AsyncConnection, request_id: str, values: Mapping[str, object]) -> None:
+    """What became of it."""
+    await connection.execute(update(journal).where(journal.c.request_id == request_id).values(values))
+
+
+async def unsettle(connection: AsyncConnection) -> int:
+    """Rows that were started and never settled are unknown; how many there were."""
+    query = (
+        update(journal)
+        .where(journal.c.state == "started")
+        .values(state="unknown", reason="outcome_unknown", status=502)
+    )
+    return (await connection.execute(query)).rowcount
+
+
+async def find(connection: AsyncConnection, key_id: str, request_id: str) -> RowMapping | None:
+    """One row of a key."""
+    query = select(journal).where(journal.c.request_id == request_id, journal.c.key_id == key_id)
+    return (await connection.execute(query)).mappings().first()
 
 
 async def of_key(connection: AsyncConnection, key_id: str, limit: int) -> Sequence[RowMapping]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
+    JSON,
     Column,
     ForeignKey,
     Index,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    delete,
     insert,
     select,
     update,
@@ -34,6 +36,12 @@ api_keys = Table(
     Column("label", String, nullable=False),
     Column("tier", String, nullable=False),
     Column("rpm", Integer),
+    Column("text_limit", Integer),
+    Column("daily_writes", Integer),
+    Column("actions", JSON),
+    Column("ips", JSON),
+    Column("return_to", JSON),
+    Column("expires_at", Instant),
     Column("created_at", Instant, nullable=False),
     Column("revoked_at", Instant),
 )
@@ -47,6 +55,14 @@ api_secrets = Table(
     Column("created_at", Instant, nullable=False),
     Column("dies_at", Instant),
     Index("api_secrets_key", "key_id"),
+)
+
+daily_writes = Table(
+    "daily_writes",
+    metadata,
+    Column("key_id", String, ForeignKey("api_keys.key_id"), primary_key=True),
+    Column("day", String, primary_key=True),
+    Column("used", Integer, nullable=False),
 )
 
 
@@ -98,3 +114,16 @@ async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime)
     """End a key; the first end stands."""
     query = update(api_keys).where(api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
     await connection.execute(query.values(revoked_at=revoked_at))
+
+
+async def spend_write(connection: AsyncConnection, key_id: str, day: str, cap: int) -> bool:
+    """Count one write of a key's day (such as 2026-04-18), if fewer than `cap` are counted; whether it was."""
+    same = (daily_writes.c.key_id == key_id, daily_writes.c.day == day)
+    query = update(daily_writes).where(*same, daily_writes.c.used < cap).values(used=daily_writes.c.used + 1)
+    if (await connection.execute(query)).rowcount:
+        return True
+    if (await connection.execute(select(daily_writes.c.used).where(*same))).first() is not None:
+        return False
+    await connection.execute(delete(daily_writes).where(daily_writes.c.key_id == key_id))
+    await connection.execute(insert(daily_writes).values(key_id=key_id, day=day, used=1))
+    return True

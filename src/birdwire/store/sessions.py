@@ -94,6 +94,12 @@ async def of_revoked_keys(connection: AsyncConnection) -> Sequence[RowMapping]:
     )
 
 
+async def unconfirmed(connection: AsyncConnection, before: datetime) -> Sequence[RowMapping]:
+    """Named sessions that have waited for their key's holder since before a moment."""
+    waits = (x_sessions.c.state == "pending", x_sessions.c.user_id.is_not(None), x_sessions.c.created_at < before)
+    return (await connection.execute(select(x_sessions).where(*waits))).mappings().all()
+
+
 async def get(connection: AsyncConnection, session_id: str) -> RowMapping | None:
     """One session."""
     query = select(x_sessions).where(x_sessions.c.session_id == session_id)

@@ -24,6 +24,7 @@ link_states = Table(
     Column("verifier_ct", LargeBinary, nullable=False),
     Column("scopes", String, nullable=False),
     Column("expected_username", String),
+    Column("return_to", String),
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),
     Column("taken_at", Instant),

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from alembic import context
 
-from birdwire.store import journal, keys, sessions, states, vault_keys
+from birdwire.store import capabilities, journal, keys, sessions, states, vault_keys
 from birdwire.store.db import metadata
 
-TABLES = (journal.journal, keys.api_keys, sessions.x_sessions, states.link_states, vault_keys.vault_keys)
+TABLES = (
+    capabilities.capabilities,
+    journal.journal,
+    keys.api_keys,
+    sessions.x_sessions,
+    states.link_states,
+    vault_keys.vault_keys,
+)
 
 context.configure(
     connection=context.config.attributes["connection"],

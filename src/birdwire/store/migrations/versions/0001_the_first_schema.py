@@ -20,9 +20,24 @@ def upgrade() -> None:
         sa.Column("label", sa.String(), nullable=False),
         sa.Column("tier", sa.String(), nullable=False),
         sa.Column("rpm", sa.Integer(), nullable=True),
+        sa.Column("text_limit", sa.Integer(), nullable=True),
+        sa.Column("daily_writes", sa.Integer(), nullable=True),
+        sa.Column("actions", sa.JSON(), nullable=True),
+        sa.Column("ips", sa.JSON(), nullable=True),
+        sa.Column("return_to", sa.JSON(), nullable=True),
+        sa.Column("expires_at", Instant(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("revoked_at", Instant(), nullable=True),
         sa.PrimaryKeyConstraint("key_id"),
+    )
+    op.create_table(
+        "capabilities",
+        sa.Column("client_id", sa.String(), nullable=False),
+        sa.Column("operation", sa.String(), nullable=False),
+        sa.Column("allowed_at", Instant(), nullable=True),
+        sa.Column("refused_at", Instant(), nullable=True),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("client_id", "operation"),
     )
     op.create_table(
         "journal",
@@ -32,10 +47,10 @@ def upgrade() -> None:
         sa.Column("operation", sa.String(), nullable=False),
         sa.Column("target", sa.String(), nullable=True),
         sa.Column("state", sa.String(), nullable=False),
-        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("reason", sa.String(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
-        sa.Column("settled_at", Instant(), nullable=False),
+        sa.Column("settled_at", Instant(), nullable=True),
         sa.PrimaryKeyConstraint("request_id"),
     )
     with op.batch_alter_table("journal", schema=None) as batch_op:
@@ -79,6 +94,17 @@ def upgrade() -> None:
         batch_op.create_index("api_secrets_key", ["key_id"], unique=False)
 
     op.create_table(
+        "daily_writes",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("day", sa.String(), nullable=False),
+        sa.Column("used", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["key_id"],
+            ["api_keys.key_id"],
+        ),
+        sa.PrimaryKeyConstraint("key_id", "day"),
+    )
+    op.create_table(
         "link_states",
         sa.Column("state_hash", sa.LargeBinary(), nullable=False),
         sa.Column("key_id", sa.String(), nullable=False),
@@ -87,6 +113,7 @@ def upgrade() -> None:
         sa.Column("verifier_ct", sa.LargeBinary(), nullable=False),
         sa.Column("scopes", sa.String(), nullable=False),
         sa.Column("expected_username", sa.String(), nullable=True),
+        sa.Column("return_to", sa.String(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("expires_at", Instant(), nullable=False),
         sa.Column("taken_at", Instant(), nullable=True),
@@ -147,6 +174,7 @@ def downgrade() -> None:
         batch_op.drop_index("link_states_key")
 
     op.drop_table("link_states")
+    op.drop_table("daily_writes")
     with op.batch_alter_table("api_secrets", schema=None) as batch_op:
         batch_op.drop_index("api_secrets_key")
 
@@ -160,4 +188,5 @@ def downgrade() -> None:
         batch_op.drop_index("journal_key")
 
     op.drop_table("journal")
+    op.drop_table("capabilities")
     op.drop_table("api_keys")

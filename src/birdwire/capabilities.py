@@ -1,0 +1,83 @@
+"""What X lately let this X app do, and why not, for each operation. A record for people; it never refuses a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from birdwire.store import capabilities as store
+
+if TYPE_CHECKING:
+    from birdwire.clock import Clock
+    from birdwire.store.db import Database
+
+LATELY = timedelta(days=7)
+NOTE_EVERY = timedelta(hours=1)
+
+ABOUT_THE_APP = frozenset(
+    {"x_tier_lacks_action", "x_not_enrolled", "x_credits_depleted", "x_spend_cap", "x_usage_capped"}
+)
+"""Refusals that say something of the X app, not of an account or a post."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """When X last allowed and last refused an operation, and the reason of the refusal."""
+
+    operation: str
+    allowed_at: datetime | None = None
+    refused_at: datetime | None = None
+    reason: str | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether X's last word was yes."""
+        return self.allowed_at is not None and (self.refused_at is None or self.refused_at < self.allowed_at)
+
+
+class Capabilities:
+    """The record of one X app. Kept in memory; written when X's word changes, else once an hour."""
+
+    def __init__(self, database: Database, clock: Clock, client_id: str) -> None:
+        self._database = database
+        self._clock = clock
+        self._client_id = client_id
+        self._known: dict[str, Capability] | None = None
+
+    async def all(self) -> list[Capability]:
+        """Everything known, by name."""
+        known = await self._load()
+        return [known[name] for name in sorted(known)]
+
+    async def lately_allowed(self, operation: str) -> bool:
+        """Whether X let the app do this within the last week, and did not take it back since."""
+        found = (await self._load()).get(operation)
+        return bool(found and found.allowed and found.allowed_at and self._clock.now() - found.allowed_at < LATELY)
+
+    async def note(self, operation: str, reason: str | None) -> None:
+        """X allowed the operation (reason None) or refused it; a reason that is not about the app is left out."""
+        if reason is not None and reason not in ABOUT_THE_APP:
+            return
+        known, now = await self._load(), self._clock.now()
+        before = known.get(operation, Capability(operation))
+        if reason is None:
+            after, last = replace(before, allowed_at=now), before.allowed_at if before.allowed else None
+        else:
+            after = replace(before, refused_at=now, reason=reason)
+            last = before.refused_at if not before.allowed and before.reason == reason else None
+        if last is not None and now - last < NOTE_EVERY:
+            return
+        known[operation] = after
+        async with self._database.write() as connection:
+            await store.put(
+                connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
+            )
+
+    async def _load(self) -> dict[str, Capability]:
+        if self._known is None:
+            async with self._database.read() as connection:
+                rows = await store.of_app(connection, self._client_id)
+            names = ("operation", "allowed_at", "refused_at", "reason")
+            self._known = {row["operation"]: Capability(**{name: row[name] for name in names}) for row in rows}
+        return self._known

@@ -1,0 +1,46 @@
+"""What X lately let an X app do, as rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, RowMapping, String, Table, delete, insert, select
+
+from birdwire.store.db import Instant, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+capabilities = Table(
+    "capabilities",
+    metadata,
+    Column("client_id", String, primary_key=True),
+    Column("operation", String, primary_key=True),
+    Column("allowed_at", Instant),
+    Column("refused_at", Instant),
+    Column("reason", String),
+)
+
+
+async def of_app(connection: AsyncConnection, client_id: str) -> Sequence[RowMapping]:
+    """Everything known of one X app."""
+    query = select(capabilities).where(capabilities.c.client_id == client_id)
+    return (await connection.execute(query)).mappings().all()
+
+
+async def put(
+    connection: AsyncConnection,
+    client_id: str,
+    operation: str,
+    allowed_at: datetime | None,
+    refused_at: datetime | None,
+    reason: str | None,
+) -> None:
+    """The newest word on one operation."""
+    same = (capabilities.c.client_id == client_id, capabilities.c.operation == operation)
+    await connection.execute(delete(capabilities).where(*same))
+    row = {"client_id": client_id, "operation": operation, "allowed_at": allowed_at, "refused_at": refused_at}
+    await connection.execute(insert(capabilities).values(**row, reason=reason))

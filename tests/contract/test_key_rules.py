@@ -1,0 +1,194 @@
+"""What a key may do: its end, actions, addresses, return_to, daily cap; and the patience with bad keys."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from birdwire.keys import KeyRuleError, KeyRules, mint
+from house import API, POST
+
+if TYPE_CHECKING:
+    from house import House
+
+
+async def with_rules(house: House, **rules: Any) -> None:
+    """Let the house's client use a new key with these rules, linked to ada."""
+    key, house.raw_key = await house.gateway.keys.create("test", "ruled", "growth", rules=KeyRules(**rules))
+    house.key_id = key.key_id
+    house.client.headers["authorization"] = f"Bearer {house.raw_key}"
+
+
+async def test_a_key_ends_when_it_should(house: House) -> None:
+    """401 with its own reason, from that moment on."""
+    await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
+    assert (await house.client.get(API + "auth/status")).status_code == 200
+    house.clock.advance(hours=1)
+    answer = await house.client.get(API + "auth/status")
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_expired")
+
+
+async def test_a_key_does_only_what_it_may(house: House) -> None:
+    """The rest is refused before X is asked, and its link asks X for no more than it needs."""
+    await with_rules(house, actions=("like_twitter",))
+    await house.link("ada")
+    assert (await house.like()).status_code == 200
+    answer = await house.call("post_twitter", {"text": "no"})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "key_not_allowed")
+    assert (await house.client.get(API + "user/info?userName=grace")).json()["error"]["reason"] == "key_not_allowed"
+    assert set((await house.status())["scopes"]) == {"like.write", "tweet.read", "users.read", "offline.access"}
+    asked = await house.call("auth_twitter", {"scopes": ["tweet.write"]})
+    assert asked.json()["error"]["reason"] == "key_not_allowed"
+
+
+async def test_a_key_works_only_from_its_addresses(house: House) -> None:
+    """A network that holds us is fine; another is not."""
+    await with_rules(house, ips=("127.0.0.0/8",))
+    assert (await house.client.get(API + "auth/status")).status_code == 200
+    await with_rules(house, ips=("192.0.2.0/24", "2001:db8::/32"))
+    answer = await house.client.get(API + "auth/status")
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "ip_not_allowed")
+    assert "x-ratelimit-limit" in answer.headers
+
+
+async def test_a_daily_cap_holds_until_midnight(house: House) -> None:
+    """Writes count, other calls do not; Retry-After leads to the next day."""
+    await with_rules(house, daily_writes=2)
+    await house.link("ada")
+    assert [(await house.like()).status_code for _ in range(3)] == [200, 200, 429]
+    refused = await house.like()
+    assert (refused.json()["error"]["code"], refused.json()["error"]["reason"]) == ("quota_exceeded", "daily_cap")
+    house.clock.advance(seconds=int(refused.headers["retry-after"]))
+    assert (await house.like()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "return_to",
+    [
+        "//evil.example",
+        "https:evil.example",
+        "\\\\evil.example",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "https://app.example/done/",
+        "https://app.example/done?x=1",
+        "https://app.example.evil.example/done",
+        "https://user@app.example/done",
+        "http://app.example/done",
+        "HTTPS://app.example/done",
+        " https://app.example/done",
+        "https://app.example/done#x",
+    ],
+)
+async def test_people_are_sent_nowhere_but_where_the_key_may(house: House, return_to: str) -> None:
+    """Exactly the allowed address, nothing like it."""
+    await with_rules(house, return_to=("https://app.example/done",))
+    answer = await house.call("auth_twitter", {"return_to": return_to})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "return_to_not_allowed")
+
+
+async def test_the_page_leads_back_to_the_app(house: House) -> None:
+    """By a link that the person chooses, never by a redirect."""
+    await with_rules(house, return_to=("https://app.example/done",))
+    page = await house.link("ada", {"return_to": "https://app.example/done"})
+    assert page.status_code == 200
+    assert 'href="https://app.example/done"' in page.text
+
+
+async def test_too_many_bad_keys_from_one_address_are_slowed(house: House) -> None:
+    """Guessing gets 429; a good key from the same address still works."""
+    bad = {"authorization": f"Bearer {mint('test')}"}
+    answers = [await house.bare.get(API + "auth/status", headers=bad) for _ in range(61)]
+    assert {answer.status_code for answer in answers[:60]} == {401}
+    assert (answers[60].status_code, answers[60].json()["error"]["reason"]) == (429, "auth_failures")
+    assert int(answers[60].headers["retry-after"]) >= 1
+    assert (await house.client.get(API + "auth/status")).status_code == 200
+
+
+async def test_a_key_of_a_premium_account_posts_longer_texts(house: House) -> None:
+    """The limit is the key's, and still a limit."""
+    await with_rules(house, text_limit=1_000)
+    await house.link("ada")
+    refused = await house.call("post_twitter", {"text": "a" * 1_001})
+    assert refused.json()["error"]["reason"] == "text_too_long"
+    assert len(await house.calls("/2/tweets")) == 0
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"actions": ("fly",)},
+        {"ips": ("300.1.1.1",)},
+        {"return_to": ("http://app.example",)},
+        {"return_to": ("javascript:alert(1)",)},
+        {"daily_writes": 0},
+        {"text_limit": 0},
+    ],
+)
+async def test_a_rule_that_cannot_be_kept_is_refused(house: House, rules: dict[str, Any]) -> None:
+    """At creation, not at the first call."""
+    with pytest.raises(KeyRuleError):
+        await house.gateway.keys.create("test", "bad", rules=KeyRules(**rules))
+
+
+def state_of(auth_url: str) -> str:
+    """The state in an auth_url."""
+    return parse_qs(urlsplit(auth_url).query)["state"][0]
+
+
+async def confirm(house: House, state: str, username: str) -> Any:
+    """POST auth/confirm."""
+    return await house.call("auth/confirm", {"state": state, "username": username})
+
+
+async def test_a_link_may_wait_for_the_keys_holder(confirming: House) -> None:
+    """Mode confirm: named at both ends, unusable until the holder agrees to that very account."""
+    redirect = await confirming.consent("ada")
+    page = await confirming.bare.get(redirect)
+    assert "@ada" in page.text
+    assert "confirm" in page.text
+    refused = await confirming.like()
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (403, "x_link_pending")
+    assert "auth/confirm" in refused.json()["error"]["fix"]
+    state = state_of(redirect)
+    assert (await confirm(confirming, state, "grace")).json()["error"]["reason"] == "account_mismatch"
+    answer = await confirm(confirming, state, "@ada")
+    assert (answer.json()["state"], answer.json()["username"]) == ("active", "ada")
+    assert (await confirm(confirming, state, "ada")).json()["state"] == "active"
+    assert (await confirming.like(POST)).status_code == 200
+
+
+async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: House) -> None:
+    """Revoked at X, gone here."""
+    state = state_of(await confirming.consent("ada"))
+    await confirming.link("ada")
+    confirming.clock.advance(minutes=10, seconds=1)
+    await confirming.gateway.sessions.sweep()
+    assert (await confirming.status())["linked"] is False
+    assert len(await confirming.calls("/2/oauth2/revoke")) == 2
+    assert (await confirm(confirming, state, "ada")).status_code == 400
+
+
+async def test_an_expected_account_needs_no_confirmation(confirming: House) -> None:
+    """The holder said beforehand whom to expect."""
+    await confirming.link("ada", {"expected_username": "ada"})
+    assert (await confirming.status())["state"] == "active"
+
+
+async def test_a_stranger_who_finishes_a_relink_changes_nothing(confirming: House) -> None:
+    """The old link goes on; the stranger's waits and ends."""
+    await confirming.link("ada", {"expected_username": "ada"})
+    redirect = await confirming.consent("grace")
+    await confirming.bare.get(redirect)
+    assert (await confirming.like()).status_code == 200
+    assert (await confirming.status())["username"] == "ada"
+
+
+async def test_another_keys_state_cannot_be_confirmed(confirming: House) -> None:
+    """Nor learnt from."""
+    state = state_of(await confirming.consent("ada"))
+    await with_rules(confirming)
+    assert (await confirm(confirming, state, "ada")).json()["error"]["reason"] == "state_unknown"

@@ -39,7 +39,6 @@ GUARD_S = 20.0
 """After this a test has hung."""
 
 LIKE = "/apis/v1/twitter/like_twitter"
-UPLOAD = "/apis/v1/twitter/post_twitter"
 BODY = b'{"tweet_id":"1346889436626259968"}'
 KEY = b"bw-key"
 """Stands in the rows for the real key."""
@@ -205,15 +204,21 @@ async def gateway(directory: Path, limits: EdgeLimits) -> AsyncIterator[Served]:
     built = create_app(settings, log=io.StringIO(), upgrade=True)
     async with serving(built.app, limits) as served:
         await served.talk(PROBE)  # the database is ready once the first request is answered
-        _, served.key = await built.keys.create("test", "test", "custom", 1_000_000)
+        _, served.key = await built.keys.create("test", "test", "growth", 1_000_000)
         yield served
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """One gateway for all rows, with short deadlines."""
-    limits = EdgeLimits(head_s=SOON_S, body_s=SOON_S, bodies={UPLOAD: 65_536})
-    async with gateway(tmp_path_factory.mktemp("edge"), limits) as one:
+    """One gateway for all rows but the late ones."""
+    async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits()) as one:
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """One gateway for the rows that are never whole."""
+    async with gateway(tmp_path_factory.mktemp("hasty"), EdgeLimits(head_s=SOON_S, body_s=SOON_S)) as one:
         yield one
 
 
@@ -514,10 +519,10 @@ def marked(row: Row) -> Any:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("row", [marked(row) for row in ROWS])
-async def test_every_byte_has_one_meaning(served: Served, row: Row) -> None:
+async def test_every_byte_has_one_meaning(served: Served, hasty: Served, row: Row) -> None:
     """The right answers in order, each in our shape; after a refusal by the edge nothing more is read."""
-    raw = await served.talk(row.sent + PROBE if row.probe else row.sent)
-    got = answers(raw, row.heads)
+    server = hasty if 408 in row.statuses else served
+    got = answers(await server.talk(row.sent + PROBE if row.probe else row.sent), row.heads)
     assert [one.status for one in got] == [*row.statuses, *([200] if row.kept else [])]
     for number, one in enumerate(got):
         if one.status != 100:
@@ -706,6 +711,18 @@ async def test_a_reader_that_takes_nothing_cannot_hold_a_closing_connection() ->
 
 
 # Order.
+
+
+async def test_a_queue_of_requests_is_bounded() -> None:
+    """Of 5,000 pipelined requests a piece's worth is taken in at a time, and all are answered in the end."""
+    gated = Gated()
+    async with serving(gated, EdgeLimits()) as served:
+        answered = asyncio.create_task(served.talk(get() * 5_000))
+        await gated.entered.wait()
+        (connection,) = (one for one in served.server.server_state.connections if isinstance(one, edge.EdgeProtocol))
+        assert 0 < len(connection.pipeline) <= edge.PIECE // len(get())
+        gated.go.set()
+        assert [one.status for one in answers(await answered)] == [200] * 5_000
 
 
 async def test_a_refusal_waits_for_the_answer_before_it() -> None:
@@ -932,11 +949,15 @@ async def test_a_path_may_have_its_own_body_limit() -> None:
             (b"/small", 10, 200),
             (b"/small", 11, 413),
         ):
-            sent = like(b"Content-Length: %d" % size, b"Connection: close", body=b" " * size, path=path)
-            got = answers(await served.talk(sent))
-            assert [one.status for one in got] == [status], path
-            if status == 200:
-                assert json.loads(got[0].body)["size"] == size
+            body = b" " * size
+            for lines, coding in (
+                (b"Content-Length: %d" % size, body),
+                (b"Transfer-Encoding: chunked", coded(body) + b"0\r\n\r\n"),
+            ):
+                got = answers(await served.talk(like(lines, b"Connection: close", body=coding, path=path)))
+                assert [one.status for one in got] == [status], path
+                if status == 200:
+                    assert json.loads(got[0].body)["size"] == size
 
 
 # The end.

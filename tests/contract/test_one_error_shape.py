@@ -400,4 +400,4 @@ def test_the_fields_with_reasons_are_those_of_the_bodies() -> None:
         return found
 
     bodies = [AuthTwitter, Confirm, Undo, *(row.body for row in OPERATIONS), *(row.query for row in READS)]
-    assert set().union(*map(names, bodies)) | {"media_files"} == set(FIELDS)
+    assert {name for body in bodies for name in names(body)} | {"media_files"} == set(FIELDS)

@@ -53,7 +53,10 @@ _MAX_LENGTH_DIGITS = 20  # of 2^64
 
 @dataclass(frozen=True, slots=True)
 class EdgeLimits:
-    """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire."""
+    """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire.
+
+    `bodies` (bytes) and `bodies_s` (seconds) hold by exact path what differs from `body_bytes` and `body_s`.
+    """
 
     head_s: float = 10.0
     body_s: float = 10.0
@@ -66,6 +69,7 @@ class EdgeLimits:
     target_bytes: int = 8_192
     body_bytes: int = 16_384
     bodies: Mapping[str, int] = field(default_factory=dict)
+    bodies_s: Mapping[str, float] = field(default_factory=dict)
     framing_bytes: int = 8_192
     connections: int = 1_000
     connections_each: int = 200
@@ -101,6 +105,7 @@ class Door:
         self.limits = limits
         self.telemetry = telemetry
         self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
+        self.bodies_s = {path.encode(): seconds for path, seconds in limits.bodies_s.items()}
         self.inside = 0
         self._each: Counter[object] = Counter()
         self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]
@@ -178,7 +183,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._told: dict[bytes, list[bytes]] = {}
         self._host: bytes | None = None
         self._head_fed = self._framing = self._body_left = self._dropped = 0
-        self._body_limit = self._limits.body_bytes
+        self._body_limit, self._body_s = self._limits.body_bytes, self._limits.body_s
 
     # The connection.
 
@@ -252,12 +257,14 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # Reading.
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes | memoryview) -> None:
         """Parse what came, piece by piece; what comes after a queued request waits."""
         limits = self._limits
+        if len(data) > PIECE:
+            data = memoryview(data)
         while data and self._phase != _DEAF:
             if self.pipeline:
-                self._rest = data
+                self._rest = bytes(data)
                 break
             size = min(PIECE, limits.head_bytes - self._head_fed) if self._phase == _HEAD else PIECE
             piece, data = (data, b"") if len(data) <= size else (data[:size], data[size:])
@@ -271,7 +278,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self._due = inf
 
-    def _parse(self, piece: bytes) -> None:
+    def _parse(self, piece: bytes | memoryview) -> None:
         before, unread = self._phase, None
         try:
             self.parser.feed_data(piece)
@@ -292,7 +299,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if self._framing > self._limits.framing_bytes:
                 raise _malformed("the body has more framing than content")
 
-    def _read_on(self, rest: bytes) -> None:
+    def _read_on(self, rest: bytes | memoryview) -> None:
         """Read a request again without its Upgrade: the parser stops at one, but we have nothing else to speak."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
@@ -372,7 +379,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.scope["client"] = (str(caller), 0)
         super().on_headers_complete()
         self._phase = _BODY
-        self._due = self._now + self._limits.body_s
+        self._due = self._now + self._body_s
 
     def on_chunk_header(self) -> None:
         """The size line of a chunk."""
@@ -426,9 +433,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _announced(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
         """How the body ends must be said once, in one way, and within the limit (RFC 9112 §6)."""
-        limit = self._limits.body_bytes
+        limit, self._body_s = self._limits.body_bytes, self._limits.body_s
         if lengths or codings:
-            limit = self._door.bodies.get(self.url.partition(b"?")[0], limit)
+            path = self.url.partition(b"?")[0]
+            limit, self._body_s = self._door.bodies.get(path, limit), self._door.bodies_s.get(path, self._body_s)
         self._body_left = self._body_limit = limit
         self._framing = 0
         if codings:
@@ -482,7 +490,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._phase == _WAITING:
             self._due = inf if self._running is not None else self._now + self._limits.idle_s
         elif self._due == inf:  # the peer could not go on while we did not read
-            self._due = self._now + (self._limits.head_s if self._phase == _HEAD else self._limits.body_s)
+            self._due = self._now + (self._limits.head_s if self._phase == _HEAD else self._body_s)
         self.flow.resume_reading()
         if self._rest:
             rest, self._rest = self._rest, b""

@@ -710,6 +710,18 @@ async def test_a_reader_that_takes_nothing_cannot_hold_a_closing_connection() ->
                 assert await loop.sock_recv(peer, 12) == b"HTTP/1.1 200"
 
 
+async def test_a_path_may_have_its_own_time_for_a_body() -> None:
+    """A slow body there is still waited for when others are late already."""
+    limits = EdgeLimits(body_s=SOON_S, bodies_s={"/slow": LONG_S})
+    async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
+        reader, writer = await served.open()
+        writer.write(like(b"Content-Length: 2", path=b"/slow"))
+        assert [one.status for one in answers(await served.talk(like(b"Content-Length: 2", path=b"/slower")))] == [408]
+        writer.write(b"{}" + PROBE)
+        assert [one.status for one in answers(await reader.read())] == [200, 200]
+        await hang_up(writer)
+
+
 # Order.
 
 

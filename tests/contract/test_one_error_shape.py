@@ -399,5 +399,11 @@ def test_the_fields_with_reasons_are_those_of_the_bodies() -> None:
                     found |= names(inner)
         return found
 
-    bodies = [AuthTwitter, Confirm, Undo, *(row.body for row in OPERATIONS), *(row.query for row in READS)]
+    bodies: list[type[BaseModel]] = [
+        AuthTwitter,
+        Confirm,
+        Undo,
+        *(row.body for row in OPERATIONS),
+        *(row.query for row in READS),
+    ]
     assert {name for body in bodies for name in names(body)} | {"media_files"} == set(FIELDS)

@@ -16,7 +16,7 @@ from birdwire.body import Body, Empty
 from birdwire.call import Answer
 from birdwire.capabilities import Capabilities
 from birdwire.clock import Clock
-from birdwire.edge import EdgeLimits
+from birdwire.door import EdgeLimits
 from birdwire.errors import GatewayError
 from birdwire.gate import Gate, Takes
 from birdwire.journal import Journal
@@ -27,6 +27,7 @@ from birdwire.operations import OPERATIONS
 from birdwire.pages import Pages
 from birdwire.reads import READS, Reads
 from birdwire.sessions import Sessions
+from birdwire.settings import listed
 from birdwire.store import vault_keys
 from birdwire.store.db import Database, StorageDownError, StoreError
 from birdwire.surfaces import openapi
@@ -65,12 +66,17 @@ class Gateway:
 
     def server(self, **overrides: Any) -> uvicorn.Config:
         """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options."""
-        bodies = {route.path: route.limit for route in self.routes}
+        settings = self.settings
         limits = EdgeLimits(
-            head_s=self.settings.request_deadline_s,
-            body_s=self.settings.request_deadline_s,
-            body_bytes=self.settings.max_body_bytes,
-            bodies=bodies,
+            head_s=settings.request_deadline_s,
+            body_s=settings.request_deadline_s,
+            body_bytes=settings.max_body_bytes,
+            bodies={route.path: route.limit for route in self.routes},
+            bodies_s={route.path: route.deadline_s for route in self.routes},
+            connections=settings.max_connections,
+            connections_each=settings.max_connections_each,
+            trusted_proxies=listed(settings.trusted_proxies),
+            hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
         return edge.config(self.app, limits=limits, telemetry=self.telemetry, **overrides)
 
@@ -166,9 +172,9 @@ def create_app(
             await upstream.close()
             await database.close()
 
-    listed = routes(gate, oauth, Pages(oauth), database, settings)
-    app = asgi.create(listed, lifespan=lifespan, telemetry=telemetry, clock=clock)
-    return Gateway(app, listed, keys, sessions, capabilities, telemetry, settings)
+    every = routes(gate, oauth, Pages(oauth), database, settings)
+    app = asgi.create(every, lifespan=lifespan, telemetry=telemetry, clock=clock)
+    return Gateway(app, every, keys, sessions, capabilities, telemetry, settings)
 
 
 def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings: Settings) -> list[Route]:

@@ -5,10 +5,8 @@ A subclass of uvicorn's protocol: what is whole, small and unambiguous goes on t
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections import Counter
-from dataclasses import dataclass, field
+import socket
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -19,28 +17,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from birdwire.asgi import respond
 from birdwire.call import Call, new_request_id
+from birdwire.door import Door, EdgeLimits, address_of
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from birdwire.telemetry import Telemetry
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-PIECE = 4_096
-"""Bytes parsed at a time: the most that one look at the queue or at a size may come too late."""
-
-CHUNK_OVERHEAD = 8
-"""Bytes of framing that an ordinary chunk has: up to four digits, two line ends."""
-
-MAX_HOPS = 20
-"""Entries of X-Forwarded-For that are read, from its end."""
+PIECE = 4_096  # bytes parsed at a time: the most that one look at the queue or at a size may come too late
+CHUNK_OVERHEAD = 8  # bytes of framing that an ordinary chunk has: up to four digits, two line ends
 
 _WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a head, a body; or nothing ever again
 
@@ -49,34 +40,6 @@ _HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
 _SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 _MAX_LENGTH_DIGITS = 20  # of 2^64
-
-
-@dataclass(frozen=True, slots=True)
-class EdgeLimits:
-    """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire.
-
-    `bodies` (bytes) and `bodies_s` (seconds) hold by exact path what differs from `body_bytes` and `body_s`.
-    """
-
-    head_s: float = 10.0
-    body_s: float = 10.0
-    idle_s: float = 5.0
-    write_s: float = 30.0
-    linger_s: float = 2.0
-    linger_bytes: int = 1 << 20
-    headers: int = 100
-    head_bytes: int = 16_384
-    target_bytes: int = 8_192
-    body_bytes: int = 16_384
-    bodies: Mapping[str, int] = field(default_factory=dict)
-    bodies_s: Mapping[str, float] = field(default_factory=dict)
-    framing_bytes: int = 8_192
-    connections: int = 1_000
-    connections_each: int = 200
-    connections_refused: int = 100
-    uncapped: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
-    trusted_proxies: tuple[str, ...] = ()
-    hosts: frozenset[str] = frozenset()
 
 
 def config(app: ASGIApp, *, limits: EdgeLimits, telemetry: Telemetry | None = None, **overrides: Any) -> uvicorn.Config:
@@ -96,61 +59,6 @@ def config(app: ASGIApp, *, limits: EdgeLimits, telemetry: Telemetry | None = No
         "proxy_headers": False,  # ours trusts nobody by default
     }
     return uvicorn.Config(app, **(options | overrides))
-
-
-class Door:
-    """What all connections share: the limits, how many are inside, and whose X-Forwarded-For counts."""
-
-    def __init__(self, limits: EdgeLimits, telemetry: Telemetry | None) -> None:
-        self.limits = limits
-        self.telemetry = telemetry
-        self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
-        self.bodies_s = {path.encode(): seconds for path, seconds in limits.bodies_s.items()}
-        self.inside = 0
-        self._each: Counter[object] = Counter()
-        self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]
-        self._uncapped = [*self._trusted, *(ipaddress.ip_network(network) for network in limits.uncapped)]
-
-    def enter(self, address: Address | None) -> bool:
-        """Count a connection in, if there is room."""
-        block = self._block(address)
-        if self.inside >= self.limits.connections or self._each[block] >= self.limits.connections_each:
-            return False
-        self.inside += 1
-        if block is not None:
-            self._each[block] += 1
-        return True
-
-    def leave(self, address: Address | None) -> None:
-        """Count out a connection that was counted in."""
-        block = self._block(address)
-        self.inside -= 1
-        if block is not None:
-            self._each[block] -= 1
-            if not self._each[block]:
-                del self._each[block]
-
-    def trusts(self, address: Address | None) -> bool:
-        """Whether an address is one of the configured proxies."""
-        return address is not None and any(address in network for network in self._trusted)
-
-    def caller(self, forwarded: Iterable[bytes]) -> Address | None:
-        """Whom our outermost proxy saw: the last entries are our proxies' own, what stands before is anybody's."""
-        caller = None
-        for entry in reversed(b",".join(forwarded).rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
-            address = _address(entry.decode("latin-1"))
-            if address is None:
-                break
-            caller = address
-            if not self.trusts(address):
-                break
-        return caller
-
-    def _block(self, address: Address | None) -> object:
-        """What counts as one address: of IPv6 the /64 that one subscriber has. None: not counted."""
-        if address is None or any(address in network for network in self._uncapped):
-            return None
-        return address if address.version == 4 else int(address) >> 64
 
 
 class Line:
@@ -190,9 +98,10 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Let it in, or turn it away with 503; too many at once to tell so are cut off."""
         super().connection_made(transport)
+        _send_at_once(transport)
         self._wire = transport
         self.transport = cast("asyncio.Transport", Line(transport, self._finish))
-        self._address = _address(self.client[0]) if self.client else None
+        self._address = address_of(self.client[0]) if self.client else None
         self._proxied = self._door.trusts(self._address)
         self._inside = self._door.enter(self._address)
         if self._inside:
@@ -415,7 +324,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if match is None:
                 raise _malformed("the Host header is no host")
             if self._limits.hosts and match[1].decode().lower() not in self._limits.hosts:
-                raise _malformed("this gateway does not answer to that Host")
+                raise GatewayError("host_not_allowed")
             self._host = hosts[0]
         return hosts[0]
 
@@ -578,15 +487,11 @@ def _malformed(detail: str) -> GatewayError:
     return GatewayError("http_malformed", detail=detail)
 
 
-def _address(text: str) -> Address | None:
-    """An IP address, also with a port as proxies write it; an IPv4 address in IPv6 form is the IPv4 address."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+def _send_at_once(transport: asyncio.Transport) -> None:
+    """Turn Nagle's algorithm off: asyncio does so only for sockets that name their protocol, which listeners do not.
+
+    With it on, an answer on a kept connection waits up to 40 ms for the caller's delayed acknowledgement.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

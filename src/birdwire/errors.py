@@ -64,6 +64,7 @@ PROBLEMS: dict[str, Problem] = {
     "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key may not send people to that return_to address.", "Leave return_to out, or have the operator allow the address for this key."),
     # 400: HTTP itself
     "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
+    "host_not_allowed": Problem(400, _INVALID, "caller", "The Host header names a host that is not served here.", "Call the gateway by its public name."),
     "duplicate_header": Problem(400, _INVALID, "caller", "The request has the header {field} twice.", "Send the header once."),
     "prefetch": Problem(400, _INVALID, "caller", "This page can be opened once, so it does not answer a prefetch.", "Open the page yourself."),
     # 400: the callback

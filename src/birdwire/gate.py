@@ -289,7 +289,8 @@ class Line:
         except Unauthorized as error:
             if self._renewed:
                 raise self._give_up(error) from None
-        self._session, self._renewed = await self._sessions.renew(self._session), True
+            upstream = error.upstream
+        self._session, self._renewed = await self._sessions.renew(self._session, upstream), True
         left_s = max(1.0, ends_at - self._clock.monotonic())
         try:
             return await self._x.call(self._session.access_token, request, reading, left_s)

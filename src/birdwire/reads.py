@@ -177,7 +177,7 @@ def _shown(user: _User) -> dict[str, Any]:
         "isVerified": user.verified,
         "followers": metrics.get("followers_count"),
         "following": metrics.get("following_count"),
-        "statusesCount": metrics.get("tweet_count"),
+        "statusesCount": metrics.get("tweet_count", metrics.get("post_count")),
     }
     return {name: value for name, value in shown.items() if value is not None}
 

@@ -103,15 +103,15 @@ class Sessions:
                     raise  # otherwise the old token still works: X's token endpoint may be back before it ends
         return self._session(row)
 
-    async def renew(self, session: XSession) -> XSession:
-        """The session with a newer token than the one that X just answered 401 to.
+    async def renew(self, session: XSession, upstream: dict[str, object] | None) -> XSession:
+        """The session with a newer token than the one that X just answered 401 to, with those words.
 
         Raises:
             GatewayError: x_session_expired, or why X could not be asked for a new token.
         """
         until = self._held_off.get((session.session_id, session.gen))
         if until is not None and self._clock.monotonic() < until:
-            raise GatewayError("x_session_expired", account=f"@{session.username}")
+            raise GatewayError("x_session_expired", account=f"@{session.username}", upstream=upstream)
         row = await self._read(session.session_id)
         return self._session(await self._refreshed(row) if row["gen"] == session.gen else row)
 

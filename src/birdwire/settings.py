@@ -73,6 +73,14 @@ class Settings(BaseModel):
         ",".join(LOOK_UPS),
         description="The look-ups that are offered, separated by commas; X bills each call.",
     )
+    trusted_proxies: str = Field(
+        "", description="Addresses or networks of the proxies in front, whose X-Forwarded-For is believed, by commas."
+    )
+    hosts: str = Field("", description="Host names that requests may name, separated by commas; empty: any.")
+    max_connections: int = Field(1_000, ge=1, le=100_000, description="Connections from callers at most.")
+    max_connections_each: int = Field(
+        200, ge=1, le=100_000, description="Connections from one address at most; proxies and loopback are not counted."
+    )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
     max_post_bytes: int = Field(65_536, ge=1_024, le=1 << 20, description="Size of a post_twitter body at most.")
     max_upload_bytes: int = Field(
@@ -94,6 +102,11 @@ class Settings(BaseModel):
         problems = [*self._url_problems()]
         if self.vault_key_file is not None and self.vault_key is not None:
             problems.append("vault_key and vault_key_file are both set; set one")
+        for network in listed(self.trusted_proxies):
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                problems.append(f"trusted_proxies names {network}, which is no IP address or network")
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
             problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")
@@ -122,7 +135,7 @@ class Settings(BaseModel):
     @property
     def offered_reads(self) -> tuple[str, ...]:
         """The names of the look-ups that are offered."""
-        return tuple(name.strip() for name in self.reads.split(",") if name.strip())
+        return listed(self.reads)
 
     @property
     def issuer(self) -> Literal["x", "sandbox"]:
@@ -178,6 +191,11 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:  # an address or a port that is none
         return None
     return parts if usable else None
+
+
+def listed(value: str) -> tuple[str, ...]:
+    """The parts of a value that holds several, separated by commas."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from birdwire import edge
 from birdwire.app import create_app
 from birdwire.clock import Clock
-from birdwire.edge import EdgeLimits
+from birdwire.door import EdgeLimits
 from birdwire.settings import Settings
 from birdwire.telemetry import Telemetry
 
@@ -945,7 +945,7 @@ async def test_a_host_outside_the_list_is_refused() -> None:
             assert answers(await served.talk(get(b"Connection: close", host=b"Host: " + host)))[0].status == 200
         for host in (b"evil.test", b"birdwire.test.evil.test", b"127.0.0.1"):
             got = answers(await served.talk(get(host=b"Host: " + host) + PROBE))
-            assert [(one.status, one.reason) for one in got] == [(400, "http_malformed")]
+            assert [(one.status, one.reason) for one in got] == [(400, "host_not_allowed")]
 
 
 async def test_a_path_may_have_its_own_body_limit() -> None:

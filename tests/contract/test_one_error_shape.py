@@ -17,6 +17,7 @@ from pydantic import BaseModel
 import birdwire
 from birdwire import asgi, edge
 from birdwire.clock import Clock
+from birdwire.door import EdgeLimits
 from birdwire.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
 from birdwire.oauth import AuthTwitter, Confirm
 from birdwire.operations import OPERATIONS
@@ -310,7 +311,7 @@ def broken() -> tuple[Starlette, io.StringIO]:
 async def test_a_bug_shows_nothing_of_itself(house: House) -> None:
     """500 in the shape; the log names the exception's type and place, never its text."""
     app, log = broken()
-    async with serving(edge.config(app, limits=edge.EdgeLimits())) as url:
+    async with serving(edge.config(app, limits=EdgeLimits())) as url:
         answer = await house.bare.post(url + API + "like_twitter", json={"tweet_id": "1"})
     got = Got(answer.status_code, {**answer.headers, "x-ratelimit-limit": "-"}, answer.content)  # no key was read yet
     judge(got, "internal")

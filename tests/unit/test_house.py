@@ -54,16 +54,17 @@ ALLOWED: dict[str, str] = {
     "operations reads sessions store.db x",
     "asgi": "call clock errors gate telemetry",
     "pages": "body call errors oauth",
-    "edge": "asgi call errors gate telemetry",
+    "door": "telemetry",
+    "edge": "asgi call door errors gate telemetry",
     "surfaces": "",
     "surfaces.openapi": "authserver body call errors oauth operations",
-    "app": "asgi authserver birdwire body call capabilities clock dialect edge errors gate journal keys limits "
+    "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate journal keys limits "
     "oauth operations pages "
     "reads sessions settings store.db store.vault_keys surfaces.openapi telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 
-LONG = {"edge": 600, "upstream": 620}
+LONG = {"upstream": 620}
 """Modules over 500 lines, with the length that they must not pass: one state machine each."""
 
 

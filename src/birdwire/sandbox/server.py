@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -32,6 +33,13 @@ class Wire:
 
 class SandboxProtocol(HttpToolsProtocol):
     """uvicorn's protocol, whose requests carry their connection as an ASGI extension."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Answer at once: asyncio leaves Nagle's algorithm on for sockets that do not name their protocol."""
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def on_message_begin(self) -> None:
         """Begin a request."""

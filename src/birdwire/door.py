@@ -1,0 +1,115 @@
+"""Who is let in at the edge: every bound it keeps, how many connections are inside, whose X-Forwarded-For counts."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from birdwire.telemetry import Telemetry
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MAX_HOPS = 20
+"""Entries of X-Forwarded-For that are read, from its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire.
+
+    `bodies` (bytes) and `bodies_s` (seconds) hold by exact path what differs from `body_bytes` and `body_s`.
+    """
+
+    head_s: float = 10.0
+    body_s: float = 10.0
+    idle_s: float = 5.0
+    write_s: float = 30.0
+    linger_s: float = 2.0
+    linger_bytes: int = 1 << 20
+    headers: int = 100
+    head_bytes: int = 16_384
+    target_bytes: int = 8_192
+    body_bytes: int = 16_384
+    bodies: Mapping[str, int] = field(default_factory=dict)
+    bodies_s: Mapping[str, float] = field(default_factory=dict)
+    framing_bytes: int = 8_192
+    connections: int = 1_000
+    connections_each: int = 200
+    connections_refused: int = 100
+    uncapped: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trusted_proxies: tuple[str, ...] = ()
+    hosts: frozenset[str] = frozenset()
+
+
+class Door:
+    """What all connections share: the limits, how many are inside, and whose X-Forwarded-For counts."""
+
+    def __init__(self, limits: EdgeLimits, telemetry: Telemetry | None) -> None:
+        self.limits = limits
+        self.telemetry = telemetry
+        self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
+        self.bodies_s = {path.encode(): seconds for path, seconds in limits.bodies_s.items()}
+        self.inside = 0
+        self._each: Counter[object] = Counter()
+        self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]
+        self._uncapped = [*self._trusted, *(ipaddress.ip_network(network) for network in limits.uncapped)]
+
+    def enter(self, address: Address | None) -> bool:
+        """Count a connection in, if there is room."""
+        block = self._block(address)
+        if self.inside >= self.limits.connections or self._each[block] >= self.limits.connections_each:
+            return False
+        self.inside += 1
+        if block is not None:
+            self._each[block] += 1
+        return True
+
+    def leave(self, address: Address | None) -> None:
+        """Count out a connection that was counted in."""
+        block = self._block(address)
+        self.inside -= 1
+        if block is not None:
+            self._each[block] -= 1
+            if not self._each[block]:
+                del self._each[block]
+
+    def trusts(self, address: Address | None) -> bool:
+        """Whether an address is one of the configured proxies."""
+        return address is not None and any(address in network for network in self._trusted)
+
+    def caller(self, forwarded: Iterable[bytes]) -> Address | None:
+        """Whom our outermost proxy saw: the last entries are our proxies' own, what stands before is anybody's."""
+        caller = None
+        for entry in reversed(b",".join(forwarded).rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
+            address = address_of(entry.decode("latin-1"))
+            if address is None:
+                break
+            caller = address
+            if not self.trusts(address):
+                break
+        return caller
+
+    def _block(self, address: Address | None) -> object:
+        """What counts as one address: of IPv6 the /64 that one subscriber has. None: not counted."""
+        if address is None or any(address in network for network in self._uncapped):
+            return None
+        return address if address.version == 4 else int(address) >> 64
+
+
+def address_of(text: str) -> Address | None:
+    """An IP address, also with a port as proxies write it; an IPv4 address in IPv6 form is the IPv4 address."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

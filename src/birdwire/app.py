@@ -19,6 +19,7 @@ from birdwire.clock import Clock
 from birdwire.door import EdgeLimits
 from birdwire.errors import GatewayError
 from birdwire.gate import Gate, Takes
+from birdwire.idempotency import Idempotency
 from birdwire.journal import Journal
 from birdwire.keys import Keys
 from birdwire.limits import Limits
@@ -30,7 +31,8 @@ from birdwire.sessions import Sessions
 from birdwire.settings import listed
 from birdwire.store import vault_keys
 from birdwire.store.db import Database, StorageDownError, StoreError
-from birdwire.surfaces import openapi
+from birdwire.surfaces.endpoints import DOCUMENTS
+from birdwire.surfaces.site import Site
 from birdwire.telemetry import Telemetry
 from birdwire.upstream import Upstream
 from birdwire.vault import Place, Vault, VaultError, decode_key, read_key_file
@@ -135,7 +137,7 @@ def create_app(
         user_agent=f"birdwire/{__version__}",
     )
     authserver, x = AuthServer(settings, upstream), X(upstream, clock)
-    keys, journal = Keys(database, clock), Journal(database, clock)
+    keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
     sessions = Sessions(database, vault, authserver, clock, settings.issuer, confirm=confirm)
@@ -150,6 +152,7 @@ def create_app(
         Reads(clock),
         capabilities,
         journal,
+        once,
         clock,
         mode,
         settings.x_deadline_s,
@@ -159,6 +162,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await prepare(database, vault, clock, upgrade=upgrade)
+        await once.recover()
         if unsettled := await journal.recover():
             telemetry.event("warning", "outcomes_unknown", count=unsettled)
         sweeper = asyncio.create_task(_sweep(sessions, telemetry))
@@ -172,22 +176,21 @@ def create_app(
             await upstream.close()
             await database.close()
 
-    every = routes(gate, oauth, Pages(oauth), database, settings)
+    every = routes(gate, oauth, journal, Pages(oauth), database, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry, clock=clock)
     return Gateway(app, every, keys, sessions, capabilities, telemetry, settings)
 
 
-def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings: Settings) -> list[Route]:
+def routes(
+    gate: Gate, oauth: OAuth, journal: Journal, pages: Pages, database: Database, settings: Settings
+) -> list[Route]:
     """Every path and method that is answered."""
-    document = Answer.of(openapi.document(settings.base_url), headers=[("access-control-allow-origin", "*")])
-
-    async def describe(_: Call) -> Answer:
-        return document
+    site = Site(settings)
 
     def operation_route(operation: Operation) -> Route:
         takes = Takes(operation.body, limit=settings.max_body_bytes, needs_file=operation.takes_file)
         if not operation.repeatable:
-            takes = replace(takes, limit=settings.max_post_bytes)
+            takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
             takes = replace(takes, file_limit=settings.max_upload_bytes)
         deadline_s = settings.upload_deadline_s if takes.file_limit else settings.request_deadline_s
@@ -210,6 +213,7 @@ def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings:
         key_route("POST", "unlink_twitter", oauth.unlink, Empty),
         key_route("GET", "auth/status", oauth.status, Empty),
         key_route("POST", "auth/confirm", oauth.confirm, Confirm),
+        key_route("GET", "requests/{request_id}", journal.request, Empty),
     ]
     if settings.relay_dialect:
         own = [replace(route, path=path) for route in own for path in dialect.aliases(route.path)]
@@ -217,7 +221,7 @@ def routes(gate: Gate, oauth: OAuth, pages: Pages, database: Database, settings:
         *own,
         Route("GET", f"{API}/oauth_callback", pages.callback),
         Route("POST", f"{API}/auth/undo", pages.undo),
-        Route("GET", "/openapi.json", describe),
+        *(Route("GET", path, site.answer) for path in DOCUMENTS),
         Route("GET", "/livez", _live),
         Route("GET", "/readyz", partial(_ready, database)),
     ]

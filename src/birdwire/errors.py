@@ -65,6 +65,7 @@ PROBLEMS: dict[str, Problem] = {
     # 400: HTTP itself
     "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
     "host_not_allowed": Problem(400, _INVALID, "caller", "The Host header names a host that is not served here.", "Call the gateway by its public name."),
+    "idempotency_key_malformed": Problem(400, _INVALID, "caller", "The Idempotency-Key is not 1 to 255 printable ASCII characters, or is there twice.", "Send one, such as a UUID."),
     "duplicate_header": Problem(400, _INVALID, "caller", "The request has the header {field} twice.", "Send the header once."),
     "prefetch": Problem(400, _INVALID, "caller", "This page can be opened once, so it does not answer a prefetch.", "Open the page yourself."),
     # 400: the callback
@@ -108,6 +109,7 @@ PROBLEMS: dict[str, Problem] = {
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
+    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no such request, or it is long gone.", "Check the request_id; it is in X-Request-Id of the answer."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not take {method}.", "Use {allow}."),
@@ -118,6 +120,8 @@ PROBLEMS: dict[str, Problem] = {
     "headers_too_large": Problem(431, "headers_too_large", "caller", "The request's headers are too many or too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
     # 409
     "account_mismatch": Problem(409, _CONFLICT, "account_owner", "@{username} approved, but this key is meant for {expected}; nothing was changed.", "Approve as {expected}; or unlink first, or name the new account as expected_username."),
+    "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Ask again after the seconds in Retry-After; the answer will be the first call's.", retryable=True),
+    "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
     "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
     # 429
@@ -272,6 +276,6 @@ def render(error: GatewayError, request_id: str) -> Answer:
     headers = list(error.headers)
     if problem.status == 401:
         headers.append(("www-authenticate", "Bearer"))
-    if error.retry_after_s is not None and problem.status in (429, 503):
+    if error.retry_after_s is not None and (problem.status in (429, 503) or error.reason == "idempotency_in_flight"):
         headers.append(("retry-after", str(max(1, error.retry_after_s))))
     return Answer.of({"error": body}, problem.status, headers)

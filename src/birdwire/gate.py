@@ -5,6 +5,7 @@ Plain data in and out: knows no web framework. No operation can skip a step, and
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from birdwire import dialect, media
+from birdwire import dialect, idempotency, media
 from birdwire.body import Body, Empty, Parsed, check, read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from birdwire.call import Call, Headers
     from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
+    from birdwire.idempotency import Idempotency
     from birdwire.journal import Journal
     from birdwire.keys import Key, Keys, Mode
     from birdwire.limits import Limits
@@ -42,13 +44,17 @@ MOST_FILES = 4
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """What a route takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too."""
+    """What a route takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
+
+    What is not `repeatable` is done once for each call, with an Idempotency-Key made here if it brings none.
+    """
 
     model: type[Body] = Empty
     query: bool = False
     limit: int = 16_384
     file_limit: int = 0
     needs_file: bool = False
+    repeatable: bool = True
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class Gate:
         reads: Reads,
         capabilities: Capabilities,
         journal: Journal,
+        once: Idempotency,
         clock: Clock,
         mode: Mode,
         deadline_s: float,
@@ -87,6 +94,7 @@ class Gate:
         self._reads = reads
         self._capabilities = capabilities
         self._journal = journal
+        self._idempotency = once
         self._clock = clock
         self._mode: Mode = mode
         self._deadline_s = deadline_s
@@ -107,7 +115,7 @@ class Gate:
         visit = _Visit()
         try:
             key, parsed, relayed = await self._enter(takes, call, visit)
-            answer = await work(call, key, parsed)
+            answer = await self._once(takes, work, call, key, parsed, visit)
             if relayed:
                 answer = dialect.say(answer)
         except StorageDownError:
@@ -172,6 +180,35 @@ class Gate:
             raise GatewayError("ip_not_allowed")
         return key
 
+    async def _once(  # the frame's own parts, and nothing else
+        self, takes: Takes, work: Work, call: Call, key: Key, parsed: Parsed, visit: _Visit
+    ) -> Answer:
+        """Do the work, or tell again how it ended: a call with an Idempotency-Key is done once."""
+        name = idempotency.name_of(call)
+        if call.method != "POST" or (name is None and takes.repeatable):
+            return await work(call, key, parsed)
+        if name is None:
+            name = idempotency.new_name()
+            visit.headers += (("idempotency-key", name),)
+        asked = idempotency.fingerprint(call, parsed)
+        told = await self._idempotency.begin(key.key_id, name, asked, repeatable=takes.repeatable)
+        if told is not None:
+            return told
+        end = partial(self._idempotency.lose if not takes.repeatable else self._idempotency.release, key.key_id, name)
+        try:
+            answer = await work(call, key, parsed)
+            end = partial(self._idempotency.keep, key.key_id, name, answer)
+        except GatewayError as error:
+            if _definite(error):
+                end = partial(self._idempotency.keep, key.key_id, name, render(error, call.request_id))
+            elif error.reason != "outcome_unknown":
+                end = partial(self._idempotency.release, key.key_id, name)
+            raise
+        finally:
+            with contextlib.suppress(StorageDownError):  # the row stays as begun, and so does no harm
+                await end()
+        return answer
+
     async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> int:
         """A file begins: nobody sends one without a key, be it the header's or one in a part before it."""
         if visit.key is None:
@@ -217,7 +254,7 @@ class Gate:
             await self._journal.settle(entry, error.outcome, error.problem.status, error.reason, begun=begun)
             raise error from None
         entry = replace(entry, target=entry.target or str(data.get(operation.target, "")))
-        await self._journal.settle(entry, "confirmed", operation.status, None, begun=begun)
+        await self._journal.settle(entry, "confirmed", operation.status, None, begun=begun, data=data)
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)
@@ -308,6 +345,12 @@ def refuse(error: GatewayError, call: Call) -> Answer:
     if error.upstream is not None:
         call.note["upstream_status"] = error.upstream["status"]
     return render(error, call.request_id)
+
+
+def _definite(error: GatewayError) -> bool:
+    """Whether X itself said no for good: its 401s and 429s, and what may be tried again, are no such word."""
+    said_by_x = error.upstream is not None and error.outcome == "refused"
+    return said_by_x and not error.problem.retryable and error.reason not in ("x_session_expired", "x_usage_capped")
 
 
 def _known(visit: _Visit) -> Key:

@@ -1,16 +1,22 @@
-"""What was asked of X and what became of it: one row a write, durable before its answer. Holds no token, no text."""
+"""What was asked of X and what became of it: one row a write, durable before its answer. Holds no token."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from birdwire.body import Empty, check
+from birdwire.call import Answer
+from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.store import journal as store
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
+    from birdwire.body import Parsed
+    from birdwire.call import Call
     from birdwire.clock import Clock
+    from birdwire.keys import Key
     from birdwire.store.db import Database
 
 Outcome = Literal["confirmed", "refused", "not_sent", "unknown"]
@@ -49,14 +55,23 @@ class Journal:
         """
         await self._add(entry, {"state": "started", "created_at": self._clock.now()}, "not_sent")
 
-    async def settle(self, entry: Entry, outcome: Outcome, status: int, reason: str | None, *, begun: bool) -> None:
-        """Write down what became of it; it is on the disk when this returns.
+    async def settle(
+        self,
+        entry: Entry,
+        outcome: Outcome,
+        status: int,
+        reason: str | None,
+        *,
+        begun: bool,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Write down what became of it, and what was answered; it is on the disk when this returns.
 
         Raises:
             GatewayError: storage_unavailable, saying which half happened.
         """
         now = self._clock.now()
-        values = {"state": outcome, "status": status, "reason": reason, "settled_at": now}
+        values = {"state": outcome, "status": status, "reason": reason, "data": data, "settled_at": now}
         if not begun:
             await self._add(entry, {**values, "created_at": now}, outcome)
             return
@@ -65,6 +80,26 @@ class Journal:
                 await store.settle(connection, entry.request_id, {**values, "target": entry.target})
         except StorageDownError:
             raise GatewayError("storage_unavailable", half=_HALVES[outcome]) from None
+
+    async def request(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+        """What became of one write of the key's: GET requests/{request_id}.
+
+        Raises:
+            GatewayError: request_not_found; another key's requests are none either.
+        """
+        check(parsed.fields, Empty)
+        async with self._database.read() as connection:
+            row = await store.find(connection, key.key_id, call.path.rsplit("/", 1)[-1])
+        if row is None:
+            raise GatewayError("request_not_found")
+        settled_at = row["settled_at"]
+        return Answer.of(
+            {
+                **{name: row[name] for name in ("request_id", "operation", "state", "status", "reason", "data")},
+                "created_at": rfc3339(row["created_at"]),
+                "settled_at": None if settled_at is None else rfc3339(settled_at),
+            }
+        )
 
     async def recover(self) -> int:
         """At start: what was begun and never settled has an unknown outcome. How many there were."""

@@ -36,6 +36,8 @@ ALLOWED: dict[str, str] = {
     "reads": "body clock errors media operations post x",
     "capabilities": "clock store.capabilities store.db",
     "store.capabilities": "store.db",
+    "store.idempotency": "store.db",
+    "idempotency": "body call clock errors store.db store.idempotency",
     "authserver": "errors settings upstream",
     "x": "call clock errors operations post upstream",
     "store": "",
@@ -45,22 +47,26 @@ ALLOWED: dict[str, str] = {
     "store.sessions": "store.db store.keys",
     "store.states": "store.db",
     "store.vault_keys": "store.db",
-    "journal": "clock errors store.db store.journal vault",
+    "journal": "body call clock errors keys store.db store.journal",
     "keys": "call clock errors operations reads settings store.db store.keys",
     "sessions": "authserver clock errors flight store.db store.sessions telemetry vault",
     "oauth": "authserver body call capabilities clock errors flight keys operations reads sessions settings store.db "
     "store.states vault x",
-    "gate": "body call capabilities clock dialect errors journal keys limits media oauth "
+    "gate": "body call capabilities clock dialect errors idempotency journal keys limits media oauth "
     "operations reads sessions store.db x",
     "asgi": "call clock errors gate telemetry",
     "pages": "body call errors oauth",
     "door": "telemetry",
     "edge": "asgi call door errors gate telemetry",
     "surfaces": "",
-    "surfaces.openapi": "authserver body call errors oauth operations",
-    "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate journal keys limits "
+    "surfaces.endpoints": "body oauth operations pages post reads settings",
+    "surfaces.schemas": "authserver body errors keys oauth post",
+    "surfaces.openapi": "birdwire call errors limits settings surfaces.endpoints surfaces.schemas",
+    "surfaces.yaml": "",
+    "surfaces.site": "call settings surfaces surfaces.endpoints surfaces.openapi surfaces.yaml",
+    "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency journal keys limits "
     "oauth operations pages "
-    "reads sessions settings store.db store.vault_keys surfaces.openapi telemetry upstream vault x",
+    "reads sessions settings store.db store.vault_keys surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

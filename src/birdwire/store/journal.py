@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Index, Integer, RowMapping, String, Table, insert, select, update
+from sqlalchemy import JSON, Column, Index, Integer, RowMapping, String, Table, insert, select, update
 
 from birdwire.store.db import Instant, metadata
 
@@ -24,6 +24,7 @@ journal = Table(
     Column("state", String, nullable=False),
     Column("status", Integer),
     Column("reason", String),
+    Column("data", JSON),
     Column("created_at", Instant, nullable=False),
     Column("settled_at", Instant),
     Index("journal_key", "key_id", "created_at"),

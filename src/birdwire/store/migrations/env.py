@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from birdwire.store import capabilities, journal, keys, sessions, states, vault_keys
+from birdwire.store import capabilities, idempotency, journal, keys, sessions, states, vault_keys
 from birdwire.store.db import metadata
 
 TABLES = (
     capabilities.capabilities,
+    idempotency.idempotency,
     journal.journal,
     keys.api_keys,
     sessions.x_sessions,

@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("data", sa.JSON(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("settled_at", Instant(), nullable=True),
         sa.PrimaryKeyConstraint("request_id"),
@@ -103,6 +104,22 @@ def upgrade() -> None:
             ["api_keys.key_id"],
         ),
         sa.PrimaryKeyConstraint("key_id", "day"),
+    )
+    op.create_table(
+        "idempotency",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("asked", sa.LargeBinary(), nullable=False),
+        sa.Column("repeatable", sa.Boolean(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        sa.Column("created_at", Instant(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["key_id"],
+            ["api_keys.key_id"],
+        ),
+        sa.PrimaryKeyConstraint("key_id", "name"),
     )
     op.create_table(
         "link_states",
@@ -174,6 +191,7 @@ def downgrade() -> None:
         batch_op.drop_index("link_states_key")
 
     op.drop_table("link_states")
+    op.drop_table("idempotency")
     op.drop_table("daily_writes")
     with op.batch_alter_table("api_secrets", schema=None) as batch_op:
         batch_op.drop_index("api_secrets_key")

@@ -1,0 +1,473 @@
+"""What is answered where, for readers: one Endpoint for each path and method, and why it may refuse. Serves none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from birdwire.body import Body, Empty
+from birdwire.oauth import AuthTwitter, Confirm
+from birdwire.operations import OPERATIONS, Operation, XData
+from birdwire.pages import Undo
+from birdwire.post import ID_PATTERN, PostTwitter
+from birdwire.reads import READS, Read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from birdwire.settings import Settings
+
+API = "/apis/v1/twitter"
+Tag = Literal["Link", "Act", "Read", "About"]
+
+
+class Said(BaseModel):
+    """An answer: these members, and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Capability(Said):
+    """What X last said of an action that it keeps from some apps."""
+
+    allowed: bool = Field(description="whether X let this gateway do it")
+    reason: str | None = Field(description="the reason of X's refusal")
+
+
+class LinkStarted(Said):
+    """A link that waits for the account's owner."""
+
+    auth_url: str = Field(
+        description="X's consent page; the account's owner opens it", json_schema_extra={"format": "uri"}
+    )
+    state: str = Field(description="the link's state, which auth/confirm takes")
+    expires_at: str = Field(description="10 minutes from now: RFC 3339, UTC", json_schema_extra={"format": "date-time"})
+
+
+class LinkStatus(Said):
+    """What is linked to the key. Members but `linked` are null if nothing is."""
+
+    linked: bool = Field(description="whether an account is linked, in any of the states")
+    user_id: str | None = Field(description="the X account's id")
+    username: str | None = Field(description="the X account's name, without @")
+    scopes: list[str] | None = Field(description="what the account's owner approved")
+    state: Literal["active", "pending", "needs_relink"] | None = Field(
+        description="active; pending: it waits for X's word or for auth/confirm; needs_relink: X no longer accepts it"
+    )
+    access_expires_at: str | None = Field(
+        description="when X's access runs out, to be renewed by itself", json_schema_extra={"format": "date-time"}
+    )
+    linked_at: str | None = Field(description="since when", json_schema_extra={"format": "date-time"})
+    limits: dict[str, Any] | None = Field(description="what is known of X's limits for the account")
+    capabilities: dict[str, Capability] | None = Field(description="what X let this gateway do lately, by operation")
+
+
+class Unlinked(Said):
+    """That nothing is linked any more."""
+
+    linked: Literal[False] = Field(description="always false")
+
+
+class UnlinkedData(Said):
+    """The answer of an unlink or an undo."""
+
+    data: Unlinked
+
+
+class CallbackDone(Said):
+    """How a link ended."""
+
+    linked: Literal[True] = Field(description="always true")
+    how: Literal["linked", "pending", "confirm", "already"] = Field(
+        description="linked; pending: X has yet to name it; confirm: auth/confirm is next; already: opened before"
+    )
+    username: str | None = Field(description="the X account, if it is known")
+
+
+class CallbackData(Said):
+    """The callback's answer to those who ask for JSON."""
+
+    data: CallbackDone
+
+
+class UserShown(Said):
+    """A user; what X does not say is left out."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the user's id")
+    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
+    name: str = Field(description="the name that is shown")
+    description: str = Field("", description="what the user says of themselves")
+    profilePicture: str = Field("", description="the picture's URL")  # noqa: N815 - the same
+    createdAt: str = Field("", description="since when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the same
+    protected: bool = Field(default=False, description="whether only approved followers see the posts")
+    isVerified: bool = Field(default=False, description="whether X has verified the account")  # noqa: N815 - the same
+    followers: int = Field(0, description="how many follow the user")
+    following: int = Field(0, description="how many the user follows")
+    statusesCount: int = Field(0, description="how many posts there are")  # noqa: N815 - the same
+
+
+class UserInfo(Said):
+    """The answer of user/info."""
+
+    status: Literal["success"]
+    data: UserShown
+
+
+class Author(Said):
+    """Whose post it is."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the user's id")
+    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
+    name: str = Field(description="the name that is shown")
+
+
+class PostShown(Said):
+    """A post."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the post's id")
+    text: str = Field(description="its text")
+    createdAt: str = Field(description="when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the published name
+    url: str = Field(description="where people read it")
+    author: Author
+
+
+class Posts(Said):
+    """A page of posts."""
+
+    tweets: list[PostShown] = Field(description="newest first")
+
+
+class Timeline(Said):
+    """The answer of user/last_tweets."""
+
+    status: Literal["success"]
+    data: Posts
+    has_next_page: bool = Field(description="whether there are older posts")
+    next_cursor: str = Field(description="the cursor of the next page; empty if there is none")
+
+
+class UserFound(Said):
+    """A user among those found."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the user's id")
+    screen_name: str = Field(description="the name without @")
+    userName: str = Field(description="the same")  # noqa: N815 - the published name
+    name: str = Field(description="the name that is shown")
+
+
+class Users(Said):
+    """The answer of user/search."""
+
+    status: Literal["success"]
+    users: list[UserFound]
+
+
+class Alive(Said):
+    """That the process runs."""
+
+    status: Literal["ok"]
+
+
+class Ready(Said):
+    """That calls can be served."""
+
+    status: Literal["ready"]
+
+
+EDGE = (
+    *("http_malformed", "duplicate_header", "host_not_allowed", "request_timeout", "body_too_large", "uri_too_long"),
+    *("headers_too_large", "internal", "overloaded"),
+)
+"""Why any request may be refused, whatever it asks for."""
+
+KEYED = (
+    *("key_missing", "key_in_query", "key_malformed", "key_unknown", "key_revoked", "key_expired", "mode_mismatch"),
+    *("ip_not_allowed", "rpm_exceeded", "auth_failures", "storage_unavailable"),
+)
+BODY = (
+    *("json_malformed", "body_not_object", "duplicate_field", "unknown_field", "form_malformed"),
+    "unsupported_media_type",
+)
+UPSTREAM = (
+    *("x_not_user_token", "x_account_mismatch", "x_user_suspended", "x_not_enrolled", "x_user_not_enrolled"),
+    *("x_credits_depleted", "x_refused", "x_invalid_request", "x_conflict", "x_window_15m", "x_window_24h"),
+    *("x_usage_capped", "x_spend_cap", "x_unreachable", "x_tls", "x_5xx", "x_timeout", "x_reply_malformed"),
+    *("x_endpoint_gone", "x_client_credentials", "x_session_expired", "x_tier_lacks_action", "user_not_found"),
+)
+"""What a call to X may bring."""
+
+LINKED = ("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", *UPSTREAM)
+FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")
+POSTING = (
+    *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
+    *("reply_target_not_found", "x_cashtag_limit"),
+)
+CALLBACK = (
+    *("callback_malformed", "state_unknown", "state_expired", "state_used", "issuer_mismatch", "consent_denied"),
+    *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "storage_unavailable", *UPSTREAM),
+)
+
+_ENTERPRISE = {
+    "always": " X keeps this from its self-serve access levels since 2026-04-20: expect 403 x_tier_lacks_action there.",
+    "quote": " X keeps quote posts from its self-serve access levels since 2026-04-20: expect 403 there.",
+    "": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path and method: what it takes, what it answers with, and every reason for which it may refuse.
+
+    `takes` is a body's model (or a query's, if `query`); `page`: people get HTML unless they ask for JSON; `text`
+    is the type of an answer that is a document. `examples` are bodies by name; `files`: names of the multipart
+    part that holds a file.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    tag: Tag
+    operation_id: str
+    summary: str
+    description: str
+    reasons: tuple[str, ...]
+    takes: type[Body] = Empty
+    answer: type[BaseModel] | None = None
+    status: int = 200
+    keyed: bool = False
+    query: bool = False
+    page: bool = False
+    form: bool = False
+    text: str = ""
+    files: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    examples: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    expect: Mapping[str, Any] = field(default_factory=dict)
+
+
+POST_EXAMPLES: dict[str, dict[str, Any]] = {
+    "Plain text": {"text": "Hello, world!"},
+    "Reply": {"text": "Well said.", "reply": {"in_reply_to_tweet_id": "1346889436626259968"}},
+    "Poll": {"text": "Tea or coffee?", "poll": {"options": ["Tea", "Coffee"], "duration_minutes": 60}},
+    "Media": {"text": "Look!", "media": {"media_ids": ["1146654567674912769"], "tagged_user_ids": ["2244994945"]}},
+    "Quote": {"text": "Worth reading:", "quote_tweet_id": "1346889436626259968"},
+    "Edit": {"text": "Hello, world.", "edit_options": {"previous_post_id": "1346889436626259968"}},
+}
+
+
+def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
+    """Everything that a gateway with these settings answers; the aliases of older clients are left out."""
+    relay = settings.relay_dialect
+    acting = [_acting(row, relay=relay) for row in OPERATIONS]
+    reading = [_reading(row) for row in READS if row.name in settings.offered_reads]
+    return (*_linking(relay=relay), *acting, *reading, *_about())
+
+
+def fields(model: type[BaseModel]) -> Iterator[tuple[str, bool]]:
+    """The fields of a model at any depth, and whether each is required."""
+    for name, info in model.model_fields.items():
+        yield name, info.is_required()
+        for option in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from fields(option)
+
+
+def _camel(name: str) -> str:
+    head, *rest = re.split(r"[_/]", name)
+    return head + "".join(word.title() for word in rest)
+
+
+def _field_reasons(model: type[Body]) -> tuple[str, ...]:
+    return tuple(
+        f"{name}_{what}" for name, required in fields(model) for what in ("malformed", *("missing",) * required)
+    )
+
+
+def _body_reasons(model: type[Body], *, relay: bool) -> tuple[str, ...]:
+    return (*KEYED, *BODY, "unexpected_query", *_field_reasons(model), *("key_mismatch",) * relay)
+
+
+def _acting(row: Operation, *, relay: bool) -> Endpoint:
+    reasons = (*EDGE, *_body_reasons(row.body, relay=relay), *LINKED, "daily_cap")
+    reasons += ("outcome_unknown",) * (not row.repeatable) + ("tweet_not_found",) * (row.about == "tweet")
+    if row.body is PostTwitter:
+        reasons += POSTING + (FILES if relay else ())
+    if row.takes_file:
+        reasons += FILES
+    repeat = (
+        "Safe to repeat: a second call does no harm."
+        if row.repeatable
+        else "Not safe to repeat: after 502 outcome_unknown look at the account first."
+    )
+    target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
+    return Endpoint(
+        "POST",
+        f"{API}/{row.name}",
+        "Act",
+        _camel(row.name) + "User" * (row.about == "user"),
+        row.summary,
+        f"{row.method} {row.path} at X, as the linked account. {repeat}{_ENTERPRISE[row.enterprise]}",
+        reasons,
+        takes=row.body,
+        answer=_wrapped(row.answer),
+        status=row.status,
+        keyed=True,
+        files=("media_files", "media", "media_file", "file") if row.takes_file else (),
+        scopes=row.scopes,
+        examples=POST_EXAMPLES if row.body is PostTwitter else {row.summary: target},
+        expect=row.expect,
+    )
+
+
+def _wrapped(model: type[XData]) -> type[BaseModel]:
+    """The model below `data`, as every operation answers it: what has a default when X is read is always said."""
+    said: dict[str, Any] = {
+        name: (info.annotation, Field(description=info.description, pattern=_pattern(info.metadata)))
+        for name, info in model.model_fields.items()
+    }
+    inner = create_model(model.__name__, __base__=Said, __doc__=model.__doc__, **said)
+    return create_model(f"{model.__name__}Data", __base__=Said, __doc__=model.__doc__, data=(inner, ...))
+
+
+def _pattern(metadata: list[Any]) -> str | None:
+    return next((item.pattern for item in metadata if hasattr(item, "pattern")), None)
+
+
+_READ_ANSWERS: dict[str, type[Said]] = {"user/info": UserInfo, "user/last_tweets": Timeline, "user/search": Users}
+
+
+def _reading(row: Read) -> Endpoint:
+    reasons = (*EDGE, *KEYED, *_field_reasons(row.query), "unknown_field", "duplicate_field", *LINKED)
+    if row.name == "user/last_tweets":
+        reasons += ("mutually_exclusive", "tweet_not_found")
+    return Endpoint(
+        "GET",
+        f"{API}/{row.name}",
+        "Read",
+        _camel(row.name),
+        row.summary,
+        "Asked of X with the linked account's access; X bills each call.",
+        reasons,
+        takes=row.query,
+        answer=_READ_ANSWERS[row.name],
+        keyed=True,
+        query=True,
+        scopes=row.scopes,
+    )
+
+
+def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
+    post = partial(_body_reasons, relay=relay)
+    return (
+        Endpoint(
+            "POST",
+            f"{API}/auth_twitter",
+            "Link",
+            "authTwitterUser",
+            "Begin to link an X account to the key",
+            "Answers with X's consent page for the account's owner, good for 10 minutes and one use. X sends the owner "
+            "back to the callback, and from then on calls with this key act as that account.",
+            (*EDGE, *post(AuthTwitter), "scope_unknown", "return_to_not_allowed", "key_not_allowed"),
+            takes=AuthTwitter,
+            answer=LinkStarted,
+            keyed=True,
+            examples={"Everything": {}, "Narrowed": {"scopes": ["like.write"], "expected_username": "ada"}},
+        ),
+        Endpoint(
+            "GET",
+            f"{API}/auth/status",
+            "Link",
+            "authStatus",
+            "See what is linked to the key",
+            "Never shows a token. Also answers 200 if nothing is linked.",
+            (*EDGE, *KEYED, "unexpected_query"),
+            answer=LinkStatus,
+            keyed=True,
+        ),
+        Endpoint(
+            "POST",
+            f"{API}/auth/confirm",
+            "Link",
+            "authConfirm",
+            "Put a link in use that waits for the key's holder",
+            "Where links wait for the key's holder (link mode `confirm`): name the account that is meant.",
+            (*EDGE, *post(Confirm), "state_unknown", "state_expired", "account_mismatch", "x_link_pending", *UPSTREAM),
+            takes=Confirm,
+            answer=LinkStatus,
+            keyed=True,
+            examples={"Confirm": {"state": "kZ3vJ0pXc1yq", "username": "ada"}},
+        ),
+        Endpoint(
+            "POST",
+            f"{API}/unlink_twitter",
+            "Link",
+            "unlinkTwitterUser",
+            "Unlink the key's X account",
+            "The session is gone here at once, and revoked at X. Also answers 200 if nothing was linked.",
+            (*EDGE, *post(Empty)),
+            answer=UnlinkedData,
+            keyed=True,
+            examples={"Unlink": {}},
+        ),
+        Endpoint(
+            "GET",
+            f"{API}/oauth_callback",
+            "Link",
+            "oauthCallback",
+            "The page on which X's consent ends",
+            "X redirects the account's owner here with `code` and `state`, or with `error` (RFC 6749 §4.1.2). It is "
+            "not for apps to call. People get a page; who asks for application/json alone gets JSON.",
+            (*EDGE, *CALLBACK),
+            answer=CallbackData,
+            page=True,
+        ),
+        Endpoint(
+            "POST",
+            f"{API}/auth/undo",
+            "Link",
+            "authUndo",
+            'The "this was not me" of the page after a link',
+            "The page's one-time token ends the link within 10 minutes: revoked at X, gone here. It needs no key.",
+            (*EDGE, *BODY, *_field_reasons(Undo), "undo_unknown", "storage_unavailable"),
+            takes=Undo,
+            answer=UnlinkedData,
+            page=True,
+            form=True,
+            examples={"Undo": {"undo_token": "b0x9mJ3rT5"}},
+        ),
+    )
+
+
+DOCUMENTS: dict[str, tuple[str, str]] = {
+    "/openapi.json": ("application/json", "This description, as JSON"),
+    "/openapi.yaml": ("application/yaml", "This description, as YAML"),
+    "/docs": ("text/html", "This description, as a page for people"),
+    "/llms.txt": ("text/plain", "This description in short, for language models"),
+    "/.well-known/agent-card.json": ("application/json", "What an agent can do here"),
+    "/.well-known/ai-plugin.json": ("application/json", "The same as a plugin manifest"),
+}
+"""What describes the gateway, without a key: path -> media type and summary."""
+
+
+def _about() -> tuple[Endpoint, ...]:
+    documents = (
+        Endpoint("GET", path, "About", _camel(re.sub(r"\W+", "_", path).strip("_")), summary, "", EDGE, text=text)
+        for path, (text, summary) in DOCUMENTS.items()
+    )
+    return (
+        *documents,
+        Endpoint("GET", "/livez", "About", "livez", "Whether the process runs", "", EDGE, answer=Alive),
+        Endpoint(
+            "GET",
+            "/readyz",
+            "About",
+            "readyz",
+            "Whether calls can be served",
+            "X is left out: its outage is no reason to stop sending traffic here.",
+            (*EDGE, "storage_unavailable"),
+            answer=Ready,
+        ),
+    )

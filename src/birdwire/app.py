@@ -140,7 +140,7 @@ def create_app(
     keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
-    sessions = Sessions(database, vault, authserver, clock, settings.issuer, confirm=confirm)
+    sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, confirm=confirm)
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     gate = Gate(

@@ -19,16 +19,23 @@ class SingleFlight(Generic[Result]):
 
     async def run(self, name: str, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """The result of the try under way for `name`, or of a new one."""
+        return await asyncio.shield(self.start(name, start))
+
+    def start(self, name: str, start: Callable[[], Coroutine[Any, Any, Result]]) -> asyncio.Task[Result]:
+        """The try under way for `name`, or a new one; nobody has to wait for it."""
         task = self._tasks.get(name)
         if task is None:
             task = self._tasks[name] = asyncio.create_task(start())
             task.add_done_callback(lambda done: self._finished(name, done))
-        return await asyncio.shield(task)
+        return task
 
     async def close(self, wait_s: float) -> None:
-        """Let what is under way end."""
+        """Let what is under way end; after `wait_s` it is cancelled."""
         if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=wait_s)
+            _, late = await asyncio.wait(self._tasks.values(), timeout=wait_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def _finished(self, name: str, task: asyncio.Task[Result]) -> None:
         del self._tasks[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import zlib
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from ulid import ULID
 from birdwire.authserver import Meaning, TokenError
 from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
+from birdwire.revocations import Revocations
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import Place
@@ -28,16 +30,19 @@ if TYPE_CHECKING:
     from birdwire.authserver import AuthServer, Tokens
     from birdwire.clock import Clock
     from birdwire.store.db import Database
+    from birdwire.telemetry import Telemetry
     from birdwire.vault import Vault
 
-REFRESH_EARLY = timedelta(seconds=60)
+EARLY_S, JITTER_S = 15 * 60, 10 * 60
+INLINE_S = 60.0
+LEASE = timedelta(seconds=30)
+STALE_CLAIM_S = 5.0
+LONGEST_PAUSE_S = 32.0
+WAIT_S = 12.0
 UNDO_FOR = timedelta(minutes=10)
 CONFIRM_WITHIN = timedelta(minutes=10)
 HOLD_OFF_S = 15 * 60
-REVOKE_FOR = timedelta(days=7)
-_SAVE_PAUSES_S = (0.05, 0.2, 1.0, 2.0)
 _MOST_HELD_OFF = 10_000
-_REVOCATIONS_AT_ONCE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Sessions:
         vault: Vault,
         authserver: AuthServer,
         clock: Clock,
+        telemetry: Telemetry,
         issuer: str,
         *,
         confirm: bool = False,
@@ -79,7 +85,11 @@ class Sessions:
         self._clock = clock
         self._issuer = issuer
         self._confirm = confirm
+        self._telemetry = telemetry
+        self._me = f"gw_{ULID()}"
+        self._revocations = Revocations(database, vault, authserver, clock, issuer)
         self._refreshes: SingleFlight[RowMapping] = SingleFlight()
+        self._pauses: dict[str, tuple[float, float]] = {}
         self._held_off: dict[tuple[str, int], float] = {}
 
     async def links(self, key_id: str) -> Links:
@@ -88,19 +98,24 @@ class Sessions:
             return _links(await store.of_key(connection, key_id, self._issuer))
 
     async def open(self, row: RowMapping) -> XSession:
-        """The session of a row, refreshed first if its token has a minute left or less.
+        """The session of a row. Its token is renewed in good time, while the old one works, so that nobody waits.
 
         Raises:
-            GatewayError: x_session_expired, or why X could not be asked for a new token.
+            GatewayError: x_session_expired, or why there is no token that works now.
         """
         if row["state"] == "needs_relink":
             raise GatewayError("x_session_expired", account=_account(row))
-        if row["expires_at"] - self._clock.now() <= REFRESH_EARLY:
-            try:
-                row = await self._refreshed(row)
-            except GatewayError as error:
-                if error.reason == "x_session_expired" or row["expires_at"] <= self._clock.now():
-                    raise  # otherwise the old token still works: X's token endpoint may be back before it ends
+        left_s = (row["expires_at"] - self._clock.now()).total_seconds()
+        if left_s > INLINE_S:
+            if left_s <= _early_s(row) and self._may_try(row):
+                self._refreshes.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"]))
+            return self._session(row)
+        try:
+            row = await self._refreshed(row)
+        except (GatewayError, StorageDownError) as error:
+            gone = isinstance(error, GatewayError) and error.reason in ("x_session_expired", "x_not_linked")
+            if gone or row["expires_at"] <= self._clock.now():
+                raise  # otherwise the old token still works, and X's token endpoint may be back before it ends
         return self._session(row)
 
     async def renew(self, session: XSession, upstream: dict[str, object] | None) -> XSession:
@@ -173,7 +188,7 @@ class Sessions:
             else:
                 row = await self._put_in_use(connection, row, current, named)
         if expected is not None:
-            await self.revoke_due()
+            await self._revocations.drain()
             raise GatewayError("account_mismatch", username=username, expected=expected)
         return row
 
@@ -205,7 +220,7 @@ class Sessions:
             for row in rows:
                 await self._end(connection, row)
         if rows:
-            await self.revoke_due()
+            await self._revocations.drain()
         return bool(rows)
 
     async def undo(self, undo_token: str) -> str:
@@ -219,7 +234,7 @@ class Sessions:
             if row is None or row["undo_until"] <= self._clock.now():
                 raise GatewayError("undo_unknown")
             await self._end(connection, row)
-        await self.revoke_due()
+        await self._revocations.drain()
         return _account(row)
 
     async def sweep(self) -> None:
@@ -233,32 +248,27 @@ class Sessions:
             async with self._database.write() as connection:
                 for row in rows:
                     await self._end(connection, row)
-        await self.revoke_due()
-
-    async def revoke_due(self) -> None:
-        """Revoke at X what is due. A definite answer ends the matter; anything else is tried again, for a week."""
-        now = self._clock.now()
-        async with self._database.read() as connection:
-            rows = await store.due_revocations(connection, self._issuer, now, _REVOCATIONS_AT_ONCE)
-        for row in rows:
-            done = row["created_at"] + REVOKE_FOR <= now or await self._revoke(row)
-            async with self._database.write() as connection:
-                if done:
-                    await store.drop_revocation(connection, row["revocation_id"])
-                else:
-                    due_at = now + timedelta(seconds=min(3_600, 5 * 2 ** row["tries"]))
-                    await store.postpone_revocation(connection, row["revocation_id"], due_at, row["tries"] + 1)
+        await self._revocations.drain()
 
     async def close(self) -> None:
         """Let refreshes under way end: their tokens are spent once sent."""
         await self._refreshes.close(wait_s=15)
 
-    # The way of one refresh, in reading order.
+    # The way of one refresh, in reading order. X takes a refresh token once, so: write down that it is about to be
+    # presented, present it once within a lease, store the new pair before anybody uses it. The row decides, never a
+    # lock, and no lock is held while X is asked.
 
     async def _refreshed(self, row: RowMapping) -> RowMapping:
         """The row with a newer pair; one refresh at a time for a session, whoever asks or stops waiting."""
         session_id, gen = row["session_id"], row["gen"]
-        return await self._refreshes.run(session_id, lambda: self._refresh(session_id, gen))
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self._refreshes.run(session_id, lambda: self._refresh(session_id, gen))
+        except TimeoutError:
+            row = await self._read(session_id)  # after any wait the row is asked first
+            if row["gen"] != gen:
+                return row
+            raise GatewayError("x_timeout") from None
 
     async def _refresh(self, session_id: str, gen: int) -> RowMapping:
         row = await self._read(session_id)
@@ -266,38 +276,80 @@ class Sessions:
             return row  # somebody else's refresh came first
         if row["refresh_ct"] is None:
             return await self._needs_relink(row, "no_refresh_token")
+        claimed_at = self._clock.monotonic()
+        row = await self._claim(row)
+        if self._clock.monotonic() - claimed_at > STALE_CLAIM_S:  # frozen meanwhile: the lease may soon be another's
+            await self._unclaim(row)
+            raise GatewayError("x_timeout")
         try:
             tokens = await self._authserver.refresh(self._opened(row, "refresh"))
         except TokenError as error:
-            if error.meaning is not Meaning.REFUSED:
-                raise GatewayError(error.reason, upstream=error.upstream) from None
-            row = await self._read(session_id)  # a refusal proves nothing if another has refreshed meanwhile
-            return row if row["gen"] != gen else await self._needs_relink(row, "refused")
+            return await self._without_tokens(row, error)
+        self._pauses.pop(session_id, None)
         return await self._save(row, tokens)
 
+    async def _claim(self, row: RowMapping) -> RowMapping:
+        """Write down, durably, that the refresh token is about to be presented; it proves the store writable, too.
+
+        A claim whose answer was lost leaves its mark. When its lease is over, one more try is made with the same token:
+        if X rotated, it is lost anyway; if X never saw it, this saves the link.
+        """
+        now = self._clock.now()
+        presented = row["refresh_state"] == "presented" and row["presented_gen"] == row["gen"]
+        if presented and row["presented_at"] + LEASE > now:
+            raise GatewayError("x_timeout")
+        if presented and row["tries"] > 1:
+            return await self._needs_relink(row, "refresh_lost_reply")
+        values = {
+            "refresh_state": "presented",
+            "presented_gen": row["gen"],
+            "presented_at": now,
+            "presented_by": self._me,
+            "tries": row["tries"] + 1 if presented else 1,
+        }
+        async with self._database.write() as connection:
+            if not await store.claim(connection, row, values):
+                raise GatewayError("x_timeout")  # another came first: its answer is worth waiting for
+            return await self._get(connection, row["session_id"])
+
+    async def _without_tokens(self, row: RowMapping, error: TokenError) -> RowMapping:
+        """What each of X's other answers means for the link (the meanings are authserver's table)."""
+        self._telemetry.event("warning", "refresh", outcome=error.meaning.value, session_id=row["session_id"])
+        if error.meaning is Meaning.REFUSED:
+            newer = await self._read(row["session_id"])  # a refusal proves nothing if another has refreshed meanwhile
+            if newer["gen"] != row["gen"]:
+                return newer
+            return await self._needs_relink(row, "refused" if row["tries"] == 1 else "refresh_lost_reply")
+        if error.meaning is not Meaning.MAYBE:  # X did not take the token: it may be presented again, after a pause
+            await self._unclaim(row)
+            pause_s = min(LONGEST_PAUSE_S, 2 * self._pauses.get(row["session_id"], (0.5, 0.0))[0])
+            self._pauses[row["session_id"]] = (pause_s, self._clock.monotonic() + pause_s)
+        raise GatewayError(error.reason, upstream=error.upstream)
+
+    async def _unclaim(self, row: RowMapping) -> None:
+        async with self._database.write() as connection:
+            await store.change(connection, row["session_id"], row["gen"], {"refresh_state": "idle", "tries": 0})
+
     async def _save(self, row: RowMapping, tokens: Tokens) -> RowMapping:
-        """Store the new pair before anybody uses it: the old one is spent, so this write is tried hard."""
+        """Store the new pair before anybody uses it. The old one is spent, so this goes on until the store takes it."""
         session_id, gen = row["session_id"], row["gen"] + 1
         kept = tokens if tokens.refresh_token else replace(tokens, refresh_token=self._opened(row, "refresh"))
-        values = {**self._sealed(session_id, gen, kept), "gen": gen, "refreshed_at": self._clock.now()}
+        values = {**self._sealed(session_id, gen, kept), "gen": gen, "refreshed_at": self._clock.now(), **_IDLE}
         if tokens.scopes is not None:
             values["scopes"] = " ".join(tokens.scopes)
-        for pause_s in (*_SAVE_PAUSES_S, None):
+        pause_s = 0.05
+        while True:
             try:
                 async with self._database.write() as connection:
-                    if (
-                        not await store.change(connection, session_id, row["gen"], values)
-                        and await store.get(connection, session_id) is None
-                    ):
-                        await self._queue(connection, kept)  # unlinked meanwhile: the new pair must not outlive it
+                    saved = await store.change(connection, session_id, row["gen"], values)
+                    if not saved and await store.get(connection, session_id) is None:
+                        await self._drop(connection, kept)  # unlinked meanwhile: the new pair must not outlive it
+                self._telemetry.event("info", "refresh", outcome="success" if saved else "late", session_id=session_id)
                 return await self._read(session_id)
             except StorageDownError:
-                if pause_s is None:
-                    raise GatewayError(
-                        "storage_unavailable", half="X has issued a new token that could not be stored"
-                    ) from None
+                self._telemetry.event("error", "refresh", outcome="persist_failure", session_id=session_id)
                 await asyncio.sleep(pause_s)
-        raise AssertionError  # pragma: no cover - the loop returns or raises
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     async def _needs_relink(self, row: RowMapping, why: str) -> RowMapping:
         async with self._database.write() as connection:
@@ -337,44 +389,38 @@ class Sessions:
     def _opened(self, row: RowMapping, column: str) -> str:
         return self._vault.open(row[f"{column}_ct"], _place(row["session_id"], column, row["gen"]))
 
+    def _may_try(self, row: RowMapping) -> bool:
+        """Whether an early refresh is due: not while a claim's lease runs, nor in the pause after a failure."""
+        waits = row["refresh_state"] == "presented" and row["presented_at"] + LEASE > self._clock.now()
+        return not waits and self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]
+
+    async def _drop(self, connection: AsyncConnection, tokens: Tokens) -> None:
+        if tokens.refresh_token:
+            await self._revocations.add(connection, tokens.refresh_token, "refresh_token")
+        await self._revocations.add(connection, tokens.access_token, "access_token")
+
     async def _end(self, connection: AsyncConnection, row: RowMapping) -> None:
         """Remove a session, and queue its tokens to be revoked, in the caller's transaction."""
         gone = await store.remove(connection, row["session_id"])
         if gone is None:
             return
         if gone["refresh_ct"] is not None:
-            await self._queue_one(connection, self._opened(gone, "refresh"), "refresh_token")
-        await self._queue_one(connection, self._opened(gone, "access"), "access_token")
-
-    async def _queue(self, connection: AsyncConnection, tokens: Tokens) -> None:
-        if tokens.refresh_token:
-            await self._queue_one(connection, tokens.refresh_token, "refresh_token")
-        await self._queue_one(connection, tokens.access_token, "access_token")
-
-    async def _queue_one(self, connection: AsyncConnection, token: str, hint: str) -> None:
-        revocation_id, now = f"rv_{ULID()}", self._clock.now()
-        sealed = self._vault.seal(token, Place("revocations", revocation_id, "token_ct"))
-        row = {
-            "revocation_id": revocation_id,
-            "issuer": self._issuer,
-            "token_ct": sealed,
-            "hint": hint,
-            "created_at": now,
-            "due_at": now,
-        }
-        await store.queue_revocation(connection, row)
-
-    async def _revoke(self, row: RowMapping) -> bool:
-        token = self._vault.open(row["token_ct"], Place("revocations", row["revocation_id"], "token_ct"))
-        try:
-            await self._authserver.revoke(token, row["hint"])
-        except TokenError as error:
-            return error.meaning is Meaning.REFUSED
-        return True
+            await self._revocations.add(connection, self._opened(gone, "refresh"), "refresh_token")
+        await self._revocations.add(connection, self._opened(gone, "access"), "access_token")
 
 
 def _place(session_id: str, column: str, gen: int) -> Place:
     return Place("x_sessions", session_id, f"{column}_ct", gen)
+
+
+_IDLE = {"refresh_state": "idle", "presented_gen": None, "presented_at": None, "presented_by": None, "tries": 0}
+
+
+def _early_s(row: RowMapping) -> float:
+    """How long before its end a token is renewed: 15 to 25 minutes, spread over sessions; less if it lives short."""
+    lived = row["expires_at"] - (row["refreshed_at"] or row["created_at"])
+    jitter = zlib.crc32(row["session_id"].encode()) / 2**32
+    return min(EARLY_S + JITTER_S * jitter, float(lived.total_seconds()) / 4)
 
 
 def _links(rows: Sequence[RowMapping]) -> Links:

@@ -49,7 +49,8 @@ ALLOWED: dict[str, str] = {
     "store.vault_keys": "store.db",
     "journal": "body call clock errors keys store.db store.journal",
     "keys": "call clock errors operations reads settings store.db store.keys",
-    "sessions": "authserver clock errors flight store.db store.sessions telemetry vault",
+    "sessions": "authserver clock errors flight revocations store.db store.sessions telemetry vault",
+    "revocations": "authserver clock store.db store.sessions vault",
     "oauth": "authserver body call capabilities clock errors flight keys operations reads sessions settings store.db "
     "store.states vault x",
     "gate": "body call capabilities clock dialect errors idempotency journal keys limits media oauth "

@@ -123,6 +123,12 @@ async def change(connection: AsyncConnection, session_id: str, gen: int, values:
     return (await connection.execute(query.values(values))).rowcount == 1
 
 
+async def claim(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
+    """Mark a session as presented if nobody did since `row` was read; whether it is now the caller's."""
+    same = [x_sessions.c[name] == row[name] for name in ("session_id", "gen", "refresh_state", "tries")]
+    return (await connection.execute(update(x_sessions).where(*same).values(values))).rowcount == 1
+
+
 async def remove(connection: AsyncConnection, session_id: str) -> RowMapping | None:
     """Take a session away; the row as it was, or None if it was gone."""
     query = delete(x_sessions).where(x_sessions.c.session_id == session_id).returning(x_sessions)

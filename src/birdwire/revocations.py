@@ -1,0 +1,76 @@
+"""Tokens still to be revoked at X (RFC 7009): queued as a session ends, tried until X answers, for a week at most."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ulid import ULID
+
+from birdwire.authserver import Meaning, TokenError
+from birdwire.store import sessions as store
+from birdwire.vault import Place
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from birdwire.authserver import AuthServer
+    from birdwire.clock import Clock
+    from birdwire.store.db import Database
+    from birdwire.vault import Vault
+
+TRY_FOR = timedelta(days=7)
+AT_ONCE = 20
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5, 3_600
+
+
+class Revocations:
+    """The queue of one database for one issuer."""
+
+    def __init__(self, database: Database, vault: Vault, authserver: AuthServer, clock: Clock, issuer: str) -> None:
+        self._database = database
+        self._vault = vault
+        self._authserver = authserver
+        self._clock = clock
+        self._issuer = issuer
+
+    async def add(self, connection: AsyncConnection, token: str, hint: str) -> None:
+        """Queue a token in the caller's transaction; `hint` is RFC 7009's token_type_hint, which X demands."""
+        revocation_id, now = f"rv_{ULID()}", self._clock.now()
+        row = {
+            "revocation_id": revocation_id,
+            "issuer": self._issuer,
+            "token_ct": self._vault.seal(token, _place(revocation_id)),
+            "hint": hint,
+            "created_at": now,
+            "due_at": now,
+        }
+        await store.queue_revocation(connection, row)
+
+    async def drain(self) -> None:
+        """Revoke what is due. A definite answer ends the matter; anything else is tried again."""
+        now = self._clock.now()
+        async with self._database.read() as connection:
+            rows = await store.due_revocations(connection, self._issuer, now, AT_ONCE)
+        for row in rows:
+            done = row["created_at"] + TRY_FOR <= now or await self._revoke(row)
+            async with self._database.write() as connection:
+                if done:
+                    await store.drop_revocation(connection, row["revocation_id"])
+                else:
+                    pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** row["tries"])
+                    due_at = now + timedelta(seconds=pause_s)
+                    await store.postpone_revocation(connection, row["revocation_id"], due_at, row["tries"] + 1)
+
+    async def _revoke(self, row: RowMapping) -> bool:
+        token = self._vault.open(row["token_ct"], _place(row["revocation_id"]))
+        try:
+            await self._authserver.revoke(token, row["hint"])
+        except TokenError as error:
+            return error.meaning is Meaning.REFUSED
+        return True
+
+
+def _place(revocation_id: str) -> Place:
+    return Place("revocations", revocation_id, "token_ct")

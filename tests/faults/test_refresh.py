@@ -1,0 +1,214 @@
+"""The refresh of a session under faults: X takes a refresh token once, so nothing may present it twice by accident."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from house import gateway, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from house import House
+
+TOKEN = "/2/oauth2/token"
+LEASE_S = 31
+
+
+async def refreshes(house: House) -> list[dict[str, Any]]:
+    """The refresh calls that X got; one without an answer has no status."""
+    return (await house.calls(TOKEN))[1:]  # the first is the link's exchange
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that happens beside us."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110 - it happens in another program
+            await asyncio.sleep(0)
+
+
+async def near_the_end(house: House, left_s: int = 600) -> None:
+    """Move both clocks on, so that the token has this long left."""
+    house.clock.advance(seconds=7_200 - left_s)
+    await house.advance_x(7_200 - left_s)
+
+
+async def row(house: House) -> dict[str, Any]:
+    """The session's row."""
+    current = (await house.gateway.sessions.links(house.key_id)).current
+    assert current is not None
+    return dict(current)
+
+
+async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: House) -> None:
+    """Ten minutes before its end: the call goes on with the old token, the new one comes beside it."""
+    await near_the_end(linked)
+    await linked.fault("POST", TOKEN, {"delay_s": 0.3})
+    assert (await linked.like()).status_code == 200
+    assert (await row(linked))["gen"] == 1
+
+    async def renewed() -> bool:
+        return (await row(linked))["gen"] == 2
+
+    await until(renewed)
+    assert (await linked.like()).status_code == 200
+    assert len(await refreshes(linked)) == 1
+
+
+async def test_a_token_with_time_left_is_left_alone(linked: House) -> None:
+    """Half an hour is plenty."""
+    await near_the_end(linked, 1_800)
+    assert (await linked.like()).status_code == 200
+    assert await refreshes(linked) == []
+
+
+@pytest.mark.trust("R3")
+@pytest.mark.trust("F4")
+async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(linked: House) -> None:
+    """X rotated, and its answer is gone: no second send inside the lease, one after it, then the owner is asked."""
+    await near_the_end(linked)
+    await linked.fault("POST", TOKEN, {"drop": "after_apply"})
+    await linked.like()
+
+    async def lost() -> bool:
+        return (await row(linked))["refresh_state"] == "presented" and len(await refreshes(linked)) == 1
+
+    await until(lost)
+    answers = await asyncio.gather(*(linked.like() for _ in range(20)))
+    assert {answer.status_code for answer in answers} <= {
+        200,
+        502,
+    }  # X may have ended the old access token along with it
+    assert len(await refreshes(linked)) == 1
+    linked.clock.advance(seconds=LEASE_S)
+    await asyncio.gather(*(linked.like() for _ in range(20)))
+    assert len(await refreshes(linked)) == 2
+
+    async def told() -> bool:
+        return (await linked.status())["state"] == "needs_relink"
+
+    await until(told)
+    assert (await row(linked))["why"] == "refresh_lost_reply"
+    assert (await linked.like()).json()["error"]["reason"] == "x_session_expired"
+    assert len(await refreshes(linked)) == 2
+
+
+@pytest.mark.trust("F3")
+@pytest.mark.parametrize("do", [{"drop": "before_apply"}, {"status": 500}])
+async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: House, do: dict[str, Any]) -> None:
+    """Then the second try saves the link."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", TOKEN, do)
+    first = await linked.like()
+    second = await linked.like()
+    assert (first.status_code, second.status_code) == (502, 502)
+    assert len(await refreshes(linked)) == 1
+    linked.clock.advance(seconds=LEASE_S)
+    assert (await linked.like()).status_code == 200
+    assert (await row(linked))["refresh_state"] == "idle"
+
+
+async def test_a_grace_window_of_x_saves_a_lost_reply(linked: House) -> None:
+    """Should X have one: the repeat is taken."""
+    await linked.configure(refresh_mode="grace", grace_s=120)
+    await linked.advance_x(7_300)
+    await linked.fault("POST", TOKEN, {"drop": "after_apply"})
+    assert (await linked.like()).status_code == 502
+    linked.clock.advance(seconds=LEASE_S)
+    assert (await linked.like()).status_code == 200
+
+
+@pytest.mark.trust("F4")
+@pytest.mark.parametrize("applied", [False, True])
+async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, applied: bool) -> None:  # noqa: FBT001
+    """The next start waits for the lease, presents the token once more, and says so if it is lost."""
+    sandbox = create_sandbox()
+    async with contextlib.AsyncExitStack() as stack:
+        x_url = await stack.enter_async_context(serving(sandbox_config(sandbox)))
+        async with gateway(tmp_path, sandbox, x_url, stack) as house:
+            key, raw_key = await house.gateway.keys.create("test", "kept", "free")
+            house.client.headers["authorization"] = f"Bearer {raw_key}"
+            await house.link("ada")
+            await house.advance_x(7_300)
+            await house.fault("POST", TOKEN, {"drop": "after_apply" if applied else "before_apply"})
+            await house.like()
+            house.key_id = key.key_id
+            assert (await row(house))["refresh_state"] == "presented"
+        async with gateway(tmp_path, sandbox, x_url, stack) as again:
+            again.client.headers["authorization"] = f"Bearer {raw_key}"
+            again.key_id = key.key_id
+            assert (await again.like()).status_code == 502
+            again.clock.advance(seconds=LEASE_S)
+            assert (await again.like()).status_code == (403 if applied else 200)
+            assert (await row(again))["state"] == ("needs_relink" if applied else "active")
+            assert len(await refreshes(again)) == 2
+
+
+@pytest.mark.trust("F14")
+async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked: House) -> None:
+    """The pair is kept until it is stored, and used only then."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", TOKEN, {"delay_s": 0.5})
+    liking = asyncio.create_task(linked.like())
+
+    async def asked() -> bool:
+        return bool(await refreshes(linked))
+
+    await until(asked)
+    other = sqlite3.connect(linked.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+
+        async def answered() -> bool:
+            return (await refreshes(linked))[0]["status"] == 200
+
+        await until(answered)
+        assert not liking.done()
+        other.execute("ROLLBACK")
+    assert (await liking).status_code == 200
+    assert (await row(linked))["gen"] == 2
+
+
+@pytest.mark.trust("F42")
+async def test_an_unlink_during_a_refresh_wins(linked: House) -> None:
+    """The new pair is not stored, but revoked, when X hears of it."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
+    await linked.fault("POST", TOKEN, {"delay_s": 0.5})
+    liking = asyncio.create_task(linked.like())
+
+    async def asked() -> bool:
+        return bool(await refreshes(linked))
+
+    await until(asked)
+    await linked.call("unlink_twitter")
+    assert (await liking).json()["error"]["reason"] == "x_not_linked"
+    assert (await linked.status())["linked"] is False
+
+    linked.clock.advance(minutes=1)
+    await linked.gateway.sessions.sweep()
+    assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")].count(200) == 4
+
+
+@pytest.mark.trust("R11")
+async def test_a_caller_that_goes_away_does_not_take_the_refresh_along(linked: House) -> None:
+    """It goes on, and the next caller has its fruit."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", TOKEN, {"delay_s": 0.3})
+    liking = asyncio.create_task(linked.like())
+
+    async def asked() -> bool:
+        return bool(await refreshes(linked))
+
+    await until(asked)
+    liking.cancel()
+    assert (await linked.like()).status_code == 200
+    assert len(await refreshes(linked)) == 1

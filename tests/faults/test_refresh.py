@@ -56,7 +56,7 @@ async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: House) -
     assert (await row(linked))["gen"] == 1
 
     async def renewed() -> bool:
-        return (await row(linked))["gen"] == 2
+        return bool((await row(linked))["gen"] == 2)
 
     await until(renewed)
     assert (await linked.like()).status_code == 200
@@ -79,7 +79,7 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
     await linked.like()
 
     async def lost() -> bool:
-        return (await row(linked))["refresh_state"] == "presented" and len(await refreshes(linked)) == 1
+        return bool((await row(linked))["refresh_state"] == "presented" and len(await refreshes(linked)) == 1)
 
     await until(lost)
     answers = await asyncio.gather(*(linked.like() for _ in range(20)))
@@ -93,7 +93,7 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
     assert len(await refreshes(linked)) == 2
 
     async def told() -> bool:
-        return (await linked.status())["state"] == "needs_relink"
+        return bool((await linked.status())["state"] == "needs_relink")
 
     await until(told)
     assert (await row(linked))["why"] == "refresh_lost_reply"
@@ -168,7 +168,7 @@ async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked
         other.execute("BEGIN IMMEDIATE")
 
         async def answered() -> bool:
-            return (await refreshes(linked))[0]["status"] == 200
+            return bool((await refreshes(linked))[0]["status"] == 200)
 
         await until(answered)
         assert not liking.done()

@@ -60,13 +60,19 @@ ALLOWED: dict[str, str] = {
     "door": "telemetry",
     "edge": "asgi call door errors gate telemetry",
     "surfaces": "",
-    "surfaces.endpoints": "body oauth operations pages post reads settings",
+    "surfaces.answers": "post",
+    "surfaces.endpoints": "body oauth operations pages post reads settings surfaces surfaces.answers",
     "surfaces.schemas": "authserver body errors keys oauth post",
     "surfaces.openapi": "birdwire call errors limits settings surfaces.endpoints surfaces.schemas",
     "surfaces.yaml": "",
-    "surfaces.site": "call settings surfaces surfaces.endpoints surfaces.openapi surfaces.yaml",
-    "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency journal keys limits "
-    "oauth operations pages "
+    "surfaces.outline": "",
+    "surfaces.discovery": "birdwire operations settings surfaces.outline",
+    "surfaces.page": "call errors surfaces.outline",
+    "surfaces.reference": "errors settings surfaces.openapi surfaces.outline",
+    "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
+    "surfaces.yaml",
+    "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency "
+    "journal keys limits oauth operations pages "
     "reads sessions settings store.db store.vault_keys surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

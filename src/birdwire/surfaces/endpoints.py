@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 
 from birdwire.body import Body, Empty
 from birdwire.oauth import AuthTwitter, Confirm
 from birdwire.operations import OPERATIONS, Operation, XData
 from birdwire.pages import Undo
-from birdwire.post import ID_PATTERN, PostTwitter
+from birdwire.post import PostTwitter
 from birdwire.reads import READS, Read
+from birdwire.surfaces import answers
+from birdwire.surfaces.answers import Said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,159 +25,6 @@ if TYPE_CHECKING:
 
 API = "/apis/v1/twitter"
 Tag = Literal["Link", "Act", "Read", "About"]
-
-
-class Said(BaseModel):
-    """An answer: these members, and no others."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Capability(Said):
-    """What X last said of an action that it keeps from some apps."""
-
-    allowed: bool = Field(description="whether X let this gateway do it")
-    reason: str | None = Field(description="the reason of X's refusal")
-
-
-class LinkStarted(Said):
-    """A link that waits for the account's owner."""
-
-    auth_url: str = Field(
-        description="X's consent page; the account's owner opens it", json_schema_extra={"format": "uri"}
-    )
-    state: str = Field(description="the link's state, which auth/confirm takes")
-    expires_at: str = Field(description="10 minutes from now: RFC 3339, UTC", json_schema_extra={"format": "date-time"})
-
-
-class LinkStatus(Said):
-    """What is linked to the key. Members but `linked` are null if nothing is."""
-
-    linked: bool = Field(description="whether an account is linked, in any of the states")
-    user_id: str | None = Field(description="the X account's id")
-    username: str | None = Field(description="the X account's name, without @")
-    scopes: list[str] | None = Field(description="what the account's owner approved")
-    state: Literal["active", "pending", "needs_relink"] | None = Field(
-        description="active; pending: it waits for X's word or for auth/confirm; needs_relink: X no longer accepts it"
-    )
-    access_expires_at: str | None = Field(
-        description="when X's access runs out, to be renewed by itself", json_schema_extra={"format": "date-time"}
-    )
-    linked_at: str | None = Field(description="since when", json_schema_extra={"format": "date-time"})
-    limits: dict[str, Any] | None = Field(description="what is known of X's limits for the account")
-    capabilities: dict[str, Capability] | None = Field(description="what X let this gateway do lately, by operation")
-
-
-class Unlinked(Said):
-    """That nothing is linked any more."""
-
-    linked: Literal[False] = Field(description="always false")
-
-
-class UnlinkedData(Said):
-    """The answer of an unlink or an undo."""
-
-    data: Unlinked
-
-
-class CallbackDone(Said):
-    """How a link ended."""
-
-    linked: Literal[True] = Field(description="always true")
-    how: Literal["linked", "pending", "confirm", "already"] = Field(
-        description="linked; pending: X has yet to name it; confirm: auth/confirm is next; already: opened before"
-    )
-    username: str | None = Field(description="the X account, if it is known")
-
-
-class CallbackData(Said):
-    """The callback's answer to those who ask for JSON."""
-
-    data: CallbackDone
-
-
-class UserShown(Said):
-    """A user; what X does not say is left out."""
-
-    id: str = Field(pattern=ID_PATTERN, description="the user's id")
-    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
-    name: str = Field(description="the name that is shown")
-    description: str = Field("", description="what the user says of themselves")
-    profilePicture: str = Field("", description="the picture's URL")  # noqa: N815 - the same
-    createdAt: str = Field("", description="since when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the same
-    protected: bool = Field(default=False, description="whether only approved followers see the posts")
-    isVerified: bool = Field(default=False, description="whether X has verified the account")  # noqa: N815 - the same
-    followers: int = Field(0, description="how many follow the user")
-    following: int = Field(0, description="how many the user follows")
-    statusesCount: int = Field(0, description="how many posts there are")  # noqa: N815 - the same
-
-
-class UserInfo(Said):
-    """The answer of user/info."""
-
-    status: Literal["success"]
-    data: UserShown
-
-
-class Author(Said):
-    """Whose post it is."""
-
-    id: str = Field(pattern=ID_PATTERN, description="the user's id")
-    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
-    name: str = Field(description="the name that is shown")
-
-
-class PostShown(Said):
-    """A post."""
-
-    id: str = Field(pattern=ID_PATTERN, description="the post's id")
-    text: str = Field(description="its text")
-    createdAt: str = Field(description="when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the published name
-    url: str = Field(description="where people read it")
-    author: Author
-
-
-class Posts(Said):
-    """A page of posts."""
-
-    tweets: list[PostShown] = Field(description="newest first")
-
-
-class Timeline(Said):
-    """The answer of user/last_tweets."""
-
-    status: Literal["success"]
-    data: Posts
-    has_next_page: bool = Field(description="whether there are older posts")
-    next_cursor: str = Field(description="the cursor of the next page; empty if there is none")
-
-
-class UserFound(Said):
-    """A user among those found."""
-
-    id: str = Field(pattern=ID_PATTERN, description="the user's id")
-    screen_name: str = Field(description="the name without @")
-    userName: str = Field(description="the same")  # noqa: N815 - the published name
-    name: str = Field(description="the name that is shown")
-
-
-class Users(Said):
-    """The answer of user/search."""
-
-    status: Literal["success"]
-    users: list[UserFound]
-
-
-class Alive(Said):
-    """That the process runs."""
-
-    status: Literal["ok"]
-
-
-class Ready(Said):
-    """That calls can be served."""
-
-    status: Literal["ready"]
 
 
 EDGE = (
@@ -192,6 +41,7 @@ BODY = (
     *("json_malformed", "body_not_object", "duplicate_field", "unknown_field", "form_malformed"),
     "unsupported_media_type",
 )
+IDEMPOTENCY = ("idempotency_key_malformed", "idempotency_in_flight", "idempotency_key_reused")
 UPSTREAM = (
     *("x_not_user_token", "x_account_mismatch", "x_user_suspended", "x_not_enrolled", "x_user_not_enrolled"),
     *("x_credits_depleted", "x_refused", "x_invalid_request", "x_conflict", "x_window_15m", "x_window_24h"),
@@ -287,7 +137,7 @@ def _field_reasons(model: type[Body]) -> tuple[str, ...]:
 
 
 def _body_reasons(model: type[Body], *, relay: bool) -> tuple[str, ...]:
-    return (*KEYED, *BODY, "unexpected_query", *_field_reasons(model), *("key_mismatch",) * relay)
+    return (*KEYED, *BODY, *IDEMPOTENCY, "unexpected_query", *_field_reasons(model), *("key_mismatch",) * relay)
 
 
 def _acting(row: Operation, *, relay: bool) -> Endpoint:
@@ -300,7 +150,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     repeat = (
         "Safe to repeat: a second call does no harm."
         if row.repeatable
-        else "Not safe to repeat: after 502 outcome_unknown look at the account first."
+        else "Done once for each Idempotency-Key; after 502 outcome_unknown look at the account first."
     )
     target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
     return Endpoint(
@@ -336,7 +186,11 @@ def _pattern(metadata: list[Any]) -> str | None:
     return next((item.pattern for item in metadata if hasattr(item, "pattern")), None)
 
 
-_READ_ANSWERS: dict[str, type[Said]] = {"user/info": UserInfo, "user/last_tweets": Timeline, "user/search": Users}
+_READ_ANSWERS: dict[str, type[Said]] = {
+    "user/info": answers.UserInfo,
+    "user/last_tweets": answers.Timeline,
+    "user/search": answers.Users,
+}
 
 
 def _reading(row: Read) -> Endpoint:
@@ -372,7 +226,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "back to the callback, and from then on calls with this key act as that account.",
             (*EDGE, *post(AuthTwitter), "scope_unknown", "return_to_not_allowed", "key_not_allowed"),
             takes=AuthTwitter,
-            answer=LinkStarted,
+            answer=answers.LinkStarted,
             keyed=True,
             examples={"Everything": {}, "Narrowed": {"scopes": ["like.write"], "expected_username": "ada"}},
         ),
@@ -384,7 +238,19 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "See what is linked to the key",
             "Never shows a token. Also answers 200 if nothing is linked.",
             (*EDGE, *KEYED, "unexpected_query"),
-            answer=LinkStatus,
+            answer=answers.LinkStatus,
+            keyed=True,
+        ),
+        Endpoint(
+            "GET",
+            f"{API}/requests/{{request_id}}",
+            "Act",
+            "requestOutcome",
+            "See what became of a write",
+            "Takes the X-Request-Id of a write that was made with this key: how to learn the end of one whose answer "
+            "was lost. Of any other id it knows nothing.",
+            (*EDGE, *KEYED, "unexpected_query", "request_not_found"),
+            answer=answers.Request,
             keyed=True,
         ),
         Endpoint(
@@ -396,7 +262,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Where links wait for the key's holder (link mode `confirm`): name the account that is meant.",
             (*EDGE, *post(Confirm), "state_unknown", "state_expired", "account_mismatch", "x_link_pending", *UPSTREAM),
             takes=Confirm,
-            answer=LinkStatus,
+            answer=answers.LinkStatus,
             keyed=True,
             examples={"Confirm": {"state": "kZ3vJ0pXc1yq", "username": "ada"}},
         ),
@@ -408,7 +274,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Unlink the key's X account",
             "The session is gone here at once, and revoked at X. Also answers 200 if nothing was linked.",
             (*EDGE, *post(Empty)),
-            answer=UnlinkedData,
+            answer=answers.UnlinkedData,
             keyed=True,
             examples={"Unlink": {}},
         ),
@@ -421,7 +287,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "X redirects the account's owner here with `code` and `state`, or with `error` (RFC 6749 §4.1.2). It is "
             "not for apps to call. People get a page; who asks for application/json alone gets JSON.",
             (*EDGE, *CALLBACK),
-            answer=CallbackData,
+            answer=answers.CallbackData,
             page=True,
         ),
         Endpoint(
@@ -433,7 +299,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "The page's one-time token ends the link within 10 minutes: revoked at X, gone here. It needs no key.",
             (*EDGE, *BODY, *_field_reasons(Undo), "undo_unknown", "storage_unavailable"),
             takes=Undo,
-            answer=UnlinkedData,
+            answer=answers.UnlinkedData,
             page=True,
             form=True,
             examples={"Undo": {"undo_token": "b0x9mJ3rT5"}},
@@ -459,7 +325,7 @@ def _about() -> tuple[Endpoint, ...]:
     )
     return (
         *documents,
-        Endpoint("GET", "/livez", "About", "livez", "Whether the process runs", "", EDGE, answer=Alive),
+        Endpoint("GET", "/livez", "About", "livez", "Whether the process runs", "", EDGE, answer=answers.Alive),
         Endpoint(
             "GET",
             "/readyz",
@@ -468,6 +334,6 @@ def _about() -> tuple[Endpoint, ...]:
             "Whether calls can be served",
             "X is left out: its outage is no reason to stop sending traffic here.",
             (*EDGE, "storage_unavailable"),
-            answer=Ready,
+            answer=answers.Ready,
         ),
     )

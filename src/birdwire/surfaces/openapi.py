@@ -47,6 +47,8 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"type": "string", "pattern": "^[1-9][0-9]*$"},
         "60",
     ),
+    "Idempotency-Key": ("Made here for a call without one.", {"type": "string"}, "idem_01JD3K8W6ZQ4T5V7X9YABCDEFG"),
+    "Idempotent-Replayed": ("The first call's answer, told again.", {"type": "string", "const": "true"}, "true"),
     "Allow": ("The methods that this path takes.", {"type": "string"}, "POST"),
 }
 """Every header that an answer may have, beside HTTP's own: what it says, its form, an example."""
@@ -115,7 +117,9 @@ is not listed here is 404 `route_unknown`; a listed one with another method is 4
 
 **Limits** are per key and {window} seconds, and stand on every answer to a known key. 429 and 503 carry `Retry-After`.
 
-**Repeating** is safe for all calls but post_twitter and upload_media, whose outcome may be unknown after a 502."""
+**Repeating** is safe for all calls but post_twitter and upload_media. Give any POST an `Idempotency-Key`: for 24 \
+hours the same key with the same body is answered as the first call was, with `Idempotent-Replayed: true`. A post or \
+upload without one gets one made, in the answer's headers."""
 
 _RELAY = """\
 
@@ -198,6 +202,8 @@ def refusal(status: int, reasons: list[str], *, keyed: bool) -> dict[str, Any]:
     example = render(GatewayError(reasons[0], **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
     required = {401: ["WWW-Authenticate"], 405: ["Allow"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
     optional = _ALLOWANCE if keyed else ()
+    if "idempotency_in_flight" in reasons:
+        optional += ("Retry-After",)
     return {
         "description": f"{TITLES[status]}: {', '.join(reasons)}.",
         "headers": _headers(("X-Request-Id", *required), optional),
@@ -247,10 +253,8 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
         "description": _description(endpoint),
         "security": [{"ApiKey": []}] if endpoint.keyed else [],
     }
-    if endpoint.query:
-        made["parameters"] = _parameters(endpoint)
-    if endpoint.operation_id == "oauthCallback":
-        made["parameters"] = _callback_parameters()
+    if parameters := _parameters(endpoint):
+        made["parameters"] = parameters
     if _has_body(endpoint):
         made["requestBody"] = _request(endpoint)
     made["responses"] = {str(endpoint.status): _success(endpoint)} | {
@@ -277,6 +281,29 @@ def _has_body(endpoint: Endpoint) -> bool:
 
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    if endpoint.query:
+        return _query_parameters(endpoint)
+    if endpoint.operation_id == "oauthCallback":
+        return _callback_parameters()
+    if endpoint.operation_id == "requestOutcome":
+        _, schema, example = HEADERS["X-Request-Id"]
+        words = "the X-Request-Id of the write"
+        place = {"name": "request_id", "in": "path", "required": True}
+        return [place | {"description": words, "schema": schema, "example": example}]
+    return [_IDEMPOTENCY_KEY] if endpoint.keyed and endpoint.method == "POST" else []
+
+
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names this call, so that it is done once however often it is sent; kept for 24 hours.",
+    "schema": {"type": "string", "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+    "example": "6f1c2b0e-6d0b-4d9e-9a52-1f7b8f6f0f3e",
+}
+
+
+def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     """A query's parameters, each at most once."""
     schema = components([endpoint.takes], [])[endpoint.takes.__name__]
     return [
@@ -334,6 +361,7 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _success(endpoint: Endpoint) -> dict[str, Any]:
+    optional = ("Idempotency-Key", "Idempotent-Replayed") if endpoint.keyed and endpoint.method == "POST" else ()
     content: dict[str, Any] = {}
     if endpoint.answer is not None:
         content["application/json"] = {"schema": reference(endpoint.answer)}
@@ -347,6 +375,6 @@ def _success(endpoint: Endpoint) -> dict[str, Any]:
         content["text/html"] = {"schema": {"type": "string"}}
     return {
         "description": "Created." if endpoint.status == 201 else "Done.",
-        "headers": _headers(("X-Request-Id", *(_ALLOWANCE if endpoint.keyed else ()))),
+        "headers": _headers(("X-Request-Id", *(_ALLOWANCE if endpoint.keyed else ())), optional),
         "content": content,
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from birdwire.call import Answer, encode
-from birdwire.surfaces import openapi, yaml
+from birdwire.surfaces import discovery, openapi, page, yaml
 from birdwire.surfaces.endpoints import DOCUMENTS
 
 if TYPE_CHECKING:
-    from birdwire.call import Call
+    from birdwire.call import Call, Headers
     from birdwire.settings import Settings
+
+_HEADERS = (("access-control-allow-origin", "*"), ("cache-control", "public, max-age=300"))
 
 
 class Site:
@@ -23,13 +25,23 @@ class Site:
     async def answer(self, call: Call) -> Answer:
         """The document of a path; the same bytes every time."""
         if call.path not in self._made:
-            self._made[call.path] = self._make(call.path)
+            headers, body = self._make(call.path)
+            media_type = DOCUMENTS[call.path][0]
+            charset = "; charset=utf-8" if media_type.startswith("text/") else ""
+            self._made[call.path] = Answer(200, (("content-type", media_type + charset), *_HEADERS, *headers), body)
         return self._made[call.path]
 
-    def _make(self, path: str) -> Answer:
-        document = openapi.document(self._settings)
-        bodies = {"/openapi.json": lambda: encode(document), "/openapi.yaml": lambda: yaml.dump(document).encode()}
-        return Answer(200, (("content-type", DOCUMENTS[path][0]), *_HEADERS), bodies[path]())
-
-
-_HEADERS = (("access-control-allow-origin", "*"), ("cache-control", "public, max-age=300"))
+    def _make(self, path: str) -> tuple[Headers, bytes]:
+        match path:
+            case "/openapi.json":
+                return (), encode(openapi.document(self._settings))
+            case "/openapi.yaml":
+                return (), yaml.dump(openapi.document(self._settings)).encode()
+            case "/docs":
+                return page.render(openapi.document(self._settings))
+            case "/llms.txt":
+                return (), discovery.llms(openapi.document(self._settings)).encode()
+            case "/.well-known/agent-card.json":
+                return (), encode(discovery.agent_card(self._settings))
+            case _:
+                return (), encode(discovery.ai_plugin(self._settings))

@@ -1,0 +1,177 @@
+"""The answers that are not X's own data, as models: for the documents, and checked against true answers by tests."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from birdwire.post import ID_PATTERN
+
+
+class Said(BaseModel):
+    """An answer: these members, and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Capability(Said):
+    """What X last said of an action that it keeps from some apps."""
+
+    allowed: bool = Field(description="whether X let this gateway do it")
+    reason: str | None = Field(description="the reason of X's refusal")
+
+
+class LinkStarted(Said):
+    """A link that waits for the account's owner."""
+
+    auth_url: str = Field(
+        description="X's consent page; the account's owner opens it", json_schema_extra={"format": "uri"}
+    )
+    state: str = Field(description="the link's state, which auth/confirm takes")
+    expires_at: str = Field(description="10 minutes from now: RFC 3339, UTC", json_schema_extra={"format": "date-time"})
+
+
+class LinkStatus(Said):
+    """What is linked to the key. Members but `linked` are null if nothing is."""
+
+    linked: bool = Field(description="whether an account is linked, in any of the states")
+    user_id: str | None = Field(description="the X account's id")
+    username: str | None = Field(description="the X account's name, without @")
+    scopes: list[str] | None = Field(description="what the account's owner approved")
+    state: Literal["active", "pending", "needs_relink"] | None = Field(
+        description="active; pending: it waits for X's word or for auth/confirm; needs_relink: X no longer accepts it"
+    )
+    access_expires_at: str | None = Field(
+        description="when X's access runs out, to be renewed by itself", json_schema_extra={"format": "date-time"}
+    )
+    linked_at: str | None = Field(description="since when", json_schema_extra={"format": "date-time"})
+    limits: dict[str, Any] | None = Field(description="what is known of X's limits for the account")
+    capabilities: dict[str, Capability] | None = Field(description="what X let this gateway do lately, by operation")
+
+
+class Unlinked(Said):
+    """That nothing is linked any more."""
+
+    linked: Literal[False] = Field(description="always false")
+
+
+class Request(Said):
+    """What became of a write. What is not known is null."""
+
+    request_id: str = Field(description="the X-Request-Id of the call")
+    operation: str = Field(description="what was asked for, such as post_twitter")
+    state: Literal["started", "confirmed", "refused", "not_sent", "unknown"] = Field(
+        description="started; confirmed by X; refused; not_sent: nothing reached X; unknown: X may have done it"
+    )
+    status: int | None = Field(description="the status that was answered")
+    reason: str | None = Field(description="the reason of a refusal")
+    data: dict[str, Any] | None = Field(description="the data that was answered")
+    created_at: str = Field(description="when it was asked for", json_schema_extra={"format": "date-time"})
+    settled_at: str | None = Field(description="when it was settled", json_schema_extra={"format": "date-time"})
+
+
+class UnlinkedData(Said):
+    """The answer of an unlink or an undo."""
+
+    data: Unlinked
+
+
+class CallbackDone(Said):
+    """How a link ended."""
+
+    linked: Literal[True] = Field(description="always true")
+    how: Literal["linked", "pending", "confirm", "already"] = Field(
+        description="linked; pending: X has yet to name it; confirm: auth/confirm is next; already: opened before"
+    )
+    username: str | None = Field(description="the X account, if it is known")
+
+
+class CallbackData(Said):
+    """The callback's answer to those who ask for JSON."""
+
+    data: CallbackDone
+
+
+class UserShown(Said):
+    """A user; what X does not say is left out."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the user's id")
+    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
+    name: str = Field(description="the name that is shown")
+    description: str = Field("", description="what the user says of themselves")
+    profilePicture: str = Field("", description="the picture's URL")  # noqa: N815 - the same
+    createdAt: str = Field("", description="since when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the same
+    protected: bool = Field(default=False, description="whether only approved followers see the posts")
+    isVerified: bool = Field(default=False, description="whether X has verified the account")  # noqa: N815 - the same
+    followers: int = Field(0, description="how many follow the user")
+    following: int = Field(0, description="how many the user follows")
+    statusesCount: int = Field(0, description="how many posts there are")  # noqa: N815 - the same
+
+
+class UserInfo(Said):
+    """The answer of user/info."""
+
+    status: Literal["success"]
+    data: UserShown
+
+
+class Author(Said):
+    """Whose post it is."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the user's id")
+    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
+    name: str = Field(description="the name that is shown")
+
+
+class PostShown(Said):
+    """A post."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the post's id")
+    text: str = Field(description="its text")
+    createdAt: str = Field(description="when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the published name
+    url: str = Field(description="where people read it")
+    author: Author
+
+
+class Posts(Said):
+    """A page of posts."""
+
+    tweets: list[PostShown] = Field(description="newest first")
+
+
+class Timeline(Said):
+    """The answer of user/last_tweets."""
+
+    status: Literal["success"]
+    data: Posts
+    has_next_page: bool = Field(description="whether there are older posts")
+    next_cursor: str = Field(description="the cursor of the next page; empty if there is none")
+
+
+class UserFound(Said):
+    """A user among those found."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the user's id")
+    screen_name: str = Field(description="the name without @")
+    userName: str = Field(description="the same")  # noqa: N815 - the published name
+    name: str = Field(description="the name that is shown")
+
+
+class Users(Said):
+    """The answer of user/search."""
+
+    status: Literal["success"]
+    users: list[UserFound]
+
+
+class Alive(Said):
+    """That the process runs."""
+
+    status: Literal["ok"]
+
+
+class Ready(Said):
+    """That calls can be served."""
+
+    status: Literal["ready"]

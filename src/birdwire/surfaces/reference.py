@@ -1,0 +1,133 @@
+"""docs/reference as Markdown: calls, refusals, settings. `make docs` writes it, by running this module."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from birdwire.errors import PROBLEMS
+from birdwire.settings import PREFIX, Settings
+from birdwire.surfaces.openapi import TITLES, document
+from birdwire.surfaces.outline import Listed, Member, outline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SHAPE = """\
+Every refusal is one JSON object, `error`, with `type`, `code`, `message`, `request_id`, `reason`, `fix`, `whose`, \
+`retryable` and, if X answered, `upstream`. What stands in braces below is filled in."""
+_SOURCES = """\
+From the environment, or by their short names from a TOML file that `--config` or `BIRDWIRE_CONFIG` names; the \
+environment wins."""
+_MADE = "<!-- Made by `make docs` from the code; edits are lost. -->"
+
+
+def pages() -> dict[str, str]:
+    """Every file of the reference: name -> text."""
+    return {"operations.md": _operations(), "errors.md": _errors(), "settings.md": _settings()}
+
+
+def write(directory: Path) -> None:
+    """Write the reference."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+def _operations() -> str:
+    made = document(Settings())
+    blocks = ["# Calls", _MADE, made["info"]["description"]]
+    for section in outline(made):
+        blocks += [f"## {section.name}", section.words]
+        for call in section.calls:
+            blocks += _call(call)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _call(call: Listed) -> list[str]:
+    blocks = [f"### {call.method} {call.path}", f"{call.summary}. {call.description}", f"```sh\n{call.curl}\n```"]
+    if call.takes:
+        blocks += ["Takes:", _members("Required", call.takes)]
+    if call.answers:
+        blocks += [f"Answers {call.status}:", _members("Always", call.answers)]
+    refused = [(status, ", ".join(f"`{reason}`" for reason in reasons)) for status, reasons in call.refusals.items()]
+    return [*blocks, "Refuses:", _table(("Status", "Reasons"), refused)]
+
+
+def _members(always: str, members: Iterable[Member]) -> str:
+    rows = [(f"`{one.name}`", "yes" if one.required else "", one.form, one.words) for one in members]
+    return _table(("Field", always, "Form", "Meaning"), rows)
+
+
+def _errors() -> str:
+    kinds = sorted({(problem.status, problem.type, problem.code) for problem in PROBLEMS.values()})
+    statuses = [(str(status), f"`{kind}`", f"`{code}`", TITLES[status]) for status, kind, code in kinds]
+    reasons = [
+        (
+            f"`{reason}`",
+            str(problem.status),
+            f"`{problem.code}`",
+            problem.whose,
+            "yes" if problem.retryable else "",
+            problem.message,
+            problem.fix,
+        )
+        for reason, problem in PROBLEMS.items()
+    ]
+    heads = ("Reason", "Status", "Code", "Whose", "Retryable", "Message", "Fix")
+    return (
+        "\n\n".join(
+            (
+                "# Refusals",
+                _MADE,
+                _SHAPE,
+                "## Statuses, types and codes",
+                _table(("Status", "Type", "Code", "Meaning"), statuses),
+                "## Reasons",
+                _table(heads, reasons),
+            )
+        )
+        + "\n"
+    )
+
+
+def _settings() -> str:
+    rows = [
+        (f"`{PREFIX}{name.upper()}`", f"`{name}`", _default(info.default), info.description or "")
+        for name, info in Settings.model_fields.items()
+    ]
+    return (
+        "\n\n".join(
+            (
+                "# Settings",
+                _MADE,
+                _SOURCES,
+                _table(("Environment", "File", "Default", "Meaning"), rows),
+            )
+        )
+        + "\n"
+    )
+
+
+def _default(value: object) -> str:
+    if value is None or value == "" or isinstance(value, SecretStr):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = [list(heads), *(list(row) for row in rows)]
+    cells.insert(1, ["---"] * len(cells[0]))
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in cells)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

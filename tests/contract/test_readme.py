@@ -1,0 +1,298 @@
+"""The words for people: their examples are run, and what they name exists."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from typer.main import get_command
+
+from birdwire.authserver import DEFAULT_SCOPES
+from birdwire.cli import COMMANDS, build, load
+from birdwire.errors import PROBLEMS
+from birdwire.keys import mint
+from birdwire.operations import OPERATIONS
+from birdwire.reads import READS
+from birdwire.settings import CALLBACK_PATH, CLIENT_NAMES, PREFIX, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+README = (ROOT / "README.md").read_text("utf-8")
+
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^ {4,}(?![-*|\d ])(.+)$", re.MULTILINE)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:^|[\s/(])birdwire ([a-z-].*)")
+ANYTHING = "…"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that a page shows, and the answer it promises; an empty one promises nothing but success."""
+
+    command: str
+    answer: str
+
+
+def text_of(page: str) -> str:
+    """A page."""
+    return (ROOT / page).read_text("utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return [body for kind, body in FENCE.findall(text_of(page)) if kind == language]
+
+
+def code(page: str) -> list[str]:
+    """Everything that is set as code: each line of a block, each span within a line."""
+    text = text_of(page)
+    fenced = "".join(body for _, body in FENCE.findall(text)).replace("\\\n", " ")
+    prose = FENCE.sub("", text)
+    return [*fenced.splitlines(), *INDENTED.findall(prose), *CODE.findall(prose)]
+
+
+def steps(block: str) -> list[Step]:
+    """The commands of a console block, each with the lines up to the next."""
+    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+    found = []
+    for part in parts:
+        command, _, answer = part.replace("\\\n", " ").partition("\n")
+        found.append(Step(command, answer.strip()))
+    return found
+
+
+CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console")]
+
+
+def fits(promised: Any, found: Any) -> bool:
+    """Whether an answer is the promised one; `…` in a text stands for any text, as a member for any more members."""
+    if isinstance(promised, dict) and isinstance(found, dict):
+        wanted = {name: value for name, value in promised.items() if name != ANYTHING}
+        more = ANYTHING in promised or found.keys() <= wanted.keys()
+        return more and all(name in found and fits(value, found[name]) for name, value in wanted.items())
+    if isinstance(promised, list) and isinstance(found, list):
+        return len(promised) == len(found) and all(map(fits, promised, found))
+    if isinstance(promised, str) and isinstance(found, str):
+        return bool(re.fullmatch(".*".join(map(re.escape, promised.split(ANYTHING))), found, re.DOTALL))
+    return bool(promised == found)
+
+
+class Reader:
+    """Somebody who does what a page says, with the dev gateway's real addresses and key."""
+
+    def __init__(self, offer: dict[str, Any]) -> None:
+        self._key = offer["api_key"]
+        self._real = {
+            "http://127.0.0.1:8700": offer["gateway"],
+            "http://127.0.0.1:8701": offer["sandbox"],
+            "$BIRDWIRE_API_KEY": self._key,
+        }
+        self._gateway = offer["gateway"]
+
+    def real(self, text: str) -> str:
+        """The text with what is true here."""
+        for shown, real in self._real.items():
+            text = text.replace(shown, real)
+        return text
+
+    def do(self, step: Step) -> None:
+        """Run one step and hold the answer against the promise."""
+        words = shlex.split(self.real(step.command))
+        if words[0] == "export":
+            return
+        answer = self.curl(words[1:]) if words[0] == "curl" else self.birdwire(words)
+        promised: Any = self.real(step.answer)
+        if promised.startswith("{"):
+            promised, answer = (
+                json.loads(promised.replace(f", {ANYTHING}}}", f', "{ANYTHING}": 0}}')),
+                json.loads(answer),
+            )
+        assert not promised or fits(promised, answer), f"{step.command}\nanswers {answer}"
+
+    @staticmethod
+    def curl(words: list[str]) -> str:
+        """What curl does with its options that the pages use."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("url")
+        parser.add_argument("-X", dest="method")
+        parser.add_argument("-H", dest="headers", action="append", default=[])
+        parser.add_argument("-d", dest="data")
+        asked = parser.parse_args(words)
+        headers = dict(line.split(": ", 1) for line in asked.headers)
+        method = asked.method or ("GET" if asked.data is None else "POST")
+        with httpx2.Client() as client:
+            return client.request(method, asked.url, headers=headers, content=asked.data).text
+
+    def birdwire(self, words: list[str]) -> str:
+        """A command of the command line."""
+        assert words[0] == "birdwire"
+        environment = {"PATH": "", "BIRDWIRE_URL": self._gateway, "BIRDWIRE_API_KEY": self._key}
+        done = subprocess.run(  # noqa: S603 - our own command, with words from our own pages
+            [sys.executable, "-m", "birdwire.cli", *words[1:]], env=environment, capture_output=True, check=True
+        )
+        return done.stdout.decode().strip()
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    """A reader at a fresh `birdwire dev`, where ada has approved."""
+    arguments = ("dev", "--json", "--port", "0", "--sandbox-port", "0", "--data", str(tmp_path), "--link", "ada")
+    with (
+        (tmp_path / "stderr.txt").open("wb") as errors,
+        subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "birdwire.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={"PATH": os.environ.get("PATH", "")},
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, (tmp_path / "stderr.txt").read_text()
+            yield Reader(json.loads(line))
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("page", CONSOLE_PAGES)
+def test_a_page_s_examples_answer_what_the_page_says(reader: Reader, page: str) -> None:
+    """Every console block, from top to bottom, against a running gateway and local X."""
+    for block in blocks(page, "console"):
+        for step in steps(block):
+            reader.do(step)
+
+
+def test_the_first_screen_has_the_two_commands_and_a_like() -> None:
+    """Somebody who reads thirty lines can run, test and like."""
+    screen = "\n".join(README.splitlines()[:32])
+    assert all(word in screen for word in ("make run", "make test", "like_twitter", '{"data":{"liked":true}}'))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    """A linked file exists, and a linked heading is in it."""
+    for target in LINK.findall(FENCE.sub("", text_of(page))):
+        if target.startswith("https://"):
+            continue
+        name, _, heading = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^a-z0-9 -]", "", text.lower()).replace(" ", "-") for text in headings}
+            assert heading in slugs, target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_exists(page: str) -> None:
+    """As the Makefile lists them."""
+    targets = set(re.findall(r"^([a-z-]+):.*##", text_of("Makefile"), re.MULTILINE))
+    named = {
+        word for line in code(page) for words in re.findall(r"\bmake ((?:[a-z-]+ ?)+)", line) for word in words.split()
+    }
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_setting_exists(page: str) -> None:
+    """Those of the environment, and those of a settings file."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + name for name in CLIENT_NAMES}
+    assert set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b", text_of(page))) <= known
+    assert {name for line in code(page) for name in re.findall(r"^([a-z_]+) = \"", line)} <= set(Settings.model_fields)
+
+
+def test_the_guide_to_operating_names_every_setting() -> None:
+    """None is left to be found by chance."""
+    text = text_of("docs/operating.md")
+    assert [name for name in Settings.model_fields if PREFIX + name.upper() not in text] == []
+
+
+@cache
+def parameters(name: str, sub: str) -> frozenset[str] | None:
+    """The options of a command, or None if there is no such command."""
+    if name not in {row.name for row in COMMANDS}:
+        return None
+    command = load(name)
+    inner = getattr(command, "commands", {})
+    if sub and (inner or sub.isidentifier()) and not command.params:
+        command = inner.get(sub)
+    return command and frozenset(option for parameter in command.params for option in parameter.opts)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_its_options_exist(page: str) -> None:
+    """As the command line has them today."""
+    top = {option for parameter in get_command(build()).params for option in parameter.opts}
+    for line in code(page):
+        for words in COMMAND.findall(line):
+            name, *rest = re.sub(r"[`#|].*", "", words).split()
+            sub = next((word for word in rest[:1] if re.fullmatch(r"[a-z]+", word)), "")
+            known = parameters(name, sub)
+            assert known is not None, words
+            assert {word for word in rest if word.startswith("-")} <= known | top | {"--help"}, words
+
+
+def test_every_operation_and_look_up_is_in_the_table_of_what_x_allows() -> None:
+    """None is left out of the README's honest table."""
+    table = README.split("## Will X let you do this?")[1].split("\n## ")[0]
+    names = [*(operation.name for operation in OPERATIONS), *(look_up.name for look_up in READS)]
+    assert [name for name in names if f"`{name}`" not in table] == []
+
+
+def test_the_x_app_is_described_as_the_gateway_needs_it() -> None:
+    """The callback's path and the scopes are the code's own."""
+    assert f"`https://YOUR-HOST{CALLBACK_PATH}`" in README
+    assert f"`{' '.join(DEFAULT_SCOPES)}`" in README
+
+
+def test_every_reason_in_the_guide_to_errors_is_one() -> None:
+    """Every first cell of its tables is declared, with the status that is said; and so is whose each can be."""
+    rows = re.findall(
+        r"^\| `([a-z0-9_]+)`((?:, `[a-z0-9_]+`)*) \|(?: (\d{3}) \|)?", text_of("docs/errors.md"), re.MULTILINE
+    )
+    members = {"type", "code", "reason", "message", "fix", "whose", "retryable", "request_id", "upstream"}
+    whose = {problem.whose for problem in PROBLEMS.values()}
+    reasons = [
+        (name, status)
+        for first, others, status in rows
+        for name in (first, *re.findall(r"`(\w+)`", others))
+        if name not in members | whose
+    ]
+    assert len(reasons) > 15
+    assert [name for name, _ in reasons if name not in PROBLEMS] == []
+    assert [name for name, status in reasons if status and int(status) != PROBLEMS[name].status] == []
+    assert whose <= {first for first, _, _ in rows}
+
+
+def test_the_scanner_s_rule_finds_every_key() -> None:
+    """The published expression matches fresh keys in a text, and nothing shorter."""
+    rule = re.compile(blocks("docs/security.md", "regex")[0].strip())
+    for key in (mint("live"), mint("test")):
+        found = rule.search(f"key={key};")
+        assert found is not None
+        assert found[0] == key
+        assert not rule.search(f"key={key[:-1]};")
+
+
+def test_the_map_of_modules_is_the_tree() -> None:
+    """docs/design.md names every module of the gateway, and none that is not there."""
+    source = ROOT / "src" / "birdwire"
+    named = set(re.findall(r"`([a-z]+\.py)`", text_of("docs/design.md")))
+    assert named == {path.name for path in source.glob("*.py")} - {"__init__.py"}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import stat
 import sys
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,24 +18,30 @@ from typer.testing import CliRunner
 
 from birdwire.cli import COMMANDS, build, load
 from birdwire.cli.gateway import Gateway
+from birdwire.cli.post import FIELDS, ROWS
 from birdwire.cli.say import Stop
 from birdwire.operations import OPERATIONS
+from birdwire.post import PostTwitter
+from birdwire.reads import READS
 from birdwire.settings import PREFIX, Settings
-from house import POST, House
+from house import GRACE, PNG, POST, House
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+ADA = "2244994945"
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FAMILIES = {
+    "sandbox": ("proxy",),
     "keys": ("create", "list", "rotate", "revoke"),
     "accounts": ("link", "status", "unlink", "list"),
     "vault": ("create",),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [
-    *((row.name,) for row in COMMANDS if row.name not in FAMILIES),
+    *((row.name,) for row in COMMANDS if row.name not in FAMILIES or row.name == "sandbox"),
     *((family, name) for family, names in FAMILIES.items() for name in names),
 ]
 
@@ -53,10 +61,11 @@ class Outcome:
         return json.loads(self.out)
 
 
-async def run(*arguments: str, **environment: str | None) -> Outcome:
+async def run(*arguments: str, stdin: str | bytes | None = None, **environment: str | None) -> Outcome:
     """Run a command in a thread of this process, whose loop may be serving the gateway it talks to."""
     given: dict[str, str | None] = {"BIRDWIRE_URL": None, "BIRDWIRE_API_KEY": None, "COLUMNS": "120", "NO_COLOR": "1"}
-    result = await asyncio.to_thread(CliRunner().invoke, build(), list(arguments), env={**given, **environment})
+    environment = {**given, **environment}
+    result = await asyncio.to_thread(CliRunner().invoke, build(), list(arguments), stdin, env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
@@ -83,7 +92,7 @@ Operator = tuple[House, dict[str, str]]
 
 @contextlib.asynccontextmanager
 async def gateway_that_answers(raw: bytes) -> AsyncIterator[str]:
-    """Something on loopback that reads a request and answers these bytes, then closes; its URL."""
+    """Something on loopback that reads a request's head and answers these bytes, then closes; its URL."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -200,8 +209,9 @@ async def test_an_answer_that_got_lost_is_an_unknown_outcome(raw: bytes) -> None
     assert (outcome.code, outcome.document["error"]["code"]) == (7, "unknown")
 
 
-async def test_an_answer_that_trickles_ends_at_the_deadline() -> None:
-    """One deadline for the whole exchange, not one for each read."""
+@pytest.mark.parametrize(("method", "code"), [("POST", 7), ("GET", 6)])
+async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: int) -> None:
+    """One deadline for the whole exchange, not one for each read. A look-up whose answer is lost changed nothing."""
 
     async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -214,8 +224,8 @@ async def test_an_answer_that_trickles_ends_at_the_deadline() -> None:
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
         gateway = Gateway(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", deadline_s=0.2)
         with pytest.raises(Stop) as stopped:
-            await asyncio.to_thread(gateway.ask, "GET", "/")
-    assert stopped.value.code == 7
+            await asyncio.to_thread(gateway.ask, method, "/")
+    assert stopped.value.code == code
 
 
 async def test_what_is_no_gateway_is_not_believed() -> None:
@@ -276,6 +286,206 @@ async def test_without_a_usable_key_nothing_is_sent(key: str) -> None:
     assert not key or key not in outcome.err
 
 
+@pytest.mark.parametrize(
+    "user",
+    [GRACE, "@grace", "grace", "https://x.com/grace", "https://www.twitter.com/GRACE/?s=20", "x.com/i/user/" + GRACE],
+)
+async def test_a_user_may_be_named_by_id_name_or_address(operator: Operator, user: str) -> None:
+    """Each follows the same user; a name is looked up."""
+    outcome = await run("follow", user, "--json", **operator[1])
+    assert outcome.document == {"data": {"following": True, "pending_follow": False}}
+    assert (await run("unfollow", user, **operator[1])).out.endswith("not following\n")
+    follows = (await operator[0].state())["follows"]
+    assert not [one for one in follows if one["target_user_id"] == GRACE and one["source_user_id"] == ADA]
+
+
+async def test_a_protected_user_has_yet_to_accept(operator: Operator) -> None:
+    """People read who it is and what holds now."""
+    outcome = await run("follow", "@pat", **operator[1])
+    assert (outcome.code, outcome.out) == (0, "@pat (2244994948): pending follow\n")
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "",
+        "@",
+        "two words",
+        "a" * 16,
+        "x.com",
+        "https://x.com/home",
+        "https://x.com/i/lists",
+        f"https://x.com/grace/status/{POST}",
+        "https://x.com.example.com/grace",
+        "grace@example.com",
+    ],
+)
+async def test_what_names_no_user_is_refused_before_anything_is_sent(user: str) -> None:
+    """Exit 2, though no gateway runs and no key is set."""
+    outcome = await run("follow", "--", user)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "is not a user's id, @username or address" in outcome.err
+
+
+async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> None:
+    """Its operator switched look-ups off; the refusal says what works."""
+    async with House.built(tmp_path, reads="") as house:
+        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        outcome = await run("follow", "@grace", **person)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "cannot say whose id @grace is" in outcome.err
+    assert "Fix: Give the user's id." in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("command", "undo", "word"), [("retweet", "unretweet", "retweeted"), ("bookmark", "unbookmark", "bookmarked")]
+)
+async def test_what_is_done_can_be_undone(operator: Operator, command: str, undo: str, word: str) -> None:
+    """Reposts and bookmarks."""
+    assert (await run(command, POST, **operator[1])).out == f"{POST}: {word}\n"
+    assert (await run(undo, POST, **operator[1])).out == f"{POST}: not {word}\n"
+
+
+# Posts and media.
+
+
+async def test_a_post_prints_its_id_for_the_next_to_reply_to(operator: Operator) -> None:
+    """Alone on stdout; what X stored stands beside it. And it can be deleted."""
+    house, person = operator
+    first = await run("post", "One. Rock & roll", **person)
+    assert first.err == "Posted as X stored it: One. Rock & roll\n"
+    second = (
+        await run("post", "Two", "--reply-to", f"https://x.com/ada/status/{first.out.strip()}", "--json", **person)
+    ).document
+    assert (await house.post_of(second["data"]["id"]))["in_reply_to_tweet_id"] == first.out.strip()
+    deleted = await run("delete", first.out.strip(), **person)
+    assert (deleted.code, deleted.out) == (0, f"{first.out.strip()}: deleted\n")
+
+
+async def test_options_become_the_body_of_the_post(operator: Operator) -> None:
+    """Poll, quote and flags, as X got them."""
+    house, person = operator
+    asked = await run(
+        "post", "Tea?", "--poll", "Yes | No", "--poll-minutes", "60", "--made-with-ai", "--json", **person
+    )
+    assert (await house.post_of(asked.document["data"]["id"]))["poll"]["options"] == ["Yes", "No"]
+    quoted = await run(
+        "post", "--quote", f"x.com/grace/status/{POST}", "--reply-settings", "mentionedUsers", "--json", **person
+    )
+    assert (await house.post_of(quoted.document["data"]["id"]))["quote_tweet_id"] == POST
+
+
+async def test_the_text_may_come_from_stdin(operator: Operator) -> None:
+    """As it is, but for the line end that a shell adds."""
+    outcome = await run("post", "-", "--json", stdin="Line one\nLine two, — the last\n", **operator[1])
+    assert outcome.document["data"]["text"] == "Line one\nLine two, — the last"
+    for wrong in (b"\xff\n", b"a" * 70_000):
+        assert (await run("post", "-", stdin=wrong, **operator[1])).code == 2
+
+
+async def test_files_are_uploaded_and_attached(operator: Operator, tmp_path: Path) -> None:
+    """By the post itself, or beforehand; people are told the ids."""
+    house, person = operator
+    file = tmp_path / "dot.png"
+    file.write_bytes(PNG)
+    uploaded = (await run("upload", str(file), **person)).out.strip()
+    users = ("--tag", "@grace", "--tag", ADA)
+    outcome = await run("post", "Dots", "--media", str(file), "--media-id", uploaded, *users, "--json", **person)
+    assert outcome.code == 0, outcome.err
+    media_ids = (await house.post_of(outcome.document["data"]["id"]))["media_ids"]
+    assert (media_ids[0], len(media_ids)) == (uploaded, 2)
+    assert f"dot.png as {media_ids[1]}" in outcome.err
+
+
+async def test_a_file_that_x_does_not_take_is_refused(operator: Operator, tmp_path: Path) -> None:
+    """By the gateway, in one sentence: before X is asked for anything."""
+    house, person = operator
+    file = tmp_path / "notes.txt"
+    file.write_text("words", "utf-8")
+    before = await house.calls("/2/media")
+    outcome = await run("upload", str(file), "--json", **person)
+    assert (outcome.code, outcome.document["error"]["reason"]) == (3, "media_files_malformed")
+    assert await house.calls("/2/media") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "text, or media, a poll, a quote or a card"),
+        (("hi", "--poll", "Yes|No"), "duration_minutes"),
+        (("hi", "--poll", "Yes", "--poll-minutes", "60"), "options"),
+        (("hi", "--poll", "A|B", "--poll-minutes", "60", "--quote", POST), "poll"),
+        (("hi", "--reply-to", "grace"), "not a post's id or address"),
+        (("hi", "--media-id", POST, "--tag", "a b"), "not a user's id"),
+        (("hi", "--community", "birds"), "community_id"),
+        (("hi", "--reply-settings", "nobody"), "nobody"),
+        (("hi", "--media", "nowhere.png"), "nowhere.png"),
+        (("hi", "--idempotency-key", "caf\u00e9"), "printable ASCII"),
+    ],
+)
+async def test_a_post_that_cannot_be_is_refused_before_anything_is_sent(arguments: tuple[str, ...], words: str) -> None:
+    """Exit 2, though no gateway runs and no key is set."""
+    outcome = await run("post", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert words in outcome.err
+
+
+async def test_a_lost_post_says_how_to_ask_again_without_posting_twice(operator: Operator) -> None:
+    """Exit 7; under the same name it is not sent again, and the journal tells what is known."""
+    house, person = operator
+    await house.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    before = len(await house.calls("/2/tweets"))
+    lost = await run("post", "Lost?", **person)
+    name = lost.err.split("--idempotency-key ")[1].split(":")[0]
+    again = await run("post", "Lost?", "--idempotency-key", name, **person)
+    assert (lost.code, again.code, again.out) == (7, 7, "")
+    assert len(await house.calls("/2/tweets")) == before + 1
+    told = await run("explain", lost.err.rsplit("Request: ", 1)[1].strip(), "--json", **person)
+    assert (told.code, told.document["operation"], told.document["state"]) == (0, "post_twitter", "unknown")
+
+
+async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
+    """What is no id is not sent; what is not this key's is not there."""
+    assert [(await run("explain", one, **operator[1])).code for one in ("../livez", "req_none")] == [2, 3]
+
+
+async def test_who_refuses_an_upload_before_its_end_is_heard(tmp_path: Path) -> None:
+    """A gateway that answers and reads no more is no unknown outcome."""
+    file = tmp_path / "large.png"
+    file.write_bytes(PNG + bytes(16 << 20))
+    body = b'{"error":{"code":"missing_api_key","message":"No.","fix":"","request_id":"req_1"}}'
+    raw = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    async with gateway_that_answers(raw) as url:
+        outcome = await run("upload", str(file), BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
+    assert (outcome.code, outcome.err) == (4, "Error: No.\nRequest: req_1\n")
+
+
+# Look-ups.
+
+
+async def test_people_can_look_around(operator: Operator) -> None:
+    """A user, their posts, and who is there at all."""
+    person = operator[1]
+    assert (await run("user", "@grace", **person)).out.startswith(f"@grace\nGrace\n{GRACE}\n")
+    posts = await run("posts", "grace", **person)
+    assert posts.out.splitlines()[0].split() == ["ID", "CREATEDAT", "TEXT"]
+    assert POST in posts.out
+    assert (await run("search", "gra", **person)).out.splitlines()[1].split() == [GRACE, "grace", "Grace"]
+    assert (await run("search", "zzz", **person)).out == "Nobody was found.\n"
+
+
+async def test_look_ups_in_json_are_the_gateways_answers(operator: Operator) -> None:
+    """In the published shapes; an id serves for posts."""
+    person = operator[1]
+    assert (await run("user", "x.com/grace", "--json", **person)).document["data"]["id"] == GRACE
+    timeline = (await run("posts", GRACE, "--json", **person)).document
+    assert (timeline["status"], timeline["has_next_page"]) == ("success", False)
+    assert (await run("search", "gra", "--json", **person)).document["users"][0]["screen_name"] == "grace"
+    gone = await run("user", "@nobody", "--json", **person)
+    assert (gone.code, gone.document["error"]["reason"]) == (3, "user_not_found")
+    assert (await run("user", GRACE, **person)).code == 2
+
+
 # Keys.
 
 
@@ -305,6 +515,38 @@ async def test_keys_are_made_rotated_and_revoked_beside_a_running_gateway(operat
     revoked = await run("keys", "revoke", made["key_id"], "--json", **person)
     assert (revoked.code, revoked.document["key_id"]) == (0, made["key_id"])
     assert await asked(again["api_key"]) == "revoked_api_key"
+
+
+RULED = (
+    *("--actions", "like,unlike_twitter, upload,user/info", "--ips", "127.0.0.0/8,2001:db8::/32"),
+    *("--return-to", "https://app.example/done", "--daily-writes", "1", "--text-limit", "4000", "--expires-in", "3600"),
+)
+
+
+async def test_a_key_may_be_given_rules(operator: Operator) -> None:
+    """The gateway keeps them, the list shows them, and the document of a new key stays as documented."""
+    person = operator[1]
+    made = (await run("keys", "create", "--label", "ruled", *RULED, "--json", **person)).document
+    assert list(made) == ["key_id", "api_key", "label", "tier", "rpm"]
+    refused = await run("retweet", POST, "--json", **person | {"BIRDWIRE_API_KEY": made["api_key"]})
+    assert refused.document["error"]["reason"] == "key_not_allowed"
+    [row] = [
+        row
+        for row in (await run("keys", "list", "--json", **person)).document["keys"]
+        if row["key_id"] == made["key_id"]
+    ]
+    rules = row["rules"]
+    created_at, expires_at = (datetime.fromisoformat(at) for at in (row["created_at"], rules.pop("expires_at")))
+    assert timedelta(seconds=3590) < expires_at - created_at < timedelta(seconds=3610)
+    assert rules == {
+        "actions": ["like_twitter", "unlike_twitter", "upload_media", "user/info"],
+        "ips": ["127.0.0.0/8", "2001:db8::/32"],
+        "return_to": ["https://app.example/done"],
+        "daily_writes": 1,
+        "text_limit": 4000,
+    }
+    text = (await run("keys", "list", **person)).out
+    assert "only like_twitter, unlike_twitter, upload_media, user/info; from 127.0.0.0/8" in text
 
 
 async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
@@ -340,6 +582,16 @@ async def test_the_list_of_keys_shows_no_key(operator: Operator) -> None:
         ("create", "--label", "x", "--tier", "gold"),
         ("create", "--label", "x", "--tier", "custom"),
         ("create", "--label", "x", "--rpm", "0"),
+        ("create", "--label", "x", "--actions", ""),
+        ("create", "--label", "x", "--actions", "like,,post"),
+        ("create", "--label", "x", "--actions", "dance"),
+        ("create", "--label", "x", "--ips", ""),
+        ("create", "--label", "x", "--ips", "here"),
+        ("create", "--label", "x", "--return-to", ""),
+        ("create", "--label", "x", "--return-to", "http://app.example"),
+        ("create", "--label", "x", "--daily-writes", "0"),
+        ("create", "--label", "x", "--text-limit", "25001"),
+        ("create", "--label", "x", "--expires-in", "0"),
         ("rotate", "key_none"),
         ("rotate", "key_none", "--overlap", "86401"),
         ("revoke", "key_none"),
@@ -380,13 +632,44 @@ async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) ->
     decision = {"auth_url": begun["auth_url"], "username": "alan", "action": "allow"}
     redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
     assert (await house.bare.get(redirect_to)).status_code == 200
-    assert (await run("accounts", "status", **theirs)).out == "This key acts as @alan.\n"
+    assert (await run("accounts", "status", **theirs)).out.splitlines()[0] == "This key acts as @alan."
     listed = (await run("accounts", "list", "--json", **theirs)).document["accounts"]
     mine = next(row for row in listed if row["key_id"] == key.key_id)
     assert (mine["label"], mine["username"], mine["state"]) == ("theirs", "alan", "active")
     assert set(mine) == {"key_id", "label", "user_id", "username", "state", "access_expires_at", "linked_at"}
     assert (await run("accounts", "unlink", "--json", **theirs)).document == {"data": {"linked": False}}
     assert (await run("accounts", "status", "--json", **theirs)).document["linked"] is False
+
+
+async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> None:
+    """The key's holder over HTTP, the operator from the database."""
+    async with House.built(tmp_path) as house:
+        await house.link("ada")
+        await house.configure(tier="self_serve_2026_04", tier_refusal="client-not-enrolled")
+        assert [
+            (await house.like()).status_code,
+            (await house.call("unlike_twitter", {"tweet_id": POST})).status_code,
+        ] == [403, 200]
+        person = {
+            "BIRDWIRE_URL": house.settings.base_url,
+            "BIRDWIRE_API_KEY": house.raw_key,
+            "BIRDWIRE_DATABASE_URL": house.settings.database_url,
+            "BIRDWIRE_X_API_URL": house.settings.x_api_url,
+            "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
+            "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
+        }
+        status = await run("accounts", "status", **person)
+        checked = await run("check", "--live", **person)
+        found = (await run("check", "--live", "--json", **person)).document
+    assert re.search(r"^X refuses like_twitter: X .+\.$", status.out, re.MULTILINE)
+    assert "\nX allows unlike_twitter.\n" in status.out
+    assert f"GET {house.settings.x_api_url}/ without a token was answered with HTTP 200: X is there" in checked.out
+    assert re.search(r"^X refused like_twitter, last \S+Z: X .+\.$", checked.out, re.MULTILINE)
+    assert re.search(r"^X allowed unlike_twitter, last \S+Z$", checked.out, re.MULTILINE)
+    assert [(one["operation"], one["allowed"]) for one in found["capabilities"]] == [
+        ("like_twitter", False),
+        ("unlike_twitter", True),
+    ]
 
 
 async def test_linking_waits_until_the_account_is_there(operator: Operator) -> None:
@@ -442,6 +725,21 @@ async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Pat
     assert (await run("vault", "create", str(tmp_path / "vault.key"))).code == 0
     wrong = await run("check", **right | {"BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "vault.key")})
     assert (wrong.code, "is not the one that this database was sealed with" in wrong.err) == (2, True)
+
+
+async def test_check_says_that_x_cannot_be_reached(operator: Operator) -> None:
+    """Only if asked to look; where it looked is named."""
+    house, person = operator
+    async with gateway_that_answers(b"") as nowhere:
+        pass
+    given = person | {
+        "BIRDWIRE_X_CLIENT_ID": "id",
+        "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
+        "BIRDWIRE_X_API_URL": nowhere,
+    }
+    assert (await run("check", **given)).code == 0
+    outcome = await run("check", "--live", **given)
+    assert (outcome.code, f"{nowhere} cannot be reached" in outcome.err) == (2, True)
 
 
 async def test_check_leaves_no_database_behind(tmp_path: Path) -> None:
@@ -503,12 +801,21 @@ async def test_the_list_of_commands_says_what_each_says_of_itself(row: Any) -> N
     assert tuple(getattr(command, "commands", ())) == FAMILIES.get(row.name, ())
 
 
-async def test_every_operation_on_one_post_or_user_is_a_command() -> None:
+async def test_every_operation_and_look_up_is_a_command() -> None:
     """Whatever rows there are."""
-    names = {row.name for row in COMMANDS}
-    about_one = [row for row in OPERATIONS if set(row.body.model_fields) == {row.target}]
-    assert about_one
-    assert {row.name.removesuffix("_twitter").replace("_", "-") for row in about_one} <= names
+    said = {row.summary for row in COMMANDS}
+    assert {f"{row.summary}." for row in OPERATIONS} | {f"{row.summary}." for row in READS} <= said
+
+
+async def test_every_field_of_a_post_is_an_option() -> None:
+    """Those of its objects included, each under a name of its own."""
+    flags = [field.row.flag for field in FIELDS]
+    places = [name for name, field in PostTwitter.model_fields.items() if name != "text" and field.description]
+    assert {field.place.partition(".")[0] for field in FIELDS} == set(places)
+    assert len(set(flags)) == len(flags)
+    assert set(ROWS) <= {field.place for field in FIELDS}
+    out = (await run("post", "--help", COLUMNS="200")).out
+    assert [flag for flag in flags if f"{flag} " not in out] == []
 
 
 async def test_a_crash_shows_no_values_of_variables() -> None:

@@ -16,7 +16,7 @@ from birdwire.operations import OPERATIONS, Operation
 OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
 """Operations whose body is one id: each is a command."""
 
-RUN, OPERATE, ACT = "Run", "Operate", "Act on X"
+RUN, OPERATE, ACT, LOOK = "Run", "Operate", "Act on X", "Look up"
 
 
 class Row(NamedTuple):
@@ -30,19 +30,26 @@ class Row(NamedTuple):
 
 def name_of(operation: Operation) -> str:
     """The command of an operation."""
-    return operation.name.removesuffix("_twitter").replace("_", "-")
+    return operation.name.removesuffix("_twitter").removesuffix("_media").replace("_", "-")
 
 
 COMMANDS = (
     Row("dev", "dev", RUN, "Start a gateway and a local X on this machine, to build and test against."),
     Row("serve", "serve", RUN, "Start the gateway."),
-    Row("sandbox", "serve", RUN, "Start the local X alone."),
+    Row("sandbox", "sandbox", RUN, "Start the local X alone."),
     Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
     Row("migrate", "check", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
     Row("vault", "vault", OPERATE, "Make the key that seals X's tokens at rest."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
-    *(Row(name_of(operation), "act", ACT, f"{operation.summary}.") for operation in OFFERED),
+    *(
+        Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")
+        for operation in OPERATIONS
+    ),
+    Row("user", "look", LOOK, "Look a user up by name."),
+    Row("posts", "look", LOOK, "Read a user's newest posts."),
+    Row("search", "look", LOOK, "Search for users."),
+    Row("explain", "look", LOOK, "Say what became of a write that this API key asked for."),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, meaning, printable, saying
 from birdwire.cli.sources import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ def link(
 
 @app.command()
 def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Say which X account the API key acts as, and until when. Never a token.
+    """Say which X account the API key acts as, and what X lately let the gateway's X app do. Never a token.
 
     Example: birdwire accounts status
     """
     with saying(as_json=as_json) as say:
         found = _status(Gateway(gateway_url(), read_key(api_key_file)))
-        say.result(found, _told(found))
+        say.result(found, _told(found), *_record(found))
 
 
 @app.command()
@@ -85,7 +85,7 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
     with saying(as_json=as_json) as say:
         rows = asyncio.run(_linked(read_settings(config, data)))
         columns = ("label", "key_id", "username", "state", "access_expires_at", "linked_at")
-        say.table({"accounts": rows}, columns, "No account is linked yet.")
+        say.table({"accounts": rows}, rows, columns, "No account is linked yet.")
 
 
 def _status(gateway: Gateway) -> dict[str, Any]:
@@ -115,6 +115,16 @@ def _told(status: dict[str, Any]) -> str:
     name = f"@{status['username']}" if status.get("username") else "an account that X has not named yet"
     state = "" if status.get("state") == "active" else f", but it is {status.get('state')}"
     return printable(f"This key acts as {name}{state}.")
+
+
+def _record(status: dict[str, Any]) -> list[str]:
+    """What X lately said of each operation."""
+    known = status.get("capabilities") or {}
+    lines = [
+        f"X allows {name}." if found.get("allowed") else f"X refuses {name}: {meaning(found.get('reason'))}"
+        for name, found in known.items()
+    ]
+    return [printable(line) for line in lines]
 
 
 async def _linked(settings: Settings) -> list[dict[str, Any]]:

@@ -2,84 +2,37 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from birdwire.cli import OFFERED, name_of
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, printable, saying
+from birdwire.cli.say import JsonOption, family, printable, saying
 from birdwire.cli.sources import DEFAULT_URL, KeyFileOption, gateway_url, read_key
+from birdwire.cli.targets import POST, USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from birdwire.operations import Operation
 
-HOSTS = frozenset({"x.com", "twitter.com"})
-_HOST_PREFIX = re.compile(r"(www|mobile|m)\.")
-_POST_PATH = re.compile(r"/(?:[A-Za-z0-9_]{1,20}|i/web)/status(?:es)?/([0-9]{1,19})(?:/(?:photo|video)/[0-9])?/?")
-_ID = re.compile(r"[0-9]{1,19}")
 
-
-class Kind(NamedTuple):
-    """What an operation is about: how its command asks for it, and says what it wants."""
-
-    argument: Any
-    wanted: str
-    example: str
-
-
-POST = Kind(
-    Annotated[str, typer.Argument(metavar="ID_OR_URL", help="The post's id, or its address on x.com.")],
-    "a post's id or address",
-    "https://x.com/grace/status/1346889436626259968",
-)
-USER = Kind(Annotated[str, typer.Argument(metavar="ID", help="The user's id.")], "a user's id", "2244994946")
-
-
-def id_of(text: str, kind: Kind) -> str:
-    """The id that an argument means: itself, or the one in a post's address.
-
-    Raises:
-        Stop: it is neither.
-    """
-    item_id = text if _ID.fullmatch(text) else _post_id(text) if kind is POST else None
-    if item_id is None:
-        raise Stop(ExitCode.USAGE, f"{printable(text, 60)!r} is not {kind.wanted}.", f"Give one such as {kind.example}")
-    return item_id
-
-
-def _post_id(text: str) -> str | None:
-    try:
-        parts = urlsplit(text if "://" in text else f"https://{text}")
-        host = parts.netloc.lower()
-    except ValueError:
-        return None
-    if parts.scheme not in ("http", "https") or _HOST_PREFIX.sub("", host, count=1) not in HOSTS:
-        return None
-    found = _POST_PATH.fullmatch(parts.path)
-    return found and found[1]
-
-
-def _outcome(item_id: str, document: dict[str, Any]) -> str:
-    """`1346889436626259968: liked`: what the answer says is true now, in its own words."""
-    data = document.get("data", {})
-    words = [("" if value else "not ") + name.replace("_", " ") for name, value in data.items() if value is not None]
-    return printable(f"{item_id}: {', '.join(words)}")
+def _outcome(shown: str, document: dict[str, Any]) -> str:
+    """`1346889436626259968: liked`: what the answer says is true now, in its own words; else what is not."""
+    data = {name: value for name, value in (document.get("data") or {}).items() if value is not None}
+    words = [name for name, value in data.items() if value] or [f"not {name}" for name in data]
+    return printable(f"{shown}: {', '.join(words).replace('_', ' ')}")
 
 
 def _command(operation: Operation) -> Callable[..., None]:
-    kind = POST if operation.target == "tweet_id" else USER
+    kind = POST if operation.about == "tweet" else USER
 
     def act(target: str, *, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
         with saying(as_json=as_json) as say:
-            item_id = id_of(target, kind)
+            named = kind.named(target)
             gateway = Gateway(gateway_url(), read_key(api_key_file))
+            item_id = named.find(gateway)
             document = gateway.ask("POST", f"{API}/{operation.name}", {operation.target: item_id})
-            say.result(document, _outcome(item_id, document))
+            say.result(document, _outcome(named.shown(item_id), document))
 
     act.__annotations__["target"] = kind.argument
     act.__doc__ = f"""{operation.summary}.

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from birdwire import __version__
 from birdwire.app import open_vault, prepare
+from birdwire.capabilities import Capabilities
 from birdwire.cli.database import opened, refusals
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, saying
 from birdwire.cli.sources import ConfigOption, read_settings
-from birdwire.clock import Clock
+from birdwire.clock import Clock, rfc3339
 from birdwire.settings import PREFIX, Settings
 from birdwire.store import vault_keys
 from birdwire.store.db import Database
 from birdwire.upstream import Request, SendFailed, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from birdwire.capabilities import Capability
     from birdwire.vault import Vault
 
 Found = TypeVar("Found")
@@ -36,13 +39,17 @@ app = family()
 @app.command(epilog=SETTINGS)
 def check(
     *,
-    live: Annotated[bool, typer.Option("--live", help="Also see whether X's API can be reached from here.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Also see whether X can be reached from here, and what it lately allowed.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say everything that is wrong with settings, vault key and database.
 
-    Exits 0 if the gateway can start, 2 if not. Changes nothing, shows no secret, and leaves X alone without --live.
+    Exits 0 if the gateway can start, 2 if not. Changes nothing, shows no secret, and leaves X alone without --live,
+    which sends X's API one request without a token, and tells from the database which operations X lately allowed or
+    refused.
 
     Example: birdwire check --config /etc/birdwire.toml --live
     """
@@ -57,10 +64,8 @@ def check(
                 checks.live(settings)
         if checks.wrong:
             message = "\n- ".join(("The gateway cannot start as it should:", *checks.wrong))
-            document = {"ok": False, "problems": checks.wrong, "notes": checks.notes}
-            raise Stop(ExitCode.USAGE, message, document=document)
-        notes = [f"ok: {note}" for note in checks.notes]
-        say.result({"ok": True, "problems": [], "notes": checks.notes}, *notes)
+            raise Stop(ExitCode.USAGE, message, document=checks.document())
+        say.result(checks.document(), *(f"ok: {note}" for note in checks.notes), *checks.record())
 
 
 @app.command()
@@ -91,6 +96,23 @@ class _Checks:
     def __init__(self) -> None:
         self.wrong: list[str] = []
         self.notes: list[str] = []
+        self.known: list[Capability] | None = None  # what X lately said, if that was asked for
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        found = {"ok": not self.wrong, "problems": self.wrong, "notes": self.notes}
+        if self.known is None:
+            return found
+        names = ("operation", "allowed", "allowed_at", "refused_at", "reason")
+        return found | {"capabilities": [{name: _plain(getattr(one, name)) for name in names} for one in self.known]}
+
+    def record(self) -> Iterator[str]:
+        """What X lately said of each operation, for people."""
+        for one in self.known or ():
+            if one.allowed:
+                yield f"X allowed {one.operation}, last {_plain(one.allowed_at)}"
+            else:
+                yield f"X refused {one.operation}, last {_plain(one.refused_at)}: {meaning(one.reason)}"
 
     def settings(self, config: Path | None) -> Settings | None:
         """Whether they can be read."""
@@ -124,17 +146,23 @@ class _Checks:
             self.wrong.append(f"The folder of the database {path} does not exist.")
 
     def live(self, settings: Settings) -> None:
-        """Whether X's API answers anything at all."""
-        self._try(lambda: asyncio.run(_reach(settings)), f"{settings.x_api_url} answers")
+        """Whether X's API answers anything at all, and what it lately let the X app do."""
+        status = self._try(lambda: asyncio.run(_reach(settings)))
+        if status is not None:
+            self.notes.append(f"GET {settings.x_api_url}/ without a token was answered with HTTP {status}: X is there")
+        if Path(settings.database_url.removeprefix("sqlite:///")).exists():
+            self.known = self._try(lambda: asyncio.run(_known(settings)))
 
-    def _try(self, look: Callable[[], Found], note: str) -> Found | None:
+    def _try(self, look: Callable[[], Found], note: str = "") -> Found | None:
         try:
             with refusals():
                 found = look()
         except Stop as stop:
-            self.wrong.append(stop.message)
+            if stop.message not in self.wrong:
+                self.wrong.append(stop.message)
             return None
-        self.notes.append(note)
+        if note:
+            self.notes.append(note)
         return found
 
 
@@ -146,11 +174,21 @@ async def _open(settings: Settings, vault: Vault | None) -> None:
             await prepare(database, vault, Clock(), upgrade=False)
 
 
-async def _reach(settings: Settings) -> None:
+async def _known(settings: Settings) -> list[Capability]:
+    async with opened(settings) as database:
+        return await Capabilities(database, Clock(), settings.x_client_id).all()
+
+
+async def _reach(settings: Settings) -> int:
+    """The status that X's API answers with."""
     upstream = Upstream(settings.x_api_url, proxy=settings.x_proxy or None, user_agent=f"birdwire/{__version__}")
     try:
-        await upstream.send(Request("GET", "/"), deadline_s=LIVE_DEADLINE_S)
+        return (await upstream.send(Request("GET", "/"), deadline_s=LIVE_DEADLINE_S)).status
     except SendFailed as error:
         raise Stop(ExitCode.UPSTREAM, f"{settings.x_api_url} cannot be reached: {error.cause}.") from None
     finally:
         await upstream.close()
+
+
+def _plain(value: object) -> object:
+    return rfc3339(value) if isinstance(value, datetime) else value

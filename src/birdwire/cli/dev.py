@@ -137,6 +137,11 @@ class Ready:
         if self.auth_url is not None:
             yield "birdwire accounts link"
         yield f"birdwire like {VISIBLE_POST_ID}"
+        yield Text("\nSee X refuse likes, as it does to apps without Enterprise access:\n", style="bold")
+        yield (
+            f"curl {self.sandbox}/_sandbox/config -H 'Content-Type: application/json' "
+            f"""-d '{{"tier": "self_serve_2026_04"}}'   # and back: "enterprise\""""
+        )
         yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C ends it.\n", style="dim")
 
 
@@ -204,7 +209,7 @@ async def _serve(
         say.result(offer.document(), *offer.text())
 
     pairs = [
-        (servers.gateway_config(create_app(settings).app, settings), gateway),
+        (servers.gateway_config(create_app(settings)), gateway),
         (servers.sandbox_config(local_x), sandbox),
     ]
     await servers.serve(pairs, ready)

@@ -5,21 +5,38 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import secrets
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Timer
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from birdwire import __version__
 from birdwire.cli.say import ExitCode, Stop, printable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DEADLINE_S = 30.0
+UPLOAD_DEADLINE_S = 300.0
+CHUNK = 1 << 16
 MAX_ANSWER = 1 << 20
 API = "/apis/v1/twitter"
 
 _EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a request carries."""
+
+    body: bytes | Iterator[bytes] | None = field(default=None, repr=False)
+    content_type: str = ""
+    length: int = 0
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +82,62 @@ class Gateway:
                 "Use an https:// URL.",
             )
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
         """The answer's JSON document.
 
         Raises:
             Stop: the gateway refused, cannot be reached, or is no gateway.
         """
-        reply = self.call(method, path, body)
-        document = reply.document
-        if 200 <= reply.status < 300 and document is not None:
-            return document
-        raise self._refusal(reply.status, document)
+        return self._told(self.call(method, path, body, idempotency_key=idempotency_key))
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
+    def upload(self, path: str, part: str, file: IO[bytes]) -> dict[str, Any]:
+        """Send a file as the part of a multipart body (RFC 7578), without its name; the answer's JSON document.
+
+        Raises:
+            Stop: as for `ask`.
+        """
+        boundary = secrets.token_hex(16)
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{part}"; filename="file"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        size = os.fstat(file.fileno()).st_size
+        content = _Content(
+            _chunks(head, file, size, tail),
+            f"multipart/form-data; boundary={boundary}",
+            len(head) + size + len(tail),
+        )
+        return self._told(self._send("POST", path, content, UPLOAD_DEADLINE_S))
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Reply:
         """One request, sent once.
 
         Raises:
             Stop: there was no answer; UNKNOWN if the request may have been carried out.
         """
+        raw = None if body is None else json.dumps(body).encode()
+        content = _Content(raw, "application/json", len(raw or b""), idempotency_key)
+        return self._send(method, path, content, self._deadline_s)
+
+    def _send(self, method: str, path: str, content: _Content, deadline_s: float) -> Reply:
         connection = self._connect()
-        deadline = Timer(self._deadline_s, _hang_up, [connection.sock])  # the socket's own timeout is each read's
+        deadline = Timer(deadline_s, _hang_up, [connection.sock])  # the socket's own timeout is each read's
         deadline.daemon = True
         deadline.start()
         try:
-            return self._exchange(connection, method, path, body)
+            connection.sock.settimeout(deadline_s)
+            return self._exchange(connection, method, path, content)
         except (OSError, http.client.HTTPException) as error:
-            raise Stop(
-                ExitCode.UNKNOWN,
-                f"{self.url} took the request, but gave no whole answer ({type(error).__name__}).",
-                "It may have been carried out. Look, or repeat what is safe to repeat.",
-            ) from None
+            message = f"{self.url} took the request, but gave no whole answer ({type(error).__name__})."
+            if method == "GET":
+                raise Stop(ExitCode.UPSTREAM, message, "Nothing was changed; ask again.") from None
+            fix = "It may have been carried out. Look, or repeat what is safe to repeat."
+            raise Stop(ExitCode.UNKNOWN, message, fix) from None
         finally:
             deadline.cancel()
             connection.close()
@@ -117,20 +160,28 @@ class Gateway:
             ) from None
         return connection
 
-    def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any) -> Reply:
+    def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, content: _Content) -> Reply:
         headers = {"Accept": "application/json", "User-Agent": f"birdwire/{__version__}", "Connection": "close"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        content = None
-        if body is not None:
-            content = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, content, headers)
+        if content.body is not None:
+            headers |= {"Content-Type": content.content_type, "Content-Length": str(content.length)}
+        if content.idempotency_key is not None:
+            headers["Idempotency-Key"] = content.idempotency_key
+        # Who refuses an upload before its end may stop reading, but has answered.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(method, path, content.body, headers)
         answer = connection.getresponse()
         received = answer.read(MAX_ANSWER)
         if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
             raise http.client.IncompleteRead(received)
         return Reply(answer.status, received)
+
+    def _told(self, reply: Reply) -> dict[str, Any]:
+        document = reply.document
+        if 200 <= reply.status < 300 and document is not None:
+            return document
+        raise self._refusal(reply.status, document)
 
     def _refusal(self, status: int, document: dict[str, Any] | None) -> Stop:
         error = (document or {}).get("error")
@@ -145,6 +196,16 @@ class Gateway:
             code = ExitCode.UNKNOWN
         message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
         return Stop(code, message, fix, request_id=request_id, document=document)
+
+
+def _chunks(head: bytes, file: IO[bytes], size: int, tail: bytes) -> Iterator[bytes]:
+    """The body piece by piece, exactly as long as was promised: a file that grew meanwhile is cut."""
+    yield head
+    while size > 0 and (chunk := file.read(min(CHUNK, size))):
+        size -= len(chunk)
+        yield chunk
+    if size == 0:
+        yield tail
 
 
 def _hang_up(connected: socket.socket) -> None:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from birdwire.cli import name_of
 from birdwire.cli.database import opened
-from birdwire.cli.say import JsonOption, family, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
-from birdwire.keys import MAX_RPM, TIERS, Keys
+from birdwire.keys import MAX_RPM, MAX_TEXT, TIERS, KeyRules, Keys
+from birdwire.operations import OPERATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
+    from datetime import datetime
 
-    from birdwire.keys import Key
+    from birdwire.keys import Key, Mode
     from birdwire.settings import Settings
 
 Result = TypeVar("Result")
 DAY_S = 86_400
+MAX_LIFE_S = 100 * 366 * DAY_S
+ACTIONS = {name: row.name for row in OPERATIONS for name in (name_of(row), row.name.removesuffix("_twitter"))}
+"""Short names of actions: those of the commands, and like for like_twitter."""
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `birdwire keys list` shows it.")]
 
@@ -36,29 +43,60 @@ def create(
     rpm: Annotated[
         int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Its own limit, in place of the tier's.")
     ] = None,
+    expires_in: Annotated[
+        int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="When it ends by itself.")
+    ] = None,
+    actions: Annotated[
+        str | None,
+        typer.Option(metavar="A,...", help="All that it may do: like,unlike,user/info. Default: everything."),
+    ] = None,
+    ips: Annotated[
+        str | None, typer.Option(metavar="CIDR,...", help="Where it may be used from: 192.0.2.0/24. Default: anywhere.")
+    ] = None,
+    return_to: Annotated[
+        str | None, typer.Option(metavar="URL,...", help="Pages that may follow a link. Default: none.")
+    ] = None,
+    daily_writes: Annotated[
+        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Writes a day at most, by UTC.")
+    ] = None,
+    text_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MAX_TEXT, metavar="N", help="How long a post may be; X gives Premium accounts more than 280."
+        ),
+    ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create an API key and show it, once.
 
-    The key works at once, also on a gateway that runs already.
+    The key works at once, also on a gateway that runs already. Give it no more than its app needs: what a key may do,
+    from where and how often holds whatever the app is talked into.
 
-    Example: birdwire keys create --label "My agent" --tier starter
+    Example: birdwire keys create --label "My agent" --tier starter --actions like,post --daily-writes 50
     """
     with saying(as_json=as_json) as say:
-        settings = read_settings(config, data)
-        key, raw_key = _on(
-            settings, lambda keys: keys.create("test" if settings.issuer == "sandbox" else "live", label, tier, rpm)
+        rules = KeyRules(
+            expires_at=None if expires_in is None else Clock().now() + timedelta(seconds=expires_in),
+            actions=tuple(ACTIONS.get(name, name) for name in _listed("--actions", actions)),
+            ips=_listed("--ips", ips),
+            return_to=_listed("--return-to", return_to),
+            daily_writes=daily_writes,
+            text_limit=text_limit,
         )
+        settings = read_settings(config, data)
+        mode: Mode = "test" if settings.issuer == "sandbox" else "live"
+        key, raw_key = _on(settings, lambda keys: keys.create(mode, label, tier, rpm, rules=rules))
         say.result(_created(key, raw_key), raw_key)
         if not as_json:
-            say.aside(f"{key.key_id}, {key.rpm} calls a minute. The key is not shown again.")
+            told = "".join(f"; {rule}" for rule in _told(key.rules))
+            say.aside(f"{key.key_id}, {key.rpm} calls a minute{told}. The key is not shown again.")
 
 
 @app.command("list")
 def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """List every key: label, limits, its last four characters, and whether it was revoked. Never a key itself."""
+    """List every key: label, limits, rules, last four characters, and whether it was revoked. Never a key itself."""
     with saying(as_json=as_json) as say:
         found = _on(read_settings(config, data), lambda keys: keys.list())
         rows = [
@@ -70,12 +108,14 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
                 "rpm": key.rpm,
                 "hint": hint,
                 "created_at": rfc3339(key.created_at),
-                "revoked_at": None if key.revoked_at is None else rfc3339(key.revoked_at),
+                "revoked_at": _time(key.revoked_at),
+                "rules": asdict(key.rules) | {"expires_at": _time(key.rules.expires_at)},
             }
             for key, hint in found
         ]
-        columns = ("key_id", "label", "mode", "tier", "rpm", "hint", "created_at", "revoked_at")
-        say.table({"keys": rows}, columns, "There are no keys yet: birdwire keys create --label LABEL")
+        told = [row | {"rules": "; ".join(_told(key.rules)) or None} for row, (key, _) in zip(rows, found, strict=True)]
+        columns = ("key_id", "label", "mode", "tier", "rpm", "hint", "created_at", "revoked_at", "rules")
+        say.table({"keys": rows}, told, columns, "There are no keys yet: birdwire keys create --label LABEL")
 
 
 @app.command()
@@ -125,3 +165,33 @@ def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]]) -> Result
 
 def _created(key: Key, raw_key: str) -> dict[str, object]:
     return {"key_id": key.key_id, "api_key": raw_key, "label": key.label, "tier": key.tier, "rpm": key.rpm}
+
+
+def _listed(option: str, text: str | None) -> tuple[str, ...]:
+    """The items of a list, none if the option is absent. An empty one is refused: no rule would mean no bound."""
+    if text is None:
+        return ()
+    items = tuple(item.strip() for item in text.split(","))
+    if not all(items):
+        raise Stop(ExitCode.USAGE, f"{option} has an empty item.", f"Name one or more, or leave {option} out.")
+    return items
+
+
+def _told(rules: KeyRules) -> Iterator[str]:
+    """What holds for a key, a few words each."""
+    if rules.expires_at is not None:
+        yield f"until {_time(rules.expires_at)}"
+    if rules.actions:
+        yield f"only {', '.join(rules.actions)}"
+    if rules.ips:
+        yield f"from {', '.join(rules.ips)}"
+    if rules.daily_writes is not None:
+        yield f"{rules.daily_writes} writes a day"
+    if rules.text_limit is not None:
+        yield f"posts of {rules.text_limit}"
+    if rules.return_to:
+        yield f"returns to {', '.join(rules.return_to)}"
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else rfc3339(at)

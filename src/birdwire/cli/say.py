@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from birdwire.errors import PROBLEMS, GatewayError, describe
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -70,11 +72,12 @@ class Say:
         else:
             self.lines(*lines)
 
-    def table(self, document: dict[str, list[dict[str, Any]]], columns: Sequence[str], none: str) -> None:
-        """Rows, the document's one member, as lines in columns for people; `none` is what they read without any."""
-        [rows] = document.values()
+    def table(
+        self, document: dict[str, Any], rows: Sequence[dict[str, Any]], columns: Sequence[str], none: str
+    ) -> None:
+        """The document for programs; its rows as lines in columns for people, `none` without any."""
         cells = [[name.upper() for name in columns]]
-        cells += [["-" if row[name] is None else printable(row[name], 100) for name in columns] for row in rows]
+        cells += [["-" if row[name] is None else printable(row[name], 400) for name in columns] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         self.result(document, *(lines if rows else [none]))
@@ -132,6 +135,12 @@ def printable(text: object, length: int = 500) -> str:
     """Text of another machine as one line that moves no cursor and colours nothing."""
     line = "".join(char if char.isprintable() else " " for char in str(text)[: length + 1])
     return line if len(line) <= length else f"{line[:length]}..."
+
+
+def meaning(reason: object) -> str:
+    """A refusal's reason as a sentence; one that this version does not know stays as it is."""
+    name = str(reason)
+    return describe(GatewayError(name))[0] if name in PROBLEMS else f"{printable(name, 60)}."
 
 
 def _document(document: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""`birdwire serve` and `birdwire sandbox`: one server each, until a signal."""
+"""`birdwire serve`: the gateway, until a signal."""
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads it
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,6 @@ from birdwire.cli.database import refusals
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
-from birdwire.sandbox.app import create_sandbox
 from birdwire.store.db import Database
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def serve(
 
         async def run() -> None:
             await _check_database(settings)
-            await servers.serve([(servers.gateway_config(create_app(settings).app, settings), listener)], ready)
+            await servers.serve([(servers.gateway_config(create_app(settings)), listener)], ready)
 
         servers.run(run())
 
@@ -74,53 +72,3 @@ async def _check_database(settings: Settings) -> None:
         await prepare(database, open_vault(settings), Clock(), upgrade=False)
     finally:
         await database.close()
-
-
-@app.command()
-def sandbox(
-    *,
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
-    ] = 8701,
-    redirect_uri: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
-    ] = None,
-    world: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File in which the local X outlives a restart.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Start the local X alone.
-
-    It answers as X does: consent page, tokens, likes, limits, and errors on demand. On loopback only.
-
-    With --json: one line with sandbox, client_id, client_secret and public_client_id, once it answers.
-
-    Example: birdwire sandbox --redirect-uri http://127.0.0.1:8700/apis/v1/twitter/oauth_callback
-    """
-    with saying(as_json=as_json) as say:
-        try:
-            local_x = create_sandbox(redirect_uris=redirect_uri or (), world_path=world)
-        except (ValueError, OSError) as error:
-            raise Stop(ExitCode.USAGE, f"The local X cannot start: {error}.") from None
-        listener = servers.listen("127.0.0.1", port, "--port")
-        clients = local_x.state.clients
-
-        async def ready() -> None:
-            document = {
-                "sandbox": listener.url,
-                "client_id": clients.client_id,
-                "client_secret": clients.client_secret,
-                "public_client_id": clients.public_client_id,
-            }
-            say.result(
-                document,
-                f"The local X answers at {listener.url}. A gateway reaches it with:\n",
-                f"export BIRDWIRE_X_API_URL={listener.url}",
-                f"export BIRDWIRE_X_AUTHORIZE_URL={listener.url}/i/oauth2/authorize",
-                f"export BIRDWIRE_X_CLIENT_ID={clients.client_id}",
-                f"export BIRDWIRE_X_CLIENT_SECRET={clients.client_secret}",
-            )
-
-        servers.run(servers.serve([(servers.sandbox_config(local_x), listener)], ready))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
-from birdwire import edge
 from birdwire.cli.say import ExitCode, Stop
 from birdwire.sandbox import server as local_x
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from birdwire.settings import Settings
+    from birdwire.app import Gateway
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2_048
@@ -126,12 +125,9 @@ async def serve(pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[]
             loop.remove_signal_handler(number)
 
 
-def gateway_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def gateway_config(gateway: Gateway) -> uvicorn.Config:
     """How the gateway is served."""
-    limits = edge.EdgeLimits(
-        head_s=settings.request_deadline_s, body_s=settings.request_deadline_s, body_bytes=settings.max_body_bytes
-    )
-    return edge.config(app, limits=limits, timeout_graceful_shutdown=DRAIN_S)
+    return gateway.server(timeout_graceful_shutdown=DRAIN_S)
 
 
 def sandbox_config(app: ASGIApp) -> uvicorn.Config:

@@ -1,0 +1,117 @@
+"""`birdwire user`, `posts` and `search`: the look-ups, which X bills. `birdwire explain`: what became of a request."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from birdwire.cli.gateway import API, Gateway
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.cli.sources import KeyFileOption, gateway_url, read_key
+from birdwire.cli.targets import USER, UserArgument
+
+COUNTED = {"followers": "followers", "following": "following", "statusesCount": "posts"}
+
+_REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
+
+app = family()
+
+
+@app.command()
+def user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The user's @username, or the address of their page.")],
+    *,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look a user up by name.
+
+    Example: birdwire user @grace
+    """
+    with saying(as_json=as_json) as say:
+        username = USER.named(name).username
+        if username is None:
+            raise Stop(ExitCode.USAGE, f"{name} is an id, and X is asked by name here.", "Give a name such as @grace")
+        document = _look("user/info", api_key_file, userName=username)
+        say.result(document, *_described(document.get("data") or {}))
+
+
+@app.command()
+def posts(
+    who: UserArgument,
+    *,
+    cursor: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Go on where the page before ended: its next_cursor.")
+    ] = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a user's newest posts.
+
+    Example: birdwire posts @grace
+    """
+    with saying(as_json=as_json) as say:
+        named = USER.named(who)
+        whose = {"userId": named.item_id} if named.username is None else {"userName": named.username}
+        document = _look("user/last_tweets", api_key_file, **whose, cursor=cursor)
+        rows = (document.get("data") or {}).get("tweets") or []
+        say.table(document, rows, ("id", "createdAt", "text"), "There are no posts to see.")
+        if document.get("has_next_page") and not as_json:
+            say.aside(f"There are more: birdwire posts {who} --cursor {printable(document.get('next_cursor'))}")
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="What to look for in names.")],
+    *,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for users.
+
+    Example: birdwire search grace
+    """
+    with saying(as_json=as_json) as say:
+        document = _look("user/search", api_key_file, query=" ".join(words))
+        say.table(document, document.get("users") or [], ("id", "userName", "name"), "Nobody was found.")
+
+
+@app.command()
+def explain(
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="As every answer and refusal has it: req_...")
+    ],
+    *,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what became of a write that this API key asked for.
+
+    Example: birdwire explain req_01K...
+    """
+    with saying(as_json=as_json) as say:
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise Stop(
+                ExitCode.USAGE, f"{printable(request_id, 60)!r} is no request's id.", "Give one such as req_01K..."
+            )
+        document = _look(f"requests/{request_id}", api_key_file)
+        lines = [f"{name}: {printable(value)}" for name, value in document.items() if value is not None]
+        say.result(document, *lines, *([meaning(document["reason"])] if document.get("reason") else []))
+
+
+def _look(name: str, api_key_file: Any, **query: str | None) -> dict[str, Any]:
+    given = {field: value for field, value in query.items() if value is not None}
+    path = f"{API}/{name}" + (f"?{urlencode(given)}" if given else "")
+    return Gateway(gateway_url(), read_key(api_key_file)).ask("GET", path)
+
+
+def _described(found: dict[str, Any]) -> list[str]:
+    """A user in a few lines; what X did not say is left out."""
+    names = ("name", "id", "description")
+    lines = [f"@{printable(found.get('userName'))}", *(printable(found[name]) for name in names if found.get(name))]
+    numbers = [f"{found[name]} {word}" for name, word in COUNTED.items() if isinstance(found.get(name), int)]
+    marks = [word for name, word in (("isVerified", "verified"), ("protected", "protected")) if found.get(name) is True]
+    return [*lines, *([", ".join(numbers + marks)] if numbers or marks else [])]

@@ -1,0 +1,140 @@
+"""`birdwire sandbox` and `birdwire sandbox proxy`: the local X alone, and a line that misbehaves, until a signal."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from birdwire.cli import servers
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, printable, saying
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.proxy import create_proxy
+
+HOST = "127.0.0.1"
+
+app = family(no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def sandbox(
+    context: typer.Context,
+    *,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
+    ] = 8701,
+    redirect_uri: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
+    ] = None,
+    world: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File in which the local X outlives a restart.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the local X alone.
+
+    It answers as X does: consent page, tokens, likes, limits, and errors on demand. On loopback only.
+
+    With --json: one line with sandbox, client_id, client_secret and public_client_id, once it answers.
+
+    Example: birdwire sandbox --redirect-uri http://127.0.0.1:8700/apis/v1/twitter/oauth_callback
+    """
+    with saying(as_json=as_json) as say:
+        if context.invoked_subcommand is not None:
+            _refuse_options(context)
+            return
+        try:
+            local_x = create_sandbox(redirect_uris=redirect_uri or (), world_path=world)
+        except (ValueError, OSError) as error:
+            raise Stop(ExitCode.USAGE, f"The local X cannot start: {error}.") from None
+        listener = servers.listen(HOST, port, "--port")
+        clients = local_x.state.clients
+
+        async def ready() -> None:
+            document = {
+                "sandbox": listener.url,
+                "client_id": clients.client_id,
+                "client_secret": clients.client_secret,
+                "public_client_id": clients.public_client_id,
+            }
+            say.result(
+                document,
+                f"The local X answers at {listener.url}. A gateway reaches it with:\n",
+                f"export BIRDWIRE_X_API_URL={listener.url}",
+                f"export BIRDWIRE_X_AUTHORIZE_URL={listener.url}/i/oauth2/authorize",
+                f"export BIRDWIRE_X_CLIENT_ID={clients.client_id}",
+                f"export BIRDWIRE_X_CLIENT_SECRET={clients.client_secret}",
+            )
+
+        servers.run(servers.serve([(servers.sandbox_config(local_x), listener)], ready))
+
+
+@app.command()
+def proxy(
+    *,
+    to: Annotated[str, typer.Option(metavar="ADDRESS", help="What stands behind it: HOST:PORT, or a URL with both.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
+    ] = 8702,
+    control_port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to give it orders at; 0 takes any free one.")
+    ] = 8703,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a TCP proxy that misbehaves on order: slow, cut, silent, gone.
+
+    Put it before the local X, a database or a cache, and see what the gateway makes of it. On loopback only. Its orders
+    are calls to the control URL: GET /proxy shows what is in force, POST /proxy sets any of it, DELETE /proxy ends it.
+
+    - Slow, both ways: `{"direction": "both", "latency_s": 2}`
+    - A trickle: `{"bandwidth_bps": 100}`
+    - The request is carried out, the answer lost: `{"drop": "after_apply"}`
+    - Gone: `{"down": true}`
+
+    With --json: one line with proxy (HOST:PORT), control and to, once it carries.
+
+    Example: birdwire sandbox proxy --to 127.0.0.1:8701
+    """
+    with saying(as_json=as_json) as say:
+        target = _address(to)
+        line, control = servers.listen(HOST, port, "--port"), servers.listen(HOST, control_port, "--control-port")
+        orders = f"{control.url}/proxy"
+
+        async def ready() -> None:
+            say.result(
+                {"proxy": f"{HOST}:{line.port}", "control": orders, "to": to},
+                f"{HOST}:{line.port} carries everything to {to}. Lose every answer, look, and behave again:\n",
+                f"""curl {orders} -H 'Content-Type: application/json' -d '{{"drop": "after_apply"}}'""",
+                f"curl {orders}",
+                f"curl {orders} -X DELETE",
+            )
+
+        served = servers.sandbox_config(create_proxy(line.socket, target))
+        servers.run(servers.serve([(served, control)], ready))
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or a URL."""
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
+        raise Stop(ExitCode.USAGE, f"{printable(text, 60)!r} is no host with a port.", "Give one: --to 127.0.0.1:8701")
+    return host, port
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """See that nothing was said to the local X that then does not start."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
+            message = f"{option} stands before {context.invoked_subcommand}, which would not see it."
+            raise Stop(
+                ExitCode.USAGE, message, f"Give it after: birdwire sandbox {context.invoked_subcommand} {option}"
+            )

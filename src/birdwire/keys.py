@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["live", "test"]
 
-TIERS: dict[str, int | None] = {"free": 60, "starter": 600, "growth": 3_000, "enterprise": None}
-"""Calls a minute; an enterprise key says its own."""
+TIERS: dict[str, int | None] = {"free": 60, "starter": 600, "growth": 3_000, "enterprise": None, "custom": None}
+"""Calls a minute; an enterprise or custom key says its own."""
 
 MAX_RPM = 1_000_000
 MAX_OVERLAP = timedelta(hours=24)

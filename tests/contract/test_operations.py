@@ -211,7 +211,16 @@ async def test_a_post_that_cannot_be_names_its_field(
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    "text", ["a" * 280, "界" * 140, "👨‍👩‍👧‍👦" * 140, "line one\nline two", "\u202eright to left", "a < b & c"]
+    "text",
+    [
+        "a" * 280,
+        "界" * 140,
+        "👨‍👩‍👧‍👦" * 140,
+        "line one\nline two",
+        "e\u0301 not composed",
+        "\u202eright to left",
+        "a < b & c",
+    ],
 )
 async def test_a_text_that_fits_is_posted_unchanged(shared_house: House, text: str) -> None:
     """Counted as X counts, and never altered."""

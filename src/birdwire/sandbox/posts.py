@@ -91,7 +91,7 @@ class Draft(_Part):
 def create(platform: Platform, call: Call) -> Answer:
     """POST /2/tweets."""
     draft = _draft(call.body)
-    text = unicodedata.normalize("NFC", draft.text).strip()
+    text = draft.text.strip()
     _check_words(platform, draft, text)
     if draft.quote_tweet_id is not None:
         refuse_by_tier(platform)
@@ -130,7 +130,7 @@ def _draft(body: Any) -> Draft:
 
 
 def _check_words(platform: Platform, draft: Draft, text: str) -> None:
-    if wording.weight(text) > wording.LONGEST:
+    if wording.weight(unicodedata.normalize("NFC", text)) > wording.LONGEST:
         raise platform.catalogue.refusal("not-permitted-action")
     if platform.config.tier != "enterprise" and wording.cashtags(draft.text) > 1:
         raise platform.catalogue.refusal("cashtag-limit")
@@ -184,7 +184,9 @@ def _editable(platform: Platform, viewer: User, draft: Draft) -> Post | None:
 
 
 def _check_new(platform: Platform, viewer: User, text: str, previous: Post | None) -> None:
-    if text and any(post.text == text for post in platform.world.posts_of(viewer.id) if post is not previous):
+    same = unicodedata.normalize("NFC", text)
+    others = (post for post in platform.world.posts_of(viewer.id) if post is not previous)
+    if text and any(unicodedata.normalize("NFC", post.text) == same for post in others):
         raise platform.catalogue.refusal("duplicate-post")
 
 

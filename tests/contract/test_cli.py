@@ -780,6 +780,24 @@ async def test_serve_refuses_without_an_x_app(tmp_path: Path) -> None:
     assert (outcome.code, "BIRDWIRE_X_CLIENT_ID is not set" in outcome.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("proxy",), "--to"),
+        (("proxy", "--to", "localhost"), "no host with a port"),
+        (("proxy", "--to", "127.0.0.1:port"), "no host with a port"),
+        (("proxy", "--to", "http://127.0.0.1:8701/path"), "no host with a port"),
+        (("--port", "0", "proxy", "--to", "127.0.0.1:9"), "Give it after: birdwire sandbox proxy --port"),
+        (("--json", "proxy", "--to", "127.0.0.1:9"), "Give it after: birdwire sandbox proxy --json"),
+        (("prox",), "prox"),
+    ],
+)
+async def test_a_proxy_that_cannot_be_is_a_usage_error(arguments: tuple[str, ...], words: str) -> None:
+    """Exit 2, before anything listens."""
+    outcome = await run("sandbox", *arguments)
+    assert (outcome.code, words in outcome.err) == (2, True)
+
+
 # The whole.
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shlex
 import signal
 import sqlite3
 import stat
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -22,7 +24,6 @@ from house import API, bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -93,6 +94,17 @@ async def like(offer: dict[str, Any], key: str) -> httpx2.Response:
     """Like the post that the line names."""
     async with httpx2.AsyncClient(base_url=offer["gateway"], headers={"authorization": f"Bearer {key}"}) as client:
         return await client.post(API + "like_twitter", json={"tweet_id": offer["tweet_id"]})
+
+
+async def pasted(text: str, path: str) -> httpx2.Response:
+    """Send what the curl in a text asks for whose URL has this path."""
+    commands = re.findall(r"^curl .*", text.replace("\\\n", ""), re.MULTILINE)
+    [words] = [shlex.split(found) for found in commands if f"{path} " in found]
+    options = list(zip(words[2::2], words[3::2], strict=True))
+    headers = dict(value.split(": ", 1) for name, value in options if name == "-H")
+    [body] = [value for name, value in options if name == "-d"]
+    async with httpx2.AsyncClient() as client:
+        return await client.post(words[1], content=body, headers=headers)
 
 
 async def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
@@ -197,8 +209,8 @@ async def test_after_a_kill_the_next_start_goes_on(tmp_path: Path) -> None:
         assert (await second.rest(), second.log.read_text()) == ("", "")
 
 
-async def test_people_get_a_page_to_open_and_a_curl_that_works_when_pasted(tmp_path: Path) -> None:
-    """Before the page is approved, the curl gets the refusal that names the next step. Ctrl-C is no error."""
+async def test_people_get_a_page_to_open_and_curls_that_work_when_pasted(tmp_path: Path) -> None:
+    """Before the page is approved, it gets the refusal that names the next step; another makes X refuse likes."""
     async with started(tmp_path, "dev", *FREE_PORTS) as program:
         lines: list[str] = []
         while not lines or "Ctrl-C" not in lines[-1]:
@@ -206,14 +218,9 @@ async def test_people_get_a_page_to_open_and_a_curl_that_works_when_pasted(tmp_p
         text = "".join(lines)
         assert "/i/oauth2/authorize?" in text
         assert "\x1b" not in text
-        start = text.index("curl ")
-        words = shlex.split(text[start : text.index("\n\n", start)].replace("\\\n", ""))
-        options = list(zip(words[2::2], words[3::2], strict=True))
-        headers = dict(value.split(": ", 1) for name, value in options if name == "-H")
-        [body] = [value for name, value in options if name == "-d"]
-        async with httpx2.AsyncClient() as client:
-            answer = await client.post(words[1], content=body, headers=headers)
-        assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "x_not_linked")
+        assert f"\n{Path(sys.executable).with_name('birdwire')} like" in text  # the path is empty: a name would not do
+        assert (await pasted(text, "/like_twitter")).json()["error"]["reason"] == "x_not_linked"
+        assert (await pasted(text, "/_sandbox/config")).json()["tier"] == "self_serve_2026_04"
         assert await program.end(signal.SIGINT) == 0
         assert program.log.read_text() == ""
 
@@ -241,3 +248,22 @@ async def test_sandbox_offers_its_credentials_in_one_line(tmp_path: Path) -> Non
         async with httpx2.AsyncClient(base_url=offer["sandbox"]) as client:
             assert (await client.get("/_sandbox/state")).status_code == 200
         assert await program.end(signal.SIGTERM) == 0
+
+
+async def test_the_proxy_carries_until_it_is_told_to_be_gone(
+    dev: tuple[Program, dict[str, Any]], tmp_path: Path
+) -> None:
+    """One line with where to connect and where to order; the orders are obeyed."""
+    gateway = dev[1]["gateway"]
+    ports = ("--port", "0", "--control-port", "0")
+    async with started(tmp_path, "sandbox", "proxy", "--json", "--to", gateway, *ports) as program:
+        offer = json.loads(await program.line())
+        assert list(offer) == ["proxy", "control", "to"]
+        async with httpx2.AsyncClient() as client:
+            through = f"http://{offer['proxy']}/livez"
+            assert (await client.get(through, headers={"host": gateway.removeprefix("http://")})).status_code == 200
+            assert (await client.post(offer["control"], json={"down": True})).json()["toxics"]["down"] is True
+            with pytest.raises(httpx2.ConnectError):
+                await client.get(through)
+        assert await program.end(signal.SIGTERM) == 0
+        assert program.log.read_text() == ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import sys
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path  # noqa: TC003 - Typer reads it
+from pathlib import Path
+from shutil import which
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -130,17 +132,19 @@ class Ready:
             f"  -H 'Content-Type: application/json' \\\n"
             f"""  -d '{{"tweet_id": "{VISIBLE_POST_ID}"}}'"""
         )
+        command = _command()
         yield Text("\nOr with the commands, in another terminal:\n", style="bold")
         if self.gateway != DEFAULT_URL:
             yield f"export BIRDWIRE_URL={self.gateway}"
         yield f"export BIRDWIRE_API_KEY={self.api_key}"
-        if self.auth_url is not None:
-            yield "birdwire accounts link"
-        yield f"birdwire like {VISIBLE_POST_ID}"
-        yield Text("\nSee X refuse likes, as it does to apps without Enterprise access:\n", style="bold")
+        yield f"{command} like {VISIBLE_POST_ID}"
+        yield f"{command} post 'Hello from Birdwire'"
+        yield Text(
+            "\nSee X refuse likes, as it does to apps without Enterprise access ('enterprise' ends it):\n", style="bold"
+        )
         yield (
             f"curl {self.sandbox}/_sandbox/config -H 'Content-Type: application/json' "
-            f"""-d '{{"tier": "self_serve_2026_04"}}'   # and back: "enterprise\""""
+            """-d '{"tier": "self_serve_2026_04"}'"""
         )
         yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C ends it.\n", style="dim")
 
@@ -213,6 +217,15 @@ async def _serve(
         (servers.sandbox_config(local_x), sandbox),
     ]
     await servers.serve(pairs, ready)
+
+
+def _command() -> str:
+    """How a shell in this folder finds the command line: by its name if it is on the path, else beside Python."""
+    beside = Path(sys.executable).with_name("birdwire")
+    if which("birdwire") is not None or not beside.is_file():
+        return "birdwire"
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def _local_x(folder: Folder) -> Starlette:

@@ -11,27 +11,21 @@ import asyncio
 import base64
 import contextlib
 import re
-import select
 import socket
 import ssl
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from httptools import HttpParserError, HttpResponseParser
+from birdwire.connection import Connection, Reply, SendFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-    from zlib import _Decompress
+    from collections.abc import AsyncIterator
 
-Cause = Literal["unreachable", "tls", "busy", "timeout", "cut", "malformed"]
+    from birdwire.connection import Cause
 
-MAX_INTERIM: Final = 8  # 1xx replies before the final one
-MAX_FIELDS: Final = 256  # header fields in one reply
 MAX_ADDRESSES: Final = 4  # addresses of the host tried for one connection
-WIRE_FACTOR: Final = 8  # a body of one-byte chunks takes six bytes on the wire for each of its own
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}").fullmatch
 _TARGET: Final = re.compile(r"/[!-\"$-~]*").fullmatch  # origin form: visible ASCII without "#"
@@ -42,8 +36,9 @@ _RESERVED: Final = frozenset({  # written here, or able to change where a messag
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})  # say Content-Length: 0 too (RFC 9110 §8.6)
-_BODILESS: Final = frozenset({204, 304})
-_CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
+
+
+__all__ = ["Reply", "Request", "SendFailed", "Stats", "Upstream"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -59,22 +54,6 @@ class Request:
         return f"Request({self.method} {self.target.partition('?')[0]})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Reply:
-    """A whole final reply.
-
-    `headers` has lower-case names, repeated fields joined with ", ", no set-cookie, and no field outside ASCII.
-    `body` is what was meant: chunked framing and gzip are undone. The repr shows neither.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def __repr__(self) -> str:
-        return f"Reply({self.status}, {len(self.body)} bytes)"
-
-
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Connections now: `open` = `idle` + those with a request; slots `in_use`; and how many were `opened` in all."""
@@ -83,26 +62,6 @@ class Stats:
     idle: int
     in_use: int
     opened: int
-
-
-class SendFailed(Exception):  # noqa: N818 - it reads as what happened
-    """No whole, valid reply.
-
-    `cause` is one of:
-      unreachable  no address, no connection, no tunnel, or closed for good
-      tls          no handshake, or a certificate that does not prove the host
-      busy         no connection became free in time
-      timeout      the deadline passed
-      cut          the connection ended before the reply did
-      malformed    the reply broke HTTP or a bound
-
-    `sent` False: no byte of the request left on a live connection. `sent` True: X may have applied it.
-    """
-
-    def __init__(self, cause: Cause, detail: str, *, sent: bool) -> None:
-        super().__init__(f"{cause}: {detail}")
-        self.cause: Cause = cause
-        self.sent = sent
 
 
 class Upstream:
@@ -152,8 +111,8 @@ class Upstream:
         self._connections, self._pool_wait_s = connections, pool_wait_s
         self._connect_s, self._tls_s, self._idle_s, self._max_age_s = connect_s, tls_s, idle_s, max_age_s
         self._max_reply, self._max_head = max_reply, max_head
-        self._open: set[_Connection] = set()
-        self._idle: list[_Connection] = []  # last in, first out: the surplus of a rush grows old and is closed
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []  # last in, first out: the surplus of a rush grows old and is closed
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # those who wait for a slot, in order
         self._limits: set[asyncio.Timeout] = set()
         self._lookup: asyncio.Task[list[str]] | None = None
@@ -243,7 +202,7 @@ class Upstream:
                 return
         self._in_use -= 1
 
-    def _reuse(self, now: float) -> _Connection | None:
+    def _reuse(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             young = now - connection.opened_at < self._max_age_s and now - connection.idle_at < self._idle_s
@@ -252,7 +211,7 @@ class Upstream:
             connection.abort()
         return None
 
-    def _keep(self, loop: asyncio.AbstractEventLoop, connection: _Connection) -> None:
+    def _keep(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         if self._closed or not connection.reusable():
             connection.abort()
             return
@@ -268,12 +227,12 @@ class Upstream:
         if self._idle:
             self._sweeper = loop.call_at(self._idle[0].idle_at + self._idle_s, self._sweep, loop)
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> _Connection:
+    async def _connect(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> Connection:
         """Raises SendFailed, always with `sent` False: the request itself is not part of this."""
         cause: Cause = "unreachable"
         transport: asyncio.Transport | None = None
@@ -308,7 +267,7 @@ class Upstream:
             finally:
                 self._limits.discard(limit)
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop, until: float) -> tuple[asyncio.Transport, _Connection]:
+    async def _dial(self, loop: asyncio.AbstractEventLoop, until: float) -> tuple[asyncio.Transport, Connection]:
         """TCP to the host, or a tunnel to it (CONNECT, RFC 9110 §9.3.6)."""
         if self._lookup is None:
             # One look-up at a time, shared: a resolver that hangs must not fill the loop's thread pool.
@@ -342,7 +301,7 @@ class Upstream:
 
     async def _secure(
         self, loop: asyncio.AbstractEventLoop, tcp: asyncio.Transport, context: ssl.SSLContext
-    ) -> _Connection:
+    ) -> Connection:
         connection = self._connection()
         connection.attach(tcp, tcp)  # the peer may push or end before the next line has its result
         transport = await loop.start_tls(tcp, connection, context, server_hostname=self._host)
@@ -351,224 +310,8 @@ class Upstream:
         connection.attach(transport, tcp)
         return connection
 
-    def _connection(self) -> _Connection:
-        return _Connection(self._max_reply, self._max_head, self._forget)
-
-
-class _Connection(asyncio.Protocol):
-    """One connection and the reply being read on it: idle, then busy from the write until the reply, then idle or gone.
-
-    Its callbacks from the parser run inside `data_received`. The first end of a call wins; later ones only close.
-    """
-
-    def __init__(self, max_reply: int, max_head: int, forget: Callable[[_Connection], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._max_reply, self._max_head, self._forget = max_reply, max_head, forget
-        self._parser = HttpResponseParser(self)
-        self._lost: asyncio.Future[None] = self._loop.create_future()
-        self._waiter: asyncio.Future[Reply] | None = None
-        self.opened_at = self.idle_at = self._loop.time()
-        self._clean = False
-        self._begin(bodiless=False)
-
-    def _begin(self, *, bodiless: bool) -> None:
-        self._bodiless, self._until_close, self._gzip = bodiless, False, False
-        self._status = self._interim = self._wire = 0  # the status is 0 until the head of the final reply is whole
-        self._left = self._max_reply
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._headers: dict[str, str] = {}
-        self._body = bytearray()
-        self._inflate: _Decompress | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        tcp = cast("asyncio.Transport", transport)  # uvloop's is one by shape only
-        self.attach(tcp, tcp)
-
-    def attach(self, transport: asyncio.Transport, tcp: asyncio.Transport) -> None:
-        """Speak over `transport`, which is `tcp` or TLS upon it."""
-        self._transport, self._tcp = transport, tcp
-        self._poll = select.poll()
-        self._poll.register(tcp.get_extra_info("socket").fileno(), select.POLLIN)
-
-    def quiet(self) -> bool:
-        """Whether an idle connection is alive and nothing has come in.
-
-        Asks the kernel, since the loop may not have read yet: what came before a request is no answer to it, and
-        a request written after the peer's FIN is lost in a way that nobody can tell from a request that was served.
-        """
-        return not self._transport.is_closing() and not self._poll.poll(0)
-
-    def closing(self) -> bool:
-        """Whether it is closed, or about to be."""
-        return self._lost.done() or self._transport.is_closing()
-
-    def reusable(self) -> bool:
-        """Whether the last reply was read whole and leaves the connection fit for another request."""
-        return self._clean and not self._transport.is_closing()
-
-    def abort(self) -> asyncio.Future[None]:
-        """Close at once, without flushing or a TLS farewell; the future is done when it is closed."""
-        self._transport.abort()
-        return self._lost
-
-    async def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> Reply:
-        """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
-        if not self._loop.time() < ends_at:  # nor if it is no number
-            raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
-        if self.closing():
-            raise SendFailed("unreachable", "closed before the request was sent", sent=False)
-        self._begin(bodiless=bodiless)
-        self._clean = False
-        waiter: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiter = waiter
-        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no whole reply before the deadline")
-        try:
-            # The one write. Once the kernel may have taken a byte, a failure is maybe applied: even a peer that
-            # resets may have read the request first, and no transport tells how much of a write was accepted.
-            self._transport.write(data)
-            return await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-
-    async def tunnel(self, connect: bytes, until: float) -> None:
-        """Have a proxy open a tunnel. Raises ConnectionError unless it answers 2xx and nothing more."""
-        try:
-            reply = await self.exchange(connect, until, bodiless=True)
-        except SendFailed as error:
-            raise ConnectionError(f"the proxy failed: {error}") from error
-        if not 200 <= reply.status <= 299 or self.closing():
-            raise ConnectionError(f"the proxy answered {reply.status}")
-
-    def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self._waiter.done():
-            self._transport.abort()  # nobody asked: it must not be taken for the next reply
-            return
-        self._wire += len(data)
-        try:
-            self._parser.feed_data(data)
-        except HttpParserError:
-            self._fail("malformed", "not a valid HTTP/1.1 reply")
-        else:
-            if not self._status and self._wire > self._max_head:
-                self._fail("malformed", "the head is too large")
-            elif self._wire > self._max_head + WIRE_FACTOR * self._max_reply:
-                self._fail("malformed", "too many bytes for what they hold")
-
-    def eof_received(self) -> None:
-        if self._until_close:
-            self._finish(keep=False)
-        else:
-            self._fail("cut", "the connection ended before the reply did")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._fail("cut", "the connection was lost before the reply was whole")
-        if not self._lost.done():
-            self._lost.set_result(None)
-        self._forget(self)
-
-    def on_message_begin(self) -> None:
-        if self._status:
-            raise _RefusedError
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._status:
-            return  # a trailer
-        if len(self._fields) >= MAX_FIELDS:
-            self._refuse("too many header fields")
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if 100 <= status <= 199 and status != 101:
-            self._interim += 1
-            if self._interim > MAX_INTERIM:
-                self._refuse("too many interim replies")
-            self._fields.clear()
-            return
-        version = self._parser.get_http_version()
-        if not 200 <= status <= 599 or version not in {"1.1", "1.0"}:
-            self._refuse("an unknown version, an unasked upgrade or no status of HTTP")
-        # The sum is needed only when one read brought more than a whole head may have.
-        if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
-            self._refuse("the head is too large")
-        self._status, self._headers = status, _headers(self._fields)
-        transfer = self._headers.get("transfer-encoding")
-        if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
-            self._refuse("a transfer coding out of place")  # the parser refuses one beside a Content-Length
-        coding = self._headers.get("content-encoding", "identity").lower()
-        if coding in {"gzip", "x-gzip"}:
-            self._gzip = True
-        elif coding != "identity":
-            self._refuse("an unknown content coding")
-        if self._bodiless:
-            self._finish(keep=False)  # the parser cannot be told that no body follows
-        elif transfer is None and "content-length" not in self._headers and status not in _BODILESS:
-            self._until_close = True
-
-    def on_body(self, body: bytes) -> None:
-        if not self._status or self._bodiless:
-            self._refuse("a body where none can be")
-        if self._gzip:
-            body = self._inflated(body)
-        self._left -= len(body)
-        if self._left < 0:
-            self._refuse("the body is too large")
-        self._body += body
-
-    def _inflated(self, body: bytes) -> bytes:
-        if self._inflate is None:
-            self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        elif self._inflate.eof:
-            self._refuse("bytes after the end of gzip")
-        try:
-            # One byte more than the bound is enough to know, so a bomb is never inflated.
-            plain = self._inflate.decompress(body, self._left + 1)
-        except zlib.error:
-            self._refuse("broken gzip")
-        if self._inflate.unused_data:
-            self._refuse("bytes after the end of gzip")
-        return plain
-
-    def on_message_complete(self) -> None:
-        if self._status and not self._bodiless:
-            self._finish(keep=self._parser.should_keep_alive())
-
-    def _finish(self, *, keep: bool) -> None:
-        if self._waiter is None or self._waiter.done():
-            return
-        if self._inflate is not None and not self._inflate.eof:
-            self._fail("malformed", "gzip without its end")
-            return
-        # With part of the request still here, an early reply ends the connection too.
-        unsent = self._transport.get_write_buffer_size() or self._tcp.get_write_buffer_size()
-        self._clean = keep and not unsent
-        self._waiter.set_result(Reply(self._status, self._headers, bytes(self._body)))
-
-    def _refuse(self, detail: str) -> NoReturn:
-        self._fail("malformed", detail)
-        raise _RefusedError
-
-    def _fail(self, cause: Cause, detail: str) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(SendFailed(cause, detail, sent=True))
-        self._transport.abort()
-
-
-class _RefusedError(Exception):
-    """Stops the parser."""
-
-
-def _headers(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in fields:
-        key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
-        if not text.isascii() and key not in _CODINGS:
-            continue  # a coding stays: it is refused for what it is, not overlooked
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    headers.pop("set-cookie", None)
-    return headers
+    def _connection(self) -> Connection:
+        return Connection(self._max_reply, self._max_head, self._forget)
 
 
 def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:

@@ -231,7 +231,7 @@ async def test_an_enterprise_key_says_its_own_limit(house: House) -> None:
 
 
 def test_the_tiers_are_those_of_the_contract() -> None:
-    """Four of them."""
+    """And `custom`, another word for the one without a limit of its own."""
     assert TIERS == {"free": 60, "starter": 600, "growth": 3_000, "enterprise": None, "custom": None}
 
 

@@ -23,7 +23,8 @@ ALLOWED: dict[str, str] = {
     "flight": "",
     "settings": "",
     "text": "",
-    "upstream": "",
+    "connection": "",
+    "upstream": "connection",
     "vault": "",
     "errors": "call",
     "body": "call errors",
@@ -76,9 +77,6 @@ ALLOWED: dict[str, str] = {
     "reads sessions settings store.db store.vault_keys surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
-
-LONG = {"upstream": 620}
-"""Modules over 500 lines, with the length that they must not pass: one state machine each."""
 
 
 def modules() -> dict[str, Path]:
@@ -154,7 +152,7 @@ def test_the_sandbox_and_the_gateway_know_nothing_of_each_other() -> None:
 def test_no_module_grows_past_five_hundred_lines() -> None:
     """Before that, it has become two things."""
     for name, path in MODULES.items():
-        assert len(path.read_text().splitlines()) <= LONG.get(name, 500), name
+        assert len(path.read_text().splitlines()) <= 500, name
 
 
 def test_every_module_says_what_it_owns_in_its_first_line() -> None:

@@ -225,7 +225,7 @@ def parameters(name: str, sub: str) -> frozenset[str] | None:
         return None
     command = load(name)
     inner = getattr(command, "commands", {})
-    if sub and (inner or sub.isidentifier()) and not command.params:
+    if sub and inner:
         command = inner.get(sub)
     return command and frozenset(option for parameter in command.params for option in parameter.opts)
 

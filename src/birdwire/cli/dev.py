@@ -140,11 +140,12 @@ class Ready:
         yield f"{command} like {VISIBLE_POST_ID}"
         yield f"{command} post 'Hello from Birdwire'"
         yield Text(
-            "\nSee X refuse likes, as it does to apps without Enterprise access ('enterprise' ends it):\n", style="bold"
+            "\nSee X refuse likes, as it does to apps without Enterprise access (the tier enterprise ends it):\n",
+            style="bold",
         )
         yield (
             f"curl {self.sandbox}/_sandbox/config -H 'Content-Type: application/json' "
-            """-d '{"tier": "self_serve_2026_04"}'"""
+            """-d '{"tier": "self_serve_2026_04", "tier_refusal": "client-not-enrolled"}'"""
         )
         yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C ends it.\n", style="dim")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import contextmanager
 from enum import IntEnum
@@ -16,6 +17,8 @@ from birdwire.errors import PROBLEMS, GatewayError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+_WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")
@@ -76,7 +79,7 @@ class Say:
         self, document: dict[str, Any], rows: Sequence[dict[str, Any]], columns: Sequence[str], none: str
     ) -> None:
         """The document for programs; its rows as lines in columns for people, `none` without any."""
-        cells = [[name.upper() for name in columns]]
+        cells = [[_WORD_BEGINS.sub("_", name).upper() for name in columns]]
         cells += [["-" if row[name] is None else printable(row[name], 400) for name in columns] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]

@@ -13,8 +13,8 @@ setup: $(VENV)/.runtime ## create the virtual environment with the runtime depen
 
 setup-dev: $(VENV)/.dev ## add the development dependencies
 
-run: setup ## start the gateway and a local X; prints a key, a link and a first call
-	@$(BIN)/birdwire dev
+run: setup ## start the gateway and a local X (options: ARGS="--port 0 --sandbox-port 0")
+	@$(BIN)/birdwire dev $(ARGS)
 
 test: setup-dev ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
@@ -50,11 +50,11 @@ $(VENV)/bin/python:
 
 $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the runtime dependencies (hash-pinned) ..."
-	@$(PIP) install --quiet --require-hashes --requirement requirements/runtime.txt
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --require-hashes --requirement requirements/runtime.txt
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "Installing the development dependencies (hash-pinned) ..."
-	@$(PIP) install --quiet --require-hashes --requirement requirements/dev.txt
+	@$(PIP) install -qq --require-hashes --requirement requirements/dev.txt
 	@touch $@

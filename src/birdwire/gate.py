@@ -184,7 +184,7 @@ class Gate:
         self, takes: Takes, work: Work, call: Call, key: Key, parsed: Parsed, visit: _Visit
     ) -> Answer:
         """Do the work, or tell again how it ended: a call with an Idempotency-Key is done once."""
-        name = idempotency.name_of(call)
+        name = idempotency.name_of(call) if call.method == "POST" else None
         if call.method != "POST" or (name is None and takes.repeatable):
             return await work(call, key, parsed)
         if name is None:

@@ -249,7 +249,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "See what became of a write",
             "Takes the X-Request-Id of a write that was made with this key: how to learn the end of one whose answer "
             "was lost. Of any other id it knows nothing.",
-            (*EDGE, *KEYED, "unexpected_query", "request_not_found"),
+            (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
             answer=answers.Request,
             keyed=True,
         ),

@@ -1,0 +1,255 @@
+"""The running pair under Schemathesis, all checks; and a flood of malformed requests: no 5xx, never another shape."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import random
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from birdwire.errors import PROBLEMS
+from birdwire.surfaces.endpoints import Endpoint, endpoints
+from house import API, GRACE, POST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+    from pathlib import Path
+
+    from house import House
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+
+EXAMPLES = int(os.environ.get("BIRDWIRE_TEST_EXAMPLES", "30"))
+FLOOD = int(os.environ.get("BIRDWIRE_TEST_FLOOD", "100000"))
+WAVES = 4
+"""The flood comes in parts, each a test of its own, so that workers share them."""
+
+BEYOND_A_SCHEMA = {
+    "GET oauth_callback": "a state is one of ours or is none, and either code or error is there",
+    "GET user/last_tweets": "either userName or userId is there, and a cursor is X's",
+    "POST auth/confirm": "a state is one of ours or is none",
+    "POST auth/undo": "a token is one of ours or is none",
+    "POST auth_twitter": "a return_to is one that the key may use",
+    "POST post_twitter": "a text weighs what X says it weighs",
+    "POST upload_media": "a file is told by its first bytes",
+}
+"""Calls whose rules a schema cannot say: there, 400 is an answer to a request that fits the schema."""
+
+UNLINK = API + "unlink_twitter"
+
+
+def configuration() -> str:
+    """What Schemathesis must know: TOML."""
+    lines = ["[phases.stateful]", "enabled = false"]
+    for name in BEYOND_A_SCHEMA:
+        method, path = name.split()
+        lines += [
+            "[[operations]]",
+            f'include-name = "{method} {API}{path}"',
+            "[operations.checks.positive_data_acceptance]",
+            'expected-statuses = ["2xx", "400", "401", "403", "404", "409", "429"]',
+        ]
+    return "\n".join(lines)
+
+
+async def schemathesis(house: House, directory: Path, *options: str) -> tuple[int | None, str]:
+    """Run it on the house; how it ended, and what it said."""
+    config = directory / "schemathesis.toml"
+    config.write_text(configuration())
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config)),
+        *("run", f"{house.settings.base_url}/openapi.json", "--checks", "all", "--max-examples", str(EXAMPLES)),
+        *("--header", f"Authorization: Bearer {house.raw_key}", "--no-color", "--continue-on-failure", *options),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=directory, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    return process.returncode, said.decode(errors="replace")
+
+
+async def test_schemathesis_finds_nothing(shared_house: House, tmp_path: Path) -> None:
+    """Every call with all checks; unlinking comes last, since nothing works after it."""
+    for options in (("--exclude-path", UNLINK), ("--include-path", UNLINK)):
+        status, said = await schemathesis(shared_house, tmp_path, *options)
+        assert status == 0, said[-8_000:]
+        assert "Failures:" not in said
+    await shared_house.link("ada")
+
+
+JUNK: tuple[bytes, ...] = (
+    *(b"", b" ", b"{", b"}", b"[]", b"null", b"1", b'"x"', b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"{}{}", b"{'a':1}"),
+    *(b"{,}", b'{"a":1,}', b'{"a":NaN}', b'{"a":1e999}', b'{"a":' + b"9" * 5_000 + b"}", b"[" * 2_000),
+    *(b'{"a":' * 40 + b"1" + b"}" * 40, b'{"tweet_id":"1","tweet_id":"2"}', b'{"\\ud800":1}', b'{"text":"\\ud800"}'),
+    *(b"a=b&c", b"%", b"--x--", b"\x00" * 9),
+)
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1.5, 10**40, "", " ", "\n", "1\n", "x", "\x00", "\x7f", "é", "👌" * 200, "9" * 19),
+    *("9" * 20, "1' OR '1'='1", "../../etc", "<script>", "%00", "\u202e", "@ada", POST, GRACE, [], [None], ["1"]),
+    *(["1"] * 300, {}, {"in_reply_to_tweet_id": "1"}, {"media_ids": ["1"]}, {"x": {"y": []}}),
+    {"options": ["a", "b"], "duration_minutes": 5},
+)
+TYPES = (
+    *("application/json", "application/json; charset=utf-8", "application/json; charset=latin-1", "text/plain", ""),
+    *("application/x-www-form-urlencoded", "multipart/form-data", "multipart/form-data; boundary=x", "/"),
+)
+QUERIES = (
+    *("", "", "", "", "a=b", "api_key=1", "access_token=x", "userName=ada&userName=ada", "userName=%00", "%", "&&&"),
+    *("=", "userName=@ada&userId=1", "query=" + "x" * 60, "state=x&code=y", "state=x&error=y&code=z"),
+)
+METHODS = ("POST", "POST", "POST", "GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "X" * 40)
+PATHS = (
+    *("", "/", "//", "/apis", API, API + "like", API + "like_twitter/", "/apis/v1/%6Cike", "/%00", "/é", "/docs/"),
+    *("/..", "/apis/v1/like_twitter", API + "requests/x"),
+)
+"""What mutations are made of."""
+
+ALIASES = (
+    ("POST", API + "like_twitter", "/apis/v1/like_twitter"),
+    ("GET", API + "requests/{request_id}", API + "requests/x"),
+)
+"""Paths among these that are described under another one."""
+
+
+class Flood:
+    """Requests that are wrong somewhere, from one seed."""
+
+    def __init__(self, seed: int, house: House, raw_key: str) -> None:
+        self._dice = random.Random(seed)  # noqa: S311 - no secret: the same requests every time
+        self._all = list(endpoints(house.settings))
+        self._key = raw_key
+        self._bodies = [example for endpoint in self._all for example in endpoint.examples.values()]
+        self._names = sorted(
+            {name for body in self._bodies for name in body} | {"aisa_api_key", "content", "__proto__"}
+        )
+
+    def next(self) -> tuple[dict[str, Any], bytes]:
+        """An ASGI scope and a body."""
+        dice = self._dice
+        endpoint: Endpoint = dice.choice(self._all)
+        path = dice.choice(PATHS) if dice.random() < 0.05 else endpoint.path
+        method = dice.choice(METHODS) if dice.random() < 0.1 else endpoint.method
+        query = dice.choice(QUERIES)
+        headers = [(b"host", b"127.0.0.1"), *self._credentials()]
+        if content_type := dice.choice(TYPES) if dice.random() < 0.2 else TYPES[0]:
+            headers.append((b"content-type", content_type.encode()))
+        if dice.random() < 0.1:
+            headers.append((b"idempotency-key", dice.choice((b"", b"k", b"\xff", b"x" * 300, b'"'))))
+        if dice.random() < 0.05:
+            headers.append((b"content-encoding", dice.choice((b"gzip", b"identity", b"br, gzip"))))
+        if dice.random() < 0.3:
+            headers.append((b"accept", b"application/json"))
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": headers,
+            "client": (f"127.0.{dice.randrange(256)}.{dice.randrange(256)}", 1),
+            "server": ("127.0.0.1", 80),
+        }
+        return scope, self._body(endpoint)
+
+    def _credentials(self) -> Iterator[tuple[bytes, bytes]]:
+        shape = self._dice.random()
+        if shape < 0.7:
+            yield b"authorization", f"Bearer {self._key}".encode()
+        elif shape < 0.95:
+            broken = (f"Bearer {self._key[:-1]}", "Bearer", "Basic eDp5", f"Bearer {self._key} x", "\xff", self._key)
+            yield b"authorization", self._dice.choice(broken).encode("latin-1")
+
+    def _body(self, endpoint: Endpoint) -> bytes:
+        dice = self._dice
+        if dice.random() < 0.25:
+            return dice.choice(JUNK)
+        own = dice.random() < 0.8
+        body = dict(dice.choice(list(endpoint.examples.values()) if own and endpoint.examples else self._bodies))
+        names = [name for name in body if own] + list(endpoint.takes.model_fields) * own or self._names
+        for _ in range(dice.randrange(1, 4)):
+            body[dice.choice(names)] = dice.choice(VALUES)
+        raw = json.dumps(body).encode()
+        if dice.random() < 0.2:
+            at = dice.randrange(len(raw))
+            raw = raw[:at] + bytes([dice.randrange(256)]) + raw[at + dice.randrange(3) :]
+        return raw
+
+
+Known = dict[tuple[str, str], Endpoint]
+MEMBERS = ["type", "code", "message", "request_id", "reason", "fix", "whose", "retryable"]
+HEADERS = {401: "www-authenticate", 405: "allow", 429: "retry-after", 503: "retry-after"}
+
+
+async def sent(house: House, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    """The answer to a request, without a socket."""
+    begun: dict[str, Any] = {}
+    answer = io.BytesIO()
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return left.pop() if left else {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert not begun
+            begun.update(message)
+        else:
+            answer.write(message.get("body", b""))
+
+    await house.gateway.app(scope, receive, send)
+    headers = {name.decode(): value.decode("latin-1") for name, value in begun["headers"]}
+    return begun["status"], headers, answer.getvalue()
+
+
+def look(said: tuple[int, dict[str, str], bytes], scope: dict[str, Any], known: Known) -> str:
+    """See that an answer is one of those that are described for its path; why it refused, if it did."""
+    status, headers, body = said
+    endpoint = known.get((scope["method"], scope["path"]))
+    assert headers["x-request-id"].startswith("req_")
+    assert status < 500
+    if status < 300:
+        assert endpoint is not None
+        assert status == endpoint.status
+        return ""
+    assert headers.get(HEADERS.get(status, ""), "-")
+    assert HEADERS.get(status, "x-request-id") in headers
+    if endpoint is not None and endpoint.page and headers["content-type"].startswith("text/html"):
+        return "page"
+    assert headers["content-type"] == "application/json"
+    assert list(json.loads(body)) == ["error"]
+    error = json.loads(body)["error"]
+    assert list(error) == MEMBERS
+    problem = PROBLEMS[error["reason"]]
+    assert (status, problem.type, problem.code) == (problem.status, error["type"], error["code"])
+    possible = ("route_unknown",) if endpoint is None else endpoint.reasons
+    assert error["reason"] in (*possible, "method_not_allowed", "http_malformed")
+    return str(error["reason"])
+
+
+@pytest.mark.parametrize("seed", range(WAVES))
+async def test_no_request_breaks_the_gateway(shared_house: House, seed: int) -> None:
+    """Whatever comes: no 5xx, never outside the envelope, and each reason is one that is described for its path."""
+    key, raw_key = await shared_house.gateway.keys.create("test", f"flood {seed}", "growth", 1_000_000)
+    flood = Flood(seed, shared_house, raw_key)
+    known: Known = {(endpoint.method, endpoint.path): endpoint for endpoint in endpoints(shared_house.settings)}
+    for method, path, alias in ALIASES:
+        known[method, alias] = known[method, path]
+    reasons: set[str] = set()
+    for _ in range(FLOOD // WAVES):
+        scope, body = flood.next()
+        try:
+            reasons.add(look(await sent(shared_house, scope, body), scope, known))
+        except Exception as error:
+            raise AssertionError(f"{scope['method']} {scope['path']}?{scope['query_string']!r} {body!r}") from error
+    assert len(reasons) > 30
+    assert raw_key not in shared_house.log.getvalue()
+    await shared_house.gateway.keys.revoke(key.key_id)

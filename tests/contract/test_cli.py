@@ -238,6 +238,26 @@ async def test_what_is_no_gateway_is_not_believed() -> None:
     assert "Go away" not in outcome.err
 
 
+@pytest.mark.parametrize("arguments", [("like", POST), ("post", "hi"), ("user", "@a"), ("posts", "1"), ("search", "a")])
+@pytest.mark.parametrize(
+    "document", [b"{}", b'{"data":[1],"users":1}', b'{"data":{"tweets":[1],"id":{}},"users":[[]]}']
+)
+async def test_an_answer_of_another_shape_is_no_crash(arguments: tuple[str, ...], document: bytes) -> None:
+    """The status said that it went well, and that is believed."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(document), document)
+    async with gateway_that_answers(raw) as url:
+        assert (await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")).code == 0
+
+
+@pytest.mark.parametrize("arguments", [("follow", "@a"), ("upload", __file__)])
+async def test_an_answer_without_the_id_that_is_needed_is_said(arguments: tuple[str, ...]) -> None:
+    """Exit 6: whatever answers is no Birdwire."""
+    raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
+    async with gateway_that_answers(raw) as url:
+        outcome = await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
+    assert (outcome.code, "but gave no id" in outcome.err) == (6, True)
+
+
 async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
     """Escape sequences and line breaks in a message are shown as blanks, and brackets are no markup."""
     error = {"message": "\x1b[2Jbad\r\nnews [red]now[/red]", "fix": "\x9b31mhide", "request_id": "req_1"}

@@ -119,10 +119,11 @@ def _told(status: dict[str, Any]) -> str:
 
 def _record(status: dict[str, Any]) -> list[str]:
     """What X lately said of each operation."""
-    known = status.get("capabilities") or {}
+    known = status.get("capabilities")
     lines = [
         f"X allows {name}." if found.get("allowed") else f"X refuses {name}: {meaning(found.get('reason'))}"
-        for name, found in known.items()
+        for name, found in (known.items() if isinstance(known, dict) else ())
+        if isinstance(found, dict)
     ]
     return [printable(line) for line in lines]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from birdwire.cli import OFFERED, name_of
-from birdwire.cli.gateway import API, Gateway
+from birdwire.cli.gateway import API, Gateway, data_of
 from birdwire.cli.say import JsonOption, family, printable, saying
 from birdwire.cli.sources import DEFAULT_URL, KeyFileOption, gateway_url, read_key
 from birdwire.cli.targets import POST, USER
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _outcome(shown: str, document: dict[str, Any]) -> str:
     """`1346889436626259968: liked`: what the answer says is true now, in its own words; else what is not."""
-    data = {name: value for name, value in (document.get("data") or {}).items() if value is not None}
+    data = {name: value for name, value in data_of(document).items() if value is not None}
     words = [name for name, value in data.items() if value] or [f"not {name}" for name in data]
     return printable(f"{shown}: {', '.join(words).replace('_', ' ')}")
 

@@ -198,6 +198,12 @@ class Gateway:
         return Stop(code, message, fix, request_id=request_id, document=document)
 
 
+def data_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The answer's data; nothing, if what answered is no Birdwire."""
+    data = document.get("data")
+    return data if isinstance(data, dict) else {}
+
+
 def _chunks(head: bytes, file: IO[bytes], size: int, tail: bytes) -> Iterator[bytes]:
     """The body piece by piece, exactly as long as was promised: a file that grew meanwhile is cut."""
     yield head

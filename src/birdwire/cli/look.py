@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from birdwire.cli.gateway import API, Gateway
+from birdwire.cli.gateway import API, Gateway, data_of
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, saying
 from birdwire.cli.sources import KeyFileOption, gateway_url, read_key
 from birdwire.cli.targets import USER, UserArgument
@@ -36,7 +36,7 @@ def user(
         if username is None:
             raise Stop(ExitCode.USAGE, f"{name} is an id, and X is asked by name here.", "Give a name such as @grace")
         document = _look("user/info", api_key_file, userName=username)
-        say.result(document, *_described(document.get("data") or {}))
+        say.result(document, *_described(data_of(document)))
 
 
 @app.command()
@@ -57,8 +57,9 @@ def posts(
         named = USER.named(who)
         whose = {"userId": named.item_id} if named.username is None else {"userName": named.username}
         document = _look("user/last_tweets", api_key_file, **whose, cursor=cursor)
-        rows = (document.get("data") or {}).get("tweets") or []
-        say.table(document, rows, ("id", "createdAt", "text"), "There are no posts to see.")
+        say.table(
+            document, _rows(data_of(document).get("tweets")), ("id", "createdAt", "text"), "There are no posts to see."
+        )
         if document.get("has_next_page") and not as_json:
             say.aside(f"There are more: birdwire posts {who} --cursor {printable(document.get('next_cursor'))}")
 
@@ -76,7 +77,7 @@ def search(
     """
     with saying(as_json=as_json) as say:
         document = _look("user/search", api_key_file, query=" ".join(words))
-        say.table(document, document.get("users") or [], ("id", "userName", "name"), "Nobody was found.")
+        say.table(document, _rows(document.get("users")), ("id", "userName", "name"), "Nobody was found.")
 
 
 @app.command()
@@ -106,6 +107,10 @@ def _look(name: str, api_key_file: Any, **query: str | None) -> dict[str, Any]:
     given = {field: value for field, value in query.items() if value is not None}
     path = f"{API}/{name}" + (f"?{urlencode(given)}" if given else "")
     return Gateway(gateway_url(), read_key(api_key_file)).ask("GET", path)
+
+
+def _rows(found: object) -> list[dict[str, Any]]:
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def _described(found: dict[str, Any]) -> list[str]:

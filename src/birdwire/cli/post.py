@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_
 import typer
 
 from birdwire.body import Body, check
-from birdwire.cli.gateway import API, Gateway
+from birdwire.cli.gateway import API, Gateway, data_of
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import KeyFileOption, gateway_url, read_key
 from birdwire.cli.targets import POST, USER
@@ -165,7 +165,7 @@ def post(
             say.aside(f"Uploaded {printable(file.name, 100)} as {printable(uploaded, 30)}")
             body.setdefault("media", {}).setdefault("media_ids", []).append(uploaded)
         document = _send(gateway, body, name, files=bool(files))
-        data = document.get("data") or {}
+        data = data_of(document)
         say.result(document, printable(data.get("id")))
         if not as_json:
             say.aside(f"Posted as X stored it: {printable(data.get('text'))}")
@@ -285,6 +285,6 @@ def _upload(say: Say, gateway: Gateway, file: IO[bytes]) -> dict[str, Any]:
     name = printable(file.name, 100)
     with say.waiting(f"Uploading {name}"):
         document = gateway.upload(f"{API}/upload_media", PART, file)
-    if not isinstance((document.get("data") or {}).get("media_id"), str):
+    if not isinstance(data_of(document).get("media_id"), str):
         raise Stop(ExitCode.UPSTREAM, f"{gateway.url} took {name}, but gave no id.")
     return document

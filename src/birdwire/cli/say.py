@@ -40,7 +40,8 @@ class ExitCode(IntEnum):
 class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason
     """The end of a command that could not do what it was asked: how it exits, why, and what to do about it.
 
-    `document` is the JSON document of a gateway's refusal; without one, a document is made of the rest.
+    `document` is the JSON document of a gateway's refusal, and `reason` its reason; without one, a document is made of
+    the rest.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason
         self.message = message
         self.fix = fix
         self.request_id = request_id
+        error = (document or {}).get("error")
+        self.reason = str(error.get("reason", "")) if isinstance(error, dict) else ""
         self.document = document or {"error": {"code": code.name.lower(), "message": message, "fix": fix}}
 
 
@@ -80,7 +83,7 @@ class Say:
     ) -> None:
         """The document for programs; its rows as lines in columns for people, `none` without any."""
         cells = [[_WORD_BEGINS.sub("_", name).upper() for name in columns]]
-        cells += [["-" if row[name] is None else printable(row[name], 400) for name in columns] for row in rows]
+        cells += [["-" if row.get(name) is None else printable(row[name], 400) for name in columns] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         self.result(document, *(lines if rows else [none]))

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 
 import typer
 
-from birdwire.cli.gateway import API
+from birdwire.cli.gateway import API, data_of
 from birdwire.cli.say import ExitCode, Stop, printable
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Named:
         try:
             found = gateway.ask("GET", f"{API}/user/info?{urlencode({'userName': self.username})}")
         except Stop as stop:
-            if stop.document.get("error", {}).get("reason") != "route_unknown":
+            if stop.reason != "route_unknown":
                 raise
             message = f"This gateway looks nobody up, so it cannot say whose id @{self.username} is."
             raise Stop(ExitCode.REFUSED, message, "Give the user's id.", document=stop.document) from None
-        user_id = (found.get("data") or {}).get("id")
+        user_id = data_of(found).get("id")
         if not isinstance(user_id, str) or not _ID.fullmatch(user_id):
             raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username}, but gave no id.")
         return user_id

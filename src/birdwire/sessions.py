@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EARLY_S, JITTER_S = 15 * 60, 10 * 60
 INLINE_S = 60.0
-LEASE = timedelta(seconds=30)
+LEASE, LONGEST_LEASE = timedelta(seconds=30), timedelta(minutes=8)
 STALE_CLAIM_S = 5.0
 LONGEST_PAUSE_S = 32.0
 WAIT_S = 12.0
@@ -291,21 +291,18 @@ class Sessions:
     async def _claim(self, row: RowMapping) -> RowMapping:
         """Write down, durably, that the refresh token is about to be presented; it proves the store writable, too.
 
-        A claim whose answer was lost leaves its mark. When its lease is over, one more try is made with the same token:
-        if X rotated, it is lost anyway; if X never saw it, this saves the link.
+        A claim whose answer was lost leaves its mark. When its lease is over, the same token is tried again: if X
+        rotated, it is lost anyway, and X says so; if X never took it, this saves the link. X's outages last for hours,
+        so the lease doubles with each such try, and only X's own refusal ends a link.
         """
-        now = self._clock.now()
-        presented = row["refresh_state"] == "presented" and row["presented_gen"] == row["gen"]
-        if presented and row["presented_at"] + LEASE > now:
+        if self._lease_runs(row):
             raise GatewayError("x_timeout")
-        if presented and row["tries"] > 1:
-            return await self._needs_relink(row, "refresh_lost_reply")
         values = {
             "refresh_state": "presented",
             "presented_gen": row["gen"],
-            "presented_at": now,
+            "presented_at": self._clock.now(),
             "presented_by": self._me,
-            "tries": row["tries"] + 1 if presented else 1,
+            "tries": row["tries"] + 1,
         }
         async with self._database.write() as connection:
             if not await store.claim(connection, row, values):
@@ -389,10 +386,18 @@ class Sessions:
     def _opened(self, row: RowMapping, column: str) -> str:
         return self._vault.open(row[f"{column}_ct"], _place(row["session_id"], column, row["gen"]))
 
+    def _lease_runs(self, row: RowMapping) -> bool:
+        """Whether the refresh token was presented, its answer is not known, and it must not be presented yet again."""
+        if row["refresh_state"] != "presented" or row["presented_gen"] != row["gen"]:
+            return False
+        lease = min(LONGEST_LEASE, LEASE * 2 ** (row["tries"] - 1))
+        return bool(row["presented_at"] + lease > self._clock.now())
+
     def _may_try(self, row: RowMapping) -> bool:
         """Whether an early refresh is due: not while a claim's lease runs, nor in the pause after a failure."""
-        waits = row["refresh_state"] == "presented" and row["presented_at"] + LEASE > self._clock.now()
-        return not waits and self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]
+        return (
+            not self._lease_runs(row) and self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]
+        )
 
     async def _drop(self, connection: AsyncConnection, tokens: Tokens) -> None:
         if tokens.refresh_token:

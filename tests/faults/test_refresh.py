@@ -115,6 +115,21 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: H
     assert (await row(linked))["refresh_state"] == "idle"
 
 
+@pytest.mark.trust("R9")
+async def test_an_outage_of_hours_ends_no_link(linked: House) -> None:
+    """Each try without an answer doubles the wait for the next; the first that X takes mends it."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", TOKEN, {"error": "unavailable"}, times=None)
+    for minute in range(180):
+        assert (await linked.like()).status_code == 502, minute
+        linked.clock.advance(minutes=1)
+    assert (await linked.status())["state"] == "active"
+    assert len(await refreshes(linked)) < 30
+    await linked.x.delete("/_sandbox/faults")
+    linked.clock.advance(minutes=8)
+    assert (await linked.like()).status_code == 200
+
+
 async def test_a_grace_window_of_x_saves_a_lost_reply(linked: House) -> None:
     """Should X have one: the repeat is taken."""
     await linked.configure(refresh_mode="grace", grace_s=120)

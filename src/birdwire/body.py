@@ -7,6 +7,7 @@ use one is for its caller to say.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import tempfile
@@ -282,6 +283,8 @@ class _Multipart:
                 "on_end": self._finish,
             },
         )
+        # The parser's own would write of every broken body to standard error, past our log and its limits.
+        self._parser.logger = logging.Logger("multipart", logging.CRITICAL)  # noqa: LOG001 - nobody is to hear it
 
     async def read(self, call: Call) -> Parsed:
         try:

@@ -68,6 +68,12 @@ _ENTERPRISE = {
 }
 
 
+_POST_RULES = (
+    " At most one of media, poll, quote_tweet_id and card_uri, and text unless one of them is there. A text weighs "
+    "280 at most as X counts (a link 23, CJK characters and emoji 2), or what the operator set for the key."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One path and method: what it takes, what it answers with, and every reason for which it may refuse.
@@ -113,7 +119,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     relay = settings.relay_dialect
     acting = [_acting(row, relay=relay) for row in OPERATIONS]
     reading = [_reading(row) for row in READS if row.name in settings.offered_reads]
-    return (*_linking(relay=relay), *acting, *reading, *_about())
+    return (*_linking(relay=relay), *acting, _outcome(), *reading, *_about())
 
 
 def fields(model: type[BaseModel]) -> Iterator[tuple[str, bool]]:
@@ -152,6 +158,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         if row.repeatable
         else "Done once for each Idempotency-Key; after 502 outcome_unknown look at the account first."
     )
+    rules = _POST_RULES if row.body is PostTwitter else ""
     target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
     return Endpoint(
         "POST",
@@ -159,7 +166,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         "Act",
         _camel(row.name) + "User" * (row.about == "user"),
         row.summary,
-        f"{row.method} {row.path} at X, as the linked account. {repeat}{_ENTERPRISE[row.enterprise]}",
+        f"{row.method} {row.path} at X, as the linked account.{rules} {repeat}{_ENTERPRISE[row.enterprise]}",
         reasons,
         takes=row.body,
         answer=_wrapped(row.answer),
@@ -213,6 +220,21 @@ def _reading(row: Read) -> Endpoint:
     )
 
 
+def _outcome() -> Endpoint:
+    return Endpoint(
+        "GET",
+        f"{API}/requests/{{request_id}}",
+        "Act",
+        "requestOutcome",
+        "See what became of a write",
+        "Takes the X-Request-Id of a write that was made with this key: how to learn the end of one whose answer "
+        "was lost. Of any other id it knows nothing.",
+        (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
+        answer=answers.Request,
+        keyed=True,
+    )
+
+
 def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
     post = partial(_body_reasons, relay=relay)
     return (
@@ -239,18 +261,6 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Never shows a token. Also answers 200 if nothing is linked.",
             (*EDGE, *KEYED, "unexpected_query"),
             answer=answers.LinkStatus,
-            keyed=True,
-        ),
-        Endpoint(
-            "GET",
-            f"{API}/requests/{{request_id}}",
-            "Act",
-            "requestOutcome",
-            "See what became of a write",
-            "Takes the X-Request-Id of a write that was made with this key: how to learn the end of one whose answer "
-            "was lost. Of any other id it knows nothing.",
-            (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
-            answer=answers.Request,
             keyed=True,
         ),
         Endpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class Listed:
     @property
     def anchor(self) -> str:
         """Where it stands on a page."""
-        return self.path.strip("/").replace("/", "-").replace("{", "").replace("}", "").replace(".", "-")
+        return re.sub(r"[^A-Za-z0-9_]+", "-", self.path).strip("-")
 
 
 @dataclass(frozen=True, slots=True)

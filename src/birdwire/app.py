@@ -133,11 +133,11 @@ def create_app(
     upstream = Upstream(
         settings.x_api_url,
         connections=settings.x_connections,
-        proxy=settings.x_proxy or None,
+        proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
         user_agent=f"birdwire/{__version__}",
     )
     authserver, x = AuthServer(settings, upstream), X(upstream, clock)
-    keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, clock)
+    keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, vault, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
     sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, confirm=confirm)
@@ -156,6 +156,7 @@ def create_app(
         clock,
         mode,
         settings.x_deadline_s,
+        settings.upload_deadline_s,
         relay=settings.relay_dialect,
     )
 
@@ -170,7 +171,7 @@ def create_app(
             yield
         finally:
             sweeper.cancel()
-            await asyncio.wait([sweeper])
+            await asyncio.wait([sweeper], timeout=SWEEP_EVERY_S)
             await oauth.close()
             await sessions.close()
             await upstream.close()
@@ -245,8 +246,8 @@ async def _sweep(sessions: Sessions, telemetry: Telemetry) -> None:
     while True:
         try:
             await sessions.sweep()
-        except (StorageDownError, VaultError, GatewayError) as error:
-            telemetry.event("warning", "sweep_failed", exception=type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the sweep goes on, whatever one round meets
+            telemetry.crash("sweep", error)
         await asyncio.sleep(SWEEP_EVERY_S)
 
 

@@ -187,15 +187,12 @@ def _tokens(reply: Reply) -> Tokens:
     expires_in, scope = value.get("expires_in"), value.get("scope")
     fits = (
         len(reply.body) <= _LARGEST_REPLY
-        and isinstance(access, str)
-        and access.isascii()
-        and access.isprintable()
-        and 0 < len(access) <= 4_096
-        and (refresh is None or (isinstance(refresh, str) and 0 < len(refresh) <= 4_096))
+        and _is_token(access)
+        and (refresh is None or _is_token(refresh))
         and isinstance(expires_in, int)
         and not isinstance(expires_in, bool)
         and 0 < expires_in <= _LONGEST_TOKEN_S
-        and (scope is None or isinstance(scope, str))
+        and (scope is None or (isinstance(scope, str) and scope.isascii()))
         and str(value.get("token_type", "")).lower() == "bearer"
     )
     if not fits:
@@ -204,6 +201,11 @@ def _tokens(reply: Reply) -> Tokens:
         )
     assert isinstance(access, str) and isinstance(expires_in, int)  # noqa: S101, PT018 - for the type checker
     return Tokens(access, refresh, expires_in, None if scope is None else tuple(scope.split()))
+
+
+def _is_token(value: object) -> bool:
+    """Whether it can be sent back in a header or form (RFC 6750 §2.1); the length is far above any token of X."""
+    return isinstance(value, str) and value.isascii() and value.isprintable() and 0 < len(value) <= 4_096
 
 
 def _object(reply: Reply) -> dict[str, Any] | None:

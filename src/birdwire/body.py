@@ -259,7 +259,7 @@ class _Multipart:
         boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
         if not 0 < len(boundary) <= 70:
             raise GatewayError("form_malformed")
-        self._limit = limit
+        self._limit = self._field_left = limit  # files may raise the first; fields together never pass the second
         self._before_file = before_file
         self._fields: dict[str, Any] = {}
         self._files: list[Part] = []
@@ -348,7 +348,10 @@ class _Multipart:
         if self._file is not None:
             self._file.write(data[start:end])
         else:
-            self._grow(self._data, data[start:end], self._limit)
+            self._field_left -= end - start
+            if self._field_left < 0:
+                raise too_large(self._limit)
+            self._data += data[start:end]
 
     def _end(self) -> None:
         if self._file is not None:

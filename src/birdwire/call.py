@@ -64,7 +64,7 @@ class Answer:
 
     status: int
     headers: Headers = ()
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
     value: Any = field(default=None, repr=False)
 
     @classmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from birdwire.store import capabilities as store
+from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
     from birdwire.clock import Clock
@@ -68,11 +70,12 @@ class Capabilities:
             last = before.refused_at if not before.allowed and before.reason == reason else None
         if last is not None and now - last < NOTE_EVERY:
             return
-        known[operation] = after
-        async with self._database.write() as connection:
-            await store.put(
-                connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
-            )
+        with contextlib.suppress(StorageDownError):  # a record for people must not spoil the call
+            async with self._database.write() as connection:
+                await store.put(
+                    connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
+                )
+            known[operation] = after
 
     async def _load(self) -> dict[str, Capability]:
         if self._known is None:

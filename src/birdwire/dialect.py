@@ -5,7 +5,7 @@ A request whose parsed body has the member `aisa_api_key` speaks it, and only su
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from birdwire.body import Parsed
@@ -26,7 +26,7 @@ _TRUTH = {"true": True, "false": False}
 class Relay:
     """A request in the relay dialect: its key, and its body in the documented spelling."""
 
-    raw_key: str
+    raw_key: str = field(repr=False)
     parsed: Parsed
 
 

@@ -208,7 +208,8 @@ class GatewayError(Exception):
     """A refusal with a reason of PROBLEMS.
 
     `values` fill the placeholders; `upstream` is what X said (status, type, title, detail); `retry_after_s` whole seconds;
-    `outcome` tells the journal what became of a write: refused, not_sent (nothing left us) or unknown (maybe applied).
+    `outcome` tells what became of a write: not_sent (nothing left us, as with every refusal of our own), refused (X's word
+    on this very call) or unknown (maybe applied).
     """
 
     def __init__(
@@ -217,7 +218,7 @@ class GatewayError(Exception):
         *,
         retry_after_s: int | None = None,
         upstream: dict[str, object] | None = None,
-        outcome: Literal["refused", "not_sent", "unknown"] = "refused",
+        outcome: Literal["refused", "not_sent", "unknown"] = "not_sent",
         headers: Headers = (),
         **values: Any,
     ) -> None:

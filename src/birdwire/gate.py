@@ -5,6 +5,7 @@ Plain data in and out: knows no web framework. No operation can skip a step, and
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from birdwire.store.db import StorageDownError
 from birdwire.x import Reading, Unauthorized
 
 if TYPE_CHECKING:
+    from birdwire.body import Part
     from birdwire.call import Call, Headers
     from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
@@ -83,6 +85,7 @@ class Gate:
         clock: Clock,
         mode: Mode,
         deadline_s: float,
+        upload_s: float,
         *,
         relay: bool,
     ) -> None:
@@ -98,6 +101,7 @@ class Gate:
         self._clock = clock
         self._mode: Mode = mode
         self._deadline_s = deadline_s
+        self._upload_s = upload_s
         self._relay = relay
 
     async def serve(self, operation: Operation, takes: Takes, call: Call) -> Answer:
@@ -116,7 +120,7 @@ class Gate:
         try:
             key, parsed, relayed = await self._enter(takes, call, visit)
             answer = await self._once(takes, work, call, key, parsed, visit)
-            if relayed:
+            if relayed and answer.status < 400:
                 answer = dialect.say(answer)
         except StorageDownError:
             answer = refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), call)
@@ -201,7 +205,7 @@ class Gate:
         except GatewayError as error:
             if _definite(error):
                 end = partial(self._idempotency.keep, key.key_id, name, render(error, call.request_id))
-            elif error.reason != "outcome_unknown":
+            elif takes.repeatable or error.outcome != "unknown":
                 end = partial(self._idempotency.release, key.key_id, name)
             raise
         finally:
@@ -242,10 +246,10 @@ class Gate:
             await self._journal.begin(entry)
         try:
             if operation.takes_file:
-                data = await media.upload(files[0], line.ask, self._clock)
+                data = await self._upload(files[0], line)
             else:
                 if files:
-                    ids = [(await media.upload(file, line.ask, self._clock))["media_id"] for file in files]
+                    ids = await self._attach(files, line)
                     body = check(_with_media(parsed.fields, ids), operation.body, context)
                 data = await self._ask(operation, line, body)
         except GatewayError as error:
@@ -258,6 +262,21 @@ class Gate:
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)
+
+    async def _upload(self, file: Part, line: Line) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(self._upload_s):
+                return await media.upload(file, line.ask, self._clock)
+        except TimeoutError:
+            raise GatewayError("x_timeout", outcome="unknown") from None
+
+    async def _attach(self, files: list[Part], line: Line) -> list[str]:
+        """The media ids of a post's files. Whatever fails here, the post itself was not sent."""
+        try:
+            return [(await self._upload(file, line))["media_id"] for file in files]
+        except GatewayError as error:
+            error.outcome = "not_sent"
+            raise
 
     async def _ask(self, operation: Operation, line: Line, body: Body) -> dict[str, Any]:
         """The operation's call to X, and what its answer says of X's terms for this app."""
@@ -336,7 +355,8 @@ class Line:
 
     def _give_up(self, error: Unauthorized) -> GatewayError:
         self._sessions.hold_off(self._session)
-        return GatewayError("x_session_expired", account=f"@{self._session.username}", upstream=error.upstream)
+        account = f"@{self._session.username}"
+        return GatewayError("x_session_expired", account=account, outcome="refused", upstream=error.upstream)
 
 
 def refuse(error: GatewayError, call: Call) -> Answer:
@@ -349,8 +369,8 @@ def refuse(error: GatewayError, call: Call) -> Answer:
 
 def _definite(error: GatewayError) -> bool:
     """Whether X itself said no for good: its 401s and 429s, and what may be tried again, are no such word."""
-    said_by_x = error.upstream is not None and error.outcome == "refused"
-    return said_by_x and not error.problem.retryable and error.reason not in ("x_session_expired", "x_usage_capped")
+    temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
+    return error.outcome == "refused" and not temporary
 
 
 def _known(visit: _Visit) -> Key:
@@ -377,7 +397,7 @@ def _query(query: str) -> Parsed:
     return Parsed("form" if fields else "none", fields)
 
 
-def _files(operation: Operation, parsed: Parsed) -> list[Any]:
+def _files(operation: Operation, parsed: Parsed) -> list[Part]:
     """The files that an operation works on, looked at before anything is spent on them."""
     files = list(parsed.files)
     names = media.FIELDS if operation.takes_file else (dialect.FILE_PART,)

@@ -16,12 +16,14 @@ from ulid import ULID
 from birdwire.call import Answer
 from birdwire.errors import GatewayError
 from birdwire.store import idempotency as store
+from birdwire.vault import Place
 
 if TYPE_CHECKING:
     from birdwire.body import Parsed
     from birdwire.call import Call
     from birdwire.clock import Clock
     from birdwire.store.db import Database
+    from birdwire.vault import Vault
 
 KEPT_FOR = timedelta(hours=24)
 REPLAYED = (("idempotent-replayed", "true"),)
@@ -66,9 +68,11 @@ def fingerprint(call: Call, parsed: Parsed) -> bytes:
 class Idempotency:
     """The calls of one database that have an Idempotency-Key, for 24 hours; each API key has its own."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, vault: Vault, clock: Clock) -> None:
         self._database = database
+        self._vault = vault
         self._clock = clock
+        self._running: set[tuple[str, str]] = set()
 
     async def begin(self, key_id: str, name: str, asked: bytes, *, repeatable: bool) -> Answer | None:
         """None: this is the first, and it is written down that it began. Else the answer of the first.
@@ -78,34 +82,37 @@ class Idempotency:
         """
         now = self._clock.now()
         async with self._database.write() as connection:
-            await store.forget(connection, key_id, now - KEPT_FOR)
+            await store.forget(connection, now - KEPT_FOR)
             row = await store.find(connection, key_id, name)
             if row is None:
                 values = {"key_id": key_id, "name": name, "asked": asked, "repeatable": repeatable}
                 await store.add(connection, {**values, "state": "started", "created_at": now})
+                self._running.add((key_id, name))
                 return None
         if row["asked"] != asked:
             raise GatewayError("idempotency_key_reused")
-        if row["state"] == "started":
+        if row["state"] == "started" and ((key_id, name) in self._running or row["repeatable"]):
             raise GatewayError("idempotency_in_flight", retry_after_s=1)
-        if row["state"] == "unknown":
+        if row["state"] != "kept":  # also what was begun, and whose end could not be written down
             raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
-        return Answer.of(json.loads(row["body"]), row["status"], REPLAYED)
+        return Answer.of(json.loads(self._vault.open(row["body"], _place(key_id, name))), row["status"], REPLAYED)
 
     async def keep(self, key_id: str, name: str, answer: Answer) -> None:
-        """The call is answered for good."""
+        """The call is answered for good. The answer is sealed: it may hold a link's state, or the words of a post."""
+        self._running.discard((key_id, name))
+        body = self._vault.seal(answer.body.decode(), _place(key_id, name))
         async with self._database.write() as connection:
-            await store.settle(
-                connection, key_id, name, {"state": "kept", "status": answer.status, "body": answer.body}
-            )
+            await store.settle(connection, key_id, name, {"state": "kept", "status": answer.status, "body": body})
 
     async def lose(self, key_id: str, name: str) -> None:
         """Nobody knows what became of the call: it must never be done again under this name."""
+        self._running.discard((key_id, name))
         async with self._database.write() as connection:
             await store.settle(connection, key_id, name, {"state": "unknown"})
 
     async def release(self, key_id: str, name: str) -> None:
         """Nothing was done, or doing it again does no harm: the name is free."""
+        self._running.discard((key_id, name))
         async with self._database.write() as connection:
             await store.remove(connection, key_id, name)
 
@@ -113,3 +120,7 @@ class Idempotency:
         """At start: what began and never ended may be repeated if it does no harm, and is unknown otherwise."""
         async with self._database.write() as connection:
             await store.unsettle(connection)
+
+
+def _place(key_id: str, name: str) -> Place:
+    return Place("idempotency", f"{key_id}/{name}", "body")

@@ -79,7 +79,7 @@ class Journal:
             async with self._database.write() as connection:
                 await store.settle(connection, entry.request_id, {**values, "target": entry.target})
         except StorageDownError:
-            raise GatewayError("storage_unavailable", half=_HALVES[outcome]) from None
+            raise _unrecorded(outcome) from None
 
     async def request(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What became of one write of the key's: GET requests/{request_id}.
@@ -119,4 +119,10 @@ class Journal:
             async with self._database.write() as connection:
                 await store.add(connection, row)
         except StorageDownError:
-            raise GatewayError("storage_unavailable", half=_HALVES[outcome]) from None
+            raise _unrecorded(outcome) from None
+
+
+def _unrecorded(outcome: Outcome) -> GatewayError:
+    """The store is down. What X did cannot be told later, so it is unknown to whoever asks again."""
+    known: Literal["refused", "not_sent", "unknown"] = "unknown" if outcome == "confirmed" else outcome
+    return GatewayError("storage_unavailable", half=_HALVES[outcome], outcome=known)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 MOST_SEGMENTS = 1_000
 PROCESSING_DEADLINE_S = 60.0
+LONGEST_KEPT_S = 366 * 86_400
 FIELDS = ("media_files", "media", "media_file", "file")
 """Names of the part that holds the file; the first is the documented one."""
 
@@ -119,7 +120,7 @@ async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
         await ask(request, Reading(_Appended, bare=True))
     finished = await ask(XRequest("POST", f"/2/media/upload/{started.id}/finalize"), Reading(_Medium))
     medium = await _processed(_Medium.model_validate(finished), ask, clock)
-    expires_at = clock.now() + timedelta(seconds=medium.expires_after_secs)
+    expires_at = clock.now() + timedelta(seconds=min(LONGEST_KEPT_S, max(0, medium.expires_after_secs)))
     return {
         "media_id": medium.id,
         "media_key": medium.media_key or started.media_key,
@@ -135,7 +136,7 @@ async def _processed(medium: _Medium, ask: Ask, clock: Clock) -> _Medium:
         if info.state == "failed":
             words = (info.error or {}).get("message") or (info.error or {}).get("name") or "it could not be processed"
             raise GatewayError("media_rejected", message=excerpt(words, 200))
-        pause_s = min(10, max(0, info.check_after_secs))
+        pause_s = min(10.0, max(0.5, info.check_after_secs))
         if clock.monotonic() + pause_s >= ends_at:
             raise GatewayError("x_timeout", outcome="unknown")
         await asyncio.sleep(pause_s)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -21,6 +22,7 @@ from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
 from birdwire.sessions import Links, expired
 from birdwire.store import states as store
+from birdwire.store.db import StorageDownError
 from birdwire.vault import Place
 from birdwire.x import Unauthorized
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 STATE_FOR = timedelta(minutes=10)
 STATE_KEPT = timedelta(hours=24)
 MOST_PENDING = 20
+ASK_EVERY_S, MOST_ASKED = 5.0, 10_000
 ME_DEADLINE_S = 8.0  # with the exchange's 10 s, a callback ends within 20 s
 _LONGEST_STATE, _LONGEST_CODE = 500, 2_000
 
@@ -80,10 +83,11 @@ class Linked:
     how: Literal["linked", "pending", "confirm", "already"]
     label: str
     username: str | None = None
-    undo_token: str | None = None
+    undo_token: str | None = field(default=None, repr=False)
     return_to: str | None = None
 
 
+_HINTS = {True: "refresh_token", False: "access_token"}
 _HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
     (True, False): "pending",
     (True, True): "confirm",
@@ -118,6 +122,7 @@ class OAuth:
         self._keys = keys
         self._capabilities = capabilities
         self._clock = clock
+        self._ask_again: dict[str, float] = {}
         self._settling: SingleFlight[RowMapping] = SingleFlight()
 
     # What the holder of a key may ask.
@@ -171,6 +176,10 @@ class OAuth:
         row = next(
             (row for row in (links.pending, links.current) if row and row["session_id"] == state["session_id"]), None
         )
+        if row is None and state["session_id"] is None and state["expires_at"] > self._clock.now():
+            raise GatewayError(
+                "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
+            )
         if row is None:
             raise GatewayError("state_expired")
         if row["state"] == "pending":
@@ -234,6 +243,8 @@ class OAuth:
             return links
         try:
             if row["user_id"] is None:
+                if links.current is not None and not self._may_ask(row["session_id"]):
+                    return Links(links.current, None)
                 row = await self._name(row)
             if row["state"] == "pending":
                 raise GatewayError(
@@ -242,10 +253,21 @@ class OAuth:
                     remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
                 )
             return Links(row, None)
-        except GatewayError:
+        except GatewayError as error:
             if links.current is None:
+                error.outcome = "not_sent"  # X's word was on users/me, not on what is asked for
                 raise
             return Links(links.current, None)
+
+    def _may_ask(self, session_id: str) -> bool:
+        """Whether X may be asked again whose a pair is, while an older link serves: X bills and limits the question."""
+        now = self._clock.monotonic()
+        if now < self._ask_again.get(session_id, 0.0):
+            return False
+        if len(self._ask_again) >= MOST_ASKED:
+            self._ask_again.clear()
+        self._ask_again[session_id] = now + ASK_EVERY_S
+        return True
 
     # What comes back through the browser.
 
@@ -263,8 +285,7 @@ class OAuth:
             raise GatewayError("callback_malformed")
         if parameters.get("iss", self._iss) != self._iss:
             raise GatewayError("issuer_mismatch")
-        async with self._database.write() as connection:
-            row = await store.take(connection, _hash(unverified_state), self._clock.now())
+        row = await self._take(unverified_state)
         if row is None:
             return await self._again(unverified_state)
         call.note["key_id"] = row["key_id"]
@@ -277,6 +298,8 @@ class OAuth:
         key = await self._keys.get(row["key_id"])
         if key.revoked_at is not None:
             raise GatewayError("key_revoked")
+        if key.rules.expires_at is not None and key.rules.expires_at <= self._clock.now():
+            raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
         return await self._link(row, unverified_state, code, key)
 
     async def undo(self, undo_token: str) -> str:
@@ -300,9 +323,18 @@ class OAuth:
                 error.meaning is Meaning.HELD and error.reason == "x_reply_malformed"
             )
             raise GatewayError("code_rejected" if refused else error.reason, upstream=error.upstream) from None
-        session, undo_token = await self._sessions.keep(
-            key.key_id, tokens, row["scopes"].split(), row["expected_username"]
-        )
+        try:
+            session, undo_token = await self._sessions.keep(
+                key.key_id, tokens, row["scopes"].split(), row["expected_username"]
+            )
+        except StorageDownError:
+            with contextlib.suppress(TokenError):  # what cannot be kept is given back
+                await self._authserver.revoke(
+                    tokens.refresh_token or tokens.access_token, _HINTS[bool(tokens.refresh_token)]
+                )
+            raise GatewayError(
+                "storage_unavailable", half="X's approval could not be stored, and was given back"
+            ) from None
         async with self._database.write() as connection:
             await store.note_session(connection, row["state_hash"], session["session_id"])
         try:
@@ -313,6 +345,14 @@ class OAuth:
             return Linked("pending", key.label, None, undo_token, row["return_to"])
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         return Linked(how, key.label, session["username"], undo_token, row["return_to"])
+
+    async def _take(self, unverified_state: str) -> RowMapping | None:
+        """Use a state up, if it is there and unused; a stranger's guess costs no write."""
+        async with self._database.read() as connection:
+            if await store.find(connection, _hash(unverified_state)) is None:
+                return None
+        async with self._database.write() as connection:
+            return await store.take(connection, _hash(unverified_state), self._clock.now())
 
     async def _again(self, state: str) -> Linked:
         """What to say to a state that cannot be taken: reloading the page after a link does no harm."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from birdwire.body import Body, check, read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, describe, render
+from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
     from birdwire.call import Call
@@ -58,6 +59,8 @@ class Pages:
             linked = await self._oauth.callback(call)
         except GatewayError as error:
             return self._refusal(error, call, *_NOT_LINKED)
+        except StorageDownError:
+            return self._refusal(GatewayError("storage_unavailable", half="nothing was linked"), call, *_NOT_LINKED)
         if _wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
         return self._page("linked.html", linked=linked)
@@ -68,6 +71,8 @@ class Pages:
             account = await self._oauth.undo(await _undo_token(call))
         except GatewayError as error:
             return self._refusal(error, call, *_NOT_UNDONE)
+        except StorageDownError:
+            return self._refusal(GatewayError("storage_unavailable", half="nothing was undone"), call, *_NOT_UNDONE)
         if _wants_json(call):
             return Answer.of({"data": {"linked": False}})
         return self._page("undone.html", account=account)

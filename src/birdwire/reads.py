@@ -196,5 +196,5 @@ def _x_time(at: str) -> str:
     """X's old form, which published clients parse: `Fri Sep 18 04:02:35 +0000 2026`; what is no time stays as it is."""
     try:
         return datetime.fromisoformat(at).astimezone(UTC).strftime("%a %b %d %H:%M:%S +0000 %Y")
-    except ValueError:
+    except (ValueError, OverflowError):
         return at

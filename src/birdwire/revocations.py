@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ulid import ULID
 
 from birdwire.authserver import Meaning, TokenError
+from birdwire.flight import SingleFlight
 from birdwire.store import sessions as store
-from birdwire.vault import Place
+from birdwire.vault import Place, VaultError
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 TRY_FOR = timedelta(days=7)
 AT_ONCE = 20
+HURRY_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5, 3_600
 
 
@@ -34,13 +37,14 @@ class Revocations:
         self._authserver = authserver
         self._clock = clock
         self._issuer = issuer
+        self._draining: SingleFlight[None] = SingleFlight()
 
-    async def add(self, connection: AsyncConnection, token: str, hint: str) -> None:
+    async def add(self, connection: AsyncConnection, issuer: str, token: str, hint: str) -> None:
         """Queue a token in the caller's transaction; `hint` is RFC 7009's token_type_hint, which X demands."""
         revocation_id, now = f"rv_{ULID()}", self._clock.now()
         row = {
             "revocation_id": revocation_id,
-            "issuer": self._issuer,
+            "issuer": issuer,
             "token_ct": self._vault.seal(token, _place(revocation_id)),
             "hint": hint,
             "created_at": now,
@@ -48,27 +52,39 @@ class Revocations:
         }
         await store.queue_revocation(connection, row)
 
+    async def hurry(self) -> None:
+        """Begin to revoke what is due, and wait a moment for it; what takes longer goes on by itself."""
+        await asyncio.wait([self._draining.start("all", self.drain)], timeout=HURRY_S)
+
     async def drain(self) -> None:
         """Revoke what is due. A definite answer ends the matter; anything else is tried again."""
-        now = self._clock.now()
         async with self._database.read() as connection:
-            rows = await store.due_revocations(connection, self._issuer, now, AT_ONCE)
-        for row in rows:
-            done = row["created_at"] + TRY_FOR <= now or await self._revoke(row)
-            async with self._database.write() as connection:
-                if done:
-                    await store.drop_revocation(connection, row["revocation_id"])
-                else:
-                    pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** row["tries"])
-                    due_at = now + timedelta(seconds=pause_s)
-                    await store.postpone_revocation(connection, row["revocation_id"], due_at, row["tries"] + 1)
+            rows = await store.due_revocations(connection, self._issuer, self._clock.now(), AT_ONCE)
+        await asyncio.gather(*(self._settle(row) for row in rows))
+
+    async def close(self) -> None:
+        """Let what is under way end, for a moment; the rest is for the next start."""
+        await self._draining.close(HURRY_S)
+
+    async def _settle(self, row: RowMapping) -> None:
+        now = self._clock.now()
+        done = row["created_at"] + TRY_FOR <= now or await self._revoke(row)
+        async with self._database.write() as connection:
+            if done:
+                await store.drop_revocation(connection, row["revocation_id"])
+            else:
+                pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** row["tries"])
+                due_at = now + timedelta(seconds=pause_s)
+                await store.postpone_revocation(connection, row["revocation_id"], due_at, row["tries"] + 1)
 
     async def _revoke(self, row: RowMapping) -> bool:
-        token = self._vault.open(row["token_ct"], _place(row["revocation_id"]))
         try:
+            token = self._vault.open(row["token_ct"], _place(row["revocation_id"]))
             await self._authserver.revoke(token, row["hint"])
         except TokenError as error:
             return error.meaning is Meaning.REFUSED
+        except VaultError:
+            pass  # changed at rest: nobody can present it any more
         return True
 
 

@@ -18,7 +18,7 @@ from birdwire.flight import SingleFlight
 from birdwire.revocations import Revocations
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
-from birdwire.vault import Place
+from birdwire.vault import Place, VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -188,7 +188,7 @@ class Sessions:
             else:
                 row = await self._put_in_use(connection, row, current, named)
         if expected is not None:
-            await self._revocations.drain()
+            await self._revocations.hurry()
             raise GatewayError("account_mismatch", username=username, expected=expected)
         return row
 
@@ -206,9 +206,11 @@ class Sessions:
     async def _put_in_use(
         self, connection: AsyncConnection, row: RowMapping, current: RowMapping | None, named: Mapping[str, object]
     ) -> RowMapping:
-        """Replace the key's link. The old pair is forgotten, not revoked: X might end the new one along with it."""
-        if current is not None:
+        """Replace the key's link. The same account's old pair is forgotten, not revoked: X might end both."""
+        if current is not None and current["user_id"] == named.get("user_id", row["user_id"]):
             await store.remove(connection, current["session_id"])
+        elif current is not None:
+            await self._end(connection, current)  # another account's pair: nothing of the new one hangs on it
         values = {**named, "state": "active", "linked_at": self._clock.now()}
         await store.change(connection, row["session_id"], row["gen"], values)
         return await self._get(connection, row["session_id"])
@@ -220,7 +222,7 @@ class Sessions:
             for row in rows:
                 await self._end(connection, row)
         if rows:
-            await self._revocations.drain()
+            await self._revocations.hurry()
         return bool(rows)
 
     async def undo(self, undo_token: str) -> str:
@@ -229,30 +231,31 @@ class Sessions:
         Raises:
             GatewayError: undo_unknown.
         """
+        async with self._database.read() as connection:  # a stranger's guess costs no write
+            if await store.by_undo(connection, self._issuer, _hash(undo_token)) is None:
+                raise GatewayError("undo_unknown")
         async with self._database.write() as connection:
-            row = await store.by_undo(connection, _hash(undo_token))
+            row = await store.by_undo(connection, self._issuer, _hash(undo_token))
             if row is None or row["undo_until"] <= self._clock.now():
                 raise GatewayError("undo_unknown")
             await self._end(connection, row)
-        await self._revocations.drain()
+        await self._revocations.hurry()
         return _account(row)
 
     async def sweep(self) -> None:
         """End the sessions of revoked keys and those nobody confirmed; try again what X could not revoke yet."""
-        async with self._database.read() as connection:
-            rows = [
-                *await store.of_revoked_keys(connection),
-                *await store.unconfirmed(connection, self._clock.now() - CONFIRM_WITHIN),
-            ]
-        if rows:
-            async with self._database.write() as connection:
-                for row in rows:
-                    await self._end(connection, row)
+        async with self._database.write() as connection:
+            before = self._clock.now() - CONFIRM_WITHIN
+            for row in await store.of_revoked_keys(connection, self._issuer):
+                await self._end(connection, row)
+            for row in await store.unconfirmed(connection, self._issuer, before):
+                await self._end(connection, row)
         await self._revocations.drain()
 
     async def close(self) -> None:
         """Let refreshes under way end: their tokens are spent once sent."""
         await self._refreshes.close(wait_s=15)
+        await self._revocations.close()
 
     # The way of one refresh, in reading order. X takes a refresh token once, so: write down that it is about to be
     # presented, present it once within a lease, store the new pair before anybody uses it. The row decides, never a
@@ -274,6 +277,8 @@ class Sessions:
         row = await self._read(session_id)
         if row["gen"] != gen:
             return row  # somebody else's refresh came first
+        if row["state"] == "needs_relink":
+            raise GatewayError("x_session_expired", account=_account(row))
         if row["refresh_ct"] is None:
             return await self._needs_relink(row, "no_refresh_token")
         claimed_at = self._clock.monotonic()
@@ -320,6 +325,8 @@ class Sessions:
         if error.meaning is not Meaning.MAYBE:  # X did not take the token: it may be presented again, after a pause
             await self._unclaim(row)
             pause_s = min(LONGEST_PAUSE_S, 2 * self._pauses.get(row["session_id"], (0.5, 0.0))[0])
+            if len(self._pauses) >= _MOST_HELD_OFF:
+                self._pauses.clear()
             self._pauses[row["session_id"]] = (pause_s, self._clock.monotonic() + pause_s)
         raise GatewayError(error.reason, upstream=error.upstream)
 
@@ -350,7 +357,10 @@ class Sessions:
 
     async def _needs_relink(self, row: RowMapping, why: str) -> RowMapping:
         async with self._database.write() as connection:
-            await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
+            if row["state"] == "pending":  # it never was in use: it must not stand in for a link that is
+                await self._end(connection, row)
+            else:
+                await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
         raise GatewayError("x_session_expired", account=_account(row))
 
     async def _read(self, session_id: str) -> RowMapping:
@@ -401,17 +411,23 @@ class Sessions:
 
     async def _drop(self, connection: AsyncConnection, tokens: Tokens) -> None:
         if tokens.refresh_token:
-            await self._revocations.add(connection, tokens.refresh_token, "refresh_token")
-        await self._revocations.add(connection, tokens.access_token, "access_token")
+            await self._revocations.add(connection, self._issuer, tokens.refresh_token, "refresh_token")
+        await self._revocations.add(connection, self._issuer, tokens.access_token, "access_token")
 
     async def _end(self, connection: AsyncConnection, row: RowMapping) -> None:
         """Remove a session, and queue its tokens to be revoked, in the caller's transaction."""
         gone = await store.remove(connection, row["session_id"])
         if gone is None:
             return
-        if gone["refresh_ct"] is not None:
-            await self._revocations.add(connection, self._opened(gone, "refresh"), "refresh_token")
-        await self._revocations.add(connection, self._opened(gone, "access"), "access_token")
+        for column in ("refresh", "access"):
+            if gone[f"{column}_ct"] is None:
+                continue
+            try:
+                token = self._opened(gone, column)
+            except VaultError:  # changed at rest: there is nothing left to present or to revoke
+                self._telemetry.event("error", "session_unreadable", session_id=gone["session_id"])
+            else:
+                await self._revocations.add(connection, gone["issuer"], token, f"{column}_token")
 
 
 def _place(session_id: str, column: str, gen: int) -> Place:

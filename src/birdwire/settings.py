@@ -53,8 +53,8 @@ class Settings(BaseModel):
     )
     x_api_url: str = Field("https://api.x.com", description="X's API. A loopback address counts as the sandbox.")
     x_authorize_url: str = Field("https://x.com/i/oauth2/authorize", description="X's consent page.")
-    x_proxy: str = Field(
-        "",
+    x_proxy: SecretStr | None = Field(
+        None,
         description="HTTP proxy on the way to X, such as http://proxy.example.com:3128. "
         "The environment's proxy variables are not read.",
     )

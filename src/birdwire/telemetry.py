@@ -21,12 +21,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Telemetry:
-    """Writes lines to a stream; a stream that fails is given up, never a request."""
+    """Writes lines to a stream; a line that cannot be written is dropped and counted, never a request."""
 
     def __init__(self, stream: TextIO, clock: Clock, level: Level = "info") -> None:
         self._stream: TextIO | None = stream
         self._clock = clock
         self._rank = _RANKS[level]
+        self.dropped = 0
 
     def request(self, call: Call, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -60,5 +61,7 @@ class Telemetry:
         try:
             self._stream.write(line.decode() + "\n")
             self._stream.flush()
-        except (OSError, ValueError):
-            self._stream = None
+        except OSError:
+            self.dropped += 1  # a full pipe or disk: the line is lost, the request is not
+        except ValueError:
+            self._stream = None  # it was closed

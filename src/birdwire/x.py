@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
 
@@ -38,7 +38,7 @@ class Unauthorized(GatewayError):  # noqa: N818 - named after the status
     """X answered 401: the token ran out, was revoked, or X is unwell. One 401 alone proves nothing."""
 
     def __init__(self, upstream: dict[str, object]) -> None:
-        super().__init__("x_session_expired", account="the linked account", upstream=upstream)
+        super().__init__("x_session_expired", account="the linked account", outcome="refused", upstream=upstream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
     """
     said = _Said.of(reply)
     if reply.status == 404 and not said.is_object:
-        raise GatewayError("x_endpoint_gone", upstream=said.upstream())
+        raise GatewayError("x_endpoint_gone", outcome="refused", upstream=said.upstream())
     if said.unauthorized:
         raise Unauthorized(said.upstream())
     done = next((answer for code, answer in reading.already.items() if code in said.codes), None)
@@ -128,6 +128,10 @@ def _pick(said: _Said, reading: Reading, value: object) -> dict[str, Any]:
         raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream()) from None
 
 
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(word)  # NaN and Infinity are no JSON, and would make our answer none
+
+
 @dataclass(frozen=True, slots=True)
 class _Said:
     """A reply of X, boiled down to what its problems can be told by. X breaks its own schema: read leniently."""
@@ -145,7 +149,7 @@ class _Said:
     @classmethod
     def of(cls, reply: Reply) -> _Said:
         try:
-            value = json.loads(reply.body)
+            value = json.loads(reply.body, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             value = None
         is_object = isinstance(value, dict)
@@ -180,7 +184,7 @@ class _Said:
 
     @property
     def unauthorized(self) -> bool:
-        return self.status == 401 or bool(self.codes & {32, 89, 99, 135, 215})
+        return self.status == 401 or (self.status < 500 and bool(self.codes & {32, 89, 99, 135, 215}))
 
     def first(self, name: str) -> str:
         """A member of the top level or of the first error, as a short safe text."""
@@ -287,7 +291,7 @@ def _wait_s(reply: Reply, now: datetime, longest_s: int) -> int:
         return _UNKNOWN_WAIT_S
     try:
         date = parsedate_to_datetime(reply.headers["date"]).timestamp()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         date = now.timestamp()
     wait_s = int(reset) - int(date)
     return _UNKNOWN_WAIT_S if wait_s > _ABSURD_WAIT_S else min(longest_s, max(1, wait_s))

@@ -601,16 +601,18 @@ class Gated:
 
 async def drip(served: Served, start: bytes, drop: bytes) -> bytes:
     """Send a start, then a drop whenever nothing comes back for a moment; what came until the end."""
+    got = b""
     async with asyncio.timeout(GUARD_S):
         reader, writer = await served.open()
         try:
             writer.write(start)
-            got = b""
             while not reader.at_eof():
                 writer.write(drop)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(SOON_S / 20):
                         got += await reader.read(1 << 16)
+            return got
+        except ConnectionResetError:  # a drop that came after the end
             return got
         finally:
             await hang_up(writer)

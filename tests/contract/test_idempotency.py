@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from house import API, POST, gateway, serving
+from house import API, PNG, POST, gateway, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,3 +201,63 @@ async def test_the_journal_tells_what_is_known_of_a_post(linked: House, do: dict
     await linked.fault("POST", "/2/tweets", do)
     request_id = (await linked.call("post_twitter", {"text": "?"})).headers["x-request-id"]
     assert (await linked.client.get(API + f"requests/{request_id}")).json()["state"] == state
+
+
+async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: House) -> None:
+    """X has it, the store does not answer: whoever asks again under the same key hears that nobody knows."""
+    await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
+    posting = asyncio.create_task(once(linked, "post_twitter", {"text": "unrecorded"}))
+    async with asyncio.timeout(20):
+        while not await linked.calls("/2/tweets"):
+            pass
+    other = sqlite3.connect(linked.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        first = await posting
+    assert (first.status_code, first.json()["error"]["reason"]) == (503, "storage_unavailable")
+    assert "X did what was asked" in first.json()["error"]["message"]
+    assert (await once(linked, "post_twitter", {"text": "unrecorded"})).json()["error"]["code"] == "outcome_unknown"
+    assert len(await linked.calls("/2/tweets")) == 1
+
+
+async def test_a_replayed_refusal_stays_one_in_the_dialect(linked: House) -> None:
+    """The envelope is for success alone."""
+    body = {"aisa_api_key": linked.raw_key, "tweet_id": "404"}
+    answers = [await once(linked, "like_twitter", body) for _ in range(2)]
+    assert [(answer.status_code, list(answer.json())) for answer in answers] == [(404, ["error"])] * 2
+
+
+async def test_the_operators_fault_is_not_kept_for_the_caller(linked: House) -> None:
+    """X refused the gateway's own credentials: once that is mended, the same key works."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", "/2/oauth2/token", {"error": "token-bad-client"})
+    assert (await once(linked, "like_twitter", {"tweet_id": POST})).json()["error"]["reason"] == "x_client_credentials"
+    assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code == 200
+
+
+async def test_a_post_whose_upload_failed_was_not_sent_and_may_be(linked: House) -> None:
+    """Its outcome is known: nothing was posted."""
+    await linked.fault("POST", "/2/media/upload/*/append", {"status": 503})
+    fields = [("aisa_api_key", (None, linked.raw_key)), ("content", (None, "with an image"))]
+    files: Any = [*fields, ("media_files", ("a.png", PNG, "image/png"))]
+    headers = {"idempotency-key": "k1"}
+    first = await linked.bare.post(API + "post_twitter", files=files, headers=headers)
+    assert (first.status_code, first.json()["error"]["reason"]) == (502, "x_5xx")
+    second = await linked.bare.post(API + "post_twitter", files=files, headers=headers)
+    assert second.json()["msg"] == "ok"
+    assert len(await linked.calls("/2/tweets")) == 1
+
+
+async def test_an_old_code_in_a_5xx_does_not_repeat_a_post(linked: House) -> None:
+    """Only a 401 is known not to have been applied."""
+    body = {"errors": [{"code": 215, "message": "Bad Authentication data."}]}
+    await linked.fault("POST", "/2/tweets", {"status": 503, "body": body})
+    assert (await linked.call("post_twitter", {"text": "215"})).json()["error"]["code"] == "outcome_unknown"
+    assert len(await linked.calls("/2/tweets")) == 1
+
+
+async def test_a_kept_answer_is_sealed(linked: House) -> None:
+    """The state of a link and the words of a post are for their caller, not for whoever reads the file."""
+    state = (await once(linked, "auth_twitter", {})).json()["state"]
+    assert (await once(linked, "auth_twitter", {})).json()["state"] == state
+    assert state.encode() not in b"".join(path.read_bytes() for path in linked.directory.glob("birdwire.db*"))

@@ -414,3 +414,13 @@ async def test_a_key_that_was_revoked_meanwhile_links_nothing(house: House) -> N
     await house.gateway.keys.revoke(house.key_id)
     assert reason_of(await land(house, redirect)) == "key_revoked"
     assert await exchanges(house) == 0
+
+
+async def test_a_newer_link_that_ends_unnamed_leaves_the_older_one_in_use(linked: House) -> None:
+    """A pair that X never named must not stand in for one that works."""
+    await linked.fault("GET", "/2/users/me", {"status": 503}, times=None)
+    assert "Almost linked" in (await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])).text
+    linked.clock.advance(hours=2, seconds=10)
+    await linked.advance_x(7_210)
+    assert [(await linked.like()).status_code for _ in range(2)] == [200, 200]
+    assert (await linked.status())["state"] == "active"

@@ -156,3 +156,14 @@ async def test_an_operator_can_turn_it_off(plain: House) -> None:
     assert (await plain.call("like_twitter", body)).json()["error"]["reason"] == "unknown_field"
     assert (await plain.client.post(SHORT + "like_twitter", json={"tweet_id": POST})).status_code == 404
     assert (await plain.state())["likes"] == []
+
+
+async def test_fields_beside_a_file_stay_small(linked: House) -> None:
+    """A file may be large; the words around it may not."""
+    files: Files = [
+        ("aisa_api_key", (None, linked.raw_key)),
+        ("media_files", ("a.png", PNG, "image/png")),
+        ("content", (None, "a" * 100_000)),
+    ]
+    answer = await linked.bare.post(API + "post_twitter", files=files)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "body_too_large")

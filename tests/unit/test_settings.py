@@ -32,7 +32,7 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
     config = tmp_path / "birdwire.toml"
     config.write_text('port = 1\nhost = "127.0.0.2"\n')
     settings = Settings.load({"BIRDWIRE_CONFIG": str(config), "BIRDWIRE_PORT": "2", "PORT": "3", "HTTPS_PROXY": "x"})
-    assert (settings.host, settings.port, settings.x_proxy) == ("127.0.0.2", 2, "")
+    assert (settings.host, settings.port, settings.x_proxy) == ("127.0.0.2", 2, None)
 
 
 @pytest.mark.trust("#300")

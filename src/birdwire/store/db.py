@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
 metadata = MetaData()
+PROBE_FOR_S = 1.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -67,7 +69,9 @@ class Database:
             max_overflow=0,
             pool_timeout=5,
             isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
         )
+        self._probed_at = -PROBE_FOR_S
         self._write_lock = (
             asyncio.Lock()
         )  # SQLite has one writer: waiting here is cheaper and fairer than its busy loop
@@ -100,19 +104,24 @@ class Database:
                     yield connection
                     await connection.exec_driver_sql("COMMIT")
                 except BaseException:
-                    await asyncio.shield(connection.exec_driver_sql("ROLLBACK"))
+                    with contextlib.suppress(SQLAlchemyError):  # the pool rolls back what this cannot
+                        await asyncio.shield(connection.exec_driver_sql("ROLLBACK"))
                     raise
         except SQLAlchemyError as error:
             raise StorageDownError(type(error).__name__) from None
 
     async def probe(self) -> None:
-        """Write something harmless to the disk.
+        """Write something harmless to the disk; a success holds for a second, so that asking often costs nothing.
 
         Raises:
             StorageDownError: it could not be written.
         """
+        now = asyncio.get_running_loop().time()
+        if now - self._probed_at < PROBE_FOR_S:
+            return
         async with self.write() as connection:
             await connection.exec_driver_sql("PRAGMA user_version=1")
+        self._probed_at = now
 
     async def prepare(self, *, upgrade: bool) -> None:
         """Make a new database ready, and refuse one whose schema is not ours; `upgrade` brings an older one up to date.

@@ -8,6 +8,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     RowMapping,
@@ -39,6 +40,7 @@ idempotency = Table(
     Column("status", Integer),
     Column("body", LargeBinary),
     Column("created_at", Instant, nullable=False),
+    Index("idempotency_age", "created_at"),
 )
 """state: started, kept (with the answer), unknown."""
 
@@ -68,10 +70,9 @@ async def remove(connection: AsyncConnection, key_id: str, name: str) -> None:
     await connection.execute(delete(idempotency).where(*_same(key_id, name)))
 
 
-async def forget(connection: AsyncConnection, key_id: str, before: datetime) -> None:
-    """Drop a key's calls that began before a moment."""
-    old = (idempotency.c.key_id == key_id, idempotency.c.created_at < before)
-    await connection.execute(delete(idempotency).where(*old))
+async def forget(connection: AsyncConnection, before: datetime) -> None:
+    """Drop the calls that began before a moment."""
+    await connection.execute(delete(idempotency).where(idempotency.c.created_at < before))
 
 
 async def unsettle(connection: AsyncConnection) -> None:

@@ -83,21 +83,28 @@ async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> Seque
     return (await connection.execute(query.order_by(x_sessions.c.created_at.desc()))).mappings().all()
 
 
-async def of_revoked_keys(connection: AsyncConnection) -> Sequence[RowMapping]:
+async def of_revoked_keys(connection: AsyncConnection, issuer: str) -> Sequence[RowMapping]:
     """Sessions whose key is revoked: nobody can use them any more."""
     from birdwire.store.keys import api_keys  # noqa: PLC0415 - a join across two owners' tables, needed here only
 
     return (
-        (await connection.execute(select(x_sessions).join(api_keys).where(api_keys.c.revoked_at.is_not(None))))
+        (
+            await connection.execute(
+                select(x_sessions)
+                .join(api_keys)
+                .where(api_keys.c.revoked_at.is_not(None), x_sessions.c.issuer == issuer)
+            )
+        )
         .mappings()
         .all()
     )
 
 
-async def unconfirmed(connection: AsyncConnection, before: datetime) -> Sequence[RowMapping]:
+async def unconfirmed(connection: AsyncConnection, issuer: str, before: datetime) -> Sequence[RowMapping]:
     """Named sessions that have waited for their key's holder since before a moment."""
     waits = (x_sessions.c.state == "pending", x_sessions.c.user_id.is_not(None), x_sessions.c.created_at < before)
-    return (await connection.execute(select(x_sessions).where(*waits))).mappings().all()
+    query = select(x_sessions).where(*waits, x_sessions.c.issuer == issuer)
+    return (await connection.execute(query)).mappings().all()
 
 
 async def get(connection: AsyncConnection, session_id: str) -> RowMapping | None:
@@ -106,9 +113,9 @@ async def get(connection: AsyncConnection, session_id: str) -> RowMapping | None
     return (await connection.execute(query)).mappings().first()
 
 
-async def by_undo(connection: AsyncConnection, undo_hash: bytes) -> RowMapping | None:
+async def by_undo(connection: AsyncConnection, issuer: str, undo_hash: bytes) -> RowMapping | None:
     """The session that an undo token ends."""
-    query = select(x_sessions).where(x_sessions.c.undo_hash == undo_hash)
+    query = select(x_sessions).where(x_sessions.c.undo_hash == undo_hash, x_sessions.c.issuer == issuer)
     return (await connection.execute(query)).mappings().first()
 
 

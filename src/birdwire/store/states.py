@@ -30,6 +30,7 @@ link_states = Table(
     Column("taken_at", Instant),
     Column("session_id", String),
     Index("link_states_key", "key_id", "created_at"),
+    Index("link_states_end", "expires_at"),
 )
 
 
@@ -39,9 +40,9 @@ async def add(connection: AsyncConnection, state: Mapping[str, object]) -> None:
 
 
 async def trim(connection: AsyncConnection, key_id: str, *, keep: int, expired_before: datetime) -> None:
-    """Drop a key's oldest pending states over `keep`, and every state that ran out before a moment."""
+    """Drop a key's oldest states over `keep`, used or not, and every state that ran out before a moment."""
     await connection.execute(delete(link_states).where(link_states.c.expires_at < expired_before))
-    own = select(link_states.c.state_hash).where(link_states.c.key_id == key_id, link_states.c.taken_at.is_(None))
+    own = select(link_states.c.state_hash).where(link_states.c.key_id == key_id)
     surplus = own.order_by(link_states.c.created_at.desc()).offset(keep)
     await connection.execute(delete(link_states).where(link_states.c.state_hash.in_(surplus)))
 

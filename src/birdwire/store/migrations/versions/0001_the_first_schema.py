@@ -121,6 +121,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("key_id", "name"),
     )
+    with op.batch_alter_table("idempotency", schema=None) as batch_op:
+        batch_op.create_index("idempotency_age", ["created_at"], unique=False)
+
     op.create_table(
         "link_states",
         sa.Column("state_hash", sa.LargeBinary(), nullable=False),
@@ -142,6 +145,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("state_hash"),
     )
     with op.batch_alter_table("link_states", schema=None) as batch_op:
+        batch_op.create_index("link_states_end", ["expires_at"], unique=False)
         batch_op.create_index("link_states_key", ["key_id", "created_at"], unique=False)
 
     op.create_table(
@@ -189,8 +193,12 @@ def downgrade() -> None:
     op.drop_table("x_sessions")
     with op.batch_alter_table("link_states", schema=None) as batch_op:
         batch_op.drop_index("link_states_key")
+        batch_op.drop_index("link_states_end")
 
     op.drop_table("link_states")
+    with op.batch_alter_table("idempotency", schema=None) as batch_op:
+        batch_op.drop_index("idempotency_age")
+
     op.drop_table("idempotency")
     op.drop_table("daily_writes")
     with op.batch_alter_table("api_secrets", schema=None) as batch_op:

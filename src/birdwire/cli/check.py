@@ -181,7 +181,8 @@ async def _known(settings: Settings) -> list[Capability]:
 
 async def _reach(settings: Settings) -> int:
     """The status that X's API answers with."""
-    upstream = Upstream(settings.x_api_url, proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None, user_agent=f"birdwire/{__version__}")
+    proxy = settings.x_proxy.get_secret_value() if settings.x_proxy else None
+    upstream = Upstream(settings.x_api_url, proxy=proxy, user_agent=f"birdwire/{__version__}")
     try:
         return (await upstream.send(Request("GET", "/"), deadline_s=LIVE_DEADLINE_S)).status
     except SendFailed as error:

@@ -284,3 +284,36 @@ async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: Hous
     """One row in the table is enough for both."""
     paths = {route.path for route in linked.gateway.routes}
     assert {f"{API}{operation.name}" for operation in OPERATIONS} <= paths
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["follow_twitter", "unfollow_twitter"])
+@pytest.mark.parametrize(
+    ("body", "code", "reason"),
+    [
+        ({}, "invalid-request", "target_user_id_missing"),
+        ({"target_user_id": None}, "invalid-request", "target_user_id_malformed"),
+        ({"target_user_id": 2244994945}, "invalid-request", "target_user_id_malformed"),
+        ({"target_user_id": "2244994945\n"}, "invalid-request", "target_user_id_malformed"),
+        ({"target_user_id": "12345678901234567890"}, "invalid-request", "target_user_id_malformed"),
+        ({"target_user_id": "@grace"}, "invalid-request", "target_user_id_malformed"),
+        ({"target_user_id": "../2"}, "invalid-request", "target_user_id_malformed"),
+        ({"target_user_id": "1", "username": "grace"}, "invalid-request", "unknown_field"),
+        ({"username": "grace"}, "invalid-request", "target_user_id_missing"),
+    ],
+)
+async def test_a_user_is_named_by_one_id(
+    shared_house: House, name: str, body: dict[str, Any], code: str, reason: str
+) -> None:
+    """A string of digits and nothing beside it; X is not asked otherwise."""
+    before = len(await shared_house.calls("/2/users/", method="POST"))
+    answer = await shared_house.call(name, body)
+    assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["reason"]) == (400, code, reason)
+    assert len(await shared_house.calls("/2/users/", method="POST")) == before
+
+
+@pytest.mark.trust("#215")
+async def test_following_oneself_is_refused_as_x_refuses_it(linked: House) -> None:
+    """400 or 403, never a success and never a fault of ours."""
+    answer = await linked.call("follow_twitter", {"target_user_id": await user_id(linked, "ada")})
+    assert answer.status_code in {400, 403}

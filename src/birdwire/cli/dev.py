@@ -30,9 +30,6 @@ from birdwire.settings import Settings
 from birdwire.store.db import Database
 from birdwire.vault import Vault, create_key_file, read_key_file
 
-if sys.platform != "win32":
-    import fcntl
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -72,20 +69,13 @@ class Folder:
             if not self.path.exists():
                 self.path.mkdir(mode=0o700, parents=True)
                 (self.path / ".gitignore").write_text("*\n", "utf-8")
-            lock = (self.path / "lock").open("wb")
         except OSError as error:
             raise Stop(ExitCode.USAGE, f"The folder {self.path} cannot be used: {error.strerror}.") from None
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise Stop(
-                ExitCode.USAGE,
-                f"Another `birdwire dev` works in {self.path}.",
-                "Use that one, end it, or choose another folder: --data DIR",
-            ) from None
-        return lock
+        return servers.alone(
+            self.path / "lock",
+            f"Another `birdwire dev` works in {self.path}.",
+            "Use that one, end it, or choose another folder: --data DIR",
+        )
 
 
 @dataclass(frozen=True, slots=True)

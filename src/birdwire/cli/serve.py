@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from birdwire.app import create_app, open_vault, prepare
 from birdwire.cli import servers
 from birdwire.cli.database import refusals
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.store.db import Database
@@ -51,18 +52,27 @@ def serve(
                 "Set it to the OAuth 2.0 client id of your X app. To try Birdwire without one: birdwire dev",
             )
         open_vault(settings)
-        listener = servers.listen(settings.host, settings.port, "--port")
-        settings = settings.model_copy(update={"port": listener.port})
+        database = settings.database_url.removeprefix("sqlite:///")
+        alone = servers.alone(
+            Path(f"{database}.lock"),
+            f"Another gateway serves the database {database}.",
+            "One process serves one database file: end the other, or give this one a file of its own.",
+        )
+        with alone:
+            listener = servers.listen(settings.host, settings.port, "--port")
+            _run(settings.model_copy(update={"port": listener.port}), listener, say)
 
-        async def ready() -> None:
-            document = {"gateway": listener.url}
-            say.result(document, f"Birdwire answers at {listener.url}. Its callback is {settings.redirect_uri}")
 
-        async def run() -> None:
-            await _check_database(settings)
-            await servers.serve([(servers.gateway_config(create_app(settings)), listener)], ready)
+def _run(settings: Settings, listener: servers.Listener, say: Say) -> None:
+    async def ready() -> None:
+        document = {"gateway": listener.url}
+        say.result(document, f"Birdwire answers at {listener.url}. Its callback is {settings.redirect_uri}")
 
-        servers.run(run())
+    async def run() -> None:
+        await _check_database(settings)
+        await servers.serve([(servers.gateway_config(create_app(settings)), listener)], ready)
+
+    servers.run(run())
 
 
 async def _check_database(settings: Settings) -> None:

@@ -7,8 +7,9 @@ import contextlib
 import errno
 import signal
 import socket
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
@@ -16,8 +17,12 @@ from uvicorn.loops.auto import auto_loop_factory
 from birdwire.cli.say import ExitCode, Stop
 from birdwire.sandbox import server as local_x
 
+if sys.platform != "win32":
+    import fcntl
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from pathlib import Path
 
     from starlette.types import ASGIApp
 
@@ -80,6 +85,25 @@ def listen(host: str, port: int, option: str) -> Listener:
         raise Stop(ExitCode.USAGE, message, fix) from None
     shown = f"[{host}]" if ":" in host else host
     return Listener(taken, f"http://{shown}:{taken.getsockname()[1]}")
+
+
+def alone(path: Path, message: str, fix: str) -> IO[bytes]:
+    """A file that is locked until it is closed, or its process ends in whatever way.
+
+    Raises:
+        Stop: another process holds it (`message`, `fix`), or it cannot be made.
+    """
+    try:
+        lock = path.open("wb")
+    except OSError as error:
+        raise Stop(ExitCode.USAGE, f"{path} cannot be written: {error.strerror}.") from None
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Stop(ExitCode.USAGE, message, fix) from None
+    return lock
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -43,11 +43,17 @@ BEYOND_A_SCHEMA = {
 """Calls whose rules a schema cannot say: there, 400 is an answer to a request that fits the schema."""
 
 UNLINK = API + "unlink_twitter"
+SEED = "61531470413717962384208104526818924090"  # it once found a code of 8 KB
 
 
 def configuration() -> str:
     """What Schemathesis must know: TOML."""
-    lines = ["[phases.stateful]", "enabled = false"]
+    refusals = ("400", "401", "403", "404", "405", "406", "409", "413", "414", "415", "422", "428", "429", "431")
+    lines = [
+        *("[phases.stateful]", "enabled = false"),
+        "[checks.negative_data_rejection]",  # what is too long is refused by its size, before anybody reads it
+        f"expected-statuses = {list(refusals)}",
+    ]
     for name in BEYOND_A_SCHEMA:
         method, path = name.split()
         lines += [
@@ -66,6 +72,7 @@ async def schemathesis(house: House, directory: Path, *options: str) -> tuple[in
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config)),
         *("run", f"{house.settings.base_url}/openapi.json", "--checks", "all", "--max-examples", str(EXAMPLES)),
+        *("--seed", SEED),
         *("--header", f"Authorization: Bearer {house.raw_key}", "--no-color", "--continue-on-failure", *options),
     ]
     process = await asyncio.create_subprocess_exec(

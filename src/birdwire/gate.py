@@ -189,7 +189,7 @@ class Gate:
     ) -> Answer:
         """Do the work, or tell again how it ended: a call with an Idempotency-Key is done once."""
         name = idempotency.name_of(call) if call.method == "POST" else None
-        if call.method != "POST" or (name is None and takes.repeatable):
+        if name is None and (call.method != "POST" or takes.repeatable):
             return await work(call, key, parsed)
         if name is None:
             name = idempotency.new_name()

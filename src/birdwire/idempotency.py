@@ -91,8 +91,11 @@ class Idempotency:
                 return None
         if row["asked"] != asked:
             raise GatewayError("idempotency_key_reused")
-        if row["state"] == "started" and ((key_id, name) in self._running or row["repeatable"]):
+        if row["state"] == "started" and (key_id, name) in self._running:
             raise GatewayError("idempotency_in_flight", retry_after_s=1)
+        if row["state"] == "started" and row["repeatable"]:  # its end could not be written down: again does no harm
+            self._running.add((key_id, name))
+            return None
         if row["state"] != "kept":  # also what was begun, and whose end could not be written down
             raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
         return Answer.of(json.loads(self._vault.open(row["body"], _place(key_id, name))), row["status"], REPLAYED)

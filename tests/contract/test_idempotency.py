@@ -220,6 +220,20 @@ async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: House
     assert len(await linked.calls("/2/tweets")) == 1
 
 
+async def test_a_like_whose_end_could_not_be_recorded_may_be_asked_for_again(linked: House) -> None:
+    """It does no harm twice, so its key is not stuck as one that runs."""
+    await linked.fault("POST", "/2/users/*/likes", {"delay_s": 0.5})
+    liking = asyncio.create_task(once(linked, "like_twitter", {"tweet_id": POST}))
+    async with asyncio.timeout(20):
+        while not await linked.calls("/2/users/", method="POST"):
+            pass
+    other = sqlite3.connect(linked.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        assert (await liking).status_code == 503
+    assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code == 200
+
+
 async def test_a_replayed_refusal_stays_one_in_the_dialect(linked: House) -> None:
     """The envelope is for success alone."""
     body = {"aisa_api_key": linked.raw_key, "tweet_id": "404"}

@@ -232,11 +232,11 @@ async def test_serve_says_where_it_answers_and_ends_on_sigterm(tmp_path: Path) -
         'x_client_id = "id"\nx_api_url = "http://127.0.0.1:9"\nvault_key_file = "vault.key"\n', "utf-8"
     )
     async with started(tmp_path, "serve", "--json", "--port", "0", "--config", "birdwire.toml") as program:
+        gateway = json.loads(await program.line())
+        assert list(gateway) == ["gateway"]
         code, out, errors = await command(tmp_path, "serve", "--port", "0", "--config", "birdwire.toml")
         assert (code, out) == (2, "")
         assert "Another gateway serves the database" in errors
-        gateway = json.loads(await program.line())
-        assert list(gateway) == ["gateway"]
         async with httpx2.AsyncClient(base_url=gateway["gateway"]) as client:
             assert (await client.get("/readyz")).json() == {"status": "ready"}
         assert await program.end(signal.SIGTERM) == 0

@@ -20,8 +20,9 @@ from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
 from birdwire.journal import Entry
 from birdwire.keys import raw_key_of
+from birdwire.line import Line
 from birdwire.store.db import StorageDownError
-from birdwire.x import Reading, Unauthorized
+from birdwire.x import Reading
 
 if TYPE_CHECKING:
     from birdwire.body import Part
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from birdwire.keys import Key, Keys, Mode
     from birdwire.limits import Limits
     from birdwire.oauth import OAuth
-    from birdwire.operations import Operation, XRequest
+    from birdwire.operations import Operation
     from birdwire.reads import Read, Reads
     from birdwire.sessions import Sessions, XSession
     from birdwire.x import X
@@ -315,48 +316,6 @@ class Gate:
         if lacking:
             raise GatewayError("x_scope_missing", scope=" ".join(lacking))
         return session
-
-
-class Line:
-    """The line to X of one call: its session, renewed once if X answers 401."""
-
-    def __init__(self, session: XSession, sessions: Sessions, x: X, clock: Clock, deadline_s: float) -> None:
-        self._session = session
-        self._sessions = sessions
-        self._x = x
-        self._clock = clock
-        self._deadline_s = deadline_s
-        self._renewed = False
-
-    @property
-    def user_id(self) -> str:
-        """The linked account."""
-        return self._session.user_id
-
-    async def ask(self, request: XRequest, reading: Reading) -> dict[str, Any]:
-        """Ask X; on a 401, which was not applied, once more with a new token. After a second 401 the link stays.
-
-        Raises:
-            GatewayError: X's refusal, or why it could not be asked.
-        """
-        ends_at = self._clock.monotonic() + self._deadline_s
-        try:
-            return await self._x.call(self._session.access_token, request, reading, self._deadline_s)
-        except Unauthorized as error:
-            if self._renewed:
-                raise self._give_up(error) from None
-            upstream = error.upstream
-        self._session, self._renewed = await self._sessions.renew(self._session, upstream), True
-        left_s = max(1.0, ends_at - self._clock.monotonic())
-        try:
-            return await self._x.call(self._session.access_token, request, reading, left_s)
-        except Unauthorized as error:
-            raise self._give_up(error) from None
-
-    def _give_up(self, error: Unauthorized) -> GatewayError:
-        self._sessions.hold_off(self._session)
-        account = f"@{self._session.username}"
-        return GatewayError("x_session_expired", account=account, outcome="refused", upstream=error.upstream)
 
 
 def refuse(error: GatewayError, call: Call) -> Answer:

@@ -54,7 +54,8 @@ ALLOWED: dict[str, str] = {
     "revocations": "authserver clock flight store.db store.sessions vault",
     "oauth": "authserver body call capabilities clock errors flight keys operations reads sessions settings store.db "
     "store.states vault x",
-    "gate": "body call capabilities clock dialect errors idempotency journal keys limits media oauth "
+    "line": "clock errors operations sessions x",
+    "gate": "body call capabilities clock dialect errors idempotency journal keys limits line media oauth "
     "operations reads sessions store.db x",
     "asgi": "call clock errors gate telemetry",
     "pages": "body call errors oauth store.db",

@@ -49,9 +49,15 @@ async def confirming(tmp_path: Path) -> AsyncIterator[House]:
         yield built
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    """One linked house for a whole module of tests that leave no trace; its limit is out of the way."""
-    async with House.built(tmp_path_factory.mktemp("house"), rpm=1_000_000) as built:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
+async def shared_house(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[House]:
+    """One linked house for a whole module of tests that leave no trace, by the lane and by the app alone.
+
+    Its limit is out of the way.
+    """
+    lane = request.param == "lane"
+    async with House.built(tmp_path_factory.mktemp("house"), rpm=1_000_000, lane=lane) as built:
         await built.link("ada")
         yield built

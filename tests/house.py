@@ -141,9 +141,16 @@ class House:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    directory: Path, sandbox: Any, x_url: str, stack: contextlib.AsyncExitStack, *, public: bool = False, **options: Any
+    directory: Path,
+    sandbox: Any,
+    x_url: str,
+    stack: contextlib.AsyncExitStack,
+    *,
+    public: bool = False,
+    lane: bool = True,
+    **options: Any,
 ) -> AsyncIterator[House]:
-    """A gateway in a directory (new or used before) towards a sandbox that runs."""
+    """A gateway in a directory (new or used before) towards a sandbox that runs; without the `lane` the app serves."""
     key_file = directory / "vault.key"
     if not key_file.exists():
         create_key_file(key_file)
@@ -162,7 +169,7 @@ async def gateway(
     settings = Settings.model_validate(given | options)
     clock, log = MovableClock(), io.StringIO()
     parts = create_app(settings, clock=clock, log=log)
-    await stack.enter_async_context(serving(parts.server(log_level="error"), listener))
+    await stack.enter_async_context(serving(parts.server(lane=lane, log_level="error"), listener))
     client, bare, x = [
         await stack.enter_async_context(
             httpx2.AsyncClient(base_url=base, timeout=30, limits=httpx2.Limits(max_connections=200))

@@ -22,6 +22,7 @@ from birdwire.gate import Gate, Takes
 from birdwire.idempotency import Idempotency
 from birdwire.journal import Journal
 from birdwire.keys import Keys
+from birdwire.lane import LaneProtocol
 from birdwire.limits import Limits
 from birdwire.oauth import AuthTwitter, Confirm, OAuth
 from birdwire.operations import OPERATIONS
@@ -39,7 +40,7 @@ from birdwire.vault import Place, Vault, VaultError, decode_key, read_key_file
 from birdwire.x import X
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     import uvicorn
     from starlette.applications import Starlette
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from birdwire.call import Call
     from birdwire.gate import Work
     from birdwire.keys import Mode
+    from birdwire.lane import Handle
     from birdwire.operations import Operation
     from birdwire.settings import Settings
 
@@ -66,8 +68,11 @@ class Gateway:
     telemetry: Telemetry
     settings: Settings
 
-    def server(self, **overrides: Any) -> uvicorn.Config:
-        """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options."""
+    def server(self, *, lane: bool = True, **overrides: Any) -> uvicorn.Config:
+        """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options.
+
+        Without the `lane` the app answers everything: slower, and the same to the byte.
+        """
         settings = self.settings
         limits = EdgeLimits(
             head_s=settings.request_deadline_s,
@@ -80,7 +85,17 @@ class Gateway:
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
-        return edge.config(self.app, limits=limits, telemetry=self.telemetry, **overrides)
+        protocol = self.protocol() if lane else None
+        return edge.config(self.app, limits=limits, telemetry=self.telemetry, protocol=protocol, **overrides)
+
+    def protocol(self) -> Callable[..., LaneProtocol]:
+        """The edge's protocol with every POST in the lane."""
+        handlers: dict[bytes, Handle] = {
+            route.path.encode(): partial(asgi.attend, route.handle, self.telemetry)
+            for route in self.routes
+            if route.method == "POST"
+        }
+        return partial(LaneProtocol, handlers)
 
 
 def open_vault(settings: Settings) -> Vault:
@@ -178,7 +193,7 @@ def create_app(
             await database.close()
 
     every = routes(gate, oauth, journal, Pages(oauth), database, settings)
-    app = asgi.create(every, lifespan=lifespan, telemetry=telemetry, clock=clock)
+    app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     return Gateway(app, every, keys, sessions, capabilities, telemetry, settings)
 
 

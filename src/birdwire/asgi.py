@@ -19,12 +19,12 @@ from birdwire.errors import GatewayError, excerpt
 from birdwire.gate import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.types import Receive, Scope, Send
 
-    from birdwire.clock import Clock
+    from birdwire.call import Headers
     from birdwire.telemetry import Telemetry
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -49,57 +49,42 @@ class Route:
 class Front:
     """Answers for one path, or for none (no routes): every refusal and every bug in the one shape."""
 
-    def __init__(self, routes: Sequence[Route], telemetry: Telemetry, clock: Clock) -> None:
+    def __init__(self, routes: Sequence[Route], telemetry: Telemetry) -> None:
         self._methods = {route.method: route.handle for route in routes}
         self._deadline_s = max((route.deadline_s for route in routes), default=0.0)
         self._telemetry = telemetry
-        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._turn_away(scope, receive, send)
             return
-        started = self._clock.monotonic()
         request = Request(scope, receive)
         call = Call(
             method=request.method,
             path=scope["path"],
             query=scope["query_string"].decode("ascii", "replace"),
-            headers=tuple(
-                (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]
-            ),
+            headers=headers_in(scope["headers"]),
             peer=request.client.host if request.client else "",
             stream=partial(self._stream, request),
         )
-        try:
-            answer = await self._answer(call, request)
-        except ClientDisconnect:
-            return
-        except Exception as error:  # noqa: BLE001 - the last net: whatever breaks, the caller gets the envelope
-            self._telemetry.crash(call.request_id, error)
-            answer = refuse(GatewayError("internal"), call)
-        self._telemetry.request(call, answer.status, self._clock.monotonic() - started)
-        await respond(call, answer)(scope, receive, send)
+        raw_path: bytes = scope.get("raw_path") or call.path.encode()
+        answer = await attend(partial(self._answer, raw_path), self._telemetry, call)
+        if answer is not None:
+            await respond(call, answer)(scope, receive, send)
 
-    async def _answer(self, call: Call, request: Request) -> Answer:
-        raw_path: bytes = request.scope.get("raw_path") or call.path.encode()
-        try:
-            if _BAD_ESCAPE.search(raw_path):
-                raise GatewayError("http_malformed", detail="a percent sign in the path stands for nothing")
-            if (
-                not self._methods or b"%" in raw_path
-            ):  # no path of ours needs an escape: only the canonical spelling is one
-                raise GatewayError("route_unknown")
-            handle = self._methods.get(call.method)
-            if handle is None:
-                allow = ", ".join(self._methods)
-                raise GatewayError(
-                    "method_not_allowed", headers=(("allow", allow),), method=excerpt(call.method, 10), allow=allow
-                )
-            return await handle(call)
-        except GatewayError as error:
-            return refuse(error, call)
+    async def _answer(self, raw_path: bytes, call: Call) -> Answer:
+        if _BAD_ESCAPE.search(raw_path):
+            raise GatewayError("http_malformed", detail="a percent sign in the path stands for nothing")
+        if not self._methods or b"%" in raw_path:  # no path of ours needs an escape: only the canonical spelling is one
+            raise GatewayError("route_unknown")
+        handle = self._methods.get(call.method)
+        if handle is None:
+            allow = ", ".join(self._methods)
+            raise GatewayError(
+                "method_not_allowed", headers=(("allow", allow),), method=excerpt(call.method, 10), allow=allow
+            )
+        return await handle(call)
 
     async def _stream(self, request: Request) -> AsyncIterator[bytes]:
         """The body as it comes, within the deadline. The edge keeps it too, and counts; this holds under any server."""
@@ -130,15 +115,40 @@ class Front:
         await send({"type": "websocket.http.response.body", "body": answer.body})
 
 
-def respond(call: Call, answer: Answer) -> Response:
-    """The answer with the headers that every answer has."""
-    response = Response(answer.body, answer.status)
+async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | None:
+    """The handler's answer, its refusal, or a 500 for whatever broke; one log line. None: the caller went away."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    try:
+        answer = await handle(call)
+    except GatewayError as error:
+        answer = refuse(error, call)
+    except ClientDisconnect:
+        return None
+    except Exception as error:  # noqa: BLE001 - the last net: whatever breaks, the caller gets the envelope
+        telemetry.crash(call.request_id, error)
+        answer = refuse(GatewayError("internal"), call)
+    telemetry.request(call, answer.status, loop.time() - started)
+    return answer
+
+
+def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """A request's headers as a Call has them."""
+    return tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw_headers)
+
+
+def headers_out(call: Call, answer: Answer) -> list[tuple[bytes, bytes]]:
+    """An answer's headers on the wire, with those that every answer has."""
     given = {name for name, _ in answer.headers}
     always = (*(pair for pair in ALWAYS if pair[0] not in given), ("x-request-id", call.request_id))
     length = [(b"content-length", str(len(answer.body)).encode())]
-    response.raw_headers = length + [
-        (name.encode(), value.encode("latin-1")) for name, value in (*answer.headers, *always)
-    ]
+    return length + [(name.encode(), value.encode("latin-1")) for name, value in (*answer.headers, *always)]
+
+
+def respond(call: Call, answer: Answer) -> Response:
+    """The answer as Starlette sends it."""
+    response = Response(answer.body, answer.status)
+    response.raw_headers = headers_out(call, answer)
     return response
 
 
@@ -147,14 +157,13 @@ def create(
     *,
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
     telemetry: Telemetry,
-    clock: Clock,
 ) -> Starlette:
     """The ASGI app over a list of routes. Paths are exact: a redirect for a slash would send a POST again."""
     paths: dict[str, list[Route]] = {}
     for route in routes:
         paths.setdefault(route.path, []).append(route)
-    fronts = [StarletteRoute(path, Front(own, telemetry, clock)) for path, own in paths.items()]
+    fronts = [StarletteRoute(path, Front(own, telemetry)) for path, own in paths.items()]
     app = Starlette(routes=fronts, lifespan=lifespan)
     app.router.redirect_slashes = False
-    app.router.default = Front([], telemetry, clock)
+    app.router.default = Front([], telemetry)
     return app

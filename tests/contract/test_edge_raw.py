@@ -192,8 +192,8 @@ async def serving(app: ASGIApp, limits: EdgeLimits, key: str = "", **options: An
 
 
 @contextlib.asynccontextmanager
-async def gateway(directory: Path, limits: EdgeLimits) -> AsyncIterator[Served]:
-    """Serve the real app, with a key that is linked to nobody."""
+async def gateway(directory: Path, limits: EdgeLimits, way: str = "lane") -> AsyncIterator[Served]:
+    """Serve the real app, or the lane before it, with a key that is linked to nobody."""
     settings = Settings.model_validate(
         {
             "database_url": f"sqlite:///{directory / 'birdwire.db'}",
@@ -202,16 +202,17 @@ async def gateway(directory: Path, limits: EdgeLimits) -> AsyncIterator[Served]:
         }
     )
     built = create_app(settings, log=io.StringIO(), upgrade=True)
-    async with serving(built.app, limits) as served:
+    options: dict[str, Any] = {"protocol": built.protocol()} if way == "lane" else {}
+    async with serving(built.app, limits, **options) as served:
         await served.talk(PROBE)  # the database is ready once the first request is answered
         _, served.key = await built.keys.create("test", "test", "growth", 1_000_000)
         yield served
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
+async def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     """One gateway for all rows but the late ones."""
-    async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits()) as one:
+    async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits(), request.param) as one:
         yield one
 
 

@@ -303,7 +303,6 @@ def broken() -> tuple[Starlette, io.StringIO]:
         [asgi.Route("POST", API + "like_twitter", handle)],
         lifespan=lifespan,
         telemetry=Telemetry(log, Clock()),
-        clock=Clock(),
     )
     return app, log
 

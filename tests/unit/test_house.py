@@ -57,10 +57,11 @@ ALLOWED: dict[str, str] = {
     "line": "clock errors operations sessions x",
     "gate": "body call capabilities clock dialect errors idempotency journal keys limits line media oauth "
     "operations reads sessions store.db x",
-    "asgi": "call clock errors gate telemetry",
+    "asgi": "call errors gate telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
     "edge": "asgi call door errors gate telemetry",
+    "lane": "asgi call edge",
     "surfaces": "",
     "surfaces.answers": "post",
     "surfaces.endpoints": "body oauth operations pages post reads settings surfaces surfaces.answers",
@@ -74,7 +75,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency "
-    "journal keys limits oauth operations pages "
+    "journal keys lane limits oauth operations pages "
     "reads sessions settings store.db store.vault_keys surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

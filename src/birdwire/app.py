@@ -7,6 +7,7 @@ import contextlib
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from birdwire import __version__, asgi, dialect, edge
@@ -21,6 +22,7 @@ from birdwire.errors import GatewayError
 from birdwire.gate import Gate, Takes
 from birdwire.idempotency import Idempotency
 from birdwire.journal import Journal
+from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.lane import LaneProtocol
 from birdwire.limits import Limits
@@ -30,13 +32,12 @@ from birdwire.pages import Pages
 from birdwire.reads import READS, Reads
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
-from birdwire.store import vault_keys
 from birdwire.store.db import Database, StorageDownError, StoreError
 from birdwire.surfaces.endpoints import DOCUMENTS
 from birdwire.surfaces.site import Site
 from birdwire.telemetry import Telemetry
 from birdwire.upstream import Upstream
-from birdwire.vault import Place, Vault, VaultError, decode_key, read_key_file
+from birdwire.vault import Vault, VaultError, decode_key, read_key_file
 from birdwire.x import X
 
 if TYPE_CHECKING:
@@ -99,38 +100,30 @@ class Gateway:
 
 
 def open_vault(settings: Settings) -> Vault:
-    """The vault with the configured key.
+    """The vault with the configured keys.
 
     Raises:
-        VaultError: there is no key, or it cannot be used.
+        VaultError: there is no key, or one cannot be used.
     """
+    others = [read_key_file(Path(name)) for name in listed(settings.vault_other_key_files)]
     if settings.vault_key is not None:
-        return Vault(decode_key(settings.vault_key.get_secret_value()))
+        return Vault(decode_key(settings.vault_key.get_secret_value()), *others)
     if settings.vault_key_file is not None:
-        return Vault(read_key_file(settings.vault_key_file))
+        return Vault(read_key_file(settings.vault_key_file), *others)
     raise VaultError(
         "There is no vault key: make one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
     )
 
 
 async def prepare(database: Database, vault: Vault, clock: Clock, *, upgrade: bool) -> None:
-    """Make the database ready and see that this vault key is the one that sealed what is in it.
+    """Make the database ready, and see that every vault key is here that sealed something in it.
 
     Raises:
         StoreError: the database cannot be used.
-        VaultError: another vault key sealed it.
+        VaultError: another vault key sealed it, or one is missing.
     """
     await database.prepare(upgrade=upgrade)
-    place = Place("vault_keys", vault.key_id, "proof_ct")
-    async with database.write() as connection:
-        known = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
-        if not known:
-            proof = {"key_id": vault.key_id, "proof_ct": vault.seal(vault.key_id, place), "created_at": clock.now()}
-            await vault_keys.add(connection, proof)
-        elif vault.key_id not in known:
-            raise VaultError("This vault key is not the one that this database was sealed with; nothing was changed.")
-        else:
-            vault.open(known[vault.key_id], place)
+    await Keyring(database, vault, clock).enlist()
 
 
 def create_app(

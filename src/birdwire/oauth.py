@@ -143,7 +143,7 @@ class OAuth:
             "key_id": key.key_id,
             "issuer": self._issuer,
             "redirect_uri": self._redirect_uri,
-            "verifier_ct": self._vault.seal(verifier, _place(state)),
+            "verifier_ct": self._vault.seal(verifier, _place(_hash(state))),
             "scopes": " ".join(scopes),
             "return_to": body.return_to,
             "expected_username": body.expected_username.lstrip("@") if body.expected_username else None,
@@ -300,7 +300,7 @@ class OAuth:
             raise GatewayError("key_revoked")
         if key.rules.expires_at is not None and key.rules.expires_at <= self._clock.now():
             raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
-        return await self._link(row, unverified_state, code, key)
+        return await self._link(row, code, key)
 
     async def undo(self, undo_token: str) -> str:
         """End the link that a page offered to undo; returns whose it was.
@@ -314,8 +314,8 @@ class OAuth:
         """Let what is under way end."""
         await self._settling.close(wait_s=ME_DEADLINE_S)
 
-    async def _link(self, row: RowMapping, state: str, code: str, key: Key) -> Linked:
-        verifier = self._vault.open(row["verifier_ct"], _place(state))
+    async def _link(self, row: RowMapping, code: str, key: Key) -> Linked:
+        verifier = self._vault.open(row["verifier_ct"], _place(row["state_hash"]))
         try:
             tokens = await self._authserver.exchange(code=code, redirect_uri=row["redirect_uri"], verifier=verifier)
         except TokenError as error:
@@ -415,9 +415,8 @@ def _parameters(query: str) -> dict[str, str]:
     return parameters
 
 
-def _place(state: str) -> Place:
-    """Sealed under the state itself, which only its hash is stored of: the row alone opens nothing."""
-    return Place("link_states", state, "verifier_ct")
+def _place(state_hash: bytes) -> Place:
+    return Place("link_states", state_hash.hex(), "verifier_ct")
 
 
 def _hash(state: str) -> bytes:

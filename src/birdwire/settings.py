@@ -47,6 +47,11 @@ class Settings(BaseModel):
         "`birdwire vault create FILE` makes one.",
     )
     vault_key: SecretStr | None = Field(None, description="The vault key itself, where a file will not do.")
+    vault_other_key_files: str = Field(
+        "",
+        description="Files of further vault keys, separated by commas: they open what they sealed and seal nothing "
+        "new. For the change from one vault key to another.",
+    )
     x_client_id: str = Field("", description="The OAuth 2.0 client id of your X app.")
     x_client_secret: SecretStr | None = Field(
         None, description="The client secret of your X app; leave it out if the app is a public client."

@@ -22,16 +22,26 @@ KEY_BYTES = 32
 _VERSION = b"\x01"
 _NONCE_BYTES = 12
 _ID_BYTES = 8
-_HEAD_BYTES = len(_VERSION) + _ID_BYTES + _NONCE_BYTES
+HEAD_BYTES = len(_VERSION) + _ID_BYTES
+"""How many bytes of a blob say which key sealed it."""
+
+_BODY_AT = HEAD_BYTES + _NONCE_BYTES
 
 
 class VaultError(Exception):
     """The vault key is missing, malformed or wrong, or a sealed value was changed. The text is safe to show."""
 
 
+class DamagedError(VaultError):
+    """A sealed value was changed or moved: no vault key opens it any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a sealed value lives. It opens nowhere else: not in another row or column, not under another generation."""
+    """Where a sealed value lives. It opens nowhere else: not in another row or column, not under another generation.
+
+    `row` is the row's primary key: its parts joined by "/", bytes in hexadecimal.
+    """
 
     table: str
     row: str
@@ -40,49 +50,72 @@ class Place:
 
 
 class Vault:
-    """Seals and opens with one 32-byte key. A blob is: version, key id (8 bytes), nonce (12), ciphertext and tag."""
+    """Seals with one 32-byte key; opens with that, and with others that it is given for the change from key to key.
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise VaultError(f"The vault key must be {KEY_BYTES} bytes, but has {len(key)}.")
+    A blob is: version, key id (8 bytes), nonce (12), ciphertext and tag.
+    """
+
+    def __init__(self, key: bytes, *others: bytes) -> None:
         self._key = key
-        self._cipher = AESGCM(key)
-        self._id = hashlib.sha256(b"birdwire vault key id" + key).digest()[:_ID_BYTES]
+        self._ciphers = {_id_of(one): AESGCM(one) for one in (key, *others)}
+        self._id = _id_of(key)
 
     @property
     def key_id(self) -> str:
-        """Names the key without telling anything about it."""
+        """Names the key that seals, without telling anything about it."""
         return self._id.hex()
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of every key that opens, the one that seals first."""
+        return tuple(key_id.hex() for key_id in self._ciphers)
 
     def seal(self, secret: str, place: Place) -> bytes:
         """Encrypt for one place."""
         nonce = os.urandom(_NONCE_BYTES)
-        return b"".join((_VERSION, self._id, nonce, self._cipher.encrypt(nonce, secret.encode(), self._bind(place))))
+        sealed = self._ciphers[self._id].encrypt(nonce, secret.encode(), _bind(place, self._id))
+        return b"".join((_VERSION, self._id, nonce, sealed))
 
     def open(self, blob: bytes, place: Place) -> str:
         """Decrypt what `seal` made for the same place.
 
         Raises:
-            VaultError: another key sealed it, or a bit or its place was changed.
+            DamagedError: a bit or its place was changed.
+            VaultError: a key sealed it that is not here.
         """
-        if blob[: len(_VERSION)] != _VERSION or len(blob) < _HEAD_BYTES:
-            raise VaultError(f"A sealed value in {place.table}.{place.column} is damaged.")
-        if blob[len(_VERSION) : len(_VERSION) + _ID_BYTES] != self._id:
+        if blob[: len(_VERSION)] != _VERSION or len(blob) < _BODY_AT:
+            raise DamagedError(f"A sealed value in {place.table}.{place.column} is damaged.")
+        key_id, nonce = blob[len(_VERSION) : HEAD_BYTES], blob[HEAD_BYTES:_BODY_AT]
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
             raise VaultError(f"A value in {place.table}.{place.column} was sealed with another vault key.")
         try:
-            plain = self._cipher.decrypt(
-                blob[_HEAD_BYTES - _NONCE_BYTES : _HEAD_BYTES], blob[_HEAD_BYTES:], self._bind(place)
-            )
+            plain = cipher.decrypt(nonce, blob[_BODY_AT:], _bind(place, key_id))
         except InvalidTag:
-            raise VaultError(f"A sealed value in {place.table}.{place.column} was changed or moved.") from None
+            raise DamagedError(f"A sealed value in {place.table}.{place.column} was changed or moved.") from None
         return plain.decode()
 
     def derive(self, purpose: str) -> bytes:
-        """32 bytes that follow from the key and the purpose (HKDF, RFC 5869); nothing leads back to the key."""
+        """32 bytes that follow from the sealing key and the purpose (HKDF, RFC 5869); nothing leads back to the key.
+
+        Another sealing key gives others: fit for a dev folder, whose key stays, and for nothing that is to outlive it.
+        """
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"birdwire {purpose}".encode()).derive(self._key)
 
-    def _bind(self, place: Place) -> bytes:
-        return "\x1f".join(("birdwire", place.table, place.row, place.column, str(place.gen), self.key_id)).encode()
+
+def head(key_id: str) -> bytes:
+    """How everything begins that a key sealed."""
+    return _VERSION + bytes.fromhex(key_id)
+
+
+def _id_of(key: bytes) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise VaultError(f"The vault key must be {KEY_BYTES} bytes, but has {len(key)}.")
+    return hashlib.sha256(b"birdwire vault key id" + key).digest()[:_ID_BYTES]
+
+
+def _bind(place: Place, key_id: bytes) -> bytes:
+    return "\x1f".join(("birdwire", place.table, place.row, place.column, str(place.gen), key_id.hex())).encode()
 
 
 def decode_key(text: str) -> bytes:

@@ -38,7 +38,7 @@ FAMILIES = {
     "sandbox": ("proxy",),
     "keys": ("create", "list", "rotate", "revoke"),
     "accounts": ("link", "status", "unlink", "list"),
-    "vault": ("create",),
+    "vault": ("create", "status", "rotate"),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [
     *((row.name,) for row in COMMANDS if row.name not in FAMILIES or row.name == "sandbox"),

@@ -47,7 +47,9 @@ ALLOWED: dict[str, str] = {
     "store.keys": "store.db",
     "store.sessions": "store.db store.keys",
     "store.states": "store.db",
+    "store.sealed": "store.idempotency store.sessions store.states",
     "store.vault_keys": "store.db",
+    "keyring": "clock store.db store.sealed store.vault_keys vault",
     "journal": "body call clock errors keys store.db store.journal",
     "keys": "call clock errors operations reads settings store.db store.keys",
     "sessions": "authserver clock errors flight revocations store.db store.sessions telemetry vault",
@@ -75,8 +77,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency "
-    "journal keys lane limits oauth operations pages "
-    "reads sessions settings store.db store.vault_keys surfaces.endpoints surfaces.site telemetry upstream vault x",
+    "journal keyring keys lane limits oauth operations pages "
+    "reads sessions settings store.db surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

@@ -40,7 +40,7 @@ COMMANDS = (
     Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
     Row("migrate", "check", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
-    Row("vault", "vault", OPERATE, "Make the key that seals X's tokens at rest."),
+    Row("vault", "vault", OPERATE, "Make, change and count the keys that seal X's tokens at rest."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from birdwire import __version__
-from birdwire.app import open_vault, prepare
+from birdwire.app import open_vault
 from birdwire.capabilities import Capabilities
 from birdwire.cli.database import opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock, rfc3339
+from birdwire.keyring import Keyring
 from birdwire.settings import PREFIX, Settings
-from birdwire.store import vault_keys
 from birdwire.store.db import Database
 from birdwire.upstream import Request, SendFailed, Upstream
 
@@ -168,10 +168,8 @@ class _Checks:
 
 async def _open(settings: Settings, vault: Vault | None) -> None:
     async with opened(settings) as database:
-        async with database.read() as connection:
-            sealed = await vault_keys.list_all(connection)
-        if sealed and vault is not None:
-            await prepare(database, vault, Clock(), upgrade=False)
+        if vault is not None:
+            await Keyring(database, vault, Clock()).check()
 
 
 async def _known(settings: Settings) -> list[Capability]:

@@ -1,23 +1,34 @@
-"""`birdwire vault`: the key that seals X's tokens at rest."""
+"""`birdwire vault`: the keys that seal X's tokens at rest, and the change from one to another."""
 
 from __future__ import annotations
 
+import asyncio
 import shlex
-from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import Annotated
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
+from birdwire.app import open_vault
+from birdwire.cli import servers
+from birdwire.cli.database import opened, refusals
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
+from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.clock import Clock
+from birdwire.keyring import Keyring
 from birdwire.vault import Vault, VaultError, create_key_file
 
+if TYPE_CHECKING:
+    from birdwire.keyring import Count
+    from birdwire.settings import Settings
+
+SQLITE = "sqlite:///"
+SAY_EVERY_S = 1.0
+ROUNDS = 5
+"""How often what a running gateway changed meanwhile is gone after; each round meets far less than the one before."""
+
 app = family()
-
-
-@app.callback()
-def vault() -> None:
-    """Make the key that seals X's tokens at rest."""
-    # Without a callback, Typer makes a lone command the family itself.
 
 
 @app.command()
@@ -42,3 +53,92 @@ def create(
             f"The vault key is in {file}. Use it with:",
             f"export BIRDWIRE_VAULT_KEY_FILE={shlex.quote(str(file.resolve()))}",
         )
+
+
+@app.command()
+def status(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Count the sealed values of the database by the vault key that sealed them.
+
+    Example: birdwire vault status --config /etc/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config)
+        counts = asyncio.run(_counts(settings, open_vault(settings)))
+        rows = [
+            {"vault_key_id": one.key_id, "values": one.values, "seals": one.seals, "given": one.here} for one in counts
+        ]
+        say.table({"vault_keys": rows}, rows, ("vault_key_id", "values", "seals", "given"), "")
+
+
+@app.command()
+def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Seal every value anew with the vault key of the settings, beside the running gateway.
+
+    Before: make the new key, name it in BIRDWIRE_VAULT_KEY_FILE and the old one in BIRDWIRE_VAULT_OTHER_KEY_FILES, and
+    restart the gateway. The old key may go when this command says so. It can be interrupted, and run again.
+
+    Example: birdwire vault rotate --config /etc/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config)
+        vault = open_vault(settings)
+        retired, left, unreadable = asyncio.run(_rotate(settings, vault, say))
+        document = {"vault_key_id": vault.key_id, "retired": retired, "left": left, "unreadable": unreadable}
+        if left or unreadable:
+            raise Stop(
+                ExitCode.REFUSED,
+                f"{left:,} values are still sealed with another vault key, {unreadable:,} of them by none that is given"
+                " or damaged. Keep every old key.",
+                "Run this again; `birdwire vault status` says which key sealed them.",
+                document=document,
+            )
+        say.result(
+            document,
+            f"Every value is sealed with the vault key {vault.key_id}.",
+            *(f"The vault key {key_id} seals nothing here any more." for key_id in retired),
+            "Take BIRDWIRE_VAULT_OTHER_KEY_FILES out of the settings, and keep the old key for as long as backups from"
+            " its time.",
+        )
+
+
+async def _counts(settings: Settings, vault: Vault) -> list[Count]:
+    async with opened(settings) as database:
+        return await Keyring(database, vault, Clock()).counts()
+
+
+def _unserved(settings: Settings) -> IO[bytes]:
+    """What holds back gateways that could not open what this vault key seals.
+
+    Raises:
+        Stop: there may be one.
+    """
+    message = "The gateway that serves this database does not know this vault key yet."
+    fix = "Restart it with this key and the old one; then run this again."
+    if not settings.database_url.startswith(SQLITE):
+        raise Stop(ExitCode.USAGE, message, fix)
+    return servers.alone(Path(f"{settings.database_url.removeprefix(SQLITE)}.lock"), message, fix)
+
+
+async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str], int, int]:
+    """The keys that are retired, how many values others still seal, and how many of these cannot be opened."""
+    async with opened(settings) as database:
+        keyring = Keyring(database, vault, Clock())
+        if not await keyring.known():
+            with _unserved(settings):
+                await keyring.enlist()
+        counts = await keyring.counts()
+        total = sum(one.values for one in counts if not one.seals)
+        said_at = time.monotonic()
+
+        def progress(done: int) -> None:
+            nonlocal said_at
+            if time.monotonic() - said_at >= SAY_EVERY_S:
+                said_at = time.monotonic()
+                say.aside(f"{done:,} of {total:,}")
+
+        for _ in range(ROUNDS):
+            unreadable = await keyring.reseal(progress)
+            left = sum(one.values for one in await keyring.counts() if not one.seals)
+            if left <= unreadable:
+                break
+        return await keyring.retire(), left, unreadable

@@ -1,0 +1,79 @@
+"""Every sealed column of every table, in one list, and the few statements that work on all of them alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, LargeBinary, func, literal, select, tuple_, update
+
+from birdwire.store.idempotency import idempotency
+from birdwire.store.sessions import revocations, x_sessions
+from birdwire.store.states import link_states
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement, RowMapping, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A column that holds sealed values, and the column of the generation that binds them, if there is one."""
+
+    column: Column[Any]
+    gen: Column[Any] | None = None
+
+    @property
+    def table(self) -> Table:
+        """Where it is."""
+        return self.column.table
+
+    @property
+    def key(self) -> tuple[Column[Any], ...]:
+        """The primary key, which names the row."""
+        return tuple(self.table.primary_key.columns)
+
+
+SEALED = (
+    Sealed(x_sessions.c.access_ct, x_sessions.c.gen),
+    Sealed(x_sessions.c.refresh_ct, x_sessions.c.gen),
+    Sealed(revocations.c.token_ct),
+    Sealed(link_states.c.verifier_ct),
+    Sealed(idempotency.c.body),
+)
+"""The proofs in `vault_keys` are not here: each shows its own key, and goes with it."""
+
+
+async def count(connection: AsyncConnection, sealed: Sealed, head_bytes: int) -> dict[bytes, int]:
+    """How many values there are by their first bytes, which say which key sealed them."""
+    head = func.substr(sealed.column, 1, head_bytes, type_=LargeBinary)
+    query = select(head, func.count()).where(sealed.column.is_not(None)).group_by(head)
+    return {bytes(row[0]): int(row[1]) for row in await connection.execute(query)}
+
+
+async def others(
+    connection: AsyncConnection, sealed: Sealed, head: bytes, after: Sequence[Any] | None, limit: int
+) -> Sequence[RowMapping]:
+    """The next rows in the order of their keys that do not begin with `head`: the key's columns, `gen` and `blob`."""
+    gen = literal(0) if sealed.gen is None else sealed.gen
+    query = select(*sealed.key, gen.label("gen"), sealed.column.label("blob")).where(
+        sealed.column.is_not(None), func.substr(sealed.column, 1, len(head), type_=LargeBinary) != head
+    )
+    if after is not None:
+        query = query.where(tuple_(*sealed.key) > tuple_(*_typed(sealed, after)))
+    return (await connection.execute(query.order_by(*sealed.key).limit(limit))).mappings().all()
+
+
+async def replace(connection: AsyncConnection, sealed: Sealed, row: RowMapping, blob: bytes) -> bool:
+    """Put another blob in the place of the one that was read; whether it still was there, of the same generation."""
+    same: list[ColumnElement[bool]] = [column == row[column.name] for column in sealed.key]
+    if sealed.gen is not None:
+        same.append(sealed.gen == row["gen"])
+    query = update(sealed.table).where(*same, sealed.column == row["blob"]).values({sealed.column.name: blob})
+    return (await connection.execute(query)).rowcount == 1
+
+
+def _typed(sealed: Sealed, values: Sequence[Any]) -> list[ColumnElement[Any]]:
+    return [literal(value, column.type) for column, value in zip(sealed.key, values, strict=True)]

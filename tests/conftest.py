@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
+from engines import Postgres, Redis
 from house import House
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
@@ -26,6 +28,20 @@ def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_only_loopback)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for all tests of a process; each makes itself a database. Who stops it starts it again."""
+    with closing(Postgres()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """One Redis server for all tests of a process. Who stops it starts it again, and who fills it uses its own keys."""
+    with closing(Redis()) as server:
+        yield server
 
 
 @pytest_asyncio.fixture

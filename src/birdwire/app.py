@@ -25,7 +25,7 @@ from birdwire.journal import Journal
 from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.lane import LaneProtocol
-from birdwire.limits import Limits
+from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.oauth import AuthTwitter, Confirm, OAuth
 from birdwire.operations import OPERATIONS
 from birdwire.pages import Pages
@@ -151,9 +151,11 @@ def create_app(
     sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, confirm=confirm)
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
+    shared = settings.redis_url.get_secret_value() if settings.redis_url else None
+    limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
     gate = Gate(
         keys,
-        Limits(clock),
+        limits,
         oauth,
         sessions,
         x,
@@ -174,6 +176,7 @@ def create_app(
         await once.recover()
         if unsettled := await journal.recover():
             telemetry.event("warning", "outcomes_unknown", count=unsettled)
+        await limits.start()
         sweeper = asyncio.create_task(_sweep(sessions, telemetry))
         try:
             yield
@@ -183,6 +186,7 @@ def create_app(
             await oauth.close()
             await sessions.close()
             await upstream.close()
+            await limits.close()
             await database.close()
 
     every = routes(gate, oauth, journal, Pages(oauth), database, settings)

@@ -20,6 +20,7 @@ from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
 from birdwire.journal import Entry
 from birdwire.keys import raw_key_of
+from birdwire.limits import failures_from
 from birdwire.line import Line
 from birdwire.store.db import StorageDownError
 from birdwire.x import Reading
@@ -172,15 +173,15 @@ class Gate:
         try:
             key = await self._keys.find(raw_key, self._mode)
         except GatewayError as error:
-            failures = self._limits.take(f"failures from {call.peer}", AUTH_FAILURES_A_MINUTE)
+            failures = await self._limits.take(failures_from(call.peer), AUTH_FAILURES_A_MINUTE)
             if error.problem.status == 401 and not failures.granted:
                 raise GatewayError("auth_failures", retry_after_s=failures.reset_in_s) from None
             raise
         call.note["key_id"] = key.key_id
-        allowance = self._limits.take(key.key_id, key.rpm)
+        allowance = await self._limits.take(key.key_id, key.rpm)
         visit.headers = allowance.headers()
         if not allowance.granted:
-            raise GatewayError("rpm_exceeded", retry_after_s=allowance.reset_in_s, limit=key.rpm)
+            raise GatewayError("rpm_exceeded", retry_after_s=allowance.reset_in_s, limit=allowance.limit)
         if not key.rules.allow_address(call.peer):
             raise GatewayError("ip_not_allowed")
         return key

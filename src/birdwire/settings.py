@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -41,6 +42,11 @@ class Settings(BaseModel):
         "the callback URL is built from it. Default: http://HOST:PORT.",
     )
     database_url: str = Field("sqlite:///birdwire.db", description="Where everything is kept: sqlite:///PATH.")
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis or Valkey in which several gateways count calls together: redis://HOST:PORT/DATABASE, or "
+        "rediss:// for TLS.",
+    )
     vault_key_file: Path | None = Field(
         None,
         description="File with the vault key: 32 bytes in base64, not readable by others. "
@@ -117,6 +123,8 @@ class Settings(BaseModel):
             problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")
         if not self.database_url.startswith("sqlite:///"):
             problems.append("database_url must start with sqlite:///")
+        if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
+            problems.append("redis_url must be redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], or rediss://")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -196,6 +204,18 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:  # an address or a port that is none
         return None
     return parts if usable else None
+
+
+def _is_redis(url: str) -> bool:
+    """Whether a URL names a Redis server, and at most a database in it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    database = re.fullmatch(r"(/[0-9]{0,4})?", parts.path, re.ASCII) is not None
+    fits = port != 0 and database and not parts.query and not parts.fragment
+    return parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and fits
 
 
 def listed(value: str) -> tuple[str, ...]:

@@ -87,6 +87,12 @@ def test_all_problems_come_at_once() -> None:
             for value in ("http://x.com/i/oauth2/authorize", "https://x.com/?a=b", "https://x.com:port/")
         ),
         ("database_url", "mysql://a/b"),
+        *(
+            ("redis_url", f"redis://{rest}")
+            for rest in ("", "/0", "a:port", "a:0", "a/none", "a/1/2", "a?db=1", "a#b", "[::1", "a/99999")
+        ),
+        ("redis_url", "http://a"),
+        ("redis_url", "a:6379"),
     ],
 )
 @pytest.mark.trust("T14")
@@ -134,15 +140,34 @@ def test_what_only_looks_like_loopback_is_none(host: str) -> None:
 def test_no_secret_is_ever_shown() -> None:
     """Neither in the settings' own words nor in a problem's."""
     canary = "canary-5f2c"
-    settings = Settings.load({"BIRDWIRE_X_CLIENT_SECRET": canary, "BIRDWIRE_VAULT_KEY": canary})
+    settings = Settings.load(
+        {
+            "BIRDWIRE_X_CLIENT_SECRET": canary,
+            "BIRDWIRE_VAULT_KEY": canary,
+            "BIRDWIRE_REDIS_URL": f"redis://:{canary}@localhost",
+        }
+    )
     assert canary not in repr(settings) + str(settings) + settings.model_dump_json()
-    said = problems(x_client_secret=canary, vault_key=canary, vault_key_file="x", port="y")
+    said = problems(
+        x_client_secret=canary, vault_key=canary, vault_key_file="x", port="y", redis_url=f"redis://:{canary}@a?"
+    )
+    said += problems(redis_url=f"redis://:{canary}@a?b")
     assert canary not in " ".join(said)
 
 
 def test_two_vault_keys_are_one_too_many() -> None:
     """Nothing is guessed."""
     assert any("both set" in line for line in problems(vault_key="a", vault_key_file="b"))
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://a", "redis://a:6379/", "rediss://user:p%2Fw@a.example.com:6380/15", "redis://:p@[::1]/0"]
+)
+def test_a_redis_is_named_as_everywhere(url: str) -> None:
+    """User, password, port and database are optional."""
+    settings = Settings.load({"BIRDWIRE_REDIS_URL": url})
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
 
 
 def test_settings_cannot_be_changed() -> None:

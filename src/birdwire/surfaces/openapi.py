@@ -41,6 +41,11 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"type": "string"},
         '"rpm";r=599;t=60',
     ),
+    "X-RateLimit-Degraded": (
+        "Replicas could not reach their shared counters: the limit told is this one's share.",
+        {"type": "string", "const": "local"},
+        "local",
+    ),
     "WWW-Authenticate": ("How to authenticate (RFC 9110 §11.6.1).", {"type": "string", "const": "Bearer"}, "Bearer"),
     "Retry-After": (
         "Whole seconds to wait before the next try, 1 at least.",
@@ -53,7 +58,8 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 """Every header that an answer may have, beside HTTP's own: what it says, its form, an example."""
 
-_ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name)
+_DEGRADED = "X-RateLimit-Degraded"
+_ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
 
 TITLES = {
     400: "What was sent cannot be used",
@@ -201,7 +207,7 @@ def refusal(status: int, reasons: list[str], *, keyed: bool) -> dict[str, Any]:
     )
     example = render(GatewayError(reasons[0], **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
     required = {401: ["WWW-Authenticate"], 405: ["Allow"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
-    optional = _ALLOWANCE if keyed else ()
+    optional = (*_ALLOWANCE, _DEGRADED) if keyed else ()
     if "idempotency_in_flight" in reasons:
         optional += ("Retry-After",)
     return {
@@ -361,7 +367,9 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _success(endpoint: Endpoint) -> dict[str, Any]:
-    optional = ("Idempotency-Key", "Idempotent-Replayed") if endpoint.keyed and endpoint.method == "POST" else ()
+    optional: tuple[str, ...] = (_DEGRADED,) if endpoint.keyed else ()
+    if endpoint.keyed and endpoint.method == "POST":
+        optional += ("Idempotency-Key", "Idempotent-Replayed")
     content: dict[str, Any] = {}
     if endpoint.answer is not None:
         content["application/json"] = {"schema": reference(endpoint.answer)}

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup setup-dev run test check format docs lock clean
+.PHONY: help setup setup-dev run test check format docs lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,9 +36,14 @@ lock: setup-dev ## pin every dependency by hash again
 		pyproject.toml requirements/runtime.in --output-file requirements/runtime.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 		--group dev --constraint requirements/runtime.txt pyproject.toml requirements/runtime.in --output-file requirements/dev.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+		bench/requirements.in --output-file bench/requirements.txt
+
+bench: setup ## what a like costs here, beside nginx, Node, FastAPI and others: bench/results (options: ARGS="--help")
+	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what the other targets made, but not your data
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench/.venv bench/.work bench/peers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

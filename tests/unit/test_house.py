@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -236,11 +237,11 @@ def test_every_setting_says_what_it_is() -> None:
         assert f"{PREFIX}{name.upper()}: {field.description}" in SETTINGS
 
 
-@pytest.mark.parametrize("lock", ["runtime.txt", "dev.txt"])
+@pytest.mark.parametrize("lock", ["requirements/runtime.txt", "requirements/dev.txt", "bench/requirements.txt"])
 @pytest.mark.trust("T21")
 def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
     """Where packages come from is the installer's business; what they are is ours."""
-    text = (ROOT / "requirements" / lock).read_text()
+    text = (ROOT / lock).read_text()
     for word in ("://", "--find-links", "--extra-index-url", "--index-url", "--trusted-host", "-e "):
         assert word not in text
     pins = re.findall(r"^([a-z0-9_.\[\]-]+)==\S+.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
@@ -248,6 +249,14 @@ def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
     for requirement in re.split(r"\n(?=[a-z0-9])", text.strip()):
         assert re.match(r"[a-z0-9_.\[\]-]+==", requirement) or requirement.startswith("#"), requirement[:60]
         assert "--hash=sha256:" in requirement, requirement[:60]
+
+
+def test_the_lock_of_the_node_peers_pins_by_hash_and_names_no_place() -> None:
+    """The same for npm, whose lock would say where each package came from."""
+    lock = json.loads((ROOT / "bench" / "peers" / "package-lock.json").read_text())
+    for name, package in lock["packages"].items():
+        assert "resolved" not in package, name
+        assert not name or package["integrity"].startswith("sha512-"), name
 
 
 def test_what_the_runtime_lock_holds_the_dev_lock_holds_alike() -> None:

@@ -1,0 +1,66 @@
+"""Brings what a run needs onto the machine: the peers' packages, pinned, and with root the programs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+VENV = HERE / ".venv"
+REQUIREMENTS = HERE / "requirements.txt"
+PROGRAMS = {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "caddy": "caddy", "node": "nodejs", "npm": "npm"}
+"""Each program, and the Debian package that holds it."""
+
+INSTALL_S = 900
+
+
+def everything() -> None:
+    """Install what is missing. What cannot be had is left out of the run, except wrk and nginx.
+
+    Raises:
+        RuntimeError: there is no wrk, or no nginx to stand in X's place.
+    """
+    _programs()
+    for program in ("wrk", "nginx"):
+        if shutil.which(program) is None:
+            raise RuntimeError(f"The benchmark needs {program}. On Debian and Ubuntu: apt-get install {program}")
+    _python()
+    _node()
+
+
+def _programs() -> None:
+    packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
+        _run("installing " + " ".join(packages), ["apt-get", "update", "-qq"])
+        for package in packages:
+            _run("", ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package])
+
+
+def _python() -> None:
+    stamp, wanted = VENV / ".installed", hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    done = _run("installing the Python peers, pinned by hash", [sys.executable, "-m", "venv", "--clear", str(VENV)])
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-qq"]
+    if done and _run("", [*pip, "--require-hashes", "--requirement", str(REQUIREMENTS)]):
+        stamp.write_text(wanted)
+
+
+def _node() -> None:
+    peers = HERE / "peers"
+    if shutil.which("npm") and not (peers / "node_modules" / ".package-lock.json").exists():
+        _run("installing the Node peers, pinned by hash", ["npm", "ci", "--silent", "--prefix", str(peers)])
+
+
+def _run(words: str, argv: list[str]) -> bool:
+    """Run an installer; whether it worked. Its own words are shown if it did not."""
+    if words:
+        print(f"{words} ...", flush=True)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=INSTALL_S)
+    if done.returncode:
+        print(f"{' '.join(argv)} failed:\n{(done.stderr or done.stdout)[-2000:]}", file=sys.stderr)
+    return done.returncode == 0

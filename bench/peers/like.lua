@@ -1,0 +1,28 @@
+-- A like for wrk: each thread has one connection and one key of its own, and sends the same request over and over.
+local count = 0
+
+function setup(thread)
+  thread:set("number", count)
+  count = count + 1
+end
+
+function init(args)
+  local keys = {}
+  for line in io.lines(args[1]) do
+    keys[#keys + 1] = line
+  end
+  wrk.method = "POST"
+  wrk.body = '{"tweet_id":"1346889436626259968"}'
+  wrk.headers["Authorization"] = "Bearer " .. keys[number % #keys + 1]
+  wrk.headers["Content-Type"] = "application/json"
+end
+
+function done(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format(
+    '\n{"requests":%d,"duration_us":%d,"p50_us":%d,"p90_us":%d,"p99_us":%d,"max_us":%d,' ..
+    '"refused":%d,"broken":%d}\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(90), latency:percentile(99),
+    latency.max, errors.status, errors.connect + errors.read + errors.write + errors.timeout
+  ))
+end

@@ -1,0 +1,96 @@
+"""The benchmark's own arithmetic: a figure that is wrong misleads whoever trusts it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import machine, report
+from bench.contenders import CONTENDERS, PEERS, Place
+from bench.load import Run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(contender: str, number: int, cpu_us: float, *, connections: int = 32, rate: float = 20_000) -> dict[str, Any]:
+    """A run that cost this much."""
+    return asdict(Run(contender, number, connections, 60_000, rate, cpu_us, 0.0, 1_500, 4_000, 9_000, 60.0, 0, 0))
+
+
+def result(*runs: dict[str, Any], rounds: int = 2) -> dict[str, Any]:
+    """What a benchmark of these runs leaves behind."""
+    names = dict.fromkeys(one["contender"] for one in runs)
+    return {
+        "made_at": "2026-04-18T07:00:00+00:00",
+        "commit": "abc1234",
+        "machine": {**machine.described(), "fsync_us": 100},
+        "options": {"seconds": 3, "rounds": rounds, "connections": [32]},
+        "contenders": [
+            {"name": name, "title": f"The {name}", "how": "somehow", "version": "1.0", "own": name == "birdwire"}
+            for name in names
+        ],
+        "missing": {"caddy": "not installed: caddy"},
+        "runs": list(runs),
+    }
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A machine that was slow for a while was so for both."""
+    table = report.Table(
+        result(run("birdwire", 1, 60), run("nginx", 1, 10), run("birdwire", 2, 120), run("nginx", 2, 24))
+    )
+    assert str(table.ratio("birdwire", "nginx", 32)) == "5.50 (5.00 to 6.00)"
+
+
+def test_the_table_ranks_by_cpu_and_names_who_is_missing() -> None:
+    """The cheapest first; and nobody is left out silently."""
+    page = report.page(result(run("node-undici", 1, 65), run("birdwire", 1, 60), run("nginx", 1, 12), rounds=1))
+    assert page.index("The nginx") < page.index("The birdwire") < page.index("The node-undici")
+    assert "- not run: caddy: not installed: caddy." in page
+
+
+@pytest.mark.parametrize(("cpu_us", "verdict"), [(60.0, "met"), (84.0, "**missed**")])
+def test_a_target_is_said_to_be_met_or_missed(cpu_us: float, verdict: str) -> None:
+    """By the median, at each number of connections that was run."""
+    page = report.page(result(run("birdwire", 1, cpu_us), run("nginx", 1, 12), rounds=1))
+    row = next(line for line in page.splitlines() if line.startswith("| CPU, by nginx forwarding"))
+    assert row.endswith(f"| {verdict} |")
+
+
+def test_the_plot_shows_each_contender() -> None:
+    """A bar and its figure."""
+    picture = report.plot(result(run("birdwire", 1, 60), run("nginx", 1, 12), rounds=1))
+    assert picture.count("<rect") == 2
+    assert ">60.0</text>" in picture
+
+
+def test_every_template_of_a_peer_can_be_filled_in(tmp_path: Path) -> None:
+    """No brace is left over, none is missing."""
+    place = Place(tmp_path, 8001, 8002, ["key"])
+    for name in ("x.conf", "nginx.conf", "haproxy.cfg", "Caddyfile", "litellm.yaml"):
+        filled = place.written(name, port=8003, tls_port=8004).read_text()
+        assert "{{" not in filled
+        assert "127.0.0.1:8001" in filled
+
+
+def test_contenders_have_names_of_their_own() -> None:
+    """A run is filed under its contender's name."""
+    assert len({one.name for one in CONTENDERS}) == len(CONTENDERS)
+    assert (PEERS / "like.lua").exists()
+
+
+def test_the_cost_of_a_process_is_that_of_its_whole_tree(tmp_path: Path) -> None:
+    """A child that worked and has ended counts too."""
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    process = machine.start("burner", [sys.executable, "-c", script], tmp_path)
+    try:
+        os.waitid(os.P_PID, process.running.pid, os.WEXITED | os.WNOWAIT)
+        assert process.cpu_s() >= 0.3
+    finally:
+        process.stop()

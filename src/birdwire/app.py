@@ -189,13 +189,13 @@ def create_app(
             await limits.close()
             await database.close()
 
-    every = routes(gate, oauth, journal, Pages(oauth), database, settings)
+    every = routes(gate, oauth, sessions, journal, Pages(oauth), database, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     return Gateway(app, every, keys, sessions, capabilities, telemetry, settings)
 
 
 def routes(
-    gate: Gate, oauth: OAuth, journal: Journal, pages: Pages, database: Database, settings: Settings
+    gate: Gate, oauth: OAuth, sessions: Sessions, journal: Journal, pages: Pages, database: Database, settings: Settings
 ) -> list[Route]:
     """Every path and method that is answered."""
     site = Site(settings)
@@ -236,7 +236,7 @@ def routes(
         Route("POST", f"{API}/auth/undo", pages.undo),
         *(Route("GET", path, site.answer) for path in DOCUMENTS),
         Route("GET", "/livez", _live),
-        Route("GET", "/readyz", partial(_ready, database)),
+        Route("GET", "/readyz", partial(_ready, database, sessions)),
     ]
 
 
@@ -244,9 +244,11 @@ async def _live(_: Call) -> Answer:
     return Answer.of({"status": "ok"})
 
 
-async def _ready(database: Database, _: Call) -> Answer:
+async def _ready(database: Database, sessions: Sessions, _: Call) -> Answer:
     """Whether the database takes a write. X is left out, or its outage would empty the pool of replicas."""
     try:
+        if sessions.unsaved:  # X's new tokens wait for it: nothing may be begun here that could make more of them
+            raise StorageDownError("UnsavedPair")
         await database.probe()
     except StorageDownError:
         raise GatewayError("storage_unavailable", half="nothing was changed") from None

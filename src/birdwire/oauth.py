@@ -20,6 +20,7 @@ from birdwire.errors import GatewayError, excerpt
 from birdwire.flight import SingleFlight
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
+from birdwire.refresh import renews_at
 from birdwire.sessions import Links, expired
 from birdwire.store import states as store
 from birdwire.store.db import StorageDownError
@@ -86,6 +87,12 @@ class Linked:
     undo_token: str | None = field(default=None, repr=False)
     return_to: str | None = None
 
+
+_STATUS = (
+    *("user_id", "username", "scopes", "state", "access_expires_at", "linked_at"),
+    *("generation", "refreshed_at", "next_refresh_at", "why", "limits", "capabilities"),
+)
+"""What auth/status tells of a link, in its order."""
 
 _HINTS = {True: "refresh_token", False: "access_token"}
 _HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
@@ -195,35 +202,28 @@ class OAuth:
         links = await self._sessions.links(key.key_id)
         row = links.current or links.pending
         if row is None:
-            names = (
-                "user_id",
-                "username",
-                "scopes",
-                "state",
-                "access_expires_at",
-                "linked_at",
-                "limits",
-                "capabilities",
-            )
-            return Answer.of({"linked": False, **dict.fromkeys(names)})
-        return Answer.of(
-            {
-                "linked": True,
-                "user_id": row["user_id"],
-                "username": row["username"],
-                "scopes": row["scopes"].split(),
-                "state": "needs_relink"
-                if row["state"] == "active" and expired(row, self._clock.now())
-                else row["state"],
-                "access_expires_at": rfc3339(row["expires_at"]),
-                "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
-                "limits": None,
-                "capabilities": {
-                    known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
-                    for known in await self._capabilities.all()
-                },
-            }
-        )
+            return Answer.of({"linked": False, **dict.fromkeys(_STATUS)})
+        ended = row["state"] == "active" and expired(row, self._clock.now())
+        state = "needs_relink" if ended else row["state"]
+        renews = state != "needs_relink" and row["refresh_ct"] is not None
+        told = {
+            "user_id": row["user_id"],
+            "username": row["username"],
+            "scopes": row["scopes"].split(),
+            "state": state,
+            "access_expires_at": rfc3339(row["expires_at"]),
+            "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
+            "generation": row["gen"],
+            "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
+            "next_refresh_at": rfc3339(renews_at(row)) if renews else None,
+            "why": "no_refresh_token" if ended else row["why"],
+            "limits": None,
+            "capabilities": {
+                known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
+                for known in await self._capabilities.all()
+            },
+        }
+        return Answer.of({"linked": True, **{name: told[name] for name in _STATUS}})
 
     async def unlink(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """End the key's link: gone here at once, revoked at X at once or as soon as X answers."""

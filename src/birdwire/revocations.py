@@ -17,36 +17,70 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from birdwire.authserver import AuthServer
+    from birdwire.authserver import AuthServer, Tokens
     from birdwire.clock import Clock
+    from birdwire.pairs import Kind, Pairs
     from birdwire.store.db import Database
+    from birdwire.telemetry import Telemetry
     from birdwire.vault import Vault
 
 TRY_FOR = timedelta(days=7)
 AT_ONCE = 20
 HURRY_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5, 3_600
+_KINDS: tuple[Kind, ...] = ("refresh", "access")
 
 
 class Revocations:
     """The queue of one database for one issuer."""
 
-    def __init__(self, database: Database, vault: Vault, authserver: AuthServer, clock: Clock, issuer: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        pairs: Pairs,
+        authserver: AuthServer,
+        clock: Clock,
+        telemetry: Telemetry,
+        issuer: str,
+    ) -> None:
         self._database = database
         self._vault = vault
+        self._pairs = pairs
+        self._telemetry = telemetry
         self._authserver = authserver
         self._clock = clock
         self._issuer = issuer
         self._draining: SingleFlight[None] = SingleFlight()
 
-    async def add(self, connection: AsyncConnection, issuer: str, token: str, hint: str) -> None:
-        """Queue a token in the caller's transaction; `hint` is RFC 7009's token_type_hint, which X demands."""
+    async def end(self, connection: AsyncConnection, row: RowMapping) -> None:
+        """Remove a session, and queue its tokens, in the caller's transaction."""
+        gone = await store.remove(connection, row["session_id"])
+        if gone is None:
+            return
+        for kind in _KINDS:
+            if gone[f"{kind}_ct"] is None:
+                continue
+            try:
+                token = self._pairs.open(gone, kind)
+            except VaultError:  # changed at rest: there is nothing left to present or to revoke
+                self._telemetry.event("error", "session_unreadable", session_id=gone["session_id"])
+            else:
+                await self._add(connection, gone["issuer"], token, kind)
+
+    async def add_pair(self, connection: AsyncConnection, issuer: str, tokens: Tokens) -> None:
+        """Queue a pair that belongs to no session any more, in the caller's transaction."""
+        if tokens.refresh_token:
+            await self._add(connection, issuer, tokens.refresh_token, "refresh")
+        await self._add(connection, issuer, tokens.access_token, "access")
+
+    async def _add(self, connection: AsyncConnection, issuer: str, token: str, kind: Kind) -> None:
         revocation_id, now = f"rv_{ULID()}", self._clock.now()
         row = {
             "revocation_id": revocation_id,
             "issuer": issuer,
             "token_ct": self._vault.seal(token, _place(revocation_id)),
-            "hint": hint,
+            "hint": f"{kind}_token",  # RFC 7009's token_type_hint, which X demands
             "created_at": now,
             "due_at": now,
         }

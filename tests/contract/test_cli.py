@@ -656,7 +656,8 @@ async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) ->
     listed = (await run("accounts", "list", "--json", **theirs)).document["accounts"]
     mine = next(row for row in listed if row["key_id"] == key.key_id)
     assert (mine["label"], mine["username"], mine["state"]) == ("theirs", "alan", "active")
-    assert set(mine) == {"key_id", "label", "user_id", "username", "state", "access_expires_at", "linked_at"}
+    times = {"access_expires_at", "refreshed_at", "linked_at"}
+    assert set(mine) == {"key_id", "label", "user_id", "username", "state", "why", "generation", *times}
     assert (await run("accounts", "unlink", "--json", **theirs)).document == {"data": {"linked": False}}
     assert (await run("accounts", "status", "--json", **theirs)).document["linked"] is False
 

@@ -54,10 +54,12 @@ ALLOWED: dict[str, str] = {
     "keyring": "clock store.db store.sealed store.vault_keys vault",
     "journal": "body call clock errors keys store.db store.journal",
     "keys": "call clock errors operations reads settings store.db store.keys",
-    "sessions": "authserver clock errors flight revocations store.db store.sessions telemetry vault",
-    "revocations": "authserver clock flight store.db store.sessions vault",
-    "oauth": "authserver body call capabilities clock errors flight keys operations reads sessions settings store.db "
-    "store.states vault x",
+    "pairs": "authserver clock vault",
+    "refresh": "authserver clock errors flight pairs revocations store.db store.sessions telemetry vault",
+    "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
+    "sessions": "authserver clock errors pairs refresh revocations store.db store.sessions telemetry vault",
+    "oauth": "authserver body call capabilities clock errors flight keys operations reads refresh sessions settings "
+    "store.db store.states vault x",
     "line": "clock errors operations sessions x",
     "gate": "body call capabilities clock dialect errors idempotency journal keys limits line media oauth "
     "operations reads sessions store.db x",

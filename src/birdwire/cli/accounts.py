@@ -62,7 +62,7 @@ def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
     """
     with saying(as_json=as_json) as say:
         found = _status(Gateway(gateway_url(), read_key(api_key_file)))
-        say.result(found, _told(found), *_record(found))
+        say.result(found, _told(found), *_session(found), *_record(found))
 
 
 @app.command()
@@ -84,7 +84,7 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
     """
     with saying(as_json=as_json) as say:
         rows = asyncio.run(_linked(read_settings(config, data)))
-        columns = ("label", "key_id", "username", "state", "access_expires_at", "linked_at")
+        columns = ("label", "key_id", "username", "state", "why", "access_expires_at", "refreshed_at", "linked_at")
         say.table({"accounts": rows}, rows, columns, "No account is linked yet.")
 
 
@@ -115,6 +115,30 @@ def _told(status: dict[str, Any]) -> str:
     name = f"@{status['username']}" if status.get("username") else "an account that X has not named yet"
     state = "" if status.get("state") == "active" else f", but it is {status.get('state')}"
     return printable(f"This key acts as {name}{state}.")
+
+
+WHYS = {
+    "refused": "X refused to renew it: the app was removed at X, or X ended it.",
+    "refresh_lost_reply": "X's answer to a renewal was lost on the way, and the new tokens with it.",
+    "no_refresh_token": "It ran out, and X had given nothing to renew it with.",
+    "damaged": "Its token was changed in the database.",
+    "restored": "It came from a backup; the next renewal will show whether X still accepts it.",
+    "restored_backup": "It came from a backup, and X had renewed it since.",
+}
+"""What auth/status says as `why`, for people."""
+
+
+def _session(status: dict[str, Any]) -> list[str]:
+    """How X's access stands."""
+    if not status.get("linked"):
+        return []
+    lines = [
+        f"Tokens of generation {status.get('generation')}, good until {status.get('access_expires_at')}.",
+        f"Renewed {status.get('refreshed_at') or 'not yet'}; next {status.get('next_refresh_at') or 'never'}.",
+    ]
+    if status.get("why"):
+        lines.append(WHYS.get(str(status["why"]), str(status["why"])))
+    return [printable(line) for line in lines]
 
 
 def _record(status: dict[str, Any]) -> list[str]:
@@ -148,7 +172,10 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
             "user_id": row["user_id"],
             "username": row["username"],
             "state": "needs_relink" if row["state"] == "active" and expired(row, clock.now()) else row["state"],
+            "why": row["why"],
+            "generation": row["gen"],
             "access_expires_at": rfc3339(row["expires_at"]),
+            "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
             "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
         }
         for row in rows

@@ -130,9 +130,10 @@ async def change(connection: AsyncConnection, session_id: str, gen: int, values:
     return (await connection.execute(query.values(values))).rowcount == 1
 
 
-async def claim(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
-    """Mark a session as presented if nobody did since `row` was read; whether it is now the caller's."""
-    same = [x_sessions.c[name] == row[name] for name in ("session_id", "gen", "refresh_state", "tries")]
+async def mark(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
+    """Change the mark of a refresh, unless somebody did since `row` was read; whether it is now the caller's."""
+    names = ("session_id", "gen", "refresh_state", "presented_by", "tries")
+    same = [x_sessions.c[name] == row[name] for name in names]
     return (await connection.execute(update(x_sessions).where(*same).values(values))).rowcount == 1
 
 

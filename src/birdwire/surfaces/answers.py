@@ -46,6 +46,22 @@ class LinkStatus(Said):
         description="when X's access runs out, to be renewed by itself", json_schema_extra={"format": "date-time"}
     )
     linked_at: str | None = Field(description="since when", json_schema_extra={"format": "date-time"})
+    generation: int | None = Field(description="which pair of X tokens this is: 1 with the link, one more a renewal")
+    refreshed_at: str | None = Field(
+        description="when X's access was last renewed", json_schema_extra={"format": "date-time"}
+    )
+    next_refresh_at: str | None = Field(
+        description="when it is to be renewed next, with the first call from then on; null if it cannot be",
+        json_schema_extra={"format": "date-time"},
+    )
+    why: (
+        Literal["refused", "refresh_lost_reply", "no_refresh_token", "damaged", "restored", "restored_backup"] | None
+    ) = Field(
+        description="of needs_relink: X refused (refused); X's answer to a renewal was lost, and with it the new "
+        "tokens (refresh_lost_reply); there was nothing to renew with (no_refresh_token); the stored token was "
+        "changed (damaged); it came from a backup that was too old (restored_backup). Of active: it came from a "
+        "backup, and X has yet to say whether it still holds (restored)"
+    )
     limits: dict[str, Any] | None = Field(description="what is known of X's limits for the account")
     capabilities: dict[str, Capability] | None = Field(description="what X let this gateway do lately, by operation")
 

@@ -1,0 +1,340 @@
+"""The refresh of a session's tokens: asked of X once, stored before anybody uses it. Never calls X's API.
+
+X takes a refresh token once. So, in reading order: write down that it is about to be presented; present it once within
+a lease; store the new pair. The row decides, never a lock, and nothing is held while X is asked. A process that dies or
+freezes on the way leaves its mark in the row, and the next one acts by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import zlib
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from ulid import ULID
+
+from birdwire.authserver import TOKEN_DEADLINE_S, Meaning, TokenError
+from birdwire.errors import GatewayError
+from birdwire.flight import SingleFlight
+from birdwire.store import sessions as store
+from birdwire.store.db import StorageDownError
+from birdwire.vault import DamagedError, VaultError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import RowMapping
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from birdwire.authserver import AuthServer, Tokens
+    from birdwire.clock import Clock
+    from birdwire.pairs import Pairs
+    from birdwire.revocations import Revocations
+    from birdwire.store.db import Database
+    from birdwire.telemetry import Level, Telemetry
+
+EARLY_S, JITTER_S = 15 * 60, 10 * 60
+MOST_AT_ONCE = 50
+WAIT_S = 12.0
+"""How long a caller waits: longer than the process that asks X does (TOKEN_DEADLINE_S), so that its answer is seen."""
+
+LEASE, LONGEST_LEASE = timedelta(seconds=30), timedelta(minutes=8)
+"""Longer than TOKEN_DEADLINE_S, always: while one may still send, nobody else does."""
+
+STALE_CLAIM_S = 5.0
+ANSWER_WITHIN = timedelta(seconds=TOKEN_DEADLINE_S + 2)
+FIRST_POLL_S, LONGEST_POLL_S = 0.05, 0.5
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 32.0
+MOST_PAUSES = 10_000
+CLOSE_S = 15.0
+
+Outcome = Literal[
+    "success",
+    "late",
+    "refused",
+    "held",
+    "not_sent",
+    "lost_reply",
+    "x_5xx",
+    "operator_fault",
+    "wait_timeout",
+    "persist_failure",
+]
+"""What became of a refresh. late: another's pair was stored first, or the link is gone; held: X said neither yes nor
+no (429 and the like); lost_reply: X may have taken the token, and its answer is gone."""
+
+_OUTCOMES: dict[Meaning, Outcome] = {
+    Meaning.REFUSED: "refused",
+    Meaning.OPERATOR: "operator_fault",
+    Meaning.HELD: "held",
+    Meaning.MAYBE: "lost_reply",
+    Meaning.NOT_SENT: "not_sent",
+}
+_IDLE = {"refresh_state": "idle", "presented_gen": None, "presented_at": None, "presented_by": None, "tries": 0}
+
+
+class Refresher:
+    """The refreshes of one process, at most 50 at once and one at a time for a session."""
+
+    def __init__(
+        self,
+        database: Database,
+        pairs: Pairs,
+        authserver: AuthServer,
+        revocations: Revocations,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._database = database
+        self._pairs = pairs
+        self._authserver = authserver
+        self._revocations = revocations
+        self._clock = clock
+        self._telemetry = telemetry
+        self._me = f"gw_{ULID()}"
+        self._flights: SingleFlight[RowMapping] = SingleFlight()
+        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._pauses: dict[str, tuple[float, float]] = {}  # session: how long, and until when by the monotonic clock
+        self.unsaved = 0
+        """Pairs that X gave and the store has not taken yet. While there are any, no refresh begins."""
+
+    def begin(self, row: RowMapping) -> None:
+        """Renew in the background, if it is time: the old token still works, and nobody waits."""
+        now = self._clock.now()
+        if renews_at(row) > now or _lease_runs(row, now):
+            return
+        if self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]:
+            self._flights.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"]))
+
+    async def refreshed(self, row: RowMapping) -> RowMapping:
+        """The row with a newer pair, by whose refresh ever. It goes on when the caller stops waiting.
+
+        Raises:
+            GatewayError: x_session_expired, or why X could not be asked or did not answer.
+            StorageDownError: nothing was asked.
+        """
+        session_id, gen = row["session_id"], row["gen"]
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self._flights.run(session_id, lambda: self._refresh(session_id, gen))
+        except TimeoutError:
+            self._tell("wait_timeout", session_id)
+            row, _ = await self._look(session_id)  # after any wait the row is asked first
+            if row["gen"] != gen:
+                return row
+            raise GatewayError("x_timeout") from None
+
+    async def close(self) -> None:
+        """Let refreshes under way end: their tokens are spent once sent."""
+        await self._flights.close(CLOSE_S)
+
+    # The way of one refresh.
+
+    async def _refresh(self, session_id: str, gen: int) -> RowMapping:
+        while True:
+            row = await self._turn(session_id, gen)
+            if row["gen"] != gen:
+                return row  # somebody else's refresh came first
+            refresh_token = await self._refresh_token(row)
+            async with self._slots:
+                claimed_at = self._clock.monotonic()
+                claimed = await self._claim(row)
+                if claimed is None:
+                    continue  # another came first: its answer is worth waiting for
+                if self._clock.monotonic() - claimed_at > STALE_CLAIM_S:  # frozen: the lease may soon be another's
+                    await self._unclaim(claimed)
+                    raise GatewayError("x_timeout")
+                try:
+                    tokens = await self._authserver.refresh(refresh_token)
+                except TokenError as error:
+                    return await self._without_tokens(claimed, error)
+                return await self._save(claimed, tokens)
+
+    async def _turn(self, session_id: str, gen: int) -> RowMapping:
+        """The row, as soon as it has another pair or its token may be presented.
+
+        Raises:
+            GatewayError: the link is over; or the token was presented, and its answer will not come any more.
+        """
+        pause_s = FIRST_POLL_S
+        while True:
+            row, now = await self._look(session_id)
+            if row["gen"] != gen:
+                return row
+            if row["state"] == "needs_relink":
+                raise GatewayError("x_session_expired", account=account(row))
+            if not _lease_runs(row, now):
+                return row
+            if row["presented_by"] in (None, self._me) or row["presented_at"] + ANSWER_WITHIN < now:
+                raise GatewayError("x_timeout")
+            await asyncio.sleep(pause_s)  # another process is asking X
+            pause_s = min(LONGEST_POLL_S, 2 * pause_s)
+
+    async def _refresh_token(self, row: RowMapping) -> str:
+        if row["refresh_ct"] is None:
+            raise await self._needs_relink(row, "no_refresh_token")
+        try:
+            return self._pairs.open(row, "refresh")
+        except DamagedError:
+            raise await self._needs_relink(row, "damaged") from None
+        except VaultError:  # sealed with a key that is not here: that is no reason to end the link
+            self._telemetry.event("error", "session_unreadable", session_id=row["session_id"])
+            raise GatewayError("x_session_expired", account=account(row)) from None
+
+    async def _claim(self, row: RowMapping) -> RowMapping | None:
+        """Write down, durably, that the refresh token is about to be presented; None if another did so first.
+
+        It proves the store writable, too. A claim whose answer was lost leaves its mark. When its lease is over, the
+        same token is tried again: if X rotated, it is lost anyway, and X says so; if X never took it, this saves the
+        link. X's outages last for hours, so the lease doubles with each such try, and only X's refusal ends a link.
+        """
+        if self.unsaved:
+            raise StorageDownError("UnsavedPair")
+        async with self._database.write() as connection:
+            values = {
+                "refresh_state": "presented",
+                "presented_gen": row["gen"],
+                "presented_at": self._clock.now(),
+                "presented_by": self._me,
+                "tries": row["tries"] + 1,
+            }
+            if not await store.mark(connection, row, values):
+                return None
+            return await _get(connection, row["session_id"])
+
+    async def _without_tokens(self, row: RowMapping, error: TokenError) -> RowMapping:
+        """What each of X's other answers means for the link (the meanings are authserver's table)."""
+        session_id = row["session_id"]
+        self._tell("x_5xx" if error.reason == "x_5xx" else _OUTCOMES[error.meaning], session_id)
+        if error.meaning is Meaning.REFUSED:
+            newer, _ = await self._look(session_id)  # a refusal proves nothing if another has refreshed meanwhile
+            if newer["gen"] != row["gen"]:
+                return newer
+            raise await self._needs_relink(row, _why(row))
+        if error.meaning is Meaning.MAYBE:
+            with contextlib.suppress(StorageDownError):  # then others wait a little longer before they know
+                await self._mark(row, {"presented_by": None})
+        else:  # X did not take the token: it may be presented again, after a pause
+            await self._unclaim(row)
+            self._pause(session_id)
+        raise GatewayError(error.reason, upstream=error.upstream)
+
+    async def _save(self, row: RowMapping, tokens: Tokens) -> RowMapping:
+        """Store the new pair before anybody uses it. The old one is spent, so this goes on until the store takes it."""
+        session_id, gen = row["session_id"], row["gen"] + 1
+        kept = tokens if tokens.refresh_token else replace(tokens, refresh_token=self._pairs.open(row, "refresh"))
+        values = {
+            **self._pairs.seal(session_id, gen, kept),
+            **_IDLE,
+            "state": row["state"],  # should the owner have been asked to relink meanwhile: no need any more
+            "why": None,
+            "scopes": row["scopes"] if tokens.scopes is None else " ".join(tokens.scopes),
+            "refreshed_at": self._clock.now(),
+        }
+        self._pauses.pop(session_id, None)
+        replied_at = self._clock.monotonic()
+        try:
+            newer = await self._stored(row, values, kept)
+        except StorageDownError:
+            newer = await self._stored_at_last(row, values, kept)
+        ours = newer is not None and newer["access_ct"] == values["access_ct"]
+        ms = round((self._clock.monotonic() - replied_at) * 1000, 1)
+        self._tell("success" if ours else "late", session_id, level="info", ms=ms)
+        if newer is None:
+            raise GatewayError("x_not_linked")
+        return newer
+
+    async def _stored(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> RowMapping | None:
+        """Put the pair into the row if that is of the old generation still; the row as it is then, None if gone."""
+        session_id = row["session_id"]
+        async with self._database.write() as connection:
+            if not await store.change(connection, session_id, row["gen"], values):
+                newer = await store.get(connection, session_id)
+                if newer is None:  # unlinked meanwhile: the new pair must not outlive it
+                    await self._revocations.add_pair(connection, row["issuer"], tokens)
+                return newer
+            return await store.get(connection, session_id)
+
+    async def _stored_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> RowMapping | None:
+        """The same, after the store failed: until it takes the pair, this process asks X for none."""
+        pause_s = FIRST_PAUSE_S / 16
+        self.unsaved += 1
+        try:
+            while True:
+                self._tell("persist_failure", row["session_id"], level="error")
+                await asyncio.sleep(pause_s)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                with contextlib.suppress(StorageDownError):
+                    return await self._stored(row, values, tokens)
+        finally:
+            self.unsaved -= 1
+
+    async def _needs_relink(self, row: RowMapping, why: str) -> GatewayError:
+        """End the link, or a pair that never was in use, which must not stand in for one that is; the refusal."""
+        async with self._database.write() as connection:
+            if row["state"] == "pending":
+                await self._revocations.end(connection, row)
+            else:
+                await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
+        return GatewayError("x_session_expired", account=account(row))
+
+    async def _unclaim(self, row: RowMapping) -> None:
+        await self._mark(row, {"refresh_state": "idle", "tries": 0})
+
+    async def _mark(self, row: RowMapping, values: dict[str, object]) -> None:
+        """Change one's own mark; one that another set since is left alone."""
+        async with self._database.write() as connection:
+            await store.mark(connection, row, values)
+
+    async def _look(self, session_id: str) -> tuple[RowMapping, datetime]:
+        """The row, and the time by which its lease is counted."""
+        async with self._database.read() as connection:
+            return await _get(connection, session_id), self._clock.now()
+
+    def _pause(self, session_id: str) -> None:
+        last_s = self._pauses.get(session_id, (FIRST_PAUSE_S / 2, 0.0))[0]
+        pause_s = min(LONGEST_PAUSE_S, 2 * last_s)
+        if len(self._pauses) >= MOST_PAUSES:
+            self._pauses.clear()
+        self._pauses[session_id] = (pause_s, self._clock.monotonic() + pause_s)
+
+    def _tell(self, outcome: Outcome, session_id: str, *, level: Level = "warning", **fields: float) -> None:
+        self._telemetry.event(level, "refresh", outcome=outcome, session_id=session_id, **fields)
+
+
+def renews_at(row: RowMapping) -> datetime:
+    """When its token is to be renewed: 15 to 25 minutes before it ends, each session its own; less if it is short."""
+    expires_at: datetime = row["expires_at"]
+    lived_s = (expires_at - (row["refreshed_at"] or row["created_at"])).total_seconds()
+    jitter = zlib.crc32(row["session_id"].encode()) / 2**32
+    return expires_at - timedelta(seconds=min(EARLY_S + JITTER_S * jitter, lived_s / 4))
+
+
+def account(row: RowMapping) -> str:
+    """Whose link it is, for a sentence."""
+    return f"@{row['username']}" if row["username"] else "the linked account"
+
+
+def _lease_runs(row: RowMapping, now: datetime) -> bool:
+    """Whether the refresh token was presented, its answer is not known, and it must not be presented yet again."""
+    if row["refresh_state"] != "presented" or row["presented_gen"] != row["gen"]:
+        return False
+    lease = min(LONGEST_LEASE, LEASE * 2 ** (row["tries"] - 1))
+    return bool(row["presented_at"] + lease > now)
+
+
+def _why(row: RowMapping) -> str:
+    """Why X's refusal came, as far as we can tell."""
+    if row["why"] == "restored":
+        return "restored_backup"
+    return "refused" if row["tries"] == 1 else "refresh_lost_reply"
+
+
+async def _get(connection: AsyncConnection, session_id: str) -> RowMapping:
+    row = await store.get(connection, session_id)
+    if row is None:
+        raise GatewayError("x_not_linked")
+    return row

@@ -1,0 +1,226 @@
+"""One refresh among processes that share a row: who asks X, who waits, whose pair is kept, and when a link is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from birdwire.errors import GatewayError
+from birdwire.refresh import MOST_AT_ONCE
+from house import House
+from scripted import LOST, NOT_SENT, REFUSED, SECRET, pair, processes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from house import MovableClock
+    from scripted import Process
+
+Two = tuple["MovableClock", list["Process"]]
+LEASE_S = 31
+
+
+@pytest_asyncio.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Two]:
+    """Two processes on one file, and their clock."""
+    async with processes(f"sqlite:///{tmp_path / 'birdwire.db'}", 2) as made:
+        yield made
+
+
+async def reason(asking: asyncio.Task[str]) -> str:
+    """Why a caller got no token."""
+    with pytest.raises(GatewayError) as caught:
+        await asyncio.wait_for(asking, 5)
+    return caught.value.reason
+
+
+@pytest.mark.trust("R1")
+@pytest.mark.trust("F37")
+async def test_a_process_waits_for_what_another_one_asks(two: Two) -> None:
+    """The old token is dead; both callers get the one new pair."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    first = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    second = [asyncio.create_task(b.token(key_id)) for _ in range(20)]
+    for _ in range(20):  # meanwhile they look at the row, too
+        await b.row(key_id)
+    a.x.answers.put_nowait(pair(2))
+    assert {await first, *await asyncio.gather(*second)} == {f"{SECRET}-at-2"}
+    assert (a.x.sent, b.x.sent) == ([f"{SECRET}-rt-ada1"], [])
+
+
+async def test_a_process_asks_itself_once_the_other_could_not_send(two: Two) -> None:
+    """Nothing reached X: the mark is gone, and the next one may try."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    first = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    second = asyncio.create_task(b.token(key_id))
+    a.x.answers.put_nowait(NOT_SENT)
+    assert await reason(first) == "x_unreachable"
+    await b.asked(1)
+    b.x.answers.put_nowait(pair(2))
+    assert await second == f"{SECRET}-at-2"
+
+
+async def test_nobody_waits_for_an_answer_that_is_known_to_be_lost(two: Two) -> None:
+    """The lease runs on, but callers hear at once that X did not answer."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    a.x.answers.put_nowait(LOST)
+    for process in (a, b):
+        assert await reason(asyncio.create_task(process.token(key_id))) == "x_timeout"
+    assert (len(a.x.sent), len(b.x.sent)) == (1, 0)
+
+
+@pytest.mark.trust("F38")
+async def test_a_late_pair_never_overwrites_a_newer_one(two: Two) -> None:
+    """A process stood still with its claim; another's pair is stored: the late one is dropped."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    late = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    clock.advance(seconds=LEASE_S)
+    b.x.answers.put_nowait(pair(2, "b"))
+    assert await b.token(key_id) == f"{SECRET}-at-b2"
+    a.x.answers.put_nowait(pair(2, "a"))
+    assert await late == f"{SECRET}-at-b2"
+    assert (await a.row(key_id))["gen"] == 2
+    assert '"outcome":"late"' in a.log.getvalue()
+
+
+@pytest.mark.trust("F38")
+async def test_a_late_pair_saves_a_link_that_was_given_up(two: Two) -> None:
+    """The second try was refused because the first was served: its answer comes after all, and is kept."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    late = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    clock.advance(seconds=LEASE_S)
+    b.x.answers.put_nowait(REFUSED)
+    assert await reason(asyncio.create_task(b.token(key_id))) == "x_session_expired"
+    assert ((await b.row(key_id))["state"], (await b.row(key_id))["why"]) == ("needs_relink", "refresh_lost_reply")
+    a.x.answers.put_nowait(pair(2))
+    assert await late == f"{SECRET}-at-2"
+    assert ((await b.row(key_id))["state"], (await b.row(key_id))["why"]) == ("active", None)
+
+
+async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:
+    """Another one's claim came meanwhile: it must keep the token to itself."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    late = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    clock.advance(seconds=LEASE_S)
+    second = asyncio.create_task(b.token(key_id))
+    await b.asked(1)
+    a.x.answers.put_nowait(NOT_SENT)
+    assert await reason(late) == "x_unreachable"
+    assert ((await a.row(key_id))["refresh_state"], (await a.row(key_id))["tries"]) == ("presented", 2)
+    b.x.answers.put_nowait(pair(2))
+    assert await second == f"{SECRET}-at-2"
+
+
+@pytest.mark.trust("F36")
+async def test_fifty_refreshes_run_at_once_and_the_rest_wait(two: Two) -> None:
+    """A rush at the end of many tokens neither floods X nor loses anybody."""
+    clock, (a, _) = two
+    key_ids = [await a.link(f"user{number}") for number in range(MOST_AT_ONCE + 30)]
+    clock.advance(seconds=7_300)
+    asking = [asyncio.create_task(a.token(key_id)) for key_id in key_ids]
+    await a.asked(MOST_AT_ONCE)
+    for number in range(len(key_ids)):
+        a.x.answers.put_nowait(pair(number))
+    assert len(set(await asyncio.gather(*asking))) == len(key_ids)
+    assert (a.x.most, len(set(a.x.sent))) == (MOST_AT_ONCE, len(key_ids))
+
+
+@pytest.mark.trust("R4")
+async def test_while_a_pair_is_not_stored_nothing_is_asked_and_nothing_is_ready(tmp_path: Path) -> None:
+    """The store fails between X's answer and the commit: red, no replay, and it heals without help."""
+    async with House.built(tmp_path) as house:
+        await house.link("ada")
+        other = sqlite3.connect(tmp_path / "birdwire.db", isolation_level=None, check_same_thread=False)
+        await house.advance_x(7_300)
+        await house.fault("POST", "/2/oauth2/token", {"delay_s": 0.3})
+        liking = asyncio.create_task(house.like())
+        with contextlib.closing(other):
+            async with asyncio.timeout(20):
+                while len(await house.calls("/2/oauth2/token")) < 2:
+                    pass
+                await asyncio.to_thread(other.execute, "ALTER TABLE x_sessions RENAME TO elsewhere")
+                while not house.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
+                    await asyncio.sleep(0)
+            assert (await house.bare.get("/readyz")).status_code == 503
+            assert (await house.bare.get("/livez")).status_code == 200
+            await asyncio.to_thread(other.execute, "ALTER TABLE elsewhere RENAME TO x_sessions")
+        assert (await liking).status_code == 200
+        assert (await house.bare.get("/readyz")).status_code == 200
+        assert len(await house.calls("/2/oauth2/token")) == 2
+        assert '"outcome":"persist_failure"' in house.log.getvalue()
+
+
+async def swap(process: Process, statement: str, *values: object) -> None:
+    """Change the file behind everybody's back."""
+    async with process.database.write() as connection:
+        await connection.exec_driver_sql(statement, values)
+
+
+@pytest.mark.trust("T7")
+async def test_a_token_moved_to_another_row_is_never_used(two: Two) -> None:
+    """The pairs of two accounts are swapped: neither acts as the other."""
+    _, (a, _) = two
+    one, other = await a.link("one"), await a.link("other")
+    rows = [await a.row(one), await a.row(other)]
+    for row, theirs in zip(rows, reversed(rows), strict=True):
+        await swap(
+            a, "UPDATE x_sessions SET access_ct = ? WHERE session_id = ?", theirs["access_ct"], row["session_id"]
+        )
+    a.x.answers.put_nowait(pair(2, "one"))
+    assert await a.token(one) == f"{SECRET}-at-one2"
+    for row, theirs in zip(rows, reversed(rows), strict=True):
+        columns = (theirs["access_ct"], theirs["refresh_ct"], row["session_id"])
+        await swap(a, "UPDATE x_sessions SET access_ct = ?, refresh_ct = ? WHERE session_id = ?", *columns)
+    assert await reason(asyncio.create_task(a.token(other))) == "x_session_expired"
+    assert ((await a.row(other))["state"], (await a.row(other))["why"]) == ("needs_relink", "damaged")
+    assert a.x.sent == [f"{SECRET}-rt-one1"]
+
+
+@pytest.mark.trust("T7")
+@pytest.mark.trust("R8")
+async def test_the_pair_of_an_older_generation_is_never_used(two: Two) -> None:
+    """Put back from an old copy, it does not open beside the newer generation; nor does one column as the other."""
+    clock, (a, _) = two
+    key_id = await a.link()
+    old = await a.row(key_id)
+    clock.advance(seconds=7_300)
+    a.x.answers.put_nowait(pair(2))
+    await a.token(key_id)
+    columns = "UPDATE x_sessions SET access_ct = ?, refresh_ct = ?"
+    await swap(a, columns, old["access_ct"], old["refresh_ct"])
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
+    await swap(a, "UPDATE x_sessions SET state = 'active', access_ct = refresh_ct")
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
+    assert a.x.sent == [f"{SECRET}-rt-ada1"]
+
+
+async def test_a_damaged_access_token_is_renewed(two: Two) -> None:
+    """The refresh token is whole: nobody has to link again."""
+    _, (a, _) = two
+    key_id = await a.link()
+    await swap(a, "UPDATE x_sessions SET access_ct = ?", b"damaged")
+    a.x.answers.put_nowait(pair(2))
+    assert await a.token(key_id) == f"{SECRET}-at-2"

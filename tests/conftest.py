@@ -44,10 +44,31 @@ def redis() -> Iterator[Redis]:
         yield server
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `engines` once on each of them."""
+    marker = metafunc.definition.get_closest_marker("engines")
+    if marker is not None and "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", marker.args)
+
+
+@pytest.fixture
+def engine() -> str:
+    """What the store runs on: sqlite, or what the mark `engines` says."""
+    return "sqlite"
+
+
+@pytest.fixture
+def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A new database of a test's own."""
+    if engine == "sqlite":
+        return f"sqlite:///{tmp_path / 'birdwire.db'}"
+    return str(request.getfixturevalue("postgres").database())
+
+
 @pytest_asyncio.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
     """A fresh gateway and sandbox, with one key and nothing linked."""
-    async with House.built(tmp_path) as built:
+    async with House.built(tmp_path, database_url=database_url) as built:
         yield built
 
 

@@ -86,9 +86,12 @@ class Idempotency:
             row = await store.find(connection, key_id, name)
             if row is None:
                 values = {"key_id": key_id, "name": name, "asked": asked, "repeatable": repeatable}
-                await store.add(connection, {**values, "state": "started", "created_at": now})
-                self._running.add((key_id, name))
-                return None
+                if await store.add(connection, {**values, "state": "started", "created_at": now}):
+                    self._running.add((key_id, name))
+                    return None
+                row = await store.find(connection, key_id, name)  # another process came first
+        if row is None:  # and has ended meanwhile without leaving an answer
+            raise GatewayError("idempotency_in_flight", retry_after_s=1)
         if row["asked"] != asked:
             raise GatewayError("idempotency_key_reused")
         if row["state"] == "started" and (key_id, name) in self._running:

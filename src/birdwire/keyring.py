@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from birdwire.store import sealed as store
 from birdwire.store import vault_keys
+from birdwire.store.db import alone
 from birdwire.vault import HEAD_BYTES, Place, VaultError, head
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Keyring:
             VaultError: a key is missing or another; then nothing was changed.
         """
         async with self._database.write() as connection:
+            await alone(connection)
             proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
             self._prove(proofs)
             key_id = self._vault.key_id

@@ -271,6 +271,7 @@ class Keys:
             raise KeyRuleError("The overlap must be between 0 and 24 hours.")
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.hold(connection, key_id)
             key = await self._get(connection, key_id)
             if key.revoked_at is not None:
                 raise KeyRuleError(f"{key_id} is revoked; create a new key.")

@@ -15,6 +15,7 @@ from birdwire.errors import GatewayError
 from birdwire.pairs import Pairs
 from birdwire.refresh import Refresher, account
 from birdwire.revocations import Revocations
+from birdwire.store import keys
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import VaultError
@@ -155,6 +156,7 @@ class Sessions:
             "created_at": now,
         }
         async with self._database.write() as connection:
+            await keys.hold(connection, key_id)
             older = _links(await store.of_key(connection, key_id, self._issuer)).pending
             if older is not None:
                 await self._revocations.end(connection, older)
@@ -170,7 +172,7 @@ class Sessions:
         """
         named = {"user_id": user_id, "username": username}
         async with self._database.write() as connection:
-            row = await self._get(connection, session_id)
+            row = await self._held(connection, session_id)
             if row["state"] != "pending":
                 return row
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
@@ -195,7 +197,7 @@ class Sessions:
             GatewayError: x_not_linked: it is gone.
         """
         async with self._database.write() as connection:
-            row = await self._get(connection, session_id)
+            row = await self._held(connection, session_id)
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
             return row if row["state"] != "pending" else await self._put_in_use(connection, row, current, {})
 
@@ -216,6 +218,7 @@ class Sessions:
     async def unlink(self, key_id: str) -> bool:
         """End every session of a key: gone here at once, revoked at X as soon as X answers. Whether there was one."""
         async with self._database.write() as connection:
+            await keys.hold(connection, key_id)
             rows = await store.of_key(connection, key_id, self._issuer)
             for row in rows:
                 await self._revocations.end(connection, row)
@@ -242,12 +245,15 @@ class Sessions:
 
     async def sweep(self) -> None:
         """End the sessions of revoked keys and those nobody confirmed; try again what X could not revoke yet."""
-        async with self._database.write() as connection:
-            before = self._clock.now() - CONFIRM_WITHIN
-            for row in await store.of_revoked_keys(connection, self._issuer):
-                await self._revocations.end(connection, row)
-            for row in await store.unconfirmed(connection, self._issuer, before):
-                await self._revocations.end(connection, row)
+        async with self._database.read() as connection:
+            over = list(await store.of_revoked_keys(connection, self._issuer))
+            over += await store.unconfirmed(connection, self._issuer, self._clock.now() - CONFIRM_WITHIN)
+        for row in over:
+            async with self._database.write() as connection:
+                await keys.hold(connection, row["key_id"])
+                newer = await store.get(connection, row["session_id"])
+                if newer is not None and newer["state"] == row["state"]:  # not confirmed at the last moment
+                    await self._revocations.end(connection, newer)
         await self._revocations.drain()
 
     async def close(self) -> None:
@@ -264,6 +270,12 @@ class Sessions:
         if row is None:
             raise GatewayError("x_not_linked")
         return row
+
+    async def _held(self, connection: AsyncConnection, session_id: str) -> RowMapping:
+        """The row, with its key's links in the hands of the caller's transaction."""
+        row = await self._get(connection, session_id)
+        await keys.hold(connection, row["key_id"])
+        return await self._get(connection, session_id)
 
     def _session(self, row: RowMapping) -> XSession:
         return XSession(

@@ -41,7 +41,12 @@ class Settings(BaseModel):
         description="How the outside reaches this gateway, such as https://birdwire.example.com; "
         "the callback URL is built from it. Default: http://HOST:PORT.",
     )
-    database_url: str = Field("sqlite:///birdwire.db", description="Where everything is kept: sqlite:///PATH.")
+    database_url: str = Field(
+        "sqlite:///birdwire.db",
+        repr=False,
+        description="Where everything is kept: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST:PORT/NAME "
+        "for several gateways at once.",
+    )
     redis_url: SecretStr | None = Field(
         None,
         description="Redis or Valkey in which several gateways count calls together: redis://HOST:PORT/DATABASE, or "
@@ -121,8 +126,8 @@ class Settings(BaseModel):
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
             problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")
-        if not self.database_url.startswith("sqlite:///"):
-            problems.append("database_url must start with sqlite:///")
+        if not _is_database(self.database_url):
+            problems.append("database_url must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME")
         if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
             problems.append("redis_url must be redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], or rediss://")
         if problems:
@@ -204,6 +209,17 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:  # an address or a port that is none
         return None
     return parts if usable else None
+
+
+def _is_database(url: str) -> bool:
+    """Whether a URL names a database that can be used."""
+    if url.startswith("sqlite:///"):
+        return len(url) > len("sqlite:///")
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"postgresql", "postgres"} and len(parts.path) > 1
+    except ValueError:  # brackets that hold no address
+        return False
 
 
 def _is_redis(url: str) -> bool:

@@ -171,7 +171,7 @@ async def test_a_second_start_in_the_same_folder_is_refused(
     data = str(dev[0].folder / ".birdwire")
     code, out, errors = await command(tmp_path, "dev", "--data", data, *FREE_PORTS)
     assert (code, out) == (2, "")
-    assert "Another `birdwire dev` works in" in errors
+    assert "Another `birdwire dev`, or a `birdwire serve`, works in" in errors
 
 
 async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from house import API, POST
 if TYPE_CHECKING:
     from house import House
 
+pytestmark = pytest.mark.engines("sqlite", "postgres")
+
 
 async def test_a_linked_key_likes_a_post(linked: House) -> None:
     """The published answer, to the byte, and X has the like."""

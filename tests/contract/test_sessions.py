@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from house import House
 
+pytestmark = pytest.mark.engines("sqlite", "postgres")
+
 REFRESH = {"grant_type": "refresh_token"}
 
 

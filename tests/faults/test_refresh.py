@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from house import House
 
+pytestmark = pytest.mark.engines("sqlite", "postgres")
+
 TOKEN = "/2/oauth2/token"
 LEASE_S = 31
 
@@ -166,6 +168,7 @@ async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, a
             assert len(await refreshes(again)) == 2
 
 
+@pytest.mark.engines("sqlite")
 @pytest.mark.trust("F14")
 async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked: House) -> None:
     """The pair is kept until it is stored, and used only then."""

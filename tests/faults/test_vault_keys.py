@@ -19,7 +19,8 @@ from birdwire.keyring import Keyring
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store import sealed as store
-from birdwire.store.db import Database, metadata
+from birdwire.store.db import Database
+from birdwire.store.schema import metadata
 from birdwire.vault import Vault, create_key_file, head, read_key_file
 from house import MovableClock, gateway, serving
 

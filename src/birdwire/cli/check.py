@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -18,11 +17,12 @@ from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keyring import Keyring
 from birdwire.settings import PREFIX, Settings
-from birdwire.store.db import Database
+from birdwire.store.db import Database, file_of
 from birdwire.upstream import Request, SendFailed, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from birdwire.capabilities import Capability
     from birdwire.vault import Vault
@@ -137,8 +137,8 @@ class _Checks:
 
     def database(self, settings: Settings, vault: Vault | None) -> None:
         """Whether it is there, ours, of this version, and of this vault key."""
-        path = Path(settings.database_url.removeprefix("sqlite:///"))
-        if path.exists():
+        path = file_of(settings.database_url)
+        if path is None or path.exists():
             self._try(lambda: asyncio.run(_open(settings, vault)), "the database is of this version and vault key")
         elif path.parent.is_dir():
             self.notes.append(f"the database {path} will be made by the first start")
@@ -150,7 +150,8 @@ class _Checks:
         status = self._try(lambda: asyncio.run(_reach(settings)))
         if status is not None:
             self.notes.append(f"GET {settings.x_api_url}/ without a token was answered with HTTP {status}: X is there")
-        if Path(settings.database_url.removeprefix("sqlite:///")).exists():
+        path = file_of(settings.database_url)
+        if path is None or path.exists():
             self.known = self._try(lambda: asyncio.run(_known(settings)))
 
     def _try(self, look: Callable[[], Found], note: str = "") -> Found | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from birdwire.cli import servers
 from birdwire.cli.say import ExitCode, Stop
 from birdwire.keys import KeyRuleError
-from birdwire.store.db import Database, StorageDownError, StoreError
+from birdwire.store.db import Database, StorageDownError, StoreError, file_of
 from birdwire.vault import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from birdwire.settings import Settings
 
@@ -31,6 +34,27 @@ def refusals() -> Iterator[None]:
         raise Stop(
             ExitCode.UPSTREAM, f"The database does not answer ({error}).", "Check the disk, and who else uses it."
         ) from None
+
+
+def lock_of(file: Path) -> Path:
+    """The file whose lock says that a gateway serves a database file, be it `serve` or `dev`."""
+    return file.with_name(f"{file.name}.lock")
+
+
+def alone(settings: Settings) -> AbstractContextManager[object]:
+    """Keep every other gateway off an SQLite file while the block goes on; PostgreSQL serves any number.
+
+    Raises:
+        Stop: another gateway serves it.
+    """
+    file = file_of(settings.database_url)
+    if file is None:
+        return nullcontext()
+    return servers.alone(
+        lock_of(file),
+        f"Another gateway serves the database {file}.",
+        "One process serves one database file: end the other, or give this one a file of its own.",
+    )
 
 
 @asynccontextmanager

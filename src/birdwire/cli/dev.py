@@ -17,7 +17,7 @@ from rich.text import Text
 
 from birdwire.app import create_app, prepare
 from birdwire.cli import servers
-from birdwire.cli.database import refusals
+from birdwire.cli.database import lock_of, refusals
 from birdwire.cli.gateway import API, Gateway
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
@@ -72,8 +72,8 @@ class Folder:
         except OSError as error:
             raise Stop(ExitCode.USAGE, f"The folder {self.path} cannot be used: {error.strerror}.") from None
         return servers.alone(
-            self.path / "lock",
-            f"Another `birdwire dev` works in {self.path}.",
+            lock_of(self.path / DATABASE),
+            f"Another `birdwire dev`, or a `birdwire serve`, works in {self.path}.",
             "Use that one, end it, or choose another folder: --data DIR",
         )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from birdwire.app import create_app, open_vault, prepare
 from birdwire.cli import servers
-from birdwire.cli.database import refusals
+from birdwire.cli.database import alone, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
@@ -52,13 +51,7 @@ def serve(
                 "Set it to the OAuth 2.0 client id of your X app. To try Birdwire without one: birdwire dev",
             )
         open_vault(settings)
-        database = settings.database_url.removeprefix("sqlite:///")
-        alone = servers.alone(
-            Path(f"{database}.lock"),
-            f"Another gateway serves the database {database}.",
-            "One process serves one database file: end the other, or give this one a file of its own.",
-        )
-        with alone:
+        with alone(settings):
             listener = servers.listen(settings.host, settings.port, "--port")
             _run(settings.model_copy(update={"port": listener.port}), listener, say)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, RowMapping, String, Table, delete, insert, select
+from sqlalchemy import Column, RowMapping, String, Table, select
 
-from birdwire.store.db import Instant, metadata
+from birdwire.store.schema import Instant, insert, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,6 @@ async def put(
     reason: str | None,
 ) -> None:
     """The newest word on one operation."""
-    same = (capabilities.c.client_id == client_id, capabilities.c.operation == operation)
-    await connection.execute(delete(capabilities).where(*same))
-    row = {"client_id": client_id, "operation": operation, "allowed_at": allowed_at, "refused_at": refused_at}
-    await connection.execute(insert(capabilities).values(**row, reason=reason))
+    word = {"allowed_at": allowed_at, "refused_at": refused_at, "reason": reason}
+    query = insert(connection, capabilities).values(client_id=client_id, operation=operation, **word)
+    await connection.execute(query.on_conflict_do_update(index_elements=["client_id", "operation"], set_=word))

@@ -1,182 +1,107 @@
-"""The database: connections, transactions and the schema's version. Knows no owner's tables."""
+"""The database, whichever engine it runs on: connections, transactions and readiness. Knows no owner's tables."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import stat
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import alembic.command
-import alembic.config
-import alembic.migration
-import alembic.script
-from sqlalchemy import BigInteger, MetaData, event
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import func, select
+
+from birdwire.store.postgres import START_LOCK, PostgreSQL
+from birdwire.store.schema import StorageDownError, StoreError
+from birdwire.store.sqlite import SQLite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
-    from sqlalchemy import Connection, Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
 
-metadata = MetaData()
+    from birdwire.clock import Clock
+
 PROBE_FOR_S = 1.0
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-class StoreError(Exception):
-    """The database cannot be used as it is. The text says why and what to do, and is safe to show."""
-
-
-class StorageDownError(Exception):
-    """The database did not answer, or refused a write. Callers say which half of their work was done."""
-
-
-class Instant(TypeDecorator[datetime]):
-    """An aware UTC datetime, kept as whole microseconds since 1970: the same on every engine, and it compares."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        """To the column."""
-        del dialect
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        """From the column."""
-        del dialect
-        return None if value is None else _EPOCH + int(value) * _MICROSECOND
+SQLITE = "sqlite:///"
+POSTGRESQL = ("postgresql://", "postgres://")
 
 
 class Database:
-    """One database. `read` gives a connection on what is committed; `write` a transaction, durable at its end."""
+    """One database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`, with libpq's options if any.
+
+    What a caller may rely on is the same on both; only what one transaction sees of another differs, so whatever must
+    not change between a look and a write is locked by its row (`with_for_update`, which SQLite does not need).
+    """
 
     def __init__(self, url: str) -> None:
-        self._path = Path(url.removeprefix("sqlite:///"))
-        self._engine = create_async_engine(
-            f"sqlite+aiosqlite:///{self._path}",
-            pool_size=8,
-            max_overflow=0,
-            pool_timeout=5,
-            isolation_level="AUTOCOMMIT",
-            hide_parameters=True,
-        )
+        file = file_of(url)
+        self._engine = PostgreSQL(url) if file is None else SQLite(file)
         self._probed_at = -PROBE_FOR_S
-        self._write_lock = (
-            asyncio.Lock()
-        )  # SQLite has one writer: waiting here is cheaper and fairer than its busy loop
-        event.listen(self._engine.sync_engine, "connect", _set_up)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading; every statement stands alone.
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for reading what is committed; every statement stands alone.
 
         Raises:
             StorageDownError: the database does not answer.
         """
-        try:
-            async with self._engine.connect() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StorageDownError(type(error).__name__) from None
+        return self._engine.read()
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    def write(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """One transaction; what it changed is on the disk when the block ends, or nothing of it is.
 
+        A COMMIT whose answer was lost is looked up before the block ends, so the error below means that nothing was
+        changed. Only where the database stays away for longer than that look-up (about ten seconds) may the change be
+        there in spite of it: who must know reads again, by what the change would have made (a generation, a row).
+
         Raises:
-            StorageDownError: nothing was changed.
+            StorageDownError: nothing was changed, but for that case.
         """
-        try:
-            async with self._write_lock, self._engine.connect() as connection:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                    await connection.exec_driver_sql("COMMIT")
-                except BaseException:
-                    with contextlib.suppress(SQLAlchemyError):  # the pool rolls back what this cannot
-                        await asyncio.shield(connection.exec_driver_sql("ROLLBACK"))
-                    raise
-        except SQLAlchemyError as error:
-            raise StorageDownError(type(error).__name__) from None
+        return self._engine.write()
 
     async def probe(self) -> None:
-        """Write something harmless to the disk; a success holds for a second, so that asking often costs nothing.
+        """See that a write would be taken; a success holds for a second, so that asking often costs nothing.
 
         Raises:
-            StorageDownError: it could not be written.
+            StorageDownError: it would not.
         """
         now = asyncio.get_running_loop().time()
         if now - self._probed_at < PROBE_FOR_S:
             return
-        async with self.write() as connection:
-            await connection.exec_driver_sql("PRAGMA user_version=1")
+        await self._engine.probe()
         self._probed_at = now
 
     async def prepare(self, *, upgrade: bool) -> None:
         """Make a new database ready, and refuse one whose schema is not ours; `upgrade` brings an older one up to date.
 
         Raises:
-            StoreError: wrong permissions, not a database, or another schema.
+            StoreError: it cannot be used as it is.
         """
-        new = self._prepare_file()
         try:
-            async with self.read() as connection:
-                damage = (await connection.exec_driver_sql("PRAGMA quick_check(1)")).scalar()
-            if damage != "ok":
-                raise StoreError(f"The database {self._path} is damaged; restore it from a backup.")
-            async with self.write() as connection:
-                await connection.run_sync(_migrate, upgrade or new)
+            await self._engine.prepare(upgrade=upgrade)
         except StorageDownError as error:
-            raise StoreError(f"The database {self._path} cannot be opened: {error}.") from None
+            raise StoreError(f"The database {self._engine.place} cannot be opened: {error}.") from None
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._engine.dispose()
-
-    def _prepare_file(self) -> bool:
-        """Make the file if it is not there (0600), and say whether it is new."""
-        try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            status = self._path.stat()
-        except OSError as error:
-            raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
-        if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise StoreError(f"The database {self._path} is open to every user; run: chmod 600 {self._path}")
-        return status.st_size == 0
+        await self._engine.close()
 
 
-def _set_up(connection: Any, _: ConnectionPoolEntry) -> None:
-    """Run on every new SQLite connection."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "secure_delete=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None: it is a server's."""
+    return Path(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else None
 
 
-def _migrate(connection: Connection, upgrade: bool) -> None:  # noqa: FBT001 - run_sync passes positions only
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    script = alembic.script.ScriptDirectory.from_config(config)
-    head, found = (
-        script.get_current_head(),
-        alembic.migration.MigrationContext.configure(connection).get_current_revision(),
-    )
-    if found == head:
-        return
-    if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
-        raise StoreError("The database was made by a newer Birdwire; install that version.")
-    if not upgrade:
-        raise StoreError("The database was made by an older Birdwire; make a backup, then run: birdwire migrate")
-    alembic.command.upgrade(config, "head")
+async def now(connection: AsyncConnection, clock: Clock) -> datetime:
+    """The time that leases are counted by: PostgreSQL's, which all replicas share; on SQLite the one process's."""
+    if connection.dialect.name == "sqlite":
+        return clock.now()
+    at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+    return at
+
+
+async def alone(connection: AsyncConnection) -> None:
+    """Let no other process do what also begins with this, until the transaction ends."""
+    if connection.dialect.name != "sqlite":  # there, a transaction that writes is alone anyway
+        await connection.execute(select(func.pg_advisory_xact_lock(START_LOCK)))
+
+
+__all__ = ["Database", "StorageDownError", "StoreError", "alone", "file_of", "now"]

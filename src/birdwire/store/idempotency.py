@@ -15,12 +15,11 @@ from sqlalchemy import (
     String,
     Table,
     delete,
-    insert,
     select,
     update,
 )
 
-from birdwire.store.db import Instant, metadata
+from birdwire.store.schema import Instant, insert, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,9 +48,10 @@ def _same(key_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bo
     return idempotency.c.key_id == key_id, idempotency.c.name == name
 
 
-async def add(connection: AsyncConnection, row: Mapping[str, object]) -> None:
-    """A call that begins."""
-    await connection.execute(insert(idempotency).values(row))
+async def add(connection: AsyncConnection, row: Mapping[str, object]) -> bool:
+    """A call that begins; whether it is the first of its name."""
+    query = insert(connection, idempotency).values(row).on_conflict_do_nothing()
+    return (await connection.execute(query)).rowcount == 1
 
 
 async def find(connection: AsyncConnection, key_id: str, name: str) -> RowMapping | None:

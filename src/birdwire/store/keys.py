@@ -15,12 +15,11 @@ from sqlalchemy import (
     String,
     Table,
     delete,
-    insert,
     select,
     update,
 )
 
-from birdwire.store.db import Instant, metadata
+from birdwire.store.schema import Instant, insert, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,12 +67,12 @@ daily_writes = Table(
 
 async def add(connection: AsyncConnection, key: Mapping[str, object]) -> None:
     """A new key."""
-    await connection.execute(insert(api_keys).values(key))
+    await connection.execute(insert(connection, api_keys).values(key))
 
 
 async def add_secret(connection: AsyncConnection, secret: Mapping[str, object]) -> None:
     """A new secret of a key."""
-    await connection.execute(insert(api_secrets).values(secret))
+    await connection.execute(insert(connection, api_secrets).values(secret))
 
 
 async def find(connection: AsyncConnection, secret_hash: bytes) -> RowMapping | None:
@@ -85,6 +84,16 @@ async def find(connection: AsyncConnection, secret_hash: bytes) -> RowMapping | 
 async def get(connection: AsyncConnection, key_id: str) -> RowMapping | None:
     """One key."""
     return (await connection.execute(select(api_keys).where(api_keys.c.key_id == key_id))).mappings().first()
+
+
+async def hold(connection: AsyncConnection, key_id: str) -> None:
+    """Let nobody else change what hangs on a key (its secrets, its links) until the transaction ends.
+
+    Every transaction that looks at them before it changes them begins with this, so that none waits for another in a
+    circle. Calls with the key are not held up.
+    """
+    query = select(api_keys.c.key_id).where(api_keys.c.key_id == key_id).with_for_update(key_share=True)
+    await connection.execute(query)
 
 
 async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
@@ -118,12 +127,11 @@ async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime)
 
 async def spend_write(connection: AsyncConnection, key_id: str, day: str, cap: int) -> bool:
     """Count one write of a key's day (such as 2026-04-18), if fewer than `cap` are counted; whether it was."""
-    same = (daily_writes.c.key_id == key_id, daily_writes.c.day == day)
-    query = update(daily_writes).where(*same, daily_writes.c.used < cap).values(used=daily_writes.c.used + 1)
-    if (await connection.execute(query)).rowcount:
+    other_days = delete(daily_writes).where(daily_writes.c.key_id == key_id, daily_writes.c.day != day)
+    begin = insert(connection, daily_writes).values(key_id=key_id, day=day, used=1).on_conflict_do_nothing()
+    if (await connection.execute(begin)).rowcount:
+        await connection.execute(other_days)
         return True
-    if (await connection.execute(select(daily_writes.c.used).where(*same))).first() is not None:
-        return False
-    await connection.execute(delete(daily_writes).where(daily_writes.c.key_id == key_id))
-    await connection.execute(insert(daily_writes).values(key_id=key_id, day=day, used=1))
-    return True
+    today = (daily_writes.c.key_id == key_id, daily_writes.c.day == day, daily_writes.c.used < cap)
+    query = update(daily_writes).where(*today).values(used=daily_writes.c.used + 1)
+    return (await connection.execute(query)).rowcount == 1

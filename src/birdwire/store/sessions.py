@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from birdwire.store.db import Instant, metadata
+from birdwire.store.schema import Instant, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, LargeBinary, RowMapping, String, Table, delete, insert, select
 
-from birdwire.store.db import Instant, metadata
+from birdwire.store.schema import Instant, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from birdwire.store import capabilities, idempotency, journal, keys, sessions, states, vault_keys
-from birdwire.store.db import metadata
+from birdwire.store.schema import metadata
 
 TABLES = (
     capabilities.capabilities,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from birdwire.store.db import Instant
+from birdwire.store.schema import Instant
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -1,0 +1,152 @@
+"""The store on PostgreSQL: a bounded pool, bounded waits, and commits whose fate is known. Knows no owner's tables."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from birdwire.store.schema import StorageDownError, migrate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+CONNECTIONS = 16
+POOL_WAIT_S = 5
+CONNECT_S = 3.0
+STATEMENT_S, LOCK_S, IDLE_S = 5, 3, 10
+MIGRATION_S = 3_600
+START_LOCK = 0x6269726477697265
+"""The advisory lock of whatever one process at a time may do to a database; the number spells the project's name."""
+
+_FATE_PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+_FAULTS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What the driver raises by itself, and what SQLAlchemy makes of the rest; its timeouts are OSErrors."""
+
+
+class PostgreSQL:
+    """One database. Every method that talks to it raises StorageDownError if it does not answer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=POOL_WAIT_S,
+            pool_pre_ping=True,  # after an outage no dead connection is handed out
+            hide_parameters=True,
+        )
+        self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @property
+    def place(self) -> str:
+        """The database without user and password, as messages name it."""
+        parts = urlsplit(self._url)
+        return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which every statement stands alone."""
+        try:
+            async with self._reads.connect() as connection:
+                yield connection
+        except _FAULTS as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One READ COMMITTED transaction: what must not change meanwhile is locked by its row."""
+        try:
+            async with self._engine.connect() as connection:
+                yield connection
+                await self._commit(connection)
+        except _FAULTS as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    async def probe(self) -> None:
+        """See that the server takes writes: a standby, or one told to be read only, gives no transaction a number."""
+        async with self.read() as connection:
+            await connection.exec_driver_sql("SELECT pg_current_xact_id()")
+
+    async def prepare(self, *, upgrade: bool) -> None:
+        """See that the database is of this version; make the tables of an empty one. Any number may do so at once.
+
+        Raises:
+            StoreError: it is not.
+        """
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: self._connect(MIGRATION_S, MIGRATION_S),
+            poolclass=NullPool,
+            hide_parameters=True,
+        )
+        try:
+            async with engine.begin() as connection:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({START_LOCK})")
+                await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade))
+        except _FAULTS as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    async def _connect(self, statement_s: int = STATEMENT_S, lock_s: int = LOCK_S) -> Any:
+        """A connection of the driver's own. The URL is read by it, so that libpq's options in it mean what they do."""
+        options = {
+            "application_name": "birdwire",
+            "statement_timeout": f"{statement_s}s",
+            "lock_timeout": f"{lock_s}s",
+            "idle_in_transaction_session_timeout": f"{IDLE_S}s",
+            "synchronous_commit": "on",  # an answer says that it is on the disk, whatever the server is used to
+        }
+        return await asyncpg.connect(
+            self._url, timeout=CONNECT_S, command_timeout=statement_s + 1, server_settings=options
+        )
+
+    async def _commit(self, connection: AsyncConnection) -> None:
+        """Commit; if the connection is lost meanwhile, ask PostgreSQL what became of the transaction."""
+        query = "SELECT pg_current_xact_id_if_assigned()::text"
+        number = (await connection.exec_driver_sql(query)).scalar()
+        try:
+            await connection.commit()
+        except _FAULTS:
+            if number is not None and not await self._committed(number):
+                raise
+
+    async def _committed(self, number: str) -> bool:
+        """Whether a transaction, whose connection is gone, was committed.
+
+        Raises:
+            StorageDownError: the database stayed away, so nobody knows yet.
+        """
+        for pause_s in _FATE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            try:
+                connection = await self._connect()
+            except _FAULTS:
+                continue
+            try:
+                # A server that has not seen the connection go still holds the transaction open: it is of no use now.
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid8::xid",
+                    number,
+                )
+                status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", number)
+                if status != "in progress":
+                    return bool(status == "committed")
+            except _FAULTS:
+                continue
+            finally:
+                connection.terminate()
+        raise StorageDownError("a commit's fate is not known")

@@ -1,0 +1,139 @@
+"""The store on one SQLite file: WAL, every commit synced, one writer at a time. Knows no owner's tables."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from birdwire.store.schema import StorageDownError, StoreError, migrate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+READERS = 8
+POOL_WAIT_S = 5
+CHECK_S = 1.0
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON", "secure_delete=ON")
+_CHECK_STEPS = 10_000
+"""Of SQLite's machine, between two looks at the clock: well under a millisecond."""
+
+
+class SQLite:
+    """One file. Every method that talks to it raises StorageDownError if it does not answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._engine = create_async_engine(
+            f"sqlite+aiosqlite:///{path}",
+            pool_size=READERS,
+            max_overflow=0,
+            pool_timeout=POOL_WAIT_S,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+        )
+        self._writing = asyncio.Lock()  # SQLite has one writer: waiting here is cheaper and fairer than its busy loop
+        event.listen(self._engine.sync_engine, "connect", _set_up)
+
+    @property
+    def place(self) -> str:
+        """The file, as messages name it."""
+        return str(self._path)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which every statement stands alone."""
+        try:
+            async with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, alone in this file from its first statement on."""
+        try:
+            async with self._writing, self._engine.connect() as connection:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    await connection.exec_driver_sql("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(SQLAlchemyError):  # the pool rolls back what this cannot
+                        await asyncio.shield(connection.exec_driver_sql("ROLLBACK"))
+                    raise
+        except SQLAlchemyError as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    async def probe(self) -> None:
+        """Write something harmless to the disk."""
+        async with self.write() as connection:
+            await connection.exec_driver_sql("PRAGMA user_version=1")
+
+    async def prepare(self, *, upgrade: bool) -> None:
+        """See that the file is private, whole and of this version; make it if it is not there.
+
+        Raises:
+            StoreError: it is not.
+        """
+        self._make_file()
+        if await asyncio.to_thread(_damaged, self._path):
+            raise StoreError(f"The database {self._path} is damaged; restore it from a backup.")
+        async with self.write() as connection:
+            await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    def _make_file(self) -> None:
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            mode = self._path.stat().st_mode
+        except OSError as error:
+            raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise StoreError(f"The database {self._path} is open to every user; run: chmod 600 {self._path}")
+
+
+def _set_up(connection: Any, _: ConnectionPoolEntry) -> None:
+    """Run on every new connection."""
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _damaged(path: Path) -> bool:
+    """Whether SQLite finds damage within a second.
+
+    A second reads some hundred megabytes. What lies beyond is looked at when it is used: a start must not grow with
+    the store, and tokens are sealed, so that a flipped bit in one is found in any case.
+
+    Raises:
+        StorageDownError: the file cannot be read, or is no database.
+    """
+    end = time.monotonic() + CHECK_S
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=POOL_WAIT_S)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > end, _CHECK_STEPS)
+            return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            return False
+        raise StorageDownError(type(error).__name__) from None
+    except sqlite3.Error as error:
+        raise StorageDownError(type(error).__name__) from None

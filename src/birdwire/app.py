@@ -14,12 +14,11 @@ from birdwire import __version__, asgi, dialect, edge
 from birdwire.asgi import Route
 from birdwire.authserver import AuthServer
 from birdwire.body import Body, Empty
-from birdwire.call import Answer
 from birdwire.capabilities import Capabilities
 from birdwire.clock import Clock
 from birdwire.door import EdgeLimits
-from birdwire.errors import GatewayError
 from birdwire.gate import Gate, Takes
+from birdwire.health import Health
 from birdwire.idempotency import Idempotency
 from birdwire.journal import Journal
 from birdwire.keyring import Keyring
@@ -32,7 +31,7 @@ from birdwire.pages import Pages
 from birdwire.reads import READS, Reads
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
-from birdwire.store.db import Database, StorageDownError, StoreError
+from birdwire.store.db import Database, StoreError
 from birdwire.surfaces.endpoints import DOCUMENTS
 from birdwire.surfaces.site import Site
 from birdwire.telemetry import Telemetry
@@ -41,20 +40,23 @@ from birdwire.vault import Vault, VaultError, decode_key, read_key_file
 from birdwire.x import X
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     import uvicorn
     from starlette.applications import Starlette
 
-    from birdwire.call import Call
     from birdwire.gate import Work
     from birdwire.keys import Mode
     from birdwire.lane import Handle
+    from birdwire.metrics import Metrics
     from birdwire.operations import Operation
     from birdwire.settings import Settings
 
 API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
+METRICS_CONNECTIONS = 50
+TOKEN_CONNECTIONS = 50
+"""Connections to X kept for renewals, links and revocations, so that a rush of calls cannot starve them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,12 @@ class Gateway:
     """The running parts that a command line or a test may ask for; `app` is what a server serves."""
 
     app: Starlette
+    metrics_app: Starlette
     routes: list[Route]
     keys: Keys
     sessions: Sessions
     capabilities: Capabilities
+    health: Health
     telemetry: Telemetry
     settings: Settings
 
@@ -87,7 +91,18 @@ class Gateway:
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
         protocol = self.protocol() if lane else None
-        return edge.config(self.app, limits=limits, telemetry=self.telemetry, protocol=protocol, **overrides)
+        return edge.config(
+            self.app,
+            limits=limits,
+            telemetry=self.telemetry,
+            protocol=protocol,
+            draining=self.health.draining,
+            **overrides,
+        )
+
+    def metrics_server(self, **overrides: Any) -> uvicorn.Config:
+        """How to serve the metrics on a port of their own."""
+        return edge.config(self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS), **overrides)
 
     def protocol(self) -> Callable[..., LaneProtocol]:
         """The edge's protocol with every POST in the lane."""
@@ -138,17 +153,13 @@ def create_app(
     telemetry = Telemetry(log, clock, settings.log_level)
     vault = open_vault(settings)
     database = Database(settings.database_url)
-    upstream = Upstream(
-        settings.x_api_url,
-        connections=settings.x_connections,
-        proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
-        user_agent=f"birdwire/{__version__}",
-    )
-    authserver, x = AuthServer(settings, upstream), X(upstream, clock)
+    upstreams = {"calls": to_x(settings, settings.x_connections), "tokens": to_x(settings, TOKEN_CONNECTIONS)}
+    authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
     keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, vault, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
     sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, confirm=confirm)
+    health = Health(database, sessions, telemetry)
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     shared = settings.redis_url.get_secret_value() if settings.redis_url else None
@@ -177,31 +188,69 @@ def create_app(
         if unsettled := await journal.recover():
             telemetry.event("warning", "outcomes_unknown", count=unsettled)
         await limits.start()
-        sweeper = asyncio.create_task(_sweep(sessions, telemetry))
+        tasks = [asyncio.create_task(_sweep(sessions, telemetry)), asyncio.create_task(health.beat())]
         try:
             yield
         finally:
-            sweeper.cancel()
-            await asyncio.wait([sweeper], timeout=SWEEP_EVERY_S)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=SWEEP_EVERY_S)
             await oauth.close()
             await sessions.close()
-            await upstream.close()
+            for upstream in upstreams.values():
+                await upstream.close()
             await limits.close()
             await database.close()
+            telemetry.flush()
 
-    every = routes(gate, oauth, sessions, journal, Pages(oauth), database, settings)
+    watch(telemetry.metrics, upstreams)
+    every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
-    return Gateway(app, every, keys, sessions, capabilities, telemetry, settings)
+    quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
+    metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
+    return Gateway(app, metrics_app, every, keys, sessions, capabilities, health, telemetry, settings)
+
+
+def to_x(settings: Settings, connections: int) -> Upstream:
+    """A pool of connections to X."""
+    return Upstream(
+        settings.x_api_url,
+        connections=connections,
+        proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
+        user_agent=f"birdwire/{__version__}",
+    )
+
+
+def watch(metrics: Metrics, upstreams: Mapping[str, Upstream]) -> None:
+    """Have the metrics ask the parts that know."""
+
+    def connections() -> Iterator[tuple[tuple[str, ...], float]]:
+        for pool, upstream in upstreams.items():
+            stats = upstream.stats()
+            yield (pool, "idle"), stats.idle
+            yield (pool, "busy"), stats.open - stats.idle
+
+    metrics.watch("birdwire_x_connections", lambda: dict(connections()))
+    metrics.watch(
+        "birdwire_x_connections_opened_total",
+        lambda: {(pool,): upstream.stats().opened for pool, upstream in upstreams.items()},
+    )
 
 
 def routes(
-    gate: Gate, oauth: OAuth, sessions: Sessions, journal: Journal, pages: Pages, database: Database, settings: Settings
+    gate: Gate,
+    oauth: OAuth,
+    journal: Journal,
+    pages: Pages,
+    health: Health,
+    metrics: Metrics,
+    settings: Settings,
 ) -> list[Route]:
     """Every path and method that is answered."""
     site = Site(settings)
 
     def operation_route(operation: Operation) -> Route:
-        takes = Takes(operation.body, limit=settings.max_body_bytes, needs_file=operation.takes_file)
+        takes = Takes(operation.name, operation.body, limit=settings.max_body_bytes, needs_file=operation.takes_file)
         if not operation.repeatable:
             takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
@@ -211,7 +260,7 @@ def routes(
         return Route("POST", f"{API}/{operation.name}", handle, max(takes.limit, takes.file_limit), deadline_s)
 
     def key_route(method: str, name: str, work: Work, model: type[Body]) -> Route:
-        takes = Takes(model, limit=settings.max_body_bytes)
+        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes)
         handle = partial(gate.answer, takes, work)
         return Route(method, f"{API}/{name}", handle, settings.max_body_bytes, settings.request_deadline_s)
 
@@ -235,24 +284,16 @@ def routes(
         Route("GET", f"{API}/oauth_callback", pages.callback),
         Route("POST", f"{API}/auth/undo", pages.undo),
         *(Route("GET", path, site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", _live),
-        Route("GET", "/readyz", partial(_ready, database, sessions)),
+        Route("GET", "/livez", health.live),
+        Route("GET", "/readyz", health.ready),
+        *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
     ]
 
 
-async def _live(_: Call) -> Answer:
-    return Answer.of({"status": "ok"})
-
-
-async def _ready(database: Database, sessions: Sessions, _: Call) -> Answer:
-    """Whether the database takes a write. X is left out, or its outage would empty the pool of replicas."""
-    try:
-        if sessions.unsaved:  # X's new tokens wait for it: nothing may be begun here that could make more of them
-            raise StorageDownError("UnsavedPair")
-        await database.probe()
-    except StorageDownError:
-        raise GatewayError("storage_unavailable", half="nothing was changed") from None
-    return Answer.of({"status": "ready"})
+def metrics_route(metrics: Metrics, settings: Settings) -> Route:
+    """Where the metrics are read."""
+    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
+    return Route("GET", "/metrics", partial(metrics.answer, token))
 
 
 async def _sweep(sessions: Sessions, telemetry: Telemetry) -> None:

@@ -155,7 +155,7 @@ def respond(call: Call, answer: Answer) -> Response:
 def create(
     routes: Sequence[Route],
     *,
-    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
     telemetry: Telemetry,
 ) -> Starlette:
     """The ASGI app over a list of routes. Paths are exact: a redirect for a slash would send a POST again."""

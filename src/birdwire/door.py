@@ -51,9 +51,12 @@ class EdgeLimits:
 class Door:
     """What all connections share: the limits, how many are inside, and whose X-Forwarded-For counts."""
 
-    def __init__(self, limits: EdgeLimits, telemetry: Telemetry | None) -> None:
+    def __init__(self, limits: EdgeLimits, telemetry: Telemetry | None, draining: Callable[[], bool] = bool) -> None:
         self.limits = limits
         self.telemetry = telemetry
+        self.draining = draining
+        if telemetry is not None:
+            telemetry.metrics.watch("birdwire_connections", lambda: self.inside)
         self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
         self.bodies_s = {path.encode(): seconds for path, seconds in limits.bodies_s.items()}
         self.inside = 0

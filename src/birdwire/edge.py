@@ -6,6 +6,7 @@ A subclass of uvicorn's protocol: what is whole, small and unambiguous goes on t
 from __future__ import annotations
 
 import re
+import select
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from birdwire.call import Call, new_request_id
 from birdwire.door import Door, EdgeLimits, Outlet, address_of, send_at_once
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
+from birdwire.head import body_length, host_name, malformed, origin_form
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,10 +37,7 @@ CHUNK_OVERHEAD = 8  # bytes of framing that an ordinary chunk has: up to four di
 _WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a head, a body; or nothing ever again
 
 _TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
-_HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
 _SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
-_MAX_LENGTH_DIGITS = 20  # of 2^64
 
 
 def config(
@@ -47,15 +46,18 @@ def config(
     limits: EdgeLimits,
     telemetry: Telemetry | None = None,
     protocol: Callable[..., EdgeProtocol] | None = None,
+    draining: Callable[[], bool] = bool,
     **overrides: Any,
 ) -> uvicorn.Config:
     """The configuration to serve `app` with; `overrides` are uvicorn's own options.
+
+    Once it is `draining`, each connection ends after its next answer.
 
     Raises:
         ValueError: `uncapped` or `trusted_proxies` holds something that is no network.
     """
     options: dict[str, Any] = {
-        "http": partial(protocol or EdgeProtocol, Door(limits, telemetry)),
+        "http": partial(protocol or EdgeProtocol, Door(limits, telemetry, draining)),
         "ws": "none",
         "lifespan": "on",
         "log_level": "warning",
@@ -79,6 +81,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._rest = b""  # read, but not parsed until what is queued is answered
         self._last_words = b""  # the refusal that follows the answers still owed
         self._eof = self._ended = self._inside = False
+        self._last = False  # whether the next answer is this connection's last
         self._now = self._began = self.loop.time()
         self._due = self._write_due = self._armed = inf
         self._timer: asyncio.TimerHandle | None = None
@@ -123,6 +126,29 @@ class EdgeProtocol(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
+
+    def drain(self) -> None:
+        """End after the answer under way, or the next one, and say so in it (RFC 9112 §9.6)."""
+        self._last = True
+        if self._running is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """End now if nothing is owed; a request that has begun to come may do so for a moment, and is answered."""
+        self.drain()
+        if self._running is not None or self._ended:
+            return
+        if self._phase == _WAITING and not self._begins_to_come():
+            self._finish()
+        else:
+            self._due = min(self._due, self.loop.time() + self._limits.linger_s)
+            self._arm()
+
+    def _begins_to_come(self) -> bool:
+        """Whether bytes lie unread: the kernel may know of a request before the loop does."""
+        poll = select.poll()
+        poll.register(self._wire.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -197,11 +223,11 @@ class EdgeProtocol(HttpToolsProtocol):
             if self._head_fed >= self._limits.head_bytes:
                 raise GatewayError("headers_too_large")
             if before == _WAITING and _SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
-                raise _malformed("it names no version of HTTP")
+                raise malformed("it names no version of HTTP")
         elif before == _BODY:
             self._framing += len(piece)
             if self._framing > self._limits.framing_bytes:
-                raise _malformed("the body has more framing than content")
+                raise malformed("the body has more framing than content")
 
     def _read_on(self, rest: bytes | memoryview) -> None:
         """Read a request again without its Upgrade: the parser stops at one, but we have nothing else to speak."""
@@ -220,7 +246,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return cause
         if cause is not None:
             return self._bug(cause)
-        return _malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        return malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
 
     def _bug(self, error: BaseException) -> GatewayError:
         if self._door.telemetry is not None:
@@ -229,7 +255,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _at_eof(self) -> None:
         if self._phase in (_HEAD, _BODY):
-            self._refuse(_malformed("it ends early"))
+            self._refuse(malformed("it ends early"))
         elif self._running is None:
             self._finish()
 
@@ -266,14 +292,14 @@ class EdgeProtocol(HttpToolsProtocol):
         """The head is whole: check what the parser leaves open, then let uvicorn begin the request."""
         told, version = self._told, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise _malformed("this is HTTP/1.1")
+            raise malformed("this is HTTP/1.1")
         host = self._one_host(told.get(b"host", ()), version)
         if self.url[:1] != b"/" or b"#" in self.url:
-            self.url = self._origin_form(host)
+            self.url = origin_form(self.parser.get_method(), self.url, host)
         self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise _malformed("this is no proxy")
+                raise malformed("this is no proxy")
             if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
             return  # _read_on
@@ -282,6 +308,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._proxied and (caller := self._door.caller(told.get(b"x-forwarded-for", ()))) is not None:
             self.scope["client"] = (str(caller), 0)
         super().on_headers_complete()
+        if self._last or self._door.draining():
+            self.cycle.keep_alive = False
         self._phase = _BODY
         self._due = self._now + self._body_s
 
@@ -312,46 +340,28 @@ class EdgeProtocol(HttpToolsProtocol):
         """The value of Host (RFC 9112 §3.2); b"" if HTTP/1.0 left it out."""
         if len(hosts) != 1:
             if hosts or version == "1.1":
-                raise _malformed("it needs exactly one Host header")
+                raise malformed("it needs exactly one Host header")
             return b""
         if hosts[0] != self._host:
-            match = _HOST.fullmatch(hosts[0])
-            if match is None:
-                raise _malformed("the Host header is no host")
-            if self._limits.hosts and match[1].decode().lower() not in self._limits.hosts:
+            name = host_name(hosts[0])
+            if self._limits.hosts and name not in self._limits.hosts:
                 raise GatewayError("host_not_allowed")
             self._host = hosts[0]
         return hosts[0]
 
-    def _origin_form(self, host: bytes) -> bytes:
-        """The request target as /path?query, if it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
-        method = self.parser.get_method()
-        if self.url == b"*" and method == b"OPTIONS":
-            raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
-        match = _ABSOLUTE.fullmatch(self.url)
-        if match is None or b"#" in self.url:
-            raise _malformed("the request target is no path")
-        if match[1].lower() != (host or match[1]).lower():
-            raise _malformed("the request target and the Host header disagree")
-        return (match[2] or b"/") + (match[3] or b"")
-
     def _announced(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
-        """How the body ends must be said once, in one way, and within the limit (RFC 9112 §6)."""
+        """The body that was announced must be within the limit of its path."""
         limit, self._body_s = self._limits.body_bytes, self._limits.body_s
         if lengths or codings:
             path = self.url.partition(b"?")[0]
             limit, self._body_s = self._door.bodies.get(path, limit), self._door.bodies_s.get(path, self._body_s)
         self._body_left = self._body_limit = limit
         self._framing = 0
-        if codings:
-            if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
-                raise _malformed("Transfer-Encoding must be just `chunked`, without a Content-Length")
+        length = body_length(lengths, codings, version)
+        if length is None:
             self.parser.set_dangerous_leniencies(lenient_chunked_length=True)  # a Content-Length among the trailers
-        elif lengths:
-            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
-                raise _malformed("Content-Length must be one number")
-            if int(lengths[0]) > limit:
-                raise GatewayError("body_too_large", limit=limit)
+        elif length > limit:
+            raise GatewayError("body_too_large", limit=limit)
 
     # Answering.
 
@@ -483,7 +493,3 @@ _WRONG = {
     httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
     httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
 }
-
-
-def _malformed(detail: str) -> GatewayError:
-    return GatewayError("http_malformed", detail=detail)

@@ -88,6 +88,7 @@ PROBLEMS: dict[str, Problem] = {
     "key_mismatch": Problem(401, _KEY, "caller", "The header and the body carry different API keys.", "Send one key, in the Authorization header."),
     "key_expired": Problem(401, _KEY, "caller", "This API key ran out on {expired}.", "Ask the operator for a new key."),
     "key_revoked": Problem(401, "revoked_api_key", "caller", "This API key was revoked or rotated away.", "Use the new key, or ask the operator for one."),
+    "metrics_token_wrong": Problem(401, _KEY, "operator", "The metrics are for who has their token.", "Send the header `Authorization: Bearer <BIRDWIRE_METRICS_TOKEN>`."),
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
@@ -135,6 +136,7 @@ PROBLEMS: dict[str, Problem] = {
     # 500, 503: ourselves
     "internal": Problem(500, "internal_error", "birdwire", "Something broke inside Birdwire.", "Try again; if it lasts, give the operator the request_id.", retryable=True),
     "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire has as much to do as it takes on at once.", "Try again after the seconds in Retry-After.", retryable=True),
+    "draining": Problem(503, "overloaded", "birdwire", "This process of Birdwire is about to end.", "Try again after the seconds in Retry-After; another process takes over.", retryable=True),
     "storage_unavailable": Problem(503, "storage_unavailable", "operator", "Birdwire's database does not answer; {half}.", "Try again after the seconds in Retry-After; the operator checks the disk and the database.", retryable=True),
     # 502: X
     "x_unreachable": Problem(502, "upstream_unavailable", "x_outage", "X could not be reached; nothing was sent.", "Try again in a few seconds; if it lasts, the operator checks the network and the X base URL.", retryable=True),
@@ -189,6 +191,7 @@ for _field in FIELDS:
 RETRY_AFTER_S = {
     "auth_failures": 60,
     "daily_cap": 3_600,
+    "draining": 1,
     "overloaded": 1,
     "storage_unavailable": 5,
     "x_window_15m": 60,

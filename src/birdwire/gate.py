@@ -48,11 +48,12 @@ MOST_FILES = 4
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """What a route takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
+    """What the route `name` takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
 
     What is not `repeatable` is done once for each call, with an Idempotency-Key made here if it brings none.
     """
 
+    name: str
     model: type[Body] = Empty
     query: bool = False
     limit: int = 16_384
@@ -108,17 +109,16 @@ class Gate:
 
     async def serve(self, operation: Operation, takes: Takes, call: Call) -> Answer:
         """One operation for one caller."""
-        call.note["operation"] = operation.name
         return await self.answer(takes, partial(self._operate, operation), call)
 
     async def look(self, look_up: Read, call: Call) -> Answer:
         """One look-up for one caller."""
-        call.note["operation"] = look_up.name
-        return await self.answer(Takes(look_up.query, query=True), partial(self._look, look_up), call)
+        return await self.answer(Takes(look_up.name, look_up.query, query=True), partial(self._look, look_up), call)
 
     async def answer(self, takes: Takes, work: Work, call: Call) -> Answer:
         """Any work for a caller with a key: admitted first, refused in the one shape, its allowance on every answer."""
         visit = _Visit()
+        call.note["operation"] = takes.name
         try:
             key, parsed, relayed = await self._enter(takes, call, visit)
             answer = await self._once(takes, work, call, key, parsed, visit)

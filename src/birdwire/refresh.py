@@ -302,6 +302,7 @@ class Refresher:
         self._pauses[session_id] = (pause_s, self._clock.monotonic() + pause_s)
 
     def _tell(self, outcome: Outcome, session_id: str, *, level: Level = "warning", **fields: float) -> None:
+        self._telemetry.metrics.add("birdwire_refreshes_total", outcome)
         self._telemetry.event(level, "refresh", outcome=outcome, session_id=session_id, **fields)
 
 

@@ -97,6 +97,13 @@ class Settings(BaseModel):
     max_connections_each: int = Field(
         200, ge=1, le=100_000, description="Connections from one address at most; proxies and loopback are not counted."
     )
+    max_calls: int = Field(200, ge=1, le=100_000, description="Calls worked on at once at most.")
+    max_calls_each: int = Field(
+        10, ge=1, le=100_000, description="Calls of one key at once at most, those that wait included."
+    )
+    max_calls_queued: int = Field(
+        50, ge=0, le=100_000, description="Calls that may wait, for a second, while max_calls are worked on."
+    )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
     max_post_bytes: int = Field(65_536, ge=1_024, le=1 << 20, description="Size of a post_twitter body at most.")
     max_upload_bytes: int = Field(
@@ -108,6 +115,21 @@ class Settings(BaseModel):
     upload_deadline_s: float = Field(120.0, gt=0, le=3_600, description="Seconds in which an upload must arrive.")
     request_deadline_s: float = Field(
         10.0, gt=0, le=120, description="Seconds in which a request's head, and then its body, must arrive."
+    )
+    drain_notice_s: float = Field(
+        2.0,
+        ge=0,
+        le=60,
+        description="Seconds between a signal to end, when /readyz says so, and the end of listening.",
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port on which /metrics is answered; 0 takes any free one. Default: none."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics' own port.")
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="What to show as a Bearer token to read /metrics; without a metrics_port, on the main port.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged to standard error."
@@ -154,6 +176,11 @@ class Settings(BaseModel):
     def offered_reads(self) -> tuple[str, ...]:
         """The names of the look-ups that are offered."""
         return listed(self.reads)
+
+    @property
+    def metrics_inside(self) -> bool:
+        """Whether the metrics are answered on the main port."""
+        return self.metrics_token is not None and self.metrics_port is None
 
     @property
     def issuer(self) -> Literal["x", "sandbox"]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import traceback
+from json.encoder import encode_basestring as quoted
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from birdwire.call import encode
 from birdwire.clock import rfc3339
 from birdwire.errors import excerpt
+from birdwire.log import Log
+from birdwire.metrics import Metrics
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from birdwire.call import Call
     from birdwire.clock import Clock
 
@@ -18,50 +23,61 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _RANKS: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 class Telemetry:
-    """Writes lines to a stream; a line that cannot be written is dropped and counted, never a request."""
+    """Lines for a stream, and the counts that go with them. A line that cannot be written is lost, never a request."""
 
     def __init__(self, stream: TextIO, clock: Clock, level: Level = "info") -> None:
-        self._stream: TextIO | None = stream
+        self._log = Log(stream)
         self._clock = clock
         self._rank = _RANKS[level]
-        self.dropped = 0
+        self._second: datetime | None = None
+        self._time = ""
+        self.metrics = Metrics()
+        self.metrics.watch("birdwire_log_lines_dropped_total", lambda: self._log.dropped)
 
     def request(self, call: Call, status: int, seconds: float) -> None:
         """A request was answered."""
-        theirs = call.header("x-request-id") or ""
-        fields = {
-            "request_id": call.request_id,
-            "caller_request_id": theirs if _REQUEST_ID.fullmatch(theirs) else None,
-            "method": excerpt(call.method, 10),
-            "path": excerpt(call.path, 100),
-            "status": status,
-            "ms": round(seconds * 1000, 1),
-            **call.note,
-        }
-        self._write("info", "request", {name: value for name, value in fields.items() if value is not None})
+        note = call.note
+        operation = note.get("operation", "other")
+        self.metrics.add("birdwire_requests_total", operation, _CLASSES[status // 100], note.get("reason", ""))
+        self.metrics.time("birdwire_request_seconds", seconds, operation)
+        if self._rank > _RANKS["info"]:
+            return
+        # Written by hand: the same line through a dictionary and json takes four times as long.
+        theirs = call.header("x-request-id")
+        caller = f',"caller_request_id":"{theirs}"' if theirs and _REQUEST_ID.fullmatch(theirs) else ""
+        line = (
+            f'{{"time":"{self._now()}","level":"info","event":"request","request_id":"{call.request_id}"{caller},'
+            f'"method":"{excerpt(call.method, 10)}","path":"{excerpt(call.path, 100)}","status":{status},'
+            f'"ms":{seconds * 1000:.1f}'
+        )
+        for name, value in note.items():
+            line += f',"{name}":{quoted(value) if isinstance(value, str) else encode(value).decode()}'
+        self._log.add(line + "}\n")
 
     def event(self, level: Level, name: str, **fields: Any) -> None:
         """Something worth a line of its own."""
-        self._write(level, name, fields)
+        if _RANKS[level] < self._rank:
+            return
+        line = encode({"time": self._now(), "level": level, "event": name, **fields})
+        self._log.add(line.decode() + "\n")
 
     def crash(self, request_id: str, error: BaseException) -> None:
         """A bug: its type and the places it passed, but not its text, which may quote a secret."""
         frames = [
             f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
         ]
-        self._write("error", "crash", {"request_id": request_id, "exception": type(error).__name__, "at": frames[-12:]})
+        self.event("error", "crash", request_id=request_id, exception=type(error).__name__, at=frames[-12:])
 
-    def _write(self, level: Level, name: str, fields: dict[str, Any]) -> None:
-        if _RANKS[level] < self._rank or self._stream is None:
-            return
-        line = encode({"time": rfc3339(self._clock.now()), "level": level, "event": name, **fields})
-        try:
-            self._stream.write(line.decode() + "\n")
-            self._stream.flush()
-        except OSError:
-            self.dropped += 1  # a full pipe or disk: the line is lost, the request is not
-        except ValueError:
-            self._stream = None  # it was closed
+    def flush(self) -> None:
+        """Write what was gathered, as far as somebody takes it."""
+        self._log.flush()
+
+    def _now(self) -> str:
+        second = self._clock.now().replace(microsecond=0)
+        if second != self._second:
+            self._second, self._time = second, rfc3339(second)
+        return self._time

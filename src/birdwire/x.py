@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from birdwire.clock import Clock
+    from birdwire.metrics import Metrics
     from birdwire.upstream import Reply, Upstream
 
 ME = XRequest("GET", "/2/users/me")
+
+_VARYING = re.compile(r"(?<=username)/[^/]+|(?<=[a-z])/[0-9]+(?![^/])")
+_TELLING = frozenset({401, 429})  # statuses that are counted apart from their class
 
 
 class Account(XData):
@@ -62,9 +67,10 @@ class Reading:
 class X:
     """X's API over one Upstream."""
 
-    def __init__(self, upstream: Upstream, clock: Clock) -> None:
+    def __init__(self, upstream: Upstream, clock: Clock, metrics: Metrics) -> None:
         self._upstream = upstream
         self._clock = clock
+        self._metrics = metrics
 
     async def call(self, access_token: str, request: XRequest, reading: Reading, deadline_s: float) -> dict[str, Any]:
         """X's `data`, reduced to the members of `reading.answer`.
@@ -79,13 +85,22 @@ class X:
             body, content_type = encode(request.json), JSON_TYPE
         if content_type:
             headers += (("content-type", content_type),)
+        began = self._clock.monotonic()
         try:
             reply = await self._upstream.send(
                 Request(request.method, request.path, headers, body), deadline_s=deadline_s
             )
         except SendFailed as error:
+            self._note(request, error.cause, began)
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
+        outcome = str(reply.status) if reply.status in _TELLING else f"{reply.status // 100}xx"
+        self._note(request, outcome, began)
         return read(reply, reading, self._clock.now())
+
+    def _note(self, request: XRequest, outcome: str, began: float) -> None:
+        endpoint = f"{request.method} {_VARYING.sub('/:id', request.path.partition('?')[0])}"
+        self._metrics.add("birdwire_x_calls_total", endpoint, outcome)
+        self._metrics.time("birdwire_x_call_seconds", self._clock.monotonic() - began, endpoint)
 
     async def me(self, access_token: str, deadline_s: float) -> Account:
         """Whose token this is. X bills it and allows 75 in 15 minutes: ask once a link.

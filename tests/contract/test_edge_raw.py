@@ -979,7 +979,7 @@ async def test_a_path_may_have_its_own_body_limit() -> None:
 
 
 async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
-    """An idle connection ends at once; a request that is being served, and one queued behind it, get their answers."""
+    """An idle connection ends at once, half a request soon; a request being served and the one behind it are answered."""
     gated = Gated()
     limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, linger_s=SOON_S)
     async with asyncio.timeout(GUARD_S):
@@ -989,8 +989,9 @@ async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
             running = asyncio.create_task(served.talk(get() + get()))
             await gated.entered.wait()  # so the two before it were accepted
             served.server.should_exit = True
-            for reader, writer in idle:
-                assert await reader.read() == b""
+            assert await idle[0][0].read() == b""
+            assert [(one.status, one.reason) for one in answers(await idle[1][0].read())] == [(408, "request_timeout")]
+            for _, writer in idle:
                 await hang_up(writer)
             gated.go.set()
         got = answers(await running)

@@ -78,7 +78,10 @@ OPERATION_LIST = [
 ]
 
 
-@pytest.mark.parametrize("changed", [{}, {"relay_dialect": False}, {"reads": ""}, {"reads": "user/search"}])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"relay_dialect": False}, {"reads": ""}, {"reads": "user/search"}, {"metrics_token": "a token for tests"}],
+)
 def test_the_document_lists_what_is_live_and_nothing_else(
     changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +264,7 @@ def test_the_examples_of_requests_are_taken() -> None:
 
 
 def test_every_reason_stands_where_it_may_come() -> None:
-    """But for absences that no call refuses: those of members that need not be there."""
+    """But for absences that no call refuses, and for what the operator has to switch on: the metrics."""
     told = {
         reason
         for schema in found(DOCUMENT["components"]["responses"], "reason")
@@ -270,7 +273,7 @@ def test_every_reason_stands_where_it_may_come() -> None:
     }
     required = {name for endpoint in endpoints(Settings()) for name, needed in fields(endpoint.takes) if needed}
     optional = {f"{name}_missing" for name in FIELDS if name not in {*required, "text", "media_files"}}
-    assert set(PROBLEMS) - told == optional
+    assert set(PROBLEMS) - told == {*optional, "metrics_token_wrong"}
 
 
 def test_every_refusal_shows_one_that_fits_its_schema() -> None:

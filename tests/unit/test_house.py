@@ -32,7 +32,10 @@ ALLOWED: dict[str, str] = {
     "dialect": "body call errors",
     "limits": "call clock redis telemetry",
     "redis": "",
-    "telemetry": "call clock errors",
+    "log": "",
+    "metrics": "birdwire call errors",
+    "telemetry": "call clock errors log metrics",
+    "health": "call errors sessions store.db telemetry",
     "operations": "body post",
     "post": "body errors text",
     "media": "body clock errors operations post x",
@@ -42,7 +45,7 @@ ALLOWED: dict[str, str] = {
     "store.idempotency": "store.schema",
     "idempotency": "body call clock errors store.db store.idempotency vault",
     "authserver": "errors settings upstream",
-    "x": "call clock errors operations post upstream",
+    "x": "call clock errors metrics operations post upstream",
     "store": "",
     "store.schema": "",
     "store.sqlite": "store.schema",
@@ -69,7 +72,8 @@ ALLOWED: dict[str, str] = {
     "asgi": "call errors gate telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
-    "edge": "asgi call door errors gate telemetry",
+    "head": "errors",
+    "edge": "asgi call door errors gate head telemetry",
     "lane": "asgi call edge",
     "surfaces": "",
     "surfaces.answers": "post",
@@ -80,11 +84,11 @@ ALLOWED: dict[str, str] = {
     "surfaces.outline": "",
     "surfaces.discovery": "birdwire operations settings surfaces.outline",
     "surfaces.page": "call errors surfaces.outline",
-    "surfaces.reference": "errors settings surfaces.openapi surfaces.outline",
+    "surfaces.reference": "errors metrics settings surfaces.openapi surfaces.outline",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency "
-    "journal keyring keys lane limits oauth operations pages "
+    "health journal keyring keys lane limits metrics oauth operations pages "
     "reads sessions settings store.db surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

@@ -38,7 +38,7 @@ def serve(
     Settings come from the environment and from a TOML file; `birdwire check --help` lists them. Logs go to stderr,
     one JSON object a line. SIGTERM and Ctrl-C let running calls end first.
 
-    With --json: one line with gateway, once it answers.
+    With --json: one line with gateway, and metrics if they have a port, once it answers.
 
     Example: birdwire serve --config /etc/birdwire.toml
     """
@@ -53,17 +53,25 @@ def serve(
         open_vault(settings)
         with alone(settings):
             listener = servers.listen(settings.host, settings.port, "--port")
-            _run(settings.model_copy(update={"port": listener.port}), listener, say)
+            metrics = None
+            if settings.metrics_port is not None:
+                metrics = servers.listen(settings.metrics_host, settings.metrics_port, "BIRDWIRE_METRICS_PORT")
+            _run(settings.model_copy(update={"port": listener.port}), listener, metrics, say)
 
 
-def _run(settings: Settings, listener: servers.Listener, say: Say) -> None:
+def _run(settings: Settings, listener: servers.Listener, metrics: servers.Listener | None, say: Say) -> None:
     async def ready() -> None:
-        document = {"gateway": listener.url}
-        say.result(document, f"Birdwire answers at {listener.url}. Its callback is {settings.redirect_uri}")
+        document = {"gateway": listener.url} | ({"metrics": f"{metrics.url}/metrics"} if metrics else {})
+        more = f" Its metrics are at {document['metrics']}" if metrics else ""
+        say.result(document, f"Birdwire answers at {listener.url}. Its callback is {settings.redirect_uri}{more}")
 
     async def run() -> None:
         await _check_database(settings)
-        await servers.serve([(servers.gateway_config(create_app(settings)), listener)], ready)
+        gateway = create_app(settings)
+        pairs = [(servers.gateway_config(gateway), listener)]
+        if metrics is not None:
+            pairs.append((gateway.metrics_server(), metrics))
+        await servers.serve(pairs, ready, servers.Drain(gateway.health.drain, settings.drain_notice_s))
 
     servers.run(run())
 

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
 from birdwire.cli.say import ExitCode, Stop
+from birdwire.edge import EdgeProtocol
 from birdwire.sandbox import server as local_x
 
 if sys.platform != "win32":
@@ -31,8 +32,19 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2_048
 
-DRAIN_S = 30
-"""How long calls under way may take to end after a signal."""
+DRAIN_S = 25
+"""How long calls under way may take to end once nothing new is let in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How the first server ends: it is told to `begin`, and goes on for `notice_s` while it sends its callers away.
+
+    In that time whoever spreads the traffic learns of it, and every connection ends with an answer that says so.
+    """
+
+    begin: Callable[[], None]
+    notice_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,12 @@ class _Server(uvicorn.Server):
         """Begin to answer."""
         await super().startup(sockets)
         self.up.set()
+
+    def drain(self) -> None:
+        """Let each connection end with its next answer."""
+        for connection in self.server_state.connections:
+            if isinstance(connection, EdgeProtocol):
+                connection.drain()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,16 +130,19 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def serve(pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[], Awaitable[None]]) -> None:
+async def serve(
+    pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[], Awaitable[None]], drain: Drain | None = None
+) -> None:
     """Serve until SIGINT, SIGTERM or the end of a server; `ready` runs once all answer.
 
-    They end one after the other, so that the first may still use the second; a second Ctrl-C waits for nothing more.
+    They end one after the other, so that the first may still use the second; a second signal waits for nothing more.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     servers = [_Server(config) for config, _ in pairs]
 
     def on_signal() -> None:
         if stop.is_set():
+            hurry.set()
             for server in servers:
                 server.force_exit = True
         stop.set()
@@ -139,6 +160,11 @@ async def serve(pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[]
         if answering.done() and not stop.is_set():
             await ready()
             await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
+        if drain is not None and stop.is_set():
+            drain.begin()
+            servers[0].drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hurry.wait(), drain.notice_s)
     finally:
         stopped.cancel()
         answering.cancel()

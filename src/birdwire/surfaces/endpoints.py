@@ -119,7 +119,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     relay = settings.relay_dialect
     acting = [_acting(row, relay=relay) for row in OPERATIONS]
     reading = [_reading(row) for row in READS if row.name in settings.offered_reads]
-    return (*_linking(relay=relay), *acting, _outcome(), *reading, *_about())
+    return (*_linking(relay=relay), *acting, _outcome(), *reading, *_about(), *_measured(settings))
 
 
 def fields(model: type[BaseModel]) -> Iterator[tuple[str, bool]]:
@@ -343,7 +343,20 @@ def _about() -> tuple[Endpoint, ...]:
             "readyz",
             "Whether calls can be served",
             "X is left out: its outage is no reason to stop sending traffic here.",
-            (*EDGE, "storage_unavailable"),
+            (*EDGE, "draining", "storage_unavailable"),
             answer=answers.Ready,
+        ),
+    )
+
+
+def _measured(settings: Settings) -> tuple[Endpoint, ...]:
+    """The metrics, if they are answered on the main port."""
+    if not settings.metrics_inside:
+        return ()
+    words = "For the operator's Prometheus, with the operator's token for it as Bearer."
+    reasons = (*EDGE, "metrics_token_wrong")
+    return (
+        Endpoint(
+            "GET", "/metrics", "About", "metrics", "What is counted and measured", words, reasons, text="text/plain"
         ),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from birdwire.errors import PROBLEMS
+from birdwire.metrics import METRICS
 from birdwire.settings import PREFIX, Settings
 from birdwire.surfaces.openapi import TITLES, document
 from birdwire.surfaces.outline import Listed, Member, outline
@@ -23,12 +24,21 @@ Every refusal is one JSON object, `error`, with `type`, `code`, `message`, `requ
 _SOURCES = """\
 From the environment, or by their short names from a TOML file that `--config` or `BIRDWIRE_CONFIG` names; the \
 environment wins."""
+_COUNTED = """\
+`GET /metrics` in Prometheus's text format: on a port of its own (`BIRDWIRE_METRICS_PORT`), or with a token \
+(`BIRDWIRE_METRICS_TOKEN`) on the main one. Besides these: `process_*` for processor time, memory and open files. \
+No label names a user, a key or an id."""
 _MADE = "<!-- Made by `make docs` from the code; edits are lost. -->"
 
 
 def pages() -> dict[str, str]:
     """Every file of the reference: name -> text."""
-    return {"operations.md": _operations(), "errors.md": _errors(), "settings.md": _settings()}
+    return {
+        "operations.md": _operations(),
+        "errors.md": _errors(),
+        "settings.md": _settings(),
+        "metrics.md": _metrics(),
+    }
 
 
 def write(directory: Path) -> None:
@@ -111,6 +121,14 @@ def _settings() -> str:
         )
         + "\n"
     )
+
+
+def _metrics() -> str:
+    rows = [
+        (f"`{name}`", row.kind, row.meaning, "; ".join(f"`{label}`: {values}" for label, values in row.labels.items()))
+        for name, row in METRICS.items()
+    ]
+    return "\n\n".join(("# Metrics", _MADE, _COUNTED, _table(("Name", "Kind", "Meaning", "Labels"), rows))) + "\n"
 
 
 def _default(value: object) -> str:

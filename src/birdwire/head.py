@@ -1,0 +1,53 @@
+"""What the head of a request must say in one way only: its host, its target, how long its body is. Refuses the rest."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from birdwire.errors import GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
+_MAX_LENGTH_DIGITS = 20  # of 2^64
+
+
+def host_name(host: bytes) -> str:
+    """The name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        raise malformed("the Host header is no host")
+    return match[1].decode().lower()
+
+
+def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """The request target as /path?query, if it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
+    if target == b"*" and method == b"OPTIONS":
+        raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or b"#" in target:
+        raise malformed("the request target is no path")
+    if match[1].lower() != (host or match[1]).lower():
+        raise malformed("the request target and the Host header disagree")
+    return (match[2] or b"/") + (match[3] or b"")
+
+
+def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> int | None:
+    """How many bytes were announced; None if they come in chunks. Said once, in one way (RFC 9112 §6)."""
+    if codings:
+        if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise malformed("Transfer-Encoding must be just `chunked`, without a Content-Length")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
+        raise malformed("Content-Length must be one number")
+    return int(lengths[0])
+
+
+def malformed(detail: str) -> GatewayError:
+    """The refusal of what breaks HTTP itself."""
+    return GatewayError("http_malformed", detail=detail)

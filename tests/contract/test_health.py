@@ -1,0 +1,41 @@
+"""Health: alive, ready, about to end; and what is still answered while a process ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from birdwire.health import BEAT_S, KEPT_S, STALLED_FOR_S, STALLED_S, Pulse
+
+if TYPE_CHECKING:
+    from house import House
+
+
+async def test_a_process_that_is_about_to_end_says_so_and_still_serves(linked: House) -> None:
+    """/readyz turns red at once; calls are answered, and each answer is its connection's last."""
+    assert (await linked.bare.get("/readyz")).json() == {"status": "ready"}
+    linked.gateway.health.drain()
+    answer = await linked.bare.get("/readyz")
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "draining")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await linked.bare.get("/livez")).json() == {"status": "ok"}
+    for client in (linked.client, linked.client):
+        answer = await client.post("/apis/v1/twitter/like_twitter", json={"tweet_id": "1346889436626259968"})
+        assert answer.status_code == 200
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.trust("F46")
+def test_a_loop_that_stood_still_is_late_for_a_while() -> None:
+    """A stall counts while it lasts, at its end, and for some seconds after; then it is forgotten."""
+    pulse = Pulse(100.0)
+    pulse.beat(100.0 + BEAT_S)
+    assert pulse.lag_s(100.0 + 2 * BEAT_S) == 0.0
+    ended = 100.0 + 2 * BEAT_S + STALLED_S
+    assert pulse.lag_s(ended) == pytest.approx(STALLED_S)  # asked before the beat had its turn
+    for number in range(int(KEPT_S / BEAT_S) + 2):
+        now = ended + number * BEAT_S
+        pulse.beat(now)
+        assert (pulse.lag_s(now, STALLED_FOR_S) >= STALLED_S) is (now - ended <= STALLED_FOR_S)
+        assert (pulse.lag_s(now) >= STALLED_S) is (now - ended <= KEPT_S)

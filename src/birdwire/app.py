@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from birdwire.gate import Work
     from birdwire.keys import Mode
     from birdwire.lane import Handle
+    from birdwire.limits import Limits
     from birdwire.metrics import Metrics
     from birdwire.operations import Operation
     from birdwire.settings import Settings
@@ -203,7 +204,7 @@ def create_app(
             await database.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams)
+    watch(telemetry.metrics, upstreams, limits)
     every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
@@ -221,7 +222,7 @@ def to_x(settings: Settings, connections: int) -> Upstream:
     )
 
 
-def watch(metrics: Metrics, upstreams: Mapping[str, Upstream]) -> None:
+def watch(metrics: Metrics, upstreams: Mapping[str, Upstream], limits: Limits) -> None:
     """Have the metrics ask the parts that know."""
 
     def connections() -> Iterator[tuple[tuple[str, ...], float]]:
@@ -230,6 +231,7 @@ def watch(metrics: Metrics, upstreams: Mapping[str, Upstream]) -> None:
             yield (pool, "idle"), stats.idle
             yield (pool, "busy"), stats.open - stats.idle
 
+    metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(
         "birdwire_x_connections_opened_total",

@@ -59,7 +59,7 @@ METRICS: dict[str, Row] = {
     "birdwire_x_call_seconds": Row("histogram", "Seconds until X replied.", {"endpoint": _ENDPOINT}),
     "birdwire_x_connections": Row("gauge", "Connections to X now.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
     "birdwire_x_connections_opened_total": Row("counter", "Connections to X opened.", {"pool": "as above"}, watched=True),
-    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `refused`, `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}),
+    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}),
     "birdwire_limits_degraded_total": Row("counter", "Takings from an allowance without the shared counters, which did not answer in time.", watched=True),
     "birdwire_connections": Row("gauge", "Connections from callers now.", watched=True),
     "birdwire_store_errors_total": Row("counter", "Times that the database did not take or give what it was asked for."),

@@ -24,7 +24,7 @@ from birdwire.settings import Settings
 from birdwire.vault import create_key_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
 
@@ -41,6 +41,7 @@ class MovableClock(Clock):
 
     def __init__(self) -> None:
         self.added = timedelta()
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     def now(self) -> datetime:
         """The moved time of day."""
@@ -50,9 +51,18 @@ class MovableClock(Clock):
         """Moved as well."""
         return super().monotonic() + self.added.total_seconds()
 
+    async def pause(self, longest_s: float) -> None:
+        """Move on by the whole pause, in no time; `meanwhile` happens in it."""
+        self.advance(seconds=longest_s)
+        await (self.meanwhile or _nothing)()
+
     def advance(self, **by: float) -> None:
         """Move on, by the names of a timedelta."""
         self.added += timedelta(**by)
+
+
+async def _nothing() -> None:
+    await asyncio.sleep(0)
 
 
 @dataclass

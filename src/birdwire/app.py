@@ -14,6 +14,7 @@ from birdwire import __version__, asgi, dialect, edge
 from birdwire.asgi import Route
 from birdwire.authserver import AuthServer
 from birdwire.body import Body, Empty
+from birdwire.breaker import Breaker
 from birdwire.capabilities import Capabilities
 from birdwire.clock import Clock
 from birdwire.door import EdgeLimits
@@ -25,8 +26,10 @@ from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.lane import LaneProtocol
 from birdwire.limits import LocalLimits, SharedLimits
+from birdwire.line import Lines
 from birdwire.oauth import AuthTwitter, Confirm, OAuth
 from birdwire.operations import OPERATIONS
+from birdwire.order import Order
 from birdwire.pages import Pages
 from birdwire.reads import READS, Reads
 from birdwire.sessions import Sessions
@@ -69,6 +72,7 @@ class Gateway:
     routes: list[Route]
     keys: Keys
     sessions: Sessions
+    lines: Lines
     capabilities: Capabilities
     health: Health
     telemetry: Telemetry
@@ -165,19 +169,19 @@ def create_app(
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     shared = settings.redis_url.get_secret_value() if settings.redis_url else None
     limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
+    lines = Lines(sessions, x, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
     gate = Gate(
         keys,
         limits,
         oauth,
         sessions,
-        x,
+        lines,
         Reads(clock),
         capabilities,
         journal,
         once,
         clock,
         mode,
-        settings.x_deadline_s,
         settings.upload_deadline_s,
         relay=settings.relay_dialect,
     )
@@ -209,7 +213,7 @@ def create_app(
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
-    return Gateway(app, metrics_app, every, keys, sessions, capabilities, health, telemetry, settings)
+    return Gateway(app, metrics_app, every, keys, sessions, lines, capabilities, health, telemetry, settings)
 
 
 def to_x(settings: Settings, connections: int) -> Upstream:

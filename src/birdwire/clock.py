@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from datetime import UTC, datetime
 
@@ -16,6 +18,10 @@ class Clock:
     def monotonic(self) -> float:
         """Seconds since some fixed moment."""
         return time.monotonic()
+
+    async def pause(self, longest_s: float) -> None:
+        """Wait for any time up to `longest_s` (full jitter): those who failed together must not return together."""
+        await asyncio.sleep(random.uniform(0, longest_s))  # noqa: S311 - nothing secret hangs on it
 
 
 def rfc3339(at: datetime) -> str:

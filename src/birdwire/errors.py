@@ -124,6 +124,7 @@ PROBLEMS: dict[str, Problem] = {
     "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Ask again after the seconds in Retry-After; the answer will be the first call's.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
+    "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so this one, whose first try failed, was not tried again.", "Nothing, if the newer call is what is wanted; else send this one again."),
     "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
     # 429
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key may make {limit} calls a minute, and they are used up.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
@@ -142,6 +143,7 @@ PROBLEMS: dict[str, Problem] = {
     "x_unreachable": Problem(502, "upstream_unavailable", "x_outage", "X could not be reached; nothing was sent.", "Try again in a few seconds; if it lasts, the operator checks the network and the X base URL.", retryable=True),
     "x_tls": Problem(502, "upstream_unavailable", "operator", "No secure connection to X could be made; nothing was sent.", "The operator checks the clock, the CA certificates and any proxy in between.", retryable=True),
     "x_5xx": Problem(502, "upstream_unavailable", "x_outage", "X did not take the call.", "Try again in a few seconds.", retryable=True),
+    "x_breaker_open": Problem(502, "upstream_unavailable", "x_outage", "X keeps failing at this, so it is left alone but for a try every few seconds; nothing was sent.", "Try again after the seconds in Retry-After.", retryable=True),
     "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not answer in time.", "Try again in a few seconds; what this call asks for is safe to repeat.", retryable=True),
     "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's answer was lost: X may or may not have done this.", "Look at the account on x.com before you send it again; an upload may simply be sent again."),
     "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X refused the gateway's own client id or secret.", "Operator: check the X app's client id, secret and client type. No account has to be linked again."),
@@ -280,6 +282,6 @@ def render(error: GatewayError, request_id: str) -> Answer:
     headers = list(error.headers)
     if problem.status == 401:
         headers.append(("www-authenticate", "Bearer"))
-    if error.retry_after_s is not None and (problem.status in (429, 503) or error.reason == "idempotency_in_flight"):
+    if error.retry_after_s is not None:
         headers.append(("retry-after", str(max(1, error.retry_after_s))))
     return Answer.of({"error": body}, problem.status, headers)

@@ -21,7 +21,7 @@ from birdwire.errors import GatewayError, excerpt, render
 from birdwire.journal import Entry
 from birdwire.keys import raw_key_of
 from birdwire.limits import failures_from
-from birdwire.line import Line
+from birdwire.order import canonical
 from birdwire.store.db import StorageDownError
 from birdwire.x import Reading
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from birdwire.journal import Journal
     from birdwire.keys import Key, Keys, Mode
     from birdwire.limits import Limits
+    from birdwire.line import Line, Lines
     from birdwire.oauth import OAuth
     from birdwire.operations import Operation
     from birdwire.reads import Read, Reads
     from birdwire.sessions import Sessions, XSession
-    from birdwire.x import X
 
 Work = Callable[["Call", "Key", Parsed], Awaitable[Answer]]
 
@@ -80,14 +80,13 @@ class Gate:
         limits: Limits,
         oauth: OAuth,
         sessions: Sessions,
-        x: X,
+        lines: Lines,
         reads: Reads,
         capabilities: Capabilities,
         journal: Journal,
         once: Idempotency,
         clock: Clock,
         mode: Mode,
-        deadline_s: float,
         upload_s: float,
         *,
         relay: bool,
@@ -96,14 +95,13 @@ class Gate:
         self._limits = limits
         self._oauth = oauth
         self._sessions = sessions
-        self._x = x
+        self._lines = lines
         self._reads = reads
         self._capabilities = capabilities
         self._journal = journal
         self._idempotency = once
         self._clock = clock
         self._mode: Mode = mode
-        self._deadline_s = deadline_s
         self._upload_s = upload_s
         self._relay = relay
 
@@ -239,10 +237,9 @@ class Gate:
         files = _files(operation, parsed)
         session = await self._session(key, operation.scopes)
         await self._keys.spend_write(key)
-        line = Line(session, self._sessions, self._x, self._clock, self._deadline_s)
-        entry = Entry(
-            call.request_id, key.key_id, session.user_id, operation.name, str(getattr(body, operation.target, ""))
-        )
+        line = self._lines.open(session)
+        target = canonical(str(getattr(body, operation.target, "")))
+        entry = Entry(call.request_id, key.key_id, session.user_id, operation.name, target)
         begun = not operation.repeatable
         if begun:
             await self._journal.begin(entry)
@@ -253,7 +250,7 @@ class Gate:
                 if files:
                     ids = await self._attach(files, line)
                     body = check(_with_media(parsed.fields, ids), operation.body, context)
-                data = await self._ask(operation, line, body)
+                data = await self._ask(operation, line, body, entry)
         except GatewayError as error:
             if begun and error.outcome == "unknown":
                 error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
@@ -280,8 +277,8 @@ class Gate:
             error.outcome = "not_sent"
             raise
 
-    async def _ask(self, operation: Operation, line: Line, body: Body) -> dict[str, Any]:
-        """The operation's call to X, and what its answer says of X's terms for this app."""
+    async def _ask(self, operation: Operation, line: Line, body: Body, entry: Entry) -> dict[str, Any]:
+        """The operation's call to X, in its turn, and what the answer says of X's terms for this app."""
         enterprise = operation.needs_enterprise(body)
         name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
         reading = Reading(
@@ -291,11 +288,15 @@ class Gate:
             about=operation.about,
             already=operation.already,
         )
+        asked_later = partial(self._journal.asked_later, entry, operation.opposite)
+        turn = self._lines.order.join(line.user_id, operation, entry.target, asked_later)
         try:
-            data = await line.ask(operation.upstream(line.user_id, body), reading)
+            data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
             await self._capabilities.note(name, error.reason)
             raise
+        finally:
+            self._lines.order.leave(turn)
         await self._capabilities.note(name, None)
         return data
 
@@ -305,7 +306,7 @@ class Gate:
             raise GatewayError("key_not_allowed", what=look_up.name)
         query = check(parsed.fields, look_up.query)
         session = await self._session(key, look_up.scopes)
-        line = Line(session, self._sessions, self._x, self._clock, self._deadline_s)
+        line = self._lines.open(session)
         return Answer.of(await look_up.look(self._reads, session.user_id, query, line.ask))
 
     async def _session(self, key: Key, scopes: tuple[str, ...]) -> XSession:

@@ -101,6 +101,15 @@ class Journal:
             }
         )
 
+    async def asked_later(self, entry: Entry, operation: str) -> bool:
+        """Whether any process was asked later to do `operation` to the same target, and may have done it.
+
+        Raises:
+            StorageDownError: nobody knows.
+        """
+        async with self._database.read() as connection:
+            return await store.newer(connection, entry.request_id, entry.user_id, operation, entry.target)
+
     async def recover(self) -> int:
         """At start: what was begun and never settled has an unknown outcome. How many there were."""
         async with self._database.write() as connection:

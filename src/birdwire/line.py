@@ -1,28 +1,73 @@
-"""The line to X of one call: what is asked, with what token, how often and for how long. Never a word to the caller."""
+"""The line to X of one call: what is asked, with what token, how often and for how long. Never a word to the caller.
+
+It alone repeats a call: what was not sent, and what may be sent twice without harm. It must never repeat after a 4xx or
+429, past the deadline, beyond the budget of retries, or what a newer call has undone.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from birdwire.errors import GatewayError
-from birdwire.x import Unauthorized
+from birdwire.store.db import StorageDownError
+from birdwire.x import Unauthorized, read
 
 if TYPE_CHECKING:
+    from birdwire.breaker import Breaker
     from birdwire.clock import Clock
     from birdwire.operations import XRequest
+    from birdwire.order import Order, Turn
     from birdwire.sessions import Sessions, XSession
+    from birdwire.upstream import Reply
     from birdwire.x import Reading, X
+
+MOST_RETRIES = 2
+FEWEST_RETRYING = 3
+RETRYING_SHARE = 0.2
+"""Of the calls that run, so many may be at a retry, and FEWEST_RETRYING always."""
+FIRST_PAUSE_S = 0.25
+LEAST_LEFT_S = 1.0
+"""A try for which less time is left is not begun."""
+SLOW_CONNECT_S = 1.0
+"""An address that takes longer to refuse is swallowing connections: the next try would wait as long for nothing."""
+
+_PASSING = frozenset({"x_unreachable", "x_timeout", "x_5xx"})
+"""X's failures that may pass; only these are worth another try, and only these count for the breaker."""
+
+
+class Lines:
+    """Every line of this process: they share the budget of retries. The counts are for whoever reports them."""
+
+    def __init__(
+        self, sessions: Sessions, x: X, breaker: Breaker, order: Order, clock: Clock, deadline_s: float
+    ) -> None:
+        self.sessions = sessions
+        self.x = x
+        self.breaker = breaker
+        self.order = order
+        self.clock = clock
+        self.deadline_s = deadline_s
+        self.running = 0
+        self.retrying = 0
+        self.retries = 0
+
+    def open(self, session: XSession) -> Line:
+        """A line for one call of a linked account."""
+        return Line(self, session)
+
+    def may_retry(self) -> bool:
+        """Whether the budget has room for one more call at its retries."""
+        return self.retrying < max(FEWEST_RETRYING, int(self.running * RETRYING_SHARE))
 
 
 class Line:
     """One call's way to X: its session, renewed once if X answers 401."""
 
-    def __init__(self, session: XSession, sessions: Sessions, x: X, clock: Clock, deadline_s: float) -> None:
+    def __init__(self, lines: Lines, session: XSession) -> None:
+        self._lines = lines
+        self._clock = lines.clock
         self._session = session
-        self._sessions = sessions
-        self._x = x
-        self._clock = clock
-        self._deadline_s = deadline_s
         self._renewed = False
 
     @property
@@ -30,27 +75,102 @@ class Line:
         """The linked account."""
         return self._session.user_id
 
-    async def ask(self, request: XRequest, reading: Reading) -> dict[str, Any]:
-        """Ask X; on a 401, which was not applied, once more with a new token. After a second 401 the link stays.
+    async def ask(self, request: XRequest, reading: Reading, turn: Turn | None = None) -> dict[str, Any]:
+        """Ask X within the deadline, waiting for one's turn included; what that means for a repetition is above.
 
         Raises:
-            GatewayError: X's refusal, or why it could not be asked.
+            GatewayError: X's refusal, or why it could not be asked. `superseded`: a newer call undoes this one.
         """
-        ends_at = self._clock.monotonic() + self._deadline_s
+        lines, ends_at = self._lines, self._clock.monotonic() + self._lines.deadline_s
+        if turn is not None:
+            await turn.come(lines.deadline_s)
+        lines.breaker.admit(request.endpoint, self.user_id)
+        lines.running += 1
         try:
-            return await self._x.call(self._session.access_token, request, reading, self._deadline_s)
+            return await self._ask_renewing(request, reading, turn, ends_at)
+        finally:
+            lines.running -= 1
+
+    async def _ask_renewing(
+        self, request: XRequest, reading: Reading, turn: Turn | None, ends_at: float
+    ) -> dict[str, Any]:
+        """Ask; on a 401, which was not applied, once more with a new token. After a second 401 the link stays."""
+        try:
+            return await self._persist(request, reading, turn, ends_at)
         except Unauthorized as error:
             if self._renewed:
                 raise self._give_up(error) from None
             upstream = error.upstream
-        self._session, self._renewed = await self._sessions.renew(self._session, upstream), True
-        left_s = max(1.0, ends_at - self._clock.monotonic())
         try:
-            return await self._x.call(self._session.access_token, request, reading, left_s)
+            async with asyncio.timeout(max(0.0, ends_at - self._clock.monotonic())):
+                self._session, self._renewed = await self._lines.sessions.renew(self._session, upstream), True
+        except TimeoutError:
+            raise GatewayError("x_timeout", outcome="not_sent") from None  # the renewal itself goes on
+        try:
+            return await self._persist(request, reading, turn, ends_at)
         except Unauthorized as error:
             raise self._give_up(error) from None
 
+    async def _persist(self, request: XRequest, reading: Reading, turn: Turn | None, ends_at: float) -> dict[str, Any]:
+        """Ask until there is an answer, or no reason to ask again."""
+        lines, tries = self._lines, 0
+        try:
+            while True:
+                began_at = self._clock.monotonic()
+                try:
+                    return read(await self._send(request, ends_at), reading, self._clock.now())
+                except GatewayError as error:
+                    if not self._may_repeat(request, error, tries, began_at, ends_at):
+                        raise
+                    failure = error
+                lines.retrying += not tries
+                tries += 1
+                await self._clock.pause(FIRST_PAUSE_S * 2**tries)
+                if turn is not None and await self._overtaken(turn, failure):
+                    raise GatewayError("superseded", outcome=failure.outcome, upstream=failure.upstream)
+                lines.retries += 1
+        finally:
+            lines.retrying -= tries > 0
+
+    def _may_repeat(self, request: XRequest, error: GatewayError, tries: int, began_at: float, ends_at: float) -> bool:
+        """Whether another try does no harm, has a chance, and is left in time, budget and breaker."""
+        now, lines = self._clock.monotonic(), self._lines
+        harmless = error.outcome == "not_sent" or request.repeatable or request.method == "GET"
+        hopeless = error.reason == "x_unreachable" and now - began_at >= SLOW_CONNECT_S
+        return (
+            error.reason in _PASSING
+            and harmless
+            and not hopeless
+            and tries < MOST_RETRIES
+            and ends_at - now > LEAST_LEFT_S + FIRST_PAUSE_S * 2 ** (tries + 1)
+            and lines.breaker.closed(request.endpoint, self.user_id)
+            and (tries > 0 or lines.may_retry())
+        )
+
+    async def _overtaken(self, turn: Turn, failure: GatewayError) -> bool:
+        try:
+            return await turn.overtaken()
+        except StorageDownError:
+            raise failure from None  # nobody can tell, so it is not tried again
+
+    async def _send(self, request: XRequest, ends_at: float) -> Reply:
+        """Send once, and tell the breaker what X did."""
+        lines, left_s = self._lines, ends_at - self._clock.monotonic()
+        if left_s <= 0:
+            raise GatewayError("x_timeout", outcome="not_sent")
+        try:
+            reply = await lines.x.send(self._session.access_token, request, left_s)
+        except GatewayError as error:
+            if error.reason in _PASSING:
+                lines.breaker.failed(request.endpoint, self.user_id)
+            raise
+        if reply.status >= 500:
+            lines.breaker.failed(request.endpoint, self.user_id)
+        else:
+            lines.breaker.answered(request.endpoint, self.user_id)
+        return reply
+
     def _give_up(self, error: Unauthorized) -> GatewayError:
-        self._sessions.hold_off(self._session)
+        self._lines.sessions.hold_off(self._session)
         account = f"@{self._session.username}"
         return GatewayError("x_session_expired", account=account, outcome="refused", upstream=error.upstream)

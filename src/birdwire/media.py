@@ -29,6 +29,14 @@ LONGEST_KEPT_S = 366 * 86_400
 FIELDS = ("media_files", "media", "media_file", "file")
 """Names of the part that holds the file; the first is the documented one."""
 
+ENDPOINTS = (
+    "POST /2/media/upload/initialize",
+    "POST /2/media/upload/{id}/append",
+    "POST /2/media/upload/{id}/finalize",
+    "GET /2/media/upload",
+)
+"""X's endpoints that one upload calls, in their order."""
+
 Ask = Callable[[XRequest, Reading], Awaitable[dict[str, Any]]]
 """Sends one call to X for the linked account."""
 
@@ -110,15 +118,18 @@ async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
     """
     kind = kind_of(part)
     about = {"media_type": kind.media_type, "media_category": kind.category, "total_bytes": part.size}
-    started = _Medium.model_validate(await ask(XRequest("POST", "/2/media/upload/initialize", about), Reading(_Medium)))
+    request = XRequest("POST", "/2/media/upload/initialize", about, endpoint=ENDPOINTS[0])
+    started = _Medium.model_validate(await ask(request, Reading(_Medium)))
     segments = math.ceil(part.size / CHUNK)
     if segments > MOST_SEGMENTS:
         raise GatewayError("media_too_large", kind=kind.media_type, limit=MOST_SEGMENTS)
     for index in range(segments):
         content_type, content = _form(index, part.file.read(CHUNK))
-        request = XRequest("POST", f"/2/media/upload/{started.id}/append", content=content, content_type=content_type)
+        path = f"/2/media/upload/{started.id}/append"
+        request = XRequest("POST", path, content=content, content_type=content_type, endpoint=ENDPOINTS[1])
         await ask(request, Reading(_Appended, bare=True))
-    finished = await ask(XRequest("POST", f"/2/media/upload/{started.id}/finalize"), Reading(_Medium))
+    request = XRequest("POST", f"/2/media/upload/{started.id}/finalize", endpoint=ENDPOINTS[2])
+    finished = await ask(request, Reading(_Medium))
     medium = await _processed(_Medium.model_validate(finished), ask, clock)
     expires_at = clock.now() + timedelta(seconds=min(LONGEST_KEPT_S, max(0, medium.expires_after_secs)))
     return {
@@ -131,7 +142,7 @@ async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
 async def _processed(medium: _Medium, ask: Ask, clock: Clock) -> _Medium:
     """Wait until X is done with it, at X's own pace and within the deadline."""
     ends_at = clock.monotonic() + PROCESSING_DEADLINE_S
-    status = XRequest("GET", f"/2/media/upload?command=STATUS&media_id={medium.id}")
+    status = XRequest("GET", f"/2/media/upload?command=STATUS&media_id={medium.id}", endpoint=ENDPOINTS[3])
     while (info := medium.processing_info) is not None and info.state != "succeeded":
         if info.state == "failed":
             words = (info.error or {}).get("message") or (info.error or {}).get("name") or "it could not be processed"

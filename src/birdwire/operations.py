@@ -88,13 +88,19 @@ class Uploaded(XData):
 
 @dataclass(frozen=True, slots=True)
 class XRequest:
-    """A call to X's API: method, path below the base URL, and a JSON body or raw content of a type."""
+    """A call to X's API: method, path below the base URL, and a JSON body or raw content of a type.
+
+    `endpoint` names it as X's documentation does, by method and path without ids: breaker and limits go by it.
+    `repeatable`: a second send does no harm, as with every GET.
+    """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
     json: dict[str, Any] | None = None
     content: bytes = field(default=b"", repr=False)
     content_type: str = ""
+    endpoint: str = ""
+    repeatable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,9 @@ class Operation:
 
     `path` is X's, with {user_id} for the acting account and the body's fields by name; a POST carries the set fields.
     `target` names the field that says what is acted on, or the answer's member that does. `repeatable`: a second send
-    does no harm. `enterprise` marks what X removed from its self-serve tiers: always, or only if the post quotes.
-    `already` maps an old code of X (its v1.1 list) to the answer it amounts to. `takes_file`: the body is multipart.
+    does no harm. `opposite` names the operation that undoes it. `enterprise` marks what X removed from its self-serve
+    tiers: always, or only if the post quotes. `already` maps an old code of X (its v1.1 list) to the answer it amounts
+    to. `takes_file`: the body is multipart.
     """
 
     name: str
@@ -118,6 +125,7 @@ class Operation:
     expect: dict[str, Any] = field(default_factory=dict)
     about: Literal["tweet", "user"] = "tweet"
     repeatable: bool = True
+    opposite: str = ""
     enterprise: Literal["", "always", "quote"] = ""
     status: int = 200
     already: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -127,7 +135,13 @@ class Operation:
         """The call to X that does it."""
         sent = body.model_dump(exclude_unset=True)
         path = self.path.format(user_id=user_id, **sent)
-        return XRequest(self.method, path, sent if self.method == "POST" else None)
+        json = sent if self.method == "POST" else None
+        return XRequest(self.method, path, json, endpoint=self.endpoint, repeatable=self.repeatable)
+
+    @property
+    def endpoint(self) -> str:
+        """X's name for what is called."""
+        return f"{self.method} {self.path}"
 
     def needs_enterprise(self, body: Body) -> bool:
         """Whether X keeps this very call from its self-serve tiers."""
@@ -149,6 +163,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Liked,
         scopes=_LIKE,
         target="tweet_id",
+        opposite="unlike_twitter",
         expect={"liked": True},
         enterprise="always",
         already={139: {"liked": True}},
@@ -162,6 +177,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Liked,
         scopes=_LIKE,
         target="tweet_id",
+        opposite="like_twitter",
         expect={"liked": False},
     ),
     Operation(
@@ -173,6 +189,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Followed,
         scopes=_FOLLOW,
         target="target_user_id",
+        opposite="unfollow_twitter",
         about="user",
         enterprise="always",
         already={160: {"following": False, "pending_follow": True}},
@@ -186,6 +203,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Unfollowed,
         scopes=_FOLLOW,
         target="target_user_id",
+        opposite="follow_twitter",
         expect={"following": False},
         about="user",
     ),
@@ -222,6 +240,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Retweeted,
         scopes=_WRITE,
         target="tweet_id",
+        opposite="unretweet_twitter",
         expect={"retweeted": True},
         already={327: {"retweeted": True}},
     ),
@@ -234,6 +253,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Retweeted,
         scopes=_WRITE,
         target="tweet_id",
+        opposite="retweet_twitter",
         expect={"retweeted": False},
     ),
     Operation(
@@ -245,6 +265,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Bookmarked,
         scopes=_BOOKMARK,
         target="tweet_id",
+        opposite="unbookmark_twitter",
         expect={"bookmarked": True},
     ),
     Operation(
@@ -256,6 +277,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Bookmarked,
         scopes=_BOOKMARK,
         target="tweet_id",
+        opposite="bookmark_twitter",
         expect={"bookmarked": False},
     ),
     Operation(

@@ -25,6 +25,12 @@ USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
 KEEP_USERS_S = 60.0
 MOST_USERS = 1_000
 PAGE = 20
+BY_ID, BY_NAME, TIMELINE, SEARCH = (
+    "/2/users/{id}",
+    "/2/users/by/username/{username}",
+    "/2/users/{id}/tweets",
+    "/2/users/search",
+)
 _USER_FIELDS = "created_at,description,profile_image_url,protected,public_metrics,verified"
 
 
@@ -112,14 +118,14 @@ class Reads:
         if (query.userName is None) == (query.userId is None):
             raise GatewayError("mutually_exclusive", fields="userName and userId (one of them is needed)")
         if query.userId is not None:
-            author = _User.model_validate(await ask(_look_up(f"/2/users/{query.userId}"), Reading(_User, about="user")))
+            author = _User.model_validate(await ask(_look_up(BY_ID, query.userId), Reading(_User, about="user")))
         else:
             author = await self._user(account, str(query.userName).lstrip("@"), ask)
         parameters = {"max_results": PAGE, "exclude": "replies", "tweet.fields": "created_at,author_id"}
         if query.cursor:
             parameters["pagination_token"] = query.cursor
-        path = f"/2/users/{author.id}/tweets?{urlencode(parameters, safe=',')}"
-        page = _Timeline.model_validate(await ask(XRequest("GET", path), Reading(_Timeline, about="user", whole=True)))
+        request = _get(TIMELINE, author.id, urlencode(parameters, safe=","))
+        page = _Timeline.model_validate(await ask(request, Reading(_Timeline, about="user", whole=True)))
         posts = sorted(page.data, key=lambda post: int(post.id), reverse=True)
         return {
             "status": "success",
@@ -131,8 +137,8 @@ class Reads:
     async def search(self, account: str, query: SearchQuery, ask: Ask) -> dict[str, Any]:
         """Users that match some words."""
         del account
-        path = f"/2/users/search?{urlencode({'query': query.query, 'max_results': PAGE}, quote_via=quote)}"
-        found = _Found.model_validate(await ask(XRequest("GET", path), Reading(_Found, about="user", whole=True)))
+        request = _get(SEARCH, "", urlencode({"query": query.query, "max_results": PAGE}, quote_via=quote))
+        found = _Found.model_validate(await ask(request, Reading(_Found, about="user", whole=True)))
         users = [
             {"id": user.id, "screen_name": user.username, "userName": user.username, "name": user.name}
             for user in found.data
@@ -144,7 +150,7 @@ class Reads:
         kept = self._users.get(place)
         if kept is not None and now < kept[0]:
             return kept[1]
-        found = await ask(_look_up(f"/2/users/by/username/{username}"), Reading(_User, about="user"))
+        found = await ask(_look_up(BY_NAME, username), Reading(_User, about="user"))
         user = _User.model_validate(found)
         self._users[place] = (now + KEEP_USERS_S, user)
         self._users.move_to_end(place)
@@ -160,8 +166,12 @@ READS: tuple[Read, ...] = (
 )
 
 
-def _look_up(path: str) -> XRequest:
-    return XRequest("GET", f"{path}?user.fields={_USER_FIELDS}")
+def _get(path: str, whose: str, query: str) -> XRequest:
+    return XRequest("GET", f"{path.format(id=whose, username=whose)}?{query}", endpoint=f"GET {path}")
+
+
+def _look_up(path: str, whose: str) -> XRequest:
+    return _get(path, whose, f"user.fields={_USER_FIELDS}")
 
 
 def _shown(user: _User) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""X's API: one call(), whose problems become ours. Raises; never repeats, never renews a token, keeps no table of X's numbers."""
+"""X's API: send() asks, read() tells what X's answer means in our words. Raises; never repeats, never renews a token, keeps no table of X's numbers."""
 
 from __future__ import annotations
 
@@ -72,12 +72,11 @@ class X:
         self._clock = clock
         self._metrics = metrics
 
-    async def call(self, access_token: str, request: XRequest, reading: Reading, deadline_s: float) -> dict[str, Any]:
-        """X's `data`, reduced to the members of `reading.answer`.
+    async def send(self, access_token: str, request: XRequest, deadline_s: float) -> Reply:
+        """Ask once; X's whole reply, for `read`.
 
         Raises:
-            Unauthorized: X answered 401.
-            GatewayError: any other refusal or failure, in our words, with X's under `upstream`.
+            GatewayError: there is none; `outcome` says whether X may have got the request.
         """
         headers: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {access_token}"),)
         body, content_type = request.content, request.content_type
@@ -95,7 +94,7 @@ class X:
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _TELLING else f"{reply.status // 100}xx"
         self._note(request, outcome, began)
-        return read(reply, reading, self._clock.now())
+        return reply
 
     def _note(self, request: XRequest, outcome: str, began: float) -> None:
         endpoint = f"{request.method} {_VARYING.sub('/:id', request.path.partition('?')[0])}"
@@ -106,16 +105,18 @@ class X:
         """Whose token this is. X bills it and allows 75 in 15 minutes: ask once a link.
 
         Raises:
-            Unauthorized, GatewayError: as `call`.
+            Unauthorized, GatewayError: as `read`; or there was no reply.
         """
-        return Account.model_validate(await self.call(access_token, ME, Reading(Account, about="user"), deadline_s))
+        reply = await self.send(access_token, ME, deadline_s)
+        return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now()))
 
 
 def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
-    """What a reply of X means; the order of the questions is part of the contract.
+    """X's `data`, reduced to the members of `reading.answer`; the order of the questions is part of the contract.
 
     Raises:
-        Unauthorized, GatewayError: as `X.call`.
+        Unauthorized: X answered 401.
+        GatewayError: any other refusal, or what cannot be read, in our words, with X's under `upstream`.
     """
     said = _Said.of(reply)
     if reply.status == 404 and not said.is_object:

@@ -111,7 +111,7 @@ async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: House) -> No
 @pytest.mark.parametrize("error", ["unauthorized", "rate-limited", "unavailable"])
 async def test_what_may_be_tried_again_may_be_with_the_same_key(linked: House, error: str) -> None:
     """X's 401 and 429 were not applied, and a like does no harm twice."""
-    await linked.fault("POST", "/2/users/*/likes", {"error": error}, times=2)
+    await linked.fault("POST", "/2/users/*/likes", {"error": error}, times=3)
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code != 200
     await linked.x.delete("/_sandbox/faults")
     linked.clock.advance(minutes=16)

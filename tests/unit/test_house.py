@@ -64,11 +64,13 @@ ALLOWED: dict[str, str] = {
     "refresh": "authserver clock errors flight pairs revocations store.db store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors pairs refresh revocations store.db store.keys store.sessions telemetry vault",
-    "oauth": "authserver body call capabilities clock errors flight keys operations reads refresh sessions settings "
-    "store.db store.states vault x",
-    "line": "clock errors operations sessions x",
+    "oauth": "authserver body call capabilities clock errors flight keys operations reads refresh sessions "
+    "settings store.db store.states vault x",
+    "breaker": "clock errors telemetry",
+    "order": "errors operations",
+    "line": "breaker clock errors operations order sessions store.db upstream x",
     "gate": "body call capabilities clock dialect errors idempotency journal keys limits line media oauth "
-    "operations reads sessions store.db x",
+    "operations order reads sessions store.db x",
     "asgi": "call errors gate telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
@@ -87,9 +89,9 @@ ALLOWED: dict[str, str] = {
     "surfaces.reference": "errors metrics settings surfaces.openapi surfaces.outline",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
-    "app": "asgi authserver birdwire body call capabilities clock dialect door edge errors gate idempotency "
-    "health journal keyring keys lane limits metrics oauth operations pages "
-    "reads sessions settings store.db surfaces.endpoints surfaces.site telemetry upstream vault x",
+    "app": "asgi authserver birdwire body breaker call capabilities clock dialect door edge errors gate health "
+    "idempotency journal keyring keys lane limits line metrics oauth operations order pages reads "
+    "sessions settings store.db surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

@@ -57,6 +57,18 @@ async def find(connection: AsyncConnection, key_id: str, request_id: str) -> Row
     return (await connection.execute(query)).mappings().first()
 
 
+async def newer(connection: AsyncConnection, request_id: str, user_id: str, operation: str, target: str) -> bool:
+    """Whether a later request, by the ids' time, asked for `operation` on the target and may have had it done."""
+    query = select(journal.c.request_id).where(
+        journal.c.request_id > request_id,
+        journal.c.user_id == user_id,
+        journal.c.operation == operation,
+        journal.c.target == target,
+        journal.c.state.not_in(("refused", "not_sent")),
+    )
+    return (await connection.execute(query.limit(1))).first() is not None
+
+
 async def of_key(connection: AsyncConnection, key_id: str, limit: int) -> Sequence[RowMapping]:
     """A key's newest rows."""
     query = select(journal).where(journal.c.key_id == key_id).order_by(journal.c.created_at.desc()).limit(limit)

@@ -50,7 +50,10 @@ UPSTREAM = (
 )
 """What a call to X may bring."""
 
-LINKED = ("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", *UPSTREAM)
+LINKED = (
+    *("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", "x_breaker_open"),
+    *UPSTREAM,
+)
 FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")
 POSTING = (
     *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
@@ -151,6 +154,8 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     reasons += ("outcome_unknown",) * (not row.repeatable) + ("tweet_not_found",) * (row.about == "tweet")
     if row.body is PostTwitter:
         reasons += POSTING + (FILES if relay else ())
+    if row.opposite:
+        reasons += ("superseded",)
     if row.takes_file:
         reasons += FILES
     repeat = (

@@ -287,7 +287,7 @@ async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) ->
     """Nothing of it was sent."""
     async with House.built(tmp_path, x_deadline_s=0.3) as house:
         await house.link("ada")
-        await house.fault("POST", LIKES, {"delay_s": 5}, times=None)
+        await house.fault("POST", LIKES, {"delay_s": 1}, times=None)
         like = asyncio.create_task(house.like())
         await until(lambda: house.gateway.lines.running)
         unlikes = [asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]

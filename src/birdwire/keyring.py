@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from birdwire.failpoints import Failpoints
 from birdwire.store import sealed as store
 from birdwire.store import vault_keys
 from birdwire.store.db import alone
@@ -43,10 +44,11 @@ class Count:
 class Keyring:
     """The vault keys of one database, as seen with the keys of one vault."""
 
-    def __init__(self, database: Database, vault: Vault, clock: Clock) -> None:
+    def __init__(self, database: Database, vault: Vault, clock: Clock, failpoints: Failpoints | None = None) -> None:
         self._database = database
         self._vault = vault
         self._clock = clock
+        self._failpoints = failpoints or Failpoints()
 
     async def check(self) -> None:
         """See that every key is here that sealed something, and is the one it should be; changes nothing.
@@ -144,6 +146,7 @@ class Keyring:
             async with self._database.write() as connection:
                 for row, blob in new:
                     done += await store.replace(connection, sealed, row, blob)
+                await self._failpoints.reach("rotation")
         last = tuple(rows[-1][column.name] for column in sealed.key) if len(rows) == BATCH else None
         return done, broken, last
 

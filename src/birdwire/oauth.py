@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from birdwire.call import Call
     from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
+    from birdwire.failpoints import Failpoints
     from birdwire.keys import Key, Keys
     from birdwire.sessions import Sessions
     from birdwire.settings import Settings
@@ -117,6 +118,7 @@ class OAuth:
         keys: Keys,
         capabilities: Capabilities,
         clock: Clock,
+        failpoints: Failpoints,
     ) -> None:
         self._issuer = settings.issuer
         self._redirect_uri = settings.redirect_uri
@@ -129,6 +131,7 @@ class OAuth:
         self._keys = keys
         self._capabilities = capabilities
         self._clock = clock
+        self._failpoints = failpoints
         self._ask_again: dict[str, float] = {}
         self._settling: SingleFlight[RowMapping] = SingleFlight()
 
@@ -323,6 +326,7 @@ class OAuth:
                 error.meaning is Meaning.HELD and error.reason == "x_reply_malformed"
             )
             raise GatewayError("code_rejected" if refused else error.reason, upstream=error.upstream) from None
+        await self._failpoints.reach("link_after_exchange")
         try:
             session, undo_token = await self._sessions.keep(
                 key.key_id, tokens, row["scopes"].split(), row["expected_username"]
@@ -337,6 +341,7 @@ class OAuth:
             ) from None
         async with self._database.write() as connection:
             await store.note_session(connection, row["state_hash"], session["session_id"])
+        await self._failpoints.reach("link_after_persist")
         try:
             session = await self._name(session)
         except GatewayError as error:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from birdwire.authserver import AuthServer, Tokens
     from birdwire.clock import Clock
+    from birdwire.failpoints import Failpoints
     from birdwire.pairs import Pairs
     from birdwire.revocations import Revocations
     from birdwire.store.db import Database
@@ -87,6 +88,7 @@ class Refresher:
         revocations: Revocations,
         clock: Clock,
         telemetry: Telemetry,
+        failpoints: Failpoints,
     ) -> None:
         self._database = database
         self._pairs = pairs
@@ -94,6 +96,7 @@ class Refresher:
         self._revocations = revocations
         self._clock = clock
         self._telemetry = telemetry
+        self._failpoints = failpoints
         self._me = f"gw_{ULID()}"
         self._flights: SingleFlight[RowMapping] = SingleFlight()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
@@ -141,16 +144,20 @@ class Refresher:
             refresh_token = await self._refresh_token(row)
             async with self._slots:
                 claimed_at = self._clock.monotonic()
+                await self._failpoints.reach("refresh_before_claim")
                 claimed = await self._claim(row)
                 if claimed is None:
                     continue  # another came first: its answer is worth waiting for
+                await self._failpoints.reach("refresh_after_claim")
                 if self._clock.monotonic() - claimed_at > STALE_CLAIM_S:  # frozen: the lease may soon be another's
                     await self._unclaim(claimed)
                     raise GatewayError("x_timeout")
                 try:
-                    tokens = await self._authserver.refresh(refresh_token)
+                    asking = self._authserver.refresh(refresh_token)
+                    tokens = await self._failpoints.during("refresh_after_send", asking)
                 except TokenError as error:
                     return await self._without_tokens(claimed, error)
+                await self._failpoints.reach("refresh_after_reply")
                 return await self._save(claimed, tokens)
 
     async def _turn(self, session_id: str, gen: int) -> RowMapping:
@@ -240,6 +247,7 @@ class Refresher:
             newer = await self._stored(row, values, kept)
         except StorageDownError:
             newer = await self._stored_at_last(row, values, kept)
+        await self._failpoints.reach("refresh_after_persist")
         ours = newer is not None and newer["access_ct"] == values["access_ct"]
         ms = round((self._clock.monotonic() - replied_at) * 1000, 1)
         self._tell("success" if ours else "late", session_id, level="info", ms=ms)
@@ -256,6 +264,7 @@ class Refresher:
                 if newer is None:  # unlinked meanwhile: the new pair must not outlive it
                     await self._revocations.add_pair(connection, row["issuer"], tokens)
                 return newer
+            await self._failpoints.reach("refresh_in_persist")
             return await store.get(connection, session_id)
 
     async def _stored_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> RowMapping | None:

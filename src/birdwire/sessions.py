@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from birdwire.authserver import AuthServer, Tokens
     from birdwire.clock import Clock
+    from birdwire.failpoints import Failpoints
     from birdwire.store.db import Database
     from birdwire.telemetry import Telemetry
     from birdwire.vault import Vault
@@ -71,6 +72,7 @@ class Sessions:
         clock: Clock,
         telemetry: Telemetry,
         issuer: str,
+        failpoints: Failpoints,
         *,
         confirm: bool = False,
     ) -> None:
@@ -80,7 +82,7 @@ class Sessions:
         self._confirm = confirm
         self._pairs = Pairs(vault, clock)
         self._revocations = Revocations(database, vault, self._pairs, authserver, clock, telemetry, issuer)
-        self._refresher = Refresher(database, self._pairs, authserver, self._revocations, clock, telemetry)
+        self._refresher = Refresher(database, self._pairs, authserver, self._revocations, clock, telemetry, failpoints)
         self._held_off: dict[tuple[str, int], float] = {}
 
     async def links(self, key_id: str) -> Links:

@@ -11,6 +11,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from birdwire.failpoints import Failpoints
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -135,6 +137,11 @@ class Settings(BaseModel):
         "info", description="How much is logged to standard error."
     )
 
+    failpoints: str = Field(
+        "",
+        description="For tests towards the sandbox: where this process is to end, fail or wait.",
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         problems = [*self._url_problems()]
@@ -152,9 +159,19 @@ class Settings(BaseModel):
             problems.append("database_url must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME")
         if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
             problems.append("redis_url must be redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], or rediss://")
+        problems.extend(self._failpoint_problems())
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _failpoint_problems(self) -> list[str]:
+        if self.failpoints and self.issuer != "sandbox":
+            return ["failpoints are for the sandbox, and x_api_url is none"]
+        try:
+            Failpoints(self.failpoints)
+        except ValueError as error:
+            return [str(error)]
+        return []
 
     def _url_problems(self) -> list[str]:
         problems = []

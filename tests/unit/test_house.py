@@ -21,8 +21,9 @@ ALLOWED: dict[str, str] = {
     "birdwire": "",
     "call": "",
     "clock": "",
+    "failpoints": "",
     "flight": "",
-    "settings": "",
+    "settings": "failpoints",
     "text": "",
     "connection": "",
     "upstream": "connection",
@@ -57,20 +58,22 @@ ALLOWED: dict[str, str] = {
     "store.states": "store.schema",
     "store.sealed": "store.idempotency store.sessions store.states",
     "store.vault_keys": "store.schema",
-    "keyring": "clock store.db store.sealed store.vault_keys vault",
+    "keyring": "clock failpoints store.db store.sealed store.vault_keys vault",
     "journal": "body call clock errors keys store.db store.journal",
     "keys": "call clock errors operations reads settings store.db store.keys",
     "pairs": "authserver clock vault",
-    "refresh": "authserver clock errors flight pairs revocations store.db store.sessions telemetry vault",
+    "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry "
+    "vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
-    "sessions": "authserver clock errors pairs refresh revocations store.db store.keys store.sessions telemetry vault",
-    "oauth": "authserver body call capabilities clock errors flight keys operations reads refresh sessions "
-    "settings store.db store.states vault x",
+    "sessions": "authserver clock errors failpoints pairs refresh revocations store.db store.keys store.sessions "
+    "telemetry vault",
+    "oauth": "authserver body call capabilities clock errors failpoints flight keys operations reads refresh "
+    "sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
     "line": "breaker clock errors operations order sessions store.db upstream x",
-    "gate": "body call capabilities clock dialect errors idempotency journal keys limits line media oauth "
-    "operations order reads sessions store.db x",
+    "gate": "body call capabilities clock dialect errors failpoints idempotency journal keys limits line media "
+    "oauth operations order reads sessions store.db x",
     "asgi": "call errors gate telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
@@ -89,8 +92,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.reference": "errors metrics settings surfaces.openapi surfaces.outline",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
-    "app": "asgi authserver birdwire body breaker call capabilities clock dialect door edge errors gate health "
-    "idempotency journal keyring keys lane limits line metrics oauth operations order pages reads "
+    "app": "asgi authserver birdwire body breaker call capabilities clock dialect door edge errors failpoints "
+    "gate health idempotency journal keyring keys lane limits line metrics oauth operations order pages reads "
     "sessions settings store.db surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

@@ -16,6 +16,7 @@ from birdwire.cli.database import opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
+from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.vault import Vault, VaultError, create_key_file
 
@@ -122,7 +123,7 @@ def _unserved(settings: Settings) -> IO[bytes]:
 async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str], int, int]:
     """The keys that are retired, how many values others still seal, and how many of these cannot be opened."""
     async with opened(settings) as database:
-        keyring = Keyring(database, vault, Clock())
+        keyring = Keyring(database, vault, Clock(), Failpoints(settings.failpoints))
         if not await keyring.known():
             with _unserved(settings):
                 await keyring.enlist()

@@ -1,0 +1,165 @@
+"""A gateway that dies at each named place, and what its successor makes of it: nothing is lost in silence."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from birdwire.failpoints import POINTS, FailpointError, Failpoints
+from birdwire.settings import Settings, SettingsError
+from birdwire.vault import create_key_file
+from served import TOKEN, Street, street
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+KILLED = -signal.SIGKILL
+
+
+@pytest_asyncio.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Street]:
+    """A local X and a key; no gateway runs yet."""
+    async with street(tmp_path) as made:
+        yield made
+
+
+async def dies(town: Street, point: str, do: Callable[[Any], Any], **settings: str) -> None:
+    """Start a gateway that ends at a point, and do what leads there."""
+    at = await town.serve(failpoints=f"{point}=kill", **settings)
+    with pytest.raises(httpx2.HTTPError):
+        await do(at)
+    assert await at.ended() == KILLED
+
+
+# A point, how often X is asked for a new pair in all, and what the next like meets.
+REFRESHES = [
+    pytest.param("refresh_before_claim", 1, None, id="before the claim", marks=pytest.mark.trust("F3")),
+    pytest.param("refresh_after_claim", 1, None, id="after the claim", marks=pytest.mark.trust("F3")),
+    pytest.param("refresh_after_send", 2, "refresh_lost_reply", id="after the send", marks=pytest.mark.trust("F4")),
+    pytest.param("refresh_after_reply", 2, "refresh_lost_reply", id="after the reply", marks=pytest.mark.trust("F5")),
+    pytest.param("refresh_in_persist", 2, "refresh_lost_reply", id="in the persist", marks=pytest.mark.trust("F5")),
+    pytest.param("refresh_after_persist", 1, None, id="after the persist", marks=pytest.mark.trust("F6")),
+]
+
+
+@pytest.mark.trust("R6")
+@pytest.mark.parametrize(("point", "asked", "lost"), REFRESHES)
+async def test_a_refresh_that_is_cut_short_ends_well_or_says_so(
+    town: Street, point: str, asked: int, lost: str | None
+) -> None:
+    """X is asked again once at most, after the lease; and a link is lost only where X's answer was."""
+
+    async def refresh(at: Any) -> None:
+        await town.link(at)
+        await town.expire()
+        if point == "refresh_after_send":
+            await town.fault(TOKEN, {"trickle_bps": 20})
+        await town.like(at)
+
+    await dies(town, point, refresh)
+    town.let_leases_end()
+    again = await town.serve()
+    answer = await town.like(again)
+    status = await town.status(again)
+    assert len(await town.refreshes()) == asked
+    if lost is None:
+        assert (answer.status_code, status["state"], status["generation"]) == (200, "active", 2)
+    else:
+        assert answer.json()["error"]["reason"] == "x_session_expired"
+        assert (status["state"], status["why"]) == ("needs_relink", lost)
+        await town.link(again)
+        assert (await town.like(again)).status_code == 200
+
+
+@pytest.mark.trust("F7")
+@pytest.mark.parametrize("point", ["link_after_exchange", "link_after_persist"])
+async def test_a_link_that_is_cut_short_is_there_or_made_again(town: Street, point: str) -> None:
+    """What was stored is named later; what was not is said, and a new link works."""
+
+    async def link(at: Any) -> None:
+        await town.link(at)
+
+    await dies(town, point, link)
+    again = await town.serve()
+    if point == "link_after_persist":
+        assert (await town.status(again))["state"] == "pending"
+    else:
+        assert (await town.like(again)).json()["error"]["reason"] == "x_not_linked"
+        await town.link(again)
+    assert (await town.like(again)).status_code == 200
+    assert (await town.status(again))["username"] == "ada"
+
+
+@pytest.mark.parametrize(("point", "sent"), [("post_after_started", 0), ("post_after_send", 1)])
+async def test_a_post_that_is_cut_short_is_never_sent_again(town: Street, point: str, sent: int) -> None:
+    """The same Idempotency-Key afterwards tells what is known; X has the post once at most."""
+
+    async def post(at: Any) -> None:
+        await town.link(at)
+        await town.fault("/2/tweets", {"trickle_bps": 20})
+        await town.call(at, "post_twitter", {"text": "once"}, **{"idempotency-key": "k"})
+
+    async def posts() -> int:
+        found = (await town.x.get("/_sandbox/state")).json()["posts"]
+        return sum(one["text"] == "once" for one in found)
+
+    await dies(town, point, post)
+    again = await town.serve()
+    answer = await town.call(again, "post_twitter", {"text": "once"}, **{"idempotency-key": "k"})
+    assert answer.status_code in (201, 409, 502)
+    assert await posts() == sent
+
+
+@pytest.mark.trust("F8")
+async def test_a_change_of_the_vault_key_that_is_cut_short_goes_on(town: Street) -> None:
+    """What was not committed is as it was; the next run does the rest."""
+    at = await town.serve()
+    await town.link(at)
+    await at.kill()
+    new = town.directory / "new.key"
+    create_key_file(new)
+    keys = {"vault_key_file": str(new), "vault_other_key_files": str(town.directory / "vault.key")}
+    code, _ = await town.command("vault", "rotate", failpoints="rotation=kill*2", **keys)
+    assert code == KILLED
+    assert (await town.command("vault", "rotate", **keys))[1]["left"] == 0
+    again = await town.serve(vault_key_file=str(new))
+    assert (await town.like(again)).status_code == 200
+
+
+async def test_a_point_fails_delays_and_counts() -> None:
+    """As it was told, and only there."""
+    points = Failpoints("refresh_after_reply=raise*2, refresh_after_claim=delay(0)")
+    await points.reach("refresh_after_claim")
+    await points.reach("refresh_after_reply")
+    await points.reach("refresh_in_persist")
+    with pytest.raises(FailpointError):
+        await points.reach("refresh_after_reply")
+    points.reach_now("refresh_after_reply")
+
+
+@pytest.mark.trust("T23")
+@pytest.mark.parametrize("x_api_url", ["https://api.x.com", "https://192.0.2.1"])
+def test_failpoints_are_refused_off_the_sandbox(x_api_url: str) -> None:
+    """However they are written."""
+    with pytest.raises(SettingsError, match="failpoints are for the sandbox"):
+        Settings.load({"BIRDWIRE_FAILPOINTS": "migration=kill", "BIRDWIRE_X_API_URL": x_api_url})
+
+
+@pytest.mark.parametrize("setting", ["nowhere=kill", "migration", "migration=die", "migration=delay(1e9)", "=", "a b"])
+def test_a_point_that_is_none_is_refused(setting: str) -> None:
+    """A misspelt failpoint would test nothing."""
+    with pytest.raises(SettingsError):
+        Settings.load({"BIRDWIRE_FAILPOINTS": setting, "BIRDWIRE_X_API_URL": "http://127.0.0.1"})
+
+
+def test_every_point_is_reached_somewhere() -> None:
+    """One line of the source each."""
+    import birdwire  # noqa: PLC0415 - its folder is wanted
+
+    source = "".join(path.read_text() for path in __import__("pathlib").Path(birdwire.__file__).parent.rglob("*.py"))
+    assert [name for name in POINTS if source.count(f'("{name}"') != 1] == []

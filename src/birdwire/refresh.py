@@ -19,6 +19,7 @@ from ulid import ULID
 from birdwire.authserver import TOKEN_DEADLINE_S, Meaning, TokenError
 from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
+from birdwire.store import db
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import DamagedError, VaultError
@@ -204,7 +205,7 @@ class Refresher:
             values = {
                 "refresh_state": "presented",
                 "presented_gen": row["gen"],
-                "presented_at": self._clock.now(),
+                "presented_at": await db.now(connection, self._clock),
                 "presented_by": self._me,
                 "tries": row["tries"] + 1,
             }
@@ -301,7 +302,7 @@ class Refresher:
     async def _look(self, session_id: str) -> tuple[RowMapping, datetime]:
         """The row, and the time by which its lease is counted."""
         async with self._database.read() as connection:
-            return await _get(connection, session_id), self._clock.now()
+            return await _get(connection, session_id), await db.now(connection, self._clock)
 
     def _pause(self, session_id: str) -> None:
         last_s = self._pauses.get(session_id, (FIRST_PAUSE_S / 2, 0.0))[0]

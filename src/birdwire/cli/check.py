@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -15,6 +16,7 @@ from birdwire.cli.database import opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock, rfc3339
+from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.settings import PREFIX, Settings
 from birdwire.store.db import Database, file_of
@@ -83,9 +85,9 @@ def migrate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None
 
 
 async def _migrate(settings: Settings) -> None:
-    database = Database(settings.database_url)
+    database, failpoints = Database(settings.database_url), Failpoints(settings.failpoints)
     try:
-        await database.prepare(upgrade=True)
+        await database.prepare(upgrade=True, migrated=partial(failpoints.reach_now, "migration"))
     finally:
         await database.close()
 

@@ -13,6 +13,7 @@ from birdwire.store.schema import StorageDownError, StoreError
 from birdwire.store.sqlite import SQLite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -69,14 +70,16 @@ class Database:
         await self._engine.probe()
         self._probed_at = now
 
-    async def prepare(self, *, upgrade: bool) -> None:
+    async def prepare(self, *, upgrade: bool, migrated: Callable[[], None] = lambda: None) -> None:
         """Make a new database ready, and refuse one whose schema is not ours; `upgrade` brings an older one up to date.
+
+        `migrated` is called when a schema is changed, and not committed: a failpoint's place.
 
         Raises:
             StoreError: it cannot be used as it is.
         """
         try:
-            await self._engine.prepare(upgrade=upgrade)
+            await self._engine.prepare(upgrade=upgrade, migrated=migrated)
         except StorageDownError as error:
             raise StoreError(f"The database {self._engine.place} cannot be opened: {error}.") from None
 

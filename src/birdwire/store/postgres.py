@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from birdwire.store.schema import StorageDownError, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -78,7 +78,7 @@ class PostgreSQL:
         async with self.read() as connection:
             await connection.exec_driver_sql("SELECT pg_current_xact_id()")
 
-    async def prepare(self, *, upgrade: bool) -> None:
+    async def prepare(self, *, upgrade: bool, migrated: Callable[[], None]) -> None:
         """See that the database is of this version; make the tables of an empty one. Any number may do so at once.
 
         Raises:
@@ -93,7 +93,7 @@ class PostgreSQL:
         try:
             async with engine.begin() as connection:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({START_LOCK})")
-                await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade))
+                await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade, migrated=migrated))
         except _FAULTS as error:
             raise StorageDownError(type(error).__name__) from None
 

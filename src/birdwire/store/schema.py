@@ -15,6 +15,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection, Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -53,10 +55,11 @@ def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgre
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
-def migrate(connection: Connection, *, upgrade: bool) -> None:
+def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], None]) -> None:
     """Make the tables of an empty database; refuse another schema; `upgrade` brings an older one up to date.
 
-    Everything happens in the caller's transaction, so that a crash leaves the schema that was.
+    Everything happens in the caller's transaction, so that a crash leaves the schema that was. `migrated` is called
+    when all is changed, and nothing committed.
 
     Raises:
         StoreError: it is newer, older (without `upgrade`), or none of ours.
@@ -76,3 +79,4 @@ def migrate(connection: Connection, *, upgrade: bool) -> None:
     elif not upgrade:
         raise StoreError("The database was made by an older Birdwire; make a backup, then run: birdwire migrate")
     alembic.command.upgrade(config, "head")
+    migrated()

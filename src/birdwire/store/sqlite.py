@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from birdwire.store.schema import StorageDownError, StoreError, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -83,7 +83,7 @@ class SQLite:
         async with self.write() as connection:
             await connection.exec_driver_sql("PRAGMA user_version=1")
 
-    async def prepare(self, *, upgrade: bool) -> None:
+    async def prepare(self, *, upgrade: bool, migrated: Callable[[], None]) -> None:
         """See that the file is private, whole and of this version; make it if it is not there.
 
         Raises:
@@ -93,7 +93,7 @@ class SQLite:
         if await asyncio.to_thread(_damaged, self._path):
             raise StoreError(f"The database {self._path} is damaged; restore it from a backup.")
         async with self.write() as connection:
-            await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade))
+            await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade, migrated=migrated))
 
     async def close(self) -> None:
         """Close every connection."""

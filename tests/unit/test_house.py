@@ -62,8 +62,7 @@ ALLOWED: dict[str, str] = {
     "journal": "body call clock errors keys store.db store.journal",
     "keys": "call clock errors operations reads settings store.db store.keys",
     "pairs": "authserver clock vault",
-    "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry "
-    "vault",
+    "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors failpoints pairs refresh revocations store.db store.keys store.sessions "
     "telemetry vault",

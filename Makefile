@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup setup-dev run test check format docs lock bench clean
+.PHONY: help setup setup-dev run test check format docs lock bench bench-growth bench-profile clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.runtime ## create the virtual environment with the runtime dependencies
 
@@ -41,6 +41,12 @@ lock: setup-dev ## pin every dependency by hash again
 
 bench: setup ## what a like costs here, beside nginx, Node, FastAPI and others: bench/results (options: ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-growth: setup ## what it costs with many accounts, a long journal, replicas (options: ARGS="--help")
+	@$(BIN)/python -m bench.growth $(ARGS)
+
+bench-profile: setup ## where the microseconds of a like go (options: ARGS="--help")
+	@$(BIN)/python -m bench.profile $(ARGS)
 
 clean: ## remove what the other targets made, but not your data
 	rm -rf $(VENV) bench/.venv bench/.work bench/peers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -37,7 +37,7 @@ def main() -> None:
     runs, failed = _measure(chosen, options)
     result = {
         "made_at": made_at,
-        "commit": _output(["git", "rev-parse", "--short", "HEAD"]),
+        "commit": machine.output(["git", "rev-parse", "--short", "HEAD"]),
         "machine": described,
         "options": {"seconds": options.seconds, "rounds": options.rounds, "connections": options.connections},
         "contenders": [
@@ -98,13 +98,7 @@ def _say(run: Run) -> None:
 
 def _version(one: Contender) -> str:
     """A contender's own word of its version; ours is the commit."""
-    return _output([str(part) for part in one.version]) if one.version else ""
-
-
-def _output(argv: list[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=HERE, timeout=60)
-    words = (done.stdout or done.stderr).strip().splitlines()
-    return words[0] if words else ""
+    return machine.output([str(part) for part in one.version]) if one.version else ""
 
 
 def _options() -> argparse.Namespace:

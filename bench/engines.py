@@ -28,7 +28,7 @@ def postgres(folder: Path, *, core: int, connections: int = 100) -> tuple[Proces
     _once([POSTGRES.with_name("initdb"), "-D", data, "-U", "birdwire", "-A", "trust", "-E", "UTF8"], user)
     argv = [POSTGRES, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-c", f"max_connections={connections}"]
     process = start("postgres", argv, folder, core=core, port=port, user=user)
-    answering(process)
+    answering(process, lambda: _isready(port))
     return process, f"postgresql://birdwire@127.0.0.1:{port}/postgres"
 
 
@@ -39,6 +39,11 @@ def redis(folder: Path, *, core: int) -> tuple[Process, str]:
     process = start("redis", argv, folder, core=core, port=port)
     answering(process)
     return process, f"redis://127.0.0.1:{port}/0"
+
+
+def _isready(port: int) -> bool:
+    argv = [str(POSTGRES.with_name("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(argv, check=False, env=plain_environment(), timeout=30).returncode == 0
 
 
 def _once(argv: Sequence[str | Path], user: str | None) -> None:

@@ -24,7 +24,7 @@ def everything() -> None:
     Raises:
         RuntimeError: there is no wrk, or no nginx to stand in X's place.
     """
-    _programs()
+    programs()
     for program in ("wrk", "nginx"):
         if shutil.which(program) is None:
             raise RuntimeError(f"The benchmark needs {program}. On Debian and Ubuntu: apt-get install {program}")
@@ -32,7 +32,8 @@ def everything() -> None:
     _node()
 
 
-def _programs() -> None:
+def programs() -> None:
+    """Install the programs that are missing, where that needs no more than root and apt-get."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if packages and os.geteuid() == 0 and shutil.which("apt-get"):
         _run("installing " + " ".join(packages), ["apt-get", "update", "-qq"])

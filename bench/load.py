@@ -39,11 +39,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Where the keys are, and how long to warm up and to measure, in whole seconds."""
+    """Where the keys are, and how long to warm up and to measure, in whole seconds.
+
+    A connection keeps to its one key; with `spread` it takes another with each like, so that all are used in turn.
+    """
 
     keys: Path
     seconds: int
     warm_up: int = 1
+    spread: bool = False
 
     def run(self, process: Process, number: int, connections: int) -> Run:
         """Warm a contender up, then measure it.
@@ -51,7 +55,8 @@ class Load:
         Raises:
             RuntimeError: it refused or dropped requests, so that its figures would mean something else.
         """
-        self._wrk(process.port, connections, self.warm_up)
+        if self.warm_up:
+            self._wrk(process.port, connections, self.warm_up)
         cpu_s, beside_s = process.cpu_s(), sum(one.cpu_s() for one in process.attendants)
         told = self._wrk(process.port, connections, self.seconds)
         cpu_s, beside_s = process.cpu_s() - cpu_s, sum(one.cpu_s() for one in process.attendants) - beside_s
@@ -78,6 +83,8 @@ class Load:
         """What wrk says: one thread a connection, so that each has its own key."""
         argv = ["wrk", "-t", str(connections), "-c", str(connections), "-d", f"{seconds}s", "--latency"]
         argv += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), f"http://127.0.0.1:{port}{PATH}", str(self.keys)]
+        if self.spread:
+            argv.append(str(connections))
         with pinned(LOAD_CORE):
             done = subprocess.run(
                 argv,

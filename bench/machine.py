@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 START_S, STOP_S = 90.0, 10.0
@@ -58,6 +58,12 @@ class Process:
         """The memory that the tree holds now."""
         return sum(_status_kib(pid, "VmRSS") for pid in self.tree()) / 1024
 
+    def listens(self) -> bool:
+        """Whether somebody takes connections at its port."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
+            return True
+        return False
+
     def stop(self) -> None:
         """End the tree: asked first, then made to."""
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -97,20 +103,20 @@ def start(
     return Process(name, running, log, port)
 
 
-def answering(process: Process, *, within_s: float = START_S) -> None:
-    """Wait until a process listens on its port.
+def answering(process: Process, ready: Callable[[], bool] | None = None) -> None:
+    """Wait until a process is ready: as it says itself, or else listens on its port.
 
     Raises:
-        RuntimeError: it ended, or did not listen in time.
+        RuntimeError: it ended, or was not ready in time.
     """
-    ends_at = time.monotonic() + within_s
+    ends_at = time.monotonic() + START_S
     while time.monotonic() < ends_at:
         if process.running.poll() is not None:
             raise RuntimeError(f"{process.name} ended at its start; see {process.log.name}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", process.port), 0.2):
+        if (ready or process.listens)():
             return
-        time.sleep(0.02)
-    raise RuntimeError(f"{process.name} does not listen; see {process.log.name}")
+        time.sleep(0.005)
+    raise RuntimeError(f"{process.name} is not ready; see {process.log.name}")
 
 
 @contextlib.contextmanager
@@ -165,6 +171,13 @@ def fsync_us(folder: Path) -> int:
             os.fdatasync(file.fileno())
             took.append(time.perf_counter() - began)
     return round(sorted(took)[100] * 1e6)
+
+
+def output(argv: Sequence[str]) -> str:
+    """The first line that a command prints, or nothing."""
+    here = Path(__file__).parent
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=here, timeout=60)
+    return next(iter((done.stdout or done.stderr).strip().splitlines()), "")
 
 
 def _stat(pid: int) -> list[str]:

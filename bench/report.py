@@ -254,3 +254,29 @@ def _short(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def growth(result: dict[str, Any]) -> str:
+    """The parts of a growth run, a table each: a row for each size, a column for each figure."""
+    machine = result["machine"]
+    lines = [
+        "# What a like costs as it grows",
+        "",
+        f"{result['made_at']}, commit {result['commit']}. {machine['cpu']}, {machine['cores']} cores,",
+        f"{machine['memory_gib']} GiB; {machine['system']}, Python {machine['python']}. The disk keeps a page in",
+        f"{machine['fsync_us']} µs. 32 connections; medians of several rounds, sizes taking turns, with the least and",
+        "the most in brackets. To repeat it: `make bench-growth`.",
+    ]
+    for part in result["parts"]:
+        names = list(dict.fromkeys(name for row in part["rows"] for name in row if name != "runs"))
+        lines += ["", f"## {part['title']}", "", *part["words"], ""]
+        if names:
+            lines += [f"| {' | '.join(names)} |", "|" + "--:|" * len(names)]
+        lines += [f"| {' | '.join(_cell(row.get(name)) for name in names)} |" for row in part["rows"]]
+    return "\n".join([*lines, ""])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int | float) else str(value)

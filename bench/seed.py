@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from birdwire.app import create_app
+from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, literal, select, true
+
+from birdwire.app import create_app, open_vault
 from birdwire.authserver import Tokens
 from birdwire.keys import MAX_RPM, mint
 from birdwire.operations import OPERATIONS
 from birdwire.settings import Settings
+from birdwire.store.journal import journal
+from birdwire.store.keys import api_keys, api_secrets
+from birdwire.store.sessions import x_sessions
+from birdwire.vault import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from sqlalchemy import Connection, Engine, Table
+
+    Change = Callable[[Any, Any], Any]
 
 SCOPES = tuple(sorted({scope for row in OPERATIONS for scope in row.scopes} | {"offline.access"}))
 USER_ID = "2244994945"
@@ -34,7 +45,7 @@ def vault_key() -> str:
 
 
 def settings(work: Path, port: int, x_url: str, vault: str, **more: str) -> dict[str, str]:
-    """A gateway's settings as environment variables: an X on this machine, everything else as it comes."""
+    """A gateway's settings as environment variables: an X on this machine, metrics on, everything else as it comes."""
     chosen = {
         "port": str(port),
         "database_url": f"sqlite:///{work}/birdwire.db",
@@ -42,17 +53,85 @@ def settings(work: Path, port: int, x_url: str, vault: str, **more: str) -> dict
         "x_client_id": "bench",
         "x_api_url": x_url,
         "x_authorize_url": f"{x_url}/i/oauth2/authorize",
+        "metrics_port": "0",
         **more,
     }
     return {f"BIRDWIRE_{name.upper()}": value for name, value in chosen.items()}
 
 
-async def link(environment: dict[str, str], keys: Sequence[str]) -> None:
+async def link(environment: dict[str, str], keys: Sequence[str], *, linked: bool = True) -> None:
     """Create these keys, each linked to an account of its own, with tokens that outlive the run."""
     gateway = create_app(Settings.load(environment), log=io.StringIO(), upgrade=True)
     tokens = Tokens(TOKEN, TOKEN[::-1], FAR_S, None)
     async with gateway.app.router.lifespan_context(gateway.app):
         for number, raw_key in enumerate(keys):
             key, _ = await gateway.keys.create("test", f"bench {number}", "enterprise", MAX_RPM, raw_key)
+            if not linked:
+                continue
             row, _ = await gateway.sessions.keep(key.key_id, tokens, SCOPES, None)
             await gateway.sessions.name(row["session_id"], str(int(USER_ID) + number), f"bench_{number}")
+
+
+def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
+    """Fill up a SQLite store that has one linked key: these keys, linked too, and others up to `total` in all.
+
+    The rows are copies of the one that is there: `keys` with secrets and tokens of their own, the others with secrets
+    that nobody has.
+    """
+    vault = open_vault(Settings.load(environment))
+    with _engine(environment).begin() as connection:
+        tables = (api_keys, api_secrets, x_sessions)
+        key, secret, session = (dict(connection.execute(select(table)).mappings().one()) for table in tables)
+        rows: tuple[list[dict[str, Any]], ...] = ([], [], [])
+        for number, raw_key in enumerate(keys):
+            key_id, session_id = f"key_bench{number}", f"xs_bench{number}"
+            sealed = {
+                f"{column}_ct": vault.seal(TOKEN, Place("x_sessions", session_id, f"{column}_ct", session["gen"]))
+                for column in ("access", "refresh")
+            }
+            rows[0].append({**key, "key_id": key_id})
+            rows[1].append({**secret, "key_id": key_id, "secret_hash": hashlib.sha256(raw_key.encode()).digest()})
+            rows[2].append({**session, **sealed, "key_id": key_id, "session_id": session_id})
+        for table, found in zip(tables, rows, strict=True):
+            if found:
+                connection.execute(insert(table), found)
+        more = total - len(keys) - 1
+        if more > 0:
+            other = _named("key_other")
+            _copy(connection, api_keys, more, {"key_id": other})
+            _copy(connection, api_secrets, more, {"key_id": other, "secret_hash": lambda *_: func.randomblob(32)})
+            _copy(connection, x_sessions, more, {"key_id": other, "session_id": _named("xs_other")})
+
+
+def lengthen(environment: dict[str, str], total: int, *, apart_s: float = 1.0) -> None:
+    """Fill up a SQLite store's journal to `total` rows: copies of one that is there, each older than the one before."""
+    older = _earlier(int(apart_s * 1e6))
+    changed = {"request_id": _named("req_older"), "created_at": older, "settled_at": older}
+    with _engine(environment).begin() as connection:
+        known = connection.execute(select(func.count()).select_from(journal)).scalar_one()
+        _copy(connection, journal, total - known, changed)
+
+
+def _named(prefix: str) -> Change:
+    return lambda number, _: prefix + cast(number, String)
+
+
+def _earlier(apart: int) -> Change:
+    return lambda number, column: cast(column, BigInteger) - number * apart
+
+
+def _copy(connection: Connection, table: Table, count: int, changed: Mapping[str, Change]) -> None:
+    """Copies of a table's first row; the `changed` columns are made from the copy's number and what they were."""
+    numbers = select(literal(1).label("n")).cte("numbers", recursive=True)
+    numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < count))
+    first = select(table).limit(1).subquery()
+    columns = [
+        changed[column.name](numbers.c.n, first.c[column.name]) if column.name in changed else first.c[column.name]
+        for column in table.c
+    ]
+    copies = select(*columns).select_from(numbers.join(first, true()))
+    connection.execute(insert(table).from_select([column.name for column in table.c], copies))
+
+
+def _engine(environment: dict[str, str]) -> Engine:
+    return create_engine(environment["BIRDWIRE_DATABASE_URL"])

@@ -1,4 +1,5 @@
 -- A like for wrk: each thread has one connection and one key of its own, and sends the same request over and over.
+-- With the number of threads as second argument, each takes another key for each request, and together they use all.
 local count = 0
 
 function setup(thread)
@@ -15,6 +16,15 @@ function init(args)
   wrk.body = '{"tweet_id":"1346889436626259968"}'
   wrk.headers["Authorization"] = "Bearer " .. keys[number % #keys + 1]
   wrk.headers["Content-Type"] = "application/json"
+  if args[2] then
+    local stride = tonumber(args[2])
+    local at = number % #keys
+    function request()
+      wrk.headers["Authorization"] = "Bearer " .. keys[at + 1]
+      at = (at + stride) % #keys
+      return wrk.format()
+    end
+  end
 end
 
 function done(summary, latency, requests)

@@ -69,6 +69,17 @@ def test_the_plot_shows_each_contender() -> None:
     assert ">60.0</text>" in picture
 
 
+def test_growth_is_told_as_a_table_for_each_part() -> None:
+    """A row for each size; what one row lacks is left open."""
+    rows = [{"accounts": 1, "CPU µs": "60", "runs": []}, {"accounts": 1_000_000, "CPU µs": "61", "KiB": 1.5}]
+    part = {"name": "accounts", "title": "Linked accounts", "words": ["So many."], "rows": rows}
+    described = {**machine.described(), "fsync_us": 100}
+    page = report.growth({"made_at": "now", "commit": "abc1234", "machine": described, "parts": [part]})
+    assert "| accounts | CPU µs | KiB |" in page
+    assert "| 1 | 60 | - |" in page
+    assert "| 1,000,000 | 61 | 1.5 |" in page
+
+
 def test_every_template_of_a_peer_can_be_filled_in(tmp_path: Path) -> None:
     """No brace is left over, none is missing."""
     place = Place(tmp_path, 8001, 8002, ["key"])

@@ -1,0 +1,202 @@
+"""`python -m bench.profile`: where the microseconds of a like go: user and system, threads, modules, functions.
+
+A timer on the process's CPU interrupts the main thread every millisecond of work; what the thread has used since the
+last time is booked on the innermost function of ours that is running, with what it calls. System calls and C code are
+booked on whoever made them; reading a socket, on the first of ours to run after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import contenders, engines, install, seed
+from bench.load import Load
+from bench.machine import LOAD_CORE, TICK_S, answering, free_port, start
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from bench.machine import Process
+
+WORK = Path(__file__).parent / ".work"
+EVERY_S = 0.001
+LOOP = "cli.servers"
+OURS = f"{os.sep}birdwire{os.sep}"
+
+
+class Sampler:
+    """Books the main thread's CPU on functions, from `begin` to `end`."""
+
+    def __init__(self) -> None:
+        self.booked: Counter[str] = Counter()
+        self._last_s = 0.0
+
+    def begin(self) -> None:
+        """Forget what was, and book from here on."""
+        self.booked.clear()
+        self._last_s = time.thread_time()
+        signal.signal(signal.SIGPROF, self._sample)
+        signal.setitimer(signal.ITIMER_PROF, EVERY_S, EVERY_S)
+
+    def end(self) -> None:
+        """Book no more."""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def _sample(self, _number: int, frame: FrameType | None) -> None:
+        now_s = time.thread_time()
+        self.booked[_place(frame)] += now_s - self._last_s  # type: ignore[assignment]
+        self._last_s = time.thread_time()
+
+
+def _place(frame: FrameType | None) -> str:
+    """`module|function|library`: the innermost frame of ours, and the package that it has called into, if any."""
+    library = ""
+    while frame is not None:
+        code = frame.f_code
+        _, ours, path = code.co_filename.rpartition(OURS)
+        if ours:
+            name = path.removesuffix(".py").replace(os.sep, ".")
+            if name == LOOP and code.co_name == "run":
+                break
+            return f"{name}|{code.co_qualname}|{library}"
+        library = library or _package(code.co_filename)
+        frame = frame.f_back
+    return f"(loop and greenlets)||{library or 'uvloop'}"
+
+
+def _package(path: str) -> str:
+    _, installed, rest = path.rpartition(f"site-packages{os.sep}")
+    return rest.partition(os.sep)[0].removesuffix(".py") if installed else Path(path).stem
+
+
+def serve(out: Path) -> None:
+    """Be `birdwire serve`, sampled between SIGUSR1 and SIGUSR2, which writes what was booked to `out`."""
+    from birdwire.cli import main  # noqa: PLC0415 - in the measured process alone
+
+    sampler = Sampler()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        sampler.end()
+        out.write_text(json.dumps(sampler.booked))
+
+    signal.signal(signal.SIGUSR1, lambda *_: sampler.begin())
+    signal.signal(signal.SIGUSR2, end)
+    sys.argv = ["birdwire", "serve"]
+    main()
+
+
+def threads(process: Process) -> dict[str, tuple[float, float]]:
+    """User and system seconds of each thread so far, by name."""
+    found = {}
+    for task in Path(f"/proc/{process.running.pid}/task").iterdir():
+        name, _, rest = (task / "stat").read_text().rpartition(")")
+        fields = rest.split()
+        label = "main" if task.name == str(process.running.pid) else f"{name.partition('(')[2]} {task.name}"
+        found[label] = (int(fields[11]) * TICK_S, int(fields[12]) * TICK_S)
+    return found
+
+
+def _less(used: tuple[float, float], before: tuple[float, float]) -> tuple[float, float]:
+    return used[0] - before[0], used[1] - before[1]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One run under the sampler, and one without it, which says what the sampler costs."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir()
+    x, place = contenders.x(WORK, seed.raw_keys(options.connections))
+    attendants: list[Process] = []
+    try:
+        more: dict[str, str] = {}
+        if options.postgres:
+            postgres, more["database_url"] = engines.postgres(WORK, core=LOAD_CORE)
+            attendants.append(postgres)
+            redis, more["redis_url"] = engines.redis(WORK, core=LOAD_CORE)
+            attendants.append(redis)
+        port, out = free_port(), WORK / "booked.json"
+        x_url = place.x_tls_url if options.tls else place.x_url
+        environment = seed.settings(WORK, port, x_url, seed.vault_key(), **more)
+        asyncio.run(seed.link(environment, place.keys))
+        environment |= {"SSL_CERT_FILE": str(WORK / "ca.pem"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        argv = [sys.executable, "-m", "bench.profile", "--serve", out]
+        process = start("birdwire", argv, WORK, env=environment, port=port)
+        attendants.insert(0, process)
+        answering(process)
+        load = Load(place.keys_file, options.seconds)
+        plain = load.run(process, 1, options.connections)
+        before = threads(process)
+        os.kill(process.running.pid, signal.SIGUSR1)
+        sampled = Load(place.keys_file, options.seconds, warm_up=0).run(process, 2, options.connections)
+        os.kill(process.running.pid, signal.SIGUSR2)
+        after = threads(process)
+        while not out.exists():
+            time.sleep(0.05)
+        time.sleep(0.1)
+        return {
+            "plain": plain,
+            "sampled": sampled,
+            "threads": {name: _less(used, before.get(name, (0.0, 0.0))) for name, used in after.items()},
+            "booked": json.loads(out.read_text()),
+        }
+    finally:
+        for one in attendants:
+            one.stop()
+        x.stop()
+
+
+def told(found: dict[str, Any], most: int) -> str:
+    """The budget as tables, in microseconds of CPU for a like."""
+    plain, sampled = found["plain"], found["sampled"]
+    likes = max(1, sampled.requests)
+    lines = [
+        (
+            f"{plain.cpu_us:.1f} us CPU for a like, {plain.rate:.0f} likes/s, p50 {plain.p50_us / 1000:.2f} ms, "
+            f"p99 {plain.p99_us / 1000:.2f} ms, {plain.peak_mib:.0f} MiB ({sampled.cpu_us:.1f} us under the sampler)"
+        ),
+        "",
+        f"{'thread':<28}{'user':>8}{'system':>8}",
+    ]
+    for name, (user_s, system_s) in sorted(found["threads"].items(), key=lambda item: -sum(item[1])):
+        if user_s + system_s > 0:
+            lines.append(f"{name:<28}{user_s / likes * 1e6:>8.1f}{system_s / likes * 1e6:>8.1f}")
+    modules: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for place, seconds in found["booked"].items():
+        module, function, library = place.split("|")
+        modules[module] += seconds
+        functions[f"{module}.{function}" + (f" > {library}" if library else "")] += seconds
+    for title, booked in (("module, with what it calls", modules), ("function > library", functions)):
+        lines += ["", f"{title:<76}{'us':>8}"]
+        lines += [f"{name:<76}{seconds / likes * 1e6:>8.1f}" for name, seconds in booked.most_common(most)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=5, help="how long to measure (default: 5)")
+    parser.add_argument("--connections", type=int, default=32, help="connections (default: 32)")
+    parser.add_argument("--most", type=int, default=40, help="rows of a table (default: 40)")
+    parser.add_argument("--postgres", action="store_true", help="on PostgreSQL and Redis")
+    parser.add_argument("--tls", action="store_true", help="TLS to X")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    install.programs()
+    print(told(measure(options), options.most))
+
+
+if __name__ == "__main__":
+    main()

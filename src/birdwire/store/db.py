@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from birdwire.store.appends import Appends
 from birdwire.store.postgres import START_LOCK, PostgreSQL
-from birdwire.store.schema import StorageDownError, StoreError
+from birdwire.store.schema import RowRefusedError, StorageDownError, StoreError
 from birdwire.store.sqlite import SQLite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from sqlalchemy import Insert, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.clock import Clock
@@ -36,6 +38,7 @@ class Database:
     def __init__(self, url: str) -> None:
         file = file_of(url)
         self._engine = PostgreSQL(url) if file is None else SQLite(file)
+        self._appends = Appends(self._engine.dialect, self._engine.append)
         self._probed_at = -PROBE_FOR_S
 
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
@@ -57,6 +60,18 @@ class Database:
             StorageDownError: nothing was changed, but for that case.
         """
         return self._engine.write()
+
+    async def append(self, statement: Insert | Update, row: Mapping[str, Any]) -> None:
+        """One row, on the disk when this returns; callers at the same time share a transaction, and its wait.
+
+        The statement is a constant, built once, whose parameters `row` fills: what an insert's row leaves out is null.
+        Rows are written in the order of the calls. A row that the database refuses fails alone.
+
+        Raises:
+            StorageDownError: the row is not there; as with `write`, but for a look-up that found the database away.
+            RowRefusedError: one kind of it: the row breaks a constraint.
+        """
+        await self._appends.add(statement, row)
 
     async def probe(self) -> None:
         """See that a write would be taken; a success holds for a second, so that asking often costs nothing.
@@ -84,7 +99,8 @@ class Database:
             raise StoreError(f"The database {self._engine.place} cannot be opened: {error}.") from None
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Write what waits, and close every connection."""
+        await self._appends.close()
         await self._engine.close()
 
 
@@ -107,4 +123,4 @@ async def alone(connection: AsyncConnection) -> None:
         await connection.execute(select(func.pg_advisory_xact_lock(START_LOCK)))
 
 
-__all__ = ["Database", "StorageDownError", "StoreError", "alone", "file_of", "now"]
+__all__ = ["Database", "RowRefusedError", "StorageDownError", "StoreError", "alone", "file_of", "now"]

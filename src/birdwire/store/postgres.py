@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from birdwire.store.schema import StorageDownError, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
+    from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from birdwire.store.appends import Row
 
 CONNECTIONS = 16
 POOL_WAIT_S = 5
@@ -31,6 +36,12 @@ _FATE_PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 _FAULTS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 """What the driver raises by itself, and what SQLAlchemy makes of the rest; its timeouts are OSErrors."""
 
+_REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, OverflowError, UnicodeError)
+"""What one row can do wrong."""
+
+_COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+COLLISION_TRIES = 3
+
 
 class PostgreSQL:
     """One database. Every method that talks to it raises StorageDownError if it does not answer."""
@@ -43,10 +54,16 @@ class PostgreSQL:
             pool_size=CONNECTIONS,
             max_overflow=0,
             pool_timeout=POOL_WAIT_S,
-            pool_pre_ping=True,  # after an outage no dead connection is handed out
             hide_parameters=True,
         )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_the_dead)
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._appending: Any = None
+
+    @property
+    def dialect(self) -> Dialect:
+        """How statements are written here."""
+        return self._engine.dialect
 
     @property
     def place(self) -> str:
@@ -72,6 +89,50 @@ class PostgreSQL:
                 await self._commit(connection)
         except _FAULTS as error:
             raise StorageDownError(type(error).__name__) from None
+
+    async def append(self, rows: Sequence[Row]) -> set[int]:
+        """Write rows in one transaction, in their order; the numbers of those refused."""
+        try:
+            for tries_left in reversed(range(COLLISION_TRIES)):
+                if self._appending is None or self._appending.is_closed():
+                    self._appending = await self._connect()
+                try:
+                    return await self._append(self._appending, rows)
+                except _COLLISIONS:
+                    if not tries_left:
+                        raise
+        except _FAULTS as error:
+            if self._appending is not None:
+                self._appending.terminate()
+            raise StorageDownError(type(error).__name__) from None
+        raise AssertionError  # pragma: no cover - the last try raises
+
+    async def _append(self, connection: Any, rows: Sequence[Row]) -> set[int]:
+        try:
+            await self._transaction(connection, _put_together(connection, rows))
+        except _REFUSALS:
+            refused: set[int] = set()
+            await self._transaction(connection, _put_one_by_one(connection, rows, refused))
+            return refused
+        return set()
+
+    async def _transaction(self, connection: Any, work: Coroutine[Any, Any, None]) -> None:
+        """Do something in a transaction of the driver's own; it is committed when this returns."""
+        number = None
+        try:
+            await connection.execute("BEGIN")
+            number = await connection.fetchval("SELECT pg_current_xact_id()::text")
+            await work
+        except BaseException:
+            work.close()
+            if not connection.is_closed():
+                await connection.execute("ROLLBACK")
+            raise
+        try:
+            await connection.execute("COMMIT")
+        except _FAULTS:
+            if not await self._committed(number):
+                raise
 
     async def probe(self) -> None:
         """See that the server takes writes: a standby, or one told to be read only, gives no transaction a number."""
@@ -99,6 +160,8 @@ class PostgreSQL:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._appending is not None:
+            self._appending.terminate()
         await self._engine.dispose()
 
     async def _connect(self, statement_s: int = STATEMENT_S, lock_s: int = LOCK_S) -> Any:
@@ -150,3 +213,26 @@ class PostgreSQL:
             finally:
                 connection.terminate()
         raise StorageDownError("a commit's fate is not known")
+
+
+def _refuse_the_dead(connection: Any, *_: object) -> None:
+    """Let the pool replace a connection that was cut, as after an outage. The driver knows; nobody is asked."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+async def _put_together(connection: Any, rows: Sequence[Row]) -> None:
+    """In one round trip for each run of rows with the same statement."""
+    for sql, run in itertools.groupby(rows, key=lambda row: row.sql):
+        await connection.executemany(sql, [row.values for row in run])
+
+
+async def _put_one_by_one(connection: Any, rows: Sequence[Row], refused: set[int]) -> None:
+    """Each in a savepoint of its own, so that a bad one does not take the others along."""
+    for number, row in enumerate(rows):
+        await connection.execute("SAVEPOINT one")
+        try:
+            await connection.execute(row.sql, *row.values)
+        except _REFUSALS:
+            refused.add(number)
+            await connection.execute("ROLLBACK TO SAVEPOINT one")

@@ -33,6 +33,10 @@ class StorageDownError(Exception):
     """The database did not answer, or refused a write. Callers say which half of their work was done."""
 
 
+class RowRefusedError(StorageDownError):
+    """The database does not take this one row: it breaks a constraint, or a value has no place in its column."""
+
+
 class Instant(TypeDecorator[datetime]):
     """An aware UTC datetime, kept as whole microseconds since 1970: the same on every engine, and it compares."""
 

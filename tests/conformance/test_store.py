@@ -1,0 +1,345 @@
+"""What the store promises, whichever engine it runs on, with two processes' worth of writers between each other."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import JSON, bindparam, insert, select, text, update
+
+from birdwire.clock import Clock
+from birdwire.store import idempotency, journal, keys, sessions, states
+from birdwire.store.db import Database, RowRefusedError, StorageDownError, StoreError, now
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+pytestmark = pytest.mark.engines("sqlite", "postgres")
+
+NOW = datetime(2026, 4, 18, 7, 0, 0, 123_456, tzinfo=UTC)
+KEY = "key_1"
+ADD = insert(journal.journal)
+SETTLE = (
+    update(journal.journal)
+    .where(journal.journal.c.request_id == bindparam("of"))
+    .values(state=bindparam("state"), data=bindparam("data", type_=JSON), settled_at=bindparam("settled_at"))
+)
+
+
+@dataclass
+class Pair:
+    """Two gateways' databases: the same one, opened twice."""
+
+    first: Database
+    second: Database
+
+    def __getitem__(self, number: int) -> Database:
+        """One or the other, in turn."""
+        return (self.first, self.second)[number % 2]
+
+    async def all_at_once(self, number: int, work: Callable[[Database], Awaitable[Any]]) -> list[Any]:
+        """The same work many times, a hundred at once, half of it by each."""
+        room = asyncio.Semaphore(100)
+
+        async def one(turn: int) -> Any:
+            async with room:
+                return await work(self[turn])
+
+        return await asyncio.gather(*(one(turn) for turn in range(number)))
+
+
+@pytest_asyncio.fixture
+async def pair(database_url: str) -> AsyncIterator[Pair]:
+    """A new database, ready, with one key in it."""
+    databases = Pair(Database(database_url), Database(database_url))
+    async with AsyncExitStack() as stack:
+        for database in (databases.first, databases.second):
+            stack.push_async_callback(database.close)
+            await database.prepare(upgrade=False)
+        async with databases.first.write() as connection:
+            await keys.add(connection, a_key())
+        yield databases
+
+
+def a_key(**changes: object) -> dict[str, Any]:
+    """A key's row."""
+    row = {"key_id": KEY, "mode": "test", "label": "a key", "tier": "free", "created_at": NOW}
+    return row | {"actions": ["like_twitter"], "rpm": 1} | changes
+
+
+def a_session(**changes: object) -> dict[str, Any]:
+    """A session's row."""
+    row = {"session_id": "xs_1", "key_id": KEY, "issuer": "x", "state": "active", "gen": 1, "access_ct": b"\x00\xff"}
+    return row | {"expires_at": NOW, "scopes": "like.write", "created_at": NOW} | changes
+
+
+def an_entry(request_id: str, **changes: object) -> dict[str, Any]:
+    """A journal row."""
+    row = {"request_id": request_id, "key_id": KEY, "user_id": "1", "operation": "like_twitter"}
+    return row | {"state": "confirmed", "data": {"liked": True}, "created_at": NOW} | changes
+
+
+def make_private(database_url: str) -> None:
+    """Make the file, if it is one, so that only its owner can read it."""
+    if database_url.startswith("sqlite:///"):
+        Path(database_url.removeprefix("sqlite:///")).touch(mode=0o600)
+
+
+async def entries(database: Database) -> dict[str, Any]:
+    """What the journal holds, by request."""
+    async with database.read() as connection:
+        rows = await journal.of_key(connection, KEY, 1_000)
+        return {row["request_id"]: row for row in rows}
+
+
+async def test_what_one_process_wrote_another_reads_as_it_was(pair: Pair) -> None:
+    """Bytes, times to the microsecond, lists, words beyond ASCII, and nothing."""
+    async with pair.first.write() as connection:
+        await keys.add(connection, a_key(key_id="key_2", label="Zoë 🐦", expires_at=NOW))
+        await sessions.add(connection, a_session())
+    async with pair.second.read() as connection:
+        key, session = await keys.get(connection, "key_2"), await sessions.get(connection, "xs_1")
+    assert key is not None
+    assert session is not None
+    assert (key["label"], key["expires_at"], key["actions"], key["ips"]) == ("Zoë 🐦", NOW, ["like_twitter"], None)
+    assert (session["access_ct"], session["refresh_ct"], session["tries"]) == (b"\x00\xff", None, 0)
+
+
+async def test_a_block_that_fails_leaves_nothing(pair: Pair) -> None:
+    """What it wrote before is taken back."""
+
+    async def fail() -> None:
+        async with pair.first.write() as connection:
+            await keys.add(connection, a_key(key_id="key_2"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    async with pair.second.read() as connection:
+        assert await keys.get(connection, "key_2") is None
+
+
+@pytest.mark.trust("R1", "F37")
+async def test_a_claim_has_one_winner_of_fifty(pair: Pair) -> None:
+    """Whoever refreshes a session has won it in the row, not in a memory of its own."""
+    async with pair.first.write() as connection:
+        await sessions.add(connection, a_session())
+        row = await sessions.get(connection, "xs_1")
+    assert row is not None
+    mark = {"refresh_state": "presented", "presented_gen": 1, "tries": 1}
+
+    async def claim(database: Database) -> bool:
+        async with database.write() as connection:
+            return await sessions.mark(connection, row, mark)
+
+    assert sum(await pair.all_at_once(50, claim)) == 1
+
+
+@pytest.mark.trust("R8")
+async def test_a_generation_is_written_once(pair: Pair) -> None:
+    """A stale copy never revives a dead pair of tokens."""
+    async with pair.first.write() as connection:
+        await sessions.add(connection, a_session())
+
+    async def save(database: Database) -> bool:
+        async with database.write() as connection:
+            return await sessions.change(connection, "xs_1", 1, {"gen": 2})
+
+    assert sum(await pair.all_at_once(20, save)) == 1
+
+
+@pytest.mark.trust("G12", "O1")
+async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
+    """A thousand callbacks at once make one exchange."""
+    row = {"state_hash": b"s", "key_id": KEY, "issuer": "x", "redirect_uri": "r", "verifier_ct": b"v", "scopes": ""}
+    async with pair.first.write() as connection:
+        await states.add(connection, row | {"created_at": NOW, "expires_at": NOW})
+
+    async def take(database: Database) -> bool:
+        async with database.write() as connection:
+            return await states.take(connection, b"s", NOW) is not None
+
+    assert sum(await pair.all_at_once(1_000, take)) == 1
+
+
+@pytest.mark.trust("F40")
+async def test_a_call_by_name_begins_once(pair: Pair) -> None:
+    """Fifty with one Idempotency-Key at once: one is the first, and the others can see it."""
+    row = {"key_id": KEY, "name": "n", "asked": b"a", "repeatable": True, "state": "started", "created_at": NOW}
+
+    async def begin(database: Database) -> bool:
+        async with database.write() as connection:
+            first = await idempotency.add(connection, row)
+            assert await idempotency.find(connection, KEY, "n") is not None
+            return first
+
+    assert sum(await pair.all_at_once(50, begin)) == 1
+
+
+async def test_a_daily_cap_is_exact(pair: Pair) -> None:
+    """Of fifty writes at once as many pass as the day has left, whoever counts; the next day begins anew."""
+
+    async def spend(database: Database, day: str = "2026-04-18") -> bool:
+        async with database.write() as connection:
+            return await keys.spend_write(connection, KEY, day, 20)
+
+    assert sum(await pair.all_at_once(50, spend)) == 20
+    assert await spend(pair.first, "2026-04-19")
+
+
+async def test_what_hangs_on_a_key_changes_one_at_a_time(pair: Pair) -> None:
+    """Who looks before it changes begins with the key's row, and so loses nobody's change."""
+
+    async def raise_limit(database: Database) -> None:
+        async with database.write() as connection:
+            await keys.hold(connection, KEY)
+            row = await keys.get(connection, KEY)
+            assert row is not None
+            await keys.set_rpm(connection, KEY, row["rpm"] + 1)
+
+    await pair.all_at_once(30, raise_limit)
+    async with pair.first.read() as connection:
+        row = await keys.get(connection, KEY)
+    assert row is not None
+    assert row["rpm"] == 31
+
+
+async def test_leases_are_counted_by_one_clock(pair: Pair, engine: str) -> None:
+    """PostgreSQL's, which all processes share; on a file, that of its one process."""
+
+    class Tomorrow(Clock):
+        def now(self) -> datetime:
+            return super().now() + timedelta(days=1)
+
+    async with pair.first.read() as connection:
+        at = await now(connection, Tomorrow())
+    assert at.tzinfo is not None
+    assert (at - datetime.now(UTC) > timedelta(hours=12)) == (engine == "sqlite")
+
+
+async def test_an_appended_row_is_there_when_its_caller_goes_on(pair: Pair) -> None:
+    """Another process sees it, with its values as their columns keep them."""
+    await pair.first.append(ADD, an_entry("req_1", settled_at=NOW))
+    row = (await entries(pair.second))["req_1"]
+    assert (row["data"], row["created_at"], row["settled_at"], row["target"]) == ({"liked": True}, NOW, NOW, None)
+
+
+async def test_rows_of_many_callers_are_all_there(pair: Pair) -> None:
+    """Two processes, two hundred callers, and transactions of the usual kind between them."""
+
+    async def change(database: Database) -> None:
+        async with database.write() as connection:
+            await keys.set_rpm(connection, KEY, 7)
+
+    await asyncio.gather(
+        *(pair[number].append(ADD, an_entry(f"req_{number}")) for number in range(200)), pair.all_at_once(20, change)
+    )
+    assert len(await entries(pair.first)) == 200
+
+
+async def test_appends_keep_their_order(pair: Pair) -> None:
+    """What began and ended while the disk was busy is there as it ended."""
+    await asyncio.gather(
+        *(
+            one
+            for number in range(40)
+            for one in (
+                pair.first.append(ADD, an_entry(f"req_{number}", state="started", data=None)),
+                pair.first.append(
+                    SETTLE, {"of": f"req_{number}", "state": "confirmed", "data": {"n": number}, "settled_at": NOW}
+                ),
+            )
+        )
+    )
+    found = await entries(pair.second)
+    assert {row["state"] for row in found.values()} == {"confirmed"}
+    assert [found[f"req_{number}"]["data"] for number in range(40)] == [{"n": number} for number in range(40)]
+
+
+async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
+    """A second row of one name, one without what it needs, a number that no column holds: the others are written."""
+    bad = {
+        5: an_entry("req_4"),
+        9: an_entry("req_9", state=None),
+        13: an_entry("req_13", status=2**70),
+    }
+    rows = [bad.get(number, an_entry(f"req_{number}")) for number in range(30)]
+    results = await asyncio.gather(*(pair.first.append(ADD, row) for row in rows), return_exceptions=True)
+    assert [number for number, result in enumerate(results) if isinstance(result, RowRefusedError)] == sorted(bad)
+    assert set(results) - {None} == {result for result in results if isinstance(result, RowRefusedError)}
+    assert len(await entries(pair.second)) == 27
+
+
+async def test_a_caller_that_goes_away_takes_no_other_along(pair: Pair) -> None:
+    """Its row is written or not; those beside it are."""
+    waiting = [asyncio.create_task(pair.first.append(ADD, an_entry(f"req_{number}"))) for number in range(10)]
+    await asyncio.sleep(0)
+    waiting[3].cancel()
+    await asyncio.wait(waiting)
+    assert [task.cancelled() for task in waiting] == [number == 3 for number in range(10)]
+    assert len(await entries(pair.second)) >= 9
+
+
+async def test_closing_writes_what_waits_and_takes_no_more(pair: Pair, database_url: str) -> None:
+    """Nothing that was taken is lost."""
+    third = Database(database_url)
+    waiting = asyncio.gather(*(third.append(ADD, an_entry(f"req_{number}")) for number in range(50)))
+    await asyncio.sleep(0)
+    await third.close()
+    await waiting
+    assert len(await entries(pair.second)) == 50
+    with pytest.raises(StorageDownError):
+        await third.append(ADD, an_entry("req_late"))
+
+
+@pytest.mark.trust("F48")
+async def test_any_number_may_make_a_new_database_ready_at_once(database_url: str) -> None:
+    """Replicas start together: one makes the tables, the others find them."""
+    databases = [Database(database_url) for _ in range(6)]
+    try:
+        await asyncio.gather(*(database.prepare(upgrade=number % 2 == 0) for number, database in enumerate(databases)))
+        await databases[0].append(ADD, an_entry("req_1"))
+        assert await entries(databases[5])
+    finally:
+        for database in databases:
+            await database.close()
+
+
+@pytest.mark.trust("F48")
+@pytest.mark.parametrize("upgrade", [False, True])
+async def test_a_newer_schema_is_refused(pair: Pair, *, upgrade: bool) -> None:
+    """Old code on a new schema would write what the new code does not expect."""
+    async with pair.first.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="newer Birdwire"):
+        await pair.second.prepare(upgrade=upgrade)
+
+
+@pytest.mark.trust("F48")
+async def test_a_database_of_something_else_is_refused(database_url: str) -> None:
+    """Nothing of it is touched."""
+    make_private(database_url)
+    database = Database(database_url)
+    try:
+        async with database.write() as connection:
+            await connection.execute(text("CREATE TABLE birds (name VARCHAR)"))
+        with pytest.raises(StoreError, match="not Birdwire's"):
+            await database.prepare(upgrade=True)
+        async with database.read() as connection:
+            assert (await connection.execute(text("SELECT * FROM birds"))).all() == []
+    finally:
+        await database.close()
+
+
+async def test_a_probe_says_whether_a_write_would_be_taken(pair: Pair) -> None:
+    """A success holds for a second."""
+    await pair.first.probe()
+    await pair.first.probe()
+    async with pair.first.read() as connection:
+        assert (await connection.execute(select(1))).scalar() == 1

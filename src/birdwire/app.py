@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,6 +16,7 @@ from birdwire.authserver import AuthServer
 from birdwire.body import Body, Empty
 from birdwire.breaker import Breaker
 from birdwire.capabilities import Capabilities
+from birdwire.chores import Chores
 from birdwire.clock import Clock
 from birdwire.door import EdgeLimits
 from birdwire.failpoints import Failpoints
@@ -32,7 +33,10 @@ from birdwire.oauth import AuthTwitter, Confirm, OAuth
 from birdwire.operations import OPERATIONS
 from birdwire.order import Order
 from birdwire.pages import Pages
+from birdwire.presence import BEAT_EVERY_S, Presence
+from birdwire.prices import Prices
 from birdwire.reads import READS, Reads
+from birdwire.reconcile import Reconciler
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
 from birdwire.store.db import Database, StoreError
@@ -62,6 +66,7 @@ SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 50
 TOKEN_CONNECTIONS = 50
 """Connections to X kept for renewals, links and revocations, so that a rush of calls cannot starve them."""
+TIDY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Gateway:
     lines: Lines
     capabilities: Capabilities
     health: Health
+    reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
 
@@ -148,9 +154,14 @@ async def prepare(database: Database, vault: Vault, clock: Clock, *, upgrade: bo
 
 
 def create_app(
-    settings: Settings, *, clock: Clock | None = None, log: TextIO = sys.stderr, upgrade: bool = False
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    log: TextIO = sys.stderr,
+    upgrade: bool = False,
+    alone: bool = False,
 ) -> Gateway:
-    """Build the gateway. Nothing is opened before the app starts.
+    """Build the gateway. Nothing is opened before the app starts. `alone`: no other gateway is on its database.
 
     Raises:
         VaultError: the vault key is missing or cannot be used.
@@ -161,7 +172,9 @@ def create_app(
     database = Database(settings.database_url)
     upstreams = {"calls": to_x(settings, settings.x_connections), "tokens": to_x(settings, TOKEN_CONNECTIONS)}
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    keys, journal, once = Keys(database, clock), Journal(database, clock), Idempotency(database, vault, clock)
+    keys, presence = Keys(database, clock), Presence(database, clock)
+    journal = Journal(database, vault, presence, clock)
+    once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
     sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, failpoints, confirm=confirm)
@@ -171,6 +184,7 @@ def create_app(
     shared = settings.redis_url.get_secret_value() if settings.redis_url else None
     limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
     lines = Lines(sessions, x, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
+    reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
     gate = Gate(
         keys,
         limits,
@@ -181,6 +195,8 @@ def create_app(
         capabilities,
         journal,
         once,
+        presence,
+        Prices.load(),
         clock,
         mode,
         settings.upload_deadline_s,
@@ -188,22 +204,32 @@ def create_app(
         relay=settings.relay_dialect,
     )
 
+    chores = Chores(
+        telemetry,
+        ("sweep", SWEEP_EVERY_S, sessions.sweep),
+        ("health", 0.0, health.beat),
+        ("presence", BEAT_EVERY_S, presence.beat),
+        ("journal", 1.0, journal.flush),
+        ("reconcile", 1.0, reconciler.round),
+        ("idempotency", TIDY_EVERY_S, once.tidy),
+        ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
+    )
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await prepare(database, vault, clock, upgrade=upgrade)
-        await once.recover()
-        if unsettled := await journal.recover():
-            telemetry.event("warning", "outcomes_unknown", count=unsettled)
+        await presence.start(alone=alone)
+        await reconciler.recover()
         await limits.start()
-        tasks = [asyncio.create_task(_sweep(sessions, telemetry)), asyncio.create_task(health.beat())]
+        chores.start()
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=SWEEP_EVERY_S)
+            await chores.close()
             await oauth.close()
             await sessions.close()
+            await journal.close()
+            await presence.close()
             for upstream in upstreams.values():
                 await upstream.close()
             await limits.close()
@@ -215,7 +241,9 @@ def create_app(
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
-    return Gateway(app, metrics_app, every, keys, sessions, lines, capabilities, health, telemetry, settings)
+    return Gateway(
+        app, metrics_app, every, keys, sessions, lines, capabilities, health, reconciler, telemetry, settings
+    )
 
 
 def to_x(settings: Settings, connections: int) -> Upstream:
@@ -302,16 +330,6 @@ def metrics_route(metrics: Metrics, settings: Settings) -> Route:
     """Where the metrics are read."""
     token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
     return Route("GET", "/metrics", partial(metrics.answer, token))
-
-
-async def _sweep(sessions: Sessions, telemetry: Telemetry) -> None:
-    """Until cancelled: end the sessions of revoked keys, and repeat revocations that X did not answer."""
-    while True:
-        try:
-            await sessions.sweep()
-        except Exception as error:  # noqa: BLE001 - the sweep goes on, whatever one round meets
-            telemetry.crash("sweep", error)
-        await asyncio.sleep(SWEEP_EVERY_S)
 
 
 __all__ = ["Gateway", "StoreError", "create_app", "open_vault", "prepare"]

@@ -6,10 +6,9 @@ Plain data in and out: knows no web framework. No operation can skip a step, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -18,11 +17,12 @@ from birdwire import dialect, idempotency, media
 from birdwire.body import Body, Empty, Parsed, check, read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
-from birdwire.journal import Entry
+from birdwire.journal import Entry, fingerprint
 from birdwire.keys import raw_key_of
 from birdwire.limits import failures_from
 from birdwire.order import canonical
 from birdwire.store.db import StorageDownError
+from birdwire.timeline import sought
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from birdwire.line import Line, Lines
     from birdwire.oauth import OAuth
     from birdwire.operations import Operation
+    from birdwire.presence import Presence
+    from birdwire.prices import Prices
     from birdwire.reads import Read, Reads
     from birdwire.sessions import Sessions, XSession
 
@@ -86,6 +88,8 @@ class Gate:
         capabilities: Capabilities,
         journal: Journal,
         once: Idempotency,
+        presence: Presence,
+        prices: Prices,
         clock: Clock,
         mode: Mode,
         upload_s: float,
@@ -102,6 +106,8 @@ class Gate:
         self._capabilities = capabilities
         self._journal = journal
         self._idempotency = once
+        self._presence = presence
+        self._prices = prices
         self._clock = clock
         self._mode: Mode = mode
         self._upload_s = upload_s
@@ -197,24 +203,25 @@ class Gate:
         if name is None:
             name = idempotency.new_name()
             visit.headers += (("idempotency-key", name),)
-        asked = idempotency.fingerprint(call, parsed)
-        told = await self._idempotency.begin(key.key_id, name, asked, repeatable=takes.repeatable)
-        if told is not None:
-            return told
-        end = partial(self._idempotency.lose if not takes.repeatable else self._idempotency.release, key.key_id, name)
-        try:
-            answer = await work(call, key, parsed)
-            end = partial(self._idempotency.keep, key.key_id, name, answer)
-        except GatewayError as error:
-            if _definite(error):
-                end = partial(self._idempotency.keep, key.key_id, name, render(error, call.request_id))
-            elif takes.repeatable or error.outcome != "unknown":
-                end = partial(self._idempotency.release, key.key_id, name)
-            raise
-        finally:
-            with contextlib.suppress(StorageDownError):  # the row stays as begun, and so does no harm
+        asked, once = idempotency.fingerprint(call, parsed), self._idempotency
+        named = idempotency.Named(key.key_id, name, asked, call.request_id, takes.repeatable)
+        with self._presence.running(call.request_id):
+            told = await once.begin(named)
+            if told is not None:
+                return told
+            end = partial(once.release if takes.repeatable else once.lose, named)
+            try:
+                answer = await work(call, key, parsed)
+                end = partial(once.keep, named, answer)
+            except GatewayError as error:
+                if _definite(error):
+                    end = partial(once.keep, named, render(error, call.request_id))
+                elif takes.repeatable or error.outcome != "unknown":
+                    end = partial(once.release, named)
+                raise
+            finally:
                 await end()
-        return answer
+            return answer
 
     async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> int:
         """A file begins: nobody sends one without a key, be it the header's or one in a part before it."""
@@ -241,28 +248,33 @@ class Gate:
         session = await self._session(key, operation.scopes)
         await self._keys.spend_write(key)
         line = self._lines.open(session)
-        target = canonical(str(getattr(body, operation.target, "")))
-        entry = Entry(call.request_id, key.key_id, session.user_id, operation.name, target)
-        begun = not operation.repeatable
-        if begun:
-            await self._journal.begin(entry)
-            await self._failpoints.reach("post_after_started")
+        entry = Entry(
+            call.request_id,
+            key.key_id,
+            session.user_id,
+            operation.name,
+            canonical(str(getattr(body, operation.target, ""))),
+            fingerprint(operation.name, parsed.fields),
+            self._prices.of(operation, body),
+            sought(body),
+        )
+        record = self._journal.open(entry)
         try:
+            if files and not operation.takes_file:
+                ids = await self._attach(files, line)
+                body = check(_with_media(parsed.fields, ids), operation.body, context)
+            if not operation.repeatable:
+                await record.begin()
+                await self._failpoints.reach("post_after_started")
+                await self._idempotency.hold(key.key_id, call.request_id)
             if operation.takes_file:
                 data = await self._upload(files[0], line)
             else:
-                if files:
-                    ids = await self._attach(files, line)
-                    body = check(_with_media(parsed.fields, ids), operation.body, context)
                 asking = self._ask(operation, line, body, entry)
-                data = await (self._failpoints.during("post_after_send", asking) if begun else asking)
+                data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
         except GatewayError as error:
-            if begun and error.outcome == "unknown":
-                error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
-            await self._journal.settle(entry, error.outcome, error.problem.status, error.reason, begun=begun)
-            raise error from None
-        entry = replace(entry, target=entry.target or str(data.get(operation.target, "")))
-        await self._journal.settle(entry, "confirmed", operation.status, None, begun=begun, data=data)
+            raise await record.failed(error) from None
+        await record.confirmed(operation.status, data)
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)

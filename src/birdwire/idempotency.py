@@ -9,23 +9,32 @@ import hashlib
 import json
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ulid import ULID
 
 from birdwire.call import Answer
 from birdwire.errors import GatewayError
+from birdwire.journal import DONE
 from birdwire.store import idempotency as store
+from birdwire.store.db import StorageDownError
 from birdwire.vault import Place
 
 if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from birdwire.body import Parsed
     from birdwire.call import Call
     from birdwire.clock import Clock
+    from birdwire.journal import Journal
+    from birdwire.presence import Presence
     from birdwire.store.db import Database
     from birdwire.vault import Vault
 
 KEPT_FOR = timedelta(hours=24)
+MOST_LATE = 10_000
+_AT_ONCE = 500
 REPLAYED = (("idempotent-replayed", "true"),)
 
 _FORM = re.compile(r"[\x20-\x7e]{1,255}")
@@ -65,67 +74,152 @@ def fingerprint(call: Call, parsed: Parsed) -> bytes:
     return digest.digest()
 
 
-class Idempotency:
-    """The calls of one database that have an Idempotency-Key, for 24 hours; each API key has its own."""
+class Named(NamedTuple):
+    """A call with an Idempotency-Key: whose key, the name, what it asks for, and which request it is."""
 
-    def __init__(self, database: Database, vault: Vault, clock: Clock) -> None:
+    key_id: str
+    name: str
+    asked: bytes
+    request_id: str
+    repeatable: bool
+
+
+class Idempotency:
+    """The calls of one database that have an Idempotency-Key, for 24 hours; each API key has its own.
+
+    What became of a call that must not be repeated is the journal's to say; here stands only whose name it is.
+    """
+
+    def __init__(self, database: Database, vault: Vault, journal: Journal, presence: Presence, clock: Clock) -> None:
         self._database = database
         self._vault = vault
+        self._journal = journal
+        self._presence = presence
         self._clock = clock
-        self._running: set[tuple[str, str]] = set()
+        self._late: dict[Named, dict[str, Any] | None] = {}
 
-    async def begin(self, key_id: str, name: str, asked: bytes, *, repeatable: bool) -> Answer | None:
+    async def begin(self, call: Named) -> Answer | None:
         """None: this is the first, and it is written down that it began. Else the answer of the first.
 
         Raises:
-            GatewayError: idempotency_in_flight, idempotency_key_reused, outcome_unknown.
+            GatewayError: idempotency_in_flight, idempotency_key_reused, outcome_unknown, not_applied.
         """
         now = self._clock.now()
+        begun = {**call._asdict(), "owner": self._presence.me, "state": "started", "created_at": now}
         async with self._database.write() as connection:
-            await store.forget(connection, now - KEPT_FOR)
-            row = await store.find(connection, key_id, name)
-            if row is None:
-                values = {"key_id": key_id, "name": name, "asked": asked, "repeatable": repeatable}
-                if await store.add(connection, {**values, "state": "started", "created_at": now}):
-                    self._running.add((key_id, name))
-                    return None
-                row = await store.find(connection, key_id, name)  # another process came first
-        if row is None:  # and has ended meanwhile without leaving an answer
-            raise GatewayError("idempotency_in_flight", retry_after_s=1)
-        if row["asked"] != asked:
-            raise GatewayError("idempotency_key_reused")
-        if row["state"] == "started" and (key_id, name) in self._running:
-            raise GatewayError("idempotency_in_flight", retry_after_s=1)
-        if row["state"] == "started" and row["repeatable"]:  # its end could not be written down: again does no harm
-            self._running.add((key_id, name))
-            return None
-        if row["state"] != "kept":  # also what was begun, and whose end could not be written down
+            if await store.add(connection, begun):
+                return None
+            row = await store.find(connection, call.key_id, call.name)
+            if row is None:  # it was freed in between
+                raise _in_flight()
+            if row["created_at"] < now - KEPT_FOR:
+                await self._take(connection, row, begun)
+                return None
+            if row["asked"] != call.asked:
+                raise GatewayError("idempotency_key_reused")
+            runs = row["state"] == "started" and await self._presence.runs(connection, row["owner"], row["request_id"])
+            if row["repeatable"] and row["state"] == "started" and not runs:  # cut off: again does no harm
+                await self._take(connection, row, begun)
+                return None
+        if row["state"] == "kept":
+            body = json.loads(self._vault.open(row["body"], _place(call.key_id, call.name)))
+            return Answer.of(body, row["status"], REPLAYED)
+        return await self._of_journal(row, begun, runs=runs)
+
+    async def _take(self, connection: AsyncConnection, row: RowMapping, begun: dict[str, Any]) -> None:
+        if not await store.change(connection, row, begun | {"status": None, "body": None}):
+            raise _in_flight()  # another caller was quicker
+
+    async def _of_journal(self, row: RowMapping, begun: dict[str, Any], *, runs: bool) -> Answer | None:
+        """What the journal knows of a call that must not be repeated and has no answer kept."""
+        known = await self._journal.find(row["request_id"])
+        state = known["state"] if known else None
+        if known is not None and state in DONE:
+            return Answer.of({"data": known["data"]}, known["status"], REPLAYED)
+        if known is not None and state == "not_found":
+            raise GatewayError("not_applied", headers=REPLAYED)
+        if runs and state in (None, "started"):
+            raise _in_flight()
+        if known is not None and state in ("started", "unknown"):
+            await self._journal.hurry(known["user_id"])
             raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
-        return Answer.of(json.loads(self._vault.open(row["body"], _place(key_id, name))), row["status"], REPLAYED)
+        await self._take_over(row, begun)
+        return None
 
-    async def keep(self, key_id: str, name: str, answer: Answer) -> None:
+    async def _take_over(self, row: RowMapping, begun: dict[str, Any]) -> None:
+        """Do what was refused, not sent, or cut off before it was sent; the process that began it may only be slow.
+
+        That process writes into the journal and then looks whether the name is still its own (`hold`); here the name is
+        taken first, and the journal read then. So at least one of the two sees the other, and does not send.
+        """
+        async with self._database.write() as connection:
+            await self._take(connection, row, begun)
+        known = await self._journal.find(row["request_id"])
+        if known is not None and known["state"] not in ("refused", "not_sent"):
+            async with self._database.write() as connection:
+                await store.change(connection, begun, {"request_id": row["request_id"], "state": "unknown"})
+            raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
+
+    async def hold(self, key_id: str, request_id: str) -> None:
+        """See, after the journal was written, that the call still has its name.
+
+        Raises:
+            GatewayError: idempotency_in_flight: this process was so slow that another took the call over.
+        """
+        if self._presence.sure:
+            return
+        async with self._database.read() as connection:
+            if not await store.holds(connection, key_id, request_id):
+                raise _in_flight()
+
+    async def keep(self, call: Named, answer: Answer) -> None:
         """The call is answered for good. The answer is sealed: it may hold a link's state, or the words of a post."""
-        self._running.discard((key_id, name))
-        body = self._vault.seal(answer.body.decode(), _place(key_id, name))
-        async with self._database.write() as connection:
-            await store.settle(connection, key_id, name, {"state": "kept", "status": answer.status, "body": body})
+        body = self._vault.seal(answer.body.decode(), _place(call.key_id, call.name))
+        await self._end(call, {"state": "kept", "status": answer.status, "body": body})
 
-    async def lose(self, key_id: str, name: str) -> None:
+    async def lose(self, call: Named) -> None:
         """Nobody knows what became of the call: it must never be done again under this name."""
-        self._running.discard((key_id, name))
-        async with self._database.write() as connection:
-            await store.settle(connection, key_id, name, {"state": "unknown"})
+        await self._end(call, {"state": "unknown"})
 
-    async def release(self, key_id: str, name: str) -> None:
+    async def release(self, call: Named) -> None:
         """Nothing was done, or doing it again does no harm: the name is free."""
-        self._running.discard((key_id, name))
-        async with self._database.write() as connection:
-            await store.remove(connection, key_id, name)
+        await self._end(call, None)
 
-    async def recover(self) -> None:
-        """At start: what began and never ended may be repeated if it does no harm, and is unknown otherwise."""
+    async def _end(self, call: Named, values: dict[str, Any] | None) -> None:
+        if not self._journal.waiting:  # else the store is down, and the caller need not wait for it twice
+            try:
+                await self._write(call, values)
+            except StorageDownError:
+                pass
+            else:
+                return
+        if len(self._late) < MOST_LATE:  # the row says that it runs, which is safe, until `tidy` can mend it
+            self._late[call] = values
+
+    async def _write(self, call: Named, values: dict[str, Any] | None) -> None:
         async with self._database.write() as connection:
-            await store.unsettle(connection)
+            if values is None:
+                await store.remove(connection, call.key_id, call.name, call.request_id)
+            else:
+                await store.settle(connection, call.key_id, call.name, call.request_id, values)
+
+    async def tidy(self) -> None:
+        """Write down the ends that the store did not take; forget what is a day old, a few rows a transaction.
+
+        Raises:
+            StorageDownError: the store refuses writes still.
+        """
+        for call, values in list(self._late.items()):
+            await self._write(call, values)
+            del self._late[call]
+        dropped = _AT_ONCE
+        while dropped == _AT_ONCE:
+            async with self._database.write() as connection:
+                dropped = await store.forget(connection, self._clock.now() - KEPT_FOR, _AT_ONCE)
+
+
+def _in_flight() -> GatewayError:
+    return GatewayError("idempotency_in_flight", retry_after_s=1)
 
 
 def _place(key_id: str, name: str) -> Place:

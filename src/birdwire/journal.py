@@ -1,25 +1,50 @@
-"""What was asked of X and what became of it: one row a write, durable before its answer. Holds no token."""
+"""What was asked of X and what became of it: a row for each write, durable before its answer. Words are sealed.
+
+What must never be sent twice is written down before it is sent. While the store refuses writes, what is safe to repeat
+goes on, and its rows wait in memory, as many as MOST_WAITING; then it is refused before it is sent, too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
+
+from ulid import ULID
 
 from birdwire.body import Empty, check
 from birdwire.call import Answer
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
+from birdwire.presence import LEASE
 from birdwire.store import journal as store
 from birdwire.store.db import StorageDownError
+from birdwire.vault import Place, VaultError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import RowMapping
+
     from birdwire.body import Parsed
     from birdwire.call import Call
     from birdwire.clock import Clock
     from birdwire.keys import Key
+    from birdwire.presence import Presence
     from birdwire.store.db import Database
+    from birdwire.vault import Vault
 
 Outcome = Literal["confirmed", "refused", "not_sent", "unknown"]
+Why = Literal["looking", "no_read", "several_match", "too_many_posts", "not_linked", "not_in_timeline", "upload"]
+
+DONE = ("confirmed", "found")
+FIRST_LOOK = timedelta(seconds=2)
+MOST_WAITING = 10_000
+_AT_ONCE = 500
 
 _HALVES = {
     "confirmed": "X did what was asked, but it could not be recorded",
@@ -31,55 +56,178 @@ _HALVES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One write asked of X: who asks, through which account, for what. `target` may be known only afterwards."""
+    """One write asked of X: who asks, through which account, for what; what X bills for it, in millionths of a dollar.
+
+    `sought` is how a post is told in a timeline (see timeline.py), for operations that must never be sent twice.
+    """
 
     request_id: str
     key_id: str
     user_id: str
     operation: str
     target: str
+    asked: bytes
+    cost: int | None = None
+    sought: str | None = field(default=None, repr=False)
+
+
+def fingerprint(operation: str, fields: Mapping[str, Any]) -> bytes:
+    """What a write asks for, whatever its white space and the order of its members; what files hold is left out."""
+    return hashlib.sha256(f"{operation}\n{json.dumps(fields, sort_keys=True)}".encode()).digest()
 
 
 class Journal:
     """The journal of one database."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, vault: Vault, presence: Presence, clock: Clock) -> None:
         self._database = database
+        self._vault = vault
+        self._presence = presence
         self._clock = clock
+        self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._flushing = asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait in memory for the store to take them."""
+        return len(self._waiting)
+
+    def open(self, entry: Entry) -> Record:
+        """The record of one write.
+
+        Raises:
+            GatewayError: storage_unavailable: there is no room for it, and nothing may be sent.
+        """
+        if len(self._waiting) >= MOST_WAITING:
+            raise _unrecorded("not_sent")
+        return Record(self, entry)
 
     async def begin(self, entry: Entry) -> None:
-        """Write down, before it is sent, what must never be sent twice.
-
-        Raises:
-            GatewayError: storage_unavailable; then nothing may be sent.
-        """
-        await self._add(entry, {"state": "started", "created_at": self._clock.now()}, "not_sent")
-
-    async def settle(
-        self,
-        entry: Entry,
-        outcome: Outcome,
-        status: int,
-        reason: str | None,
-        *,
-        begun: bool,
-        data: dict[str, Any] | None = None,
-    ) -> None:
-        """Write down what became of it, and what was answered; it is on the disk when this returns.
-
-        Raises:
-            GatewayError: storage_unavailable, saying which half happened.
-        """
+        """Write down that a write is about to be sent."""
         now = self._clock.now()
-        values = {"state": outcome, "status": status, "reason": reason, "data": data, "settled_at": now}
-        if not begun:
-            await self._add(entry, {**values, "created_at": now}, outcome)
-            return
+        row = {
+            **_row(entry),
+            "state": "started",
+            "words_ct": None if entry.sought is None else self._seal(entry, entry.sought),
+            "owner": self._presence.me,
+            "created_at": now,
+            "due_at": now + LEASE,
+        }
         try:
             async with self._database.write() as connection:
-                await store.settle(connection, entry.request_id, {**values, "target": entry.target})
+                await connection.execute(store.ADD, row)
         except StorageDownError:
+            raise _unrecorded("not_sent") from None
+
+    async def end(self, entry: Entry, outcome: Outcome, values: dict[str, Any], *, begun: bool) -> None:
+        """Write down what became of it; a row that was not begun is added."""
+        now = self._clock.now()
+        data = dict(values["data"]) if values.get("data") else None
+        words = data.pop("text", None) if data and begun else None
+        values = values | {"data": data, "state": outcome, "settled_at": now}
+        if outcome == "confirmed":
+            values["x_id"] = (data or {}).get("id") or (data or {}).get("media_id")
+        elif outcome == "unknown" and begun:
+            words = entry.sought
+            values |= {"settled_at": None, "lost_at": now, **_to_look(entry, now)}
+        if words is not None:
+            values["words_ct"] = self._seal(entry, words)
+        if begun:
+            await self._settle(entry, outcome, values)
+        else:
+            await self._add({**_row(entry), **values, "created_at": now})
+        if values.get("reason") == "duplicate_post":  # evidence that a lost one was done
+            await self.hurry(entry.user_id)
+
+    async def _add(self, row: dict[str, Any]) -> None:
+        if not self._waiting:  # else the store is down: trying it again with each call would hold all of them up
+            try:
+                async with self._database.write() as connection:
+                    await connection.execute(store.ADD, row)
+            except StorageDownError:
+                pass
+            else:
+                return
+        self._waiting[row["request_id"]] = ("add", row)
+
+    async def _settle(self, entry: Entry, outcome: Outcome, values: dict[str, Any]) -> None:
+        row = store.settled(entry.request_id, values)
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(store.SETTLE, row)
+        except StorageDownError:
+            self._waiting[entry.request_id] = ("settle", row)
             raise _unrecorded(outcome) from None
+
+    async def hurry(self, user_id: str) -> None:
+        """Look for an account's lost posts now: somebody asks, or X called a post a duplicate, of one maybe."""
+        with contextlib.suppress(StorageDownError):  # then it is only looked for a little later
+            async with self._database.write() as connection:
+                await store.hurry(connection, user_id, self._clock.now())
+
+    async def flush(self) -> None:
+        """Write down what had to wait; due every second.
+
+        Raises:
+            StorageDownError: the store refuses writes still.
+        """
+        async with self._flushing:
+            while self._waiting:
+                batch = list(self._waiting.items())[:_AT_ONCE]
+                async with self._database.write() as connection:
+                    for request_id, (kind, row) in batch:
+                        if kind == "settle":
+                            await connection.execute(store.SETTLE, row)
+                        elif await store.get(connection, request_id) is None:  # its commit's answer may have been lost
+                            await connection.execute(store.ADD, row)
+                for request_id, item in batch:
+                    if self._waiting.get(request_id) is item:
+                        del self._waiting[request_id]
+
+    async def close(self) -> None:
+        """Try once more to write down what waits; what the store does not take is lost, as the log has said."""
+        with contextlib.suppress(StorageDownError):
+            await self.flush()
+
+    async def purge(self, keep: timedelta) -> None:
+        """Drop what is older, a few rows a transaction, so that nobody waits long."""
+        before = self._clock.now() - keep
+        dropped = _AT_ONCE
+        while dropped == _AT_ONCE:
+            async with self._database.write() as connection:
+                dropped = await store.purge(connection, f"req_{ULID.from_datetime(before)}", before, _AT_ONCE)
+            await asyncio.sleep(0)
+
+    async def find(self, request_id: str) -> dict[str, Any] | None:
+        """A row as it is known here, with the data as it was answered.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        async with self._database.read() as connection:
+            found = await store.get(connection, request_id)
+        row = None if found is None else dict(found)
+        kind, waits = self._waiting.get(request_id, ("", {}))
+        if kind == "add":
+            row = dict(waits)
+        elif kind == "settle" and row is not None:
+            row |= {name.removeprefix("new_"): value for name, value in waits.items() if name.startswith("new_")}
+        if row is not None and row["data"] is not None and row["words_ct"] is not None and row["state"] in DONE:
+            row["data"] = {**row["data"], "text": self.words(row)}
+        return row
+
+    def words(self, row: Mapping[str, Any] | RowMapping) -> str | None:
+        """What is sealed in a row: how a post is told in a timeline, or, once X has it, its text."""
+        if row["words_ct"] is None:
+            return None
+        try:
+            return self._vault.open(row["words_ct"], _place(row["request_id"]))
+        except VaultError:  # changed at rest
+            return None
+
+    def sealed(self, request_id: str, words: str) -> bytes:
+        """Words for a row."""
+        return self._vault.seal(words, _place(request_id))
 
     async def request(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What became of one write of the key's: GET requests/{request_id}.
@@ -88,18 +236,10 @@ class Journal:
             GatewayError: request_not_found; another key's requests are none either.
         """
         check(parsed.fields, Empty)
-        async with self._database.read() as connection:
-            row = await store.find(connection, key.key_id, call.path.rsplit("/", 1)[-1])
-        if row is None:
+        row = await self.find(call.path.rsplit("/", 1)[-1])
+        if row is None or row["key_id"] != key.key_id:
             raise GatewayError("request_not_found")
-        settled_at = row["settled_at"]
-        return Answer.of(
-            {
-                **{name: row[name] for name in ("request_id", "operation", "state", "status", "reason", "data")},
-                "created_at": rfc3339(row["created_at"]),
-                "settled_at": None if settled_at is None else rfc3339(settled_at),
-            }
-        )
+        return Answer.of(told(row))
 
     async def asked_later(self, entry: Entry, operation: str) -> bool:
         """Whether any process was asked later to do `operation` to the same target, and may have done it.
@@ -110,25 +250,94 @@ class Journal:
         async with self._database.read() as connection:
             return await store.newer(connection, entry.request_id, entry.user_id, operation, entry.target)
 
-    async def recover(self) -> int:
-        """At start: what was begun and never settled has an unknown outcome. How many there were."""
-        async with self._database.write() as connection:
-            return await store.unsettle(connection)
+    def _seal(self, entry: Entry, words: str) -> bytes:
+        return self.sealed(entry.request_id, words)
 
-    async def _add(self, entry: Entry, values: dict[str, object], outcome: Outcome) -> None:
-        row = {
-            "request_id": entry.request_id,
-            "key_id": entry.key_id,
-            "user_id": entry.user_id,
-            "operation": entry.operation,
-            "target": entry.target,
-            **values,
-        }
-        try:
-            async with self._database.write() as connection:
-                await store.add(connection, row)
-        except StorageDownError:
-            raise _unrecorded(outcome) from None
+
+class Record:
+    """One write on its way: opened, begun if it must never be sent twice, ended."""
+
+    def __init__(self, journal: Journal, entry: Entry) -> None:
+        self._journal = journal
+        self._entry = entry
+        self._begun = False
+
+    async def begin(self) -> None:
+        """Write down, durably, that it is about to be sent.
+
+        Raises:
+            GatewayError: storage_unavailable; then nothing may be sent.
+        """
+        await self._journal.begin(self._entry)
+        self._begun = True
+
+    async def confirmed(self, status: int, data: dict[str, Any]) -> None:
+        """X did it, and said so. On the disk when this returns, unless it is safe to repeat and the store is down.
+
+        Raises:
+            GatewayError: storage_unavailable: it was begun, and its end could not be written down.
+        """
+        values = {"status": status, "data": data}
+        await self._journal.end(self._entry, "confirmed", values, begun=self._begun)
+
+    async def failed(self, error: GatewayError) -> GatewayError:
+        """It was refused, not sent, or nobody knows; the error as the caller must hear it.
+
+        Raises:
+            GatewayError: storage_unavailable: it was begun, and its end could not be written down.
+        """
+        if self._begun and error.outcome == "unknown":
+            error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
+        values = {"status": error.problem.status, "reason": error.reason}
+        await self._journal.end(self._entry, error.outcome, values, begun=self._begun)
+        return error
+
+
+def told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as its caller hears it; what is not known is null."""
+    settled_at, cost = row["settled_at"], _cost(row)
+    return {
+        **{name: row[name] for name in ("request_id", "operation", "state", "status", "reason", "data")},
+        "created_at": rfc3339(row["created_at"]),
+        "settled_at": None if settled_at is None else rfc3339(settled_at),
+        "why": row["why"],
+        "cost_usd": None if cost is None else cost / 1_000_000,
+    }
+
+
+def _cost(row: Mapping[str, Any]) -> int | None:
+    """What X bills for it: nothing for what was not sent, its list's price for what it did; else not known."""
+    if row["state"] in DONE:
+        cost: int | None = row["cost_microusd"]
+        return cost
+    return 0 if row["state"] == "not_sent" else None
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """Every column, so that all rows go through one statement."""
+    return {
+        **dict.fromkeys(store.journal.c.keys()),
+        "request_id": entry.request_id,
+        "key_id": entry.key_id,
+        "user_id": entry.user_id,
+        "operation": entry.operation,
+        "target": entry.target,
+        "asked": entry.asked,
+        "cost_microusd": entry.cost,
+        "looks": 0,
+        "reads": 0,
+    }
+
+
+def _to_look(entry: Entry, now: datetime) -> dict[str, Any]:
+    """When a lost write is first looked for, or why it never is."""
+    if entry.sought is not None:
+        return {"why": "looking", "due_at": now + FIRST_LOOK}
+    return {"why": "upload" if entry.operation == "upload_media" else "not_in_timeline"}
+
+
+def _place(request_id: str) -> Place:
+    return Place("journal", request_id, "words_ct")
 
 
 def _unrecorded(outcome: Outcome) -> GatewayError:

@@ -133,6 +133,7 @@ class Settings(BaseModel):
         min_length=16,
         description="What to show as a Bearer token to read /metrics; without a metrics_port, on the main port.",
     )
+    journal_days: int = Field(90, ge=2, le=36_500, description="Days for which the journal of writes is kept.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged to standard error."
     )

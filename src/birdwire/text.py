@@ -124,6 +124,11 @@ def weighted_length(text: str) -> int:
     return total + _weight(text[at:])
 
 
+def has_link(text: str) -> bool:
+    """Whether X may find a link in `text`."""
+    return next(_links(_composed(text)), None) is not None
+
+
 def _weight(plain: str) -> int:
     """The weight of a text without links."""
     plain, emoji = _EMOJI.subn("", plain)

@@ -44,7 +44,7 @@ ALLOWED: dict[str, str] = {
     "capabilities": "clock store.capabilities store.db",
     "store.capabilities": "store.schema",
     "store.idempotency": "store.schema",
-    "idempotency": "body call clock errors store.db store.idempotency vault",
+    "idempotency": "body call clock errors journal presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
     "x": "call clock errors metrics operations post upstream",
     "store": "",
@@ -54,13 +54,20 @@ ALLOWED: dict[str, str] = {
     "store.postgres": "store.appends store.schema",
     "store.db": "clock store.appends store.postgres store.schema store.sqlite",
     "store.journal": "store.schema",
+    "store.lookings": "store.schema",
+    "store.presence": "store.schema",
     "store.keys": "store.schema",
     "store.sessions": "store.keys store.schema",
     "store.states": "store.schema",
-    "store.sealed": "store.idempotency store.sessions store.states",
+    "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",
     "keyring": "clock failpoints store.db store.sealed store.vault_keys vault",
-    "journal": "body call clock errors keys store.db store.journal",
+    "journal": "body call clock errors keys presence store.db store.journal vault",
+    "chores": "store.db telemetry",
+    "presence": "clock store.db store.presence",
+    "prices": "body operations post text",
+    "timeline": "body operations post",
+    "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "keys": "call clock errors operations reads settings store.db store.keys",
     "pairs": "authserver clock vault",
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry vault",
@@ -73,7 +80,7 @@ ALLOWED: dict[str, str] = {
     "order": "errors operations",
     "line": "breaker clock errors operations order sessions store.db upstream x",
     "gate": "body call capabilities clock dialect errors failpoints idempotency journal keys limits line media "
-    "oauth operations order reads sessions store.db x",
+    "oauth operations order presence prices reads sessions store.db timeline x",
     "asgi": "call errors gate telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
@@ -92,9 +99,10 @@ ALLOWED: dict[str, str] = {
     "surfaces.reference": "errors metrics settings surfaces.openapi surfaces.outline",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
-    "app": "asgi authserver birdwire body breaker call capabilities clock dialect door edge errors failpoints "
-    "gate health idempotency journal keyring keys lane limits line metrics oauth operations order pages reads "
-    "sessions settings store.db surfaces.endpoints surfaces.site telemetry upstream vault x",
+    "app": "asgi authserver birdwire body breaker call capabilities chores clock dialect door edge errors "
+    "failpoints gate health idempotency journal keyring keys lane limits line metrics oauth operations "
+    "order pages presence prices reads reconcile sessions settings store.db surfaces.endpoints "
+    "surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

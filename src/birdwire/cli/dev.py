@@ -204,7 +204,7 @@ async def _serve(
         say.result(offer.document(), *offer.text())
 
     pairs = [
-        (servers.gateway_config(create_app(settings)), gateway),
+        (servers.gateway_config(create_app(settings, alone=True)), gateway),
         (servers.sandbox_config(local_x), sandbox),
     ]
     await servers.serve(pairs, ready)

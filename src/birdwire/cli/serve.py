@@ -67,7 +67,7 @@ def _run(settings: Settings, listener: servers.Listener, metrics: servers.Listen
 
     async def run() -> None:
         await _check_database(settings)
-        gateway = create_app(settings)
+        gateway = create_app(settings, alone=settings.database_url.startswith("sqlite:"))
         pairs = [(servers.gateway_config(gateway), listener)]
         if metrics is not None:
             pairs.append((gateway.metrics_server(), metrics))

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     delete,
     select,
+    tuple_,
     update,
 )
 
@@ -35,13 +36,15 @@ idempotency = Table(
     Column("name", String, primary_key=True),
     Column("asked", LargeBinary, nullable=False),
     Column("repeatable", Boolean, nullable=False),
+    Column("request_id", String, nullable=False),
+    Column("owner", String, nullable=False),
     Column("state", String, nullable=False),
     Column("status", Integer),
     Column("body", LargeBinary),
     Column("created_at", Instant, nullable=False),
     Index("idempotency_age", "created_at"),
 )
-"""state: started, kept (with the answer), unknown."""
+"""state: started, kept (with the answer), unknown. request_id: the call that has the name now; owner: its process."""
 
 
 def _same(key_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -60,23 +63,35 @@ async def find(connection: AsyncConnection, key_id: str, name: str) -> RowMappin
     return (await connection.execute(query)).mappings().first()
 
 
-async def settle(connection: AsyncConnection, key_id: str, name: str, values: Mapping[str, object]) -> None:
-    """How it ended."""
-    await connection.execute(update(idempotency).where(*_same(key_id, name)).values(values))
+async def change(
+    connection: AsyncConnection, row: Mapping[str, object] | RowMapping, values: Mapping[str, object]
+) -> bool:
+    """Change a name that the same call as in `row` still has, in the same state; whether it had."""
+    same = [idempotency.c[name] == row[name] for name in ("key_id", "name", "request_id", "state")]
+    return (await connection.execute(update(idempotency).where(*same).values(values))).rowcount == 1
 
 
-async def remove(connection: AsyncConnection, key_id: str, name: str) -> None:
-    """As if it had not been."""
-    await connection.execute(delete(idempotency).where(*_same(key_id, name)))
+async def settle(
+    connection: AsyncConnection, key_id: str, name: str, request_id: str, values: Mapping[str, object]
+) -> None:
+    """How a call ended, if it still has the name."""
+    query = update(idempotency).where(*_same(key_id, name), idempotency.c.request_id == request_id)
+    await connection.execute(query.values(values))
 
 
-async def forget(connection: AsyncConnection, before: datetime) -> None:
-    """Drop the calls that began before a moment."""
-    await connection.execute(delete(idempotency).where(idempotency.c.created_at < before))
+async def remove(connection: AsyncConnection, key_id: str, name: str, request_id: str) -> None:
+    """As if the call had not been, if it still has the name."""
+    await connection.execute(delete(idempotency).where(*_same(key_id, name), idempotency.c.request_id == request_id))
 
 
-async def unsettle(connection: AsyncConnection) -> None:
-    """Drop what began and may be repeated; what may not is unknown."""
-    began = idempotency.c.state == "started"
-    await connection.execute(delete(idempotency).where(began, idempotency.c.repeatable))
-    await connection.execute(update(idempotency).where(began).values(state="unknown"))
+async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bool:
+    """Whether some name is this call's."""
+    query = select(idempotency.c.name).where(idempotency.c.key_id == key_id, idempotency.c.request_id == request_id)
+    return (await connection.execute(query)).first() is not None
+
+
+async def forget(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Drop up to `limit` calls that began before a moment; how many were dropped."""
+    names = tuple_(idempotency.c.key_id, idempotency.c.name)
+    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before).limit(limit)
+    return (await connection.execute(delete(idempotency).where(names.in_(old)))).rowcount

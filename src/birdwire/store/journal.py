@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import JSON, Column, Index, Integer, RowMapping, String, Table, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    RowMapping,
+    String,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from birdwire.store.schema import Instant, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 journal = Table(
@@ -21,34 +37,74 @@ journal = Table(
     Column("user_id", String, nullable=False),
     Column("operation", String, nullable=False),
     Column("target", String),
+    Column("asked", LargeBinary, nullable=False),
     Column("state", String, nullable=False),
     Column("status", Integer),
     Column("reason", String),
+    Column("why", String),
     Column("data", JSON),
+    Column("x_id", String),
+    Column("words_ct", LargeBinary),
+    Column("cost_microusd", Integer),
+    Column("owner", String),
     Column("created_at", Instant, nullable=False),
     Column("settled_at", Instant),
+    Column("lost_at", Instant),
+    Column("due_at", Instant),
+    Column("looks", Integer, nullable=False, server_default="0"),
+    Column("reads", Integer, nullable=False, server_default="0"),
     Index("journal_key", "key_id", "created_at"),
 )
+"""state: started, confirmed, refused, not_sent, unknown, found, not_found. asked: a SHA-256 of what was asked for.
+
+x_id: what X made. words_ct: a post's words, sealed. cost_microusd: what X bills if it does it. owner: the process that
+began it. due_at: when somebody must look after it (started: whether its process lives; unknown: whether X has it);
+looks and reads: how often that was tried, and how often it worked.
+"""
+
+Index(
+    "journal_made",
+    journal.c.x_id,
+    sqlite_where=journal.c.x_id.is_not(None),
+    postgresql_where=journal.c.x_id.is_not(None),
+)
+Index(
+    "journal_due",
+    journal.c.due_at,
+    sqlite_where=journal.c.due_at.is_not(None),
+    postgresql_where=journal.c.due_at.is_not(None),
+)
+
+ADD = insert(journal)
+"""One write that was asked of X."""
+
+_SETTLED = ("state", "status", "reason", "why", "data", "x_id", "words_ct", "settled_at", "lost_at", "due_at")
+
+SETTLE = (
+    update(journal)
+    .where(journal.c.request_id == bindparam("of"))
+    .values({name: bindparam(f"new_{name}") for name in _SETTLED})
+)
+"""What became of it: parameters are `of`, the request's id, and the columns with new_ before."""
 
 
-async def add(connection: AsyncConnection, row: Mapping[str, object]) -> None:
-    """One write that was asked of X."""
-    await connection.execute(insert(journal).values(row))
+def settled(request_id: str, values: Mapping[str, object]) -> dict[str, object]:
+    """The parameters of SETTLE; columns that are not named become null."""
+    return {"of": request_id} | {f"new_{name}": values.get(name) for name in _SETTLED}
 
 
-async def settle(connection: AsyncConnection, request_id: str, values: Mapping[str, object]) -> None:
-    """What became of it."""
-    await connection.execute(update(journal).where(journal.c.request_id == request_id).values(values))
+async def change(
+    connection: AsyncConnection, request_id: str, values: Mapping[str, object], *, while_in: Collection[str]
+) -> bool:
+    """Change a row while it is in one of these states; whether it was."""
+    same = (journal.c.request_id == request_id, journal.c.state.in_(while_in))
+    return (await connection.execute(update(journal).where(*same).values(values))).rowcount == 1
 
 
-async def unsettle(connection: AsyncConnection) -> int:
-    """Rows that were started and never settled are unknown; how many there were."""
-    query = (
-        update(journal)
-        .where(journal.c.state == "started")
-        .values(state="unknown", reason="outcome_unknown", status=502)
-    )
-    return (await connection.execute(query)).rowcount
+async def get(connection: AsyncConnection, request_id: str) -> RowMapping | None:
+    """One row."""
+    query = select(journal).where(journal.c.request_id == request_id)
+    return (await connection.execute(query)).mappings().first()
 
 
 async def find(connection: AsyncConnection, key_id: str, request_id: str) -> RowMapping | None:
@@ -69,7 +125,51 @@ async def newer(connection: AsyncConnection, request_id: str, user_id: str, oper
     return (await connection.execute(query.limit(1))).first() is not None
 
 
-async def of_key(connection: AsyncConnection, key_id: str, limit: int) -> Sequence[RowMapping]:
-    """A key's newest rows."""
-    query = select(journal).where(journal.c.key_id == key_id).order_by(journal.c.created_at.desc()).limit(limit)
+async def listed(
+    connection: AsyncConnection, equal: Mapping[str, str], since: datetime | None, limit: int
+) -> Sequence[RowMapping]:
+    """The newest rows whose columns equal these values."""
+    wanted: list[ColumnElement[bool]] = [journal.c[name] == value for name, value in equal.items()]
+    if since is not None:
+        wanted.append(journal.c.created_at >= since)
+    query = select(journal).where(*wanted).order_by(journal.c.created_at.desc()).limit(limit)
     return (await connection.execute(query)).mappings().all()
+
+
+async def due(connection: AsyncConnection, now: datetime, limit: int) -> Sequence[RowMapping]:
+    """Rows that somebody must look after, the longest overdue first."""
+    query = select(journal).where(journal.c.due_at <= now).order_by(journal.c.due_at).limit(limit)
+    return (await connection.execute(query)).mappings().all()
+
+
+async def unknown_of(connection: AsyncConnection, user_id: str, limit: int) -> Sequence[RowMapping]:
+    """An account's rows that are looked for, due or not, oldest first."""
+    wanted = (journal.c.due_at.is_not(None), journal.c.state == "unknown", journal.c.user_id == user_id)
+    query = select(journal).where(*wanted).order_by(journal.c.created_at).limit(limit)
+    return (await connection.execute(query)).mappings().all()
+
+
+async def made(connection: AsyncConnection, x_ids: Collection[str]) -> frozenset[str]:
+    """Those of X's ids that some row has already."""
+    query = select(journal.c.x_id).where(journal.c.x_id.in_(x_ids))
+    return frozenset((await connection.execute(query)).scalars())
+
+
+async def hasten(connection: AsyncConnection, now: datetime) -> None:
+    """What was begun and has not ended is due now."""
+    await connection.execute(
+        update(journal).where(journal.c.due_at > now, journal.c.state == "started").values(due_at=now)
+    )
+
+
+async def hurry(connection: AsyncConnection, user_id: str, now: datetime) -> None:
+    """An account's rows that are looked for are due now."""
+    wanted = (journal.c.due_at > now, journal.c.state == "unknown", journal.c.user_id == user_id)
+    await connection.execute(update(journal).where(*wanted).values(due_at=now))
+
+
+async def purge(connection: AsyncConnection, before_id: str, before: datetime, limit: int) -> int:
+    """Drop up to `limit` of the oldest rows made before a moment (ids rise with time); how many were dropped."""
+    old = select(journal.c.request_id).where(journal.c.request_id < before_id, journal.c.created_at < before)
+    oldest = old.order_by(journal.c.request_id).limit(limit)
+    return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount

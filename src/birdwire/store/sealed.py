@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, LargeBinary, func, literal, select, tuple_, update
 
 from birdwire.store.idempotency import idempotency
+from birdwire.store.journal import journal
 from birdwire.store.sessions import revocations, x_sessions
 from birdwire.store.states import link_states
 
@@ -42,6 +43,7 @@ SEALED = (
     Sealed(revocations.c.token_ct),
     Sealed(link_states.c.verifier_ct),
     Sealed(idempotency.c.body),
+    Sealed(journal.c.words_ct),
 )
 """The proofs in `vault_keys` are not here: each shows its own key, and goes with it."""
 

@@ -77,14 +77,20 @@ class Request(Said):
 
     request_id: str = Field(description="the X-Request-Id of the call")
     operation: str = Field(description="what was asked for, such as post_twitter")
-    state: Literal["started", "confirmed", "refused", "not_sent", "unknown"] = Field(
-        description="started; confirmed by X; refused; not_sent: nothing reached X; unknown: X may have done it"
+    state: Literal["started", "confirmed", "refused", "not_sent", "unknown", "found", "not_found"] = Field(
+        description="started; confirmed by X; refused; not_sent: nothing reached X; unknown: X may have done it; found "
+        "or not_found: X's answer was lost, and Birdwire looked"
     )
     status: int | None = Field(description="the status that was answered")
     reason: str | None = Field(description="the reason of a refusal")
     data: dict[str, Any] | None = Field(description="the data that was answered")
     created_at: str = Field(description="when it was asked for", json_schema_extra={"format": "date-time"})
     settled_at: str | None = Field(description="when it was settled", json_schema_extra={"format": "date-time"})
+    why: str | None = Field(
+        description="why it is unknown: looking, no_read, several_match, too_many_posts, not_linked, not_in_timeline, "
+        "upload"
+    )
+    cost_usd: float | None = Field(description="what X probably bills for it, in US dollars")
 
 
 class UnlinkedData(Said):

@@ -153,7 +153,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     reasons = (*EDGE, *_body_reasons(row.body, relay=relay), *LINKED, "daily_cap")
     reasons += ("outcome_unknown",) * (not row.repeatable) + ("tweet_not_found",) * (row.about == "tweet")
     if row.body is PostTwitter:
-        reasons += POSTING + (FILES if relay else ())
+        reasons += ("not_applied", *POSTING, *(FILES if relay else ()))
     if row.opposite:
         reasons += ("superseded",)
     if row.takes_file:
@@ -161,7 +161,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     repeat = (
         "Safe to repeat: a second call does no harm."
         if row.repeatable
-        else "Done once for each Idempotency-Key; after 502 outcome_unknown look at the account first."
+        else "Done once for each Idempotency-Key; after 502 outcome_unknown, the same key again sends nothing."
     )
     rules = _POST_RULES if row.body is PostTwitter else ""
     target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from birdwire.store import capabilities, idempotency, journal, keys, sessions, states, vault_keys
+from birdwire.store import capabilities, idempotency, journal, keys, lookings, presence, sessions, states, vault_keys
 from birdwire.store.schema import metadata
 
 TABLES = (
@@ -12,6 +12,8 @@ TABLES = (
     idempotency.idempotency,
     journal.journal,
     keys.api_keys,
+    lookings.lookings,
+    presence.processes,
     sessions.x_sessions,
     states.link_states,
     vault_keys.vault_keys,

@@ -46,16 +46,42 @@ def upgrade() -> None:
         sa.Column("user_id", sa.String(), nullable=False),
         sa.Column("operation", sa.String(), nullable=False),
         sa.Column("target", sa.String(), nullable=True),
+        sa.Column("asked", sa.LargeBinary(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("why", sa.String(), nullable=True),
         sa.Column("data", sa.JSON(), nullable=True),
+        sa.Column("x_id", sa.String(), nullable=True),
+        sa.Column("words_ct", sa.LargeBinary(), nullable=True),
+        sa.Column("cost_microusd", sa.Integer(), nullable=True),
+        sa.Column("owner", sa.String(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("settled_at", Instant(), nullable=True),
+        sa.Column("lost_at", Instant(), nullable=True),
+        sa.Column("due_at", Instant(), nullable=True),
+        sa.Column("looks", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("reads", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("request_id"),
     )
     with op.batch_alter_table("journal", schema=None) as batch_op:
         batch_op.create_index("journal_key", ["key_id", "created_at"], unique=False)
+        for name, column in (("journal_made", "x_id"), ("journal_due", "due_at")):
+            some = sa.text(f"{column} IS NOT NULL")
+            batch_op.create_index(name, [column], unique=False, sqlite_where=some, postgresql_where=some)
+
+    op.create_table(
+        "processes",
+        sa.Column("owner", sa.String(), nullable=False),
+        sa.Column("alive_until", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("owner"),
+    )
+    op.create_table(
+        "lookings",
+        sa.Column("user_id", sa.String(), nullable=False),
+        sa.Column("until", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id"),
+    )
 
     op.create_table(
         "revocations",
@@ -111,6 +137,8 @@ def upgrade() -> None:
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("asked", sa.LargeBinary(), nullable=False),
         sa.Column("repeatable", sa.Boolean(), nullable=False),
+        sa.Column("request_id", sa.String(), nullable=False),
+        sa.Column("owner", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("body", sa.LargeBinary(), nullable=True),
@@ -210,7 +238,11 @@ def downgrade() -> None:
         batch_op.drop_index("revocations_due")
 
     op.drop_table("revocations")
+    op.drop_table("lookings")
+    op.drop_table("processes")
     with op.batch_alter_table("journal", schema=None) as batch_op:
+        batch_op.drop_index("journal_due")
+        batch_op.drop_index("journal_made")
         batch_op.drop_index("journal_key")
 
     op.drop_table("journal")

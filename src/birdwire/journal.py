@@ -114,8 +114,7 @@ class Journal:
             "due_at": now + LEASE,
         }
         try:
-            async with self._database.write() as connection:
-                await connection.execute(store.ADD, row)
+            await self._database.append(store.ADD, row)
         except StorageDownError:
             raise _unrecorded("not_sent") from None
 
@@ -142,8 +141,7 @@ class Journal:
     async def _add(self, row: dict[str, Any]) -> None:
         if not self._waiting:  # else the store is down: trying it again with each call would hold all of them up
             try:
-                async with self._database.write() as connection:
-                    await connection.execute(store.ADD, row)
+                await self._database.append(store.ADD, row)
             except StorageDownError:
                 pass
             else:
@@ -153,8 +151,7 @@ class Journal:
     async def _settle(self, entry: Entry, outcome: Outcome, values: dict[str, Any]) -> None:
         row = store.settled(entry.request_id, values)
         try:
-            async with self._database.write() as connection:
-                await connection.execute(store.SETTLE, row)
+            await self._database.append(store.SETTLE, row)
         except StorageDownError:
             self._waiting[entry.request_id] = ("settle", row)
             raise _unrecorded(outcome) from None

@@ -81,8 +81,8 @@ def a_session(**changes: object) -> dict[str, Any]:
 
 def an_entry(request_id: str, **changes: object) -> dict[str, Any]:
     """A journal row."""
-    row = {"request_id": request_id, "key_id": KEY, "user_id": "1", "operation": "like_twitter"}
-    return row | {"state": "confirmed", "data": {"liked": True}, "created_at": NOW} | changes
+    row = {"request_id": request_id, "key_id": KEY, "user_id": "1", "operation": "like_twitter", "asked": b"a"}
+    return row | {"looks": 0, "reads": 0, "state": "confirmed", "data": {"liked": True}, "created_at": NOW} | changes
 
 
 def make_private(database_url: str) -> None:
@@ -94,7 +94,7 @@ def make_private(database_url: str) -> None:
 async def entries(database: Database) -> dict[str, Any]:
     """What the journal holds, by request."""
     async with database.read() as connection:
-        rows = await journal.of_key(connection, KEY, 1_000)
+        rows = await journal.listed(connection, {"key_id": KEY}, None, 1_000)
         return {row["request_id"]: row for row in rows}
 
 
@@ -172,6 +172,7 @@ async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
 async def test_a_call_by_name_begins_once(pair: Pair) -> None:
     """Fifty with one Idempotency-Key at once: one is the first, and the others can see it."""
     row = {"key_id": KEY, "name": "n", "asked": b"a", "repeatable": True, "state": "started", "created_at": NOW}
+    row |= {"request_id": "req_1", "owner": "gw_1"}
 
     async def begin(database: Database) -> bool:
         async with database.write() as connection:

@@ -18,6 +18,7 @@ from birdwire.breaker import Breaker
 from birdwire.capabilities import Capabilities
 from birdwire.chores import Chores
 from birdwire.clock import Clock
+from birdwire.crowd import Crowd
 from birdwire.door import EdgeLimits
 from birdwire.failpoints import Failpoints
 from birdwire.gate import Gate, Takes
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
 API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 50
+RESERVED_CALLS = 20
+"""Calls at once for status and revocation, whatever else goes on."""
+
 TOKEN_CONNECTIONS = 50
 """Connections to X kept for renewals, links and revocations, so that a rush of calls cannot starve them."""
 TIDY_EVERY_S = 60.0
@@ -96,7 +100,7 @@ class Gateway:
             body_s=settings.request_deadline_s,
             body_bytes=settings.max_body_bytes,
             bodies={route.path: route.limit for route in self.routes},
-            bodies_s={route.path: route.deadline_s for route in self.routes},
+            files={route.path: route.files for route in self.routes if route.files is not None},
             connections=settings.max_connections,
             connections_each=settings.max_connections_each,
             trusted_proxies=listed(settings.trusted_proxies),
@@ -185,6 +189,10 @@ def create_app(
     limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
     lines = Lines(sessions, x, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
+    lanes = {
+        "calls": Crowd(settings.max_calls, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
+        "reserved": Crowd(RESERVED_CALLS, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
+    }
     gate = Gate(
         keys,
         limits,
@@ -197,6 +205,8 @@ def create_app(
         once,
         presence,
         Prices.load(),
+        lanes["calls"],
+        lanes["reserved"],
         clock,
         mode,
         settings.upload_deadline_s,
@@ -236,7 +246,7 @@ def create_app(
             await database.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams, limits)
+    watch(telemetry.metrics, upstreams, lanes, limits)
     every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
@@ -256,7 +266,7 @@ def to_x(settings: Settings, connections: int) -> Upstream:
     )
 
 
-def watch(metrics: Metrics, upstreams: Mapping[str, Upstream], limits: Limits) -> None:
+def watch(metrics: Metrics, upstreams: Mapping[str, Upstream], lanes: Mapping[str, Crowd], limits: Limits) -> None:
     """Have the metrics ask the parts that know."""
 
     def connections() -> Iterator[tuple[tuple[str, ...], float]]:
@@ -265,6 +275,8 @@ def watch(metrics: Metrics, upstreams: Mapping[str, Upstream], limits: Limits) -
             yield (pool, "idle"), stats.idle
             yield (pool, "busy"), stats.open - stats.idle
 
+    metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
+    metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(
@@ -291,12 +303,13 @@ def routes(
             takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
             takes = replace(takes, file_limit=settings.max_upload_bytes)
-        deadline_s = settings.upload_deadline_s if takes.file_limit else settings.request_deadline_s
+        files = (takes.file_limit, settings.upload_deadline_s) if takes.file_limit else None
         handle = partial(gate.serve, operation, takes)
-        return Route("POST", f"{API}/{operation.name}", handle, max(takes.limit, takes.file_limit), deadline_s)
+        return Route("POST", f"{API}/{operation.name}", handle, takes.limit, settings.request_deadline_s, files)
 
     def key_route(method: str, name: str, work: Work, model: type[Body]) -> Route:
-        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes)
+        reserved = name in ("unlink_twitter", "auth/status")
+        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved)
         handle = partial(gate.answer, takes, work)
         return Route(method, f"{API}/{name}", handle, settings.max_body_bytes, settings.request_deadline_s)
 

@@ -17,6 +17,7 @@ from starlette.routing import Route as StarletteRoute
 from birdwire.call import Answer, Call
 from birdwire.errors import GatewayError, excerpt
 from birdwire.gate import refuse
+from birdwire.head import is_multipart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,13 +38,14 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method, who answers it, and how much may be sent in how long."""
+    """One path and method, who answers it, and how much may be sent in how long; `files`: that of multipart bodies."""
 
     method: str
     path: str
     handle: Handler
     limit: int = 16_384
     deadline_s: float = 10.0
+    files: tuple[int, float] | None = None
 
 
 class Front:
@@ -52,6 +54,7 @@ class Front:
     def __init__(self, routes: Sequence[Route], telemetry: Telemetry) -> None:
         self._methods = {route.method: route.handle for route in routes}
         self._deadline_s = max((route.deadline_s for route in routes), default=0.0)
+        self._files_s = max((route.files[1] for route in routes if route.files), default=self._deadline_s)
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +91,9 @@ class Front:
 
     async def _stream(self, request: Request) -> AsyncIterator[bytes]:
         """The body as it comes, within the deadline. The edge keeps it too, and counts; this holds under any server."""
-        chunks, ends_at = request.stream(), asyncio.get_running_loop().time() + self._deadline_s
+        types = [value for name, value in request.scope["headers"] if name.lower() == b"content-type"]
+        deadline_s = self._files_s if is_multipart(types) else self._deadline_s
+        chunks, ends_at = request.stream(), asyncio.get_running_loop().time() + deadline_s
         while True:
             try:
                 async with asyncio.timeout_at(ends_at):

@@ -24,7 +24,8 @@ MAX_HOPS = 20
 class EdgeLimits:
     """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire.
 
-    `bodies` (bytes) and `bodies_s` (seconds) hold by exact path what differs from `body_bytes` and `body_s`.
+    `bodies` (bytes) holds by exact path what differs from `body_bytes`; `files` (bytes, seconds) what holds there for a
+    multipart body.
     """
 
     head_s: float = 10.0
@@ -38,7 +39,7 @@ class EdgeLimits:
     target_bytes: int = 8_192
     body_bytes: int = 16_384
     bodies: Mapping[str, int] = field(default_factory=dict)
-    bodies_s: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     framing_bytes: int = 8_192
     connections: int = 1_000
     connections_each: int = 200
@@ -58,7 +59,7 @@ class Door:
         if telemetry is not None:
             telemetry.metrics.watch("birdwire_connections", lambda: self.inside)
         self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
-        self.bodies_s = {path.encode(): seconds for path, seconds in limits.bodies_s.items()}
+        self.files = {path.encode(): bounds for path, bounds in limits.files.items()}
         self.inside = 0
         self._each: Counter[object] = Counter()
         self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]

@@ -20,7 +20,7 @@ from birdwire.call import Call, new_request_id
 from birdwire.door import Door, EdgeLimits, Outlet, address_of, send_at_once
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
-from birdwire.head import body_length, host_name, malformed, origin_form
+from birdwire.head import body_length, host_name, is_multipart, malformed, origin_form
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,7 +36,9 @@ CHUNK_OVERHEAD = 8  # bytes of framing that an ordinary chunk has: up to four di
 
 _WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a head, a body; or nothing ever again
 
-_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
+_TELLING = frozenset(
+    {b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"}
+)
 _SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 
 
@@ -354,7 +356,9 @@ class EdgeProtocol(HttpToolsProtocol):
         limit, self._body_s = self._limits.body_bytes, self._limits.body_s
         if lengths or codings:
             path = self.url.partition(b"?")[0]
-            limit, self._body_s = self._door.bodies.get(path, limit), self._door.bodies_s.get(path, self._body_s)
+            limit = self._door.bodies.get(path, limit)
+            if path in self._door.files and is_multipart(self._told.get(b"content-type", ())):
+                limit, self._body_s = self._door.files[path]
         self._body_left = self._body_limit = limit
         self._framing = 0
         length = body_length(lengths, codings, version)

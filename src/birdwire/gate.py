@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from birdwire.call import Call, Headers
     from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
+    from birdwire.crowd import Crowd
     from birdwire.failpoints import Failpoints
     from birdwire.idempotency import Idempotency
     from birdwire.journal import Journal
@@ -54,6 +55,7 @@ class Takes:
     """What the route `name` takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
 
     What is not `repeatable` is done once for each call, with an Idempotency-Key made here if it brings none.
+    `reserved`: it has a lane of its own, and is served however many calls there are.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Takes:
     file_limit: int = 0
     needs_file: bool = False
     repeatable: bool = True
+    reserved: bool = False
 
 
 @dataclass(slots=True)
@@ -90,6 +93,8 @@ class Gate:
         once: Idempotency,
         presence: Presence,
         prices: Prices,
+        crowd: Crowd,
+        reserved: Crowd,
         clock: Clock,
         mode: Mode,
         upload_s: float,
@@ -108,6 +113,8 @@ class Gate:
         self._idempotency = once
         self._presence = presence
         self._prices = prices
+        self._crowd = crowd
+        self._reserved = reserved
         self._clock = clock
         self._mode: Mode = mode
         self._upload_s = upload_s
@@ -126,9 +133,15 @@ class Gate:
         """Any work for a caller with a key: admitted first, refused in the one shape, its allowance on every answer."""
         visit = _Visit()
         call.note["operation"] = takes.name
+        crowd = self._reserved if takes.reserved else self._crowd
         try:
+            crowd.look()
             key, parsed, relayed = await self._enter(takes, call, visit)
-            answer = await self._once(takes, work, call, key, parsed, visit)
+            await crowd.enter(key.key_id)
+            try:
+                answer = await self._once(takes, work, call, key, parsed, visit)
+            finally:
+                crowd.leave(key.key_id)
             if relayed and answer.status < 400:
                 answer = dialect.say(answer)
         except StorageDownError:

@@ -48,6 +48,11 @@ def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str
     return int(lengths[0])
 
 
+def is_multipart(types: Sequence[bytes]) -> bool:
+    """Whether Content-Type names a form that may hold files (RFC 7578)."""
+    return len(types) == 1 and types[0].partition(b";")[0].strip().lower() == b"multipart/form-data"
+
+
 def malformed(detail: str) -> GatewayError:
     """The refusal of what breaks HTTP itself."""
     return GatewayError("http_malformed", detail=detail)

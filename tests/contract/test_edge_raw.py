@@ -713,13 +713,19 @@ async def test_a_reader_that_takes_nothing_cannot_hold_a_closing_connection() ->
                 assert await loop.sock_recv(peer, 12) == b"HTTP/1.1 200"
 
 
-async def test_a_path_may_have_its_own_time_for_a_body() -> None:
-    """A slow body there is still waited for when others are late already."""
-    limits = EdgeLimits(body_s=SOON_S, bodies_s={"/slow": LONG_S})
+async def test_a_path_may_have_its_own_time_for_files() -> None:
+    """A slow multipart body there is still waited for when others are late already, and when JSON is late there."""
+    limits = EdgeLimits(body_s=SOON_S, files={"/slow": (100, LONG_S)})
+
+    def form(path: bytes) -> bytes:
+        kind = b"Content-Type: Multipart/Form-Data; boundary=a"
+        return head(b"Content-Length: 2", kind, start=b"POST %b HTTP/1.1" % path)
+
     async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
         reader, writer = await served.open()
-        writer.write(like(b"Content-Length: 2", path=b"/slow"))
-        assert [one.status for one in answers(await served.talk(like(b"Content-Length: 2", path=b"/slower")))] == [408]
+        writer.write(form(b"/slow"))
+        for late in (like(b"Content-Length: 2", path=b"/slow"), form(b"/slower")):
+            assert [one.status for one in answers(await served.talk(late))] == [408]
         writer.write(b"{}" + PROBE)
         assert [one.status for one in answers(await reader.read())] == [200, 200]
         await hang_up(writer)

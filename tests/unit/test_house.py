@@ -30,6 +30,7 @@ ALLOWED: dict[str, str] = {
     "vault": "",
     "errors": "call",
     "body": "call errors",
+    "crowd": "errors metrics",
     "dialect": "body call errors",
     "limits": "call clock redis telemetry",
     "redis": "",
@@ -79,9 +80,9 @@ ALLOWED: dict[str, str] = {
     "breaker": "clock errors telemetry",
     "order": "errors operations",
     "line": "breaker clock errors operations order sessions store.db upstream x",
-    "gate": "body call capabilities clock dialect errors failpoints idempotency journal keys limits line media "
+    "gate": "body call capabilities clock crowd dialect errors failpoints idempotency journal keys limits line media "
     "oauth operations order presence prices reads sessions store.db timeline x",
-    "asgi": "call errors gate telemetry",
+    "asgi": "call errors gate head telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
     "head": "errors",
@@ -99,7 +100,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.reference": "errors metrics settings surfaces.openapi surfaces.outline",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
-    "app": "asgi authserver birdwire body breaker call capabilities chores clock dialect door edge errors "
+    "app": "asgi authserver birdwire body breaker call capabilities chores clock crowd dialect door edge errors "
     "failpoints gate health idempotency journal keyring keys lane limits line metrics oauth operations "
     "order pages presence prices reads reconcile sessions settings store.db surfaces.endpoints "
     "surfaces.site telemetry upstream vault x",

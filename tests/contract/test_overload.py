@@ -1,0 +1,129 @@
+"""More than can be done at once: sheds are fast and say when to come back, and what matters is still served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from house import API, House, gateway, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+LIKE = b"POST /2/users/"
+EXCHANGE = b"POST /2/oauth2/token"
+
+
+class Turnstile:
+    """What stands before X and lets likes through when it is open."""
+
+    def __init__(self, x_url: str) -> None:
+        self._x = urlsplit(x_url)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.open = asyncio.Event()
+        self._seen = {LIKE: asyncio.Semaphore(0), EXCHANGE: asyncio.Semaphore(0)}
+        self.url = ""
+
+    async def seen(self, kind: bytes, times: int) -> None:
+        """Wait until so many more have come by."""
+        async with asyncio.timeout(20):
+            for _ in range(times):
+                await self._seen[kind].acquire()
+
+    @contextlib.asynccontextmanager
+    async def standing(self) -> AsyncIterator[Turnstile]:
+        """Stand there."""
+        server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            self.open.set()
+            server.close()
+            for writer in self._writers:
+                writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        x_reader, x_writer = await asyncio.open_connection(self._x.hostname, self._x.port)
+        self._writers |= {writer, x_writer}
+        await asyncio.gather(self._pipe(reader, x_writer), self._pipe(x_reader, writer))
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                for kind in self._seen:
+                    if data.startswith(kind):
+                        self._seen[kind].release()
+                if data.startswith(LIKE):
+                    await self.open.wait()
+                writer.write(data)
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def behind(directory: Path, held: int, **options: Any) -> AsyncIterator[tuple[House, Turnstile]]:
+    """A linked house, with so many likes on their way to X that wait at the turnstile; they are all well in the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        sandbox = create_sandbox()
+        x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
+        turnstile = await stack.enter_async_context(Turnstile(x_url).standing())
+        house = await stack.enter_async_context(gateway(directory, sandbox, turnstile.url, stack, **options))
+        await another_key(house)
+        await house.link("ada")
+        await turnstile.seen(EXCHANGE, 1)
+        running = [asyncio.create_task(house.like()) for _ in range(held)]
+        await turnstile.seen(LIKE, held)
+        yield house, turnstile
+        turnstile.open.set()
+        assert {answer.status_code for answer in await asyncio.gather(*running)} <= {200, 403}
+
+
+async def another_key(house: House) -> None:
+    """Have the client call with a new key."""
+    _, raw_key = await house.gateway.keys.create("test", "test key", "growth", None)
+    house.client.headers["authorization"] = f"Bearer {raw_key}"
+
+
+@pytest.mark.trust("G11")
+async def test_the_eleventh_call_of_a_key_is_sent_away_at_once(tmp_path: Path) -> None:
+    """503, when to come back, the allowance; another key's calls, status and revocation are served meanwhile."""
+    async with behind(tmp_path, 10, max_calls_each=10) as (house, _):
+        answer = await house.like()
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["reason"], error["retryable"]) == (
+            *(503, "overloaded", "overloaded", True),
+        )
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "x-ratelimit-remaining" in answer.headers
+        assert (await house.status())["linked"] is True
+        assert (await house.call("unlink_twitter")).json() == {"data": {"linked": False}}
+        await another_key(house)
+        assert (await house.like()).json()["error"]["reason"] == "x_not_linked"
+
+
+async def test_when_all_places_and_turns_are_taken_nobody_is_looked_up(tmp_path: Path) -> None:
+    """The refusal comes before the key is read, so it is cheap; health, status and revocation have their own lane."""
+    async with behind(tmp_path, 2, max_calls=2, max_calls_queued=0) as (house, _):
+        answer = await house.bare.post(API + "like_twitter", json={"tweet_id": "1"})
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "overloaded")
+        assert "x-ratelimit-limit" not in answer.headers
+        assert (await house.bare.get("/readyz")).status_code == 200
+        assert (await house.status())["linked"] is True
+        assert (await house.call("unlink_twitter")).status_code == 200
+
+
+async def test_calls_that_fill_the_way_to_x_do_not_keep_tokens_from_it(tmp_path: Path) -> None:
+    """Links, renewals and revocations have connections of their own."""
+    async with behind(tmp_path, 1, x_connections=1) as (house, turnstile):
+        await another_key(house)
+        linking = asyncio.create_task(house.link("grace"))  # the code is exchanged; then X is asked who this is
+        await turnstile.seen(EXCHANGE, 1)
+        turnstile.open.set()
+        assert (await linking).status_code == 200

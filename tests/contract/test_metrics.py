@@ -89,17 +89,18 @@ async def test_requests_and_calls_to_x_are_counted_by_what_became_of_them(tmp_pa
         for _ in range(2):
             assert (await house.like()).status_code == 200
         await house.like("none")
-        await house.fault("POST", "/2/users/*/likes", {"status": 503})
-        await house.like()
+        await house.fault("POST", "/2/tweets", {"status": 503})
+        await house.call("post_twitter", {"text": "Hello"})
         await house.bare.get(API + "auth/status")
         counted = await scrape(house)
     requests, calls = counted["birdwire_requests_total"], counted["birdwire_x_calls_total"]
     assert requests["like_twitter", "", "2xx"] == 2
     assert requests["like_twitter", "tweet_id_malformed", "4xx"] == 1
     assert requests["auth/status", "key_missing", "4xx"] == 1
-    assert calls["POST /2/users/:id/likes", "2xx"] >= 2
-    assert calls["POST /2/users/:id/likes", "5xx"] >= 1
-    assert counted["birdwire_request_seconds_count"]["like_twitter",] == 4
+    assert calls["POST /2/users/:id/likes", "2xx"] == 2
+    assert calls["POST /2/tweets", "5xx"] == 1
+    assert requests["post_twitter", "outcome_unknown", "5xx"] == 1
+    assert counted["birdwire_request_seconds_count"]["like_twitter",] == 3
     assert counted["birdwire_request_seconds_sum"]["like_twitter",] > 0
     assert counted["birdwire_x_connections_opened_total"]["calls",] >= 1
     assert counted["birdwire_x_connections_opened_total"]["tokens",] >= 1

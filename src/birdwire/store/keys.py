@@ -19,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 
+from birdwire.store.changes import announce
 from birdwire.store.schema import Instant, insert, metadata
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ async def add(connection: AsyncConnection, key: Mapping[str, object]) -> None:
 async def add_secret(connection: AsyncConnection, secret: Mapping[str, object]) -> None:
     """A new secret of a key."""
     await connection.execute(insert(connection, api_secrets).values(secret))
+    await announce(connection, str(secret["key_id"]))
 
 
 async def find(connection: AsyncConnection, secret_hash: bytes) -> RowMapping | None:
@@ -109,20 +111,22 @@ async def secrets_of(connection: AsyncConnection, key_id: str) -> Sequence[RowMa
 
 async def let_secret_die(connection: AsyncConnection, secret_hash: bytes, dies_at: datetime) -> None:
     """Give a secret its end."""
-    await connection.execute(
-        update(api_secrets).where(api_secrets.c.secret_hash == secret_hash).values(dies_at=dies_at)
-    )
+    query = update(api_secrets).where(api_secrets.c.secret_hash == secret_hash).values(dies_at=dies_at)
+    for key_id in (await connection.execute(query.returning(api_secrets.c.key_id))).scalars().all():
+        await announce(connection, key_id)
 
 
 async def set_rpm(connection: AsyncConnection, key_id: str, rpm: int | None) -> None:
     """Give a key its own limit, or none."""
     await connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(rpm=rpm))
+    await announce(connection, key_id)
 
 
 async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime) -> None:
     """End a key; the first end stands."""
     query = update(api_keys).where(api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
     await connection.execute(query.values(revoked_at=revoked_at))
+    await announce(connection, key_id)
 
 
 async def spend_write(connection: AsyncConnection, key_id: str, day: str, cap: int) -> bool:

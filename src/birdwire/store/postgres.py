@@ -14,6 +14,7 @@ from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from birdwire.store.changes import Notifications
 from birdwire.store.schema import StorageDownError, migrate
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class PostgreSQL:
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_the_dead)
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.changes = Notifications(self._connect)
         self._appending: Any = None
 
     @property
@@ -160,6 +162,7 @@ class PostgreSQL:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self.changes.close()
         if self._appending is not None:
             self._appending.terminate()
         await self._engine.dispose()

@@ -19,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 
+from birdwire.store.changes import announce
 from birdwire.store.schema import Instant, metadata
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ revocations = Table(
 async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:
     """A new session."""
     await connection.execute(insert(x_sessions).values(session))
+    await announce(connection, str(session["key_id"]))
 
 
 async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> Sequence[RowMapping]:
@@ -127,7 +129,10 @@ async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
 async def change(connection: AsyncConnection, session_id: str, gen: int, values: Mapping[str, object]) -> bool:
     """Change a session if it still is of this generation; whether it was."""
     query = update(x_sessions).where(x_sessions.c.session_id == session_id, x_sessions.c.gen == gen)
-    return (await connection.execute(query.values(values))).rowcount == 1
+    key_id = (await connection.execute(query.values(values).returning(x_sessions.c.key_id))).scalar()
+    if key_id is not None:
+        await announce(connection, key_id)
+    return key_id is not None
 
 
 async def mark(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
@@ -140,7 +145,10 @@ async def mark(connection: AsyncConnection, row: RowMapping, values: Mapping[str
 async def remove(connection: AsyncConnection, session_id: str) -> RowMapping | None:
     """Take a session away; the row as it was, or None if it was gone."""
     query = delete(x_sessions).where(x_sessions.c.session_id == session_id).returning(x_sessions)
-    return (await connection.execute(query)).mappings().first()
+    row = (await connection.execute(query)).mappings().first()
+    if row is not None:
+        await announce(connection, row["key_id"])
+    return row
 
 
 async def queue_revocation(connection: AsyncConnection, revocation: Mapping[str, object]) -> None:

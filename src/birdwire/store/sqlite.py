@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from birdwire.store.changes import FileChanges
 from birdwire.store.schema import StorageDownError, StoreError, migrate
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class SQLite:
         )
         self._writing = asyncio.Lock()  # SQLite has one writer: waiting here is cheaper and fairer than its busy loop
         self._appending: sqlite3.Connection | None = None
+        self.changes = FileChanges(path)
         self._disk = ThreadPoolExecutor(1, "birdwire-disk")
         event.listen(self._engine.sync_engine, "connect", _set_up)
 
@@ -143,6 +145,7 @@ class SQLite:
 
     async def close(self) -> None:
         """Close every connection."""
+        self.changes.close()
         await asyncio.get_running_loop().run_in_executor(self._disk, self._stop_appending)
         self._disk.shutdown()
         await self._engine.dispose()

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from alembic import context
 
-from birdwire.store import capabilities, idempotency, journal, keys, lookings, presence, sessions, states, vault_keys
+from birdwire.store import (
+    capabilities,
+    changes,
+    idempotency,
+    journal,
+    keys,
+    lookings,
+    presence,
+    sessions,
+    states,
+    vault_keys,
+)
 from birdwire.store.schema import metadata
 
 TABLES = (
     capabilities.capabilities,
+    changes.changes,
     idempotency.idempotency,
     journal.journal,
     keys.api_keys,

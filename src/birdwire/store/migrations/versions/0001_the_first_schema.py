@@ -39,6 +39,14 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("client_id", "operation"),
     )
+    if op.get_bind().dialect.name == "sqlite":  # PostgreSQL has notifications
+        op.create_table(
+            "changes",
+            sa.Column("number", sa.Integer(), nullable=False),
+            sa.Column("key_id", sa.String(), nullable=False),
+            sa.PrimaryKeyConstraint("number"),
+            sqlite_autoincrement=True,
+        )
     op.create_table(
         "journal",
         sa.Column("request_id", sa.String(), nullable=False),
@@ -246,5 +254,7 @@ def downgrade() -> None:
         batch_op.drop_index("journal_key")
 
     op.drop_table("journal")
+    if op.get_bind().dialect.name == "sqlite":
+        op.drop_table("changes")
     op.drop_table("capabilities")
     op.drop_table("api_keys")

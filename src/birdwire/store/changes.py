@@ -1,0 +1,164 @@
+"""Which keys changed, for caches: whoever changes a key or its link announces it, and every process hears of it.
+
+On SQLite the announcement is a row, on PostgreSQL a notification; either way it comes with the commit, or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncpg
+from sqlalchemy import Column, Integer, String, Table, delete, func, insert, select
+
+from birdwire.store.schema import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+KEPT = 10_000
+"""Rows of the past that are kept. A process that was away for longer is told that everything may have changed."""
+
+CHANNEL = "birdwire_changes"
+PING_S = 1.5
+TRUST_S = 4.0
+"""How long the listener may go without a sign of life: less than the 5 s in which a revocation must be known."""
+LONGEST_PAUSE_S = 2.0
+
+
+class Everything(Enum):
+    """The one answer that is no set of keys."""
+
+    ALL = auto()
+
+
+ALL = Everything.ALL
+Changed = frozenset[str] | Literal[Everything.ALL]
+NOTHING: frozenset[str] = frozenset()
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("key_id", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""On SQLite alone. Numbers are never given out twice, and rise in the order of the commits: there is one writer."""
+
+
+async def announce(connection: AsyncConnection, key_id: str) -> None:
+    """Say in the caller's transaction that a key, or what is linked to it, is about to be another."""
+    if connection.dialect.name != "sqlite":
+        await connection.execute(select(func.pg_notify(CHANNEL, key_id)))
+        return
+    number = (await connection.execute(insert(changes).values(key_id=key_id))).lastrowid
+    await connection.execute(delete(changes).where(changes.c.number <= number - KEPT))
+
+
+class FileChanges:
+    """What was announced in an SQLite file, read in the loop's own thread: three microseconds if there is nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._last = -1
+
+    def changed(self) -> Changed:
+        """As `Database.changed`."""
+        try:
+            if self._connection is None:
+                return self._begin()
+            rows = self._connection.execute(
+                "SELECT number, key_id FROM changes WHERE number > ? ORDER BY number", (self._last,)
+            ).fetchall()
+        except sqlite3.Error:
+            self.close()
+            return ALL
+        if not rows:
+            return NOTHING
+        whole = rows[0][0] == self._last + 1
+        self._last = rows[-1][0]
+        return frozenset(key_id for _, key_id in rows) if whole else ALL
+
+    def close(self) -> None:
+        """Read no more; the next question begins anew."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _begin(self) -> Changed:
+        self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+        found = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'").fetchone()
+        self._last = 0 if found is None else found[0]
+        return ALL
+
+
+class Notifications:
+    """What PostgreSQL's notifications said. Listens from the first question on, until it is closed."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        self._connect = connect
+        self._task: asyncio.Task[None] | None = None
+        self._heard: set[str] = set()
+        self._missed = True
+        self._alive_until = 0.0
+
+    def changed(self) -> Changed:
+        """As `Database.changed`."""
+        loop = asyncio.get_running_loop()
+        if self._task is None:
+            self._task = loop.create_task(self._listen())
+        if loop.time() > self._alive_until:
+            return ALL
+        if self._missed:
+            self._missed = False
+            self._heard.clear()
+            return ALL
+        if not self._heard:
+            return NOTHING
+        heard = frozenset(self._heard)
+        self._heard.clear()
+        return heard
+
+    async def close(self) -> None:
+        """End the listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _listen(self) -> None:
+        """Until cancelled: one connection after the other, with a pause after each that failed."""
+        pause_s = 0.05
+        while True:
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                connection = await self._connect()
+                try:
+                    await connection.add_listener(CHANNEL, self._hear)
+                    self._missed = True  # whatever was said before nobody heard
+                    pause_s = 0.05
+                    await self._stay(connection)
+                finally:
+                    self._alive_until = 0.0
+                    connection.terminate()
+            await asyncio.sleep(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    async def _stay(self, connection: Any) -> None:
+        """Until the connection is gone: see again and again that it is not, since a cut cable says nothing."""
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        connection.add_termination_listener(lambda _: gone.set())
+        while not gone.is_set():
+            asked_at = loop.time()
+            await connection.execute("SELECT", timeout=PING_S)
+            self._alive_until = asked_at + TRUST_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(gone.wait(), PING_S)
+
+    def _hear(self, _connection: Any, _process: int, _channel: str, key_id: str) -> None:
+        self._heard.add(key_id)

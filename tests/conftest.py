@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import sys
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from birdwire.store.db import Database
 from engines import Postgres, Redis
 from house import House
 
@@ -57,12 +59,35 @@ def engine() -> str:
     return "sqlite"
 
 
+@pytest.fixture(scope="session")
+def prepared(postgres: Postgres) -> str:
+    """A database with our tables, to be copied: that takes a tenth of the time that making them takes."""
+
+    async def prepare(url: str) -> None:
+        database = Database(url)
+        await database.prepare(upgrade=False)
+        await database.close()
+
+    url = postgres.database()
+    asyncio.run(prepare(url))
+    return url.rpartition("/")[2]
+
+
 @pytest.fixture
-def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """A new database of a test's own."""
+def empty_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A test's own database, without tables."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path / 'birdwire.db'}"
     return str(request.getfixturevalue("postgres").database())
+
+
+@pytest.fixture
+def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A test's own database, new."""
+    if engine == "sqlite":
+        return f"sqlite:///{tmp_path / 'birdwire.db'}"
+    template = request.getfixturevalue("prepared")
+    return str(request.getfixturevalue("postgres").database(template))
 
 
 @pytest_asyncio.fixture

@@ -300,9 +300,9 @@ async def test_closing_writes_what_waits_and_takes_no_more(pair: Pair, database_
 
 
 @pytest.mark.trust("F48")
-async def test_any_number_may_make_a_new_database_ready_at_once(database_url: str) -> None:
+async def test_any_number_may_make_a_new_database_ready_at_once(empty_url: str) -> None:
     """Replicas start together: one makes the tables, the others find them."""
-    databases = [Database(database_url) for _ in range(6)]
+    databases = [Database(empty_url) for _ in range(6)]
     try:
         await asyncio.gather(*(database.prepare(upgrade=number % 2 == 0) for number, database in enumerate(databases)))
         await databases[0].append(ADD, an_entry("req_1"))
@@ -323,10 +323,10 @@ async def test_a_newer_schema_is_refused(pair: Pair, *, upgrade: bool) -> None:
 
 
 @pytest.mark.trust("F48")
-async def test_a_database_of_something_else_is_refused(database_url: str) -> None:
+async def test_a_database_of_something_else_is_refused(empty_url: str) -> None:
     """Nothing of it is touched."""
-    make_private(database_url)
-    database = Database(database_url)
+    make_private(empty_url)
+    database = Database(empty_url)
     try:
         async with database.write() as connection:
             await connection.execute(text("CREATE TABLE birds (name VARCHAR)"))

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from birdwire.store.db import Database
     from birdwire.vault import Vault
 
+State = Literal["started", "confirmed", "refused", "not_sent", "unknown", "found", "not_found"]
 Outcome = Literal["confirmed", "refused", "not_sent", "unknown"]
 Why = Literal["looking", "no_read", "several_match", "too_many_posts", "not_linked", "not_in_timeline", "upload"]
 
@@ -290,7 +291,7 @@ class Record:
         return error
 
 
-def told(row: Mapping[str, Any]) -> dict[str, Any]:
+def told(row: Mapping[str, Any] | RowMapping) -> dict[str, Any]:
     """A row as its caller hears it; what is not known is null."""
     settled_at, cost = row["settled_at"], _cost(row)
     return {
@@ -302,7 +303,7 @@ def told(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cost(row: Mapping[str, Any]) -> int | None:
+def _cost(row: Mapping[str, Any] | RowMapping) -> int | None:
     """What X bills for it: nothing for what was not sent, its list's price for what it did; else not known."""
     if row["state"] in DONE:
         cost: int | None = row["cost_microusd"]

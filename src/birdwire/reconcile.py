@@ -230,7 +230,7 @@ class Reconciler:
                 await self._found(one.row, post)
             elif request_id in due:
                 covered = read.since is not None and read.since <= one.since
-                why = ("several_match" if post else "looking") if covered else (read.why or "no_read")
+                why = ("several_match" if request_id in matches else "looking") if covered else (read.why or "no_read")
                 await self._not_found(one.row, why, read, covered=covered)
 
     async def _found(self, row: RowMapping, post: TimelinePost) -> None:

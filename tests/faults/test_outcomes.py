@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 
 from house import API, POST
 
 if TYPE_CHECKING:
-    import httpx2
-
     from house import House
 
 LOST: dict[str, tuple[dict[str, Any], bool]] = {
@@ -88,3 +88,98 @@ async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
     first = await post(linked, text, "k", **more)
     await look(linked, 3)
     assert (await outcome(linked, first))["state"] == "found"
+
+
+async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: House) -> None:
+    """X keeps it out of timelines, so there is no place to look."""
+    await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    first = await post(linked, "Only for ads", "k", nullcast=True)
+    await look(linked, 3, 60)
+    told = await outcome(linked, first)
+    assert (told["state"], told["why"], told["settled_at"]) == ("unknown", "not_in_timeline", None)
+
+
+async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(linked: House) -> None:
+    """429 after 429: no verdict without a reading, and X's wait is kept."""
+    await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    await linked.fault("GET", "/2/users/*/tweets", {"error": "rate-limited"}, times=None)
+    first = await post(linked, "Read me later", "k")
+    await look(linked, 3, 60, 60)
+    told = await outcome(linked, first)
+    assert (told["state"], told["why"]) == ("unknown", "no_read")
+    assert len(await linked.calls("/2/users/2244994945/tweets")) == 1, "X had said when to come again"
+    await linked.x.delete("/_sandbox/faults")
+    await look(linked, 1_000)
+    assert (await outcome(linked, first))["state"] == "found"
+
+
+async def test_two_posts_that_are_told_alike_stay_unknown(linked: House) -> None:
+    """One of them is there, and nobody can say which; after a day that is the last word."""
+    await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    lost = [await post(linked, "Twins", key) for key in ("one", "two")]
+    await look(linked, 3, 60, 5)
+    assert [(await outcome(linked, one))["why"] for one in lost] == ["several_match"] * 2
+    await look(linked, 25 * 3_600)
+    assert [(await outcome(linked, one))["state"] for one in lost] == ["unknown"] * 2
+    reads = len(await linked.calls("/2/users/2244994945/tweets"))
+    await look(linked, 60, 24 * 3_600)
+    assert len(await linked.calls("/2/users/2244994945/tweets")) == reads
+
+
+async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: House) -> None:
+    """The second call is refused, and the first is looked for at once."""
+    await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    first = await post(linked, "Said once", "one")
+    second = await post(linked, "Said once", "two")
+    assert (second.status_code, second.json()["error"]["reason"]) == (409, "duplicate_post")
+    await linked.gateway.reconciler.round()
+    assert (await post(linked, "Said once", "one")).status_code == 201
+    assert (await outcome(linked, first))["state"] == "found"
+    assert await times(linked, "Said once") == 1
+
+
+async def test_an_unlinked_account_is_not_looked_at(linked: House) -> None:
+    """The owner has ended it: nothing is read any more, and the row says so."""
+    await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    first = await post(linked, "Gone", "k")
+    await linked.call("unlink_twitter", {})
+    await look(linked, 3)
+    assert (await outcome(linked, first))["why"] == "not_linked"
+    assert not await linked.calls("/2/users/2244994945/tweets")
+
+
+@pytest.mark.trust("F22")
+@pytest.mark.parametrize("skew_s", [-600, 600])
+@pytest.mark.parametrize("how", ["clock", "date"])
+async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(house: House, skew_s: int, how: str) -> None:
+    """X's Date says how far it is off; what X has is found, and what it has not is not."""
+    if how == "date":
+        await house.configure(date_skew_s=skew_s)
+    elif skew_s > 0:
+        await house.advance_x(skew_s)
+    else:
+        house.clock.advance(seconds=-skew_s)
+    await house.link("ada")
+    await house.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    there = await post(house, "There", "there")
+    await house.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    away = await post(house, "Away", "away")
+    for seconds in (3, 30, 30, 3):
+        house.clock.advance(seconds=seconds)
+        await house.advance_x(seconds)
+        await house.gateway.reconciler.round()
+    assert (await outcome(house, there))["state"] == "found"
+    assert (await outcome(house, away))["state"] == "not_found"
+
+
+@pytest.mark.trust("F39")
+async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: House) -> None:
+    """The caller has gone; what became of the post is written down all the same."""
+    await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
+    with pytest.raises(httpx2.ReadTimeout):
+        await linked.call("post_twitter", {"text": "Gone"}, headers={"idempotency-key": "k"}, timeout=0.1)
+    async with asyncio.timeout(20):
+        while (again := await post(linked, "Gone", "k")).status_code != 201:
+            assert again.json()["error"]["reason"] == "idempotency_in_flight"
+    assert await times(linked, "Gone") == 1

@@ -33,6 +33,9 @@ def name_of(operation: Operation) -> str:
     return operation.name.removesuffix("_twitter").removesuffix("_media").replace("_", "-")
 
 
+ACTIONS = {name: row.name for row in OPERATIONS for name in (name_of(row), row.name.removesuffix("_twitter"))}
+"""Short names of actions: those of the commands, and like for like_twitter."""
+
 COMMANDS = (
     Row("dev", "dev", RUN, "Start a gateway and a local X on this machine, to build and test against."),
     Row("serve", "serve", RUN, "Start the gateway."),
@@ -41,6 +44,7 @@ COMMANDS = (
     Row("migrate", "check", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
     Row("vault", "vault", OPERATE, "Make, change and count the keys that seal X's tokens at rest."),
+    Row("log", "outcomes", OPERATE, "List what was asked of X lately, newest first, and what became of it."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")
@@ -49,7 +53,9 @@ COMMANDS = (
     Row("user", "look", LOOK, "Look a user up by name."),
     Row("posts", "look", LOOK, "Read a user's newest posts."),
     Row("search", "look", LOOK, "Search for users."),
-    Row("explain", "look", LOOK, "Say what became of a write that this API key asked for."),
+    Row(
+        "explain", "outcomes", LOOK, "Say what became of a write that this API key asked for, and what to do about it."
+    ),
 )
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from birdwire.cli import name_of
+from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keys import MAX_RPM, MAX_TEXT, TIERS, KeyRules, Keys
-from birdwire.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 DAY_S = 86_400
 MAX_LIFE_S = 100 * 366 * DAY_S
-ACTIONS = {name: row.name for row in OPERATIONS for name in (name_of(row), row.name.removesuffix("_twitter"))}
-"""Short names of actions: those of the commands, and like for like_twitter."""
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `birdwire keys list` shows it.")]
 

@@ -1,21 +1,18 @@
-"""`birdwire user`, `posts` and `search`: the look-ups, which X bills. `birdwire explain`: what became of a request."""
+"""`birdwire user`, `posts` and `search`: the look-ups, which X bills."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
 
 from birdwire.cli.gateway import API, Gateway, data_of
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, printable, saying
 from birdwire.cli.sources import KeyFileOption, gateway_url, read_key
 from birdwire.cli.targets import USER, UserArgument
 
 COUNTED = {"followers": "followers", "following": "following", "statusesCount": "posts"}
-
-_REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
 
 app = family()
 
@@ -78,29 +75,6 @@ def search(
     with saying(as_json=as_json) as say:
         document = _look("user/search", api_key_file, query=" ".join(words))
         say.table(document, _rows(document.get("users")), ("id", "userName", "name"), "Nobody was found.")
-
-
-@app.command()
-def explain(
-    request_id: Annotated[
-        str, typer.Argument(metavar="REQUEST_ID", help="As every answer and refusal has it: req_...")
-    ],
-    *,
-    api_key_file: KeyFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what became of a write that this API key asked for.
-
-    Example: birdwire explain req_01K...
-    """
-    with saying(as_json=as_json) as say:
-        if not _REQUEST_ID.fullmatch(request_id):
-            raise Stop(
-                ExitCode.USAGE, f"{printable(request_id, 60)!r} is no request's id.", "Give one such as req_01K..."
-            )
-        document = _look(f"requests/{request_id}", api_key_file)
-        lines = [f"{name}: {printable(value)}" for name, value in document.items() if value is not None]
-        say.result(document, *lines, *([meaning(document["reason"])] if document.get("reason") else []))
 
 
 def _look(name: str, api_key_file: Any, **query: str | None) -> dict[str, Any]:

@@ -128,11 +128,11 @@ async def newer(connection: AsyncConnection, request_id: str, user_id: str, oper
 async def listed(
     connection: AsyncConnection, equal: Mapping[str, str], since: datetime | None, limit: int
 ) -> Sequence[RowMapping]:
-    """The newest rows whose columns equal these values."""
+    """The newest rows, by their ids, whose columns equal these values."""
     wanted: list[ColumnElement[bool]] = [journal.c[name] == value for name, value in equal.items()]
     if since is not None:
         wanted.append(journal.c.created_at >= since)
-    query = select(journal).where(*wanted).order_by(journal.c.created_at.desc()).limit(limit)
+    query = select(journal).where(*wanted).order_by(journal.c.request_id.desc()).limit(limit)
     return (await connection.execute(query)).mappings().all()
 
 

@@ -1,0 +1,177 @@
+"""`birdwire log`: every key's writes, for the operator. `birdwire explain`: what became of one, for its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from birdwire.cli import ACTIONS
+from birdwire.cli.database import opened
+from birdwire.cli.gateway import API, Gateway
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.cli.sources import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
+from birdwire.clock import Clock
+from birdwire.journal import State, told
+from birdwire.store import journal as store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import RowMapping
+
+    from birdwire.settings import Settings
+
+STATES = get_args(State)
+MOST = 10_000
+COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
+
+MEANINGS: dict[str, tuple[str, str]] = {
+    "started": ("It is being asked of X right now, or its process has just died.", "Ask again in half a minute."),
+    "confirmed": ("X did it, and said so.", ""),
+    "refused": ("X refused it. Nothing was done.", ""),
+    "not_sent": ("Nothing of it was sent to X.", "It may be sent again."),
+    "unknown": ("X's answer was lost. X may have done it.", ""),
+    "found": ("X's answer was lost, but X did it: the post is in the account's timeline.", "Do not send it again."),
+    "not_found": (
+        "X's answer was lost, and X did not do it: the post is not in the account's timeline.",
+        "It may be sent again, under a new Idempotency-Key.",
+    ),
+}
+WHYS: dict[str, tuple[str, str]] = {
+    "looking": ("Birdwire looks for it in the account's timeline.", "Ask again in a minute; do not send it again."),
+    "no_read": (
+        "The account's timeline could not be read so far.",
+        "Look at the account on x.com, or ask again later.",
+    ),
+    "several_match": ("Several posts could be this one.", "Look at the account on x.com."),
+    "too_many_posts": ("The account has posted too much since to be read through.", "Look at the account on x.com."),
+    "not_linked": ("The account is not linked any more, so nobody can look.", "Look at the account on x.com."),
+    "not_in_timeline": (
+        "Such a post is in no timeline, so nobody can look.",
+        "Look at x.com before you send it again.",
+    ),
+    "upload": ("An upload that no post uses ends by itself.", "Upload it again."),
+}
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
+
+app = family()
+
+
+@app.command()
+def log(
+    *,
+    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Of one API key only.")] = None,
+    operation: Annotated[str | None, typer.Option(metavar="NAME", help="Of one kind only: like, post.")] = None,
+    state: Annotated[str | None, typer.Option(metavar="STATE", help=f"In one state only: {', '.join(STATES)}.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Not older than 90s, 15m, 24h, 7d, or a time: 2026-09-22T10:00Z.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="So many at most.")] = 50,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was asked of X lately, newest first, and what became of it.
+
+    It reads the database, beside a gateway that serves, and so sees every key's calls. No post's text is shown: texts
+    are sealed, and their caller alone may ask for them. Costs are estimates, by X's list of prices.
+
+    Example: birdwire log --state unknown --since 24h
+    """
+    with saying(as_json=as_json) as say:
+        equal = {"key_id": key, "operation": _operation(operation), "state": _state(state)}
+        settings = read_settings(config, data)
+        rows = asyncio.run(_rows(settings, {name: value for name, value in equal.items() if value}, _at(since), limit))
+        say.table({"requests": [_shown(row) for row in rows]}, [_shown(row) for row in rows], COLUMNS, "There is none.")
+
+
+@app.command()
+def explain(
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="As every answer and refusal has it: req_...")
+    ],
+    *,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what became of a write that this API key asked for, and what to do about it.
+
+    Example: birdwire explain req_01K...
+    """
+    with saying(as_json=as_json) as say:
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise Stop(
+                ExitCode.USAGE, f"{printable(request_id, 60)!r} is no request's id.", "Give one such as req_01K..."
+            )
+        gateway = Gateway(gateway_url(), read_key(api_key_file))
+        document = gateway.ask("GET", f"{API}/requests/{request_id}")
+        say.result(document, *_explained(document))
+
+
+def _explained(document: dict[str, Any]) -> list[str]:
+    """The outcome in a few sentences: what was asked, what became of it, why, what to do."""
+    state, why = str(document.get("state")), str(document.get("why"))
+    happened, advice = MEANINGS.get(state, (f"It is {printable(state, 60)}.", ""))
+    lines = [
+        f"{printable(document.get('operation'), 60)}, asked at {printable(document.get('created_at'), 40)}",
+        happened,
+    ]
+    if state == "unknown" and why in WHYS:
+        lines.append(WHYS[why][0])
+        advice = WHYS[why][1]
+    elif document.get("reason") and state != "not_found":
+        lines.append(meaning(document["reason"]))
+    found = document.get("data")
+    if isinstance(found, dict):
+        lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
+    if isinstance(document.get("cost_usd"), float):
+        lines.append(f"X bills about {document['cost_usd']:.3f} US dollars for it.")
+    return [*lines, advice] if advice else lines
+
+
+async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> Sequence[RowMapping]:
+    async with opened(settings) as database, database.read() as connection:
+        return await store.listed(connection, equal, since, limit)
+
+
+def _shown(row: RowMapping) -> dict[str, Any]:
+    """A row as the operator sees it: nothing of it is sealed."""
+    document = told(row)
+    more = {"key_id": row["key_id"], "user_id": row["user_id"], "about": row["target"] or row["x_id"]}
+    return {"request_id": document.pop("request_id"), **more, **document}
+
+
+def _operation(name: str | None) -> str | None:
+    if name is None:
+        return None
+    found: str = ACTIONS.get(name, name)
+    if found not in ACTIONS.values():
+        raise Stop(ExitCode.USAGE, f"There is no operation {printable(name, 60)!r}.", f"One of: {', '.join(ACTIONS)}")
+    return found
+
+
+def _state(name: str | None) -> str | None:
+    if name is not None and name not in STATES:
+        raise Stop(ExitCode.USAGE, f"There is no state {printable(name, 60)!r}.", f"One of: {', '.join(STATES)}")
+    return name
+
+
+def _at(text: str | None) -> datetime | None:
+    """A moment, or how long ago it was."""
+    if text is None:
+        return None
+    ago = _AGO.fullmatch(text)
+    try:
+        if ago:
+            return Clock().now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        at = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise Stop(ExitCode.USAGE, f"{printable(text, 60)!r} is no time.", "Give one such as 24h") from None
+    return at.astimezone()

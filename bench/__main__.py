@@ -48,6 +48,8 @@ def main() -> None:
         "runs": [asdict(run) for run in runs],
     }
     report.write(result, options.out)
+    if options.readme:
+        report.put_in(HERE.parent / "README.md", result)
     print(f"\n{report.short(result)}\nwritten: {options.out}/latest.json, latest.md, latest.svg")
 
 
@@ -120,6 +122,7 @@ def _options() -> argparse.Namespace:
         help="numbers of connections (default: 1,32,64)",
     )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument("--readme", action="store_true", help="also renew the table of the README")
     return parser.parse_args()
 
 

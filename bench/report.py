@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 OURS = "birdwire"
 RANKED_AT = 32
+SHOWN = {"birdwire", "birdwire-tls", "birdwire-postgres", "nginx", "node-undici", "fastapi", "fastapi-full", "litellm"}
+"""What the README shows; everything stands in latest.md."""
+
+FIRST_MARK, SECOND_MARK = "<!-- cost: written by make bench -->", "<!-- end of cost -->"
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#57606a}.own{fill:#1d7fd6}.peer{fill:#a3adb8}"
     "@media(prefers-color-scheme:dark){text{fill:#c9d1d9}.peer{fill:#6e7681}}"
@@ -122,9 +126,40 @@ TARGETS = (
 def write(result: dict[str, Any], folder: Path) -> None:
     """latest.json, latest.md and latest.svg."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "latest.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "latest.json").write_text(written(result))
     (folder / "latest.md").write_text(page(result))
     (folder / "latest.svg").write_text(plot(result))
+
+
+def written(result: dict[str, Any]) -> str:
+    """The result as JSON, a run a line, so that a change of it can be read."""
+    head = json.dumps({name: value for name, value in result.items() if name != "runs"}, indent=1)
+    runs = ",\n  ".join(json.dumps(run) for run in result["runs"])
+    return f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
+
+
+def put_in(path: Path, result: dict[str, Any]) -> None:
+    """Write the ranking of a few, with date and machine, between the two marks of a page.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    table, machine = Table(result), result["machine"]
+    before, first, rest = path.read_text().partition(FIRST_MARK)
+    _, second, after = rest.partition(SECOND_MARK)
+    if not first or not second:
+        raise ValueError(f"{path} has no marks")
+    known = {one["name"] for one in result["contenders"]}
+    few = {**result, "contenders": [one for one in result["contenders"] if one["name"] in known & SHOWN]}
+    lines = [
+        "",
+        short(few),
+        "",
+        f"{result['made_at'][:10]}, one core of {machine['cores']} of a {machine['cpu']}, X answered by nginx on the",
+        f"same machine; {table.ranked_at} connections.",
+        "",
+    ]
+    path.write_text("\n".join([before + first, *lines, second]).rstrip() + after)
 
 
 def short(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import asdict
@@ -67,6 +68,28 @@ def test_the_plot_shows_each_contender() -> None:
     picture = report.plot(result(run("birdwire", 1, 60), run("nginx", 1, 12), rounds=1))
     assert picture.count("<rect") == 2
     assert ">60.0</text>" in picture
+
+
+def test_a_result_is_json_with_a_run_a_line() -> None:
+    """So that two results can be compared line by line."""
+    whole = result(run("birdwire", 1, 60), run("nginx", 1, 12), rounds=1)
+    text = report.written(whole)
+    assert json.loads(text) == whole
+    assert len([line for line in text.splitlines() if '"cpu_us"' in line]) == 2
+
+
+def test_the_table_of_the_readme_is_replaced_between_its_marks(tmp_path: Path) -> None:
+    """Twice, and nothing else is touched."""
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n\n{report.FIRST_MARK}\nold\n{report.SECOND_MARK}\n\nafter\n")
+    for _ in range(2):
+        report.put_in(page, result(run("birdwire", 1, 60), run("nginx", 1, 12), run("caddy", 1, 90), rounds=1))
+        text = page.read_text()
+        assert text.startswith(f"before\n\n{report.FIRST_MARK}\n\n| A like")
+        assert text.endswith(f"\n{report.SECOND_MARK}\n\nafter\n")
+        assert "The nginx" in text
+        assert "old" not in text
+        assert "The caddy" not in text
 
 
 def test_growth_is_told_as_a_table_for_each_part() -> None:

@@ -2,13 +2,15 @@
 
 A timer on the process's CPU interrupts the main thread every millisecond of work; what the thread has used since the
 last time is booked on the innermost function of ours that is running, with what it calls. System calls and C code are
-booked on whoever made them; reading a socket, on the first of ours to run after it.
+booked on whoever made them; reading a socket, on the first of ours to run after it. Then all calls are counted: their
+number does not depend on what else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import cProfile
 import json
 import os
 import shutil
@@ -80,19 +82,39 @@ def _package(path: str) -> str:
 
 
 def serve(out: Path) -> None:
-    """Be `birdwire serve`, sampled between SIGUSR1 and SIGUSR2, which writes what was booked to `out`."""
+    """Be `birdwire serve`. Each SIGUSR1 is the next step: sample; count calls instead; write both to `out`."""
     from birdwire.cli import main  # noqa: PLC0415 - in the measured process alone
 
-    sampler = Sampler()
+    sampler, counter = Sampler(), cProfile.Profile()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def count() -> None:
         sampler.end()
-        out.write_text(json.dumps(sampler.booked))
+        counter.enable()
 
-    signal.signal(signal.SIGUSR1, lambda *_: sampler.begin())
-    signal.signal(signal.SIGUSR2, end)
+    def write() -> None:
+        counter.disable()
+        out.with_suffix(".part").write_text(json.dumps({"booked": sampler.booked, "calls": _counted(counter)}))
+        out.with_suffix(".part").rename(out)
+
+    steps = iter((sampler.begin, count, write))
+    signal.signal(signal.SIGUSR1, lambda *_: next(steps)())
     sys.argv = ["birdwire", "serve"]
     main()
+
+
+def _counted(counter: cProfile.Profile) -> dict[str, int]:
+    """How often each function ran; a coroutine counts each time that it goes on."""
+    calls: Counter[str] = Counter()
+    for entry in counter.getstats():
+        code = entry.code
+        if isinstance(code, str):
+            name = code
+        else:
+            _, ours, path = code.co_filename.rpartition(OURS)
+            place = path.removesuffix(".py").replace(os.sep, ".") if ours else _package(code.co_filename)
+            name = f"{place}.{code.co_qualname}"
+        calls[name] += entry.callcount
+    return dict(calls)
 
 
 def threads(process: Process) -> dict[str, tuple[float, float]]:
@@ -134,19 +156,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         answering(process)
         load = Load(place.keys_file, options.seconds)
         plain = load.run(process, 1, options.connections)
+        load = Load(place.keys_file, options.seconds, warm_up=0)
         before = threads(process)
-        os.kill(process.running.pid, signal.SIGUSR1)
-        sampled = Load(place.keys_file, options.seconds, warm_up=0).run(process, 2, options.connections)
-        os.kill(process.running.pid, signal.SIGUSR2)
+        process.running.send_signal(signal.SIGUSR1)
+        sampled = load.run(process, 2, options.connections)
+        process.running.send_signal(signal.SIGUSR1)
         after = threads(process)
-        while not out.exists():
-            time.sleep(0.05)
-        time.sleep(0.1)
+        counted = load.run(process, 3, options.connections)
+        process.running.send_signal(signal.SIGUSR1)
+        answering(process, out.exists)
         return {
             "plain": plain,
             "sampled": sampled,
+            "counted": counted,
             "threads": {name: _less(used, before.get(name, (0.0, 0.0))) for name, used in after.items()},
-            "booked": json.loads(out.read_text()),
+            **json.loads(out.read_text()),
         }
     finally:
         for one in attendants:
@@ -178,6 +202,9 @@ def told(found: dict[str, Any], most: int) -> str:
     for title, booked in (("module, with what it calls", modules), ("function > library", functions)):
         lines += ["", f"{title:<76}{'us':>8}"]
         lines += [f"{name:<76}{seconds / likes * 1e6:>8.1f}" for name, seconds in booked.most_common(most)]
+    calls = {name: count / found["counted"].requests for name, count in found["calls"].items()}
+    lines += ["", f"{'function, of ' + format(sum(calls.values()), '.0f') + ' calls for a like':<76}{'calls':>8}"]
+    lines += [f"{name:<76}{count:>8.1f}" for name, count in Counter(calls).most_common(most)]
     return "\n".join(lines)
 
 

@@ -102,12 +102,12 @@ class Fleet:
             fleet.replicas += await asyncio.gather(*(fleet.start(str(number)) for number in range(replicas)))
             yield fleet
 
-    async def start(self, name: str, **settings: str) -> Replica:
-        """One more gateway; it answers when this returns."""
+    async def start(self, name: str, port: int = 0, **settings: str) -> Replica:
+        """One more gateway, at any free port or the one that is named; it answers when this returns."""
         log = self.folder / f"{name}.log"
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
-                *(PROGRAM, "serve", "--json", "--port", "0"),
+                *(PROGRAM, "serve", "--json", "--port", str(port)),
                 env=self.environment | {f"BIRDWIRE_{name}": value for name, value in settings.items()},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

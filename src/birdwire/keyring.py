@@ -131,7 +131,7 @@ class Keyring:
         return idle
 
     async def _batch(self, sealed: Sealed, after: _Key | None) -> tuple[int, int, _Key | None]:
-        """One transaction: how many were sealed anew, how many cannot be opened, and where the next one begins."""
+        """One transaction: how many were met, how many cannot be opened, and where the next one begins."""
         new, broken = [], 0
         async with self._database.read() as connection:
             rows = await store.others(connection, sealed, head(self._vault.key_id), after, BATCH)
@@ -141,14 +141,12 @@ class Keyring:
                 new.append((row, self._vault.seal(self._vault.open(row["blob"], place), place)))
             except VaultError:
                 broken += 1
-        done = 0
         if new:
             async with self._database.write() as connection:
-                for row, blob in new:
-                    done += await store.replace(connection, sealed, row, blob)
+                await store.replace(connection, sealed, new)
                 await self._failpoints.reach("rotation")
         last = tuple(rows[-1][column.name] for column in sealed.key) if len(rows) == BATCH else None
-        return done, broken, last
+        return len(new), broken, last
 
 
 def _place(key_id: str) -> Place:

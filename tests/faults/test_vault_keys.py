@@ -130,7 +130,7 @@ async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: Hous
         await linked.advance_x(7_300)
         assert (await linked.like()).status_code == 200
         async with database.write() as connection:
-            assert not await store.replace(connection, sealed, row, b"stale")
+            await store.replace(connection, sealed, [(row, b"stale")])
             (newer,) = await store.others(connection, sealed, other, None, 10)
             assert newer["gen"] == row["gen"] + 1
     finally:

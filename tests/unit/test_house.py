@@ -60,6 +60,7 @@ ALLOWED: dict[str, str] = {
     "store.presence": "store.schema",
     "store.keys": "store.changes store.schema",
     "store.sessions": "store.changes store.keys store.schema",
+    "store.snapshots": "store.schema store.sessions",
     "store.states": "store.schema",
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",

@@ -44,6 +44,13 @@ COMMANDS = (
     Row("migrate", "check", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
     Row("vault", "vault", OPERATE, "Make, change and count the keys that seal X's tokens at rest."),
+    Row("backup", "backup", OPERATE, "Copy the database, as it is now, into one file, while the gateway serves."),
+    Row(
+        "restore",
+        "backup",
+        OPERATE,
+        "Put a backup in the database's place, and mark its links: X may have renewed their tokens since.",
+    ),
     Row("log", "outcomes", OPERATE, "List what was asked of X lately, newest first, and what became of it."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
     *(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, LargeBinary, func, literal, select, tuple_, update
+from sqlalchemy import Column, LargeBinary, bindparam, func, literal, select, tuple_, update
 
 from birdwire.store.idempotency import idempotency
 from birdwire.store.journal import journal
@@ -68,13 +68,19 @@ async def others(
     return (await connection.execute(query.order_by(*sealed.key).limit(limit))).mappings().all()
 
 
-async def replace(connection: AsyncConnection, sealed: Sealed, row: RowMapping, blob: bytes) -> bool:
-    """Put another blob in the place of the one that was read; whether it still was there, of the same generation."""
-    same: list[ColumnElement[bool]] = [column == row[column.name] for column in sealed.key]
+async def replace(connection: AsyncConnection, sealed: Sealed, new: Sequence[tuple[RowMapping, bytes]]) -> None:
+    """Put a blob in the place of each one that was read, wherever it still is, and of the same generation."""
+    same = [column == bindparam(f"key_{column.name}") for column in sealed.key]
     if sealed.gen is not None:
-        same.append(sealed.gen == row["gen"])
-    query = update(sealed.table).where(*same, sealed.column == row["blob"]).values({sealed.column.name: blob})
-    return (await connection.execute(query)).rowcount == 1
+        same.append(sealed.gen == bindparam("old_gen"))
+    query = update(sealed.table).where(*same, sealed.column == bindparam("old_blob"))
+    rows = [
+        {f"key_{column.name}": row[column.name] for column in sealed.key}
+        | ({} if sealed.gen is None else {"old_gen": row["gen"]})
+        | {"old_blob": row["blob"], "new_blob": blob}
+        for row, blob in new
+    ]
+    await connection.execute(query.values({sealed.column.name: bindparam("new_blob")}), rows)
 
 
 def _typed(sealed: Sealed, values: Sequence[Any]) -> list[ColumnElement[Any]]:

@@ -13,6 +13,7 @@ from birdwire.store import (
     lookings,
     presence,
     sessions,
+    snapshots,
     states,
     vault_keys,
 )
@@ -27,6 +28,7 @@ TABLES = (
     lookings.lookings,
     presence.processes,
     sessions.x_sessions,
+    snapshots.restores,
     states.link_states,
     vault_keys.vault_keys,
 )

@@ -92,6 +92,14 @@ def upgrade() -> None:
     )
 
     op.create_table(
+        "restores",
+        sa.Column("epoch", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("snapshot_at", Instant(), nullable=True),
+        sa.Column("restored_at", Instant(), nullable=True),
+        sa.Column("sessions", sa.Integer(), nullable=True),
+        sa.PrimaryKeyConstraint("epoch"),
+    )
+    op.create_table(
         "revocations",
         sa.Column("revocation_id", sa.String(), nullable=False),
         sa.Column("issuer", sa.String(), nullable=False),
@@ -242,6 +250,7 @@ def downgrade() -> None:
 
     op.drop_table("api_secrets")
     op.drop_table("vault_keys")
+    op.drop_table("restores")
     with op.batch_alter_table("revocations", schema=None) as batch_op:
         batch_op.drop_index("revocations_due")
 

@@ -1,0 +1,126 @@
+"""`birdwire backup` and `birdwire restore`: the database as one file, taken while it serves, and put back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire.app import open_vault
+from birdwire.cli.database import alone, refusals
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.clock import Clock, rfc3339
+from birdwire.keyring import Keyring
+from birdwire.store import snapshots
+from birdwire.store.db import SQLITE, Database, file_of
+
+if TYPE_CHECKING:
+    from birdwire.settings import Settings
+    from birdwire.vault import Vault
+
+app = family()
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where to write it; must not exist yet.")],
+    *,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the database, as it is now, into one file, while the gateway serves.
+
+    The file opens nothing without the vault key: keep that elsewhere. PostgreSQL has a tool of its own, pg_dump.
+
+    Example: birdwire backup --config /etc/birdwire.toml /backup/birdwire.db
+    """
+    with saying(as_json=as_json) as say, refusals():
+        database, at = file_of(read_settings(config).database_url), Clock().now()
+        if database is None:
+            raise Stop(
+                ExitCode.USAGE,
+                "A PostgreSQL database is backed up with PostgreSQL's own tools.",
+                "pg_dump --format=custom --file=FILE DATABASE; after pg_restore: birdwire restore --mark",
+            )
+        if not database.is_file():
+            raise Stop(ExitCode.USAGE, f"There is no database {database}.")
+        size = snapshots.take(database, file, at)
+        document = {"file": str(file.resolve()), "bytes": size, "snapshot_at": rfc3339(at)}
+        say.result(document, f"The database as of {rfc3339(at)} is in {file}: {size:,} bytes.")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path | None, typer.Argument(help="A backup that `birdwire backup` made.")] = None,
+    *,
+    mark: Annotated[
+        bool, typer.Option("--mark", help="Put nothing back: say that the database itself was, as after pg_restore.")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a backup in the database's place, and mark its links: X may have renewed their tokens since.
+
+    Refused while a gateway serves. The database that was there is kept beside it. A link whose token was spent since is
+    found out by the next renewal: it must then be linked again.
+
+    Example: birdwire restore --config /etc/birdwire.toml /backup/birdwire.db
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings, began_at = read_settings(config), time.monotonic()
+        vault = open_vault(settings)
+        target = file_of(settings.database_url)
+        if (file is None) is not mark:
+            raise Stop(ExitCode.USAGE, "Name the backup to put back, or --mark, and not both.")
+        if file is not None and target is None:
+            raise Stop(
+                ExitCode.USAGE,
+                "A PostgreSQL database is put back with PostgreSQL's own tools.",
+                "pg_restore --clean --if-exists --dbname=DATABASE FILE; then: birdwire restore --mark",
+            )
+        with alone(settings):
+            if file is None or target is None:
+                kept, (sessions, snapshot_at) = None, asyncio.run(_mark(settings, vault, upgrade=False))
+            else:
+                kept, (sessions, snapshot_at) = _put_back(file, target, settings, vault)
+        document = {
+            "sessions": sessions,
+            "snapshot_at": rfc3339(snapshot_at) if snapshot_at else None,
+            "replaced": str(kept) if kept else None,
+            "seconds": round(time.monotonic() - began_at, 1),
+        }
+        say.result(
+            document,
+            f"The database is as of {document['snapshot_at'] or 'its backup'}; {sessions:,} links will be checked when"
+            " they are renewed next.",
+            *([f"What was there before is kept in {kept}."] if kept else []),
+            "Keys that were revoked since then live again: revoke them before you start the gateway.",
+        )
+
+
+def _put_back(file: Path, target: Path, settings: Settings, vault: Vault) -> tuple[Path | None, snapshots.Marked]:
+    """Check and mark a copy of the backup, then let it take the database's place; where that one is kept."""
+    new = snapshots.put(file, target)
+    try:
+        copy = settings.model_copy(update={"database_url": f"{SQLITE}{new}"})
+        marked = asyncio.run(_mark(copy, vault, upgrade=True))  # the backup may be an older version's
+        return snapshots.switch(new, target), marked
+    finally:
+        snapshots.discard(new)
+
+
+async def _mark(settings: Settings, vault: Vault, *, upgrade: bool) -> snapshots.Marked:
+    database = Database(settings.database_url)
+    try:
+        await database.prepare(upgrade=upgrade)
+        await Keyring(database, vault, Clock()).check()
+        async with database.write() as connection:
+            if others := await snapshots.gateways(connection):
+                raise Stop(ExitCode.USAGE, f"Gateways serve this database ({others} connections).", "Stop them first.")
+            return await snapshots.mark(connection, Clock().now())
+    finally:
+        await database.close()

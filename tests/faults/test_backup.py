@@ -1,0 +1,157 @@
+"""Backups under load, put back: what was acknowledged is there, and a spent token is presented once and never again."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from birdwire.vault import create_key_file
+from served import Street, street
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from engines import Postgres
+
+
+@pytest_asyncio.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Street]:
+    """A local X and a key; no gateway runs yet."""
+    async with street(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.trust("G9")
+@pytest.mark.trust("F49")
+async def test_a_backup_under_load_holds_all_that_was_acknowledged_before_it(town: Street) -> None:
+    """One private file, whole, without a secret; and it never replaces another."""
+    at, file = await town.serve(), town.directory / "copy.db"
+    await town.link(at)
+    acknowledged: list[str] = []
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            answer = await town.like(at)
+            assert answer.status_code == 200
+            acknowledged.append(answer.headers["x-request-id"])
+
+    loads = [asyncio.create_task(load()) for _ in range(4)]
+    while len(acknowledged) < 20:  # noqa: ASYNC110 - it happens in another process
+        await asyncio.sleep(0)
+    before = list(acknowledged)
+    code, document = await town.command("backup", str(file))
+    stop.set()
+    await asyncio.gather(*loads)
+    assert (code, document["bytes"]) == (0, file.stat().st_size)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    kept = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    assert kept.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert set(before) <= {row[0] for row in kept.execute("SELECT request_id FROM journal")}
+    kept.close()
+    secrets = (town.raw_keys[0], (town.directory / "vault.key").read_text().strip())
+    assert not [secret for secret in secrets if secret.encode() in file.read_bytes()]
+    code, document = await town.command("backup", str(file))
+    assert (code, "exists already" in document["error"]["message"]) == (2, True)
+
+
+@pytest.mark.trust("T22")
+@pytest.mark.trust("F49")
+async def test_a_spent_token_from_a_backup_is_presented_once(town: Street) -> None:
+    """X renewed it since: one try, a clear word, no second try; and linking again mends it."""
+    await town.x.post("/_sandbox/config", json={"refresh_mode": "family_revoke"})
+    at, file = await town.serve(), town.directory / "copy.db"
+    await town.link(at)
+    assert (await town.command("backup", str(file)))[0] == 0
+    await town.expire()
+    assert (await town.like(at)).status_code == 200  # the backup's token is spent by this
+    code, document = await town.command("restore", str(file))
+    assert (code, "serves the database" in document["error"]["message"]) == (2, True)
+    await at.kill()
+    code, document = await town.command("restore", str(file))
+    assert (code, document["sessions"], document["snapshot_at"] is not None) == (0, 1, True)
+    again = await town.serve()
+    assert ((await town.status(again))["state"], (await town.status(again))["why"]) == ("active", "restored")
+    for _ in range(5):
+        assert (await town.like(again)).json()["error"]["reason"] == "x_session_expired"
+    assert ((await town.status(again))["state"], (await town.status(again))["why"]) == (
+        "needs_relink",
+        "restored_backup",
+    )
+    assert len(await town.refreshes()) == 2
+    await town.link(again)
+    assert (await town.like(again)).status_code == 200
+
+
+@pytest.mark.trust("T22")
+async def test_an_unspent_token_from_a_backup_goes_on(town: Street) -> None:
+    """One careful renewal, and nothing is left to doubt. What the backup replaced is kept, not lost."""
+    at, file = await town.serve(), town.directory / "copy.db"
+    await town.link(at)
+    assert (await town.command("backup", str(file)))[0] == 0
+    await at.kill()
+    _, document = await town.command("restore", str(file))
+    again = await town.serve()
+    await town.expire()
+    assert (await town.like(again)).status_code == 200
+    status = await town.status(again)
+    assert (status["state"], status["why"], status["generation"]) == ("active", None, 2)
+    kept = sqlite3.connect(document["replaced"])
+    assert kept.execute("SELECT count(*) FROM x_sessions").fetchone() == (1,)
+    kept.close()
+
+
+async def test_what_is_no_good_backup_changes_nothing(town: Street) -> None:
+    """Damaged, of another vault key, missing, or no database at all."""
+    at, file = await town.serve(), town.directory / "copy.db"
+    await town.link(at)
+    assert (await town.command("backup", str(file)))[0] == 0
+    await at.kill()
+    damaged, text = town.directory / "damaged.db", town.directory / "text.db"
+    raw = bytearray(file.read_bytes())
+    raw[8_192:16_384] = bytes(8_192)
+    damaged.write_bytes(raw)
+    text.write_text("no database")
+    other = town.directory / "other.key"
+    create_key_file(other)
+    for name, settings in (
+        (damaged, {}),
+        (text, {}),
+        (town.directory / "none.db", {}),
+        (file, {"vault_key_file": str(other)}),
+    ):
+        code, document = await town.command("restore", str(name), **settings)
+        assert (code, "error" in document) == (2, True), name
+    assert {path.name for path in town.directory.glob("birdwire.db*")} <= {
+        *("birdwire.db", "birdwire.db-wal", "birdwire.db-shm", "birdwire.db.lock")
+    }
+    again = await town.serve()
+    assert (await town.like(again)).status_code == 200
+
+
+@pytest.mark.trust("T22")
+async def test_a_postgresql_that_was_put_back_is_marked(tmp_path: Path, postgres: Postgres) -> None:
+    """Its own tools copy it; the mark is ours, and refused while a gateway serves."""
+    async with street(tmp_path, postgres.database()) as town:
+        at = await town.serve()
+        await town.link(at)
+        code, document = await town.command("backup", str(tmp_path / "copy"))
+        assert (code, "pg_dump" in document["error"]["fix"]) == (2, True)
+        code, document = await town.command("restore", "--mark")
+        assert (code, "Gateways serve this database" in document["error"]["message"]) == (2, True)
+        await at.kill()
+        await asyncio.to_thread(postgres.stop)  # so that the server notices
+        await asyncio.to_thread(postgres.start)
+        code, document = await town.command("restore", "--mark")
+        assert (code, document["sessions"]) == (0, 1)
+        again = await town.serve()
+        assert (await town.status(again))["why"] == "restored"
+        await town.expire()
+        assert (await town.like(again)).status_code == 200
+        assert (await town.status(again))["why"] is None

@@ -137,9 +137,10 @@ class PostgreSQL:
                 raise
 
     async def probe(self) -> None:
-        """See that the server takes writes: a standby, or one told to be read only, gives no transaction a number."""
+        """See that the server takes writes: a standby, or one told to be read only, says that it does not."""
         async with self.read() as connection:
-            await connection.exec_driver_sql("SELECT pg_current_xact_id()")
+            if (await connection.exec_driver_sql("SHOW transaction_read_only")).scalar() != "off":
+                raise StorageDownError("the server is read only")
 
     async def prepare(self, *, upgrade: bool, migrated: Callable[[], None]) -> None:
         """See that the database is of this version; make the tables of an empty one. Any number may do so at once.

@@ -1,0 +1,306 @@
+"""What only a server can do to the store: go away, come back, lose a commit's answer, let two wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import bindparam, insert, text, update
+from typer.testing import CliRunner
+
+from birdwire.cli import build
+from birdwire.store import journal, keys
+from birdwire.store.db import Database, StorageDownError, StoreError
+from birdwire.store.postgres import CONNECTIONS
+from engines import PASSWORD
+from house import House, bound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from engines import Postgres
+
+pytestmark = pytest.mark.engines("postgres")
+
+NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
+ADD = insert(journal.journal)
+RENAME = (
+    update(journal.journal)
+    .where(journal.journal.c.request_id == bindparam("of"))
+    .values(operation=bindparam("operation"))
+)
+
+
+def an_entry(request_id: str) -> dict[str, Any]:
+    """A journal row."""
+    row = {"request_id": request_id, "key_id": "key_1", "user_id": "1", "operation": "like_twitter", "asked": b""}
+    return row | {"state": "confirmed", "created_at": NOW, "looks": 0, "reads": 0}
+
+
+def a_key(key_id: str) -> dict[str, Any]:
+    """A key's row."""
+    return {"key_id": key_id, "mode": "test", "label": "", "tier": "free", "rpm": 1, "created_at": NOW}
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that happens in another program."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110 - it happens in another program
+            await asyncio.sleep(0)
+
+
+@dataclass
+class Wire:
+    """A way to the server that can be cut in the middle of a commit: before it arrives, or before its answer does."""
+
+    postgres: Postgres
+    cut: Literal["before", "after"] | None = None
+    port: int = 0
+    cuts: int = 0
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        above, below = await asyncio.open_connection("127.0.0.1", self.postgres.port)
+        down = asyncio.create_task(_pump(above, writer))
+        try:
+            while data := await reader.read(1 << 16):
+                if self.cut and b"COMMIT" in data:
+                    down.cancel()
+                    if self.cut == "after":
+                        below.write(data)
+                        await asyncio.wait([down])
+                        await above.read(1)  # the server has answered
+                    self.cut, self.cuts = None, 1
+                    break
+                below.write(data)
+        finally:
+            down.cancel()
+            await asyncio.wait([down])
+            for end in (writer, below):
+                end.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+
+
+@pytest_asyncio.fixture
+async def wire(postgres: Postgres) -> AsyncIterator[Wire]:
+    """The way to the server."""
+    wire = Wire(postgres)
+    server = await asyncio.start_server(wire.carry, "127.0.0.1", 0)
+    wire.port = server.sockets[0].getsockname()[1]
+    yield wire
+    server.close()
+
+
+@pytest_asyncio.fixture
+async def over_the_wire(wire: Wire, postgres: Postgres, database_url: str) -> AsyncIterator[Database]:
+    """The database, reached by it."""
+    database = Database(postgres.url(urlsplit(database_url).path[1:], wire.port))
+    yield database
+    await database.close()
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """The database, reached directly, with a key in it."""
+    database = Database(database_url)
+    async with database.write() as connection:
+        await keys.add(connection, a_key("key_1"))
+    yield database
+    await database.close()
+
+
+@contextlib.contextmanager
+def stopped(postgres: Postgres) -> Iterator[None]:
+    """The server crashes, and is started again at the end."""
+    postgres.stop()
+    try:
+        yield
+    finally:
+        postgres.start()
+
+
+async def has(database: Database, key_id: str) -> bool:
+    """Whether a key is there."""
+    async with database.read() as connection:
+        return await keys.get(connection, key_id) is not None
+
+
+@pytest.mark.trust("F16")
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_a_commit_whose_answer_is_lost_is_told_as_it_was(
+    over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
+) -> None:
+    """PostgreSQL knows what became of the transaction: the block ends well or says that nothing was changed."""
+
+    async def add() -> None:
+        async with over_the_wire.write() as connection:
+            await keys.add(connection, a_key("key_2"))
+            wire.cut = cut
+
+    if cut == "after":
+        await add()
+    else:
+        with pytest.raises(StorageDownError):
+            await add()
+    assert wire.cuts == 1
+    assert await has(database, "key_2") == (cut == "after")
+
+
+@pytest.mark.trust("F16")
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_rows_whose_commits_answer_is_lost_are_told_as_they_are(
+    over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
+) -> None:
+    """No row is said to be there that is not, and none is said to be lost that is there."""
+    await over_the_wire.append(ADD, an_entry("req_0"))
+    wire.cut = cut
+    results = await asyncio.gather(
+        *(over_the_wire.append(ADD, an_entry(f"req_{number}")) for number in range(1, 9)), return_exceptions=True
+    )
+    assert wire.cuts == 1
+    assert {type(result) for result in results} == {type(None) if cut == "after" else StorageDownError}
+    async with database.read() as connection:
+        there = await journal.find(connection, "key_1", "req_8") is not None
+    assert there == (cut == "after")
+
+
+@pytest.mark.trust("F15")
+async def test_a_server_that_dies_in_a_transaction_leaves_nothing_of_it(database: Database, postgres: Postgres) -> None:
+    """No half commit; the next call after its return works on fresh connections."""
+
+    async def add() -> None:
+        async with database.write() as connection:
+            await keys.add(connection, a_key("key_2"))
+            postgres.stop()
+
+    try:
+        with pytest.raises(StorageDownError):
+            await add()
+        with pytest.raises(StorageDownError):
+            await database.append(ADD, an_entry("req_1"))
+        with pytest.raises(StorageDownError):
+            await database.probe()
+    finally:
+        postgres.start()
+    await database.probe()
+    assert not await has(database, "key_2")
+    await database.append(ADD, an_entry("req_1"))
+
+
+@pytest.mark.trust("F15")
+async def test_a_pool_that_is_used_up_refuses_after_a_while(database: Database) -> None:
+    """A caller waits for seconds at most, and the others go on."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            connection = await stack.enter_async_context(database.read())
+            await connection.execute(text("SELECT 1"))
+        with pytest.raises(StorageDownError):
+            await has(database, "key_1")
+        assert (await connection.execute(text("SELECT 1"))).scalar() == 1
+    assert await has(database, "key_1")
+
+
+@pytest.mark.trust("F17")
+async def test_appends_that_meet_a_deadlock_are_written_again(database: Database) -> None:
+    """Two transactions wait for each other; PostgreSQL ends one of them, which is tried once more."""
+    for name in ("req_1", "req_2"):
+        await database.append(ADD, an_entry(name))
+
+    async def rename() -> None:
+        await asyncio.gather(
+            *(database.append(RENAME, {"of": name, "operation": "appended"}) for name in ("req_1", "req_2"))
+        )
+
+    async def appends_wait() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.read() as connection:
+            return bool((await connection.execute(text(query))).scalar())
+
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE journal SET operation = 'written' WHERE request_id = 'req_2'"))
+        appending = asyncio.create_task(rename())
+        await until(appends_wait)
+        await connection.execute(text("UPDATE journal SET operation = 'written' WHERE request_id = 'req_1'"))
+    await appending
+    async with database.read() as connection:
+        rows = (await connection.execute(text("SELECT operation FROM journal"))).scalars().all()
+    assert rows == ["appended", "appended"]
+
+
+@pytest.mark.trust("F12")
+async def test_a_database_that_takes_no_writes_is_not_ready(database: Database, database_url: str) -> None:
+    """A standby, or a server told to be read only, answers reads: that is not enough."""
+    name = urlsplit(database_url).path[1:]
+    async with database.write() as connection:
+        await connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    reopened = Database(database_url)
+    assert await has(reopened, "key_1")
+    with pytest.raises(StorageDownError):
+        await reopened.probe()
+    await reopened.close()
+
+
+@pytest.mark.trust("F15")
+async def test_a_gateway_says_that_its_database_is_away_and_comes_back_with_it(
+    tmp_path: Path, postgres: Postgres, database_url: str
+) -> None:
+    """Not ready, 503 with Retry-After and an outcome that is sure; then all goes on as if nothing had been."""
+    async with House.built(tmp_path, database_url=database_url) as house:
+        await house.link("ada")
+        with stopped(postgres):
+            ready, like = await house.bare.get("/readyz"), await house.like()
+            assert [answer.status_code for answer in (ready, like)] == [503, 503]
+            assert {answer.json()["error"]["code"] for answer in (ready, like)} == {"storage_unavailable"}
+            assert 0 < int(like.headers["retry-after"]) <= 5
+            assert await house.calls("/2/users/", method="POST") == []
+            assert (await house.bare.get("/livez")).status_code == 200
+
+        async def answers() -> bool:
+            return (await house.bare.get("/readyz")).status_code == 200 and (await house.like()).status_code == 200
+
+        await until(answers)
+        assert PASSWORD not in house.log.getvalue()
+
+
+@pytest.mark.trust("G7")
+async def test_the_password_of_the_database_is_told_nowhere(tmp_path: Path) -> None:
+    """Not in the settings' text, nor in a refusal, nor by a command."""
+    with bound() as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}/birdwire"
+    url = f"postgresql://birdwire:{PASSWORD}@{place}"
+    with pytest.raises(StoreError) as refused:
+        await Database(url).prepare(upgrade=False)
+    environment = {"BIRDWIRE_DATABASE_URL": url, "BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "none")}
+    told = [str(refused.value), repr(refused.value)]
+    for words in (["check"], ["migrate"], ["keys", "list"], ["serve"], ["check", "--json"]):
+        result = await asyncio.to_thread(CliRunner().invoke, build(), words, env=environment)
+        assert result.exit_code != 0
+        told += [result.stdout, result.stderr]
+    assert not [line for line in told if PASSWORD in line]
+    assert place in str(refused.value)
+
+
+async def test_commands_work_on_a_server_as_on_a_file(empty_url: str) -> None:
+    """Migrate, keys and check, beside whatever gateways serve it."""
+
+    async def run(*words: str) -> str:
+        environment = {"BIRDWIRE_DATABASE_URL": empty_url, "BIRDWIRE_X_CLIENT_ID": "app"}
+        result = await asyncio.to_thread(CliRunner().invoke, build(), list(words), env=environment)
+        assert result.exit_code == 0, result.stderr
+        return str(result.stdout)
+
+    assert "up to date" in await run("migrate")
+    assert '"label": "agent"' in await run("keys", "create", "--label", "agent", "--json")
+    assert "agent" in await run("keys", "list")

@@ -42,7 +42,7 @@ UNKNOWN_SKEW, SAME_SKEW = timedelta(minutes=15), timedelta(seconds=2)
 SCOPES = frozenset({"tweet.read", "users.read"})
 READ_S, CLAIM = 30.0, timedelta(seconds=60)
 PAUSE, LATER_PAUSE = timedelta(seconds=2), timedelta(seconds=30)
-MOST_ROWS, MOST_PAGES, MOST_KEYS, AT_ONCE = 1_000, 10, 3, 8
+MOST_ROWS, MOST_PAGES, MOST_KEYS, AT_ONCE = 1_000, 20, 3, 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,9 +139,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise GatewayError("json_malformed", detail="the body is empty")
     try:
         text = raw.decode("utf-8")
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_float, parse_int=_int
-        )
+        value = _DECODER.decode(text)
     except UnicodeError:
         raise GatewayError("json_malformed", detail="it is not UTF-8") from None
     except RecursionError:
@@ -212,6 +210,9 @@ def _int(text: str) -> int:
     if len(text) > min(MAX_DIGITS, sys.get_int_max_str_digits() or MAX_DIGITS):
         raise GatewayError("json_malformed", detail="a number has too many digits")
     return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_float, parse_int=_int)
 
 
 def _depth(value: object) -> int:

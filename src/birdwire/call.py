@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+import os
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from ulid import ULID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -23,13 +23,25 @@ async def no_body() -> AsyncIterator[bytes]:
 
 
 def new_request_id() -> str:
-    """`req_` + ULID: sortable by time, the journal's key."""
-    return f"req_{ULID()}"
+    """`req_` + ULID: 48 bits of UNIX milliseconds and 80 random ones, sortable by time; the journal's key.
+
+    Written out here, since every call needs one and the library's takes as long as reading the whole body.
+    """
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return "req_" + "".join([_PAIRS[number >> shift & 1_023] for shift in range(120, -1, -10)])
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+"""The two digits of each number below 1,024 in Crockford's base 32."""
 
 
 def encode(value: object) -> bytes:
     """Compact UTF-8 JSON. A lone surrogate (only X could send one) becomes `?`, so that encoding never fails."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _ENCODER.encode(value).encode("utf-8", "replace")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +86,4 @@ class Answer:
 
     def adding(self, headers: Iterable[tuple[str, str]]) -> Answer:
         """The same answer with more headers."""
-        return replace(self, headers=(*self.headers, *headers))
+        return Answer(self.status, (*self.headers, *headers), self.body, self.value)

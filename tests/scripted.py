@@ -12,6 +12,7 @@ from birdwire.authserver import Meaning, TokenError, Tokens
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.keys import Keys
+from birdwire.recall import Recall
 from birdwire.sessions import Sessions
 from birdwire.store.db import Database
 from birdwire.telemetry import Telemetry
@@ -73,10 +74,11 @@ class Process:
         self.x, self.log = Script(), io.StringIO()
         self.database = Database(url)
         telemetry = Telemetry(self.log, clock)
+        recall = Recall(self.database, clock)
         self.sessions = Sessions(
-            self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox", Failpoints()
+            self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox", Failpoints(), recall
         )
-        self.keys = Keys(self.database, clock)
+        self.keys = Keys(self.database, clock, recall)
 
     async def link(self, label: str = "ada") -> str:
         """A linked account with the pair 1; its key's id."""

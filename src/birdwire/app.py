@@ -37,6 +37,7 @@ from birdwire.pages import Pages
 from birdwire.presence import BEAT_EVERY_S, Presence
 from birdwire.prices import Prices
 from birdwire.reads import READS, Reads
+from birdwire.recall import Recall
 from birdwire.reconcile import Reconciler
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
@@ -176,12 +177,15 @@ def create_app(
     database = Database(settings.database_url)
     upstreams = {"calls": to_x(settings, settings.x_connections), "tokens": to_x(settings, TOKEN_CONNECTIONS)}
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    keys, presence = Keys(database, clock), Presence(database, clock)
+    recall, presence = Recall(database, clock), Presence(database, clock)
+    keys = Keys(database, clock, recall)
     journal = Journal(database, vault, presence, clock)
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
-    sessions = Sessions(database, vault, authserver, clock, telemetry, settings.issuer, failpoints, confirm=confirm)
+    sessions = Sessions(
+        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, confirm=confirm
+    )
     health = Health(database, sessions, telemetry)
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock, failpoints)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"

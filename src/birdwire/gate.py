@@ -340,13 +340,20 @@ class Gate:
         return Answer.of(await look_up.look(self._reads, session.user_id, query, line.ask))
 
     async def _session(self, key: Key, scopes: tuple[str, ...]) -> XSession:
-        links = await self._oauth.settle(await self._sessions.links(key.key_id))
-        if links.current is None:
-            raise GatewayError("x_not_linked")
-        session = await self._sessions.open(links.current)
+        session = self._sessions.ready(key.key_id) or await self._open(key)
         lacking = [scope for scope in scopes if scope not in session.scopes]
         if lacking:
             raise GatewayError("x_scope_missing", scope=" ".join(lacking))
+        return session
+
+    async def _open(self, key: Key) -> XSession:
+        """The key's session, from the store."""
+        links = await self._sessions.links(key.key_id)
+        current = (await self._oauth.settle(links)).current
+        if current is None:
+            raise GatewayError("x_not_linked")
+        session = await self._sessions.open(current)
+        self._sessions.remember(links, session)
         return session
 
 

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ulid import ULID
@@ -19,6 +19,7 @@ from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
+from birdwire.recall import Recall
 from birdwire.settings import is_loopback
 from birdwire.store import keys as store
 
@@ -41,6 +42,7 @@ MAX_RPM = 1_000_000
 MAX_OVERLAP = timedelta(hours=24)
 MAX_LABEL = 100
 MAX_TEXT = 25_000
+MOST_SECRETS = 40_000
 ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS))
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -165,12 +167,21 @@ def check_form(raw_key: str) -> None:
         raise GatewayError("key_malformed")
 
 
-class Keys:
-    """The keys of one database. Reads it on every call, so that a revocation holds from the next call on."""
+class _Secret(NamedTuple):
+    """A secret that was found: its key, and when it ends if it was rotated away."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    key: Key
+    dies_at: datetime | None
+
+
+class Keys:
+    """The keys of one database. A revocation, by whomever, holds from the next call on."""
+
+    def __init__(self, database: Database, clock: Clock, recall: Recall | None = None) -> None:
         self._database = database
+        self._recall = recall or Recall(database, clock)
         self._clock = clock
+        self._key_ids: dict[bytes, str] = {}  # by the hash of a secret: whose it is never changes
 
     async def find(self, raw_key: str, serves: Mode) -> Key:
         """The live key behind a secret.
@@ -178,19 +189,31 @@ class Keys:
         Raises:
             GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
         """
+        secret_hash, turn = _hash(raw_key), self._recall.catch_up()
+        found: _Secret | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
+        if found is None:
+            found = await self._read(raw_key, secret_hash, turn)
+        key, now = found.key, self._clock.now()
+        if key.revoked_at is not None or (found.dies_at is not None and found.dies_at <= now):
+            raise GatewayError("key_revoked")
+        if key.rules.expires_at is not None and key.rules.expires_at <= now:
+            raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
+        if key.mode != serves:
+            raise GatewayError("mode_mismatch", given=f"bw_{key.mode}_", serves=f"bw_{serves}_ keys")
+        return key
+
+    async def _read(self, raw_key: str, secret_hash: bytes, turn: int) -> _Secret:
         check_form(raw_key)
-        secret_hash, now = _hash(raw_key), self._clock.now()
         async with self._database.read() as connection:
             row = await store.find(connection, secret_hash)
         if row is None or not hmac.compare_digest(row["secret_hash"], secret_hash):
             raise GatewayError("key_unknown")
-        if row["revoked_at"] is not None or (row["dies_at"] is not None and row["dies_at"] <= now):
-            raise GatewayError("key_revoked")
-        if row["expires_at"] is not None and row["expires_at"] <= now:
-            raise GatewayError("key_expired", expired=rfc3339(row["expires_at"]))
-        if row["mode"] != serves:
-            raise GatewayError("mode_mismatch", given=f"bw_{row['mode']}_", serves=f"bw_{serves}_ keys")
-        return _key(row)
+        found = _Secret(_key(row), row["dies_at"])
+        if len(self._key_ids) >= MOST_SECRETS:
+            del self._key_ids[next(iter(self._key_ids))]
+        self._key_ids[secret_hash] = found.key.key_id
+        self._recall.put(found.key.key_id, secret_hash, found, turn)
+        return found
 
     async def create(
         self,

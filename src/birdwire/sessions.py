@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from ulid import ULID
 
 from birdwire.errors import GatewayError
 from birdwire.pairs import Pairs
-from birdwire.refresh import Refresher, account
+from birdwire.refresh import Refresher, account, renews_at
 from birdwire.revocations import Revocations
 from birdwire.store import keys
 from birdwire.store import sessions as store
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from birdwire.authserver import AuthServer, Tokens
     from birdwire.clock import Clock
     from birdwire.failpoints import Failpoints
+    from birdwire.recall import Recall
     from birdwire.store.db import Database
     from birdwire.telemetry import Telemetry
     from birdwire.vault import Vault
@@ -55,10 +56,14 @@ class XSession:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """A key's links: the one in use (active or needs_relink), and a newer one that X has not named yet."""
+    """A key's links: the one in use (active or needs_relink), and a newer one that X has not named yet.
+
+    `turn` is `Recall`'s when they were read.
+    """
 
     current: RowMapping | None
     pending: RowMapping | None
+    turn: int = -1
 
 
 class Sessions:
@@ -73,10 +78,12 @@ class Sessions:
         telemetry: Telemetry,
         issuer: str,
         failpoints: Failpoints,
+        recall: Recall,
         *,
         confirm: bool = False,
     ) -> None:
         self._database = database
+        self._recall = recall
         self._clock = clock
         self._issuer = issuer
         self._confirm = confirm
@@ -85,10 +92,22 @@ class Sessions:
         self._refresher = Refresher(database, self._pairs, authserver, self._revocations, clock, telemetry, failpoints)
         self._held_off: dict[tuple[str, int], float] = {}
 
+    def ready(self, key_id: str) -> XSession | None:
+        """The key's session, if it is known to be good now and to stay so for a while; as fresh as `Recall` is."""
+        known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
+        return known[1] if known is not None and known[0] > self._clock.now() else None
+
     async def links(self, key_id: str) -> Links:
         """What is linked to a key."""
+        turn = self._recall.catch_up()
         async with self._database.read() as connection:
-            return _links(await store.of_key(connection, key_id, self._issuer))
+            return replace(_links(await store.of_key(connection, key_id, self._issuer)), turn=turn)
+
+    def remember(self, links: Links, session: XSession) -> None:
+        """Let `ready` hand out a session that was opened from these links, until its token is to be renewed."""
+        row = links.current
+        if row is not None and links.pending is None and (row["state"], row["gen"]) == ("active", session.gen):
+            self._recall.put(row["key_id"], "session", (renews_at(row), session), links.turn)
 
     async def open(self, row: RowMapping) -> XSession:
         """The session of a row. Its token is renewed in good time, while the old one works, so that nobody waits.

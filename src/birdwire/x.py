@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 ME = XRequest("GET", "/2/users/me")
 
-_VARYING = re.compile(r"(?<=username)/[^/]+|(?<=[a-z])/[0-9]+(?![^/])")
+_VARYING = re.compile(r"(?<=username)/[^/]+|(?<=[a-z])/(?:[0-9]+|\{[^}]*\})(?![^/])")
 _TELLING = frozenset({401, 429})  # statuses that are counted apart from their class
 
 
@@ -108,7 +110,7 @@ class X:
         return reply
 
     def _note(self, request: XRequest, outcome: str, began: float) -> None:
-        endpoint = f"{request.method} {_VARYING.sub('/:id', request.path.partition('?')[0])}"
+        endpoint = _label(request.endpoint or f"{request.method} {request.path}")
         self._metrics.add("birdwire_x_calls_total", endpoint, outcome)
         self._metrics.time("birdwire_x_call_seconds", self._clock.monotonic() - began, endpoint)
 
@@ -122,6 +124,12 @@ class X:
         return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now()))
 
 
+@lru_cache(256)
+def _label(endpoint: str) -> str:
+    """An endpoint as the metrics name it."""
+    return _VARYING.sub("/:id", endpoint.partition("?")[0])
+
+
 def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
     """X's `data`, reduced to the members of `reading.answer`; the order of the questions is part of the contract.
 
@@ -129,8 +137,17 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
         Unauthorized: X answered 401.
         GatewayError: any other refusal, or what cannot be read, in our words, with X's under `upstream`.
     """
-    said = _Said.of(reply)
-    if reply.status == 404 and not said.is_object:
+    value = _object_in(reply.body)
+    if (
+        200 <= reply.status < 300
+        and value is not None
+        and value.keys() == _PLAIN
+        and not (reading.bare or reading.whole)
+    ):
+        with contextlib.suppress(ValidationError):  # most answers: there is nothing in them to be asked about
+            return reading.answer.model_validate(value["data"]).model_dump()
+    said = _Said.of(reply, value or {})
+    if reply.status == 404 and value is None:
         raise GatewayError("x_endpoint_gone", outcome="refused", upstream=said.upstream())
     if said.unauthorized:
         raise Unauthorized(said.upstream())
@@ -139,9 +156,10 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
         return dict(done)
     if said.ok and reading.bare:
         return {}
-    value = said.value if reading.whole and ("data" in said.value or "meta" in said.value) else said.value.get("data")
-    if said.ok and isinstance(value, dict):
-        return _pick(said, reading, value)
+    whole = reading.whole and ("data" in said.value or "meta" in said.value)
+    told_of = said.value if whole else said.value.get("data")
+    if said.ok and isinstance(told_of, dict):
+        return _pick(said, reading, told_of)
     for reason, told in _QUESTIONS:
         if told(said, reading):
             raise _refusal(reason, said, now)
@@ -159,12 +177,24 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(word)  # NaN and Infinity are no JSON, and would make our answer none
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_PLAIN = {"data"}
+
+
+def _object_in(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that a body is, if it is one."""
+    try:
+        value = _DECODER.decode(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Said:
     """A reply of X, boiled down to what its problems can be told by. X breaks its own schema: read leniently."""
 
     reply: Reply
-    is_object: bool
     value: dict[str, Any]
     types: frozenset[str]
     titles: frozenset[str]
@@ -174,13 +204,7 @@ class _Said:
     text: str
 
     @classmethod
-    def of(cls, reply: Reply) -> _Said:
-        try:
-            value = json.loads(reply.body, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            value = None
-        is_object = isinstance(value, dict)
-        value = value if is_object else {}
+    def of(cls, reply: Reply, value: dict[str, Any]) -> _Said:
         errors = value.get("errors")
         problems = (
             [value, *(item for item in errors if isinstance(item, dict))] if isinstance(errors, list) else [value]
@@ -191,7 +215,6 @@ class _Said:
 
         return cls(
             reply=reply,
-            is_object=is_object,
             value=value,
             types=frozenset(word.rsplit("/", 1)[-1] for word in words("type")),
             titles=frozenset(words("title")),
@@ -266,7 +289,7 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
     ("x_tier_lacks_action", lambda said, reading: said.status == 403 and reading.enterprise and not reading.lately_allowed),
     ("x_refused", lambda said, _: said.status == 403),
     ("x_account_mismatch", lambda said, _: "must be the same as the authenticating user" in said.text),
-    ("x_invalid_request", lambda said, _: said.is_object and said.status == 400),
+    ("x_invalid_request", lambda said, _: bool(said.value) and said.status == 400),
     ("x_conflict", lambda said, _: said.status == 409),
 )  # fmt: skip
 

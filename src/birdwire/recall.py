@@ -1,0 +1,59 @@
+"""What the store said of a key lately, so that a call need not ask it again. It holds no truth: news empties it.
+
+To read a key and its session from the store costs many times the CPU of all the rest of a like.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from birdwire.clock import Clock
+    from birdwire.store.db import Database
+
+MOST_KEYS = 20_000
+"""Keys remembered at most, some 2 KiB each; the one remembered longest gives way."""
+
+
+class Recall:
+    """Values by key and name. Everything of a key is forgotten when anybody, here or elsewhere, changed it."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._known: dict[str, tuple[float, dict[object, Any]]] = {}
+        self.turn = 0
+
+    def catch_up(self) -> int:
+        """Forget what has changed, and say which turn this is: a value read from the store from here on is of it."""
+        changed = self._database.changed()
+        if changed is None:
+            self._known.clear()
+            self.turn += 1
+        elif changed:
+            for key_id in changed:
+                self._known.pop(key_id, None)
+            self.turn += 1
+        return self.turn
+
+    def get(self, key_id: str, name: object) -> Any | None:
+        """What is remembered as of the last `catch_up`; None: nothing."""
+        until, values = self._known.get(key_id, _NOTHING)
+        return values.get(name) if until > self._clock.monotonic() else None
+
+    def put(self, key_id: str, name: object, value: object, turn: int) -> None:
+        """Remember what was read in a turn, unless there was news since: it might be older than the news."""
+        if turn != self.catch_up():
+            return
+        until, values = self._known.get(key_id, _NOTHING)
+        now = self._clock.monotonic()
+        if until <= now:
+            self._known.pop(key_id, None)
+            if len(self._known) >= MOST_KEYS:
+                del self._known[next(iter(self._known))]
+            values = {}
+            self._known[key_id] = (now + self._database.trusted_s, values)
+        values[name] = value
+
+
+_NOTHING: tuple[float, dict[object, Any]] = (0.0, {})

@@ -138,22 +138,25 @@ async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | 
 
 
 def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """A request's headers as a Call has them."""
-    return tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw_headers)
+    """A request's headers as a Call has them; ASGI and the edge give the names in lower case."""
+    return tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers])
 
 
-def headers_out(call: Call, answer: Answer) -> list[tuple[bytes, bytes]]:
-    """An answer's headers on the wire, with those that every answer has."""
-    given = {name for name, _ in answer.headers}
-    always = (*(pair for pair in ALWAYS if pair[0] not in given), ("x-request-id", call.request_id))
-    length = [(b"content-length", str(len(answer.body)).encode())]
-    return length + [(name.encode(), value.encode("latin-1")) for name, value in (*answer.headers, *always)]
+def headers_out(call: Call, answer: Answer) -> list[tuple[str, str]]:
+    """An answer's headers, with those that every answer has."""
+    given = [name for name, _ in answer.headers]
+    return [
+        ("content-length", str(len(answer.body))),
+        *answer.headers,
+        *[pair for pair in ALWAYS if pair[0] not in given],
+        ("x-request-id", call.request_id),
+    ]
 
 
 def respond(call: Call, answer: Answer) -> Response:
     """The answer as Starlette sends it."""
     response = Response(answer.body, answer.status)
-    response.raw_headers = headers_out(call, answer)
+    response.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers_out(call, answer)]
     return response
 
 

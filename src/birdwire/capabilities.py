@@ -64,18 +64,18 @@ class Capabilities:
         known, now = await self._load(), self._clock.now()
         before = known.get(operation, Capability(operation))
         if reason is None:
-            after, last = replace(before, allowed_at=now), before.allowed_at if before.allowed else None
+            last = before.allowed_at if before.allowed else None
         else:
-            after = replace(before, refused_at=now, reason=reason)
             last = before.refused_at if not before.allowed and before.reason == reason else None
         if last is not None and now - last < NOTE_EVERY:
             return
+        fresh = {"allowed_at": now} if reason is None else {"refused_at": now, "reason": reason}
+        after = known[operation] = replace(before, **fresh)
         with contextlib.suppress(StorageDownError):  # a record for people must not spoil the call
             async with self._database.write() as connection:
                 await store.put(
                     connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
                 )
-            known[operation] = after
 
     async def _load(self) -> dict[str, Capability]:
         if self._known is None:

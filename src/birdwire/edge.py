@@ -24,7 +24,7 @@ from birdwire.head import body_length, host_name, is_multipart, malformed, origi
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -379,9 +379,11 @@ class EdgeProtocol(HttpToolsProtocol):
         """How one request is answered; a subclass may know a shorter one."""
         return app(cast("Any", cycle.scope), cast("Any", cycle.receive), cast("Any", cycle.send))
 
-    def _head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
-        return b"".join((STATUS_LINE[status], *lines, b"\r\n"))
+    def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+        """The lines before an answer's body."""
+        lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        own = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1")
+        return b"".join((STATUS_LINE[status], *lines, own, b"\r\n"))
 
     async def _serve(self, cycle: RequestResponseCycle, way: Awaitable[None]) -> None:
         """Have one request answered; if that fails, answer in its place."""
@@ -448,7 +450,7 @@ class EdgeProtocol(HttpToolsProtocol):
         answer = refuse(error, call)
         if self._door.telemetry is not None:
             self._door.telemetry.request(call, answer.status, self.loop.time() - self._began)
-        head = self._head(answer.status, [*headers_out(call, answer), (b"connection", b"close")])
+        head = self._head(answer.status, [*headers_out(call, answer), ("connection", "close")])
         return head if method == "HEAD" else head + answer.body
 
     def _finish(self) -> None:

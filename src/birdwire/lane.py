@@ -53,10 +53,10 @@ class LaneProtocol(EdgeProtocol):
         if answer is None or cycle.disconnected:
             return
         headers = headers_out(call, answer)
-        if (b"connection", b"close") in headers:
+        if ("connection", "close") in headers:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
-            headers.append((b"connection", b"close"))
+            headers.append(("connection", "close"))
         self._wire.write(self._head(answer.status, headers) + answer.body)
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from birdwire.store.db import ALL
+
 if TYPE_CHECKING:
     from birdwire.clock import Clock
     from birdwire.store.db import Database
@@ -27,14 +29,18 @@ class Recall:
     def catch_up(self) -> int:
         """Forget what has changed, and say which turn this is: a value read from the store from here on is of it."""
         changed = self._database.changed()
-        if changed is None:
+        if changed is ALL:
             self._known.clear()
             self.turn += 1
         elif changed:
             for key_id in changed:
-                self._known.pop(key_id, None)
-            self.turn += 1
+                self.forget(key_id)
         return self.turn
+
+    def forget(self, key_id: str) -> None:
+        """It changed: what is being read of it now may be what was before."""
+        self._known.pop(key_id, None)
+        self.turn += 1
 
     def get(self, key_id: str, name: object) -> Any | None:
         """What is remembered as of the last `catch_up`; None: nothing."""

@@ -243,6 +243,7 @@ class Sessions:
             rows = await store.of_key(connection, key_id, self._issuer)
             for row in rows:
                 await self._revocations.end(connection, row)
+        self._recall.forget(key_id)  # the news of one's own change may come a moment later
         if rows:
             await self._revocations.hurry()
         return bool(rows)
@@ -261,6 +262,7 @@ class Sessions:
             if row is None or row["undo_until"] <= self._clock.now():
                 raise GatewayError("undo_unknown")
             await self._revocations.end(connection, row)
+        self._recall.forget(row["key_id"])
         await self._revocations.hurry()
         return account(row)
 

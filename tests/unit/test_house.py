@@ -71,11 +71,12 @@ ALLOWED: dict[str, str] = {
     "prices": "body operations post text",
     "timeline": "body operations post",
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
-    "keys": "call clock errors operations reads settings store.db store.keys",
+    "recall": "clock store.db",
+    "keys": "call clock errors operations reads recall settings store.db store.keys",
     "pairs": "authserver clock vault",
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
-    "sessions": "authserver clock errors failpoints pairs refresh revocations store.db store.keys store.sessions "
+    "sessions": "recall authserver clock errors failpoints pairs refresh revocations store.db store.keys store.sessions "
     "telemetry vault",
     "oauth": "authserver body call capabilities clock errors failpoints flight keys operations reads refresh "
     "sessions settings store.db store.states vault x",
@@ -104,7 +105,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.yaml",
     "app": "asgi authserver birdwire body breaker call capabilities chores clock crowd dialect door edge errors "
     "failpoints gate health idempotency journal keyring keys lane limits line metrics oauth operations "
-    "order pages presence prices reads reconcile sessions settings store.db surfaces.endpoints "
+    "order pages presence prices reads recall reconcile sessions settings store.db surfaces.endpoints "
     "surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

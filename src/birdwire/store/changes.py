@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sqlite3
 from enum import Enum, auto
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
@@ -64,6 +65,8 @@ async def announce(connection: AsyncConnection, key_id: str) -> None:
 class FileChanges:
     """What was announced in an SQLite file, read in the loop's own thread: three microseconds if there is nothing."""
 
+    trusted_s = inf
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
@@ -101,6 +104,9 @@ class FileChanges:
 
 class Notifications:
     """What PostgreSQL's notifications said. Listens from the first question on, until it is closed."""
+
+    trusted_s = 5.0
+    """The listener knows when it hears nothing; should it be wrong, no memory is older than this."""
 
     def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
         self._connect = connect

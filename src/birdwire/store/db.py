@@ -74,6 +74,11 @@ class Database:
         """
         await self._appends.add(statement, row)
 
+    @property
+    def trusted_s(self) -> float:
+        """How long what was read may be used while `changed` does not name it: for ever, but for a net's sake."""
+        return self._engine.changes.trusted_s
+
     def changed(self) -> Changed:
         """The ids of the keys that changed, they or their links, since the last call; ALL when that cannot be told.
 

@@ -380,10 +380,9 @@ class EdgeProtocol(HttpToolsProtocol):
         return app(cast("Any", cycle.scope), cast("Any", cycle.receive), cast("Any", cycle.send))
 
     def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> bytes:
-        """The lines before an answer's body."""
-        lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-        own = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1")
-        return b"".join((STATUS_LINE[status], *lines, own, b"\r\n"))
+        fixed = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        own = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        return STATUS_LINE[status] + fixed + own.encode("latin-1") + b"\r\n"
 
     async def _serve(self, cycle: RequestResponseCycle, way: Awaitable[None]) -> None:
         """Have one request answered; if that fails, answer in its place."""

@@ -76,8 +76,8 @@ ALLOWED: dict[str, str] = {
     "pairs": "authserver clock vault",
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
-    "sessions": "recall authserver clock errors failpoints pairs refresh revocations store.db store.keys store.sessions "
-    "telemetry vault",
+    "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
+    "store.sessions telemetry vault",
     "oauth": "authserver body call capabilities clock errors failpoints flight keys operations reads refresh "
     "sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",

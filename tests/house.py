@@ -47,6 +47,10 @@ class MovableClock(Clock):
         """The moved time of day."""
         return super().now() + self.added
 
+    def told(self, at: datetime) -> datetime:
+        """Moved as well."""
+        return at + self.added
+
     def monotonic(self) -> float:
         """Moved as well."""
         return super().monotonic() + self.added.total_seconds()

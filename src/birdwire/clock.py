@@ -15,6 +15,10 @@ class Clock:
         """Aware UTC."""
         return datetime.now(UTC)
 
+    def told(self, at: datetime) -> datetime:
+        """The time that another clock tells, for whoever counts by that one; a moved clock moves it too."""
+        return at
+
     def monotonic(self) -> float:
         """Seconds since some fixed moment."""
         return time.monotonic()

@@ -132,7 +132,7 @@ async def now(connection: AsyncConnection, clock: Clock) -> datetime:
     if connection.dialect.name == "sqlite":
         return clock.now()
     at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-    return at
+    return clock.told(at)
 
 
 async def alone(connection: AsyncConnection) -> None:

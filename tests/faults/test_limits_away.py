@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +28,6 @@ from house import API, House, MovableClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from engines import Redis
 
@@ -291,6 +292,26 @@ async def test_the_url_gives_user_password_and_database(redis: Redis) -> None:
         assert "canary" not in log.getvalue()
     finally:
         redis.ask("ACL", "DELUSER", "gate:way")
+
+
+async def test_the_user_that_the_guide_makes_may_do_enough_and_no_more(redis: Redis) -> None:
+    """Counting, beating, leaving; not one command beside, nor another key."""
+    guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    (line,) = re.findall(r"^ +(ACL SETUSER birdwire .+)$", guide, re.MULTILINE)
+    redis.ask("FLUSHALL")
+    redis.ask(*line.replace("PASSWORD", "word").split())
+    log = io.StringIO()
+    try:
+        async with shared(f"redis://birdwire:word@127.0.0.1:{redis.port}/2", log, budget_s=PATIENT_S) as limits:
+            assert [(await limits.take("key_a", 1)).granted for _ in range(2)] == [True, False]
+            assert limits.degraded == 0
+            redis.ask("SCRIPT", "FLUSH")
+            assert not (await limits.take("key_a", 1)).local
+        assert "db2:keys=1," in redis.ask("INFO", "keyspace")  # the beat was taken back
+        allowed = redis.ask("ACL", "GETUSER", "birdwire")
+        assert dict(zip(allowed[::2], allowed[1::2], strict=True))["keys"] == ["birdwire:*"]
+    finally:
+        redis.ask("ACL", "DELUSER", "birdwire")
 
 
 async def test_a_certificate_that_proves_nothing_gets_no_password(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ start() { # NAME COMMAND...: runs beside us, its output in FOLDER/NAME.log
   started+=($!)
 }
 
-until_ok() { # COMMAND...: until it succeeds, for 30 seconds
-  for _ in $(seq 300); do
+until_ok() { # COMMAND...: until it succeeds, for a minute
+  for _ in $(seq 600); do
     if "$@" >/dev/null 2>&1; then return; fi
     sleep 0.1
   done

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from engines import Redis
+
 ADA = "2244994945"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -800,6 +802,22 @@ async def test_check_says_that_x_cannot_be_reached(operator: Operator) -> None:
     assert (await run("check", **given)).code == 0
     outcome = await run("check", "--live", **given)
     assert (outcome.code, f"{nowhere} cannot be reached" in outcome.err) == (2, True)
+
+
+async def test_check_says_whether_redis_answers(tmp_path: Path, redis: Redis) -> None:
+    """A gateway starts without it, so it is a note; why it does not answer is said without the password."""
+    given = {
+        "BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path / 'birdwire.db'}",
+        "BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "vault.key"),
+        "BIRDWIRE_X_CLIENT_ID": "id",
+    }
+    assert (await run("vault", "create", str(tmp_path / "vault.key"))).code == 0
+    assert "Redis" not in (await run("check", **given)).out
+    assert "ok: Redis answers" in (await run("check", **given, BIRDWIRE_REDIS_URL=redis.url)).out
+    outcome = await run("check", **given, BIRDWIRE_REDIS_URL=f"redis://nobody:canary@127.0.0.1:{redis.port}")
+    assert outcome.code == 0
+    assert "Redis does not answer (WRONGPASS): a gateway would count calls by itself" in outcome.out
+    assert "canary" not in outcome.out + outcome.err
 
 
 async def test_check_leaves_no_database_behind(tmp_path: Path) -> None:

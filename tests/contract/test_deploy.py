@@ -166,7 +166,7 @@ def plain(postgres: Postgres, redis: Redis) -> Iterator[dict[str, str]]:
     assert process.returncode == 0
 
 
-@pytest.mark.timeout(2 * START_S)
+@pytest.mark.timeout(4 * START_S)
 async def test_the_plain_example_runs_two_replicas_that_are_one(plain: dict[str, str]) -> None:
     """A link made at one, through the front, serves at the other; both count the same calls."""
     front = httpx2.URL(plain["BIRDWIRE_URL"])

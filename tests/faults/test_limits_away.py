@@ -65,14 +65,18 @@ async def mad(
 ) -> AsyncIterator[tuple[str, list[bytes]]]:
     """A server that answers whatever it gets in its own way; its URL, and what it got."""
     got: list[bytes] = []
+    serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65_536):
                 got.append(data)
                 writer.write(answer(data))
                 await writer.drain()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
@@ -80,6 +84,7 @@ async def mad(
         yield f"{'redis' if tls is None else 'rediss'}://127.0.0.1:{port}", got
     finally:
         server.close()
+        await asyncio.gather(*filter(None, serving))
 
 
 def certificate(directory: Path) -> Path:
@@ -297,21 +302,21 @@ async def test_the_url_gives_user_password_and_database(redis: Redis) -> None:
 async def test_the_user_that_the_guide_makes_may_do_enough_and_no_more(redis: Redis) -> None:
     """Counting, beating, leaving; not one command beside, nor another key."""
     guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
-    (line,) = re.findall(r"^ +(ACL SETUSER birdwire .+)$", guide, re.MULTILINE)
+    (line,) = re.findall(r"^ +(ACL SETUSER gateway .+)$", guide, re.MULTILINE)
     redis.ask("FLUSHALL")
     redis.ask(*line.replace("PASSWORD", "word").split())
     log = io.StringIO()
     try:
-        async with shared(f"redis://birdwire:word@127.0.0.1:{redis.port}/2", log, budget_s=PATIENT_S) as limits:
+        async with shared(f"redis://gateway:word@127.0.0.1:{redis.port}/2", log, budget_s=PATIENT_S) as limits:
             assert [(await limits.take("key_a", 1)).granted for _ in range(2)] == [True, False]
             assert limits.degraded == 0
             redis.ask("SCRIPT", "FLUSH")
             assert not (await limits.take("key_a", 1)).local
         assert "db2:keys=1," in redis.ask("INFO", "keyspace")  # the beat was taken back
-        allowed = redis.ask("ACL", "GETUSER", "birdwire")
+        allowed = redis.ask("ACL", "GETUSER", "gateway")
         assert dict(zip(allowed[::2], allowed[1::2], strict=True))["keys"] == ["birdwire:*"]
     finally:
-        redis.ask("ACL", "DELUSER", "birdwire")
+        redis.ask("ACL", "DELUSER", "gateway")
 
 
 async def test_a_certificate_that_proves_nothing_gets_no_password(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
+from birdwire.redis import Redis, Script
 from birdwire.settings import PREFIX, Settings
 from birdwire.store.db import Database, file_of
 from birdwire.upstream import Request, SendFailed, Upstream
@@ -51,7 +52,7 @@ def check(
 
     Exits 0 if the gateway can start, 2 if not. Changes nothing, shows no secret, and leaves X alone without --live,
     which sends X's API one request without a token, and tells from the database which operations X lately allowed or
-    refused.
+    refused. A Redis that does not answer is a note: a gateway starts without it.
 
     Example: birdwire check --config /etc/birdwire.toml --live
     """
@@ -62,6 +63,7 @@ def check(
             checks.client(settings)
             vault = checks.vault(settings)
             checks.database(settings, vault)
+            checks.redis(settings)
             if live:
                 checks.live(settings)
         if checks.wrong:
@@ -147,6 +149,14 @@ class _Checks:
         else:
             self.wrong.append(f"The folder of the database {path} does not exist.")
 
+    def redis(self, settings: Settings) -> None:
+        """Whether there are shared counters that answer; a gateway starts without."""
+        if settings.redis_url is not None:
+            why = asyncio.run(_counters(settings.redis_url.get_secret_value()))
+            self.notes.append(
+                f"Redis does not answer ({why}): a gateway would count calls by itself" if why else "Redis answers"
+            )
+
     def live(self, settings: Settings) -> None:
         """Whether X's API answers anything at all, and what it lately let the X app do."""
         status = self._try(lambda: asyncio.run(_reach(settings)))
@@ -178,6 +188,19 @@ async def _open(settings: Settings, vault: Vault | None) -> None:
 async def _known(settings: Settings) -> list[Capability]:
     async with opened(settings) as database:
         return await Capabilities(database, Clock(), settings.x_client_id).all()
+
+
+async def _counters(url: str) -> str:
+    """Why Redis does not run a script for us; empty if it does."""
+    told: list[str] = []
+
+    async def probe() -> None:
+        await redis.run(Script("return 1"), "birdwire:check")
+
+    redis = Redis(url, probe, lambda up, why: told.append("" if up else why))
+    await redis.start()
+    await redis.close()
+    return told[0] if told else "late"
 
 
 async def _reach(settings: Settings) -> int:

@@ -7,33 +7,25 @@ use one is for its caller to say.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
-import tempfile
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
 
 from birdwire.errors import PROBLEMS, GatewayError, excerpt
+from birdwire.form import Multipart, too_large, urlencoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from birdwire.call import Call
+    from birdwire.form import BeforeFile, Part
 
 MAX_DEPTH = 32
 MAX_DIGITS = 4_300
-MAX_FIELDS = 64
-MAX_PART_HEAD = 4_096
-IN_MEMORY = 1 << 20
-_SLICE = 16_384
 
 
 class Body(BaseModel):
@@ -58,15 +50,6 @@ class Empty(Body):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A file of a multipart body: on disk if it is large, and gone when the call is."""
-
-    name: str
-    file: IO[bytes] = field(repr=False)
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Parsed:
     """A body as it was read. `kind` says how it was written; a form's repeated fields are lists."""
 
@@ -80,9 +63,6 @@ class Parsed:
             part.file.close()
 
 
-BeforeFile = Callable[[dict[str, Any]], Awaitable[int]]
-"""Asked when the first file of a multipart body begins, with the fields so far: how large may the whole body be?"""
-
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
@@ -95,7 +75,7 @@ async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
     types = call.header_values("content-type")
     name, _, parameter = (types[0] if types else "").partition(";")
     if len(types) == 1 and name.strip().lower() == "multipart/form-data" and not call.header("content-encoding"):
-        return await _Multipart(types[0], limit, before_file).read(call)
+        return Parsed("multipart", *await Multipart(types[0], limit, before_file).read(call))
     raw = await _load(call, limit)
     if not raw and not types:
         return Parsed("none")
@@ -109,7 +89,7 @@ async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
     if name.strip().lower() == "application/json":
         return Parsed("json", parse(raw))
     if name.strip().lower() == "application/x-www-form-urlencoded":
-        return Parsed("form", _form(raw))
+        return Parsed("form", urlencoded(raw))
     raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
 
 
@@ -120,11 +100,6 @@ async def _load(call: Call, limit: int) -> bytes:
         if len(body) > limit:
             raise too_large(limit)
     return bytes(body)
-
-
-def too_large(limit: int) -> GatewayError:
-    """The refusal of a body over its limit; what is left of it is not read, so the connection ends."""
-    return GatewayError("body_too_large", limit=limit, headers=(("connection", "close"),))
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -228,146 +203,6 @@ def _depth(value: object) -> int:
         depth += 1
         level = [item for item in inner if isinstance(item, dict | list)]
     return depth
-
-
-def _form(raw: bytes) -> dict[str, Any]:
-    try:
-        pairs = parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS
-        )
-    except ValueError:
-        raise GatewayError("form_malformed") from None
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        _add(fields, name, value)
-    return fields
-
-
-def _add(fields: dict[str, Any], name: str, value: str) -> None:
-    """A form has no lists: a field that comes again makes one."""
-    if name not in fields:
-        fields[name] = value
-    elif isinstance(fields[name], list):
-        fields[name].append(value)
-    else:
-        fields[name] = [fields[name], value]
-
-
-class _Multipart:
-    """A multipart/form-data body (RFC 7578), read as it comes: fields into memory, files into temporary files."""
-
-    def __init__(self, content_type: str, limit: int, before_file: BeforeFile) -> None:
-        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-        if not 0 < len(boundary) <= 70:
-            raise GatewayError("form_malformed")
-        self._limit = self._field_left = limit  # files may raise the first; fields together never pass the second
-        self._before_file = before_file
-        self._fields: dict[str, Any] = {}
-        self._files: list[Part] = []
-        self._parts = 0
-        self._head: dict[bytes, bytes] = {}
-        self._name, self._value = bytearray(), bytearray()
-        self._field = ""
-        self._file: IO[bytes] | None = None
-        self._data = bytearray()
-        self._ended = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._grow(self._name, data[start:end], MAX_PART_HEAD),
-                "on_header_value": lambda data, start, end: self._grow(self._value, data[start:end], MAX_PART_HEAD),
-                "on_header_end": self._header,
-                "on_headers_finished": self._headers,
-                "on_part_data": self._chunk,
-                "on_part_end": self._end,
-                "on_end": self._finish,
-            },
-        )
-        # The parser's own would write of every broken body to standard error, past our log and its limits.
-        self._parser.logger = logging.Logger("multipart", logging.CRITICAL)  # noqa: LOG001 - nobody is to hear it
-
-    async def read(self, call: Call) -> Parsed:
-        try:
-            await self._read(call)
-        except MultipartParseError:
-            self._close()
-            raise GatewayError("form_malformed") from None
-        except BaseException:
-            self._close()
-            raise
-        return Parsed("multipart", self._fields, tuple(self._files))
-
-    async def _read(self, call: Call) -> None:
-        total, asked = 0, False
-        async for chunk in call.stream():
-            for start in range(0, len(chunk), _SLICE):
-                piece = chunk[start : start + _SLICE]
-                self._parser.write(piece)
-                if not asked and (self._file is not None or self._files):
-                    asked = True
-                    self._limit = await self._before_file(self._fields)
-                total += len(piece)
-                if total > self._limit:
-                    raise too_large(self._limit)
-        if not self._ended:
-            raise GatewayError("form_malformed")
-
-    def _close(self) -> None:
-        for file in (self._file, *(part.file for part in self._files)):
-            if file is not None:
-                file.close()
-
-    def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
-        if len(buffer) + len(data) > most:
-            raise GatewayError("form_malformed")
-        buffer += data
-
-    def _begin(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_FIELDS:
-            raise GatewayError("form_malformed")
-        self._head, self._data, self._file = {}, bytearray(), None
-
-    def _header(self) -> None:
-        self._head[bytes(self._name).lower()] = bytes(self._value)
-        self._name.clear()
-        self._value.clear()
-
-    def _headers(self) -> None:
-        kind, options = parse_options_header(self._head.get(b"content-disposition", b""))
-        try:
-            self._field = options.get(b"name", b"").decode("utf-8")
-        except UnicodeDecodeError:
-            raise GatewayError("form_malformed") from None
-        if kind != b"form-data" or not 0 < len(self._field) <= 200:
-            raise GatewayError("form_malformed")
-        if b"filename" in options:
-            self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - it lives as long as its Part
-
-    def _chunk(self, data: bytes, start: int, end: int) -> None:
-        if self._file is not None:
-            self._file.write(data[start:end])
-        else:
-            self._field_left -= end - start
-            if self._field_left < 0:
-                raise too_large(self._limit)
-            self._data += data[start:end]
-
-    def _end(self) -> None:
-        if self._file is not None:
-            size = self._file.tell()
-            self._file.seek(0)
-            self._files.append(Part(self._field, self._file, size))
-            self._file = None
-            return
-        try:
-            _add(self._fields, self._field, self._data.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise GatewayError("form_malformed") from None
-
-    def _finish(self) -> None:
-        self._ended = True
 
 
 def _wanted(model: type[Body], path: list[str]) -> str:

@@ -153,40 +153,29 @@ PROBLEMS: dict[str, Problem] = {
 }  # fmt: skip
 """Reason -> Problem. A closed set: raising any other reason is a KeyError, and a test keeps every row reachable."""
 
-FIELDS = (
-    *(
-        "tweet_id",
-        "target_user_id",
-        "scopes",
-        "expected_username",
-        "return_to",
-        "state",
-        "username",
-        "undo_token",
-        "media_files",
-    ),
-    *(
-        "text",
-        "reply",
-        "in_reply_to_tweet_id",
-        "auto_populate_reply_metadata",
-        "exclude_reply_user_ids",
-        "quote_tweet_id",
-    ),
-    *("media", "media_ids", "tagged_user_ids", "poll", "options", "duration_minutes", "reply_settings", "card_uri"),
-    *("direct_message_deep_link", "geo", "place_id", "for_super_followers_only", "nullcast", "paid_partnership"),
-    *("made_with_ai", "community_id", "share_with_followers", "edit_options", "previous_post_id"),
-    *("userName", "userId", "cursor", "query"),
+REQUIRED = (
+    *("tweet_id", "target_user_id", "username", "state", "undo_token", "userName", "query", "media_files", "text"),
+    *("in_reply_to_tweet_id", "media_ids", "options", "duration_minutes", "previous_post_id"),
 )
-"""Fields of bodies and queries, at any depth; each has the two reasons FIELD_missing and FIELD_malformed."""
+"""Fields of bodies and queries, at any depth, whose absence is refused by some call: FIELD_missing."""
+
+FIELDS = (
+    *REQUIRED,
+    *("scopes", "expected_username", "return_to", "reply", "auto_populate_reply_metadata", "exclude_reply_user_ids"),
+    *("quote_tweet_id", "media", "tagged_user_ids", "poll", "reply_settings", "card_uri", "direct_message_deep_link"),
+    *("geo", "place_id", "for_super_followers_only", "nullcast", "paid_partnership", "made_with_ai", "community_id"),
+    *("share_with_followers", "edit_options", "userId", "cursor"),
+)
+"""Fields of bodies and queries, at any depth; each has the reason FIELD_malformed."""
 
 _PUBLISHED_IDS = {"tweet_id", "target_user_id"}  # their absence has the published code invalid-request
 
 for _field in FIELDS:
     _code = _INVALID if _field in _PUBLISHED_IDS else "missing_parameter"
-    PROBLEMS[f"{_field}_missing"] = Problem(
-        400, _code, "caller", f"The body lacks {_field}.", f"Send {_field}: {{wanted}}."
-    )
+    if _field in REQUIRED:
+        PROBLEMS[f"{_field}_missing"] = Problem(
+            400, _code, "caller", f"The body lacks {_field}.", f"Send {_field}: {{wanted}}."
+        )
     PROBLEMS[f"{_field}_malformed"] = Problem(
         400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}."
     )

@@ -26,12 +26,12 @@ from birdwire.timeline import sought
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
-    from birdwire.body import Part
     from birdwire.call import Call, Headers
     from birdwire.capabilities import Capabilities
     from birdwire.clock import Clock
     from birdwire.crowd import Crowd
     from birdwire.failpoints import Failpoints
+    from birdwire.form import Part
     from birdwire.idempotency import Idempotency
     from birdwire.journal import Journal
     from birdwire.keys import Key, Keys, Mode

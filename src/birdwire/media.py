@@ -19,8 +19,8 @@ from birdwire.post import ID_PATTERN
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
-    from birdwire.body import Part
     from birdwire.clock import Clock
+    from birdwire.form import Part
 
 CHUNK = 1 << 20
 MOST_SEGMENTS = 1_000
@@ -124,7 +124,7 @@ async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
     if segments > MOST_SEGMENTS:
         raise GatewayError("media_too_large", kind=kind.media_type, limit=MOST_SEGMENTS)
     for index in range(segments):
-        content_type, content = _form(index, part.file.read(CHUNK))
+        content_type, content = _form(index, await part.read(CHUNK))
         path = f"/2/media/upload/{started.id}/append"
         request = XRequest("POST", path, content=content, content_type=content_type, endpoint=ENDPOINTS[1])
         await ask(request, Reading(_Appended, bare=True))

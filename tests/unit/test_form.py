@@ -1,0 +1,95 @@
+"""Files of a form: whole, hashed, on disk if they are large, and never written or read in the event loop then."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+
+from birdwire.body import read
+from birdwire.call import Call
+from birdwire.errors import GatewayError
+from birdwire.form import IN_MEMORY, Part
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+BOUNDARY = "b0undary"
+
+
+def form(*files: bytes) -> Call:
+    """A call with these files, in pieces as a network would bring them."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="media"; filename="a"\r\n\r\n'.encode()
+    raw = b"".join(head + file + b"\r\n" for file in files) + f"--{BOUNDARY}--\r\n".encode()
+
+    async def stream() -> AsyncIterator[bytes]:
+        for start in range(0, len(raw), 65_000):
+            yield raw[start : start + 65_000]
+
+    return Call("POST", "/", headers=(("content-type", f"multipart/form-data; boundary={BOUNDARY}"),), stream=stream)
+
+
+async def taken(call: Call) -> tuple[Part, ...]:
+    """The files of a call."""
+
+    async def before_file(_: dict[str, Any]) -> int:
+        return 64 << 20
+
+    return (await read(call, 16_384, before_file)).files
+
+
+@pytest.mark.parametrize("size", [0, 1, IN_MEMORY, IN_MEMORY + 1, 3 * IN_MEMORY + 7])
+async def test_a_file_arrives_whole_whatever_its_size(size: int) -> None:
+    """Bytes, size and digest; also of a second file beside it."""
+    sent = [bytes(number % 251 for number in range(1_000)) * (size // 1_000 + 1), b"second"]
+    sent[0] = sent[0][:size]
+    parts = await taken(form(*sent))
+    assert [part.size for part in parts] == [size, 6]
+    assert [part.digest for part in parts] == [hashlib.sha256(file).digest() for file in sent]
+    assert [await part.read(64 << 20) for part in parts] == sent
+    for part in parts:
+        part.file.close()
+
+
+async def test_a_large_file_is_written_and_read_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop goes on meanwhile; a small file is not worth a thread."""
+    where: dict[str, set[int]] = {"write": set(), "read": set()}
+
+    class Watched(tempfile.SpooledTemporaryFile[bytes]):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > IN_MEMORY:
+                where["write"].add(threading.get_ident())
+            return super().write(data)
+
+        def read(self, *sizes: int) -> bytes:
+            where["read"].add(threading.get_ident())
+            return super().read(*sizes)
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Watched)
+    (part,) = await taken(form(bytes(3 * IN_MEMORY)))
+    await part.read(1 << 20)
+    part.file.close()
+    assert where["write"]
+    assert threading.get_ident() not in where["write"] | where["read"]
+
+
+@pytest.mark.trust("F10")
+async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 to come back, and the files that were begun are let go."""
+    closed: list[IO[bytes]] = []
+
+    class Watched(tempfile.SpooledTemporaryFile[bytes]):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Watched)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(GatewayError) as caught:
+        await taken(form(b"first", bytes(3 * IN_MEMORY)))
+    assert caught.value.reason == "storage_unavailable"
+    assert len(closed) == 2

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,28 @@ def rows(place: Place, options: argparse.Namespace) -> list[Row]:
             process.stop()
     for name, environment in environments.items():
         found[name] |= {f"`{' '.join(words)}` s": _command_s(environment, words) for words in LOGS}
+    found[name] |= _purged(place, name, environment, options)
     return list(found.values())
+
+
+def _purged(place: Place, name: str, environment: dict[str, str], options: argparse.Namespace) -> Row:
+    """What likes cost while the older half of the journal is dropped, and how fast that goes."""
+    keep = timedelta(seconds=JOURNAL_S / 2)
+    due = seed.older_rows(environment, keep)
+    began = time.monotonic()
+    process = _started(place, name, environment | {"BIRDWIRE_JOURNAL_DAYS": str(keep.days)})
+    try:
+        load = Load(place.keys_file, options.seconds)
+        runs = [load.run(process, number, CONNECTIONS) for number in range(1, options.rounds + 1)]
+    finally:
+        process.stop()
+    took_s = time.monotonic() - began
+    dropped = due - seed.older_rows(environment, keep)
+    return {
+        "purged rows/s under load": round(dropped / took_s),
+        "CPU µs meanwhile": str(report.Spread.of(run.cpu_us for run in runs)),
+        "p99 ms meanwhile": str(report.Spread.of(run.p99_us / 1000 for run in runs)),
+    }
 
 
 def _command_s(environment: dict[str, str], words: tuple[str, ...]) -> float | str:

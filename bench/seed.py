@@ -6,9 +6,12 @@ import base64
 import hashlib
 import io
 import os
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, literal, select, true
+from ulid import ULID
 
 from birdwire.app import create_app, open_vault
 from birdwire.authserver import Tokens
@@ -22,6 +25,7 @@ from birdwire.vault import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import timedelta
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine, Table
@@ -45,7 +49,7 @@ def vault_key() -> str:
 
 
 def settings(work: Path, port: int, x_url: str, vault: str, **more: str) -> dict[str, str]:
-    """A gateway's settings as environment variables: an X on this machine, metrics on, everything else as it comes."""
+    """A gateway's settings as environment variables: metrics on, many calls a key at once, the rest as it comes."""
     chosen = {
         "port": str(port),
         "database_url": f"sqlite:///{work}/birdwire.db",
@@ -54,6 +58,7 @@ def settings(work: Path, port: int, x_url: str, vault: str, **more: str) -> dict
         "x_api_url": x_url,
         "x_authorize_url": f"{x_url}/i/oauth2/authorize",
         "metrics_port": "0",
+        "max_calls_each": "1000",
         **more,
     }
     return {f"BIRDWIRE_{name.upper()}": value for name, value in chosen.items()}
@@ -105,19 +110,31 @@ def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
 
 def lengthen(environment: dict[str, str], total: int, *, apart_s: float = 1.0) -> None:
     """Fill up a SQLite store's journal to `total` rows: copies of one that is there, each older than the one before."""
-    older = _earlier(int(apart_s * 1e6))
-    changed = {"request_id": _named("req_older"), "created_at": older, "settled_at": older}
+    apart = int(apart_s * 1e6)
+    newest = time.time_ns() // 1_000
+
+    def older_id(number: int) -> str:
+        return f"req_{ULID.from_bytes(((newest - number * apart) // 1_000 << 80 | number).to_bytes(16))}"
+
+    def older(number: Any, column: Any) -> Any:
+        return cast(column, BigInteger) - number * apart
+
+    changed: dict[str, Change] = {"request_id": lambda number, _: func.older_id(number)}
     with _engine(environment).begin() as connection:
+        connection.connection.driver_connection.create_function("older_id", 1, older_id)  # type: ignore[union-attr]
         known = connection.execute(select(func.count()).select_from(journal)).scalar_one()
-        _copy(connection, journal, total - known, changed)
+        _copy(connection, journal, total - known, changed | {"created_at": older, "settled_at": older})
+
+
+def older_rows(environment: dict[str, str], older: timedelta) -> int:
+    """How many rows of a store's journal are older than this."""
+    query = select(func.count()).select_from(journal).where(journal.c.created_at < datetime.now(UTC) - older)
+    with _engine(environment).connect() as connection:
+        return int(connection.execute(query).scalar_one())
 
 
 def _named(prefix: str) -> Change:
     return lambda number, _: prefix + cast(number, String)
-
-
-def _earlier(apart: int) -> Change:
-    return lambda number, column: cast(column, BigInteger) - number * apart
 
 
 def _copy(connection: Connection, table: Table, count: int, changed: Mapping[str, Change]) -> None:

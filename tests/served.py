@@ -88,8 +88,8 @@ class Street:
             "x_authorize_url": f"{self.x_url}/i/oauth2/authorize",
         }
 
-    async def serve(self, **settings: str) -> Serving:
-        """Start a gateway; it answers when this returns. All have one public URL, that of the first."""
+    async def serve(self, *launcher: str, **settings: str) -> Serving:
+        """Start a gateway, by a launcher if one is named; it answers when this returns. All have one public URL."""
         log = self.directory / f"serve-{len(self.served)}.log"
         listener = bound()
         port = listener.getsockname()[1]
@@ -98,7 +98,7 @@ class Street:
         given = {"public_url": f"http://127.0.0.1:{self.port}"} | self.settings | settings
         with log.open("wb") as stderr:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - it runs as long as the test says, and is our own
-                [sys.executable, "-m", "birdwire.cli", "serve", "--json", "--port", str(port)],
+                [*launcher, sys.executable, "-m", "birdwire.cli", "serve", "--json", "--port", str(port)],
                 env=environment(**given),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from birdwire.prices import Prices
 from birdwire.reads import READS, Reads
 from birdwire.recall import Recall
 from birdwire.reconcile import Reconciler
+from birdwire.room import Room, open_files
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
 from birdwire.store.db import Database, StoreError
@@ -65,7 +66,8 @@ if TYPE_CHECKING:
 
 API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
-METRICS_CONNECTIONS = 50
+METRICS_CONNECTIONS = 5
+REFUSED_CONNECTIONS = 100
 RESERVED_CALLS = 20
 """Calls at once for status and revocation, whatever else goes on."""
 
@@ -86,6 +88,7 @@ class Gateway:
     lines: Lines
     capabilities: Capabilities
     health: Health
+    room: Room
     reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
@@ -102,7 +105,8 @@ class Gateway:
             body_bytes=settings.max_body_bytes,
             bodies={route.path: route.limit for route in self.routes},
             files={route.path: route.files for route in self.routes if route.files is not None},
-            connections=settings.max_connections,
+            connections=self.room.callers,
+            connections_refused=self.room.refused,
             connections_each=settings.max_connections_each,
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
@@ -119,7 +123,9 @@ class Gateway:
 
     def metrics_server(self, **overrides: Any) -> uvicorn.Config:
         """How to serve the metrics on a port of their own."""
-        return edge.config(self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS), **overrides)
+        return edge.config(
+            self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS, connections_refused=1), **overrides
+        )
 
     def protocol(self) -> Callable[..., LaneProtocol]:
         """The edge's protocol with every POST in the lane."""
@@ -175,7 +181,8 @@ def create_app(
     telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
     vault = open_vault(settings)
     database = Database(settings.database_url)
-    upstreams = {"calls": to_x(settings, settings.x_connections), "tokens": to_x(settings, TOKEN_CONNECTIONS)}
+    room = found_room(settings, telemetry)
+    upstreams = {"calls": to_x(settings, room.calls), "tokens": to_x(settings, room.tokens)}
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
     recall, presence = Recall(database, clock), Presence(database, clock)
     keys = Keys(database, clock, recall)
@@ -256,8 +263,17 @@ def create_app(
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app, metrics_app, every, keys, sessions, lines, capabilities, health, reconciler, telemetry, settings
+        app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
     )
+
+
+def found_room(settings: Settings, telemetry: Telemetry) -> Room:
+    """The connections that there may be, by the settings and by what the system lets this process open."""
+    wanted = Room(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
+    room = wanted.within(open_files())
+    if room != wanted:
+        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(room))
+    return room
 
 
 def to_x(settings: Settings, connections: int) -> Upstream:

@@ -36,6 +36,7 @@ ALLOWED: dict[str, str] = {
     "limits": "call clock redis telemetry",
     "redis": "",
     "log": "",
+    "room": "",
     "metrics": "birdwire call errors",
     "telemetry": "call clock errors log metrics",
     "health": "call errors sessions store.db telemetry",
@@ -106,8 +107,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.yaml",
     "app": "asgi authserver birdwire body breaker call capabilities chores clock crowd dialect door edge errors "
     "failpoints gate health idempotency journal keyring keys lane limits line metrics oauth operations "
-    "order pages presence prices reads recall reconcile sessions settings store.db surfaces.endpoints "
-    "surfaces.site telemetry upstream vault x",
+    "order pages presence prices reads recall reconcile room sessions settings store.db "
+    "surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

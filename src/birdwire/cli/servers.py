@@ -16,6 +16,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from birdwire.cli.say import ExitCode, Stop
 from birdwire.edge import EdgeProtocol
+from birdwire.room import take_all
 from birdwire.sandbox import server as local_x
 
 if sys.platform != "win32":
@@ -125,7 +126,8 @@ def alone(path: Path, message: str, fix: str) -> IO[bytes]:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on the fastest loop there is."""
+    """Run a coroutine on the fastest loop there is, with all the open files that this process may have."""
+    take_all()
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(main)
 

@@ -174,6 +174,18 @@ async def test_a_second_start_in_the_same_folder_is_refused(
     assert "Another `birdwire dev`, or a `birdwire serve`, works in" in errors
 
 
+@pytest.mark.trust("F51")
+async def test_serve_stays_off_a_folder_in_which_dev_works(dev: tuple[Program, dict[str, Any]], tmp_path: Path) -> None:
+    """One gateway serves one database file, whichever command started it."""
+    data = dev[0].folder / ".birdwire"
+    settings = {"database_url": f"sqlite:///{data}/birdwire.db", "vault_key_file": f"{data}/vault.key"}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in (settings | {"x_client_id": "id"}).items()]
+    (tmp_path / "birdwire.toml").write_text("\n".join(lines), "utf-8")
+    code, out, errors = await command(tmp_path, "serve", "--port", "0", "--config", "birdwire.toml")
+    assert (code, out) == (2, "")
+    assert "Another gateway serves the database" in errors
+
+
 async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
     """One sentence, and the option that helps."""
     with bound() as taken:

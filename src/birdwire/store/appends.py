@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from birdwire.store.schema import RowRefusedError, StorageDownError
 
@@ -19,12 +18,11 @@ MOST_TOGETHER = 128
 """Rows in one transaction: it ends within milliseconds, so that other writers are not held up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row for the driver: the statement in its dialect, and the values in their order, as it takes them."""
 
     sql: str
-    values: tuple[Any, ...]
+    values: list[Any]
 
 
 class Appends:
@@ -95,14 +93,13 @@ class _Bound:
     def __init__(self, statement: Insert | Update, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
         self._sql = str(compiled)
-        self._slots = [
-            (name, compiled.binds[name].value, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
-            for name in compiled.positiontup or ()
-        ]
+        slots = [compiled.binds[name] for name in compiled.positiontup or ()]
+        self._slots = [(slot.key, slot.value) for slot in slots]
+        binds = [slot.type.dialect_impl(dialect).bind_processor(dialect) for slot in slots]
+        self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
     def row(self, given: Mapping[str, Any]) -> Row:
-        values = []
-        for name, default, bind in self._slots:
-            value = given.get(name, default)
-            values.append(value if bind is None else bind(value))
-        return Row(self._sql, tuple(values))
+        values = [given.get(name, default) for name, default in self._slots]
+        for place, bind in self._binds:
+            values[place] = bind(values[place])
+        return Row(self._sql, values)

@@ -42,7 +42,7 @@ journal = Table(
     Column("status", Integer),
     Column("reason", String),
     Column("why", String),
-    Column("data", JSON),
+    Column("data", JSON(none_as_null=True)),
     Column("x_id", String),
     Column("words_ct", LargeBinary),
     Column("cost_microusd", Integer),

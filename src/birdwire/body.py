@@ -49,7 +49,7 @@ class Empty(Body):
     """A call that takes nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parsed:
     """A body as it was read. `kind` says how it was written; a form's repeated fields are lists."""
 

@@ -27,7 +27,7 @@ _BODILESS: Final = frozenset({204, 304})
 _CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, repr=False)
 class Reply:
     """A whole final reply.
 

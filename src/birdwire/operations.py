@@ -86,7 +86,7 @@ class Uploaded(XData):
     expires_at: str = Field(description="when X forgets it, if no post uses it: RFC 3339, UTC")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class XRequest:
     """A call to X's API: method, path below the base URL, and a JSON body or raw content of a type.
 

@@ -41,7 +41,7 @@ _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})  # say Content-Length:
 __all__ = ["Reply", "Request", "SendFailed", "Stats", "Upstream"]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, repr=False)
 class Request:
     """A request to the one host: `target` in origin form, below the base URL's path. Its repr shows no secrets."""
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
 from birdwire.call import JSON_TYPE, encode
 from birdwire.clock import rfc3339
@@ -48,7 +49,7 @@ class Unauthorized(GatewayError):  # noqa: N818 - named after the status
         super().__init__("x_session_expired", account="the linked account", outcome="refused", upstream=upstream)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """How to read X's answer to one call.
 
@@ -177,16 +178,18 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(word)  # NaN and Infinity are no JSON, and would make our answer none
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 _PLAIN = {"data"}
 
 
 def _object_in(body: bytes) -> dict[str, Any] | None:
     """The JSON object that a body is, if it is one."""
     try:
-        value = _DECODER.decode(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError:  # and half characters, which only the slower reading lets pass, as X might
+        try:
+            value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return None
     return value if isinstance(value, dict) else None
 
 

@@ -94,6 +94,10 @@ async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
 
 
 async def _load(call: Call, limit: int) -> bytes:
+    if call.whole is not None:
+        if len(call.whole) > limit:
+            raise too_large(limit)
+        return call.whole
     body = bytearray()
     async for chunk in call.stream():
         body += chunk

@@ -50,7 +50,8 @@ def encode(value: object) -> bytes:
 class Call:
     """What a caller sent.
 
-    Header names are lower case. `stream` gives the body's chunks, once, so that who may not speak is not listened to.
+    Header names are lower case. `stream` gives the body's chunks, once, so that who may not speak is not listened to;
+    `whole` is the body if all of it is here already.
     `note` gathers what the call's one log line will say.
     """
 
@@ -60,6 +61,7 @@ class Call:
     headers: Headers = field(default=(), repr=False)
     stream: Callable[[], AsyncIterator[bytes]] = field(default=no_body, repr=False)
     peer: str = ""
+    whole: bytes | None = field(default=None, repr=False)
     request_id: str = field(default_factory=new_request_id)
     note: dict[str, Any] = field(default_factory=dict, repr=False)
 

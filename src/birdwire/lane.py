@@ -46,6 +46,7 @@ class LaneProtocol(EdgeProtocol):
             headers_in(scope["headers"]),
             partial(_body, cycle),
             scope["client"][0] if scope["client"] else "",
+            None if cycle.more_body or cycle.waiting_for_100_continue else bytes(cycle.body),
         )
         answer = await handle(call)
         if self.flow.write_paused and not cycle.disconnected:

@@ -262,8 +262,8 @@ class Refresher:
         async with self._database.write() as connection:
             if not await store.change(connection, session_id, row["gen"], values):
                 newer = await store.get(connection, session_id)
-                if newer is None:  # unlinked meanwhile: the new pair must not outlive it
-                    await self._revocations.add_pair(connection, row["issuer"], tokens)
+                if newer is None and not await store.acts_as(connection, row):
+                    await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
                 return newer
             await self._failpoints.reach("refresh_in_persist")
             return await store.get(connection, session_id)
@@ -330,11 +330,14 @@ def account(row: RowMapping) -> str:
 
 
 def _lease_runs(row: RowMapping, now: datetime) -> bool:
-    """Whether the refresh token was presented, its answer is not known, and it must not be presented yet again."""
+    """Whether the refresh token was presented, its answer is not known, and it must not be presented yet again.
+
+    A mark from so far ahead that only a clock that was put back can explain it holds nothing up.
+    """
     if row["refresh_state"] != "presented" or row["presented_gen"] != row["gen"]:
         return False
     lease = min(LONGEST_LEASE, LEASE * 2 ** (row["tries"] - 1))
-    return bool(row["presented_at"] + lease > now)
+    return bool(abs(row["presented_at"] - now) < lease)
 
 
 def _why(row: RowMapping) -> str:

@@ -46,6 +46,7 @@ async def test_a_token_about_to_end_is_refreshed_before_it_does(linked: House) -
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
+@pytest.mark.trust("F34")
 async def test_the_removed_app_ends_the_session_for_good(linked: House) -> None:
     """Revoked by the person at X: 403, needs_relink, and no further call to the token endpoint."""
     user_id = (await linked.status())["user_id"]
@@ -106,6 +107,7 @@ async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: Ho
     assert (await linked.like()).status_code == 200
 
 
+@pytest.mark.trust("F33")
 async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: House) -> None:
     """X once answered 401 to everybody for two hours: that is no reason to lose a link or to burn tokens."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "unauthorized"}, times=None)

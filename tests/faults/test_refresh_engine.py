@@ -117,6 +117,62 @@ async def test_a_late_pair_saves_a_link_that_was_given_up(two: Two) -> None:
     assert ((await b.row(key_id))["state"], (await b.row(key_id))["why"]) == ("active", None)
 
 
+@pytest.mark.trust("F43")
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_new_link_during_a_refresh_wins(two: Two, same: bool) -> None:  # noqa: FBT001 - a parameter
+    """The late pair is not stored; of another account it is revoked, of the same it is let go: X might end both."""
+    clock, (a, _) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    late = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    row, _ = await a.sessions.keep(key_id, pair(1, "new"), ["like.write"], None if same else "bob")
+    await a.sessions.name(row["session_id"], "id of ada" if same else "id of bob", "ada" if same else "bob")
+    a.x.answers.put_nowait(pair(2))
+    assert await reason(late) == "x_not_linked"
+    assert await a.token(key_id) == f"{SECRET}-at-new1"
+    await a.sessions.sweep()
+    assert (f"refresh_token {SECRET}-rt-2" in a.x.revoked) is not same
+    assert f"refresh_token {SECRET}-rt-new1" not in a.x.revoked
+
+
+@pytest.mark.trust("F21")
+@pytest.mark.parametrize("hours", [3, -3])
+async def test_a_clock_that_jumps_costs_one_refresh_and_blocks_none(two: Two, hours: int) -> None:
+    """Ahead: the token seems over, so it is renewed once. Back: a mark from the future holds nothing up."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    if hours < 0:
+        clock.advance(seconds=7_300)
+        a.x.answers.put_nowait(LOST)
+        assert await reason(asyncio.create_task(a.token(key_id))) == "x_timeout"
+    clock.advance(hours=hours)
+    if hours < 0:
+        clock.advance(seconds=1)  # still before the token's end: it is in use, and X says 401
+    b.x.answers.put_nowait(pair(2))
+    row = await b.row(key_id)
+    session = await b.sessions.open(row) if hours > 0 else await b.sessions.renew(await b.sessions.open(row), None)
+    assert session.access_token == f"{SECRET}-at-2"
+    assert [await b.token(key_id) for _ in range(3)] == [f"{SECRET}-at-2"] * 3
+    assert len(b.x.sent) == 1
+
+
+@pytest.mark.trust("R7")
+async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
+    """A name, a limit, another link: each changes its own columns."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    asking = asyncio.create_task(a.token(key_id))
+    await a.asked(1)
+    await b.keys.set_rpm(key_id, 5)
+    await b.link("other")
+    await b.sessions.sweep()
+    a.x.answers.put_nowait(pair(2))
+    assert await asking == f"{SECRET}-at-2"
+    assert (await b.token(key_id), (await b.row(key_id))["gen"]) == (f"{SECRET}-at-2", 2)
+
+
 async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:
     """Another one's claim came meanwhile: it must keep the token to itself."""
     clock, (a, b) = two

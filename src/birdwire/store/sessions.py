@@ -121,6 +121,12 @@ async def by_undo(connection: AsyncConnection, issuer: str, undo_hash: bytes) ->
     return (await connection.execute(query)).mappings().first()
 
 
+async def acts_as(connection: AsyncConnection, row: RowMapping) -> bool:
+    """Whether the key of a session that is gone has another link of the same account: X might end both."""
+    same = [x_sessions.c[name] == row[name] for name in ("key_id", "issuer", "user_id")]
+    return (await connection.execute(select(x_sessions.c.session_id).where(*same))).first() is not None
+
+
 async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
     """Every session, oldest first."""
     return (await connection.execute(select(x_sessions).order_by(x_sessions.c.created_at))).mappings().all()

@@ -46,6 +46,7 @@ WAIT_S = 12.0
 LEASE, LONGEST_LEASE = timedelta(seconds=30), timedelta(minutes=8)
 """Longer than TOKEN_DEADLINE_S, always: while one may still send, nobody else does."""
 
+_MOST_DOUBLINGS = 4  # that is LONGEST_LEASE; more would overflow in an outage of half a day
 STALE_CLAIM_S = 5.0
 ANSWER_WITHIN = timedelta(seconds=TOKEN_DEADLINE_S + 2)
 FIRST_POLL_S, LONGEST_POLL_S = 0.05, 0.5
@@ -336,7 +337,7 @@ def _lease_runs(row: RowMapping, now: datetime) -> bool:
     """
     if row["refresh_state"] != "presented" or row["presented_gen"] != row["gen"]:
         return False
-    lease = min(LONGEST_LEASE, LEASE * 2 ** (row["tries"] - 1))
+    lease = min(LONGEST_LEASE, LEASE * 2 ** min(row["tries"] - 1, _MOST_DOUBLINGS))
     return bool(abs(row["presented_at"] - now) < lease)
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from birdwire.store.db import Database
 from house import gateway, serving
 
 if TYPE_CHECKING:
@@ -43,20 +41,6 @@ async def near_the_end(house: House, left_s: int = 600) -> None:
     """Move both clocks on, so that the token has this long left."""
     house.clock.advance(seconds=7_200 - left_s)
     await house.advance_x(7_200 - left_s)
-
-
-async def later(house: House, **by: float) -> None:
-    """Move the gateway's clock on, and PostgreSQL's, which leases are counted by there: it stays, so marks go back."""
-    house.clock.advance(**by)
-    if house.settings.database_url.startswith("sqlite"):
-        return
-    micros = int(timedelta(**by).total_seconds() * 1_000_000)
-    database = Database(house.settings.database_url)
-    try:
-        async with database.write() as connection:
-            await connection.exec_driver_sql(f"UPDATE x_sessions SET presented_at = presented_at - {micros}")  # noqa: S608 - a number
-    finally:
-        await database.close()
 
 
 async def row(house: House) -> dict[str, Any]:
@@ -106,7 +90,7 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
         502,
     }  # X may have ended the old access token along with it
     assert len(await refreshes(linked)) == 1
-    await later(linked, seconds=LEASE_S)
+    linked.clock.advance(seconds=LEASE_S)
     await asyncio.gather(*(linked.like() for _ in range(20)))
 
     async def told() -> bool:
@@ -128,7 +112,7 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: H
     second = await linked.like()
     assert (first.status_code, second.status_code) == (502, 502)
     assert len(await refreshes(linked)) == 1
-    await later(linked, seconds=LEASE_S)
+    linked.clock.advance(seconds=LEASE_S)
     assert (await linked.like()).status_code == 200
     assert (await row(linked))["refresh_state"] == "idle"
 
@@ -140,11 +124,11 @@ async def test_an_outage_of_hours_ends_no_link(linked: House) -> None:
     await linked.fault("POST", TOKEN, {"error": "unavailable"}, times=None)
     for minute in range(180):
         assert (await linked.like()).status_code == 502, minute
-        await later(linked, minutes=1)
+        linked.clock.advance(minutes=1)
     assert (await linked.status())["state"] == "active"
     assert len(await refreshes(linked)) < 30
     await linked.x.delete("/_sandbox/faults")
-    await later(linked, minutes=8)
+    linked.clock.advance(minutes=8)
     assert (await linked.like()).status_code == 200
 
 
@@ -154,7 +138,7 @@ async def test_a_grace_window_of_x_saves_a_lost_reply(linked: House) -> None:
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"drop": "after_apply"})
     assert (await linked.like()).status_code == 502
-    await later(linked, seconds=LEASE_S)
+    linked.clock.advance(seconds=LEASE_S)
     assert (await linked.like()).status_code == 200
 
 
@@ -178,7 +162,7 @@ async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, a
             again.client.headers["authorization"] = f"Bearer {raw_key}"
             again.key_id = key.key_id
             assert (await again.like()).status_code == 502
-            await later(again, seconds=LEASE_S)
+            again.clock.advance(seconds=LEASE_S)
             assert (await again.like()).status_code == (403 if applied else 200)
             assert (await row(again))["state"] == ("needs_relink" if applied else "active")
             assert len(await refreshes(again)) == 2
@@ -226,7 +210,7 @@ async def test_an_unlink_during_a_refresh_wins(linked: House) -> None:
     assert (await liking).json()["error"]["reason"] == "x_not_linked"
     assert (await linked.status())["linked"] is False
 
-    await later(linked, minutes=1)
+    linked.clock.advance(minutes=1)
     await linked.gateway.sessions.sweep()
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")].count(200) == 4
 

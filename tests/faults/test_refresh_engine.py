@@ -157,6 +157,22 @@ async def test_a_clock_that_jumps_costs_one_refresh_and_blocks_none(two: Two, ho
     assert len(b.x.sent) == 1
 
 
+@pytest.mark.trust("R9")
+async def test_an_outage_of_weeks_ends_no_link(two: Two) -> None:
+    """However often X did not answer, the next try is minutes away, and mends it."""
+    clock, (a, _) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    a.x.answers.put_nowait(LOST)
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_timeout"
+    await swap(a, "UPDATE x_sessions SET tries = 5000")
+    clock.advance(minutes=7)
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_timeout"
+    clock.advance(minutes=2)
+    a.x.answers.put_nowait(pair(2))
+    assert await a.token(key_id) == f"{SECRET}-at-2"
+
+
 @pytest.mark.trust("R7")
 async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
     """A name, a limit, another link: each changes its own columns."""

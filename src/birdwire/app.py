@@ -28,6 +28,7 @@ from birdwire.journal import Journal
 from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.lane import LaneProtocol
+from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
 from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.line import Lines
 from birdwire.oauth import AuthTwitter, Confirm, OAuth
@@ -194,11 +195,12 @@ def create_app(
         database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, confirm=confirm
     )
     health = Health(database, sessions, telemetry)
-    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, clock, failpoints)
+    ledger = Ledger(database, clock, settings.x_client_id)
+    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     shared = settings.redis_url.get_secret_value() if settings.redis_url else None
     limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
-    lines = Lines(sessions, x, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
+    lines = Lines(sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
     lanes = {
         "calls": Crowd(settings.max_calls, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
@@ -232,6 +234,7 @@ def create_app(
         ("presence", BEAT_EVERY_S, presence.beat),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
+        ("ledger", EXCHANGE_EVERY_S, ledger.exchange),
         ("idempotency", TIDY_EVERY_S, once.tidy),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
     )
@@ -242,6 +245,7 @@ def create_app(
         await presence.start(alone=alone)
         await reconciler.recover()
         await limits.start()
+        await ledger.exchange()
         chores.start()
         try:
             yield
@@ -254,6 +258,7 @@ def create_app(
             for upstream in upstreams.values():
                 await upstream.close()
             await limits.close()
+            await ledger.close()
             await database.close()
             telemetry.flush()
 

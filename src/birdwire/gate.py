@@ -259,6 +259,7 @@ class Gate:
         body = check(fields, operation.body, context)
         files = _files(operation, parsed)
         session = await self._session(key, operation.scopes)
+        self._lines.ledger.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
         line = self._lines.open(session)
         entry = Entry(

@@ -16,6 +16,7 @@ from birdwire.x import Unauthorized, read
 if TYPE_CHECKING:
     from birdwire.breaker import Breaker
     from birdwire.clock import Clock
+    from birdwire.ledger import Ledger
     from birdwire.operations import XRequest
     from birdwire.order import Order, Turn
     from birdwire.sessions import Sessions, XSession
@@ -40,10 +41,11 @@ class Lines:
     """Every line of this process: they share the budget of retries. The counts are for whoever reports them."""
 
     def __init__(
-        self, sessions: Sessions, x: X, breaker: Breaker, order: Order, clock: Clock, deadline_s: float
+        self, sessions: Sessions, x: X, ledger: Ledger, breaker: Breaker, order: Order, clock: Clock, deadline_s: float
     ) -> None:
         self.sessions = sessions
         self.x = x
+        self.ledger = ledger
         self.breaker = breaker
         self.order = order
         self.clock = clock
@@ -84,6 +86,7 @@ class Line:
         lines, ends_at = self._lines, self._clock.monotonic() + self._lines.deadline_s
         if turn is not None:
             await turn.come(lines.deadline_s)
+        lines.ledger.check(request.endpoint, self.user_id)
         lines.breaker.admit(request.endpoint, self.user_id)
         lines.running += 1
         try:
@@ -133,7 +136,7 @@ class Line:
             lines.retrying -= tries > 0
 
     def _may_repeat(self, request: XRequest, error: GatewayError, tries: int, began_at: float, ends_at: float) -> bool:
-        """Whether another try does no harm, has a chance, and is left in time, budget and breaker."""
+        """Whether another try does no harm, has a chance, and is left in time, quota, budget and breaker."""
         now, lines = self._clock.monotonic(), self._lines
         harmless = error.outcome == "not_sent" or request.repeatable or request.method == "GET"
         hopeless = error.reason == "x_unreachable" and now - began_at >= SLOW_CONNECT_S
@@ -143,9 +146,15 @@ class Line:
             and not hopeless
             and tries < MOST_RETRIES
             and ends_at - now > LEAST_LEFT_S + FIRST_PAUSE_S * 2 ** (tries + 1)
+            and self._quota_allows(request, error, tries)
             and lines.breaker.closed(request.endpoint, self.user_id)
             and (tries > 0 or lines.may_retry())
         )
+
+    def _quota_allows(self, request: XRequest, error: GatewayError, tries: int) -> bool:
+        """Whether X's windows, as last told, have a call left beside those that may have been counted since."""
+        spare = self._lines.ledger.spare(request.endpoint, self.user_id)
+        return spare is None or spare > (0 if error.outcome == "not_sent" else tries + 1)
 
     async def _overtaken(self, turn: Turn, failure: GatewayError) -> bool:
         try:
@@ -154,7 +163,7 @@ class Line:
             raise failure from None  # nobody can tell, so it is not tried again
 
     async def _send(self, request: XRequest, ends_at: float) -> Reply:
-        """Send once, and tell the breaker what X did."""
+        """Send once, and tell ledger and breaker what X did."""
         lines, left_s = self._lines, ends_at - self._clock.monotonic()
         if left_s <= 0:
             raise GatewayError("x_timeout", outcome="not_sent")
@@ -164,6 +173,7 @@ class Line:
             if error.reason in _PASSING:
                 lines.breaker.failed(request.endpoint, self.user_id)
             raise
+        lines.ledger.learn(request.endpoint, self.user_id, reply)
         if reply.status >= 500:
             lines.breaker.failed(request.endpoint, self.user_id)
         else:

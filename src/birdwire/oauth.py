@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from birdwire.clock import Clock
     from birdwire.failpoints import Failpoints
     from birdwire.keys import Key, Keys
+    from birdwire.ledger import Ledger
     from birdwire.sessions import Sessions
     from birdwire.settings import Settings
     from birdwire.store.db import Database
@@ -117,6 +118,7 @@ class OAuth:
         sessions: Sessions,
         keys: Keys,
         capabilities: Capabilities,
+        ledger: Ledger,
         clock: Clock,
         failpoints: Failpoints,
     ) -> None:
@@ -130,6 +132,7 @@ class OAuth:
         self._sessions = sessions
         self._keys = keys
         self._capabilities = capabilities
+        self._ledger = ledger
         self._clock = clock
         self._failpoints = failpoints
         self._ask_again: dict[str, float] = {}
@@ -220,7 +223,7 @@ class OAuth:
             "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
             "next_refresh_at": rfc3339(renews_at(row)) if renews else None,
             "why": "no_refresh_token" if ended else row["why"],
-            "limits": None,
+            "limits": self._ledger.known(row["user_id"] or ""),
             "capabilities": {
                 known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
                 for known in await self._capabilities.all()

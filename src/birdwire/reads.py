@@ -92,12 +92,13 @@ Look = Callable[["Reads", str, Any, "Ask"], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One look-up: its path below the API's, what it takes, the scopes it needs."""
+    """One look-up: its path below the API's, what it takes, the endpoints of X it calls, the scopes it needs."""
 
     name: Literal["user/info", "user/last_tweets", "user/search"]
     summary: str
     query: type[Body]
     look: Look
+    endpoints: tuple[str, ...]
     scopes: tuple[str, ...] = ("tweet.read", "users.read")
 
 
@@ -160,9 +161,15 @@ class Reads:
 
 
 READS: tuple[Read, ...] = (
-    Read("user/info", "Look a user up by name", UserQuery, Reads.info),
-    Read("user/last_tweets", "Read a user's newest posts", TimelineQuery, Reads.last_tweets),
-    Read("user/search", "Search for users", SearchQuery, Reads.search),
+    Read("user/info", "Look a user up by name", UserQuery, Reads.info, (f"GET {BY_NAME}",)),
+    Read(
+        "user/last_tweets",
+        "Read a user's newest posts",
+        TimelineQuery,
+        Reads.last_tweets,
+        (f"GET {TIMELINE}", f"GET {BY_ID}"),
+    ),
+    Read("user/search", "Search for users", SearchQuery, Reads.search, (f"GET {SEARCH}",)),
 )
 
 

@@ -21,6 +21,7 @@ from birdwire.errors import SEND_REASONS, GatewayError, excerpt
 from birdwire.operations import XData, XRequest
 from birdwire.post import ID_PATTERN
 from birdwire.upstream import Request, SendFailed
+from birdwire.windows import exhausted, wait_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -272,7 +273,7 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
     ("x_tier_lacks_action", lambda said, reading: "client-forbidden" in said.types and reading.enterprise),
     ("x_not_enrolled", lambda said, _: "client-forbidden" in said.types or bool(said.codes & {261, 416})),
     ("x_tier_lacks_action", lambda said, _: 453 in said.codes),
-    ("x_window_24h", lambda said, _: 185 in said.codes or (said.status == 429 and _window(said) == "24h")),
+    ("x_window_24h", lambda said, _: 185 in said.codes or (said.status == 429 and exhausted(said.reply.headers) in ("24h", "24h_app"))),
     ("x_window_15m", lambda said, _: said.status == 429 or 88 in said.codes),
     ("x_5xx", lambda said, _: said.status >= 500 or bool(said.codes & {130, 131})),
     ("reply_target_not_found", lambda said, _: "reply to a Tweet that is deleted or not visible" in said.text or 385 in said.codes),
@@ -312,42 +313,12 @@ def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
     }
     retry_after_s = None
     if reason in ("x_window_15m", "x_window_24h"):
-        retry_after_s = _wait_s(said.reply, now, 86_400 if reason == "x_window_24h" else 900)
+        retry_after_s = wait_s(said.reply.headers, exhausted(said.reply.headers) or "15m", now)
         values["reset"] = "at " + rfc3339(now + timedelta(seconds=retry_after_s))
     if reason == "x_spend_cap":
         retry_after_s = _until_date_s(said.first("reset_date"), now)
     outcome: Literal["refused", "unknown"] = "unknown" if reason == "x_5xx" else "refused"
     return GatewayError(reason, retry_after_s=retry_after_s, outcome=outcome, upstream=said.upstream(), **values)
-
-
-_WINDOWS = (("24h", "x-user-limit-24hour"), ("24h", "x-app-limit-24hour"), ("15m", "x-rate-limit"))
-"""X's windows by the prefix of their headers, in the order in which an exhausted one decides."""
-
-_UNKNOWN_WAIT_S = 60
-_ABSURD_WAIT_S = 7 * 86_400
-
-
-def _exhausted(reply: Reply) -> tuple[str, str] | None:
-    return next((window for window in _WINDOWS if reply.headers.get(f"{window[1]}-remaining", "").strip() == "0"), None)
-
-
-def _window(said: _Said) -> str:
-    exhausted = _exhausted(said.reply)
-    return exhausted[0] if exhausted else "15m"
-
-
-def _wait_s(reply: Reply, now: datetime, longest_s: int) -> int:
-    """Seconds until the exhausted window reopens, by X's own clock: its reset minus its Date; 60 if it says nothing sane."""
-    exhausted = _exhausted(reply)
-    reset = reply.headers.get(f"{exhausted[1] if exhausted else 'x-rate-limit'}-reset", "").strip()
-    if not (reset.isascii() and reset.isdigit() and len(reset) <= 12):
-        return _UNKNOWN_WAIT_S
-    try:
-        date = parsedate_to_datetime(reply.headers["date"]).timestamp()
-    except (KeyError, ValueError, OverflowError):
-        date = now.timestamp()
-    wait_s = int(reset) - int(date)
-    return _UNKNOWN_WAIT_S if wait_s > _ABSURD_WAIT_S else min(longest_s, max(1, wait_s))
 
 
 def _until_date_s(date: str, now: datetime) -> int | None:

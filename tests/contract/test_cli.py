@@ -938,3 +938,26 @@ async def test_acting_loads_neither_server_nor_database() -> None:
     )
     out, _ = await asyncio.wait_for(process.communicate(), 30)
     assert out == b"[]\n"
+
+
+async def test_limits_shows_the_allowance_and_what_x_said_is_left(operator: Operator) -> None:
+    """As a table, and for programs."""
+    house, environment = operator
+    await house.like()
+    told = await run("limits", **environment)
+    lines = told.out.splitlines()
+    assert lines[0].split() == ["OPERATION", "WINDOW", "LIMIT", "REMAINING", "RESET_AT"]
+    assert re.match(r"any call +60s +1000000 +\d+ +20\d\d-", lines[1])
+    assert any(re.match(r"like_twitter +15m +50 +\d+ +20\d\d-\S+Z$", line) for line in lines[2:])
+    document = (await run("limits", "--json", **environment)).document
+    assert document["allowance"]["limit"] == 1_000_000
+    assert document["limits"]["like_twitter"]["24h"]["limit"] == 1_000
+
+
+async def test_limits_says_why_nothing_is_known_of_xs(operator: Operator) -> None:
+    """The key's own allowance is there all the same."""
+    house, environment = operator
+    _, raw_key = await house.gateway.keys.create("test", "unlinked", "free", None)
+    told = await run("limits", **{**environment, "BIRDWIRE_API_KEY": raw_key})
+    assert len(told.out.splitlines()) == 2
+    assert "No X account is linked" in told.err

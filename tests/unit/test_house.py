@@ -49,7 +49,7 @@ ALLOWED: dict[str, str] = {
     "store.idempotency": "store.schema",
     "idempotency": "body call clock errors journal presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
-    "x": "call clock errors metrics operations post upstream",
+    "x": "call clock errors metrics operations post upstream windows",
     "store": "",
     "store.schema": "",
     "store.appends": "store.schema",
@@ -80,13 +80,16 @@ ALLOWED: dict[str, str] = {
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
     "store.sessions telemetry vault",
-    "oauth": "authserver body call capabilities clock errors failpoints flight keys operations reads refresh "
-    "sessions settings store.db store.states vault x",
+    "oauth": "authserver body call capabilities clock errors failpoints flight keys ledger operations reads "
+    "refresh sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
-    "line": "breaker clock errors operations order sessions store.db upstream x",
-    "gate": "body call capabilities clock crowd dialect errors failpoints form idempotency journal keys limits line "
-    "media oauth operations order presence prices reads sessions store.db timeline x",
+    "windows": "",
+    "store.ledger": "store.schema",
+    "ledger": "clock errors media operations reads store.db store.ledger upstream windows",
+    "line": "breaker clock errors ledger operations order sessions store.db upstream x",
+    "gate": "body call capabilities clock crowd dialect errors failpoints form idempotency journal keys limits "
+    "line media oauth operations order presence prices reads sessions store.db timeline x",
     "asgi": "call errors gate head telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
@@ -106,8 +109,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "asgi authserver birdwire body breaker call capabilities chores clock crowd dialect door edge errors "
-    "failpoints gate health idempotency journal keyring keys lane limits line metrics oauth operations "
-    "order pages presence prices reads recall reconcile room sessions settings store.db "
+    "failpoints gate health idempotency journal keyring keys lane ledger limits line metrics oauth "
+    "operations order pages presence prices reads recall reconcile room sessions settings store.db "
     "surfaces.endpoints surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

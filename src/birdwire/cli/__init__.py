@@ -60,6 +60,7 @@ COMMANDS = (
     Row("user", "look", LOOK, "Look a user up by name."),
     Row("posts", "look", LOOK, "Read a user's newest posts."),
     Row("search", "look", LOOK, "Search for users."),
+    Row("limits", "limits", LOOK, "Show the key's own allowance, and X's windows as X last told of them."),
     Row(
         "explain", "outcomes", LOOK, "Say what became of a write that this API key asked for, and what to do about it."
     ),

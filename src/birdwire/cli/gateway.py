@@ -10,6 +10,7 @@ import secrets
 import socket
 import ssl
 from dataclasses import dataclass, field
+from email.message import Message
 from threading import Timer
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -45,6 +46,7 @@ class Reply:
 
     status: int
     body: bytes
+    headers: Message = field(default_factory=Message, repr=False)
 
     @property
     def document(self) -> dict[str, Any] | None:
@@ -91,6 +93,15 @@ class Gateway:
             Stop: the gateway refused, cannot be reached, or is no gateway.
         """
         return self._told(self.call(method, path, body, idempotency_key=idempotency_key))
+
+    def look(self, path: str) -> tuple[dict[str, Any], Message]:
+        """A GET's JSON document, and the headers beside it.
+
+        Raises:
+            Stop: as for `ask`.
+        """
+        reply = self.call("GET", path)
+        return self._told(reply), reply.headers
 
     def upload(self, path: str, part: str, file: IO[bytes]) -> dict[str, Any]:
         """Send a file as the part of a multipart body (RFC 7578), without its name; the answer's JSON document.
@@ -175,7 +186,7 @@ class Gateway:
         received = answer.read(MAX_ANSWER)
         if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
             raise http.client.IncompleteRead(received)
-        return Reply(answer.status, received)
+        return Reply(answer.status, received, answer.headers)
 
     def _told(self, reply: Reply) -> dict[str, Any]:
         document = reply.document

@@ -32,6 +32,14 @@ class LinkStarted(Said):
     expires_at: str = Field(description="10 minutes from now: RFC 3339, UTC", json_schema_extra={"format": "date-time"})
 
 
+class Window(Said):
+    """One of X's rate windows."""
+
+    limit: int | None = Field(description="how many calls X allows in it; null: X did not say")
+    remaining: int = Field(description="how many are left")
+    reset_at: str = Field(description="when it begins anew", json_schema_extra={"format": "date-time"})
+
+
 class LinkStatus(Said):
     """What is linked to the key. Members but `linked` are null if nothing is."""
 
@@ -62,7 +70,10 @@ class LinkStatus(Said):
         "changed (damaged); it came from a backup that was too old (restored_backup). Of active: it came from a "
         "backup, and X has yet to say whether it still holds (restored)"
     )
-    limits: dict[str, Any] | None = Field(description="what is known of X's limits for the account")
+    limits: dict[str, dict[str, Window]] | None = Field(
+        description="what X last said is left of its limits for the account, by operation or look-up and by window: "
+        "15m, 24h, and 24h_app for what all accounts of the X app share. A window that X has not told of is left out"
+    )
     capabilities: dict[str, Capability] | None = Field(description="what X let this gateway do lately, by operation")
 
 

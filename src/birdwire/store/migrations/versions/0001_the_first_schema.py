@@ -121,6 +121,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key_id"),
     )
     op.create_table(
+        "x_windows",
+        sa.Column("client_id", sa.String(), nullable=False),
+        sa.Column("user_id", sa.String(), nullable=False),
+        sa.Column("endpoint", sa.String(), nullable=False),
+        sa.Column("span", sa.String(), nullable=False),
+        sa.Column("most", sa.Integer(), nullable=True),
+        sa.Column("remaining", sa.Integer(), nullable=False),
+        sa.Column("reset_at", Instant(), nullable=False),
+        sa.Column("changed_at", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("client_id", "user_id", "endpoint", "span"),
+    )
+    with op.batch_alter_table("x_windows", schema=None) as batch_op:
+        batch_op.create_index("x_windows_changed", ["client_id", "changed_at"], unique=False)
+
+    op.create_table(
         "api_secrets",
         sa.Column("secret_hash", sa.LargeBinary(), nullable=False),
         sa.Column("key_id", sa.String(), nullable=False),
@@ -249,6 +264,10 @@ def downgrade() -> None:
         batch_op.drop_index("api_secrets_key")
 
     op.drop_table("api_secrets")
+    with op.batch_alter_table("x_windows", schema=None) as batch_op:
+        batch_op.drop_index("x_windows_changed")
+
+    op.drop_table("x_windows")
     op.drop_table("vault_keys")
     op.drop_table("restores")
     with op.batch_alter_table("revocations", schema=None) as batch_op:

@@ -194,8 +194,7 @@ def create_app(
     sessions = Sessions(
         database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, confirm=confirm
     )
-    health = Health(database, sessions, telemetry)
-    ledger = Ledger(database, clock, settings.x_client_id)
+    health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     shared = settings.redis_url.get_secret_value() if settings.redis_url else None

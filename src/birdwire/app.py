@@ -197,8 +197,7 @@ def create_app(
     health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
-    shared = settings.redis_url.get_secret_value() if settings.redis_url else None
-    limits = SharedLimits(shared, clock, telemetry) if shared else LocalLimits(clock)
+    limits = allowances(settings, clock, telemetry)
     lines = Lines(sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
     lanes = {
@@ -278,6 +277,13 @@ def found_room(settings: Settings, telemetry: Telemetry) -> Room:
     if room != wanted:
         telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(room))
     return room
+
+
+def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> Limits:
+    """Where calls are counted."""
+    if settings.redis_url is None:
+        return LocalLimits(clock)
+    return SharedLimits(settings.redis_url.get_secret_value(), clock, telemetry)
 
 
 def to_x(settings: Settings, connections: int) -> Upstream:

@@ -36,7 +36,8 @@ END_S = 45
 NOWHERE = "http://127.0.0.1:9"
 """The public URL: nobody listens there, so a callback is brought to whichever replica a test likes."""
 
-NO_LIMITS = {"likes_per_15m": 1_000_000, "likes_per_24h": 1_000_000}
+PLENTY = 1_000_000
+NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY}}
 
 
 @dataclass

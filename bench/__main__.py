@@ -49,7 +49,7 @@ def main() -> None:
     }
     report.write(result, options.out)
     if options.readme:
-        report.put_in(HERE.parent / "README.md", result)
+        report.put_between(HERE.parent / "README.md", report.MARKS, report.few(result))
     print(f"\n{report.short(result)}\nwritten: {options.out}/latest.json, latest.md, latest.svg")
 
 

@@ -62,7 +62,7 @@ class Load:
         cpu_s, beside_s = process.cpu_s() - cpu_s, sum(one.cpu_s() for one in process.attendants) - beside_s
         requests = max(1, told["requests"])
         if told["refused"] or not told["requests"]:
-            raise RuntimeError(f"{process.name}: {told['refused']} of {told['requests']} likes were refused")
+            raise RuntimeError(f"it refused {told['refused']} of the {told['requests']} likes that it answered")
         return Run(
             contender=process.name,
             round=number,

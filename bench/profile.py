@@ -18,10 +18,11 @@ import signal
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import contenders, engines, install, seed
+from bench import budget, contenders, engines, install, machine, report, seed
 from bench.load import Load
 from bench.machine import LOAD_CORE, TICK_S, answering, free_port, start
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from bench.machine import Process
 
-WORK = Path(__file__).parent / ".work"
+HERE = Path(__file__).parent
+WORK = HERE / ".work"
 EVERY_S = 0.001
 LOOP = "cli.servers"
 OURS = f"{os.sep}birdwire{os.sep}"
@@ -149,7 +151,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         x_url = place.x_tls_url if options.tls else place.x_url
         environment = seed.settings(WORK, port, x_url, seed.vault_key(), **more)
         asyncio.run(seed.link(environment, place.keys))
-        environment |= {"SSL_CERT_FILE": str(WORK / "ca.pem"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment |= {"SSL_CERT_FILE": str(WORK / "ca.pem"), "PYTHONPATH": str(HERE.parent)}
         argv = [sys.executable, "-m", "bench.profile", "--serve", out]
         process = start("birdwire", argv, WORK, env=environment, port=port)
         attendants.insert(0, process)
@@ -216,13 +218,20 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40, help="rows of a table (default: 40)")
     parser.add_argument("--postgres", action="store_true", help="on PostgreSQL and Redis")
     parser.add_argument("--tls", action="store_true", help="TLS to X")
+    parser.add_argument("--docs", action="store_true", help="also renew the budget in docs/design.md")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return
     install.programs()
-    print(told(measure(options), options.most))
+    found = measure(options)
+    print(told(found, options.most))
+    made_at, commit = datetime.now(UTC).isoformat(), machine.output(["git", "rev-parse", "--short", "HEAD"])
+    table = budget.table(found, machine.described(), made_at, commit)
+    print(f"\n{table}")
+    if options.docs:
+        report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, table)
 
 
 if __name__ == "__main__":

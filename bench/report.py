@@ -18,7 +18,7 @@ RANKED_AT = 32
 SHOWN = {"birdwire", "birdwire-tls", "birdwire-postgres", "nginx", "node-undici", "fastapi", "fastapi-full", "litellm"}
 """What the README shows; everything stands in latest.md."""
 
-FIRST_MARK, SECOND_MARK = "<!-- cost: written by make bench -->", "<!-- end of cost -->"
+MARKS = ("<!-- cost: written by make bench -->", "<!-- end of cost -->")
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#57606a}.own{fill:#1d7fd6}.peer{fill:#a3adb8}"
     "@media(prefers-color-scheme:dark){text{fill:#c9d1d9}.peer{fill:#6e7681}}"
@@ -138,28 +138,30 @@ def written(result: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
 
 
-def put_in(path: Path, result: dict[str, Any]) -> None:
-    """Write the ranking of a few, with date and machine, between the two marks of a page.
+def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace what stands between two marks of a page.
 
     Raises:
-        ValueError: the page has no marks.
+        ValueError: the page has no such marks.
     """
-    table, machine = Table(result), result["machine"]
-    before, first, rest = path.read_text().partition(FIRST_MARK)
-    _, second, after = rest.partition(SECOND_MARK)
+    before, first, rest = path.read_text().partition(marks[0])
+    _, second, after = rest.partition(marks[1])
     if not first or not second:
         raise ValueError(f"{path} has no marks")
-    known = {one["name"] for one in result["contenders"]}
-    few = {**result, "contenders": [one for one in result["contenders"] if one["name"] in known & SHOWN]}
+    path.write_text(f"{before}{first}\n\n{text}\n\n{second}{after}")
+
+
+def few(result: dict[str, Any]) -> str:
+    """The ranking of those that the README shows, with date and machine."""
+    shown = {**result, "contenders": [one for one in result["contenders"] if one["name"] in SHOWN]}
+    machine, connections = result["machine"], Table(result).ranked_at
     lines = [
-        "",
-        short(few),
+        short(shown),
         "",
         f"{result['made_at'][:10]}, one core of {machine['cores']} of a {machine['cpu']}, X answered by nginx on the",
-        f"same machine; {table.ranked_at} connections.",
-        "",
+        f"same machine; {connections} connections.",
     ]
-    path.write_text("\n".join([before + first, *lines, second]).rstrip() + after)
+    return "\n".join(lines)
 
 
 def short(result: dict[str, Any]) -> str:
@@ -215,7 +217,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         "## How each was run",
         "",
-        *(f"- {one['title']}: {one['how']}.{_version(one)}" for one in every),
+        *(f"- {one['title']}: {one['how']}.{_version(one)}" for one in result["contenders"]),
         *(f"- not run: {name}: {why}." for name, why in result["missing"].items()),
         "",
         "To repeat it: `make bench`. The configurations stand in [bench/peers](../peers).",
@@ -278,7 +280,7 @@ def _rows(table: Table, one: dict[str, Any]) -> list[str]:
 
 
 def _version(one: dict[str, Any]) -> str:
-    return f" ({one['version']})" if one["version"] else ""
+    return f" ({one['version'].partition(' - ')[0]})" if one["version"] else ""
 
 
 def _ms(found: Spread | None) -> Spread | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import machine, report
+from bench import budget, machine, report
 from bench.contenders import CONTENDERS, PEERS, Place
 from bench.load import Run
 
@@ -80,16 +80,40 @@ def test_a_result_is_json_with_a_run_a_line() -> None:
 
 def test_the_table_of_the_readme_is_replaced_between_its_marks(tmp_path: Path) -> None:
     """Twice, and nothing else is touched."""
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n\n{report.FIRST_MARK}\nold\n{report.SECOND_MARK}\n\nafter\n")
+    page, (first, second) = tmp_path / "README.md", report.MARKS
+    page.write_text(f"before\n\n{first}\nold\n{second}\n\nafter\n")
+    whole = result(run("birdwire", 1, 60), run("nginx", 1, 12), run("caddy", 1, 90), rounds=1)
     for _ in range(2):
-        report.put_in(page, result(run("birdwire", 1, 60), run("nginx", 1, 12), run("caddy", 1, 90), rounds=1))
+        report.put_between(page, report.MARKS, report.few(whole))
         text = page.read_text()
-        assert text.startswith(f"before\n\n{report.FIRST_MARK}\n\n| A like")
-        assert text.endswith(f"\n{report.SECOND_MARK}\n\nafter\n")
+        assert text.startswith(f"before\n\n{first}\n\n| A like")
+        assert text.endswith(f"\n\n{second}\n\nafter\n")
         assert "The nginx" in text
         assert "old" not in text
         assert "The caddy" not in text
+
+
+def test_the_budget_s_parts_add_up_to_what_a_like_costs() -> None:
+    """Without the sampler's own cost; the other threads have a row of their own."""
+    found = {
+        "plain": Run("birdwire", 1, 32, 60_000, 10_000, 80.0, 0.0, 1, 1, 1, 60.0, 0, 0),
+        "booked": {"edge|Edge.read|": 3.0, "store.sqlite|_put|": 1.0, "(loop and greenlets)||uvloop": 1.0},
+        "threads": {"main": (4.0, 2.0), "python 7": (1.0, 1.0)},
+    }
+    parts = budget.parts(found)
+    assert parts["Bytes in, bytes out"] == pytest.approx(36.0)
+    assert parts["The journal row, on the disk"] == pytest.approx(12.0)
+    assert parts["The event loop"] == pytest.approx(12.0)
+    assert sum(parts.values()) == pytest.approx(80.0)
+
+
+def test_the_pages_that_the_benchmark_renews_have_its_marks() -> None:
+    """Once each, in order."""
+    root = PEERS.parent.parent
+    for page, (first, second) in (("README.md", report.MARKS), ("docs/design.md", budget.MARKS)):
+        text = (root / page).read_text()
+        assert text.count(first) == text.count(second) == 1
+        assert text.index(first) < text.index(second)
 
 
 def test_growth_is_told_as_a_table_for_each_part() -> None:

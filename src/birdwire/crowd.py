@@ -21,14 +21,15 @@ class Crowd:
     """At most `most` calls at once, of one key at most `each`, those that wait included; at most `queued` wait.
 
     Turns go round the keys that wait, so that none has to stand behind another's rush. Every refusal is immediate, but
-    that of a turn which did not come within WAIT_S.
+    that of a turn which did not come within `wait_s`.
     """
 
-    def __init__(self, most: int, queued: int, each: int, metrics: Metrics) -> None:
+    def __init__(self, most: int, queued: int, each: int, metrics: Metrics, *, wait_s: float = WAIT_S) -> None:
         self._most = most
         self._most_queued = queued
         self._most_each = each
         self._metrics = metrics
+        self._wait_s = wait_s
         self._each: Counter[str] = Counter()
         self._waiting: OrderedDict[str, Turns] = OrderedDict()  # whose turn is next first
         self.running = 0
@@ -73,7 +74,7 @@ class Crowd:
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.setdefault(key_id, deque()).append(turn)
         self.queued += 1
-        timer = loop.call_later(WAIT_S, self._too_late, turn)
+        timer = loop.call_later(self._wait_s, self._too_late, turn)
         try:
             await turn
         except asyncio.CancelledError:

@@ -44,7 +44,10 @@ class Pulse:
 class Health:
     """What a process tells those who send it traffic."""
 
-    def __init__(self, database: Database, sessions: Sessions, telemetry: Telemetry) -> None:
+    def __init__(
+        self, database: Database, sessions: Sessions, telemetry: Telemetry, *, stalled_s: float = STALLED_S
+    ) -> None:
+        self._stalled_s = stalled_s
         self._database = database
         self._sessions = sessions
         self._telemetry = telemetry
@@ -54,8 +57,9 @@ class Health:
         telemetry.metrics.watch("birdwire_loop_lag_seconds", self._lag_s)
 
     def drain(self) -> None:
-        """This process is about to end: it says so from now on."""
+        """This process is about to end: it says so from now on, and begins nothing of its own accord."""
         self._draining = True
+        self._sessions.drain()
 
     def draining(self) -> bool:
         """Whether it is."""
@@ -73,7 +77,7 @@ class Health:
         """
         if self._draining:
             raise GatewayError("draining")
-        if self._lag_s(STALLED_FOR_S) >= STALLED_S:
+        if self._lag_s(STALLED_FOR_S) >= self._stalled_s:
             raise GatewayError("overloaded", retry_after_s=int(STALLED_FOR_S))
         try:
             if (

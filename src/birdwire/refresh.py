@@ -103,13 +103,15 @@ class Refresher:
         self._flights: SingleFlight[RowMapping] = SingleFlight()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._pauses: dict[str, tuple[float, float]] = {}  # session: how long, and until when by the monotonic clock
+        self.draining = False
+        """Whether this process is about to end: then only what a call cannot do without is renewed."""
         self.unsaved = 0
         """Pairs that X gave and the store has not taken yet. While there are any, no refresh begins."""
 
     def begin(self, row: RowMapping) -> None:
         """Renew in the background, if it is time: the old token still works, and nobody waits."""
         now = self._clock.now()
-        if renews_at(row) > now or _lease_runs(row, now):
+        if self.draining or renews_at(row) > now or _lease_runs(row, now):
             return
         if self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]:
             self._flights.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"]))

@@ -279,6 +279,10 @@ class Sessions:
                     await self._revocations.end(connection, newer)
         await self._revocations.drain()
 
+    def drain(self) -> None:
+        """This process is about to end: renew nothing that another can renew in time."""
+        self._refresher.draining = True
+
     async def close(self) -> None:
         """Let refreshes and revocations under way end."""
         await self._refresher.close()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from birdwire.health import BEAT_S, KEPT_S, STALLED_FOR_S, STALLED_S, Pulse
+from birdwire.call import Call
+from birdwire.errors import GatewayError
+from birdwire.health import BEAT_S, KEPT_S, STALLED_FOR_S, STALLED_S, Health, Pulse
 
 if TYPE_CHECKING:
     from house import House
@@ -24,6 +28,39 @@ async def test_a_process_that_is_about_to_end_says_so_and_still_serves(linked: H
         answer = await client.post("/apis/v1/twitter/like_twitter", json={"tweet_id": "1346889436626259968"})
         assert answer.status_code == 200
     assert answer.headers["connection"] == "close"
+
+
+async def test_a_process_that_is_about_to_end_begins_no_early_renewal(linked: House) -> None:
+    """Another can do it in time; a call whose token has ended is still served."""
+    linked.gateway.health.drain()
+    linked.clock.advance(seconds=7_200 - 600)
+    assert (await linked.like()).status_code == 200
+    assert len(await linked.calls("/2/oauth2/token", grant_type="refresh_token")) == 0
+    linked.clock.advance(seconds=660)
+    assert (await linked.like()).status_code == 200
+    assert len(await linked.calls("/2/oauth2/token", grant_type="refresh_token")) == 1
+
+
+@pytest.mark.trust("F46")
+async def test_a_process_whose_loop_stood_still_is_not_ready(house: House) -> None:
+    """The longest stall is measured, also for who asks before the beat has its turn."""
+    health = Health(StillThere(), house.gateway.sessions, house.gateway.telemetry, stalled_s=0.05)  # type: ignore[arg-type]
+    beating = asyncio.create_task(health.beat())
+    await asyncio.sleep(0)
+    assert (await health.ready(Call("GET", "/readyz"))).status == 200
+    began = time.monotonic()
+    while time.monotonic() - began < BEAT_S + 0.1:
+        pass  # what blocks a loop is code that does not yield
+    with pytest.raises(GatewayError, match="overloaded"):
+        await health.ready(Call("GET", "/readyz"))
+    beating.cancel()
+
+
+class StillThere:
+    """A database that takes a write."""
+
+    async def probe(self) -> None:
+        """It does."""
 
 
 @pytest.mark.trust("F46")

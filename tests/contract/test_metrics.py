@@ -8,7 +8,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from birdwire import metrics
 from birdwire.metrics import METRICS, Metrics
 from house import API, POST, House, serving
 from wire import MEMBERS
@@ -122,10 +121,9 @@ async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
         assert private not in answer.text
 
 
-def test_a_name_has_a_bounded_number_of_series(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_has_a_bounded_number_of_series() -> None:
     """What would be one more counts as `other`, so that nobody can fill the memory."""
-    monkeypatch.setattr(metrics, "MOST_SERIES", 3)
-    counted = Metrics()
+    counted = Metrics(most_series=3)
     for number in range(10):
         counted.add("birdwire_x_calls_total", f"GET /{number}", "2xx")
         counted.time("birdwire_x_call_seconds", 0.1, f"GET /{number}")

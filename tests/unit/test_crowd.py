@@ -6,15 +6,14 @@ import asyncio
 
 import pytest
 
-from birdwire import crowd as module
 from birdwire.crowd import Crowd
 from birdwire.errors import GatewayError
 from birdwire.metrics import Metrics
 
 
-def crowd(most: int = 2, queued: int = 2, each: int = 2) -> Crowd:
+def crowd(most: int = 2, queued: int = 2, each: int = 2, wait_s: float = 60.0) -> Crowd:
     """A small one."""
-    return Crowd(most, queued, each, Metrics())
+    return Crowd(most, queued, each, Metrics(), wait_s=wait_s)
 
 
 async def settled() -> None:
@@ -89,10 +88,9 @@ async def test_turns_go_round_the_keys_that_wait() -> None:
     assert (made.running, made.queued) == (0, 0)
 
 
-async def test_a_turn_that_does_not_come_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
     """And leaves nothing behind: the next turn goes to the next."""
-    monkeypatch.setattr(module, "WAIT_S", 0.0)
-    made = crowd(most=1)
+    made = crowd(most=1, wait_s=0.0)
     await made.enter("a")
     with pytest.raises(GatewayError, match="overloaded"):
         await made.enter("b")

@@ -73,7 +73,8 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
                 if dice.random() < LOST_SHARE:
                     await house.fault("POST", "/2/tweets", dice.choice(WAYS))
                 headers = {"authorization": f"Bearer {raw_keys[number % 3]}", "idempotency-key": str(number)}
-                answer = await house.call("post_twitter", {"text": f"post {number}"}, headers=headers)
+                body = {"text": f"post {number}"}
+                answer = await house.call("post_twitter", body, headers=headers, timeout=120)
                 answers.append((number, answer))
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
@@ -102,7 +103,7 @@ def outcomes(directory: Path) -> dict[str, tuple[str, float]]:
 
 
 @pytest.mark.trust("F40")
-@pytest.mark.parametrize("engine", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.engines("sqlite", "postgres")
 async def test_a_hundred_callers_at_two_gateways_are_one_post(tmp_path: Path, database_url: str) -> None:
     """One Idempotency-Key: one send; the rest hear that it runs, or how it ended. Another body: 409."""
     sandbox = create_sandbox()

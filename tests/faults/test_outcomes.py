@@ -47,6 +47,7 @@ async def times(house: House, text: str) -> int:
 
 @pytest.mark.trust("G6")
 @pytest.mark.trust("F28")
+@pytest.mark.engines("sqlite", "postgres")
 @pytest.mark.parametrize(("do", "applied"), LOST.values(), ids=LOST)
 async def test_a_lost_post_is_told_by_what_the_timeline_shows(linked: House, do: dict[str, Any], applied: bool) -> None:  # noqa: FBT001 - a parameter
     """Unknown at first, the truth within 65 seconds; the same key tells it, and nothing is sent again."""
@@ -113,6 +114,7 @@ async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(lin
     assert (await outcome(linked, first))["state"] == "found"
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_two_posts_that_are_told_alike_stay_unknown(linked: House) -> None:
     """One of them is there, and nobody can say which; after a day that is the last word."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})

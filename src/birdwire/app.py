@@ -260,7 +260,7 @@ def create_app(
             await database.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams, lanes, limits)
+    watch(telemetry.metrics, upstreams, lanes, limits, journal)
     every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
@@ -296,7 +296,9 @@ def to_x(settings: Settings, connections: int) -> Upstream:
     )
 
 
-def watch(metrics: Metrics, upstreams: Mapping[str, Upstream], lanes: Mapping[str, Crowd], limits: Limits) -> None:
+def watch(
+    metrics: Metrics, upstreams: Mapping[str, Upstream], lanes: Mapping[str, Crowd], limits: Limits, journal: Journal
+) -> None:
     """Have the metrics ask the parts that know."""
 
     def connections() -> Iterator[tuple[tuple[str, ...], float]]:
@@ -307,6 +309,7 @@ def watch(metrics: Metrics, upstreams: Mapping[str, Upstream], lanes: Mapping[st
 
     metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
     metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
+    metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(

@@ -63,6 +63,8 @@ METRICS: dict[str, Row] = {
     "birdwire_calls_running": Row("gauge", "Calls being worked on.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
     "birdwire_calls_queued": Row("gauge", "Calls waiting for their turn.", {"lane": "as above"}, watched=True),
     "birdwire_calls_shed_total": Row("counter", "Calls refused as overloaded.", {"why": "`full`, `key` (its share is used up) or `late` (its turn did not come in time)"}),
+    "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}),
+    "birdwire_journal_waiting": Row("gauge", "Rows of the journal that wait in memory for the database.", watched=True),
     "birdwire_limits_degraded_total": Row("counter", "Takings from an allowance without the shared counters, which did not answer in time.", watched=True),
     "birdwire_connections": Row("gauge", "Connections from callers now.", watched=True),
     "birdwire_store_errors_total": Row("counter", "Times that the database did not take or give what it was asked for."),

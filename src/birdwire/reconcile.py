@@ -19,6 +19,7 @@ from birdwire.presence import LEASE
 from birdwire.store import journal as store
 from birdwire.store import lookings
 from birdwire.store.db import StorageDownError
+from birdwire.store.db import now as shared_now
 from birdwire.timeline import Sought, TimelinePage, TimelinePost, request
 from birdwire.x import Reading
 
@@ -41,7 +42,7 @@ BEFORE, AFTER = timedelta(seconds=5), timedelta(seconds=60)
 UNKNOWN_SKEW, SAME_SKEW = timedelta(minutes=15), timedelta(seconds=2)
 SCOPES = frozenset({"tweet.read", "users.read"})
 READ_S, CLAIM = 30.0, timedelta(seconds=60)
-PAUSE, LATER_PAUSE = timedelta(seconds=2), timedelta(seconds=30)
+PAUSE, LATER_PAUSE = timedelta(seconds=1), timedelta(seconds=30)
 MOST_ROWS, MOST_PAGES, MOST_KEYS, AT_ONCE = 1_000, 20, 3, 8
 
 
@@ -151,10 +152,11 @@ class Reconciler:
     # One account: claim it, read its timeline, compare, write down.
 
     async def _look(self, user_id: str) -> None:
-        now = self._clock.now()
         async with self._database.write() as connection:
-            if not await lookings.claim(connection, user_id, now, now + CLAIM):
+            at = await shared_now(connection, self._clock)
+            if not await lookings.claim(connection, user_id, at, at + CLAIM):
                 return
+        now = self._clock.now()
         try:
             async with self._database.read() as connection:
                 rows = await store.unknown_of(connection, user_id, MOST_ROWS)
@@ -166,7 +168,8 @@ class Reconciler:
         except StorageDownError:
             return  # the claim runs out by itself
         async with self._database.write() as connection:
-            await lookings.release(connection, user_id, self._clock.now() + (PAUSE if fresh else LATER_PAUSE))
+            at = await shared_now(connection, self._clock)
+            await lookings.release(connection, user_id, at + (PAUSE if fresh else LATER_PAUSE))
 
     async def _read(self, user_id: str, due: Sequence[RowMapping]) -> Read:
         """The account's posts since the oldest that is due; every page, up to MOST_PAGES."""
@@ -268,10 +271,11 @@ class Reconciler:
     async def _change(self, row: RowMapping, values: dict[str, Any]) -> None:
         async with self._database.write() as connection:
             changed = await store.change(connection, row["request_id"], values, while_in=["unknown"])
-        if changed and "settled_at" in values:
-            seconds = (values["settled_at"] - row["lost_at"]).total_seconds()
+        if changed and values["due_at"] is None:
+            state, seconds = values.get("state", "unknown"), (self._clock.now() - row["lost_at"]).total_seconds()
+            self._telemetry.metrics.add("birdwire_lost_posts_total", state)
             self._telemetry.event(
-                "info", "outcome", request_id=row["request_id"], state=values["state"], seconds=round(seconds, 1)
+                "info", "outcome", request_id=row["request_id"], state=state, seconds=round(seconds, 1)
             )
 
 

@@ -79,9 +79,9 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         await house.x.delete("/_sandbox/faults")
-        for _ in range(33):
-            house.clock.advance(seconds=2)
-            await house.advance_x(2)
+        for _ in range(65):
+            house.clock.advance(seconds=1)
+            await house.advance_x(1)
             await house.gateway.reconciler.round()
         there = collections.Counter(post["text"] for post in (await house.state())["posts"])
         found = outcomes(tmp_path)

@@ -20,7 +20,7 @@ from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.redis import Redis, Script
 from birdwire.settings import PREFIX, Settings
-from birdwire.store.db import Database, file_of
+from birdwire.store.db import Database, file_of, place_of
 from birdwire.upstream import Request, SendFailed, Upstream
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ class _Checks:
         """Whether it is there, ours, of this version, and of this vault key."""
         path = file_of(settings.database_url)
         if path is None or path.exists():
-            self._try(lambda: asyncio.run(_open(settings, vault)), "the database is of this version and vault key")
+            opens = f"the database {place_of(settings.database_url)} is of this version and vault key"
+            self._try(lambda: asyncio.run(_open(settings, vault)), opens)
         elif path.parent.is_dir():
             self.notes.append(f"the database {path} will be made by the first start")
         else:

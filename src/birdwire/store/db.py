@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 PROBE_FOR_S = 1.0
 SQLITE = "sqlite:///"
-POSTGRESQL = ("postgresql://", "postgres://")
 
 
 class Database:
@@ -38,6 +38,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         file = file_of(url)
+        self._place = place_of(url)
         self._engine = PostgreSQL(url) if file is None else SQLite(file)
         self._appends = Appends(self._engine.dialect, self._engine.append)
         self._probed_at = -PROBE_FOR_S
@@ -114,7 +115,7 @@ class Database:
         try:
             await self._engine.prepare(upgrade=upgrade, migrated=migrated)
         except StorageDownError as error:
-            raise StoreError(f"The database {self._engine.place} cannot be opened: {error}.") from None
+            raise StoreError(f"The database {self._place} cannot be opened: {error}.") from None
 
     async def close(self) -> None:
         """Write what waits, and close every connection."""
@@ -125,6 +126,15 @@ class Database:
 def file_of(url: str) -> Path | None:
     """The file of an SQLite database; None: it is a server's."""
     return Path(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else None
+
+
+def place_of(url: str) -> str:
+    """Where a database is, in words that may be shown: without user and password."""
+    file = file_of(url)
+    if file is not None:
+        return str(file)
+    parts = urlsplit(url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 async def now(connection: AsyncConnection, clock: Clock) -> datetime:
@@ -141,4 +151,15 @@ async def alone(connection: AsyncConnection) -> None:
         await connection.execute(select(func.pg_advisory_xact_lock(START_LOCK)))
 
 
-__all__ = ["ALL", "Changed", "Database", "RowRefusedError", "StorageDownError", "StoreError", "alone", "file_of", "now"]
+__all__ = [
+    "ALL",
+    "Changed",
+    "Database",
+    "RowRefusedError",
+    "StorageDownError",
+    "StoreError",
+    "alone",
+    "file_of",
+    "now",
+    "place_of",
+]

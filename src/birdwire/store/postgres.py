@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import asyncpg
 from sqlalchemy import event
@@ -33,7 +32,9 @@ MIGRATION_S = 3_600
 START_LOCK = 0x6269726477697265
 """The advisory lock of whatever one process at a time may do to a database; the number spells the project's name."""
 
-_FATE_PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+FATE_S, FATE_PAUSE_S = 10.0, 0.2
+"""How long a lost commit is asked after, and how often."""
+
 _FAULTS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 """What the driver raises by itself, and what SQLAlchemy makes of the rest; its timeouts are OSErrors."""
 
@@ -66,12 +67,6 @@ class PostgreSQL:
     def dialect(self) -> Dialect:
         """How statements are written here."""
         return self._engine.dialect
-
-    @property
-    def place(self) -> str:
-        """The database without user and password, as messages name it."""
-        parts = urlsplit(self._url)
-        return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -197,11 +192,13 @@ class PostgreSQL:
         Raises:
             StorageDownError: the database stayed away, so nobody knows yet.
         """
-        for pause_s in _FATE_PAUSES_S:
-            await asyncio.sleep(pause_s)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + FATE_S
+        while loop.time() < end:
             try:
                 connection = await self._connect()
             except _FAULTS:
+                await asyncio.sleep(FATE_PAUSE_S)
                 continue
             try:
                 # A server that has not seen the connection go still holds the transaction open: it is of no use now.
@@ -213,9 +210,10 @@ class PostgreSQL:
                 if status != "in progress":
                     return bool(status == "committed")
             except _FAULTS:
-                continue
+                pass
             finally:
                 connection.terminate()
+            await asyncio.sleep(FATE_PAUSE_S)
         raise StorageDownError("a commit's fate is not known")
 
 

@@ -72,11 +72,6 @@ class SQLite:
         """How statements are written here."""
         return self._engine.dialect
 
-    @property
-    def place(self) -> str:
-        """The file, as messages name it."""
-        return str(self._path)
-
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which every statement stands alone."""

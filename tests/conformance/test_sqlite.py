@@ -1,0 +1,125 @@
+"""What only a file can do to the store: be open to others, be damaged, be busy with another process."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from birdwire.store import journal
+from birdwire.store.appends import MOST_WAITING
+from birdwire.store.db import Database, StorageDownError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
+
+
+def an_entry(number: int) -> dict[str, Any]:
+    """A journal row."""
+    row = {"request_id": f"req_{number:05}", "key_id": "key_1", "user_id": "1", "operation": "like_twitter"}
+    return row | {"asked": b"", "state": "confirmed", "created_at": NOW, "looks": 0, "reads": 0}
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Database]:
+    """The database in a file, not yet looked at."""
+    database = Database(f"sqlite:///{path}")
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def file(tmp_path: Path) -> Path:
+    """A database with a thousand rows, at rest."""
+    path = tmp_path / "birdwire.db"
+    async with opened(path) as database:
+        await database.prepare(upgrade=False)
+        await asyncio.gather(*(database.append(journal.ADD, an_entry(number)) for number in range(1_000)))
+    return path
+
+
+def modes(folder: Path) -> set[int]:
+    """The rights of the files in a folder."""
+    return {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+def spoil(file: Path, place: str) -> bytes:
+    """Overwrite a part of a file; what it holds then."""
+    raw = bytearray(file.read_bytes())
+    begin, end = {"head": (0, 100), "middle": (4_096, len(raw) - 4_096), "whole": (0, len(raw))}[place]
+    raw[begin:end] = b"\xa5" * (end - begin)
+    file.write_bytes(raw)
+    return bytes(raw)
+
+
+async def count(database: Database) -> int:
+    """How many rows the journal has."""
+    async with database.read() as connection:
+        return len(await journal.listed(connection, {}, None, 100_000))
+
+
+async def test_a_new_file_is_the_owners_alone(tmp_path: Path) -> None:
+    """Nobody else on the machine reads it."""
+    async with opened(tmp_path / "birdwire.db") as database:
+        await database.prepare(upgrade=False)
+    assert modes(tmp_path) == {0o600}
+
+
+@pytest.mark.trust("F12")
+@pytest.mark.parametrize(
+    ("mode", "words"), [(0o604, "open to every user"), (0o602, "open to every user"), (None, "cannot be opened")]
+)
+async def test_a_file_with_the_wrong_rights_is_refused(file: Path, mode: int | None, words: str) -> None:
+    """In one sentence that says what to do."""
+    if mode is None:
+        file = file / "below" / "a" / "file"
+    else:
+        file.chmod(mode)
+    async with opened(file) as database:
+        with pytest.raises(StoreError, match=words):
+            await database.prepare(upgrade=True)
+
+
+@pytest.mark.trust("F13", "G16")
+@pytest.mark.parametrize("place", ["head", "middle", "whole"])
+async def test_a_damaged_file_is_refused_and_left_alone(file: Path, place: str) -> None:
+    """Nothing is guessed, and nothing made anew over it."""
+    raw = spoil(file, place)
+    async with opened(file) as database:
+        with pytest.raises(StoreError, match=r"damaged|cannot be opened"):
+            await database.prepare(upgrade=True)
+    assert file.read_bytes() == raw  # noqa: ASYNC240 - nothing else runs
+
+
+@pytest.mark.trust("F14")
+async def test_rows_wait_for_another_process_without_holding_up_the_loop(file: Path) -> None:
+    """A command that writes for a while delays the rows, and nothing else."""
+    async with opened(file) as database:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = asyncio.gather(*(database.append(journal.ADD, an_entry(2_000 + number)) for number in range(9)))
+            for _ in range(100):
+                await asyncio.sleep(0)
+                assert await count(database) == 1_000
+            assert not waiting.done()
+            other.execute("COMMIT")
+            await waiting
+        assert await count(database) == 1_009
+
+
+async def test_more_rows_than_can_wait_are_refused_at_once(file: Path) -> None:
+    """A disk that stands still costs refusals, not memory."""
+    async with opened(file) as database:
+        rows = (database.append(journal.ADD, an_entry(2_000 + number)) for number in range(MOST_WAITING + 7))
+        results = await asyncio.gather(*rows, return_exceptions=True)
+        assert [type(result) for result in results].count(StorageDownError) == 7
+        assert await count(database) == 1_000 + MOST_WAITING

@@ -198,7 +198,9 @@ def create_app(
     oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints)
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     limits = allowances(settings, clock, telemetry)
-    lines = Lines(sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s)
+    lines = Lines(
+        sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s, telemetry.metrics
+    )
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
     lanes = {
         "calls": Crowd(settings.max_calls, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),

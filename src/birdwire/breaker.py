@@ -44,6 +44,7 @@ class Breaker:
         self._clock = clock
         self._telemetry = telemetry
         self._circuits: dict[tuple[str, str], _Circuit] = {}
+        self.refused = 0
 
     @property
     def open(self) -> list[str]:
@@ -62,6 +63,7 @@ class Breaker:
         now = self._clock.monotonic()
         wait_s = max(probe_at for _, probe_at in found) - now
         if wait_s > 0:
+            self.refused += 1
             raise GatewayError("x_breaker_open", retry_after_s=ceil(wait_s))
         for circuit, _ in found:
             circuit.probe_at = now + PROBE_EVERY_S  # a probe that hangs keeps nobody from the next one

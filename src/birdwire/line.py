@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from birdwire.breaker import Breaker
     from birdwire.clock import Clock
     from birdwire.ledger import Ledger
+    from birdwire.metrics import Metrics
     from birdwire.operations import XRequest
     from birdwire.order import Order, Turn
     from birdwire.sessions import Sessions, XSession
@@ -41,7 +42,15 @@ class Lines:
     """Every line of this process: they share the budget of retries. The counts are for whoever reports them."""
 
     def __init__(
-        self, sessions: Sessions, x: X, ledger: Ledger, breaker: Breaker, order: Order, clock: Clock, deadline_s: float
+        self,
+        sessions: Sessions,
+        x: X,
+        ledger: Ledger,
+        breaker: Breaker,
+        order: Order,
+        clock: Clock,
+        deadline_s: float,
+        metrics: Metrics,
     ) -> None:
         self.sessions = sessions
         self.x = x
@@ -53,6 +62,9 @@ class Lines:
         self.running = 0
         self.retrying = 0
         self.retries = 0
+        metrics.watch("birdwire_x_retries_total", lambda: self.retries)
+        metrics.watch("birdwire_x_spared_total", lambda: {("window",): ledger.refused, ("breaker",): breaker.refused})
+        metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
 
     def open(self, session: XSession) -> Line:
         """A line for one call of a linked account."""

@@ -87,7 +87,7 @@ ALLOWED: dict[str, str] = {
     "windows": "",
     "store.ledger": "store.schema",
     "ledger": "clock errors media operations reads store.db store.ledger upstream windows",
-    "line": "breaker clock errors ledger operations order sessions store.db upstream x",
+    "line": "breaker clock errors ledger metrics operations order sessions store.db upstream x",
     "gate": "body call capabilities clock crowd dialect errors failpoints form idempotency journal keys limits "
     "line media oauth operations order presence prices reads sessions store.db timeline x",
     "asgi": "call errors gate head telemetry",

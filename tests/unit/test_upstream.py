@@ -370,6 +370,7 @@ class TestMalformed:
     """Replies that are none."""
 
     @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
+    @pytest.mark.trust("F30")
     async def test_a_reply_that_breaks_the_rules_is_malformed(self, data: bytes) -> None:
         """At once, without waiting for the peer to end, and maybe applied."""
         error = await refusal(data)
@@ -387,6 +388,7 @@ class TestMalformed:
         ],
         ids=["length", "chunked", "close", "gzip", "bomb", "chunk extension"],
     )
+    @pytest.mark.trust("F30")
     async def test_a_reply_larger_than_the_bound_is_malformed(self, data: bytes) -> None:
         """The bound holds after inflating, and on the wire too."""
         error = await refusal(data, max_reply=1000, max_head=1000)
@@ -415,6 +417,7 @@ class TestMalformed:
         ],
     )
     @pytest.mark.parametrize("then", ["end", "reset"])
+    @pytest.mark.trust("F28")
     async def test_a_reply_that_stops_early_is_cut(self, data: bytes, then: Literal["end", "reset"]) -> None:
         """Whether the connection ends in order or not."""
         error = await refusal(data, then)
@@ -488,6 +491,7 @@ class TestPool:
             peer.writers[0].write(OK)
             await until(lambda: upstream.stats() == Stats(open=0, idle=0, in_use=0, opened=1))
 
+    @pytest.mark.trust("F29")
     async def test_a_connection_that_the_peer_ended_is_not_used(self) -> None:
         """Even if the loop has not seen the end yet: the call goes out on a fresh one, once."""
         async with talk(Act(OK), Act(OK)) as (peer, upstream):
@@ -499,6 +503,7 @@ class TestPool:
 
     @pytest.mark.parametrize("then", ["end", "reset"])
     @pytest.mark.parametrize("request_", [LIKE, Request("DELETE", "/"), ME], ids=repr)
+    @pytest.mark.trust("F29")
     async def test_a_request_dropped_on_a_kept_connection_is_not_sent_again(
         self, then: Literal["end", "reset"], request_: Request
     ) -> None:
@@ -577,6 +582,7 @@ class TestEnds:
         "data",
         [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", b"HTTP/1.1 200 OK\r\n\r\nab"],
     )
+    @pytest.mark.trust("F27")
     async def test_a_reply_not_whole_by_the_deadline_is_a_timeout(self, data: bytes) -> None:
         """Maybe applied, and the half-read connection is gone."""
         async with talk(Act(OK), Act(data, "stall")) as (_, upstream):
@@ -671,12 +677,14 @@ class TestUnsent:
         assert (caught.value.cause, caught.value.sent) == ("unreachable", False)
         assert upstream.stats() == Stats(open=0, idle=0, in_use=0, opened=0)
 
+    @pytest.mark.trust("F23")
     async def test_a_name_that_does_not_resolve_is_unreachable(self) -> None:
         """RFC 6761 keeps .invalid free."""
         with pytest.raises(SendFailed) as caught:
             await Upstream("http://nowhere.invalid").send(LIKE, deadline_s=5)
         assert (caught.value.cause, caught.value.sent) == ("unreachable", False)
 
+    @pytest.mark.trust("F25")
     async def test_a_connection_never_accepted_is_unreachable_in_time(self) -> None:
         """A full backlog on loopback is a black hole."""
         with socket.socket() as hole, contextlib.ExitStack() as stack:
@@ -785,6 +793,7 @@ class TestTLS:
     @pytest.mark.parametrize(
         "fault", ["expired", "another name", "self-signed", "unknown authority", "too old a version"]
     )
+    @pytest.mark.trust("F24")
     async def test_a_host_that_does_not_prove_itself_gets_nothing(self, authority: Authority, fault: str) -> None:
         """Its cause is tls, and no request was sent."""
         theirs, ours = authority.server(), authority.client()
@@ -808,6 +817,7 @@ class TestTLS:
             assert upstream.stats() == Stats(open=0, idle=0, in_use=0, opened=0)
 
     @pytest.mark.parametrize("then", ["end", "reset"])
+    @pytest.mark.trust("F24")
     async def test_a_handshake_that_breaks_off_is_a_failure_of_tls(self, then: Literal["end", "reset"]) -> None:
         """So is one answered in plain HTTP."""
         async with talk(Act(OK, then, read="nothing")) as (peer, _):

@@ -51,22 +51,28 @@ class Breaker:
         """The endpoints at which X is left alone, for all accounts."""
         return [endpoint for (endpoint, account), one in self._circuits.items() if account == _ALL and one.probe_at]
 
-    def admit(self, endpoint: str, account: str) -> None:
-        """Let a call pass; while open only one every PROBE_EVERY_S, whose end decides.
+    def check(self, endpoint: str, account: str) -> None:
+        """Refuse a call that could not pass now.
 
         Raises:
             GatewayError: x_breaker_open, with the seconds until the next probe.
         """
-        found = self._open(endpoint, account)
-        if not found:
-            return
-        now = self._clock.monotonic()
-        wait_s = max(probe_at for _, probe_at in found) - now
+        wait_s = max((probe_at for _, probe_at in self._open(endpoint, account)), default=0) - self._clock.monotonic()
         if wait_s > 0:
             self.refused += 1
             raise GatewayError("x_breaker_open", retry_after_s=ceil(wait_s))
-        for circuit, _ in found:
-            circuit.probe_at = now + PROBE_EVERY_S  # a probe that hangs keeps nobody from the next one
+
+    def admit(self, endpoint: str, account: str) -> None:
+        """Let a call pass; while open only one every PROBE_EVERY_S, whose end decides.
+
+        Raises:
+            GatewayError: as `check`.
+        """
+        if not self._circuits:
+            return
+        self.check(endpoint, account)
+        for circuit, _ in self._open(endpoint, account):
+            circuit.probe_at = self._clock.monotonic() + PROBE_EVERY_S  # one that hangs keeps nobody from the next
 
     def closed(self, endpoint: str, account: str) -> bool:
         """Whether a call would pass without being a probe."""

@@ -96,9 +96,10 @@ class Line:
             GatewayError: X's refusal, or why it could not be asked. `superseded`: a newer call undoes this one.
         """
         lines, ends_at = self._lines, self._clock.monotonic() + self._lines.deadline_s
-        if turn is not None:
-            await turn.come(lines.deadline_s)
         lines.ledger.check(request.endpoint, self.user_id)
+        if turn is not None:
+            lines.breaker.check(request.endpoint, self.user_id)  # a refusal need not wait for its turn
+            await turn.come(lines.deadline_s)
         lines.breaker.admit(request.endpoint, self.user_id)
         lines.running += 1
         try:

@@ -140,9 +140,8 @@ async def test_a_storm_of_failures_is_not_made_worse(linked: House) -> None:
     probes = [reason(await linked.call(name, body)) for name, body in STORM]
     p50, p99 = (sorted(times)[int(len(times) * share)] * 1000 for share in (0.5, 0.99))
     calls = sum(ends.values())
-    print(
-        f"calls {calls}, to X {asked} ({asked / calls:.2f} each), {ends}; refused in {p50:.1f} ms (p50), {p99:.1f} ms (p99)"
-    )  # noqa: T201 - figures for who runs the long form
+    figures = f"calls {calls}, to X {asked} ({asked / calls:.2f} each), {ends}"
+    print(f"{figures}; refused in {p50:.1f} ms (p50), {p99:.1f} ms (p99)")  # noqa: T201 - for who runs the long form
     assert asked <= 1.2 * calls
     assert {status for status, _ in ends} <= {502, 409}  # of likes and unlikes of one post, the later ones win
     assert [status for status, _ in probes] == [200, 200, 200, 200, 201]

@@ -94,7 +94,7 @@ class Fleet:
             database = Database(given["DATABASE_URL"])
             stack.push_async_callback(database.close)
             await database.prepare(upgrade=True)
-            limits = httpx2.Limits(max_connections=500)
+            limits = httpx2.Limits(max_connections=500, keepalive_expiry=2)  # the gateway ends idle ones after 5 s
             x = await stack.enter_async_context(httpx2.AsyncClient(base_url=x_url, timeout=30))
             (await x.post("/_sandbox/config", json=NO_LIMITS)).raise_for_status()
             client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=limits))

@@ -101,15 +101,17 @@ class Callers:
         return max(0.0, self.last - changed_at)
 
     async def _caller(self, replica: int, warm: asyncio.Event) -> None:
-        while True:
-            began = self._loop.time()
-            answer = await self._call(replica)
-            if answer.status_code != 200:
-                self.refusals[replica] = answer
+        try:
+            while True:
+                began = self._loop.time()
+                answer = await self._call(replica)
+                if answer.status_code != 200:
+                    self.refusals[replica] = answer
+                    return
+                self.last = max(self.last, began)
                 warm.set()
-                return
-            self.last = max(self.last, began)
-            warm.set()
+        finally:
+            warm.set()  # whatever went wrong is told by the task
 
 
 @pytest.mark.trust("G4", "T9")

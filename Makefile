@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup setup-dev run test check format docs lock bench bench-growth bench-profile clean
+.PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-profile clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,11 @@ check: setup-dev ## lint, formatting, types
 format: setup-dev ## apply the formatter and the safe fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+faults: setup-dev ## the fault tests in their long form, and build/faults.md: FAULTS_KILLS=1000 and the like say how long
+	@mkdir -p build && rm -f build/faults.jsonl
+	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 tests/faults $(PYTEST_ARGS); \
+		ended=$$?; $(BIN)/python tests/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
 
 docs: setup ## write docs/reference anew from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference

@@ -211,7 +211,7 @@ class OAuth:
             return Answer.of({"linked": False, **dict.fromkeys(_STATUS)})
         ended = row["state"] == "active" and expired(row, self._clock.now())
         state = "needs_relink" if ended else row["state"]
-        renews = state != "needs_relink" and row["refresh_ct"] is not None
+        renews = state != "needs_relink" and row["refresh_ct"] is not None and row["refresh_state"] != "over"
         told = {
             "user_id": row["user_id"],
             "username": row["username"],

@@ -69,6 +69,8 @@ Outcome = Literal[
 """What became of a refresh. late: another's pair was stored first, or the link is gone; held: X said neither yes nor
 no (429 and the like); lost_reply: X may have taken the token, and its answer is gone."""
 
+LOST = "refresh_lost_reply"
+
 _OUTCOMES: dict[Meaning, Outcome] = {
     Meaning.REFUSED: "refused",
     Meaning.OPERATOR: "operator_fault",
@@ -76,6 +78,7 @@ _OUTCOMES: dict[Meaning, Outcome] = {
     Meaning.MAYBE: "lost_reply",
     Meaning.NOT_SENT: "not_sent",
 }
+# refresh_state: idle; presented; over: X refuses the refresh token, and the access token is used until it ends.
 _IDLE = {"refresh_state": "idle", "presented_gen": None, "presented_at": None, "presented_by": None, "tries": 0}
 
 
@@ -111,10 +114,10 @@ class Refresher:
     def begin(self, row: RowMapping) -> None:
         """Renew in the background, if it is time: the old token still works, and nobody waits."""
         now = self._clock.now()
-        if self.draining or renews_at(row) > now or _lease_runs(row, now):
+        if self.draining or renews_at(row) > now or _lease_runs(row, now) or row["refresh_state"] == "over":
             return
         if self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]:
-            self._flights.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"]))
+            self._flights.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"], early=True))
 
     async def refreshed(self, row: RowMapping) -> RowMapping:
         """The row with a newer pair, by whose refresh ever. It goes on when the caller stops waiting.
@@ -140,7 +143,7 @@ class Refresher:
 
     # The way of one refresh.
 
-    async def _refresh(self, session_id: str, gen: int) -> RowMapping:
+    async def _refresh(self, session_id: str, gen: int, *, early: bool = False) -> RowMapping:
         while True:
             row = await self._turn(session_id, gen)
             if row["gen"] != gen:
@@ -160,7 +163,7 @@ class Refresher:
                     asking = self._authserver.refresh(refresh_token)
                     tokens = await self._failpoints.during("refresh_after_send", asking)
                 except TokenError as error:
-                    return await self._without_tokens(claimed, error)
+                    return await self._without_tokens(claimed, error, early=early)
                 await self._failpoints.reach("refresh_after_reply")
                 return await self._save(claimed, tokens)
 
@@ -177,6 +180,8 @@ class Refresher:
                 return row
             if row["state"] == "needs_relink":
                 raise GatewayError("x_session_expired", account=account(row))
+            if row["refresh_state"] == "over":  # and so is the old access token, or nobody would ask
+                raise await self._needs_relink(row, row["why"])
             if not _lease_runs(row, now):
                 return row
             if row["presented_by"] in (None, self._me) or row["presented_at"] + ANSWER_WITHIN < now:
@@ -216,15 +221,22 @@ class Refresher:
                 return None
             return await _get(connection, row["session_id"])
 
-    async def _without_tokens(self, row: RowMapping, error: TokenError) -> RowMapping:
-        """What each of X's other answers means for the link (the meanings are authserver's table)."""
+    async def _without_tokens(self, row: RowMapping, error: TokenError, *, early: bool) -> RowMapping:
+        """What each of X's other answers means for the link (the meanings are authserver's table).
+
+        `early`: the old access token works, and callers go on with it.
+        """
         session_id = row["session_id"]
         self._tell("x_5xx" if error.reason == "x_5xx" else _OUTCOMES[error.meaning], session_id)
         if error.meaning is Meaning.REFUSED:
             newer, _ = await self._look(session_id)  # a refusal proves nothing if another has refreshed meanwhile
             if newer["gen"] != row["gen"]:
                 return newer
-            raise await self._needs_relink(row, _why(row))
+            if not early or _why(row) != LOST:
+                raise await self._needs_relink(row, _why(row))
+            # Until the access token ends, a process may come round that stands still with X's answer in hand.
+            await self._mark(row, {"refresh_state": "over", "why": LOST})
+            raise GatewayError("x_timeout")
         if error.meaning is Meaning.MAYBE:
             with contextlib.suppress(StorageDownError):  # then others wait a little longer before they know
                 await self._mark(row, {"presented_by": None})
@@ -347,7 +359,7 @@ def _why(row: RowMapping) -> str:
     """Why X's refusal came, as far as we can tell."""
     if row["why"] == "restored":
         return "restored_backup"
-    return "refused" if row["tries"] == 1 else "refresh_lost_reply"
+    return "refused" if row["tries"] == 1 else LOST
 
 
 async def _get(connection: AsyncConnection, session_id: str) -> RowMapping:

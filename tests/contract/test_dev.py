@@ -237,6 +237,7 @@ async def test_people_get_a_page_to_open_and_curls_that_work_when_pasted(tmp_pat
         assert program.log.read_text() == ""
 
 
+@pytest.mark.trust("F51")
 async def test_serve_says_where_it_answers_and_ends_on_sigterm(tmp_path: Path) -> None:
     """One line once it answers; settings from a file; its log is JSON, one object a line."""
     create_key_file(tmp_path / "vault.key")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from datetime import timedelta
@@ -269,3 +270,16 @@ async def test_a_given_secret_is_taken_once(house: House) -> None:
     async with beside(house) as keys:
         again, raw_key = await keys.create("test", "dev", "free", secret=secret)
     assert (first.key_id, raw_key) == (again.key_id, secret)
+
+
+@pytest.mark.trust("F41")
+async def test_a_key_that_is_revoked_in_its_own_call_ends_with_it(linked: House) -> None:
+    """The call that was let in is answered; the next one is not."""
+    await linked.fault("POST", "/2/users/*/likes", {"delay_s": 0.3})
+    liking = asyncio.create_task(linked.like())
+    async with asyncio.timeout(20):
+        while not await linked.calls("/2/users/", method="POST"):
+            pass
+    await linked.gateway.keys.revoke(linked.key_id)
+    assert (await liking).status_code == 200
+    assert (await linked.like()).json()["error"]["reason"] == "key_revoked"

@@ -15,12 +15,17 @@ import birdwire
 from birdwire.failpoints import POINTS, FailpointError, Failpoints
 from birdwire.settings import Settings, SettingsError
 from birdwire.vault import create_key_file
+from scale import record, scaled
 from served import TOKEN, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 KILLED = -signal.SIGKILL
+ROUNDS = scaled("ROUNDS", 1, 10)
+"""How often a gateway dies at each point."""
+
+pytestmark = pytest.mark.timeout(60 if ROUNDS == 1 else 7_200)
 
 
 @pytest_asyncio.fixture
@@ -52,9 +57,17 @@ REFRESHES = [
 @pytest.mark.trust("R6")
 @pytest.mark.parametrize(("point", "asked", "lost"), REFRESHES)
 async def test_a_refresh_that_is_cut_short_ends_well_or_says_so(
-    town: Street, point: str, asked: int, lost: str | None
+    tmp_path: Path, point: str, asked: int, lost: str | None
 ) -> None:
     """X is asked again once at most, after the lease; and a link is lost only where X's answer was."""
+    for number in range(ROUNDS):
+        (place := tmp_path / str(number)).mkdir()
+        async with street(place) as town:
+            await _refresh_cut_short(town, point, asked, lost)
+    record(f"killed at {point}", runs=ROUNDS, ended_as_documented=ROUNDS, links_lost=ROUNDS * bool(lost))
+
+
+async def _refresh_cut_short(town: Street, point: str, asked: int, lost: str | None) -> None:
 
     async def refresh(at: Any) -> None:
         await town.link(at)
@@ -80,8 +93,16 @@ async def test_a_refresh_that_is_cut_short_ends_well_or_says_so(
 
 @pytest.mark.trust("F7")
 @pytest.mark.parametrize("point", ["link_after_exchange", "link_after_persist"])
-async def test_a_link_that_is_cut_short_is_there_or_made_again(town: Street, point: str) -> None:
+async def test_a_link_that_is_cut_short_is_there_or_made_again(tmp_path: Path, point: str) -> None:
     """What was stored is named later; what was not is said, and a new link works."""
+    for number in range(ROUNDS):
+        (place := tmp_path / str(number)).mkdir()
+        async with street(place) as town:
+            await _link_cut_short(town, point)
+    record(f"killed at {point}", runs=ROUNDS, ended_as_documented=ROUNDS)
+
+
+async def _link_cut_short(town: Street, point: str) -> None:
 
     async def link(at: Any) -> None:
         await town.link(at)
@@ -118,8 +139,16 @@ async def test_a_post_that_is_cut_short_is_never_sent_again(town: Street, point:
 
 
 @pytest.mark.trust("F8")
-async def test_a_change_of_the_vault_key_that_is_cut_short_goes_on(town: Street) -> None:
+async def test_a_change_of_the_vault_key_that_is_cut_short_goes_on(tmp_path: Path) -> None:
     """What was not committed is as it was; the next run does the rest."""
+    for number in range(ROUNDS):
+        (place := tmp_path / str(number)).mkdir()
+        async with street(place) as town:
+            await _rotation_cut_short(town)
+    record("killed at rotation", runs=ROUNDS, ended_as_documented=ROUNDS)
+
+
+async def _rotation_cut_short(town: Street) -> None:
     at = await town.serve()
     await town.link(at)
     await at.kill()
@@ -134,8 +163,16 @@ async def test_a_change_of_the_vault_key_that_is_cut_short_goes_on(town: Street)
 
 
 @pytest.mark.trust("F8")
-async def test_a_migration_that_is_cut_short_leaves_the_schema_that_was(town: Street) -> None:
+async def test_a_migration_that_is_cut_short_leaves_the_schema_that_was(tmp_path: Path) -> None:
     """All of a version or nothing: the next one starts from the same."""
+    for number in range(ROUNDS):
+        (place := tmp_path / str(number)).mkdir()
+        async with street(place) as town:
+            await _migration_cut_short(town)
+    record("killed at migration", runs=ROUNDS, ended_as_documented=ROUNDS)
+
+
+async def _migration_cut_short(town: Street) -> None:
     fresh = {"database_url": f"sqlite:///{town.directory / 'fresh.db'}"}
     assert await town.command("migrate", failpoints="migration=kill", **fresh) == (KILLED, None)
     assert (await town.command("migrate", **fresh))[0] == 0

@@ -94,10 +94,13 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
     await asyncio.gather(*(linked.like() for _ in range(20)))
 
     async def told() -> bool:
-        return bool((await linked.status())["state"] == "needs_relink")
+        return bool((await linked.status())["why"] == "refresh_lost_reply")
 
     await until(told)
-    assert (await row(linked))["why"] == "refresh_lost_reply"
+    linked.clock.advance(seconds=600)  # until the old access token ends, all goes on
+    await linked.advance_x(600)
+    assert (await linked.like()).json()["error"]["reason"] == "x_session_expired"
+    assert (await linked.status())["state"] == "needs_relink"
     assert (await linked.like()).json()["error"]["reason"] == "x_session_expired"
     assert len(await refreshes(linked)) == 2
 

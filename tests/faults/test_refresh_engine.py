@@ -189,6 +189,53 @@ async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
     assert (await b.token(key_id), (await b.row(key_id))["gen"]) == (f"{SECRET}-at-2", 2)
 
 
+@pytest.mark.trust("F38", "G1")
+async def test_in_the_early_window_no_caller_sees_that_a_process_stands_still(two: Two) -> None:
+    """X refuses the second try, but the old access token lives: it is used, and the late answer mends all."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=6_600)
+    assert await a.token(key_id) == f"{SECRET}-at-ada1"
+    await a.asked(1)
+    clock.advance(seconds=LEASE_S)
+    assert await b.token(key_id) == f"{SECRET}-at-ada1"
+    await b.asked(1)
+    b.x.answers.put_nowait(REFUSED)
+    async with asyncio.timeout(20):
+        while (await b.row(key_id))["refresh_state"] != "over":
+            assert await b.token(key_id) == f"{SECRET}-at-ada1"
+    clock.advance(minutes=3)
+    assert await b.token(key_id) == f"{SECRET}-at-ada1"
+    assert len(b.x.sent) == 1
+    a.x.answers.put_nowait(pair(2))
+    async with asyncio.timeout(20):
+        while await b.token(key_id) != f"{SECRET}-at-2":
+            pass
+    assert ((await b.row(key_id))["refresh_state"], (await b.row(key_id))["why"]) == ("idle", None)
+
+
+async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> None:
+    """Nobody has the answer: until the end all goes on, then the owner is asked, and X no third time."""
+    clock, (a, _) = two
+    key_id = await a.link()
+    clock.advance(seconds=6_600)
+    a.x.answers.put_nowait(LOST)
+    await a.token(key_id)
+    await a.asked(1)
+    async with asyncio.timeout(20):
+        while (await a.row(key_id))["presented_by"] is not None:
+            pass
+    clock.advance(seconds=LEASE_S)
+    a.x.answers.put_nowait(REFUSED)
+    async with asyncio.timeout(20):
+        while (await a.row(key_id))["refresh_state"] != "over":
+            assert await a.token(key_id) == f"{SECRET}-at-ada1"
+    clock.advance(seconds=600)
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
+    assert ((await a.row(key_id))["state"], (await a.row(key_id))["why"]) == ("needs_relink", "refresh_lost_reply")
+    assert len(a.x.sent) == 2
+
+
 async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:
     """Another one's claim came meanwhile: it must keep the token to itself."""
     clock, (a, b) = two

@@ -244,7 +244,7 @@ def plot(result: dict[str, Any]) -> str:
         for one in ranked(result, table)
         if (found := table.figure(one["name"], table.ranked_at, "cpu_us"))
     ]
-    left, width, step = 300, 420, 26
+    left, width, step = 330, 420, 26
     height = step * len(bars) + 40
     most = math.log10(max((value for *_, value in bars), default=1) * 1.1)
     parts = [

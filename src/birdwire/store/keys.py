@@ -46,6 +46,13 @@ api_keys = Table(
     Column("revoked_at", Instant),
 )
 
+Index(
+    "api_keys_revoked",
+    api_keys.c.revoked_at,
+    sqlite_where=api_keys.c.revoked_at.is_not(None),
+    postgresql_where=api_keys.c.revoked_at.is_not(None),
+)
+
 api_secrets = Table(
     "api_secrets",
     metadata,

@@ -30,6 +30,12 @@ def upgrade() -> None:
         sa.Column("revoked_at", Instant(), nullable=True),
         sa.PrimaryKeyConstraint("key_id"),
     )
+    with op.batch_alter_table("api_keys", schema=None) as batch_op:
+        some = sa.text("revoked_at IS NOT NULL")
+        batch_op.create_index(
+            "api_keys_revoked", ["revoked_at"], unique=False, sqlite_where=some, postgresql_where=some
+        )
+
     op.create_table(
         "capabilities",
         sa.Column("client_id", sa.String(), nullable=False),
@@ -241,11 +247,13 @@ def upgrade() -> None:
     with op.batch_alter_table("x_sessions", schema=None) as batch_op:
         batch_op.create_index("x_sessions_key", ["key_id", "issuer"], unique=False)
         batch_op.create_index("x_sessions_undo", ["undo_hash"], unique=False)
+        batch_op.create_index("x_sessions_state", ["state", "created_at"], unique=False)
 
 
 def downgrade() -> None:
     """Back to the one before."""
     with op.batch_alter_table("x_sessions", schema=None) as batch_op:
+        batch_op.drop_index("x_sessions_state")
         batch_op.drop_index("x_sessions_undo")
         batch_op.drop_index("x_sessions_key")
 
@@ -285,4 +293,7 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
         op.drop_table("changes")
     op.drop_table("capabilities")
+    with op.batch_alter_table("api_keys", schema=None) as batch_op:
+        batch_op.drop_index("api_keys_revoked")
+
     op.drop_table("api_keys")

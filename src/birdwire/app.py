@@ -312,6 +312,7 @@ def watch(
     metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
     metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
+    metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(

@@ -50,7 +50,6 @@ class Health:
         self._stalled_s = stalled_s
         self._database = database
         self._sessions = sessions
-        self._telemetry = telemetry
         self._pulse: Pulse | None = None
         self._draining = False
         telemetry.metrics.watch("birdwire_draining", self.draining)
@@ -86,7 +85,6 @@ class Health:
                 raise StorageDownError("UnsavedPair")
             await self._database.probe()
         except StorageDownError:
-            self._telemetry.metrics.add("birdwire_store_errors_total")
             raise GatewayError("storage_unavailable", half="nothing was changed") from None
         return Answer.of({"status": "ready"})
 

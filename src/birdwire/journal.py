@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +88,8 @@ class Journal:
         self._clock = clock
         self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
         self._flushing = asyncio.Lock()
+        self.ended: Counter[str] = Counter()
+        """Writes by their outcome, since the start."""
 
     @property
     def waiting(self) -> int:
@@ -121,6 +124,7 @@ class Journal:
 
     async def end(self, entry: Entry, outcome: Outcome, values: dict[str, Any], *, begun: bool) -> None:
         """Write down what became of it; a row that was not begun is added."""
+        self.ended[outcome] += 1
         now = self._clock.now()
         data = dict(values["data"]) if values.get("data") else None
         words = data.pop("text", None) if data and begun else None

@@ -63,6 +63,8 @@ ALLOWED: dict[str, str] = {
     "store.keys": "store.changes store.schema",
     "store.sessions": "store.changes store.keys store.schema",
     "store.snapshots": "store.schema store.sessions",
+    "store.moving": "store store.capabilities store.idempotency store.journal store.keys store.ledger "
+    "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
     "store.states": "store.schema",
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",

@@ -41,7 +41,7 @@ COMMANDS = (
     Row("serve", "serve", RUN, "Start the gateway."),
     Row("sandbox", "sandbox", RUN, "Start the local X alone."),
     Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
-    Row("migrate", "check", OPERATE, "Bring the database up to this version."),
+    Row("migrate", "migrate", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
     Row("vault", "vault", OPERATE, "Make, change and count the keys that seal X's tokens at rest."),
     Row("backup", "backup", OPERATE, "Copy the database, as it is now, into one file, while the gateway serves."),

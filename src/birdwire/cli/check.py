@@ -1,10 +1,9 @@
-"""`birdwire check` and `birdwire migrate`: whether the gateway can start, and the step that a new version may need."""
+"""`birdwire check`: whether the gateway can start."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -16,11 +15,10 @@ from birdwire.cli.database import opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock, rfc3339
-from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.redis import Redis, Script
 from birdwire.settings import PREFIX, Settings
-from birdwire.store.db import Database, file_of, place_of
+from birdwire.store.db import file_of, place_of
 from birdwire.upstream import Request, SendFailed, Upstream
 
 if TYPE_CHECKING:
@@ -70,28 +68,6 @@ def check(
             message = "\n- ".join(("The gateway cannot start as it should:", *checks.wrong))
             raise Stop(ExitCode.USAGE, message, document=checks.document())
         say.result(checks.document(), *(f"ok: {note}" for note in checks.notes), *checks.record())
-
-
-@app.command()
-def migrate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Bring the database up to this version.
-
-    Stop the gateway and make a backup first.
-
-    Example: birdwire migrate --config /etc/birdwire.toml
-    """
-    with saying(as_json=as_json) as say, refusals():
-        settings = read_settings(config)
-        asyncio.run(_migrate(settings))
-        say.result({"database": "up to date", "version": __version__}, "The database is up to date.")
-
-
-async def _migrate(settings: Settings) -> None:
-    database, failpoints = Database(settings.database_url), Failpoints(settings.failpoints)
-    try:
-        await database.prepare(upgrade=True, migrated=partial(failpoints.reach_now, "migration"))
-    finally:
-        await database.close()
 
 
 class _Checks:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - Typer reads it
 from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from birdwire.app import open_vault
 from birdwire.cli import servers
-from birdwire.cli.database import opened, refusals
+from birdwire.cli.database import lock_of, opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
+from birdwire.store.db import file_of
 from birdwire.vault import Vault, VaultError, create_key_file
 
 if TYPE_CHECKING:
     from birdwire.keyring import Count
     from birdwire.settings import Settings
 
-SQLITE = "sqlite:///"
 SAY_EVERY_S = 1.0
 ROUNDS = 5
 """How often what a running gateway changed meanwhile is gone after; each round meets far less than the one before."""
@@ -115,9 +115,10 @@ def _unserved(settings: Settings) -> IO[bytes]:
     """
     message = "The gateway that serves this database does not know this vault key yet."
     fix = "Restart it with this key and the old one; then run this again."
-    if not settings.database_url.startswith(SQLITE):
+    file = file_of(settings.database_url)
+    if file is None:
         raise Stop(ExitCode.USAGE, message, fix)
-    return servers.alone(Path(f"{settings.database_url.removeprefix(SQLITE)}.lock"), message, fix)
+    return servers.alone(lock_of(file), message, fix)
 
 
 async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str], int, int]:

@@ -1,0 +1,94 @@
+"""`birdwire migrate`: the step that a new version may need, and the move from a file to a server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire import __version__
+from birdwire.app import open_vault
+from birdwire.cli.database import alone, opened, refusals
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
+from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.clock import Clock
+from birdwire.failpoints import Failpoints
+from birdwire.keyring import Keyring
+from birdwire.store import moving
+from birdwire.store.db import SQLITE, Database, file_of
+
+if TYPE_CHECKING:
+    from birdwire.settings import Settings
+
+SAY_EVERY_S = 1.0
+MOVED = ".moved"
+
+app = family()
+
+
+@app.command()
+def migrate(
+    *,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Also move in what this SQLite database holds.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database up to this version.
+
+    Stop the gateway and make a backup first. With --from, everything in an SQLite database is copied into the one of
+    the settings, which must be empty: keys go on working, and accounts stay linked. The file is renamed then, so that
+    no gateway starts on it again: two of them would spend each other's tokens.
+
+    Example: birdwire migrate --config /etc/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config)
+        if source is None:
+            asyncio.run(_migrate(settings))
+            say.result({"database": "up to date", "version": __version__}, "The database is up to date.")
+            return
+        if not source.is_file():
+            raise Stop(ExitCode.USAGE, f"There is no {source}.")
+        if file_of(settings.database_url) is not None:
+            raise Stop(
+                ExitCode.USAGE, "The database of the settings is a file, too.", "Name a PostgreSQL database there."
+            )
+        left = settings.model_copy(update={"database_url": f"{SQLITE}{source}"})
+        with alone(left):
+            asyncio.run(_migrate(settings))
+            moved = asyncio.run(_move(left, settings, say))
+            kept = source.rename(source.with_name(source.name + MOVED))
+        say.result(
+            {"rows": moved, "kept": str(kept)},
+            f"{moved:,} rows are in the database of the settings now. What was the database is kept in {kept}.",
+        )
+
+
+async def _migrate(settings: Settings) -> None:
+    database, failpoints = Database(settings.database_url), Failpoints(settings.failpoints)
+    try:
+        await database.prepare(upgrade=True, migrated=partial(failpoints.reach_now, "migration"))
+    finally:
+        await database.close()
+
+
+async def _move(source: Settings, target: Settings, say: Say) -> int:
+    """How many rows. The vault key of the settings must open them, or the move would lose every link."""
+    said_at = time.monotonic()
+
+    def progress(moved: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= SAY_EVERY_S:
+            said_at = time.monotonic()
+            say.aside(f"{moved:,} rows")
+
+    async with opened(source) as old, opened(target) as new:
+        await Keyring(old, open_vault(target), Clock()).check()
+        async with old.read() as reading, new.write() as writing:
+            return await moving.move(reading, writing, progress)

@@ -1,0 +1,56 @@
+"""From a file to a server: everything that one database holds, copied into another one that is empty."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select
+
+from birdwire.store import capabilities, idempotency, journal, keys, ledger, lookings, sessions, snapshots, states
+from birdwire.store import vault_keys as vault
+from birdwire.store.schema import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+AT_ONCE = 500
+TABLES = (
+    keys.api_keys,
+    keys.api_secrets,
+    keys.daily_writes,
+    vault.vault_keys,
+    states.link_states,
+    sessions.x_sessions,
+    sessions.revocations,
+    journal.journal,
+    idempotency.idempotency,
+    lookings.lookings,
+    ledger.x_windows,
+    capabilities.capabilities,
+    snapshots.restores,
+)
+"""What is copied, a table after those that it refers to. Not here: which processes run, and what was announced."""
+
+
+async def move(source: AsyncConnection, target: AsyncConnection, progress: Callable[[int], None]) -> int:
+    """Copy every row, in the target's transaction; how many. Both have this version's schema; nobody uses either.
+
+    Sealed values stay as they are: the vault binds them to their row, not to the database that it is in.
+
+    Raises:
+        StoreError: the target is not empty.
+    """
+    for table in TABLES:
+        if (await target.execute(select(*table.primary_key.columns).limit(1))).first() is not None:
+            raise StoreError("The database of the settings is not empty; nothing was changed.")
+    moved = 0
+    for table in TABLES:
+        query = select(table).order_by(*table.primary_key.columns)
+        async with source.stream(query) as result:
+            async for rows in result.mappings().partitions(AT_ONCE):
+                await target.execute(insert(table), [dict(row) for row in rows])
+                moved += len(rows)
+                progress(moved)
+    return moved

@@ -119,7 +119,10 @@ class Reconciler:
 
         async def one(user_id: str) -> None:
             async with turns:
-                await self._look(user_id)
+                try:
+                    await self._look(user_id)
+                except Exception as error:  # noqa: BLE001 - one account's trouble must not end the looks at others
+                    self._telemetry.crash("reconcile", error)
 
         async with asyncio.TaskGroup() as group:
             for user_id in dict.fromkeys(row["user_id"] for row in rows if row["state"] == "unknown"):

@@ -79,10 +79,12 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         await house.x.delete("/_sandbox/faults")
+        began_at = asyncio.get_running_loop().time()
         for _ in range(65):
             house.clock.advance(seconds=1)
             await house.advance_x(1)
             await house.gateway.reconciler.round()
+        meanwhile_s = asyncio.get_running_loop().time() - began_at  # that this machine took beside the moved time
         there = collections.Counter(post["text"] for post in (await house.state())["posts"])
         found = outcomes(tmp_path)
         print(collections.Counter(state for state, _ in found.values()))  # noqa: T201 - the figures of a long run
@@ -91,7 +93,7 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
             assert there[f"post {number}"] == (state in {"confirmed", "found"}), (number, state)
             assert (answer.status_code == 201) == (state == "confirmed")
             assert state != "unknown"
-            assert unknown_s <= 65
+            assert unknown_s <= 65 + meanwhile_s
         assert {"found", "not_found"} <= {state for state, _ in found.values()}
 
 

@@ -126,9 +126,9 @@ async def test_three_times_too_much_costs_next_to_nothing(tmp_path: Path) -> Non
     said = [json.loads(line) for line in served.log.read_text("utf-8").splitlines()]
     own_ms = _p99([line["ms"] for line in said if line.get("status") == 503])
     told = (
-        f"peak {peak:.0f}/s, at 3x {goodput:.0f}/s; {len(load.shed_s)} shed, p99 {_p99(load.shed_s) * 1000:.0f} ms as the "
-        f"caller saw it (this process has X to play, too), {own_ms:.1f} ms by the gateway's log"
+        f"peak {peak:.0f}/s, at 3x {goodput:.0f}/s; {len(load.shed_s)} shed, p99 {own_ms:.1f} ms by the gateway's log, "
     )
+    told += f"{_p99(load.shed_s) * 1000:.0f} ms as the caller saw it (whose process has X to play, too)"
     print(told)  # noqa: T201 - the long form's figures
     assert goodput > (0.9 if LONG else 0.5) * peak, told
     assert not LONG or own_ms < 50, told

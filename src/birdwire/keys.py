@@ -22,6 +22,7 @@ from birdwire.reads import READS
 from birdwire.recall import Recall
 from birdwire.settings import is_loopback
 from birdwire.store import keys as store
+from birdwire.store import sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -315,6 +316,7 @@ class Keys:
         async with self._database.write() as connection:
             await self._get(connection, key_id)
             await store.revoke(connection, key_id, self._clock.now())
+            await sessions.condemn(connection, key_id)
             return await self._get(connection, key_id)
 
     async def get(self, key_id: str) -> Key:

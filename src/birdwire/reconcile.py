@@ -103,6 +103,7 @@ class Reconciler:
         """
         async with self._database.write() as connection:
             await store.hasten(connection, self._clock.now())
+            await lookings.forget(connection, self._clock.now() - timedelta(seconds=LOOKS_S[-1]))
         await self._mark(await self._due())
 
     async def round(self) -> None:

@@ -40,6 +40,7 @@ UNDO_FOR = timedelta(minutes=10)
 CONFIRM_WITHIN = timedelta(minutes=10)
 HOLD_OFF_S = 15 * 60
 _MOST_HELD_OFF = 10_000
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,8 @@ class Sessions:
             "created_at": now,
         }
         async with self._database.write() as connection:
-            await keys.hold(connection, key_id)
+            if not await keys.hold(connection, key_id):
+                row["over_at"] = now  # its key was revoked meanwhile
             older = _links(await store.of_key(connection, key_id, self._issuer)).pending
             if older is not None:
                 await self._revocations.end(connection, older)
@@ -202,7 +204,8 @@ class Sessions:
             if expected is not None:
                 await self._revocations.end(connection, row)
             elif waits:
-                await store.change(connection, session_id, row["gen"], named)
+                over_at = row["created_at"] + CONFIRM_WITHIN
+                await store.change(connection, session_id, row["gen"], named | {"over_at": over_at})
                 row = await self._get(connection, session_id)
             else:
                 row = await self._put_in_use(connection, row, current, named)
@@ -232,7 +235,7 @@ class Sessions:
             await self._revocations.end(
                 connection, current
             )  # another account's pair: nothing of the new one hangs on it
-        values = {**named, "state": "active", "linked_at": self._clock.now()}
+        values = {**named, "state": "active", "linked_at": self._clock.now(), "over_at": None}
         await store.change(connection, row["session_id"], row["gen"], values)
         return await self._get(connection, row["session_id"])
 
@@ -267,15 +270,17 @@ class Sessions:
         return account(row)
 
     async def sweep(self) -> None:
-        """End the sessions of revoked keys and those nobody confirmed; try again what X could not revoke yet."""
+        """End the sessions of revoked keys and those nobody confirmed; try again what X could not revoke yet.
+
+        It costs what there is to end, however many sessions there are.
+        """
         async with self._database.read() as connection:
-            over = list(await store.of_revoked_keys(connection, self._issuer))
-            over += await store.unconfirmed(connection, self._issuer, self._clock.now() - CONFIRM_WITHIN)
+            over = await store.over(connection, self._issuer, self._clock.now(), _AT_ONCE)
         for row in over:
             async with self._database.write() as connection:
                 await keys.hold(connection, row["key_id"])
                 newer = await store.get(connection, row["session_id"])
-                if newer is not None and newer["state"] == row["state"]:  # not confirmed at the last moment
+                if newer is not None and newer["over_at"] is not None:  # not confirmed at the last moment
                     await self._revocations.end(connection, newer)
         await self._revocations.drain()
 
@@ -299,9 +304,10 @@ class Sessions:
         return row
 
     async def _held(self, connection: AsyncConnection, session_id: str) -> RowMapping:
-        """The row, with its key's links in the hands of the caller's transaction."""
+        """The row, with its key's links in the hands of the caller's transaction; a revoked key has none."""
         row = await self._get(connection, session_id)
-        await keys.hold(connection, row["key_id"])
+        if not await keys.hold(connection, row["key_id"]):
+            raise GatewayError("x_not_linked")
         return await self._get(connection, session_id)
 
     def _session(self, row: RowMapping) -> XSession:

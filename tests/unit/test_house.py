@@ -61,7 +61,7 @@ ALLOWED: dict[str, str] = {
     "store.lookings": "store.schema",
     "store.presence": "store.schema",
     "store.keys": "store.changes store.schema",
-    "store.sessions": "store.changes store.keys store.schema",
+    "store.sessions": "store.changes store.schema",
     "store.snapshots": "store.schema store.sessions",
     "store.moving": "store store.capabilities store.idempotency store.journal store.keys store.ledger "
     "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
@@ -76,7 +76,7 @@ ALLOWED: dict[str, str] = {
     "timeline": "body operations post",
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "recall": "clock store.db",
-    "keys": "call clock errors operations reads recall settings store.db store.keys",
+    "keys": "call clock errors operations reads recall settings store.db store.keys store.sessions",
     "pairs": "authserver clock vault",
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",

@@ -93,5 +93,6 @@ async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bo
 async def forget(connection: AsyncConnection, before: datetime, limit: int) -> int:
     """Drop up to `limit` calls that began before a moment; how many were dropped."""
     names = tuple_(idempotency.c.key_id, idempotency.c.name)
-    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before).limit(limit)
-    return (await connection.execute(delete(idempotency).where(names.in_(old)))).rowcount
+    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before)
+    oldest = old.order_by(idempotency.c.created_at).limit(limit)
+    return (await connection.execute(delete(idempotency).where(names.in_(oldest)))).rowcount

@@ -74,6 +74,13 @@ Index(
     sqlite_where=journal.c.due_at.is_not(None),
     postgresql_where=journal.c.due_at.is_not(None),
 )
+Index(
+    "journal_account",
+    journal.c.user_id,
+    journal.c.due_at,
+    sqlite_where=journal.c.due_at.is_not(None),
+    postgresql_where=journal.c.due_at.is_not(None),
+)
 
 ADD = insert(journal)
 """One write that was asked of X."""

@@ -46,13 +46,6 @@ api_keys = Table(
     Column("revoked_at", Instant),
 )
 
-Index(
-    "api_keys_revoked",
-    api_keys.c.revoked_at,
-    sqlite_where=api_keys.c.revoked_at.is_not(None),
-    postgresql_where=api_keys.c.revoked_at.is_not(None),
-)
-
 api_secrets = Table(
     "api_secrets",
     metadata,
@@ -95,14 +88,15 @@ async def get(connection: AsyncConnection, key_id: str) -> RowMapping | None:
     return (await connection.execute(select(api_keys).where(api_keys.c.key_id == key_id))).mappings().first()
 
 
-async def hold(connection: AsyncConnection, key_id: str) -> None:
-    """Let nobody else change what hangs on a key (its secrets, its links) until the transaction ends.
+async def hold(connection: AsyncConnection, key_id: str) -> bool:
+    """Let nobody else change what hangs on a key (its secrets, its links) until the transaction ends; whether it lives.
 
     Every transaction that looks at them before it changes them begins with this, so that none waits for another in a
     circle. Calls with the key are not held up.
     """
-    query = select(api_keys.c.key_id).where(api_keys.c.key_id == key_id).with_for_update(key_share=True)
-    await connection.execute(query)
+    query = select(api_keys.c.revoked_at).where(api_keys.c.key_id == key_id).with_for_update(key_share=True)
+    row = (await connection.execute(query)).first()
+    return row is not None and row.revoked_at is None
 
 
 async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, String, Table, delete, update
+from sqlalchemy import Column, Index, String, Table, delete, update
 
 from birdwire.store.schema import Instant, insert, metadata
 
@@ -18,6 +18,7 @@ lookings = Table(
     metadata,
     Column("user_id", String, primary_key=True),
     Column("until", Instant, nullable=False),
+    Index("lookings_end", "until"),
 )
 
 

@@ -54,11 +54,22 @@ x_sessions = Table(
     Column("linked_at", Instant),
     Column("refreshed_at", Instant),
     Column("why", String),
+    Column("over_at", Instant),
     Index("x_sessions_key", "key_id", "issuer"),
     Index("x_sessions_undo", "undo_hash"),
-    Index("x_sessions_state", "state", "created_at"),
 )
-"""state: pending (stored, not yet named), active, needs_relink. gen rises with each new pair of tokens."""
+"""state: pending (stored, not yet named), active, needs_relink. gen rises with each new pair of tokens.
+
+over_at: from when on nobody can use it, if that is known: its key is revoked, or its holder has not confirmed it.
+"""
+
+Index(
+    "x_sessions_over",
+    x_sessions.c.issuer,
+    x_sessions.c.over_at,
+    sqlite_where=x_sessions.c.over_at.is_not(None),
+    postgresql_where=x_sessions.c.over_at.is_not(None),
+)
 
 revocations = Table(
     "revocations",
@@ -86,20 +97,16 @@ async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> Seque
     return (await connection.execute(query.order_by(x_sessions.c.created_at.desc()))).mappings().all()
 
 
-async def of_revoked_keys(connection: AsyncConnection, issuer: str) -> Sequence[RowMapping]:
-    """Sessions whose key is revoked: nobody can use them any more."""
-    from birdwire.store.keys import api_keys  # noqa: PLC0415 - two owners' tables at once, needed here only
-
-    revoked = select(api_keys.c.key_id).where(api_keys.c.revoked_at.is_not(None))
-    query = select(x_sessions).where(x_sessions.c.key_id.in_(revoked), x_sessions.c.issuer == issuer)
-    return (await connection.execute(query)).mappings().all()
+async def condemn(connection: AsyncConnection, key_id: str) -> None:
+    """A key is revoked: nobody can use its sessions any more, from their own beginning on, whatever clock is right."""
+    query = update(x_sessions).where(x_sessions.c.key_id == key_id)
+    await connection.execute(query.values(over_at=x_sessions.c.created_at))
 
 
-async def unconfirmed(connection: AsyncConnection, issuer: str, before: datetime) -> Sequence[RowMapping]:
-    """Named sessions that have waited for their key's holder since before a moment."""
-    waits = (x_sessions.c.state == "pending", x_sessions.c.user_id.is_not(None), x_sessions.c.created_at < before)
-    query = select(x_sessions).where(*waits, x_sessions.c.issuer == issuer)
-    return (await connection.execute(query)).mappings().all()
+async def over(connection: AsyncConnection, issuer: str, now: datetime, limit: int) -> Sequence[RowMapping]:
+    """Sessions that nobody can use any more, the longest over first."""
+    query = select(x_sessions).where(x_sessions.c.issuer == issuer, x_sessions.c.over_at <= now)
+    return (await connection.execute(query.order_by(x_sessions.c.over_at).limit(limit))).mappings().all()
 
 
 async def get(connection: AsyncConnection, session_id: str) -> RowMapping | None:

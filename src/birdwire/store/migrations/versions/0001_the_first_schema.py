@@ -30,12 +30,6 @@ def upgrade() -> None:
         sa.Column("revoked_at", Instant(), nullable=True),
         sa.PrimaryKeyConstraint("key_id"),
     )
-    with op.batch_alter_table("api_keys", schema=None) as batch_op:
-        some = sa.text("revoked_at IS NOT NULL")
-        batch_op.create_index(
-            "api_keys_revoked", ["revoked_at"], unique=False, sqlite_where=some, postgresql_where=some
-        )
-
     op.create_table(
         "capabilities",
         sa.Column("client_id", sa.String(), nullable=False),
@@ -80,9 +74,13 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("journal", schema=None) as batch_op:
         batch_op.create_index("journal_key", ["key_id", "created_at"], unique=False)
-        for name, column in (("journal_made", "x_id"), ("journal_due", "due_at")):
-            some = sa.text(f"{column} IS NOT NULL")
-            batch_op.create_index(name, [column], unique=False, sqlite_where=some, postgresql_where=some)
+        for name, *columns in (
+            ("journal_made", "x_id"),
+            ("journal_due", "due_at"),
+            ("journal_account", "user_id", "due_at"),
+        ):
+            some = sa.text(f"{columns[-1]} IS NOT NULL")
+            batch_op.create_index(name, columns, unique=False, sqlite_where=some, postgresql_where=some)
 
     op.create_table(
         "processes",
@@ -96,6 +94,8 @@ def upgrade() -> None:
         sa.Column("until", Instant(), nullable=False),
         sa.PrimaryKeyConstraint("user_id"),
     )
+    with op.batch_alter_table("lookings", schema=None) as batch_op:
+        batch_op.create_index("lookings_end", ["until"], unique=False)
 
     op.create_table(
         "restores",
@@ -238,6 +238,7 @@ def upgrade() -> None:
         sa.Column("linked_at", Instant(), nullable=True),
         sa.Column("refreshed_at", Instant(), nullable=True),
         sa.Column("why", sa.String(), nullable=True),
+        sa.Column("over_at", Instant(), nullable=True),
         sa.ForeignKeyConstraint(
             ["key_id"],
             ["api_keys.key_id"],
@@ -247,13 +248,16 @@ def upgrade() -> None:
     with op.batch_alter_table("x_sessions", schema=None) as batch_op:
         batch_op.create_index("x_sessions_key", ["key_id", "issuer"], unique=False)
         batch_op.create_index("x_sessions_undo", ["undo_hash"], unique=False)
-        batch_op.create_index("x_sessions_state", ["state", "created_at"], unique=False)
+        over = sa.text("over_at IS NOT NULL")
+        batch_op.create_index(
+            "x_sessions_over", ["issuer", "over_at"], unique=False, sqlite_where=over, postgresql_where=over
+        )
 
 
 def downgrade() -> None:
     """Back to the one before."""
     with op.batch_alter_table("x_sessions", schema=None) as batch_op:
-        batch_op.drop_index("x_sessions_state")
+        batch_op.drop_index("x_sessions_over")
         batch_op.drop_index("x_sessions_undo")
         batch_op.drop_index("x_sessions_key")
 
@@ -282,9 +286,13 @@ def downgrade() -> None:
         batch_op.drop_index("revocations_due")
 
     op.drop_table("revocations")
+    with op.batch_alter_table("lookings", schema=None) as batch_op:
+        batch_op.drop_index("lookings_end")
+
     op.drop_table("lookings")
     op.drop_table("processes")
     with op.batch_alter_table("journal", schema=None) as batch_op:
+        batch_op.drop_index("journal_account")
         batch_op.drop_index("journal_due")
         batch_op.drop_index("journal_made")
         batch_op.drop_index("journal_key")
@@ -293,7 +301,4 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
         op.drop_table("changes")
     op.drop_table("capabilities")
-    with op.batch_alter_table("api_keys", schema=None) as batch_op:
-        batch_op.drop_index("api_keys_revoked")
-
     op.drop_table("api_keys")

@@ -1,0 +1,176 @@
+"""What runs by itself costs what there is to do, not what there is: every such statement finds its rows by an index."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Engine, event
+
+from birdwire.store import (
+    capabilities,
+    changes,
+    idempotency,
+    journal,
+    keys,
+    lookings,
+    presence,
+    sessions,
+    states,
+    vault_keys,
+)
+from birdwire.store.db import Database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    Work = Callable[[AsyncConnection], Awaitable[object]]
+    Statement = tuple[str, Any]
+
+pytestmark = pytest.mark.engines("sqlite", "postgres")
+
+NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
+SMALL = ("processes", "vault_keys", "alembic_version")
+"""A row for each gateway that runs, for each vault key, for the schema."""
+
+NAME = {"key_id": "key_1", "name": "n", "request_id": "req_1", "state": "started"}
+PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
+
+STATEMENTS: dict[str, Work] = {
+    "sweep: sessions that are over": lambda c: sessions.over(c, "x", NOW, 500),
+    "sweep: a session, once more": lambda c: sessions.get(c, "xs_1"),
+    "sweep: its end": lambda c: sessions.remove(c, "xs_1"),
+    "sweep: tokens to be revoked": lambda c: sessions.due_revocations(c, "x", NOW, 20),
+    "sweep: a token that X knows no more": lambda c: sessions.drop_revocation(c, "rv_1"),
+    "sweep: a token for later": lambda c: sessions.postpone_revocation(c, "rv_1", NOW, 1),
+    "a key is revoked": lambda c: keys.revoke(c, "key_1", NOW),
+    "a key is revoked: its sessions": lambda c: sessions.condemn(c, "key_1"),
+    "a key is held": lambda c: keys.hold(c, "key_1"),
+    "start, reconcile: what was begun": lambda c: journal.hasten(c, NOW),
+    "reconcile: what is due": lambda c: journal.due(c, NOW, 1_000),
+    "reconcile: an account's": lambda c: journal.unknown_of(c, "1", 1_000),
+    "reconcile: an account's, now": lambda c: journal.hurry(c, "1", NOW),
+    "reconcile: posts that are known": lambda c: journal.made(c, ["1", "2"]),
+    "reconcile: a row": lambda c: journal.change(c, "req_1", {"looks": 1}, while_in=["unknown"]),
+    "reconcile: an account's turn": lambda c: lookings.claim(c, "1", NOW, NOW),
+    "reconcile: its end": lambda c: lookings.release(c, "1", NOW),
+    "reconcile: turns of long ago": lambda c: lookings.forget(c, NOW),
+    "journal: a row that was begun": lambda c: journal.get(c, "req_1"),
+    "purge": lambda c: journal.purge(c, "req_1", NOW, 500),
+    "names: of long ago": lambda c: idempotency.forget(c, NOW, 500),
+    "names: one that was found": lambda c: idempotency.find(c, "key_1", "n"),
+    "names: one that changes": lambda c: idempotency.change(c, NAME, PUT),
+    "names: one that ends": lambda c: idempotency.settle(c, "key_1", "n", "req_1", PUT),
+    "names: one that goes": lambda c: idempotency.remove(c, "key_1", "n", "req_1"),
+    "names: whether one is held": lambda c: idempotency.holds(c, "key_1", "req_1"),
+    "presence": lambda c: presence.beat(c, "gw_1", NOW),
+    "presence: whether one runs": lambda c: presence.alive(c, "gw_1", NOW),
+    "presence: of long ago": lambda c: presence.forget(c, NOW),
+    "start: the vault's keys": vault_keys.list_all,
+    "start: the only process": lambda c: presence.only(c, "gw_1"),
+    "first call: a key": lambda c: keys.find(c, b"hash"),
+    "first call: its session": lambda c: sessions.of_key(c, "key_1", "x"),
+    "first call: what the app may do": lambda c: capabilities.of_app(c, "client"),
+    "a capped call": lambda c: keys.spend_write(c, "key_1", "2026-04-18", 3),
+    "a link: states of long ago": lambda c: states.trim(c, "key_1", keep=20, expired_before=NOW),
+    "a link: its state": lambda c: states.find(c, b"hash"),
+    "a link: its state is taken": lambda c: states.take(c, b"hash", NOW),
+    "a link: one that is undone": lambda c: sessions.by_undo(c, "x", b"hash"),
+    "a change is announced": lambda c: changes.announce(c, "key_1"),
+}
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A new one, with a key."""
+    async with aclosing(_Opened(database_url)) as opened:
+        await opened.database.prepare(upgrade=False)
+        async with opened.database.write() as connection:
+            row = {"key_id": "key_1", "mode": "test", "label": "a key", "tier": "free", "created_at": NOW}
+            await keys.add(connection, row)
+        yield opened.database
+
+
+class _Opened:
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+
+    async def aclose(self) -> None:
+        await self.database.close()
+
+
+@contextmanager
+def overheard() -> Iterator[list[Statement]]:
+    """Every statement that SQLAlchemy hands to a driver, with its values."""
+    heard: list[Statement] = []
+
+    def hear(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        heard.append((statement, values))
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        yield heard
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+
+
+async def plan(connection: AsyncConnection, statement: Statement) -> list[str]:
+    """How the engine would go about it, a step a line."""
+    sql, values = statement
+    if connection.dialect.name == "sqlite":
+        rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)
+        return [str(row.detail) for row in rows]
+    await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # a small table is read whole, index or not
+    return [str(row[0]) for row in await connection.exec_driver_sql(f"EXPLAIN {sql}", values)]
+
+
+def whole(steps: list[str]) -> list[str]:
+    """The steps that read all of a table, or all of an index, and are none of a small table's."""
+    read = [step for step in steps if step.startswith("SCAN ") or "Seq Scan on " in step]
+    return [step for step in read if not any(name in step for name in SMALL)]
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_what_runs_by_itself_reads_no_table_whole(database: Database, name: str) -> None:
+    """With a million sessions and ten million rows, neither a start nor a round of the chores takes longer."""
+    with overheard() as heard:
+        async with database.write() as connection:
+            await STATEMENTS[name](connection)
+    told = [one for one in heard if one[0].startswith(("SELECT", "UPDATE", "DELETE", "INSERT"))]
+    told = [one for one in told if "pg_notify" not in one[0] and "pg_current_xact" not in one[0]]
+    steps: list[str] = []
+    async with database.write() as connection:
+        for statement in told:
+            steps += await plan(connection, statement)
+    assert whole(steps) == []
+
+
+async def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None:
+    """The test above can fail."""
+    with overheard() as heard:
+        async with database.read() as connection:
+            await sessions.list_all(connection)
+    async with database.write() as connection:
+        assert whole(await plan(connection, heard[0])) != []
+        assert whole(await plan(connection, ("SELECT key_id FROM api_keys WHERE label = 'a key'", ()))) != []
+
+
+async def test_a_session_that_is_over_is_found_among_those_that_are_not(database: Database) -> None:
+    """By its moment, and by its issuer."""
+    row = {"key_id": "key_1", "state": "active", "gen": 1, "access_ct": b"", "expires_at": NOW, "scopes": ""}
+    ends = {"lives": None, "later": NOW + timedelta(seconds=1), "over": NOW, "long": NOW - timedelta(days=1)}
+    async with database.write() as connection:
+        for name, over_at in ends.items():
+            await sessions.add(
+                connection, row | {"session_id": name, "issuer": "x", "over_at": over_at, "created_at": NOW}
+            )
+        await sessions.add(connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW})
+        found = await sessions.over(connection, "x", NOW, 10)
+        assert [one["session_id"] for one in found] == ["long", "over"]
+        await sessions.condemn(connection, "key_1")
+        assert len(await sessions.over(connection, "x", NOW, 10)) == 4

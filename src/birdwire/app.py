@@ -44,7 +44,7 @@ from birdwire.room import Room, open_files
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
 from birdwire.store.db import Database, StoreError
-from birdwire.surfaces.endpoints import DOCUMENTS
+from birdwire.surfaces.documents import DOCUMENTS
 from birdwire.surfaces.site import Site
 from birdwire.telemetry import Telemetry
 from birdwire.upstream import Upstream

@@ -28,7 +28,8 @@ from birdwire.pages import Undo
 from birdwire.post import PostTwitter
 from birdwire.settings import Settings
 from birdwire.surfaces import reference
-from birdwire.surfaces.endpoints import DOCUMENTS, endpoints, fields
+from birdwire.surfaces.documents import DOCUMENTS
+from birdwire.surfaces.endpoints import endpoints, fields
 from birdwire.surfaces.openapi import document
 from birdwire.surfaces.schemas import EXAMPLES
 

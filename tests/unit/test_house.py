@@ -55,7 +55,8 @@ ALLOWED: dict[str, str] = {
     "store.appends": "store.schema",
     "store.changes": "store.schema",
     "store.sqlite": "store.appends store.changes store.schema",
-    "store.postgres": "store.appends store.changes store.schema",
+    "store.notifications": "store.changes",
+    "store.postgres": "store.appends store.changes store.notifications store.schema",
     "store.db": "clock store.appends store.changes store.postgres store.schema store.sqlite",
     "store.journal": "store.schema",
     "store.lookings": "store.schema",
@@ -100,7 +101,8 @@ ALLOWED: dict[str, str] = {
     "lane": "asgi call edge",
     "surfaces": "",
     "surfaces.answers": "post",
-    "surfaces.endpoints": "body oauth operations pages post reads settings surfaces surfaces.answers",
+    "surfaces.endpoints": "body oauth operations pages post reads settings surfaces surfaces.answers "
+    "surfaces.documents",
     "surfaces.schemas": "authserver body errors keys oauth post",
     "surfaces.openapi": "birdwire call errors limits settings surfaces.endpoints surfaces.schemas",
     "surfaces.yaml": "",
@@ -108,12 +110,13 @@ ALLOWED: dict[str, str] = {
     "surfaces.discovery": "birdwire operations settings surfaces.outline",
     "surfaces.page": "call errors surfaces.outline",
     "surfaces.reference": "errors metrics settings surfaces.openapi surfaces.outline",
-    "surfaces.site": "call settings surfaces surfaces.discovery surfaces.endpoints surfaces.openapi surfaces.page "
+    "surfaces.documents": "",
+    "surfaces.site": "call settings surfaces surfaces.discovery surfaces.documents surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "asgi authserver birdwire body breaker call capabilities chores clock crowd dialect door edge errors "
     "failpoints gate health idempotency journal keyring keys lane ledger limits line metrics oauth "
     "operations order pages presence prices reads recall reconcile room sessions settings store.db "
-    "surfaces.endpoints surfaces.site telemetry upstream vault x",
+    "surfaces.documents surfaces.site telemetry upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

@@ -7,16 +7,18 @@ import re
 import sys
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from birdwire.errors import PROBLEMS, GatewayError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+    from rich.text import Text
 
 _WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -68,8 +70,14 @@ class Say:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self._people = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
-        self._errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    @cached_property
+    def _people(self) -> Console:
+        return _console(stderr=self.as_json)
+
+    @cached_property
+    def _errors(self) -> Console:
+        return _console(stderr=True)
 
     def result(self, document: dict[str, Any], *lines: str | Text) -> None:
         """What the command was for, as a program or a person reads it."""
@@ -90,9 +98,13 @@ class Say:
 
     def lines(self, *lines: str | Text) -> None:
         """Text for people only."""
+        stream = sys.stderr if self.as_json else sys.stdout
         for line in lines:
-            self._people.print(line)
-        self._people.file.flush()
+            if isinstance(line, str):
+                stream.write(f"{line}\n")
+            else:
+                self._people.print(line)
+        stream.flush()
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -106,6 +118,8 @@ class Say:
 
     def stop(self, stop: Stop) -> None:
         """Why the command ends."""
+        from rich.text import Text  # noqa: PLC0415 - as in _console
+
         self._errors.print(Text.assemble(("Error: ", "bold red"), stop.message))
         if stop.fix:
             self._errors.print(Text.assemble(("Fix: ", "bold"), stop.fix))
@@ -147,6 +161,12 @@ def meaning(reason: object) -> str:
     """A refusal's reason as a sentence; one that this version does not know stays as it is."""
     name = str(reason)
     return describe(GatewayError(name))[0] if name in PROBLEMS else f"{printable(name, 60)}."
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console  # noqa: PLC0415 - 2 MiB, for colours that a gateway that serves does not need
+
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
 
 
 def _document(document: dict[str, Any]) -> None:

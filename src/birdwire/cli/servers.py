@@ -17,7 +17,6 @@ from uvicorn.loops.auto import auto_loop_factory
 from birdwire.cli.say import ExitCode, Stop
 from birdwire.edge import EdgeProtocol
 from birdwire.room import take_all
-from birdwire.sandbox import server as local_x
 
 if sys.platform != "win32":
     import fcntl
@@ -184,4 +183,6 @@ def gateway_config(gateway: Gateway) -> uvicorn.Config:
 
 def sandbox_config(app: ASGIApp) -> uvicorn.Config:
     """How the local X is served."""
+    from birdwire.sandbox import server as local_x  # noqa: PLC0415 - a gateway that serves has no local X
+
     return local_x.config(app, timeout_graceful_shutdown=DRAIN_S)

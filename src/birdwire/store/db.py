@@ -11,8 +11,7 @@ from sqlalchemy import func, select
 
 from birdwire.store.appends import Appends
 from birdwire.store.changes import ALL, Changed
-from birdwire.store.postgres import START_LOCK, PostgreSQL
-from birdwire.store.schema import RowRefusedError, StorageDownError, StoreError
+from birdwire.store.schema import START_LOCK, RowRefusedError, StorageDownError, StoreError
 from birdwire.store.sqlite import SQLite
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.clock import Clock
+    from birdwire.store.postgres import PostgreSQL
 
 PROBE_FOR_S = 1.0
 SQLITE = "sqlite:///"
@@ -39,7 +39,7 @@ class Database:
     def __init__(self, url: str) -> None:
         file = file_of(url)
         self._place = place_of(url)
-        self._engine = PostgreSQL(url) if file is None else SQLite(file)
+        self._engine = _server(url) if file is None else SQLite(file)
         self._appends = Appends(self._engine.dialect, self._engine.append)
         self._probed_at = -PROBE_FOR_S
 
@@ -121,6 +121,12 @@ class Database:
         """Write what waits, and close every connection."""
         await self._appends.close()
         await self._engine.close()
+
+
+def _server(url: str) -> PostgreSQL:
+    from birdwire.store.postgres import PostgreSQL  # noqa: PLC0415 - its driver takes 3 MiB, without use on SQLite
+
+    return PostgreSQL(url)
 
 
 def file_of(url: str) -> Path | None:

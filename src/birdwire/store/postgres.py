@@ -13,8 +13,8 @@ from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from birdwire.store.changes import Notifications
-from birdwire.store.schema import StorageDownError, migrate
+from birdwire.store.notifications import Notifications
+from birdwire.store.schema import START_LOCK, StorageDownError, migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -29,8 +29,6 @@ POOL_WAIT_S = 5
 CONNECT_S = 3.0
 STATEMENT_S, LOCK_S, IDLE_S = 5, 3, 10
 MIGRATION_S = 3_600
-START_LOCK = 0x6269726477697265
-"""The advisory lock of whatever one process at a time may do to a database; the number spells the project's name."""
 
 FATE_S, FATE_PAUSE_S = 10.0, 0.2
 """How long a lost commit is asked after, and how often."""

@@ -6,21 +6,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import alembic.command
-import alembic.config
-import alembic.migration
-import alembic.script
-from sqlalchemy import BigInteger, MetaData, Table, inspect
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, MetaData, Table, column, inspect, select, table
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection, Dialect
+    from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 metadata = MetaData()
+HEAD = "0001"
+"""The version that this code speaks: the newest of migrations/versions."""
+
+START_LOCK = 0x6269726477697265
+"""PostgreSQL's advisory lock of whatever one process at a time may do to a database; it spells the project's name."""
+
+_VERSIONS = table("alembic_version", column("version_num"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -56,7 +59,13 @@ class Instant(TypeDecorator[datetime]):
 
 def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """An insert that can say what a conflict does (`on_conflict_do_nothing`, `on_conflict_do_update`)."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert as sqlite_insert  # noqa: PLC0415 - as below
+
+        return sqlite_insert(table)
+    from sqlalchemy.dialects.postgresql import insert as postgresql_insert  # noqa: PLC0415 - 2 MiB without use on SQLite
+
+    return postgresql_insert(table)
 
 
 def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], None]) -> None:
@@ -68,19 +77,27 @@ def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], Non
     Raises:
         StoreError: it is newer, older (without `upgrade`), or none of ours.
     """
+    tables = inspect(connection).get_table_names()
+    found = connection.execute(select(_VERSIONS)).scalar() if _VERSIONS.name in tables else None
+    if found == HEAD:
+        return
+    if found is None and tables:
+        raise StoreError("The database holds tables that are not Birdwire's; give it a database of its own.")
+    _change(connection, found, upgrade=upgrade)
+    migrated()
+
+
+def _change(connection: Connection, found: str | None, *, upgrade: bool) -> None:
+    import alembic.command  # noqa: PLC0415 - 9 MiB and 120 modules, for a start in a thousand
+    import alembic.config  # noqa: PLC0415 - the same
+    import alembic.script  # noqa: PLC0415 - the same
+
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
     script = alembic.script.ScriptDirectory.from_config(config)
-    found = alembic.migration.MigrationContext.configure(connection).get_current_revision()
-    if found == script.get_current_head():
-        return
-    if found is None:
-        if inspect(connection).get_table_names():
-            raise StoreError("The database holds tables that are not Birdwire's; give it a database of its own.")
-    elif found not in {revision.revision for revision in script.walk_revisions()}:
+    if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
         raise StoreError("The database was made by a newer Birdwire; install that version.")
-    elif not upgrade:
+    if found is not None and not upgrade:
         raise StoreError("The database was made by an older Birdwire; make a backup, then run: birdwire migrate")
     alembic.command.upgrade(config, "head")
-    migrated()

@@ -17,6 +17,7 @@ from birdwire.post import PostTwitter
 from birdwire.reads import READS, Read
 from birdwire.surfaces import answers
 from birdwire.surfaces.answers import Said
+from birdwire.surfaces.documents import DOCUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -320,17 +321,6 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             examples={"Undo": {"undo_token": "b0x9mJ3rT5"}},
         ),
     )
-
-
-DOCUMENTS: dict[str, tuple[str, str]] = {
-    "/openapi.json": ("application/json", "This description, as JSON"),
-    "/openapi.yaml": ("application/yaml", "This description, as YAML"),
-    "/docs": ("text/html", "This description, as a page for people"),
-    "/llms.txt": ("text/plain", "This description in short, for language models"),
-    "/.well-known/agent-card.json": ("application/json", "What an agent can do here"),
-    "/.well-known/ai-plugin.json": ("application/json", "The same as a plugin manifest"),
-}
-"""What describes the gateway, without a key: path -> media type and summary."""
 
 
 def _about() -> tuple[Endpoint, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from birdwire.call import Answer, encode
-from birdwire.surfaces import discovery, openapi, page, yaml
-from birdwire.surfaces.endpoints import DOCUMENTS
+from birdwire.surfaces.documents import DOCUMENTS
 
 if TYPE_CHECKING:
     from birdwire.call import Call, Headers
@@ -32,6 +31,8 @@ class Site:
         return self._made[call.path]
 
     def _make(self, path: str) -> tuple[Headers, bytes]:
+        from birdwire.surfaces import discovery, openapi, page, yaml  # noqa: PLC0415 - 5 MiB, until somebody asks
+
         match path:
             case "/openapi.json":
                 return (), encode(openapi.document(self._settings))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup
 from pydantic import Field
 
@@ -16,7 +16,9 @@ from birdwire.errors import GatewayError, describe, render
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
-    from birdwire.call import Call
+    from jinja2 import Environment
+
+    from birdwire.call import Call, Headers
     from birdwire.oauth import OAuth
 
 _FORM_LIMIT = 1_000
@@ -36,13 +38,22 @@ class Pages:
 
     def __init__(self, oauth: OAuth) -> None:
         self._oauth = oauth
+
+    @cached_property
+    def _templates(self) -> Environment:
+        import jinja2  # noqa: PLC0415 - 2 MiB, until somebody links an account
+
         loader = jinja2.PackageLoader("birdwire", "templates")
-        self._templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-        style = loader.get_source(self._templates, "style.css")[0]
-        self._templates.globals["style"] = Markup(style)  # noqa: S704 - our own file
+        templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+        templates.globals["style"] = Markup(loader.get_source(templates, "style.css")[0])  # noqa: S704 - our own file
+        return templates
+
+    @cached_property
+    def _headers(self) -> Headers:
+        style = str(self._templates.globals["style"])
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         own = f"style-src 'sha256-{digest}'"
-        self._headers = (
+        return (
             ("content-type", "text/html; charset=utf-8"),
             (
                 "content-security-policy",

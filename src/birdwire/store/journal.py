@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from birdwire.store.schema import Instant, metadata
+from birdwire.store.schema import Instant, index_of_some, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -62,25 +62,9 @@ began it. due_at: when somebody must look after it (started: whether its process
 looks and reads: how often that was tried, and how often it worked.
 """
 
-Index(
-    "journal_made",
-    journal.c.x_id,
-    sqlite_where=journal.c.x_id.is_not(None),
-    postgresql_where=journal.c.x_id.is_not(None),
-)
-Index(
-    "journal_due",
-    journal.c.due_at,
-    sqlite_where=journal.c.due_at.is_not(None),
-    postgresql_where=journal.c.due_at.is_not(None),
-)
-Index(
-    "journal_account",
-    journal.c.user_id,
-    journal.c.due_at,
-    sqlite_where=journal.c.due_at.is_not(None),
-    postgresql_where=journal.c.due_at.is_not(None),
-)
+index_of_some("journal_made", journal.c.x_id)
+index_of_some("journal_due", journal.c.due_at)
+index_of_some("journal_account", journal.c.user_id, journal.c.due_at)
 
 ADD = insert(journal)
 """One write that was asked of X."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, MetaData, Table, column, inspect, select, table
+from sqlalchemy import BigInteger, Column, Index, MetaData, Table, column, inspect, select, table
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ class Instant(TypeDecorator[datetime]):
         """From the column."""
         del dialect
         return None if value is None else _EPOCH + int(value) * _MICROSECOND
+
+
+def index_of_some(name: str, *columns: Column[Any]) -> Index:
+    """An index of the rows whose last column is not null, so that it grows with these alone.
+
+    The migration says so to PostgreSQL, too; said here, it would load that dialect at every start on SQLite.
+    """
+    return Index(name, *columns, sqlite_where=columns[-1].is_not(None))
 
 
 def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from birdwire.store.changes import announce
-from birdwire.store.schema import Instant, metadata
+from birdwire.store.schema import Instant, index_of_some, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,13 +63,7 @@ x_sessions = Table(
 over_at: from when on nobody can use it, if that is known: its key is revoked, or its holder has not confirmed it.
 """
 
-Index(
-    "x_sessions_over",
-    x_sessions.c.issuer,
-    x_sessions.c.over_at,
-    sqlite_where=x_sessions.c.over_at.is_not(None),
-    postgresql_where=x_sessions.c.over_at.is_not(None),
-)
+index_of_some("x_sessions_over", x_sessions.c.issuer, x_sessions.c.over_at)
 
 revocations = Table(
     "revocations",

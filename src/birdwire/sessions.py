@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ulid import ULID
@@ -317,7 +318,7 @@ class Sessions:
             access_token=self._pairs.open(row, "access"),
             user_id=row["user_id"] or "",
             username=row["username"] or "",
-            scopes=frozenset(row["scopes"].split()),
+            scopes=_scopes(row["scopes"]),
         )
 
 
@@ -334,6 +335,11 @@ def _mismatch(row: RowMapping, current: RowMapping | None, user_id: str, usernam
     if current is not None and current["user_id"] != user_id:
         return account(current)
     return None
+
+
+@lru_cache(256)  # the same few for everybody: a set of its own would be half of what a remembered key takes
+def _scopes(words: str) -> frozenset[str]:
+    return frozenset(words.split())
 
 
 def _hash(token: str) -> bytes:

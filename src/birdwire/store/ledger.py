@@ -29,6 +29,7 @@ x_windows = Table(
     Column("reset_at", Instant, nullable=False),
     Column("changed_at", Instant, nullable=False),
     Index("x_windows_changed", "client_id", "changed_at"),
+    Index("x_windows_end", "reset_at"),
 )
 
 

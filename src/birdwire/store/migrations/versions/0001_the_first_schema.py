@@ -140,6 +140,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("x_windows", schema=None) as batch_op:
         batch_op.create_index("x_windows_changed", ["client_id", "changed_at"], unique=False)
+        batch_op.create_index("x_windows_end", ["reset_at"], unique=False)
 
     op.create_table(
         "api_secrets",
@@ -277,6 +278,7 @@ def downgrade() -> None:
 
     op.drop_table("api_secrets")
     with op.batch_alter_table("x_windows", schema=None) as batch_op:
+        batch_op.drop_index("x_windows_end")
         batch_op.drop_index("x_windows_changed")
 
     op.drop_table("x_windows")

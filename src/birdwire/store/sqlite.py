@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 READERS = 8
 POOL_WAIT_S = 5
-CHECK_S = 1.0
+CHECK_S = 0.25
 BUSY_MS = 5_000
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
 _REFUSALS = (
@@ -194,9 +194,9 @@ def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:
 
 
 def _damaged(path: Path) -> bool:
-    """Whether SQLite finds damage within a second.
+    """Whether SQLite finds damage within a quarter of a second.
 
-    A second reads some hundred megabytes. What lies beyond is looked at when it is used: a start must not grow with
+    That reads some tens of megabytes. What lies beyond is looked at when it is used: a start must not grow with
     the store, and tokens are sealed, so that a flipped bit in one is found in any case.
 
     Raises:

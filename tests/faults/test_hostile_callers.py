@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +13,16 @@ from urllib.parse import urlsplit
 import pytest
 
 from house import API
+from scale import record, scaled
 from served import Serving, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-HALVES = int(os.environ.get("FAULTS_HALVES", "60"))
-"""Half-sent heads, and as many half-sent bodies; the long form takes 1,000, and asserts the figures."""
-MALFORMED = int(os.environ.get("FAULTS_MALFORMED", "2000"))
-"""Broken requests; the long form takes 1,000,000."""
+HALVES = scaled("HALVES", 60, 1_000)
+"""Half-sent heads, and as many half-sent bodies; 1,000 of them assert the figures, too."""
+MALFORMED = scaled("MALFORMED", 2_000, 50_000)
+"""Broken requests."""
 LONG = HALVES >= 1_000
 DEADLINE_S = 10 if LONG else 2
 NORMAL = 200
@@ -133,7 +133,7 @@ async def test_half_requests_are_closed_in_time_while_others_are_served(tmp_path
         await asyncio.gather(*halves)
     told = f"{2 * HALVES} halves, the last closed after {max(ends):.1f} s; "
     told += f"p99 of others {before_s * 1e3:.1f} ms before, {during_s * 1e3:.1f} ms meanwhile"
-    print(told)  # noqa: T201 - the long form's figures
+    record("half requests", closed=len(ends), last_s=round(max(ends), 1), others_p99_ms=round(during_s * 1e3, 1))
     assert len(ends) == 2 * HALVES
     assert min(ends) >= DEADLINE_S * 0.9
     assert not LONG or (max(ends) < DEADLINE_S + 1 and during_s <= 2 * before_s), told
@@ -163,5 +163,5 @@ async def test_broken_requests_leave_nothing_behind(tmp_path: Path) -> None:
         assert (await place.like(served)).status_code == 200
         assert '"crash"' not in served.log.read_text()
     told = f"{MALFORMED} broken requests; {measured[0]} KiB after a tenth of them, {measured[1]} at the end"
-    print(told)  # noqa: T201 - the long form's figures
+    record("broken requests", runs=MALFORMED, before_kib=measured[0], after_kib=measured[1])
     assert measured[1] <= 1.1 * measured[0], told

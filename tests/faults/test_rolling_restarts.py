@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from fleet import Fleet
 from house import API, POST, address, bound
+from scale import record, scaled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(3_600)
 
-RESTARTS = int(os.environ.get("FAULTS_RESTARTS", "4"))
-"""How many; the long form takes 100."""
+RESTARTS = scaled("RESTARTS", 4, 20)
+"""How many."""
 CALLERS = 8
 ACCOUNTS = ("ada", "grace", "alan", "pat")
 CONFIG = Path(__file__).parents[2] / "docs" / "fronts" / "haproxy.cfg"
@@ -128,6 +128,12 @@ async def test_rolling_restarts_under_load_lose_no_request(tmp_path: Path, postg
             assert sum(load.answers.values()) > before
         load.ended = True
         await asyncio.gather(*callers)
-    print(f"{RESTARTS} restarts, the longest end {longest_s:.1f} s, answers {dict(load.answers)}")  # noqa: T201 - the long form's figures
+    record(
+        "replicas restarted under load",
+        runs=RESTARTS,
+        longest_end_s=round(longest_s, 1),
+        answered=load.answers.total(),
+        failed=load.answers.total() - load.answers[200],
+    )
     assert set(load.answers) == {200}, load.answers
     assert longest_s < DRAINED_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import os
@@ -24,11 +25,11 @@ from birdwire.store.sessions import x_sessions
 from birdwire.vault import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import Connection, Table
 
     Change = Callable[[Any, Any], Any]
 
@@ -84,7 +85,7 @@ def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
     that nobody has.
     """
     vault = open_vault(Settings.load(environment))
-    with _engine(environment).begin() as connection:
+    with _opened(environment) as connection:
         tables = (api_keys, api_secrets, x_sessions)
         key, secret, session = (dict(connection.execute(select(table)).mappings().one()) for table in tables)
         rows: tuple[list[dict[str, Any]], ...] = ([], [], [])
@@ -120,7 +121,7 @@ def lengthen(environment: dict[str, str], total: int, *, apart_s: float = 1.0) -
         return cast(column, BigInteger) - number * apart
 
     changed: dict[str, Change] = {"request_id": lambda number, _: func.older_id(number)}
-    with _engine(environment).begin() as connection:
+    with _opened(environment) as connection:
         connection.connection.driver_connection.create_function("older_id", 1, older_id)  # type: ignore[union-attr]
         known = connection.execute(select(func.count()).select_from(journal)).scalar_one()
         _copy(connection, journal, total - known, changed | {"created_at": older, "settled_at": older})
@@ -129,7 +130,7 @@ def lengthen(environment: dict[str, str], total: int, *, apart_s: float = 1.0) -
 def older_rows(environment: dict[str, str], older: timedelta) -> int:
     """How many rows of a store's journal are older than this."""
     query = select(func.count()).select_from(journal).where(journal.c.created_at < datetime.now(UTC) - older)
-    with _engine(environment).connect() as connection:
+    with _opened(environment) as connection:
         return int(connection.execute(query).scalar_one())
 
 
@@ -150,5 +151,12 @@ def _copy(connection: Connection, table: Table, count: int, changed: Mapping[str
     connection.execute(insert(table).from_select([column.name for column in table.c], copies))
 
 
-def _engine(environment: dict[str, str]) -> Engine:
-    return create_engine(environment["BIRDWIRE_DATABASE_URL"])
+@contextlib.contextmanager
+def _opened(environment: dict[str, str]) -> Iterator[Connection]:
+    """A transaction on a store that nobody serves. Closing it brings what was written from the log into the file."""
+    engine = create_engine(environment["BIRDWIRE_DATABASE_URL"])
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()

@@ -300,8 +300,8 @@ def _cold(place: Place, name: str, environment: dict[str, str], raw_key: str) ->
     _like(process.port, raw_key)
     liked = time.monotonic()
     return process, {
-        "start ms": round((listening - began) * 1000),
-        "to the first like ms": round((liked - began) * 1000),
+        "listening after ms": round((listening - began) * 1000),
+        "first like after ms": round((liked - began) * 1000),
     }
 
 

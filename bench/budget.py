@@ -12,11 +12,11 @@ PARTS: Mapping[str, str] = {
     "Bytes in, bytes out": "edge lane door head asgi",
     "Who asks, and whether they may": "keys recall limits redis crowd health rules",
     "The steps between": "gate call clock errors order flight",
-    "The body, and X's call made of it": "body dialect operations post text",
+    "The body, and X's call made of it": "body form pairs dialect operations post text",
     "The session and its token": "sessions refresh vault keyring revocations",
-    "Asking X, and reading its answer": "line x upstream connection breaker capabilities",
+    "Asking X, and reading its answer": "line x upstream connection breaker capabilities ledger windows",
     "The journal row, on the disk": "journal idempotency prices presence reconcile store",
-    "The log line, the metrics": "telemetry log metrics",
+    "The log line, the metrics": "telemetry log metrics chores",
     "The event loop": "(loop and greenlets)",
 }
 """Each part, and the modules that are it, with those below them."""

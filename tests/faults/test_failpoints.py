@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 KILLED = -signal.SIGKILL
-ROUNDS = scaled("ROUNDS", 1, 10)
+ROUNDS = scaled("ROUNDS", 1, 5)
 """How often a gateway dies at each point."""
 
 pytestmark = pytest.mark.timeout(60 if ROUNDS == 1 else 7_200)

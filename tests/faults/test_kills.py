@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import shutil
 import sqlite3
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -13,20 +15,22 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from birdwire.refresh import LEASE
 from house import API, POST
-from scale import percentile, record, scaled
-from served import Serving, Street, street
+from scale import LONG, percentile, record, scaled
+from served import TOKEN, Serving, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-KILLS = scaled("KILLS", 3, 250)
-RENEWALS = scaled("RENEWALS", 20, 2_000)
+KILLS = scaled("KILLS", 3, 100)
+SYNCS = scaled("SYNCS", 100, 2_000)
+RENEWALS = scaled("RENEWALS", 20, 1_000)
 TOKEN_ENDINGS = (b"MToxOmF0OjE", b"MToxOnJ0OjE")
 """How the local X's access and refresh tokens end: `1:1:at:1` and `1:1:rt:1` in base64."""
 
-pytestmark = pytest.mark.timeout(60 + 10 * KILLS)
+pytestmark = pytest.mark.timeout(120 + 10 * KILLS + SYNCS + RENEWALS)
 
 
 @pytest_asyncio.fixture
@@ -181,3 +185,62 @@ async def test_nothing_secret_is_left_behind(town: Street) -> None:
     assert len(at_rest) >= 4
     assert not [secret for secret in secrets if secret.encode() in raw]
     assert not [ending for ending in TOKEN_ENDINGS if ending in raw]
+
+
+@pytest.mark.skipif(not LONG, reason="takes a minute: make faults")
+@pytest.mark.trust("R3", "G1")
+@pytest.mark.parametrize(("do", "reason"), [({"delay_s": 35}, None), ({"trickle_bps": 4}, "x_session_expired")])
+async def test_an_x_that_is_slower_than_the_lease_is_asked_once_in_each(
+    town: Street, do: dict[str, float], reason: str | None
+) -> None:
+    """No second send inside a lease. After it one repeat, which saves the link, or names what was lost."""
+    at = await town.serve()
+    await town.link(at)
+    await town.expire()
+    await town.fault(TOKEN, do)
+
+    async def sent() -> int:  # those that X has not read to their end, too; the first was the link's
+        calls = (await town.x.get("/_sandbox/calls")).json()["calls"]
+        return len([call for call in calls if call["path"] == TOKEN]) - 1
+
+    loop = asyncio.get_running_loop()
+    began_at = loop.time()
+    while loop.time() < began_at + LEASE.total_seconds() - 2:
+        assert (await town.like(at)).status_code == 502
+        assert await sent() == 1
+    answer = await town.like(at)
+    while answer.status_code == 502 and loop.time() < began_at + 2 * LEASE.total_seconds():
+        answer = await town.like(at)
+    assert (None if answer.status_code == 200 else answer.json()["error"]["reason"]) == reason
+    assert await sent() == 2
+    record("X slower than the lease", runs=1, sent_inside_a_lease=1, repeated=1, lost_and_named=int(reason is not None))
+
+
+@pytest.mark.skipif(shutil.which("fiu-run") is None, reason="needs fiu-run: apt-get install fiu-utils")
+@pytest.mark.trust("F11")
+async def test_syncs_that_fail_lose_nothing_that_was_acknowledged(town: Street) -> None:
+    """Every fifth sync of the disk fails: what callers were told is there in the end, and the file is whole."""
+    failing = "enable_random name=posix/io/sync/*,probability=0.2,failinfo=5"
+    clean = await town.serve()
+    await town.link(clean)
+    await clean.kill()
+    at = None
+    while at is None:  # a start needs some syncs, too
+        with contextlib.suppress(ChildProcessError):
+            at = await town.serve("fiu-run", "-x", "-c", failing)
+    told: set[str] = set()
+    statuses = Counter[int]()
+    for _ in range(SYNCS):
+        answer = await town.like(at)
+        statuses[answer.status_code] += 1
+        if answer.status_code == 200:
+            told.add(answer.headers["x-request-id"])
+    assert set(statuses) <= {200, 503}
+    kept = sqlite3.connect(town.directory / "birdwire.db", timeout=30)
+    async with asyncio.timeout(60):  # rows that a failed sync held up are written by and by
+        while lost := told - {row[0] for row in kept.execute("SELECT request_id FROM journal")}:
+            await town.client.get(f"{at.url}/livez")
+    await at.kill()
+    assert kept.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    kept.close()
+    record("every fifth sync fails", runs=SYNCS, acknowledged=len(told), refused=statuses[503], lost=len(lost))

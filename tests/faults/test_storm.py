@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from engines import Postgres, Redis
 
-SESSIONS = scaled("SESSIONS", 30, 2_000)
+SESSIONS = scaled("SESSIONS", 30, 1_000)
 CALLERS = scaled("CALLERS", 5, 20)
 REPLICAS = scaled("REPLICAS", 2, 3)
 FREEZE_S = scaled("FREEZE_S", 1, 60)

@@ -247,6 +247,7 @@ class Refresher:
 
     async def _save(self, row: RowMapping, tokens: Tokens) -> RowMapping:
         """Store the new pair before anybody uses it. The old one is spent, so this goes on until the store takes it."""
+        replied_at = self._clock.monotonic()
         session_id, gen = row["session_id"], row["gen"] + 1
         kept = tokens if tokens.refresh_token else replace(tokens, refresh_token=self._pairs.open(row, "refresh"))
         values = {
@@ -258,32 +259,31 @@ class Refresher:
             "refreshed_at": self._clock.now(),
         }
         self._pauses.pop(session_id, None)
-        replied_at = self._clock.monotonic()
         try:
-            newer = await self._stored(row, values, kept)
+            await self._store(row, values, kept)
         except StorageDownError:
-            newer = await self._stored_at_last(row, values, kept)
-        await self._failpoints.reach("refresh_after_persist")
-        ours = newer is not None and newer["access_ct"] == values["access_ct"]
+            await self._store_at_last(row, values, kept)
         ms = round((self._clock.monotonic() - replied_at) * 1000, 1)
+        await self._failpoints.reach("refresh_after_persist")
+        async with self._database.read() as connection:
+            newer = await store.get(connection, session_id)
+        ours = newer is not None and newer["access_ct"] == values["access_ct"]
         self._tell("success" if ours else "late", session_id, level="info", ms=ms)
         if newer is None:
             raise GatewayError("x_not_linked")
         return newer
 
-    async def _stored(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> RowMapping | None:
-        """Put the pair into the row if that is of the old generation still; the row as it is then, None if gone."""
+    async def _store(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> None:
+        """Put the pair into the row if that is of the old generation still; else it is dropped."""
         session_id = row["session_id"]
         async with self._database.write() as connection:
             if not await store.change(connection, session_id, row["gen"], values):
-                newer = await store.get(connection, session_id)
-                if newer is None and not await store.acts_as(connection, row):
+                gone = await store.get(connection, session_id) is None
+                if gone and not await store.acts_as(connection, row):
                     await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
-                return newer
             await self._failpoints.reach("refresh_in_persist")
-            return await store.get(connection, session_id)
 
-    async def _stored_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> RowMapping | None:
+    async def _store_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> None:
         """The same, after the store failed: until it takes the pair, this process asks X for none."""
         pause_s = FIRST_PAUSE_S / 16
         self.unsaved += 1
@@ -293,7 +293,8 @@ class Refresher:
                 await asyncio.sleep(pause_s)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 with contextlib.suppress(StorageDownError):
-                    return await self._stored(row, values, tokens)
+                    await self._store(row, values, tokens)
+                    return
         finally:
             self.unsaved -= 1
 

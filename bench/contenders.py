@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import ipaddress
 import shutil
@@ -135,9 +136,7 @@ def gateway(place: Place, name: str, x_url: str, **more: str) -> Process:
     asyncio.run(seed.link(environment, place.keys))
     program = Path(sys.executable).parent / "birdwire"
     trusted = {"SSL_CERT_FILE": str(place.work / "ca.pem")}
-    process = start(name, [program, "serve"], folder, env=environment | trusted, port=port)
-    answering(process)
-    return process
+    return _up(start(name, [program, "serve"], folder, env=environment | trusted, port=port))
 
 
 def _sqlite(place: Place, name: str) -> Process:
@@ -150,10 +149,14 @@ def _sqlite_tls(place: Place, name: str) -> Process:
 
 def _postgres(place: Place, name: str) -> Process:
     folder = place.folder(name)
-    postgres, database_url = engines.postgres(folder, core=LOAD_CORE)
-    redis, redis_url = engines.redis(folder, core=LOAD_CORE)
-    process = gateway(place, name, place.x_url, database_url=database_url, redis_url=redis_url)
-    process.attendants += [postgres, redis]
+    with contextlib.ExitStack() as started:
+        postgres, database_url = engines.postgres(folder, core=LOAD_CORE)
+        started.callback(postgres.stop)
+        redis, redis_url = engines.redis(folder, core=LOAD_CORE)
+        started.callback(redis.stop)
+        process = gateway(place, name, place.x_url, database_url=database_url, redis_url=redis_url)
+        process.attendants += [postgres, redis]
+        started.pop_all()  # from here on they end with the gateway
     return process
 
 
@@ -229,7 +232,11 @@ def _litellm(place: Place, name: str) -> Process:
 
 
 def _up(process: Process) -> Process:
-    answering(process)
+    try:
+        answering(process)
+    except RuntimeError:
+        process.stop()
+        raise
     return process
 
 

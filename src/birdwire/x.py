@@ -238,6 +238,8 @@ class _Said:
 
     @property
     def unauthorized(self) -> bool:
+        if self.ok and self.value.get("data") is not None:
+            return False  # it was done, whatever else X says: asking again would do it twice
         return self.status == 401 or (self.status < 500 and bool(self.codes & {32, 89, 99, 135, 215}))
 
     def first(self, name: str) -> str:

@@ -187,6 +187,13 @@ def test_an_old_code_of_authentication_counts_as_a_401(code: int, status: int) -
         read(reply(status, {"errors": [{"code": code}]}), LIKE, NOW)
 
 
+@pytest.mark.parametrize("code", [32, 89, 99, 135, 215])
+def test_what_was_done_is_no_401_whatever_else_x_says(code: int) -> None:
+    """Else it would be asked for again, and a post done twice."""
+    both = {"data": {"liked": True}, "errors": [{"code": code}]}
+    assert read(reply(200, both), LIKE, NOW) == {"liked": True}
+
+
 @pytest.mark.parametrize("body", [None, "<html>", {}, bare(401, "Unauthorized"), {"data": {"liked": True}}])
 def test_a_401_is_a_401_whatever_its_body(body: object) -> None:
     """It was not applied."""

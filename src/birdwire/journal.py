@@ -228,8 +228,8 @@ class Journal:
             return None
 
     def sealed(self, request_id: str, words: str) -> bytes:
-        """Words for a row."""
-        return self._vault.seal(words, _place(request_id))
+        """Words for a row; half a character, which only X could send, becomes `?`, as in an answer."""
+        return self._vault.seal(words.encode("utf-8", "replace").decode(), _place(request_id))
 
     async def request(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What became of one write of the key's: GET requests/{request_id}.

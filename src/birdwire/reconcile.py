@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import html
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from birdwire.errors import GatewayError
@@ -73,7 +73,8 @@ class Read:
         """Between which moments of X's clock a lost post was made, if it was."""
         slow = -UNKNOWN_SKEW if self.skew is None else min(self.skew, timedelta())
         fast = UNKNOWN_SKEW if self.skew is None else max(self.skew, timedelta())
-        return row["created_at"] - BEFORE + slow, row["lost_at"] + AFTER + fast
+        ends_at = row["lost_at"] + AFTER + fast if row["lost_at"] else datetime.max.replace(tzinfo=UTC)  # it still runs
+        return row["created_at"] - BEFORE + slow, ends_at
 
 
 class Reconciler:
@@ -163,12 +164,18 @@ class Reconciler:
         now = self._clock.now()
         try:
             async with self._database.read() as connection:
-                rows = await store.unknown_of(connection, user_id, MOST_ROWS)
-            due = [row for row in rows if row["due_at"] <= now]
+                rows = await store.open_of(connection, user_id, MOST_ROWS)
+            due = [row for row in rows if row["state"] == "unknown" and row["due_at"] <= now]
             if due:
                 read = await self._read(user_id, due)
+                # Whatever X shows was begun before it was read, so it has a row by now: its own, not a lost one's. In
+                # this order: a post that is answered between these two questions is known by the second.
+                async with self._database.read() as connection:
+                    rows = await store.open_of(connection, user_id, MOST_ROWS)
+                    known = await store.made(connection, [post.id for post in read.posts])
+                read.posts = [post for post in read.posts if post.id not in known]
                 await self._judge(rows, {row["request_id"] for row in due}, read)
-            fresh = any(row["lost_at"] > now - SURE_AFTER - LATER_PAUSE for row in rows)
+            fresh = any(row["lost_at"] and row["lost_at"] > now - SURE_AFTER - LATER_PAUSE for row in rows)
         except StorageDownError:
             return  # the claim runs out by itself
         async with self._database.write() as connection:
@@ -219,9 +226,6 @@ class Reconciler:
                 break
         else:
             read.since, read.why = min(post.at for post in read.posts), "too_many_posts"
-        async with self._database.read() as connection:
-            known = await store.made(connection, [post.id for post in read.posts])
-        read.posts = [post for post in read.posts if post.id not in known]
 
     async def _judge(self, rows: Sequence[RowMapping], due: set[str], read: Read) -> None:
         lost = []
@@ -231,6 +235,8 @@ class Reconciler:
                 lost.append(Lost(row, Sought.read(words), *read.window(row)))
         matches = match(lost, read.posts) if read.since is not None else {}
         for one in lost:
+            if one.row["state"] != "unknown":
+                continue  # it only stands for its own post
             request_id = one.row["request_id"]
             post = matches.get(request_id)
             if isinstance(post, TimelinePost):

@@ -54,7 +54,7 @@ STATEMENTS: dict[str, Work] = {
     "a key is held": lambda c: keys.hold(c, "key_1"),
     "start, reconcile: what was begun": lambda c: journal.hasten(c, NOW),
     "reconcile: what is due": lambda c: journal.due(c, NOW, 1_000),
-    "reconcile: an account's": lambda c: journal.unknown_of(c, "1", 1_000),
+    "reconcile: an account's": lambda c: journal.open_of(c, "1", 1_000),
     "reconcile: an account's, now": lambda c: journal.hurry(c, "1", NOW),
     "reconcile: posts that are known": lambda c: journal.made(c, ["1", "2"]),
     "reconcile: a row": lambda c: journal.change(c, "req_1", {"looks": 1}, while_in=["unknown"]),

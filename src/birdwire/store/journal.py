@@ -133,9 +133,13 @@ async def due(connection: AsyncConnection, now: datetime, limit: int) -> Sequenc
     return (await connection.execute(query)).mappings().all()
 
 
-async def unknown_of(connection: AsyncConnection, user_id: str, limit: int) -> Sequence[RowMapping]:
-    """An account's rows that are looked for, due or not, oldest first."""
-    wanted = (journal.c.due_at.is_not(None), journal.c.state == "unknown", journal.c.user_id == user_id)
+async def open_of(connection: AsyncConnection, user_id: str, limit: int) -> Sequence[RowMapping]:
+    """An account's rows that are looked for, due or not, and those that were begun and have not ended; oldest first."""
+    wanted = (
+        journal.c.due_at.is_not(None),
+        journal.c.state.in_(("started", "unknown")),
+        journal.c.user_id == user_id,
+    )
     query = select(journal).where(*wanted).order_by(journal.c.created_at).limit(limit)
     return (await connection.execute(query)).mappings().all()
 

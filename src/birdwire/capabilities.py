@@ -54,13 +54,22 @@ class Capabilities:
 
     async def lately_allowed(self, operation: str) -> bool:
         """Whether X let the app do this within the last week, and did not take it back since."""
-        found = (await self._load()).get(operation)
+        try:
+            found = (await self._load()).get(operation)
+        except StorageDownError:
+            return False
         return bool(found and found.allowed and found.allowed_at and self._clock.now() - found.allowed_at < LATELY)
 
     async def note(self, operation: str, reason: str | None) -> None:
-        """X allowed the operation (reason None) or refused it; a reason that is not about the app is left out."""
-        if reason is not None and reason not in ABOUT_THE_APP:
-            return
+        """X allowed the operation (reason None) or refused it; a reason that is not about the app is left out.
+
+        Never fails: the call has been made, and a record for people must not spoil its answer.
+        """
+        if reason is None or reason in ABOUT_THE_APP:
+            with contextlib.suppress(StorageDownError):
+                await self._note(operation, reason)
+
+    async def _note(self, operation: str, reason: str | None) -> None:
         known, now = await self._load(), self._clock.now()
         before = known.get(operation, Capability(operation))
         if reason is None:
@@ -71,11 +80,10 @@ class Capabilities:
             return
         fresh = {"allowed_at": now} if reason is None else {"refused_at": now, "reason": reason}
         after = known[operation] = replace(before, **fresh)
-        with contextlib.suppress(StorageDownError):  # a record for people must not spoil the call
-            async with self._database.write() as connection:
-                await store.put(
-                    connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
-                )
+        async with self._database.write() as connection:
+            await store.put(
+                connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
+            )
 
     async def _load(self) -> dict[str, Capability]:
         if self._known is None:

@@ -162,12 +162,17 @@ class Idempotency:
 
         Raises:
             GatewayError: idempotency_in_flight: this process was so slow that another took the call over.
+            GatewayError: storage_unavailable: nobody can tell, so nothing may be sent.
         """
         if self._presence.sure:
             return
-        async with self._database.read() as connection:
-            if not await store.holds(connection, key_id, request_id):
-                raise _in_flight()
+        try:
+            async with self._database.read() as connection:
+                holds = await store.holds(connection, key_id, request_id)
+        except StorageDownError:
+            raise GatewayError("storage_unavailable", half="nothing was sent to X") from None
+        if not holds:
+            raise _in_flight()
 
     async def keep(self, call: Named, answer: Answer) -> None:
         """The call is answered for good. The answer is sealed: it may hold a link's state, or the words of a post."""

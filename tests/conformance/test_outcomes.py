@@ -195,3 +195,18 @@ async def test_the_words_of_a_post_are_sealed_and_told_to_who_asks(both: tuple[P
     found: Any = await second.journal.find("req_1")
     assert (found["data"], found["x_id"], found["cost_microusd"]) == ({"id": "7", "text": "private words"}, "7", 15_000)
     assert b"private" not in found["words_ct"]
+
+
+async def test_who_cannot_look_whether_the_name_is_its_own_sends_nothing(tmp_path: Path) -> None:
+    """The refusal is one of our own, so that the journal says that nothing was sent."""
+    database, clock, vault = (
+        Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}"),
+        MovableClock(),
+        Vault(bytes(32)),
+    )
+    presence = Presence(database, clock)
+    once = Idempotency(database, vault, Journal(database, vault, presence, clock), presence, clock)
+    with pytest.raises(GatewayError) as error:
+        await once.hold("key_1", "req_1")
+    assert (reason(error), error.value.outcome) == ("storage_unavailable", "not_sent")
+    await database.close()

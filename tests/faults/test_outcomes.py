@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 
-from house import API, POST
+from birdwire.capabilities import Capabilities
+from birdwire.store.db import Database
+from house import API, POST, MovableClock
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from house import House
 
 LOST: dict[str, tuple[dict[str, Any], bool]] = {
@@ -185,3 +189,43 @@ async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: House) ->
         while (again := await post(linked, "Gone", "k")).status_code != 201:
             assert again.json()["error"]["reason"] == "idempotency_in_flight"
     assert await times(linked, "Gone") == 1
+
+
+async def test_half_a_character_in_xs_answer_spoils_no_post(linked: House) -> None:
+    """X has the post, and its caller hears so: the half is a `?`, as in every answer."""
+    body = '{"data":{"id":"77","text":"cut \\ud83d"}}'
+    await linked.fault("POST", "/2/tweets", {"status": 201, "body": body})
+    first = await post(linked, "cut", "k")
+    assert (first.status_code, first.json()) == (201, {"data": {"id": "77", "text": "cut ?"}})
+    assert (await outcome(linked, first))["data"] == first.json()["data"]
+
+
+@pytest.mark.trust("G6")
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(linked: House) -> None:
+    """X never saw the first; the second is in the timeline before its caller has the answer: it is nobody else's."""
+    await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    first = await post(linked, "Once more", "k")
+    await linked.fault("POST", "/2/tweets", {"trickle_bps": 150})
+    second = asyncio.create_task(post(linked, "Once more", "other"))
+    async with asyncio.timeout(10):
+        while not await times(linked, "Once more"):  # noqa: ASYNC110 - X's side tells
+            await asyncio.sleep(0)
+    await look(linked, 3, 8)
+    assert not second.done()
+    assert (await outcome(linked, first))["state"] == "unknown"
+    answer = await second
+    assert answer.status_code == 201
+    await look(linked, 20, 30, 3)
+    assert ((await outcome(linked, first))["state"], await times(linked, "Once more")) == ("not_found", 1)
+
+
+@pytest.mark.trust("F10")
+async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path: Path) -> None:
+    """They are taken after X's answer: whoever had it must hear it, and not that nothing was asked of X."""
+    nowhere = Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}")
+    record = Capabilities(nowhere, MovableClock(), "client")
+    await record.note("post_twitter", None)
+    await record.note("post_twitter", "x_not_enrolled")
+    assert not await record.lately_allowed("post_twitter")
+    await nowhere.close()

@@ -116,6 +116,8 @@ class Refresher:
         now = self._clock.now()
         if self.draining or renews_at(row) > now or _lease_runs(row, now) or row["refresh_state"] == "over":
             return
+        if row["refresh_ct"] is None:
+            return  # it cannot be renewed, and is good until its end
         if self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]:
             self._flights.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"], early=True))
 

@@ -95,7 +95,8 @@ class Sessions:
         self._held_off: dict[tuple[str, int], float] = {}
 
     def ready(self, key_id: str) -> XSession | None:
-        """The key's session, if it is known to be good now and to stay so for a while; as fresh as `Recall` is."""
+        """The key's session, if it is known to be good now and to stay so for a while."""
+        self._recall.catch_up()  # the call may have waited for its turn, or for a long body, since its key was found
         known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
         return known[1] if known is not None and known[0] > self._clock.now() else None
 
@@ -210,6 +211,7 @@ class Sessions:
                 row = await self._get(connection, session_id)
             else:
                 row = await self._put_in_use(connection, row, current, named)
+        self._recall.forget(row["key_id"])  # the next call must not go through the link that this one replaced
         if expected is not None:
             await self._revocations.hurry()
             raise GatewayError("account_mismatch", username=username, expected=expected)
@@ -224,7 +226,10 @@ class Sessions:
         async with self._database.write() as connection:
             row = await self._held(connection, session_id)
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
-            return row if row["state"] != "pending" else await self._put_in_use(connection, row, current, {})
+            if row["state"] == "pending":
+                row = await self._put_in_use(connection, row, current, {})
+        self._recall.forget(row["key_id"])
+        return row
 
     async def _put_in_use(
         self, connection: AsyncConnection, row: RowMapping, current: RowMapping | None, named: Mapping[str, object]

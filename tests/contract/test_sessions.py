@@ -146,6 +146,16 @@ async def test_a_link_without_offline_access_ends_with_its_token(linked: House) 
     assert (await linked.status())["state"] == "needs_relink"
 
 
+@pytest.mark.trust("O12")
+async def test_a_link_without_offline_access_serves_until_its_token_ends(linked: House) -> None:
+    """There is nothing to renew it by, so the time for a renewal is no end."""
+    await linked.call("unlink_twitter")
+    await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
+    linked.clock.advance(seconds=7_100)
+    assert [(await linked.like()).status_code for _ in range(5)] == [200] * 5
+    assert (await linked.status())["state"] == "active"
+
+
 async def test_a_lost_scope_is_named(linked: House) -> None:
     """The owner unticked like.write: the refusal says which scope to approve, and X is not asked."""
     await linked.call("unlink_twitter")

@@ -343,3 +343,34 @@ async def test_a_damaged_access_token_is_renewed(two: Two) -> None:
     await swap(a, "UPDATE x_sessions SET access_ct = ?", b"damaged")
     a.x.answers.put_nowait(pair(2))
     assert await a.token(key_id) == f"{SECRET}-at-2"
+
+
+@pytest.mark.trust("G4")
+async def test_a_link_that_ended_while_a_call_waited_serves_it_no_more(two: Two) -> None:
+    """Its key was found before it waited for its turn, or for its body; the link is looked at when it is used."""
+    _, (a, b) = two
+    key_id = await a.link()
+    await remembered(a, key_id)
+    assert await b.sessions.unlink(key_id)
+    assert a.sessions.ready(key_id) is None
+
+
+@pytest.mark.trust("G4")
+@pytest.mark.engines("sqlite", "postgres")
+async def test_the_call_after_a_new_link_goes_through_it(database_url: str) -> None:
+    """In the process that made the link at once, however late the news of it comes."""
+    async with processes(database_url, 1) as (_, (a,)):
+        key_id = await a.link()
+        await remembered(a, key_id)
+        row, _ = await a.sessions.keep(key_id, pair(2, "grace"), ["like.write"], "grace")
+        await a.sessions.name(row["session_id"], "id of grace", "grace")
+        assert a.sessions.ready(key_id) is None
+
+
+async def remembered(process: Process, key_id: str) -> None:
+    """Use the link until it is remembered."""
+    async with asyncio.timeout(10):
+        while process.sessions.ready(key_id) is None:
+            links = await process.sessions.links(key_id)
+            assert links.current is not None
+            process.sessions.remember(links, await process.sessions.open(links.current))

@@ -49,6 +49,7 @@ ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS))
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS, _SUM_CHARS = 43, 6  # 62^43 > 2^256, 62^6 > 2^32
 _FORM = re.compile(r"bw_(live|test)_[0-9A-Za-z]{49}")
+_LENGTH = len("bw_live_") + _SECRET_CHARS + _SUM_CHARS
 _KEY_LIKE = frozenset({"api_key", "apikey", "key", "token", "access_token", "aisa_api_key", "authorization"})
 
 
@@ -190,6 +191,8 @@ class Keys:
         Raises:
             GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
         """
+        if len(raw_key) > _LENGTH or not raw_key.isascii():  # no key has a byte more, so none is hashed
+            raise GatewayError("key_malformed")
         secret_hash, turn = _hash(raw_key), self._recall.catch_up()
         found: _Secret | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
         if found is None:

@@ -167,3 +167,10 @@ async def test_fields_beside_a_file_stay_small(linked: House) -> None:
     ]
     answer = await linked.bare.post(API + "post_twitter", files=files)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "body_too_large")
+
+
+async def test_half_a_character_is_no_key(linked: House) -> None:
+    """Only an escape can bring one in; no key has it, and nothing of it is hashed."""
+    body = rb'{"aisa_api_key":"\ud800","tweet_id":"1"}'
+    answer = await linked.bare.post(API + "like_twitter", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_malformed")

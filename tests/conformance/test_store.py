@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import JSON, bindparam, insert, select, text, update
+from sqlalchemy import JSON, bindparam, create_engine, insert, select, text, update
 
 from birdwire.clock import Clock
 from birdwire.store import idempotency, journal, keys, sessions, states
+from birdwire.store.appends import Appends
 from birdwire.store.db import Database, RowRefusedError, StorageDownError, StoreError, now
 
 if TYPE_CHECKING:
@@ -347,3 +348,23 @@ async def test_a_probe_says_whether_a_write_would_be_taken(pair: Pair) -> None:
     await pair.first.probe()
     async with pair.first.read() as connection:
         assert (await connection.execute(select(1))).scalar() == 1
+
+
+async def test_an_append_that_breaks_leaves_nobody_waiting() -> None:
+    """A bug in the writing is told to those in the transaction, and to those who wait for the next."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def broken(_: object) -> set[int]:
+        begun.set()
+        await go_on.wait()
+        raise RuntimeError
+
+    appends = Appends(create_engine("sqlite://").dialect, broken)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    first = asyncio.create_task(appends.add(ADD, an_entry("req_1")))
+    await begun.wait()
+    second = asyncio.create_task(appends.add(ADD, an_entry("req_2")))
+    await asyncio.sleep(0)
+    go_on.set()
+    ends = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 5)
+    assert [type(end) for end in ends] == [StorageDownError, StorageDownError]

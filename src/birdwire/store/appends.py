@@ -66,6 +66,10 @@ class Appends:
                 await self._write([self._waiting.popleft() for _ in range(min(MOST_TOGETHER, len(self._waiting)))])
         finally:
             self._drainer = None
+            while self._waiting:  # it broke: whoever waits must not wait for ever
+                _, done = self._waiting.popleft()
+                if not done.done():
+                    done.set_exception(StorageDownError("the gateway ends"))
 
     async def _write(self, batch: list[tuple[Row, asyncio.Future[None]]]) -> None:
         refused: set[int] = set()

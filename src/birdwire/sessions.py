@@ -150,7 +150,12 @@ class Sessions:
         if until is not None and self._clock.monotonic() < until:
             raise GatewayError("x_session_expired", account=f"@{session.username}", upstream=upstream)
         row = await self._read(session.session_id)
-        return self._session(await self._refresher.refreshed(row) if row["gen"] == session.gen else row)
+        if row["gen"] != session.gen:
+            return self._session(row)
+        if row["refresh_ct"] is None and row["expires_at"] > self._clock.now():
+            # There is nothing to ask X with whether the link is over, and a 401 alone proves nothing: it stays.
+            raise GatewayError("x_session_expired", account=f"@{session.username}", upstream=upstream)
+        return self._session(await self._refresher.refreshed(row))
 
     def hold_off(self, session: XSession) -> None:
         """X refused a token that it had just issued: it is unwell, so do not spend refresh tokens on it for a while."""

@@ -156,6 +156,18 @@ async def test_a_link_without_offline_access_serves_until_its_token_ends(linked:
     assert (await linked.status())["state"] == "active"
 
 
+@pytest.mark.trust("F33")
+async def test_a_401_ends_no_link_that_cannot_be_renewed(linked: House) -> None:
+    """X's outages look like that, too: the call is refused, and the next one is served."""
+    await linked.call("unlink_twitter")
+    await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
+    await linked.fault("POST", "/2/users/*/likes", {"error": "unauthorized"})
+    refused = await linked.like()
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (403, "x_session_expired")
+    assert (await linked.status())["state"] == "active"
+    assert (await linked.like()).status_code == 200
+
+
 async def test_a_lost_scope_is_named(linked: House) -> None:
     """The owner unticked like.write: the refusal says which scope to approve, and X is not asked."""
     await linked.call("unlink_twitter")

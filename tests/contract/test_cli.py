@@ -494,7 +494,7 @@ async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> 
         assert {row["operation"] for row in rows} == {found}
     narrowed = ("--state", "refused", "--since", "1h", "--key", house.key_id)
     assert (await run("log", *narrowed, "--json", **person)).document["requests"][0] == listed[0]
-    assert "There is none." in (await run("log", "--key", "key_none", **person)).out
+    assert "No request fits." in (await run("log", "--key", "key_none", **person)).out
 
 
 @pytest.mark.parametrize("wrong", [("--state", "lost"), ("--since", "yesterday"), ("--operation", "shout")])
@@ -826,6 +826,43 @@ async def test_check_leaves_no_database_behind(tmp_path: Path) -> None:
     outcome = await run("check", "--json", BIRDWIRE_DATABASE_URL=f"sqlite:///{file}")
     assert f"the database {file} will be made by the first start" in outcome.document["notes"]
     assert not file.exists()
+
+
+LOOKING = [("log",), ("accounts", "list"), ("keys", "list"), ("keys", "revoke", "key_none"), ("vault", "status")]
+
+
+@pytest.mark.parametrize("words", LOOKING, ids=" ".join)
+async def test_who_looks_in_the_wrong_place_is_told_and_leaves_nothing_there(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """An empty list out of a database made that moment would be believed."""
+    key = tmp_path / "vault.key"
+    await run("vault", "create", str(key))
+    file = tmp_path / "birdwire.db"
+    outcome = await run(*words, BIRDWIRE_DATABASE_URL=f"sqlite:///{file}", BIRDWIRE_VAULT_KEY_FILE=str(key))
+    assert (outcome.code, outcome.out, f"There is no database {file}." in outcome.err) == (2, "", True)
+    assert "--config FILE" in outcome.err
+    assert not file.exists()
+
+
+async def test_a_key_may_be_made_before_the_first_start(tmp_path: Path) -> None:
+    """It alone makes a database; what looks finds it then."""
+    url = f"sqlite:///{tmp_path}/birdwire.db"
+    key_id = (await run("keys", "create", "--label", "early", "--json", BIRDWIRE_DATABASE_URL=url)).document["key_id"]
+    assert key_id in (await run("keys", "list", BIRDWIRE_DATABASE_URL=url)).out
+    assert (await run("log", BIRDWIRE_DATABASE_URL=url)).out == "Nothing was asked of X yet.\n"
+
+
+async def test_a_dev_folder_is_counted_copied_and_put_back(tmp_path: Path) -> None:
+    """With its own vault key, whatever the settings say."""
+    database, key, copy = (tmp_path / name for name in ("birdwire.db", "vault.key", "copy.db"))
+    await run("vault", "create", str(key))
+    await run("migrate", BIRDWIRE_DATABASE_URL=f"sqlite:///{database}")
+    here = ("--data", str(tmp_path))
+    assert (await run("backup", *here, str(copy))).code == 0
+    assert (await run("restore", *here, str(copy))).code == 0
+    counted = await run("vault", "status", *here)
+    assert re.fullmatch(r"[0-9a-f]{16} +0 +yes +yes", counted.out.splitlines()[1])
 
 
 async def test_the_help_of_check_names_every_setting() -> None:

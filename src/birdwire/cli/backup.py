@@ -12,7 +12,7 @@ import typer
 from birdwire.app import open_vault
 from birdwire.cli.database import alone, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
-from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keyring import Keyring
 from birdwire.store import snapshots
@@ -27,19 +27,20 @@ app = family()
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where to write it; must not exist yet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it; must not exist yet.")],
     *,
     config: ConfigOption = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy the database, as it is now, into one file, while the gateway serves.
 
     The file opens nothing without the vault key: keep that elsewhere. PostgreSQL has a tool of its own, pg_dump.
 
-    Example: birdwire backup --config /etc/birdwire.toml /backup/birdwire.db
+    Example: birdwire backup --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
     with saying(as_json=as_json) as say, refusals():
-        database, at = file_of(read_settings(config).database_url), Clock().now()
+        database, at = file_of(read_settings(config, data).database_url), Clock().now()
         if database is None:
             raise Stop(
                 ExitCode.USAGE,
@@ -55,12 +56,13 @@ def backup(
 
 @app.command()
 def restore(
-    file: Annotated[Path | None, typer.Argument(help="A backup that `birdwire backup` made.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A backup that `birdwire backup` made.")] = None,
     *,
     mark: Annotated[
         bool, typer.Option("--mark", help="Put nothing back: say that the database itself was, as after pg_restore.")
     ] = False,
     config: ConfigOption = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put a backup in the database's place, and mark its links: X may have renewed their tokens since.
@@ -68,10 +70,10 @@ def restore(
     Refused while a gateway serves. The database that was there is kept beside it. A link whose token was spent since is
     found out by the next renewal: it must then be linked again.
 
-    Example: birdwire restore --config /etc/birdwire.toml /backup/birdwire.db
+    Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
     with saying(as_json=as_json) as say, refusals():
-        settings, began_at = read_settings(config), time.monotonic()
+        settings, began_at = read_settings(config, data), time.monotonic()
         vault = open_vault(settings)
         target = file_of(settings.database_url)
         if (file is None) is not mark:

@@ -52,7 +52,7 @@ def check(
     which sends X's API one request without a token, and tells from the database which operations X lately allowed or
     refused. A Redis that does not answer is a note: a gateway starts without it.
 
-    Example: birdwire check --config /etc/birdwire.toml --live
+    Example: birdwire check --config /etc/birdwire/birdwire.toml --live
     """
     with saying(as_json=as_json) as say:
         checks = _Checks()

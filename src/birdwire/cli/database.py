@@ -58,13 +58,20 @@ def alone(settings: Settings) -> AbstractContextManager[object]:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Database]:
-    """The database, made if it is new, and closed at the end.
+async def opened(settings: Settings, *, new: bool = False) -> AsyncIterator[Database]:
+    """The database, closed at the end. A file that is not there is made only where it may be `new`.
 
     Raises:
-        Stop: it cannot be used.
+        Stop: it cannot be used, or there is none.
     """
     with refusals():
+        file = file_of(settings.database_url)
+        if file is not None and not new and not file.is_file():
+            raise Stop(
+                ExitCode.USAGE,
+                f"There is no database {file}.",
+                "Name its settings with --config FILE; what `birdwire dev` keeps is found with --data .birdwire",
+            )
         database = Database(settings.database_url)
         try:
             await database.prepare(upgrade=False)

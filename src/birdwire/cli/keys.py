@@ -84,7 +84,7 @@ def create(
         )
         settings = read_settings(config, data)
         mode: Mode = "test" if settings.issuer == "sandbox" else "live"
-        key, raw_key = _on(settings, lambda keys: keys.create(mode, label, tier, rpm, rules=rules))
+        key, raw_key = _on(settings, lambda keys: keys.create(mode, label, tier, rpm, rules=rules), new=True)
         say.result(_created(key, raw_key), raw_key)
         if not as_json:
             told = "".join(f"; {rule}" for rule in _told(key.rules))
@@ -152,9 +152,9 @@ def revoke(key_id: KeyId, *, config: ConfigOption = None, data: DataOption = Non
         say.result({"key_id": key.key_id, "label": key.label, "revoked_at": revoked_at}, f"{key.key_id} is revoked.")
 
 
-def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]]) -> Result:
+def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: bool = False) -> Result:
     async def run() -> Result:
-        async with opened(settings) as database:
+        async with opened(settings, new=new) as database:
             return await work(Keys(database, Clock()))
 
     return asyncio.run(run())

@@ -45,7 +45,7 @@ def migrate(
     the settings, which must be empty: keys go on working, and accounts stay linked. The file is renamed then, so that
     no gateway starts on it again: two of them would spend each other's tokens.
 
-    Example: birdwire migrate --config /etc/birdwire.toml
+    Example: birdwire migrate --config /etc/birdwire/birdwire.toml
     """
     with saying(as_json=as_json) as say, refusals():
         settings = read_settings(config)

@@ -88,8 +88,10 @@ def log(
     with saying(as_json=as_json) as say:
         equal = {"key_id": key, "operation": _operation(operation), "state": _state(state)}
         settings = read_settings(config, data)
-        rows = asyncio.run(_rows(settings, {name: value for name, value in equal.items() if value}, _at(since), limit))
-        say.table({"requests": [_shown(row) for row in rows]}, [_shown(row) for row in rows], COLUMNS, "There is none.")
+        wanted = {name: value for name, value in equal.items() if value}
+        rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, _at(since), limit))]
+        none = "No request fits." if wanted or since else "Nothing was asked of X yet."
+        say.table({"requests": rows}, rows, COLUMNS, none)
 
 
 @app.command()

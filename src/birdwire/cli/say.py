@@ -91,7 +91,7 @@ class Say:
     ) -> None:
         """The document for programs; its rows as lines in columns for people, `none` without any."""
         cells = [[_WORD_BEGINS.sub("_", name).upper() for name in columns]]
-        cells += [["-" if row.get(name) is None else printable(row[name], 400) for name in columns] for row in rows]
+        cells += [[_cell(row.get(name)) for name in columns] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         self.result(document, *(lines if rows else [none]))
@@ -155,6 +155,11 @@ def printable(text: object, length: int = 500) -> str:
     """Text of another machine as one line that moves no cursor and colours nothing."""
     line = "".join(char if char.isprintable() else " " for char in str(text)[: length + 1])
     return line if len(line) <= length else f"{line[:length]}..."
+
+
+def _cell(value: object) -> str:
+    named = {None: "-", True: "yes", False: "no"}
+    return named[value] if value is None or isinstance(value, bool) else printable(value, 400)
 
 
 def meaning(reason: object) -> str:

@@ -40,7 +40,7 @@ def serve(
 
     With --json: one line with gateway, and metrics if they have a port, once it answers.
 
-    Example: birdwire serve --config /etc/birdwire.toml
+    Example: birdwire serve --config /etc/birdwire/birdwire.toml
     """
     with saying(as_json=as_json) as say, refusals():
         settings = read_settings(config, host=host, port=None if port is None else str(port))
@@ -62,8 +62,8 @@ def serve(
 def _run(settings: Settings, listener: servers.Listener, metrics: servers.Listener | None, say: Say) -> None:
     async def ready() -> None:
         document = {"gateway": listener.url} | ({"metrics": f"{metrics.url}/metrics"} if metrics else {})
-        more = f" Its metrics are at {document['metrics']}" if metrics else ""
-        say.result(document, f"Birdwire answers at {listener.url}. Its callback is {settings.redirect_uri}{more}")
+        lines = [f"Birdwire answers at {listener.url}", f"Its callback is {settings.redirect_uri}"]
+        say.result(document, *lines, *([f"Its metrics are at {document['metrics']}"] if metrics else []))
 
     async def run() -> None:
         await _check_database(settings)

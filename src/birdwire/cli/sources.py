@@ -54,7 +54,9 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
         database = data / DATABASE
         if not database.is_file():
             raise Stop(ExitCode.USAGE, f"There is no {database}.", f"Make the folder with: birdwire dev --data {data}")
-        return Settings(database_url=f"sqlite:///{database}", x_api_url="http://127.0.0.1")
+        return Settings(
+            database_url=f"sqlite:///{database}", vault_key_file=data / VAULT_KEY, x_api_url="http://127.0.0.1"
+        )
     given = {PREFIX + name.upper(): value for name, value in changes.items() if value is not None}
     try:
         return Settings.load({**os.environ, **given}, config)

@@ -14,7 +14,7 @@ from birdwire.app import open_vault
 from birdwire.cli import servers
 from birdwire.cli.database import lock_of, opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
-from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
@@ -34,7 +34,7 @@ app = family()
 
 @app.command()
 def create(
-    file: Annotated[Path, typer.Argument(help="Where to keep the key; must not exist yet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to keep the key; must not exist yet.")],
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,13 +57,13 @@ def create(
 
 
 @app.command()
-def status(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def status(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Count the sealed values of the database by the vault key that sealed them.
 
-    Example: birdwire vault status --config /etc/birdwire.toml
+    Example: birdwire vault status --config /etc/birdwire/birdwire.toml
     """
     with saying(as_json=as_json) as say, refusals():
-        settings = read_settings(config)
+        settings = read_settings(config, data)
         counts = asyncio.run(_counts(settings, open_vault(settings)))
         rows = [
             {"vault_key_id": one.key_id, "values": one.values, "seals": one.seals, "given": one.here} for one in counts
@@ -78,7 +78,7 @@ def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     Before: make the new key, name it in BIRDWIRE_VAULT_KEY_FILE and the old one in BIRDWIRE_VAULT_OTHER_KEY_FILES, and
     restart the gateway. The old key may go when this command says so. It can be interrupted, and run again.
 
-    Example: birdwire vault rotate --config /etc/birdwire.toml
+    Example: birdwire vault rotate --config /etc/birdwire/birdwire.toml
     """
     with saying(as_json=as_json) as say, refusals():
         settings = read_settings(config)

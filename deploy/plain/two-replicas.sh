@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Two gateways behind haproxy, on one PostgreSQL and one Redis, with a local X: all on loopback, until Ctrl-C.
-# Needs on the PATH: birdwire, haproxy, redis-server, and initdb, pg_ctl and createdb of PostgreSQL.
+# Needs on the PATH: birdwire, haproxy, redis-server, python3, and initdb, pg_ctl and createdb of PostgreSQL.
 # Usage: two-replicas.sh [FOLDER]     FOLDER keeps data and logs; without it a temporary one, gone at the end.
-# PORT (8700) is the front's; the next six are used as well.
+# PORT (8700) is the front's; the next five are used as well.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 port=${PORT:-8700}
@@ -10,6 +10,10 @@ x=$((port + 1)) one=$((port + 2)) two=$((port + 3)) postgres=$((port + 4)) redis
 folder=${1:-$(mktemp -d)}
 mkdir -p "$folder"
 umask 077
+
+for needed in birdwire haproxy redis-server initdb pg_ctl createdb python3; do
+  command -v "$needed" >/dev/null || { echo "$needed is not on the PATH." >&2; exit 1; }
+done
 
 # PostgreSQL will not run as root; then it runs as nobody.
 as_nobody=()

@@ -90,7 +90,8 @@ def build() -> typer.Typer:
     app = family(
         cls=Commands,
         help="A self-hosted gateway through which an app or an AI agent acts on X, with one API key.",
-        epilog="Begin with: birdwire dev",
+        epilog="Begin with: birdwire dev\n\nActing and looking up asks the gateway at BIRDWIRE_URL, by default"
+        " http://127.0.0.1:8700, with the API key in BIRDWIRE_API_KEY.",
         add_completion=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from birdwire.app import open_vault
-from birdwire.cli.database import alone, refusals
+from birdwire.cli.database import alone, refusals, there
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
@@ -47,8 +47,7 @@ def backup(
                 "A PostgreSQL database is backed up with PostgreSQL's own tools.",
                 "pg_dump --format=custom --file=FILE DATABASE; after pg_restore: birdwire restore --mark",
             )
-        if not database.is_file():
-            raise Stop(ExitCode.USAGE, f"There is no database {database}.")
+        there(database)
         size = snapshots.take(database, file, at)
         document = {"file": str(file.resolve()), "bytes": size, "snapshot_at": rfc3339(at)}
         say.result(document, f"The database as of {rfc3339(at)} is in {file}: {size:,} bytes.")
@@ -73,11 +72,11 @@ def restore(
     Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
     with saying(as_json=as_json) as say, refusals():
+        if (file is None) is not mark:
+            raise Stop(ExitCode.USAGE, "Name the backup to put back, or --mark, and not both.")
         settings, began_at = read_settings(config, data), time.monotonic()
         vault = open_vault(settings)
         target = file_of(settings.database_url)
-        if (file is None) is not mark:
-            raise Stop(ExitCode.USAGE, "Name the backup to put back, or --mark, and not both.")
         if file is not None and target is None:
             raise Stop(
                 ExitCode.USAGE,

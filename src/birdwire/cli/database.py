@@ -36,6 +36,20 @@ def refusals() -> Iterator[None]:
         ) from None
 
 
+def there(file: Path) -> None:
+    """Go on only if there is such a database file.
+
+    Raises:
+        Stop: there is none.
+    """
+    if not file.is_file():
+        raise Stop(
+            ExitCode.USAGE,
+            f"There is no database {file}.",
+            "Name its settings with --config FILE; what `birdwire dev` keeps is found with --data .birdwire",
+        )
+
+
 def lock_of(file: Path) -> Path:
     """The file whose lock says that a gateway serves a database file, be it `serve` or `dev`."""
     return file.with_name(f"{file.name}.lock")
@@ -66,12 +80,8 @@ async def opened(settings: Settings, *, new: bool = False) -> AsyncIterator[Data
     """
     with refusals():
         file = file_of(settings.database_url)
-        if file is not None and not new and not file.is_file():
-            raise Stop(
-                ExitCode.USAGE,
-                f"There is no database {file}.",
-                "Name its settings with --config FILE; what `birdwire dev` keeps is found with --data .birdwire",
-            )
+        if file is not None and not new:
+            there(file)
         database = Database(settings.database_url)
         try:
             await database.prepare(upgrade=False)

@@ -183,7 +183,9 @@ app.command()(post)
 
 @app.command()
 def upload(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An image, a GIF or a video.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An image, a GIF or a video.")
+    ],
     *,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,

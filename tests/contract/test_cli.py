@@ -861,6 +861,7 @@ async def test_a_dev_folder_is_counted_copied_and_put_back(tmp_path: Path) -> No
     here = ("--data", str(tmp_path))
     assert (await run("backup", *here, str(copy))).code == 0
     assert (await run("restore", *here, str(copy))).code == 0
+    assert stat.S_IMODE((tmp_path / "birdwire.db.lock").stat().st_mode) == 0o600
     counted = await run("vault", "status", *here)
     assert re.fullmatch(r"[0-9a-f]{16} +0 +yes +yes", counted.out.splitlines()[1])
 

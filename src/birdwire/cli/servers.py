@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 import sys
@@ -112,7 +113,8 @@ def alone(path: Path, message: str, fix: str) -> IO[bytes]:
         Stop: another process holds it (`message`, `fix`), or it cannot be made.
     """
     try:
-        lock = path.open("wb")
+        # For its owner alone: whoever may open it may lock it, and so keep the gateway from starting.
+        lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
     except OSError as error:
         raise Stop(ExitCode.USAGE, f"{path} cannot be written: {error.strerror}.") from None
     try:

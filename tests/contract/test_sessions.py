@@ -119,6 +119,16 @@ async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: Hou
     assert (await linked.status())["state"] == "active"
 
 
+@pytest.mark.trust("F35")
+async def test_a_suspended_account_keeps_its_link(linked: House) -> None:
+    """X says so, and may think again: nothing is to be linked anew."""
+    await linked.fault("POST", "/2/users/*/likes", {"error": "suspended-user"})
+    assert (await linked.like()).json()["error"]["reason"] == "x_user_suspended"
+    assert (await linked.status())["state"] == "active"
+    assert await linked.calls("/2/oauth2/token", **REFRESH) == []
+    assert (await linked.like()).status_code == 200
+
+
 async def test_a_refresh_without_a_new_refresh_token_keeps_the_old_one(linked: House) -> None:
     """RFC 6749 §6 lets a server leave it out."""
     reply = {

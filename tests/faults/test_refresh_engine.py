@@ -13,6 +13,7 @@ import pytest_asyncio
 from birdwire.errors import GatewayError
 from birdwire.refresh import MOST_AT_ONCE
 from house import House
+from scale import record, scaled
 from scripted import LOST, NOT_SENT, REFUSED, SECRET, pair, processes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Two = tuple["MovableClock", list["Process"]]
 LEASE_S = 31
+GENERATIONS = scaled("GENERATIONS", 100, 8_760)
 
 
 @pytest_asyncio.fixture
@@ -155,6 +157,22 @@ async def test_a_clock_that_jumps_costs_one_refresh_and_blocks_none(two: Two, ho
     assert session.access_token == f"{SECRET}-at-2"
     assert [await b.token(key_id) for _ in range(3)] == [f"{SECRET}-at-2"] * 3
     assert len(b.x.sent) == 1
+
+
+@pytest.mark.trust("G19")
+async def test_a_link_lives_through_years_of_renewals(two: Two) -> None:
+    """Each token is presented once, in its order, and every pair is the one after the last."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    for number in range(GENERATIONS):
+        process = (a, b)[number % 2]
+        clock.advance(hours=2)
+        process.x.answers.put_nowait(pair(number + 2))
+        assert await process.token(key_id) == f"{SECRET}-at-{number + 2}"
+    sent = sorted([*a.x.sent, *b.x.sent])
+    assert len(set(sent)) == len(sent) == GENERATIONS
+    assert (await a.row(key_id))["gen"] == GENERATIONS + 1
+    record("renewals of one link, turn by turn of two processes", runs=GENERATIONS, lost=0)
 
 
 @pytest.mark.trust("R9")

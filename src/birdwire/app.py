@@ -223,6 +223,7 @@ def create_app(
         clock,
         mode,
         settings.upload_deadline_s,
+        telemetry,
         failpoints,
         relay=settings.relay_dialect,
     )

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from birdwire.prices import Prices
     from birdwire.reads import Read, Reads
     from birdwire.sessions import Sessions, XSession
+    from birdwire.telemetry import Telemetry
 
 Work = Callable[["Call", "Key", Parsed], Awaitable[Answer]]
 
@@ -98,6 +99,7 @@ class Gate:
         clock: Clock,
         mode: Mode,
         upload_s: float,
+        telemetry: Telemetry,
         failpoints: Failpoints,
         *,
         relay: bool,
@@ -118,6 +120,7 @@ class Gate:
         self._clock = clock
         self._mode: Mode = mode
         self._upload_s = upload_s
+        self._telemetry = telemetry
         self._failpoints = failpoints
         self._relay = relay
 
@@ -288,6 +291,13 @@ class Gate:
                 data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
         except GatewayError as error:
             raise await record.failed(error) from None
+        except Exception as error:
+            if not record.begun:
+                raise
+            self._telemetry.crash(
+                call.request_id, error
+            )  # a bug of ours, but X may have it: "try again" would be wrong
+            raise await record.failed(GatewayError("outcome_unknown", outcome="unknown")) from None
         await record.confirmed(operation.status, data)
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for

@@ -273,6 +273,11 @@ class Record:
         await self._journal.begin(self._entry)
         self._begun = True
 
+    @property
+    def begun(self) -> bool:
+        """Whether it was written down as about to be sent: from then on it may have been."""
+        return self._begun
+
     async def confirmed(self, status: int, data: dict[str, Any]) -> None:
         """X did it, and said so. On the disk when this returns, unless it is safe to repeat and the store is down.
 

@@ -10,12 +10,10 @@ import pytest
 
 from birdwire.capabilities import Capabilities
 from birdwire.store.db import Database
-from house import API, POST, MovableClock
+from house import API, POST, House, MovableClock
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from house import House
 
 LOST: dict[str, tuple[dict[str, Any], bool]] = {
     "the connection ends": ({"drop": "after_apply"}, True),
@@ -229,3 +227,17 @@ async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path:
     await record.note("post_twitter", "x_not_enrolled")
     assert not await record.lately_allowed("post_twitter")
     await nowhere.close()
+
+
+@pytest.mark.trust("G6")
+async def test_a_bug_after_the_send_leaves_the_outcome_unknown(tmp_path: Path) -> None:
+    """Its caller does not hear "try again"; the post is looked for at once, and the log names the bug."""
+    async with House.built(tmp_path, failpoints="post_after_send=raise") as house:
+        await house.link("ada")
+        first = await post(house, "There", "k")
+        assert (first.status_code, first.json()["error"]["reason"]) == (502, "outcome_unknown")
+        assert "FailpointError" in house.log.getvalue()
+        await look(house, 3)
+        assert (await outcome(house, first))["state"] == "found"
+        assert (await post(house, "There", "k")).status_code == 201
+        assert await times(house, "There") == 1

@@ -122,6 +122,8 @@ class Line:
                 self._session, self._renewed = await self._lines.sessions.renew(self._session, upstream), True
         except TimeoutError:
             raise GatewayError("x_timeout", outcome="not_sent") from None  # the renewal itself goes on
+        except StorageDownError:  # X's 401 was its last word: nothing was done
+            raise GatewayError("storage_unavailable", half="X did not do what was asked") from None
         try:
             return await self._persist(request, reading, turn, ends_at)
         except Unauthorized as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -103,7 +104,7 @@ class XRequest:
     repeatable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operation:
     """One thing an app may do on X.
 
@@ -138,7 +139,7 @@ class Operation:
         json = sent if self.method == "POST" else None
         return XRequest(self.method, path, json, endpoint=self.endpoint, repeatable=self.repeatable)
 
-    @property
+    @cached_property
     def endpoint(self) -> str:
         """X's name for what is called."""
         return f"{self.method} {self.path}"

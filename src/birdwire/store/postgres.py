@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from birdwire.store.notifications import Notifications
-from birdwire.store.schema import START_LOCK, StorageDownError, migrate
+from birdwire.store.schema import START_LOCK, StorageDownError, json_text, migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -55,6 +55,7 @@ class PostgreSQL:
             max_overflow=0,
             pool_timeout=POOL_WAIT_S,
             hide_parameters=True,
+            json_serializer=json_text,
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_the_dead)
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
 from sqlalchemy import BigInteger, Column, Index, MetaData, Table, column, inspect, select, table
 from sqlalchemy.types import TypeDecorator
 
@@ -49,7 +51,10 @@ class Instant(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
         """To the column."""
         del dialect
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        if value is None:
+            return None
+        since = value - _EPOCH
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
         """From the column."""
@@ -63,6 +68,14 @@ def index_of_some(name: str, *columns: Column[Any]) -> Index:
     The migration says so to PostgreSQL, too; said here, it would load that dialect at every start on SQLite.
     """
     return Index(name, *columns, sqlite_where=columns[-1].is_not(None))
+
+
+def json_text(value: object) -> str:
+    """A value for a JSON column."""
+    try:
+        return to_json(value).decode()
+    except ValueError:  # half a character, as X may send one, which JSON can only tell by an escape
+        return json.dumps(value)
 
 
 def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:

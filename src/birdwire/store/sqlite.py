@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from birdwire.store.changes import FileChanges
-from birdwire.store.schema import StorageDownError, StoreError, migrate
+from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -60,6 +60,7 @@ class SQLite:
             pool_timeout=POOL_WAIT_S,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
+            json_serializer=json_text,
         )
         self._writing = asyncio.Lock()  # SQLite has one writer: waiting here is cheaper and fairer than its busy loop
         self._appending: sqlite3.Connection | None = None

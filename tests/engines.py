@@ -33,11 +33,15 @@ _HEIR = """
 read _
 if [ -s "$1/$2" ]; then
     process=$(head -n 1 "$1/$2")
-    kill "-$3" "$process" && while kill -0 "$process"; do sleep 0.05; done
+    kill "-$3" "$process"
+    while kill -0 "$process" && ! grep -q "^State:.Z" "/proc/$process/status"; do sleep 0.05; done
 fi
 rm -rf "$1"
 """
-"""Ends a server and takes its folder away when its own input ends: when it is told to, or when the tests are killed."""
+"""Ends a server and takes its folder away when its own input ends: when it is told to, or when the tests are killed.
+
+A dead server that nobody has looked at yet is dead enough.
+"""
 
 
 def _heir(folder: Path, pid_file: str, signal: str) -> subprocess.Popen[bytes]:

@@ -163,7 +163,8 @@ def plain(postgres: Postgres, redis: Redis) -> Iterator[dict[str, str]]:
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=START_S)
-    assert process.returncode == 0
+    # It ends in time. With what code is chance: Ctrl-C may reach one of its programs before it reaches the script.
+    assert process.returncode in (0, 1)
 
 
 @pytest.mark.timeout(4 * START_S)

@@ -36,6 +36,7 @@ END_S = 45
 NOWHERE = "http://127.0.0.1:9"
 """The public URL: nobody listens there, so a callback is brought to whichever replica a test likes."""
 
+METRICS_TOKEN = "fleet-metrics-token"
 PLENTY = 1_000_000
 NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY}}
 
@@ -86,6 +87,7 @@ class Fleet:
                 "X_CLIENT_ID": sandbox.state.clients.client_id,
                 "X_CLIENT_SECRET": sandbox.state.clients.client_secret,
                 "TRUSTED_PROXIES": "127.0.0.1",
+                "METRICS_TOKEN": METRICS_TOKEN,
                 **({"REDIS_URL": redis.url} if redis else {}),
                 **settings,
             }
@@ -148,6 +150,13 @@ class Fleet:
     async def ready(self, replica: int) -> httpx2.Response:
         """Ask one replica whether it can work."""
         return await self.client.get(f"{self.replicas[replica].url}/readyz")
+
+    async def metric(self, replica: int, name: str) -> float:
+        """What one replica says of a metric without labels."""
+        answer = await self.client.get(
+            f"{self.replicas[replica].url}/metrics", headers={"authorization": f"Bearer {METRICS_TOKEN}"}
+        )
+        return next(float(line.split()[1]) for line in answer.text.splitlines() if line.startswith(f"{name} "))
 
     def at(self, replica: int, name: str) -> str:
         """The URL of an endpoint of the API."""

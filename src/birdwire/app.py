@@ -315,6 +315,7 @@ def watch(
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
+    metrics.watch("birdwire_replicas", lambda: limits.replicas)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(
         "birdwire_x_connections_opened_total",

@@ -59,6 +59,9 @@ class Limits(Protocol):
     degraded: int
     """Answers given without the shared counters, since the start."""
 
+    replicas: int
+    """Gateways that count together, as last heard."""
+
     async def start(self) -> None:
         """Be ready to count."""
 
@@ -77,6 +80,7 @@ class LocalLimits:
 
     def __init__(self, clock: Clock) -> None:
         self.degraded = 0
+        self.replicas = 1
         self._clock = clock
         self._calls: OrderedDict[str, deque[float]] = OrderedDict()  # least recently used first
 

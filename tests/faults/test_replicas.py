@@ -168,7 +168,11 @@ async def test_without_redis_calls_are_answered_within_a_share(fleet: Fleet, red
     async def none_local() -> bool:
         return not any(await degraded())
 
+    async def all_known() -> bool:
+        return {await fleet.metric(replica, "birdwire_replicas") for replica in range(3)} == {3.0}
+
     await until(none_local)
+    await until(all_known)  # a replica hears of those that started after it by its next beat
     redis.stop()
     try:
         await until(all_local)

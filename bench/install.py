@@ -47,7 +47,8 @@ def _python() -> None:
         return
     done = _run("installing the Python peers, pinned by hash", [sys.executable, "-m", "venv", "--clear", str(VENV)])
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-qq"]
-    if done and _run("", [*pip, "--require-hashes", "--requirement", str(REQUIREMENTS)]):
+    # The lock is whole. With --no-deps pip need not resolve it, where `pydantic[email]` would be none of its pins.
+    if done and _run("", [*pip, "--no-deps", "--require-hashes", "--requirement", str(REQUIREMENTS)]):
         stamp.write_text(wanted)
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from birdwire.call import Headers
     from birdwire.telemetry import Telemetry
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -137,9 +136,12 @@ async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | 
     return answer
 
 
-def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
     """A request's headers as a Call has them; ASGI and the edge give the names in lower case."""
-    return tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers])
+    headers: dict[str, list[str]] = {}
+    for name, value in raw_headers:
+        headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return headers
 
 
 def headers_out(call: Call, answer: Answer) -> list[tuple[str, str]]:

@@ -37,6 +37,8 @@ class Body(BaseModel):
     @classmethod
     def _is_there(cls, value: object) -> object:
         """A member is left out, not null: X would take null for a value of its own. And text is whole characters."""
+        if isinstance(value, str) and value.isascii():
+            return value
         if value is None:
             raise PydanticCustomError("null", "null")
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]

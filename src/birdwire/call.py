@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -29,7 +29,7 @@ def new_request_id() -> str:
 
     Written out here, since every call needs one and the library's takes as long as reading the whole body.
     """
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    number = (time.time_ns() // 1_000_000) << 80 | random.getrandbits(80)
     return "req_" + "".join([_PAIRS[number >> shift & 1_023] for shift in range(120, -1, -10)])
 
 
@@ -50,15 +50,15 @@ def encode(value: object) -> bytes:
 class Call:
     """What a caller sent.
 
-    Header names are lower case. `stream` gives the body's chunks, once, so that who may not speak is not listened to;
-    `whole` is the body if all of it is here already.
+    `headers` holds every value of a header in order, by its name in lower case. `stream` gives the body's chunks, once,
+    so that who may not speak is not listened to; `whole` is the body if all of it is here already.
     `note` gathers what the call's one log line will say.
     """
 
     method: str
     path: str
     query: str = field(default="", repr=False)
-    headers: Headers = field(default=(), repr=False)
+    headers: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     stream: Callable[[], AsyncIterator[bytes]] = field(default=no_body, repr=False)
     peer: str = ""
     whole: bytes | None = field(default=None, repr=False)
@@ -67,11 +67,12 @@ class Call:
 
     def header(self, name: str) -> str | None:
         """The first value of a header, or None."""
-        return next((value for key, value in self.headers if key == name), None)
+        values = self.headers.get(name)
+        return values[0] if values else None
 
-    def header_values(self, name: str) -> list[str]:
+    def header_values(self, name: str) -> Sequence[str]:
         """Every value of a header, in order."""
-        return [value for key, value in self.headers if key == name]
+        return self.headers.get(name, ())
 
 
 @dataclass(slots=True)

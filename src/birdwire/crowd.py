@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from birdwire.errors import GatewayError
@@ -30,7 +30,7 @@ class Crowd:
         self._most_each = each
         self._metrics = metrics
         self._wait_s = wait_s
-        self._each: Counter[str] = Counter()
+        self._each: dict[str, int] = {}
         self._waiting: OrderedDict[str, Turns] = OrderedDict()  # whose turn is next first
         self.running = 0
         self.queued = 0
@@ -50,11 +50,12 @@ class Crowd:
         Raises:
             GatewayError: overloaded.
         """
-        if self._each[key_id] >= self._most_each:
+        of_key = self._each.get(key_id, 0)
+        if of_key >= self._most_each:
             raise self._shed("key")
         if self.running >= self._most and self.queued >= self._most_queued:
             raise self._shed("full")
-        self._each[key_id] += 1
+        self._each[key_id] = of_key + 1
         if self.running < self._most:
             self.running += 1
             return
@@ -107,9 +108,9 @@ class Crowd:
             turn.set_exception(self._shed("late"))
 
     def _forget(self, key_id: str) -> None:
-        self._each[key_id] -= 1
-        if not self._each[key_id]:
-            del self._each[key_id]
+        left = self._each.pop(key_id) - 1
+        if left:
+            self._each[key_id] = left
 
     def _shed(self, why: str) -> GatewayError:
         self._metrics.add("birdwire_calls_shed_total", why)

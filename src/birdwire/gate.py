@@ -408,6 +408,8 @@ def _query(query: str) -> Parsed:
 
 def _files(operation: Operation, parsed: Parsed) -> list[Part]:
     """The files that an operation works on, looked at before anything is spent on them."""
+    if not parsed.files and not operation.takes_file:
+        return []
     files = list(parsed.files)
     names = media.FIELDS if operation.takes_file else (dialect.FILE_PART,)
     stray = next((file.name for file in files if file.name not in names), None)

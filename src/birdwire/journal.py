@@ -56,7 +56,7 @@ _HALVES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """One write asked of X: who asks, through which account, for what; what X bills for it, in millionths of a dollar.
 
@@ -75,7 +75,10 @@ class Entry:
 
 def fingerprint(operation: str, fields: Mapping[str, Any]) -> bytes:
     """What a write asks for, whatever its white space and the order of its members; what files hold is left out."""
-    return hashlib.sha256(f"{operation}\n{json.dumps(fields, sort_keys=True)}".encode()).digest()
+    return hashlib.sha256(f"{operation}\n{_in_order(fields)}".encode()).digest()
+
+
+_in_order = json.JSONEncoder(sort_keys=True).encode  # made once: `json.dumps` would make one for each call
 
 
 class Journal:
@@ -211,7 +214,7 @@ class Journal:
         row = None if found is None else dict(found)
         kind, waits = self._waiting.get(request_id, ("", {}))
         if kind == "add":
-            row = dict(waits)
+            row = dict.fromkeys(store.journal.c.keys()) | waits
         elif kind == "settle" and row is not None:
             row |= {name.removeprefix("new_"): value for name, value in waits.items() if name.startswith("new_")}
         if row is not None and row["data"] is not None and row["words_ct"] is not None and row["state"] in DONE:
@@ -321,9 +324,8 @@ def _cost(row: Mapping[str, Any] | RowMapping) -> int | None:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """Every column, so that all rows go through one statement."""
+    """The columns that are known from the start; what a row leaves out is null."""
     return {
-        **dict.fromkeys(store.journal.c.keys()),
         "request_id": entry.request_id,
         "key_id": entry.key_id,
         "user_id": entry.user_id,

@@ -5,6 +5,7 @@ To read a key and its session from the store costs many times the CPU of all the
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from birdwire.store.db import ALL
@@ -24,10 +25,18 @@ class Recall:
         self._database = database
         self._clock = clock
         self._known: dict[str, tuple[float, dict[object, Any]]] = {}
+        self._looked = False
         self.turn = 0
 
     def catch_up(self) -> int:
-        """Forget what has changed, and say which turn this is: a value read from the store from here on is of it."""
+        """Forget what has changed, and say which turn this is: a value read from the store from here on is of it.
+
+        The store is asked once in a turn of the loop: whatever comes in after a change is worked on in a later one.
+        """
+        if self._looked:
+            return self.turn
+        self._looked = True
+        asyncio.get_running_loop().call_soon(self._look_again)
         changed = self._database.changed()
         if changed is ALL:
             self._known.clear()
@@ -36,6 +45,9 @@ class Recall:
             for key_id in changed:
                 self.forget(key_id)
         return self.turn
+
+    def _look_again(self) -> None:
+        self._looked = False
 
     def forget(self, key_id: str) -> None:
         """It changed: what is being read of it now may be what was before."""

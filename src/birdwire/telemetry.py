@@ -28,8 +28,8 @@ _CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 @lru_cache(256)  # callers ask for few paths, and to make one safe takes as long as to write the rest of its line
-def _path(path: str) -> str:
-    return excerpt(path, 100)
+def _safe(sent: str, length: int) -> str:
+    return excerpt(sent, length)
 
 
 class Telemetry:
@@ -57,7 +57,7 @@ class Telemetry:
         caller = f',"caller_request_id":"{theirs}"' if theirs and _REQUEST_ID.fullmatch(theirs) else ""
         line = (
             f'{{"time":"{self._now()}","level":"info","event":"request","request_id":"{call.request_id}"{caller},'
-            f'"method":"{excerpt(call.method, 10)}","path":"{_path(call.path)}","status":{status},'
+            f'"method":"{_safe(call.method, 10)}","path":"{_safe(call.path, 100)}","status":{status},'
             f'"ms":{seconds * 1000:.1f}'
         )
         for name, value in note.items():

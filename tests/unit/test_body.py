@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from birdwire.asgi import headers_in
 from birdwire.body import MAX_DEPTH, Body, Parsed, check, parse, read
 from birdwire.call import Call
 from birdwire.errors import GatewayError
@@ -168,7 +169,8 @@ def call(*headers: tuple[str, str], body: bytes = b'{"tweet_id":"1"}') -> Call:
         for chunk in (body[:5], body[5:]):
             yield chunk
 
-    return Call("POST", "/", headers=headers, stream=stream)
+    raw_headers = [(name.encode(), value.encode()) for name, value in headers]
+    return Call("POST", "/", headers=headers_in(raw_headers), stream=stream)
 
 
 async def no_files(_: object) -> int:

@@ -30,7 +30,7 @@ def form(*files: bytes) -> Call:
         for start in range(0, len(raw), 65_000):
             yield raw[start : start + 65_000]
 
-    return Call("POST", "/", headers=(("content-type", f"multipart/form-data; boundary={BOUNDARY}"),), stream=stream)
+    return Call("POST", "/", headers={"content-type": [f"multipart/form-data; boundary={BOUNDARY}"]}, stream=stream)
 
 
 async def taken(call: Call) -> tuple[Part, ...]:

@@ -126,9 +126,9 @@ def test_a_requests_line_is_json_whatever_it_holds() -> None:
         "text": "\u2028é\ud800",
         "none": None,
     }
-    call = Call("GET\n", '/a"b', headers=(("x-request-id", "theirs-1"),), note=note)
+    call = Call("GET\n", '/a"b', headers={"x-request-id": ["theirs-1"]}, note=note)
     Telemetry(stream, Clock()).request(call, 200, 0.0123)
-    Telemetry(stream, Clock()).request(Call("GET", "/", headers=(("x-request-id", '"'),)), 200, 0.0)
+    Telemetry(stream, Clock()).request(Call("GET", "/", headers={"x-request-id": ['"']}), 200, 0.0)
     first, second = (json.loads(line) for line in stream.getvalue().split("\n")[:2])
     assert first | {"time": "", "request_id": ""} == {
         "time": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2_048
+_OBJECTS_A_LOOK = 20_000
 
 DRAIN_S = 25
 """How long calls under way may take to end once nothing new is let in."""
@@ -161,6 +163,7 @@ async def serve(
     try:
         await asyncio.wait([stopped, answering, *running], return_when=asyncio.FIRST_COMPLETED)
         if answering.done() and not stop.is_set():
+            _leave_what_stays()
             await ready()
             await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
         if drain is not None and stop.is_set():
@@ -176,6 +179,16 @@ async def serve(
             await task
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+
+
+def _leave_what_stays() -> None:
+    """Have the garbage collector pass by what was made up to now, all of which stays, and come less often.
+
+    A like makes a few hundred objects and no cycles: looking for some after every 700 took a twentieth of its CPU.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_A_LOOK)
 
 
 def gateway_config(gateway: Gateway) -> uvicorn.Config:

@@ -57,6 +57,8 @@ class Breaker:
         Raises:
             GatewayError: x_breaker_open, with the seconds until the next probe.
         """
+        if not self._circuits:
+            return
         wait_s = max((probe_at for _, probe_at in self._open(endpoint, account)), default=0) - self._clock.monotonic()
         if wait_s > 0:
             self.refused += 1
@@ -68,8 +70,6 @@ class Breaker:
         Raises:
             GatewayError: as `check`.
         """
-        if not self._circuits:
-            return
         self.check(endpoint, account)
         for circuit, _ in self._open(endpoint, account):
             circuit.probe_at = self._clock.monotonic() + PROBE_EVERY_S  # one that hangs keeps nobody from the next

@@ -197,11 +197,11 @@ class Keys:
         found: _Secret | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
         if found is None:
             found = await self._read(raw_key, secret_hash, turn)
-        key, now = found.key, self._clock.now()
-        if key.revoked_at is not None or (found.dies_at is not None and found.dies_at <= now):
+        key, dies_at, expires_at = found.key, found.dies_at, found.key.rules.expires_at
+        if key.revoked_at is not None or (dies_at is not None and dies_at <= self._clock.now()):
             raise GatewayError("key_revoked")
-        if key.rules.expires_at is not None and key.rules.expires_at <= now:
-            raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
+        if expires_at is not None and expires_at <= self._clock.now():
+            raise GatewayError("key_expired", expired=rfc3339(expires_at))
         if key.mode != serves:
             raise GatewayError("mode_mismatch", given=f"bw_{key.mode}_", serves=f"bw_{serves}_ keys")
         return key

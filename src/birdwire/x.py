@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -75,14 +74,15 @@ class X:
         self._upstream = upstream
         self._clock = clock
         self._metrics = metrics
-        self._heard: tuple[str, datetime] | None = None
+        self._heard: tuple[str, float] | None = None
 
     def skew(self) -> timedelta | None:
         """How far X's clock is before ours (behind: negative), by the Date of its last reply; None if it is not known."""
         if self._heard is None:
             return None
         try:
-            return parsedate_to_datetime(self._heard[0]) - self._heard[1]
+            heard_at = self._clock.now() - timedelta(seconds=self._clock.monotonic() - self._heard[1])
+            return parsedate_to_datetime(self._heard[0]) - heard_at
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -108,7 +108,7 @@ class X:
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _TELLING else f"{reply.status // 100}xx"
         self._note(request, outcome, began)
-        self._heard = (reply.headers.get("date", ""), self._clock.now())
+        self._heard = (reply.headers.get("date", ""), self._clock.monotonic())
         return reply
 
     def _note(self, request: XRequest, outcome: str, began: float) -> None:
@@ -146,8 +146,10 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
         and value.keys() == _PLAIN
         and not (reading.bare or reading.whole)
     ):
-        with contextlib.suppress(ValidationError):  # most answers: there is nothing in them to be asked about
+        try:  # most answers: there is nothing in them to be asked about
             return reading.answer.model_validate(value["data"]).model_dump()
+        except ValidationError:
+            pass
     said = _Said.of(reply, value or {})
     if reply.status == 404 and value is None:
         raise GatewayError("x_endpoint_gone", outcome="refused", upstream=said.upstream())

@@ -105,5 +105,6 @@ class _Bound:
     def row(self, given: Mapping[str, Any]) -> Row:
         values = [given.get(name, default) for name, default in self._slots]
         for place, bind in self._binds:
-            values[place] = bind(values[place])
+            if values[place] is not None:  # most are, and null is null in every type that we have
+                values[place] = bind(values[place])
         return Row(self._sql, values)

@@ -1,4 +1,4 @@
-"""API keys: mint, find, rotate, revoke; tiers and limits. A secret is shown once and kept only as its SHA-256."""
+"""API keys: mint, find, change, rotate, revoke; tiers and limits. A secret is shown once, and kept as its SHA-256."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ulid import ULID
@@ -271,16 +271,21 @@ class Keys:
         tomorrow = datetime.combine(now.date() + timedelta(days=1), time(), UTC)
         raise GatewayError("daily_cap", retry_after_s=int((tomorrow - now).total_seconds()) + 1, limit=cap)
 
-    async def set_rpm(self, key_id: str, rpm: int | None) -> None:
-        """Lower or raise one key's limit; None goes back to its tier's.
+    async def change(self, key_id: str, **changes: Any) -> Key:
+        """Give a key another `label`, `tier`, `rpm` (None: its tier's) or rule of KeyRules (None: no such rule).
 
         Raises:
-            KeyRuleError: no such key, or the limit cannot be.
+            KeyRuleError: no such key, it is revoked, or it cannot be so.
         """
         async with self._database.write() as connection:
-            key = await self._get(connection, key_id)
-            _check(key.label, key.tier, rpm)
-            await store.set_rpm(connection, key_id, rpm)
+            await store.hold(connection, key_id)
+            await self._live(connection, key_id)
+            row = {**(await store.get(connection, key_id) or {}), **changes}
+            _check(row["label"], row["tier"], row["rpm"])
+            key = _key(row)
+            key.rules.check(self._clock.now())
+            await store.change(connection, key_id, changes)
+        return key
 
     async def list(self) -> list[tuple[Key, str]]:
         """Every key, oldest first, each with the last four characters of its newest secret."""
@@ -299,9 +304,7 @@ class Keys:
         now = self._clock.now()
         async with self._database.write() as connection:
             await store.hold(connection, key_id)
-            key = await self._get(connection, key_id)
-            if key.revoked_at is not None:
-                raise KeyRuleError(f"{key_id} is revoked; create a new key.")
+            key = await self._live(connection, key_id)
             newest, *older = await store.secrets_of(connection, key_id)
             for secret in older:  # at most two secrets of a key live at once
                 await store.let_secret_die(connection, secret["secret_hash"], _earlier(secret["dies_at"], now))
@@ -330,6 +333,12 @@ class Keys:
         """
         async with self._database.read() as connection:
             return await self._get(connection, key_id)
+
+    async def _live(self, connection: AsyncConnection, key_id: str) -> Key:
+        key = await self._get(connection, key_id)
+        if key.revoked_at is not None:
+            raise KeyRuleError(f"{key_id} is revoked; create a new key.")
+        return key
 
     async def _get(self, connection: AsyncConnection, key_id: str) -> Key:
         row = await store.get(connection, key_id)

@@ -24,7 +24,7 @@ from birdwire.timeline import Sought, TimelinePage, TimelinePost, request
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy import RowMapping
 
@@ -95,6 +95,7 @@ class Reconciler:
         self._lines = lines
         self._clock = clock
         self._telemetry = telemetry
+        self._round = asyncio.Lock()
 
     async def recover(self) -> None:
         """At start: what a process that is gone had begun is unknown.
@@ -108,15 +109,18 @@ class Reconciler:
         await self._mark(await self._due())
 
     async def round(self) -> None:
-        """Look after what is due; every second.
+        """Look after what is due; every second. Who asks for one while another runs waits for that first.
 
         Raises:
             StorageDownError: the database does not answer.
         """
-        rows = await self._due()
-        if not rows:
-            return
-        await self._mark(rows)
+        async with self._round:
+            rows = await self._due()
+            if rows:
+                await self._mark(rows)
+                await self._look_at(dict.fromkeys(row["user_id"] for row in rows if row["state"] == "unknown"))
+
+    async def _look_at(self, accounts: Iterable[str]) -> None:
         turns = asyncio.Semaphore(AT_ONCE)
 
         async def one(user_id: str) -> None:
@@ -127,7 +131,7 @@ class Reconciler:
                     self._telemetry.crash("reconcile", error)
 
         async with asyncio.TaskGroup() as group:
-            for user_id in dict.fromkeys(row["user_id"] for row in rows if row["state"] == "unknown"):
+            for user_id in accounts:
                 group.create_task(one(user_id))
 
     async def _due(self) -> Sequence[RowMapping]:

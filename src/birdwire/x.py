@@ -74,15 +74,14 @@ class X:
         self._upstream = upstream
         self._clock = clock
         self._metrics = metrics
-        self._heard: tuple[str, float] | None = None
+        self._heard: tuple[str, datetime] | None = None
 
     def skew(self) -> timedelta | None:
         """How far X's clock is before ours (behind: negative), by the Date of its last reply; None if it is not known."""
         if self._heard is None:
             return None
         try:
-            heard_at = self._clock.now() - timedelta(seconds=self._clock.monotonic() - self._heard[1])
-            return parsedate_to_datetime(self._heard[0]) - heard_at
+            return parsedate_to_datetime(self._heard[0]) - self._heard[1]
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -108,7 +107,7 @@ class X:
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _TELLING else f"{reply.status // 100}xx"
         self._note(request, outcome, began)
-        self._heard = (reply.headers.get("date", ""), self._clock.monotonic())
+        self._heard = (reply.headers.get("date", ""), self._clock.now())
         return reply
 
     def _note(self, request: XRequest, outcome: str, began: float) -> None:

@@ -80,7 +80,7 @@ async def told(database: Database) -> object:
 
 
 CHANGES: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
-    "a key's limit": lambda connection: keys.set_rpm(connection, KEY, 7),
+    "a key's limit": lambda connection: keys.change(connection, KEY, {"rpm": 7}),
     "a key's end": lambda connection: keys.revoke(connection, KEY, NOW),
     "a secret's end": lambda connection: keys.let_secret_die(connection, b"1", NOW),
     "a new secret": lambda connection: keys.add_secret(
@@ -109,13 +109,13 @@ async def test_what_is_taken_back_is_not_told(gateway: Database, other: Database
 
     async def fail() -> None:
         async with other.write() as connection:
-            await keys.set_rpm(connection, "key_2", 7)
+            await keys.change(connection, "key_2", {"rpm": 7})
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         await fail()
     async with other.write() as connection:
-        await keys.set_rpm(connection, KEY, 7)
+        await keys.change(connection, KEY, {"rpm": 7})
     assert await told(gateway) == {KEY}
 
 
@@ -123,7 +123,7 @@ async def test_what_came_late_is_told_by_nobody(gateway: Database, other: Databa
     """A write that finds another generation changes nothing."""
     async with other.write() as connection:
         assert not await sessions.change(connection, "xs_1", 9, {"gen": 10})
-        await keys.set_rpm(connection, "key_2", 7)
+        await keys.change(connection, "key_2", {"rpm": 7})
     assert await told(gateway) == {"key_2"}
 
 
@@ -139,7 +139,7 @@ async def test_who_was_away_for_too_long_trusts_nothing(gateway: Database, other
     """The past is trimmed; a process stopped meanwhile must not take the rest for all."""
     async with other.write() as connection:
         for number in range(3):
-            await keys.set_rpm(connection, f"key_{number}", 7)
+            await keys.change(connection, f"key_{number}", {"rpm": 7})
         await connection.execute(text("DELETE FROM changes WHERE key_id = 'key_0'"))
     assert gateway.changed() is ALL
     assert not gateway.changed()
@@ -162,7 +162,7 @@ async def test_a_lost_listener_makes_no_cache_trusted(gateway: Database, other: 
     assert await told(gateway) is ALL
     await settled(gateway)
     async with other.write() as connection:
-        await keys.set_rpm(connection, KEY, 7)
+        await keys.change(connection, KEY, {"rpm": 7})
     assert await told(gateway) == {KEY}
 
 

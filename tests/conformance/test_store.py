@@ -206,7 +206,7 @@ async def test_what_hangs_on_a_key_changes_one_at_a_time(pair: Pair) -> None:
             await keys.hold(connection, KEY)
             row = await keys.get(connection, KEY)
             assert row is not None
-            await keys.set_rpm(connection, KEY, row["rpm"] + 1)
+            await keys.change(connection, KEY, {"rpm": row["rpm"] + 1})
 
     await pair.all_at_once(30, raise_limit)
     async with pair.first.read() as connection:
@@ -240,7 +240,7 @@ async def test_rows_of_many_callers_are_all_there(pair: Pair) -> None:
 
     async def change(database: Database) -> None:
         async with database.write() as connection:
-            await keys.set_rpm(connection, KEY, 7)
+            await keys.change(connection, KEY, {"rpm": 7})
 
     await asyncio.gather(
         *(pair[number].append(ADD, an_entry(f"req_{number}")) for number in range(200)), pair.all_at_once(20, change)

@@ -69,7 +69,7 @@ async def test_every_answer_to_a_known_key_tells_its_allowance(linked: House) ->
 
 async def test_the_call_over_the_limit_waits_for_the_window(house: House) -> None:
     """429 with a whole Retry-After and the allowance; after the wait the key works again."""
-    await house.gateway.keys.set_rpm(house.key_id, 2)
+    await house.gateway.keys.change(house.key_id, rpm=2)
     first, second, third = [await house.client.get(API + "auth/status") for _ in range(3)]
     assert [first.status_code, second.status_code, third.status_code] == [200, 200, 429]
     assert third.json()["error"]["code"] == "rate_limit_exceeded"
@@ -80,7 +80,7 @@ async def test_the_call_over_the_limit_waits_for_the_window(house: House) -> Non
 
 async def test_a_hundred_callers_at_once_are_admitted_exactly_up_to_the_limit(linked: House) -> None:
     """The window is exact, not roughly so."""
-    await linked.gateway.keys.set_rpm(linked.key_id, 20)
+    await linked.gateway.keys.change(linked.key_id, rpm=20)
     linked.clock.advance(minutes=2)
     answers = await asyncio.gather(*(linked.client.get(API + "auth/status") for _ in range(60)))
     assert sorted(answer.status_code for answer in answers) == [200] * 20 + [429] * 40

@@ -146,7 +146,7 @@ async def test_at_most_two_secrets_of_a_key_live(house: House) -> None:
     _, second = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
     _, third = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
     assert [(await asked(house, key))[0] for key in (house.raw_key, second, third)] == [401, 200, 200]
-    await house.gateway.keys.set_rpm(house.key_id, 3)
+    await house.gateway.keys.change(house.key_id, rpm=3)
     house.clock.advance(minutes=2)
     assert [(await asked(house, key))[0] for key in (second, third, second, third)] == [200, 200, 200, 429]
 
@@ -198,8 +198,22 @@ async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: House)
     assert await limit() == "3000"
     async with beside(house) as keys:
         for rpm, shown in ((7, "7"), (5_000, "5000"), (None, "3000")):
-            await keys.set_rpm(house.key_id, rpm)
+            await keys.change(house.key_id, rpm=rpm)
             assert await limit() == shown
+
+
+async def test_a_change_that_cannot_be_changes_nothing(house: House) -> None:
+    """Nor does one of a key that is revoked, or never was."""
+    for changes in ({"label": ""}, {"tier": "gold"}, {"rpm": 0}, {"actions": ("dance",)}, {"ips": ("here",)}):
+        with pytest.raises(KeyRuleError):
+            await house.gateway.keys.change(house.key_id, **changes)
+    with pytest.raises(KeyRuleError, match="no key"):
+        await house.gateway.keys.change("key_none", rpm=5)
+    assert await house.gateway.keys.get(house.key_id) == (await house.gateway.keys.list())[0][0]
+    assert (await house.client.get(API + "auth/status")).headers["x-ratelimit-limit"] == "3000"
+    await house.gateway.keys.revoke(house.key_id)
+    with pytest.raises(KeyRuleError, match="revoked"):
+        await house.gateway.keys.change(house.key_id, rpm=5)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +242,7 @@ async def test_an_enterprise_key_says_its_own_limit(house: House) -> None:
     key, raw_key = await house.gateway.keys.create("test", "own", "enterprise", 5)
     assert [(await asked(house, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]
     with pytest.raises(KeyRuleError, match="--rpm"):
-        await house.gateway.keys.set_rpm(key.key_id, None)
+        await house.gateway.keys.change(key.key_id, rpm=None)
 
 
 def test_the_tiers_are_those_of_the_contract() -> None:

@@ -96,7 +96,7 @@ async def states(house: House) -> int:
 @pytest.mark.trust("O17")
 async def test_beginning_a_link_spends_the_keys_allowance(house: House) -> None:
     """Nobody gets states for free."""
-    await house.gateway.keys.set_rpm(house.key_id, 2)
+    await house.gateway.keys.change(house.key_id, rpm=2)
     assert [(await house.call("auth_twitter")).status_code for _ in range(3)] == [200, 200, 429]
 
 

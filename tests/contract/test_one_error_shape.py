@@ -279,7 +279,7 @@ async def test_each_refusal_of_a_caller_has_the_shape(place: House, reason: str,
 @pytest.mark.trust("#255")
 async def test_the_call_over_the_limit_has_the_shape(house: House) -> None:
     """With a Retry-After that is no earlier than the reset."""
-    await house.gateway.keys.set_rpm(house.key_id, 1)
+    await house.gateway.keys.change(house.key_id, rpm=1)
     await house.client.get(API + "auth/status")
     answer = await house.client.get(API + "auth/status")
     judge(answer, "rpm_exceeded")

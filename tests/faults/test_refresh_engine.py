@@ -199,7 +199,7 @@ async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
     clock.advance(seconds=7_300)
     asking = asyncio.create_task(a.token(key_id))
     await a.asked(1)
-    await b.keys.set_rpm(key_id, 5)
+    await b.keys.change(key_id, rpm=5)
     await b.link("other")
     await b.sessions.sweep()
     a.x.answers.put_nowait(pair(2))

@@ -117,7 +117,12 @@ class Callers:
 @pytest.mark.trust("G4", "T9")
 @pytest.mark.parametrize(
     ("kind", "refused"),
-    [("revoked", (401, "key_revoked")), ("unlinked", (403, "x_not_linked")), ("lowered", (429, "rpm_exceeded"))],
+    [
+        ("revoked", (401, "key_revoked")),
+        ("unlinked", (403, "x_not_linked")),
+        ("lowered", (429, "rpm_exceeded")),
+        ("narrowed", (403, "key_not_allowed")),
+    ],
 )
 async def test_what_is_taken_away_at_one_place_is_gone_everywhere(
     fleet: Fleet, kind: str, refused: tuple[int, str]
@@ -126,16 +131,18 @@ async def test_what_is_taken_away_at_one_place_is_gone_everywhere(
 
     async def one() -> float:
         key_id, headers = await fleet.key()
-        if kind == "unlinked":
+        acts = kind in ("unlinked", "narrowed")
+        if acts:
             await fleet.link(headers)
 
         async def call(replica: int) -> httpx2.Response:
-            return await (fleet.like if kind == "unlinked" else fleet.status)(replica, headers)
+            return await (fleet.like if acts else fleet.status)(replica, headers)
 
         changes: dict[str, Callable[[], Awaitable[object]]] = {
             "revoked": lambda: fleet.keys.revoke(key_id),
             "unlinked": lambda: fleet.client.post(fleet.at(0, "unlink_twitter"), headers=headers),
-            "lowered": lambda: fleet.keys.set_rpm(key_id, 1),
+            "narrowed": lambda: fleet.keys.change(key_id, actions=("unlike_twitter",)),
+            "lowered": lambda: fleet.keys.change(key_id, rpm=1),
         }
         callers = Callers(call)
         late_s = await callers.run(changes[kind])

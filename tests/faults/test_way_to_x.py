@@ -116,7 +116,7 @@ async def test_a_host_that_speaks_no_tls_gets_no_token(linked: House) -> None:
 @pytest.mark.trust("F32")
 async def test_a_storm_of_failures_is_not_made_worse(linked: House) -> None:
     """X fails at everything: few calls more than callers made, quick refusals, and well again with the first probes."""
-    await linked.gateway.keys.set_rpm(linked.key_id, 1_000_000)
+    await linked.gateway.keys.change(linked.key_id, rpm=1_000_000)
     await linked.fault("*", "/2/*", {"status": 503}, times=None)
     times: list[float] = []
     ends: dict[tuple[int, str | None], int] = {}

@@ -242,11 +242,11 @@ async def _key(keys: Keys, vault: Vault, label: str, rpm: int | None) -> str:
     for number in count():
         raw_key = mint("test", vault.derive(f"api key {label} {number}"))
         key, _ = await keys.create("test", label, TIER, secret=raw_key)
-        await keys.set_rpm(key.key_id, rpm)
         try:
             await keys.find(raw_key, "test")
         except GatewayError:
             continue
+        await keys.change(key.key_id, rpm=rpm)
         return raw_key
     raise AssertionError  # pragma: no cover - count() does not end
 

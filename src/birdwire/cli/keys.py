@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,6 +29,30 @@ MAX_LIFE_S = 100 * 366 * DAY_S
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `birdwire keys list` shows it.")]
 
+RpmOption = Annotated[
+    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Its own limit, in place of the tier's.")
+]
+ExpiresOption = Annotated[
+    int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="When it ends by itself, from now.")
+]
+ActionsOption = Annotated[
+    str | None, typer.Option(metavar="A,...", help="All that it may do: like,unlike,user/info. Else: everything.")
+]
+IpsOption = Annotated[
+    str | None, typer.Option(metavar="CIDR,...", help="Where it may be used from: 192.0.2.0/24. Else: anywhere.")
+]
+ReturnToOption = Annotated[
+    str | None, typer.Option(metavar="URL,...", help="Pages that may follow a link. Else: none.")
+]
+DailyOption = Annotated[int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Writes a day at most, by UTC.")]
+TextOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_TEXT, metavar="N", help="How long a post may be; X gives Premium more than 280."),
+]
+
+LIFTED = ("rpm", "expires-in", "actions", "ips", "return-to", "daily-writes", "text-limit")
+"""What `change --lift` takes away."""
+
 app = family()
 
 
@@ -37,31 +61,13 @@ def create(
     *,
     label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is; the page after a link shows it.")],
     tier: Annotated[str, typer.Option(metavar="TIER", help=f"Calls a minute: {', '.join(TIERS)}.")] = "free",
-    rpm: Annotated[
-        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Its own limit, in place of the tier's.")
-    ] = None,
-    expires_in: Annotated[
-        int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="When it ends by itself.")
-    ] = None,
-    actions: Annotated[
-        str | None,
-        typer.Option(metavar="A,...", help="All that it may do: like,unlike,user/info. Default: everything."),
-    ] = None,
-    ips: Annotated[
-        str | None, typer.Option(metavar="CIDR,...", help="Where it may be used from: 192.0.2.0/24. Default: anywhere.")
-    ] = None,
-    return_to: Annotated[
-        str | None, typer.Option(metavar="URL,...", help="Pages that may follow a link. Default: none.")
-    ] = None,
-    daily_writes: Annotated[
-        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Writes a day at most, by UTC.")
-    ] = None,
-    text_limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MAX_TEXT, metavar="N", help="How long a post may be; X gives Premium accounts more than 280."
-        ),
-    ] = None,
+    rpm: RpmOption = None,
+    expires_in: ExpiresOption = None,
+    actions: ActionsOption = None,
+    ips: IpsOption = None,
+    return_to: ReturnToOption = None,
+    daily_writes: DailyOption = None,
+    text_limit: TextOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -74,21 +80,55 @@ def create(
     Example: birdwire keys create --label "My agent" --tier starter --actions like,post --daily-writes 50
     """
     with saying(as_json=as_json) as say:
-        rules = KeyRules(
-            expires_at=None if expires_in is None else Clock().now() + timedelta(seconds=expires_in),
-            actions=tuple(ACTIONS.get(name, name) for name in _listed("--actions", actions)),
-            ips=_listed("--ips", ips),
-            return_to=_listed("--return-to", return_to),
-            daily_writes=daily_writes,
-            text_limit=text_limit,
-        )
+        rules = KeyRules(**_rules(expires_in, actions, ips, return_to, daily_writes, text_limit))
         settings = read_settings(config, data)
         mode: Mode = "test" if settings.issuer == "sandbox" else "live"
         key, raw_key = _on(settings, lambda keys: keys.create(mode, label, tier, rpm, rules=rules), new=True)
         say.result(_created(key, raw_key), raw_key)
         if not as_json:
-            told = "".join(f"; {rule}" for rule in _told(key.rules))
-            say.aside(f"{key.key_id}, {key.rpm} calls a minute{told}. The key is not shown again.")
+            say.aside(f"{key.key_id}, {_terms(key)}. The key is not shown again.")
+
+
+@app.command()
+def change(
+    key_id: KeyId,
+    *,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="Whose key it is.")] = None,
+    tier: Annotated[str | None, typer.Option(metavar="TIER", help=f"Calls a minute: {', '.join(TIERS)}.")] = None,
+    rpm: RpmOption = None,
+    expires_in: ExpiresOption = None,
+    actions: ActionsOption = None,
+    ips: IpsOption = None,
+    return_to: ReturnToOption = None,
+    daily_writes: DailyOption = None,
+    text_limit: TextOption = None,
+    lift: Annotated[
+        str | None, typer.Option(metavar="RULE,...", help=f"What no longer holds: {', '.join(LIFTED)}.")
+    ] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a key may do; what is not named stays. The key itself, its link and its history stay as well.
+
+    It holds from the next call on; with several replicas, everywhere within a second.
+
+    Example: birdwire keys change key_01K... --actions like,unlike --lift daily-writes
+    """
+    with saying(as_json=as_json) as say:
+        named = {"label": label, "tier": tier, "rpm": rpm}
+        changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        changes |= _rules(expires_in, actions, ips, return_to, daily_writes, text_limit)
+        for name in _listed("--lift", lift):
+            column = "expires_at" if name == "expires-in" else name.replace("-", "_")
+            if name not in LIFTED or column in changes:
+                why = "is both set and lifted" if name in LIFTED else f"is none of {', '.join(LIFTED)}"
+                raise Stop(ExitCode.USAGE, f"--lift {name}: it {why}.")
+            changes[column] = None
+        if not changes:
+            raise Stop(ExitCode.USAGE, "Nothing to change.", "Name what is to be different; see --help.")
+        key = _on(read_settings(config, data), lambda keys: keys.change(key_id, **changes))
+        say.result(_row(key), f"{key.key_id}: {_terms(key)}.")
 
 
 @app.command("list")
@@ -97,17 +137,7 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
     with saying(as_json=as_json) as say:
         found = _on(read_settings(config, data), lambda keys: keys.list())
         rows = [
-            {
-                "key_id": key.key_id,
-                "label": key.label,
-                "mode": key.mode,
-                "tier": key.tier,
-                "rpm": key.rpm,
-                "hint": hint,
-                "created_at": rfc3339(key.created_at),
-                "revoked_at": _time(key.revoked_at),
-                "rules": asdict(key.rules) | {"expires_at": _time(key.rules.expires_at)},
-            }
+            _row(key) | {"hint": hint, "created_at": rfc3339(key.created_at), "revoked_at": _time(key.revoked_at)}
             for key, hint in found
         ]
         told = [row | {"rules": "; ".join(_told(key.rules)) or None} for row, (key, _) in zip(rows, found, strict=True)]
@@ -162,6 +192,38 @@ def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: b
 
 def _created(key: Key, raw_key: str) -> dict[str, object]:
     return {"key_id": key.key_id, "api_key": raw_key, "label": key.label, "tier": key.tier, "rpm": key.rpm}
+
+
+def _row(key: Key) -> dict[str, object]:
+    """A key for programs, without anything secret."""
+    rules = asdict(key.rules) | {"expires_at": _time(key.rules.expires_at)}
+    names = ("key_id", "label", "mode", "tier", "rpm")
+    return {name: getattr(key, name) for name in names} | {"rules": rules}
+
+
+def _terms(key: Key) -> str:
+    """A key's limit and rules in a few words."""
+    return "; ".join([f"{key.rpm} calls a minute", *_told(key.rules)])
+
+
+def _rules(
+    expires_in: int | None,
+    actions: str | None,
+    ips: str | None,
+    return_to: str | None,
+    daily_writes: int | None,
+    text_limit: int | None,
+) -> dict[str, Any]:
+    """The rules that were named, as KeyRules has them."""
+    named = {
+        "expires_at": None if expires_in is None else Clock().now() + timedelta(seconds=expires_in),
+        "actions": tuple(ACTIONS.get(name, name) for name in _listed("--actions", actions)),
+        "ips": _listed("--ips", ips),
+        "return_to": _listed("--return-to", return_to),
+        "daily_writes": daily_writes,
+        "text_limit": text_limit,
+    }
+    return {name: value for name, value in named.items() if value not in (None, ())}
 
 
 def _listed(option: str, text: str | None) -> tuple[str, ...]:

@@ -117,9 +117,9 @@ async def let_secret_die(connection: AsyncConnection, secret_hash: bytes, dies_a
         await announce(connection, key_id)
 
 
-async def set_rpm(connection: AsyncConnection, key_id: str, rpm: int | None) -> None:
-    """Give a key its own limit, or none."""
-    await connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(rpm=rpm))
+async def change(connection: AsyncConnection, key_id: str, values: Mapping[str, object]) -> None:
+    """Give a key another label, limit or rule."""
+    await connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(values))
     await announce(connection, key_id)
 
 

@@ -25,7 +25,7 @@ class Recall:
         self._database = database
         self._clock = clock
         self._known: dict[str, tuple[float, dict[object, Any]]] = {}
-        self._looked = False
+        self._looked: asyncio.AbstractEventLoop | None = None
         self.turn = 0
 
     def catch_up(self) -> int:
@@ -33,10 +33,11 @@ class Recall:
 
         The store is asked once in a turn of the loop: whatever comes in after a change is worked on in a later one.
         """
-        if self._looked:
+        loop = asyncio.get_running_loop()
+        if self._looked is loop:
             return self.turn
-        self._looked = True
-        asyncio.get_running_loop().call_soon(self._look_again)
+        self._looked = loop
+        loop.call_soon(self._look_again)
         changed = self._database.changed()
         if changed is ALL:
             self._known.clear()
@@ -47,7 +48,7 @@ class Recall:
         return self.turn
 
     def _look_again(self) -> None:
-        self._looked = False
+        self._looked = None
 
     def forget(self, key_id: str) -> None:
         """It changed: what is being read of it now may be what was before."""

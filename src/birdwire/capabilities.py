@@ -46,6 +46,7 @@ class Capabilities:
         self._clock = clock
         self._client_id = client_id
         self._known: dict[str, Capability] | None = None
+        self._lately: dict[str, tuple[str | None, float]] = {}  # X's last word, and until when it need not be noted
 
     async def all(self) -> list[Capability]:
         """Everything known, by name."""
@@ -54,6 +55,8 @@ class Capabilities:
 
     async def lately_allowed(self, operation: str) -> bool:
         """Whether X let the app do this within the last week, and did not take it back since."""
+        if self._just_said(operation, None):
+            return True
         try:
             found = (await self._load()).get(operation)
         except StorageDownError:
@@ -65,9 +68,14 @@ class Capabilities:
 
         Never fails: the call has been made, and a record for people must not spoil its answer.
         """
-        if reason is None or reason in ABOUT_THE_APP:
+        if (reason is None or reason in ABOUT_THE_APP) and not self._just_said(operation, reason):
             with contextlib.suppress(StorageDownError):
                 await self._note(operation, reason)
+
+    def _just_said(self, operation: str, reason: str | None) -> bool:
+        """Whether X said the same not long ago: most calls need not look any further."""
+        word, until = self._lately.get(operation, (reason, 0.0))
+        return word == reason and self._clock.monotonic() < until
 
     async def _note(self, operation: str, reason: str | None) -> None:
         known, now = await self._load(), self._clock.now()
@@ -76,6 +84,8 @@ class Capabilities:
             last = before.allowed_at if before.allowed else None
         else:
             last = before.refused_at if not before.allowed and before.reason == reason else None
+        noted = now if last is None else last
+        self._lately[operation] = reason, self._clock.monotonic() + (noted + NOTE_EVERY - now).total_seconds()
         if last is not None and now - last < NOTE_EVERY:
             return
         fresh = {"allowed_at": now} if reason is None else {"refused_at": now, "reason": reason}

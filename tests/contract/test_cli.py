@@ -957,6 +957,7 @@ async def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     assert outcome.code == 0
     assert "--json" in outcome.out
     assert "\x1b" not in outcome.out
+    assert "<bool>" not in outcome.out
     assert path == ("keys", "list") or f"Example: birdwire {' '.join(path)}" in outcome.out
 
 
@@ -985,6 +986,27 @@ async def test_every_field_of_a_post_is_an_option() -> None:
     assert [flag for flag in flags if f"{flag} " not in out] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("like",), "Missing argument"),
+        (("liek", "12"), "No such command"),
+        (("keys", "create"), "Missing option"),
+        (("keys", "craete"), "No such command"),
+        (("log", "--limit", "none"), "--limit"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_what_cannot_be_understood_is_refused_in_json_if_asked(arguments: tuple[str, ...], words: str) -> None:
+    """One document on stdout, as for every other refusal; without --json, nothing there."""
+    outcome = await run(*arguments, "--json")
+    error = outcome.document["error"]
+    assert (outcome.code, error["code"]) == (2, "usage")
+    assert words in error["message"]
+    assert error["fix"].endswith(" --help`.")
+    assert (await run(*arguments)).out == ""
+
+
 async def test_a_crash_shows_no_values_of_variables() -> None:
     """Typer's own tracebacks print them, and with them keys and tokens."""
     assert build().pretty_exceptions_enable is False
@@ -992,7 +1014,9 @@ async def test_a_crash_shows_no_values_of_variables() -> None:
 
 async def test_without_arguments_the_commands_are_listed() -> None:
     """And --version names the version."""
-    assert "Begin with: birdwire dev" in (await run()).out
+    listed = (await run()).out
+    assert "Begin with: birdwire dev" in listed
+    assert "<bool>" not in listed
     assert (await run("--version")).out.startswith("birdwire 0.")
 
 

@@ -10,13 +10,17 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from birdwire import __version__
-from birdwire.cli.say import family
+from birdwire.cli.say import ExitCode, Say, Stop, family
 from birdwire.operations import OPERATIONS, Operation
 
 OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
 """Operations whose body is one id: each is a command."""
 
 RUN, OPERATE, ACT, LOOK = "Run", "Operate", "Act on X", "Look up"
+
+
+_UsageError: Any = typer.BadParameter.__base__  # which Typer itself does not export
+_AS_JSON = "birdwire.as_json"
 
 
 class Row(NamedTuple):
@@ -70,10 +74,34 @@ COMMANDS = (
 class Commands(TyperGroup):
     """The commands by name. The list shows rows of COMMANDS; the command itself is loaded when it is called."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the options before the command, and see whether a program is to read what comes."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options before the command."""
+        return _without_types(super().get_params(ctx))
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Name, command and the arguments left for it."""
         name, listed, rest = super().resolve_command(ctx, args)
-        return name, listed and load(str(name)), rest
+        if listed is None:
+            return name, None, rest
+        command = load(str(name))
+        _tidy(command, ctx)
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; one that cannot be understood is refused in JSON, too, if that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            if ctx.meta[_AS_JSON]:
+                where: Any = error.ctx or ctx
+                stop = Stop(ExitCode.USAGE, error.format_message(), f"See `{where.command_path} --help`.")
+                Say(as_json=True).result(stop.document)
+            raise
 
 
 def load(name: str) -> Any:
@@ -83,6 +111,22 @@ def load(name: str) -> Any:
     command = getattr(family, "commands", {}).get(name, family)
     command.help = command.help or row.summary
     return command
+
+
+def _tidy(command: Any, parent: Any) -> None:
+    """Take from the help of a command, and of those below it, what says nothing."""
+    context = typer.Context(command, parent=parent, info_name=command.name)
+    _without_types(command.get_params(context))
+    for below in getattr(command, "commands", {}).values():
+        _tidy(below, context)
+
+
+def _without_types(params: list[Any]) -> list[Any]:
+    """The options, of which a flag does not seem to take a value: the help would call its type <bool>."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
 
 
 def build() -> typer.Typer:

@@ -51,8 +51,8 @@ PROBLEMS: dict[str, Problem] = {
     # 400: the body
     "json_malformed": Problem(400, "json_parse_error", "caller", "The body is not valid JSON: {detail}.", "Send one JSON object in UTF-8."),
     "body_not_object": Problem(400, "json_parse_error", "caller", "The body is JSON, but not an object.", "Send one JSON object, such as {example}."),
-    "duplicate_field": Problem(400, "json_parse_error", "caller", "The body names {field} twice.", "Send each member once."),
-    "unknown_field": Problem(400, _INVALID, "caller", "The body has a member that this call does not know: {field}.", "Leave it out; the call takes {known}."),
+    "duplicate_field": Problem(400, "json_parse_error", "caller", "The request names {field} twice.", "Send each member once."),
+    "unknown_field": Problem(400, _INVALID, "caller", "The request has a member that this call does not know: {field}.", "Leave it out; the call takes {known}."),
     "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameter, but got {field}.", "Put the parameters into the JSON body."),
     "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read, or has too many parts.", "Send a well-formed body; JSON is what this API takes."),
     "mutually_exclusive": Problem(400, _INVALID, "caller", "These cannot stand together: {fields}.", "Keep one of them."),
@@ -83,7 +83,7 @@ PROBLEMS: dict[str, Problem] = {
     # 401
     "key_missing": Problem(401, "missing_api_key", "caller", "The request carries no API key.", _SEND_KEY),
     "key_in_query": Problem(401, "missing_api_key", "caller", "The API key stands in the URL, where logs and proxies keep it; it was not read.", f"{_SEND_KEY} Rotate the key if the URL was really sent over a network."),
-    "key_malformed": Problem(401, _KEY, "caller", "The Authorization header holds no Birdwire API key (bw_live_... or bw_test_...), or a mistyped one.", f"{_SEND_KEY} {_CHECK_KEY}"),
+    "key_malformed": Problem(401, _KEY, "caller", "What was sent as the API key is no Birdwire key (bw_live_... or bw_test_...), or a mistyped one.", f"{_SEND_KEY} {_CHECK_KEY}"),
     "key_unknown": Problem(401, _KEY, "caller", "No such API key here.", _CHECK_KEY),
     "key_mismatch": Problem(401, _KEY, "caller", "The header and the body carry different API keys.", "Send one key, in the Authorization header."),
     "key_expired": Problem(401, _KEY, "caller", "This API key ran out on {expired}.", "Ask the operator for a new key."),
@@ -111,7 +111,7 @@ PROBLEMS: dict[str, Problem] = {
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
     "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no such request, or it is long gone.", "Check the request_id; it is in X-Request-Id of the answer."),
-    "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /openapi.json for the endpoints; paths are exact, without a trailing slash."),
+    "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not take {method}.", "Use {allow}."),
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the whole request within 10 seconds.", retryable=True),
@@ -174,7 +174,7 @@ for _field in FIELDS:
     _code = _INVALID if _field in _PUBLISHED_IDS else "missing_parameter"
     if _field in REQUIRED:
         PROBLEMS[f"{_field}_missing"] = Problem(
-            400, _code, "caller", f"The body lacks {_field}.", f"Send {_field}: {{wanted}}."
+            400, _code, "caller", f"The request lacks {_field}.", f"Send {_field}: {{wanted}}."
         )
     PROBLEMS[f"{_field}_malformed"] = Problem(
         400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import tomllib
@@ -231,7 +232,7 @@ class Settings(BaseModel):
             try:
                 values.update(tomllib.loads(config.read_bytes().decode("utf-8-sig")))
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-                problems.append(f"The config file {config} cannot be read: {error}.")
+                problems.append(f"The config file {config} cannot be read: {_why(error)}.")
         for name, value in environment.items():
             if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in CLIENT_NAMES:
                 values[name.removeprefix(PREFIX).lower()] = value
@@ -244,6 +245,10 @@ class Settings(BaseModel):
         if problems:
             raise SettingsError(problems)
         return settings
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _split(url: str) -> SplitResult | None:
@@ -299,5 +304,7 @@ def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
         return message.removeprefix("Value error, ") + "."
     name = PREFIX + str(place[0]).upper()
     if kind == "extra_forbidden":
-        return f"{name} is not a setting; `birdwire check --help` lists them."
+        meant = difflib.get_close_matches(str(place[0]), Settings.model_fields, 1)
+        hint = f"do you mean {PREFIX}{meant[0].upper()}?" if meant else "`birdwire check --help` lists them."
+        return f"{name} is not a setting; {hint}"
     return f"{name}: {message}."

@@ -710,6 +710,9 @@ async def test_every_problem_of_the_settings_is_said_at_once(tmp_path: Path) -> 
         "- BIRDWIRE_POR",
         "- BIRDWIRE_PRO",
     ]
+    assert "BIRDWIRE_PROT is not a setting; do you mean BIRDWIRE_PORT?" in outcome.err
+    nowhere = await run("check", "--config", str(tmp_path / "none.toml"))
+    assert (nowhere.code, "cannot be read: No such file or directory." in nowhere.err) == (2, True)
 
 
 # Accounts.
@@ -893,6 +896,8 @@ async def test_a_dev_folder_is_counted_copied_and_put_back(tmp_path: Path) -> No
     await run("migrate", BIRDWIRE_DATABASE_URL=f"sqlite:///{database}")
     here = ("--data", str(tmp_path))
     assert (await run("backup", *here, str(copy))).code == 0
+    again = await run("backup", *here, str(copy))
+    assert (again.code, "Name another file" in again.err) == (2, True)
     assert (await run("restore", *here, str(copy))).code == 0
     assert stat.S_IMODE((tmp_path / "birdwire.db.lock").stat().st_mode) == 0o600
     counted = await run("vault", "status", *here)
@@ -914,6 +919,8 @@ async def test_a_vault_key_is_made_once(tmp_path: Path) -> None:
     again = await run("vault", "create", str(file), "--json")
     assert (again.code, again.document["error"]["code"]) == (2, "usage")
     assert file.read_text("ascii").strip() == key
+    lost = await run("vault", "create", str(tmp_path / "nowhere" / "vault.key"))
+    assert (lost.code, f"mkdir -m 700 -p {tmp_path / 'nowhere'}" in lost.err.replace("\n", "")) == (2, True)
 
 
 async def test_migrate_makes_a_database_ready(tmp_path: Path) -> None:

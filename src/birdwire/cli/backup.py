@@ -48,6 +48,8 @@ def backup(
                 "pg_dump --format=custom --file=FILE DATABASE; after pg_restore: birdwire restore --mark",
             )
         there(database)
+        if file.exists():
+            raise Stop(ExitCode.USAGE, f"{file} is there already.", "Name another file; a backup is never overwritten.")
         size = snapshots.take(database, file, at)
         document = {"file": str(file.resolve()), "bytes": size, "snapshot_at": rfc3339(at)}
         say.result(document, f"The database as of {rfc3339(at)} is in {file}: {size:,} bytes.")
@@ -96,8 +98,8 @@ def restore(
         }
         say.result(
             document,
-            f"The database is as of {document['snapshot_at'] or 'its backup'}; {sessions:,} links will be checked when"
-            " they are renewed next.",
+            f"The database is as of {document['snapshot_at'] or 'its backup'}; links that will be checked when they"
+            f" are renewed next: {sessions:,}.",
             *([f"What was there before is kept in {kept}."] if kept else []),
             "Keys that were revoked since then live again: revoke them before you start the gateway.",
         )

@@ -45,6 +45,10 @@ def create(
     Example: birdwire vault create /etc/birdwire/vault.key
     """
     with saying(as_json=as_json) as say:
+        if not file.parent.is_dir():
+            raise Stop(
+                ExitCode.USAGE, f"There is no folder {file.parent}.", f"mkdir -m 700 -p {shlex.quote(str(file.parent))}"
+            )
         try:
             key_id = Vault(create_key_file(file)).key_id
         except VaultError as error:

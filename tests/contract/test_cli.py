@@ -491,6 +491,7 @@ async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> 
     assert listed[1]["cost_usd"] == 0.015
     text = await run("log", **person)
     assert listed[0]["request_id"] in text.out
+    assert text.out.splitlines()[2].endswith("  0.015")
     assert "business" not in text.out + json.dumps(listed)
     for given, found in (("like", "like_twitter"), ("post", "post_twitter")):
         rows = (await run("log", "--operation", given, "--json", **person)).document["requests"]

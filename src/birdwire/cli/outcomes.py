@@ -91,7 +91,8 @@ def log(
         wanted = {name: value for name, value in equal.items() if value}
         rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, _at(since), limit))]
         none = "No request fits." if wanted or since else "Nothing was asked of X yet."
-        say.table({"requests": rows}, rows, COLUMNS, none)
+        shown = [row | {"cost_usd": f"{row['cost_usd']:.3f}"} if row["cost_usd"] is not None else row for row in rows]
+        say.table({"requests": rows}, shown, COLUMNS, none)
 
 
 @app.command()

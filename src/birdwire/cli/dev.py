@@ -110,7 +110,9 @@ class Ready:
         yield f"  Local X   {self.sandbox}"
         yield f"  API key   {self.api_key}"
         if self.auth_url is not None:
-            yield Text("\n1. Open this page and allow access (good once, for 10 minutes):\n", style="bold")
+            yield Text(
+                "\n1. Open this page, choose ada and press Authorize app (good once, for 10 minutes):\n", style="bold"
+            )
             yield Text(f"{self.auth_url}", style="cyan")
             yield Text("\n2. Like a post:\n", style="bold")
         else:

@@ -182,6 +182,11 @@ async def test_the_exit_code_tells_whose_turn_it_is(operator: Operator) -> None:
         for key in (revoked_key, limited_key, limited_key)
     ]
     assert (limited.rpm, codes) == (1, [4, 3, 5])
+    _, unlinked_key = await house.gateway.keys.create("test", "unlinked", "free")
+    assert (
+        "Fix: Run `birdwire accounts link`"
+        in (await run("like", POST, **person | {"BIRDWIRE_API_KEY": unlinked_key})).err
+    )
     await house.fault("POST", "/2/users/*/likes", {"status": 503}, times=None)
     try:
         assert (await run("like", POST, **person)).code == 6

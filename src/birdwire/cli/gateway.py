@@ -28,6 +28,9 @@ MAX_ANSWER = 1 << 20
 API = "/apis/v1/twitter"
 
 _EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
+_LINK = "Run `birdwire accounts link`, and have the account's owner open the page."
+_FIXES = dict.fromkeys(("x_not_linked", "x_session_expired"), _LINK)
+"""Reason -> what a person at a terminal does; the gateway's own fix is for programs that call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,7 @@ class Gateway:
         if error.get("code") == "outcome_unknown":
             code = ExitCode.UNKNOWN
         message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
+        fix = _FIXES.get(str(error.get("reason")), fix)
         return Stop(code, message, fix, request_id=request_id, document=document)
 
 

@@ -115,3 +115,15 @@ async def test_no_other_site_can_frame_the_page(house: House, browser: Browser) 
     async with page.expect_event("requestfailed") as refused:
         await page.evaluate(put, redirect)
     assert (await refused.value).failure == "net::ERR_BLOCKED_BY_RESPONSE"
+
+
+async def test_the_pages_fit_a_telephone(house: House, page: Page) -> None:
+    """Nothing is wider than the screen: X's page, ours, and the description of the calls."""
+    await page.set_viewport_size({"width": 320, "height": 700})
+    too_wide = "document.documentElement.scrollWidth > window.innerWidth"
+    auth_url = (await house.call("auth_twitter")).json()["auth_url"]
+    for url in (auth_url, house.settings.x_api_url, f"{house.settings.base_url}/docs"):
+        await page.goto(url)
+        assert await page.evaluate(too_wide) is False, url
+    await approve(house, page)
+    assert await page.evaluate(too_wide) is False

@@ -236,15 +236,23 @@ class Settings(BaseModel):
         for name, value in environment.items():
             if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in CLIENT_NAMES:
                 values[name.removeprefix(PREFIX).lower()] = value
-        try:
-            settings = cls.model_validate(values)
-        except ValidationError as error:
-            problems.extend(
-                _sentence(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False)
-            )
-        if problems:
+        settings, wrong = cls._tried(values)
+        names = {place[0] for place in wrong if place}
+        if names:  # how the others fit together is asked without these, or it would be said only once they are mended
+            wrong |= cls._tried({name: value for name, value in values.items() if name not in names})[1]
+        problems += wrong.values()
+        if settings is None or problems:
             raise SettingsError(problems)
         return settings
+
+    @classmethod
+    def _tried(cls, values: Mapping[str, object]) -> tuple[Settings | None, dict[tuple[int | str, ...], str]]:
+        """The settings, or what is wrong with them, a sentence for each place; no place: with how they fit together."""
+        try:
+            return cls.model_validate(values), {}
+        except ValidationError as error:
+            found = error.errors(include_input=False)
+            return None, {item["loc"]: _sentence(item["loc"], item["type"], item["msg"]) for item in found}
 
 
 def _why(error: Exception) -> str:

@@ -715,6 +715,7 @@ async def test_every_problem_of_the_settings_is_said_at_once(tmp_path: Path) -> 
     assert [line[:14] for line in outcome.err.splitlines() if line.startswith("- ")] == [
         "- BIRDWIRE_POR",
         "- BIRDWIRE_PRO",
+        "- database_url",
     ]
     assert "BIRDWIRE_PROT is not a setting; do you mean BIRDWIRE_PORT?" in outcome.err
     nowhere = await run("check", "--config", str(tmp_path / "none.toml"))

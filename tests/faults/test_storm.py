@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
 import os
 import secrets
 import signal
@@ -132,13 +133,16 @@ class Storm:
         self.client = town.client
         self.answers: Counter[str] = Counter()
         self.refreshes: Counter[int | None] = Counter()
+        self.posts = itertools.cycle([POST])
         self._seen = 0
 
     async def call(self, number: int, raw_key: str) -> None:
         """One like at one of the replicas."""
         at = self.replicas[number % len(self.replicas)]
         headers = {"authorization": f"Bearer {raw_key}"}
-        answer = await self.client.post(f"{at.url}{API}like_twitter", json={"tweet_id": POST}, headers=headers)
+        answer = await self.client.post(
+            f"{at.url}{API}like_twitter", json={"tweet_id": next(self.posts)}, headers=headers
+        )
         self.answers["200" if answer.status_code == 200 else answer.json()["error"]["reason"]] += 1
         if sum(self.answers.values()) % 1_000 == 0:
             await self.count()
@@ -152,7 +156,14 @@ class Storm:
                 self.refreshes[call["status"]] += 1
 
     async def rage(self, raw_keys: list[str]) -> None:
-        """Every key's callers, key by key, as many at once as the caps let in."""
+        """Every key's callers, key by key, as many at once as the caps let in.
+
+        All act as one account, whose likes of one post would run one after another: so each is of the next post.
+        """
+        state = (await self.town.x.get("/_sandbox/state")).json()
+        hidden = {user["id"] for user in state["users"] if user["protected"] or user["suspended"]}
+        seen = [post["id"] for post in state["posts"] if not post["deleted"] and post["author_id"] not in hidden]
+        self.posts = itertools.cycle(seen)
         waiting = iter([(caller, raw_key) for raw_key in raw_keys for caller in range(CALLERS)])
 
         async def worker() -> None:

@@ -14,6 +14,7 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from birdwire.store import keys, sessions
+from birdwire.store.changes import FORGET_EVERY, KEPT
 from birdwire.store.db import ALL, Database
 
 if TYPE_CHECKING:
@@ -143,6 +144,18 @@ async def test_who_was_away_for_too_long_trusts_nothing(gateway: Database, other
         await connection.execute(text("DELETE FROM changes WHERE key_id = 'key_0'"))
     assert gateway.changed() is ALL
     assert not gateway.changed()
+
+
+@pytest.mark.engines("sqlite")
+async def test_the_past_is_trimmed_now_and_then(other: Database) -> None:
+    """It keeps as much as it promises, and FORGET_EVERY rows more at most."""
+    later = KEPT + 2 * FORGET_EVERY
+    async with other.write() as connection:
+        await keys.change(connection, KEY, {"rpm": 7})
+        await connection.execute(text(f"INSERT INTO changes VALUES ({later - 1}, 'key_2')"))
+        await keys.change(connection, KEY, {"rpm": 8})
+        numbers = (await connection.execute(text("SELECT number FROM changes ORDER BY number"))).scalars().all()
+    assert numbers == [later - 1, later]
 
 
 @pytest.mark.engines("sqlite")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 KEPT = 10_000
 """Rows of the past that are kept. A process that was away for longer is told that everything may have changed."""
 
+FORGET_EVERY = 100
+
 CHANNEL = "birdwire_changes"
 
 
@@ -51,7 +53,8 @@ async def announce(connection: AsyncConnection, key_id: str) -> None:
         await connection.execute(select(func.pg_notify(CHANNEL, key_id)))
         return
     number = (await connection.execute(insert(changes).values(key_id=key_id))).lastrowid
-    await connection.execute(delete(changes).where(changes.c.number <= number - KEPT))
+    if number % FORGET_EVERY == 0:
+        await connection.execute(delete(changes).where(changes.c.number <= number - KEPT))
 
 
 class FileChanges:

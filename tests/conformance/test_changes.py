@@ -147,12 +147,12 @@ async def test_who_was_away_for_too_long_trusts_nothing(gateway: Database, other
 
 
 @pytest.mark.engines("sqlite")
-async def test_the_past_is_trimmed_now_and_then(other: Database) -> None:
+async def test_the_past_is_trimmed_now_and_then(gateway: Database) -> None:
     """It keeps as much as it promises, and FORGET_EVERY rows more at most."""
     later = KEPT + 2 * FORGET_EVERY
-    async with other.write() as connection:
+    async with gateway.write() as connection:
         await keys.change(connection, KEY, {"rpm": 7})
-        await connection.execute(text(f"INSERT INTO changes VALUES ({later - 1}, 'key_2')"))
+        await connection.execute(text("INSERT INTO changes VALUES (:number, 'key_2')"), {"number": later - 1})
         await keys.change(connection, KEY, {"rpm": 8})
         numbers = (await connection.execute(text("SELECT number FROM changes ORDER BY number"))).scalars().all()
     assert numbers == [later - 1, later]

@@ -171,6 +171,21 @@ async def test_flipped_bytes_are_found_or_do_no_harm(tmp_path: Path) -> None:
     record("a byte of the database is flipped", runs=FLIPS, found=refused, harmless=harmless, wrong_tokens=0)
 
 
+@pytest.mark.trust("F13")
+async def test_damage_that_sqlite_cannot_say_in_characters_is_damage(tmp_path: Path) -> None:
+    """A broken statement of the schema, which its words for it quote: one clear line, as for any other damage."""
+    file = tmp_path / "birdwire.db"
+    database = Database(f"sqlite:///{file}")
+    await database.prepare(upgrade=True)
+    await database.close()
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b"CREATE TABLE x_sessions (", b"CREATE T\xec\xff\xfeE x_sessions ("))
+    database = Database(f"sqlite:///{file}")
+    with pytest.raises(StoreError, match="is damaged"):
+        await database.prepare(upgrade=False)
+    await database.close()
+
+
 async def _tokens(url: str, owners: dict[str, str]) -> bool:
     """Whether every account's token is there; a wrong one fails the test at once."""
     complete = True

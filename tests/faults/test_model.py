@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from house import House, gateway, serving
+from scale import record, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-STEPS = int(os.environ.get("FAULTS_STEPS", "200"))
+STEPS = scaled("STEPS", 200, 20_000)
 STEPS_EACH = 25
 USERS = {"ada": "2244994945", "alan": "2244994947"}
 TARGETS = ("1346889436626259968", "1521943230163595264")
@@ -259,3 +259,4 @@ def test_a_random_walk_never_leaves_the_model() -> None:
     )
     case = Walk.TestCase()
     case.runTest()
+    record("steps of random walks beside a model", runs=STEPS, left_the_model=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,14 @@ from birdwire.store.db import Database
 from birdwire.store.schema import metadata
 from birdwire.vault import Vault, create_key_file, head, read_key_file
 from house import MovableClock, gateway, serving
+from scale import scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from house import House
 
-ROWS = int(os.environ.get("FAULTS_SEALED_ROWS", "500"))
+ROWS = scaled("SEALED_ROWS", 500, 10_000)
 HASHES = {"secret_hash", "state_hash", "undo_hash", "asked"}
 PROOF = "vault_keys.proof_ct"
 

@@ -210,6 +210,8 @@ def _damaged(path: Path) -> bool:
             finally:
                 end.cancel()
                 end.join()
+    except UnicodeDecodeError:  # SQLite's words for what is damaged quote some of it
+        return True
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
             return False

@@ -19,7 +19,7 @@ from ulid import ULID
 from birdwire.authserver import TOKEN_DEADLINE_S, Meaning, TokenError
 from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
-from birdwire.store import db
+from birdwire.store import db, keys
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import DamagedError, VaultError
@@ -255,7 +255,7 @@ class Refresher:
         values = {
             **self._pairs.seal(session_id, gen, kept),
             **_IDLE,
-            "state": row["state"],  # should the owner have been asked to relink meanwhile: no need any more
+            "state": store.SERVES,  # should the owner have been asked to relink meanwhile: no need any more
             "why": None,
             "scopes": row["scopes"] if tokens.scopes is None else " ".join(tokens.scopes),
             "refreshed_at": self._clock.now(),
@@ -303,8 +303,10 @@ class Refresher:
     async def _needs_relink(self, row: RowMapping, why: str) -> GatewayError:
         """End the link, or a pair that never was in use, which must not stand in for one that is; the refusal."""
         async with self._database.write() as connection:
-            if row["state"] == "pending":
-                await self._revocations.end(connection, row)
+            await keys.hold(connection, row["key_id"])
+            newer = await store.get(connection, row["session_id"])  # X may have named it while it was asked
+            if newer is not None and (newer["state"], newer["gen"]) == ("pending", row["gen"]):
+                await self._revocations.end(connection, newer)
             else:
                 await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
         return GatewayError("x_session_expired", account=account(row))

@@ -79,7 +79,8 @@ ALLOWED: dict[str, str] = {
     "recall": "clock store.db",
     "keys": "call clock errors operations reads recall settings store.db store.keys store.sessions",
     "pairs": "authserver clock vault",
-    "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.sessions telemetry vault",
+    "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.keys store.sessions "
+    "telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
     "store.sessions telemetry vault",

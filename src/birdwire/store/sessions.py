@@ -13,6 +13,7 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    case,
     delete,
     insert,
     select,
@@ -62,6 +63,9 @@ x_sessions = Table(
 
 over_at: from when on nobody can use it, if that is known: its key is revoked, or its holder has not confirmed it.
 """
+
+SERVES = case((x_sessions.c.state == "needs_relink", "active"), else_=x_sessions.c.state)
+"""The state of a session that has a good pair again; a pending one goes on waiting, and one in use stays so."""
 
 index_of_some("x_sessions_over", x_sessions.c.issuer, x_sessions.c.over_at)
 

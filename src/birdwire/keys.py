@@ -44,6 +44,9 @@ MAX_OVERLAP = timedelta(hours=24)
 MAX_LABEL = 100
 MAX_TEXT = 25_000
 MOST_SECRETS = 40_000
+OVER = datetime.fromtimestamp(0, UTC)
+"""The end of a secret that is over at once: it stays over when the clock is put back."""
+
 ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS))
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -307,8 +310,9 @@ class Keys:
             key = await self._live(connection, key_id)
             newest, *older = await store.secrets_of(connection, key_id)
             for secret in older:  # at most two secrets of a key live at once
-                await store.let_secret_die(connection, secret["secret_hash"], _earlier(secret["dies_at"], now))
-            await store.let_secret_die(connection, newest["secret_hash"], now + overlap)
+                await store.let_secret_die(connection, secret["secret_hash"], OVER)
+            dies_at = now + overlap if overlap else OVER
+            await store.let_secret_die(connection, newest["secret_hash"], dies_at)
             raw_key = mint(key.mode)
             await store.add_secret(connection, _secret(raw_key, key_id, now))
         return key, raw_key
@@ -375,10 +379,6 @@ def _secret(raw_key: str, key_id: str, now: datetime) -> dict[str, object]:
 def _hash(raw_key: str) -> bytes:
     """SHA-256 is enough: the key has 256 random bits, so there is nothing to guess."""
     return hashlib.sha256(raw_key.encode()).digest()
-
-
-def _earlier(dies_at: datetime | None, now: datetime) -> datetime:
-    return now if dies_at is None else min(dies_at, now)
 
 
 def _checksum(body: str) -> str:

@@ -158,6 +158,18 @@ async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house:
     assert await asked(house, house.raw_key) == (401, "key_revoked")
 
 
+async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(house: House) -> None:
+    """The newest secret is the one without an end, whatever the times say: the next rotation is of that."""
+    _, second = await house.gateway.keys.rotate(house.key_id, timedelta(0))
+    house.clock.advance(hours=-1)
+    assert await asked(house, house.raw_key) == (401, "key_revoked")
+    _, third = await house.gateway.keys.rotate(house.key_id, timedelta(0))
+    house.clock.advance(minutes=5)
+    _, fourth = await house.gateway.keys.rotate(house.key_id, timedelta(minutes=30))
+    assert await asked(house, second) == (401, "key_revoked")
+    assert [(await asked(house, raw_key))[0] for raw_key in (third, fourth)] == [200, 200]
+
+
 @pytest.mark.parametrize("overlap", [timedelta(hours=24, seconds=1), timedelta(seconds=-1)])
 async def test_an_overlap_has_its_bounds(house: House, overlap: timedelta) -> None:
     """And a refused rotation changes nothing."""

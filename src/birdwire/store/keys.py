@@ -105,8 +105,9 @@ async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
 
 
 async def secrets_of(connection: AsyncConnection, key_id: str) -> Sequence[RowMapping]:
-    """A key's secrets, newest first."""
-    query = select(api_secrets).where(api_secrets.c.key_id == key_id).order_by(api_secrets.c.created_at.desc())
+    """A key's secrets, newest first: it is the one without an end, whatever a clock that was put back has written."""
+    order = (api_secrets.c.dies_at.is_not(None), api_secrets.c.created_at.desc())
+    query = select(api_secrets).where(api_secrets.c.key_id == key_id).order_by(*order)
     return (await connection.execute(query)).mappings().all()
 
 

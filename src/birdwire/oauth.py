@@ -350,9 +350,9 @@ class OAuth:
         except GatewayError as error:
             if error.reason == "account_mismatch":
                 raise
-            return Linked("pending", key.label, None, undo_token, row["return_to"])
+            return Linked("pending", key.label, None, undo_token, _back(row, key))
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
-        return Linked(how, key.label, session["username"], undo_token, row["return_to"])
+        return Linked(how, key.label, session["username"], undo_token, _back(row, key))
 
     async def _take(self, unverified_state: str) -> RowMapping | None:
         """Use a state up, if it is there and unused; a stranger's guess costs no write."""
@@ -373,7 +373,7 @@ class OAuth:
             if session is not None and session["session_id"] == row["session_id"]:
                 key = await self._keys.get(row["key_id"])
                 how = _HOWS[session["state"] == "pending", session["username"] is not None]
-                return Linked(how, key.label, session["username"], return_to=row["return_to"])
+                return Linked(how, key.label, session["username"], return_to=_back(row, key))
         raise GatewayError("state_used")
 
     async def _name(self, row: RowMapping) -> RowMapping:
@@ -421,6 +421,11 @@ def _parameters(query: str) -> dict[str, str]:
         if len(value) > bound or not value.isascii() or not (value.isprintable()):
             raise GatewayError("callback_malformed")
     return parameters
+
+
+def _back(state: RowMapping, key: Key) -> str | None:
+    """Where the person came from, if the key may still send people there."""
+    return state["return_to"] if state["return_to"] in key.rules.return_to else None
 
 
 def _place(state_hash: bytes) -> Place:

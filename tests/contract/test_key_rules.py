@@ -98,6 +98,17 @@ async def test_the_page_leads_back_to_the_app(house: House) -> None:
     assert 'href="https://app.example/done"' in page.text
 
 
+async def test_the_page_leads_nowhere_that_the_key_may_no_longer(house: House) -> None:
+    """The address was allowed when the link began, and is not when the page is shown, or shown again."""
+    await with_rules(house, return_to=("https://app.example/done",))
+    redirect = await house.consent("ada", body={"return_to": "https://app.example/done"})
+    await house.gateway.keys.change(house.key_id, return_to=None)
+    for _ in range(2):
+        page = await house.bare.get(redirect, headers={"accept": "text/html"})
+        assert page.status_code == 200
+        assert "app.example" not in page.text
+
+
 async def test_too_many_bad_keys_from_one_address_are_slowed(house: House) -> None:
     """Guessing gets 429; a good key from the same address still works."""
     bad = {"authorization": f"Bearer {mint('test')}"}

@@ -342,13 +342,13 @@ class OAuth:
             raise GatewayError(
                 "storage_unavailable", half="X's approval could not be stored, and was given back"
             ) from None
-        async with self._database.write() as connection:
-            await store.note_session(connection, row["state_hash"], session["session_id"])
-        await self._failpoints.reach("link_after_persist")
         try:
+            async with self._database.write() as connection:
+                await store.note_session(connection, row["state_hash"], session["session_id"])
+            await self._failpoints.reach("link_after_persist")
             session = await self._name(session)
-        except GatewayError as error:
-            if error.reason == "account_mismatch":
+        except (GatewayError, StorageDownError) as error:  # the pair is kept: the key's next call asks again
+            if isinstance(error, GatewayError) and error.reason == "account_mismatch":
                 raise
             return Linked("pending", key.label, None, undo_token, _back(row, key))
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
+import sqlite3
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -41,6 +44,23 @@ async def test_markup_in_an_error_or_a_state_is_not_repeated(house: House, paylo
         page = await house.bare.get(url, headers=HTML)
         assert page.status_code == 400
         assert payload not in page.text
+
+
+async def test_a_page_never_says_that_nothing_was_linked_once_the_pair_is_kept(house: House) -> None:
+    """X names the account, and the store takes no writes just then: the next call links it, so the undo is offered."""
+    await house.fault("GET", "/2/users/me", {"delay_s": 0.5})
+    landing = asyncio.create_task(house.link("ada"))
+    async with asyncio.timeout(20):
+        while not await house.calls("/2/users/me"):
+            pass
+    other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        page = await landing
+    assert (await house.like()).status_code == 200
+    assert "Nothing was linked" not in page.text
+    assert (await press_undo(house, page)).status_code == 200
+    assert (await house.status())["linked"] is False
 
 
 # Undo.

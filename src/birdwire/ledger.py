@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MOST = 20_000
 """Accounts times endpoints held in memory; beyond that the one that was learned of first is forgotten."""
+LARGEST = 2**31 - 1
+"""The largest number that PostgreSQL's columns hold; one row beyond it would keep all others from the store."""
 EXCHANGE_EVERY_S = 2.0
 WRITE_EVERY_S = 30.0
 FORGET_EVERY_S = 600.0
@@ -178,7 +180,8 @@ class Ledger:
     def _hear(self, account: str, endpoint: str, headers: Mapping[str, str], at: datetime) -> None:
         for window in told(headers, at):
             place = (_APP if window.name == "24h_app" else account, endpoint)
-            mark = _Mark(window.limit, window.remaining, at.timestamp() + window.reset_in_s)
+            limit = None if window.limit is None else min(window.limit, LARGEST)
+            mark = _Mark(limit, min(window.remaining, LARGEST), at.timestamp() + window.reset_in_s)
             self._take(place, window.name, mark)
 
     def _read_heard(self, places: Iterable[_Place]) -> None:

@@ -143,6 +143,22 @@ async def test_what_is_over_vanishes_here_and_in_the_store(clock: Still, tmp_pat
     await database.close()
 
 
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_number_that_no_column_holds_keeps_no_other_from_the_store(clock: Still, database_url: str) -> None:
+    """X may say anything; what it says of others is shared all the same, and a huge rest is as good as any large one."""
+    database = Database(database_url)
+    await database.prepare(upgrade=False)
+    first, second = Ledger(database, clock, "app"), Ledger(database, clock, "app")
+    headers = dict(reply(99_999_999_999).headers) | {"x-rate-limit-limit": "99999999999"}
+    first.learn(LIKE, "1", Reply(200, headers, b""))
+    first.learn(LIKE, ADA, reply(0))
+    await first.exchange(everything=True)
+    await second.exchange()
+    assert held(second) is not None
+    assert (second.spare(LIKE, "1") or 0) > 1_000_000
+    await database.close()
+
+
 def test_every_operation_is_among_the_names() -> None:
     """Or its limits would be learned and not shown."""
     assert {row.name for row in OPERATIONS} <= set(NAMES.values())

@@ -23,7 +23,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.db import Database
 from birdwire.vault import create_key_file
-from house import API, POST, serving
+from house import API, CONNECTIONS, POST, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -96,10 +96,9 @@ class Fleet:
             database = Database(given["DATABASE_URL"])
             stack.push_async_callback(database.close)
             await database.prepare(upgrade=True)
-            limits = httpx2.Limits(max_connections=500, keepalive_expiry=2)  # the gateway ends idle ones after 5 s
-            x = await stack.enter_async_context(httpx2.AsyncClient(base_url=x_url, timeout=30))
+            x = await stack.enter_async_context(httpx2.AsyncClient(base_url=x_url, timeout=30, limits=CONNECTIONS))
             (await x.post("/_sandbox/config", json=NO_LIMITS)).raise_for_status()
-            client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=limits))
+            client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=CONNECTIONS))
             fleet = cls(folder, environment, Keys(database, Clock()), x, client)
             stack.push_async_callback(fleet.close)
             fleet.replicas += await asyncio.gather(*(fleet.start(str(number)) for number in range(replicas)))

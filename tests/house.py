@@ -36,6 +36,10 @@ PNG = base64.b64decode(
 )
 
 
+CONNECTIONS = httpx2.Limits(max_connections=500, keepalive_expiry=2)
+"""A client ends an idle connection well before a server does, after 5 seconds: else a call may meet its end."""
+
+
 class MovableClock(Clock):
     """The real time, plus what a test adds."""
 
@@ -187,9 +191,7 @@ async def gateway(
     parts = create_app(settings, clock=clock, log=log)
     await stack.enter_async_context(serving(parts.server(lane=lane, log_level="error"), listener))
     client, bare, x = [
-        await stack.enter_async_context(
-            httpx2.AsyncClient(base_url=base, timeout=30, limits=httpx2.Limits(max_connections=200))
-        )
+        await stack.enter_async_context(httpx2.AsyncClient(base_url=base, timeout=30, limits=CONNECTIONS))
         for base in (url, url, x_url)
     ]
     yield House(directory, settings, parts, sandbox, clock, log, client, bare, x)

@@ -21,7 +21,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.db import Database
 from birdwire.vault import create_key_file
-from house import API, POST, address, bound, serving
+from house import API, CONNECTIONS, POST, address, bound, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -196,11 +196,10 @@ async def street(directory: Path, database_url: str | None = None) -> AsyncItera
     create_key_file(directory / "vault.key")
     sandbox = create_sandbox()
     url = database_url or f"sqlite:///{directory / 'birdwire.db'}"
-    limits = httpx2.Limits(max_connections=500)
     async with (
         serving(sandbox_config(sandbox, log_level="error")) as x_url,
-        httpx2.AsyncClient(base_url=x_url, timeout=60) as x,
-        httpx2.AsyncClient(timeout=60, limits=limits) as client,
+        httpx2.AsyncClient(base_url=x_url, timeout=60, limits=CONNECTIONS) as x,
+        httpx2.AsyncClient(timeout=60, limits=CONNECTIONS) as client,
     ):
         made = Street(directory, url, sandbox, x_url, x, client)
         await made.key()

@@ -145,7 +145,7 @@ async def test_what_is_over_vanishes_here_and_in_the_store(clock: Still, tmp_pat
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_number_that_no_column_holds_keeps_no_other_from_the_store(clock: Still, database_url: str) -> None:
-    """X may say anything; what it says of others is shared all the same, and a huge rest is as good as any large one."""
+    """X may say anything; what it says of others is shared all the same, and a huge rest is a large one."""
     database = Database(database_url)
     await database.prepare(upgrade=False)
     first, second = Ledger(database, clock, "app"), Ledger(database, clock, "app")

@@ -158,6 +158,7 @@ async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house:
     assert await asked(house, house.raw_key) == (401, "key_revoked")
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(house: House) -> None:
     """The newest secret is the one without an end, whatever the times say: the next rotation is of that."""
     _, second = await house.gateway.keys.rotate(house.key_id, timedelta(0))

@@ -394,32 +394,34 @@ async def remembered(process: Process, key_id: str) -> None:
             process.sessions.remember(links, await process.sessions.open(links.current))
 
 
-async def test_a_link_that_is_named_while_its_pair_is_renewed_stays_in_use(two: Two) -> None:
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_link_that_is_named_while_its_pair_is_renewed_stays_in_use(database_url: str) -> None:
     """X names the account late, when the first pair is about to end: the renewal beside it must not undo the name."""
-    clock, (a, _) = two
-    key, _ = await a.keys.create("test", "ada", "free")
-    row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)
-    clock.advance(seconds=7_000)
-    await a.sessions.open(row)  # the old token still works, so users/me is asked with it
-    await a.asked(1)
-    await a.sessions.name(row["session_id"], "id of ada", "ada")
-    a.x.answers.put_nowait(pair(2))
-    await a.sessions.close()
-    links = await a.sessions.links(key.key_id)
-    assert links.pending is None
-    assert (await a.row(key.key_id))["state"] == "active"
-    assert await a.token(key.key_id) == f"{SECRET}-at-2"
+    async with processes(database_url, 1) as (clock, (a,)):
+        key, _ = await a.keys.create("test", "ada", "free")
+        row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)
+        clock.advance(seconds=7_000)
+        await a.sessions.open(row)  # the old token still works, so users/me is asked with it
+        await a.asked(1)
+        await a.sessions.name(row["session_id"], "id of ada", "ada")
+        a.x.answers.put_nowait(pair(2))
+        await a.sessions.close()
+        links = await a.sessions.links(key.key_id)
+        assert links.pending is None
+        assert (await a.row(key.key_id))["state"] == "active"
+        assert await a.token(key.key_id) == f"{SECRET}-at-2"
 
 
-async def test_a_link_that_is_named_while_x_refuses_its_renewal_is_lost_aloud(two: Two) -> None:
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_link_that_is_named_while_x_refuses_its_renewal_is_lost_aloud(database_url: str) -> None:
     """It was in use by then, so its owner is asked to link again; it is not taken away like a pair that never was."""
-    clock, (a, _) = two
-    key, _ = await a.keys.create("test", "ada", "free")
-    row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)
-    clock.advance(seconds=7_000)
-    await a.sessions.open(row)
-    await a.asked(1)
-    await a.sessions.name(row["session_id"], "id of ada", "ada")
-    a.x.answers.put_nowait(REFUSED)
-    await a.sessions.close()
-    assert (await a.row(key.key_id))["state"] == "needs_relink"
+    async with processes(database_url, 1) as (clock, (a,)):
+        key, _ = await a.keys.create("test", "ada", "free")
+        row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)
+        clock.advance(seconds=7_000)
+        await a.sessions.open(row)
+        await a.asked(1)
+        await a.sessions.name(row["session_id"], "id of ada", "ada")
+        a.x.answers.put_nowait(REFUSED)
+        await a.sessions.close()
+        assert (await a.row(key.key_id))["state"] == "needs_relink"

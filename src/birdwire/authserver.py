@@ -192,7 +192,7 @@ def _tokens(reply: Reply) -> Tokens:
         and isinstance(expires_in, int)
         and not isinstance(expires_in, bool)
         and 0 < expires_in <= _LONGEST_TOKEN_S
-        and (scope is None or (isinstance(scope, str) and scope.isascii()))
+        and (scope is None or (isinstance(scope, str) and scope.isascii() and scope.isprintable()))
         and str(value.get("token_type", "")).lower() == "bearer"
     )
     if not fits:

@@ -102,7 +102,9 @@ class Revocations:
 
     async def _settle(self, row: RowMapping) -> None:
         now = self._clock.now()
-        done = row["created_at"] + TRY_FOR <= now or await self._revoke(row)
+        done = (
+            await self._revoke(row) or row["created_at"] + TRY_FOR <= now
+        )  # a try first: it may have been a long stop
         async with self._database.write() as connection:
             if done:
                 await store.drop_revocation(connection, row["revocation_id"])

@@ -268,7 +268,7 @@ MALFORMED_REPLIES = [
     *({**GOOD, "access_token": value} for value in ("", 1, None, "a\n", "\u00e9", "a" * 5_000)),
     *({**GOOD, "refresh_token": value} for value in ("", 1, [0])),
     *({**GOOD, "token_type": value} for value in ("mac", None, "")),
-    {**GOOD, "scope": ["like.write"]},
+    *({**GOOD, "scope": value} for value in (["like.write"], "like.write\0", "like.writ\u00e9")),
 ]
 RAW_REPLIES = ["<html>", "", "[]", "null", '{"access_token":', '"a"', json.dumps({**GOOD, "filler": "x" * 70_000})]
 

@@ -209,6 +209,15 @@ async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: Hous
     assert len(await linked.calls("/2/oauth2/revoke")) == 4
 
 
+async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(linked: House) -> None:
+    """Longer than X would be tried for: there is one more try at least."""
+    await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
+    await linked.call("unlink_twitter")
+    linked.clock.advance(days=30)
+    await linked.gateway.sessions.sweep()
+    assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [503, 503, 200, 200]
+
+
 async def test_a_revoked_key_takes_its_session_along(linked: House) -> None:
     """The next call is 401, and X is told to end the tokens."""
     await linked.gateway.keys.revoke(linked.key_id)

@@ -24,7 +24,7 @@ from birdwire.refresh import renews_at
 from birdwire.sessions import Links, expired
 from birdwire.store import states as store
 from birdwire.store.db import StorageDownError
-from birdwire.vault import Place
+from birdwire.vault import Place, VaultError
 from birdwire.x import Unauthorized
 
 if TYPE_CHECKING:
@@ -321,7 +321,10 @@ class OAuth:
         await self._settling.close(wait_s=ME_DEADLINE_S)
 
     async def _link(self, row: RowMapping, code: str, key: Key) -> Linked:
-        verifier = self._vault.open(row["verifier_ct"], _place(row["state_hash"]))
+        try:
+            verifier = self._vault.open(row["verifier_ct"], _place(row["state_hash"]))
+        except VaultError:  # changed at rest: X takes no other, so the link has to be begun anew
+            raise GatewayError("state_unknown") from None
         try:
             tokens = await self._authserver.exchange(code=code, redirect_uri=row["redirect_uri"], verifier=verifier)
         except TokenError as error:

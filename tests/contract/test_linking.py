@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sqlite3
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -282,6 +283,17 @@ async def test_a_token_reply_that_is_not_whole_links_nothing(house: House) -> No
         answer = await land(house, redirect)
         assert (answer.status_code, reason_of(answer)) == (502, "x_reply_malformed"), body
         assert (await house.status())["linked"] is False, body
+
+
+async def test_a_link_whose_verifier_was_changed_at_rest_is_begun_anew(house: House) -> None:
+    """A plain page that says so; X is not asked, and the next link works."""
+    redirect = await house.consent("ada")
+    with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db")) as database, database:
+        database.execute("UPDATE link_states SET verifier_ct = x'00'")
+    answer = await land(house, redirect)
+    assert (answer.status_code, reason_of(answer)) == (400, "state_unknown")
+    assert not await house.calls("/2/oauth2/token")
+    assert (await house.link("ada")).status_code == 200
 
 
 async def test_an_account_that_x_does_not_name_yet_stays_pending_until_the_next_call(house: House) -> None:

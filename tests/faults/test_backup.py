@@ -58,7 +58,7 @@ async def test_a_backup_under_load_holds_all_that_was_acknowledged_before_it(tow
     secrets = (town.raw_keys[0], (town.directory / "vault.key").read_text().strip())
     assert not [secret for secret in secrets if secret.encode() in file.read_bytes()]
     code, document = await town.command("backup", str(file))
-    assert (code, "exists already" in document["error"]["message"]) == (2, True)
+    assert (code, "is there already" in document["error"]["message"]) == (2, True)
 
 
 @pytest.mark.trust("T22")

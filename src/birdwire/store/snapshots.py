@@ -44,8 +44,6 @@ def take(source: Path, target: Path, at: datetime) -> int:
     """
     part = target.with_name(f"{target.name}.part")
     try:
-        if target.exists():
-            raise FileExistsError(None, "it exists already")
         part.unlink(missing_ok=True)
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(f"file:{source}?mode=rw", uri=True, timeout=WAIT_S)) as connection:

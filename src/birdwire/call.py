@@ -27,6 +27,7 @@ async def no_body() -> AsyncIterator[bytes]:
 def new_request_id() -> str:
     """`req_` + ULID: 48 bits of UNIX milliseconds and 80 random ones, sortable by time; the journal's key.
 
+    A name and no secret: who knows one learns nothing by it without the API key that made it.
     Written out here, since every call needs one and the library's takes as long as reading the whole body.
     """
     number = (time.time_ns() // 1_000_000) << 80 | random.getrandbits(80)

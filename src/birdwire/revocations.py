@@ -102,9 +102,8 @@ class Revocations:
 
     async def _settle(self, row: RowMapping) -> None:
         now = self._clock.now()
-        done = (
-            await self._revoke(row) or row["created_at"] + TRY_FOR <= now
-        )  # a try first: it may have been a long stop
+        done = await self._revoke(row)
+        done = done or row["created_at"] + TRY_FOR <= now  # only after a try: there may have been a long stop
         async with self._database.write() as connection:
             if done:
                 await store.drop_revocation(connection, row["revocation_id"])

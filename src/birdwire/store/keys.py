@@ -41,6 +41,8 @@ api_keys = Table(
     Column("actions", JSON),
     Column("ips", JSON),
     Column("return_to", JSON),
+    Column("account_username", String),
+    Column("account_user_id", String),
     Column("expires_at", Instant),
     Column("created_at", Instant, nullable=False),
     Column("revoked_at", Instant),

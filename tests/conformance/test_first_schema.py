@@ -1,0 +1,101 @@
+"""A database of the first schema goes on under today's: nothing that was in it is lost, changed or unreadable."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+import first_schema
+from birdwire.app import prepare
+from birdwire.journal import Journal
+from birdwire.keyring import Keyring
+from birdwire.keys import Keys
+from birdwire.pairs import Pairs
+from birdwire.presence import Presence
+from birdwire.store import sessions
+from birdwire.store.db import Database
+from birdwire.store.journal import listed
+from birdwire.vault import Vault, read_key_file
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.engines("sqlite", "postgresql"), pytest.mark.asyncio]
+
+LABELS = {
+    *("plain", "every rule", "free tier", "likes only", "unlinked", "same account", "rotated", "rotated at once"),
+    *("lapsed", "needs relink", "unlinked later", "revoked", "revoked while stopped"),
+}
+
+
+@pytest_asyncio.fixture
+async def vault(tmp_path: Path) -> Vault:
+    """The vault of the old database, whose file lies beside the key."""
+    first_schema.unpack(tmp_path)
+    return Vault(read_key_file(tmp_path / "vault.key"))
+
+
+@pytest_asyncio.fixture
+async def database(engine: str, tmp_path: Path, vault: Vault, empty_url: str) -> AsyncIterator[Database]:
+    """The old database, brought up to date."""
+    if engine != "sqlite":
+        await first_schema.fill(empty_url, tmp_path)
+    async with _open(empty_url) as opened:
+        await prepare(opened, vault, first_schema.clock(), upgrade=True)
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def _open(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def test_every_key_is_there_with_its_rules(database: Database) -> None:
+    """Keys keep their labels and rules."""
+    keys = Keys(database, first_schema.clock())
+    assert {key.label for key, _ in await keys.list()} == LABELS
+    ruled = await keys.find(first_schema.KEYS["every rule"]["raw_key"], "test")
+    assert ruled.rules.ips == ("127.0.0.0/8", "::1")
+    assert ruled.rules.return_to == ("https://app.example.com/linked",)
+    assert (ruled.rules.daily_writes, ruled.rules.text_limit) == (50_000, 4_000)
+
+
+async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> None:
+    """Sessions keep their states, and tokens open."""
+    pairs = Pairs(vault, first_schema.clock())
+    async with database.read() as connection:
+        rows = await sessions.list_all(connection)
+    assert sorted(row["state"] for row in rows) == ["active"] * 7 + ["needs_relink"] + ["pending"] * 3
+    assert all(pairs.open(row, "access") and pairs.open(row, "refresh") for row in rows)
+
+
+async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
+    """Writes keep their states, and their words open."""
+    clock = first_schema.clock()
+    journal = Journal(database, vault, Presence(database, clock), clock)
+    async with database.read() as connection:
+        rows = await listed(connection, {}, None, 100_000)
+    states = [row["state"] for row in rows]
+    assert {state: states.count(state) for state in states} == {
+        "confirmed": 6_953,
+        "refused": 3_035,
+        "not_sent": 3,
+        "unknown": 10,
+    }
+    sealed = [row for row in rows if row["words_ct"] is not None]
+    assert len(sealed) > 900
+    assert all(journal.words(row) for row in sealed)
+
+
+async def test_every_sealed_value_is_of_the_one_vault_key(database: Database, vault: Vault) -> None:
+    """The list of vault keys is as it was."""
+    counts = await Keyring(database, vault, first_schema.clock()).counts()
+    assert [(count.key_id, count.seals, count.known) for count in counts] == [(vault.key_id, True, True)]

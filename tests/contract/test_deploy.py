@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # neither does it
 
 from birdwire.cli.servers import DRAIN_S
-from birdwire.settings import CLIENT_NAMES, PREFIX, Settings
+from birdwire.settings import CLIENT_NAMES, PREFIX, Settings, SettingsError
 from house import API, POST
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def test_kubernetes_would_take_the_manifests(version: str) -> None:
     """By its own schemas, strictly: nothing misspelt, nothing unknown."""
     kinds = {document["kind"] for document in documents()}
     assert {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "Secret", "Job"} <= kinds
+    assert "NetworkPolicy" in kinds
     for document in documents():
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -98,6 +100,62 @@ def test_what_selects_a_pod_finds_it() -> None:
     assert of_kind("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
     assert of_kind("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "birdwire"
     assert of_kind("Job")["spec"]["template"]["metadata"]["labels"] != labels
+
+
+def test_kubernetes_starts_nothing_until_the_trusted_proxies_are_set() -> None:
+    """A default that is too wide would let any pod choose the address that Birdwire sees."""
+    data = of_kind("ConfigMap")["data"]
+    given = {PREFIX + "X_CLIENT_ID": "id", PREFIX + "DATABASE_URL": "postgresql://u@h/d"}
+    with pytest.raises(SettingsError, match="trusted_proxies"):
+        Settings.load(data | given)
+    settings = Settings.load(data | given | {PREFIX + "TRUSTED_PROXIES": "10.42.0.0/16"})
+    assert settings.trusted_proxies == "10.42.0.0/16"
+
+
+def test_a_network_policy_confines_the_pods() -> None:
+    """Only the ingress comes in; nothing goes out to the cloud's metadata service or into the cluster's networks."""
+    policy = of_kind("NetworkPolicy")["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    for kind in ("Deployment", "Job"):
+        labels = of_kind(kind)["spec"]["template"]["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    (ingress,) = policy["ingress"]
+    assert ingress["from"]
+    assert [port["port"] for port in ingress["ports"]] == [8700]
+    blocks = [to["ipBlock"] for rule in policy["egress"] for to in rule.get("to", []) if "ipBlock" in to]
+    for address in ("169.254.169.254", "10.96.0.1", "192.168.0.1", "fd00:ec2::254"):
+        for block in blocks:
+            inside = ip_address(address) in ip_network(block["cidr"])
+            assert not inside or any(ip_address(address) in ip_network(out) for out in block["except"])
+    open_ports = {port["port"] for rule in policy["egress"] if "to" not in rule for port in rule["ports"]}
+    assert open_ports == {5432, 6379}
+
+
+def test_the_redis_of_compose_asks_for_its_password(redis: Redis, tmp_path: Path) -> None:
+    """Its command, as the container would run it; the password is in no argument of a process."""
+    service = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["redis"]
+    assert service["environment"]["REDISCLI_AUTH"].startswith("${REDIS_PASSWORD:?")
+    port, password = _free_ports(1), "canary-redis-password"
+    words = [word.replace("$$", "$") for word in service["command"]]
+    words[-1] = words[-1].replace("redis-server -", f"redis-server - --port {port} --bind 127.0.0.1 --dir {tmp_path}")
+    environment = {"PATH": f"{redis.programs}:{os.defpath}", "REDISCLI_AUTH": password}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
+        try:
+            assert process.stdout is not None
+            assert any("eady to accept connections" in line for line in process.stdout)
+            with socket.create_connection(("127.0.0.1", port), START_S) as line:
+                line.sendall(b"PING\r\n")
+                assert line.recv(100).startswith(b"-NOAUTH")
+                line.sendall(f"AUTH {password}\r\nPING\r\nCONFIG GET maxmemory-policy\r\n".encode())
+                answer = b""
+                while b"noeviction" not in answer:
+                    answer += line.recv(1_000)
+                assert answer.startswith(b"+OK\r\n+PONG\r\n")
+            arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+            assert b"redis-server" in arguments.split(b"\0")[0]  # it receives the signals, not a shell
+            assert password.encode() not in arguments
+        finally:
+            process.terminate()
 
 
 def test_images_have_plain_names_and_secrets_are_no_examples() -> None:

@@ -85,7 +85,8 @@ ALLOWED: dict[str, str] = {
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
     "store.sessions telemetry vault",
-    "oauth": "authserver body call capabilities clock errors failpoints flight keys ledger operations reads "
+    "landings": "clock errors flight store store.db store.states",
+    "oauth": "authserver body call capabilities clock errors failpoints flight keys landings ledger operations reads "
     "refresh sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",

@@ -132,11 +132,16 @@ class Fleet:
 
     async def link(self, headers: dict[str, str], *, begin: int = 0, end: int = 0, username: str = "ada") -> None:
         """Link an account to a key: asked for at one replica, called back at another."""
+        back = await self.consent(headers, begin=begin, username=username)
+        answer = await self.client.get(f"{self.replicas[end].url}{back}")
+        assert answer.status_code == 200, answer.text
+
+    async def consent(self, headers: dict[str, str], *, begin: int = 0, username: str = "ada") -> str:
+        """Begin a link at one replica and approve it; the callback's path and query."""
         begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers)
         decision = {"auth_url": begun.json()["auth_url"], "username": username, "action": "allow"}
         back = urlsplit((await self.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"])
-        answer = await self.client.get(f"{self.replicas[end].url}{back.path}?{back.query}")
-        assert answer.status_code == 200, answer.text
+        return f"{back.path}?{back.query}"
 
     async def like(self, replica: int, headers: dict[str, str]) -> httpx2.Response:
         """Like a post, by one replica."""

@@ -37,10 +37,10 @@ finish() {
 if [ $# = 0 ]; then trap 'finish remove' EXIT; else trap finish EXIT; fi
 trap 'exit 0' INT TERM
 
-start() { # NAME COMMAND...: runs beside us, its output in FOLDER/NAME.log
+start() { # NAME COMMAND...: runs beside us, its output in FOLDER/NAME.out, its log in FOLDER/NAME.log
   local name=$1
   shift
-  "$@" >"$folder/$name.log" 2>&1 &
+  "$@" >"$folder/$name.out" 2>"$folder/$name.log" &
   started+=($!)
 }
 
@@ -66,8 +66,8 @@ start redis redis-server --bind 127.0.0.1 --port "$redis" --save "" --appendonly
 
 # 2. A local X, in place of an X app of yours.
 start sandbox birdwire sandbox --port "$x" --world "$folder/world.json" --json
-until_ok test -s sandbox.log
-said() { python3 -c 'import json, sys; print(json.load(open("sandbox.log"))[sys.argv[1]])' "$1"; }
+said() { python3 -c 'import json, sys; print(json.loads(open("sandbox.out").readline())[sys.argv[1]])' "$1"; }
+until_ok said client_secret # its line may be there in part only
 
 # 3. What both gateways share.
 [ -f vault.key ] || birdwire vault create vault.key >/dev/null

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 32
 MAX_DIGITS = 4_300
+MAX_TYPE = 256
+"""The maximum length of a Content-Type; a form's boundary has 70 characters at most."""
 
 
 class Body(BaseModel):
@@ -76,12 +78,13 @@ async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
     """
     types = call.header_values("content-type")
     name, _, parameter = (types[0] if types else "").partition(";")
-    if len(types) == 1 and name.strip().lower() == "multipart/form-data" and not call.header("content-encoding"):
+    usable = len(types) == 1 and len(types[0]) <= MAX_TYPE  # to parse its parameters takes quadratic time
+    if usable and name.strip().lower() == "multipart/form-data" and not call.header("content-encoding"):
         return Parsed("multipart", *await Multipart(types[0], limit, before_file).read(call))
     raw = await _load(call, limit)
     if not raw and not types:
         return Parsed("none")
-    if len(types) != 1:
+    if not usable:
         raise GatewayError("unsupported_media_type", wanted="one Content-Type: application/json")
     if [value.strip().lower() for value in call.header_values("content-encoding")] not in ([], ["identity"]):
         raise GatewayError("unsupported_media_type", wanted="an uncompressed body")

@@ -17,6 +17,10 @@ class SingleFlight(Generic[Result]):
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Result]] = {}
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether a try for `name` is under way."""
+        return name in self._tasks
+
     async def run(self, name: str, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """The result of the try under way for `name`, or of a new one."""
         return await asyncio.shield(self.start(name, start))

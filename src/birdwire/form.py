@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
+MAX_PARAMETERS = 32
 IN_MEMORY = 1 << 20
 _SLICE = 16_384
 _BATCH = 1 << 18  # of a file, written at once: a hand-over to a thread costs as much as hashing 30 KiB
@@ -219,7 +220,10 @@ class Multipart:
         self._value.clear()
 
     def _headers(self) -> None:
-        kind, options = parse_options_header(self._head.get(b"content-disposition", b""))
+        disposition = self._head.get(b"content-disposition", b"")
+        if disposition.count(b";") > MAX_PARAMETERS:  # to parse them takes quadratic time
+            raise GatewayError("form_malformed")
+        kind, options = parse_options_header(disposition)
         try:
             self._field = options.get(b"name", b"").decode("utf-8")
         except UnicodeDecodeError:

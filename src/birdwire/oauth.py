@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -18,6 +18,7 @@ from birdwire.call import Answer
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
 from birdwire.flight import SingleFlight
+from birdwire.landings import Landings
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
 from birdwire.refresh import renews_at
@@ -89,6 +90,10 @@ class Linked:
     undo_token: str | None = field(default=None, repr=False)
     return_to: str | None = None
 
+    def again(self) -> Linked:
+        """Return what another load of the same page may see: the link, and not its undo."""
+        return replace(self, how="already" if self.how == "linked" else self.how, undo_token=None)
+
 
 _STATUS = (
     *("user_id", "username", "scopes", "state", "access_expires_at", "linked_at"),
@@ -137,6 +142,7 @@ class OAuth:
         self._failpoints = failpoints
         self._ask_again: dict[str, float] = {}
         self._settling: SingleFlight[RowMapping] = SingleFlight()
+        self._landings: Landings[Linked] = Landings(database, clock)
 
     # What the holder of a key may ask.
 
@@ -280,6 +286,8 @@ class OAuth:
     async def callback(self, call: Call) -> Linked:
         """X's redirect: use the state up, exchange the code, store the pair, ask whose it is.
 
+        Other loads of the page wait meanwhile, at any replica, and return the same without the undo.
+
         Raises:
             GatewayError: why nothing was linked.
         """
@@ -291,9 +299,27 @@ class OAuth:
             raise GatewayError("callback_malformed")
         if parameters.get("iss", self._iss) != self._iss:
             raise GatewayError("issuer_mismatch")
-        row = await self._take(unverified_state)
-        if row is None:
-            return await self._again(unverified_state)
+        linked, first = await self._landings.land(
+            _hash(unverified_state),
+            lambda row: self._finish(call, row, parameters),
+            lambda: self._again(unverified_state),
+        )
+        return linked if first else linked.again()
+
+    async def undo(self, undo_token: str) -> str:
+        """End the link that a page offered to undo; returns whose it was.
+
+        Raises:
+            GatewayError: undo_unknown.
+        """
+        return await self._sessions.undo(undo_token)
+
+    async def close(self) -> None:
+        """Let what is under way end."""
+        await self._landings.close()
+        await self._settling.close(wait_s=ME_DEADLINE_S)
+
+    async def _finish(self, call: Call, row: RowMapping, parameters: dict[str, str]) -> Linked:
         call.note["key_id"] = row["key_id"]
         if row["expires_at"] <= self._clock.now():
             raise GatewayError("state_expired")
@@ -306,19 +332,7 @@ class OAuth:
             raise GatewayError("key_revoked")
         if key.rules.expires_at is not None and key.rules.expires_at <= self._clock.now():
             raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
-        return await self._link(row, code, key)
-
-    async def undo(self, undo_token: str) -> str:
-        """End the link that a page offered to undo; returns whose it was.
-
-        Raises:
-            GatewayError: undo_unknown.
-        """
-        return await self._sessions.undo(undo_token)
-
-    async def close(self) -> None:
-        """Let what is under way end."""
-        await self._settling.close(wait_s=ME_DEADLINE_S)
+        return await self._link(row, parameters["code"], key)
 
     async def _link(self, row: RowMapping, code: str, key: Key) -> Linked:
         try:
@@ -356,14 +370,6 @@ class OAuth:
             return Linked("pending", key.label, None, undo_token, _back(row, key))
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         return Linked(how, key.label, session["username"], undo_token, _back(row, key))
-
-    async def _take(self, unverified_state: str) -> RowMapping | None:
-        """Use a state up, if it is there and unused; a stranger's guess costs no write."""
-        async with self._database.read() as connection:
-            if await store.find(connection, _hash(unverified_state)) is None:
-                return None
-        async with self._database.write() as connection:
-            return await store.take(connection, _hash(unverified_state), self._clock.now())
 
     async def _again(self, state: str) -> Linked:
         """What to say to a state that cannot be taken: reloading the page after a link does no harm."""

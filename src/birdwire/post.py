@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from birdwire.body import Body
-from birdwire.text import LIMIT, weighted_length
+from birdwire.text import LIMIT, least_length, weighted_length
 
 ID_PATTERN = r"^[0-9]{1,19}$"
 """Ids of posts and users. pydantic's engine knows no trailing-newline exception, so this matches whole strings only."""
@@ -105,6 +105,12 @@ class PostTwitter(Body):
         if self.text is not None and not self.text.strip() and not given:
             raise PydanticCustomError("text_empty", "empty", {})
         limit = (info.context or {}).get("text_limit") or LIMIT
+        if self.text is not None and (least := least_length(self.text)) > limit:
+            raise _too_long(f"at least {least}", limit)
         if self.text is not None and (length := weighted_length(self.text)) > limit:
-            raise PydanticCustomError("text_too_long", "too long", {"length": length, "limit": limit})
+            raise _too_long(str(length), limit)
         return self
+
+
+def _too_long(length: str, limit: int) -> PydanticCustomError:
+    return PydanticCustomError("text_too_long", "too long", {"length": length, "limit": limit})

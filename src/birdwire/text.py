@@ -19,8 +19,8 @@ Where it cannot be known what X does, the count errs low, and X decides:
 - a host under a top-level domain that is younger than twitter-text 3.1 counts as a link or as text, whichever is less;
 - mentions that X itself puts at the start of a reply are free there; here they count if the text has them.
 
-Time is linear in the text's length: patterns are possessive, what follows a dot is looked up once, and a run of
-combining marks is composed in bounded parts.
+Time is linear in the text's length: patterns are possessive, what follows a dot is looked up once, and composition is
+bounded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from functools import cache
 from importlib import resources
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
-from unicodedata import combining, normalize
+
+from birdwire.nfc import compose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ _LINK_WEIGHT = 23
 _LINK_MAX = 4096
 _LABEL_MAX = 63
 _SLUG_MAX = 40
-_MARKS_MAX = 256
+_LONGEST_EMOJI = 31  # code points: four elements of 7 and what joins them. No character decomposes into as many
 _YOUNG = "+"
 
 # Bodies of character classes, as twitter-text defines them.
@@ -65,6 +66,7 @@ _PARENTHESES = rf"\((?:{_PATH_CHAR}++(?:\({_PATH_CHAR}++\){_PATH_CHAR}*+)?|\({_P
 _PATH = rf"/(?:[{_PATH_INNER}]*+(?:[{_PATH_END}]++|{_PARENTHESES}))*+"
 _QUERY = rf"\?(?:[{_QUERY_INNER}]*+[{_QUERY_END}]++)++"
 
+_SPACES = re.compile(rf"[{_SPACE}]++")
 _HEAVY = re.compile(rf"[^{_LIGHT}]++")
 _RUN = re.compile(rf"[^!'#%&()*+,\\/:;<=>?@\[\]^{{|}}~${_SPACE}{_INVALID}{_DIRECTION}]++")
 _START = re.compile(rf"(?<![A-Za-z0-9@\uFF20$#\uFF03{_INVALID}])[^-_.]")
@@ -115,7 +117,7 @@ class _Link(NamedTuple):
 
 def weighted_length(text: str) -> int:
     """The weighted length of `text`, 0 or more; a post may have `LIMIT`. Any string has one, lone surrogates too."""
-    text = _composed(text)
+    text = compose(text)
     total = at = 0
     for link in _links(text):
         total += _weight(text[at : link.start])
@@ -124,30 +126,20 @@ def weighted_length(text: str) -> int:
     return total + _weight(text[at:])
 
 
+def least_length(text: str) -> int:
+    """Return a lower bound of `weighted_length`, from the length of the words that cannot hold a link."""
+    return 2 * sum(len(word) for word in _SPACES.split(text) if "." not in word) // _LONGEST_EMOJI
+
+
 def has_link(text: str) -> bool:
     """Whether X may find a link in `text`."""
-    return next(_links(_composed(text)), None) is not None
+    return next(_links(compose(text)), None) is not None
 
 
 def _weight(plain: str) -> int:
     """The weight of a text without links."""
     plain, emoji = _EMOJI.subn("", plain)
     return 2 * emoji + len(plain) + sum(len(heavy) for heavy in _HEAVY.findall(plain))
-
-
-def _composed(text: str) -> str:
-    """`text` in normal form C; to order a run of marks takes quadratic time, so one too long to post is cut."""
-    if text.isascii():
-        return text
-    parts: list[str] = []
-    start = marks = 0
-    for at, char in enumerate(text):
-        marks = marks + 1 if combining(char) else 0
-        if marks > _MARKS_MAX:
-            parts.append(normalize("NFC", text[start:at]))
-            start, marks = at, 1
-    parts.append(normalize("NFC", text[start:]))
-    return "".join(parts)
 
 
 def _links(text: str) -> Iterator[_Link]:

@@ -7,11 +7,11 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unicodedata import normalize
 from urllib.parse import urlencode
 
 from pydantic import Field
 
+from birdwire.nfc import compose
 from birdwire.operations import XData, XRequest
 from birdwire.post import ID_PATTERN, PostTwitter
 
@@ -88,7 +88,7 @@ class TimelinePost(XData):
     def plain(self, *, reply: bool, quote: str | None) -> str:
         """Its text, normalised: X's short links as they were before, those that X itself added left out."""
         note = self.note_tweet or self.note_post  # a long text is cut in `text`
-        text, entities = html.unescape(str(note.get("text", self.text))), note.get("entities", self.entities)
+        text, entities = _unescaped(str(note.get("text", self.text))), note.get("entities", self.entities)
         urls = entities.get("urls") if isinstance(entities, dict) else None
         for entry in urls if isinstance(urls, list) else []:
             if isinstance(entry, dict) and isinstance(entry.get("url"), str):
@@ -121,7 +121,7 @@ def sought(body: Body) -> str | None:
 
 def normal(text: str, *, reply: bool = False) -> str:
     """A text for comparing: NFC, entities undone, blanks and links told alike, a reply's first mentions dropped."""
-    text = " ".join(normalize("NFC", html.unescape(text)).split())
+    text = " ".join(compose(_unescaped(text)).split())
     text = _LINK_END.sub("", _PROTOCOL.sub("", text))
     return _MENTIONS.sub("", f"{text} ", count=1).strip() if reply and text.startswith("@") else text
 
@@ -134,6 +134,14 @@ def request(user_id: str, since: datetime, until: datetime | None, page: str | N
     if page is not None:
         query["pagination_token"] = page
     return XRequest("GET", f"/2/users/{user_id}/tweets?{urlencode(query, safe=',:')}", endpoint=ENDPOINT)
+
+
+def _unescaped(text: str) -> str:
+    """Return `text` without character references; as it is if it has one with more digits than Python reads."""
+    try:
+        return html.unescape(text)
+    except ValueError:
+        return text
 
 
 def _time(at: datetime) -> str:

@@ -350,6 +350,7 @@ TYPES = [
     typed(126, "text/plain", WRONG_TYPE, "text/plain"),
     typed(127, "urlencoded", WRONG_TYPE, "application/x-www-form-urlencoded", body=b"tweet_id=1"),
     typed(128, "multipart", WRONG_TYPE, "multipart/form-data; boundary=x", body=b"--x--\r\n"),
+    typed(128, "multipart with no end of parameters", WRONG_TYPE, "multipart/form-data" + ";" * 15_000),
     typed(129, "XML that names a file", WRONG_TYPE, "text/xml", body=b'<!DOCTYPE x [<!ENTITY y SYSTEM "file:///x">]>'),
     typed(130, "UTF-8 said aloud", None, "application/json; charset=utf-8"),
     typed(130, "UTF-8 in quotes", None, 'application/json;charset="UTF-8"'),

@@ -11,13 +11,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from house import API, POST
+from house import API, POST, House
 from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
 
 if TYPE_CHECKING:
-    import httpx2
+    from pathlib import Path
 
-    from house import House
+    import httpx2
 
 XSS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "'-alert(1)-'")
 
@@ -61,6 +61,79 @@ async def test_a_page_never_says_that_nothing_was_linked_once_the_pair_is_kept(h
     assert "Nothing was linked" not in page.text
     assert (await press_undo(house, page)).status_code == 200
     assert (await house.status())["linked"] is False
+
+
+# Loads of the page while its callback is under way.
+
+
+async def arrived(house: House) -> None:
+    """Let requests that were started before this reach the gateway, which shares the event loop."""
+    for _ in range(20):
+        (await house.bare.get("/livez")).raise_for_status()
+
+
+@pytest.mark.trust("G12", "O16")
+async def test_loads_during_the_exchange_show_its_end_and_one_offers_the_undo(house: House) -> None:
+    """The browser of the first load alone gets the undo."""
+    redirect = await house.consent("ada")
+    await house.fault("POST", "/2/oauth2/token", {"delay_s": 1})
+    pages = await asyncio.gather(*(house.bare.get(redirect, headers=HTML) for _ in range(120)))
+    assert await exchanges(house) == 1
+    assert {page.status_code for page in pages} == {200}
+    assert all("@ada is linked" in page.text for page in pages)
+    assert sum("undo_token" in page.text for page in pages) == 1
+
+
+async def test_loads_during_an_exchange_that_fails_show_why(house: House) -> None:
+    """Only a load after its end is told that the link was used."""
+    redirect = changed(await house.consent("ada"), code="wrong")
+    await house.fault("POST", "/2/oauth2/token", {"delay_s": 1})
+    loads = [asyncio.create_task(land(house, redirect)) for _ in range(20)]
+    assert {reason_of(answer) for answer in await asyncio.gather(*loads)} == {"code_rejected"}
+    assert reason_of(await land(house, redirect)) == "state_used"
+    assert await exchanges(house) == 1
+
+
+async def test_loads_during_a_denial_show_it(house: House) -> None:
+    """A store that is slow just then keeps them waiting."""
+    redirect = await house.consent("ada", "deny")
+    other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        loads = [asyncio.create_task(land(house, redirect)) for _ in range(20)]
+        await arrived(house)
+        other.execute("ROLLBACK")
+        assert {reason_of(answer) for answer in await asyncio.gather(*loads)} == {"consent_denied"}
+    assert await exchanges(house) == 0
+
+
+async def test_the_link_is_finished_when_the_first_browser_leaves(house: House) -> None:
+    """A second load shows it, without the undo."""
+    redirect = await house.consent("ada")
+    await house.fault("POST", "/2/oauth2/token", {"delay_s": 0.5})
+    first = asyncio.create_task(house.bare.get(redirect, headers=HTML))
+    async with asyncio.timeout(20):
+        while not await exchanges(house):
+            pass
+    first.cancel()
+    page = await house.bare.get(redirect, headers=HTML)
+    assert "@ada is linked already" in page.text
+    assert "undo_token" not in page.text
+    assert await exchanges(house) == 1
+
+
+async def test_a_callback_that_died_keeps_later_loads_for_twenty_seconds_at_most(tmp_path: Path) -> None:
+    """Then nothing can come of it any more."""
+    async with House.built(tmp_path, failpoints="link_after_exchange=raise") as house:
+        redirect = await house.consent("ada")
+        assert (await land(house, redirect)).status_code == 500
+        load = asyncio.create_task(land(house, redirect))
+        done, _ = await asyncio.wait({load}, timeout=1)  # it polls, so nothing tells that it waits
+        assert not done
+        house.clock.advance(seconds=20)
+        assert reason_of(await load) == "state_used"
+        assert reason_of(await land(house, redirect)) == "state_used"
+        assert await exchanges(house) == 1
 
 
 # Undo.

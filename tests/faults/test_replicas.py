@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -24,6 +24,7 @@ REVOCATIONS = scaled("REVOCATIONS", 30, 1_000)
 """How many keys are revoked, accounts unlinked, limits lowered and rules narrowed under load."""
 AT_ONCE = 10
 ROUNDS = 10
+REJECTED = {"error": "token-code-invalid"}
 DEGRADED = "x-ratelimit-degraded"
 
 
@@ -39,6 +40,12 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30) 
     async with asyncio.timeout(within_s):
         while not await condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
+
+
+async def exchanges(fleet: Fleet) -> list[dict[str, Any]]:
+    """Return the calls to X's token endpoint; none of these tests lets a token be renewed."""
+    calls = (await fleet.x.get("/_sandbox/calls")).json()["calls"]
+    return [call for call in calls if call["path"] == "/2/oauth2/token"]
 
 
 async def flood(fleet: Fleet, headers: dict[str, str], calls: int) -> list[httpx2.Response]:
@@ -73,6 +80,26 @@ async def test_a_link_serves_at_every_replica(fleet: Fleet) -> None:
     for replica in (2, 1, 0):
         answer = await fleet.like(replica, headers)
         assert answer.json() == {"data": {"liked": True}}
+
+
+@pytest.mark.trust("G12")
+@pytest.mark.parametrize(("do", "status", "says"), [({}, 200, "@ada is linked"), (REJECTED, 400, "code_rejected")])
+async def test_loads_of_one_callback_share_its_end_at_every_replica(
+    fleet: Fleet, do: dict[str, Any], status: int, says: str
+) -> None:
+    """One of them exchanges the code; the others wait for what comes of it."""
+    _, headers = await fleet.key()
+    back = await fleet.consent(headers)
+    calls = len(await exchanges(fleet))
+    fault = {"match": {"method": "POST", "path": "/2/oauth2/token"}, "times": 1, "do": {"delay_s": 1.5, **do}}
+    (await fleet.x.post("/_sandbox/faults", json=fault)).raise_for_status()
+    html = {"accept": "text/html"}
+    loads = (fleet.client.get(fleet.replicas[number % 3].url + back, headers=html) for number in range(120))
+    pages = await asyncio.gather(*loads)
+    assert len(await exchanges(fleet)) - calls == 1
+    assert {page.status_code for page in pages} == {status}
+    assert all(says in page.text for page in pages)
+    assert sum("undo_token" in page.text for page in pages) == (status == 200)
 
 
 class Callers:

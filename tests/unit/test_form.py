@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 BOUNDARY = "b0undary"
 
 
-def form(*files: bytes) -> Call:
+def form(*files: bytes, parameters: str = "") -> Call:
     """A call with these files, in pieces as a network would bring them."""
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="media"; filename="a"\r\n\r\n'.encode()
+    disposition = f'Content-Disposition: form-data; name="media"; filename="a"{parameters}'
+    head = f"--{BOUNDARY}\r\n{disposition}\r\n\r\n".encode()
     raw = b"".join(head + file + b"\r\n" for file in files) + f"--{BOUNDARY}--\r\n".encode()
 
     async def stream() -> AsyncIterator[bytes]:
@@ -53,6 +54,19 @@ async def test_a_file_arrives_whole_whatever_its_size(size: int) -> None:
     assert [await part.read(64 << 20) for part in parts] == sent
     for part in parts:
         part.file.close()
+
+
+@pytest.mark.parametrize(("parameters", "fits"), [(30, True), (31, False), (4_000, False)])
+async def test_a_part_has_a_bounded_number_of_parameters(parameters: int, *, fits: bool) -> None:
+    """To parse them takes quadratic time, and there are up to 64 parts."""
+    call = form(b"file", parameters=";" * parameters)
+    if fits:
+        (part,) = await taken(call)
+        part.file.close()
+        return
+    with pytest.raises(GatewayError) as caught:
+        await taken(call)
+    assert caught.value.reason == "form_malformed"
 
 
 async def test_a_large_file_is_written_and_read_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ ALLOWED: dict[str, str] = {
     "failpoints": "",
     "flight": "",
     "settings": "failpoints",
-    "text": "",
+    "nfc": "",
+    "text": "nfc",
     "connection": "",
     "upstream": "connection",
     "vault": "",
@@ -74,7 +75,7 @@ ALLOWED: dict[str, str] = {
     "chores": "store.db telemetry",
     "presence": "clock store.db store.presence",
     "prices": "body operations post text",
-    "timeline": "body operations post",
+    "timeline": "body nfc operations post",
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "recall": "clock store.db",
     "keys": "call clock errors operations reads recall settings store.db store.keys store.sessions",
@@ -84,7 +85,8 @@ ALLOWED: dict[str, str] = {
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
     "store.sessions telemetry vault",
-    "oauth": "authserver body call capabilities clock errors failpoints flight keys ledger operations reads "
+    "landings": "clock errors flight store store.db store.states",
+    "oauth": "authserver body call capabilities clock errors failpoints flight keys landings ledger operations reads "
     "refresh sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
@@ -305,3 +307,16 @@ def test_what_the_runtime_lock_holds_the_dev_lock_holds_alike() -> None:
         )
 
     assert pins("runtime.txt") <= pins("dev.txt")
+
+
+def test_text_is_normalised_in_one_place() -> None:
+    """Only there is the time bounded that a caller's text takes; the sandbox serves no strangers."""
+    users = {
+        name
+        for name, node in nodes(ast.ImportFrom, leaving_out={"sandbox"})
+        if node.module == "unicodedata" and any(alias.name == "normalize" for alias in node.names)
+    }
+    importers = {
+        name for name, node in nodes(ast.Import, leaving_out={"sandbox"}) if node.names[0].name == "unicodedata"
+    }
+    assert users | importers == {"nfc"}

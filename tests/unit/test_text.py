@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from birdwire.text import LIMIT, weighted_length
+from birdwire.post import PostTwitter
+from birdwire.text import LIMIT, least_length, weighted_length
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 FAMILY = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}\u200d\N{BOY}"
@@ -204,24 +207,31 @@ HOSTILE = [
     "👨\u200d",
     "🇦",
     "\u0301\u0316",
+    "\u0f73",
     "https://a.co/" + "a" * 60 + " ",
 ]
 
 
-def steps(text: str) -> int:
-    """How many functions, in Python or in C, are called to weigh a text."""
+def called(do: Callable[[], object]) -> Counter[str]:
+    """Count the functions, in Python or in C, that are called, by the name of the one in Python."""
     calls: Counter[str] = Counter()
 
-    def count(_frame: FrameType, event: str, _arg: object) -> None:
-        calls[event] += 1
+    def count(frame: FrameType, event: str, _arg: object) -> None:
+        if event in ("call", "c_call"):
+            calls[frame.f_code.co_name] += 1
 
     before = sys.getprofile()
     sys.setprofile(count)
     try:
-        weighted_length(text)
+        do()
     finally:
         sys.setprofile(before)
-    return calls["call"] + calls["c_call"]
+    return calls
+
+
+def steps(text: str) -> int:
+    """Count the functions that are called to weigh a text."""
+    return called(lambda: weighted_length(text)).total()
 
 
 @pytest.mark.parametrize("part", HOSTILE)
@@ -235,6 +245,7 @@ def test_twice_the_text_takes_twice_the_steps(part: str) -> None:
     "text",
     [
         "a" + "\u0301\u0316" * 300_000,
+        "\u0f73" * 300_000,
         "a.co/" + "!" * 600_000,
         "a.co/(" + "!" * 600_000,
         "a.co/" + "(" * 600_000,
@@ -244,8 +255,52 @@ def test_twice_the_text_takes_twice_the_steps(part: str) -> None:
         "h" * 600_000 + "http://",
         "1\ufe0f" * 300_000,
     ],
-    ids=["marks", "path", "parenthesis", "parentheses", "query", "underscores", "labels", "protocol", "keycaps"],
+    ids=[
+        "marks",
+        "hidden marks",
+        "path",
+        "parenthesis",
+        "parentheses",
+        "query",
+        "underscores",
+        "labels",
+        "protocol",
+        "keycaps",
+    ],
 )
 def test_a_pattern_that_went_back_over_its_text_would_run_into_the_time_limit(text: str) -> None:
     """Ten times what a request may carry: done in a moment if linear, in minutes if quadratic."""
     assert weighted_length(text) > LIMIT
+
+
+@given(
+    st.lists(st.sampled_from([*HOSTILE, ENGLAND, FAMILY, "\u1f82", "\u03b1\u0313\u0300\u0345", " ", "日"]), max_size=60)
+)
+def test_the_lower_bound_of_a_length_is_one(parts: list[str]) -> None:
+    """Whatever a text is made of; the emoji with the most code points reaches the bound."""
+    text = "".join(parts)
+    assert least_length(text) <= weighted_length(text)
+
+
+def test_the_longest_emoji_reaches_the_lower_bound() -> None:
+    """Four flags with tags, joined, are 31 code points that weigh 2."""
+    text = "\u200d".join([ENGLAND] * 4) * 10
+    assert least_length(text) == weighted_length(text) == 20
+
+
+@pytest.mark.parametrize("char", ["a", "日", "\u0301", "\u0f73", "\u0344"])
+def test_a_text_that_is_too_long_by_far_is_refused_before_it_is_composed(char: str) -> None:
+    """The refusal gives the lower bound as such."""
+    refused: list[ValidationError] = []
+
+    def post() -> None:
+        try:
+            PostTwitter.model_validate({"text": char * 20_000})
+        except ValidationError as error:
+            refused.append(error)
+
+    calls = called(post)
+    assert not {"compose", "pieces"} & set(calls)
+    assert [(error["type"], error["ctx"]["length"]) for error in refused[0].errors()] == [
+        ("text_too_long", "at least 1290")
+    ]

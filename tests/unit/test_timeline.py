@@ -176,3 +176,9 @@ def test_a_post_costs_by_its_kind(body: dict[str, Any], price: int | None) -> No
     """A link makes it dear; of quotes X's list says nothing."""
     posting = next(row for row in OPERATIONS if row.name == "post_twitter")
     assert Prices.load().of(posting, PostTwitter.model_validate(body)) == price
+
+
+def test_a_character_reference_with_thousands_of_digits_is_text() -> None:
+    """Python refuses to read such a number."""
+    text = f"&#{'9' * 5_000};"
+    assert Sought(text, None, None, None).is_like(shown(text))

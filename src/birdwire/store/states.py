@@ -29,9 +29,12 @@ link_states = Table(
     Column("expires_at", Instant, nullable=False),
     Column("taken_at", Instant),
     Column("session_id", String),
+    Column("ended_at", Instant),
+    Column("refusal", String),
     Index("link_states_key", "key_id", "created_at"),
     Index("link_states_end", "expires_at"),
 )
+"""taken_at: the callback began. ended_at: it ended, with a session or with a refusal (JSON: its reason and values)."""
 
 
 async def add(connection: AsyncConnection, state: Mapping[str, object]) -> None:
@@ -64,3 +67,9 @@ async def note_session(connection: AsyncConnection, state_hash: bytes, session_i
     """Remember what a taken state led to."""
     query = update(link_states).where(link_states.c.state_hash == state_hash)
     await connection.execute(query.values(session_id=session_id))
+
+
+async def end(connection: AsyncConnection, state_hash: bytes, ended_at: datetime, refusal: str | None) -> None:
+    """Record that the callback of a taken state has ended, and why nothing was linked, if so."""
+    query = update(link_states).where(link_states.c.state_hash == state_hash)
+    await connection.execute(query.values(ended_at=ended_at, refusal=refusal))

@@ -1,0 +1,114 @@
+"""Runs the callback of each state once; other loads of the page wait for its end, at any replica. Knows no token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from birdwire.errors import GatewayError
+from birdwire.flight import SingleFlight
+from birdwire.store import states as store
+from birdwire.store.db import StorageDownError, now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from sqlalchemy import RowMapping
+
+    from birdwire.clock import Clock
+    from birdwire.store.db import Database
+
+LANDING = timedelta(seconds=20)
+"""A callback ends within this time, or its process has died."""
+
+_POLLS_S = (0.05, 0.1, 0.2, 0.4, *[0.75] * 26)  # as long as LANDING in all
+
+Result = TypeVar("Result")
+
+
+class Landings(Generic[Result]):
+    """The callbacks under way in this process, by the hash of their state."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._flights: SingleFlight[Result] = SingleFlight()
+
+    async def land(
+        self,
+        state_hash: bytes,
+        finish: Callable[[RowMapping], Coroutine[Any, Any, Result]],
+        again: Callable[[], Coroutine[Any, Any, Result]],
+    ) -> tuple[Result, bool]:
+        """Return what `finish` makes of the state's row, and whether this load is the one that ran it.
+
+        It goes on if the browser leaves. `again` returns what came of a state that was used before.
+
+        Raises:
+            GatewayError: the refusal of `finish`, to all who waited for it, or of `again`.
+        """
+        name = state_hash.hex()
+        first = name not in self._flights
+        try:
+            async with asyncio.timeout(None if first else LANDING.total_seconds()):
+                return await self._flights.run(name, lambda: self._once(state_hash, finish, again)), first
+        except TimeoutError:
+            return await again(), False
+
+    async def close(self) -> None:
+        """Let callbacks under way end."""
+        await self._flights.close(wait_s=LANDING.total_seconds())
+
+    async def _once(
+        self,
+        state_hash: bytes,
+        finish: Callable[[RowMapping], Coroutine[Any, Any, Result]],
+        again: Callable[[], Coroutine[Any, Any, Result]],
+    ) -> Result:
+        row = await self._take(state_hash)
+        if row is None:
+            await self._wait(state_hash)
+            return await again()
+        try:
+            result = await finish(row)
+        except GatewayError as error:
+            await self._end(state_hash, json.dumps({"reason": error.reason, **error.values}, default=str))
+            raise
+        await self._end(state_hash, None)
+        return result
+
+    async def _take(self, state_hash: bytes) -> RowMapping | None:
+        """Use a state up, if it is there and unused; a stranger's guess costs no write."""
+        async with self._database.read() as connection:
+            found = await store.find(connection, state_hash)
+        if found is None or found["taken_at"] is not None:
+            return None
+        async with self._database.write() as connection:
+            return await store.take(connection, state_hash, await now(connection, self._clock))
+
+    async def _wait(self, state_hash: bytes) -> None:
+        """Wait for the end of a callback that runs at another replica, or ran in a process that has died.
+
+        Raises:
+            GatewayError: it ended meanwhile, with this refusal.
+        """
+        for number, pause_s in enumerate(_POLLS_S):
+            async with self._database.read() as connection:
+                row = await store.find(connection, state_hash)
+                at = await now(connection, self._clock)
+            if row is None or row["taken_at"] is None or row["taken_at"] + LANDING <= at:
+                return
+            if row["ended_at"] is not None:
+                if number and row["refusal"] is not None:
+                    raise GatewayError(**json.loads(row["refusal"]))
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _end(self, state_hash: bytes, refusal: str | None) -> None:
+        """Record the end for other replicas; while the database is away they learn of it after LANDING."""
+        with contextlib.suppress(StorageDownError):
+            async with self._database.write() as connection:
+                await store.end(connection, state_hash, await now(connection, self._clock), refusal)

@@ -1,4 +1,4 @@
-"""Keys pinned to one X account."""
+"""Keys pinned to one X account, and link management as actions of a key."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ down_revision = "0001"
 def upgrade() -> None:
     """To this schema."""
     _pin_keys_to_accounts()
+    _keep_link_management()
 
 
 def _pin_keys_to_accounts() -> None:
     op.add_column("api_keys", sa.Column("account_username", sa.String(), nullable=True))
     op.add_column("api_keys", sa.Column("account_user_id", sa.String(), nullable=True))
+
+
+def _keep_link_management() -> None:
+    """Let every key that lists its actions go on managing its link, which no list restricted until now."""
+    keys = sa.table("api_keys", sa.column("key_id", sa.String()), sa.column("actions", sa.JSON()))
+    connection = op.get_bind()
+    for key_id, actions in connection.execute(sa.select(keys.c.key_id, keys.c.actions)).all():
+        if actions:
+            listed = [*actions, "link", "unlink"]
+            connection.execute(sa.update(keys).where(keys.c.key_id == key_id).values(actions=listed))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from birdwire import __version__, asgi, dialect, edge
 from birdwire.asgi import Route
+from birdwire.authorization import Authorizations, AuthTwitter
 from birdwire.authserver import AuthServer
 from birdwire.body import Body, Empty
 from birdwire.breaker import Breaker
@@ -26,12 +27,12 @@ from birdwire.health import Health
 from birdwire.idempotency import Idempotency
 from birdwire.journal import Journal
 from birdwire.keyring import Keyring
-from birdwire.keys import Keys
+from birdwire.keys import LINK, UNLINK, Keys
 from birdwire.lane import LaneProtocol
 from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
 from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.line import Lines
-from birdwire.oauth import AuthTwitter, Confirm, OAuth
+from birdwire.oauth import Confirm, OAuth
 from birdwire.operations import OPERATIONS
 from birdwire.order import Order
 from birdwire.pages import Pages
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from birdwire.gate import Work
-    from birdwire.keys import Mode
     from birdwire.lane import Handle
     from birdwire.limits import Limits
     from birdwire.metrics import Metrics
@@ -195,8 +195,21 @@ def create_app(
         database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, confirm=confirm
     )
     health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
-    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints)
-    mode: Mode = "test" if settings.issuer == "sandbox" else "live"
+    authorizations = Authorizations(settings, database, vault, clock)
+    oauth = OAuth(
+        settings,
+        database,
+        vault,
+        authorizations,
+        authserver,
+        x,
+        sessions,
+        keys,
+        capabilities,
+        ledger,
+        clock,
+        failpoints,
+    )
     limits = allowances(settings, clock, telemetry)
     lines = Lines(
         sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s, telemetry.metrics
@@ -221,7 +234,7 @@ def create_app(
         lanes["calls"],
         lanes["reserved"],
         clock,
-        mode,
+        settings.mode,
         settings.upload_deadline_s,
         telemetry,
         failpoints,
@@ -336,7 +349,13 @@ def routes(
     site = Site(settings)
 
     def operation_route(operation: Operation) -> Route:
-        takes = Takes(operation.name, operation.body, limit=settings.max_body_bytes, needs_file=operation.takes_file)
+        takes = Takes(
+            operation.name,
+            operation.body,
+            limit=settings.max_body_bytes,
+            needs_file=operation.takes_file,
+            action=operation.name,
+        )
         if not operation.repeatable:
             takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
@@ -345,9 +364,9 @@ def routes(
         handle = partial(gate.serve, operation, takes)
         return Route("POST", f"{API}/{operation.name}", handle, takes.limit, settings.request_deadline_s, files)
 
-    def key_route(method: str, name: str, work: Work, model: type[Body]) -> Route:
+    def key_route(method: str, name: str, work: Work, model: type[Body], action: str = "") -> Route:
         reserved = name in ("unlink_twitter", "auth/status")
-        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved)
+        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved, action=action)
         handle = partial(gate.answer, takes, work)
         return Route(method, f"{API}/{name}", handle, settings.max_body_bytes, settings.request_deadline_s)
 
@@ -358,10 +377,10 @@ def routes(
             for row in READS
             if row.name in settings.offered_reads
         ),
-        key_route("POST", "auth_twitter", oauth.auth_twitter, AuthTwitter),
-        key_route("POST", "unlink_twitter", oauth.unlink, Empty),
+        key_route("POST", "auth_twitter", oauth.auth_twitter, AuthTwitter, LINK),
+        key_route("POST", "unlink_twitter", oauth.unlink, Empty, UNLINK),
         key_route("GET", "auth/status", oauth.status, Empty),
-        key_route("POST", "auth/confirm", oauth.confirm, Confirm),
+        key_route("POST", "auth/confirm", oauth.confirm, Confirm, LINK),
         key_route("GET", "requests/{request_id}", journal.request, Empty),
     ]
     if settings.relay_dialect:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from birdwire.errors import SEND_REASONS, excerpt
+from birdwire.settings import listed
 from birdwire.upstream import Request, SendFailed
 
 if TYPE_CHECKING:
@@ -34,12 +35,6 @@ DEFAULT_SCOPES = (
 
 ALWAYS_SCOPES = ("tweet.read", "users.read", "offline.access")
 """Added to every narrowed link: X names the account only with the first two, and refreshes only with the third."""
-
-KNOWN_SCOPES = frozenset({
-    *DEFAULT_SCOPES,
-    *("like.read", "follows.read", "bookmark.read", "dm.read", "dm.write", "users.email", "tweet.moderate.write"),
-    *("space.read", "list.read", "list.write", "mute.read", "mute.write", "block.read", "block.write"),
-})  # fmt: skip
 
 TOKEN_DEADLINE_S = 10.0
 _LARGEST_REPLY = 64 * 1_024
@@ -90,30 +85,15 @@ _CLASSES: tuple[tuple[int | None, str | None, str, Meaning], ...] = (
 
 
 class AuthServer:
-    """The four things OAuth asks of an authorization server. Sends; never repeats."""
+    """The three calls that OAuth makes to an authorization server. Sends; never repeats."""
 
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._upstream = upstream
         self._client_id = settings.x_client_id
-        self._authorize_url = settings.x_authorize_url
         self._headers: tuple[tuple[str, str], ...] = (("content-type", "application/x-www-form-urlencoded"),)
         if settings.x_client_secret is not None:
             pair = f"{quote(self._client_id, safe='')}:{quote(settings.x_client_secret.get_secret_value(), safe='')}"
             self._headers += (("authorization", f"Basic {base64.b64encode(pair.encode()).decode()}"),)
-
-    def authorize_url(self, *, redirect_uri: str, scopes: Sequence[str], state: str, verifier: str) -> str:
-        """X's consent page for one link (RFC 6749 §4.1.1, RFC 7636 §4.3; S256 always)."""
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-        parameters = {
-            "response_type": "code",
-            "client_id": self._client_id,
-            "redirect_uri": redirect_uri,
-            "scope": " ".join(scopes),
-            "state": state,
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-        }
-        return f"{self._authorize_url}?{urlencode(parameters, quote_via=quote)}"
 
     async def exchange(self, *, code: str, redirect_uri: str, verifier: str) -> Tokens:
         """Tokens for an authorization code.
@@ -156,6 +136,26 @@ class AuthServer:
         if 200 <= reply.status < 300:
             return reply
         raise _refusal(reply, refused)
+
+
+def offered_scopes(settings: Settings) -> tuple[str, ...]:
+    """Return the scopes that a link may ask for: those that the operations need, and the operator's extra ones."""
+    return tuple(dict.fromkeys((*DEFAULT_SCOPES, *listed(settings.extra_scopes))))
+
+
+def authorize_url(settings: Settings, *, scopes: Sequence[str], state: str, verifier: str) -> str:
+    """X's consent page for one link (RFC 6749 §4.1.1, RFC 7636 §4.3; S256 always)."""
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    parameters = {
+        "response_type": "code",
+        "client_id": settings.x_client_id,
+        "redirect_uri": settings.redirect_uri,
+        "scope": " ".join(scopes),
+        "state": state,
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+    }
+    return f"{settings.x_authorize_url}?{urlencode(parameters, quote_via=quote)}"
 
 
 def new_verifier() -> str:

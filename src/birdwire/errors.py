@@ -21,7 +21,8 @@ TYPES = {
 }
 """The `type` of a status; every other 4xx is an invalid_request_error."""
 
-RELINK = "Call POST /apis/v1/twitter/auth_twitter and have the account's owner approve again."
+LINK = "Call POST /apis/v1/twitter/auth_twitter, or ask the operator to run `birdwire accounts link KEY_ID`, and have the account's owner"
+RELINK = f"{LINK} approve again."
 ENTERPRISE = "likes, follows and quote posts need X Enterprise access since 2026-04-20"
 
 
@@ -60,7 +61,7 @@ PROBLEMS: dict[str, Problem] = {
     "text_too_long": Problem(400, _INVALID, "caller", "The text weighs {length} by X's counting; this key may post {limit} at most.", "Shorten the text (a link weighs 23, CJK characters and emoji 2); the operator can raise the key's limit."),
     "media_too_large": Problem(400, _INVALID, "caller", "X takes {kind} up to {limit} MiB.", "Send a smaller file."),
     "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the medium: {message}", "Send it in another encoding; see X's media best practices."),
-    "scope_unknown": Problem(400, _INVALID, "caller", "X has no scope named {scope}, or this gateway does not ask for it.", "Use scopes from: {known}."),
+    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use scopes from: {known}. The operator can add others with the setting extra_scopes."),
     "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key may not send people to that return_to address.", "Leave return_to out, or have the operator allow the address for this key."),
     # 400: HTTP itself
     "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
@@ -93,9 +94,9 @@ PROBLEMS: dict[str, Problem] = {
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
     "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not do that: {what}.", "Ask the operator for a key that may."),
-    "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner open the auth_url it answers."),
+    "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
     "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not in use yet: {why}.", "{remedy}.", retryable=True),
-    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", "Call POST /apis/v1/twitter/auth_twitter and have the account's owner approve {scope}."),
+    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", f"{LINK} approve {{scope}}."),
     "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it ran out, or the app was removed in the account's connected apps.", RELINK),
     "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
     "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to another X account than the one linked.", RELINK),
@@ -120,7 +121,7 @@ PROBLEMS: dict[str, Problem] = {
     "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes JSON, as {wanted}.", "Send `Content-Type: application/json` and an uncompressed UTF-8 body."),
     "headers_too_large": Problem(431, "headers_too_large", "caller", "The request's headers are too many or too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
     # 409
-    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "@{username} approved, but this key is meant for {expected}; nothing was changed.", "Approve as {expected}; or unlink first, or name the new account as expected_username."),
+    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The account is @{username}, but this key is meant for {expected}. Nothing was changed.", "Approve as {expected}. To link another account, unlink first or name it as expected_username; if the operator pinned the key to {expected}, only the operator can change that."),
     "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Ask again after the seconds in Retry-After; the answer will be the first call's.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),

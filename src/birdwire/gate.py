@@ -56,7 +56,8 @@ class Takes:
     """What the route `name` takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
 
     What is not `repeatable` is done once for each call, with an Idempotency-Key made here if it brings none.
-    `reserved`: it has a lane of its own, and is served however many calls there are.
+    `reserved`: it has a lane of its own, and is served however many calls there are. `action` is what the key must be
+    allowed to do; without one, every key may.
     """
 
     name: str
@@ -67,6 +68,16 @@ class Takes:
     needs_file: bool = False
     repeatable: bool = True
     reserved: bool = False
+    action: str = ""
+
+    def permit(self, key: Key) -> None:
+        """Check that the key may use this route.
+
+        Raises:
+            GatewayError: key_not_allowed.
+        """
+        if self.action and not key.rules.allow(self.action):
+            raise GatewayError("key_not_allowed", what=self.action)
 
 
 @dataclass(slots=True)
@@ -130,7 +141,8 @@ class Gate:
 
     async def look(self, look_up: Read, call: Call) -> Answer:
         """One look-up for one caller."""
-        return await self.answer(Takes(look_up.name, look_up.query, query=True), partial(self._look, look_up), call)
+        takes = Takes(look_up.name, look_up.query, query=True, action=look_up.name)
+        return await self.answer(takes, partial(self._look, look_up), call)
 
     async def answer(self, takes: Takes, work: Work, call: Call) -> Answer:
         """Any work for a caller with a key: admitted first, refused in the one shape, its allowance on every answer."""
@@ -140,6 +152,7 @@ class Gate:
         try:
             crowd.look()
             key, parsed, relayed = await self._enter(takes, call, visit)
+            takes.permit(key)
             await crowd.enter(key.key_id)
             try:
                 answer = await self._once(takes, work, call, key, parsed, visit)
@@ -251,8 +264,6 @@ class Gate:
     # One operation, step by step.
 
     async def _operate(self, operation: Operation, call: Call, key: Key, parsed: Parsed) -> Answer:
-        if not key.rules.allow(operation.name):
-            raise GatewayError("key_not_allowed", what=operation.name)
         fields = (
             _with_media(parsed.fields, ["0"] * len(parsed.files))
             if parsed.files and not operation.takes_file
@@ -343,8 +354,6 @@ class Gate:
 
     async def _look(self, look_up: Read, call: Call, key: Key, parsed: Parsed) -> Answer:
         del call
-        if not key.rules.allow(look_up.name):
-            raise GatewayError("key_not_allowed", what=look_up.name)
         query = check(parsed.fields, look_up.query)
         session = await self._session(key, look_up.scopes)
         line = self._lines.open(session)

@@ -22,7 +22,7 @@ from birdwire.reads import READS
 from birdwire.recall import Recall
 from birdwire.settings import is_loopback
 from birdwire.store import keys as store
-from birdwire.store import sessions
+from birdwire.store import sessions, states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,12 +47,17 @@ MOST_SECRETS = 40_000
 OVER = datetime.fromtimestamp(0, UTC)
 """The end of a secret that is over at once: it stays over when the clock is put back."""
 
-ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS))
+LINK, UNLINK = "link", "unlink"
+"""The actions of managing a key's link: auth_twitter and auth/confirm, and unlink_twitter."""
+
+ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS), LINK, UNLINK)
+"""What `actions` may name. Reading the key's own state, auth/status and requests/{id}, is always allowed."""
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS, _SUM_CHARS = 43, 6  # 62^43 > 2^256, 62^6 > 2^32
 _FORM = re.compile(r"bw_(live|test)_[0-9A-Za-z]{49}")
 _LENGTH = len("bw_live_") + _SECRET_CHARS + _SUM_CHARS
+_USERNAME = re.compile(r"[A-Za-z0-9_]{1,15}")
 _KEY_LIKE = frozenset({"api_key", "apikey", "key", "token", "access_token", "aisa_api_key", "authorization"})
 
 
@@ -64,8 +69,9 @@ class KeyRuleError(Exception):
 class KeyRules:
     """What a key may do. None or empty: no such rule.
 
-    `actions` are names of operations and look-ups; `ips` addresses or networks; `return_to` whole URLs; `daily_writes`
-    counts by UTC day; `text_limit` is the weighted length of a post, which X raises for Premium accounts.
+    `actions` are names of ACTIONS; `ips` addresses or networks; `return_to` whole URLs; `daily_writes` counts by UTC
+    day; `text_limit` is the weighted length of a post, which X raises for Premium accounts. `account_username` pins the
+    key to one X account, without the @; from the first link on `account_user_id` identifies it, whatever its name is.
     """
 
     expires_at: datetime | None = None
@@ -74,6 +80,8 @@ class KeyRules:
     return_to: tuple[str, ...] = ()
     daily_writes: int | None = None
     text_limit: int | None = None
+    account_username: str | None = None
+    account_user_id: str | None = None
 
     def check(self, now: datetime) -> None:
         """See that the rules can be kept.
@@ -100,6 +108,8 @@ class KeyRules:
             raise KeyRuleError(f"The daily cap must be between 1 and {MAX_RPM} writes.")
         if self.text_limit is not None and not 1 <= self.text_limit <= MAX_TEXT:
             raise KeyRuleError(f"The text limit must be between 1 and {MAX_TEXT}.")
+        if self.account_username is not None and not _USERNAME.fullmatch(self.account_username):
+            raise KeyRuleError(f"{self.account_username!r} is not an X username such as ada.")
 
     def allow(self, action: str) -> bool:
         """Whether the key may do this."""
@@ -132,6 +142,19 @@ class Key:
     created_at: datetime
     revoked_at: datetime | None
     rules: KeyRules = NO_RULES
+
+    def check(self, now: datetime, serves: Mode) -> None:
+        """Check that the key may be used now, at a gateway that serves keys of this mode.
+
+        Raises:
+            GatewayError: key_revoked, key_expired, mode_mismatch.
+        """
+        if self.revoked_at is not None:
+            raise GatewayError("key_revoked")
+        if self.rules.expires_at is not None and self.rules.expires_at <= now:
+            raise GatewayError("key_expired", expired=rfc3339(self.rules.expires_at))
+        if self.mode != serves:
+            raise GatewayError("mode_mismatch", given=f"bw_{self.mode}_", serves=f"bw_{serves}_ keys")
 
 
 def mint(mode: Mode, entropy: bytes | None = None) -> str:
@@ -200,14 +223,11 @@ class Keys:
         found: _Secret | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
         if found is None:
             found = await self._read(raw_key, secret_hash, turn)
-        key, dies_at, expires_at = found.key, found.dies_at, found.key.rules.expires_at
-        if key.revoked_at is not None or (dies_at is not None and dies_at <= self._clock.now()):
+        now = self._clock.now()
+        if found.dies_at is not None and found.dies_at <= now:
             raise GatewayError("key_revoked")
-        if expires_at is not None and expires_at <= self._clock.now():
-            raise GatewayError("key_expired", expired=rfc3339(expires_at))
-        if key.mode != serves:
-            raise GatewayError("mode_mismatch", given=f"bw_{key.mode}_", serves=f"bw_{serves}_ keys")
-        return key
+        found.key.check(now, serves)
+        return found.key
 
     async def _read(self, raw_key: str, secret_hash: bytes, turn: int) -> _Secret:
         check_form(raw_key)
@@ -277,17 +297,26 @@ class Keys:
     async def change(self, key_id: str, **changes: Any) -> Key:
         """Give a key another `label`, `tier`, `rpm` (None: its tier's) or rule of KeyRules (None: no such rule).
 
+        An `account_username` is identified by the key's link, if it has one. A key that loses the action LINK loses the
+        links that it has started.
+
         Raises:
-            KeyRuleError: no such key, it is revoked, or it cannot be so.
+            KeyRuleError: no such key, it is revoked, it is linked to another account, or it cannot be so.
         """
         async with self._database.write() as connection:
             await store.hold(connection, key_id)
             await self._live(connection, key_id)
-            row = {**(await store.get(connection, key_id) or {}), **changes}
+            before = dict(await store.get(connection, key_id) or {})
+            if "account_username" in changes:
+                user_id = await _identify(connection, before, changes["account_username"])
+                changes["account_user_id"] = user_id
+            row = {**before, **changes}
             _check(row["label"], row["tier"], row["rpm"])
             key = _key(row)
             key.rules.check(self._clock.now())
             await store.change(connection, key_id, changes)
+            if _key(before).rules.allow(LINK) and not key.rules.allow(LINK):
+                await states.drop_open(connection, key_id)
         return key
 
     async def list(self) -> list[tuple[Key, str]]:
@@ -349,6 +378,26 @@ class Keys:
         if row is None:
             raise KeyRuleError(f"There is no key {key_id}; see `birdwire keys list`.")
         return _key(row)
+
+
+async def _identify(connection: AsyncConnection, key: Mapping[str, Any], username: str | None) -> str | None:
+    """Return the user id of the account that a key is to be pinned to; None if no link has shown it yet.
+
+    Raises:
+        KeyRuleError: the key is linked to another account.
+    """
+    if username is None:
+        return None
+    for account in await sessions.accounts_of(connection, key["key_id"]):
+        if account["username"].lower() != username.lower():
+            lift = " after `birdwire keys change --lift account`" if key["account_username"] else ""
+            raise KeyRuleError(
+                f"{key['key_id']} is linked to @{account['username']}. Unlink that account, or replace it{lift} with "
+                f"`birdwire accounts link {key['key_id']} --expect @{username}`. Then pin the key."
+            )
+        return str(account["user_id"])
+    same = (key["account_username"] or "").lower() == username.lower()
+    return key["account_user_id"] if same else None
 
 
 def _check(label: str, tier: str, rpm: int | None) -> None:

@@ -1,36 +1,33 @@
-"""A link from start to end: state, PKCE, callback, naming the account, undo. Holds no token: the sessions do."""
+"""A link from its callback to its end: exchange, naming the account, confirm, undo. Holds no token: the sessions do."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import secrets
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field
 
-from birdwire.authserver import ALWAYS_SCOPES, DEFAULT_SCOPES, KNOWN_SCOPES, Meaning, TokenError, new_verifier
+from birdwire.authorization import AuthTwitter, hash_of, place_of
+from birdwire.authserver import Meaning, TokenError
 from birdwire.body import Body, Empty, check
 from birdwire.call import Answer
 from birdwire.clock import rfc3339
-from birdwire.errors import GatewayError, excerpt
+from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
 from birdwire.landings import Landings
-from birdwire.operations import OPERATIONS
-from birdwire.reads import READS
 from birdwire.refresh import renews_at
 from birdwire.sessions import Links, expired
 from birdwire.store import states as store
 from birdwire.store.db import StorageDownError
-from birdwire.vault import Place, VaultError
+from birdwire.vault import VaultError
 from birdwire.x import Unauthorized
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
+    from birdwire.authorization import Authorizations
     from birdwire.authserver import AuthServer
     from birdwire.body import Parsed
     from birdwire.call import Call
@@ -45,28 +42,9 @@ if TYPE_CHECKING:
     from birdwire.vault import Vault
     from birdwire.x import X
 
-STATE_FOR = timedelta(minutes=10)
-STATE_KEPT = timedelta(hours=24)
-MOST_PENDING = 20
 ASK_EVERY_S, MOST_ASKED = 5.0, 10_000
 ME_DEADLINE_S = 8.0  # with the exchange's 10 s, a callback ends within 20 s
 _LONGEST_STATE, _LONGEST_CODE = 500, 2_000
-
-
-class AuthTwitter(Body):
-    """What a link may be narrowed to."""
-
-    scopes: list[str] = Field(
-        default_factory=list,
-        max_length=32,
-        description='X scopes to ask for, such as ["like.write"]; all that the operations need, if left out',
-    )
-    expected_username: str | None = Field(
-        None, pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that must approve; any other is refused"
-    )
-    return_to: str | None = Field(
-        None, max_length=2_000, description="where the page after the link leads; must be allowed for the key"
-    )
 
 
 class Confirm(Body):
@@ -118,6 +96,7 @@ class OAuth:
         settings: Settings,
         database: Database,
         vault: Vault,
+        authorizations: Authorizations,
         authserver: AuthServer,
         x: X,
         sessions: Sessions,
@@ -128,10 +107,12 @@ class OAuth:
         failpoints: Failpoints,
     ) -> None:
         self._issuer = settings.issuer
+        self._mode = settings.mode
         self._redirect_uri = settings.redirect_uri
         self._iss = "{0.scheme}://{0.netloc}".format(urlsplit(settings.x_authorize_url))
         self._database = database
         self._vault = vault
+        self._authorizations = authorizations
         self._authserver = authserver
         self._x = x
         self._sessions = sessions
@@ -149,33 +130,7 @@ class OAuth:
     async def auth_twitter(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """Begin a link: a fresh auth_url, good for 10 minutes and one use."""
         del call
-        body = check(parsed.fields, AuthTwitter)
-        unknown = next((scope for scope in body.scopes if scope not in KNOWN_SCOPES), None)
-        if unknown is not None:
-            raise GatewayError("scope_unknown", scope=excerpt(unknown), known=" ".join(sorted(KNOWN_SCOPES)))
-        if body.return_to is not None and body.return_to not in key.rules.return_to:
-            raise GatewayError("return_to_not_allowed")
-        scopes = _scopes(body.scopes, key)
-        state, verifier, now = secrets.token_urlsafe(32), new_verifier(), self._clock.now()
-        row = {
-            "state_hash": _hash(state),
-            "key_id": key.key_id,
-            "issuer": self._issuer,
-            "redirect_uri": self._redirect_uri,
-            "verifier_ct": self._vault.seal(verifier, _place(_hash(state))),
-            "scopes": " ".join(scopes),
-            "return_to": body.return_to,
-            "expected_username": body.expected_username.lstrip("@") if body.expected_username else None,
-            "created_at": now,
-            "expires_at": now + STATE_FOR,
-        }
-        async with self._database.write() as connection:
-            await store.trim(connection, key.key_id, keep=MOST_PENDING - 1, expired_before=now - STATE_KEPT)
-            await store.add(connection, row)
-        auth_url = self._authserver.authorize_url(
-            redirect_uri=self._redirect_uri, scopes=scopes, state=state, verifier=verifier
-        )
-        return Answer.of({"auth_url": auth_url, "state": state, "expires_at": rfc3339(now + STATE_FOR)})
+        return Answer.of(await self._authorizations.start(key, check(parsed.fields, AuthTwitter)))
 
     async def status(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What is linked to the key; never a token."""
@@ -188,7 +143,7 @@ class OAuth:
         del call
         body = check(parsed.fields, Confirm)
         async with self._database.read() as connection:
-            state = await store.find(connection, _hash(body.state))
+            state = await store.find(connection, hash_of(body.state))
         if state is None or state["key_id"] != key.key_id:
             raise GatewayError("state_unknown")
         links = await self._sessions.links(key.key_id)
@@ -300,7 +255,7 @@ class OAuth:
         if parameters.get("iss", self._iss) != self._iss:
             raise GatewayError("issuer_mismatch")
         linked, first = await self._landings.land(
-            _hash(unverified_state),
+            hash_of(unverified_state),
             lambda row: self._finish(call, row, parameters),
             lambda: self._again(unverified_state),
         )
@@ -328,15 +283,12 @@ class OAuth:
         if "error" in parameters:
             raise GatewayError("consent_denied")
         key = await self._keys.get(row["key_id"])
-        if key.revoked_at is not None:
-            raise GatewayError("key_revoked")
-        if key.rules.expires_at is not None and key.rules.expires_at <= self._clock.now():
-            raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
+        key.check(self._clock.now(), self._mode)
         return await self._link(row, parameters["code"], key)
 
     async def _link(self, row: RowMapping, code: str, key: Key) -> Linked:
         try:
-            verifier = self._vault.open(row["verifier_ct"], _place(row["state_hash"]))
+            verifier = self._vault.open(row["verifier_ct"], place_of(row["state_hash"]))
         except VaultError:  # changed at rest: X takes no other, so the link has to be begun anew
             raise GatewayError("state_unknown") from None
         try:
@@ -374,7 +326,7 @@ class OAuth:
     async def _again(self, state: str) -> Linked:
         """What to say to a state that cannot be taken: reloading the page after a link does no harm."""
         async with self._database.read() as connection:
-            row = await store.find(connection, _hash(state))
+            row = await store.find(connection, hash_of(state))
         if row is None:
             raise GatewayError("state_unknown")
         links = await self._sessions.links(row["key_id"])
@@ -403,18 +355,6 @@ class OAuth:
         return await self._sessions.name(row["session_id"], account.id, account.username)
 
 
-def _scopes(asked: list[str], key: Key) -> tuple[str, ...]:
-    """What to ask X for: all that the key may use, or less if it says so."""
-    needed: tuple[str, ...] = DEFAULT_SCOPES
-    if key.rules.actions:
-        scopes = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
-        needed = tuple(scope for name in key.rules.actions for scope in scopes[name])
-    beyond = next((scope for scope in asked if key.rules.actions and scope not in (*needed, *ALWAYS_SCOPES)), None)
-    if beyond is not None:
-        raise GatewayError("key_not_allowed", what=f"ask for the scope {beyond}")
-    return tuple(dict.fromkeys((*(asked or needed), *ALWAYS_SCOPES)))
-
-
 def _parameters(query: str) -> dict[str, str]:
     """The callback's parameters, each at most once (RFC 6749 §3.1), printable and of bounded length."""
     try:
@@ -435,11 +375,3 @@ def _parameters(query: str) -> dict[str, str]:
 def _back(state: RowMapping, key: Key) -> str | None:
     """Where the person came from, if the key may still send people there."""
     return state["return_to"] if state["return_to"] in key.rules.return_to else None
-
-
-def _place(state_hash: bytes) -> Place:
-    return Place("link_states", state_hash.hex(), "verifier_ct")
-
-
-def _hash(state: str) -> bytes:
-    return hashlib.sha256(state.encode()).digest()

@@ -206,8 +206,9 @@ class Sessions:
             if row["state"] != "pending":
                 return row
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
-            waits = self._confirm and row["expected_username"] is None
-            expected = None if waits else _mismatch(row, current, user_id, username)
+            pin = await keys.pin_of(connection, row["key_id"])
+            waits = self._confirm and row["expected_username"] is None and pin is None
+            expected = None if waits else _mismatch(row, pin, current, user_id, username)
             if expected is not None:
                 await self._revocations.end(connection, row)
             elif waits:
@@ -239,7 +240,10 @@ class Sessions:
     async def _put_in_use(
         self, connection: AsyncConnection, row: RowMapping, current: RowMapping | None, named: Mapping[str, object]
     ) -> RowMapping:
-        """Replace the key's link. The same account's old pair is forgotten, not revoked: X might end both."""
+        """Replace the key's link. The same account's old pair is forgotten, not revoked: X might end both.
+
+        A pinned key keeps the account's user id from here on.
+        """
         if current is not None and current["user_id"] == named.get("user_id", row["user_id"]):
             await store.remove(connection, current["session_id"])
         elif current is not None:
@@ -248,7 +252,9 @@ class Sessions:
             )  # another account's pair: nothing of the new one hangs on it
         values = {**named, "state": "active", "linked_at": self._clock.now(), "over_at": None}
         await store.change(connection, row["session_id"], row["gen"], values)
-        return await self._get(connection, row["session_id"])
+        row = await self._get(connection, row["session_id"])
+        await keys.identify(connection, row["key_id"], row["user_id"], row["username"])
+        return row
 
     async def unlink(self, key_id: str) -> bool:
         """End every session of a key: gone here at once, revoked at X as soon as X answers. Whether there was one."""
@@ -337,12 +343,22 @@ def _links(rows: Sequence[RowMapping]) -> Links:
     return Links(current, next((row for row in rows if row["state"] == "pending"), None))
 
 
-def _mismatch(row: RowMapping, current: RowMapping | None, user_id: str, username: str) -> str | None:
-    """Who should have approved, if somebody else did. A named account may replace another; an unnamed one may not."""
+def _mismatch(
+    row: RowMapping, pin: RowMapping | None, current: RowMapping | None, user_id: str, username: str
+) -> str | None:
+    """Return the account that should have approved, if another one did.
+
+    A pinned key takes its account alone: by user id once a link has shown it, until then by name. Else an account that
+    was named beforehand may replace another one; an unnamed one may not.
+    """
+    if pin is not None:
+        pinned_id, pinned = pin["account_user_id"], pin["account_username"]
+        if user_id != pinned_id if pinned_id else username.lower() != pinned.lower():
+            return f"@{pinned}"
     expected = row["expected_username"]
     if expected is not None:
         return None if expected.lower() == username.lower() else f"@{expected}"
-    if current is not None and current["user_id"] != user_id:
+    if pin is None and current is not None and current["user_id"] != user_id:
         return account(current)
     return None
 

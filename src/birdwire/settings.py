@@ -84,6 +84,11 @@ class Settings(BaseModel):
         description="How an account is linked. open: whoever opens the auth_url links; "
         "confirm: the key's holder must then confirm the account.",
     )
+    extra_scopes: str = Field(
+        "",
+        description="X scopes that callers may ask for beside those that the operations need, separated by commas, "
+        "such as dm.read,dm.write.",
+    )
     relay_dialect: bool = Field(
         default=True,
         description="Whether older clients are served: key in the body, their spellings, envelope and paths.",
@@ -157,6 +162,11 @@ class Settings(BaseModel):
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
             problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")
+        problems += [
+            f"extra_scopes contains {scope}, which is not a scope such as dm.read"
+            for scope in listed(self.extra_scopes)
+            if not re.fullmatch(r"[a-z]{1,30}(\.[a-z]{1,30}){1,3}", scope)
+        ]
         if not _is_database(self.database_url):
             problems.append("database_url must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME")
         if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
@@ -205,6 +215,11 @@ class Settings(BaseModel):
     def issuer(self) -> Literal["x", "sandbox"]:
         """Which authorization server the links are with."""
         return "sandbox" if is_loopback(urlsplit(self.x_api_url).hostname or "") else "x"
+
+    @property
+    def mode(self) -> Literal["live", "test"]:
+        """Which keys are served, and made: test keys towards a sandbox, live keys towards X."""
+        return "test" if self.issuer == "sandbox" else "live"
 
     @property
     def base_url(self) -> str:

@@ -68,6 +68,17 @@ async def test_every_key_is_there_with_its_rules(database: Database) -> None:
     assert (ruled.rules.daily_writes, ruled.rules.text_limit) == (50_000, 4_000)
 
 
+async def test_keys_that_list_their_actions_go_on_managing_their_links(database: Database) -> None:
+    """No list restricted that before; a key without a list stays unrestricted, and no key is pinned."""
+    rules = {key.label: key.rules for key, _ in await Keys(database, first_schema.clock()).list()}
+    listed = {label: rule.actions for label, rule in rules.items() if rule.actions}
+    assert listed["likes only"] == ("like_twitter", "link", "unlink")
+    assert set(listed) == {"likes only", "every rule"}
+    assert len(listed["every rule"]) == len(set(listed["every rule"]))
+    assert {"link", "unlink"} <= set(listed["every rule"])
+    assert {(rule.account_username, rule.account_user_id) for rule in rules.values()} == {(None, None)}
+
+
 async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> None:
     """Sessions keep their states, and tokens open."""
     pairs = Pairs(vault, first_schema.clock())

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import re
+import shlex
 import stat
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +22,7 @@ from birdwire.cli import COMMANDS, build, load
 from birdwire.cli.gateway import Gateway
 from birdwire.cli.post import FIELDS, ROWS
 from birdwire.cli.say import Stop
+from birdwire.keys import KeyRules
 from birdwire.operations import OPERATIONS
 from birdwire.post import PostTwitter
 from birdwire.reads import READS
@@ -28,11 +31,11 @@ from house import GRACE, PNG, POST, House
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from engines import Redis
 
 ADA = "2244994945"
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -590,6 +593,7 @@ async def test_keys_are_made_rotated_and_revoked_beside_a_running_gateway(operat
 RULED = (
     *("--actions", "like,unlike_twitter, upload,user/info", "--ips", "127.0.0.0/8,2001:db8::/32"),
     *("--return-to", "https://app.example/done", "--daily-writes", "1", "--text-limit", "4000", "--expires-in", "3600"),
+    *("--account", "@ada"),
 )
 
 
@@ -614,9 +618,12 @@ async def test_a_key_may_be_given_rules(operator: Operator) -> None:
         "return_to": ["https://app.example/done"],
         "daily_writes": 1,
         "text_limit": 4000,
+        "account_username": "ada",
+        "account_user_id": None,
     }
     text = (await run("keys", "list", **person)).out
     assert "only like_twitter, unlike_twitter, upload_media, user/info; from 127.0.0.0/8" in text
+    assert "as @ada only" in text
 
 
 async def test_what_a_key_may_do_can_be_changed_beside_a_running_gateway(operator: Operator) -> None:
@@ -639,7 +646,7 @@ async def test_what_a_key_may_do_can_be_changed_beside_a_running_gateway(operato
     assert await limit() == "7"
     refused = await run("like", POST, "--json", **person | {"BIRDWIRE_API_KEY": made["api_key"]})
     assert refused.document["error"]["reason"] == "key_not_allowed"
-    text = await run(*change, "--lift", "rpm,actions,return-to,text-limit,expires-in", **person)
+    text = await run(*change, "--lift", "rpm,actions,return-to,text-limit,expires-in,account", **person)
     assert text.out == f"{made['key_id']}: 3000 calls a minute.\n"
     assert await limit() == "3000"
 
@@ -687,10 +694,13 @@ async def test_the_list_of_keys_shows_no_key(operator: Operator) -> None:
         ("create", "--label", "x", "--daily-writes", "0"),
         ("create", "--label", "x", "--text-limit", "25001"),
         ("create", "--label", "x", "--expires-in", "0"),
+        ("create", "--label", "x", "--account", ""),
+        ("create", "--label", "x", "--account", "@@ada"),
         ("change", "key_none", "--rpm", "5"),
         ("change", "key_none"),
         ("change", "key_none", "--lift", "label"),
         ("change", "key_none", "--lift", "rpm", "--rpm", "5"),
+        ("change", "key_none", "--lift", "account", "--account", "ada"),
         ("change", "key_none", "--lift", ""),
         ("rotate", "key_none"),
         ("rotate", "key_none", "--overlap", "86401"),
@@ -731,11 +741,9 @@ async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) ->
     key, raw_key = await house.gateway.keys.create("test", "theirs", "free")
     theirs = person | {"BIRDWIRE_API_KEY": raw_key}
     assert "No X account is linked" in (await run("accounts", "status", **theirs)).out
-    begun = (await run("accounts", "link", "--no-wait", "--expect", "alan", "--json", **theirs)).document
+    begun = (await run("accounts", "link", "--expect", "alan", "--json", **theirs)).document
     assert list(begun) == ["auth_url", "state", "expires_at"]
-    decision = {"auth_url": begun["auth_url"], "username": "alan", "action": "allow"}
-    redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
-    assert (await house.bare.get(redirect_to)).status_code == 200
+    await approve(house, begun["auth_url"], "alan")
     assert (await run("accounts", "status", **theirs)).out.splitlines()[0] == "This key acts as @alan."
     listed = (await run("accounts", "list", "--json", **theirs)).document["accounts"]
     mine = next(row for row in listed if row["key_id"] == key.key_id)
@@ -777,31 +785,106 @@ async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> N
     ]
 
 
-async def test_linking_waits_until_the_account_is_there(operator: Operator) -> None:
+def settings_of(house: House) -> dict[str, str]:
+    """A gateway's settings as its operator's environment has them, without the API key and the client secret."""
+    names = ("public_url", "database_url", "vault_key_file", "x_client_id", "x_api_url", "x_authorize_url")
+    return {f"BIRDWIRE_{name.upper()}": str(getattr(house.settings, name)) for name in names}
+
+
+async def approve(house: House, auth_url: str, username: str) -> None:
+    """Approve a page as a user of the local X, and come back to the gateway."""
+    decision = {"auth_url": auth_url, "username": username, "action": "allow"}
+    redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()["redirect_to"]
+    (await house.bare.get(redirect_to)).raise_for_status()
+
+
+async def test_the_readme_s_narrow_key_is_linked_by_the_readme_s_command(operator: Operator, tmp_path: Path) -> None:
+    """Steps 7 and 8 of going live, as they stand: the operator needs neither the key's secret nor its actions."""
+    house = operator[0]
+    config = tmp_path / "birdwire.toml"
+    settings = settings_of(house)
+    lines = [f'{name.removeprefix("BIRDWIRE_").lower()} = "{value}"' for name, value in settings.items()]
+    config.write_text("\n".join(lines))
+    commands = re.findall(r"^ +birdwire ((?:keys create|accounts link) .+)$", README, re.MULTILINE)
+    real = {"/etc/birdwire/birdwire.toml": str(config), "@HANDLE": "@ada"}
+
+    async def follow(command: str) -> Any:
+        words = [real.get(word, word) for word in shlex.split(command)]
+        return (await run(*words, "--json")).document
+
+    create, link = commands
+    made = await follow(create)
+    real["KEY_ID"] = made["key_id"]
+    begun = await follow(link)
+    assert list(begun) == ["auth_url", "state", "expires_at"]
+    await approve(house, begun["auth_url"], "ada")
+    assert (await run("like", POST, **operator[1] | {"BIRDWIRE_API_KEY": made["api_key"]})).code == 0
+    refused = await run("accounts", "unlink", "--json", **operator[1] | {"BIRDWIRE_API_KEY": made["api_key"]})
+    assert refused.document["error"]["reason"] == "key_not_allowed"
+
+
+async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_path: Path) -> None:
+    """Before anything is stored: a key that cannot be used here, what its rules say, and settings that are missing."""
+    house, settings = operator[0], settings_of(operator[0])
+    keys = house.gateway.keys
+    made = [
+        (await keys.create("test", "pinned", rules=KeyRules(account_username="ada", actions=("like_twitter",))))[0],
+        (await keys.create("test", "revoked"))[0],
+        (await keys.create("live", "live"))[0],
+        (await keys.create("test", "likes", rules=KeyRules(actions=("like_twitter",))))[0],
+    ]
+    pinned, revoked, live, likes = (key.key_id for key in made)
+    await keys.revoke(revoked)
+    assert (await run("vault", "create", str(tmp_path / "other.key"))).code == 0
+    for code, words, arguments, changes in (
+        (2, "There is no key key_none", ("key_none",), {}),
+        (3, "revoked", (revoked,), {}),
+        (3, "bw_live_", (live,), {}),
+        (3, "meant for @ada", (pinned, "--expect", "@grace"), {}),
+        (3, "does not ask X for the scope dm.read", (pinned, "--scopes", "like.write,dm.read"), {}),
+        (3, "tweet.write", (pinned, "--scopes", "tweet.write"), {}),
+        (3, "return_to", (pinned, "--return-to", "https://app.example"), {}),
+        (3, "expected_username", (pinned, "--expect", "ada lovelace"), {}),
+        (2, "BIRDWIRE_X_CLIENT_ID", (pinned,), {"BIRDWIRE_X_CLIENT_ID": ""}),
+        (2, "callback URL", (pinned,), {"BIRDWIRE_PUBLIC_URL": "", "BIRDWIRE_PORT": "0"}),
+        (2, "vault key", (pinned,), {"BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "other.key")}),
+        (2, "There is no database", (pinned,), {"BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path}/none.db"}),
+        (2, "link mode confirm", (likes,), {"BIRDWIRE_LINK_MODE": "confirm"}),
+        (2, "exclude", (pinned, "--api-key-file", "file"), {}),
+        (2, "KEY_ID", ("--config", "file"), {}),
+    ):
+        outcome = await run("accounts", "link", *arguments, "--json", **settings | changes)
+        assert (outcome.code, words in outcome.document["error"]["message"]) == (code, True), (words, outcome.err)
+
+
+@pytest.mark.parametrize("at", ["gateway", "database"])
+async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str) -> None:
     """The page is on stderr while it waits; the one document on stdout is the link."""
-    house, person = operator
-    _, raw_key = await house.gateway.keys.create("test", "theirs", "free")
-    environment = person | {"BIRDWIRE_API_KEY": raw_key, "PATH": ""}
-    pipe = asyncio.subprocess.PIPE
-    arguments = ("-m", "birdwire.cli", "accounts", "link", "--json")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=pipe, stderr=pipe, env=environment
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        line = b""
-        while not line.startswith(b"http"):
-            line = await asyncio.wait_for(process.stderr.readline(), 30)
-        decision = {"auth_url": line.decode().strip(), "username": "grace", "action": "allow"}
-        redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
-        assert (await house.bare.get(redirect_to)).status_code == 200
-        out, _ = await asyncio.wait_for(process.communicate(), 30)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert (process.returncode, json.loads(out)["username"]) == (0, "grace")
+    async with House.built(tmp_path) as house:
+        if at == "gateway":
+            which: tuple[str, ...] = ()
+            environment = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        else:
+            which, environment = (house.key_id,), settings_of(house)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "birdwire.cli", "accounts", "link", *which, "--json", "--wait"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment | {"PATH": ""},
+        )
+        try:
+            assert process.stderr is not None
+            line = b""
+            while not line.startswith(b"http"):
+                line = await asyncio.wait_for(process.stderr.readline(), 30)
+                assert line
+            await approve(house, line.decode().strip(), "grace")
+            out, _ = await asyncio.wait_for(process.communicate(), 30)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert (process.returncode, json.loads(out)["username"]) == (0, "grace")
 
 
 # Before a start.

@@ -10,6 +10,7 @@ import pytest
 
 from birdwire.keys import KeyRuleError, KeyRules, mint
 from house import API, POST
+from linking import land, reason_of
 
 if TYPE_CHECKING:
     from house import House
@@ -33,7 +34,7 @@ async def test_a_key_ends_when_it_should(house: House) -> None:
 
 async def test_a_key_does_only_what_it_may(house: House) -> None:
     """The rest is refused before X is asked, and its link asks X for no more than it needs."""
-    await with_rules(house, actions=("like_twitter",))
+    await with_rules(house, actions=("like_twitter", "link"))
     await house.link("ada")
     assert (await house.like()).status_code == 200
     answer = await house.call("post_twitter", {"text": "no"})
@@ -42,6 +43,44 @@ async def test_a_key_does_only_what_it_may(house: House) -> None:
     assert set((await house.status())["scopes"]) == {"like.write", "tweet.read", "users.read", "offline.access"}
     asked = await house.call("auth_twitter", {"scopes": ["tweet.write"]})
     assert asked.json()["error"]["reason"] == "key_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["auth_twitter", "auth/confirm", "unlink_twitter"])
+async def test_a_key_manages_its_link_only_if_its_actions_name_it(linked: House, path: str) -> None:
+    """403 by the path and its alias, in the relay dialect too; the link stays, and its state can still be read."""
+    await linked.gateway.keys.change(linked.key_id, actions=("like_twitter",))
+    body = {"state": "s", "username": "ada"} if path == "auth/confirm" else {}
+    action = "unlink" if path == "unlink_twitter" else "link"
+    relayed = {**body, "aisa_api_key": linked.raw_key}
+    answers = [
+        await linked.call(path, body),
+        await linked.client.post(f"/apis/v1/{path}", json=body),
+        await linked.call(path, relayed),
+    ]
+    assert [answer.status_code for answer in answers] == [403] * 3
+    error = answers[0].json()["error"]
+    assert (error["reason"], action in error["message"]) == ("key_not_allowed", True)
+    assert (await linked.status())["username"] == "ada"
+    liked = await linked.like()
+    outcome = await linked.client.get(f"{API}requests/{liked.headers['x-request-id']}")
+    assert (liked.status_code, outcome.json()["state"]) == (200, "confirmed")
+
+
+async def test_a_link_that_the_key_started_ends_with_its_action(linked: House) -> None:
+    """Else a key could keep an approval in reserve for the time after it was narrowed."""
+    redirect = await linked.consent("grace", body={"expected_username": "grace"})
+    await linked.gateway.keys.change(linked.key_id, actions=("like_twitter",))
+    assert reason_of(await land(linked, redirect)) == "state_unknown"
+    assert (await linked.status())["username"] == "ada"
+
+
+async def test_a_key_with_both_actions_links_and_unlinks(house: House) -> None:
+    """They bring no scope of their own."""
+    await with_rules(house, actions=("link", "unlink"))
+    await house.link("ada")
+    assert set((await house.status())["scopes"]) == {"tweet.read", "users.read", "offline.access"}
+    assert (await house.call("unlink_twitter")).status_code == 200
+    assert (await house.like()).json()["error"]["reason"] == "key_not_allowed"
 
 
 async def test_a_key_works_only_from_its_addresses(house: House) -> None:
@@ -137,6 +176,8 @@ async def test_a_key_of_a_premium_account_posts_longer_texts(house: House) -> No
         {"return_to": ("javascript:alert(1)",)},
         {"daily_writes": 0},
         {"text_limit": 0},
+        {"account_username": "@ada"},
+        {"account_username": "ada lovelace"},
     ],
 )
 async def test_a_rule_that_cannot_be_kept_is_refused(house: House, rules: dict[str, Any]) -> None:

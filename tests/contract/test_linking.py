@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import sqlite3
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,14 +15,17 @@ import pytest
 from sqlalchemy import func, select
 
 from birdwire.authserver import DEFAULT_SCOPES, new_verifier
+from birdwire.keys import KeyRuleError
 from birdwire.store.states import link_states
-from house import API, gateway
+from house import API, GRACE, gateway
 from linking import HTML, JSON, begin, changed, exchanges, land, other_key, press_undo, query_of, reason_of, revoked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from house import House
+
+ADA = "2244994945"
 
 # The authorize URL.
 
@@ -59,6 +63,27 @@ async def test_narrowed_scopes_keep_what_a_link_cannot_do_without(house: House) 
     """Reading the account's name, and offline.access."""
     scopes = query_of(await begin(house, scopes=["like.write", "like.write"]))["scope"].split()
     assert scopes == ["like.write", "tweet.read", "users.read", "offline.access"]
+
+
+async def test_a_scope_that_no_operation_needs_must_be_offered_by_the_operator(house: House, tmp_path: Path) -> None:
+    """It would be handed out unused; the setting extra_scopes adds to what a caller may ask for, not to the default."""
+    refused = await house.call("auth_twitter", {"scopes": ["dm.read"]})
+    assert (refused.status_code, reason_of(refused)) == (400, "scope_unknown")
+    assert "dm.read" not in (await house.bare.get("/openapi.json")).text
+    folder = tmp_path / "extra"
+    folder.mkdir()
+    async with contextlib.AsyncExitStack() as stack:
+        x_url = house.settings.x_api_url
+        extra = await stack.enter_async_context(
+            gateway(folder, house.sandbox, x_url, stack, extra_scopes="dm.read, dm.write")
+        )
+        _, raw_key = await extra.gateway.keys.create("test", "extra", "growth")
+        extra.client.headers["authorization"] = f"Bearer {raw_key}"
+        scopes = query_of(await begin(extra, scopes=["dm.read", "like.write"]))["scope"].split()
+        assert scopes == ["dm.read", "like.write", "tweet.read", "users.read", "offline.access"]
+        assert query_of(await begin(extra))["scope"].split() == list(DEFAULT_SCOPES)
+        assert reason_of(await extra.call("auth_twitter", {"scopes": ["list.read"]})) == "scope_unknown"
+        assert "dm.write" in (await extra.bare.get("/openapi.json")).text
 
 
 async def test_the_host_header_never_shapes_a_url(house: House) -> None:
@@ -406,6 +431,92 @@ async def test_after_an_unlink_any_account_may_come(linked: House) -> None:
     """The pin is the link's, not the key's."""
     await linked.call("unlink_twitter")
     assert (await linked.link("grace")).status_code == 200
+
+
+# A key that the operator pinned to an account.
+
+
+async def pin(house: House, username: str | None = "ada") -> dict[str, Any]:
+    """Pin the key, and return its rules."""
+    return asdict((await house.gateway.keys.change(house.key_id, account_username=username)).rules)
+
+
+async def pinned_id(house: House) -> str | None:
+    """Return the user id that the key is pinned to."""
+    return (await house.gateway.keys.get(house.key_id)).rules.account_user_id
+
+
+async def name(house: House, user_id: str, username: str) -> None:
+    """Let X name this account for the next link."""
+    account = {"data": {"id": user_id, "username": username, "name": "A"}}
+    await house.fault("GET", "/2/users/me", {"status": 200, "body": account})
+
+
+@pytest.mark.parametrize("spelling", ["ada", "ADA"])
+async def test_a_pinned_key_links_its_account_alone(house: House, spelling: str) -> None:
+    """Another account is refused and its pair revoked at X; expected_username cannot override the pin."""
+    await pin(house, spelling)
+    refused = await land(house, await house.consent("grace"))
+    assert (refused.status_code, reason_of(refused)) == (409, "account_mismatch")
+    assert await revoked(house) == [200, 200]
+    asked = await house.call("auth_twitter", {"expected_username": "@grace"})
+    assert (asked.status_code, reason_of(asked)) == (409, "account_mismatch")
+    assert await pinned_id(house) is None
+    assert (await house.link("ada", {"expected_username": "Ada"})).status_code == 200
+    assert await pinned_id(house) == ADA
+    assert (await house.like()).status_code == 200
+
+
+async def test_a_link_that_was_started_before_the_pin_is_held_to_it(linked: House) -> None:
+    """The state named another account, which the pin no longer lets in."""
+    redirect = await linked.consent("grace", body={"expected_username": "grace"})
+    assert (await pin(linked))["account_user_id"] == ADA
+    assert reason_of(await land(linked, redirect)) == "account_mismatch"
+    assert (await linked.status())["username"] == "ada"
+
+
+async def test_a_pin_is_to_the_account_whatever_its_name(house: House) -> None:
+    """After a rename at X the same account links again; a stranger who took the old name does not."""
+    await pin(house)
+    await house.link("ada")
+    await house.call("unlink_twitter")
+    await name(house, GRACE, "ada")
+    assert reason_of(await land(house, await house.consent("grace"))) == "account_mismatch"
+    await name(house, ADA, "countess")
+    assert (await house.link("ada")).status_code == 200
+    rules = (await house.gateway.keys.get(house.key_id)).rules
+    assert (rules.account_username, rules.account_user_id) == ("countess", ADA)
+
+
+async def test_a_pin_stays_to_the_user_id_when_it_is_set_again(linked: House) -> None:
+    """An operator's script may repeat the command; lifted first, the name counts anew."""
+    await pin(linked)
+    await linked.call("unlink_twitter")
+    assert (await pin(linked, "Ada"))["account_user_id"] == ADA
+    assert (await pin(linked, None))["account_user_id"] is None
+    assert (await pin(linked))["account_user_id"] is None
+
+
+async def test_a_linked_key_cannot_be_pinned_to_another_account(linked: House) -> None:
+    """The change is refused as a whole, so no link of another account goes on under a pin."""
+    with pytest.raises(KeyRuleError, match="is linked to @ada"):
+        await linked.gateway.keys.change(linked.key_id, account_username="grace", rpm=7)
+    key = await linked.gateway.keys.get(linked.key_id)
+    assert (key.rules.account_username, key.rpm) == (None, 3_000)
+    assert (await linked.link("grace", {"expected_username": "grace"})).status_code == 200
+    assert (await pin(linked, "grace"))["account_user_id"] == GRACE
+
+
+async def test_a_pin_needs_no_confirmation(confirming: House) -> None:
+    """The operator has said which account is meant; one that waits already is held to that, too."""
+    await confirming.bare.get(await confirming.consent("grace"))
+    with pytest.raises(KeyRuleError, match="is linked to @grace"):
+        await pin(confirming)
+    await confirming.call("unlink_twitter")
+    await pin(confirming)
+    assert (await confirming.link("grace")).status_code == 409
+    assert (await confirming.link("ada")).status_code == 200
+    assert (await confirming.status())["state"] == "active"
 
 
 @pytest.mark.trust("T1")

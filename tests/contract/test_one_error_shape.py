@@ -16,10 +16,11 @@ from pydantic import BaseModel
 
 import birdwire
 from birdwire import asgi, edge
+from birdwire.authorization import AuthTwitter
 from birdwire.clock import Clock
 from birdwire.door import EdgeLimits
 from birdwire.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
-from birdwire.oauth import AuthTwitter, Confirm
+from birdwire.oauth import Confirm
 from birdwire.operations import OPERATIONS
 from birdwire.pages import Undo
 from birdwire.reads import READS

@@ -18,11 +18,12 @@ from referencing.jsonschema import DRAFT202012
 
 import birdwire
 from birdwire import dialect
-from birdwire.authserver import KNOWN_SCOPES
+from birdwire.authorization import AuthTwitter
+from birdwire.authserver import DEFAULT_SCOPES
 from birdwire.body import Body, check
 from birdwire.errors import PROBLEMS, REQUIRED, GatewayError
 from birdwire.keys import MAX_TEXT
-from birdwire.oauth import AuthTwitter, Confirm
+from birdwire.oauth import Confirm
 from birdwire.operations import OPERATIONS, TweetTarget, UserTarget
 from birdwire.pages import Undo
 from birdwire.post import PostTwitter
@@ -231,7 +232,7 @@ def taken(model: type[Body], value: Any) -> bool:
         body = check(value, model, {"text_limit": MAX_TEXT})
     except GatewayError:
         return False
-    return not isinstance(body, AuthTwitter) or set(body.scopes) <= KNOWN_SCOPES
+    return not isinstance(body, AuthTwitter) or set(body.scopes) <= set(DEFAULT_SCOPES)
 
 
 @pytest.mark.parametrize(("model", "value"), SOUND, ids=lambda item: getattr(item, "__name__", ""))

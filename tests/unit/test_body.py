@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from birdwire.asgi import headers_in
+from birdwire.authorization import AuthTwitter
 from birdwire.body import MAX_DEPTH, Body, Parsed, check, parse, read
 from birdwire.call import Call
 from birdwire.errors import GatewayError
-from birdwire.oauth import AuthTwitter
 from birdwire.operations import TweetTarget
 
 if TYPE_CHECKING:

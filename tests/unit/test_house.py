@@ -50,6 +50,7 @@ ALLOWED: dict[str, str] = {
     "store.idempotency": "store.schema",
     "idempotency": "body call clock errors journal presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
+    "authorization": "authserver body clock errors keys operations reads settings store.db store.states vault",
     "x": "call clock errors metrics operations post upstream windows",
     "store": "",
     "store.schema": "",
@@ -78,7 +79,7 @@ ALLOWED: dict[str, str] = {
     "timeline": "body nfc operations post",
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "recall": "clock store.db",
-    "keys": "call clock errors operations reads recall settings store.db store.keys store.sessions",
+    "keys": "call clock errors operations reads recall settings store.db store.keys store.sessions store.states",
     "pairs": "authserver clock vault",
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.keys store.sessions "
     "telemetry vault",
@@ -86,7 +87,7 @@ ALLOWED: dict[str, str] = {
     "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
     "store.sessions telemetry vault",
     "landings": "clock errors flight store store.db store.states",
-    "oauth": "authserver body call capabilities clock errors failpoints flight keys landings ledger operations reads "
+    "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
     "refresh sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
@@ -104,10 +105,10 @@ ALLOWED: dict[str, str] = {
     "lane": "asgi call edge",
     "surfaces": "",
     "surfaces.answers": "post",
-    "surfaces.endpoints": "body oauth operations pages post reads settings surfaces surfaces.answers "
+    "surfaces.endpoints": "authorization body oauth operations pages post reads settings surfaces surfaces.answers "
     "surfaces.documents",
-    "surfaces.schemas": "authserver body errors keys oauth post",
-    "surfaces.openapi": "birdwire call errors limits settings surfaces.endpoints surfaces.schemas",
+    "surfaces.schemas": "authorization body errors keys post",
+    "surfaces.openapi": "authserver birdwire call errors limits settings surfaces.endpoints surfaces.schemas",
     "surfaces.yaml": "",
     "surfaces.outline": "",
     "surfaces.discovery": "birdwire operations settings surfaces.outline",
@@ -116,8 +117,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.documents": "",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.documents surfaces.openapi surfaces.page "
     "surfaces.yaml",
-    "app": "asgi authserver birdwire body breaker call capabilities chores clock crowd dialect door edge errors "
-    "failpoints gate health idempotency journal keyring keys lane ledger limits line metrics oauth "
+    "app": "asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door edge "
+    "errors failpoints gate health idempotency journal keyring keys lane ledger limits line metrics oauth "
     "operations order pages presence prices reads recall reconcile room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry upstream vault x",
 }

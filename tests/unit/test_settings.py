@@ -94,6 +94,7 @@ def test_all_problems_come_at_once() -> None:
         ),
         ("redis_url", "http://a"),
         ("redis_url", "a:6379"),
+        *(("extra_scopes", value) for value in ("dm", "dm.read dm.write", "DM.read", "dm.read;x")),
     ],
 )
 @pytest.mark.trust("T14")

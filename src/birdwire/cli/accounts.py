@@ -1,4 +1,4 @@
-"""`birdwire accounts`: link an X account to an API key over HTTP, see it, unlink it; and the operator's list of all."""
+"""`birdwire accounts`: link an X account to an API key, see it, unlink it; and the operator's list of all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, meaning, p
 from birdwire.cli.sources import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 
 if TYPE_CHECKING:
+    from birdwire.cli.linking import Linking
     from birdwire.settings import Settings
 
 WAIT_S = 600.0
@@ -23,35 +24,53 @@ app = family()
 
 @app.command()
 def link(
+    key_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY_ID]", help="Key to link, for the operator. Default: the API key, over HTTP."),
+    ] = None,
     *,
     expect: Annotated[
-        str | None, typer.Option(metavar="USERNAME", help="The X account that must approve; any other is refused.")
+        str | None, typer.Option(metavar="USERNAME", help="X account that must approve; any other is refused.")
+    ] = None,
+    scopes: Annotated[
+        str | None, typer.Option(metavar="SCOPE,...", help="X scopes to ask for. Default: all that the key can use.")
+    ] = None,
+    return_to: Annotated[
+        str | None, typer.Option(metavar="URL", help="Page that follows the link; the key must allow it.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait until the account is linked, 10 minutes.")
-    ] = True,
+        bool | None,
+        typer.Option("--wait/--no-wait", help="Wait up to 10 minutes for the approval. Default: yes, without --json."),
+    ] = None,
+    config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Link an X account to the API key: prints a page to open and waits until its owner has approved.
+    """Link an X account to a key: print a page to open, and wait until the account's owner has approved.
 
-    The page is good once, for 10 minutes. With --json: what `accounts status` says at the end, or with --no-wait
-    the page as auth_url.
+    With KEY_ID, work on the database with the gateway's settings (public_url, database_url, vault key, x_client_id),
+    for any key and without its secret. Without KEY_ID, ask the gateway with the API key, which must be allowed to
+    `link`. The page works once, for 10 minutes.
 
-    Example: birdwire accounts link --expect ada
+    With --json, print auth_url, state and expires_at and do not wait; with --wait, print the linked account instead.
+
+    Example: birdwire accounts link key_01K... --expect ada
     """
+    asked = {
+        "expected_username": expect,
+        "scopes": None if scopes is None else [scope.strip() for scope in scopes.split(",")],
+        "return_to": return_to,
+    }
+    body = {name: value for name, value in asked.items() if value is not None}
+    waits = not as_json if wait is None else wait
     with saying(as_json=as_json) as say:
-        gateway = Gateway(gateway_url(), read_key(api_key_file))
-        before = _status(gateway)
-        body = {} if expect is None else {"expected_username": expect}
-        begun = gateway.ask("POST", f"{API}/auth_twitter", body)
-        page = printable(begun.get("auth_url"), 4_000)
-        if not wait:
-            say.result(begun, page)
-            return
-        say.lines("Open this page and allow access:\n", page, "")
-        after = _wait(say, gateway, before)
-        say.result(after, _told(after))
+        if (config if key_id is None else api_key_file) is not None:
+            why = "--config needs a KEY_ID." if key_id is None else "--api-key-file and a KEY_ID exclude each other."
+            raise Stop(ExitCode.USAGE, why, "See `birdwire accounts link --help`.")
+        if key_id is None:
+            asyncio.run(_link(say, _OverHttp(Gateway(gateway_url(), read_key(api_key_file))), body, waits=waits))
+        else:
+            asyncio.run(_link_key(say, read_settings(config), key_id, body, waits=waits))
 
 
 @app.command()
@@ -92,21 +111,56 @@ def _status(gateway: Gateway) -> dict[str, Any]:
     return gateway.ask("GET", f"{API}/auth/status")
 
 
-def _wait(say: Say, gateway: Gateway, before: dict[str, Any]) -> dict[str, Any]:
-    """The status once it tells of another link than before."""
+class _OverHttp:
+    """The API key's link, asked of the gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._before: dict[str, Any] = {}
+
+    async def start(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer of auth_twitter."""
+        self._before = _status(self._gateway)
+        return self._gateway.ask("POST", f"{API}/auth_twitter", body)
+
+    async def linked(self) -> dict[str, Any] | None:
+        """Return the key's status once it reports another link than before."""
+        try:
+            now = _status(self._gateway)
+        except Stop as stop:
+            if stop.code not in (ExitCode.LIMIT, ExitCode.UPSTREAM, ExitCode.UNKNOWN):
+                raise
+            return None
+        other = now.get("linked_at") != self._before.get("linked_at")
+        return now if now.get("state") == "active" and other else None
+
+
+async def _link_key(say: Say, settings: Settings, key_id: str, body: dict[str, Any], *, waits: bool) -> None:
+    from birdwire.cli.linking import linking  # noqa: PLC0415 - as in _linked
+
+    async with linking(settings, key_id) as link:
+        await _link(say, link, body, waits=waits)
+
+
+async def _link(say: Say, link: _OverHttp | Linking, body: dict[str, Any], *, waits: bool) -> None:
+    """Start a link, show its page, and wait for the approval if asked to.
+
+    Raises:
+        Stop: the link was refused, or nobody approved it in time.
+    """
+    begun = await link.start(body)
+    page = printable(begun.get("auth_url"), 4_000)
+    if not waits:
+        say.result(begun, page)
+        return
+    say.lines("Open this page and allow access:\n", page, "")
     ends_at = time.monotonic() + WAIT_S
-    with say.waiting("Waiting for approval; Ctrl-C waits no longer, and the page stays good."):
-        while time.monotonic() < ends_at:
-            try:
-                now = _status(gateway)
-            except Stop as stop:
-                if stop.code not in (ExitCode.LIMIT, ExitCode.UPSTREAM, ExitCode.UNKNOWN):
-                    raise
-            else:
-                if now.get("state") == "active" and now.get("linked_at") != before.get("linked_at"):
-                    return now
-            time.sleep(ASK_EVERY_S)
-    raise Stop(ExitCode.REFUSED, "Nobody approved within 10 minutes.", "Begin again: birdwire accounts link")
+    with say.waiting("Waiting for approval. Ctrl-C stops waiting; the page stays valid."):
+        while (after := await link.linked()) is None:
+            if time.monotonic() > ends_at:
+                raise Stop(ExitCode.REFUSED, "Nobody approved within 10 minutes.", "Run the command again.")
+            await asyncio.sleep(ASK_EVERY_S)
+    say.result(after, _told(after))
 
 
 def _told(status: dict[str, Any]) -> str:

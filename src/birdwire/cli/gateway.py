@@ -28,7 +28,10 @@ MAX_ANSWER = 1 << 20
 API = "/apis/v1/twitter"
 
 _EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
-_LINK = "Run `birdwire accounts link`, and have the account's owner open the page."
+_LINK = (
+    "Run `birdwire accounts link`, or have the operator run `birdwire accounts link KEY_ID`, and have the account's "
+    "owner open the page."
+)
 _FIXES = dict.fromkeys(("x_not_linked", "x_session_expired"), _LINK)
 """Reason -> what a person at a terminal does; the gateway's own fix is for programs that call it."""
 

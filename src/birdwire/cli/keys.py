@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
-    from birdwire.keys import Key, Mode
+    from birdwire.keys import Key
     from birdwire.settings import Settings
 
 Result = TypeVar("Result")
@@ -36,7 +36,11 @@ ExpiresOption = Annotated[
     int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="When it ends by itself, from now.")
 ]
 ActionsOption = Annotated[
-    str | None, typer.Option(metavar="A,...", help="All that it may do: like,unlike,user/info. Else: everything.")
+    str | None,
+    typer.Option(
+        metavar="A,...",
+        help="Actions the key may use, such as like,unlike,user/info,link,unlink. Default: all.",
+    ),
 ]
 IpsOption = Annotated[
     str | None, typer.Option(metavar="CIDR,...", help="Where it may be used from: 192.0.2.0/24. Else: anywhere.")
@@ -50,8 +54,15 @@ TextOption = Annotated[
     typer.Option(min=1, max=MAX_TEXT, metavar="N", help="How long a post may be; X gives Premium more than 280."),
 ]
 
-LIFTED = ("rpm", "expires-in", "actions", "ips", "return-to", "daily-writes", "text-limit")
+AccountOption = Annotated[
+    str | None, typer.Option(metavar="USERNAME", help="X account the key may act as, such as @ada. Default: any.")
+]
+
+LIFTED = ("rpm", "expires-in", "actions", "ips", "return-to", "daily-writes", "text-limit", "account")
 """What `change --lift` takes away."""
+
+COLUMNS = {"expires-in": "expires_at", "account": "account_username"}
+"""The rules that an option names otherwise."""
 
 app = family()
 
@@ -68,6 +79,7 @@ def create(
     return_to: ReturnToOption = None,
     daily_writes: DailyOption = None,
     text_limit: TextOption = None,
+    account: AccountOption = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -80,10 +92,9 @@ def create(
     Example: birdwire keys create --label "My agent" --tier starter --actions like,post --daily-writes 50
     """
     with saying(as_json=as_json) as say:
-        rules = KeyRules(**_rules(expires_in, actions, ips, return_to, daily_writes, text_limit))
+        rules = KeyRules(**_rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account))
         settings = read_settings(config, data)
-        mode: Mode = "test" if settings.issuer == "sandbox" else "live"
-        key, raw_key = _on(settings, lambda keys: keys.create(mode, label, tier, rpm, rules=rules), new=True)
+        key, raw_key = _on(settings, lambda keys: keys.create(settings.mode, label, tier, rpm, rules=rules), new=True)
         say.result(_created(key, raw_key), raw_key)
         if not as_json:
             say.aside(f"{key.key_id}, {_terms(key)}. The key is not shown again.")
@@ -102,6 +113,7 @@ def change(
     return_to: ReturnToOption = None,
     daily_writes: DailyOption = None,
     text_limit: TextOption = None,
+    account: AccountOption = None,
     lift: Annotated[
         str | None, typer.Option(metavar="RULE,...", help=f"What no longer holds: {', '.join(LIFTED)}.")
     ] = None,
@@ -118,9 +130,9 @@ def change(
     with saying(as_json=as_json) as say:
         named = {"label": label, "tier": tier, "rpm": rpm}
         changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-        changes |= _rules(expires_in, actions, ips, return_to, daily_writes, text_limit)
+        changes |= _rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account)
         for name in _listed("--lift", lift):
-            column = "expires_at" if name == "expires-in" else name.replace("-", "_")
+            column = COLUMNS.get(name, name.replace("-", "_"))
             if name not in LIFTED or column in changes:
                 why = "is both set and lifted" if name in LIFTED else f"is none of {', '.join(LIFTED)}"
                 raise Stop(ExitCode.USAGE, f"--lift {name}: it {why}.")
@@ -213,6 +225,7 @@ def _rules(
     return_to: str | None,
     daily_writes: int | None,
     text_limit: int | None,
+    account: str | None,
 ) -> dict[str, Any]:
     """The rules that were named, as KeyRules has them."""
     named = {
@@ -222,6 +235,7 @@ def _rules(
         "return_to": _listed("--return-to", return_to),
         "daily_writes": daily_writes,
         "text_limit": text_limit,
+        "account_username": None if account is None else account.removeprefix("@"),
     }
     return {name: value for name, value in named.items() if value not in (None, ())}
 
@@ -250,6 +264,8 @@ def _told(rules: KeyRules) -> Iterator[str]:
         yield f"posts of {rules.text_limit}"
     if rules.return_to:
         yield f"returns to {', '.join(rules.return_to)}"
+    if rules.account_username is not None:
+        yield f"as @{rules.account_username} only"
 
 
 def _time(at: datetime | None) -> str | None:

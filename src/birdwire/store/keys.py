@@ -126,6 +126,20 @@ async def change(connection: AsyncConnection, key_id: str, values: Mapping[str, 
     await announce(connection, key_id)
 
 
+async def pin_of(connection: AsyncConnection, key_id: str) -> RowMapping | None:
+    """Return `account_username` and `account_user_id` of a pinned key."""
+    pinned = (api_keys.c.key_id == key_id, api_keys.c.account_username.is_not(None))
+    query = select(api_keys.c.account_username, api_keys.c.account_user_id).where(*pinned)
+    return (await connection.execute(query)).mappings().first()
+
+
+async def identify(connection: AsyncConnection, key_id: str, user_id: str, username: str) -> None:
+    """Store which account a pinned key is linked to; a key without a pin stays as it is."""
+    pinned = update(api_keys).where(api_keys.c.key_id == key_id, api_keys.c.account_username.is_not(None))
+    if (await connection.execute(pinned.values(account_user_id=user_id, account_username=username))).rowcount:
+        await announce(connection, key_id)
+
+
 async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime) -> None:
     """End a key; the first end stands."""
     query = update(api_keys).where(api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))

@@ -95,6 +95,13 @@ async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> Seque
     return (await connection.execute(query.order_by(x_sessions.c.created_at.desc()))).mappings().all()
 
 
+async def accounts_of(connection: AsyncConnection, key_id: str) -> Sequence[RowMapping]:
+    """Return `user_id` and `username` of each account that X has named for a key's sessions."""
+    query = select(x_sessions.c.user_id, x_sessions.c.username)
+    named = query.where(x_sessions.c.key_id == key_id, x_sessions.c.user_id.is_not(None))
+    return (await connection.execute(named)).mappings().all()
+
+
 async def condemn(connection: AsyncConnection, key_id: str) -> None:
     """A key is revoked: nobody can use its sessions any more, from their own beginning on, whatever clock is right."""
     query = update(x_sessions).where(x_sessions.c.key_id == key_id)

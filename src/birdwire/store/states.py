@@ -57,6 +57,13 @@ async def take(connection: AsyncConnection, state_hash: bytes, taken_at: datetim
     return taken.mappings().first()
 
 
+async def drop_open(connection: AsyncConnection, key_id: str) -> None:
+    """Drop the states of a key that nobody has used yet."""
+    await connection.execute(
+        delete(link_states).where(link_states.c.key_id == key_id, link_states.c.taken_at.is_(None))
+    )
+
+
 async def find(connection: AsyncConnection, state_hash: bytes) -> RowMapping | None:
     """A state, taken or not."""
     query = select(link_states).where(link_states.c.state_hash == state_hash)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
+from birdwire.authorization import AuthTwitter
 from birdwire.body import Body, Empty
-from birdwire.oauth import AuthTwitter, Confirm
+from birdwire.oauth import Confirm
 from birdwire.operations import OPERATIONS, Operation, XData
 from birdwire.pages import Undo
 from birdwire.post import PostTwitter
@@ -60,6 +61,11 @@ POSTING = (
     *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
     *("reply_target_not_found", "x_cashtag_limit"),
 )
+STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
+CONFIRMING = (
+    *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending"),
+    *UPSTREAM,
+)
 CALLBACK = (
     *("callback_malformed", "state_unknown", "state_expired", "state_used", "issuer_mismatch", "consent_denied"),
     *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "storage_unavailable", *UPSTREAM),
@@ -76,6 +82,9 @@ _POST_RULES = (
     " At most one of media, poll, quote_tweet_id and card_uri, and text unless one of them is there. A text weighs "
     "280 at most as X counts (a link 23, CJK characters and emoji 2), or what the operator set for the key."
 )
+
+
+_NEEDS = " A key that lists its actions needs `{}` among them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +260,8 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "authTwitterUser",
             "Begin to link an X account to the key",
             "Answers with X's consent page for the account's owner, good for 10 minutes and one use. X sends the owner "
-            "back to the callback, and from then on calls with this key act as that account.",
-            (*EDGE, *post(AuthTwitter), "scope_unknown", "return_to_not_allowed", "key_not_allowed"),
+            "back to the callback, and from then on calls with this key act as that account." + _NEEDS.format("link"),
+            (*EDGE, *post(AuthTwitter), *STARTING),
             takes=AuthTwitter,
             answer=answers.LinkStarted,
             keyed=True,
@@ -275,8 +284,9 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Link",
             "authConfirm",
             "Put a link in use that waits for the key's holder",
-            "Where links wait for the key's holder (link mode `confirm`): name the account that is meant.",
-            (*EDGE, *post(Confirm), "state_unknown", "state_expired", "account_mismatch", "x_link_pending", *UPSTREAM),
+            "Where links wait for the key's holder (link mode `confirm`): name the account that is meant."
+            + _NEEDS.format("link"),
+            (*EDGE, *post(Confirm), *CONFIRMING),
             takes=Confirm,
             answer=answers.LinkStatus,
             keyed=True,
@@ -288,8 +298,9 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Link",
             "unlinkTwitterUser",
             "Unlink the key's X account",
-            "The session is gone here at once, and revoked at X. Also answers 200 if nothing was linked.",
-            (*EDGE, *post(Empty)),
+            "The session is gone here at once, and revoked at X. Also answers 200 if nothing was linked."
+            + _NEEDS.format("unlink"),
+            (*EDGE, *post(Empty), "key_not_allowed"),
             answer=answers.UnlinkedData,
             keyed=True,
             examples={"Unlink": {}},

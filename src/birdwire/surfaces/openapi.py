@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
+from birdwire.authserver import offered_scopes
 from birdwire.errors import PROBLEMS, GatewayError, render
 from birdwire.limits import WINDOW_S
 from birdwire.surfaces.endpoints import Endpoint, endpoints
@@ -174,7 +175,7 @@ def document(settings: Settings) -> dict[str, Any]:
                     "description": "A Birdwire API key, bw_live_… or bw_test_….",
                 }
             },
-            "schemas": components(taken, said),
+            "schemas": components(taken, said, offered_scopes(settings)),
             "headers": {
                 name: {"description": words, "schema": schema, "example": example}
                 for name, (words, schema, example) in HEADERS.items()

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from birdwire.authserver import KNOWN_SCOPES
+from birdwire.authorization import AuthTwitter
 from birdwire.errors import TYPES, Whose
 from birdwire.keys import MAX_TEXT
-from birdwire.oauth import AuthTwitter
 from birdwire.post import PostTwitter
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ RULES: dict[type[BaseModel], dict[str, Any]] = {
 
 NARROWER: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
     (PostTwitter, "text"): {"maxLength": MAX_TEXT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
-    (AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(KNOWN_SCOPES)}},
 }
 """What is asked of a field in code."""
 
@@ -122,14 +120,20 @@ class Error(BaseModel):
     error: Refusal
 
 
-def components(taken: Iterable[type[Body]], said: Iterable[type[BaseModel]]) -> dict[str, Any]:
-    """The schemas of all models by name. What is taken is never null: a member is left out instead."""
+def components(
+    taken: Iterable[type[Body]], said: Iterable[type[BaseModel]], scopes: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The schemas of all models by name. What is taken is never null: a member is left out instead.
+
+    `scopes` are those that a link may ask for.
+    """
     asked = list(taken)
+    offered = {(AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}}}
     schemas = _schemas(asked, nullable=False)
     for model in asked:
         schema = schemas[model.__name__]
         schema.update(RULES.get(model, {}))
-        for (owner, name), more in NARROWER.items():
+        for (owner, name), more in (NARROWER | offered).items():
             if owner is model:
                 schema["properties"][name].update(more)
     for name, schema in schemas.items():

@@ -1,4 +1,4 @@
-"""Keys pinned to one X account; how callbacks ended."""
+"""What hardening needs: pinned accounts, link management as actions, the end of callbacks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def upgrade() -> None:
     """To this schema."""
     _pin_keys_to_accounts()
     _record_the_end_of_callbacks()
+    _keep_link_management()
 
 
 def _pin_keys_to_accounts() -> None:
@@ -25,3 +26,13 @@ def _pin_keys_to_accounts() -> None:
 def _record_the_end_of_callbacks() -> None:
     op.add_column("link_states", sa.Column("ended_at", Instant(), nullable=True))
     op.add_column("link_states", sa.Column("refusal", sa.String(), nullable=True))
+
+
+def _keep_link_management() -> None:
+    """Let every key that lists its actions go on managing its link, which no list restricted until now."""
+    keys = sa.table("api_keys", sa.column("key_id", sa.String()), sa.column("actions", sa.JSON()))
+    connection = op.get_bind()
+    for key_id, actions in connection.execute(sa.select(keys.c.key_id, keys.c.actions)).all():
+        if actions:
+            listed = [*actions, "link", "unlink"]
+            connection.execute(sa.update(keys).where(keys.c.key_id == key_id).values(actions=listed))

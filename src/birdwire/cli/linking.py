@@ -1,0 +1,103 @@
+"""Linking a key on the database, for the operator: needs no running gateway, and no action of the key."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from birdwire.app import open_vault
+from birdwire.authorization import Authorizations, AuthTwitter
+from birdwire.body import check
+from birdwire.cli.database import opened, refusals
+from birdwire.cli.say import ExitCode, Stop
+from birdwire.clock import Clock, rfc3339
+from birdwire.errors import GatewayError, describe
+from birdwire.keyring import Keyring
+from birdwire.keys import LINK, Keys
+from birdwire.store import sessions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy import RowMapping
+
+    from birdwire.keys import KeyRules
+    from birdwire.settings import Settings
+    from birdwire.store.db import Database
+
+
+class Linking:
+    """One key's link on an open database."""
+
+    def __init__(self, settings: Settings, database: Database, key_id: str) -> None:
+        self._settings = settings
+        self._database = database
+        self._key_id = key_id
+        self._before: str | None = None
+
+    async def start(self, body: dict[str, Any]) -> dict[str, str]:
+        """Return `auth_url`, `state` and `expires_at` of a new link.
+
+        Raises:
+            Stop: the key may not be linked so.
+            VaultError: another vault key sealed this database.
+        """
+        clock, vault = Clock(), open_vault(self._settings)
+        await Keyring(self._database, vault, clock).enlist()
+        before = await self._session()
+        self._before = None if before is None else before["session_id"]
+        key = await Keys(self._database, clock).get(self._key_id)
+        try:
+            key.check(clock.now(), self._settings.mode)
+            asked = check(body, AuthTwitter)
+            self._check_confirmable(key.rules, asked)
+            return await Authorizations(self._settings, self._database, vault, clock).start(key, asked)
+        except GatewayError as error:
+            raise Stop(ExitCode.REFUSED, *describe(error)) from None
+
+    def _check_confirmable(self, rules: KeyRules, asked: AuthTwitter) -> None:
+        """Check that the link will not wait for a confirmation that the key may not give.
+
+        Raises:
+            Stop: it would.
+        """
+        named = asked.expected_username or rules.account_username
+        if self._settings.link_mode == "confirm" and not named and not rules.allow(LINK):
+            raise Stop(
+                ExitCode.USAGE,
+                "In link mode confirm, a link waits until the key's holder confirms the account, and this key may not.",
+                "Name the account with --expect USERNAME.",
+            )
+
+    async def linked(self) -> dict[str, Any] | None:
+        """Return the link as auth/status describes it, once it is another one than before the start."""
+        row = await self._session()
+        if row is None or row["session_id"] == self._before:
+            return None
+        account = {name: row[name] for name in ("user_id", "username", "state")}
+        return {"linked": True, **account, "linked_at": rfc3339(row["linked_at"])}
+
+    async def _session(self) -> RowMapping | None:
+        async with self._database.read() as connection:
+            rows = await sessions.of_key(connection, self._key_id, self._settings.issuer)
+        return next((row for row in rows if row["state"] == "active"), None)
+
+
+@asynccontextmanager
+async def linking(settings: Settings, key_id: str) -> AsyncIterator[Linking]:
+    """Open the database of a key that is to be linked.
+
+    Raises:
+        Stop: settings are missing, or the database cannot be used.
+    """
+    if not settings.x_client_id:
+        raise Stop(ExitCode.USAGE, "BIRDWIRE_X_CLIENT_ID is not set.", "Use the settings of the gateway: --config FILE")
+    if not settings.public_url and not settings.port:
+        raise Stop(
+            ExitCode.USAGE,
+            "BIRDWIRE_PUBLIC_URL is not set and the port is 0, so the gateway's callback URL is unknown.",
+            "Set BIRDWIRE_PUBLIC_URL for the gateway and for this command.",
+        )
+    with refusals():
+        async with opened(settings) as database:
+            yield Linking(settings, database, key_id)

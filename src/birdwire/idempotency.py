@@ -219,7 +219,8 @@ class Idempotency:
         Raises:
             StorageDownError: the store refuses writes still.
         """
-        for call, values in list(self._late.items()):
+        for call in list(self._late):
+            values = self._late[call] = self._late.pop(call)  # to the end, so that a refused one delays no other
             await self._write(call, values)
             del self._late[call]
         dropped = _AT_ONCE

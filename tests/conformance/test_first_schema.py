@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ from birdwire.presence import Presence
 from birdwire.store import sessions
 from birdwire.store.db import Database
 from birdwire.store.journal import listed
+from birdwire.telemetry import Telemetry
 from birdwire.vault import Vault, read_key_file
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> N
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
     """Writes keep their states, and their words open."""
     clock = first_schema.clock()
-    journal = Journal(database, vault, Presence(database, clock), clock)
+    journal = Journal(database, vault, Presence(database, clock), clock, Telemetry(io.StringIO(), clock))
     async with database.read() as connection:
         rows = await listed(connection, {}, None, 100_000)
     states = [row["state"] for row in rows]

@@ -70,7 +70,7 @@ ALLOWED: dict[str, str] = {
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",
     "keyring": "clock failpoints store.db store.sealed store.vault_keys vault",
-    "journal": "body call clock errors keys presence store.db store.journal vault",
+    "journal": "body call clock errors keys presence store.db store.journal telemetry vault",
     "chores": "store.db telemetry",
     "presence": "clock store.db store.presence",
     "prices": "body operations post text",

@@ -288,6 +288,8 @@ class Keys:
             key = _key(row)
             key.rules.check(self._clock.now())
             await store.change(connection, key_id, changes)
+            if "expires_at" in changes:
+                await sessions.end_with_key(connection, key_id)
         return key
 
     async def list(self) -> list[tuple[Key, str]]:
@@ -326,7 +328,7 @@ class Keys:
         async with self._database.write() as connection:
             await self._get(connection, key_id)
             await store.revoke(connection, key_id, self._clock.now())
-            await sessions.condemn(connection, key_id)
+            await sessions.end_with_key(connection, key_id)
             return await self._get(connection, key_id)
 
     async def get(self, key_id: str) -> Key:

@@ -62,7 +62,7 @@ ALLOWED: dict[str, str] = {
     "store.lookings": "store.schema",
     "store.presence": "store.schema",
     "store.keys": "store.changes store.schema",
-    "store.sessions": "store.changes store.schema",
+    "store.sessions": "store.changes store.keys store.schema",
     "store.snapshots": "store.schema store.sessions",
     "store.moving": "store store.capabilities store.idempotency store.journal store.keys store.ledger "
     "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",

@@ -187,7 +187,7 @@ def create_app(
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
     recall, presence = Recall(database, clock), Presence(database, clock)
     keys = Keys(database, clock, recall)
-    journal = Journal(database, vault, presence, clock)
+    journal = Journal(database, vault, presence, clock, telemetry)
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
@@ -326,6 +326,7 @@ def watch(
     metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
     metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
+    metrics.watch("birdwire_journal_refused_total", lambda: journal.refused)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
     metrics.watch("birdwire_replicas", lambda: limits.replicas)

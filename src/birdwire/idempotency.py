@@ -5,6 +5,7 @@ A row says that a call began before anything is done: neither a second caller no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from birdwire.errors import GatewayError
 from birdwire.journal import DONE
 from birdwire.store import idempotency as store
 from birdwire.store.db import StorageDownError
-from birdwire.vault import Place
+from birdwire.vault import Place, VaultError
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -119,8 +120,9 @@ class Idempotency:
                 await self._take(connection, row, begun)
                 return None
         if row["state"] == "kept":
-            body = json.loads(self._vault.open(row["body"], _place(call.key_id, call.name)))
-            return Answer.of(body, row["status"], REPLAYED)
+            with contextlib.suppress(VaultError):  # changed at rest, or its vault key is missing: ask the journal
+                body = json.loads(self._vault.open(row["body"], _place(call.key_id, call.name)))
+                return Answer.of(body, row["status"], REPLAYED)
         return await self._of_journal(row, begun, runs=runs)
 
     async def _take(self, connection: AsyncConnection, row: RowMapping, begun: dict[str, Any]) -> None:
@@ -128,7 +130,11 @@ class Idempotency:
             raise _in_flight()  # another caller was quicker
 
     async def _of_journal(self, row: RowMapping, begun: dict[str, Any], *, runs: bool) -> Answer | None:
-        """What the journal knows of a call that must not be repeated and has no answer kept."""
+        """Answer from the journal: no kept answer can be read, and the call must not simply be repeated.
+
+        A call that has a kept answer finished. If the journal does not know it, it is unknown, even where repeating
+        does no harm by itself: an opposite call may have come since, which a repetition would undo.
+        """
         known = await self._journal.find(row["request_id"])
         state = known["state"] if known else None
         if known is not None and state in DONE:
@@ -139,6 +145,8 @@ class Idempotency:
             raise _in_flight()
         if known is not None and state in ("started", "unknown"):
             await self._journal.hurry(known["user_id"])
+            raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
+        if known is None and row["state"] == "kept":
             raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
         await self._take_over(row, begun)
         return None
@@ -211,7 +219,8 @@ class Idempotency:
         Raises:
             StorageDownError: the store refuses writes still.
         """
-        for call, values in list(self._late.items()):
+        for call in list(self._late):
+            values = self._late[call] = self._late.pop(call)  # to the end, so that a refused one delays no other
             await self._write(call, values)
             del self._late[call]
         dropped = _AT_ONCE

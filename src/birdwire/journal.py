@@ -1,7 +1,8 @@
 """What was asked of X and what became of it: a row for each write, durable before its answer. Words are sealed.
 
 What must never be sent twice is written down before it is sent. While the store refuses writes, what is safe to repeat
-goes on, and its rows wait in memory, as many as MOST_WAITING; then it is refused before it is sent, too.
+goes on, and its rows wait in memory, as many as MOST_WAITING; then it is refused before it is sent, too. A row that the
+store will never take is logged, counted and set aside.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.presence import LEASE
 from birdwire.store import journal as store
-from birdwire.store.db import StorageDownError
+from birdwire.store.db import RowRefusedError, StorageDownError
 from birdwire.vault import Place, VaultError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from birdwire.keys import Key
     from birdwire.presence import Presence
     from birdwire.store.db import Database
+    from birdwire.telemetry import Telemetry
     from birdwire.vault import Vault
 
 State = Literal["started", "confirmed", "refused", "not_sent", "unknown", "found", "not_found"]
@@ -47,6 +49,7 @@ DONE = ("confirmed", "found")
 FIRST_LOOK = timedelta(seconds=2)
 MOST_WAITING = 10_000
 _AT_ONCE = 500
+_TOGETHER = 100
 
 _HALVES = {
     "confirmed": "X did what was asked, but it could not be recorded",
@@ -84,15 +87,20 @@ _in_order = json.JSONEncoder(sort_keys=True).encode  # made once: `json.dumps` w
 class Journal:
     """The journal of one database."""
 
-    def __init__(self, database: Database, vault: Vault, presence: Presence, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, vault: Vault, presence: Presence, clock: Clock, telemetry: Telemetry
+    ) -> None:
         self._database = database
         self._vault = vault
         self._presence = presence
         self._clock = clock
+        self._telemetry = telemetry
         self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
         self._flushing = asyncio.Lock()
         self.ended: Counter[str] = Counter()
         """Writes by their outcome, since the start."""
+        self.refused = 0
+        """Rows that the database refused and that were set aside, since the start."""
 
     @property
     def waiting(self) -> int:
@@ -122,7 +130,9 @@ class Journal:
         }
         try:
             await self._database.append(store.ADD, row)
-        except StorageDownError:
+        except StorageDownError as error:
+            if isinstance(error, RowRefusedError):
+                self._set_aside(entry.request_id, "started")
             raise _unrecorded("not_sent") from None
 
     async def end(self, entry: Entry, outcome: Outcome, values: dict[str, Any], *, begun: bool) -> None:
@@ -150,6 +160,9 @@ class Journal:
         if not self._waiting:  # else the store is down: trying it again with each call would hold all of them up
             try:
                 await self._database.append(store.ADD, row)
+            except RowRefusedError:
+                self._set_aside(row["request_id"], row["state"])
+                return
             except StorageDownError:
                 pass
             else:
@@ -160,9 +173,17 @@ class Journal:
         row = store.settled(entry.request_id, values)
         try:
             await self._database.append(store.SETTLE, row)
-        except StorageDownError:
-            self._waiting[entry.request_id] = ("settle", row)
+        except StorageDownError as error:
+            if isinstance(error, RowRefusedError):  # the row still says `started`, and is looked after as a lost one
+                self._set_aside(entry.request_id, outcome)
+            else:
+                self._waiting[entry.request_id] = ("settle", row)
             raise _unrecorded(outcome) from None
+
+    def _set_aside(self, request_id: str, state: str) -> None:
+        """Log and count a row that the database refuses: it would be refused for ever."""
+        self.refused += 1
+        self._telemetry.event("error", "journal_row_refused", request_id=request_id, state=state)
 
     async def hurry(self, user_id: str) -> None:
         """Look for an account's lost posts now: somebody asks, or X called a post a duplicate, of one maybe."""
@@ -178,16 +199,31 @@ class Journal:
         """
         async with self._flushing:
             while self._waiting:
-                batch = list(self._waiting.items())[:_AT_ONCE]
-                async with self._database.write() as connection:
-                    for request_id, (kind, row) in batch:
-                        if kind == "settle":
-                            await connection.execute(store.SETTLE, row)
-                        elif await store.get(connection, request_id) is None:  # its commit's answer may have been lost
-                            await connection.execute(store.ADD, row)
-                for request_id, item in batch:
-                    if self._waiting.get(request_id) is item:
-                        del self._waiting[request_id]
+                batch = list(self._waiting.items())[:_TOGETHER]
+                results = await asyncio.gather(*(self._write(*item) for item in batch), return_exceptions=True)
+                for fault in results:
+                    if fault is not None:
+                        raise fault
+
+    async def _write(self, request_id: str, waits: tuple[str, dict[str, Any]]) -> None:
+        """Write one row that had to wait. The rows of a batch share a transaction, and one that is refused fails alone.
+
+        Raises:
+            StorageDownError: the store refuses writes still.
+        """
+        kind, row = waits
+        try:
+            await self._database.append(store.ADD if kind == "add" else store.SETTLE, row)
+        except RowRefusedError:
+            # An added row may be there already: the answer of the commit that wrote it may have been lost.
+            if kind == "settle" or not await self._stored(request_id):
+                self._set_aside(request_id, row["state" if kind == "add" else "new_state"])
+        if self._waiting.get(request_id) is waits:
+            del self._waiting[request_id]
+
+    async def _stored(self, request_id: str) -> bool:
+        async with self._database.read() as connection:
+            return await store.get(connection, request_id) is not None
 
     async def close(self) -> None:
         """Try once more to write down what waits; what the store does not take is lost, as the log has said."""

@@ -317,6 +317,8 @@ class Keys:
             await store.change(connection, key_id, changes)
             if _key(before).rules.allow(LINK) and not key.rules.allow(LINK):
                 await states.drop_open(connection, key_id)
+            if "expires_at" in changes:
+                await sessions.end_with_key(connection, key_id)
         return key
 
     async def list(self) -> list[tuple[Key, str]]:
@@ -355,7 +357,7 @@ class Keys:
         async with self._database.write() as connection:
             await self._get(connection, key_id)
             await store.revoke(connection, key_id, self._clock.now())
-            await sessions.condemn(connection, key_id)
+            await sessions.end_with_key(connection, key_id)
             return await self._get(connection, key_id)
 
     async def get(self, key_id: str) -> Key:

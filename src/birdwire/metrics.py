@@ -69,6 +69,7 @@ METRICS: dict[str, Row] = {
     "birdwire_writes_total": Row("counter", "Writes asked of X, by what was known when they were answered.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
     "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}),
     "birdwire_journal_waiting": Row("gauge", "Rows of the journal that wait in memory for the database.", watched=True),
+    "birdwire_journal_refused_total": Row("counter", "Rows of the journal that the database refused: each was logged and set aside.", watched=True),
     "birdwire_limits_degraded_total": Row("counter", "Takings from an allowance without the shared counters, which did not answer in time.", watched=True),
     "birdwire_replicas": Row("gauge", "Gateways that count calls together, as last heard from the shared counters; without those, 1.", watched=True),
     "birdwire_connections": Row("gauge", "Connections from callers now.", watched=True),

@@ -185,12 +185,12 @@ class Sessions:
             "created_at": now,
         }
         async with self._database.write() as connection:
-            if not await keys.hold(connection, key_id):
-                row["over_at"] = now  # its key was revoked meanwhile
+            await keys.hold(connection, key_id)
             older = _links(await store.of_key(connection, key_id, self._issuer)).pending
             if older is not None:
                 await self._revocations.end(connection, older)
             await store.add(connection, row)
+            await store.end_with_key(connection, key_id)
             return await self._get(connection, session_id), undo_token
 
     async def name(self, session_id: str, user_id: str, username: str) -> RowMapping:
@@ -252,6 +252,7 @@ class Sessions:
             )  # another account's pair: nothing of the new one hangs on it
         values = {**named, "state": "active", "linked_at": self._clock.now(), "over_at": None}
         await store.change(connection, row["session_id"], row["gen"], values)
+        await store.end_with_key(connection, row["key_id"])
         row = await self._get(connection, row["session_id"])
         await keys.identify(connection, row["key_id"], row["user_id"], row["username"])
         return row
@@ -287,19 +288,32 @@ class Sessions:
         return account(row)
 
     async def sweep(self) -> None:
-        """End the sessions of revoked keys and those nobody confirmed; try again what X could not revoke yet.
+        """End the sessions that are over; try again what X could not revoke yet.
 
         It costs what there is to end, however many sessions there are.
         """
+        now = self._clock.now()
         async with self._database.read() as connection:
-            over = await store.over(connection, self._issuer, self._clock.now(), _AT_ONCE)
+            over = await store.over(connection, self._issuer, now, _AT_ONCE)
         for row in over:
-            async with self._database.write() as connection:
-                await keys.hold(connection, row["key_id"])
-                newer = await store.get(connection, row["session_id"])
-                if newer is not None and newer["over_at"] is not None:  # not confirmed at the last moment
-                    await self._revocations.end(connection, newer)
+            await self._end_over(row, now)
         await self._revocations.drain()
+
+    async def _end_over(self, row: RowMapping, now: datetime) -> None:
+        """End one, unless it was confirmed or its key was given more time at the last moment.
+
+        A revoked key's tokens, and those that nobody confirmed, are revoked at X. So are an expired key's, but not
+        while another key uses the account: X might end both.
+        """
+        async with self._database.write() as connection:
+            lives = await keys.hold(connection, row["key_id"])
+            newer = await store.get(connection, row["session_id"])
+            if newer is None or newer["over_at"] is None or newer["over_at"] > now:
+                return
+            if lives and newer["state"] != "pending" and await store.shared(connection, newer, now):
+                await store.remove(connection, newer["session_id"])
+            else:
+                await self._revocations.end(connection, newer)
 
     def drain(self) -> None:
         """This process is about to end: renew nothing that another can renew in time."""

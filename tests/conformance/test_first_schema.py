@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +17,11 @@ from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.pairs import Pairs
 from birdwire.presence import Presence
+from birdwire.store import keys as store_keys
 from birdwire.store import sessions
 from birdwire.store.db import Database
 from birdwire.store.journal import listed
+from birdwire.telemetry import Telemetry
 from birdwire.vault import Vault, read_key_file
 
 if TYPE_CHECKING:
@@ -88,10 +92,30 @@ async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> N
     assert all(pairs.open(row, "access") and pairs.open(row, "refresh") for row in rows)
 
 
+async def test_links_end_a_day_after_their_keys(database: Database) -> None:
+    """Links of keys that never expire keep the end that they had, if any."""
+    async with database.read() as connection:
+        rows = await sessions.list_all(connection)
+        expiries = {row["key_id"]: row["expires_at"] for row in await store_keys.list_all(connection)}
+    labels = {key["key_id"]: label for label, key in first_schema.KEYS.items()}
+    after = {
+        labels[row["key_id"]]: row["over_at"] - (expiries[row["key_id"]] or row["created_at"])
+        for row in rows
+        if row["over_at"] is not None
+    }
+    assert after == {
+        "every rule": timedelta(days=1),
+        "lapsed": timedelta(days=1),
+        "revoked while stopped": timedelta(0),
+        "free tier": timedelta(minutes=10),
+        "same account": timedelta(minutes=10),
+    }
+
+
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
     """Writes keep their states, and their words open."""
     clock = first_schema.clock()
-    journal = Journal(database, vault, Presence(database, clock), clock)
+    journal = Journal(database, vault, Presence(database, clock), clock, Telemetry(io.StringIO(), clock))
     async with database.read() as connection:
         rows = await listed(connection, {}, None, 100_000)
     states = [row["state"] for row in rows]

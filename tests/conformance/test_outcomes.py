@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from birdwire.errors import GatewayError
 from birdwire.idempotency import Idempotency, Named
@@ -17,14 +21,26 @@ from birdwire.journal import MOST_WAITING, Entry, Journal, Record
 from birdwire.keys import Keys
 from birdwire.presence import Presence
 from birdwire.store.db import Database, StorageDownError
+from birdwire.telemetry import Telemetry
 from birdwire.vault import Vault
 from house import MovableClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
+
+
+def a_journal(
+    database: Database,
+    vault: Vault,
+    clock: MovableClock,
+    presence: Presence | None = None,
+    log: io.StringIO | None = None,
+) -> Journal:
+    """The journal of a database, and its lines in a log."""
+    telemetry = Telemetry(log or io.StringIO(), clock)
+    return Journal(database, vault, presence or Presence(database, clock), clock, telemetry)
 
 
 @dataclass
@@ -44,7 +60,7 @@ class Process:
         """One that says that it runs."""
         database, clock, vault = Database(database_url), MovableClock(), Vault(bytes(32))
         presence = Presence(database, clock)
-        journal = Journal(database, vault, presence, clock)
+        journal = a_journal(database, vault, clock, presence)
         await database.prepare(upgrade=False)
         await presence.start(alone=False)
         try:
@@ -66,14 +82,19 @@ class Process:
 
 
 @pytest_asyncio.fixture
-async def both(database_url: str, tmp_path: Path) -> AsyncIterator[tuple[Process, Process]]:
+async def both(database_url: str) -> AsyncIterator[tuple[Process, Process]]:
     """Two processes on one database, with one key."""
-    if database_url.startswith("sqlite:///"):
-        (tmp_path / "birdwire.db").touch(mode=0o600)
+    make_private(database_url)
     async with Process.started(database_url) as first, Process.started(database_url) as second:
         key, _ = await Keys(first.database, first.clock).create("test", "test")
         first.key_id = second.key_id = key.key_id
         yield first, second
+
+
+def make_private(database_url: str) -> None:
+    """Make the file, if it is one, so that only its owner can read it."""
+    if database_url.startswith("sqlite:///"):
+        Path(database_url.removeprefix("sqlite:///")).touch(mode=0o600)
 
 
 def reason(error: pytest.ExceptionInfo[GatewayError]) -> str:
@@ -154,7 +175,7 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     """Without a store nothing that must not be repeated begins; the rest goes on, until there is no more room."""
     (tmp_path / "empty.db").touch(mode=0o600)
     database, clock, vault = Database(f"sqlite:///{tmp_path / 'empty.db'}"), MovableClock(), Vault(bytes(32))
-    journal = Journal(database, vault, Presence(database, clock), clock)
+    journal = a_journal(database, vault, clock)
     like = [Entry(f"req_{number:05}", "key_1", "1", "like_twitter", "2", b"asked") for number in range(MOST_WAITING)]
     for entry in like:
         await journal.open(entry).confirmed(200, {"liked": True})
@@ -171,6 +192,52 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     assert found is not None
     assert (found["state"], found["data"]) == ("confirmed", {"liked": True})
     await database.close()
+
+
+async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> None:
+    """Log it without its words, count it, and write all others, whether or not they had to wait."""
+    make_private(empty_url)
+    database, clock, log = Database(empty_url), MovableClock(), io.StringIO()
+    journal = a_journal(database, Vault(bytes(32)), clock, log=log)
+    too_large = 2**70
+
+    async def like(number: int, status: int = 200) -> None:
+        entry = Entry(f"req_{number}", "key_1", "1", "like_twitter", "2", b"asked")
+        await journal.open(entry).confirmed(status, {"text": "private words"})
+
+    async def rename(old: str, new: str) -> None:
+        async with database.write() as connection:
+            await connection.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    try:
+        for number in range(220):
+            await like(number, too_large if number in (0, 150) else 200)
+        assert (journal.waiting, journal.refused) == (220, 0)
+        await database.prepare(upgrade=False)
+        await journal.flush()
+        assert (journal.waiting, journal.refused) == (0, 2)
+        missing = [number for number in range(220) if await journal.find(f"req_{number}") is None]
+        assert missing == [0, 150]
+        await like(220, too_large)
+        await like(221)
+        assert (journal.waiting, journal.refused) == (0, 3)
+        await rename("journal", "away")
+        await like(221)  # as if the answer of its commit had been lost
+        await rename("away", "journal")
+        await journal.flush()
+        assert (journal.waiting, journal.refused) == (0, 3)
+        post = journal.open(Entry("req_222", "key_1", "1", "post_twitter", "", b"asked", sought="private words"))
+        await post.begin()
+        with pytest.raises(GatewayError) as error:
+            await post.confirmed(too_large, {"id": "7", "text": "private words"})
+        assert (reason(error), error.value.outcome, journal.waiting) == ("storage_unavailable", "unknown", 0)
+    finally:
+        await database.close()
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(line["event"], line["request_id"], line["state"]) for line in lines] == [
+        ("journal_row_refused", f"req_{number}", "confirmed") for number in (0, 150, 220, 222)
+    ]
+    assert "private" not in log.getvalue()
 
 
 async def test_old_rows_go_and_new_ones_stay(both: tuple[Process, Process]) -> None:
@@ -205,7 +272,7 @@ async def test_who_cannot_look_whether_the_name_is_its_own_sends_nothing(tmp_pat
         Vault(bytes(32)),
     )
     presence = Presence(database, clock)
-    once = Idempotency(database, vault, Journal(database, vault, presence, clock), presence, clock)
+    once = Idempotency(database, vault, a_journal(database, vault, clock, presence), presence, clock)
     with pytest.raises(GatewayError) as error:
         await once.hold("key_1", "req_1")
     assert (reason(error), error.value.outcome) == ("storage_unavailable", "not_sent")

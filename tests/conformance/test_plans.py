@@ -40,6 +40,7 @@ SMALL = ("processes", "vault_keys", "alembic_version")
 """A row for each gateway that runs, for each vault key, for the schema."""
 
 NAME = {"key_id": "key_1", "name": "n", "request_id": "req_1", "state": "started"}
+OVER = {"session_id": "xs_1", "issuer": "x", "user_id": "1"}
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
 
 STATEMENTS: dict[str, Work] = {
@@ -50,7 +51,8 @@ STATEMENTS: dict[str, Work] = {
     "sweep: a token that X knows no more": lambda c: sessions.drop_revocation(c, "rv_1"),
     "sweep: a token for later": lambda c: sessions.postpone_revocation(c, "rv_1", NOW, 1),
     "a key is revoked": lambda c: keys.revoke(c, "key_1", NOW),
-    "a key is revoked: its sessions": lambda c: sessions.condemn(c, "key_1"),
+    "a key is revoked or changed: its sessions": lambda c: sessions.end_with_key(c, "key_1"),
+    "sweep: another link of the account": lambda c: sessions.shared(c, OVER, NOW),
     "a key is held": lambda c: keys.hold(c, "key_1"),
     "start, reconcile: what was begun": lambda c: journal.hasten(c, NOW),
     "reconcile: what is due": lambda c: journal.due(c, NOW, 1_000),
@@ -175,5 +177,6 @@ async def test_a_session_that_is_over_is_found_among_those_that_are_not(database
         await sessions.add(connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW})
         found = await sessions.over(connection, "x", NOW, 10)
         assert [one["session_id"] for one in found] == ["long", "over"]
-        await sessions.condemn(connection, "key_1")
+        await keys.revoke(connection, "key_1", NOW)
+        await sessions.end_with_key(connection, "key_1")
         assert len(await sessions.over(connection, "x", NOW, 10)) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -123,3 +124,32 @@ async def test_more_rows_than_can_wait_are_refused_at_once(file: Path) -> None:
         results = await asyncio.gather(*rows, return_exceptions=True)
         assert [type(result) for result in results].count(StorageDownError) == 7
         assert await count(database) == 1_000 + MOST_WAITING
+
+
+@pytest.mark.trust("F48")
+async def test_a_new_file_that_another_process_is_about_to_write_is_opened_after_that(tmp_path: Path) -> None:
+    """SQLite refuses to switch it to write-ahead logging, without waiting; the start tries again."""
+    path = tmp_path / "birdwire.db"
+    path.touch(0o600)
+    async with opened(path) as database:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            preparing = asyncio.create_task(database.prepare(upgrade=False))
+            done, _ = await asyncio.wait({preparing}, timeout=0.3)
+            assert not done
+            other.execute("COMMIT")
+        await preparing
+        async with database.read() as connection:
+            assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar() == "wal"
+
+
+async def test_a_second_opening_drops_no_lock_of_the_first(file: Path) -> None:
+    """The last process to close a file deletes its log: without the lock, from under those that still use it."""
+    async with opened(file) as first, opened(file) as second:
+        await first.prepare(upgrade=False)
+        await first.append(journal.ADD, an_entry(2_000))
+        await second.prepare(upgrade=False)
+        reading = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM journal'); c.close()"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", reading, file)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+        assert {path.name for path in file.parent.iterdir()} >= {"birdwire.db-wal", "birdwire.db-shm"}

@@ -292,3 +292,30 @@ async def test_a_kept_answer_is_sealed(linked: House) -> None:
     state = (await once(linked, "auth_twitter", {})).json()["state"]
     assert (await once(linked, "auth_twitter", {})).json()["state"] == state
     assert state.encode() not in b"".join(path.read_bytes() for path in linked.directory.glob("birdwire.db*"))
+
+
+@pytest.mark.trust("G16")
+async def test_a_kept_answer_that_was_damaged_is_told_by_the_journal(linked: House) -> None:
+    """Answer what the journal knows, repeat what X refused, call the rest unknown, and do nothing a second time."""
+    calls: dict[str, tuple[str, dict[str, str]]] = {
+        "post": ("post_twitter", {"text": "kept"}),
+        "like": ("like_twitter", {"tweet_id": POST}),
+        "refused": ("like_twitter", {"tweet_id": "404"}),
+        "link": ("auth_twitter", {}),
+    }
+    first = {key: await once(linked, name, body, key) for key, (name, body) in calls.items()}
+    await linked.call("unlike_twitter", {"tweet_id": POST})
+    with contextlib.closing(sqlite3.connect(linked.directory / "birdwire.db")) as file, file:
+        file.execute("UPDATE idempotency SET body = CAST(substr(body, 1, length(body) - 1) || x'00' AS BLOB)")
+    again = {key: await once(linked, name, body, key) for key, (name, body) in calls.items()}
+    assert {key: answer.status_code for key, answer in again.items()} == {
+        "post": 201,
+        "like": 200,
+        "refused": 404,
+        "link": 502,
+    }
+    assert [again[key].json() for key in ("post", "like")] == [first[key].json() for key in ("post", "like")]
+    assert {again[key].headers["idempotent-replayed"] for key in ("post", "like", "link")} == {"true"}
+    assert again["link"].json()["error"]["reason"] == "outcome_unknown"
+    assert len(await linked.calls("/2/tweets")) == 1
+    assert (await linked.state())["likes"] == []

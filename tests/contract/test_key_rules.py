@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +14,8 @@ from house import API, POST
 from linking import land, reason_of
 
 if TYPE_CHECKING:
+    import httpx2
+
     from house import House
 
 
@@ -23,6 +26,14 @@ async def with_rules(house: House, **rules: Any) -> None:
     house.client.headers["authorization"] = f"Bearer {house.raw_key}"
 
 
+async def like_of_a_live_key(house: House) -> httpx2.Response:
+    """A like, once the gateway has heard that its key lives: PostgreSQL tells of a change within a second."""
+    async with asyncio.timeout(20):
+        while (answer := await house.like()).status_code == 401:
+            pass
+    return answer
+
+
 async def test_a_key_ends_when_it_should(house: House) -> None:
     """401 with its own reason, from that moment on."""
     await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
@@ -30,6 +41,46 @@ async def test_a_key_ends_when_it_should(house: House) -> None:
     house.clock.advance(hours=1)
     answer = await house.client.get(API + "auth/status")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_expired")
+
+
+@pytest.mark.engines("sqlite", "postgres")
+async def test_the_link_of_an_expired_key_ends_a_day_later(linked: House) -> None:
+    """Until then more time brings it back; after that its tokens are revoked at X."""
+    keys = linked.gateway.keys
+    await keys.change(linked.key_id, expires_at=linked.clock.now() + timedelta(hours=1))
+    linked.clock.advance(hours=24, minutes=50)
+    await linked.gateway.sessions.sweep()
+    assert (await linked.like()).json()["error"]["reason"] == "key_expired"
+    await keys.change(linked.key_id, expires_at=linked.clock.now() + timedelta(hours=1))
+    assert (await like_of_a_live_key(linked)).status_code == 200
+    linked.clock.advance(hours=24, minutes=50)
+    await linked.gateway.sessions.sweep()
+    assert await linked.calls("/2/oauth2/revoke") == []
+    linked.clock.advance(minutes=11)
+    await linked.gateway.sessions.sweep()
+    assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [200, 200]
+    await keys.change(linked.key_id, expires_at=None)
+    assert (await like_of_a_live_key(linked)).json()["error"]["reason"] == "x_not_linked"
+
+
+async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_the_account(house: House) -> None:
+    """X might end both. The link is gone here; the last key's tokens are revoked."""
+    await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
+    await house.link("ada")
+    first, raw_key = house.key_id, house.raw_key
+    await with_rules(house)
+    await house.link("ada")
+    house.clock.advance(hours=25, seconds=1)
+    await house.gateway.sessions.sweep()
+    assert await house.calls("/2/oauth2/revoke") == []
+    assert (await house.like()).status_code == 200
+    await house.gateway.keys.change(first, expires_at=None)
+    told = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
+    assert told.json()["linked"] is False
+    await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(hours=1))
+    house.clock.advance(hours=25, seconds=1)
+    await house.gateway.sessions.sweep()
+    assert len(await house.calls("/2/oauth2/revoke")) == 2
 
 
 async def test_a_key_does_only_what_it_may(house: House) -> None:
@@ -222,6 +273,25 @@ async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: Ho
     assert (await confirming.status())["linked"] is False
     assert len(await confirming.calls("/2/oauth2/revoke")) == 2
     assert (await confirm(confirming, state, "ada")).status_code == 400
+
+
+async def test_a_link_has_the_end_of_its_key_once_it_is_confirmed(confirming: House) -> None:
+    """Before that it has ten minutes, whatever becomes of the key's own end."""
+    keys, sessions = confirming.gateway.keys, confirming.gateway.sessions
+    for confirmed in (False, True):
+        await keys.change(confirming.key_id, expires_at=confirming.clock.now() + timedelta(hours=1))
+        redirect = await confirming.consent("ada")
+        await confirming.bare.get(redirect)
+        await keys.change(confirming.key_id, expires_at=confirming.clock.now() + timedelta(hours=2))
+        if confirmed:
+            await confirm(confirming, state_of(redirect), "ada")
+        confirming.clock.advance(minutes=11)
+        await sessions.sweep()
+        assert (await confirming.status())["linked"] is confirmed
+    assert len(await confirming.calls("/2/oauth2/revoke")) == 2
+    confirming.clock.advance(hours=26)
+    await sessions.sweep()
+    assert len(await confirming.calls("/2/oauth2/revoke")) == 4
 
 
 async def test_an_expected_account_needs_no_confirmation(confirming: House) -> None:

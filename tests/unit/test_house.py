@@ -64,7 +64,7 @@ ALLOWED: dict[str, str] = {
     "store.lookings": "store.schema",
     "store.presence": "store.schema",
     "store.keys": "store.changes store.schema",
-    "store.sessions": "store.changes store.schema",
+    "store.sessions": "store.changes store.keys store.schema",
     "store.snapshots": "store.schema store.sessions",
     "store.moving": "store store.capabilities store.idempotency store.journal store.keys store.ledger "
     "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
@@ -72,7 +72,7 @@ ALLOWED: dict[str, str] = {
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",
     "keyring": "clock failpoints store.db store.sealed store.vault_keys vault",
-    "journal": "body call clock errors keys presence store.db store.journal vault",
+    "journal": "body call clock errors keys presence store.db store.journal telemetry vault",
     "chores": "store.db telemetry",
     "presence": "clock store.db store.presence",
     "prices": "body operations post text",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+import os
+import sys
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from birdwire.cli import servers
@@ -14,7 +17,6 @@ from birdwire.vault import VaultError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from birdwire.settings import Settings
 
@@ -42,7 +44,7 @@ def there(file: Path) -> None:
     Raises:
         Stop: there is none.
     """
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:  # an empty file is what a lock leaves where nothing was made
         raise Stop(
             ExitCode.USAGE,
             f"There is no database {file}.",
@@ -51,12 +53,30 @@ def there(file: Path) -> None:
 
 
 def lock_of(file: Path) -> Path:
-    """The file whose lock says that a gateway serves a database file, be it `serve` or `dev`."""
+    """The file beside a database file that is locked, too: gateways of earlier versions lock it alone."""
     return file.with_name(f"{file.name}.lock")
 
 
+@contextmanager
+def held(file: Path, message: str, fix: str) -> Iterator[None]:
+    """Keep every other gateway off an SQLite file during the block, whatever path or link leads it there.
+
+    The process must have no connection to the file when the block begins or ends: when it closes any descriptor of the
+    file, the system drops the locks that SQLite holds on it.
+
+    Raises:
+        Stop: another process holds it (`message`, `fix`), or it cannot be made.
+    """
+    file = Path(os.path.realpath(file))
+    with servers.alone(lock_of(file), message, fix), ExitStack() as stack:
+        # On Linux, flock and SQLite's own fcntl locks ignore each other. On BSD and macOS they exclude each other.
+        if sys.platform == "linux":
+            stack.enter_context(servers.alone(file, message, fix))
+        yield
+
+
 def alone(settings: Settings) -> AbstractContextManager[object]:
-    """Keep every other gateway off an SQLite file while the block goes on; PostgreSQL serves any number.
+    """Keep every other gateway off an SQLite file during the block; PostgreSQL serves any number.
 
     Raises:
         Stop: another gateway serves it.
@@ -64,8 +84,8 @@ def alone(settings: Settings) -> AbstractContextManager[object]:
     file = file_of(settings.database_url)
     if file is None:
         return nullcontext()
-    return servers.alone(
-        lock_of(file),
+    return held(
+        file,
         f"Another gateway serves the database {file}.",
         "One process serves one database file: end the other, or give this one a file of its own.",
     )

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from shutil import which
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from birdwire.app import create_app, prepare
 from birdwire.cli import servers
-from birdwire.cli.database import lock_of, refusals
+from birdwire.cli.database import held, refusals
 from birdwire.cli.gateway import API, Gateway
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
@@ -59,23 +59,19 @@ class Folder:
         Raises:
             Stop: it cannot be used, or another process works in it.
         """
-        with self._lock():
-            key_file = self.path / VAULT_KEY
-            yield Vault(read_key_file(key_file) if key_file.exists() else create_key_file(key_file))
-
-    def _lock(self) -> IO[bytes]:
-        """A file that is locked until it is closed, or its process ends in whatever way."""
         try:
             if not self.path.exists():
                 self.path.mkdir(mode=0o700, parents=True)
                 (self.path / ".gitignore").write_text("*\n", "utf-8")
         except OSError as error:
             raise Stop(ExitCode.USAGE, f"The folder {self.path} cannot be used: {error.strerror}.") from None
-        return servers.alone(
-            lock_of(self.path / DATABASE),
+        with held(
+            self.path / DATABASE,
             f"Another `birdwire dev`, or a `birdwire serve`, works in {self.path}.",
             "Use that one, end it, or choose another folder: --data DIR",
-        )
+        ):
+            key_file = self.path / VAULT_KEY
+            yield Vault(read_key_file(key_file) if key_file.exists() else create_key_file(key_file))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2_048
 _OBJECTS_A_LOOK = 20_000
+_LOCK_TRIES = 10
 
 DRAIN_S = 25
 """How long calls under way may take to end once nothing new is let in."""
@@ -114,18 +115,23 @@ def alone(path: Path, message: str, fix: str) -> IO[bytes]:
     Raises:
         Stop: another process holds it (`message`, `fix`), or it cannot be made.
     """
-    try:
-        # For its owner alone: whoever may open it may lock it, and so keep the gateway from starting.
-        lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
-    except OSError as error:
-        raise Stop(ExitCode.USAGE, f"{path} cannot be written: {error.strerror}.") from None
-    try:
-        if sys.platform != "win32":
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    for _ in range(_LOCK_TRIES):
+        try:
+            # For its owner alone: whoever may open it may lock it, and so keep the gateway from starting.
+            lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
+        except OSError as error:
+            raise Stop(ExitCode.USAGE, f"{path} cannot be written: {error.strerror}.") from None
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A restore may have replaced the file between the two calls above: then this lock guards the old one.
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except OSError:
+            lock.close()
+            break
         lock.close()
-        raise Stop(ExitCode.USAGE, message, fix) from None
-    return lock
+    raise Stop(ExitCode.USAGE, message, fix)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

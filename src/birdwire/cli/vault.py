@@ -6,13 +6,12 @@ import asyncio
 import shlex
 import time
 from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from birdwire.app import open_vault
-from birdwire.cli import servers
-from birdwire.cli.database import lock_of, opened, refusals
+from birdwire.cli.database import held, opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock
@@ -22,6 +21,8 @@ from birdwire.store.db import file_of
 from birdwire.vault import Vault, VaultError, create_key_file
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from birdwire.keyring import Count
     from birdwire.settings import Settings
 
@@ -111,7 +112,7 @@ async def _counts(settings: Settings, vault: Vault) -> list[Count]:
         return await Keyring(database, vault, Clock()).counts()
 
 
-def _unserved(settings: Settings) -> IO[bytes]:
+def _unserved(settings: Settings) -> AbstractContextManager[None]:
     """What holds back gateways that could not open what this vault key seals.
 
     Raises:
@@ -122,16 +123,19 @@ def _unserved(settings: Settings) -> IO[bytes]:
     file = file_of(settings.database_url)
     if file is None:
         raise Stop(ExitCode.USAGE, message, fix)
-    return servers.alone(lock_of(file), message, fix)
+    return held(file, message, fix)
 
 
 async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str], int, int]:
     """The keys that are retired, how many values others still seal, and how many of these cannot be opened."""
     async with opened(settings) as database:
+        known = await Keyring(database, vault, Clock()).known()
+    if not known:
+        with _unserved(settings):
+            async with opened(settings) as database:
+                await Keyring(database, vault, Clock()).enlist()
+    async with opened(settings) as database:
         keyring = Keyring(database, vault, Clock(), Failpoints(settings.failpoints))
-        if not await keyring.known():
-            with _unserved(settings):
-                await keyring.enlist()
         counts = await keyring.counts()
         total = sum(one.values for one in counts if not one.seals)
         said_at = time.monotonic()

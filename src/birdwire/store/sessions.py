@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     ForeignKey,
     Index,
@@ -17,10 +18,12 @@ from sqlalchemy import (
     delete,
     insert,
     select,
+    type_coerce,
     update,
 )
 
 from birdwire.store.changes import announce
+from birdwire.store.keys import api_keys
 from birdwire.store.schema import Instant, index_of_some, metadata
 
 if TYPE_CHECKING:
@@ -58,11 +61,17 @@ x_sessions = Table(
     Column("over_at", Instant),
     Index("x_sessions_key", "key_id", "issuer"),
     Index("x_sessions_undo", "undo_hash"),
+    Index("x_sessions_account", "issuer", "user_id"),
 )
 """state: pending (stored, not yet named), active, needs_relink. gen rises with each new pair of tokens.
 
-over_at: from when on nobody can use it, if that is known: its key is revoked, or its holder has not confirmed it.
+over_at: from when on nobody can use it, if that is known: its key is revoked, or expired a day before, or its holder
+has not confirmed it.
 """
+
+KEPT_AFTER_EXPIRY_US = 86_400_000_000
+"""How long a link outlives its key's expiry: until then the operator may give the key more time."""
+
 
 SERVES = case((x_sessions.c.state == "needs_relink", "active"), else_=x_sessions.c.state)
 """The state of a session that has a good pair again; a pending one goes on waiting, and one in use stays so."""
@@ -102,10 +111,20 @@ async def accounts_of(connection: AsyncConnection, key_id: str) -> Sequence[RowM
     return (await connection.execute(named)).mappings().all()
 
 
-async def condemn(connection: AsyncConnection, key_id: str) -> None:
-    """A key is revoked: nobody can use its sessions any more, from their own beginning on, whatever clock is right."""
-    query = update(x_sessions).where(x_sessions.c.key_id == key_id)
-    await connection.execute(query.values(over_at=x_sessions.c.created_at))
+async def end_with_key(connection: AsyncConnection, key_id: str) -> None:
+    """Set when a key's sessions end because of the key; due whenever either changes, in the same transaction.
+
+    Those of a revoked key end from their own beginning on, whatever clock is right; those of another a day after it
+    expires, if it does. One that waits for confirmation keeps its own end, minutes away, which is always the earlier.
+    """
+    waits = (x_sessions.c.state == "pending") & x_sessions.c.user_id.is_not(None)
+    ends = case(
+        (api_keys.c.revoked_at.is_not(None), x_sessions.c.created_at),
+        (waits, x_sessions.c.over_at),
+        else_=type_coerce(type_coerce(api_keys.c.expires_at, BigInteger) + KEPT_AFTER_EXPIRY_US, Instant),
+    )
+    over_at = select(ends).where(api_keys.c.key_id == key_id).scalar_subquery()
+    await connection.execute(update(x_sessions).where(x_sessions.c.key_id == key_id).values(over_at=over_at))
 
 
 async def over(connection: AsyncConnection, issuer: str, now: datetime, limit: int) -> Sequence[RowMapping]:
@@ -130,6 +149,16 @@ async def acts_as(connection: AsyncConnection, row: RowMapping) -> bool:
     """Whether the key of a session that is gone has another link of the same account: X might end both."""
     same = [x_sessions.c[name] == row[name] for name in ("key_id", "issuer", "user_id")]
     return (await connection.execute(select(x_sessions.c.session_id).where(*same))).first() is not None
+
+
+async def shared(connection: AsyncConnection, row: Mapping[str, object] | RowMapping, now: datetime) -> bool:
+    """Whether another session of the same account is in use: X might end both."""
+    goes_on = x_sessions.c.over_at.is_(None) | (x_sessions.c.over_at > now)
+    same = [x_sessions.c[name] == row[name] for name in ("issuer", "user_id")]
+    others = (x_sessions.c.session_id != row["session_id"], x_sessions.c.state == "active", goes_on)
+    return (
+        await connection.execute(select(x_sessions.c.session_id).where(*same, *others).limit(1))
+    ).first() is not None
 
 
 async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:

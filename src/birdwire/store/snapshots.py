@@ -99,7 +99,7 @@ def switch(new: Path, target: Path) -> Path | None:
         StoreError: it cannot be done; then run it again.
     """
     kept = target.with_name(f"{target.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
-    there = target.exists()
+    there = target.exists() and target.stat().st_size > 0
     try:
         _sync(new)
         if there:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sqlite3
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -21,7 +24,6 @@ from birdwire.store.schema import StorageDownError, StoreError, json_text, migra
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from pathlib import Path
 
     from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,7 +35,8 @@ READERS = 8
 POOL_WAIT_S = 5
 CHECK_S = 0.25
 BUSY_MS = 5_000
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
+SWITCH_TRIES, SWITCH_PAUSE_S = 250, 0.02
+_PRAGMAS = ("synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
 _REFUSALS = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
@@ -43,6 +46,8 @@ _REFUSALS = (
     UnicodeError,
 )
 """What one row can do wrong. Each undoes its own statement only."""
+_PRIMARY = 0xFF
+"""The bits of SQLite's extended error codes that hold the general one."""
 
 
 class SQLite:
@@ -133,6 +138,7 @@ class SQLite:
         self._make_file()
         if await asyncio.to_thread(_damaged, self._path):
             raise StoreError(f"The database {self._path} is damaged; restore it from a backup.")
+        await asyncio.to_thread(_switch_to_wal, self._path)
         async with self.write() as connection:
             await connection.run_sync(lambda sync: migrate(sync, upgrade=upgrade, migrated=migrated))
 
@@ -156,13 +162,33 @@ class SQLite:
             self._appending = None
 
     def _make_file(self) -> None:
+        """Make the file if it is not there, and see that it is private.
+
+        A file that is there is never opened here: when a process closes any descriptor of a file, the system drops
+        every lock that the process holds on it, those of its open SQLite connections too.
+        """
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            if not self._path.exists():
+                _make_private(self._path)
             mode = self._path.stat().st_mode
         except OSError as error:
             raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
         if mode & (stat.S_IROTH | stat.S_IWOTH):
             raise StoreError(f"The database {self._path} is open to every user; run: chmod 600 {self._path}")
+        if not os.access(self._path, os.R_OK | os.W_OK):
+            raise StoreError(f"The database {self._path} cannot be opened: this process may not read and write it.")
+
+
+def _make_private(path: Path) -> None:
+    """Make an empty file for its owner alone, closed before it has its name; one that is there by then stays."""
+    path = Path(os.path.realpath(path))
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink()
 
 
 def _begin_patiently(connection: sqlite3.Connection) -> None:
@@ -189,6 +215,26 @@ def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _switch_to_wal(path: Path) -> None:
+    """Switch the file to write-ahead logging, which it then keeps; nothing is written where it is so already.
+
+    SQLite's own wait for locks does not help: it answers SQLITE_BUSY immediately where another process that has the
+    file in the old mode is about to write, as it is when several make one new file.
+
+    Raises:
+        StorageDownError: it stayed busy for five seconds, or cannot be written.
+    """
+    for tries_left in reversed(range(SWITCH_TRIES)):
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=0)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+        except sqlite3.Error as error:
+            if not tries_left or error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_BUSY:
+                raise StorageDownError(type(error).__name__) from None
+        time.sleep(SWITCH_PAUSE_S)
 
 
 def _damaged(path: Path) -> bool:

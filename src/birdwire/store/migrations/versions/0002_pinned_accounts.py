@@ -16,6 +16,7 @@ def upgrade() -> None:
     _pin_keys_to_accounts()
     _record_the_end_of_callbacks()
     _keep_link_management()
+    _end_links_of_expired_keys()
 
 
 def _pin_keys_to_accounts() -> None:
@@ -36,3 +37,13 @@ def _keep_link_management() -> None:
         if actions:
             listed = [*actions, "link", "unlink"]
             connection.execute(sa.update(keys).where(keys.c.key_id == key_id).values(actions=listed))
+
+
+def _end_links_of_expired_keys() -> None:
+    """A link now ends a day after its key expires, where it has no end yet."""
+    op.create_index("x_sessions_account", "x_sessions", ["issuer", "user_id"])
+    op.execute(
+        "UPDATE x_sessions SET over_at ="
+        " (SELECT expires_at + 86400000000 FROM api_keys WHERE api_keys.key_id = x_sessions.key_id)"
+        " WHERE over_at IS NULL"
+    )

@@ -64,12 +64,13 @@ ALLOWED: dict[str, str] = {
     "store.keys": "store.changes store.schema",
     "store.sessions": "store.changes store.schema",
     "store.snapshots": "store.schema store.sessions",
-    "store.moving": "store store.capabilities store.idempotency store.journal store.keys store.ledger "
+    "store.moving": "store store.capabilities store.facts store.idempotency store.journal store.keys store.ledger "
     "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
     "store.states": "store.schema",
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",
-    "keyring": "clock failpoints store.db store.sealed store.vault_keys vault",
+    "store.facts": "store.schema",
+    "keyring": "clock failpoints store store.db store.facts store.sealed store.vault_keys vault",
     "journal": "body call clock errors keys presence store.db store.journal vault",
     "chores": "store.db telemetry",
     "presence": "clock store.db store.presence",

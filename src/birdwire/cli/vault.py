@@ -132,6 +132,7 @@ async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str]
         if not await keyring.known():
             with _unserved(settings):
                 await keyring.enlist()
+        await keyring.bind()  # of a database that no gateway of this version has served yet
         counts = await keyring.counts()
         total = sum(one.values for one in counts if not one.seals)
         said_at = time.monotonic()

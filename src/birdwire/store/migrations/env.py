@@ -7,6 +7,7 @@ from alembic import context
 from birdwire.store import (
     capabilities,
     changes,
+    facts,
     idempotency,
     journal,
     keys,
@@ -23,6 +24,7 @@ from birdwire.store.schema import metadata
 TABLES = (
     capabilities.capabilities,
     changes.changes,
+    facts.store_facts,
     idempotency.idempotency,
     journal.journal,
     keys.api_keys,

@@ -40,6 +40,7 @@ TABLES = (
     lookings.lookings,
     ledger.x_windows,
     capabilities.capabilities,
+    capabilities.refusals_met,
     snapshots.restores,
     facts.store_facts,
 )

@@ -23,6 +23,7 @@ from birdwire.store.schema import metadata
 
 TABLES = (
     capabilities.capabilities,
+    capabilities.refusals_met,
     changes.changes,
     facts.store_facts,
     idempotency.idempotency,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from birdwire.store.schema import Instant
+
 revision = "0002"
 down_revision = "0001"
 
@@ -13,6 +15,7 @@ def upgrade() -> None:
     """To this schema."""
     _pin_keys_to_accounts()
     _state_facts()
+    _note_refusals_met()
 
 
 def _pin_keys_to_accounts() -> None:
@@ -26,4 +29,16 @@ def _state_facts() -> None:
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("value", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _note_refusals_met() -> None:
+    op.create_table(
+        "refusals_met",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("client_id", sa.String(), nullable=False),
+        sa.Column("operation", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("met_at", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "client_id", "operation"),
     )

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from birdwire import private
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -147,20 +149,20 @@ def decode_key(text: str) -> bytes:
 
 
 def read_key_file(path: Path) -> bytes:
-    """The key in a file that others cannot read.
+    """Return the key in a private file.
 
     Raises:
-        VaultError: the file is missing, readable by everyone, or holds no key.
+        VaultError: the file is missing, not private, or holds no key.
     """
     try:
-        mode = path.stat().st_mode
-        text = path.read_text("utf-8") if stat.S_ISREG(mode) else ""
+        mode, fault = path.stat().st_mode, private.fault(path, "vault key file")
+        text = path.read_text("utf-8") if stat.S_ISREG(mode) and fault is None else ""
     except (OSError, UnicodeDecodeError) as error:
         raise VaultError(f"The vault key file {path} cannot be read: {type(error).__name__}.") from None
     if not stat.S_ISREG(mode):
         raise VaultError(f"The vault key file {path} is not a file.")
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise VaultError(f"The vault key file {path} is open to every user; run: chmod 600 {path}")
+    if fault is not None:
+        raise VaultError(fault)
     return decode_key(text)
 
 

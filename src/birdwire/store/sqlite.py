@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from birdwire import private
 from birdwire.store.changes import FileChanges
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
@@ -158,11 +158,11 @@ class SQLite:
     def _make_file(self) -> None:
         try:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            mode = self._path.stat().st_mode
+            fault = private.fault(self._path, "database")
         except OSError as error:
             raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise StoreError(f"The database {self._path} is open to every user; run: chmod 600 {self._path}")
+        if fault is not None:
+            raise StoreError(fault)
 
 
 def _begin_patiently(connection: sqlite3.Connection) -> None:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from birdwire.gate import Work
+    from birdwire.keyring import Progress
     from birdwire.lane import Handle
     from birdwire.limits import Limits
     from birdwire.metrics import Metrics
@@ -154,15 +155,28 @@ def open_vault(settings: Settings) -> Vault:
     )
 
 
-async def prepare(database: Database, vault: Vault, clock: Clock, *, upgrade: bool) -> None:
+async def prepare(
+    database: Database,
+    vault: Vault,
+    clock: Clock,
+    *,
+    upgrade: bool,
+    failpoints: Failpoints | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Make the database ready, and see that every vault key is here that sealed something in it.
+
+    The first start on a database of an older version reseals its pairs, and calls `progress` with how many values are
+    resealed so far and how many of them could not be opened.
 
     Raises:
         StoreError: the database cannot be used.
         VaultError: another vault key sealed it, or one is missing.
     """
     await database.prepare(upgrade=upgrade)
-    await Keyring(database, vault, clock).enlist()
+    keyring = Keyring(database, vault, clock, failpoints)
+    await keyring.enlist()
+    await keyring.bind(progress)
 
 
 def create_app(
@@ -255,7 +269,9 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await prepare(database, vault, clock, upgrade=upgrade)
+        await prepare(
+            database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=partial(resealed, telemetry)
+        )
         await presence.start(alone=alone)
         await reconciler.recover()
         await limits.start()
@@ -284,6 +300,11 @@ def create_app(
     return Gateway(
         app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
     )
+
+
+def resealed(telemetry: Telemetry, values: int, unreadable: int) -> None:
+    """Log how far the first start of this version on a database is."""
+    telemetry.event("info", "pairs_resealed", values=values, unreadable=unreadable)
 
 
 def found_room(settings: Settings, telemetry: Telemetry) -> Room:

@@ -11,6 +11,8 @@ from birdwire.store import capabilities as store
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
     from birdwire.clock import Clock
     from birdwire.store.db import Database
 
@@ -21,6 +23,11 @@ ABOUT_THE_APP = frozenset(
     {"x_tier_lacks_action", "x_not_enrolled", "x_credits_depleted", "x_spend_cap", "x_usage_capped"}
 )
 """Refusals that say something of the X app, not of an account or a post."""
+
+OF_THE_TIER = "x_tier_lacks_action"
+"""The one of them that every key may read. The others tell of the operator's bills, and only to a key that met one."""
+
+MOST_MET = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,22 @@ class Capabilities:
         self._client_id = client_id
         self._known: dict[str, Capability] | None = None
         self._lately: dict[str, tuple[str | None, float]] = {}  # X's last word, and until when it need not be noted
+        self._met: dict[tuple[str, str], str] = {}  # a key, an operation: the reason that is noted as met by the key
 
     async def all(self) -> list[Capability]:
         """Everything known, by name."""
         known = await self._load()
         return [known[name] for name in sorted(known)]
+
+    async def seen_by(self, key_id: str) -> list[Capability]:
+        """Return the same for a key's holder: unless it is the tier, a reason only if the key's own calls met it."""
+        known = await self.all()
+        if all(one.allowed or one.reason == OF_THE_TIER for one in known):
+            return known
+        async with self._database.read() as connection:
+            rows = await store.met_by(connection, key_id, self._client_id)
+        met = {row["operation"]: row for row in rows}
+        return [one if _may_see(one, met.get(one.operation)) else replace(one, reason=None) for one in known]
 
     async def lately_allowed(self, operation: str) -> bool:
         """Whether X let the app do this within the last week, and did not take it back since."""
@@ -63,14 +81,18 @@ class Capabilities:
             return False
         return bool(found and found.allowed and found.allowed_at and self._clock.now() - found.allowed_at < LATELY)
 
-    async def note(self, operation: str, reason: str | None) -> None:
-        """X allowed the operation (reason None) or refused it; a reason that is not about the app is left out.
+    async def note(self, operation: str, reason: str | None, key_id: str) -> None:
+        """X allowed a key's operation (reason None) or refused it; a reason that is not about the app is left out.
 
         Never fails: the call has been made, and a record for people must not spoil its answer.
         """
-        if (reason is None or reason in ABOUT_THE_APP) and not self._just_said(operation, reason):
-            with contextlib.suppress(StorageDownError):
+        if reason is not None and reason not in ABOUT_THE_APP:
+            return
+        with contextlib.suppress(StorageDownError):
+            if not self._just_said(operation, reason):
                 await self._note(operation, reason)
+            if reason is not None and reason != OF_THE_TIER and self._met.get((key_id, operation)) != reason:
+                await self._note_met(operation, reason, key_id)
 
     def _just_said(self, operation: str, reason: str | None) -> bool:
         """Whether X said the same not long ago: most calls need not look any further."""
@@ -84,6 +106,8 @@ class Capabilities:
             last = before.allowed_at if before.allowed else None
         else:
             last = before.refused_at if not before.allowed and before.reason == reason else None
+        if last is None:
+            self._met.clear()  # X's word changed: what keys meet from now on is news
         noted = now if last is None else last
         self._lately[operation] = reason, self._clock.monotonic() + (noted + NOTE_EVERY - now).total_seconds()
         if last is not None and now - last < NOTE_EVERY:
@@ -95,6 +119,13 @@ class Capabilities:
                 connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
             )
 
+    async def _note_met(self, operation: str, reason: str, key_id: str) -> None:
+        async with self._database.write() as connection:
+            await store.put_met(connection, key_id, self._client_id, operation, reason, self._clock.now())
+        if len(self._met) >= MOST_MET:
+            self._met.clear()
+        self._met[key_id, operation] = reason
+
     async def _load(self) -> dict[str, Capability]:
         if self._known is None:
             async with self._database.read() as connection:
@@ -102,3 +133,12 @@ class Capabilities:
             names = ("operation", "allowed_at", "refused_at", "reason")
             self._known = {row["operation"]: Capability(**{name: row[name] for name in names}) for row in rows}
         return self._known
+
+
+def _may_see(one: Capability, met: RowMapping | None) -> bool:
+    """Whether a key's holder may read the reason: the key's own calls met it since X last allowed the operation."""
+    if one.reason == OF_THE_TIER:
+        return True
+    if met is None or met["reason"] != one.reason:
+        return False
+    return one.allowed_at is None or bool(met["met_at"] > one.allowed_at)

@@ -345,11 +345,11 @@ class Gate:
         try:
             data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
-            await self._capabilities.note(name, error.reason)
+            await self._capabilities.note(name, error.reason, entry.key_id)
             raise
         finally:
             self._lines.order.leave(turn)
-        await self._capabilities.note(name, None)
+        await self._capabilities.note(name, None, entry.key_id)
         return data
 
     async def _look(self, look_up: Read, call: Call, key: Key, parsed: Parsed) -> Answer:

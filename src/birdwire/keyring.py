@@ -1,5 +1,6 @@
 """Which vault keys sealed what in a database: the proof at start, the change to another key, and an old key's end.
 
+`bind` brings the pairs of a database that an older version wrote to form 2, once, before anybody serves it.
 A change from key to key runs beside gateways that serve. It touches a value only as it read it, so a refresh that comes
 between wins; what is done is done, so after a crash it begins again and finds less to do.
 """
@@ -7,27 +8,35 @@ between wins; what is done is done, so after a crash it begins again and finds l
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from birdwire.clock import rfc3339
 from birdwire.failpoints import Failpoints
+from birdwire.store import facts, vault_keys
 from birdwire.store import sealed as store
-from birdwire.store import vault_keys
 from birdwire.store.db import alone
-from birdwire.vault import HEAD_BYTES, Place, VaultError, head
+from birdwire.vault import FORM_1, FORM_2, HEAD_BYTES, Place, VaultError, head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from sqlalchemy import RowMapping
 
     from birdwire.clock import Clock
     from birdwire.store.db import Database
     from birdwire.store.sealed import Sealed
     from birdwire.vault import Vault
 
+Progress = Callable[[int, int], None]
+"""Called with how many values are resealed so far, and how many of those met could not be opened."""
+
 _Key = tuple[object, ...]  # the parts of a row's primary key
 
 BATCH = 100
 """Rows resealed in one transaction: some 3 ms, so that a gateway's writes beside it hardly wait."""
+
+START_BATCH = 1_000
+"""The same before anybody serves the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +122,36 @@ class Keyring:
         """
         done, unreadable = 0, 0
         for sealed in store.SEALED:
-            after: _Key | None = None
+            here, after = head(self._vault.key_id, FORM_2 if sealed.bound else FORM_1), None
             while True:
-                resealed, broken, after = await self._batch(sealed, after)
+                resealed, broken, after = await self._batch(sealed, here, after, BATCH)
                 done, unreadable = done + resealed, unreadable + broken
                 if after is None:
                     break
                 progress(done)
         return unreadable
+
+    async def bind(self, progress: Progress | None = None) -> None:
+        """Seal in form 2 what an older version sealed in form 1, if that was not done yet, and write down that it is.
+
+        Afterwards a value of form 1 no longer opens there. Several processes may do this concurrently. A value that
+        cannot be opened stays as it is, and its link ends as damaged.
+        """
+        async with self._database.read() as connection:
+            if await facts.known(connection, facts.PAIRS_BOUND):
+                return
+        done, unreadable = 0, 0
+        for sealed in (one for one in store.SEALED if one.bound):
+            after: _Key | None = None
+            while True:
+                resealed, broken, after = await self._batch(sealed, FORM_2, after, START_BATCH, unbound=True)
+                done, unreadable = done + resealed, unreadable + broken
+                if progress is not None and (resealed or broken):
+                    progress(done, unreadable)
+                if after is None:
+                    break
+        async with self._database.write() as connection:
+            await facts.state(connection, facts.PAIRS_BOUND, rfc3339(self._clock.now()))
 
     async def retire(self) -> list[str]:
         """Strike the keys that seal nothing any more off the list; their ids. After this a start does without them."""
@@ -130,22 +161,28 @@ class Keyring:
                 await vault_keys.remove(connection, key_id)
         return idle
 
-    async def _batch(self, sealed: Sealed, after: _Key | None) -> tuple[int, int, _Key | None]:
-        """One transaction: how many were met, how many cannot be opened, and where the next one begins."""
+    async def _batch(
+        self, sealed: Sealed, here: bytes, after: _Key | None, size: int, *, unbound: bool = False
+    ) -> tuple[int, int, _Key | None]:
+        """Reseal, in one transaction, values that do not begin with `here`; `unbound`: they are in form 1.
+
+        Returns how many were met, how many cannot be opened, and where the next batch begins.
+        """
         new, broken = [], 0
         async with self._database.read() as connection:
-            rows = await store.others(connection, sealed, head(self._vault.key_id), after, BATCH)
+            rows = await store.others(connection, sealed, here, after, size)
         for row in rows:
-            place = _place_of(sealed, tuple(row[column.name] for column in sealed.key), row["gen"])
+            place = _place_of(sealed, row)
+            found = replace(place, bound=()) if unbound else place
             try:
-                new.append((row, self._vault.seal(self._vault.open(row["blob"], place), place)))
+                new.append((row, self._vault.seal(self._vault.open(row["blob"], found), place)))
             except VaultError:
                 broken += 1
         if new:
             async with self._database.write() as connection:
                 await store.replace(connection, sealed, new)
                 await self._failpoints.reach("rotation")
-        last = tuple(rows[-1][column.name] for column in sealed.key) if len(rows) == BATCH else None
+        last = tuple(rows[-1][column.name] for column in sealed.key) if len(rows) == size else None
         return len(new), broken, last
 
 
@@ -153,6 +190,8 @@ def _place(key_id: str) -> Place:
     return Place("vault_keys", key_id, "proof_ct")
 
 
-def _place_of(sealed: Sealed, key: _Key, gen: int) -> Place:
+def _place_of(sealed: Sealed, row: RowMapping) -> Place:
+    key = (row[column.name] for column in sealed.key)
     parts = (part.hex() if isinstance(part, bytes) else str(part) for part in key)
-    return Place(sealed.table.name, "/".join(parts), sealed.column.name, gen)
+    bound = tuple(row[column.name] or "" for column in sealed.bound)
+    return Place(sealed.table.name, "/".join(parts), sealed.column.name, row["gen"], bound)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ulid import ULID
 
@@ -170,7 +170,7 @@ def raw_key_of(call: Call) -> str | None:
         GatewayError: key_in_query, key_malformed, duplicate_header.
     """
     names = {part.partition("=")[0].lower() for part in call.query.split("&")} if call.query else set()
-    if names & _KEY_LIKE:
+    if names & _KEY_LIKE or _FORM.search(unquote(call.query)):  # a key under any name, and as a name
         raise GatewayError("key_in_query")
     headers = call.header_values("authorization")
     if len(headers) > 1:

@@ -187,7 +187,7 @@ class OAuth:
             "limits": self._ledger.known(row["user_id"] or ""),
             "capabilities": {
                 known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
-                for known in await self._capabilities.all()
+                for known in await self._capabilities.seen_by(key.key_id)
             },
         }
         return Answer.of({"linked": True, **{name: told[name] for name in _STATUS}})

@@ -253,7 +253,7 @@ class Refresher:
         session_id, gen = row["session_id"], row["gen"] + 1
         kept = tokens if tokens.refresh_token else replace(tokens, refresh_token=self._pairs.open(row, "refresh"))
         values = {
-            **self._pairs.seal(session_id, gen, kept),
+            **self._pairs.seal(row, gen, kept),
             **_IDLE,
             "state": store.SERVES,  # should the owner have been asked to relink meanwhile: no need any more
             "why": None,
@@ -279,9 +279,12 @@ class Refresher:
         """Put the pair into the row if that is of the old generation still; else it is dropped."""
         session_id = row["session_id"]
         async with self._database.write() as connection:
-            if not await store.change(connection, session_id, row["gen"], values):
-                gone = await store.get(connection, session_id) is None
-                if gone and not await store.acts_as(connection, row):
+            if not await store.put_pair(connection, row, values):
+                newer = await store.get(connection, session_id)
+                if newer is not None and newer["gen"] == row["gen"]:  # X has named the account since it was sealed
+                    values |= self._pairs.rename({**row, **values}, newer["user_id"])
+                    await store.put_pair(connection, newer, values)
+                elif newer is None and not await store.acts_as(connection, row):
                     await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
             await self._failpoints.reach("refresh_in_persist")
 

@@ -172,12 +172,11 @@ class Sessions:
         """
         now = self._clock.now()
         session_id, undo_token = f"xs_{ULID()}", secrets.token_urlsafe(32)
+        owner = {"session_id": session_id, "key_id": key_id, "issuer": self._issuer, "user_id": None}
         row = {
-            "session_id": session_id,
-            "key_id": key_id,
-            "issuer": self._issuer,
+            **owner,
             "state": "pending",
-            **self._pairs.seal(session_id, 1, tokens),
+            **self._pairs.seal(owner, 1, tokens),
             "scopes": " ".join(scopes if tokens.scopes is None else tokens.scopes),
             "expected_username": expected_username,
             "undo_hash": _hash(undo_token),
@@ -200,11 +199,11 @@ class Sessions:
             GatewayError: account_mismatch: this pair is revoked and gone, and the old link as it was.
             GatewayError: x_not_linked: it was unlinked meanwhile.
         """
-        named = {"user_id": user_id, "username": username}
         async with self._database.write() as connection:
             row = await self._held(connection, session_id)
             if row["state"] != "pending":
                 return row
+            named = self._pairs.rename(row, user_id) | {"username": username}
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
             pin = await keys.pin_of(connection, row["key_id"])
             waits = self._confirm and row["expected_username"] is None and pin is None
@@ -328,8 +327,8 @@ class Sessions:
         async with self._database.read() as connection:
             return await self._get(connection, session_id)
 
-    async def _get(self, connection: AsyncConnection, session_id: str) -> RowMapping:
-        row = await store.get(connection, session_id)
+    async def _get(self, connection: AsyncConnection, session_id: str, *, hold: bool = False) -> RowMapping:
+        row = await store.get(connection, session_id, hold=hold)
         if row is None:
             raise GatewayError("x_not_linked")
         return row
@@ -339,7 +338,7 @@ class Sessions:
         row = await self._get(connection, session_id)
         if not await keys.hold(connection, row["key_id"]):
             raise GatewayError("x_not_linked")
-        return await self._get(connection, session_id)
+        return await self._get(connection, session_id, hold=True)
 
     def _session(self, row: RowMapping) -> XSession:
         return XSession(

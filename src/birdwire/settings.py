@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from birdwire import private
 from birdwire.failpoints import Failpoints
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ CALLBACK_PATH = "/apis/v1/twitter/oauth_callback"
 LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
 CLIENT_NAMES = frozenset({"URL", "API_KEY", "CONFIG"})
 """Names with our prefix that are no settings of the gateway: the first two are for the commands that call one."""
+
+
+SECRETS = ("vault_key", "x_client_secret", "metrics_token")
+PASSWORD_URLS = ("database_url", "redis_url", "x_proxy")
+"""Settings that are a secret, and those that may hold a password."""
 
 
 class SettingsError(Exception):
@@ -246,6 +252,8 @@ class Settings(BaseModel):
         if config is not None:
             try:
                 values.update(tomllib.loads(config.read_bytes().decode("utf-8-sig")))
+                fault = private.fault(config, "config file") if _holds_secret(values) else None
+                problems += [] if fault is None else [f"{fault}."]
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 problems.append(f"The config file {config} cannot be read: {_why(error)}.")
         for name, value in environment.items():
@@ -268,6 +276,12 @@ class Settings(BaseModel):
         except ValidationError as error:
             found = error.errors(include_input=False)
             return None, {item["loc"]: _sentence(item["loc"], item["type"], item["msg"]) for item in found}
+
+
+def _holds_secret(values: Mapping[str, object]) -> bool:
+    """Whether a settings file holds a key, secret, token or password."""
+    urls = (str(values.get(name, "")) for name in PASSWORD_URLS)
+    return any(values.get(name) for name in SECRETS) or any("@" in url or "password=" in url for url in urls)
 
 
 def _why(error: Exception) -> str:

@@ -15,15 +15,19 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from birdwire import private
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 KEY_BYTES = 32
-_VERSION = b"\x01"
+FORM_1, FORM_2 = b"\x01", b"\x02"
+"""The first byte of a blob. Form 1 binds a value to its place; form 2 also to what other columns of its row hold."""
+
 _NONCE_BYTES = 12
 _ID_BYTES = 8
-HEAD_BYTES = len(_VERSION) + _ID_BYTES
-"""How many bytes of a blob say which key sealed it."""
+HEAD_BYTES = len(FORM_1) + _ID_BYTES
+"""How many bytes of a blob state its form and the key that sealed it."""
 
 _BODY_AT = HEAD_BYTES + _NONCE_BYTES
 
@@ -40,19 +44,26 @@ class DamagedError(VaultError):
 class Place:
     """Where a sealed value lives. It opens nowhere else: not in another row or column, not under another generation.
 
-    `row` is the row's primary key: its parts joined by "/", bytes in hexadecimal.
+    `row` is the row's primary key: its parts joined by "/", bytes in hexadecimal. `bound` are the values of further
+    columns of the row: with any, the value is sealed in form 2 and no longer opens when one of them changes.
     """
 
     table: str
     row: str
     column: str
     gen: int = 0
+    bound: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> bytes:
+        """The form in which a value is sealed for this place, and the only one that opens there."""
+        return FORM_2 if self.bound else FORM_1
 
 
 class Vault:
     """Seals with one 32-byte key; opens with that, and with others that it is given for the change from key to key.
 
-    A blob is: version, key id (8 bytes), nonce (12), ciphertext and tag.
+    A blob is: form (1 byte), key id (8 bytes), nonce (12), ciphertext and tag.
     """
 
     def __init__(self, key: bytes, *others: bytes) -> None:
@@ -74,18 +85,18 @@ class Vault:
         """Encrypt for one place."""
         nonce = os.urandom(_NONCE_BYTES)
         sealed = self._ciphers[self._id].encrypt(nonce, secret.encode(), _bind(place, self._id))
-        return b"".join((_VERSION, self._id, nonce, sealed))
+        return b"".join((place.form, self._id, nonce, sealed))
 
     def open(self, blob: bytes, place: Place) -> str:
         """Decrypt what `seal` made for the same place.
 
         Raises:
-            DamagedError: a bit or its place was changed.
+            DamagedError: a bit or its place was changed, or it is of another form.
             VaultError: a key sealed it that is not here.
         """
-        if blob[: len(_VERSION)] != _VERSION or len(blob) < _BODY_AT:
+        if blob[: len(FORM_1)] != place.form or len(blob) < _BODY_AT:
             raise DamagedError(f"A sealed value in {place.table}.{place.column} is damaged.")
-        key_id, nonce = blob[len(_VERSION) : HEAD_BYTES], blob[HEAD_BYTES:_BODY_AT]
+        key_id, nonce = blob[len(FORM_1) : HEAD_BYTES], blob[HEAD_BYTES:_BODY_AT]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
             raise VaultError(f"A value in {place.table}.{place.column} was sealed with another vault key.")
@@ -103,9 +114,9 @@ class Vault:
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"birdwire {purpose}".encode()).derive(self._key)
 
 
-def head(key_id: str) -> bytes:
-    """How everything begins that a key sealed."""
-    return _VERSION + bytes.fromhex(key_id)
+def head(key_id: str, form: bytes = FORM_1) -> bytes:
+    """Return the first bytes of everything that a key sealed in a form."""
+    return form + bytes.fromhex(key_id)
 
 
 def _id_of(key: bytes) -> bytes:
@@ -115,7 +126,10 @@ def _id_of(key: bytes) -> bytes:
 
 
 def _bind(place: Place, key_id: bytes) -> bytes:
-    return "\x1f".join(("birdwire", place.table, place.row, place.column, str(place.gen), key_id.hex())).encode()
+    """The associated data. Each form has a fixed number of parts, so a separator inside a part makes no other place."""
+    name = "birdwire 2" if place.bound else "birdwire"
+    parts = (name, place.table, place.row, place.column, str(place.gen), key_id.hex(), *place.bound)
+    return "\x1f".join(parts).encode()
 
 
 def decode_key(text: str) -> bytes:
@@ -135,20 +149,20 @@ def decode_key(text: str) -> bytes:
 
 
 def read_key_file(path: Path) -> bytes:
-    """The key in a file that others cannot read.
+    """Return the key in a private file.
 
     Raises:
-        VaultError: the file is missing, readable by everyone, or holds no key.
+        VaultError: the file is missing, not private, or holds no key.
     """
     try:
-        mode = path.stat().st_mode
-        text = path.read_text("utf-8") if stat.S_ISREG(mode) else ""
+        mode, fault = path.stat().st_mode, private.fault(path, "vault key file")
+        text = path.read_text("utf-8") if stat.S_ISREG(mode) and fault is None else ""
     except (OSError, UnicodeDecodeError) as error:
         raise VaultError(f"The vault key file {path} cannot be read: {type(error).__name__}.") from None
     if not stat.S_ISREG(mode):
         raise VaultError(f"The vault key file {path} is not a file.")
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise VaultError(f"The vault key file {path} is open to every user; run: chmod 600 {path}")
+    if fault is not None:
+        raise VaultError(fault)
     return decode_key(text)
 
 

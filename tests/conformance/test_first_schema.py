@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 from datetime import timedelta
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 import first_schema
 from birdwire.app import prepare
+from birdwire.failpoints import FailpointError, Failpoints
 from birdwire.journal import Journal
 from birdwire.keyring import Keyring
 from birdwire.keys import Keys
@@ -22,7 +24,7 @@ from birdwire.store import sessions
 from birdwire.store.db import Database
 from birdwire.store.journal import listed
 from birdwire.telemetry import Telemetry
-from birdwire.vault import Vault, read_key_file
+from birdwire.vault import Vault, VaultError, create_key_file, read_key_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,13 +46,20 @@ async def vault(tmp_path: Path) -> Vault:
 
 
 @pytest_asyncio.fixture
-async def database(engine: str, tmp_path: Path, vault: Vault, empty_url: str) -> AsyncIterator[Database]:
-    """The old database, brought up to date."""
+async def old(engine: str, tmp_path: Path, vault: Vault, empty_url: str) -> AsyncIterator[Database]:
+    """The old database."""
+    del vault  # it has unpacked the file
     if engine != "sqlite":
         await first_schema.fill(empty_url, tmp_path)
     async with _open(empty_url) as opened:
-        await prepare(opened, vault, first_schema.clock(), upgrade=True)
         yield opened
+
+
+@pytest_asyncio.fixture
+async def database(old: Database, vault: Vault) -> Database:
+    """The old database, brought up to date."""
+    await prepare(old, vault, first_schema.clock(), upgrade=True)
+    return old
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +119,70 @@ async def test_links_end_a_day_after_their_keys(database: Database) -> None:
         "free tier": timedelta(minutes=10),
         "same account": timedelta(minutes=10),
     }
+
+
+async def pairs_of(database: Database, vault: Vault) -> tuple[int, int]:
+    """How many tokens open, and how many do not."""
+    pairs, found = Pairs(vault, first_schema.clock()), [0, 0]
+    async with database.read() as connection:
+        for row in await sessions.list_all(connection):
+            for kind in ("access", "refresh"):
+                try:
+                    found[not pairs.open(row, kind)] += 1
+                except VaultError:
+                    found[1] += 1
+    return found[0], found[1]
+
+
+async def test_a_reseal_that_is_cut_short_goes_on_at_the_next_start(
+    old: Database, vault: Vault, empty_url: str
+) -> None:
+    """What was committed stays, and the rest is done by two processes that start concurrently."""
+    clock = first_schema.clock()
+    with pytest.raises(FailpointError):
+        await prepare(old, vault, clock, upgrade=True, failpoints=Failpoints("rotation=raise*2"))
+    assert await pairs_of(old, vault) == (11, 11)
+    async with _open(empty_url) as other:
+        await asyncio.gather(*(prepare(one, vault, clock, upgrade=False) for one in (old, other)))
+    assert await pairs_of(old, vault) == (22, 0)
+
+
+async def test_an_older_pair_does_not_open_once_all_are_resealed(old: Database, vault: Vault) -> None:
+    """Written back from a copy of the database, it is not resealed by the next start either."""
+    clock = first_schema.clock()
+    await old.prepare(upgrade=True)
+    async with old.read() as connection:
+        [row, *_] = await sessions.list_all(connection)
+    await prepare(old, vault, clock, upgrade=False)
+    async with old.write() as connection:
+        await sessions.change(connection, row["session_id"], row["gen"], {"access_ct": row["access_ct"]})
+    await prepare(old, vault, clock, upgrade=False)
+    assert await pairs_of(old, vault) == (21, 1)
+
+
+async def test_a_pair_that_cannot_be_opened_does_not_hold_up_the_start(old: Database, vault: Vault) -> None:
+    """It is counted, and left as it is."""
+    await old.prepare(upgrade=True)
+    async with old.write() as connection:
+        [row, *_] = await sessions.list_all(connection)
+        damaged = row["access_ct"][:-1] + bytes([row["access_ct"][-1] ^ 1])
+        await sessions.change(connection, row["session_id"], row["gen"], {"access_ct": damaged})
+    told: list[tuple[int, int]] = []
+    await prepare(old, vault, first_schema.clock(), upgrade=False, progress=lambda *counts: told.append(counts))
+    assert (told[-1], await pairs_of(old, vault)) == ((21, 1), (21, 1))
+
+
+async def test_the_vault_key_can_be_changed_before_the_first_start(old: Database, vault: Vault, tmp_path: Path) -> None:
+    """The values of the older version are resealed with the new key, and the old one is needed by nobody."""
+    await old.prepare(upgrade=True)
+    new = Vault(create_key_file(tmp_path / "new.key"))
+    both = Vault(read_key_file(tmp_path / "new.key"), read_key_file(tmp_path / "vault.key"))
+    keyring = Keyring(old, both, first_schema.clock())
+    await keyring.enlist()
+    await keyring.bind()
+    assert await keyring.reseal(lambda _: None) == 0
+    assert await keyring.retire() == [vault.key_id]
+    assert await pairs_of(old, new) == (22, 0)
 
 
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:

@@ -19,7 +19,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from birdwire.vault import Place, Vault, create_key_file, read_key_file
+from birdwire.clock import Clock
+from birdwire.pairs import Pairs
+from birdwire.vault import Vault, create_key_file, read_key_file
 from house import API, bound
 
 if TYPE_CHECKING:
@@ -146,11 +148,10 @@ async def test_no_key_or_token_is_in_clear_in_the_folder_or_the_log(dev: tuple[P
     data = program.folder / ".birdwire"
     vault = Vault(read_key_file(data / "vault.key"))
     with contextlib.closing(sqlite3.connect(data / "birdwire.db")) as database:
-        [row] = database.execute("SELECT session_id, gen, access_ct, refresh_ct FROM x_sessions").fetchall()
-    tokens = [
-        vault.open(row[2 + n], Place("x_sessions", row[0], f"{kind}_ct", row[1]))
-        for n, kind in enumerate(("access", "refresh"))
-    ]
+        database.row_factory = sqlite3.Row
+        [row] = database.execute("SELECT * FROM x_sessions").fetchall()
+    pairs = Pairs(vault, Clock())
+    tokens = [pairs.open(dict(row), "access"), pairs.open(dict(row), "refresh")]
     files = [path for path in program.folder.rglob("*") if path.is_file()]
     assert {"birdwire.db", "sandbox.json", "stderr.txt"} <= {path.name for path in files}
     for secret in (*tokens, offer["api_key"], offer["unlinked_key"]):

@@ -272,6 +272,39 @@ async def test_the_tiers_refusal_is_explained_in_every_form_x_gives_it(
     assert (await linked.status())["capabilities"]
 
 
+async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_the_tier(linked: House) -> None:
+    """What other tenants' calls met, such as the operator's unpaid bill, is none of a key's business."""
+    _, other = await linked.gateway.keys.create("test", "another tenant", "free")
+    linked.client.headers["authorization"] = f"Bearer {other}"
+    await linked.link("grace")
+
+    async def reasons() -> list[str | None]:
+        found = []
+        for raw_key in (linked.raw_key, other):
+            linked.client.headers["authorization"] = f"Bearer {raw_key}"
+            found.append((await linked.status())["capabilities"]["like_twitter"]["reason"])
+        return found
+
+    async def like_as(raw_key: str) -> None:
+        linked.client.headers["authorization"] = f"Bearer {raw_key}"
+        await linked.like()
+
+    await linked.configure(billing="credits_depleted")
+    await like_as(linked.raw_key)
+    assert await reasons() == ["x_credits_depleted", None]
+    await like_as(other)
+    assert await reasons() == ["x_credits_depleted", "x_credits_depleted"]
+    await linked.configure(billing="ok")
+    await like_as(other)
+    assert await reasons() == [None, None]
+    await linked.configure(billing="credits_depleted")
+    await like_as(linked.raw_key)
+    assert await reasons() == ["x_credits_depleted", None]
+    await linked.configure(billing="ok", tier="self_serve_2026_04")
+    await like_as(other)
+    assert await reasons() == ["x_tier_lacks_action", "x_tier_lacks_action"]
+
+
 async def test_a_bare_forbidden_on_what_x_lately_allowed_is_about_the_account(linked: House) -> None:
     """The app may like: so this no is not about its tier."""
     await linked.like()

@@ -98,13 +98,12 @@ async def populate(town: Street, number: int, left: timedelta) -> list[str]:
             "key_id": key_id,
             "issuer": "sandbox",
             "state": "active",
-            **pairs.seal(session_id, 1, await approved(town)),
-            "expires_at": now + left,
-            "scopes": " ".join(DEFAULT_SCOPES),
             "user_id": "2244994945",
+            "scopes": " ".join(DEFAULT_SCOPES),
             "username": "ada",
             "linked_at": now,
         }
+        session |= pairs.seal(session, 1, await approved(town)) | {"expires_at": now + left}
         for row, many in zip((key, secret, session), rows, strict=True):
             many.append({**row, "created_at": now - timedelta(hours=1)})
     database = Database(town.database_url)

@@ -12,6 +12,7 @@ import pytest
 
 from birdwire.call import Call
 from birdwire.clock import Clock
+from birdwire.keys import mint
 from birdwire.log import MOST_BYTES, Log
 from birdwire.telemetry import Telemetry
 
@@ -144,3 +145,18 @@ def test_a_requests_line_is_json_whatever_it_holds() -> None:
         "text": "\u2028é?",
     }
     assert "caller_request_id" not in second
+
+
+@pytest.mark.trust("G7")
+@pytest.mark.parametrize("before", ["/apis/", "/" + "a" * 60 + "/"])
+def test_a_key_in_a_path_or_a_request_id_is_masked(before: str) -> None:
+    """Whole or cut short by the bound of a path; the start tells what it was."""
+    stream, key = io.StringIO(), mint("live")
+    telemetry = Telemetry(stream, Clock())
+    telemetry.request(Call("GET", f"{before}{key}/x", headers={"x-request-id": [f"run-{key}"]}), 404, 0.0)
+    telemetry.event("warning", "odd", sent=f"was {key}, so")
+    telemetry.flush()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert lines[0]["path"].startswith(f"{before}bw_live_***")
+    assert (lines[0]["caller_request_id"], lines[1]["sent"]) == ("run-bw_live_***", "was bw_live_***, so")
+    assert key[8:16] not in stream.getvalue()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from birdwire.settings import Settings, SettingsError, is_loopback
+from birdwire.settings import PASSWORD_URLS, SECRETS, Settings, SettingsError, is_loopback
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,3 +176,24 @@ def test_settings_cannot_be_changed() -> None:
     """Made once, handed down."""
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['x_client_secret = "s"', 'vault_key = "k"', 'database_url = "postgresql://a:b@c/d"', 'x_proxy = "http://a@b"'],
+)
+def test_a_file_with_a_secret_must_be_private(tmp_path: Path, line: str) -> None:
+    """It is refused with the command that fixes it; without a secret everyone may read it."""
+    config = tmp_path / "birdwire.toml"
+    config.write_text(f"port = 1\n{line}\n")
+    config.chmod(0o644)
+    with pytest.raises(SettingsError, match=f"chmod 600 {config}"):
+        Settings.load({}, config)
+    config.write_text('port = 1\nredis_url = "redis://redis:6379/0"\n')
+    assert Settings.load({}, config).port == 1
+
+
+def test_every_secret_setting_makes_a_file_secret() -> None:
+    """A new one is in one of the two lists."""
+    secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert secret <= {*SECRETS, *PASSWORD_URLS}

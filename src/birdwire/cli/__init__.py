@@ -12,6 +12,7 @@ from typer.main import get_command
 from birdwire import __version__
 from birdwire.cli.say import ExitCode, Say, Stop, family
 from birdwire.operations import OPERATIONS, Operation
+from birdwire.private import keep_memory_private
 
 OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
 """Operations whose body is one id: each is a command."""
@@ -146,7 +147,8 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Each command holds a secret: an API key, or the vault's."""
+    keep_memory_private()
     build()(prog_name="birdwire")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,10 +13,13 @@ from birdwire.cli.database import alone, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
+from birdwire.failpoints import Failpoints
 from birdwire.store.db import Database
 
 if TYPE_CHECKING:
     from birdwire.settings import Settings
+
+SAY_EVERY_S = 1.0
 
 app = family()
 
@@ -66,7 +70,7 @@ def _run(settings: Settings, listener: servers.Listener, metrics: servers.Listen
         say.result(document, *lines, *([f"Its metrics are at {document['metrics']}"] if metrics else []))
 
     async def run() -> None:
-        await _check_database(settings)
+        await _check_database(settings, say)
         gateway = create_app(settings, alone=settings.database_url.startswith("sqlite:"))
         pairs = [(servers.gateway_config(gateway), listener)]
         if metrics is not None:
@@ -76,10 +80,18 @@ def _run(settings: Settings, listener: servers.Listener, metrics: servers.Listen
     servers.run(run())
 
 
-async def _check_database(settings: Settings) -> None:
+async def _check_database(settings: Settings, say: Say) -> None:
     """Refuse before anything listens, in one sentence, what the gateway's own start would refuse."""
-    database = Database(settings.database_url)
+    database, said_at = Database(settings.database_url), time.monotonic()
+
+    def progress(values: int, unreadable: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= SAY_EVERY_S:
+            said_at = time.monotonic()
+            say.aside(f"Resealing X tokens for this version: {values:,} done, {unreadable:,} cannot be opened")
+
     try:
-        await prepare(database, open_vault(settings), Clock(), upgrade=False)
+        failpoints = Failpoints(settings.failpoints)
+        await prepare(database, open_vault(settings), Clock(), upgrade=False, failpoints=failpoints, progress=progress)
     finally:
         await database.close()

@@ -136,6 +136,7 @@ async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str]
                 await Keyring(database, vault, Clock()).enlist()
     async with opened(settings) as database:
         keyring = Keyring(database, vault, Clock(), Failpoints(settings.failpoints))
+        await keyring.bind()  # of a database that no gateway of this version has served yet
         counts = await keyring.counts()
         total = sum(one.values for one in counts if not one.seals)
         said_at = time.monotonic()

@@ -24,6 +24,17 @@ capabilities = Table(
     Column("reason", String),
 )
 
+refusals_met = Table(
+    "refusals_met",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    Column("client_id", String, primary_key=True),
+    Column("operation", String, primary_key=True),
+    Column("reason", String, nullable=False),
+    Column("met_at", Instant, nullable=False),
+)
+"""Which key's own calls met a refusal of the X app, and when it was news last."""
+
 
 async def of_app(connection: AsyncConnection, client_id: str) -> Sequence[RowMapping]:
     """Everything known of one X app."""
@@ -43,3 +54,19 @@ async def put(
     word = {"allowed_at": allowed_at, "refused_at": refused_at, "reason": reason}
     query = insert(connection, capabilities).values(client_id=client_id, operation=operation, **word)
     await connection.execute(query.on_conflict_do_update(index_elements=["client_id", "operation"], set_=word))
+
+
+async def met_by(connection: AsyncConnection, key_id: str, client_id: str) -> Sequence[RowMapping]:
+    """Return the refusals that a key's calls met."""
+    query = select(refusals_met).where(refusals_met.c.key_id == key_id, refusals_met.c.client_id == client_id)
+    return (await connection.execute(query)).mappings().all()
+
+
+async def put_met(
+    connection: AsyncConnection, key_id: str, client_id: str, operation: str, reason: str, met_at: datetime
+) -> None:
+    """Store the newest refusal that a key's call of an operation met."""
+    keys = {"key_id": key_id, "client_id": client_id, "operation": operation}
+    word = {"reason": reason, "met_at": met_at}
+    query = insert(connection, refusals_met).values(**keys, **word)
+    await connection.execute(query.on_conflict_do_update(index_elements=list(keys), set_=word))

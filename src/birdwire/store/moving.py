@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select
 
-from birdwire.store import capabilities, idempotency, journal, keys, ledger, lookings, sessions, snapshots, states
+from birdwire.store import (
+    capabilities,
+    facts,
+    idempotency,
+    journal,
+    keys,
+    ledger,
+    lookings,
+    sessions,
+    snapshots,
+    states,
+)
 from birdwire.store import vault_keys as vault
 from birdwire.store.schema import StoreError
 
@@ -29,7 +40,9 @@ TABLES = (
     lookings.lookings,
     ledger.x_windows,
     capabilities.capabilities,
+    capabilities.refusals_met,
     snapshots.restores,
+    facts.store_facts,
 )
 """What is copied, a table after those that it refers to. Not here: which processes run, and what was announced."""
 

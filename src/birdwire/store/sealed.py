@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A column that holds sealed values, and the column of the generation that binds them, if there is one."""
+    """A column that holds sealed values, and what binds them beside the table, row and column.
+
+    `gen` is the column of the generation, if there is one. `bound` are further columns of the row: with any, values are
+    sealed in form 2, else in form 1.
+    """
 
     column: Column[Any]
     gen: Column[Any] | None = None
+    bound: tuple[Column[Any], ...] = ()
 
     @property
     def table(self) -> Table:
@@ -37,9 +42,11 @@ class Sealed:
         return tuple(self.table.primary_key.columns)
 
 
+_OWNER = (x_sessions.c.key_id, x_sessions.c.issuer, x_sessions.c.user_id)
+
 SEALED = (
-    Sealed(x_sessions.c.access_ct, x_sessions.c.gen),
-    Sealed(x_sessions.c.refresh_ct, x_sessions.c.gen),
+    Sealed(x_sessions.c.access_ct, x_sessions.c.gen, _OWNER),
+    Sealed(x_sessions.c.refresh_ct, x_sessions.c.gen, _OWNER),
     Sealed(revocations.c.token_ct),
     Sealed(link_states.c.verifier_ct),
     Sealed(idempotency.c.body),
@@ -58,9 +65,12 @@ async def count(connection: AsyncConnection, sealed: Sealed, head_bytes: int) ->
 async def others(
     connection: AsyncConnection, sealed: Sealed, head: bytes, after: Sequence[Any] | None, limit: int
 ) -> Sequence[RowMapping]:
-    """The next rows in the order of their keys that do not begin with `head`: the key's columns, `gen` and `blob`."""
+    """Return the next rows, in the order of their keys, whose value does not begin with `head`.
+
+    Each has the columns of the key and of the binding, `gen` and `blob`.
+    """
     gen = literal(0) if sealed.gen is None else sealed.gen
-    query = select(*sealed.key, gen.label("gen"), sealed.column.label("blob")).where(
+    query = select(*sealed.key, *sealed.bound, gen.label("gen"), sealed.column.label("blob")).where(
         sealed.column.is_not(None), func.substr(sealed.column, 1, len(head), type_=LargeBinary) != head
     )
     if after is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 x_sessions = Table(
@@ -133,9 +134,11 @@ async def over(connection: AsyncConnection, issuer: str, now: datetime, limit: i
     return (await connection.execute(query.order_by(x_sessions.c.over_at).limit(limit))).mappings().all()
 
 
-async def get(connection: AsyncConnection, session_id: str) -> RowMapping | None:
-    """One session."""
+async def get(connection: AsyncConnection, session_id: str, *, hold: bool = False) -> RowMapping | None:
+    """One session; `hold` keeps others from changing it until the transaction ends."""
     query = select(x_sessions).where(x_sessions.c.session_id == session_id)
+    if hold:
+        query = query.with_for_update()
     return (await connection.execute(query)).mappings().first()
 
 
@@ -168,7 +171,19 @@ async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
 
 async def change(connection: AsyncConnection, session_id: str, gen: int, values: Mapping[str, object]) -> bool:
     """Change a session if it still is of this generation; whether it was."""
-    query = update(x_sessions).where(x_sessions.c.session_id == session_id, x_sessions.c.gen == gen)
+    return await _change(connection, (x_sessions.c.session_id == session_id, x_sessions.c.gen == gen), values)
+
+
+async def put_pair(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
+    """Store a new pair if the session is still of the row's generation and account, for which it was sealed."""
+    same = tuple(x_sessions.c[name] == row[name] for name in ("session_id", "gen", "user_id"))
+    return await _change(connection, same, values)
+
+
+async def _change(
+    connection: AsyncConnection, same: Sequence[ColumnElement[bool]], values: Mapping[str, object]
+) -> bool:
+    query = update(x_sessions).where(*same)
     key_id = (await connection.execute(query.values(values).returning(x_sessions.c.key_id))).scalar()
     if key_id is not None:
         await announce(connection, key_id)

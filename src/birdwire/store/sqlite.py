@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import sqlite3
-import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from birdwire import private
 from birdwire.store.changes import FileChanges
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
@@ -170,11 +170,11 @@ class SQLite:
         try:
             if not self._path.exists():
                 _make_private(self._path)
-            mode = self._path.stat().st_mode
+            fault = private.fault(self._path, "database")
         except OSError as error:
             raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise StoreError(f"The database {self._path} is open to every user; run: chmod 600 {self._path}")
+        if fault is not None:
+            raise StoreError(fault)
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreError(f"The database {self._path} cannot be opened: this process may not read and write it.")
 

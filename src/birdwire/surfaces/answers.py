@@ -75,7 +75,10 @@ class LinkStatus(Said):
         description="what X last said is left of its limits for the account, by operation or look-up and by window: "
         "15m, 24h, and 24h_app for what all accounts of the X app share. A window that X has not told of is left out"
     )
-    capabilities: dict[str, Capability] | None = Field(description="what X let this gateway do lately, by operation")
+    capabilities: dict[str, Capability] | None = Field(
+        description="what X recently let this gateway do, by operation; the reason of a refusal only if this key's own "
+        "calls met it, or if it is the access level of the gateway's X app"
+    )
 
 
 class Unlinked(Said):

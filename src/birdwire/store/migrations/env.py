@@ -7,6 +7,7 @@ from alembic import context
 from birdwire.store import (
     capabilities,
     changes,
+    facts,
     idempotency,
     journal,
     keys,
@@ -22,7 +23,9 @@ from birdwire.store.schema import metadata
 
 TABLES = (
     capabilities.capabilities,
+    capabilities.refusals_met,
     changes.changes,
+    facts.store_facts,
     idempotency.idempotency,
     journal.journal,
     keys.api_keys,

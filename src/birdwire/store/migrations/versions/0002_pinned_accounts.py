@@ -17,6 +17,8 @@ def upgrade() -> None:
     _record_the_end_of_callbacks()
     _keep_link_management()
     _end_links_of_expired_keys()
+    _state_facts()
+    _note_refusals_met()
 
 
 def _pin_keys_to_accounts() -> None:
@@ -46,4 +48,25 @@ def _end_links_of_expired_keys() -> None:
         "UPDATE x_sessions SET over_at ="
         " (SELECT expires_at + 86400000000 FROM api_keys WHERE api_keys.key_id = x_sessions.key_id)"
         " WHERE over_at IS NULL"
+    )
+
+
+def _state_facts() -> None:
+    op.create_table(
+        "store_facts",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("value", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _note_refusals_met() -> None:
+    op.create_table(
+        "refusals_met",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("client_id", sa.String(), nullable=False),
+        sa.Column("operation", sa.String(), nullable=False),
+        sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("met_at", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "client_id", "operation"),
     )

@@ -202,10 +202,7 @@ def create_app(
         sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s, telemetry.metrics
     )
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
-    lanes = {
-        "calls": Crowd(settings.max_calls, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
-        "reserved": Crowd(RESERVED_CALLS, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
-    }
+    lanes = concurrency(settings, telemetry.metrics)
     gate = Gate(
         keys,
         limits,
@@ -287,6 +284,18 @@ def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> Limits
     if settings.redis_url is None:
         return LocalLimits(clock)
     return SharedLimits(settings.redis_url.get_secret_value(), clock, telemetry)
+
+
+def concurrency(settings: Settings, metrics: Metrics) -> dict[str, Crowd]:
+    """Build the limits of concurrent calls, for each lane."""
+    crowd = partial(
+        Crowd,
+        queued=settings.max_calls_queued,
+        each=settings.max_calls_each,
+        each_queued=settings.max_calls_each_queued,
+        metrics=metrics,
+    )
+    return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}
 
 
 def to_x(settings: Settings, connections: int) -> Upstream:

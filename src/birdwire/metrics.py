@@ -65,7 +65,7 @@ METRICS: dict[str, Row] = {
     "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}),
     "birdwire_calls_running": Row("gauge", "Calls being worked on.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
     "birdwire_calls_queued": Row("gauge", "Calls waiting for their turn.", {"lane": "as above"}, watched=True),
-    "birdwire_calls_shed_total": Row("counter", "Calls refused as overloaded.", {"why": "`full`, `key` (its share is used up) or `late` (its turn did not come in time)"}),
+    "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full` or `late` (waited too long): the gateway is at capacity; `key`: that key's own limit"}),
     "birdwire_writes_total": Row("counter", "Writes asked of X, by what was known when they were answered.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
     "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}),
     "birdwire_journal_waiting": Row("gauge", "Rows of the journal that wait in memory for the database.", watched=True),

@@ -100,12 +100,18 @@ class Settings(BaseModel):
     max_connections_each: int = Field(
         200, ge=1, le=100_000, description="Connections from one address at most; proxies and loopback are not counted."
     )
-    max_calls: int = Field(200, ge=1, le=100_000, description="Calls worked on at once at most.")
+    max_calls: int = Field(200, ge=1, le=100_000, description="Maximum number of calls that run concurrently.")
     max_calls_each: int = Field(
-        10, ge=1, le=100_000, description="Calls of one key at once at most, those that wait included."
+        10, ge=1, le=100_000, description="Maximum number of calls of one key that run concurrently."
     )
     max_calls_queued: int = Field(
-        50, ge=0, le=100_000, description="Calls that may wait, for a second, while max_calls are worked on."
+        1_000, ge=0, le=100_000, description="Maximum number of calls that wait to run, each for at most 10 seconds."
+    )
+    max_calls_each_queued: int = Field(
+        90,
+        ge=0,
+        le=100_000,
+        description="Calls of one key that may wait in addition to its max_calls_each; more are refused with 429.",
     )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
     max_post_bytes: int = Field(65_536, ge=1_024, le=1 << 20, description="Size of a post_twitter body at most.")

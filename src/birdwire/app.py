@@ -32,7 +32,7 @@ from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
 from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.line import Lines
 from birdwire.oauth import AuthTwitter, Confirm, OAuth
-from birdwire.operations import OPERATIONS
+from birdwire.operations import OPERATIONS, UPLOAD_SCOPES
 from birdwire.order import Order
 from birdwire.pages import Pages
 from birdwire.presence import BEAT_EVERY_S, Presence
@@ -47,6 +47,7 @@ from birdwire.store.db import Database, StoreError
 from birdwire.surfaces.documents import DOCUMENTS
 from birdwire.surfaces.site import Site
 from birdwire.telemetry import Telemetry
+from birdwire.uploads import Uploads
 from birdwire.upstream import Upstream
 from birdwire.vault import Vault, VaultError, decode_key, read_key_file
 from birdwire.x import X
@@ -202,7 +203,7 @@ def create_app(
         sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s, telemetry.metrics
     )
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
-    lanes = concurrency(settings, telemetry.metrics)
+    lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Gate(
         keys,
         limits,
@@ -217,8 +218,10 @@ def create_app(
         Prices.load(),
         lanes["calls"],
         lanes["reserved"],
+        uploads,
         clock,
         mode,
+        settings.request_deadline_s,
         settings.upload_deadline_s,
         telemetry,
         failpoints,
@@ -260,7 +263,7 @@ def create_app(
             await database.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams, lanes, limits, journal)
+    watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
     every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
@@ -286,8 +289,8 @@ def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> Limits
     return SharedLimits(settings.redis_url.get_secret_value(), clock, telemetry)
 
 
-def concurrency(settings: Settings, metrics: Metrics) -> dict[str, Crowd]:
-    """Build the limits of concurrent calls, for each lane."""
+def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, Crowd], Uploads]:
+    """Build the limits of concurrent calls, for each lane, and of uploads."""
     crowd = partial(
         Crowd,
         queued=settings.max_calls_queued,
@@ -295,7 +298,13 @@ def concurrency(settings: Settings, metrics: Metrics) -> dict[str, Crowd]:
         each_queued=settings.max_calls_each_queued,
         metrics=metrics,
     )
-    return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}
+    uploads = Uploads(
+        most=settings.max_uploads,
+        each=settings.max_uploads_each,
+        most_bytes=settings.max_spooled_bytes,
+        metrics=metrics,
+    )
+    return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}, uploads
 
 
 def to_x(settings: Settings, connections: int) -> Upstream:
@@ -309,7 +318,12 @@ def to_x(settings: Settings, connections: int) -> Upstream:
 
 
 def watch(
-    metrics: Metrics, upstreams: Mapping[str, Upstream], lanes: Mapping[str, Crowd], limits: Limits, journal: Journal
+    metrics: Metrics,
+    upstreams: Mapping[str, Upstream],
+    lanes: Mapping[str, Crowd],
+    uploads: Uploads,
+    limits: Limits,
+    journal: Journal,
 ) -> None:
     """Have the metrics ask the parts that know."""
 
@@ -321,6 +335,8 @@ def watch(
 
     metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
     metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
+    metrics.watch("birdwire_uploads_running", lambda: uploads.running)
+    metrics.watch("birdwire_uploads_bytes", lambda: uploads.bytes)
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
@@ -349,7 +365,8 @@ def routes(
         if not operation.repeatable:
             takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
-            takes = replace(takes, file_limit=settings.max_upload_bytes)
+            scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
+            takes = replace(takes, file_limit=settings.max_upload_bytes, file_scopes=scopes)
         files = (takes.file_limit, settings.upload_deadline_s) if takes.file_limit else None
         handle = partial(gate.serve, operation, takes)
         return Route("POST", f"{API}/{operation.name}", handle, takes.limit, settings.request_deadline_s, files)

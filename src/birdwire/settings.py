@@ -121,6 +121,16 @@ class Settings(BaseModel):
         le=1 << 30,
         description="Size of an upload at most; X takes images of 5 MiB, videos of 512.",
     )
+    max_uploads: int = Field(8, ge=1, le=1_000, description="Maximum number of concurrent calls with files.")
+    max_uploads_each: int = Field(
+        2, ge=1, le=1_000, description="Maximum number of concurrent calls with files of one key."
+    )
+    max_spooled_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        le=1 << 40,
+        description="Total size of the uploads in progress; the folder for temporary files needs as much space.",
+    )
     upload_deadline_s: float = Field(120.0, gt=0, le=3_600, description="Seconds in which an upload must arrive.")
     request_deadline_s: float = Field(
         10.0, gt=0, le=120, description="Seconds in which a request's head, and then its body, must arrive."
@@ -160,6 +170,8 @@ class Settings(BaseModel):
                 ipaddress.ip_network(network)
             except ValueError:
                 problems.append(f"trusted_proxies names {network}, which is no IP address or network")
+        if self.max_spooled_bytes < self.max_upload_bytes:
+            problems.append("max_spooled_bytes must be at least max_upload_bytes")
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
             problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")

@@ -175,3 +175,8 @@ def test_settings_cannot_be_changed() -> None:
     """Made once, handed down."""
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_one_upload_of_the_largest_size_fits_into_the_room_for_all() -> None:
+    """Else it could never be served."""
+    assert any("max_spooled_bytes" in line for line in problems(max_upload_bytes=str(257 << 20)))

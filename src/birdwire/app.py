@@ -33,7 +33,7 @@ from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
 from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.line import Lines
 from birdwire.oauth import Confirm, OAuth
-from birdwire.operations import OPERATIONS
+from birdwire.operations import OPERATIONS, UPLOAD_SCOPES
 from birdwire.order import Order
 from birdwire.pages import Pages
 from birdwire.presence import BEAT_EVERY_S, Presence
@@ -48,6 +48,7 @@ from birdwire.store.db import Database, StoreError
 from birdwire.surfaces.documents import DOCUMENTS
 from birdwire.surfaces.site import Site
 from birdwire.telemetry import Telemetry
+from birdwire.uploads import Uploads
 from birdwire.upstream import Upstream
 from birdwire.vault import Vault, VaultError, decode_key, read_key_file
 from birdwire.x import X
@@ -229,10 +230,7 @@ def create_app(
         sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s, telemetry.metrics
     )
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
-    lanes = {
-        "calls": Crowd(settings.max_calls, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
-        "reserved": Crowd(RESERVED_CALLS, settings.max_calls_queued, settings.max_calls_each, telemetry.metrics),
-    }
+    lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Gate(
         keys,
         limits,
@@ -247,8 +245,10 @@ def create_app(
         Prices.load(),
         lanes["calls"],
         lanes["reserved"],
+        uploads,
         clock,
         settings.mode,
+        settings.request_deadline_s,
         settings.upload_deadline_s,
         telemetry,
         failpoints,
@@ -292,7 +292,7 @@ def create_app(
             await database.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams, lanes, limits, journal)
+    watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
     every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
@@ -323,6 +323,24 @@ def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> Limits
     return SharedLimits(settings.redis_url.get_secret_value(), clock, telemetry)
 
 
+def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, Crowd], Uploads]:
+    """Build the limits of concurrent calls, for each lane, and of uploads."""
+    crowd = partial(
+        Crowd,
+        queued=settings.max_calls_queued,
+        each=settings.max_calls_each,
+        each_queued=settings.max_calls_each_queued,
+        metrics=metrics,
+    )
+    uploads = Uploads(
+        most=settings.max_uploads,
+        each=settings.max_uploads_each,
+        most_bytes=settings.max_spooled_bytes,
+        metrics=metrics,
+    )
+    return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}, uploads
+
+
 def to_x(settings: Settings, connections: int) -> Upstream:
     """A pool of connections to X."""
     return Upstream(
@@ -334,7 +352,12 @@ def to_x(settings: Settings, connections: int) -> Upstream:
 
 
 def watch(
-    metrics: Metrics, upstreams: Mapping[str, Upstream], lanes: Mapping[str, Crowd], limits: Limits, journal: Journal
+    metrics: Metrics,
+    upstreams: Mapping[str, Upstream],
+    lanes: Mapping[str, Crowd],
+    uploads: Uploads,
+    limits: Limits,
+    journal: Journal,
 ) -> None:
     """Have the metrics ask the parts that know."""
 
@@ -346,6 +369,8 @@ def watch(
 
     metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
     metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
+    metrics.watch("birdwire_uploads_running", lambda: uploads.running)
+    metrics.watch("birdwire_uploads_bytes", lambda: uploads.bytes)
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_journal_refused_total", lambda: journal.refused)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
@@ -381,7 +406,8 @@ def routes(
         if not operation.repeatable:
             takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
-            takes = replace(takes, file_limit=settings.max_upload_bytes)
+            scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
+            takes = replace(takes, file_limit=settings.max_upload_bytes, file_scopes=scopes)
         files = (takes.file_limit, settings.upload_deadline_s) if takes.file_limit else None
         handle = partial(gate.serve, operation, takes)
         return Route("POST", f"{API}/{operation.name}", handle, takes.limit, settings.request_deadline_s, files)

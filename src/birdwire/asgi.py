@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
+from birdwire.body import within
 from birdwire.call import Answer, Call
 from birdwire.errors import GatewayError, excerpt
 from birdwire.gate import refuse
@@ -92,17 +93,9 @@ class Front:
         """The body as it comes, within the deadline. The edge keeps it too, and counts; this holds under any server."""
         types = [value for name, value in request.scope["headers"] if name.lower() == b"content-type"]
         deadline_s = self._files_s if is_multipart(types) else self._deadline_s
-        chunks, ends_at = request.stream(), asyncio.get_running_loop().time() + deadline_s
-        while True:
-            try:
-                async with asyncio.timeout_at(ends_at):
-                    chunk = await anext(chunks, None)
-            except TimeoutError:
-                raise GatewayError("request_timeout", headers=(("connection", "close"),)) from None
-            if chunk is None:
-                return
-            if chunk:
-                yield chunk
+        ends_at = asyncio.get_running_loop().time() + deadline_s
+        async for chunk in within(request.stream(), lambda: ends_at):
+            yield chunk
 
     async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A websocket: there is none here (RFC 6455 §4.2.2 allows any HTTP answer to the handshake)."""

@@ -6,6 +6,7 @@ use one is for its caller to say.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import sys
@@ -19,7 +20,7 @@ from birdwire.errors import PROBLEMS, GatewayError, excerpt
 from birdwire.form import Multipart, too_large, urlencoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from birdwire.call import Call
     from birdwire.form import BeforeFile, Part
@@ -71,7 +72,7 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
-    """The call's body, read once, up to `limit` bytes (files: up to what `before_file` says).
+    """Return the call's body, read once, up to `limit` bytes; with files, up to what `before_file` returns.
 
     Raises:
         GatewayError: 400, 413 or 415, naming what is wrong.
@@ -96,6 +97,24 @@ async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
     if name.strip().lower() == "application/x-www-form-urlencoded":
         return Parsed("form", urlencoded(raw))
     raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
+
+
+async def within(chunks: AsyncIterator[bytes], due: Callable[[], float | None]) -> AsyncIterator[bytes]:
+    """Yield a body's chunks until `due`, in the event loop's time, which is asked before each chunk; None: no end.
+
+    Raises:
+        GatewayError: request_timeout.
+    """
+    while True:
+        try:
+            async with asyncio.timeout_at(due()):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise GatewayError("request_timeout", headers=(("connection", "close"),)) from None
+        if chunk is None:
+            return
+        if chunk:
+            yield chunk
 
 
 async def _load(call: Call, limit: int) -> bytes:

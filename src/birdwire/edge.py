@@ -115,8 +115,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone: nothing is owed, nothing is waited for."""
-        self._ended = True
-        self._phase = _DEAF
+        self._ended, self._phase = True, _DEAF
         self._due = self._write_due = inf
         if self._timer is not None:
             self._timer.cancel()
@@ -416,8 +415,9 @@ class EdgeProtocol(HttpToolsProtocol):
         self._now = self.loop.time()
         if self._phase == _WAITING:
             self._due = inf if self._running is not None else self._now + self._limits.idle_s
-        elif self._due == inf:  # the peer could not go on while we did not read
-            self._due = self._now + (self._limits.head_s if self._phase == _HEAD else self._body_s)
+        else:  # the peer could not go on while we did not read, or was answered before the end of its body
+            body_s = self._limits.body_s if self._running is None else self._body_s
+            self._due = min(self._due, self._now + (self._limits.head_s if self._phase == _HEAD else body_s))
         self.flow.resume_reading()
         if self._rest:
             rest, self._rest = self._rest, b""

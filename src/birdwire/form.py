@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
 MAX_PARAMETERS = 32
-IN_MEMORY = 1 << 20
+MAX_FILES = 4
+IN_MEMORY = 1 << 16
+"""Bytes of a file that are kept in memory, and how many are written together, since each thread hop costs."""
 _SLICE = 16_384
-_BATCH = 1 << 18  # of a file, written at once: a hand-over to a thread costs as much as hashing 30 KiB
 
-BeforeFile = Callable[[dict[str, Any]], Awaitable[int]]
-"""Asked when the first file of a multipart body begins, with the fields so far: how large may the whole body be?"""
+Take = Callable[[int], None]
+"""Reserves room for bytes of a body that have arrived, or refuses them."""
+
+BeforeFile = Callable[[dict[str, Any]], Awaitable[tuple[int, Take]]]
+"""Awaited when the first file of a multipart body begins, with the fields so far. Returns how large the whole body may
+be, and what to call before more of it is kept; or refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,10 @@ def _add(fields: dict[str, Any], name: str, value: str) -> None:
 
 
 class _Files:
-    """The files of one body as they come: the first MiB in memory, more of it on disk, written and hashed by a thread.
+    """The files of one body as they come: in memory up to 64 KiB, else on disk, written and hashed by a thread.
 
     Raises:
-        GatewayError: storage_unavailable: the disk takes no more.
+        GatewayError: media_files_malformed: too many files; storage_unavailable: the disk takes no more.
     """
 
     def __init__(self) -> None:
@@ -92,6 +97,9 @@ class _Files:
 
     def begin(self, name: str) -> None:
         """Another file begins."""
+        if len(self.names) == MAX_FILES:
+            detail = f"there are more than {MAX_FILES} files"
+            raise GatewayError("media_files_malformed", detail=detail, wanted=f"1 to {MAX_FILES} files")
         file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - it lives as long as its Part
         self._files.append((file, hashlib.sha256()))
         self.names.append(name)
@@ -188,18 +196,19 @@ class Multipart:
             raise
 
     async def _read(self, call: Call) -> None:
-        total, asked = 0, False
+        total = 0
+        take: Take = _free
         async for chunk in call.stream():
             for start in range(0, len(chunk), _SLICE):
                 piece = chunk[start : start + _SLICE]
                 self._parser.write(piece)
-                if not asked and self._files.names:
-                    asked = True
-                    self._limit = await self._before_file(self._fields)
                 total += len(piece)
+                if take is _free and self._files.names:
+                    self._limit, take = await self._before_file(self._fields)
                 if total > self._limit:
                     raise too_large(self._limit)
-                await self._files.write(least=_BATCH)
+                take(len(piece))
+                await self._files.write(least=IN_MEMORY)
         if not self._ended:
             raise GatewayError("form_malformed")
 
@@ -253,3 +262,7 @@ class Multipart:
 
     def _finish(self) -> None:
         self._ended = True
+
+
+def _free(_: int) -> None:
+    """Reserve nothing: what comes before a file is small, and stays in memory."""

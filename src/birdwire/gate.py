@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from birdwire import dialect, idempotency, media
-from birdwire.body import Body, Empty, Parsed, check, read
+from birdwire.body import Body, Empty, Parsed, check, read, within
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
 from birdwire.journal import Entry, fingerprint
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from birdwire.clock import Clock
     from birdwire.crowd import Crowd
     from birdwire.failpoints import Failpoints
-    from birdwire.form import Part
+    from birdwire.form import Part, Take
     from birdwire.idempotency import Idempotency
     from birdwire.journal import Journal
     from birdwire.keys import Key, Keys, Mode
@@ -44,17 +44,18 @@ if TYPE_CHECKING:
     from birdwire.reads import Read, Reads
     from birdwire.sessions import Sessions, XSession
     from birdwire.telemetry import Telemetry
+    from birdwire.uploads import Upload, Uploads
 
 Work = Callable[["Call", "Key", Parsed], Awaitable[Answer]]
 
 AUTH_FAILURES_A_MINUTE = 60
-MOST_FILES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Takes:
     """What the route `name` takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
 
+    `file_scopes` are those that the link needs before a file is taken.
     What is not `repeatable` is done once for each call, with an Idempotency-Key made here if it brings none.
     `reserved`: it has a lane of its own, and is served however many calls there are. `action` is what the key must be
     allowed to do; without one, every key may.
@@ -65,6 +66,7 @@ class Takes:
     query: bool = False
     limit: int = 16_384
     file_limit: int = 0
+    file_scopes: tuple[str, ...] = ()
     needs_file: bool = False
     repeatable: bool = True
     reserved: bool = False
@@ -82,10 +84,15 @@ class Takes:
 
 @dataclass(slots=True)
 class _Visit:
-    """What is known of a caller so far; the headers go on whatever is answered in the end."""
+    """What is known of a caller so far; the headers go on whatever is answered in the end.
+
+    `place` is the key that the call counts for among the running ones, empty until it runs.
+    """
 
     key: Key | None = None
     headers: Headers = ()
+    place: str = ""
+    upload: Upload | None = None
     body: Parsed = field(default_factory=lambda: Parsed("none"))
 
 
@@ -107,8 +114,10 @@ class Gate:
         prices: Prices,
         crowd: Crowd,
         reserved: Crowd,
+        uploads: Uploads,
         clock: Clock,
         mode: Mode,
+        request_s: float,
         upload_s: float,
         telemetry: Telemetry,
         failpoints: Failpoints,
@@ -128,8 +137,10 @@ class Gate:
         self._prices = prices
         self._crowd = crowd
         self._reserved = reserved
+        self._uploads = uploads
         self._clock = clock
         self._mode: Mode = mode
+        self._request_s = request_s
         self._upload_s = upload_s
         self._telemetry = telemetry
         self._failpoints = failpoints
@@ -153,11 +164,10 @@ class Gate:
             crowd.look()
             key, parsed, relayed = await self._enter(takes, call, visit)
             takes.permit(key)
-            await crowd.enter(key.key_id)
-            try:
-                answer = await self._once(takes, work, call, key, parsed, visit)
-            finally:
-                crowd.leave(key.key_id)
+            if not visit.place:
+                await crowd.enter(key.key_id)
+                visit.place = key.key_id
+            answer = await self._once(takes, work, call, key, parsed, visit)
             if relayed and answer.status < 400:
                 answer = dialect.say(answer)
         except StorageDownError:
@@ -166,6 +176,10 @@ class Gate:
             answer = refuse(error, call)
         finally:
             visit.body.close()
+            if visit.upload is not None:
+                visit.upload.close()
+            if visit.place:
+                crowd.leave(visit.place)
         return answer.adding(visit.headers)
 
     # The way in: whose call it is, whether it may be made, what it says.
@@ -179,12 +193,7 @@ class Gate:
             return _known(visit), _query(call.query), False
         if call.method == "GET":
             return _without_query(_known(visit), call), Parsed("none"), False
-        try:
-            parsed = visit.body = await read(call, takes.limit, partial(self._before_file, takes, call, visit))
-        except GatewayError as error:
-            if visit.key is None and error.problem.status not in (408, 413):
-                raise GatewayError("key_missing") from None
-            raise
+        parsed = visit.body = await self._read(takes, call, visit)
         relay = dialect.hear(parsed, takes.model) if self._relay else None
         if relay is not None:
             if raw_key is not None and not hmac.compare_digest(
@@ -199,6 +208,18 @@ class Gate:
         if parsed.kind == "none" and any(field.is_required() for field in takes.model.model_fields.values()):
             raise GatewayError("json_malformed", detail="the body is empty")
         return key, parsed, relay is not None
+
+    async def _read(self, takes: Takes, call: Call, visit: _Visit) -> Parsed:
+        """Return the body. Without a key it must arrive in an ordinary body's time until a part has named one."""
+        if visit.key is None and takes.file_limit:
+            ends_at = asyncio.get_running_loop().time() + self._request_s
+            call.stream = partial(within, call.stream(), lambda: ends_at if visit.key is None else None)
+        try:
+            return await read(call, takes.limit, partial(self._before_file, takes, call, visit))
+        except GatewayError as error:
+            if visit.key is None and error.problem.status in (400, 415):
+                raise GatewayError("key_missing") from None
+            raise
 
     async def admit(self, raw_key: str, call: Call, visit: _Visit) -> Key:
         """Find the caller's key and take one call from its allowance, which goes on every answer from here on.
@@ -252,14 +273,26 @@ class Gate:
                 await end()
             return answer
 
-    async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> int:
-        """A file begins: nobody sends one without a key, be it the header's or one in a part before it."""
+    async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> tuple[int, Take]:
+        """Check all that needs no file before the first byte of one is taken, then wait for a place among the calls.
+
+        The key is the header's, or one in an earlier part. Returns the limit of the whole body, and what reserves room
+        for it.
+        """
         if visit.key is None:
             raw_key = dialect.key_in(fields) if self._relay else None
             if raw_key is None:
                 raise GatewayError("key_missing")
             visit.key = await self.admit(raw_key, call, visit)
-        return max(takes.limit, takes.file_limit)
+        if not takes.file_limit:  # no call of this route takes a file: what it sends stays small
+            return takes.limit, lambda _: None
+        key = visit.key
+        takes.permit(key)
+        await self._session(key, takes.file_scopes)
+        visit.upload = self._uploads.start(key.key_id, _announced(call))
+        await self._crowd.enter(key.key_id)
+        visit.place = key.key_id
+        return max(takes.limit, takes.file_limit), visit.upload.take
 
     # One operation, step by step.
 
@@ -403,6 +436,12 @@ def _without_query(key: Key, call: Call) -> Key:
     return key
 
 
+def _announced(call: Call) -> int:
+    """Return the Content-Length, or 0 for a body in chunks."""
+    length = call.header("content-length") or "0"
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
 def _query(query: str) -> Parsed:
     """A query as fields, each at most once."""
     try:
@@ -429,8 +468,6 @@ def _files(operation: Operation, parsed: Parsed) -> list[Part]:
         raise GatewayError(
             reason, detail="there is more than one file", wanted="one image, GIF or video, as a multipart part"
         )
-    if len(files) > MOST_FILES:
-        raise GatewayError("media_files_malformed", detail="there are more than 4 files", wanted="1 to 4 files")
     for file in files:
         media.kind_of(file)
     return files

@@ -153,6 +153,7 @@ _LIKE = ("like.write", "tweet.read", "users.read")
 _FOLLOW = ("follows.write", "tweet.read", "users.read")
 _WRITE = ("tweet.write", "tweet.read", "users.read")
 _BOOKMARK = ("bookmark.write", "tweet.read", "users.read")
+UPLOAD_SCOPES = ("media.write",)
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -288,7 +289,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/2/media/upload",
         body=Empty,
         answer=Uploaded,
-        scopes=("media.write",),
+        scopes=UPLOAD_SCOPES,
         target="media_id",
         repeatable=False,
         takes_file=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from markupsafe import Markup
 from pydantic import Field
@@ -116,5 +116,5 @@ async def _undo_token(call: Call) -> str:
     return check(parsed.fields, Undo).undo_token
 
 
-async def _no_files(_: object) -> int:
+async def _no_files(_: object) -> NoReturn:
     raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")

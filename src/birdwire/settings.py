@@ -111,12 +111,18 @@ class Settings(BaseModel):
     max_connections_each: int = Field(
         200, ge=1, le=100_000, description="Connections from one address at most; proxies and loopback are not counted."
     )
-    max_calls: int = Field(200, ge=1, le=100_000, description="Calls worked on at once at most.")
+    max_calls: int = Field(200, ge=1, le=100_000, description="Maximum number of calls that run concurrently.")
     max_calls_each: int = Field(
-        10, ge=1, le=100_000, description="Calls of one key at once at most, those that wait included."
+        10, ge=1, le=100_000, description="Maximum number of calls of one key that run concurrently."
     )
     max_calls_queued: int = Field(
-        50, ge=0, le=100_000, description="Calls that may wait, for a second, while max_calls are worked on."
+        1_000, ge=0, le=100_000, description="Maximum number of calls that wait to run, each for at most 10 seconds."
+    )
+    max_calls_each_queued: int = Field(
+        90,
+        ge=0,
+        le=100_000,
+        description="Calls of one key that may wait in addition to its max_calls_each; more are refused with 429.",
     )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
     max_post_bytes: int = Field(65_536, ge=1_024, le=1 << 20, description="Size of a post_twitter body at most.")
@@ -125,6 +131,16 @@ class Settings(BaseModel):
         ge=1 << 20,
         le=1 << 30,
         description="Size of an upload at most; X takes images of 5 MiB, videos of 512.",
+    )
+    max_uploads: int = Field(8, ge=1, le=1_000, description="Maximum number of concurrent calls with files.")
+    max_uploads_each: int = Field(
+        2, ge=1, le=1_000, description="Maximum number of concurrent calls with files of one key."
+    )
+    max_spooled_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        le=1 << 40,
+        description="Total size of the uploads in progress; the folder for temporary files needs as much space.",
     )
     upload_deadline_s: float = Field(120.0, gt=0, le=3_600, description="Seconds in which an upload must arrive.")
     request_deadline_s: float = Field(
@@ -165,6 +181,8 @@ class Settings(BaseModel):
                 ipaddress.ip_network(network)
             except ValueError:
                 problems.append(f"trusted_proxies names {network}, which is no IP address or network")
+        if self.max_spooled_bytes < self.max_upload_bytes:
+            problems.append("max_spooled_bytes must be at least max_upload_bytes")
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
             problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")

@@ -183,6 +183,29 @@ def test_compose_gives_a_gateway_time_and_no_rights() -> None:
         assert name == "front" or all(port.startswith("127.0.0.1:") for port in ports), name
 
 
+def in_bytes(size: str) -> int:
+    """Return a size as Compose (`m`, `g`) or Kubernetes (`Mi`, `Gi`) writes it."""
+    number, unit = re.fullmatch(r"([0-9]+)([mg]|[MG]i)", size, re.ASCII).groups()  # type: ignore[union-attr]  # it fails
+    return int(number) << {"m": 20, "g": 30}[unit[0].lower()]
+
+
+def test_there_is_room_for_the_uploads_that_are_taken_at_once() -> None:
+    """What they may hold fits into each example's /tmp, with some to spare, and so does one of the largest size."""
+    settings = Settings()
+    services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
+    gateways = [service for service in services.values() if service["image"].startswith("birdwire")]
+    (tmpfs,) = {mount for service in gateways for mount in service["tmpfs"]}
+    compose = in_bytes(tmpfs.partition(":size=")[2])
+    (container,) = pods()[0]["containers"]
+    (volume,) = (volume for volume in pods()[0]["volumes"] if volume["name"] == "tmp")
+    kubernetes = in_bytes(volume["emptyDir"]["sizeLimit"])
+    assert settings.max_upload_bytes <= settings.max_spooled_bytes
+    for room in (compose, kubernetes):
+        assert 1.1 <= room / settings.max_spooled_bytes <= 1.5
+    resources = {name: in_bytes(limits["ephemeral-storage"]) for name, limits in container["resources"].items()}
+    assert kubernetes <= resources["requests"] < resources["limits"]
+
+
 def test_the_image_is_made_of_what_is_there_and_pinned() -> None:
     """Hashes for every package, an ordinary user, and no file that is not in the build's own list."""
     text = (DEPLOY / "Dockerfile").read_text()

@@ -252,6 +252,23 @@ async def test_a_path_may_have_its_own_time_for_files() -> None:
         await hang_up(writer)
 
 
+async def test_a_refused_body_has_an_ordinary_bodys_time_left() -> None:
+    """A request that was answered before its end holds its connection no longer, even where files have more time."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+        else:
+            await app(scope, receive, send)
+
+    limits = EdgeLimits(body_s=SOON_S, idle_s=SOON_S, files={"/slow": (1 << 20, LONG_S)})
+    kind = b"Content-Type: multipart/form-data; boundary=a"
+    async with serving(refuse, limits) as served:
+        for sent in (head(b"Content-Length: 9", kind, start=b"POST /slow HTTP/1.1"), get() * 2):
+            assert {one.status for one in answers(await served.talk(sent))} == {403}
+
+
 # Order.
 
 

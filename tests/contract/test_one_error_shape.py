@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MEANS: dict[str, tuple[int, str, str, bool]] = {
     "body_too_large": (413, "body_too_large", "caller", False),
     "code_rejected": (400, "invalid-request", "account_owner", False),
+    "concurrency_exceeded": (429, "rate_limit_exceeded", "caller", True),
     "duplicate_post": (409, "conflict", "x_rule", False),
     "internal": (500, "internal_error", "birdwire", True),
     "json_malformed": (400, "json_parse_error", "caller", False),

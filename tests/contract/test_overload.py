@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -11,7 +13,9 @@ import pytest
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
+from birdwire.settings import Settings
 from house import API, House, gateway, serving
+from wire import Sent, exchange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,21 +95,70 @@ async def another_key(house: House) -> None:
     house.client.headers["authorization"] = f"Bearer {raw_key}"
 
 
+def counted(house: House, name: str) -> dict[tuple[str, ...], float]:
+    """Return a metric's values by its labels."""
+    samples = [sample for family in house.gateway.telemetry.metrics.collect() for sample in family.samples]
+    return {tuple(sample.labels.values()): sample.value for sample in samples if sample.name == f"birdwire_{name}"}
+
+
+async def queued(house: House, number: int) -> None:
+    """Wait until so many calls wait to run."""
+    async with asyncio.timeout(20):
+        while counted(house, "calls_queued")["calls",] != number:  # noqa: ASYNC110 - it happens in the gateway
+            await asyncio.sleep(0)
+
+
 @pytest.mark.trust("G11")
-async def test_the_eleventh_call_of_a_key_is_sent_away_at_once(tmp_path: Path) -> None:
-    """503, when to come back, the allowance; another key's calls, status and revocation are served meanwhile."""
-    async with behind(tmp_path, 10, max_calls_each=10) as (house, _):
+async def test_the_eleventh_call_of_a_key_waits_and_is_served(tmp_path: Path) -> None:
+    """Beyond those that may wait: 429, when to come back, the allowance. Other keys and revocation go on meanwhile."""
+    async with behind(tmp_path, 10, max_calls_each=10, max_calls_each_queued=1) as (house, turnstile):
+        eleventh = asyncio.create_task(house.like("11"))
+        await queued(house, 1)
         answer = await house.like()
         error = answer.json()["error"]
-        assert (answer.status_code, error["code"], error["reason"], error["retryable"]) == (
-            *(503, "overloaded", "overloaded", True),
+        assert (answer.status_code, error["code"], error["reason"], error["retryable"], error["whose"]) == (
+            *(429, "rate_limit_exceeded", "concurrency_exceeded", True, "caller"),
         )
-        assert int(answer.headers["retry-after"]) >= 1
+        assert "at most 11 may run or wait" in error["message"]
+        assert answer.headers["retry-after"] == "1"
         assert "x-ratelimit-remaining" in answer.headers
+        assert counted(house, "calls_shed_total") == {("key",): 1}
         assert (await house.status())["linked"] is True
-        assert (await house.call("unlink_twitter")).json() == {"data": {"linked": False}}
+        own = house.client.headers["authorization"]
         await another_key(house)
         assert (await house.like()).json()["error"]["reason"] == "x_not_linked"
+        house.client.headers["authorization"] = own
+        assert not eleventh.done()
+        turnstile.open.set()
+        assert (await eleventh).json()["error"]["reason"] == "tweet_not_found"
+        assert (await house.call("unlink_twitter")).json() == {"data": {"linked": False}}
+
+
+KEYS, CALLERS, LIKES = 8, 20, 5
+
+
+async def test_keys_with_more_callers_than_may_run_are_all_served(tmp_path: Path) -> None:
+    """By the default bounds: 8 starter keys, each with 20 callers, while X takes 300 ms for a like."""
+    defaults = {name: Settings.model_fields[name].default for name in ("max_calls", "max_calls_each")}
+    async with House.built(tmp_path, **defaults) as house:
+        await house.configure(likes_per_15m=1_000_000, likes_per_24h=1_000_000)
+        posts = [{"author": "grace", "text": f"number {number}", "id": str(number)} for number in range(1, 161)]
+        (await house.x.post("/_sandbox/seed", json={"posts": posts})).raise_for_status()
+        raw_keys = []
+        for _ in range(KEYS):
+            _, raw_key = await house.gateway.keys.create("test", "test key", "starter", None)
+            house.client.headers["authorization"] = f"Bearer {raw_key}"
+            await house.link("ada")
+            raw_keys.append(raw_key)
+        await house.fault("POST", "/2/users/*/likes", {"delay_s": 0.3}, times=None)
+
+        async def caller(number: int) -> list[int]:
+            sent = Sent(json.dumps({"tweet_id": posts[number]["id"]}).encode())
+            return [(await exchange(house, sent, raw_keys[number % KEYS])).status for _ in range(LIKES)]
+
+        statuses = await asyncio.gather(*(caller(number) for number in range(KEYS * CALLERS)))
+        assert counted(house, "calls_shed_total") == {}
+    assert Counter(status for those in statuses for status in those) == {200: KEYS * CALLERS * LIKES}
 
 
 async def test_when_all_places_and_turns_are_taken_nobody_is_looked_up(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +19,8 @@ from birdwire.operations import TweetTarget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from birdwire.form import Take
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -173,7 +175,7 @@ def call(*headers: tuple[str, str], body: bytes = b'{"tweet_id":"1"}') -> Call:
     return Call("POST", "/", headers=headers_in(raw_headers), stream=stream)
 
 
-async def no_files(_: object) -> int:
+async def no_files(_: object) -> NoReturn:
     """Who reads here takes none."""
     raise AssertionError
 
@@ -253,9 +255,11 @@ async def test_a_multipart_body_is_fields_and_files() -> None:
     """And whoever reads it is asked once, when the first file begins, with the fields before it."""
     seen: list[dict[str, object]] = []
 
-    async def before_file(fields: dict[str, object]) -> int:
+    async def before_file(fields: dict[str, object]) -> tuple[int, Take]:
         seen.append(dict(fields))
-        return LIMIT
+        return LIMIT, reserved.append
+
+    reserved: list[int] = []
 
     body = parts(
         b'Content-Disposition: form-data; name="a"\r\n\r\n1',
@@ -267,6 +271,7 @@ async def test_a_multipart_body_is_fields_and_files() -> None:
         assert (parsed.fields, [(file.name, file.size) for file in parsed.files]) == ({"a": "1", "b": "2"}, [("f", 2)])
         assert parsed.files[0].file.read() == b"\x00\xff"
     assert len(seen) == 1
+    assert sum(reserved) >= len(body) - body.index(b"\x00\xff")
 
 
 @pytest.mark.parametrize(
@@ -295,8 +300,8 @@ async def test_a_multipart_body_that_cannot_be_read_is_refused(body: bytes) -> N
 async def test_any_multipart_body_is_read_or_refused(body: bytes) -> None:
     """Never anything else."""
 
-    async def before_file(_: object) -> int:
-        return LIMIT
+    async def before_file(_: object) -> tuple[int, Take]:
+        return LIMIT, list[int]().append
 
     with contextlib.suppress(GatewayError):
         (await read(call(MULTIPART, body=b"--x\r\n" + body), LIMIT, before_file)).close()

@@ -12,11 +12,13 @@ import pytest
 from birdwire.body import read
 from birdwire.call import Call
 from birdwire.errors import GatewayError
-from birdwire.form import IN_MEMORY, Part
+from birdwire.form import IN_MEMORY, MAX_FILES, Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from birdwire.form import Take
 
 BOUNDARY = "b0undary"
 
@@ -34,11 +36,11 @@ def form(*files: bytes, parameters: str = "") -> Call:
     return Call("POST", "/", headers={"content-type": [f"multipart/form-data; boundary={BOUNDARY}"]}, stream=stream)
 
 
-async def taken(call: Call) -> tuple[Part, ...]:
-    """The files of a call."""
+async def taken(call: Call, reserved: list[int] | None = None) -> tuple[Part, ...]:
+    """The files of a call, and what was reserved for them."""
 
-    async def before_file(_: dict[str, Any]) -> int:
-        return 64 << 20
+    async def before_file(_: dict[str, Any]) -> tuple[int, Take]:
+        return 64 << 20, ([] if reserved is None else reserved).append
 
     return (await read(call, 16_384, before_file)).files
 
@@ -107,3 +109,29 @@ async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch:
         await taken(form(b"first", bytes(3 * IN_MEMORY)))
     assert caught.value.reason == "storage_unavailable"
     assert len(closed) == 2
+
+
+async def test_every_byte_is_reserved_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a body's files no more than 64 KiB lies in memory, and the file on disk is never ahead of the reservation."""
+    reserved: list[int] = []
+    written: list[int] = []
+
+    class Watched(tempfile.SpooledTemporaryFile[bytes]):
+        def write(self, data: Any) -> int:
+            written.append(len(data))
+            assert sum(written) <= sum(reserved) <= sum(written) + 2 * IN_MEMORY
+            return super().write(data)
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Watched)
+    (part,) = await taken(form(bytes(5 * IN_MEMORY)), reserved)
+    part.file.close()
+    assert sum(written) == 5 * IN_MEMORY < sum(reserved)
+
+
+async def test_a_body_has_at_most_four_files() -> None:
+    """The fifth is refused when it begins, and the others are let go."""
+    for part in await taken(form(*[b"a"] * MAX_FILES)):
+        part.file.close()
+    with pytest.raises(GatewayError) as caught:
+        await taken(form(*[b"a"] * (MAX_FILES + 1)))
+    assert caught.value.reason == "media_files_malformed"

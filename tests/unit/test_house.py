@@ -34,6 +34,7 @@ ALLOWED: dict[str, str] = {
     "form": "call errors",
     "body": "call errors form",
     "crowd": "errors metrics",
+    "uploads": "errors metrics",
     "dialect": "body call errors",
     "limits": "call clock redis telemetry",
     "redis": "",
@@ -98,8 +99,8 @@ ALLOWED: dict[str, str] = {
     "ledger": "clock errors media operations reads store.db store.ledger upstream windows",
     "line": "breaker clock errors ledger metrics operations order sessions store.db upstream x",
     "gate": "body call capabilities clock crowd dialect errors failpoints form idempotency journal keys limits "
-    "line media oauth operations order presence prices reads sessions store.db telemetry timeline x",
-    "asgi": "call errors gate head telemetry",
+    "line media oauth operations order presence prices reads sessions store.db telemetry timeline uploads x",
+    "asgi": "body call errors gate head telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",
     "head": "errors",
@@ -122,7 +123,7 @@ ALLOWED: dict[str, str] = {
     "app": "asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door edge "
     "errors failpoints gate health idempotency journal keyring keys lane ledger limits line metrics oauth "
     "operations order pages presence prices reads recall reconcile room sessions settings store.db "
-    "surfaces.documents surfaces.site telemetry upstream vault x",
+    "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""
 

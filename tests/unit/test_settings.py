@@ -197,3 +197,8 @@ def test_every_secret_setting_makes_a_file_secret() -> None:
     """A new one is in one of the two lists."""
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert secret <= {*SECRETS, *PASSWORD_URLS}
+
+
+def test_one_upload_of_the_largest_size_fits_into_the_room_for_all() -> None:
+    """Else it could never be served."""
+    assert any("max_spooled_bytes" in line for line in problems(max_upload_bytes=str(257 << 20)))

@@ -37,7 +37,7 @@ EDGE = (
 
 KEYED = (
     *("key_missing", "key_in_query", "key_malformed", "key_unknown", "key_revoked", "key_expired", "mode_mismatch"),
-    *("ip_not_allowed", "rpm_exceeded", "auth_failures", "storage_unavailable"),
+    *("ip_not_allowed", "rpm_exceeded", "concurrency_exceeded", "auth_failures", "storage_unavailable"),
 )
 BODY = (
     *("json_malformed", "body_not_object", "duplicate_field", "unknown_field", "form_malformed"),

@@ -38,7 +38,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 METRICS_TOKEN = "fleet-metrics-token"
 PLENTY = 1_000_000
-NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY}}
+UNLIKE = "DELETE /2/users/{id}/likes/{tweet_id}"
+NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY, UNLIKE: PLENTY}}
 
 
 @dataclass
@@ -131,8 +132,9 @@ class Fleet:
         return key.key_id, {"authorization": f"Bearer {raw_key}", "x-forwarded-for": str(address)}
 
     async def link(self, headers: dict[str, str], *, begin: int = 0, end: int = 0, username: str = "ada") -> None:
-        """Link an account to a key: asked for at one replica, called back at another."""
-        begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers)
+        """Link an account to a key, in place of any other: asked for at one replica, called back at another."""
+        body = {"expected_username": username}
+        begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers, json=body)
         decision = {"auth_url": begun.json()["auth_url"], "username": username, "action": "allow"}
         back = urlsplit((await self.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"])
         answer = await self.client.get(f"{self.replicas[end].url}{back.path}?{back.query}")

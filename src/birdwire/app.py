@@ -211,6 +211,7 @@ def create_app(
         limits,
         oauth,
         sessions,
+        recall,
         lines,
         Reads(clock),
         capabilities,

@@ -21,6 +21,7 @@ from birdwire.journal import Entry, fingerprint
 from birdwire.keys import raw_key_of
 from birdwire.limits import failures_from
 from birdwire.order import canonical
+from birdwire.permit import Permit
 from birdwire.store.db import StorageDownError
 from birdwire.timeline import sought
 from birdwire.x import Reading
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from birdwire.presence import Presence
     from birdwire.prices import Prices
     from birdwire.reads import Read, Reads
+    from birdwire.recall import Recall
     from birdwire.sessions import Sessions, XSession
     from birdwire.telemetry import Telemetry
 
@@ -87,6 +89,7 @@ class Gate:
         limits: Limits,
         oauth: OAuth,
         sessions: Sessions,
+        recall: Recall,
         lines: Lines,
         reads: Reads,
         capabilities: Capabilities,
@@ -108,6 +111,7 @@ class Gate:
         self._limits = limits
         self._oauth = oauth
         self._sessions = sessions
+        self._recall = recall
         self._lines = lines
         self._reads = reads
         self._capabilities = capabilities
@@ -142,6 +146,7 @@ class Gate:
             key, parsed, relayed = await self._enter(takes, call, visit)
             await crowd.enter(key.key_id)
             try:
+                key = await self._again(key, call)
                 answer = await self._once(takes, work, call, key, parsed, visit)
             finally:
                 crowd.leave(key.key_id)
@@ -209,6 +214,17 @@ class Gate:
             raise GatewayError("ip_not_allowed")
         return key
 
+    async def _again(self, key: Key, call: Call) -> Key:
+        """Return the key as it is now: it may have changed while the body came in, or while the call was queued.
+
+        Raises:
+            GatewayError: it may no longer be used, or not from there. The call's allowance is not charged again.
+        """
+        key = await self._keys.again(key)
+        if not key.rules.allow_address(call.peer):
+            raise GatewayError("ip_not_allowed")
+        return key
+
     async def _once(  # the frame's own parts, and nothing else
         self, takes: Takes, work: Work, call: Call, key: Key, parsed: Parsed, visit: _Visit
     ) -> Answer:
@@ -251,20 +267,21 @@ class Gate:
     # One operation, step by step.
 
     async def _operate(self, operation: Operation, call: Call, key: Key, parsed: Parsed) -> Answer:
-        if not key.rules.allow(operation.name):
-            raise GatewayError("key_not_allowed", what=operation.name)
+        _allow(key, operation)
         fields = (
             _with_media(parsed.fields, ["0"] * len(parsed.files))
             if parsed.files and not operation.takes_file
             else parsed.fields
         )
-        context = {"text_limit": key.rules.text_limit}
-        body = check(fields, operation.body, context)
+        body = check(fields, operation.body, {"text_limit": key.rules.text_limit})
         files = _files(operation, parsed)
         session = await self._session(key, operation.scopes)
         self._lines.ledger.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
-        line = self._lines.open(session)
+        permit = Permit(
+            self._keys, self._sessions, self._recall, self._clock, key, partial(self._readmit, operation, call)
+        )
+        line = self._lines.open(session, permit)
         entry = Entry(
             call.request_id,
             key.key_id,
@@ -279,6 +296,9 @@ class Gate:
         try:
             if files and not operation.takes_file:
                 ids = await self._attach(files, line)
+                key = await self._again(key, call)  # an upload takes long, and the post goes by the key's rules of now
+                _allow(key, operation)
+                context = {"text_limit": key.rules.text_limit}
                 body = check(_with_media(parsed.fields, ids), operation.body, context)
             if not operation.repeatable:
                 await record.begin()
@@ -302,6 +322,12 @@ class Gate:
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)
+
+    async def _readmit(self, operation: Operation, call: Call, key: Key) -> tuple[Key, XSession]:
+        """Return a running call's key and session as they are now, or refuse it as a new call would be."""
+        key = await self._again(key, call)
+        _allow(key, operation)
+        return key, await self._session(key, operation.scopes)
 
     async def _upload(self, file: Part, line: Line) -> dict[str, Any]:
         try:
@@ -380,6 +406,11 @@ def _definite(error: GatewayError) -> bool:
     """Whether X itself said no for good: its 401s and 429s, and what may be tried again, are no such word."""
     temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
     return error.outcome == "refused" and not temporary
+
+
+def _allow(key: Key, operation: Operation) -> None:
+    if not key.rules.allow(operation.name):
+        raise GatewayError("key_not_allowed", what=operation.name)
 
 
 def _known(visit: _Visit) -> Key:

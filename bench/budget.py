@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 PARTS: Mapping[str, str] = {
     "Bytes in, bytes out": "edge lane door head asgi",
-    "Who asks, and whether they may": "keys recall limits redis crowd health rules",
+    "Who asks, and whether they may": "keys recall permit limits redis crowd health rules",
     "The steps between": "gate call clock errors order flight",
     "The body, and X's call made of it": "body form pairs dialect operations post text",
     "The session and its token": "sessions refresh vault keyring revocations",

@@ -38,7 +38,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 METRICS_TOKEN = "fleet-metrics-token"
 PLENTY = 1_000_000
-NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY}}
+UNLIKE = "DELETE /2/users/{id}/likes/{tweet_id}"
+NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY, UNLIKE: PLENTY}}
 
 
 @dataclass
@@ -131,14 +132,15 @@ class Fleet:
         return key.key_id, {"authorization": f"Bearer {raw_key}", "x-forwarded-for": str(address)}
 
     async def link(self, headers: dict[str, str], *, begin: int = 0, end: int = 0, username: str = "ada") -> None:
-        """Link an account to a key: asked for at one replica, called back at another."""
+        """Link an account to a key, in place of any other: asked for at one replica, called back at another."""
         back = await self.consent(headers, begin=begin, username=username)
         answer = await self.client.get(f"{self.replicas[end].url}{back}")
         assert answer.status_code == 200, answer.text
 
     async def consent(self, headers: dict[str, str], *, begin: int = 0, username: str = "ada") -> str:
         """Begin a link at one replica and approve it; the callback's path and query."""
-        begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers)
+        body = {"expected_username": username}
+        begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers, json=body)
         decision = {"auth_url": begun.json()["auth_url"], "username": username, "action": "allow"}
         back = urlsplit((await self.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"])
         return f"{back.path}?{back.query}"

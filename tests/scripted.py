@@ -74,11 +74,11 @@ class Process:
         self.x, self.log = Script(), io.StringIO()
         self.database = Database(url)
         telemetry = Telemetry(self.log, clock)
-        recall = Recall(self.database, clock)
+        self.recall = Recall(self.database, clock)
         self.sessions = Sessions(
-            self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox", Failpoints(), recall
+            self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox", Failpoints(), self.recall
         )
-        self.keys = Keys(self.database, clock, recall)
+        self.keys = Keys(self.database, clock, self.recall)
 
     async def link(self, label: str = "ada") -> str:
         """A linked account with the pair 1; its key's id."""

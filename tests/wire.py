@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import pytest
 from house import API, POST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from house import House
 
@@ -73,20 +74,53 @@ class Got:
         return dict(json.loads(self.body)["error"])
 
 
+class Slow:
+    """A request whose last byte is held back, while the gateway has admitted its key and waits for the rest."""
+
+    def __init__(self, sent: Sent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._last, self._reader, self._writer = sent.body[-1:], reader, writer
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def begun(cls, gateway_url: str, key: str, sent: Sent) -> AsyncIterator[Slow]:
+        """Send all but the last byte. The body is asked for (100 Continue) only after the key was admitted."""
+        url = urlsplit(gateway_url)
+        raw = replace(sent, more=(*sent.more, ("Expect", "100-continue"))).raw(url.netloc, key)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        try:
+            head, end, body = raw.partition(b"\r\n\r\n")
+            writer.write(head + end)
+            assert (await asyncio.wait_for(reader.readuntil(end), 15)).startswith(b"HTTP/1.1 100 ")
+            writer.write(body[:-1])
+            yield cls(sent, reader, writer)
+        finally:
+            writer.close()
+
+    async def finish(self) -> Got:
+        """Send the last byte; the answer."""
+        self._writer.write(self._last)
+        return await answer_in(self._reader)
+
+
 async def exchange(house: House, sent: Sent, key: str | None = None) -> Got:
     """Send the bytes; exactly one answer must come back, and then the end."""
     url = urlsplit(str(house.client.base_url))
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
         writer.write(sent.raw(url.netloc, key or house.raw_key)[:EAGER])
-        raw = await asyncio.wait_for(reader.read(), 15)
+        return await answer_in(reader, sent.method)
     finally:
         writer.close()
+
+
+async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> Got:
+    """The one answer that comes before the connection ends."""
+    raw = await asyncio.wait_for(reader.read(), 15)
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     assert len(headers) == len(lines), "a header came twice"
-    assert len(body) == (0 if sent.method == "HEAD" else int(headers["content-length"]))
+    assert len(body) == (0 if method == "HEAD" else int(headers["content-length"]))
     return Got(int(first.split()[1]), headers, body)
 
 

@@ -236,6 +236,7 @@ def create_app(
         limits,
         oauth,
         sessions,
+        recall,
         lines,
         Reads(clock),
         capabilities,

@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[Reply] | None = None
         self.opened_at = self.idle_at = self._loop.time()
-        self._clean = False
+        self._clean = True
         self._begin(bodiless=False)
 
     def _begin(self, *, bodiless: bool) -> None:
@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
         return self._lost.done() or self._transport.is_closing()
 
     def reusable(self) -> bool:
-        """Whether the last reply was read whole and leaves the connection fit for another request."""
+        """Whether it is fit for a request: it has had none yet, or read the whole reply to the last one."""
         return self._clean and not self._transport.is_closing()
 
     def abort(self) -> asyncio.Future[None]:

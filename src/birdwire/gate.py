@@ -21,6 +21,7 @@ from birdwire.journal import Entry, fingerprint
 from birdwire.keys import raw_key_of
 from birdwire.limits import failures_from
 from birdwire.order import canonical
+from birdwire.permit import Permit
 from birdwire.store.db import StorageDownError
 from birdwire.timeline import sought
 from birdwire.x import Reading
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from birdwire.presence import Presence
     from birdwire.prices import Prices
     from birdwire.reads import Read, Reads
+    from birdwire.recall import Recall
     from birdwire.sessions import Sessions, XSession
     from birdwire.telemetry import Telemetry
     from birdwire.uploads import Upload, Uploads
@@ -72,15 +74,6 @@ class Takes:
     reserved: bool = False
     action: str = ""
 
-    def permit(self, key: Key) -> None:
-        """Check that the key may use this route.
-
-        Raises:
-            GatewayError: key_not_allowed.
-        """
-        if self.action and not key.rules.allow(self.action):
-            raise GatewayError("key_not_allowed", what=self.action)
-
 
 @dataclass(slots=True)
 class _Visit:
@@ -105,6 +98,7 @@ class Gate:
         limits: Limits,
         oauth: OAuth,
         sessions: Sessions,
+        recall: Recall,
         lines: Lines,
         reads: Reads,
         capabilities: Capabilities,
@@ -128,6 +122,7 @@ class Gate:
         self._limits = limits
         self._oauth = oauth
         self._sessions = sessions
+        self._recall = recall
         self._lines = lines
         self._reads = reads
         self._capabilities = capabilities
@@ -163,10 +158,10 @@ class Gate:
         try:
             crowd.look()
             key, parsed, relayed = await self._enter(takes, call, visit)
-            takes.permit(key)
             if not visit.place:
                 await crowd.enter(key.key_id)
                 visit.place = key.key_id
+            key = await self._again(key, call, takes.action)
             answer = await self._once(takes, work, call, key, parsed, visit)
             if relayed and answer.status < 400:
                 answer = dialect.say(answer)
@@ -243,6 +238,19 @@ class Gate:
             raise GatewayError("ip_not_allowed")
         return key
 
+    async def _again(self, key: Key, call: Call, action: str) -> Key:
+        """Return the key as it is now: it may have changed while the body came in, or while the call was queued.
+
+        Raises:
+            GatewayError: it may no longer be used, or not from there, or not for this. The call's allowance is not
+                charged again.
+        """
+        key = await self._keys.again(key)
+        if not key.rules.allow_address(call.peer):
+            raise GatewayError("ip_not_allowed")
+        _allow(key, action)
+        return key
+
     async def _once(  # the frame's own parts, and nothing else
         self, takes: Takes, work: Work, call: Call, key: Key, parsed: Parsed, visit: _Visit
     ) -> Answer:
@@ -287,7 +295,7 @@ class Gate:
         if not takes.file_limit:  # no call of this route takes a file: what it sends stays small
             return takes.limit, lambda _: None
         key = visit.key
-        takes.permit(key)
+        _allow(key, takes.action)
         await self._session(key, takes.file_scopes)
         visit.upload = self._uploads.start(key.key_id, _announced(call))
         await self._crowd.enter(key.key_id)
@@ -302,13 +310,15 @@ class Gate:
             if parsed.files and not operation.takes_file
             else parsed.fields
         )
-        context = {"text_limit": key.rules.text_limit}
-        body = check(fields, operation.body, context)
+        body = check(fields, operation.body, {"text_limit": key.rules.text_limit})
         files = _files(operation, parsed)
         session = await self._session(key, operation.scopes)
         self._lines.ledger.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
-        line = self._lines.open(session)
+        permit = Permit(
+            self._keys, self._sessions, self._recall, self._clock, key, partial(self._readmit, operation, call)
+        )
+        line = self._lines.open(session, permit)
         entry = Entry(
             call.request_id,
             key.key_id,
@@ -323,6 +333,8 @@ class Gate:
         try:
             if files and not operation.takes_file:
                 ids = await self._attach(files, line)
+                key = await self._again(key, call, operation.name)  # an upload takes long, and rules may have changed
+                context = {"text_limit": key.rules.text_limit}
                 body = check(_with_media(parsed.fields, ids), operation.body, context)
             if not operation.repeatable:
                 await record.begin()
@@ -346,6 +358,11 @@ class Gate:
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)
+
+    async def _readmit(self, operation: Operation, call: Call, key: Key) -> tuple[Key, XSession]:
+        """Return a running call's key and session as they are now, or refuse it as a new call would be."""
+        key = await self._again(key, call, operation.name)
+        return key, await self._session(key, operation.scopes)
 
     async def _upload(self, file: Part, line: Line) -> dict[str, Any]:
         try:
@@ -422,6 +439,12 @@ def _definite(error: GatewayError) -> bool:
     """Whether X itself said no for good: its 401s and 429s, and what may be tried again, are no such word."""
     temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
     return error.outcome == "refused" and not temporary
+
+
+def _allow(key: Key, action: str) -> None:
+    """Check that the key may do this; without an action, every key may."""
+    if action and not key.rules.allow(action):
+        raise GatewayError("key_not_allowed", what=action)
 
 
 def _known(visit: _Visit) -> Key:

@@ -7,10 +7,10 @@ import hmac
 import re
 import secrets
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from ulid import ULID
@@ -132,7 +132,11 @@ NO_RULES = KeyRules()
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as the gateway knows it; never its secret. `rpm` is what holds, from the tier or the key's own."""
+    """A key as the gateway knows it; never its secret. `rpm` is what holds, from the tier or the key's own.
+
+    A key that `Keys.find` returned also records the hash of the secret that found it, when that secret expires (None:
+    it has not been rotated), and the turn of `Recall` in which it was read.
+    """
 
     key_id: str
     mode: Mode
@@ -142,6 +146,9 @@ class Key:
     created_at: datetime
     revoked_at: datetime | None
     rules: KeyRules = NO_RULES
+    secret_hash: bytes = field(default=b"", repr=False, compare=False)
+    dies_at: datetime | None = field(default=None, compare=False)
+    turn: int = field(default=-1, compare=False)
 
     def check(self, now: datetime, serves: Mode) -> None:
         """Check that the key may be used now, at a gateway that serves keys of this mode.
@@ -149,7 +156,7 @@ class Key:
         Raises:
             GatewayError: key_revoked, key_expired, mode_mismatch.
         """
-        if self.revoked_at is not None:
+        if self.revoked_at is not None or (self.dies_at is not None and self.dies_at <= now):
             raise GatewayError("key_revoked")
         if self.rules.expires_at is not None and self.rules.expires_at <= now:
             raise GatewayError("key_expired", expired=rfc3339(self.rules.expires_at))
@@ -195,13 +202,6 @@ def check_form(raw_key: str) -> None:
         raise GatewayError("key_malformed")
 
 
-class _Secret(NamedTuple):
-    """A secret that was found: its key, and when it ends if it was rotated away."""
-
-    key: Key
-    dies_at: datetime | None
-
-
 class Keys:
     """The keys of one database. A revocation, by whomever, holds from the next call on."""
 
@@ -220,27 +220,39 @@ class Keys:
         if len(raw_key) > _LENGTH or not raw_key.isascii():  # no key has a byte more, so none is hashed
             raise GatewayError("key_malformed")
         secret_hash, turn = _hash(raw_key), self._recall.catch_up()
-        found: _Secret | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
-        if found is None:
-            found = await self._read(raw_key, secret_hash, turn)
-        now = self._clock.now()
-        if found.dies_at is not None and found.dies_at <= now:
-            raise GatewayError("key_revoked")
-        found.key.check(now, serves)
-        return found.key
+        key: Key | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
+        if key is None:
+            check_form(raw_key)
+            key = await self._read(secret_hash, turn)
+        key.check(self._clock.now(), serves)
+        return key
 
-    async def _read(self, raw_key: str, secret_hash: bytes, turn: int) -> _Secret:
-        check_form(raw_key)
+    async def again(self, key: Key) -> Key:
+        """Return a key that `find` returned as it is now, by the same secret. Costs nothing while it has not changed.
+
+        Raises:
+            GatewayError: key_unknown, key_revoked, key_expired.
+        """
+        turn = self._recall.catch_up()
+        now: Key = self._recall.get(key.key_id, key.secret_hash) or await self._read(key.secret_hash, turn)
+        now.check(self._clock.now(), now.mode)
+        return now
+
+    def remembers(self, key: Key) -> bool:
+        """Return whether the cache still holds exactly this key, as of the last `Recall.catch_up`."""
+        return self._recall.get(key.key_id, key.secret_hash) is key
+
+    async def _read(self, secret_hash: bytes, turn: int) -> Key:
         async with self._database.read() as connection:
             row = await store.find(connection, secret_hash)
         if row is None or not hmac.compare_digest(row["secret_hash"], secret_hash):
             raise GatewayError("key_unknown")
-        found = _Secret(_key(row), row["dies_at"])
+        key = replace(_key(row), secret_hash=secret_hash, dies_at=row["dies_at"], turn=turn)
         if len(self._key_ids) >= MOST_SECRETS:
             del self._key_ids[next(iter(self._key_ids))]
-        self._key_ids[secret_hash] = found.key.key_id
-        self._recall.put(found.key.key_id, secret_hash, found, turn)
-        return found
+        self._key_ids[secret_hash] = key.key_id
+        self._recall.put(key.key_id, secret_hash, key, turn)
+        return key
 
     async def create(
         self,

@@ -7,19 +7,24 @@ It alone repeats a call: what was not sent, and what may be sent twice without h
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.errors import GatewayError
+from birdwire.permit import StaleError
 from birdwire.store.db import StorageDownError
 from birdwire.x import Unauthorized, read
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from birdwire.breaker import Breaker
     from birdwire.clock import Clock
     from birdwire.ledger import Ledger
     from birdwire.metrics import Metrics
     from birdwire.operations import XRequest
     from birdwire.order import Order, Turn
+    from birdwire.permit import Permit
     from birdwire.sessions import Sessions, XSession
     from birdwire.upstream import Reply
     from birdwire.x import Reading, X
@@ -66,9 +71,9 @@ class Lines:
         metrics.watch("birdwire_x_spared_total", lambda: {("window",): ledger.refused, ("breaker",): breaker.refused})
         metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
 
-    def open(self, session: XSession) -> Line:
-        """A line for one call of a linked account."""
-        return Line(self, session)
+    def open(self, session: XSession, permit: Permit | None = None) -> Line:
+        """A line for one call of a linked account. Each write is checked against the `permit`, if there is one."""
+        return Line(self, session, permit)
 
     def may_retry(self) -> bool:
         """Whether the budget has room for one more call at its retries."""
@@ -78,10 +83,11 @@ class Lines:
 class Line:
     """One call's way to X: its session, renewed once if X answers 401."""
 
-    def __init__(self, lines: Lines, session: XSession) -> None:
+    def __init__(self, lines: Lines, session: XSession, permit: Permit | None) -> None:
         self._lines = lines
         self._clock = lines.clock
         self._session = session
+        self._permit = permit
         self._renewed = False
 
     @property
@@ -132,12 +138,17 @@ class Line:
     async def _persist(self, request: XRequest, reading: Reading, turn: Turn | None, ends_at: float) -> dict[str, Any]:
         """Ask until there is an answer, or no reason to ask again."""
         lines, tries = self._lines, 0
+        failure: GatewayError | None = None
         try:
             while True:
                 began_at = self._clock.monotonic()
                 try:
-                    return read(await self._send(request, ends_at), reading, self._clock.now())
+                    return read(await self._send_permitted(request, ends_at), reading, self._clock.now())
+                except StorageDownError:
+                    raise failure or GatewayError("storage_unavailable", half="nothing was sent to X") from None
                 except GatewayError as error:
+                    if failure is not None and failure.outcome == "unknown" and error.outcome == "not_sent":
+                        error.outcome = "unknown"  # this try was not sent, but an earlier one may have been applied
                     if not self._may_repeat(request, error, tries, began_at, ends_at):
                         raise
                     failure = error
@@ -177,13 +188,39 @@ class Line:
         except StorageDownError:
             raise failure from None  # nobody can tell, so it is not tried again
 
-    async def _send(self, request: XRequest, ends_at: float) -> Reply:
+    async def _send_permitted(self, request: XRequest, ends_at: float) -> Reply:
+        """Send once; a write only while the call's key and link allow it, as they are at that moment.
+
+        Raises:
+            GatewayError: there is no reply, or the call may no longer write.
+            StorageDownError: nothing was sent, since nobody can tell whether it may.
+        """
+        permit = self._permit
+        if permit is None or request.method == "GET":
+            return await self._send(request, ends_at)
+        while True:
+            try:
+                return await self._send(request, ends_at, partial(permit.check, self._session))
+            except StaleError:
+                self._session = await self._readmitted(permit, ends_at)
+
+    async def _readmitted(self, permit: Permit, ends_at: float) -> XSession:
+        try:
+            async with asyncio.timeout(max(0.0, ends_at - self._clock.monotonic())):
+                return await permit.renew(self._session)
+        except TimeoutError:
+            raise GatewayError("x_timeout", outcome="not_sent") from None
+        except GatewayError as error:
+            error.outcome = "not_sent"  # whatever X answered, it was asked about the link
+            raise
+
+    async def _send(self, request: XRequest, ends_at: float, may_send: Callable[[], None] | None = None) -> Reply:
         """Send once, and tell ledger and breaker what X did."""
         lines, left_s = self._lines, ends_at - self._clock.monotonic()
         if left_s <= 0:
             raise GatewayError("x_timeout", outcome="not_sent")
         try:
-            reply = await lines.x.send(self._session.access_token, request, left_s)
+            reply = await lines.x.send(self._session.access_token, request, left_s, may_send)
         except GatewayError as error:
             if error.reason in _PASSING:
                 lines.breaker.failed(request.endpoint, self.user_id)

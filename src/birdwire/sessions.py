@@ -100,6 +100,11 @@ class Sessions:
         known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
         return known[1] if known is not None and known[0] > self._clock.now() else None
 
+    def remembers(self, key_id: str, session: XSession) -> bool:
+        """Return whether the cache still holds this pair for the key, as of the last `Recall.catch_up`."""
+        known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
+        return known is not None and (known[1].session_id, known[1].gen) == (session.session_id, session.gen)
+
     async def links(self, key_id: str) -> Links:
         """What is linked to a key."""
         turn = self._recall.catch_up()

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from birdwire.connection import Connection, Reply, SendFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from birdwire.connection import Cause
 
@@ -121,8 +121,11 @@ class Upstream:
         self._in_use = self._opened = 0
         self._closed = False
 
-    async def send(self, request: Request, *, deadline_s: float) -> Reply:
+    async def send(self, request: Request, *, deadline_s: float, may_send: Callable[[], None] | None = None) -> Reply:
         """Send once and read the whole reply, all within `deadline_s` seconds.
+
+        `may_send` is called with the connection at hand, with no wait between it and the first byte. If it raises,
+        nothing was sent, the connection is kept, and its exception goes to the caller.
 
         Raises SendFailed; ValueError, before anything is sent, for a request that could break its own framing.
         Cancelling it closes the connection in use.
@@ -139,6 +142,8 @@ class Upstream:
         connection = None
         try:
             connection = self._reuse(loop.time()) or await self._connect(loop, ends_at)
+            if may_send is not None:
+                may_send()
             return await connection.exchange(data, ends_at, bodiless=request.method == "HEAD")
         finally:
             if connection is not None:

@@ -85,8 +85,10 @@ class X:
         except (ValueError, TypeError, OverflowError):
             return None
 
-    async def send(self, access_token: str, request: XRequest, deadline_s: float) -> Reply:
-        """Ask once; X's whole reply, for `read`.
+    async def send(
+        self, access_token: str, request: XRequest, deadline_s: float, may_send: Callable[[], None] | None = None
+    ) -> Reply:
+        """Ask once; X's whole reply, for `read`. `may_send` is as in `Upstream.send`.
 
         Raises:
             GatewayError: there is none; `outcome` says whether X may have got the request.
@@ -100,7 +102,7 @@ class X:
         began = self._clock.monotonic()
         try:
             reply = await self._upstream.send(
-                Request(request.method, request.path, headers, body), deadline_s=deadline_s
+                Request(request.method, request.path, headers, body), deadline_s=deadline_s, may_send=may_send
             )
         except SendFailed as error:
             self._note(request, error.cause, began)

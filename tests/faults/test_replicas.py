@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import json
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
 from fleet import Fleet
+from house import API
 from scale import percentile, record, scaled
+from wire import Sent, Slow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +32,13 @@ REVOCATIONS = scaled("REVOCATIONS", 30, 1_000)
 AT_ONCE = 10
 ROUNDS = 10
 REJECTED = {"error": "token-code-invalid"}
+ARMED = scaled("ARMED", 1, 100)
+"""How often each kind of change meets calls that were admitted before it."""
+LET_GO_S = (0.0, 0.05, 0.5, 1.1, 1.5)
+"""When the bodies of such calls become whole, from the change on."""
+TARGETS = itertools.count(1_900_000_000_000_000_000)
+"""A post of its own for each key, by which its writes are told apart at X. There are none such."""
+ADA = "2244994945"
 DEGRADED = "x-ratelimit-degraded"
 
 
@@ -185,6 +199,99 @@ async def test_what_is_taken_away_at_one_place_is_gone_everywhere(
     record(f"keys {kind} under load, late by seconds", runs=len(late_s), p99=round(p99_s, 3), most=round(most_s, 3))
     assert p99_s <= 1.0
     assert most_s <= 5.0
+
+
+class Armed:
+    """Calls of one key at every replica, admitted before a change and let go at moments around and after it."""
+
+    def __init__(self, fleet: Fleet, key_id: str, headers: dict[str, str]) -> None:
+        self._fleet, self._key_id, self._headers = fleet, key_id, headers
+        self._target = str(next(TARGETS))
+
+    async def run(self, change: Callable[[Fleet, str, dict[str, str]], Awaitable[float]]) -> list[float]:
+        """Seconds from the commit to each write that X got; every call ends."""
+        sent = Sent(
+            json.dumps({"tweet_id": self._target}).encode(),
+            target=API + "unlike_twitter",
+            more=(("X-Forwarded-For", self._headers["x-forwarded-for"]),),
+        )
+        raw_key = self._headers["authorization"].split()[1]
+        async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
+            calls = [
+                (after_s, await stack.enter_async_context(Slow.begun(replica.url, raw_key, sent)))
+                for after_s in LET_GO_S
+                for replica in self._fleet.replicas
+            ]
+            committed_at = await change(self._fleet, self._key_id, self._headers)
+            answers = []
+            for after_s, call in calls:
+                await asyncio.sleep(committed_at + after_s - time.time())
+                answers.append(asyncio.create_task(call.finish()))
+            statuses = {got.status for got in await asyncio.gather(*answers)}
+        assert statuses <= {401, 403, 404}  # 404: X was asked, and knows no such post
+        return [at - committed_at for at in await self._written()]
+
+    async def _written(self) -> list[float]:
+        calls = (await self._fleet.x.get("/_sandbox/calls")).json()["calls"]
+        mine = [call["at"] for call in calls if call["path"].endswith(f"{ADA}/likes/{self._target}")]
+        return [datetime.fromisoformat(at).timestamp() for at in mine]
+
+
+async def _revoke(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
+    await fleet.keys.revoke(key_id)
+    return time.time()
+
+
+async def _rotate(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
+    await fleet.keys.rotate(key_id, timedelta())
+    return time.time()
+
+
+async def _actions(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
+    await fleet.keys.change(key_id, actions=("like_twitter",))
+    return time.time()
+
+
+async def _addresses(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
+    await fleet.keys.change(key_id, ips=("192.0.2.0/24",))
+    return time.time()
+
+
+async def _expire(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
+    expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
+    await fleet.keys.change(key_id, expires_at=expires_at)
+    return expires_at.timestamp()
+
+
+async def _unlink(fleet: Fleet, _: str, headers: dict[str, str]) -> float:
+    (await fleet.client.post(fleet.at(0, "unlink_twitter"), headers=headers)).raise_for_status()
+    return time.time()
+
+
+async def _relink(fleet: Fleet, _: str, headers: dict[str, str]) -> float:
+    await fleet.link(headers, begin=1, end=2, username="grace")
+    return time.time()
+
+
+@pytest.mark.trust("G4", "T9")
+async def test_no_write_is_begun_a_second_after_its_key_or_link_was_taken_away(fleet: Fleet) -> None:
+    """Calls that were admitted before, on whichever replica. One second for 99 of 100, five for all."""
+    changes = (_revoke, _rotate, _actions, _addresses, _expire, _unlink, _relink)
+
+    async def one(change: Callable[[Fleet, str, dict[str, str]], Awaitable[float]]) -> list[float]:
+        key_id, headers = await fleet.key()
+        await fleet.link(headers)
+        return await Armed(fleet, key_id, headers).run(change)
+
+    late_s: dict[str, list[float]] = {change.__name__: [] for change in changes}
+    for _ in range(ARMED):
+        for change, written in zip(changes, await asyncio.gather(*map(one, changes)), strict=True):
+            late_s[change.__name__].append(max([0.0, *written]))
+    for name, each in late_s.items():
+        p99_s, most_s = percentile(each, 0.99), max(each)
+        record(f"last write begun after {name[1:]}, in seconds", runs=ARMED, p99=round(p99_s, 3), most=round(most_s, 3))
+    assert percentile([at for each in late_s.values() for at in each], 0.99) <= 1.0
+    assert max(max(each) for each in late_s.values()) <= 5.0
 
 
 @pytest.mark.trust("F18")

@@ -97,9 +97,11 @@ ALLOWED: dict[str, str] = {
     "windows": "",
     "store.ledger": "store.schema",
     "ledger": "clock errors media operations reads store.db store.ledger upstream windows",
-    "line": "breaker clock errors ledger metrics operations order sessions store.db upstream x",
+    "permit": "clock errors keys recall sessions",
+    "line": "breaker clock errors ledger metrics operations order permit sessions store.db upstream x",
     "gate": "body call capabilities clock crowd dialect errors failpoints form idempotency journal keys limits "
-    "line media oauth operations order presence prices reads sessions store.db telemetry timeline uploads x",
+    "line media oauth operations order permit presence prices reads recall sessions store.db telemetry timeline "
+    "uploads x",
     "asgi": "body call errors gate head telemetry",
     "pages": "body call errors oauth store.db",
     "door": "telemetry",

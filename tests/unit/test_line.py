@@ -11,8 +11,9 @@ from birdwire.breaker import Breaker
 from birdwire.errors import GatewayError
 from birdwire.ledger import Ledger
 from birdwire.line import Lines
-from birdwire.operations import Posted, XRequest
+from birdwire.operations import Liked, Posted, XRequest
 from birdwire.order import Order
+from birdwire.permit import Permit, StaleError
 from birdwire.sessions import Sessions, XSession
 from birdwire.store.db import Database, StorageDownError
 from birdwire.telemetry import Telemetry
@@ -21,6 +22,7 @@ from birdwire.x import Reading, X
 from house import MovableClock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SESSION = XSession("xs_1", 1, "token", "1", "ada", frozenset())
@@ -42,20 +44,62 @@ class _Unauthorized:
         raise StorageDownError("OperationalError")
 
 
-async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(tmp_path: Path) -> None:
-    """Nobody need look for the post: X said no, and was not asked again."""
-    both, clock = _Unauthorized(), MovableClock()
+class _Permitted:
+    """Stands for X, which fails as often as `failures` says, and for a permit that cannot be renewed after that."""
+
+    def __init__(self, failures: int) -> None:
+        self.asked, self.failures = 0, failures
+
+    async def send(self, _token: str, _request: XRequest, _deadline_s: float, may_send: Callable[[], None]) -> Reply:
+        """As X.send."""
+        may_send()
+        self.asked += 1
+        return Reply(503, {}, b"{}")
+
+    def check(self, _session: XSession) -> None:
+        """As Permit.check."""
+        if self.asked == self.failures:
+            raise StaleError
+
+    async def renew(self, _session: XSession) -> XSession:
+        """As Permit.renew."""
+        raise StorageDownError("OperationalError")
+
+
+def _lines(folder: Path, both: object) -> Lines:
+    clock = MovableClock()
     telemetry = Telemetry(io.StringIO(), clock)
-    lines = Lines(
+    return Lines(
         cast("Sessions", both),
         cast("X", both),
-        Ledger(Database(f"sqlite:///{tmp_path / 'none.db'}"), clock, "client"),
+        Ledger(Database(f"sqlite:///{folder / 'none.db'}"), clock, "client"),
         Breaker(clock, telemetry),
         Order(),
         clock,
         15.0,
         telemetry.metrics,
     )
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"), [(0, ("storage_unavailable", "not_sent")), (1, ("x_5xx", "unknown"))], ids=["first", "retry"]
+)
+async def test_what_cannot_be_permitted_for_want_of_the_store_is_not_sent(
+    tmp_path: Path, failures: int, told: tuple[str, str]
+) -> None:
+    """A retry that is not sent leaves the answer to the try before it."""
+    both = _Permitted(failures)
+    line = _lines(tmp_path, both).open(SESSION, cast("Permit", both))
+    like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
+    with pytest.raises(GatewayError) as error:
+        await line.ask(like, Reading(Liked))
+    assert ((error.value.reason, error.value.outcome), both.asked) == (told, failures)
+
+
+async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(tmp_path: Path) -> None:
+    """Nobody need look for the post: X said no, and was not asked again."""
+    both = _Unauthorized()
+    lines = _lines(tmp_path, both)
     with pytest.raises(GatewayError) as error:
         await lines.open(SESSION).ask(XRequest("POST", "/2/tweets", endpoint="POST /2/tweets"), Reading(Posted))
     assert (error.value.reason, error.value.outcome, both.asked) == ("storage_unavailable", "not_sent", 1)

@@ -700,6 +700,60 @@ class TestUnsent:
         assert (caught.value.cause, caught.value.sent) == ("unreachable", False)
 
 
+class NotNowError(Exception):
+    """Raised by a caller to keep its request from being sent."""
+
+
+class TestMaySend:
+    """The caller's last word before the first byte."""
+
+    @pytest.mark.parametrize("kept", [False, True])
+    async def test_a_request_that_may_not_be_sent_is_not_and_leaves_the_connection_fit(self, *, kept: bool) -> None:
+        """It is asked with the connection at hand, a fresh one or a kept one; the next request takes the same."""
+        async with talk() as (peer, upstream):
+            seen = []
+
+            def refuse() -> None:
+                seen.append(upstream.stats())
+                raise NotNowError
+
+            if kept:
+                await upstream.send(ME, deadline_s=5)
+            for _ in range(3):
+                with pytest.raises(NotNowError):
+                    await upstream.send(LIKE, deadline_s=5, may_send=refuse)
+            assert seen == [Stats(open=1, idle=0, in_use=1, opened=1)] * 3
+            assert upstream.stats() == Stats(open=1, idle=1, in_use=0, opened=1)
+            assert (await upstream.send(ME, deadline_s=5, may_send=lambda: None)).body == b"ok"
+            assert (peer.connections, len(peer.requests)) == (1, 1 + kept)
+
+    async def test_a_call_that_waits_for_a_connection_is_asked_when_it_has_one(self) -> None:
+        """Not before: much may change in that time."""
+        async with talk(Act(b"", "stall"), connections=1) as (peer, upstream):
+            first = asyncio.create_task(upstream.send(ME, deadline_s=5))
+            await until(lambda: len(peer.requests) == 1)
+            asked = asyncio.Event()
+            second = asyncio.create_task(upstream.send(LIKE, deadline_s=5, may_send=asked.set))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not asked.is_set()
+            await cancelled(first)
+            await asyncio.wait_for(asked.wait(), 5)
+            await cancelled(second)
+
+    async def test_nothing_else_runs_between_the_question_and_the_first_byte(self) -> None:
+        """Whatever the loop does next finds the request written."""
+        async with talk(Act(b"", "stall")) as (peer, upstream):
+
+            def cancel_next() -> None:
+                asyncio.get_running_loop().call_soon(call.cancel)
+
+            call = asyncio.create_task(upstream.send(LIKE, deadline_s=5, may_send=cancel_next))
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await asyncio.wait_for(until(lambda: len(peer.requests) == 1), 5)
+
+
 @dataclass(frozen=True)
 class Authority:
     """A certificate authority that lives as long as the test, and writes what it signs into `folder`."""
@@ -777,6 +831,12 @@ class TestTLS:
     async def test_a_verified_host_is_spoken_to_and_its_connection_kept(self, authority: Authority) -> None:
         """TLS on a private CA."""
         async with talk(tls=authority.server(), ssl_context=authority.client()) as (peer, upstream):
+
+            def refuse() -> None:
+                raise NotNowError
+
+            with pytest.raises(NotNowError):
+                await upstream.send(LIKE, deadline_s=5, may_send=refuse)
             for _ in range(3):
                 assert (await upstream.send(LIKE, deadline_s=5)).body == b"ok"
             assert (peer.connections, len(peer.requests)) == (1, 3)

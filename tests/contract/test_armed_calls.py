@@ -1,0 +1,351 @@
+"""A call that was admitted before its key or link changed: what has not begun at X by then is not sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from birdwire.media import CHUNK
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.store import journal
+from birdwire.store.db import Database
+from house import API, POST, House, gateway, serving
+from linking import reason_of
+from wire import Got, Sent, Slow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    import httpx2
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    Change = Callable[[House], Awaitable[object]]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+JPEG = b"\xff\xd8\xff" + bytes(2 * CHUNK)
+"""Three parts of an upload."""
+
+
+async def revoke(house: House) -> None:
+    """Revoke the key."""
+    await house.gateway.keys.revoke(house.key_id)
+
+
+async def rotate(house: House) -> None:
+    """Rotate the key without an overlap."""
+    await house.gateway.keys.rotate(house.key_id, timedelta())
+
+
+async def expire(house: House) -> None:
+    """Let the key expire."""
+    house.clock.advance(minutes=1)
+
+
+async def unlink(house: House) -> None:
+    """Unlink the account."""
+    (await house.call("unlink_twitter")).raise_for_status()
+
+
+async def relink(house: House, username: str) -> None:
+    """Link an account in place of the one that is linked."""
+    answer = await house.link(username, {"expected_username": username})
+    assert answer.status_code == 200
+
+
+def narrow(**rules: Any) -> Change:
+    """Change the key's rules."""
+    return lambda house: house.gateway.keys.change(house.key_id, **rules)
+
+
+CHANGES: dict[str, tuple[Change, tuple[int, str]]] = {
+    "revoked": (revoke, (401, "key_revoked")),
+    "rotated": (rotate, (401, "key_revoked")),
+    "expired": (expire, (401, "key_expired")),
+    "actions": (narrow(actions=("bookmark_twitter",)), (403, "key_not_allowed")),
+    "addresses": (narrow(ips=("192.0.2.0/24",)), (403, "ip_not_allowed")),
+    "unlinked": (unlink, (403, "x_not_linked")),
+}
+
+
+def kinds(*names: str) -> pytest.MarkDecorator:
+    """Once with each of these changes."""
+    return pytest.mark.parametrize(("change", "refused"), [CHANGES[name] for name in names], ids=names)
+
+
+class Held:
+    """A local X that holds the calls to one path until the test lets them go."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._path = ""
+        self._come, self._go = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one call on, now or later."""
+        if self._path and scope["type"] == "http" and scope["path"].endswith(self._path):
+            self._come.set()
+            await self._go.wait()
+        await self._app(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def holding(self, path: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+        """Hold calls to a path that ends so, until the block ends; yields how to wait for the first."""
+        self._path, self._come, self._go = path, asyncio.Event(), asyncio.Event()
+        try:
+            yield partial(asyncio.wait_for, self._come.wait(), 20)
+        finally:
+            self._path = ""
+            self._go.set()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgres"])
+async def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[House]:
+    """One house for the module; every test makes a key of its own."""
+    folder, options = tmp_path_factory.mktemp("armed"), dict[str, Any]()
+    if request.param == "postgres":
+        template = request.getfixturevalue("prepared")
+        options["database_url"] = request.getfixturevalue("postgres").database(template)
+    async with House.built(folder, **options) as built:
+        yield built
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[House, Held]]:
+    """The same, with an X that can be held."""
+    async with AsyncExitStack() as stack:
+        sandbox = create_sandbox()
+        held = Held(sandbox)
+        x_url = await stack.enter_async_context(serving(sandbox_config(held, log_level="error")))
+        folder = tmp_path_factory.mktemp("held")
+        house = await stack.enter_async_context(gateway(folder, sandbox, x_url, stack, x_deadline_s=120))
+        yield house, held
+
+
+async def armed(house: House) -> House:
+    """The house with a new key, which is linked to ada and expires in a minute."""
+    key, house.raw_key = await house.gateway.keys.create("test", "armed", "growth")
+    house.key_id = key.key_id
+    house.client.headers["authorization"] = f"Bearer {house.raw_key}"
+    await house.link("ada")
+    await house.gateway.keys.change(key.key_id, expires_at=house.clock.now() + timedelta(minutes=1))
+    return house
+
+
+async def heard(house: House, refused: tuple[int, str]) -> None:
+    """Wait until the gateway has heard of the change: until it refuses a new call."""
+    async with asyncio.timeout(20):
+        while (answer := await house.like()).status_code == 200:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0.01)
+    assert (answer.status_code, reason_of(answer)) == refused
+
+
+async def writes(house: House, path: str) -> int:
+    """How many writes X got so far, other than those of links."""
+    return len([call for call in await house.calls(path) if call["method"] != "GET"])
+
+
+async def recorded(house: House, request_id: str) -> tuple[str, str | None]:
+    """State and reason of a write in the journal."""
+    database = Database(house.settings.database_url)
+    try:
+        async with database.read() as connection:
+            row = await journal.get(connection, request_id)
+    finally:
+        await database.close()
+    assert row is not None
+    return row["state"], row["reason"]
+
+
+def slow_call(house: House, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
+    """A call of the house's key whose last byte waits."""
+    return Slow.begun(str(house.client.base_url), house.raw_key, sent)
+
+
+def outcome(got: Got | httpx2.Response) -> tuple[int, str]:
+    """Status and reason."""
+    body = got.body if isinstance(got, Got) else got.content
+    status = got.status if isinstance(got, Got) else got.status_code
+    return status, str(json.loads(body).get("error", {}).get("reason", ""))
+
+
+# While the body comes in.
+
+
+@kinds(*CHANGES)
+async def test_a_slow_body_is_refused_by_what_holds_when_it_is_whole(
+    shared: House, change: Change, refused: tuple[int, str]
+) -> None:
+    """The post is not sent. Its allowance was charged once, and its Idempotency-Key is free."""
+    house = await armed(shared)
+    before = await writes(house, "/2/tweets")
+    sent = Sent(b'{"text": "armed"}', target=API + "post_twitter", more=(("Idempotency-Key", "armed"),))
+    async with slow_call(house, sent) as slow:
+        await change(house)
+        await heard(house, refused)
+        got = await slow.finish()
+    assert outcome(got) == refused
+    assert await writes(house, "/2/tweets") == before
+    assert outcome(await house.call("post_twitter", {"text": "armed"}, headers={"idempotency-key": "armed"})) == refused
+
+
+async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: House) -> None:
+    """What needs no X is bound by the key, too."""
+    house = await armed(shared)
+    async with slow_call(house, Sent(b"{}", target=API + "auth_twitter")) as slow:
+        await revoke(house)
+        await heard(house, (401, "key_revoked"))
+        assert outcome(await slow.finish()) == (401, "key_revoked")
+
+
+async def test_a_slow_body_is_served_by_a_key_that_changed_in_nothing_that_matters(shared: House) -> None:
+    """A new label, a new limit, an overlap: the call goes on."""
+    house = await armed(shared)
+    async with slow_call(house, Sent()) as slow:
+        await house.gateway.keys.change(house.key_id, label="renamed", rpm=50)
+        await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
+        assert (await slow.finish()).status == 200
+
+
+# While it waits for another call, with its body whole.
+
+
+@contextlib.asynccontextmanager
+async def queued(house: House, held: Held) -> AsyncIterator[asyncio.Task[httpx2.Response]]:
+    """An unlike that waits for a like, which X holds until the block ends."""
+    async with held.holding("/likes") as come:
+        like = asyncio.create_task(house.like())
+        await come()
+        unlike = asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST}))
+        async with asyncio.timeout(20):
+            while not house.gateway.lines.order.waiting:  # noqa: ASYNC110 - nothing else tells
+                await asyncio.sleep(0)
+        yield unlike
+    await like
+
+
+@kinds(*CHANGES)
+async def test_a_queued_call_is_not_begun_after_the_change(
+    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+) -> None:
+    """The call on the wire ends; the one behind it is refused before its first byte."""
+    house, held = await armed(waiting[0]), waiting[1]
+    before = await writes(house, "/2/users/")
+    async with queued(house, held) as unlike:
+        await change(house)
+    answer = await unlike
+    assert outcome(answer) == refused
+    assert await writes(house, "/2/users/") == before + 1
+    assert await recorded(house, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
+
+
+async def test_a_queued_call_never_acts_as_an_account_that_was_linked_since(waiting: tuple[House, Held]) -> None:
+    """It was recorded as ada's, so it is neither ada's nor grace's now."""
+    house, held = await armed(waiting[0]), waiting[1]
+    before = await writes(house, "/2/users/")
+    async with queued(house, held) as unlike:
+        await relink(house, "grace")
+    assert outcome(await unlike) == (403, "x_not_linked")
+    assert await writes(house, "/2/users/") == before + 1
+    assert (await house.status())["username"] == "grace"
+
+
+async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tuple[House, Held]) -> None:
+    """The same account was linked again, and the token that the call was admitted with has ended at X."""
+    house, held = await armed(waiting[0]), waiting[1]
+    async with queued(house, held) as unlike:
+        await house.advance_x(7_200)
+        await relink(house, "ada")
+    assert outcome(await unlike) == (200, "")
+
+
+# Between two tries.
+
+
+@kinds("revoked", "expired", "unlinked")
+async def test_no_retry_is_begun_after_the_change(
+    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+) -> None:
+    """X's 503 leaves open whether the first try was applied, and so it stays recorded."""
+    house, _ = await armed(waiting[0]), waiting[1]
+    before = await writes(house, "/2/users/")
+    await house.fault("POST", "/2/users/*/likes", {"status": 503})
+
+    async def meanwhile() -> None:
+        house.clock.meanwhile = None
+        await change(house)
+
+    house.clock.meanwhile = meanwhile
+    answer = await house.like()
+    assert outcome(answer) == refused
+    assert await writes(house, "/2/users/") == before + 1
+    assert await recorded(house, answer.json()["error"]["request_id"]) == ("unknown", refused[1])
+
+
+# Between the parts of an upload, and between the uploads and the post.
+
+
+@kinds("rotated", "actions", "unlinked")
+async def test_no_further_part_of_an_upload_is_sent_after_the_change(
+    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+) -> None:
+    """The part on the wire ends; neither the next one nor the end of the upload is sent."""
+    house, held = await armed(waiting[0]), waiting[1]
+    before = await writes(house, "/2/media")
+    files = {"media": ("a.jpg", JPEG, "image/jpeg")}
+    async with held.holding("/append") as come:
+        upload = asyncio.create_task(house.client.post(API + "upload_media", files=files))
+        await come()
+        await change(house)
+    answer = await upload
+    assert outcome(answer) == refused
+    assert await writes(house, "/2/media") == before + 2  # the beginning and one part
+    assert await recorded(house, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
+
+
+async def test_an_upload_whose_parts_are_all_sent_ends_and_is_recorded(waiting: tuple[House, Held]) -> None:
+    """Its key was revoked while X took the end of it."""
+    house, held = await armed(waiting[0]), waiting[1]
+    async with held.holding("/finalize") as come:
+        files = {"media": ("a.jpg", JPEG[:100], "image/jpeg")}
+        upload = asyncio.create_task(house.client.post(API + "upload_media", files=files))
+        await come()
+        await revoke(house)
+    answer = await upload
+    assert answer.status_code == 200
+    assert await recorded(house, answer.headers["x-request-id"]) == ("confirmed", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [CHANGES["revoked"], CHANGES["actions"], (narrow(text_limit=5), (400, "text_too_long"))],
+    ids=["revoked", "actions", "text limit"],
+)
+async def test_a_post_goes_by_the_rules_that_hold_when_its_files_are_uploaded(
+    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+) -> None:
+    """The files went before; the post does not follow."""
+    house, held = await armed(waiting[0]), waiting[1]
+    before = await writes(house, "/2/tweets")
+    files: dict[str, Any] = {
+        "aisa_api_key": (None, house.raw_key),
+        "content": (None, "with a picture"),
+        "media_files": ("a.jpg", JPEG[:100], "image/jpeg"),
+    }
+    async with held.holding("/finalize") as come:
+        post = asyncio.create_task(house.bare.post(API + "post_twitter", files=files))
+        await come()
+        await change(house)
+    answer = await post
+    assert outcome(answer) == refused
+    assert await writes(house, "/2/tweets") == before
+    assert (await recorded(house, answer.json()["error"]["request_id"]))[0] == "not_sent"

@@ -109,6 +109,7 @@ class Gateway:
             connections=self.room.callers,
             connections_refused=self.room.refused,
             connections_each=settings.max_connections_each,
+            reserved=frozenset(route.path for route in self.routes if route.reserved),
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
@@ -349,7 +350,8 @@ def routes(
         reserved = name in ("unlink_twitter", "auth/status")
         takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved)
         handle = partial(gate.answer, takes, work)
-        return Route(method, f"{API}/{name}", handle, settings.max_body_bytes, settings.request_deadline_s)
+        limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
+        return Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=reserved)
 
     own = [
         *(operation_route(operation) for operation in OPERATIONS),
@@ -371,8 +373,8 @@ def routes(
         Route("GET", f"{API}/oauth_callback", pages.callback),
         Route("POST", f"{API}/auth/undo", pages.undo),
         *(Route("GET", path, site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", health.live),
-        Route("GET", "/readyz", health.ready),
+        Route("GET", "/livez", health.live, reserved=True),
+        Route("GET", "/readyz", health.ready, reserved=True),
         *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
     ]
 

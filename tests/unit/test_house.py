@@ -96,7 +96,7 @@ ALLOWED: dict[str, str] = {
     "line media oauth operations order presence prices reads sessions store.db telemetry timeline x",
     "asgi": "call errors gate head telemetry",
     "pages": "body call errors oauth store.db",
-    "door": "telemetry",
+    "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",
     "lane": "asgi call edge",

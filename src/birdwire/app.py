@@ -31,6 +31,7 @@ from birdwire.lane import LaneProtocol
 from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
 from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.line import Lines
+from birdwire.lookups import Lookups
 from birdwire.oauth import AuthTwitter, Confirm, OAuth
 from birdwire.operations import OPERATIONS
 from birdwire.order import Order
@@ -181,22 +182,23 @@ def create_app(
     """
     clock = clock or Clock()
     telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
-    vault = open_vault(settings)
-    database = Database(settings.database_url)
+    vault, database = open_vault(settings), Database(settings.database_url)
     room = found_room(settings, telemetry)
     upstreams = {"calls": to_x(settings, room.calls), "tokens": to_x(settings, room.tokens)}
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    recall, presence = Recall(database, clock), Presence(database, clock)
-    keys = Keys(database, clock, recall)
+    recall, presence, lookups = Recall(database, clock), Presence(database, clock), Lookups(clock)
+    keys = Keys(database, clock, recall, lookups)
     journal = Journal(database, vault, presence, clock)
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
     sessions = Sessions(
-        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, confirm=confirm
+        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
     )
     health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
-    oauth = OAuth(settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints)
+    oauth = OAuth(
+        settings, database, vault, authserver, x, sessions, keys, capabilities, ledger, clock, failpoints, lookups
+    )
     mode: Mode = "test" if settings.issuer == "sandbox" else "live"
     limits = allowances(settings, clock, telemetry)
     lines = Lines(
@@ -253,6 +255,7 @@ def create_app(
             yield
         finally:
             await chores.close()
+            await lookups.close()
             await oauth.close()
             await sessions.close()
             await journal.close()

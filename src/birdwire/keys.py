@@ -17,6 +17,7 @@ from ulid import ULID
 
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
+from birdwire.lookups import Lookups
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
 from birdwire.recall import Recall
@@ -25,7 +26,7 @@ from birdwire.store import keys as store
 from birdwire.store import sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -182,24 +183,28 @@ class _Secret(NamedTuple):
 class Keys:
     """The keys of one database. A revocation, by whomever, holds from the next call on."""
 
-    def __init__(self, database: Database, clock: Clock, recall: Recall | None = None) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, recall: Recall | None = None, lookups: Lookups | None = None
+    ) -> None:
         self._database = database
         self._recall = recall or Recall(database, clock)
+        self._lookups = lookups or Lookups(clock)
         self._clock = clock
         self._key_ids: dict[bytes, str] = {}  # by the hash of a secret: whose it is never changes
 
-    async def find(self, raw_key: str, serves: Mode) -> Key:
-        """The live key behind a secret.
+    async def find(self, raw_key: str, serves: Mode, peer: str = "") -> Key:
+        """The live key behind a secret that a caller at the address `peer` sent.
 
         Raises:
             GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
+            GatewayError: auth_failures: key_unknown, from an address that sent too many such keys.
         """
         if len(raw_key) > _LENGTH or not raw_key.isascii():  # no key has a byte more, so none is hashed
             raise GatewayError("key_malformed")
         secret_hash, turn = _hash(raw_key), self._recall.catch_up()
         found: _Secret | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
         if found is None:
-            found = await self._read(raw_key, secret_hash, turn)
+            found = await self._read(raw_key, secret_hash, turn, peer)
         key, dies_at, expires_at = found.key, found.dies_at, found.key.rules.expires_at
         if key.revoked_at is not None or (dies_at is not None and dies_at <= self._clock.now()):
             raise GatewayError("key_revoked")
@@ -209,10 +214,12 @@ class Keys:
             raise GatewayError("mode_mismatch", given=f"bw_{key.mode}_", serves=f"bw_{serves}_ keys")
         return key
 
-    async def _read(self, raw_key: str, secret_hash: bytes, turn: int) -> _Secret:
+    async def _read(self, raw_key: str, secret_hash: bytes, turn: int, peer: str) -> _Secret:
         check_form(raw_key)
-        async with self._database.read() as connection:
-            row = await store.find(connection, secret_hash)
+        if secret_hash in self._key_ids:  # not a guess
+            row = (await self._look_up([secret_hash])).get(secret_hash)
+        else:
+            row = await self._lookups.run(peer, self._look_up, secret_hash)
         if row is None or not hmac.compare_digest(row["secret_hash"], secret_hash):
             raise GatewayError("key_unknown")
         found = _Secret(_key(row), row["dies_at"])
@@ -221,6 +228,10 @@ class Keys:
         self._key_ids[secret_hash] = found.key.key_id
         self._recall.put(found.key.key_id, secret_hash, found, turn)
         return found
+
+    async def _look_up(self, secret_hashes: Sequence[bytes]) -> Mapping[bytes, RowMapping]:
+        async with self._database.read() as connection:
+            return await store.find_all(connection, secret_hashes)
 
     async def create(
         self,

@@ -28,6 +28,8 @@ from birdwire.vault import Place, VaultError
 from birdwire.x import Unauthorized
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sqlalchemy import RowMapping
 
     from birdwire.authserver import AuthServer
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from birdwire.failpoints import Failpoints
     from birdwire.keys import Key, Keys
     from birdwire.ledger import Ledger
+    from birdwire.lookups import Lookups
     from birdwire.sessions import Sessions
     from birdwire.settings import Settings
     from birdwire.store.db import Database
@@ -121,6 +124,7 @@ class OAuth:
         ledger: Ledger,
         clock: Clock,
         failpoints: Failpoints,
+        lookups: Lookups,
     ) -> None:
         self._issuer = settings.issuer
         self._redirect_uri = settings.redirect_uri
@@ -135,6 +139,7 @@ class OAuth:
         self._ledger = ledger
         self._clock = clock
         self._failpoints = failpoints
+        self._lookups = lookups
         self._ask_again: dict[str, float] = {}
         self._settling: SingleFlight[RowMapping] = SingleFlight()
 
@@ -281,7 +286,7 @@ class OAuth:
         """X's redirect: use the state up, exchange the code, store the pair, ask whose it is.
 
         Raises:
-            GatewayError: why nothing was linked.
+            GatewayError: why nothing was linked; auth_failures: state_unknown, from an address that sent too many.
         """
         if "prefetch" in " ".join(call.header(name) or "" for name in ("purpose", "sec-purpose", "x-moz")).lower():
             raise GatewayError("prefetch")
@@ -291,9 +296,11 @@ class OAuth:
             raise GatewayError("callback_malformed")
         if parameters.get("iss", self._iss) != self._iss:
             raise GatewayError("issuer_mismatch")
-        row = await self._take(unverified_state)
+        state_hash = _hash(unverified_state)
+        known = await self._known(state_hash, call.peer)
+        row = await self._take(state_hash) if _unused(known) else None
         if row is None:
-            return await self._again(unverified_state)
+            return _again(await self._known(state_hash, call.peer) if _unused(known) else known)
         call.note["key_id"] = row["key_id"]
         if row["expires_at"] <= self._clock.now():
             raise GatewayError("state_expired")
@@ -308,13 +315,13 @@ class OAuth:
             raise GatewayError("key_expired", expired=rfc3339(key.rules.expires_at))
         return await self._link(row, code, key)
 
-    async def undo(self, undo_token: str) -> str:
+    async def undo(self, undo_token: str, peer: str) -> str:
         """End the link that a page offered to undo; returns whose it was.
 
         Raises:
-            GatewayError: undo_unknown.
+            GatewayError: undo_unknown, auth_failures.
         """
-        return await self._sessions.undo(undo_token)
+        return await self._sessions.undo(undo_token, peer)
 
     async def close(self) -> None:
         """Let what is under way end."""
@@ -357,27 +364,25 @@ class OAuth:
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         return Linked(how, key.label, session["username"], undo_token, _back(row, key))
 
-    async def _take(self, unverified_state: str) -> RowMapping | None:
-        """Use a state up, if it is there and unused; a stranger's guess costs no write."""
-        async with self._database.read() as connection:
-            if await store.find(connection, _hash(unverified_state)) is None:
-                return None
-        async with self._database.write() as connection:
-            return await store.take(connection, _hash(unverified_state), self._clock.now())
+    async def _known(self, state_hash: bytes, peer: str) -> RowMapping:
+        """Return a state and what became of it, in one look-up, which is limited by the caller's address.
 
-    async def _again(self, state: str) -> Linked:
-        """What to say to a state that cannot be taken: reloading the page after a link does no harm."""
-        async with self._database.read() as connection:
-            row = await store.find(connection, _hash(state))
+        Raises:
+            GatewayError: state_unknown, auth_failures.
+        """
+        row = await self._lookups.run(peer, self._outcomes, state_hash, _unused)
         if row is None:
             raise GatewayError("state_unknown")
-        links = await self._sessions.links(row["key_id"])
-        for session in (links.current, links.pending):
-            if session is not None and session["session_id"] == row["session_id"]:
-                key = await self._keys.get(row["key_id"])
-                how = _HOWS[session["state"] == "pending", session["username"] is not None]
-                return Linked(how, key.label, session["username"], return_to=_back(row, key))
-        raise GatewayError("state_used")
+        return row
+
+    async def _take(self, state_hash: bytes) -> RowMapping | None:
+        """Use a state up, if nobody has."""
+        async with self._database.write() as connection:
+            return await store.take(connection, state_hash, self._clock.now())
+
+    async def _outcomes(self, state_hashes: Sequence[bytes]) -> Mapping[bytes, RowMapping]:
+        async with self._database.read() as connection:
+            return await store.outcomes(connection, state_hashes)
 
     async def _name(self, row: RowMapping) -> RowMapping:
         """Ask X whose pending pair this is, and make it the key's link."""
@@ -424,6 +429,19 @@ def _parameters(query: str) -> dict[str, str]:
         if len(value) > bound or not value.isascii() or not (value.isprintable()):
             raise GatewayError("callback_malformed")
     return parameters
+
+
+def _unused(state: RowMapping) -> bool:
+    return state["taken_at"] is None
+
+
+def _again(state: RowMapping) -> Linked:
+    """What to say to a state that was taken before: reloading the page after a link does no harm."""
+    if state["session_state"] is None:
+        raise GatewayError("state_used")
+    how = _HOWS[state["session_state"] == "pending", state["username"] is not None]
+    back = state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None
+    return Linked(how, state["label"], state["username"], return_to=back)
 
 
 def _back(state: RowMapping, key: Key) -> str | None:

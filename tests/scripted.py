@@ -12,6 +12,7 @@ from birdwire.authserver import Meaning, TokenError, Tokens
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
 from birdwire.keys import Keys
+from birdwire.lookups import Lookups
 from birdwire.recall import Recall
 from birdwire.sessions import Sessions
 from birdwire.store.db import Database
@@ -74,9 +75,9 @@ class Process:
         self.x, self.log = Script(), io.StringIO()
         self.database = Database(url)
         telemetry = Telemetry(self.log, clock)
-        self.recall = Recall(self.database, clock)
+        self.recall, x = Recall(self.database, clock), cast("AuthServer", self.x)
         self.sessions = Sessions(
-            self.database, vault, cast("AuthServer", self.x), clock, telemetry, "sandbox", Failpoints(), self.recall
+            self.database, vault, x, clock, telemetry, "sandbox", Failpoints(), self.recall, Lookups(clock)
         )
         self.keys = Keys(self.database, clock, self.recall)
 

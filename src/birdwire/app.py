@@ -32,6 +32,7 @@ from birdwire.lane import LaneProtocol
 from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
 from birdwire.limits import LocalLimits, SharedLimits
 from birdwire.line import Lines
+from birdwire.lookups import Lookups
 from birdwire.oauth import Confirm, OAuth
 from birdwire.operations import OPERATIONS, UPLOAD_SCOPES
 from birdwire.order import Order
@@ -111,6 +112,7 @@ class Gateway:
             connections=self.room.callers,
             connections_refused=self.room.refused,
             connections_each=settings.max_connections_each,
+            reserved=frozenset(route.path for route in self.routes if route.reserved),
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
@@ -195,19 +197,18 @@ def create_app(
     """
     clock = clock or Clock()
     telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
-    vault = open_vault(settings)
-    database = Database(settings.database_url)
+    vault, database = open_vault(settings), Database(settings.database_url)
     room = found_room(settings, telemetry)
     upstreams = {"calls": to_x(settings, room.calls), "tokens": to_x(settings, room.tokens)}
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    recall, presence = Recall(database, clock), Presence(database, clock)
-    keys = Keys(database, clock, recall)
+    recall, presence, lookups = Recall(database, clock), Presence(database, clock), Lookups(clock)
+    keys = Keys(database, clock, recall, lookups)
     journal = Journal(database, vault, presence, clock, telemetry)
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
     sessions = Sessions(
-        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, confirm=confirm
+        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
     )
     health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
     authorizations = Authorizations(settings, database, vault, clock)
@@ -224,6 +225,7 @@ def create_app(
         ledger,
         clock,
         failpoints,
+        lookups,
     )
     limits = allowances(settings, clock, telemetry)
     lines = Lines(
@@ -282,6 +284,7 @@ def create_app(
             yield
         finally:
             await chores.close()
+            await lookups.close()
             await oauth.close()
             await sessions.close()
             await journal.close()
@@ -417,7 +420,8 @@ def routes(
         reserved = name in ("unlink_twitter", "auth/status")
         takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved, action=action)
         handle = partial(gate.answer, takes, work)
-        return Route(method, f"{API}/{name}", handle, settings.max_body_bytes, settings.request_deadline_s)
+        limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
+        return Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=reserved)
 
     own = [
         *(operation_route(operation) for operation in OPERATIONS),
@@ -439,8 +443,8 @@ def routes(
         Route("GET", f"{API}/oauth_callback", pages.callback),
         Route("POST", f"{API}/auth/undo", pages.undo),
         *(Route("GET", path, site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", health.live),
-        Route("GET", "/readyz", health.ready),
+        Route("GET", "/livez", health.live, reserved=True),
+        Route("GET", "/readyz", health.ready, reserved=True),
         *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
     ]
 

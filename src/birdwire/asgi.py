@@ -38,7 +38,10 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method, who answers it, and how much may be sent in how long; `files`: that of multipart bodies."""
+    """One path and method, who answers it, and how much may be sent in how long; `files`: that of multipart bodies.
+
+    `reserved`: answered even when the process has no connection left for others.
+    """
 
     method: str
     path: str
@@ -46,6 +49,7 @@ class Route:
     limit: int = 16_384
     deadline_s: float = 10.0
     files: tuple[int, float] | None = None
+    reserved: bool = False
 
 
 class Front:

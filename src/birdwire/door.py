@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import select
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from birdwire.errors import GatewayError
+from birdwire.head import is_multipart
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+    from collections.abc import Set as AbstractSet
 
     from birdwire.telemetry import Telemetry
 
@@ -25,7 +31,8 @@ class EdgeLimits:
     """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire.
 
     `bodies` (bytes) holds by exact path what differs from `body_bytes`; `files` (bytes, seconds) what holds there for a
-    multipart body.
+    multipart body. `reserved` paths are answered even when no connection is left: `connections_refused` are there to
+    read a head, and to answer it with 503 or, on such a path, in earnest.
     """
 
     head_s: float = 10.0
@@ -44,9 +51,28 @@ class EdgeLimits:
     connections: int = 1_000
     connections_each: int = 200
     connections_refused: int = 100
+    reserved: frozenset[str] = frozenset()
     uncapped: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     trusted_proxies: tuple[str, ...] = ()
     hosts: frozenset[str] = frozenset()
+
+
+class Evictable(Protocol):
+    """A connection as the door sees it."""
+
+    inside: bool
+
+    def waits(self) -> tuple[int, float] | None:
+        """Its rank among those that may be evicted, the smallest first; None: it may not."""
+
+    def speaks(self) -> bool:
+        """Whether something has come that it has not read yet."""
+
+    def evict(self) -> None:
+        """End it."""
+
+
+Connection = TypeVar("Connection", bound=Evictable)
 
 
 class Door:
@@ -58,17 +84,70 @@ class Door:
         self.draining = draining
         if telemetry is not None:
             telemetry.metrics.watch("birdwire_connections", lambda: self.inside)
-        self.bodies = {path.encode(): size for path, size in limits.bodies.items()}
-        self.files = {path.encode(): bounds for path, bounds in limits.files.items()}
+        self._bodies = {path.encode(): size for path, size in limits.bodies.items()}
+        self._files = {path.encode(): bounds for path, bounds in limits.files.items()}
+        self._reserved = {path.encode() for path in limits.reserved}
         self.inside = 0
         self._each: Counter[object] = Counter()
         self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]
         self._uncapped = [*self._trusted, *(ipaddress.ip_network(network) for network in limits.uncapped)]
 
+    @property
+    def full(self) -> bool:
+        """Whether every place inside is taken."""
+        return self.inside >= self.limits.connections
+
+    def crowded(self, connections: Sized) -> bool:
+        """Whether more connections are open that are not inside than there may be."""
+        return len(connections) - self.inside > self.limits.connections_refused
+
+    def admit(
+        self, new: Connection, address: Address | None, connections: AbstractSet[Connection]
+    ) -> tuple[bool, bool]:
+        """Decide on a new connection: whether it is inside, and whether its request may be read.
+
+        When the door is full, the connection that has kept us waiting longest is evicted for it. If all are at work,
+        the request is read in case its path is reserved. An address over its own cap gets neither.
+        """
+        full = self.full
+        if full and (found := self._next_out(connections - {new}, inside=True)) is not None:
+            found.evict()
+        if self.enter(address):
+            return True, True
+        if full and self.crowded(connections) and (found := self._next_out(connections - {new}, inside=False)):
+            found.evict()
+            return False, True
+        return False, full and not self.crowded(connections)
+
+    def enter_late(self, address: Address | None, target: bytes) -> bool:
+        """Count in a connection whose head was read although there was no place; whether there is one now.
+
+        Raises:
+            GatewayError: overloaded: there is none, and the path is not reserved.
+        """
+        if self.enter(address):
+            return True
+        if target.partition(b"?")[0] not in self._reserved:
+            raise GatewayError("overloaded")
+        return False
+
+    def bounds(self, target: bytes, types: Sequence[bytes]) -> tuple[int, float]:
+        """How many bytes a body to this target may have, and how many seconds it may take."""
+        path = target.partition(b"?")[0]
+        if path in self._files and is_multipart(types):
+            return self._files[path]
+        return self._bodies.get(path, self.limits.body_bytes), self.limits.body_s
+
+    def _next_out(self, connections: Iterable[Connection], *, inside: bool) -> Connection | None:
+        """Return the connection to evict in favour of a new one, if any is waiting for its peer."""
+        ranked = [(rank, one) for one in connections if one.inside is inside and (rank := one.waits()) is not None]
+        _, found = min(ranked, key=itemgetter(0), default=(None, None))
+        return None if found is None or found.speaks() else found
+
     def enter(self, address: Address | None) -> bool:
         """Count a connection in, if there is room."""
         block = self._block(address)
-        if self.inside >= self.limits.connections or self._each[block] >= self.limits.connections_each:
+        if self.full or self._each[block] >= self.limits.connections_each:
             return False
         self.inside += 1
         if block is not None:
@@ -130,6 +209,13 @@ class Outlet:
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.close = close
+
+
+def unread(transport: asyncio.Transport) -> bool:
+    """Whether bytes lie unread: the kernel may know of a request before the loop does."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def send_at_once(transport: asyncio.Transport) -> None:

@@ -6,7 +6,6 @@ A subclass of uvicorn's protocol: what is whole, small and unambiguous goes on t
 from __future__ import annotations
 
 import re
-import select
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -17,10 +16,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from birdwire.asgi import headers_out
 from birdwire.call import Call, new_request_id
-from birdwire.door import Door, EdgeLimits, Outlet, address_of, send_at_once
+from birdwire.door import Door, EdgeLimits, Outlet, address_of, send_at_once, unread
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
-from birdwire.head import body_length, host_name, is_multipart, malformed, origin_form
+from birdwire.head import WRONG, body_length, malformed, one_host, origin_form
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,36 +81,64 @@ class EdgeProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._rest = b""  # read, but not parsed until what is queued is answered
         self._last_words = b""  # the refusal that follows the answers still owed
-        self._eof = self._ended = self._inside = False
+        self._eof = self._ended = self.inside = False
         self._last = False  # whether the next answer is this connection's last
         self._now = self._began = self.loop.time()
         self._due = self._write_due = self._armed = inf
         self._timer: asyncio.TimerHandle | None = None
         self.url = b""
         self._told: dict[bytes, list[bytes]] = {}
-        self._host: bytes | None = None
         self._head_fed = self._framing = self._body_left = self._dropped = 0
         self._body_limit, self._body_s = self._limits.body_bytes, self._limits.body_s
 
     # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Let it in, or turn it away with 503; too many at once to tell so are cut off."""
+        """Accept the connection or answer 503; beyond the limit of 503 answers, close it."""
         super().connection_made(transport)
         send_at_once(transport)
         self._wire = transport
         self.transport = cast("asyncio.Transport", Outlet(transport, self._finish))
         self._address = address_of(self.client[0]) if self.client else None
         self._proxied = self._door.trusts(self._address)
-        self._inside = self._door.enter(self._address)
-        if self._inside:
+        self.inside, reads = self._door.admit(self, self._address, cast("set[EdgeProtocol]", self.connections))
+        if reads:
             self._due = self._now + self._limits.head_s
             self._arm()
-        elif len(self.connections) - self._door.inside > self._limits.connections_refused:
-            self._phase = _DEAF
-            transport.abort()
+        elif self._door.crowded(self.connections):
+            self._cut()
         else:
             self._refuse(GatewayError("overloaded"))
+
+    def waits(self) -> tuple[int, float] | None:
+        """Rank it for eviction: heads, idle ones, bodies, each by deadline. None: its request is being answered."""
+        if self._due == inf or (self._running is not None and self._phase != _BODY):
+            return None
+        return (2 if self._phase == _BODY else int(self._phase == _WAITING and self.url != b"")), self._due
+
+    def speaks(self) -> bool:
+        """Whether a request has reached the kernel, and not yet this process."""
+        return self._phase == _WAITING and unread(self._wire)
+
+    def evict(self) -> None:
+        """End as if the deadline had come, with 503 if a request has begun to come. The place is free immediately."""
+        self._leave()
+        if self._door.crowded(self.connections):
+            self._cut()
+        elif self._phase in (_HEAD, _BODY):
+            self._refuse(GatewayError("overloaded"))
+        else:
+            self._finish()
+
+    def _cut(self) -> None:
+        self.connections.discard(self)
+        self._phase = _DEAF
+        self._wire.abort()
+
+    def _leave(self) -> None:
+        if self.inside:
+            self.inside = False
+            self._door.leave(self._address)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone: nothing is owed, nothing is waited for."""
@@ -119,8 +146,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._due = self._write_due = inf
         if self._timer is not None:
             self._timer.cancel()
-        if self._inside:
-            self._door.leave(self._address)
+        self._leave()
         self.pipeline.clear()
         self._rest = b""
         if self._running is not None:
@@ -139,17 +165,11 @@ class EdgeProtocol(HttpToolsProtocol):
         self.drain()
         if self._running is not None or self._ended:
             return
-        if self._phase == _WAITING and not self._begins_to_come():
+        if self._phase == _WAITING and not unread(self._wire):
             self._finish()
         else:
             self._due = min(self._due, self.loop.time() + self._limits.linger_s)
             self._arm()
-
-    def _begins_to_come(self) -> bool:
-        """Whether bytes lie unread: the kernel may know of a request before the loop does."""
-        poll = select.poll()
-        poll.register(self._wire.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -247,7 +267,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return cause
         if cause is not None:
             return self._bug(cause)
-        return malformed(_WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        return malformed(WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
 
     def _bug(self, error: BaseException) -> GatewayError:
         if self._door.telemetry is not None:
@@ -294,7 +314,7 @@ class EdgeProtocol(HttpToolsProtocol):
         told, version = self._told, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise malformed("this is HTTP/1.1")
-        host = self._one_host(told.get(b"host", ()), version)
+        host = one_host(told.get(b"host", ()), version, self._limits.hosts)
         if self.url[:1] != b"/" or b"#" in self.url:
             self.url = origin_form(self.parser.get_method(), self.url, host)
         self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
@@ -304,6 +324,8 @@ class EdgeProtocol(HttpToolsProtocol):
             if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
             return  # _read_on
+        if not self.inside:
+            self._last, self.inside = True, self._door.enter_late(self._address, self.url)
         if version == "1.0":
             self.expect_100_continue = False  # RFC 9110 §10.1.1
         if self._proxied and (caller := self._door.caller(told.get(b"x-forwarded-for", ()))) is not None:
@@ -337,27 +359,11 @@ class EdgeProtocol(HttpToolsProtocol):
         self._head_fed = -PIECE  # a request that begins in the same piece does not begin at its start
         self._due = inf if self._running is not None else self._now + self._limits.idle_s
 
-    def _one_host(self, hosts: Sequence[bytes], version: str) -> bytes:
-        """The value of Host (RFC 9112 §3.2); b"" if HTTP/1.0 left it out."""
-        if len(hosts) != 1:
-            if hosts or version == "1.1":
-                raise malformed("it needs exactly one Host header")
-            return b""
-        if hosts[0] != self._host:
-            name = host_name(hosts[0])
-            if self._limits.hosts and name not in self._limits.hosts:
-                raise GatewayError("host_not_allowed")
-            self._host = hosts[0]
-        return hosts[0]
-
     def _announced(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
         """The body that was announced must be within the limit of its path."""
         limit, self._body_s = self._limits.body_bytes, self._limits.body_s
         if lengths or codings:
-            path = self.url.partition(b"?")[0]
-            limit = self._door.bodies.get(path, limit)
-            if path in self._door.files and is_multipart(self._told.get(b"content-type", ())):
-                limit, self._body_s = self._door.files[path]
+            limit, self._body_s = self._door.bounds(self.url, self._told.get(b"content-type", ()))
         self._body_left = self._body_limit = limit
         self._framing = 0
         length = body_length(lengths, codings, version)
@@ -492,9 +498,3 @@ class EdgeProtocol(HttpToolsProtocol):
             else:
                 self._finish()
         self._arm()
-
-
-_WRONG = {
-    httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
-    httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
-}

@@ -130,7 +130,7 @@ PROBLEMS: dict[str, Problem] = {
     # 429
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key may make {limit} calls a minute, and they are used up.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
     "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer calls concurrently, or retry after the seconds in Retry-After; the operator can raise the limit.", retryable=True),
-    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Too many calls with bad keys came from your address.", "Wait for the seconds in Retry-After, then send a good key.", retryable=True),
+    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Your address sent too many invalid keys, links, or undo tokens.", "Wait for the seconds in Retry-After, then send a valid one.", retryable=True),
     "daily_cap": Problem(429, "quota_exceeded", "operator", "This key may write {limit} times a day (UTC), and that is used up.", "Wait until the next day begins, or have the operator raise the key's cap.", retryable=True),
     "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again {reset}.", retryable=True),
     "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again {reset}.", retryable=True),

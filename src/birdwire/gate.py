@@ -223,8 +223,10 @@ class Gate:
             GatewayError: 401 or 403: no such caller here; 429: the allowance, or the patience with bad keys, is up.
         """
         try:
-            key = await self._keys.find(raw_key, self._mode)
+            key = await self._keys.find(raw_key, self._mode, call.peer)
         except GatewayError as error:
+            if error.reason == "auth_failures":  # this process has counted enough of them: no need to ask Redis, too
+                raise
             failures = await self._limits.take(failures_from(call.peer), AUTH_FAILURES_A_MINUTE)
             if error.problem.status == 401 and not failures.granted:
                 raise GatewayError("auth_failures", retry_after_s=failures.reset_in_s) from None

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+import httptools
 
 from birdwire.errors import GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
 _HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
 _MAX_LENGTH_DIGITS = 20  # of 2^64
 
+WRONG = {
+    httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
+    httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
+}
+"""What is said of a parser's error, where the general words would tell too little."""
 
+
+def one_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) -> bytes:
+    """The value of Host (RFC 9112 §3.2), which names an `allowed` host if any are; b"" if HTTP/1.0 left it out."""
+    if len(hosts) != 1:
+        if hosts or version == "1.1":
+            raise malformed("it needs exactly one Host header")
+        return b""
+    name = host_name(hosts[0])
+    if allowed and name not in allowed:
+        raise GatewayError("host_not_allowed")
+    return hosts[0]
+
+
+@lru_cache(64)
 def host_name(host: bytes) -> str:
     """The name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(host)

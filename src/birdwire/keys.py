@@ -17,6 +17,7 @@ from ulid import ULID
 
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
+from birdwire.lookups import Lookups
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
 from birdwire.recall import Recall
@@ -25,7 +26,7 @@ from birdwire.store import keys as store
 from birdwire.store import sessions, states
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -205,17 +206,21 @@ def check_form(raw_key: str) -> None:
 class Keys:
     """The keys of one database. A revocation, by whomever, holds from the next call on."""
 
-    def __init__(self, database: Database, clock: Clock, recall: Recall | None = None) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, recall: Recall | None = None, lookups: Lookups | None = None
+    ) -> None:
         self._database = database
         self._recall = recall or Recall(database, clock)
+        self._lookups = lookups or Lookups(clock)
         self._clock = clock
         self._key_ids: dict[bytes, str] = {}  # by the hash of a secret: whose it is never changes
 
-    async def find(self, raw_key: str, serves: Mode) -> Key:
-        """The live key behind a secret.
+    async def find(self, raw_key: str, serves: Mode, peer: str = "") -> Key:
+        """The live key behind a secret that a caller at the address `peer` sent.
 
         Raises:
             GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
+            GatewayError: auth_failures: key_unknown, from an address that sent too many such keys.
         """
         if len(raw_key) > _LENGTH or not raw_key.isascii():  # no key has a byte more, so none is hashed
             raise GatewayError("key_malformed")
@@ -223,7 +228,7 @@ class Keys:
         key: Key | None = self._recall.get(self._key_ids.get(secret_hash, ""), secret_hash)
         if key is None:
             check_form(raw_key)
-            key = await self._read(secret_hash, turn)
+            key = await self._read(secret_hash, turn, peer)
         key.check(self._clock.now(), serves)
         return key
 
@@ -242,9 +247,11 @@ class Keys:
         """Return whether the cache still holds exactly this key, as of the last `Recall.catch_up`."""
         return self._recall.get(key.key_id, key.secret_hash) is key
 
-    async def _read(self, secret_hash: bytes, turn: int) -> Key:
-        async with self._database.read() as connection:
-            row = await store.find(connection, secret_hash)
+    async def _read(self, secret_hash: bytes, turn: int, peer: str = "") -> Key:
+        if secret_hash in self._key_ids:  # not a guess
+            row = (await self._look_up([secret_hash])).get(secret_hash)
+        else:
+            row = await self._lookups.run(peer, self._look_up, secret_hash)
         if row is None or not hmac.compare_digest(row["secret_hash"], secret_hash):
             raise GatewayError("key_unknown")
         key = replace(_key(row), secret_hash=secret_hash, dies_at=row["dies_at"], turn=turn)
@@ -253,6 +260,10 @@ class Keys:
         self._key_ids[secret_hash] = key.key_id
         self._recall.put(key.key_id, secret_hash, key, turn)
         return key
+
+    async def _look_up(self, secret_hashes: Sequence[bytes]) -> Mapping[bytes, RowMapping]:
+        async with self._database.read() as connection:
+            return await store.find_all(connection, secret_hashes)
 
     async def create(
         self,

@@ -40,23 +40,25 @@ class Landings(Generic[Result]):
     async def land(
         self,
         state_hash: bytes,
+        find: Callable[[], Coroutine[Any, Any, RowMapping]],
         finish: Callable[[RowMapping], Coroutine[Any, Any, Result]],
-        again: Callable[[], Coroutine[Any, Any, Result]],
+        again: Callable[[RowMapping], Result],
     ) -> tuple[Result, bool]:
         """Return what `finish` makes of the state's row, and whether this load is the one that ran it.
 
-        It goes on if the browser leaves. `again` returns what came of a state that was used before.
+        It goes on if the browser leaves. `find` looks the state up with its outcome; `again` returns what became of a
+        state that was used before.
 
         Raises:
-            GatewayError: the refusal of `finish`, to all who waited for it, or of `again`.
+            GatewayError: the refusal of `find`, of `finish`, to all who waited for it, or of `again`.
         """
         name = state_hash.hex()
         first = name not in self._flights
         try:
             async with asyncio.timeout(None if first else LANDING.total_seconds()):
-                return await self._flights.run(name, lambda: self._once(state_hash, finish, again)), first
+                return await self._flights.run(name, lambda: self._once(state_hash, find, finish, again)), first
         except TimeoutError:
-            return await again(), False
+            return again(await find()), False
 
     async def close(self) -> None:
         """Let callbacks under way end."""
@@ -65,13 +67,17 @@ class Landings(Generic[Result]):
     async def _once(
         self,
         state_hash: bytes,
+        find: Callable[[], Coroutine[Any, Any, RowMapping]],
         finish: Callable[[RowMapping], Coroutine[Any, Any, Result]],
-        again: Callable[[], Coroutine[Any, Any, Result]],
+        again: Callable[[RowMapping], Result],
     ) -> Result:
-        row = await self._take(state_hash)
+        state = await find()
+        row = await self._take(state_hash) if state["taken_at"] is None else None
         if row is None:
-            await self._wait(state_hash)
-            return await again()
+            if state["ended_at"] is None:
+                await self._wait(state_hash)
+                state = await find()
+            return again(state)
         try:
             result = await finish(row)
         except GatewayError as error:
@@ -81,11 +87,7 @@ class Landings(Generic[Result]):
         return result
 
     async def _take(self, state_hash: bytes) -> RowMapping | None:
-        """Use a state up, if it is there and unused; a stranger's guess costs no write."""
-        async with self._database.read() as connection:
-            found = await store.find(connection, state_hash)
-        if found is None or found["taken_at"] is not None:
-            return None
+        """Use a state up, if nobody has."""
         async with self._database.write() as connection:
             return await store.take(connection, state_hash, await now(connection, self._clock))
 

@@ -25,6 +25,8 @@ from birdwire.vault import VaultError
 from birdwire.x import Unauthorized
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sqlalchemy import RowMapping
 
     from birdwire.authorization import Authorizations
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from birdwire.failpoints import Failpoints
     from birdwire.keys import Key, Keys
     from birdwire.ledger import Ledger
+    from birdwire.lookups import Lookups
     from birdwire.sessions import Sessions
     from birdwire.settings import Settings
     from birdwire.store.db import Database
@@ -105,6 +108,7 @@ class OAuth:
         ledger: Ledger,
         clock: Clock,
         failpoints: Failpoints,
+        lookups: Lookups,
     ) -> None:
         self._issuer = settings.issuer
         self._mode = settings.mode
@@ -121,6 +125,7 @@ class OAuth:
         self._ledger = ledger
         self._clock = clock
         self._failpoints = failpoints
+        self._lookups = lookups
         self._ask_again: dict[str, float] = {}
         self._settling: SingleFlight[RowMapping] = SingleFlight()
         self._landings: Landings[Linked] = Landings(database, clock)
@@ -244,7 +249,7 @@ class OAuth:
         Other loads of the page wait meanwhile, at any replica, and return the same without the undo.
 
         Raises:
-            GatewayError: why nothing was linked.
+            GatewayError: why nothing was linked; auth_failures: state_unknown, from an address that sent too many.
         """
         if "prefetch" in " ".join(call.header(name) or "" for name in ("purpose", "sec-purpose", "x-moz")).lower():
             raise GatewayError("prefetch")
@@ -254,20 +259,22 @@ class OAuth:
             raise GatewayError("callback_malformed")
         if parameters.get("iss", self._iss) != self._iss:
             raise GatewayError("issuer_mismatch")
+        state_hash = hash_of(unverified_state)
         linked, first = await self._landings.land(
-            hash_of(unverified_state),
+            state_hash,
+            lambda: self._known(state_hash, call.peer),
             lambda row: self._finish(call, row, parameters),
-            lambda: self._again(unverified_state),
+            _again,
         )
         return linked if first else linked.again()
 
-    async def undo(self, undo_token: str) -> str:
+    async def undo(self, undo_token: str, peer: str) -> str:
         """End the link that a page offered to undo; returns whose it was.
 
         Raises:
-            GatewayError: undo_unknown.
+            GatewayError: undo_unknown, auth_failures.
         """
-        return await self._sessions.undo(undo_token)
+        return await self._sessions.undo(undo_token, peer)
 
     async def close(self) -> None:
         """Let what is under way end."""
@@ -323,19 +330,20 @@ class OAuth:
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         return Linked(how, key.label, session["username"], undo_token, _back(row, key))
 
-    async def _again(self, state: str) -> Linked:
-        """What to say to a state that cannot be taken: reloading the page after a link does no harm."""
-        async with self._database.read() as connection:
-            row = await store.find(connection, hash_of(state))
+    async def _known(self, state_hash: bytes, peer: str) -> RowMapping:
+        """Return a state and what became of it, in one look-up, which is limited by the caller's address.
+
+        Raises:
+            GatewayError: state_unknown, auth_failures.
+        """
+        row = await self._lookups.run(peer, self._outcomes, state_hash, _unused)
         if row is None:
             raise GatewayError("state_unknown")
-        links = await self._sessions.links(row["key_id"])
-        for session in (links.current, links.pending):
-            if session is not None and session["session_id"] == row["session_id"]:
-                key = await self._keys.get(row["key_id"])
-                how = _HOWS[session["state"] == "pending", session["username"] is not None]
-                return Linked(how, key.label, session["username"], return_to=_back(row, key))
-        raise GatewayError("state_used")
+        return row
+
+    async def _outcomes(self, state_hashes: Sequence[bytes]) -> Mapping[bytes, RowMapping]:
+        async with self._database.read() as connection:
+            return await store.outcomes(connection, state_hashes)
 
     async def _name(self, row: RowMapping) -> RowMapping:
         """Ask X whose pending pair this is, and make it the key's link."""
@@ -370,6 +378,19 @@ def _parameters(query: str) -> dict[str, str]:
         if len(value) > bound or not value.isascii() or not (value.isprintable()):
             raise GatewayError("callback_malformed")
     return parameters
+
+
+def _unused(state: RowMapping) -> bool:
+    return state["taken_at"] is None
+
+
+def _again(state: RowMapping) -> Linked:
+    """What to say to a state that was taken before: reloading the page after a link does no harm."""
+    if state["session_state"] is None:
+        raise GatewayError("state_used")
+    how = _HOWS[state["session_state"] == "pending", state["username"] is not None]
+    back = state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None
+    return Linked(how, state["label"], state["username"], return_to=back)
 
 
 def _back(state: RowMapping, key: Key) -> str | None:

@@ -79,7 +79,7 @@ class Pages:
     async def undo(self, call: Call) -> Answer:
         """The "this was not me" of the page after a link."""
         try:
-            account = await self._oauth.undo(await _undo_token(call))
+            account = await self._oauth.undo(await _undo_token(call), call.peer)
         except GatewayError as error:
             return self._refusal(error, call, *_NOT_UNDONE)
         except StorageDownError:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from birdwire.authserver import AuthServer, Tokens
     from birdwire.clock import Clock
     from birdwire.failpoints import Failpoints
+    from birdwire.lookups import Lookups
     from birdwire.recall import Recall
     from birdwire.store.db import Database
     from birdwire.telemetry import Telemetry
@@ -81,11 +82,13 @@ class Sessions:
         issuer: str,
         failpoints: Failpoints,
         recall: Recall,
+        lookups: Lookups,
         *,
         confirm: bool = False,
     ) -> None:
         self._database = database
         self._recall = recall
+        self._lookups = lookups
         self._clock = clock
         self._issuer = issuer
         self._confirm = confirm
@@ -273,23 +276,31 @@ class Sessions:
             await self._revocations.hurry()
         return bool(rows)
 
-    async def undo(self, undo_token: str) -> str:
+    async def undo(self, undo_token: str, peer: str) -> str:
         """End the session that a page offered to undo, within its 10 minutes; returns whose it was.
 
         Raises:
-            GatewayError: undo_unknown.
+            GatewayError: undo_unknown; auth_failures: the same, from an address that sent too many such tokens.
         """
-        async with self._database.read() as connection:  # a stranger's guess costs no write
-            if await store.by_undo(connection, self._issuer, _hash(undo_token)) is None:
-                raise GatewayError("undo_unknown")
+        undo_hash = _hash(undo_token)
+        found = await self._lookups.run(peer, self._by_undo, undo_hash, self._undoable)
+        if found is None or not self._undoable(found):  # a guess costs no write
+            raise GatewayError("undo_unknown")
         async with self._database.write() as connection:
-            row = await store.by_undo(connection, self._issuer, _hash(undo_token))
-            if row is None or row["undo_until"] <= self._clock.now():
+            row = (await store.by_undo(connection, self._issuer, [undo_hash])).get(undo_hash)
+            if row is None or not self._undoable(row):
                 raise GatewayError("undo_unknown")
             await self._revocations.end(connection, row)
         self._recall.forget(row["key_id"])
         await self._revocations.hurry()
         return account(row)
+
+    async def _by_undo(self, undo_hashes: Sequence[bytes]) -> Mapping[bytes, RowMapping]:
+        async with self._database.read() as connection:
+            return await store.by_undo(connection, self._issuer, undo_hashes)
+
+    def _undoable(self, row: RowMapping) -> bool:
+        return bool(row["undo_until"] > self._clock.now())
 
     async def sweep(self) -> None:
         """End the sessions that are over; try again what X could not revoke yet.

@@ -79,14 +79,16 @@ STATEMENTS: dict[str, Work] = {
     "start: the vault's keys": vault_keys.list_all,
     "start: the only process": lambda c: presence.only(c, "gw_1"),
     "first call: a key": lambda c: keys.find(c, b"hash"),
+    "first calls: several keys": lambda c: keys.find_all(c, [b"hash", b"hush"]),
     "first call: its session": lambda c: sessions.of_key(c, "key_1", "x"),
     "first call: what the app may do": lambda c: capabilities.of_app(c, "client"),
     "status: what a key met": lambda c: capabilities.met_by(c, "key_1", "client"),
     "a capped call": lambda c: keys.spend_write(c, "key_1", "2026-04-18", 3),
     "a link: states of long ago": lambda c: states.trim(c, "key_1", keep=20, expired_before=NOW),
     "a link: its state": lambda c: states.find(c, b"hash"),
+    "a link: what became of its state": lambda c: states.outcomes(c, [b"hash", b"hush"]),
     "a link: its state is taken": lambda c: states.take(c, b"hash", NOW),
-    "a link: one that is undone": lambda c: sessions.by_undo(c, "x", b"hash"),
+    "a link: one that is undone": lambda c: sessions.by_undo(c, "x", [b"hash", b"hush"]),
     "a change is announced": lambda c: changes.announce(c, "key_1"),
 }
 

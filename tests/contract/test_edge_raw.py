@@ -404,20 +404,81 @@ async def test_a_bug_in_the_app_is_answered_in_the_one_shape() -> None:
 
 
 async def test_a_full_server_says_so_and_takes_the_next_one_when_there_is_room() -> None:
-    """Over the cap: 503 with Retry-After. One leaves, one may come."""
-    async with serving(app, EdgeLimits(connections=2)) as served, asyncio.timeout(GUARD_S):
-        inside = [await served.open() for _ in range(2)]
-        for reader, writer in inside:
-            writer.write(get())
-            await reader.readuntil(b"}")
-        for sent in (PROBE, b""):
-            got = answers(await served.talk(sent))
-            assert [(one.status, one.reason) for one in got] == [(503, "overloaded")]
-            check_shape(got[0])
-        await hang_up(inside[0][1])
+    """While all are being answered: 503 with Retry-After. One leaves, one may come."""
+    gated = Gated()
+    async with serving(gated, EdgeLimits(connections=1)) as served, asyncio.timeout(GUARD_S):
+        answered = asyncio.create_task(served.talk(PROBE))
+        await gated.entered.wait()
+        got = answers(await served.talk(get()))
+        assert [(one.status, one.reason) for one in got] == [(503, "overloaded")]
+        check_shape(got[0])
+        assert got[0].headers["connection"] == "close"
+        gated.go.set()
+        assert answers(await answered)[0].status == 200
         while answers(await served.talk(PROBE))[0].status != 200:
             pass
-        await hang_up(inside[1][1])
+
+
+WAITING = {
+    "nothing yet": (b"", b""),
+    "a head": (b"GET / HTTP/1.1\r\nHo", b"HTTP/1.1 503 "),
+    "a body": (like(b"Content-Length: 5"), b"HTTP/1.1 503 "),
+    "an idle one": (get(), b"HTTP/1.1 200 "),
+}
+
+
+@pytest.mark.parametrize(("sent", "told"), WAITING.values(), ids=WAITING)
+async def test_a_full_server_evicts_whom_it_waits_for(sent: bytes, told: bytes) -> None:
+    """The one that has kept it waiting longest ends, with 503 if it had begun to ask; the newer one goes on."""
+    limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, connections=2)
+    async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
+        waiting = [await served.open() for _ in range(2)]
+        for number, (reader, writer) in enumerate(waiting):
+            writer.write(sent)
+            if told.endswith(b" 200 "):
+                await reader.readuntil(b"}")
+            while sent and len([one for one in edges(served) if one.url]) <= number:  # noqa: ASYNC110 - until it was read
+                await asyncio.sleep(0)
+        assert answers(await served.talk(PROBE))[0].status == 200
+        first = await waiting[0][0].read()
+        assert first.startswith(told) or (sent == get() and first == b"")
+        rest = {b"": get(), get(): get(), b"GET / HTTP/1.1\r\nHo": b"st: a\r\n\r\n"}.get(sent, b"12345")
+        waiting[1][1].write(rest)
+        assert (await waiting[1][0].readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+        for _, writer in waiting:
+            await hang_up(writer)
+
+
+def edges(served: Served) -> list[edge.EdgeProtocol]:
+    """The connections of a server."""
+    return [one for one in served.server.server_state.connections if isinstance(one, edge.EdgeProtocol)]
+
+
+async def test_a_reserved_path_is_answered_by_a_full_server() -> None:
+    """Though nobody can be evicted, and though others sit in the places where heads are read."""
+    gated = Gated()
+    limits = EdgeLimits(
+        head_s=LONG_S, connections=1, connections_refused=3, reserved=frozenset({"/livez"}), linger_s=LONG_S
+    )
+
+    async def mostly(scope: Scope, receive: Receive, send: Send) -> None:
+        await (app if scope.get("path") == "/livez" else gated)(scope, receive, send)
+
+    async with serving(mostly, limits) as served, asyncio.timeout(GUARD_S):
+        answered = asyncio.create_task(served.talk(get(b"Connection: close", path=b"/slow")))
+        await gated.entered.wait()
+        halves = [await served.open() for _ in range(12)]
+        for _, writer in halves:
+            writer.write(b"GET /livez HTTP/1.1\r\n")
+        for path, status in ((b"/livez", 200), (b"/other", 503), (b"/livez?a=b", 200)):
+            got = answers(await served.talk(get(path=path)))
+            assert [one.status for one in got] == [status]
+            assert got[0].headers["connection"] == "close"
+        assert len(edges(served)) <= 1 + 3 + 1
+        gated.go.set()
+        assert answers(await answered)[0].status == 200
+        for _, writer in halves:
+            await hang_up(writer)
 
 
 async def test_one_address_cannot_take_every_connection() -> None:
@@ -433,7 +494,7 @@ async def test_one_address_cannot_take_every_connection() -> None:
 
 async def test_too_many_to_be_told_so_are_cut_off() -> None:
     """Beyond the refused ones that are still being told, a connection ends without a word."""
-    limits = EdgeLimits(connections=0, connections_refused=1, linger_s=LONG_S, write_s=LONG_S)
+    limits = EdgeLimits(connections_each=0, uncapped=(), connections_refused=1, linger_s=LONG_S, write_s=LONG_S)
     async with asyncio.timeout(GUARD_S):
         async with serving(app, limits) as served:
             reader, writer = await served.open()

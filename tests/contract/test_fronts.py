@@ -38,6 +38,9 @@ Name = Literal["haproxy", "nginx"]
 SHORT_S = 1
 """Every deadline of a front that a test waits for, in place of its ten and five seconds."""
 
+EACH = 20
+"""Connections of one address, in place of 200."""
+
 AT_THE_LIMIT = {"100 headers", "a head of 16 KiB", "a head of 16 KiB behind another request"}
 """A front adds headers of its own, with which these are over it: 431."""
 
@@ -76,6 +79,12 @@ class Fronted:
         return [line["path"] for line in lines if line["event"] == "request" and line["path"] != "/readyz"]
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with bound() as listener:
+        return int(listener.getsockname()[1])
+
+
 def certify(folder: Path) -> Path:
     """A certificate for this machine, and its key, in one file."""
     key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
@@ -96,11 +105,14 @@ def written(name: Name, folder: Path, port: int, behind: int) -> list[str]:
         "haproxy": {
             ":443 ssl crt /etc/haproxy/birdwire.pem": f"127.0.0.1:{port} ssl crt {certificate}",
             "127.0.0.1:8700": f"127.0.0.1:{behind}",
+            "sc0_conn_cur gt 200": f"sc0_conn_cur gt {EACH}",
             "http-request 10s": f"http-request {SHORT_S}s",
             "http-keep-alive 5s": f"http-keep-alive {SHORT_S}s",
         },
         "nginx": {
             "listen 443": f"listen 127.0.0.1:{port}",
+            "127.0.0.1:8443": f"127.0.0.1:{free_port()}",
+            "limit_conn each 200": f"limit_conn each {EACH}",
             "/etc/nginx/birdwire.crt": str(certificate),
             "/etc/nginx/birdwire.key": str(certificate),
             "127.0.0.1:8700": f"127.0.0.1:{behind}",
@@ -120,6 +132,8 @@ def written(name: Name, folder: Path, port: int, behind: int) -> list[str]:
     program = shutil.which(name) or name
     if name == "haproxy":
         return [program, "-db", "-f", str(folder / file.name)]
+    with contextlib.suppress(FileExistsError):
+        (folder / "modules").symlink_to("/usr/lib/nginx/modules")  # where its modules are looked for, under -p
     started = f"daemon off; pid {folder}/nginx.pid; error_log /dev/null;"
     return [program, "-c", str(folder / file.name), "-p", str(folder), "-e", "/dev/null", "-g", started]
 
@@ -132,9 +146,7 @@ async def fronted(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
         pytest.skip(f"{name} is not installed")
     folder = tmp_path_factory.mktemp(name)
     folder.chmod(0o755)  # nginx's workers are another user when its master is root
-    listener = bound()
-    port = listener.getsockname()[1]
-    listener.close()
+    port = free_port()
     tls = ssl.create_default_context()
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits(head_s=SHORT_S, body_s=SHORT_S)) as served:
@@ -220,3 +232,29 @@ async def test_a_front_tells_who_called_and_no_caller_can(fronted: Fronted) -> N
     assert (one.status, one.reason) == (403, "x_not_linked")
     assert one.headers["strict-transport-security"] == "max-age=31536000"
     fronted.reached()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.trust("G15")
+async def test_a_front_caps_the_connections_of_an_address(fronted: Fronted) -> None:
+    """Of those that send nothing, too, one address has so many at most; another is served meanwhile."""
+    opened = [asyncio.create_task(stay(fronted.port)) for _ in range(EACH + 3)]
+    async with asyncio.timeout(GUARD_S):
+        for _, ended in zip(range(3), asyncio.as_completed(opened), strict=False):
+            await ended
+        assert sum(task.done() for task in opened) == 3
+        assert (await fronted.talk(PROBE)).startswith(b"HTTP/1.1 ")
+        for task in opened:
+            task.cancel()
+        await asyncio.gather(*opened, return_exceptions=True)
+    fronted.reached()
+
+
+async def stay(port: int) -> None:
+    """Connect from an address of one's own, say nothing, and stay until the other side ends it."""
+    with contextlib.suppress(OSError):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        try:
+            await reader.read()
+        finally:
+            await hang_up(writer)

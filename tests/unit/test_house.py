@@ -70,7 +70,7 @@ ALLOWED: dict[str, str] = {
     "store.snapshots": "store.schema store.sessions",
     "store.moving": "store store.capabilities store.facts store.idempotency store.journal store.keys store.ledger "
     "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
-    "store.states": "store.schema",
+    "store.states": "store.keys store.schema store.sessions",
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",
     "store.facts": "store.schema",
@@ -82,15 +82,18 @@ ALLOWED: dict[str, str] = {
     "timeline": "body nfc operations post",
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "recall": "clock store.db",
-    "keys": "call clock errors operations reads recall settings store.db store.keys store.sessions store.states",
+    "lookups": "clock errors limits",
+    "keys": "call clock errors lookups operations reads recall settings store.db store.keys store.sessions "
+    "store.states",
     "pairs": "authserver clock vault",
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.keys store.sessions "
     "telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
-    "sessions": "authserver clock errors failpoints pairs recall refresh revocations store.db store.keys "
+    "sessions": "authserver clock errors failpoints lookups pairs recall refresh revocations store.db store.keys "
     "store.sessions telemetry vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
+    "lookups "
     "refresh sessions settings store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
@@ -104,7 +107,7 @@ ALLOWED: dict[str, str] = {
     "uploads x",
     "asgi": "body call errors gate head telemetry",
     "pages": "body call errors oauth store.db",
-    "door": "telemetry",
+    "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",
     "lane": "asgi call edge",
@@ -123,7 +126,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.documents surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door edge "
-    "errors failpoints gate health idempotency journal keyring keys lane ledger limits line metrics oauth "
+    "errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups metrics oauth "
     "operations order pages presence prices reads recall reconcile room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }

@@ -81,8 +81,14 @@ async def add_secret(connection: AsyncConnection, secret: Mapping[str, object]) 
 
 async def find(connection: AsyncConnection, secret_hash: bytes) -> RowMapping | None:
     """The key and secret with this hash, in one look-up."""
+    return (await find_all(connection, [secret_hash])).get(secret_hash)
+
+
+async def find_all(connection: AsyncConnection, secret_hashes: Sequence[bytes]) -> dict[bytes, RowMapping]:
+    """Return the keys and secrets with these hashes, in one look-up, by hash."""
     query = select(api_keys, api_secrets.c.secret_hash, api_secrets.c.dies_at).join(api_secrets)
-    return (await connection.execute(query.where(api_secrets.c.secret_hash == secret_hash))).mappings().first()
+    rows = (await connection.execute(query.where(api_secrets.c.secret_hash.in_(secret_hashes)))).mappings()
+    return {row["secret_hash"]: row for row in rows}
 
 
 async def get(connection: AsyncConnection, key_id: str) -> RowMapping | None:

@@ -142,10 +142,10 @@ async def get(connection: AsyncConnection, session_id: str, *, hold: bool = Fals
     return (await connection.execute(query)).mappings().first()
 
 
-async def by_undo(connection: AsyncConnection, issuer: str, undo_hash: bytes) -> RowMapping | None:
-    """The session that an undo token ends."""
-    query = select(x_sessions).where(x_sessions.c.undo_hash == undo_hash, x_sessions.c.issuer == issuer)
-    return (await connection.execute(query)).mappings().first()
+async def by_undo(connection: AsyncConnection, issuer: str, undo_hashes: Sequence[bytes]) -> dict[bytes, RowMapping]:
+    """Return the sessions that these undo tokens end, by the tokens' hashes."""
+    query = select(x_sessions).where(x_sessions.c.undo_hash.in_(undo_hashes), x_sessions.c.issuer == issuer)
+    return {row["undo_hash"]: row for row in (await connection.execute(query)).mappings()}
 
 
 async def acts_as(connection: AsyncConnection, row: RowMapping) -> bool:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, ForeignKey, Index, LargeBinary, RowMapping, String, Table, delete, insert, select, update
 
+from birdwire.store.keys import api_keys
 from birdwire.store.schema import Instant, metadata
+from birdwire.store.sessions import x_sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -68,6 +70,23 @@ async def find(connection: AsyncConnection, state_hash: bytes) -> RowMapping | N
     """A state, taken or not."""
     query = select(link_states).where(link_states.c.state_hash == state_hash)
     return (await connection.execute(query)).mappings().first()
+
+
+async def outcomes(connection: AsyncConnection, state_hashes: Sequence[bytes]) -> dict[bytes, RowMapping]:
+    """Return states, taken or not, by hash; with each its key, and the session it led to if that still exists."""
+    led_to = link_states.c.session_id == x_sessions.c.session_id
+    query = select(
+        link_states.c.state_hash,
+        link_states.c.taken_at,
+        link_states.c.ended_at,
+        link_states.c.return_to,
+        api_keys.c.label,
+        api_keys.c.return_to.label("return_to_allowed"),
+        x_sessions.c.state.label("session_state"),
+        x_sessions.c.username,
+    ).select_from(link_states.join(api_keys).outerjoin(x_sessions, led_to))
+    rows = (await connection.execute(query.where(link_states.c.state_hash.in_(state_hashes)))).mappings()
+    return {row["state_hash"]: row for row in rows}
 
 
 async def note_session(connection: AsyncConnection, state_hash: bytes, session_id: str) -> None:

@@ -68,7 +68,8 @@ CONFIRMING = (
 )
 CALLBACK = (
     *("callback_malformed", "state_unknown", "state_expired", "state_used", "issuer_mismatch", "consent_denied"),
-    *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "storage_unavailable", *UPSTREAM),
+    *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "auth_failures", "storage_unavailable"),
+    *UPSTREAM,
 )
 
 _ENTERPRISE = {
@@ -324,7 +325,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "authUndo",
             'The "this was not me" of the page after a link',
             "The page's one-time token ends the link within 10 minutes: revoked at X, gone here. It needs no key.",
-            (*EDGE, *BODY, *_field_reasons(Undo), "undo_unknown", "storage_unavailable"),
+            (*EDGE, *BODY, *_field_reasons(Undo), "undo_unknown", "auth_failures", "storage_unavailable"),
             takes=Undo,
             answer=answers.UnlinkedData,
             page=True,

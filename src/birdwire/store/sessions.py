@@ -13,6 +13,7 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    bindparam,
     case,
     delete,
     insert,
@@ -81,6 +82,29 @@ revocations = Table(
     Column("tries", Integer, nullable=False, server_default="0"),
     Index("revocations_due", "issuer", "due_at"),
 )
+
+
+_RENEWED = ("gen", "access_ct", "refresh_ct", "expires_at", "scopes", "refreshed_at")
+
+SAVE = (
+    update(x_sessions)
+    .where(x_sessions.c.session_id == bindparam("of"), x_sessions.c.gen == bindparam("of_gen"))
+    .values(
+        {
+            **{name: bindparam(f"new_{name}") for name in _RENEWED},
+            **dict.fromkeys(("why", "presented_gen", "presented_at", "presented_by")),
+            "state": SERVES,
+            "refresh_state": "idle",
+            "tries": 0,
+        }
+    )
+)
+"""A new pair for a session that is of a generation still: the parameters are those of `saved`."""
+
+
+def saved(session_id: str, gen: int, values: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters of SAVE: the session, the generation that it must be of, and the columns of the pair."""
+    return {"of": session_id, "of_gen": gen} | {f"new_{name}": values[name] for name in _RENEWED}
 
 
 async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:

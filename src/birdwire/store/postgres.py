@@ -125,13 +125,11 @@ class PostgreSQL:
             await self._transaction(connection, _put_one_by_one(connection, units, changed))
         return changed
 
-    async def _transaction(self, connection: Any, work: Coroutine[Any, Any, None]) -> None:
-        """Do something in a transaction of the driver's own; it is committed when this returns."""
-        number = None
+    async def _transaction(self, connection: Any, work: Coroutine[Any, Any, str | None]) -> None:
+        """Do something, which returns the transaction's number, in one of the driver's own; then it is committed."""
         try:
             await connection.execute("BEGIN")
-            number = await connection.fetchval("SELECT pg_current_xact_id()::text")
-            await work
+            number = await work
         except BaseException:
             work.close()
             if not connection.is_closed():
@@ -140,7 +138,7 @@ class PostgreSQL:
         try:
             await connection.execute("COMMIT")
         except _FAULTS:
-            if not await self._committed(number):
+            if number is not None and not await self._committed(number):
                 raise
 
     async def probe(self) -> None:
@@ -235,24 +233,27 @@ def _refuse_the_dead(connection: Any, *_: object) -> None:
         raise DisconnectionError
 
 
-async def _put_together(connection: Any, units: Sequence[Unit], changed: list[int]) -> None:
+async def _put_together(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
     """In one round trip for each run of units that begin with the same statement, and one for each run of the rest."""
+    number = None
     for sql, run in itertools.groupby(units, key=lambda unit: unit.rows[0].sql):
-        changed += [
-            record[0] for record in await connection.fetchmany(_counted(sql), [unit.rows[0].values for unit in run])
-        ]
+        records = await connection.fetchmany(_counted(sql), [unit.rows[0].values for unit in run])
+        changed += [rows for rows, _ in records]
+        number = records[0][1]
     rest = [row for unit, rows in zip(units, changed, strict=True) if rows for row in unit.rows[1:]]
-    for sql, rows in itertools.groupby(rest, key=lambda row: row.sql):
-        await connection.executemany(sql, [row.values for row in rows])
+    for sql, run_of_rest in itertools.groupby(rest, key=lambda row: row.sql):
+        await connection.executemany(sql, [row.values for row in run_of_rest])
     _written(units)
+    return number
 
 
-async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[int]) -> None:
+async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
     """Each in a savepoint of its own, so that a bad one does not take the others along."""
+    number = None
     for first, *rest in [unit.rows for unit in units]:
         await connection.execute("SAVEPOINT one")
         try:
-            rows = await connection.fetchval(_counted(first.sql), *first.values)
+            rows, number = await connection.fetchrow(_counted(first.sql), *first.values)
             for row in rest if rows else ():
                 await connection.execute(row.sql, *row.values)
         except _REFUSALS:
@@ -260,11 +261,13 @@ async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[
             await connection.execute("ROLLBACK TO SAVEPOINT one")
         changed.append(rows)
     _written(units)
+    return number
 
 
 def _counted(sql: str) -> str:
-    """A statement that changes rows, as one that returns how many: a pipeline of them tells no row counts."""
-    return f"WITH done AS ({sql} RETURNING 1) SELECT count(*) FROM done"  # noqa: S608 - both are our own words
+    """A statement that changes rows, as one that returns how many, and the transaction's number (see `_committed`)."""
+    # A pipeline tells no row counts, and the number costs no round trip of its own.
+    return f"WITH done AS ({sql} RETURNING 1) SELECT count(*), pg_current_xact_id()::text FROM done"  # noqa: S608 - our own words
 
 
 def _written(units: Sequence[Unit]) -> None:

@@ -173,6 +173,7 @@ class Refresher:
                 raise self._failed(session_id)
             refresh_token = await self._refresh_token(row)
             async with self._slots:
+                await self._database.ready()
                 claimed_at = self._clock.monotonic()
                 await self._failpoints.reach("refresh_before_claim")
                 claimed = await self._claim(row)

@@ -90,6 +90,14 @@ class Database:
         announced = announcement(self._engine.dialect, key_id)
         return await self._saves.add((statement, row), *announced, written=written) > 0
 
+    async def ready(self) -> None:
+        """Make ready what `save` needs, so that a save is as quick as it can be.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        await self._engine.ready()
+
     @property
     def trusted_s(self) -> float:
         """How long what was read may be used while `changed` does not name it: for ever, but for a net's sake."""

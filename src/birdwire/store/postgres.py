@@ -62,6 +62,7 @@ class PostgreSQL:
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self.changes = Notifications(self._connect)
         self._committing: dict[str, Any] = {}  # by their use: connections of the driver's own, for group commits
+        self._connecting = {"appends": asyncio.Lock(), "saves": asyncio.Lock()}
 
     @property
     def dialect(self) -> Dialect:
@@ -97,16 +98,28 @@ class PostgreSQL:
         del since
         return await self._group("saves", take)
 
+    async def ready(self) -> None:
+        """Open the connection for `save`, which is not to wait for one."""
+        try:
+            await self._connection("saves")
+        except _FAULTS as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    async def _connection(self, use: str) -> Any:
+        async with self._connecting[use]:
+            if use not in self._committing or self._committing[use].is_closed():
+                self._committing[use] = await self._connect()
+            return self._committing[use]
+
     async def _group(self, use: str, take: Take) -> list[int]:
         """Write units in one transaction, once more where it collided with another one."""
         units: Sequence[Unit] | None = None
         try:
             for tries_left in reversed(range(COLLISION_TRIES)):
-                if use not in self._committing or self._committing[use].is_closed():
-                    self._committing[use] = await self._connect()
+                connection = await self._connection(use)
                 units = take() if units is None else units
                 try:
-                    return await self._append(self._committing[use], units)
+                    return await self._append(connection, units)
                 except _COLLISIONS:
                     if not tries_left:
                         raise

@@ -104,6 +104,9 @@ class SQLite:
         """As `Appends` wants it, ahead of every other write that waits."""
         return await self._commit(take, since, urgent=True)
 
+    async def ready(self) -> None:
+        """There is nothing to make ready: `save` shares the connection of `append`."""
+
     async def _commit(self, take: Take, since: float, *, urgent: bool) -> list[int]:
         """Write units in one transaction.
 

@@ -36,6 +36,7 @@ def pair(number: int, owner: str = "") -> Tokens:
 
 
 LOST = TokenError(Meaning.MAYBE, "x_timeout")
+FAILED = TokenError(Meaning.FAILED, "x_5xx")
 REFUSED = TokenError(Meaning.REFUSED, "x_session_expired")
 NOT_SENT = TokenError(Meaning.NOT_SENT, "x_unreachable")
 

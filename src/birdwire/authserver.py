@@ -47,6 +47,7 @@ class Meaning(Enum):
     REFUSED = "refused"  # a definite no to this token or code
     OPERATOR = "operator"  # the gateway's own credentials are wrong; says nothing about the token
     HELD = "held"  # no proof of anything: back off, keep the token
+    FAILED = "failed"  # X answered 5xx: nothing is under way, though X may have rotated the token
     MAYBE = "maybe"  # X may have rotated the token, and the answer is lost
     NOT_SENT = "not_sent"  # nothing reached X
 
@@ -173,7 +174,7 @@ def _refusal(reply: Reply, refused: str) -> TokenError:
         "detail": excerpt(description, 200),
     }
     if reply.status >= 500:
-        return TokenError(Meaning.MAYBE, "x_5xx", upstream)
+        return TokenError(Meaning.FAILED, "x_5xx", upstream)
     for status, word, part, meaning in _CLASSES:
         if (status in (None, reply.status)) and (word in (None, error)) and part in description:
             return TokenError(meaning, refused if meaning is Meaning.REFUSED else "x_client_credentials", upstream)

@@ -12,7 +12,9 @@ import contextlib
 import zlib
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ulid import ULID
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from birdwire.telemetry import Level, Telemetry
 
 EARLY_S, JITTER_S = 15 * 60, 10 * 60
-MOST_AT_ONCE = 50
+MOST_AT_ONCE, MOST_IN_BACKGROUND = 50, 8
 WAIT_S = 12.0
 """How long a caller waits: longer than the process that asks X does (TOKEN_DEADLINE_S), so that its answer is seen."""
 
@@ -67,7 +69,7 @@ Outcome = Literal[
     "persist_failure",
 ]
 """What became of a refresh. late: another's pair was stored first, or the link is gone; held: X said neither yes nor
-no (429 and the like); lost_reply: X may have taken the token, and its answer is gone."""
+no (429 and the like); lost_reply: X may have taken the token, and its answer is gone; x_5xx: X may have, and failed."""
 
 LOST = "refresh_lost_reply"
 
@@ -75,15 +77,23 @@ _OUTCOMES: dict[Meaning, Outcome] = {
     Meaning.REFUSED: "refused",
     Meaning.OPERATOR: "operator_fault",
     Meaning.HELD: "held",
+    Meaning.FAILED: "x_5xx",
     Meaning.MAYBE: "lost_reply",
     Meaning.NOT_SENT: "not_sent",
 }
 # refresh_state: idle; presented; over: X refuses the refresh token, and the access token is used until it ends.
-_IDLE = {"refresh_state": "idle", "presented_gen": None, "presented_at": None, "presented_by": None, "tries": 0}
+
+
+class _Pause(NamedTuple):
+    """How long a session is left alone, until when by the monotonic clock, and whether X failed (5xx)."""
+
+    length_s: float
+    ends_at: float
+    failed: bool
 
 
 class Refresher:
-    """The refreshes of one process, at most 50 at once and one at a time for a session."""
+    """The refreshes of a process: at most 50 at once, 8 of them in the background, and one at a time for a session."""
 
     def __init__(
         self,
@@ -105,21 +115,30 @@ class Refresher:
         self._me = f"gw_{ULID()}"
         self._flights: SingleFlight[RowMapping] = SingleFlight()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
-        self._pauses: dict[str, tuple[float, float]] = {}  # session: how long, and until when by the monotonic clock
+        self._background: set[asyncio.Task[RowMapping]] = set()
+        self._pauses: dict[str, _Pause] = {}  # by session
         self.draining = False
         """Whether this process is about to end: then only what a call cannot do without is renewed."""
         self.unsaved = 0
         """Pairs that X gave and the store has not taken yet. While there are any, no refresh begins."""
 
     def begin(self, row: RowMapping) -> None:
-        """Renew in the background, if it is time: the old token still works, and nobody waits."""
+        """Renew in the background, if it is time and there is room: the old token still works, and nobody waits.
+
+        Where there is no room, the session's next call tries again.
+        """
         now = self._clock.now()
         if self.draining or renews_at(row) > now or _lease_runs(row, now) or row["refresh_state"] == "over":
             return
         if row["refresh_ct"] is None:
             return  # it cannot be renewed, and is good until its end
-        if self._clock.monotonic() >= self._pauses.get(row["session_id"], (0.0, 0.0))[1]:
-            self._flights.start(row["session_id"], lambda: self._refresh(row["session_id"], row["gen"], early=True))
+        if len(self._background) >= MOST_IN_BACKGROUND or self._pause_s(row["session_id"]) > 0:
+            return
+        session_id, gen = row["session_id"], row["gen"]
+        task = self._flights.start(session_id, lambda: self._refresh(session_id, gen, early=True))
+        if task not in self._background:
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
     async def refreshed(self, row: RowMapping) -> RowMapping:
         """The row with a newer pair, by whose refresh ever. It goes on when the caller stops waiting.
@@ -150,8 +169,11 @@ class Refresher:
             row = await self._turn(session_id, gen)
             if row["gen"] != gen:
                 return row  # somebody else's refresh came first
+            if self._pause_s(session_id, failed=True) > 0:
+                raise self._failed(session_id)
             refresh_token = await self._refresh_token(row)
             async with self._slots:
+                await self._database.ready()
                 claimed_at = self._clock.monotonic()
                 await self._failpoints.reach("refresh_before_claim")
                 claimed = await self._claim(row)
@@ -229,7 +251,7 @@ class Refresher:
         `early`: the old access token works, and callers go on with it.
         """
         session_id = row["session_id"]
-        self._tell("x_5xx" if error.reason == "x_5xx" else _OUTCOMES[error.meaning], session_id)
+        self._tell(_OUTCOMES[error.meaning], session_id)
         if error.meaning is Meaning.REFUSED:
             newer, _ = await self._look(session_id)  # a refusal proves nothing if another has refreshed meanwhile
             if newer["gen"] != row["gen"]:
@@ -239,12 +261,16 @@ class Refresher:
             # Until the access token ends, a process may come round that stands still with X's answer in hand.
             await self._mark(row, {"refresh_state": "over", "why": LOST})
             raise GatewayError("x_timeout")
+        if error.meaning is Meaning.FAILED:
+            await self._release(row, tries=max(1, row["tries"] - 1))  # a later refusal may be of what X took now
+            self._pause(session_id, failed=True)
+            raise self._failed(session_id, error.upstream)
         if error.meaning is Meaning.MAYBE:
             with contextlib.suppress(StorageDownError):  # then others wait a little longer before they know
                 await self._mark(row, {"presented_by": None})
         else:  # X did not take the token: it may be presented again, after a pause
             await self._unclaim(row)
-            self._pause(session_id)
+            self._pause(session_id, failed=False)
         raise GatewayError(error.reason, upstream=error.upstream)
 
     async def _save(self, row: RowMapping, tokens: Tokens) -> RowMapping:
@@ -254,9 +280,6 @@ class Refresher:
         kept = tokens if tokens.refresh_token else replace(tokens, refresh_token=self._pairs.open(row, "refresh"))
         values = {
             **self._pairs.seal(row, gen, kept),
-            **_IDLE,
-            "state": store.SERVES,  # should the owner have been asked to relink meanwhile: no need any more
-            "why": None,
             "scopes": row["scopes"] if tokens.scopes is None else " ".join(tokens.scopes),
             "refreshed_at": self._clock.now(),
         }
@@ -266,6 +289,7 @@ class Refresher:
         except StorageDownError:
             await self._store_at_last(row, values, kept)
         ms = round((self._clock.monotonic() - replied_at) * 1000, 1)
+        await asyncio.sleep(0)  # every pair of the same transaction has its time taken before any of them goes on
         await self._failpoints.reach("refresh_after_persist")
         async with self._database.read() as connection:
             newer = await store.get(connection, session_id)
@@ -276,17 +300,20 @@ class Refresher:
         return newer
 
     async def _store(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> None:
-        """Put the pair into the row if that is of the old generation still; else it is dropped."""
-        session_id = row["session_id"]
+        """Put the pair into the row if that is of the old generation still; else it is dropped.
+
+        Should the owner have been asked to relink meanwhile: there is no need any more.
+        """
+        session_id, written = row["session_id"], partial(self._failpoints.reach_now, "refresh_in_persist")
+        if await self._database.save(store.SAVE, store.saved(row, values), row["key_id"], written):
+            return
         async with self._database.write() as connection:
-            if not await store.put_pair(connection, row, values):
-                newer = await store.get(connection, session_id)
-                if newer is not None and newer["gen"] == row["gen"]:  # X has named the account since it was sealed
-                    values |= self._pairs.rename({**row, **values}, newer["user_id"])
-                    await store.put_pair(connection, newer, values)
-                elif newer is None and not await store.acts_as(connection, row):
-                    await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
-            await self._failpoints.reach("refresh_in_persist")
+            newer = await store.get(connection, session_id)
+            if newer is not None and newer["gen"] == row["gen"]:  # X has named the account since it was sealed
+                values |= self._pairs.rename({**row, **values}, newer["user_id"])
+                await store.save(connection, newer, values)
+            elif newer is None and not await store.acts_as(connection, row):
+                await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
 
     async def _store_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> None:
         """The same, after the store failed: until it takes the pair, this process asks X for none."""
@@ -315,7 +342,12 @@ class Refresher:
         return GatewayError("x_session_expired", account=account(row))
 
     async def _unclaim(self, row: RowMapping) -> None:
-        await self._mark(row, {"refresh_state": "idle", "tries": 0})
+        """Take back a claim whose token X did not take; what was lost before it still counts."""
+        await self._release(row, tries=row["tries"] - 1)
+
+    async def _release(self, row: RowMapping, *, tries: int) -> None:
+        """Let the token be presented again; `tries`: how often X may have taken it."""
+        await self._mark(row, {"refresh_state": "idle", "tries": tries})
 
     async def _mark(self, row: RowMapping, values: dict[str, object]) -> None:
         """Change one's own mark; one that another set since is left alone."""
@@ -327,12 +359,21 @@ class Refresher:
         async with self._database.read() as connection:
             return await _get(connection, session_id), await db.now(connection, self._clock)
 
-    def _pause(self, session_id: str) -> None:
-        last_s = self._pauses.get(session_id, (FIRST_PAUSE_S / 2, 0.0))[0]
-        pause_s = min(LONGEST_PAUSE_S, 2 * last_s)
+    def _pause(self, session_id: str, *, failed: bool) -> None:
+        last = self._pauses.get(session_id)
+        length_s = FIRST_PAUSE_S if last is None else min(LONGEST_PAUSE_S, 2 * last.length_s)
         if len(self._pauses) >= MOST_PAUSES:
             self._pauses.clear()
-        self._pauses[session_id] = (pause_s, self._clock.monotonic() + pause_s)
+        self._pauses[session_id] = _Pause(length_s, self._clock.monotonic() + length_s, failed)
+
+    def _pause_s(self, session_id: str, *, failed: bool = False) -> float:
+        """Return for how long a session is still left alone; `failed`: because X failed, and not for another reason."""
+        pause = self._pauses.get(session_id)
+        return 0.0 if pause is None or (failed and not pause.failed) else pause.ends_at - self._clock.monotonic()
+
+    def _failed(self, session_id: str, upstream: dict[str, object] | None = None) -> GatewayError:
+        wait_s = ceil(self._pause_s(session_id))
+        return GatewayError("x_renewal_failed", retry_after_s=max(1, wait_s), upstream=upstream)
 
     def _tell(self, outcome: Outcome, session_id: str, *, level: Level = "warning", **fields: float) -> None:
         self._telemetry.metrics.add("birdwire_refreshes_total", outcome)

@@ -14,9 +14,10 @@ import pytest
 from birdwire.store import journal
 from birdwire.store.appends import MOST_WAITING
 from birdwire.store.db import Database, StorageDownError, StoreError
+from birdwire.store.sqlite import WRITE_WAIT_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
     from pathlib import Path
 
 NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
@@ -115,6 +116,60 @@ async def test_rows_wait_for_another_process_without_holding_up_the_loop(file: P
             other.execute("COMMIT")
             await waiting
         assert await count(database) == 1_009
+
+
+@pytest.mark.trust("F14")
+async def test_what_waits_behind_another_process_waits_five_seconds_in_all(file: Path) -> None:
+    """Ten transactions, rows and a saved pair wait together, and the waits do not add up."""
+
+    async def waited(writing: Awaitable[object]) -> float:
+        with pytest.raises(StorageDownError):
+            await writing
+        return loop.time()
+
+    async def wrote(database: Database) -> None:
+        async with database.write():
+            pass
+
+    loop = asyncio.get_running_loop()
+    async with opened(file) as database:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            began_at = loop.time()
+            ends = await asyncio.gather(
+                *(waited(wrote(database)) for _ in range(10)),
+                *(waited(database.append(journal.ADD, an_entry(2_000 + number))) for number in range(10)),
+                waited(database.save(journal.SETTLE, journal.settled("req_00001", {"state": "refused"}), "key_1")),
+            )
+            other.execute("ROLLBACK")
+        assert max(ends) < began_at + 2 * WRITE_WAIT_S
+        await wrote(database)
+        assert await count(database) == 1_000
+
+
+async def test_a_pair_is_saved_ahead_of_every_write_that_waits(file: Path) -> None:
+    """A transaction is under way, others and rows wait: the pair is next."""
+    order: list[str] = []
+
+    async def noted(name: str, writing: Awaitable[object]) -> None:
+        await writing
+        order.append(name)
+
+    async def wrote(database: Database) -> None:
+        async with database.write():
+            await asyncio.sleep(0)
+
+    async with opened(file) as database:
+        async with database.write():
+            waiting = [asyncio.create_task(noted("transaction", wrote(database))) for _ in range(3)]
+            waiting.append(asyncio.create_task(noted("row", database.append(journal.ADD, an_entry(2_000)))))
+            await asyncio.sleep(0)
+            saving = database.save(journal.SETTLE, journal.settled("req_00001", {"state": "refused"}), "key_1")
+            waiting.append(asyncio.create_task(noted("pair", saving)))
+            for _ in range(5):  # so that all of them wait
+                await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+    assert order == ["pair", "transaction", "transaction", "transaction", "row"]
 
 
 async def test_more_rows_than_can_wait_are_refused_at_once(file: Path) -> None:

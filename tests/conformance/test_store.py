@@ -17,10 +17,12 @@ from sqlalchemy import JSON, bindparam, create_engine, insert, select, text, upd
 from birdwire.clock import Clock
 from birdwire.store import idempotency, journal, keys, sessions, states
 from birdwire.store.appends import Appends
-from birdwire.store.db import Database, RowRefusedError, StorageDownError, StoreError, now
+from birdwire.store.db import ALL, Database, RowRefusedError, StorageDownError, StoreError, now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from birdwire.store.appends import Take
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
 
@@ -281,6 +283,43 @@ async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
     assert len(await entries(pair.second)) == 27
 
 
+async def test_a_saved_change_says_whether_its_row_was_there_and_announces_its_key(pair: Pair) -> None:
+    """Many at once: those without a row change and announce nothing."""
+    await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(0, 40, 2)))
+    await heard(pair.second, set())
+    done = {"state": "refused", "data": None, "settled_at": NOW}
+    saves = (pair.first.save(SETTLE, {"of": f"req_{number}", **done}, f"key_{number}") for number in range(40))
+    assert await asyncio.gather(*saves) == [number % 2 == 0 for number in range(40)]
+    assert {row["state"] for row in (await entries(pair.second)).values()} == {"refused"}
+    await heard(pair.second, {f"key_{number}" for number in range(0, 40, 2)})
+
+
+async def test_a_saved_change_that_is_refused_fails_alone(pair: Pair) -> None:
+    """It is undone with its announcement, and the others are stored."""
+    await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(10)))
+    states = {5: None}
+    saves = (
+        pair.first.save(
+            SETTLE, {"of": f"req_{n}", "state": states.get(n, "refused"), "data": None, "settled_at": NOW}, "key_1"
+        )
+        for n in range(10)
+    )
+    results = await asyncio.gather(*saves, return_exceptions=True)
+    assert [number for number, result in enumerate(results) if isinstance(result, RowRefusedError)] == [5]
+    assert results[:5] + results[6:] == [True] * 9
+
+
+async def heard(database: Database, key_ids: set[str]) -> None:
+    """Wait until the change feed has named these keys and no other; for none of them, until it works."""
+    missing = set(key_ids)
+    async with asyncio.timeout(20):
+        while (news := database.changed()) is ALL or missing - news:
+            if news is not ALL:
+                assert news <= key_ids
+                missing -= news
+            await asyncio.sleep(0.01)
+
+
 async def test_a_caller_that_goes_away_takes_no_other_along(pair: Pair) -> None:
     """Its row is written or not; those beside it are."""
     waiting = [asyncio.create_task(pair.first.append(ADD, an_entry(f"req_{number}"))) for number in range(10)]
@@ -354,16 +393,17 @@ async def test_an_append_that_breaks_leaves_nobody_waiting() -> None:
     """A bug in the writing is told to those in the transaction, and to those who wait for the next."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def broken(_: object) -> set[int]:
+    async def broken(take: Take, _: float) -> list[int]:
+        take()
         begun.set()
         await go_on.wait()
         raise RuntimeError
 
     appends = Appends(create_engine("sqlite://").dialect, broken)
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    first = asyncio.create_task(appends.add(ADD, an_entry("req_1")))
+    first = asyncio.create_task(appends.add((ADD, an_entry("req_1"))))
     await begun.wait()
-    second = asyncio.create_task(appends.add(ADD, an_entry("req_2")))
+    second = asyncio.create_task(appends.add((ADD, an_entry("req_2"))))
     await asyncio.sleep(0)
     go_on.set()
     ends = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 5)

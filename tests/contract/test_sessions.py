@@ -79,7 +79,7 @@ async def test_a_definite_refusal_ends_the_session_in_either_spelling(linked: Ho
 @pytest.mark.parametrize(
     ("do", "reason"),
     [
-        ({"status": 500}, "x_5xx"),
+        ({"status": 500}, "x_renewal_failed"),
         ({"status": 429}, "x_window_15m"),
         ({"error": "token-bad-client"}, "x_client_credentials"),
         ({"error": "token-no-client-id"}, "x_client_credentials"),

@@ -106,11 +106,10 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
 
 
 @pytest.mark.trust("F3")
-@pytest.mark.parametrize("do", [{"drop": "before_apply"}, {"status": 500}])
-async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: House, do: dict[str, Any]) -> None:
+async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: House) -> None:
     """Then the second try saves the link."""
     await linked.advance_x(7_300)
-    await linked.fault("POST", TOKEN, do)
+    await linked.fault("POST", TOKEN, {"drop": "before_apply"})
     first = await linked.like()
     second = await linked.like()
     assert (first.status_code, second.status_code) == (502, 502)
@@ -121,10 +120,68 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: H
 
 
 @pytest.mark.trust("R9")
-async def test_an_outage_of_hours_ends_no_link(linked: House) -> None:
-    """Each try without an answer doubles the wait for the next; the first that X takes mends it."""
+@pytest.mark.parametrize("left_s", [-100, 600])
+async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: House, left_s: int) -> None:
+    """X answered, so nothing of ours is under way: the next try follows after 1, then 2 seconds, and is not early."""
+    await near_the_end(linked, left_s)
+    await linked.fault("POST", TOKEN, {"status": 503}, times=2)
+    waits = []
+    for number in range(1, 3):
+        for _ in range(2):  # the second call comes during the pause: X is not asked
+            answer = await linked.like()
+            if left_s > 0:
+                assert answer.status_code == 200
+                await until(released(linked, number))
+                waits.append(str(2 ** (number - 1)))
+                continue
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (502, "upstream_unavailable")
+            assert (error["reason"], error["whose"], error["retryable"]) == ("x_renewal_failed", "x_outage", True)
+            waits.append(answer.headers["retry-after"])
+        assert len(await refreshes(linked)) == number
+        linked.clock.advance(seconds=int(waits[-1]))
+    assert waits == ["1", "1", "2", "2"]
+    assert (await linked.like()).status_code == 200
+
+    async def renewed() -> bool:
+        return bool((await row(linked))["gen"] == 2)
+
+    await until(renewed)
+    assert len(await refreshes(linked)) == 3
+
+
+def released(house: House, tries: int) -> Callable[[], Awaitable[bool]]:
+    """Whether X was asked this often, and the last claim is released."""
+
+    async def seen() -> bool:
+        return len(await refreshes(house)) == tries and (await row(house))["refresh_state"] == "idle"
+
+    return seen
+
+
+@pytest.mark.trust("R9")
+async def test_server_errors_for_hours_end_no_link_and_are_tried_at_most_every_half_minute(linked: House) -> None:
+    """The pause doubles up to 32 seconds; the lease for a reply that is lost afterwards is still the shortest."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"error": "unavailable"}, times=None)
+    for _ in range(60):
+        assert (await linked.like()).json()["error"]["reason"] == "x_renewal_failed"
+        linked.clock.advance(seconds=10)
+    assert 15 <= len(await refreshes(linked)) <= 5 + 600 // 32
+    await linked.x.delete("/_sandbox/faults")
+    linked.clock.advance(seconds=32)
+    await linked.fault("POST", TOKEN, {"drop": "before_apply"})
+    assert (await linked.like()).json()["error"]["reason"] == "x_5xx"
+    linked.clock.advance(seconds=2 * LEASE_S)
+    assert (await linked.like()).status_code == 200
+    assert (await linked.status())["state"] == "active"
+
+
+@pytest.mark.trust("R9")
+async def test_replies_lost_for_hours_end_no_link(linked: House) -> None:
+    """Each try without an answer doubles the wait for the next; the first that X takes mends it."""
+    await linked.advance_x(7_300)
+    await linked.fault("POST", TOKEN, {"drop": "before_apply"}, times=None)
     for minute in range(180):
         assert (await linked.like()).status_code == 502, minute
         linked.clock.advance(minutes=1)

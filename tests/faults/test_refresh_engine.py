@@ -11,15 +11,16 @@ import pytest
 import pytest_asyncio
 
 from birdwire.errors import GatewayError
-from birdwire.refresh import MOST_AT_ONCE
+from birdwire.refresh import MOST_AT_ONCE, MOST_IN_BACKGROUND
 from house import House
 from scale import record, scaled
-from scripted import LOST, NOT_SENT, REFUSED, SECRET, pair, processes
+from scripted import FAILED, LOST, NOT_SENT, REFUSED, SECRET, pair, processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from birdwire.authserver import TokenError
     from house import MovableClock
     from scripted import Process
 
@@ -269,6 +270,57 @@ async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:
     assert ((await a.row(key_id))["refresh_state"], (await a.row(key_id))["tries"]) == ("presented", 2)
     b.x.answers.put_nowait(pair(2))
     assert await second == f"{SECRET}-at-2"
+
+
+@pytest.mark.trust("F4")
+@pytest.mark.parametrize("before", [[FAILED], [FAILED, NOT_SENT], [LOST, NOT_SENT], [NOT_SENT]])
+async def test_a_refusal_is_named_by_whether_x_may_have_rotated_before(two: Two, before: list[TokenError]) -> None:
+    """A 5xx may come after X took the token, as may no reply; a request that was not sent changes nothing."""
+    clock, (a, _) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    for answer in [*before, REFUSED]:
+        a.x.answers.put_nowait(answer)
+        await reason(asyncio.create_task(a.token(key_id)))
+        clock.advance(seconds=LEASE_S)
+    why = "refused" if before == [NOT_SENT] else "refresh_lost_reply"
+    assert ((await a.row(key_id))["state"], (await a.row(key_id))["why"]) == ("needs_relink", why)
+    assert len(a.x.sent) == len(before) + 1
+
+
+async def test_a_failed_renewal_of_one_process_does_not_keep_another_from_trying(two: Two) -> None:
+    """The claim is released in the row; the pause is the process's own, and ends when the other has a new pair."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    a.x.answers.put_nowait(FAILED)
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_renewal_failed"
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_renewal_failed"
+    b.x.answers.put_nowait(pair(2))
+    assert await b.token(key_id) == await a.token(key_id) == f"{SECRET}-at-2"
+    assert (len(a.x.sent), len(b.x.sent)) == (1, 1)
+
+
+async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(two: Two) -> None:
+    """The rest is begun by later calls; an account whose token has expired does not wait for them."""
+    clock, (a, _) = two
+    expired = await a.link("expired")
+    clock.advance(seconds=6_600)
+    key_ids = [await a.link(f"user{number}") for number in range(MOST_IN_BACKGROUND + 4)]
+    clock.advance(seconds=6_600)
+    for key_id in key_ids:
+        await a.token(key_id)
+    await a.asked(MOST_IN_BACKGROUND)
+    asking = asyncio.create_task(a.token(expired))
+    await a.asked(MOST_IN_BACKGROUND + 1)
+    for number in range(len(key_ids) + 1):
+        a.x.answers.put_nowait(pair(number))
+    await asking
+    async with asyncio.timeout(20):
+        while {(await a.row(key_id))["gen"] for key_id in key_ids} != {2}:
+            for key_id in key_ids:
+                await a.token(key_id)
+    assert a.x.most == MOST_IN_BACKGROUND + 1
 
 
 @pytest.mark.trust("F36")

@@ -168,7 +168,7 @@ async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: 
     """The refresh engine has its own patience."""
     await linked.fault("POST", LIKES, {"error": "unauthorized"})
     await linked.fault("POST", "/2/oauth2/token", {"status": 500})
-    assert reason(await linked.like()) == (502, "x_5xx")
+    assert reason(await linked.like()) == (502, "x_renewal_failed")
     assert len(await linked.calls("/2/users/", method="POST")) == 1
 
 

@@ -57,7 +57,7 @@ ALLOWED: dict[str, str] = {
     "store": "",
     "store.schema": "",
     "store.appends": "store.schema",
-    "store.changes": "store.schema",
+    "store.changes": "store.appends store.schema",
     "store.sqlite": "private store.appends store.changes store.schema",
     "store.notifications": "store.changes",
     "store.postgres": "store.appends store.changes store.notifications store.schema",

@@ -10,14 +10,17 @@ from enum import Enum, auto
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import Column, Integer, String, Table, delete, func, insert, select
+from sqlalchemy import Column, Integer, String, Table, bindparam, delete, func, insert, select
 
 from birdwire.store.schema import metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from birdwire.store.appends import Step
 
 KEPT = 10_000
 """Rows of the past that are kept. A process that was away for longer is told that everything may have changed."""
@@ -47,14 +50,23 @@ changes = Table(
 """On SQLite alone. Numbers are never given out twice, and rise in the order of the commits: there is one writer."""
 
 
+_ADD = insert(changes)
+_FORGET = delete(changes).where(
+    changes.c.number <= func.last_insert_rowid() - KEPT, func.last_insert_rowid() % FORGET_EVERY == 0
+)
+_NOTIFY = select(func.pg_notify(CHANNEL, bindparam("key_id", type_=String)))
+
+
+def announcement(dialect: Dialect, key_id: str) -> tuple[Step, ...]:
+    """Return the statements that announce, in the transaction that they are part of, a change of a key or its link."""
+    told = {"key_id": key_id}
+    return ((_ADD, told), (_FORGET, {})) if dialect.name == "sqlite" else ((_NOTIFY, told),)
+
+
 async def announce(connection: AsyncConnection, key_id: str) -> None:
     """Say in the caller's transaction that a key, or what is linked to it, is about to be another."""
-    if connection.dialect.name != "sqlite":
-        await connection.execute(select(func.pg_notify(CHANNEL, key_id)))
-        return
-    number = (await connection.execute(insert(changes).values(key_id=key_id))).lastrowid
-    if number % FORGET_EVERY == 0:
-        await connection.execute(delete(changes).where(changes.c.number <= number - KEPT))
+    for statement, values in announcement(connection.dialect, key_id):
+        await connection.execute(statement, values)
 
 
 class FileChanges:

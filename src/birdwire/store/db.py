@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, select
 
 from birdwire.store.appends import Appends
-from birdwire.store.changes import ALL, Changed
+from birdwire.store.changes import ALL, Changed, announcement
 from birdwire.store.schema import START_LOCK, RowRefusedError, StorageDownError, StoreError
 from birdwire.store.sqlite import SQLite
 
@@ -41,6 +41,7 @@ class Database:
         self._place = place_of(url)
         self._engine = _server(url) if file is None else SQLite(file)
         self._appends = Appends(self._engine.dialect, self._engine.append)
+        self._saves = Appends(self._engine.dialect, self._engine.save)
         self._probed_at = -PROBE_FOR_S
 
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
@@ -73,7 +74,29 @@ class Database:
             StorageDownError: the row is not there; as with `write`, but for a look-up that found the database away.
             RowRefusedError: one kind of it: the row breaks a constraint.
         """
-        await self._appends.add(statement, row)
+        await self._appends.add((statement, row))
+
+    async def save(
+        self, statement: Update, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
+    ) -> bool:
+        """Change what must not be lost, ahead of every other write, and announce the key that it belongs to.
+
+        As `append`, in a lane of its own. Returns whether a row was changed. `written` is called when the change is
+        written, and not committed: a failpoint's place.
+
+        Raises:
+            StorageDownError: nothing was changed, but for the case that `write` names.
+        """
+        announced = announcement(self._engine.dialect, key_id)
+        return await self._saves.add((statement, row), *announced, written=written) > 0
+
+    async def ready(self) -> None:
+        """Make ready what `save` needs, so that a save is as quick as it can be.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        await self._engine.ready()
 
     @property
     def trusted_s(self) -> float:
@@ -119,6 +142,7 @@ class Database:
 
     async def close(self) -> None:
         """Write what waits, and close every connection."""
+        await self._saves.close()
         await self._appends.close()
         await self._engine.close()
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from birdwire.store.appends import REFUSED
 from birdwire.store.notifications import Notifications
 from birdwire.store.schema import START_LOCK, StorageDownError, json_text, migrate
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from birdwire.store.appends import Row
+    from birdwire.store.appends import Take, Unit
 
 CONNECTIONS = 16
 POOL_WAIT_S = 5
@@ -60,7 +61,8 @@ class PostgreSQL:
         event.listen(self._engine.sync_engine, "checkout", _refuse_the_dead)
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self.changes = Notifications(self._connect)
-        self._appending: Any = None
+        self._committing: dict[str, Any] = {}  # by their use: connections of the driver's own, for group commits
+        self._connecting = {"appends": asyncio.Lock(), "saves": asyncio.Lock()}
 
     @property
     def dialect(self) -> Dialect:
@@ -86,39 +88,61 @@ class PostgreSQL:
         except _FAULTS as error:
             raise StorageDownError(type(error).__name__) from None
 
-    async def append(self, rows: Sequence[Row]) -> set[int]:
-        """Write rows in one transaction, in their order; the numbers of those refused."""
+    async def append(self, take: Take, since: float) -> list[int]:
+        """As `Appends` wants it."""
+        del since  # PostgreSQL ends what waits for too long
+        return await self._group("appends", take)
+
+    async def save(self, take: Take, since: float) -> list[int]:
+        """As `Appends` wants it, on a connection of its own: it does not wait for other writes."""
+        del since
+        return await self._group("saves", take)
+
+    async def ready(self) -> None:
+        """Open the connection for `save`, which is not to wait for one."""
+        try:
+            await self._connection("saves")
+        except _FAULTS as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    async def _connection(self, use: str) -> Any:
+        async with self._connecting[use]:
+            if use not in self._committing or self._committing[use].is_closed():
+                self._committing[use] = await self._connect()
+            return self._committing[use]
+
+    async def _group(self, use: str, take: Take) -> list[int]:
+        """Write units in one transaction, once more where it collided with another one."""
+        units: Sequence[Unit] | None = None
         try:
             for tries_left in reversed(range(COLLISION_TRIES)):
-                if self._appending is None or self._appending.is_closed():
-                    self._appending = await self._connect()
+                connection = await self._connection(use)
+                units = take() if units is None else units
                 try:
-                    return await self._append(self._appending, rows)
+                    return await self._append(connection, units)
                 except _COLLISIONS:
                     if not tries_left:
                         raise
         except _FAULTS as error:
-            if self._appending is not None:
-                self._appending.terminate()
+            if use in self._committing:
+                self._committing[use].terminate()
             raise StorageDownError(type(error).__name__) from None
         raise AssertionError  # pragma: no cover - the last try raises
 
-    async def _append(self, connection: Any, rows: Sequence[Row]) -> set[int]:
+    async def _append(self, connection: Any, units: Sequence[Unit]) -> list[int]:
+        changed: list[int] = []
         try:
-            await self._transaction(connection, _put_together(connection, rows))
+            await self._transaction(connection, _put_together(connection, units, changed))
         except _REFUSALS:
-            refused: set[int] = set()
-            await self._transaction(connection, _put_one_by_one(connection, rows, refused))
-            return refused
-        return set()
+            changed.clear()
+            await self._transaction(connection, _put_one_by_one(connection, units, changed))
+        return changed
 
-    async def _transaction(self, connection: Any, work: Coroutine[Any, Any, None]) -> None:
-        """Do something in a transaction of the driver's own; it is committed when this returns."""
-        number = None
+    async def _transaction(self, connection: Any, work: Coroutine[Any, Any, str | None]) -> None:
+        """Do something, which returns the transaction's number, in one of the driver's own; then it is committed."""
         try:
             await connection.execute("BEGIN")
-            number = await connection.fetchval("SELECT pg_current_xact_id()::text")
-            await work
+            number = await work
         except BaseException:
             work.close()
             if not connection.is_closed():
@@ -127,7 +151,7 @@ class PostgreSQL:
         try:
             await connection.execute("COMMIT")
         except _FAULTS:
-            if not await self._committed(number):
+            if number is not None and not await self._committed(number):
                 raise
 
     async def probe(self) -> None:
@@ -158,8 +182,8 @@ class PostgreSQL:
     async def close(self) -> None:
         """Close every connection."""
         await self.changes.close()
-        if self._appending is not None:
-            self._appending.terminate()
+        for connection in self._committing.values():
+            connection.terminate()
         await self._engine.dispose()
 
     async def _connect(self, statement_s: int = STATEMENT_S, lock_s: int = LOCK_S) -> Any:
@@ -222,18 +246,44 @@ def _refuse_the_dead(connection: Any, *_: object) -> None:
         raise DisconnectionError
 
 
-async def _put_together(connection: Any, rows: Sequence[Row]) -> None:
-    """In one round trip for each run of rows with the same statement."""
-    for sql, run in itertools.groupby(rows, key=lambda row: row.sql):
-        await connection.executemany(sql, [row.values for row in run])
+async def _put_together(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
+    """In one round trip for each run of units that begin with the same statement, and one for each run of the rest."""
+    number = None
+    for sql, run in itertools.groupby(units, key=lambda unit: unit.rows[0].sql):
+        records = await connection.fetchmany(_counted(sql), [unit.rows[0].values for unit in run])
+        changed += [rows for rows, _ in records]
+        number = records[0][1]
+    rest = [row for unit, rows in zip(units, changed, strict=True) if rows for row in unit.rows[1:]]
+    for sql, run_of_rest in itertools.groupby(rest, key=lambda row: row.sql):
+        await connection.executemany(sql, [row.values for row in run_of_rest])
+    _written(units)
+    return number
 
 
-async def _put_one_by_one(connection: Any, rows: Sequence[Row], refused: set[int]) -> None:
+async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
     """Each in a savepoint of its own, so that a bad one does not take the others along."""
-    for number, row in enumerate(rows):
+    number = None
+    for first, *rest in [unit.rows for unit in units]:
         await connection.execute("SAVEPOINT one")
         try:
-            await connection.execute(row.sql, *row.values)
+            rows, number = await connection.fetchrow(_counted(first.sql), *first.values)
+            for row in rest if rows else ():
+                await connection.execute(row.sql, *row.values)
         except _REFUSALS:
-            refused.add(number)
+            rows = REFUSED
             await connection.execute("ROLLBACK TO SAVEPOINT one")
+        changed.append(rows)
+    _written(units)
+    return number
+
+
+def _counted(sql: str) -> str:
+    """A statement that changes rows, as one that returns how many, and the transaction's number (see `_committed`)."""
+    # A pipeline tells no row counts, and the number costs no round trip of its own.
+    return f"WITH done AS ({sql} RETURNING 1) SELECT count(*), pg_current_xact_id()::text FROM done"  # noqa: S608 - our own words
+
+
+def _written(units: Sequence[Unit]) -> None:
+    for unit in units:
+        if unit.written is not None:
+            unit.written()

@@ -14,8 +14,10 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    bindparam,
     case,
     delete,
+    func,
     insert,
     select,
     type_coerce,
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 x_sessions = Table(
@@ -91,6 +92,34 @@ revocations = Table(
     Column("tries", Integer, nullable=False, server_default="0"),
     Index("revocations_due", "issuer", "due_at"),
 )
+
+
+_RENEWED = ("gen", "access_ct", "refresh_ct", "expires_at", "scopes", "refreshed_at")
+
+SAVE = (
+    update(x_sessions)
+    .where(
+        x_sessions.c.session_id == bindparam("of"),
+        x_sessions.c.gen == bindparam("of_gen"),
+        func.coalesce(x_sessions.c.user_id, "") == bindparam("of_user_id"),
+    )
+    .values(
+        {
+            **{name: bindparam(f"new_{name}") for name in _RENEWED},
+            **dict.fromkeys(("why", "presented_gen", "presented_at", "presented_by")),
+            "state": SERVES,
+            "refresh_state": "idle",
+            "tries": 0,
+        }
+    )
+)
+"""A new pair for a session that still has the generation and the account for which the pair was sealed."""
+
+
+def saved(row: RowMapping, values: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters of SAVE: the session as it was read, and the columns of its new pair."""
+    of = {"of": row["session_id"], "of_gen": row["gen"], "of_user_id": row["user_id"] or ""}
+    return of | {f"new_{name}": values[name] for name in _RENEWED}
 
 
 async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:
@@ -171,23 +200,17 @@ async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
 
 async def change(connection: AsyncConnection, session_id: str, gen: int, values: Mapping[str, object]) -> bool:
     """Change a session if it still is of this generation; whether it was."""
-    return await _change(connection, (x_sessions.c.session_id == session_id, x_sessions.c.gen == gen), values)
-
-
-async def put_pair(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
-    """Store a new pair if the session is still of the row's generation and account, for which it was sealed."""
-    same = tuple(x_sessions.c[name] == row[name] for name in ("session_id", "gen", "user_id"))
-    return await _change(connection, same, values)
-
-
-async def _change(
-    connection: AsyncConnection, same: Sequence[ColumnElement[bool]], values: Mapping[str, object]
-) -> bool:
-    query = update(x_sessions).where(*same)
+    query = update(x_sessions).where(x_sessions.c.session_id == session_id, x_sessions.c.gen == gen)
     key_id = (await connection.execute(query.values(values).returning(x_sessions.c.key_id))).scalar()
     if key_id is not None:
         await announce(connection, key_id)
     return key_id is not None
+
+
+async def save(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> None:
+    """Store a new pair as SAVE does, in the caller's transaction."""
+    if (await connection.execute(SAVE, saved(row, values))).rowcount:
+        await announce(connection, row["key_id"])
 
 
 async def mark(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:

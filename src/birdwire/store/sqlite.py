@@ -9,33 +9,39 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from birdwire import private
+from birdwire.store.appends import REFUSED
 from birdwire.store.changes import FileChanges
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sqlalchemy import Dialect
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from birdwire.store.appends import Row
+    from birdwire.store.appends import Take, Unit
 
 READERS = 8
 POOL_WAIT_S = 5
 CHECK_S = 0.25
 BUSY_MS = 5_000
 SWITCH_TRIES, SWITCH_PAUSE_S = 250, 0.02
+WRITE_WAIT_S = 5.0
+"""How long a write waits in all: for its turn, and for another process that writes."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
 _PRAGMAS = ("synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
 _REFUSALS = (
     sqlite3.IntegrityError,
@@ -55,20 +61,14 @@ class SQLite:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._engine = create_async_engine(
-            f"sqlite+aiosqlite:///{path}",
-            pool_size=READERS,
-            max_overflow=0,
-            pool_timeout=POOL_WAIT_S,
-            isolation_level="AUTOCOMMIT",
-            hide_parameters=True,
-            json_serializer=json_text,
-        )
-        self._writing = asyncio.Lock()  # SQLite has one writer: waiting here is cheaper and fairer than its busy loop
+        self._engine = _engine(path, READERS)
+        self._writer = _engine(path, 1)  # of its own: a write does not wait for readers
+        self._turns = _Turns()
         self._appending: sqlite3.Connection | None = None
         self.changes = FileChanges(path)
         self._disk = ThreadPoolExecutor(1, "birdwire-disk")
         event.listen(self._engine.sync_engine, "connect", _set_up)
+        event.listen(self._writer.sync_engine, "connect", _set_up_to_write)
 
     @property
     def dialect(self) -> Dialect:
@@ -87,9 +87,10 @@ class SQLite:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """One transaction, alone in this file from its first statement on."""
+        ends_at = asyncio.get_running_loop().time() + WRITE_WAIT_S
         try:
-            async with self._writing, self._engine.connect() as connection:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            async with self._turns.turn(ends_at), self._writer.connect() as connection:
+                await _begin(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), ends_at)
                 try:
                     yield connection
                     await connection.exec_driver_sql("COMMIT")
@@ -100,29 +101,47 @@ class SQLite:
         except SQLAlchemyError as error:
             raise StorageDownError(type(error).__name__) from None
 
-    async def append(self, rows: Sequence[Row]) -> set[int]:
-        """Write rows in one transaction, in their order; the numbers of those refused.
+    async def append(self, take: Take, since: float) -> list[int]:
+        """As `Appends` wants it."""
+        return await self._commit(take, since, urgent=False)
+
+    async def save(self, take: Take, since: float) -> list[int]:
+        """As `Appends` wants it, ahead of every other write that waits."""
+        return await self._commit(take, since, urgent=True)
+
+    async def ready(self) -> None:
+        """There is nothing to make ready: `save` shares the connection of `append`."""
+
+    async def _commit(self, take: Take, since: float, *, urgent: bool) -> list[int]:
+        """Write units in one transaction.
 
         The loop's own thread puts them in, a few microseconds each: were it the other thread, the two would hand
-        Python's lock to and fro for every row, up to 5 ms each time when the loop is busy. What waits, for the disk or
-        for another process, waits in the other thread.
+        Python's lock to and fro for every row, up to 5 ms each time when the loop is busy. The disk is waited for in
+        the other thread, and another process without any.
         """
-        run = asyncio.get_running_loop().run_in_executor
-        async with self._writing:
+        run, ends_at = asyncio.get_running_loop().run_in_executor, since + WRITE_WAIT_S
+        async with self._turns.turn(ends_at, urgent=urgent):
             try:
                 if self._appending is None:
                     self._appending = await run(self._disk, self._connect)
                 connection = self._appending
-                try:
+
+                async def begin() -> None:
                     connection.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError:  # another process writes
-                    await run(self._disk, _begin_patiently, connection)
-                refused = _put(connection, rows)
+
+                await _begin(begin, ends_at)
+                units = take()
+                changed = [_put(connection, unit) for unit in units]
+                for unit in units:
+                    if unit.written is not None:
+                        unit.written()
                 await run(self._disk, connection.commit)
-            except sqlite3.Error as error:
+            except BaseException as error:
                 await run(self._disk, self._stop_appending)
-                raise StorageDownError(type(error).__name__) from None
-        return refused
+                if isinstance(error, sqlite3.Error):
+                    raise StorageDownError(type(error).__name__) from None
+                raise
+        return changed
 
     async def probe(self) -> None:
         """Write something harmless to the disk."""
@@ -147,12 +166,12 @@ class SQLite:
         self.changes.close()
         await asyncio.get_running_loop().run_in_executor(self._disk, self._stop_appending)
         self._disk.shutdown()
+        await self._writer.dispose()
         await self._engine.dispose()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=BUSY_MS / 1_000, isolation_level=None, check_same_thread=False)
-        _set_up(connection, None)
-        connection.execute("PRAGMA busy_timeout=0")
+        _set_up_to_write(connection, None)
         return connection
 
     def _stop_appending(self) -> None:
@@ -191,22 +210,100 @@ def _make_private(path: Path) -> None:
         new.unlink()
 
 
-def _begin_patiently(connection: sqlite3.Connection) -> None:
-    connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    finally:
-        connection.execute("PRAGMA busy_timeout=0")
+class _Turns:
+    """Whose turn it is to write. SQLite has one writer: waiting here is cheaper and fairer than its busy loop.
 
+    A turn is handed on in the order of arrival, to the urgent ones first.
+    """
 
-def _put(connection: sqlite3.Connection, rows: Sequence[Row]) -> set[int]:
-    refused = set()
-    for number, row in enumerate(rows):
+    def __init__(self) -> None:
+        self._taken = False
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def turn(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
+        """Have the turn for the time of the block.
+
+        Raises:
+            StorageDownError: it did not come by `ends_at`, a time of the loop's clock.
+        """
+        if self._taken:
+            await self._wait(self._urgent if urgent else self._others, ends_at)
+        self._taken = True
         try:
+            yield
+        finally:
+            self._hand_on()
+
+    async def _wait(self, line: deque[asyncio.Future[None]], ends_at: float) -> None:
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.append(mine)
+        try:
+            async with asyncio.timeout_at(ends_at):
+                await mine
+        except BaseException as error:
+            if mine.done() and not mine.cancelled():
+                self._hand_on()  # it came in the same turn of the loop
+            if isinstance(error, TimeoutError):
+                raise StorageDownError("other writes took too long") from None
+            raise
+
+    def _hand_on(self) -> None:
+        for line in (self._urgent, self._others):
+            while line:
+                following = line.popleft()
+                if not following.done():
+                    following.set_result(None)  # it stays taken, so that a newcomer cannot overtake
+                    return
+        self._taken = False
+
+
+def _engine(path: Path, connections: int) -> AsyncEngine:
+    return create_async_engine(
+        f"sqlite+aiosqlite:///{path}",
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_S,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        json_serializer=json_text,
+    )
+
+
+async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None:
+    """Begin a transaction as soon as no other process writes; raises the driver's error when that takes too long."""
+    loop, pause_s = asyncio.get_running_loop(), FIRST_PAUSE_S
+    while True:
+        try:
+            await begin()
+        except (sqlite3.OperationalError, OperationalError) as error:
+            cause, left_s = getattr(error, "orig", error), ends_at - loop.time()
+            if getattr(cause, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or left_s <= 0:
+                raise
+        else:
+            return
+        await asyncio.sleep(min(pause_s, left_s))
+        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+
+def _put(connection: sqlite3.Connection, unit: Unit) -> int:
+    """Execute a unit in the transaction under way; what it did is undone where the database refuses a part of it."""
+    first, *rest = unit.rows
+    try:
+        if not rest:
+            return connection.execute(first.sql, first.values).rowcount
+        connection.execute("SAVEPOINT unit")
+        changed = connection.execute(first.sql, first.values).rowcount
+        for row in rest if changed else ():
             connection.execute(row.sql, row.values)
-        except _REFUSALS:
-            refused.add(number)
-    return refused
+    except _REFUSALS:
+        if rest:
+            connection.execute("ROLLBACK TO unit")
+        changed = REFUSED
+    if rest:
+        connection.execute("RELEASE unit")
+    return changed
 
 
 def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:
@@ -215,6 +312,12 @@ def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _set_up_to_write(connection: Any, entry: ConnectionPoolEntry | None) -> None:
+    """The same for one that writes: SQLite itself does not wait for another process, since `_begin` does."""
+    _set_up(connection, entry)
+    connection.execute("PRAGMA busy_timeout=0")
 
 
 def _switch_to_wal(path: Path) -> None:

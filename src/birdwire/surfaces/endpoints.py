@@ -54,6 +54,7 @@ UPSTREAM = (
 
 LINKED = (
     *("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", "x_breaker_open"),
+    "x_renewal_failed",
     *UPSTREAM,
 )
 FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")

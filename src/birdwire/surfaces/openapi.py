@@ -209,7 +209,7 @@ def refusal(status: int, reasons: list[str], *, keyed: bool) -> dict[str, Any]:
     example = render(GatewayError(reasons[0], **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
     required = {401: ["WWW-Authenticate"], 405: ["Allow"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
     optional = (*_ALLOWANCE, _DEGRADED) if keyed else ()
-    if {"idempotency_in_flight", "x_breaker_open"} & set(reasons):
+    if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
         optional += ("Retry-After",)
     return {
         "description": f"{TITLES[status]}: {', '.join(reasons)}.",

@@ -41,9 +41,9 @@ class Served:
     log: io.StringIO
     server: uvicorn.Server
 
-    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection."""
-        return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
+    async def open(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection, from any loopback address."""
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22, local_addr=(source, 0))
 
     async def talk(self, sent: bytes, *, eof: bool = False) -> bytes:
         """Send at once, and read until the server ends the connection."""

@@ -109,6 +109,8 @@ class Door:
         When the door is full, the connection that has kept us waiting longest is evicted for it. If all are at work,
         the request is read in case its path is reserved. An address over its own cap gets neither.
         """
+        if self._capped(address):  # first, or such an address could have the connections of others evicted
+            return False, False
         full = self.full
         if full and (found := self._next_out(connections - {new}, inside=True)) is not None:
             found.evict()
@@ -146,9 +148,9 @@ class Door:
 
     def enter(self, address: Address | None) -> bool:
         """Count a connection in, if there is room."""
-        block = self._block(address)
-        if self.full or self._each[block] >= self.limits.connections_each:
+        if self.full or self._capped(address):
             return False
+        block = self._block(address)
         self.inside += 1
         if block is not None:
             self._each[block] += 1
@@ -178,6 +180,10 @@ class Door:
             if not self.trusts(address):
                 break
         return caller
+
+    def _capped(self, address: Address | None) -> bool:
+        """Whether an address has all the connections that it may have."""
+        return self._each[self._block(address)] >= self.limits.connections_each
 
     def _block(self, address: Address | None) -> object:
         """What counts as one address: of IPv6 the /64 that one subscriber has. None: not counted."""

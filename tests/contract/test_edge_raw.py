@@ -492,6 +492,21 @@ async def test_one_address_cannot_take_every_connection() -> None:
             await hang_up(writer)
 
 
+async def test_an_address_over_its_cap_evicts_nobody() -> None:
+    """It is refused, and the connections of other addresses stay."""
+    limits = EdgeLimits(connections=2, connections_each=1, uncapped=(), head_s=LONG_S, idle_s=LONG_S)
+    async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
+        reader, writer = await served.open("127.0.0.2")
+        _, other = await served.open()
+        while len(edges(served)) < limits.connections:  # noqa: ASYNC110 - until both are accepted
+            await asyncio.sleep(0)
+        assert [one.status for one in answers(await served.talk(PROBE))] == [503]
+        writer.write(get())
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+        await hang_up(writer)
+        await hang_up(other)
+
+
 async def test_too_many_to_be_told_so_are_cut_off() -> None:
     """Beyond the refused ones that are still being told, a connection ends without a word."""
     limits = EdgeLimits(connections_each=0, uncapped=(), connections_refused=1, linger_s=LONG_S, write_s=LONG_S)

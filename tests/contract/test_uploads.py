@@ -136,7 +136,7 @@ def relay(key: str) -> bytes:
 @pytest.mark.trust("T13")
 async def test_a_file_is_refused_before_its_first_byte(place: Place) -> None:
     """For key rules, link and scope, with the key in the header or in an earlier part: the rest is never asked for."""
-    narrow = await place.key("ada", KeyRules(actions=("like_twitter",)))
+    narrow = await place.key("ada", KeyRules(actions=("like_twitter", "link")))
     unlinked = await place.key()
     poster = await place.key("ada", body={"scopes": ["tweet.read", "users.read", "tweet.write"]})
     for key, reason in ((narrow, "key_not_allowed"), (unlinked, "x_not_linked"), (poster, "x_scope_missing")):

@@ -27,7 +27,9 @@ from birdwire.store.db import StorageDownError
 from birdwire.vault import DamagedError, VaultError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
+    from typing import Any
 
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from birdwire.revocations import Revocations
     from birdwire.store.db import Database
     from birdwire.telemetry import Level, Telemetry
+
+    Row = RowMapping | Mapping[str, Any]
 
 EARLY_S, JITTER_S = 15 * 60, 10 * 60
 MOST_AT_ONCE, MOST_IN_BACKGROUND = 50, 8
@@ -113,9 +117,9 @@ class Refresher:
         self._telemetry = telemetry
         self._failpoints = failpoints
         self._me = f"gw_{ULID()}"
-        self._flights: SingleFlight[RowMapping] = SingleFlight()
+        self._flights: SingleFlight[Row] = SingleFlight()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
-        self._background: set[asyncio.Task[RowMapping]] = set()
+        self._background: set[asyncio.Task[Row]] = set()
         self._pauses: dict[str, _Pause] = {}  # by session
         self.draining = False
         """Whether this process is about to end: then only what a call cannot do without is renewed."""
@@ -140,7 +144,7 @@ class Refresher:
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def refreshed(self, row: RowMapping) -> RowMapping:
+    async def refreshed(self, row: RowMapping) -> Row:
         """The row with a newer pair, by whose refresh ever. It goes on when the caller stops waiting.
 
         Raises:
@@ -164,7 +168,7 @@ class Refresher:
 
     # The way of one refresh.
 
-    async def _refresh(self, session_id: str, gen: int, *, early: bool = False) -> RowMapping:
+    async def _refresh(self, session_id: str, gen: int, *, early: bool = False) -> Row:
         while True:
             row = await self._turn(session_id, gen)
             if row["gen"] != gen:
@@ -245,7 +249,7 @@ class Refresher:
                 return None
             return await _get(connection, row["session_id"])
 
-    async def _without_tokens(self, row: RowMapping, error: TokenError, *, early: bool) -> RowMapping:
+    async def _without_tokens(self, row: RowMapping, error: TokenError, *, early: bool) -> Row:
         """What each of X's other answers means for the link (the meanings are authserver's table).
 
         `early`: the old access token works, and callers go on with it.
@@ -273,7 +277,7 @@ class Refresher:
             self._pause(session_id, failed=False)
         raise GatewayError(error.reason, upstream=error.upstream)
 
-    async def _save(self, row: RowMapping, tokens: Tokens) -> RowMapping:
+    async def _save(self, row: RowMapping, tokens: Tokens) -> Row:
         """Store the new pair before anybody uses it. The old one is spent, so this goes on until the store takes it."""
         replied_at = self._clock.monotonic()
         session_id, gen = row["session_id"], row["gen"] + 1
@@ -285,37 +289,36 @@ class Refresher:
         }
         self._pauses.pop(session_id, None)
         try:
-            await self._store(row, values, kept)
+            newer = await self._store(row, values, kept)
         except StorageDownError:
-            await self._store_at_last(row, values, kept)
+            newer = await self._store_at_last(row, values, kept)
         ms = round((self._clock.monotonic() - replied_at) * 1000, 1)
-        await asyncio.sleep(0)  # every pair of the same transaction has its time taken before any of them goes on
         await self._failpoints.reach("refresh_after_persist")
-        async with self._database.read() as connection:
-            newer = await store.get(connection, session_id)
         ours = newer is not None and newer["access_ct"] == values["access_ct"]
         self._tell("success" if ours else "late", session_id, level="info", ms=ms)
         if newer is None:
             raise GatewayError("x_not_linked")
         return newer
 
-    async def _store(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> None:
-        """Put the pair into the row if that is of the old generation still; else it is dropped.
+    async def _store(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> Row | None:
+        """Put the pair into the row if that is of the old generation still; else it is dropped. Returns the row.
 
         Should the owner have been asked to relink meanwhile: there is no need any more.
         """
         session_id, written = row["session_id"], partial(self._failpoints.reach_now, "refresh_in_persist")
         if await self._database.save(store.SAVE, store.saved(row, values), row["key_id"], written):
-            return
+            return {**row, **values}  # to read it again would cost more than all the rest, while other pairs wait
         async with self._database.write() as connection:
             newer = await store.get(connection, session_id)
             if newer is not None and newer["gen"] == row["gen"]:  # X has named the account since it was sealed
                 values |= self._pairs.rename({**row, **values}, newer["user_id"])
                 await store.save(connection, newer, values)
+                newer = await store.get(connection, session_id)
             elif newer is None and not await store.acts_as(connection, row):
                 await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
+        return newer
 
-    async def _store_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> None:
+    async def _store_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> Row | None:
         """The same, after the store failed: until it takes the pair, this process asks X for none."""
         pause_s = FIRST_PAUSE_S / 16
         self.unsaved += 1
@@ -325,8 +328,7 @@ class Refresher:
                 await asyncio.sleep(pause_s)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 with contextlib.suppress(StorageDownError):
-                    await self._store(row, values, tokens)
-                    return
+                    return await self._store(row, values, tokens)
         finally:
             self.unsaved -= 1
 

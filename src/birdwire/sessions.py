@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ulid import ULID
 
@@ -134,14 +134,13 @@ class Sessions:
             with contextlib.suppress(VaultError):  # changed at rest, or its vault key is not here: a newer one may open
                 return self._session(row)
         try:
-            row = await self._refresher.refreshed(row)
+            return self._session(await self._refresher.refreshed(row))
         except (GatewayError, StorageDownError) as error:
             gone = isinstance(error, GatewayError) and error.reason in ("x_session_expired", "x_not_linked")
             if not gone and row["expires_at"] > self._clock.now():
                 with contextlib.suppress(VaultError):
                     return self._session(row)  # it still works, and X's token endpoint may be back before it ends
             raise
-        return self._session(row)
 
     @property
     def unsaved(self) -> int:
@@ -356,7 +355,7 @@ class Sessions:
             raise GatewayError("x_not_linked")
         return await self._get(connection, session_id, hold=True)
 
-    def _session(self, row: RowMapping) -> XSession:
+    def _session(self, row: RowMapping | Mapping[str, Any]) -> XSession:
         return XSession(
             session_id=row["session_id"],
             gen=row["gen"],

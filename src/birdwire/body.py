@@ -12,6 +12,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -97,6 +98,22 @@ async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
     if name.strip().lower() == "application/x-www-form-urlencoded":
         return Parsed("form", urlencoded(raw))
     raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
+
+
+def read_query(query: str) -> Parsed:
+    """Return a query as fields, each at most once.
+
+    Raises:
+        GatewayError: http_malformed, duplicate_field.
+    """
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+    except ValueError:
+        raise GatewayError("http_malformed", detail="the query cannot be read") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise GatewayError("duplicate_field", field="a query parameter")
+    return Parsed("form" if fields else "none", fields)
 
 
 async def within(chunks: AsyncIterator[bytes], due: Callable[[], float | None]) -> AsyncIterator[bytes]:

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 from birdwire import dialect, idempotency, media
-from birdwire.body import Body, Empty, Parsed, check, read, within
+from birdwire.body import Body, Empty, Parsed, check, read, read_query, within
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
 from birdwire.journal import Entry, fingerprint
@@ -185,7 +184,7 @@ class Gate:
         if raw_key is not None:
             visit.key = await self.admit(raw_key, call, visit)
         if takes.query:
-            return _known(visit), _query(call.query), False
+            return _known(visit), read_query(call.query), False
         if call.method == "GET":
             return _without_query(_known(visit), call), Parsed("none"), False
         parsed = visit.body = await self._read(takes, call, visit)
@@ -465,18 +464,6 @@ def _announced(call: Call) -> int:
     """Return the Content-Length, or 0 for a body in chunks."""
     length = call.header("content-length") or "0"
     return int(length) if length.isascii() and length.isdigit() else 0
-
-
-def _query(query: str) -> Parsed:
-    """A query as fields, each at most once."""
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
-    except ValueError:
-        raise GatewayError("http_malformed", detail="the query cannot be read") from None
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise GatewayError("duplicate_field", field="a query parameter")
-    return Parsed("form" if fields else "none", fields)
 
 
 def _files(operation: Operation, parsed: Parsed) -> list[Part]:

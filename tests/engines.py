@@ -16,6 +16,9 @@ import hiredis
 
 NOBODY = 65_534
 START_S = 30
+END_S = 300
+"""How long a server and its folder may take to go: hundreds of databases are tens of thousands of files."""
+
 TRIES = 3
 PASSWORD = "canary-database-password"
 """The server trusts whoever connects; the password is there to be looked for where it must not turn up."""
@@ -55,7 +58,7 @@ def _heir(folder: Path, pid_file: str, signal: str) -> subprocess.Popen[bytes]:
 
 
 def _inherit(heir: subprocess.Popen[bytes]) -> None:
-    heir.communicate(timeout=START_S)
+    heir.communicate(timeout=END_S)
 
 
 def _package(name: str) -> Path:

@@ -71,12 +71,17 @@ if TYPE_CHECKING:
 API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
+POOL_WAIT_S = 10.0
+"""How long a call waits for a connection to X: as long as it may wait for its turn."""
 REFUSED_CONNECTIONS = 100
 RESERVED_CALLS = 20
 """Calls at once for status and revocation, whatever else goes on."""
 
-TOKEN_CONNECTIONS = 50
-"""Connections to X kept for renewals, links and revocations, so that a rush of calls cannot starve them."""
+TOKEN_CONNECTIONS = 60
+"""Connections to X for renewals, links and revocations, so that a burst of calls cannot starve them.
+
+More than the renewals that run concurrently: a link and a revocation always find one.
+"""
 TIDY_EVERY_S = 60.0
 
 
@@ -350,6 +355,7 @@ def to_x(settings: Settings, connections: int) -> Upstream:
     return Upstream(
         settings.x_api_url,
         connections=connections,
+        pool_wait_s=POOL_WAIT_S,
         proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
         user_agent=f"birdwire/{__version__}",
     )

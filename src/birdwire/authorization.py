@@ -13,8 +13,10 @@ from birdwire.authserver import ALWAYS_SCOPES, DEFAULT_SCOPES, authorize_url, ne
 from birdwire.body import Body
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
+from birdwire.keys import LINK
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
+from birdwire.store import keys
 from birdwire.store import states as store
 from birdwire.vault import Place
 
@@ -57,8 +59,10 @@ class Authorizations:
         self._vault = vault
         self._clock = clock
 
-    async def start(self, key: Key, asked: AuthTwitter) -> dict[str, str]:
+    async def start(self, key: Key, asked: AuthTwitter, *, by_holder: bool) -> dict[str, str]:
         """Store a new state and return `auth_url`, `state` and `expires_at`: valid once, for 10 minutes.
+
+        `by_holder`: the key's holder asks, who may have lost the right to link since the call was admitted.
 
         Raises:
             GatewayError: scope_unknown, return_to_not_allowed, key_not_allowed (a scope that the key's actions do not
@@ -89,6 +93,9 @@ class Authorizations:
             "expires_at": now + STATE_FOR,
         }
         async with self._database.write() as connection:
+            await keys.hold(connection, key.key_id)
+            if by_holder and not await keys.may(connection, key.key_id, LINK):
+                raise GatewayError("key_not_allowed", what=LINK)
             await store.trim(connection, key.key_id, keep=MOST_PENDING - 1, expired_before=now - STATE_KEPT)
             await store.add(connection, row)
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import tempfile
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
+MAX_PART_HEADERS = 16
 MAX_PARAMETERS = 32
 MAX_FILES = 4
 IN_MEMORY = 1 << 16
@@ -129,14 +131,18 @@ class _Files:
         await self.write()
         sized = zip(self.names, self._files, strict=True)
         parts = tuple(Part(name, file, file.tell(), sha.digest()) for name, (file, sha) in sized)
-        for part in parts:
-            part.file.seek(0)
+        try:
+            for part in parts:
+                part.file.seek(0)  # which writes what was still to be written
+        except OSError:
+            raise GatewayError("storage_unavailable", half="nothing was asked of X") from None
         return parts
 
     def close(self) -> None:
         """Let them go."""
         for file, _ in self._files:
-            file.close()
+            with contextlib.suppress(OSError):  # it writes the rest first, which nobody wants any more
+                file.close()
 
     def _write(self, waiting: list[tuple[int, bytes]]) -> None:
         for number, data in waiting:
@@ -224,6 +230,8 @@ class Multipart:
         self._head, self._data, self._in_file = {}, bytearray(), False
 
     def _header(self) -> None:
+        if len(self._head) >= MAX_PART_HEADERS:
+            raise GatewayError("form_malformed")
         self._head[bytes(self._name).lower()] = bytes(self._value)
         self._name.clear()
         self._value.clear()

@@ -348,6 +348,11 @@ class Gate:
                 data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
         except GatewayError as error:
             raise await record.failed(error) from None
+        except StorageDownError:
+            if record.begun:
+                raise await record.failed(GatewayError("outcome_unknown", outcome="unknown")) from None
+            half = "nothing was published"  # files may be at X by now, where nobody sees them
+            raise await record.failed(GatewayError("storage_unavailable", half=half)) from None
         except Exception as error:
             if not record.begun:
                 raise

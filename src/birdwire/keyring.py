@@ -69,8 +69,11 @@ class Keyring:
             proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
         self._prove(proofs)
 
-    async def enlist(self) -> None:
+    async def enlist(self, *, starting: bool = True) -> None:
         """The same, and list the key that seals from now on: after that nobody starts without it.
+
+        Only a gateway that is `starting` may list another key than those that are listed: a command alongside one that
+        runs must not, since that gateway could not open what the key seals.
 
         Raises:
             VaultError: a key is missing or another; then nothing was changed.
@@ -80,6 +83,11 @@ class Keyring:
             proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
             self._prove(proofs)
             key_id = self._vault.key_id
+            if not starting and proofs and key_id not in proofs:
+                raise VaultError(
+                    "The gateways of this database do not know this vault key yet. Restart them with this key and the"
+                    " old one. Nothing was changed."
+                )
             if key_id not in proofs:
                 proof = self._vault.seal(key_id, _place(key_id))
                 await vault_keys.add(connection, {"key_id": key_id, "proof_ct": proof, "created_at": self._clock.now()})

@@ -338,10 +338,11 @@ class Keys:
             key = _key(row)
             key.rules.check(self._clock.now())
             await store.change(connection, key_id, changes)
-            if _key(before).rules.allow(LINK) and not key.rules.allow(LINK):
-                await states.drop_open(connection, key_id)
             if "expires_at" in changes:
                 await sessions.end_with_key(connection, key_id)
+            if _key(before).rules.allow(LINK) and not key.rules.allow(LINK):  # what it has started ends, too
+                await states.drop_open(connection, key_id)
+                await sessions.end_pending(connection, key_id)
         return key
 
     async def list(self) -> list[tuple[Key, str]]:

@@ -83,6 +83,9 @@ class Landings(Generic[Result]):
         except GatewayError as error:
             await self._end(state_hash, json.dumps({"reason": error.reason, **error.values}, default=str))
             raise
+        except StorageDownError:
+            await self._end(state_hash, None)
+            raise
         await self._end(state_hash, None)
         return result
 

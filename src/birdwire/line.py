@@ -89,6 +89,7 @@ class Line:
         self._session = session
         self._permit = permit
         self._renewed = False
+        self._unsure = False  # whether X may have applied an earlier try of what is asked now
 
     @property
     def user_id(self) -> str:
@@ -102,6 +103,7 @@ class Line:
             GatewayError: X's refusal, or why it could not be asked. `superseded`: a newer call undoes this one.
         """
         lines, ends_at = self._lines, self._clock.monotonic() + self._lines.deadline_s
+        self._unsure = False
         lines.ledger.check(request.endpoint, self.user_id)
         if turn is not None:
             lines.breaker.check(request.endpoint, self.user_id)  # a refusal need not wait for its turn
@@ -127,9 +129,11 @@ class Line:
             async with asyncio.timeout(max(0.0, ends_at - self._clock.monotonic())):
                 self._session, self._renewed = await self._lines.sessions.renew(self._session, upstream), True
         except TimeoutError:
-            raise GatewayError("x_timeout", outcome="not_sent") from None  # the renewal itself goes on
-        except StorageDownError:  # X's 401 was its last word: nothing was done
-            raise GatewayError("storage_unavailable", half="X did not do what was asked") from None
+            raise self._not_sent(GatewayError("x_timeout")) from None  # the renewal itself goes on
+        except StorageDownError:  # X's 401 was its last word
+            raise self._not_sent(GatewayError("storage_unavailable", half="X did not do what was asked")) from None
+        except GatewayError as error:
+            raise self._not_sent(error) from None
         try:
             return await self._persist(request, reading, turn, ends_at)
         except Unauthorized as error:
@@ -145,13 +149,14 @@ class Line:
                 try:
                     return read(await self._send_permitted(request, ends_at), reading, self._clock.now())
                 except StorageDownError:
-                    raise failure or GatewayError("storage_unavailable", half="nothing was sent to X") from None
+                    raise failure or self._not_sent(
+                        GatewayError("storage_unavailable", half="nothing was sent to X")
+                    ) from None
                 except GatewayError as error:
-                    if failure is not None and failure.outcome == "unknown" and error.outcome == "not_sent":
-                        error.outcome = "unknown"  # this try was not sent, but an earlier one may have been applied
+                    self._not_sent(error)
                     if not self._may_repeat(request, error, tries, began_at, ends_at):
                         raise
-                    failure = error
+                    failure, self._unsure = error, error.outcome == "unknown"
                 lines.retrying += not tries
                 tries += 1
                 await self._clock.pause(FIRST_PAUSE_S * 2**tries)
@@ -231,6 +236,12 @@ class Line:
         else:
             lines.breaker.answered(request.endpoint, self.user_id)
         return reply
+
+    def _not_sent(self, error: GatewayError) -> GatewayError:
+        """What was not sent is unknown all the same if an earlier try may have been applied."""
+        if self._unsure and error.outcome == "not_sent":
+            error.outcome = "unknown"
+        return error
 
     def _give_up(self, error: Unauthorized) -> GatewayError:
         self._lines.sessions.hold_off(self._session)

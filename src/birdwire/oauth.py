@@ -135,7 +135,7 @@ class OAuth:
     async def auth_twitter(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """Begin a link: a fresh auth_url, good for 10 minutes and one use."""
         del call
-        return Answer.of(await self._authorizations.start(key, check(parsed.fields, AuthTwitter)))
+        return Answer.of(await self._authorizations.start(key, check(parsed.fields, AuthTwitter), by_holder=True))
 
     async def status(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What is linked to the key; never a token."""
@@ -308,7 +308,7 @@ class OAuth:
         await self._failpoints.reach("link_after_exchange")
         try:
             session, undo_token = await self._sessions.keep(
-                key.key_id, tokens, row["scopes"].split(), row["expected_username"]
+                key.key_id, tokens, row["scopes"].split(), row["expected_username"], row["state_hash"]
             )
         except StorageDownError:
             with contextlib.suppress(TokenError):  # what cannot be kept is given back
@@ -319,8 +319,6 @@ class OAuth:
                 "storage_unavailable", half="X's approval could not be stored, and was given back"
             ) from None
         try:
-            async with self._database.write() as connection:
-                await store.note_session(connection, row["state_hash"], session["session_id"])
             await self._failpoints.reach("link_after_persist")
             session = await self._name(session)
         except (GatewayError, StorageDownError) as error:  # the pair is kept: the key's next call asks again

@@ -31,7 +31,7 @@ class StaleError(Exception):
 class Permit:
     """What one call was admitted by: the key's rules and the link in use."""
 
-    __slots__ = ("_clock", "_fresh_until", "_key", "_keys", "_readmit", "_recall", "_reread", "_sessions")
+    __slots__ = ("_clock", "_fresh_until", "_key", "_keys", "_readmit", "_recall", "_sessions", "_turn")
 
     def __init__(
         self, keys: Keys, sessions: Sessions, recall: Recall, clock: Clock, key: Key, readmit: Readmit
@@ -43,7 +43,7 @@ class Permit:
         self._key = key
         self._readmit = readmit
         self._fresh_until = clock.monotonic() + FRESH_S
-        self._reread = False
+        self._turn: int | None = None  # in which it was read again, if it was
 
     def check(self, session: XSession) -> None:
         """Check that the call may still write through a session. Costs microseconds and never waits.
@@ -57,8 +57,11 @@ class Permit:
         if self._keys.remembers(self._key) and self._sessions.remembers(self._key.key_id, session):
             return
         # The cache may be full, or unable to hold anything: then what was read a moment ago has to do.
-        fresh = self._clock.monotonic() < self._fresh_until
-        if not (fresh and (self._reread or turn == self._key.turn)):
+        if self._turn is None:
+            changed = turn != self._key.turn
+        else:
+            changed = self._recall.changed_since(self._key.key_id, self._turn)
+        if changed or self._clock.monotonic() >= self._fresh_until:
             raise StaleError
 
     async def renew(self, session: XSession) -> XSession:
@@ -68,9 +71,9 @@ class Permit:
             GatewayError: what a new call would be refused with; x_not_linked if another account is linked now.
             StorageDownError: the database does not answer.
         """
-        began = self._clock.monotonic()
+        began, turn = self._clock.monotonic(), self._recall.catch_up()
         self._key, newer = await self._readmit(self._key)
         if newer.user_id != session.user_id:
             raise GatewayError("x_not_linked")
-        self._fresh_until, self._reread = began + FRESH_S, True
+        self._fresh_until, self._turn = began + FRESH_S, turn
         return newer

@@ -26,6 +26,7 @@ class Recall:
         self._clock = clock
         self._known: dict[str, tuple[float, dict[object, Any]]] = {}
         self._looked: asyncio.AbstractEventLoop | None = None
+        self._news: dict[str, int] = {}  # by key: the turn that its last change began, the newest at the end
         self.turn = 0
 
     def catch_up(self) -> int:
@@ -54,6 +55,14 @@ class Recall:
         """It changed: what is being read of it now may be what was before."""
         self._known.pop(key_id, None)
         self.turn += 1
+        self._news.pop(key_id, None)
+        self._news[key_id] = self.turn
+        if len(self._news) > MOST_KEYS:
+            del self._news[next(iter(self._news))]
+
+    def changed_since(self, key_id: str, turn: int) -> bool:
+        """Return whether a change of this key was announced after a turn, as of the last `catch_up`."""
+        return self._news.get(key_id, -1) > turn
 
     def get(self, key_id: str, name: object) -> Any | None:
         """What is remembered as of the last `catch_up`; None: nothing."""

@@ -363,7 +363,10 @@ class Refresher:
 
     def _pause(self, session_id: str, *, failed: bool) -> None:
         last = self._pauses.get(session_id)
-        length_s = FIRST_PAUSE_S if last is None else min(LONGEST_PAUSE_S, 2 * last.length_s)
+        if last is None or last.ends_at + LONGEST_PAUSE_S < self._clock.monotonic():
+            length_s = FIRST_PAUSE_S
+        else:
+            length_s = min(LONGEST_PAUSE_S, 2 * last.length_s)
         if len(self._pauses) >= MOST_PAUSES:
             self._pauses.clear()
         self._pauses[session_id] = _Pause(length_s, self._clock.monotonic() + length_s, failed)

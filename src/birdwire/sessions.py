@@ -16,7 +16,7 @@ from birdwire.errors import GatewayError
 from birdwire.pairs import Pairs
 from birdwire.refresh import Refresher, account, renews_at
 from birdwire.revocations import Revocations
-from birdwire.store import keys
+from birdwire.store import keys, states
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import VaultError
@@ -171,11 +171,19 @@ class Sessions:
         self._held_off[session.session_id, session.gen] = self._clock.monotonic() + HOLD_OFF_S
 
     async def keep(
-        self, key_id: str, tokens: Tokens, scopes: Sequence[str], expected_username: str | None
+        self,
+        key_id: str,
+        tokens: Tokens,
+        scopes: Sequence[str],
+        expected_username: str | None,
+        state_hash: bytes | None = None,
     ) -> tuple[RowMapping, str]:
         """Store a new pair beside any old link, unusable until `activate`; its row, and the undo token for the page.
 
-        An older pair that was still pending gives way.
+        An older pair that was still pending is ended. `state_hash` is the state that led to the pair.
+
+        Raises:
+            GatewayError: state_unknown: the state was dropped since it was taken; the pair is revoked.
         """
         now = self._clock.now()
         session_id, undo_token = f"xs_{ULID()}", secrets.token_urlsafe(32)
@@ -192,12 +200,16 @@ class Sessions:
         }
         async with self._database.write() as connection:
             await keys.hold(connection, key_id)
-            older = _links(await store.of_key(connection, key_id, self._issuer)).pending
-            if older is not None:
-                await self._revocations.end(connection, older)
-            await store.add(connection, row)
-            await store.end_with_key(connection, key_id)
-            return await self._get(connection, session_id), undo_token
+            if state_hash is None or await states.note_session(connection, state_hash, session_id):
+                older = _links(await store.of_key(connection, key_id, self._issuer)).pending
+                if older is not None:
+                    await self._revocations.end(connection, older)
+                await store.add(connection, row)
+                await store.end_with_key(connection, key_id)
+                return await self._get(connection, session_id), undo_token
+            await self._revocations.add_pair(connection, self._issuer, tokens)
+        await self._revocations.hurry()
+        raise GatewayError("state_unknown")
 
     async def name(self, session_id: str, user_id: str, username: str) -> RowMapping:
         """X has named a pending session's account: put it in use, or let it wait for the key's holder (mode `confirm`).
@@ -367,8 +379,10 @@ class Sessions:
 
 
 def _links(rows: Sequence[RowMapping]) -> Links:
+    """The session in use, and the one that waits; not one that ended with its key's right to link."""
     current = next((row for row in rows if row["state"] != "pending"), None)
-    return Links(current, next((row for row in rows if row["state"] == "pending"), None))
+    pending = (row for row in rows if row["state"] == "pending" and row["over_at"] != row["created_at"])
+    return Links(current, next(pending, None))
 
 
 def _mismatch(

@@ -108,14 +108,19 @@ class Held:
             self._go.set()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgres"])
-async def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[House]:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def shared_database(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The setting that names the module's database; none: the house's own file."""
+    if request.param == "sqlite":
+        return {}
+    template = request.getfixturevalue("prepared")
+    return {"database_url": request.getfixturevalue("postgres").database(template)}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory, shared_database: dict[str, Any]) -> AsyncIterator[House]:
     """One house for the module; every test makes a key of its own."""
-    folder, options = tmp_path_factory.mktemp("armed"), dict[str, Any]()
-    if request.param == "postgres":
-        template = request.getfixturevalue("prepared")
-        options["database_url"] = request.getfixturevalue("postgres").database(template)
-    async with House.built(folder, **options) as built:
+    async with House.built(tmp_path_factory.mktemp("armed"), **shared_database) as built:
         yield built
 
 

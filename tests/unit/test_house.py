@@ -52,7 +52,8 @@ ALLOWED: dict[str, str] = {
     "store.idempotency": "store.schema",
     "idempotency": "body call clock errors journal presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
-    "authorization": "authserver body clock errors keys operations reads settings store.db store.states vault",
+    "authorization": "authserver body clock errors keys operations reads settings store store.db store.keys "
+    "store.states vault",
     "x": "call clock errors metrics operations post upstream windows",
     "store": "",
     "store.schema": "",
@@ -90,7 +91,7 @@ ALLOWED: dict[str, str] = {
     "telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "sessions": "authserver clock errors failpoints lookups pairs recall refresh revocations store.db store.keys "
-    "store.sessions telemetry vault",
+    "store.sessions store.states telemetry vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
     "lookups "

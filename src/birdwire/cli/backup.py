@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from pathlib import Path  # noqa: TC003 - Typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,6 +80,8 @@ def restore(
         settings, began_at = read_settings(config, data), time.monotonic()
         vault = open_vault(settings)
         target = file_of(settings.database_url)
+        if target is not None:
+            target = Path(os.path.realpath(target))  # the file itself is replaced, not a link to it
         if file is not None and target is None:
             raise Stop(
                 ExitCode.USAGE,

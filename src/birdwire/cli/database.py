@@ -67,8 +67,10 @@ def held(file: Path, message: str, fix: str) -> Iterator[None]:
     Raises:
         Stop: another process holds it (`message`, `fix`), or it cannot be made.
     """
-    file = Path(os.path.realpath(file))
-    with servers.alone(lock_of(file), message, fix), ExitStack() as stack:
+    named, file = file, Path(os.path.realpath(file))
+    with ExitStack() as stack:
+        for lock in dict.fromkeys(Path(os.path.realpath(lock_of(one))) for one in (named, file)):
+            stack.enter_context(servers.alone(lock, message, fix))
         # On Linux, flock and SQLite's own fcntl locks ignore each other. On BSD and macOS they exclude each other.
         if sys.platform == "linux":
             stack.enter_context(servers.alone(file, message, fix))

@@ -43,7 +43,7 @@ class Linking:
             VaultError: another vault key sealed this database.
         """
         clock, vault = Clock(), open_vault(self._settings)
-        await Keyring(self._database, vault, clock).enlist()
+        await Keyring(self._database, vault, clock).enlist(starting=False)
         before = await self._session()
         self._before = None if before is None else before["session_id"]
         key = await Keys(self._database, clock).get(self._key_id)
@@ -51,7 +51,7 @@ class Linking:
             key.check(clock.now(), self._settings.mode)
             asked = check(body, AuthTwitter)
             self._check_confirmable(key.rules, asked)
-            return await Authorizations(self._settings, self._database, vault, clock).start(key, asked)
+            return await Authorizations(self._settings, self._database, vault, clock).start(key, asked, by_holder=False)
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
 

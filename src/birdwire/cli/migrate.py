@@ -18,8 +18,8 @@ from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
-from birdwire.store import moving
-from birdwire.store.db import SQLITE, Database, file_of
+from birdwire.store import moving, snapshots
+from birdwire.store.db import SQLITE, Database, StoreError, file_of
 
 if TYPE_CHECKING:
     from birdwire.settings import Settings
@@ -70,9 +70,30 @@ def migrate(
         )
 
 
+async def _check_unserved(database: Database) -> None:
+    """Check that no gateway of an earlier version is connected: it would end every link whose tokens are resealed.
+
+    Raises:
+        Stop: one is, and the schema has to change.
+    """
+    async with database.read() as connection:
+        others = await snapshots.gateways(connection)
+    if not others:
+        return
+    try:
+        await database.prepare(upgrade=False)  # if the schema is up to date, they may go on
+    except StoreError:
+        raise Stop(
+            ExitCode.USAGE,
+            f"Gateways are connected to this database ({others} connections).",
+            "Stop all of them first.",
+        ) from None
+
+
 async def _migrate(settings: Settings) -> None:
     database, failpoints = Database(settings.database_url), Failpoints(settings.failpoints)
     try:
+        await _check_unserved(database)
         await database.prepare(upgrade=True, migrated=partial(failpoints.reach_now, "migration"))
     finally:
         await database.close()

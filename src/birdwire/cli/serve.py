@@ -81,7 +81,7 @@ def _run(settings: Settings, listener: servers.Listener, metrics: servers.Listen
 
 
 async def _check_database(settings: Settings, say: Say) -> None:
-    """Refuse before anything listens, in one sentence, what the gateway's own start would refuse."""
+    """Refuse before anything is answered, in one sentence, what the gateway's own start would refuse."""
     database, said_at = Database(settings.database_url), time.monotonic()
 
     def progress(values: int, unreadable: int) -> None:

@@ -107,6 +107,12 @@ async def hold(connection: AsyncConnection, key_id: str) -> bool:
     return row is not None and row.revoked_at is None
 
 
+async def may(connection: AsyncConnection, key_id: str, action: str) -> bool:
+    """Return whether a key's actions name this one; a key without a list may do everything."""
+    row = await get(connection, key_id)
+    return row is not None and (not row["actions"] or action in row["actions"])
+
+
 async def list_all(connection: AsyncConnection) -> Sequence[RowMapping]:
     """Every key, oldest first."""
     return (await connection.execute(select(api_keys).order_by(api_keys.c.created_at))).mappings().all()

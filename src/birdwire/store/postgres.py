@@ -30,6 +30,8 @@ POOL_WAIT_S = 5
 CONNECT_S = 3.0
 STATEMENT_S, LOCK_S, IDLE_S = 5, 3, 10
 MIGRATION_S = 3_600
+TRUSTED_S, PROBE_S = 30.0, 1.0
+"""After how long without use a connection is probed first, and how long the probe may take."""
 
 FATE_S, FATE_PAUSE_S = 10.0, 0.2
 """How long a lost commit is asked after, and how often."""
@@ -37,7 +39,13 @@ FATE_S, FATE_PAUSE_S = 10.0, 0.2
 _FAULTS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 """What the driver raises by itself, and what SQLAlchemy makes of the rest; its timeouts are OSErrors."""
 
-_REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, OverflowError, UnicodeError)
+_REFUSALS = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+    OverflowError,
+    UnicodeError,
+)
 """What one row can do wrong."""
 
 _COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
@@ -62,6 +70,7 @@ class PostgreSQL:
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self.changes = Notifications(self._connect)
         self._committing: dict[str, Any] = {}  # by their use: connections of the driver's own, for group commits
+        self._used_at: dict[str, float] = {}
         self._connecting = {"appends": asyncio.Lock(), "saves": asyncio.Lock()}
 
     @property
@@ -107,9 +116,16 @@ class PostgreSQL:
 
     async def _connection(self, use: str) -> Any:
         async with self._connecting[use]:
-            if use not in self._committing or self._committing[use].is_closed():
-                self._committing[use] = await self._connect()
-            return self._committing[use]
+            loop, connection = asyncio.get_running_loop(), self._committing.get(use)
+            if connection is not None and loop.time() - self._used_at[use] > TRUSTED_S:
+                try:  # a firewall may have dropped it without a word
+                    await connection.execute("SELECT 1", timeout=PROBE_S)
+                except _FAULTS:
+                    connection.terminate()
+            if connection is None or connection.is_closed():
+                connection = self._committing[use] = await self._connect()
+            self._used_at[use] = loop.time()
+            return connection
 
     async def _group(self, use: str, take: Take) -> list[int]:
         """Write units in one transaction, once more where it collided with another one."""
@@ -143,8 +159,10 @@ class PostgreSQL:
         try:
             await connection.execute("BEGIN")
             number = await work
-        except BaseException:
+        except BaseException as error:
             work.close()
+            if isinstance(error, TimeoutError):
+                connection.terminate()  # it does not answer: a ROLLBACK would wait as long again
             if not connection.is_closed():
                 await connection.execute("ROLLBACK")
             raise

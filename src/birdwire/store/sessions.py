@@ -157,6 +157,12 @@ async def end_with_key(connection: AsyncConnection, key_id: str) -> None:
     await connection.execute(update(x_sessions).where(x_sessions.c.key_id == key_id).values(over_at=over_at))
 
 
+async def end_pending(connection: AsyncConnection, key_id: str) -> None:
+    """End the sessions of a key that are not in use yet, from their own beginning on."""
+    pending = (x_sessions.c.key_id == key_id, x_sessions.c.state == "pending")
+    await connection.execute(update(x_sessions).where(*pending).values(over_at=x_sessions.c.created_at))
+
+
 async def over(connection: AsyncConnection, issuer: str, now: datetime, limit: int) -> Sequence[RowMapping]:
     """Sessions that nobody can use any more, the longest over first."""
     query = select(x_sessions).where(x_sessions.c.issuer == issuer, x_sessions.c.over_at <= now)

@@ -45,9 +45,13 @@ async def add(connection: AsyncConnection, state: Mapping[str, object]) -> None:
 
 
 async def trim(connection: AsyncConnection, key_id: str, *, keep: int, expired_before: datetime) -> None:
-    """Drop a key's oldest states over `keep`, used or not, and every state that ran out before a moment."""
+    """Drop a key's oldest states over `keep`, used or not, and every state that expired before a given time.
+
+    A state whose callback is under way stays.
+    """
     await connection.execute(delete(link_states).where(link_states.c.expires_at < expired_before))
-    own = select(link_states.c.state_hash).where(link_states.c.key_id == key_id)
+    idle = link_states.c.taken_at.is_(None) | link_states.c.ended_at.is_not(None)
+    own = select(link_states.c.state_hash).where(link_states.c.key_id == key_id, idle)
     surplus = own.order_by(link_states.c.created_at.desc()).offset(keep)
     await connection.execute(delete(link_states).where(link_states.c.state_hash.in_(surplus)))
 
@@ -60,9 +64,9 @@ async def take(connection: AsyncConnection, state_hash: bytes, taken_at: datetim
 
 
 async def drop_open(connection: AsyncConnection, key_id: str) -> None:
-    """Drop the states of a key that nobody has used yet."""
+    """Drop the states of a key that have not led to a session, those whose callback is under way included."""
     await connection.execute(
-        delete(link_states).where(link_states.c.key_id == key_id, link_states.c.taken_at.is_(None))
+        delete(link_states).where(link_states.c.key_id == key_id, link_states.c.session_id.is_(None))
     )
 
 
@@ -89,10 +93,10 @@ async def outcomes(connection: AsyncConnection, state_hashes: Sequence[bytes]) -
     return {row["state_hash"]: row for row in rows}
 
 
-async def note_session(connection: AsyncConnection, state_hash: bytes, session_id: str) -> None:
-    """Remember what a taken state led to."""
+async def note_session(connection: AsyncConnection, state_hash: bytes, session_id: str) -> bool:
+    """Store which session a taken state led to; whether the state is still there."""
     query = update(link_states).where(link_states.c.state_hash == state_hash)
-    await connection.execute(query.values(session_id=session_id))
+    return (await connection.execute(query.values(session_id=session_id))).rowcount == 1
 
 
 async def end(connection: AsyncConnection, state_hash: bytes, ended_at: datetime, refusal: str | None) -> None:

@@ -293,6 +293,7 @@ class Refresher:
         except StorageDownError:
             newer = await self._store_at_last(row, values, kept)
         ms = round((self._clock.monotonic() - replied_at) * 1000, 1)
+        await self._database.saved()  # what this one goes on with must not delay the pairs that still wait
         await self._failpoints.reach("refresh_after_persist")
         ours = newer is not None and newer["access_ct"] == values["access_ct"]
         self._tell("success" if ours else "late", session_id, level="info", ms=ms)

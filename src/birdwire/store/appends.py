@@ -85,6 +85,11 @@ class Appends:
             self._drainer = asyncio.create_task(self._drain())
         return await done
 
+    async def idle(self, longest_s: float) -> None:
+        """Wait until nothing waits or is being written, for at most `longest_s`."""
+        if self._drainer is not None:
+            await asyncio.wait([self._drainer], timeout=longest_s)
+
     async def close(self) -> None:
         """Take no more, and let what waits be written."""
         self._closed = True

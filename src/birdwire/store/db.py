@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from birdwire.store.postgres import PostgreSQL
 
 PROBE_FOR_S = 1.0
+SAVED_S = 0.1
+"""How long work that has been saved may hold back for other saves; a burst of fifty takes a tenth of it."""
+
 SQLITE = "sqlite:///"
 
 
@@ -89,6 +92,10 @@ class Database:
         """
         announced = announcement(self._engine.dialect, key_id)
         return await self._saves.add((statement, row), *announced, written=written) > 0
+
+    async def saved(self) -> None:
+        """Wait until no `save` waits or is being written, for at most SAVED_S."""
+        await self._saves.idle(SAVED_S)
 
     async def ready(self) -> None:
         """Make ready what `save` needs, so that a save is as quick as it can be.

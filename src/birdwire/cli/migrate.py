@@ -93,7 +93,8 @@ async def _check_unserved(database: Database) -> None:
 async def _migrate(settings: Settings) -> None:
     database, failpoints = Database(settings.database_url), Failpoints(settings.failpoints)
     try:
-        await _check_unserved(database)
+        if file_of(settings.database_url) is None:
+            await _check_unserved(database)
         await database.prepare(upgrade=True, migrated=partial(failpoints.reach_now, "migration"))
     finally:
         await database.close()

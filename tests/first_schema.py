@@ -57,6 +57,16 @@ async def fill(url: str, directory: Path) -> None:
         await target.dispose()
 
 
+async def make(url: str) -> None:
+    """Make the tables of that schema in an empty PostgreSQL database, without a row."""
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_first_schema)
+    finally:
+        await engine.dispose()
+
+
 def _first_schema(connection: Connection) -> None:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(store.__file__).parent / "migrations"))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
-MAX_PART_HEADERS = 16
+MAX_PART_HEADERS = 8
+"""As newer versions of the parser have it."""
 MAX_PARAMETERS = 32
 MAX_FILES = 4
 IN_MEMORY = 1 << 16

@@ -322,8 +322,8 @@ class OAuth:
             await self._failpoints.reach("link_after_persist")
             session = await self._name(session)
         except (GatewayError, StorageDownError) as error:  # the pair is kept: the key's next call asks again
-            if isinstance(error, GatewayError) and error.reason == "account_mismatch":
-                raise
+            if isinstance(error, GatewayError) and error.reason in ("account_mismatch", "x_not_linked"):
+                raise  # and nothing of it is left
             return Linked("pending", key.label, None, undo_token, _back(row, key))
         how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         return Linked(how, key.label, session["username"], undo_token, _back(row, key))

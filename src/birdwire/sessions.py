@@ -361,11 +361,18 @@ class Sessions:
         return row
 
     async def _held(self, connection: AsyncConnection, session_id: str) -> RowMapping:
-        """The row, with its key's links in the hands of the caller's transaction; a revoked key has none."""
+        """The row, with its key's links in the hands of the caller's transaction; a revoked key has none.
+
+        Raises:
+            GatewayError: x_not_linked: it is gone, or has ended.
+        """
         row = await self._get(connection, session_id)
         if not await keys.hold(connection, row["key_id"]):
             raise GatewayError("x_not_linked")
-        return await self._get(connection, session_id, hold=True)
+        row = await self._get(connection, session_id, hold=True)
+        if _ended(row):
+            raise GatewayError("x_not_linked")
+        return row
 
     def _session(self, row: RowMapping | Mapping[str, Any]) -> XSession:
         return XSession(
@@ -381,8 +388,12 @@ class Sessions:
 def _links(rows: Sequence[RowMapping]) -> Links:
     """The session in use, and the one that waits; not one that ended with its key's right to link."""
     current = next((row for row in rows if row["state"] != "pending"), None)
-    pending = (row for row in rows if row["state"] == "pending" and row["over_at"] != row["created_at"])
-    return Links(current, next(pending, None))
+    return Links(current, next((row for row in rows if row["state"] == "pending" and not _ended(row)), None))
+
+
+def _ended(row: RowMapping) -> bool:
+    """Return whether a pending session ended with its key's right to link (see `store.end_pending`)."""
+    return bool(row["state"] == "pending" and row["over_at"] == row["created_at"])
 
 
 def _mismatch(

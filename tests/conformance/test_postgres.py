@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy import bindparam, insert, text, update
 from typer.testing import CliRunner
 
+import first_schema
 from birdwire.cli import build
 from birdwire.store import journal, keys
+from birdwire.store import postgres as postgres_store
 from birdwire.store.db import Database, StorageDownError, StoreError
-from birdwire.store.postgres import CONNECTIONS
+from birdwire.store.postgres import CONNECTIONS, PostgreSQL
+from birdwire.store.schema import RowRefusedError
 from engines import PASSWORD
 from house import House, bound
 
@@ -64,13 +69,31 @@ class Wire:
     cut: Literal["before", "after"] | None = None
     port: int = 0
     cuts: int = 0
+    opened: int = 0
+    dead: int = 0
+    """The first so many connections carry nothing any more, as behind a firewall that has forgotten them."""
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+    swallowed: list[bytes] = field(default_factory=list)
+    carrying: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection more."""
+        self.opened += 1
+        self.carrying.add(asyncio.create_task(self._carry(self.opened, reader, writer)))
+
+    async def rest(self) -> None:
+        """Wait until every connection has ended, whose ends are closed by then."""
+        async with asyncio.timeout(20):
+            await asyncio.gather(*self.carrying, return_exceptions=True)
+
+    async def _carry(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         above, below = await asyncio.open_connection("127.0.0.1", self.postgres.port)
         down = asyncio.create_task(_pump(above, writer))
         try:
             while data := await reader.read(1 << 16):
+                if number <= self.dead:
+                    self.swallowed.append(data)
+                    continue
                 if self.cut and b"COMMIT" in data:
                     down.cancel()
                     if self.cut == "after":
@@ -101,6 +124,7 @@ async def wire(postgres: Postgres) -> AsyncIterator[Wire]:
     wire.port = server.sockets[0].getsockname()[1]
     yield wire
     server.close()
+    await wire.rest()
 
 
 @pytest_asyncio.fixture
@@ -305,3 +329,84 @@ async def test_commands_work_on_a_server_as_on_a_file(empty_url: str) -> None:
     assert "up to date" in await run("migrate")
     assert '"label": "agent"' in await run("keys", "create", "--label", "agent", "--json")
     assert "agent" in await run("keys", "list")
+
+
+@contextlib.asynccontextmanager
+async def connected(database_url: str) -> AsyncIterator[None]:
+    """A gateway's connection, of whatever version, for the time of the block."""
+    gateway = Database(database_url)
+    try:
+        async with gateway.read() as connection:
+            await connection.execute(text("SELECT 1"))
+            yield
+    finally:
+        await gateway.close()
+
+
+async def test_a_schema_is_not_changed_under_a_gateway(empty_url: str) -> None:
+    """One of an earlier version would take what is resealed for damaged. Nothing stops it where nothing changes."""
+    await first_schema.make(empty_url)
+    environment = {"BIRDWIRE_DATABASE_URL": empty_url}
+
+    async def migrated() -> bool:
+        result = await asyncio.to_thread(CliRunner().invoke, build(), ["migrate"], env=environment)
+        assert result.exit_code == 0 or "Gateways are connected" in result.stderr
+        return bool(result.exit_code == 0)
+
+    async with connected(empty_url):
+        assert not await migrated()
+        await first_schema_is_there(empty_url)
+    await until(migrated)  # the server may notice a moment later that the connection has ended
+    async with connected(empty_url):
+        assert await migrated()
+
+
+async def first_schema_is_there(url: str) -> None:
+    """Check that the database's schema is still the first one."""
+    database = Database(url)
+    try:
+        async with database.read() as connection:
+            assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one() == "0001"
+    finally:
+        await database.close()
+
+
+async def test_a_row_too_large_for_an_index_fails_alone(database: Database) -> None:
+    """It is one row's fault, not the server's: the others of its transaction are written."""
+    names = ["req_1", secrets.token_hex(9_000), "req_2"]
+    results = await asyncio.gather(*(database.append(ADD, an_entry(name)) for name in names), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), RowRefusedError, type(None)]
+
+
+async def test_a_connection_that_was_dropped_without_a_word_is_replaced_before_it_is_used(
+    over_the_wire: Database, database: Database, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair that waits to be stored waits for a probe, not for the end of all patience."""
+    await database.append(ADD, an_entry("req_1"))
+    assert await over_the_wire.save(RENAME, {"of": "req_1", "operation": "first"}, "key_1")
+    wire.dead = wire.opened
+    monkeypatch.setattr(postgres_store, "TRUSTED_S", 0.0, raising=False)
+    monkeypatch.setattr(postgres_store, "PROBE_S", 0.1, raising=False)
+    assert await over_the_wire.save(RENAME, {"of": "req_1", "operation": "second"}, "key_1")
+    assert b"SELECT 1" in wire.swallowed[0]
+    assert not [data for data in wire.swallowed if b"BEGIN" in data]
+
+
+async def test_a_connection_that_does_not_answer_is_given_up(
+    over_the_wire: Database, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing more is asked of it, which would take as long again; the next row goes by another one."""
+    monkeypatch.setattr(PostgreSQL._connect, "__defaults__", (0, 3))  # noqa: SLF001 - it gives up after a second
+    await over_the_wire.append(ADD, an_entry("req_1"))
+    wire.dead = wire.opened
+    asked, execute = list[str](), asyncpg.Connection.execute
+
+    async def spy(connection: Any, query: str, *arguments: Any, **options: Any) -> str:
+        asked.append(query)
+        return str(await execute(connection, query, *arguments, **options))
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", spy)
+    with pytest.raises(StorageDownError):
+        await over_the_wire.append(ADD, an_entry("req_2"))
+    assert asked == ["BEGIN"]
+    await over_the_wire.append(ADD, an_entry("req_2"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -19,7 +20,7 @@ from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store import journal
 from birdwire.store.db import Database
 from house import API, POST, House, gateway, serving
-from linking import reason_of
+from linking import JSON, reason_of
 from wire import Got, Sent, Slow
 
 if TYPE_CHECKING:
@@ -273,6 +274,75 @@ async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tup
     assert outcome(await unlike) == (200, "")
 
 
+# While a link is under way.
+
+
+def lose_link(house: House) -> Awaitable[object]:
+    """Take the action `link` from the key."""
+    return house.gateway.keys.change(house.key_id, actions=("like_twitter",))
+
+
+async def revocations(house: House) -> int:
+    """End what is over, and return how many tokens X was asked to revoke so far."""
+    await house.gateway.sessions.sweep()
+    return len(await house.calls("/2/oauth2/revoke"))
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("/oauth2/token", "state_unknown"), ("/users/me", "x_not_linked")], ids=["exchange", "name"]
+)
+async def test_a_callback_links_nothing_once_its_key_has_lost_the_action(
+    waiting: tuple[House, Held], path: str, reason: str
+) -> None:
+    """Whether X is asked for the pair just then or whose it is: the pair is revoked, and the older link goes on."""
+    house, held = await armed(waiting[0]), waiting[1]
+    before = await revocations(house)
+    redirect = await house.consent("grace", body={"expected_username": "grace"})
+    async with held.holding(path) as come:
+        landing = asyncio.create_task(house.bare.get(redirect, headers=JSON))
+        await come()
+        await lose_link(house)
+    answer = await landing
+    assert (answer.is_error, reason_of(answer)) == (True, reason)
+    assert await revocations(house) == before + 2
+    assert (await house.like()).status_code == 200
+    assert (await house.status())["username"] == "ada"
+
+
+@pytest.mark.parametrize("later", [{}, {"expires_at": None}], ids=["at once", "after another change"])
+async def test_a_pair_that_x_has_not_named_ends_with_the_action(
+    waiting: tuple[House, Held], later: dict[str, object]
+) -> None:
+    """The next call asks X nothing about it, and nothing that hangs on the key's end brings it back."""
+    house = await armed(waiting[0])
+    before = await revocations(house)
+    await house.fault("GET", "/2/users/me", {"status": 503})
+    assert "Almost linked" in (await house.link("grace", {"expected_username": "grace"})).text
+    await lose_link(house)
+    if later:
+        await house.gateway.keys.change(house.key_id, **later)
+    asked = len(await house.calls("/2/users/me"))
+    assert (await house.like()).status_code == 200
+    assert (len(await house.calls("/2/users/me")), (await house.status())["username"]) == (asked, "ada")
+    assert await revocations(house) == before + 2
+
+
+async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: tuple[House, Held]) -> None:
+    """Its write comes after the change, for which it waits."""
+    house = await armed(waiting[0])
+    other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        change = asyncio.ensure_future(lose_link(house))
+        begun = asyncio.create_task(house.call("auth_twitter", {}))
+        for _ in range(20):  # until it has reached its write, in the same event loop
+            (await house.bare.get("/livez")).raise_for_status()
+        assert not change.done()
+        other.execute("ROLLBACK")
+        await change
+        assert outcome(await begun) == (403, "key_not_allowed")
+
+
 # Between two tries.
 
 
@@ -294,6 +364,26 @@ async def test_no_retry_is_begun_after_the_change(
     assert outcome(answer) == refused
     assert await writes(house, "/2/users/") == before + 1
     assert await recorded(house, answer.json()["error"]["request_id"]) == ("unknown", refused[1])
+
+
+async def test_what_was_read_again_does_not_count_after_news_of_the_key(waiting: tuple[House, Held]) -> None:
+    """A call whose key changed while it waited has read it again; a revocation after that stops its retry as well."""
+    house, held = await armed(waiting[0]), waiting[1]
+    await house.fault("DELETE", "/2/users/*/likes/*", {"status": 503})
+
+    async def meanwhile() -> None:
+        house.clock.meanwhile = None
+        await revoke(house)
+
+    async with queued(house, held) as unlike:
+        await house.gateway.keys.change(house.key_id, label="renamed")
+        house.clock.meanwhile = meanwhile
+    before = await writes(house, "/2/users/")
+    answer = await unlike
+    assert outcome(answer) == CHANGES["revoked"][1]
+    deletes = [call for call in (await house.calls("/2/users/"))[before - 1 :] if call["method"] == "DELETE"]
+    assert len(deletes) == 1
+    assert await recorded(house, answer.json()["error"]["request_id"]) == ("unknown", "key_revoked")
 
 
 # Between the parts of an upload, and between the uploads and the post.
@@ -352,5 +442,30 @@ async def test_a_post_goes_by_the_rules_that_hold_when_its_files_are_uploaded(
         await change(house)
     answer = await post
     assert outcome(answer) == refused
+    assert await writes(house, "/2/tweets") == before
+    assert (await recorded(house, answer.json()["error"]["request_id"]))[0] == "not_sent"
+
+
+async def test_a_post_that_the_store_stops_after_its_files_is_recorded(waiting: tuple[House, Held]) -> None:
+    """Whether it may go on cannot be read: nothing was published, and the journal says so."""
+    house, held = await armed(waiting[0]), waiting[1]
+    before = await writes(house, "/2/tweets")
+    files: dict[str, Any] = {
+        "aisa_api_key": (None, house.raw_key),
+        "content": (None, "with a picture"),
+        "media_files": ("a.jpg", JPEG[:100], "image/jpeg"),
+    }
+    other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
+    with contextlib.closing(other):
+        try:
+            async with held.holding("/finalize") as come:
+                post = asyncio.create_task(house.bare.post(API + "post_twitter", files=files))
+                await come()
+                await house.gateway.keys.change(house.key_id, label="to be read again")
+                other.execute("ALTER TABLE api_keys RENAME TO away")
+            answer = await post
+        finally:
+            other.execute("ALTER TABLE away RENAME TO api_keys")
+    assert outcome(answer) == (503, "storage_unavailable")
     assert await writes(house, "/2/tweets") == before
     assert (await recorded(house, answer.json()["error"]["request_id"]))[0] == "not_sent"

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from birdwire.store.db import StorageDownError
 from house import API, POST, House
 from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx2
+
+    from birdwire.keys import Key
 
 XSS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "'-alert(1)-'")
 
@@ -134,6 +137,21 @@ async def test_a_callback_that_died_keeps_later_loads_for_twenty_seconds_at_most
         assert reason_of(await load) == "state_used"
         assert reason_of(await land(house, redirect)) == "state_used"
         assert await exchanges(house) == 1
+
+
+async def test_a_callback_that_the_store_fails_keeps_no_later_load(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is recorded if the store takes that again, so a reload answers without waiting."""
+    redirect = await house.consent("ada")
+
+    async def fail(_key_id: str) -> Key:
+        raise StorageDownError("OperationalError")
+
+    monkeypatch.setattr(house.gateway.keys, "get", fail)
+    assert reason_of(await land(house, redirect)) == "storage_unavailable"
+    async with asyncio.timeout(5):
+        assert reason_of(await land(house, redirect)) == "state_used"
 
 
 # Undo.

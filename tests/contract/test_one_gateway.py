@@ -93,13 +93,17 @@ def test_no_path_or_link_leads_around_the_lock(file: Path, way: str) -> None:
         pass
 
 
-def test_the_lock_of_earlier_versions_is_taken_too(file: Path) -> None:
-    """A gateway of such a version and one of this cannot serve one file."""
+@pytest.mark.parametrize("name", ["data/birdwire.db", "etc/birdwire.db"])
+def test_the_lock_of_earlier_versions_is_taken_too(file: Path, name: str) -> None:
+    """A gateway of such a version and one of this cannot serve one file. Those lock by the name in their settings."""
     import fcntl  # noqa: PLC0415 - as those versions do
 
-    with lock_of(file).open("wb") as lock:
+    root = file.parent.parent
+    (root / "etc").mkdir()
+    (root / "etc" / "birdwire.db").symlink_to(file)
+    with lock_of(root / name).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(Stop, match="Another gateway serves"), alone(settings(file)):
+        with pytest.raises(Stop, match="Another gateway serves"), alone(settings(root / "etc" / "birdwire.db")):
             pass
 
 

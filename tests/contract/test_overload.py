@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from birdwire.app import TOKEN_CONNECTIONS
+from birdwire.refresh import MOST_AT_ONCE
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.settings import Settings
@@ -180,3 +182,18 @@ async def test_calls_that_fill_the_way_to_x_do_not_keep_tokens_from_it(tmp_path:
         await turnstile.seen(EXCHANGE, 1)
         turnstile.open.set()
         assert (await linking).status_code == 200
+
+
+async def test_calls_wait_for_a_connection_to_x_as_long_as_for_their_turn(tmp_path: Path) -> None:
+    """More may run than X has connections for: then a slow X makes calls slow, and refuses none."""
+    async with behind(tmp_path, 1, x_connections=1) as (house, turnstile):
+        second = asyncio.create_task(house.like("2"))
+        done, _ = await asyncio.wait({second}, timeout=1.2)
+        assert not done
+        turnstile.open.set()
+        assert (await second).json()["error"]["reason"] == "tweet_not_found"
+
+
+def test_tokens_find_a_connection_beside_all_renewals() -> None:
+    """A link and a revocation wait for none of them."""
+    assert TOKEN_CONNECTIONS > MOST_AT_ONCE

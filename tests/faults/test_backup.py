@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
+from birdwire.store import snapshots
 from birdwire.vault import create_key_file
 from served import Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from engines import Postgres
 
@@ -133,6 +136,23 @@ async def test_what_is_no_good_backup_changes_nothing(town: Street) -> None:
     }
     again = await town.serve()
     assert (await town.like(again)).status_code == 200
+
+
+@pytest.mark.trust("F49")
+async def test_a_backup_put_back_through_a_link_replaces_the_file_that_serves(town: Street) -> None:
+    """Gateways that reach it by another name get it, too; the link stays one."""
+    real, link, copy = (town.directory / name for name in ("birdwire.db", "link.db", "copy.db"))
+    link.symlink_to(real)
+    create = sqlite3.connect(real)
+    with contextlib.closing(create):
+        snapshots.take(real, copy, datetime.now(UTC))
+        create.execute("DELETE FROM api_secrets")
+        create.commit()
+    code, document = await town.command("restore", str(copy), database_url=f"sqlite:///{link}")
+    assert (code, link.is_symlink(), real.is_symlink()) == (0, True, False)
+    for file, secrets in ((real, 1), (Path(document["replaced"]), 0)):
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            assert connection.execute("SELECT count(*) FROM api_secrets").fetchone() == (secrets,)
 
 
 @pytest.mark.trust("T22")

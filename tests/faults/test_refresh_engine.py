@@ -301,6 +301,31 @@ async def test_a_failed_renewal_of_one_process_does_not_keep_another_from_trying
     assert (len(a.x.sent), len(b.x.sent)) == (1, 1)
 
 
+async def test_a_pause_that_another_process_made_needless_does_not_lengthen_the_next(two: Two) -> None:
+    """X failed for a while hours ago, and the other process renewed since: one more failure counts as the first."""
+    clock, (a, b) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    pauses: list[int | None] = []
+
+    async def fail() -> None:
+        a.x.answers.put_nowait(FAILED)
+        with pytest.raises(GatewayError) as caught:
+            await a.token(key_id)
+        pauses.append(caught.value.retry_after_s)
+
+    for _ in range(4):
+        await fail()
+        clock.advance(seconds=10)
+    assert pauses == [1, 2, 4, 8]
+    b.x.answers.put_nowait(pair(2))
+    await b.token(key_id)
+    clock.advance(seconds=7_300)
+    await fail()
+    assert pauses[-1] == 1
+    assert (len(a.x.sent), len(b.x.sent)) == (5, 1)
+
+
 async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(two: Two) -> None:
     """The rest is begun by later calls; an account whose token has expired does not wait for them."""
     clock, (a, _) = two

@@ -228,3 +228,18 @@ async def test_a_running_gateway_that_lacks_the_new_key_holds_the_change_back(li
         code, document = await birdwire("vault", "rotate", **environment)
     assert (code, "does not know this vault key" in document["error"]["message"]) == (2, True)
     assert (await linked.like()).status_code == 200
+
+
+async def test_a_command_lists_no_vault_key_that_a_running_gateway_lacks(linked: House) -> None:
+    """It could not open what that key seals, and would not start again without it. A start lists its own key."""
+    new = linked.directory / "new.key"
+    create_key_file(new)
+    settings = {name: str(getattr(linked.settings, name)) for name in ("database_url", "public_url", "x_authorize_url")}
+    environment = {f"BIRDWIRE_{name.upper()}": value for name, value in settings.items()}
+    old = str(linked.directory / "vault.key")
+    both = {"BIRDWIRE_VAULT_KEY_FILE": str(new), "BIRDWIRE_VAULT_OTHER_KEY_FILES": old}
+    code, document = await birdwire("accounts", "link", linked.key_id, **environment | both)
+    assert (code, "do not know this vault key" in document["error"]["message"]) == (2, True)
+    assert (await birdwire("check", **environment, BIRDWIRE_VAULT_KEY_FILE=old))[0] == 0
+    code, _ = await birdwire("accounts", "link", linked.key_id, **environment, BIRDWIRE_VAULT_KEY_FILE=old)
+    assert code == 0

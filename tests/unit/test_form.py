@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import tempfile
 import threading
 from typing import IO, TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pytest
 from birdwire.body import read
 from birdwire.call import Call
 from birdwire.errors import GatewayError
-from birdwire.form import IN_MEMORY, MAX_FILES, Part
+from birdwire.form import IN_MEMORY, MAX_FILES, MAX_PART_HEADERS, Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 BOUNDARY = "b0undary"
 
 
-def form(*files: bytes, parameters: str = "") -> Call:
+def form(*files: bytes, parameters: str = "", headers: str = "") -> Call:
     """A call with these files, in pieces as a network would bring them."""
-    disposition = f'Content-Disposition: form-data; name="media"; filename="a"{parameters}'
+    disposition = f'Content-Disposition: form-data; name="media"; filename="a"{parameters}{headers}'
     head = f"--{BOUNDARY}\r\n{disposition}\r\n\r\n".encode()
     raw = b"".join(head + file + b"\r\n" for file in files) + f"--{BOUNDARY}--\r\n".encode()
 
@@ -62,6 +63,19 @@ async def test_a_file_arrives_whole_whatever_its_size(size: int) -> None:
 async def test_a_part_has_a_bounded_number_of_parameters(parameters: int, *, fits: bool) -> None:
     """To parse them takes quadratic time, and there are up to 64 parts."""
     call = form(b"file", parameters=";" * parameters)
+    if fits:
+        (part,) = await taken(call)
+        part.file.close()
+        return
+    with pytest.raises(GatewayError) as caught:
+        await taken(call)
+    assert caught.value.reason == "form_malformed"
+
+
+@pytest.mark.parametrize(("headers", "fits"), [(MAX_PART_HEADERS, True), (MAX_PART_HEADERS + 1, False)])
+async def test_a_part_has_a_bounded_number_of_headers(headers: int, *, fits: bool) -> None:
+    """Each is kept, however many come within the limit of the body."""
+    call = form(b"file", headers="".join(f"\r\nX-{number}: 1" for number in range(1, headers)))
     if fits:
         (part,) = await taken(call)
         part.file.close()
@@ -109,6 +123,32 @@ async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch:
         await taken(form(b"first", bytes(3 * IN_MEMORY)))
     assert caught.value.reason == "storage_unavailable"
     assert len(closed) == 2
+
+
+@pytest.mark.trust("F10")
+async def test_a_disk_that_is_full_at_any_byte_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at one that is still in a buffer when the body ends; every file is closed, and leaves nothing there."""
+    files: list[IO[bytes]] = []
+
+    class Watched(tempfile.SpooledTemporaryFile[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            files.append(self)
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Watched)
+    size, step = 3 * IN_MEMORY, 4_001
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    reasons = set()
+    try:
+        for full_at in range(size - step, IN_MEMORY, -step):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, hard))
+            with pytest.raises(GatewayError) as caught:
+                await taken(form(bytes(size)))
+            reasons.add(caught.value.reason)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert reasons == {"storage_unavailable"}
+    assert all(file.closed for file in files)
 
 
 async def test_every_byte_is_reserved_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,32 @@ class _Permitted:
         raise StorageDownError("OperationalError")
 
 
+class _Unsure:
+    """Stands for X, which loses the first try and answers 401 to the second, and for a key and sessions that fail."""
+
+    def __init__(self, renewal: Exception | None) -> None:
+        self.asked, self.renewal = 0, renewal
+
+    async def send(self, _token: str, _request: XRequest, _deadline_s: float, may_send: Callable[[], None]) -> Reply:
+        """As X.send."""
+        may_send()
+        self.asked += 1
+        if self.asked == 1:
+            raise GatewayError("x_timeout", outcome="unknown")
+        return Reply(401, {}, b"{}")
+
+    def check(self, _session: XSession) -> None:
+        """As Permit.check."""
+        if self.asked == 2:
+            raise GatewayError("key_revoked")
+
+    async def renew(self, *_: Any) -> XSession:
+        """As Sessions.renew."""
+        if self.renewal is not None:
+            raise self.renewal
+        return SESSION
+
+
 def _lines(folder: Path, both: object) -> Lines:
     clock = MovableClock()
     telemetry = Telemetry(io.StringIO(), clock)
@@ -103,3 +129,25 @@ async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(t
     with pytest.raises(GatewayError) as error:
         await lines.open(SESSION).ask(XRequest("POST", "/2/tweets", endpoint="POST /2/tweets"), Reading(Posted))
     assert (error.value.reason, error.value.outcome, both.asked) == ("storage_unavailable", "not_sent", 1)
+
+
+@pytest.mark.parametrize(
+    ("renewal", "reason"),
+    [
+        (None, "key_revoked"),
+        (StorageDownError("OperationalError"), "storage_unavailable"),
+        (GatewayError("x_renewal_failed"), "x_renewal_failed"),
+        (TimeoutError(), "x_timeout"),
+    ],
+    ids=["permit", "store", "x", "deadline"],
+)
+async def test_a_lost_try_stays_unknown_when_the_try_after_its_renewal_is_not_sent(
+    tmp_path: Path, renewal: Exception | None, reason: str
+) -> None:
+    """X's 401 was about the second try; the first one may have been applied."""
+    both = _Unsure(renewal)
+    line = _lines(tmp_path, both).open(SESSION, cast("Permit", both))
+    like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
+    with pytest.raises(GatewayError) as error:
+        await line.ask(like, Reading(Liked))
+    assert (error.value.reason, error.value.outcome, both.asked) == (reason, "unknown", 2)

@@ -145,12 +145,14 @@ async def end_with_key(connection: AsyncConnection, key_id: str) -> None:
     """Set when a key's sessions end because of the key; due whenever either changes, in the same transaction.
 
     Those of a revoked key end from their own beginning on, whatever clock is right; those of another a day after it
-    expires, if it does. One that waits for confirmation keeps its own end, minutes away, which is always the earlier.
+    expires, if it does. One that waits for confirmation keeps its own end, minutes away, which is always the earlier;
+    one that `end_pending` has ended stays so.
     """
-    waits = (x_sessions.c.state == "pending") & x_sessions.c.user_id.is_not(None)
+    ended = x_sessions.c.over_at == x_sessions.c.created_at
+    keeps = (x_sessions.c.state == "pending") & (x_sessions.c.user_id.is_not(None) | ended)
     ends = case(
         (api_keys.c.revoked_at.is_not(None), x_sessions.c.created_at),
-        (waits, x_sessions.c.over_at),
+        (keeps, x_sessions.c.over_at),
         else_=type_coerce(type_coerce(api_keys.c.expires_at, BigInteger) + KEPT_AFTER_EXPIRY_US, Instant),
     )
     over_at = select(ends).where(api_keys.c.key_id == key_id).scalar_subquery()

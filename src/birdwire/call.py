@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -53,7 +54,7 @@ class Call:
 
     `headers` holds every value of a header in order, by its name in lower case. `stream` gives the body's chunks, once,
     so that who may not speak is not listened to; `whole` is the body if all of it is here already.
-    `note` gathers what the call's one log line will say.
+    `note` gathers what the call's one log line will say. `admitted_at` is when its key was admitted.
     """
 
     method: str
@@ -65,6 +66,7 @@ class Call:
     whole: bytes | None = field(default=None, repr=False)
     request_id: str = field(default_factory=new_request_id)
     note: dict[str, Any] = field(default_factory=dict, repr=False)
+    admitted_at: datetime | None = None
 
     def header(self, name: str) -> str | None:
         """The first value of a header, or None."""

@@ -5,7 +5,7 @@ A subclass of uvicorn's protocol: what is whole, small and unambiguous goes on t
 
 from __future__ import annotations
 
-import re
+import asyncio
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -19,10 +19,9 @@ from birdwire.call import Call, new_request_id
 from birdwire.door import Door, EdgeLimits, Outlet, address_of, send_at_once, unread
 from birdwire.errors import GatewayError
 from birdwire.gate import refuse
-from birdwire.head import WRONG, body_length, malformed, one_host, origin_form
+from birdwire.head import SIMPLE, TELLING, WRONG, body_length, malformed, one_host, origin_form
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from starlette.types import ASGIApp
@@ -34,11 +33,6 @@ PIECE = 4_096  # bytes parsed at a time: the most that one look at the queue or 
 CHUNK_OVERHEAD = 8  # bytes of framing that an ordinary chunk has: up to four digits, two line ends
 
 _WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a head, a body; or nothing ever again
-
-_TELLING = frozenset(
-    {b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"}
-)
-_SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 
 
 def config(
@@ -243,7 +237,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._head_fed += len(piece)
             if self._head_fed >= self._limits.head_bytes:
                 raise GatewayError("headers_too_large")
-            if before == _WAITING and _SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
+            if before == _WAITING and SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
                 raise malformed("it names no version of HTTP")
         elif before == _BODY:
             self._framing += len(piece)
@@ -304,7 +298,7 @@ class EdgeProtocol(HttpToolsProtocol):
             raise GatewayError("headers_too_large")
         name, value = name.lower(), value.strip(b" \t")
         self.headers.append((name, value))
-        if name in _TELLING:
+        if name in TELLING:
             self._told.setdefault(name, []).append(value)
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
@@ -393,6 +387,10 @@ class EdgeProtocol(HttpToolsProtocol):
         """Have one request answered; if that fails, answer in its place."""
         try:
             await way
+        except asyncio.CancelledError:  # a forced end: X may have been asked, so no answer is better than a wrong one
+            cycle.disconnected = True
+            self._wire.abort()
+            raise
         except Exception as error:  # noqa: BLE001 - the last net, under the app's own
             self._bug(error)
         finally:

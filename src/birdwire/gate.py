@@ -9,6 +9,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 Work = Callable[["Call", "Key", Parsed], Awaitable[Answer]]
 
 AUTH_FAILURES_A_MINUTE = 60
+RELINK_WITHIN = timedelta(seconds=1)
+"""How much younger than a call's admission its link may be: replicas' clocks differ, and callers like right after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,7 @@ class Gate:
             if error.problem.status == 401 and not failures.granted:
                 raise GatewayError("auth_failures", retry_after_s=failures.reset_in_s) from None
             raise
-        call.note["key_id"] = key.key_id
+        call.note["key_id"], call.admitted_at = key.key_id, self._clock.now()
         allowance = await self._limits.take(key.key_id, key.rpm)
         visit.headers = allowance.headers()
         if not allowance.granted:
@@ -307,13 +310,14 @@ class Gate:
 
     async def _operate(self, operation: Operation, call: Call, key: Key, parsed: Parsed) -> Answer:
         fields = (
-            _with_media(parsed.fields, ["0"] * len(parsed.files))
+            media.with_ids(parsed.fields, ["0"] * len(parsed.files))
             if parsed.files and not operation.takes_file
             else parsed.fields
         )
         body = check(fields, operation.body, {"text_limit": key.rules.text_limit})
-        files = _files(operation, parsed)
+        files = media.files_of(operation, parsed)
         session = await self._session(key, operation.scopes)
+        self._check_link(session, call)
         self._lines.ledger.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
         permit = Permit(
@@ -336,7 +340,7 @@ class Gate:
                 ids = await self._attach(files, line)
                 key = await self._again(key, call, operation.name)  # an upload takes long, and rules may have changed
                 context = {"text_limit": key.rules.text_limit}
-                body = check(_with_media(parsed.fields, ids), operation.body, context)
+                body = check(media.with_ids(parsed.fields, ids), operation.body, context)
             if not operation.repeatable:
                 await record.begin()
                 await self._failpoints.reach("post_after_started")
@@ -364,6 +368,17 @@ class Gate:
         if any(data.get(name) != value for name, value in operation.expect.items()):
             call.note["unexpected"] = True  # X's word is passed on, but it is not what was asked for
         return Answer.of({"data": data}, operation.status)
+
+    def _check_link(self, session: XSession, call: Call) -> None:
+        """Check that a call whose body or turn took long does not act through a link that was made since.
+
+        Raises:
+            GatewayError: x_not_linked: what the caller meant for the earlier account must not go to another one.
+        """
+        linked_at, admitted_at = session.linked_at, call.admitted_at
+        younger = linked_at is not None and admitted_at is not None and linked_at > admitted_at
+        if younger and admitted_at is not None and self._clock.now() - admitted_at > RELINK_WITHIN:
+            raise GatewayError("x_not_linked")
 
     async def _readmit(self, operation: Operation, call: Call, key: Key) -> tuple[Key, XSession]:
         """Return a running call's key and session as they are now, or refuse it as a new call would be."""
@@ -469,29 +484,3 @@ def _announced(call: Call) -> int:
     """Return the Content-Length, or 0 for a body in chunks."""
     length = call.header("content-length") or "0"
     return int(length) if length.isascii() and length.isdigit() else 0
-
-
-def _files(operation: Operation, parsed: Parsed) -> list[Part]:
-    """The files that an operation works on, looked at before anything is spent on them."""
-    if not parsed.files and not operation.takes_file:
-        return []
-    files = list(parsed.files)
-    names = media.FIELDS if operation.takes_file else (dialect.FILE_PART,)
-    stray = next((file.name for file in files if file.name not in names), None)
-    if stray is not None or (files and not operation.takes_file and "media" not in operation.body.model_fields):
-        raise GatewayError("unknown_field", field=excerpt(stray or files[0].name), known=", ".join(names))
-    if operation.takes_file and len(files) != 1:
-        reason = "media_files_malformed" if files else "media_files_missing"
-        raise GatewayError(
-            reason, detail="there is more than one file", wanted="one image, GIF or video, as a multipart part"
-        )
-    for file in files:
-        media.kind_of(file)
-    return files
-
-
-def _with_media(fields: dict[str, Any], media_ids: list[str]) -> dict[str, Any]:
-    """The fields of a post with more media attached."""
-    given = fields.get("media")
-    before = given if isinstance(given, dict) else {}
-    return {**fields, "media": {**before, "media_ids": [*before.get("media_ids", []), *media_ids]}}

@@ -17,6 +17,12 @@ _HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
 _MAX_LENGTH_DIGITS = 20  # of 2^64
 
+TELLING = frozenset({b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
+"""The fields that decide on the request itself."""
+
+SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
+"""A request line without a version, as HTTP/0.9 had it."""
+
 WRONG = {
     httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
     httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",

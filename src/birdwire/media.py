@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from birdwire import dialect
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
 from birdwire.operations import XData, XRequest
@@ -19,8 +20,10 @@ from birdwire.post import ID_PATTERN
 from birdwire.x import Reading
 
 if TYPE_CHECKING:
+    from birdwire.body import Parsed
     from birdwire.clock import Clock
     from birdwire.form import Part
+    from birdwire.operations import Operation
 
 CHUNK = 1 << 20
 MOST_SEGMENTS = 1_000
@@ -164,3 +167,29 @@ def _form(index: int, chunk: bytes) -> tuple[str, bytes]:
         "Content-Type: application/octet-stream\r\n\r\n"
     )
     return f"multipart/form-data; boundary={boundary}", head.encode() + chunk + f"\r\n--{boundary}--\r\n".encode()
+
+
+def files_of(operation: Operation, parsed: Parsed) -> list[Part]:
+    """The files that an operation works on, looked at before anything is spent on them."""
+    if not parsed.files and not operation.takes_file:
+        return []
+    files = list(parsed.files)
+    names = FIELDS if operation.takes_file else (dialect.FILE_PART,)
+    stray = next((file.name for file in files if file.name not in names), None)
+    if stray is not None or (files and not operation.takes_file and "media" not in operation.body.model_fields):
+        raise GatewayError("unknown_field", field=excerpt(stray or files[0].name), known=", ".join(names))
+    if operation.takes_file and len(files) != 1:
+        reason = "media_files_malformed" if files else "media_files_missing"
+        raise GatewayError(
+            reason, detail="there is more than one file", wanted="one image, GIF or video, as a multipart part"
+        )
+    for file in files:
+        kind_of(file)
+    return files
+
+
+def with_ids(fields: dict[str, Any], media_ids: list[str]) -> dict[str, Any]:
+    """The fields of a post with more media attached."""
+    given = fields.get("media")
+    before = given if isinstance(given, dict) else {}
+    return {**fields, "media": {**before, "media_ids": [*before.get("media_ids", []), *media_ids]}}

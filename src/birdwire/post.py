@@ -18,6 +18,9 @@ Audience = Literal["following", "mentionedUsers", "subscribers", "verified"]
 
 _AUDIENCE = '"following", "mentionedUsers", "subscribers" or "verified"'
 _ID = 'a string of 1 to 19 digits, such as "1346889436626259968"'
+_FAR_OVER = 1_000
+"""How far over its limit a text is weighed exactly."""
+
 _EXCLUSIVE = ("media", "poll", "quote_tweet_id", "card_uri")
 
 
@@ -107,8 +110,9 @@ class PostTwitter(Body):
         limit = (info.context or {}).get("text_limit") or LIMIT
         if self.text is not None and (least := least_length(self.text)) > limit:
             raise _too_long(f"at least {least}", limit)
-        if self.text is not None and (length := weighted_length(self.text)) > limit:
-            raise _too_long(str(length), limit)
+        enough = limit + _FAR_OVER
+        if self.text is not None and (length := weighted_length(self.text, enough)) > limit:
+            raise _too_long(str(length) if length <= enough else f"at least {length}", limit)
         return self
 
 

@@ -55,6 +55,7 @@ class XSession:
     user_id: str
     username: str
     scopes: frozenset[str]
+    linked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +383,7 @@ class Sessions:
             user_id=row["user_id"] or "",
             username=row["username"] or "",
             scopes=_scopes(row["scopes"]),
+            linked_at=row["linked_at"],
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import sys
 from contextlib import asynccontextmanager, closing
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import func, select
 
 from birdwire.store import journal
 from birdwire.store.appends import MOST_WAITING
@@ -208,3 +210,42 @@ async def test_a_second_opening_drops_no_lock_of_the_first(file: Path) -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", reading, file)
         assert await asyncio.wait_for(process.wait(), 30) == 0
         assert {path.name for path in file.parent.iterdir()} >= {"birdwire.db-wal", "birdwire.db-shm"}
+
+
+@pytest.mark.parametrize("name", ["a%2Eb.db", "a%41b.db", "a?mode=ro.db", "a#b.db", "a b.db"])
+async def test_a_file_has_the_very_name_that_the_settings_give(tmp_path: Path, name: str) -> None:
+    """Every part of the program opens one file: none decodes the name, or takes an option from it."""
+    async with opened(tmp_path / name) as database:
+        await database.prepare(upgrade=False)
+        await database.append(journal.ADD, an_entry(1))
+        async with database.write() as connection:
+            assert (await connection.execute(select(func.count()).select_from(journal.journal))).scalar() == 1
+    assert os.listdir(tmp_path) == [name]  # noqa: PTH208 - nothing else waits meanwhile
+
+
+@pytest.mark.parametrize("gone", ["moved", "deleted"])
+async def test_a_file_that_is_gone_is_noticed(tmp_path: Path, gone: str) -> None:
+    """Writes would go on into a file that no start would find again."""
+    path = tmp_path / "birdwire.db"
+    async with opened(path) as database:
+        await database.prepare(upgrade=False)
+        if gone == "moved":
+            path.rename(tmp_path / "elsewhere.db")
+        else:
+            path.unlink()
+        with pytest.raises(StorageDownError):
+            await database.probe()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+async def test_what_lies_beside_the_file_must_be_private_too(tmp_path: Path, suffix: str) -> None:
+    """SQLite reads committed rows from there."""
+    path = tmp_path / "birdwire.db"
+    async with opened(path) as database:
+        await database.prepare(upgrade=False)
+    companion = path.with_name(path.name + suffix)
+    companion.touch()
+    companion.chmod(0o666)
+    async with opened(path) as database:
+        with pytest.raises(StoreError, match=f"chmod 600 {companion}"):
+            await database.prepare(upgrade=False)

@@ -204,6 +204,18 @@ async def test_a_slow_body_is_refused_by_what_holds_when_it_is_whole(
     assert outcome(await house.call("post_twitter", {"text": "armed"}, headers={"idempotency-key": "armed"})) == refused
 
 
+async def test_a_slow_body_never_acts_as_an_account_that_was_linked_since(shared: House) -> None:
+    """What was meant for ada is not posted as grace."""
+    house = await armed(shared)
+    before = await writes(house, "/2/tweets")
+    sent = Sent(b'{"text": "meant for ada"}', target=API + "post_twitter")
+    async with slow_call(house, sent) as slow:
+        await relink(house, "grace")
+        house.clock.advance(seconds=2)
+        assert outcome(await slow.finish()) == (403, "x_not_linked")
+    assert await writes(house, "/2/tweets") == before
+
+
 async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: House) -> None:
     """What needs no X is bound by the key, too."""
     house = await armed(shared)

@@ -619,14 +619,15 @@ async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
     assert got[-1].headers["connection"] == "close"
 
 
-async def test_a_stop_that_loses_patience_still_answers() -> None:
-    """A request that outlives the time for stopping gets the envelope, not a reset."""
+async def test_a_stop_that_loses_patience_gives_no_answer() -> None:
+    """X may have been asked by then: "internal, try again" would have a post done twice."""
     async with asyncio.timeout(GUARD_S):
         gated = Gated()
         async with serving(gated, EdgeLimits(), timeout_graceful_shutdown=0) as served:
             cut = asyncio.create_task(served.talk(get()))
             await gated.entered.wait()
-        assert [(one.status, one.reason) for one in answers(await cut)] == [(500, "internal")]
+        with contextlib.suppress(ConnectionResetError):
+            assert await cut == b""
 
 
 async def test_each_refusal_is_one_line_in_the_log() -> None:

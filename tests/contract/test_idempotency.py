@@ -319,3 +319,12 @@ async def test_a_kept_answer_that_was_damaged_is_told_by_the_journal(linked: Hou
     assert again["link"].json()["error"]["reason"] == "outcome_unknown"
     assert len(await linked.calls("/2/tweets")) == 1
     assert (await linked.state())["likes"] == []
+
+
+async def test_an_api_key_that_serves_as_a_name_is_not_stored(linked: House) -> None:
+    """The database holds API keys as hashes alone; the name works as any other."""
+    for replayed in (None, "true"):
+        answer = await linked.call("like_twitter", {"tweet_id": POST}, headers={"idempotency-key": linked.raw_key})
+        assert (answer.status_code, answer.headers.get("idempotent-replayed")) == (200, replayed)
+    stored = b"".join(path.read_bytes() for path in linked.directory.glob("birdwire.db*"))
+    assert linked.raw_key.encode() not in stored

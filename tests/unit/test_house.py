@@ -45,7 +45,7 @@ ALLOWED: dict[str, str] = {
     "health": "call errors sessions store.db telemetry",
     "operations": "body post",
     "post": "body errors text",
-    "media": "clock errors form operations post x",
+    "media": "body clock dialect errors form operations post x",
     "reads": "body clock errors media operations post x",
     "capabilities": "clock store.capabilities store.db",
     "store.capabilities": "store.schema",

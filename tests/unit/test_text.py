@@ -304,3 +304,19 @@ def test_a_text_that_is_too_long_by_far_is_refused_before_it_is_composed(char: s
     assert [(error["type"], error["ctx"]["length"]) for error in refused[0].errors()] == [
         ("text_too_long", "at least 1290")
     ]
+
+
+@pytest.mark.parametrize("text", ["ü.de,", "a.co ", "фо.рф ", "http://ф.рф ", "$A.", "ф.ф,"])
+def test_a_text_that_is_too_long_by_far_is_not_weighed_to_its_end(text: str) -> None:
+    """Each link costs some time. What comes back is over the limit, and not over the weight of the whole text."""
+    most = LIMIT + 1_000
+    least = weighted_length(text * 8_000, most)
+    assert most < least <= weighted_length(text * 8_000)
+    assert least < most + 100
+
+
+@given(st.text(alphabet="ab .,/ф日é\u0f73#$@:htpcode", max_size=400), st.integers(0, 200))
+def test_a_text_within_the_limit_is_weighed_exactly(text: str, most: int) -> None:
+    """A bound changes the result only of what is over it, and keeps it over it."""
+    length, bounded = weighted_length(text), weighted_length(text, most)
+    assert bounded == length if length <= most else most < bounded <= length

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import URL, event
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -63,6 +63,7 @@ class SQLite:
         self._path = path
         self._engine = _engine(path, READERS)
         self._writer = _engine(path, 1)  # of its own: a write does not wait for readers
+        self._file: tuple[int, int] | None = None
         self._turns = _Turns()
         self._appending: sqlite3.Connection | None = None
         self.changes = FileChanges(path)
@@ -144,7 +145,9 @@ class SQLite:
         return changed
 
     async def probe(self) -> None:
-        """Write something harmless to the disk."""
+        """Write something harmless to the disk; see that it is still the file that has our name."""
+        if self._file is not None and self._file != _identity(self._path):
+            raise StorageDownError("the file was moved or deleted")
         async with self.write() as connection:
             await connection.exec_driver_sql("PRAGMA user_version=1")
 
@@ -155,6 +158,7 @@ class SQLite:
             StoreError: it is not.
         """
         self._make_file()
+        self._file = _identity(self._path)
         if await asyncio.to_thread(_damaged, self._path):
             raise StoreError(f"The database {self._path} is damaged; restore it from a backup.")
         await asyncio.to_thread(_switch_to_wal, self._path)
@@ -189,13 +193,24 @@ class SQLite:
         try:
             if not self._path.exists():
                 _make_private(self._path)
-            fault = private.fault(self._path, "database")
+            companions = [Path(f"{self._path}{suffix}") for suffix in ("-wal", "-shm")]
+            files = [self._path, *(file for file in companions if file.exists())]
+            fault = next(filter(None, (private.fault(file, "database") for file in files)), None)
         except OSError as error:
             raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
         if fault is not None:
             raise StoreError(fault)
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreError(f"The database {self._path} cannot be opened: this process may not read and write it.")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_private(path: Path) -> None:
@@ -261,7 +276,7 @@ class _Turns:
 
 def _engine(path: Path, connections: int) -> AsyncEngine:
     return create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
+        URL.create("sqlite+aiosqlite", database=str(path)),  # in a string, `%2E` and `?` would name another file
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_WAIT_S,

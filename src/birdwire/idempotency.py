@@ -17,6 +17,7 @@ from ulid import ULID
 from birdwire.call import Answer
 from birdwire.errors import GatewayError
 from birdwire.journal import DONE
+from birdwire.keys import KEY_FORM
 from birdwire.store import idempotency as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import Place, VaultError
@@ -38,7 +39,6 @@ MOST_LATE = 10_000
 _AT_ONCE = 500
 REPLAYED = (("idempotent-replayed", "true"),)
 
-_API_KEY = re.compile(r"bw_(?:live|test)_[0-9A-Za-z]{49}")
 _FORM = re.compile(r"[\x20-\x7e]{1,255}")
 
 
@@ -56,7 +56,7 @@ def name_of(call: Call) -> str | None:
         name = name[1:-1]
     if len(given) > 1 or not _FORM.fullmatch(name):
         raise GatewayError("idempotency_key_malformed")
-    if _API_KEY.search(name):  # it serves as a name, but is not stored
+    if KEY_FORM.search(name):  # it serves as a name, but is not stored
         return f"sha256 {hashlib.sha256(name.encode()).hexdigest()}"
     return name
 

@@ -56,7 +56,9 @@ ACTIONS = (*(row.name for row in OPERATIONS), *(row.name for row in READS), LINK
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS, _SUM_CHARS = 43, 6  # 62^43 > 2^256, 62^6 > 2^32
-_FORM = re.compile(r"bw_(live|test)_[0-9A-Za-z]{49}")
+KEY_FORM = re.compile(r"bw_(live|test)_[0-9A-Za-z]{49}")
+"""What an API key looks like, wherever it stands in a text."""
+
 _LENGTH = len("bw_live_") + _SECRET_CHARS + _SUM_CHARS
 _USERNAME = re.compile(r"[A-Za-z0-9_]{1,15}")
 _KEY_LIKE = frozenset({"api_key", "apikey", "key", "token", "access_token", "aisa_api_key", "authorization"})
@@ -178,7 +180,7 @@ def raw_key_of(call: Call) -> str | None:
         GatewayError: key_in_query, key_malformed, duplicate_header.
     """
     names = {part.partition("=")[0].lower() for part in call.query.split("&")} if call.query else set()
-    if names & _KEY_LIKE or _FORM.search(unquote(call.query)):  # a key under any name, and as a name
+    if names & _KEY_LIKE or KEY_FORM.search(unquote(call.query)):  # a key under any name, and as a name
         raise GatewayError("key_in_query")
     headers = call.header_values("authorization")
     if len(headers) > 1:
@@ -199,7 +201,7 @@ def check_form(raw_key: str) -> None:
         GatewayError: key_malformed.
     """
     body, checksum = raw_key[:-_SUM_CHARS], raw_key[-_SUM_CHARS:]
-    if not _FORM.fullmatch(raw_key) or not hmac.compare_digest(_checksum(body), checksum):
+    if not KEY_FORM.fullmatch(raw_key) or not hmac.compare_digest(_checksum(body), checksum):
         raise GatewayError("key_malformed")
 
 

@@ -50,7 +50,7 @@ ALLOWED: dict[str, str] = {
     "capabilities": "clock store.capabilities store.db",
     "store.capabilities": "store.schema",
     "store.idempotency": "store.schema",
-    "idempotency": "body call clock errors journal presence store.db store.idempotency vault",
+    "idempotency": "body call clock errors journal keys presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
     "authorization": "authserver body clock errors keys operations reads settings store store.db store.keys "
     "store.states vault",

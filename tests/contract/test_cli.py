@@ -517,6 +517,31 @@ async def test_the_log_says_what_may_be_asked_of_it(operator: Operator, wrong: t
     assert wrong[1] in outcome.err
 
 
+async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> None:
+    """The id that the command line shows with any such refusal: of a write, a look-up, a link, or the key's limit."""
+    async with House.built(tmp_path, rpm=11) as house:
+        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        _, other = await house.gateway.keys.create("test", "other", "free")
+        unlinked = await run("like", POST, **person)
+        request_id = unlinked.err.rsplit("Request: ", 1)[1].strip()
+        told = await run("explain", request_id, "--json", **person)
+        explained = await run("explain", request_id, **person)
+        looked = await run("user", "grace", **person)
+        foreign = await run("explain", request_id, **person | {"BIRDWIRE_API_KEY": other})
+        also = await run("explain", looked.err.rsplit("Request: ", 1)[1].strip(), "--json", **person)
+        while (limited := await run("like", POST, **person)).code != 5:
+            pass
+        house.clock.advance(seconds=61)
+        limit = await run("explain", limited.err.rsplit("Request: ", 1)[1].strip(), **person)
+    assert (told.document["operation"], told.document["state"]) == ("like_twitter", "not_sent")
+    assert (told.document["status"], told.document["reason"]) == (403, "x_not_linked")
+    assert "No X account is linked to this API key." in explained.out
+    assert explained.out.splitlines()[-1].endswith("have the account's owner open the auth_url.")
+    assert (foreign.code, "in the gateway's log under this id" in foreign.err) == (3, True)
+    assert (also.document["operation"], also.document["state"]) == ("user/info", "not_sent")
+    assert "This key may make … calls a minute" in limit.out
+
+
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
     """What is no id is not sent; what is not this key's is not there."""
     assert [(await run("explain", one, **operator[1])).code for one in ("../livez", "req_none")] == [2, 3]

@@ -245,7 +245,8 @@ def _outcome() -> Endpoint:
         "requestOutcome",
         "See what became of a write",
         "Takes the X-Request-Id of a write that was made with this key: how to learn the end of one whose answer "
-        "was lost. Of any other id it knows nothing.",
+        "was lost. A call that Birdwire refused itself is not_sent for as long as its process remembers it. Of any "
+        "other id it knows nothing.",
         (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
         answer=answers.Request,
         keyed=True,

@@ -35,7 +35,7 @@ async def liking(street_: Street, served: Serving, delay_s: float) -> asyncio.Ta
 
 
 async def until_draining(street_: Street, served: Serving) -> httpx2.Response:
-    """Ask until it says that it is about to end."""
+    """Ask until it says that it is shutting down."""
     async with asyncio.timeout(30):
         while (answer := await street_.client.get(f"{served.url}/readyz")).status_code == 200:
             pass
@@ -83,7 +83,7 @@ async def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
 
 
 async def test_two_signals_end_a_dev_gateway_without_a_traceback(tmp_path: Path) -> None:
-    """A like is under way in the gateway and in its local X; neither reports that it was cut off."""
+    """A like is under way in the gateway and in its sandbox; neither reports that it was cut off."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "birdwire.cli", "dev", "--json", "--link", "ada", "--data", str(tmp_path / "dev")),
         *("--port", "0", "--sandbox-port", "0"),

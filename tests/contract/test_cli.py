@@ -546,7 +546,8 @@ async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> Non
     assert explained.out.splitlines()[-1].endswith("have the account's owner open the auth_url.")
     assert (foreign.code, "in the gateway's log under this id" in foreign.err) == (3, True)
     assert (also.document["operation"], also.document["state"]) == ("user/info", "not_sent")
-    assert "This key may make … calls a minute" in limit.out
+    assert "This key has used up its … calls per minute" in limit.out
+    assert "X bills" not in limit.out
 
 
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:

@@ -149,7 +149,7 @@ def _explained(document: dict[str, Any]) -> list[str]:
     found = document.get("data")
     if isinstance(found, dict):
         lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
-    if isinstance(document.get("cost_usd"), float):
+    if isinstance(document.get("cost_usd"), float) and document["cost_usd"]:
         lines.append(f"X bills about {document['cost_usd']:.3f} US dollars for it.")
     return [*lines, advice] if advice else lines
 

@@ -259,7 +259,7 @@ async def test_a_replayed_refusal_stays_one_in_the_dialect(linked: House) -> Non
 
 
 async def test_the_operators_fault_is_not_kept_for_the_caller(linked: House) -> None:
-    """X refused the gateway's own credentials: once that is mended, the same key works."""
+    """X refused the gateway's own credentials: once that is fixed, the same key works."""
     await linked.advance_x(7_300)
     await linked.fault("POST", "/2/oauth2/token", {"error": "token-bad-client"})
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).json()["error"]["reason"] == "x_client_credentials"

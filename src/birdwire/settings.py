@@ -288,7 +288,9 @@ class Settings(BaseModel):
                 values[name.removeprefix(PREFIX).lower()] = value
         settings, wrong = cls._tried(values)
         names = {place[0] for place in wrong if place}
-        if names:  # how the others fit together is asked without these, or it would be said only once they are mended
+        if (
+            names
+        ):  # how the others fit together is asked without these, or it would be reported only after they are fixed
             wrong |= cls._tried({name: value for name, value in values.items() if name not in names})[1]
         problems += wrong.values()
         if settings is None or problems:

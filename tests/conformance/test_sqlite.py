@@ -96,7 +96,7 @@ async def test_a_file_with_the_wrong_rights_is_refused(file: Path, mode: int | N
 @pytest.mark.trust("F13", "G16")
 @pytest.mark.parametrize("place", ["head", "middle", "whole"])
 async def test_a_damaged_file_is_refused_and_left_alone(file: Path, place: str) -> None:
-    """Nothing is guessed, and nothing made anew over it."""
+    """Nothing is guessed, and nothing is created over it."""
     raw = spoil(file, place)
     async with opened(file) as database:
         with pytest.raises(StoreError, match=r"damaged|cannot be opened"):

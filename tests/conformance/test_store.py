@@ -131,7 +131,7 @@ async def test_a_block_that_fails_leaves_nothing(pair: Pair) -> None:
 
 @pytest.mark.trust("R1", "F37")
 async def test_a_claim_has_one_winner_of_fifty(pair: Pair) -> None:
-    """Whoever refreshes a session has won it in the row, not in a memory of its own."""
+    """A process may refresh a session once it has won the row, not by its own memory."""
     async with pair.first.write() as connection:
         await sessions.add(connection, a_session())
         row = await sessions.get(connection, "xs_1")
@@ -190,7 +190,7 @@ async def test_a_call_by_name_begins_once(pair: Pair) -> None:
 
 
 async def test_a_daily_cap_is_exact(pair: Pair) -> None:
-    """Of fifty writes at once as many pass as the day has left, whoever counts; the next day begins anew."""
+    """Of fifty writes at once as many pass as the day has left, whichever process counts; the next day starts over."""
 
     async def spend(database: Database, day: str = "2026-04-18") -> bool:
         async with database.write() as connection:

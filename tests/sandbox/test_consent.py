@@ -55,7 +55,7 @@ async def test_an_unticked_scope_is_not_granted(x: LocalX) -> None:
 
 
 async def test_the_account_is_chosen_on_the_page(x: LocalX) -> None:
-    """Whoever is chosen is who the token acts for."""
+    """The token acts for the chosen person."""
     page = await x.http.get(x.authorize_url())
     answer = await x.http.post("/i/oauth2/authorize", data=fields(page.text) | {"action": "allow", "account": "alan"})
     code = parse_qs(urlsplit(answer.headers["location"]).query)["code"][0]

@@ -91,7 +91,7 @@ async def test_the_file_is_private_and_holds_no_token(start: Callable[[], LocalX
 
 
 async def test_a_broken_file_is_refused_by_name(tmp_path: Path) -> None:
-    """Never silently begun anew."""
+    """Never silently started over."""
     file = tmp_path / "world.json"
     file.write_text("{")
     with pytest.raises(ValueError, match=r"world\.json is not a sandbox's world"):

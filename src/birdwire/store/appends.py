@@ -109,7 +109,7 @@ class Appends:
                 await self._write()
         finally:
             self._drainer = None
-            self._settle(self._waiting, [], "the gateway ends")  # it broke: whoever waits must not wait for ever
+            self._settle(self._waiting, [], "the gateway ends")  # it broke: no caller may wait for ever
             self._waiting.clear()
 
     async def _write(self) -> None:

@@ -1,4 +1,4 @@
-"""Which keys changed, for caches: whoever changes a key or its link announces it, and every process hears of it.
+"""Which keys changed, for caches: each change of a key or its link is announced, and reaches every process.
 
 On SQLite the announcement is a row, on PostgreSQL a notification; either way it comes with the commit, or not at all.
 """
@@ -97,7 +97,7 @@ class FileChanges:
         return frozenset(key_id for _, key_id in rows) if whole else ALL
 
     def close(self) -> None:
-        """Read no more; the next question begins anew."""
+        """Stop reading; the next question starts over."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

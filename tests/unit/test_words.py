@@ -19,6 +19,8 @@ KINDS = {".md", ".py", ".html", ".yaml", ".toml", ".cfg", ".conf", ".sh", ""}
 REPLACED = {
     "local X": "sandbox",
     "Local X": "Sandbox",
+    "LocalX": "Sandbox",
+    "local_x": "sandbox",
     "self-serve tier": "self-serve access level",
     "Renewed not yet": "Not renewed yet; no renewal is planned.",
     "this call does not know": "Unknown field: foo.",

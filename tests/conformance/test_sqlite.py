@@ -183,7 +183,7 @@ async def test_fifty_pairs_that_are_saved_together_cost_two_statements_each(
     connect = sqlite3.connect
 
     def traced(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*args, **options)
+        connection: sqlite3.Connection = connect(*args, **options)
         connection.set_trace_callback(statements.append)
         return connection
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from birdwire.clock import rfc3339
@@ -181,7 +181,7 @@ class Keyring:
             rows = await store.others(connection, sealed, here, after, size)
         for row in rows:
             place = _place_of(sealed, row)
-            found = replace(place, bound=()) if unbound else place
+            found = place._replace(bound=()) if unbound else place
             try:
                 new.append((row, self._vault.seal(self._vault.open(row["blob"], found), place)))
             except VaultError:

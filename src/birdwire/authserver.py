@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
-
-from pydantic_core import from_json
 
 from birdwire.errors import SEND_REASONS, excerpt
 from birdwire.settings import listed
@@ -212,7 +211,7 @@ def _is_token(value: object) -> bool:
 
 def _object(reply: Reply) -> dict[str, Any] | None:
     try:
-        value = from_json(reply.body, allow_inf_nan=False)
-    except ValueError:
+        value = json.loads(reply.body)  # lenient: a pair that cannot be read is lost, and the link with it
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

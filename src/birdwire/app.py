@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from birdwire import __version__, asgi, dialect, edge
+from birdwire import __version__, asgi, dialect, edge, media
 from birdwire.asgi import Route
 from birdwire.authorization import Authorizations, AuthTwitter
 from birdwire.authserver import AuthServer
@@ -410,7 +410,7 @@ def routes(
             operation.name,
             operation.body,
             limit=settings.max_body_bytes,
-            needs_file=operation.takes_file,
+            file_names=media.FIELDS if operation.takes_file else (),
             action=operation.name,
         )
         if not operation.repeatable:

@@ -55,7 +55,7 @@ PROBLEMS: dict[str, Problem] = {
     "duplicate_field": Problem(400, "json_parse_error", "caller", "The request names {field} twice.", "Send each member once."),
     "unknown_field": Problem(400, _INVALID, "caller", "The request has a member that this call does not know: {field}.", "Leave it out; the call takes {known}."),
     "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameter, but got {field}.", "Put the parameters into the JSON body."),
-    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read, or has too many parts.", "Send a well-formed body; JSON is what this API takes."),
+    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read: {detail}.", "Send a well-formed body; JSON is what this API takes."),
     "mutually_exclusive": Problem(400, _INVALID, "caller", "These cannot stand together: {fields}.", "Keep one of them."),
     "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", "Send a text, or media, a poll, a quote or a card."),
     "text_too_long": Problem(400, _INVALID, "caller", "The text weighs {length} by X's counting; this key may post {limit} at most.", "Shorten the text (a link weighs 23, CJK characters and emoji 2); the operator can raise the key's limit."),
@@ -118,7 +118,7 @@ PROBLEMS: dict[str, Problem] = {
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the whole request within 10 seconds.", retryable=True),
     "body_too_large": Problem(413, "body_too_large", "caller", "The body is larger than {limit} bytes.", "Send a smaller body."),
     "uri_too_long": Problem(414, "uri_too_long", "caller", "The path and query are longer than {limit} bytes.", "Put the parameters into the JSON body."),
-    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes JSON, as {wanted}.", "Send `Content-Type: application/json` and an uncompressed UTF-8 body."),
+    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes {wanted}.", "{how}."),
     "headers_too_large": Problem(431, "headers_too_large", "caller", "The request's headers are too many or too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
     # 409
     "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The account is @{username}, but this key is meant for {expected}. Nothing was changed.", "Approve as {expected}. To link another account, unlink first or name it as expected_username; if the operator pinned the key to {expected}, only the operator can change that."),

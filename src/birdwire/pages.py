@@ -13,6 +13,7 @@ from pydantic import Field
 from birdwire.body import Body, check, read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, describe, render
+from birdwire.form import wrong_type
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
@@ -111,10 +112,14 @@ def _wants_json(call: Call) -> bool:
 async def _undo_token(call: Call) -> str:
     """The one field of the page's form, or of a JSON body."""
     parsed = await read(call, _FORM_LIMIT, _no_files)
-    if parsed.kind not in ("form", "json"):
-        raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")
+    if parsed.kind == "multipart":
+        raise _no_form()
     return check(parsed.fields, Undo).undo_token
 
 
 async def _no_files(_: object) -> NoReturn:
-    raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")
+    raise _no_form()
+
+
+def _no_form() -> GatewayError:
+    return wrong_type("a urlencoded form with undo_token, or JSON")

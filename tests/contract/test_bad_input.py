@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +14,7 @@ import pytest_asyncio
 
 from birdwire.keys import mint
 from birdwire.sandbox import seed
-from house import API, POST
+from house import API, PNG, POST
 from wire import Refusal, Row, Sent, bearer, exchange, inspect, judge, last_call, rows
 
 if TYPE_CHECKING:
@@ -338,6 +341,8 @@ async def test_naughty_strings_are_no_ids(place: House) -> None:
 
 # The content type.
 
+FORM = ("application/x-www-form-urlencoded",)
+FORMLESS = (400, "invalid-request", "form_malformed")
 WRONG_TYPE = (415, "unsupported_media_type", "unsupported_media_type")
 ZIPPED = gzip.compress(ONE)
 
@@ -349,7 +354,10 @@ def typed(number: int, what: str, refusal: Refusal | None, *types: str, **more: 
 
 TYPES = [
     typed(125, "none, with a body", WRONG_TYPE),
-    typed(125, "none, without a body", None, body=b"", target=API + "auth_twitter"),
+    *(
+        typed(125, f"{', '.join(types) or 'none'}, without a body", None, *types, body=b"", target=API + "auth_twitter")
+        for types in ((), ("application/json",), FORM, ("text/plain",), ("multipart/form-data; boundary=x",))
+    ),
     typed(126, "text/plain", WRONG_TYPE, "text/plain"),
     typed(127, "urlencoded", WRONG_TYPE, "application/x-www-form-urlencoded", body=b"tweet_id=1"),
     typed(128, "multipart", WRONG_TYPE, "multipart/form-data; boundary=x", body=b"--x--\r\n"),
@@ -374,6 +382,101 @@ TYPES = [
 async def test_a_body_is_json_by_name_and_uncompressed(place: House, sent: Sent, refusal: Refusal | None) -> None:
     """Nothing is guessed from a body's looks, and nothing is inflated."""
     await judge(place, sent, refusal)
+
+
+@pytest.mark.parametrize("types", [(), ("application/json",), FORM])
+@pytest.mark.parametrize("name", ["like_twitter", "post_twitter", "auth/confirm"])
+async def test_a_body_that_is_needed_is_not_empty(place: House, name: str, types: tuple[str, ...]) -> None:
+    """Whatever its Content-Type: that is not what it lacks."""
+    got = await judge(place, Sent(b"", target=API + name, types=types), BROKEN)
+    assert "the body is empty" in got.error["message"]
+
+
+@pytest.mark.parametrize("types", [(), FORM, ("text/plain;charset=UTF-8",), ("multipart/form-data; boundary=x",)])
+async def test_json_by_another_name_is_told_which_header_to_add(place: House, types: tuple[str, ...]) -> None:
+    """Which is what curl's -d, urllib and fetch leave out."""
+    for name in ("like_twitter", "auth_twitter"):
+        got = await judge(place, Sent(ONE, target=API + name, types=types), WRONG_TYPE)
+        assert got.error["fix"] == "Add the header Content-Type: application/json."
+
+
+async def test_curl_sends_an_empty_body_and_json_as_a_form(place: House) -> None:
+    """The first is no body; the second lacks a header."""
+
+    async def curl(name: str, data: str, key: str) -> dict[str, Any]:
+        command = ("curl", "--silent", "--noproxy", "*", "--data", data, "--header", f"Authorization: Bearer {key}")
+        process = await asyncio.create_subprocess_exec(
+            *command, f"{place.client.base_url}{API}{name}", stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 15)
+        return dict(json.loads(said))
+
+    _, unlinked = await place.gateway.keys.create("test", "new", "free")
+    assert list(await curl("auth_twitter", "", unlinked)) == ["auth_url", "state", "expires_at"]
+    assert await curl("unlink_twitter", "", unlinked) == {"data": {"linked": False}}
+    error = (await curl("like_twitter", ONE.decode(), place.raw_key))["error"]
+    assert (error["code"], error["fix"]) == (WRONG_TYPE[1], "Add the header Content-Type: application/json.")
+
+
+async def test_urllib_calls_every_body_a_form(place: House) -> None:
+    """Also an empty one, which is no body."""
+    _, unlinked = await place.gateway.keys.create("test", "new", "free")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def post(name: str, data: bytes) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(f"{place.client.base_url}{API}{name}", data)  # noqa: S310 - our own gateway
+        request.add_header("Authorization", f"Bearer {unlinked}")
+        try:
+            with opener.open(request, timeout=15) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, json.loads(refusal.read())
+
+    for name in ("auth_twitter", "unlink_twitter"):
+        assert (await asyncio.to_thread(post, name, b""))[0] == 200
+    status, answer = await asyncio.to_thread(post, "like_twitter", ONE)
+    assert (status, answer["error"]["fix"]) == (415, "Add the header Content-Type: application/json.")
+
+
+# Files.
+
+
+def form(part: str, content: bytes) -> bytes:
+    """A multipart body with one part."""
+    return f"--x\r\nContent-Disposition: form-data; {part}\r\n\r\n".encode() + content + b"\r\n--x--\r\n"
+
+
+MULTIPART = ("multipart/form-data; boundary=x",)
+
+
+@pytest.mark.parametrize("name", ["media_files", "media", "media_file", "file"])
+async def test_a_file_needs_no_filename(place: House, name: str) -> None:
+    """Its part's name tells that it is one."""
+    sent = Sent(form(f'name="{name}"', PNG), target=API + "upload_media", types=MULTIPART)
+    before = await last_call(place)
+    got = await judge(place, sent, None)
+    assert json.loads(got.body)["data"]["media_id"].isdigit()
+    assert await last_call(place) > before
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "types", "refusal", "words"),
+    [
+        ("upload_media", b"", MULTIPART, (400, "missing_parameter", "media_files_missing"), "Send media_files"),
+        ("upload_media", form('name="picture"', PNG), MULTIPART, FORMLESS, "a file needs a filename"),
+        ("upload_media", PNG, ("image/png",), WRONG_TYPE, "-F media_files=@photo.png"),
+        ("upload_media", b"a=b", FORM, WRONG_TYPE, "-F media_files=@photo.png"),
+        ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "its part tweet_id is not UTF-8 text"),
+    ],
+)
+async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
+    place: House, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str
+) -> None:
+    """As the part that it must be."""
+    got = await exchange(place, Sent(body, target=API + target, types=types))
+    assert (got.status, got.error["code"], got.error["reason"]) == refusal
+    assert words in got.error["message"] + got.error["fix"]
 
 
 # Methods and paths.
@@ -509,9 +612,6 @@ async def test_what_a_link_is_asked_or_answered_with_is_checked_first(
 ) -> None:
     """Nothing is exchanged, and the envelope answers who asks for JSON."""
     await judge(place, sent, refusal)
-
-
-FORM = ("application/x-www-form-urlencoded",)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ ALLOWED: dict[str, str] = {
     "line media oauth operations order permit presence prices reads recall sessions store.db telemetry timeline "
     "uploads x",
     "asgi": "body call errors gate head telemetry",
-    "pages": "body call errors oauth store.db",
+    "pages": "body call errors form oauth store.db",
     "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",
@@ -128,7 +128,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.yaml",
     "app": "asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door edge "
     "errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups metrics oauth "
-    "operations order pages presence prices reads recall reconcile room sessions settings store.db "
+    "media operations order pages presence prices reads recall reconcile room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

@@ -91,6 +91,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "fields": "media and poll",
     "given": "bw_test_",
     "half": "nothing was asked of X",
+    "how": "Send `Content-Type: application/json` and an uncompressed UTF-8 body",
     "kind": "image/png",
     "known": "tweet_id",
     "length": "281",
@@ -104,7 +105,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "scope": "like.write",
     "serves": "bw_live_ keys",
     "username": "grace",
-    "wanted": "application/json",
+    "wanted": "JSON, as Content-Type: application/json",
     "what": "post_twitter",
     "why": "X has not yet said which account approved it",
 }

@@ -300,9 +300,10 @@ def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
         assert "--hash=sha256:" in requirement, requirement[:60]
 
 
-def test_the_lock_of_the_node_peers_pins_by_hash_and_names_no_place() -> None:
+@pytest.mark.parametrize("folder", ["bench/peers", "tests/node"])
+def test_an_npm_lock_pins_by_hash_and_names_no_place(folder: str) -> None:
     """The same for npm, whose lock would say where each package came from."""
-    lock = json.loads((ROOT / "bench" / "peers" / "package-lock.json").read_text())
+    lock = json.loads((ROOT / folder / "package-lock.json").read_text())
     for name, package in lock["packages"].items():
         assert "resolved" not in package, name
         assert not name or package["integrity"].startswith("sha512-"), name

@@ -49,7 +49,7 @@ def create_sandbox(
     pages, faults, calls = Pages(), Faults(), Calls(platform)
     consent = Consent(platform, pages)
     endpoints = routes(platform, ENDPOINTS)
-    control = Control(platform, consent, faults, calls)
+    control = Control(platform, consent, faults, calls, ENDPOINTS)
 
     async def about(_request: Request) -> Response:
         world = platform.world

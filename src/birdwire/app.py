@@ -446,11 +446,11 @@ def routes(
         own = [replace(route, path=path) for route in own for path in dialect.aliases(route.path)]
     return [
         *own,
-        Route("GET", f"{API}/oauth_callback", pages.callback),
+        Route("GET", f"{API}/oauth_callback", pages.callback, head=pages.callback_head),
         Route("POST", f"{API}/auth/undo", pages.undo),
-        *(Route("GET", path, site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", health.live, reserved=True),
-        Route("GET", "/readyz", health.ready, reserved=True),
+        *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
+        Route("GET", "/livez", health.live, head=health.live, reserved=True),
+        Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
         *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
     ]
 

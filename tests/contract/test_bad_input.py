@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pytest_asyncio
 
 from birdwire.keys import mint
 from birdwire.sandbox import seed
+from birdwire.surfaces.documents import DOCUMENTS
 from house import API, PNG, POST
 from wire import Refusal, Row, Sent, bearer, exchange, inspect, judge, last_call, rows
 
@@ -527,11 +529,74 @@ async def test_a_path_has_one_spelling_and_its_own_methods(place: House, sent: S
     assert got.headers.get("allow") == ("POST" if refusal == NOT_ALLOWED else None)
 
 
+READ_BY_ALL = ["/livez", "/readyz", *DOCUMENTS]
+
+
 @pytest.mark.trust("#183")
-async def test_a_head_is_refused_without_a_body(place: House) -> None:
-    """405 with Allow, as RFC 9110 §9.3.2 has it: the headers only."""
-    got = await exchange(place, Sent(method="HEAD", body=b"", types=()))
-    assert (got.status, got.headers["allow"], got.body) == (405, "POST", b"")
+@pytest.mark.parametrize(
+    ("target", "allow"),
+    [
+        (API + "like_twitter", "POST"),
+        (API + "auth/undo", "POST"),
+        (API + "auth/status", "GET"),
+        (API + "user/info?userName=ada", "GET"),
+        (API + "requests/req_01JD3K8W6ZQ4T5V7X9YABCDEFG", "GET"),
+    ],
+)
+async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(place: House, target: str, allow: str) -> None:
+    """405 with Allow, as RFC 9110 §9.3.2 has it the headers only: a look-up may cost money."""
+    before = await last_call(place)
+    got = await exchange(place, Sent(method="HEAD", body=b"", types=(), target=target))
+    assert (got.status, got.headers["allow"], got.body) == (405, allow, b"")
+    assert int(got.headers["content-length"]) > 0
+    assert await last_call(place) == before
+
+
+@pytest.mark.parametrize("target", [*READ_BY_ALL, "/", "/nowhere"])
+async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: House, target: str) -> None:
+    """The same status and headers (RFC 9110 §9.1), on a connection that goes on."""
+    plain: dict[str, Any] = {"target": target, "body": b"", "types": (), "authorization": lambda _: []}
+    head, get = [await exchange(place, Sent(method=method, **plain)) for method in ("HEAD", "GET")]
+    for got in (head, get):
+        del got.headers["x-request-id"], got.headers["date"]
+    assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
+    assert get.status == (200 if target in READ_BY_ALL else 404)
+    statuses = [(await client_method(target)).status_code for client_method in (place.bare.head, place.bare.get)]
+    assert statuses == [get.status] * 2
+
+
+@pytest.mark.parametrize("target", READ_BY_ALL)
+async def test_what_all_may_read_says_that_it_takes_head(place: House, target: str) -> None:
+    """In the Allow of another method."""
+    got = await judge(place, Sent(target=target), NOT_ALLOWED)
+    assert got.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("target", DOCUMENTS)
+async def test_a_document_ends_with_a_newline(place: House, target: str) -> None:
+    """One, as a text file does."""
+    assert re.search(rb"[^\n]\n\Z", (await place.bare.get(target)).content)
+
+
+@pytest.mark.trust("#251")
+@pytest.mark.trust("O18")
+async def test_a_head_of_the_callback_spends_nothing(place: House) -> None:
+    """Scanners of mail and previews of chats look before the owner does: they are answered, and use nothing up."""
+    redirect = await place.consent("ada")
+    before = await last_call(place)
+    for target in (redirect, f"{API}oauth_callback", f"{API}oauth_callback?state=a&code=b"):
+        for accept, kind in (("text/html", "text/html; charset=utf-8"), ("application/json", "application/json")):
+            answer = await place.bare.head(target, headers={"accept": accept})
+            assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, kind, b"")
+            assert "content-length" not in answer.headers  # of the page that was not made
+            assert "transfer-encoding" not in answer.headers
+            assert answer.headers["cache-control"] == "no-store"
+    assert await last_call(place) == before
+    page = await place.bare.get(redirect, headers={"accept": "text/html"})
+    assert (page.status_code, "@ada" in page.text) == (200, True)
+    assert page.text.endswith("</html>\n")
+    gone = await place.bare.get(f"{API}oauth_callback?state=a&code=b", headers={"accept": "text/html"})
+    assert (gone.status_code, gone.text[-8:]) == (400, "</html>\n")
 
 
 # Linking.

@@ -42,6 +42,7 @@ from birdwire.prices import Prices
 from birdwire.reads import READS, Reads
 from birdwire.recall import Recall
 from birdwire.reconcile import Reconciler
+from birdwire.refusals import Refusals
 from birdwire.room import Room, open_files
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
@@ -251,6 +252,7 @@ def create_app(
         once,
         presence,
         Prices.load(),
+        Refusals(journal, x, clock),
         lanes["calls"],
         lanes["reserved"],
         uploads,

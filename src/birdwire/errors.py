@@ -106,10 +106,10 @@ PROBLEMS: dict[str, Problem] = {
     "x_user_not_enrolled": Problem(403, _FORBIDDEN, "x_billing", "X bills this call to the linked account, which has no pay-per-use developer account.", "The account's owner must create a developer account in X's developer console and enrol it in pay-per-use."),
     "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Operator: add credits in X's developer console."),
     "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only when mentioned or quoted, or have the operator get Enterprise access."),
-    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "Look at the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
+    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "{edits}Look at the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
     # 404
-    "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
-    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
+    "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check {target}."),
+    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name; the posts of a protected account are visible only to its approved followers."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
     "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no such request, or it is long gone.", "Check the request_id; it is in X-Request-Id of the answer."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
@@ -125,6 +125,7 @@ PROBLEMS: dict[str, Problem] = {
     "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Ask again after the seconds in Retry-After; the answer will be the first call's.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
+    "edit_window_closed": Problem(409, _CONFLICT, "x_rule", "The post can no longer be edited: X's edit window is an hour at most from the first version.", "Post a correction as a reply, or delete the post and post it again."),
     "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so this one, whose first try failed, was not tried again.", "Nothing, if the newer call is what is wanted; else send this one again."),
     "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
     # 429
@@ -158,7 +159,7 @@ PROBLEMS: dict[str, Problem] = {
 
 REQUIRED = (
     *("tweet_id", "target_user_id", "username", "state", "undo_token", "userName", "query", "media_files", "text"),
-    *("in_reply_to_tweet_id", "media_ids", "options", "duration_minutes", "previous_post_id"),
+    *("in_reply_to_tweet_id", "media_ids", "options", "duration_minutes", "previous_post_id", "place_id"),
 )
 """Fields of bodies and queries, at any depth, whose absence is refused by some call: FIELD_missing."""
 
@@ -166,7 +167,7 @@ FIELDS = (
     *REQUIRED,
     *("scopes", "expected_username", "return_to", "reply", "auto_populate_reply_metadata", "exclude_reply_user_ids"),
     *("quote_tweet_id", "media", "tagged_user_ids", "poll", "reply_settings", "card_uri", "direct_message_deep_link"),
-    *("geo", "place_id", "for_super_followers_only", "nullcast", "paid_partnership", "made_with_ai", "community_id"),
+    *("geo", "for_super_followers_only", "nullcast", "paid_partnership", "made_with_ai", "community_id"),
     *("share_with_followers", "edit_options", "userId", "cursor"),
 )
 """Fields of bodies and queries, at any depth; each has the reason FIELD_malformed."""

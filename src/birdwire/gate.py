@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from birdwire.prices import Prices
     from birdwire.reads import Read, Reads
     from birdwire.recall import Recall
+    from birdwire.refusals import Refusals
     from birdwire.sessions import Sessions, XSession
     from birdwire.telemetry import Telemetry
     from birdwire.uploads import Upload, Uploads
@@ -109,6 +110,7 @@ class Gate:
         once: Idempotency,
         presence: Presence,
         prices: Prices,
+        refusals: Refusals,
         crowd: Crowd,
         reserved: Crowd,
         uploads: Uploads,
@@ -133,6 +135,7 @@ class Gate:
         self._idempotency = once
         self._presence = presence
         self._prices = prices
+        self._refusals = refusals
         self._crowd = crowd
         self._reserved = reserved
         self._uploads = uploads
@@ -416,7 +419,7 @@ class Gate:
             data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
             await self._capabilities.note(name, error.reason, entry.key_id)
-            raise
+            raise await self._refusals.explain(error, body, line.user_id) from None
         finally:
             self._lines.order.leave(turn)
         await self._capabilities.note(name, None, entry.key_id)

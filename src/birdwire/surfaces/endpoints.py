@@ -60,7 +60,7 @@ LINKED = (
 FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")
 POSTING = (
     *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
-    *("reply_target_not_found", "x_cashtag_limit"),
+    *("reply_target_not_found", "x_cashtag_limit", "edit_window_closed", "place_id_missing"),
 )
 STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
 CONFIRMING = (
@@ -82,7 +82,8 @@ _ENTERPRISE = {
 
 _POST_RULES = (
     " At most one of media, poll, quote_tweet_id and card_uri, and text unless one of them is there. A text weighs "
-    "280 at most as X counts (a link 23, CJK characters and emoji 2), or what the operator set for the key."
+    "280 at most as X counts (a link 23, CJK characters and emoji 2), or what the operator set for the key. "
+    "A geo needs its place_id."
 )
 
 

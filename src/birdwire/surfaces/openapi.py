@@ -83,6 +83,7 @@ TITLES = {
 PLACEHOLDERS: dict[str, Any] = {
     "account": "@ada",
     "allow": "POST",
+    "edits": "",
     "detail": "it has the wrong form",
     "example": '{"tweet_id": "1346889436626259968"}',
     "expected": "@ada",
@@ -104,6 +105,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "reset_date": "2026-10-01",
     "scope": "like.write",
     "serves": "bw_live_ keys",
+    "target": "tweet_id",
     "username": "grace",
     "wanted": "JSON, as Content-Type: application/json",
     "what": "post_twitter",

@@ -471,6 +471,7 @@ async def test_a_file_needs_no_filename(place: House, name: str) -> None:
         ("upload_media", b"a=b", FORM, WRONG_TYPE, "-F media_files=@photo.png"),
         ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "its part tweet_id is not UTF-8 text"),
     ],
+    ids=["nothing", "by no name", "bare", "a form", "not a file's field"],
 )
 async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
     place: House, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str

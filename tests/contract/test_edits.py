@@ -100,7 +100,7 @@ async def test_a_refusal_that_is_no_edit_s_says_nothing_of_edits(place: House) -
     await place.fault("POST", "/2/tweets", {"error": "not-permitted-action"})
     answer = await place.call("post_twitter", {"text": "refused"})
     assert refused(answer) == REFUSED
-    assert answer.json()["error"]["fix"].startswith("Look at the account")
+    assert answer.json()["error"]["fix"].startswith("Check the account")
 
 
 @pytest.mark.parametrize(

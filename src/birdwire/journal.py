@@ -23,7 +23,7 @@ from birdwire.call import Answer
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.presence import LEASE
-from birdwire.refusals import Refusals
+from birdwire.rejections import Rejections
 from birdwire.store import journal as store
 from birdwire.store.db import RowRefusedError, StorageDownError
 from birdwire.vault import Place, VaultError
@@ -46,6 +46,7 @@ State = Literal["started", "confirmed", "refused", "not_sent", "unknown", "found
 Outcome = Literal["confirmed", "refused", "not_sent", "unknown"]
 Why = Literal["looking", "no_read", "several_match", "too_many_posts", "not_linked", "not_in_timeline", "upload"]
 
+DELETE = "delete_twitter"
 DONE = ("confirmed", "found")
 FIRST_LOOK = timedelta(seconds=2)
 MOST_WAITING = 10_000
@@ -96,7 +97,7 @@ class Journal:
         self._presence = presence
         self._clock = clock
         self._telemetry = telemetry
-        self.refusals = Refusals(clock)
+        self.rejections = Rejections(clock)
         self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
         self._flushing = asyncio.Lock()
         self.ended: Counter[str] = Counter()
@@ -145,7 +146,10 @@ class Journal:
         words = data.pop("text", None) if data and begun else None
         values = values | {"data": data, "state": outcome, "settled_at": now}
         if outcome == "confirmed":
-            values["x_id"] = (data or {}).get("id") or (data or {}).get("media_id")
+            if begun and data is not None:
+                values["x_id"] = data.get("id") or data.get("media_id")
+            elif entry.operation == DELETE and data is not None and data.get("deleted"):
+                values["x_id"] = entry.target
         elif outcome == "unknown" and begun:
             words = entry.sought
             values |= {"settled_at": None, "lost_at": now, **_to_look(entry, now)}
@@ -283,10 +287,10 @@ class Journal:
         row = await self.find(request_id)
         if row is not None and row["key_id"] == key.key_id:
             return Answer.of(told(row))
-        refusal = self.refusals.find(key.key_id, request_id)
-        if refusal is None:
+        rejection = self.rejections.find(key.key_id, request_id)
+        if rejection is None:
             raise GatewayError("request_not_found")
-        return Answer.of(refusal)
+        return Answer.of(rejection)
 
     async def asked_later(self, entry: Entry, operation: str) -> bool:
         """Whether any process was asked later to do `operation` to the same target, and may have done it.
@@ -296,6 +300,16 @@ class Journal:
         """
         async with self._database.read() as connection:
             return await store.newer(connection, entry.request_id, entry.user_id, operation, entry.target)
+
+    async def knows_of_post(self, user_id: str, post_id: str) -> tuple[bool, bool]:
+        """Whether an account made a post through this gateway, and whether it deleted it.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        async with self._database.read() as connection:
+            operations = {row["operation"] for row in await store.of_post(connection, user_id, post_id)}
+        return "post_twitter" in operations, DELETE in operations
 
     def _seal(self, entry: Entry, words: str) -> bytes:
         return self.sealed(entry.request_id, words)

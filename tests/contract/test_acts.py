@@ -282,7 +282,7 @@ async def test_an_undo_shows_for_a_day(house: House) -> None:
     assert {name for name, value in status.items() if value is not None} == {"linked", "why"}
     person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
     shown = await asyncio.to_thread(CliRunner().invoke, build(), ["accounts", "status"], env=person)
-    assert "The account's owner undid the link" in shown.stdout
+    assert "the account's owner undid the link" in shown.stdout
     house.clock.advance(seconds=86_398)
     assert (await house.status())["why"] == "undone_by_owner"
     house.clock.advance(seconds=3)

@@ -101,5 +101,5 @@ async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url:
     missing = await migrate(tmp_path / "other", empty_url)
     assert (missing.exit_code, "There is no" in missing.stderr) == (2, True)
     file = await migrate(tmp_path, f"sqlite:///{tmp_path / 'third.db'}")
-    assert (file.exit_code, "is a file, too" in file.stderr) == (2, True)
+    assert (file.exit_code, "is an SQLite file, too" in file.stderr) == (2, True)
     assert reason_of(await house.like()) == "x_not_linked"

@@ -67,7 +67,10 @@ async def test_a_file_becomes_a_server(tmp_path: Path, empty_url: str) -> None:
         before = await contents(house.settings.database_url)
         moved = await migrate(tmp_path, empty_url)
         assert moved.exit_code == 0, moved.stderr
-        assert await contents(empty_url) == before
+        after = await contents(empty_url)
+        act = after["acts"].pop()  # the only one that the file has not
+        assert (act["act"], act["via"], act["number"]) == ("database.moved", "cli", len(before["acts"]) + 1)
+        assert after == before
         assert not (tmp_path / "birdwire.db").exists()
         async with (
             contextlib.AsyncExitStack() as stack,
@@ -98,5 +101,5 @@ async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url:
     missing = await migrate(tmp_path / "other", empty_url)
     assert (missing.exit_code, "There is no" in missing.stderr) == (2, True)
     file = await migrate(tmp_path, f"sqlite:///{tmp_path / 'third.db'}")
-    assert (file.exit_code, "is a file, too" in file.stderr) == (2, True)
+    assert (file.exit_code, "is an SQLite file, too" in file.stderr) == (2, True)
     assert reason_of(await house.like()) == "x_not_linked"

@@ -167,7 +167,8 @@ async def _link(say: Say, link: _OverHttp | Linking, body: dict[str, Any], *, wa
 
 def _told(status: dict[str, Any]) -> str:
     if not status.get("linked"):
-        return "No X account is linked to this key. Link one with: birdwire accounts link"
+        why = f": {_why(status)}" if status.get("why") else "."
+        return printable(f"No X account is linked to this key{why} Link one with: birdwire accounts link")
     name = f"@{status['username']}" if status.get("username") else "an account that X has not named yet"
     if status.get("state") == "needs_relink":
         return printable(f"{name} must be linked again: {_why(status)}")
@@ -183,6 +184,7 @@ WHYS = {
     "damaged": "the stored token was changed in the database.",
     "restored": "the link came from a backup; the next renewal will show whether X still accepts it.",
     "restored_backup": "the link came from a backup, and X had renewed the access since.",
+    "undone_by_owner": "the account's owner undid the link; ask them before you link it again.",
 }
 """What auth/status returns as `why`, for people; reads on after a colon."""
 

@@ -123,6 +123,11 @@ def saved(row: RowMapping | Mapping[str, Any], values: Mapping[str, object]) -> 
     return of | {parameter: values[name] for name, parameter in _RENEWED.items()}
 
 
+def described(row: RowMapping | None) -> dict[str, object] | None:
+    """Return what an act records of a session."""
+    return None if row is None else {name: row[name] for name in ("user_id", "username", "state")}
+
+
 async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:
     """A new session."""
     await connection.execute(insert(x_sessions).values(session))

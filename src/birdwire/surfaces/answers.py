@@ -64,13 +64,23 @@ class LinkStatus(Said):
         json_schema_extra={"format": "date-time"},
     )
     why: (
-        Literal["refused", "refresh_lost_reply", "no_refresh_token", "damaged", "restored", "restored_backup"] | None
+        Literal[
+            "refused",
+            "refresh_lost_reply",
+            "no_refresh_token",
+            "damaged",
+            "restored",
+            "restored_backup",
+            "undone_by_owner",
+        ]
+        | None
     ) = Field(
         description="of needs_relink: X refused (refused); X's answer to a renewal was lost, and with it the new "
         "tokens (refresh_lost_reply); there was nothing to renew with (no_refresh_token); the stored token was "
         "changed (damaged); it came from a backup that was too old (restored_backup). Of active: it came from a "
         "backup, and X has yet to say whether it still holds (restored); or the old tokens serve until they end "
-        "(refresh_lost_reply)"
+        "(refresh_lost_reply). Without a link: the account's owner undid the last one in the last 24 hours "
+        "(undone_by_owner)"
     )
     limits: dict[str, dict[str, Window]] | None = Field(
         description="what X last reported as left of its limits for the account, by operation or look-up and by "

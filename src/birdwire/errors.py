@@ -93,10 +93,11 @@ PROBLEMS: dict[str, Problem] = {
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
+    "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request comes from a page of another site.", "Press the button on Birdwire's own page."),
     "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not do that: {what}.", "Ask the operator for a key that may."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
     "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not in use yet: {why}.", "{remedy}.", retryable=True),
-    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", f"{LINK} approve {{scope}}."),
+    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X account has not granted a scope that is required: {scope}.", f"{LINK} approve {{scope}}."),
     "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it ran out, or the app was removed in the account's connected apps.", RELINK),
     "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
     "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to another X account than the one linked.", RELINK),

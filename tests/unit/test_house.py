@@ -90,12 +90,14 @@ ALLOWED: dict[str, str] = {
     "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.keys store.sessions "
     "telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
-    "sessions": "authserver clock errors failpoints lookups pairs recall refresh revocations store.db store.keys "
-    "store.sessions store.states telemetry vault",
+    "permissions": "keys operations reads",
+    "undo_cookie": "call sessions",
+    "sessions": "authserver clock errors failpoints landings lookups pairs recall refresh revocations store.db "
+    "store.keys store.sessions store.states telemetry vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
-    "lookups "
-    "refresh sessions settings store.db store.states vault x",
+    "lookups permissions "
+    "refresh sessions settings store.db store.states undo_cookie vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
     "windows": "",
@@ -107,7 +109,7 @@ ALLOWED: dict[str, str] = {
     "line media oauth operations order permit presence prices reads recall sessions store.db telemetry timeline "
     "uploads x",
     "asgi": "body call errors gate head telemetry",
-    "pages": "body call errors oauth store.db",
+    "pages": "body call errors oauth settings store.db undo_cookie",
     "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",

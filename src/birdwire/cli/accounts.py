@@ -211,7 +211,7 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
     from birdwire.cli.database import opened  # noqa: PLC0415 - see above
     from birdwire.clock import Clock, rfc3339  # noqa: PLC0415 - see above
     from birdwire.keys import Keys  # noqa: PLC0415 - see above
-    from birdwire.sessions import expired  # noqa: PLC0415 - see above
+    from birdwire.sessions import standing  # noqa: PLC0415 - see above
     from birdwire.store import sessions  # noqa: PLC0415 - see above
 
     clock = Clock()
@@ -225,8 +225,7 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
             "label": labels.get(row["key_id"]),
             "user_id": row["user_id"],
             "username": row["username"],
-            "state": "needs_relink" if row["state"] == "active" and expired(row, clock.now()) else row["state"],
-            "why": row["why"],
+            **dict(zip(("state", "why"), standing(row, clock.now()), strict=True)),
             "generation": row["gen"],
             "access_expires_at": rfc3339(row["expires_at"]),
             "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__, asgi, dialect, edge
+from birdwire.acts import ActLog
 from birdwire.asgi import Route
 from birdwire.authorization import Authorizations, AuthTwitter
 from birdwire.authserver import AuthServer
@@ -83,6 +84,14 @@ TOKEN_CONNECTIONS = 60
 More than the renewals that run concurrently: a link and a revocation always find one.
 """
 TIDY_EVERY_S = 60.0
+ACTS_EVERY_S = 1.0
+
+
+class Part(Protocol):
+    """A part that runs until it is closed."""
+
+    async def close(self) -> None:
+        """Let what is under way end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +224,7 @@ def create_app(
     sessions = Sessions(
         database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
     )
+    log_of_acts = ActLog(database, recall, telemetry)
     health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
     authorizations = Authorizations(settings, database, vault, clock)
     oauth = OAuth(
@@ -272,14 +282,19 @@ def create_app(
         ("reconcile", 1.0, reconciler.round),
         ("ledger", EXCHANGE_EVERY_S, ledger.exchange),
         ("idempotency", TIDY_EVERY_S, once.tidy),
+        ("acts", ACTS_EVERY_S, log_of_acts.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
     )
+
+    work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
+    closing = (*work, *upstreams.values(), limits, ledger, database)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await prepare(
             database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=partial(resealed, telemetry)
         )
+        await log_of_acts.start()
         await presence.start(alone=alone)
         await reconciler.recover()
         await limits.start()
@@ -288,17 +303,8 @@ def create_app(
         try:
             yield
         finally:
-            await chores.close()
-            await lookups.close()
-            await oauth.close()
-            await sessions.close()
-            await journal.close()
-            await presence.close()
-            for upstream in upstreams.values():
-                await upstream.close()
-            await limits.close()
-            await ledger.close()
-            await database.close()
+            for part in closing:
+                await part.close()
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)

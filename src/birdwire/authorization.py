@@ -16,7 +16,7 @@ from birdwire.errors import GatewayError, excerpt
 from birdwire.keys import LINK
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
-from birdwire.store import keys
+from birdwire.store import acts, keys
 from birdwire.store import states as store
 from birdwire.vault import Place
 
@@ -59,10 +59,10 @@ class Authorizations:
         self._vault = vault
         self._clock = clock
 
-    async def start(self, key: Key, asked: AuthTwitter, *, by_holder: bool) -> dict[str, str]:
+    async def start(self, key: Key, asked: AuthTwitter, by: acts.Actor) -> dict[str, str]:
         """Store a new state and return `auth_url`, `state` and `expires_at`: valid once, for 10 minutes.
 
-        `by_holder`: the key's holder asks, who may have lost the right to link since the call was admitted.
+        A key's holder, who asks over HTTP, may have lost the right to link since the call was admitted.
 
         Raises:
             GatewayError: scope_unknown, return_to_not_allowed, key_not_allowed (a scope that the key's actions do not
@@ -94,10 +94,12 @@ class Authorizations:
         }
         async with self._database.write() as connection:
             await keys.hold(connection, key.key_id)
-            if by_holder and not await keys.may(connection, key.key_id, LINK):
+            if by.via == "http" and not await keys.may(connection, key.key_id, LINK):
                 raise GatewayError("key_not_allowed", what=LINK)
             await store.trim(connection, key.key_id, keep=MOST_PENDING - 1, expired_before=now - STATE_KEPT)
             await store.add(connection, row)
+            wanted = {name: row[name] for name in ("scopes", "expected_username", "return_to") if row[name]}
+            await acts.append(connection, now, by, "link.started", key.key_id, after=wanted)
         return {
             "auth_url": authorize_url(self._settings, scopes=scopes, state=state, verifier=verifier),
             "state": state,

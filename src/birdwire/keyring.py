@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from birdwire.clock import rfc3339
 from birdwire.failpoints import Failpoints
-from birdwire.store import facts, vault_keys
+from birdwire.store import acts, facts, vault_keys
 from birdwire.store import sealed as store
 from birdwire.store.db import alone
 from birdwire.vault import FORM_1, FORM_2, HEAD_BYTES, Place, VaultError, head
@@ -53,7 +53,15 @@ class Count:
 class Keyring:
     """The vault keys of one database, as seen with the keys of one vault."""
 
-    def __init__(self, database: Database, vault: Vault, clock: Clock, failpoints: Failpoints | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        clock: Clock,
+        failpoints: Failpoints | None = None,
+        by: acts.Actor = acts.GATEWAY,
+    ) -> None:
+        self._by = by
         self._database = database
         self._vault = vault
         self._clock = clock
@@ -89,8 +97,9 @@ class Keyring:
                     " old one. Nothing was changed."
                 )
             if key_id not in proofs:
-                proof = self._vault.seal(key_id, _place(key_id))
-                await vault_keys.add(connection, {"key_id": key_id, "proof_ct": proof, "created_at": self._clock.now()})
+                proof, now = self._vault.seal(key_id, _place(key_id)), self._clock.now()
+                await vault_keys.add(connection, {"key_id": key_id, "proof_ct": proof, "created_at": now})
+                await acts.append(connection, now, self._by, "vault.key_added", key_id)
 
     def _prove(self, proofs: dict[str, bytes]) -> None:
         missing = sorted(set(proofs) - set(self._vault.key_ids))
@@ -167,6 +176,8 @@ class Keyring:
         async with self._database.write() as connection:
             for key_id in idle:
                 await vault_keys.remove(connection, key_id)
+            now, retired = self._clock.now(), {"retired": idle}
+            await acts.append(connection, now, self._by, "vault.rotated", self._vault.key_id, after=retired)
         return idle
 
     async def _batch(

@@ -22,8 +22,8 @@ from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
 from birdwire.recall import Recall
 from birdwire.settings import is_loopback
+from birdwire.store import acts, sessions, states
 from birdwire.store import keys as store
-from birdwire.store import sessions, states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,15 +206,21 @@ def check_form(raw_key: str) -> None:
 
 
 class Keys:
-    """The keys of one database. A revocation, by whomever, holds from the next call on."""
+    """The keys of one database. A revocation, by whomever, holds from the next call on. `by`: who changes keys here."""
 
     def __init__(
-        self, database: Database, clock: Clock, recall: Recall | None = None, lookups: Lookups | None = None
+        self,
+        database: Database,
+        clock: Clock,
+        recall: Recall | None = None,
+        lookups: Lookups | None = None,
+        by: acts.Actor = acts.GATEWAY,
     ) -> None:
         self._database = database
         self._recall = recall or Recall(database, clock)
         self._lookups = lookups or Lookups(clock)
         self._clock = clock
+        self._by = by
         self._key_ids: dict[bytes, str] = {}  # by the hash of a secret: whose it is never changes
 
     async def find(self, raw_key: str, serves: Mode, peer: str = "") -> Key:
@@ -301,6 +307,8 @@ class Keys:
             }
             await store.add(connection, row)
             await store.add_secret(connection, _secret(raw_key, str(row["key_id"]), now))
+            given = {name: value for name in _SETTABLE if (value := _stored(row, name)) is not None}
+            await acts.append(connection, now, self._by, "key.created", str(row["key_id"]), after=given)
         return _key(row), raw_key
 
     async def spend_write(self, key: Key) -> None:
@@ -345,6 +353,10 @@ class Keys:
             if _key(before).rules.allow(LINK) and not key.rules.allow(LINK):  # what it has started ends, too
                 await states.drop_open(connection, key_id)
                 await sessions.end_pending(connection, key_id)
+            others = [name for name in _SETTABLE if _stored(before, name) != _stored(row, name)]
+            if others:
+                was, new = ({name: _stored(one, name) for name in others} for one in (before, row))
+                await acts.append(connection, self._clock.now(), self._by, "key.changed", key_id, before=was, after=new)
         return key
 
     async def list(self) -> list[tuple[Key, str]]:
@@ -372,6 +384,8 @@ class Keys:
             await store.let_secret_die(connection, newest["secret_hash"], dies_at)
             raw_key = mint(key.mode)
             await store.add_secret(connection, _secret(raw_key, key_id, now))
+            old, new = {"hint": newest["hint"]}, {"hint": raw_key[-4:], "old_until": now + overlap}
+            await acts.append(connection, now, self._by, "key.rotated", key_id, before=old, after=new)
         return key, raw_key
 
     async def revoke(self, key_id: str) -> Key:
@@ -381,9 +395,12 @@ class Keys:
             KeyRuleError: no such key.
         """
         async with self._database.write() as connection:
+            now = self._clock.now()
             await self._get(connection, key_id)
-            await store.revoke(connection, key_id, self._clock.now())
+            ended = await store.revoke(connection, key_id, now)
             await sessions.end_with_key(connection, key_id)
+            if ended:
+                await acts.append(connection, now, self._by, "key.revoked", key_id, after={"revoked_at": now})
             return await self._get(connection, key_id)
 
     async def get(self, key_id: str) -> Key:
@@ -447,6 +464,13 @@ def _key(row: RowMapping | Mapping[str, object]) -> Key:
 
 _RULE_COLUMNS = tuple(field.name for field in fields(KeyRules))
 _LISTS = ("actions", "ips", "return_to")
+_SETTABLE = ("label", "tier", "rpm", *_RULE_COLUMNS)
+
+
+def _stored(row: RowMapping | Mapping[str, Any], name: str) -> Any:
+    """Return a column as an act records it: an empty list is no rule."""
+    value = row[name]
+    return list(value) or None if isinstance(value, list | tuple) else value
 
 
 def _secret(raw_key: str, key_id: str, now: datetime) -> dict[str, object]:

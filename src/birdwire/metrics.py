@@ -63,6 +63,7 @@ METRICS: dict[str, Row] = {
     "birdwire_x_connections": Row("gauge", "Connections to X now.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
     "birdwire_x_connections_opened_total": Row("counter", "Connections to X opened.", {"pool": "as above"}, watched=True),
     "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}),
+    "birdwire_links_total": Row("counter", "Links by outcome, in the process that saw it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or its confirmation came too late, or the key expired)"}, watched=True),
     "birdwire_calls_running": Row("gauge", "Calls being worked on.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
     "birdwire_calls_queued": Row("gauge", "Calls waiting for their turn.", {"lane": "as above"}, watched=True),
     "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full`, `late` (waited too long) or `uploads` (no upload slot or no room for its bytes): the gateway is at capacity; `key`: that key's own limit"}),

@@ -24,6 +24,7 @@ from birdwire.permissions import may
 from birdwire.refresh import renews_at
 from birdwire.sessions import Links, lacking, standing
 from birdwire.store import states as store
+from birdwire.store.acts import Actor
 from birdwire.store.db import StorageDownError, now
 from birdwire.vault import VaultError
 from birdwire.x import Unauthorized
@@ -156,7 +157,7 @@ class OAuth:
     async def auth_twitter(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """Begin a link: a fresh auth_url, good for 10 minutes and one use."""
         del call
-        return Answer.of(await self._authorizations.start(key, check(parsed.fields, AuthTwitter), by_holder=True))
+        return Answer.of(await self._authorizations.start(key, check(parsed.fields, AuthTwitter), _holder(key)))
 
     async def status(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """What is linked to the key; never a token."""
@@ -188,7 +189,7 @@ class OAuth:
             username = body.username.lstrip("@")
             if row["username"].lower() != username.lower():
                 raise GatewayError("account_mismatch", username=row["username"], expected=f"@{username}")
-            await self._sessions.activate(row["session_id"])
+            await self._sessions.activate(row["session_id"], _holder(key))
         return await self._status(key)
 
     async def _status(self, key: Key) -> Answer:
@@ -199,7 +200,8 @@ class OAuth:
         last = {"last_attempt": None if newest is None else attempt(newest, at)}
         row = links.current or links.pending
         if row is None:
-            return Answer.of({"linked": False, "usable": False, **dict.fromkeys(_STATUS), **last})
+            why = "undone_by_owner" if await self._sessions.acts.undone(key.key_id) else None
+            return Answer.of({"linked": False, "usable": False, **dict.fromkeys(_STATUS), "why": why, **last})
         state, why = standing(row, self._clock.now())
         renews = state != "needs_relink" and row["refresh_ct"] is not None and row["refresh_state"] != "over"
         told = {
@@ -333,10 +335,12 @@ class OAuth:
     async def _finish(self, call: Call, row: RowMapping, parameters: dict[str, str]) -> Linked:
         call.note["key_id"] = row["key_id"]
         if row["expires_at"] <= self._clock.now():
+            await self._sessions.acts.refuse(row["key_id"], "link.expired", "state_expired")
             raise GatewayError("state_expired")
         if row["issuer"] != self._issuer or row["redirect_uri"] != self._redirect_uri:
             raise GatewayError("issuer_mismatch")
         if "error" in parameters:
+            await self._sessions.acts.refuse(row["key_id"], "link.denied", "consent_denied")
             raise GatewayError("consent_denied")
         key = await self._keys.get(row["key_id"])
         key.check(self._clock.now(), self._mode)
@@ -435,6 +439,11 @@ def _parameters(query: str) -> dict[str, str]:
         if len(value) > bound or not value.isascii() or not (value.isprintable()):
             raise GatewayError("callback_malformed")
     return parameters
+
+
+def _holder(key: Key) -> Actor:
+    """The key's holder, who acts over HTTP."""
+    return Actor(key.key_id, "http")
 
 
 def _unused(state: RowMapping) -> bool:

@@ -21,7 +21,7 @@ from ulid import ULID
 from birdwire.authserver import TOKEN_DEADLINE_S, Meaning, TokenError
 from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
-from birdwire.store import db, keys
+from birdwire.store import acts, db, keys
 from birdwire.store import sessions as store
 from birdwire.store.db import StorageDownError
 from birdwire.vault import DamagedError, VaultError
@@ -338,10 +338,17 @@ class Refresher:
         async with self._database.write() as connection:
             await keys.hold(connection, row["key_id"])
             newer = await store.get(connection, row["session_id"])  # X may have named it while it was asked
-            if newer is not None and (newer["state"], newer["gen"]) == ("pending", row["gen"]):
-                await self._revocations.end(connection, newer)
-            else:
-                await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
+            if newer is not None and newer["gen"] == row["gen"]:
+                if newer["state"] == "pending":
+                    await self._revocations.end(connection, newer)
+                else:
+                    ended = {"state": "needs_relink", "why": why}
+                    await store.change(connection, row["session_id"], row["gen"], ended)
+                if newer["state"] != "needs_relink":
+                    now, was, key_id = self._clock.now(), store.described(newer), row["key_id"]
+                    await acts.append(
+                        connection, now, acts.GATEWAY, "link.needs_relink", key_id, before=was, after={"why": why}
+                    )
         return GatewayError("x_session_expired", account=account(row))
 
     async def _unclaim(self, row: RowMapping) -> None:

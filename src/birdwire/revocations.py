@@ -53,11 +53,11 @@ class Revocations:
         self._issuer = issuer
         self._draining: SingleFlight[None] = SingleFlight()
 
-    async def end(self, connection: AsyncConnection, row: RowMapping) -> None:
-        """Remove a session, and queue its tokens, in the caller's transaction."""
+    async def end(self, connection: AsyncConnection, row: RowMapping) -> bool:
+        """Remove a session, and queue its tokens, in the caller's transaction; whether it was still there."""
         gone = await store.remove(connection, row["session_id"])
         if gone is None:
-            return
+            return False
         for kind in _KINDS:
             if gone[f"{kind}_ct"] is None:
                 continue
@@ -67,6 +67,7 @@ class Revocations:
                 self._telemetry.event("error", "session_unreadable", session_id=gone["session_id"])
             else:
                 await self._add(connection, gone["issuer"], token, kind)
+        return True
 
     async def add_pair(self, connection: AsyncConnection, issuer: str, tokens: Tokens) -> None:
         """Queue a pair that belongs to no session any more, in the caller's transaction."""

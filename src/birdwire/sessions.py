@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ulid import ULID
 
+from birdwire.acts import LinkActs, owner_of
 from birdwire.authserver import NAMING_SCOPES
 from birdwire.errors import GatewayError
 from birdwire.landings import undone
@@ -20,6 +21,7 @@ from birdwire.refresh import Refresher, account, renews_at
 from birdwire.revocations import Revocations
 from birdwire.store import keys, states
 from birdwire.store import sessions as store
+from birdwire.store.acts import GATEWAY, Actor
 from birdwire.store.db import StorageDownError
 from birdwire.vault import VaultError
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from birdwire.failpoints import Failpoints
     from birdwire.lookups import Lookups
     from birdwire.recall import Recall
+    from birdwire.store.acts import Act
     from birdwire.store.db import Database
     from birdwire.telemetry import Telemetry
     from birdwire.vault import Vault
@@ -99,6 +102,7 @@ class Sessions:
         self._revocations = Revocations(database, vault, self._pairs, authserver, clock, telemetry, issuer)
         self._refresher = Refresher(database, self._pairs, authserver, self._revocations, clock, telemetry, failpoints)
         self._held_off: dict[tuple[str, int], float] = {}
+        self.acts = LinkActs(database, clock, telemetry)
 
     def ready(self, key_id: str) -> XSession | None:
         """The key's session, if it is known to be good now and to stay so for a while."""
@@ -212,7 +216,9 @@ class Sessions:
                     await self._revocations.end(connection, older)
                 await store.add(connection, row)
                 await store.end_with_key(connection, key_id)
-                return await self._get(connection, session_id), undo_token
+                new = await self._get(connection, session_id)
+                await self.acts.record(connection, owner_of(new), "link.approved", key_id, older, store.described(new))
+                return new, undo_token
             await self._revocations.add_pair(connection, self._issuer, tokens)
         await self._revocations.hurry()
         raise GatewayError("state_unknown")
@@ -233,21 +239,27 @@ class Sessions:
             pin = await keys.pin_of(connection, row["key_id"])
             waits = self._confirm and row["expected_username"] is None and pin is None
             expected = None if waits else _mismatch(row, pin, current, user_id, username)
+            by, key_id = owner_of(named), row["key_id"]
             if expected is not None:
                 await self._revocations.end(connection, row)
+                refused = {"user_id": user_id, "username": username, "expected": expected}
+                await self.acts.record(connection, by, "link.mismatched", key_id, None, refused)
             elif waits:
                 over_at = row["created_at"] + CONFIRM_WITHIN
                 await store.change(connection, session_id, row["gen"], named | {"over_at": over_at})
                 row = await self._get(connection, session_id)
+                await self.acts.record(connection, by, "link.named", key_id, None, store.described(row))
             else:
-                row = await self._put_in_use(connection, row, current, named)
+                row = await self._put_in_use(connection, row, current, named, by)
+        if not waits:
+            self.acts.count("link.activated" if expected is None else "link.mismatched")
         self._recall.forget(row["key_id"])  # the next call must not go through the link that this one replaced
         if expected is not None:
             await self._revocations.hurry()
             raise GatewayError("account_mismatch", username=username, expected=expected)
         return row
 
-    async def activate(self, session_id: str) -> RowMapping:
+    async def activate(self, session_id: str, by: Actor) -> RowMapping:
         """Put a named session in use, now that the key's holder has confirmed it.
 
         Raises:
@@ -256,13 +268,21 @@ class Sessions:
         async with self._database.write() as connection:
             row = await self._held(connection, session_id)
             current = _links(await store.of_key(connection, row["key_id"], self._issuer)).current
-            if row["state"] == "pending":
-                row = await self._put_in_use(connection, row, current, {})
+            waits = row["state"] == "pending"
+            if waits:
+                row = await self._put_in_use(connection, row, current, {}, by)
+        if waits:
+            self.acts.count("link.activated")
         self._recall.forget(row["key_id"])
         return row
 
     async def _put_in_use(
-        self, connection: AsyncConnection, row: RowMapping, current: RowMapping | None, named: Mapping[str, object]
+        self,
+        connection: AsyncConnection,
+        row: RowMapping,
+        current: RowMapping | None,
+        named: Mapping[str, object],
+        by: Actor,
     ) -> RowMapping:
         """Replace the key's link. The same account's old pair is forgotten, not revoked: X might end both.
 
@@ -279,6 +299,8 @@ class Sessions:
         await store.end_with_key(connection, row["key_id"])
         row = await self._get(connection, row["session_id"])
         await keys.identify(connection, row["key_id"], row["user_id"], row["username"])
+        linked = {**(store.described(row) or {}), "scopes": row["scopes"]}
+        await self.acts.record(connection, by, "link.activated", row["key_id"], current, linked)
         return row
 
     async def unlink(self, key_id: str) -> bool:
@@ -288,8 +310,12 @@ class Sessions:
             rows = await store.of_key(connection, key_id, self._issuer)
             for row in rows:
                 await self._revocations.end(connection, row)
+            if rows:
+                links, by = _links(rows), Actor(key_id, "http")
+                await self.acts.record(connection, by, "link.unlinked", key_id, links.current or rows[0])
         self._recall.forget(key_id)  # the news of one's own change may come a moment later
         if rows:
+            self.acts.count("link.unlinked")
             await self._revocations.hurry()
         return bool(rows)
 
@@ -307,8 +333,12 @@ class Sessions:
             row = (await store.by_undo(connection, self._issuer, [undo_hash])).get(undo_hash)
             if row is None or not self._undoable(row):
                 raise GatewayError("undo_unknown")
-            await self._revocations.end(connection, row)
-            await states.refuse(connection, row["key_id"], row["session_id"], undone(account(row)))
+            ended = await self._revocations.end(connection, row)
+            if ended:  # and not by another press of the same button
+                await states.refuse(connection, row["key_id"], row["session_id"], undone(account(row)))
+                await self.acts.record(connection, owner_of(row), "link.undone", row["key_id"], row)
+        if ended:
+            self.acts.count("link.undone")
         self._recall.forget(row["key_id"])
         await self._revocations.hurry()
         return account(row)
@@ -347,6 +377,10 @@ class Sessions:
                 await store.remove(connection, newer["session_id"])
             else:
                 await self._revocations.end(connection, newer)
+            waited = "not_confirmed" if newer["state"] == "pending" else "key_expired"
+            act, why = _ENDS[lives], {"why": waited if lives else "key_revoked"}
+            await self.acts.record(connection, GATEWAY, act, row["key_id"], newer, why)
+        self.acts.count(act)
 
     def drain(self) -> None:
         """This process is about to end: renew nothing that another can renew in time."""
@@ -391,6 +425,10 @@ class Sessions:
             scopes=_scopes(row["scopes"]),
             linked_at=row["linked_at"],
         )
+
+
+_ENDS: dict[bool, Act] = {True: "link.expired", False: "link.unlinked"}
+"""What ends a link that is over, by whether its key lives."""
 
 
 def _links(rows: Sequence[RowMapping]) -> Links:

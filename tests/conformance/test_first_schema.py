@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 import first_schema
 from birdwire.app import prepare
@@ -19,9 +20,9 @@ from birdwire.keyring import Keyring
 from birdwire.keys import Keys
 from birdwire.pairs import Pairs
 from birdwire.presence import Presence
+from birdwire.store import acts, sessions
 from birdwire.store import keys as store_keys
-from birdwire.store import sessions
-from birdwire.store.db import Database
+from birdwire.store.db import Database, StorageDownError
 from birdwire.store.journal import listed
 from birdwire.telemetry import Telemetry
 from birdwire.vault import Vault, VaultError, create_key_file, read_key_file
@@ -183,6 +184,21 @@ async def test_the_vault_key_can_be_changed_before_the_first_start(old: Database
     assert await keyring.reseal(lambda _: None) == 0
     assert await keyring.retire() == [vault.key_id]
     assert await pairs_of(old, new) == (22, 0)
+
+
+async def test_acts_are_recorded_from_now_on_and_kept(database: Database) -> None:
+    """There are none of the time before; a row that is there stays as it is, whatever is asked of the database."""
+    async with database.read() as connection:
+        assert await acts.listed(connection, None, None, 10) == []
+    key_id = first_schema.KEYS["every rule"]["key_id"]
+    await Keys(database, first_schema.clock(), by=acts.Actor("ada", "cli")).change(key_id, rpm=7)
+    for change in ("UPDATE acts SET who = 'grace'", "DELETE FROM acts"):
+        with pytest.raises(StorageDownError):
+            async with database.write() as connection:
+                await connection.execute(text(change))
+    async with database.read() as connection:
+        [row] = await acts.listed(connection, key_id, None, 10)
+    assert (row["who"], row["act"], row["after"]) == ("ada", "key.changed", {"rpm": 7})
 
 
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:

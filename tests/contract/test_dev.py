@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import pwd
 import re
 import shlex
 import signal
@@ -19,6 +21,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from acts import recorded
 from birdwire.clock import Clock
 from birdwire.pairs import Pairs
 from birdwire.vault import Vault, create_key_file, read_key_file
@@ -132,6 +135,13 @@ async def test_the_printed_line_is_all_that_a_first_like_needs(dev: tuple[Progra
     assert offer["linked"] == {"user_id": "2244994945", "username": "ada"}
     answer = await like(offer, offer["api_key"])
     assert (answer.status_code, answer.json()) == (200, {"data": {"liked": True}})
+
+
+async def test_a_dev_gateways_keys_are_made_by_the_os_user(dev: tuple[Program, dict[str, Any]]) -> None:
+    """One act each, however often it is started on the folder."""
+    database = dev[0].folder / ".birdwire" / "birdwire.db"
+    made = [row for row in await recorded(f"sqlite:///{database}") if row["act"] == "key.created"]
+    assert [(row["who"], row["via"]) for row in made] == [(pwd.getpwuid(os.getuid()).pw_name, "cli")] * 2
 
 
 async def test_the_unlinked_key_is_refused_until_somebody_links_it(dev: tuple[Program, dict[str, Any]]) -> None:

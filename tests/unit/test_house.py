@@ -52,11 +52,12 @@ ALLOWED: dict[str, str] = {
     "store.idempotency": "store.schema",
     "idempotency": "body call clock errors journal keys presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
-    "authorization": "authserver body clock errors keys operations reads settings store store.db store.keys "
-    "store.states vault",
+    "authorization": "authserver body clock errors keys operations reads settings store store.acts store.db "
+    "store.keys store.states vault",
     "x": "call clock errors metrics operations post upstream windows",
     "store": "",
     "store.schema": "",
+    "store.acts": "clock store.changes store.schema",
     "store.appends": "store.schema",
     "store.changes": "store.appends store.schema",
     "store.sqlite": "private store.appends store.changes store.schema",
@@ -69,13 +70,13 @@ ALLOWED: dict[str, str] = {
     "store.keys": "store.changes store.schema",
     "store.sessions": "store.changes store.keys store.schema",
     "store.snapshots": "store.schema store.sessions",
-    "store.moving": "store store.capabilities store.facts store.idempotency store.journal store.keys store.ledger "
-    "store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
+    "store.moving": "store store.acts store.capabilities store.facts store.idempotency store.journal store.keys "
+    "store.ledger store.lookings store.schema store.sessions store.snapshots store.states store.vault_keys",
     "store.states": "store.keys store.schema store.sessions",
     "store.sealed": "store.idempotency store.journal store.sessions store.states",
     "store.vault_keys": "store.schema",
     "store.facts": "store.schema",
-    "keyring": "clock failpoints store store.db store.facts store.sealed store.vault_keys vault",
+    "keyring": "clock failpoints store store.acts store.db store.facts store.sealed store.vault_keys vault",
     "journal": "body call clock errors keys presence store.db store.journal telemetry vault",
     "chores": "store.db telemetry",
     "presence": "clock store.db store.presence",
@@ -84,20 +85,20 @@ ALLOWED: dict[str, str] = {
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "recall": "clock store.db",
     "lookups": "clock errors limits",
-    "keys": "call clock errors lookups operations reads recall settings store.db store.keys store.sessions "
-    "store.states",
+    "acts": "clock recall store.acts store.db store.sessions telemetry",
+    "keys": "call clock errors lookups operations reads recall settings store.acts store.db store.keys "
+    "store.sessions store.states",
     "pairs": "authserver clock vault",
-    "refresh": "authserver clock errors failpoints flight pairs revocations store.db store.keys store.sessions "
-    "telemetry vault",
+    "refresh": "authserver clock errors failpoints flight pairs revocations store.acts store.db store.keys "
+    "store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "permissions": "keys operations reads",
     "undo_cookie": "call sessions",
-    "sessions": "authserver clock errors failpoints landings lookups pairs recall refresh revocations store.db "
-    "store.keys store.sessions store.states telemetry vault",
+    "sessions": "acts authserver clock errors failpoints landings lookups pairs recall refresh revocations store.acts "
+    "store.db store.keys store.sessions store.states telemetry vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
-    "lookups permissions "
-    "refresh sessions settings store.db store.states undo_cookie vault x",
+    "lookups permissions refresh sessions settings store.acts store.db store.states undo_cookie vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
     "windows": "",
@@ -128,8 +129,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.documents": "",
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.documents surfaces.openapi surfaces.page "
     "surfaces.yaml",
-    "app": "asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door edge "
-    "errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups metrics oauth "
+    "app": "acts asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door "
+    "edge errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups metrics oauth "
     "operations order pages presence prices reads recall reconcile room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }

@@ -178,18 +178,19 @@ WHYS = {
     "damaged": "Its token was changed in the database.",
     "restored": "It came from a backup; the next renewal will show whether X still accepts it.",
     "restored_backup": "It came from a backup, and X had renewed it since.",
+    "undone_by_owner": "The account's owner undid the link: ask them before you link it again.",
 }
 """What auth/status says as `why`, for people."""
 
 
 def _session(status: dict[str, Any]) -> list[str]:
     """How X's access stands."""
-    if not status.get("linked"):
-        return []
-    lines = [
-        f"Tokens of generation {status.get('generation')}, good until {status.get('access_expires_at')}.",
-        f"Renewed {status.get('refreshed_at') or 'not yet'}; next {status.get('next_refresh_at') or 'never'}.",
-    ]
+    lines = []
+    if status.get("linked"):
+        lines += [
+            f"Tokens of generation {status.get('generation')}, good until {status.get('access_expires_at')}.",
+            f"Renewed {status.get('refreshed_at') or 'not yet'}; next {status.get('next_refresh_at') or 'never'}.",
+        ]
     if status.get("why"):
         lines.append(WHYS.get(str(status["why"]), str(status["why"])))
     return [printable(line) for line in lines]

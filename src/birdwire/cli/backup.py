@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from birdwire.app import open_vault
-from birdwire.cli.database import alone, refusals, there
+from birdwire.cli.database import alone, operator, refusals, there
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keyring import Keyring
-from birdwire.store import snapshots
+from birdwire.store import acts, snapshots
 from birdwire.store.db import SQLITE, Database, file_of
 
 if TYPE_CHECKING:
@@ -127,6 +127,10 @@ async def _mark(settings: Settings, vault: Vault, *, upgrade: bool) -> snapshots
         async with database.write() as connection:
             if others := await snapshots.gateways(connection):
                 raise Stop(ExitCode.USAGE, f"Gateways serve this database ({others} connections).", "Stop them first.")
-            return await snapshots.mark(connection, Clock().now())
+            now = Clock().now()
+            links, snapshot_at = await snapshots.mark(connection, now)
+            restored = {"snapshot_at": snapshot_at, "links": links}
+            await acts.append(connection, now, operator(), "database.restored", acts.DATABASE, after=restored)
+            return links, snapshot_at
     finally:
         await database.close()

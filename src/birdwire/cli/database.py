@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from birdwire.cli import servers
 from birdwire.cli.say import ExitCode, Stop
+from birdwire.cli.sources import os_user
 from birdwire.keys import KeyRuleError
+from birdwire.store.acts import Actor
 from birdwire.store.db import Database, StorageDownError, StoreError, file_of
 from birdwire.vault import VaultError
 
@@ -36,6 +38,11 @@ def refusals() -> Iterator[None]:
         raise Stop(
             ExitCode.UPSTREAM, f"The database does not answer ({error}).", "Check the disk, and who else uses it."
         ) from None
+
+
+def operator() -> Actor:
+    """Return the person at the command line, as the record of acts names them."""
+    return Actor(os_user(), "cli")
 
 
 def there(file: Path) -> None:

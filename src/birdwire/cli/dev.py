@@ -17,7 +17,7 @@ from rich.text import Text
 
 from birdwire.app import create_app, prepare
 from birdwire.cli import servers
-from birdwire.cli.database import held, refusals
+from birdwire.cli.database import held, operator, refusals
 from birdwire.cli.gateway import API, Gateway
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, printable, saying
 from birdwire.cli.sources import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
@@ -229,7 +229,7 @@ async def _keys(folder: Folder, vault: Vault, rpm: int | None) -> tuple[str, str
     database, clock = Database(folder.database_url), Clock()
     try:
         await prepare(database, vault, clock, upgrade=True)
-        keys = Keys(database, clock)
+        keys = Keys(database, clock, by=operator())
         return await _key(keys, vault, "dev", rpm), await _key(keys, vault, "dev, never linked", rpm)
     finally:
         await database.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from birdwire.cli import ACTIONS
-from birdwire.cli.database import opened
+from birdwire.cli.database import opened, operator
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
@@ -197,7 +197,7 @@ def revoke(key_id: KeyId, *, config: ConfigOption = None, data: DataOption = Non
 def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: bool = False) -> Result:
     async def run() -> Result:
         async with opened(settings, new=new) as database:
-            return await work(Keys(database, Clock()))
+            return await work(Keys(database, Clock(), by=operator()))
 
     return asyncio.run(run())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from birdwire.app import open_vault
 from birdwire.authorization import Authorizations, AuthTwitter
 from birdwire.body import check
-from birdwire.cli.database import opened, refusals
+from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.say import ExitCode, Stop
 from birdwire.clock import Clock, rfc3339
 from birdwire.errors import GatewayError, describe
@@ -43,7 +43,7 @@ class Linking:
             VaultError: another vault key sealed this database.
         """
         clock, vault = Clock(), open_vault(self._settings)
-        await Keyring(self._database, vault, clock).enlist(starting=False)
+        await Keyring(self._database, vault, clock, by=operator()).enlist(starting=False)
         before = await self._session()
         self._before = None if before is None else before["session_id"]
         key = await Keys(self._database, clock).get(self._key_id)
@@ -51,7 +51,8 @@ class Linking:
             key.check(clock.now(), self._settings.mode)
             asked = check(body, AuthTwitter)
             self._check_confirmable(key.rules, asked)
-            return await Authorizations(self._settings, self._database, vault, clock).start(key, asked, by_holder=False)
+            authorizations = Authorizations(self._settings, self._database, vault, clock)
+            return await authorizations.start(key, asked, operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
 

@@ -12,13 +12,13 @@ import typer
 
 from birdwire import __version__
 from birdwire.app import open_vault
-from birdwire.cli.database import alone, opened, refusals
+from birdwire.cli.database import alone, opened, operator, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, read_settings
 from birdwire.clock import Clock
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
-from birdwire.store import moving, snapshots
+from birdwire.store import acts, moving, snapshots
 from birdwire.store.db import SQLITE, Database, StoreError, file_of
 
 if TYPE_CHECKING:
@@ -113,4 +113,8 @@ async def _move(source: Settings, target: Settings, say: Say) -> int:
     async with opened(source) as old, opened(target) as new:
         await Keyring(old, open_vault(target), Clock()).check()
         async with old.read() as reading, new.write() as writing:
-            return await moving.move(reading, writing, progress)
+            moved = await moving.move(reading, writing, progress)
+            await acts.append(
+                writing, Clock().now(), operator(), "database.moved", acts.DATABASE, after={"rows": moved}
+            )
+            return moved

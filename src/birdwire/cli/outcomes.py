@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+import textwrap
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from birdwire.acts import told as told_act
 from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, meaning, printable, saying
 from birdwire.cli.sources import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.clock import Clock
 from birdwire.journal import State, told
+from birdwire.store import acts as store_acts
 from birdwire.store import journal as store
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 STATES = get_args(State)
 MOST = 10_000
+WIDTH = 80
 COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
 
 MEANINGS: dict[str, tuple[str, str]] = {
@@ -70,6 +74,9 @@ def log(
     key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Of one API key only.")] = None,
     operation: Annotated[str | None, typer.Option(metavar="NAME", help="Of one kind only: like, post.")] = None,
     state: Annotated[str | None, typer.Option(metavar="STATE", help=f"In one state only: {', '.join(STATES)}.")] = None,
+    acts: Annotated[
+        bool, typer.Option("--acts", help="List what was done to keys, links and the database instead, and by whom.")
+    ] = False,
     since: Annotated[
         str | None, typer.Option(metavar="WHEN", help="Not older than 90s, 15m, 24h, 7d, or a time: 2026-09-22T10:00Z.")
     ] = None,
@@ -83,13 +90,21 @@ def log(
     It reads the database, beside a gateway that serves, and so sees every key's calls. No post's text is shown: texts
     are sealed, and their caller alone may ask for them. Costs are estimates, by X's list of prices.
 
+    With --acts, list each change of an API key, a link or the database: who made it (an OS user, a key over HTTP, an
+    account's owner on a page, or birdwire itself), and what was changed. --key, --since and --limit narrow both lists.
+
     Example: birdwire log --state unknown --since 24h
     """
     with saying(as_json=as_json) as say:
         equal = {"key_id": key, "operation": _operation(operation), "state": _state(state)}
-        settings = read_settings(config, data)
+        settings, at = read_settings(config, data), _at(since)
+        if acts:
+            if operation or state:
+                raise Stop(ExitCode.USAGE, "--operation and --state are not about acts.", "Leave them out with --acts.")
+            _list_acts(say, asyncio.run(_acts(settings, key, at, limit)), narrowed=bool(key or since))
+            return
         wanted = {name: value for name, value in equal.items() if value}
-        rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, _at(since), limit))]
+        rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, at, limit))]
         none = "No request fits." if wanted or since else "Nothing was asked of X yet."
         shown = [row | {"cost_usd": f"{row['cost_usd']:.3f}"} if row["cost_usd"] is not None else row for row in rows]
         say.table({"requests": rows}, shown, COLUMNS, none)
@@ -142,6 +157,34 @@ def _explained(document: dict[str, Any]) -> list[str]:
 async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> Sequence[RowMapping]:
     async with opened(settings) as database, database.read() as connection:
         return await store.listed(connection, equal, since, limit)
+
+
+async def _acts(settings: Settings, key_id: str | None, since: datetime | None, limit: int) -> list[dict[str, Any]]:
+    async with opened(settings) as database, database.read() as connection:
+        return [told_act(row) for row in await store_acts.listed(connection, key_id, since, limit)]
+
+
+def _list_acts(say: Say, rows: list[dict[str, Any]], *, narrowed: bool) -> None:
+    """Show who did what, and below each act its subject and what became of which field."""
+    lines = []
+    for row in rows:
+        by = "the key itself" if row["who"] == row["subject"] else row["who"]
+        fields = dict.fromkeys((*(row["before"] or ()), *(row["after"] or ())))
+        changes = [f"{name}: {_change(row, name)}" for name in fields]
+        lines += _wrapped(f"{row['at']}  {row['act']}, by {by} ({row['via']})", "")
+        lines += _wrapped("; ".join((row["subject"], *changes)), "  ")
+    say.result({"acts": rows}, *(lines or ["No act fits." if narrowed else "Nothing was done yet."]))
+
+
+def _change(row: dict[str, Any], name: str) -> str:
+    """What a field was, and what it is."""
+    values = [fields[name] for fields in (row["before"], row["after"]) if fields is not None and name in fields]
+    words = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
+    return " -> ".join("none" if value in (None, []) else word for word, value in zip(words, values, strict=True))
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(printable(text, 4_000), WIDTH, initial_indent=indent, subsequent_indent="    ")
 
 
 def _shown(row: RowMapping) -> dict[str, Any]:

@@ -7,6 +7,7 @@ argv.
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from getpass import getpass
 from pathlib import Path
@@ -63,6 +64,21 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
     except SettingsError as error:
         message = "\n- ".join(("The settings cannot be used:", *error.problems))
         raise Stop(ExitCode.USAGE, message, "`birdwire check --help` says what each setting takes.") from None
+
+
+def os_user() -> str:
+    """Return the name of the OS user who runs the command, for the record of acts.
+
+    It is that of the process's real user id, not one that the environment claims; under sudo, which only root may
+    claim, it is that of the user who called sudo.
+    """
+    user_id = os.getuid()
+    if user_id == 0 and os.environ.get("SUDO_UID", "").isdecimal():
+        user_id = int(os.environ["SUDO_UID"])
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except (KeyError, OverflowError):  # as in most containers
+        return f"uid {user_id}"
 
 
 def gateway_url() -> str:

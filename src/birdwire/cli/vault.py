@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from birdwire.app import open_vault
-from birdwire.cli.database import held, opened, refusals
+from birdwire.cli.database import held, opened, operator, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Say, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock
@@ -133,9 +133,9 @@ async def _rotate(settings: Settings, vault: Vault, say: Say) -> tuple[list[str]
     if not known:
         with _unserved(settings):
             async with opened(settings) as database:
-                await Keyring(database, vault, Clock()).enlist()
+                await Keyring(database, vault, Clock(), by=operator()).enlist()
     async with opened(settings) as database:
-        keyring = Keyring(database, vault, Clock(), Failpoints(settings.failpoints))
+        keyring = Keyring(database, vault, Clock(), Failpoints(settings.failpoints), by=operator())
         await keyring.bind()  # of a database that no gateway of this version has served yet
         counts = await keyring.counts()
         total = sum(one.values for one in counts if not one.seals)

@@ -152,11 +152,12 @@ async def identify(connection: AsyncConnection, key_id: str, user_id: str, usern
         await announce(connection, key_id)
 
 
-async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime) -> None:
-    """End a key; the first end stands."""
+async def revoke(connection: AsyncConnection, key_id: str, revoked_at: datetime) -> bool:
+    """End a key; the first end stands. Returns whether this is it."""
     query = update(api_keys).where(api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
-    await connection.execute(query.values(revoked_at=revoked_at))
+    ended = (await connection.execute(query.values(revoked_at=revoked_at))).rowcount == 1
     await announce(connection, key_id)
+    return ended
 
 
 async def spend_write(connection: AsyncConnection, key_id: str, day: str, cap: int) -> bool:

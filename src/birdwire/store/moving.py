@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from birdwire.store import (
+    acts,
     capabilities,
     facts,
     idempotency,
@@ -24,6 +25,7 @@ from birdwire.store.schema import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 AT_ONCE = 500
@@ -43,6 +45,7 @@ TABLES = (
     capabilities.refusals_met,
     snapshots.restores,
     facts.store_facts,
+    acts.acts,
 )
 """What is copied, a table after those that it refers to. Not here: which processes run, and what was announced."""
 
@@ -66,4 +69,13 @@ async def move(source: AsyncConnection, target: AsyncConnection, progress: Calla
                 await target.execute(insert(table), [dict(row) for row in rows])
                 moved += len(rows)
                 progress(moved)
+        await _go_on_numbering(target, table)
     return moved
+
+
+async def _go_on_numbering(target: AsyncConnection, table: Table) -> None:
+    """Let the server number the table's next row after those that were copied with their numbers."""
+    number = table.autoincrement_column
+    if number is not None and target.dialect.name != "sqlite":
+        sequence = func.pg_get_serial_sequence(table.name, number.name)
+        await target.execute(select(func.setval(sequence, select(func.max(number)).scalar_subquery())))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 metadata = MetaData()
-HEAD = "0002"
+HEAD = "0003"
 """The version that this code speaks: the newest of migrations/versions."""
 
 START_LOCK = 0x6269726477697265

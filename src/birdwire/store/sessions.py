@@ -122,6 +122,11 @@ def saved(row: RowMapping, values: Mapping[str, object]) -> dict[str, object]:
     return of | {f"new_{name}": values[name] for name in _RENEWED}
 
 
+def described(row: RowMapping | None) -> dict[str, object] | None:
+    """Return what an act records of a session."""
+    return None if row is None else {name: row[name] for name in ("user_id", "username", "state")}
+
+
 async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:
     """A new session."""
     await connection.execute(insert(x_sessions).values(session))

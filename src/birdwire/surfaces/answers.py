@@ -16,6 +16,7 @@ Why = Literal[
     "damaged",
     "restored",
     "restored_backup",
+    "undone_by_owner",
 ]
 """Why a link is over, or may soon be."""
 
@@ -98,7 +99,8 @@ class LinkStatus(Said):
         "tokens (refresh_lost_reply); there was nothing to renew with (no_refresh_token); the stored token was "
         "changed (damaged); it came from a backup that was too old (restored_backup). Of active: it came from a "
         "backup, and X has yet to say whether it still holds (restored); or the old tokens serve until they end "
-        "(refresh_lost_reply)"
+        "(refresh_lost_reply). Without a link: the account's owner undid the last one in the last 24 hours "
+        "(undone_by_owner)"
     )
     limits: dict[str, dict[str, Window]] | None = Field(
         description="what X last said is left of its limits for the account, by operation or look-up and by window: "

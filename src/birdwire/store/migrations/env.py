@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from birdwire.store import (
+    acts,
     capabilities,
     changes,
     facts,
@@ -22,6 +23,7 @@ from birdwire.store import (
 from birdwire.store.schema import metadata
 
 TABLES = (
+    acts.acts,
     capabilities.capabilities,
     capabilities.refusals_met,
     changes.changes,

@@ -1,0 +1,133 @@
+"""Acts reach every gateway's log by the change feed: once each, in whatever order a server commits them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from birdwire.acts import ActLog
+from birdwire.clock import Clock
+from birdwire.recall import Recall
+from birdwire.store import acts
+from birdwire.store.db import Database
+from birdwire.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+pytestmark = pytest.mark.engines("sqlite", "postgres")
+
+BY = acts.Actor("ada", "cli")
+
+
+class Listener:
+    """The log of acts of one gateway."""
+
+    def __init__(self, database: Database) -> None:
+        self._log = io.StringIO()
+        self._telemetry = Telemetry(self._log, Clock())
+        self.acts = ActLog(database, Recall(database, Clock()), self._telemetry)
+
+    def subjects(self) -> list[str]:
+        """Whose acts were logged, in order."""
+        self._telemetry.flush()
+        return [json.loads(line)["subject"] for line in self._log.getvalue().splitlines()]
+
+    async def hear(self, number: int) -> list[str]:
+        """Go round until so many acts are logged."""
+        async with asyncio.timeout(20):
+            while len(self.subjects()) < number:
+                await self.acts.round()
+                await asyncio.sleep(0)
+        return self.subjects()
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """One process's hands on the database."""
+    database = Database(url)
+    try:
+        await database.prepare(upgrade=False)
+        yield database
+    finally:
+        await database.close()
+
+
+async def act(connection: AsyncConnection, subject: str) -> None:
+    """Record an act."""
+    await acts.append(connection, Clock().now(), BY, "key.changed", subject)
+
+
+async def test_each_gateway_logs_what_any_process_commits_and_nothing_of_before(database_url: str) -> None:
+    """Two gateways and a command line; what was rolled back is not logged."""
+    async with opened(database_url) as first, opened(database_url) as second, opened(database_url) as other:
+        async with other.write() as connection:
+            await act(connection, "before")
+        listeners = [Listener(first), Listener(second)]
+        for listener in listeners:
+            await listener.acts.start()
+            await listener.acts.round()
+        for subject in ("one", "two"):
+            async with other.write() as connection:
+                await act(connection, subject)
+        with contextlib.suppress(ZeroDivisionError):
+            async with other.write() as connection:
+                await act(connection, "undone")
+                raise ZeroDivisionError
+        async with first.write() as connection:
+            await act(connection, "three")
+        for listener in listeners:
+            assert await listener.hear(3) == ["one", "two", "three"]
+            await listener.acts.close()
+            assert listener.subjects() == ["one", "two", "three"]
+
+
+async def test_without_news_nothing_is_read(database_url: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of a gateway at rest costs what the feed costs."""
+    if engine != "sqlite":
+        monkeypatch.setattr("birdwire.store.notifications.Notifications.changed", lambda _: frozenset())
+    async with opened(database_url) as database:
+        listener = Listener(database)
+        await listener.acts.start()
+        await listener.acts.round()
+        monkeypatch.setattr(Database, "read", None)
+        for _ in range(3):
+            await asyncio.sleep(0)
+            await listener.acts.round()
+
+
+@pytest.mark.engines("postgres")
+async def test_an_act_that_is_committed_after_a_later_one_is_logged(database_url: str) -> None:
+    """Its number is the lower, and its transaction the longer."""
+    async with opened(database_url) as database, opened(database_url) as other:
+        listener = Listener(database)
+        await listener.acts.start()
+        async with other.write() as slow:
+            await act(slow, "slow")
+            async with database.write() as quick:
+                await act(quick, "quick")
+            assert await listener.hear(1) == ["quick"]
+        assert await listener.hear(2) == ["quick", "slow"]
+
+
+async def test_more_acts_than_one_round_reads_are_all_logged(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next rounds go on where it stopped."""
+    monkeypatch.setattr("birdwire.acts.MAX_READ", 7)
+    monkeypatch.setattr("birdwire.acts.OVERLAP", 3)
+    async with opened(database_url) as database:
+        listener = Listener(database)
+        await listener.acts.start()
+        subjects = [f"key_{number}" for number in range(30)]
+        async with database.write() as connection:
+            for subject in subjects:
+                await act(connection, subject)
+        assert await listener.hear(30) == subjects

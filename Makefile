@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
+NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
 .PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-profile clean
 
@@ -11,9 +12,9 @@ help: ## list the targets
 
 setup: $(VENV)/.runtime ## create the virtual environment with the runtime dependencies
 
-setup-dev: $(VENV)/.dev ## add the development dependencies
+setup-dev: $(VENV)/.dev $(NODE_PACKAGES) ## add the development dependencies
 
-run: setup ## start the gateway and a local X (options: ARGS="--port 0 --sandbox-port 0")
+run: setup ## start the gateway and a sandbox (options: ARGS="--port 0 --sandbox-port 0")
 	@$(BIN)/birdwire dev $(ARGS)
 
 test: setup-dev ## run the whole test suite
@@ -54,7 +55,7 @@ bench-profile: setup ## where the microseconds of a like go (options: ARGS="--he
 	@$(BIN)/python -m bench.profile $(ARGS)
 
 clean: ## remove what the other targets made, but not your data
-	rm -rf $(VENV) bench/.venv bench/.work bench/peers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench/.venv bench/.work bench/peers/node_modules tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -74,3 +75,12 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "Installing the development dependencies (hash-pinned) ..."
 	@$(PIP) install -qq --require-hashes --requirement requirements/dev.txt
 	@touch $@
+
+# The tests of JavaScript clients need these. Without npm the rest still works, and those tests name what is missing.
+$(NODE_PACKAGES): tests/node/package-lock.json
+	@if command -v npm >/dev/null; then \
+		echo "Installing the npm packages of the tests (hash-pinned) ..."; \
+		npm ci --loglevel=error --prefix tests/node >/dev/null && touch $@; \
+	else \
+		echo "npm is missing: the tests of JavaScript clients will not run. On Debian and Ubuntu: sudo apt-get install nodejs npm"; \
+	fi

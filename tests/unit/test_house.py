@@ -199,7 +199,7 @@ def test_no_import_goes_round_in_circles() -> None:
 
 
 def test_the_sandbox_and_the_gateway_know_nothing_of_each_other() -> None:
-    """A local X that shared our reading of X would be wrong wherever we are. Only the command line starts both."""
+    """A sandbox that shared our reading of X would be wrong wherever we are. Only the command line starts both."""
     for name, found in GRAPH.items():
         if part(name) == "sandbox":
             assert {part(one) for one in found} <= {"sandbox"}, name
@@ -303,9 +303,10 @@ def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
         assert "--hash=sha256:" in requirement, requirement[:60]
 
 
-def test_the_lock_of_the_node_peers_pins_by_hash_and_names_no_place() -> None:
+@pytest.mark.parametrize("folder", ["bench/peers", "tests/node"])
+def test_an_npm_lock_pins_by_hash_and_names_no_place(folder: str) -> None:
     """The same for npm, whose lock would say where each package came from."""
-    lock = json.loads((ROOT / "bench" / "peers" / "package-lock.json").read_text())
+    lock = json.loads((ROOT / folder / "package-lock.json").read_text())
     for name, package in lock["packages"].items():
         assert "resolved" not in package, name
         assert not name or package["integrity"].startswith("sha512-"), name

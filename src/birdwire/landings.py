@@ -43,7 +43,7 @@ def refusal_of(state: RowMapping) -> dict[str, Any]:
 
 
 def attempt(state: RowMapping, at: datetime) -> dict[str, str | None]:
-    """Return what became of a link that was started, as auth/status reports it."""
+    """Return what became of an auth_url, as auth/status reports it."""
     refusal, reason = refusal_of(state), None
     if "undone" in refusal:
         outcome = "undone"

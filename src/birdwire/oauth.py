@@ -229,7 +229,7 @@ class OAuth:
         """End the key's link: gone here at once, revoked at X at once or as soon as X answers."""
         del call
         check(parsed.fields, Empty)
-        await self._sessions.unlink(key.key_id)
+        await self._sessions.unlink(key.key_id, _holder(key))
         return Answer.of({"data": {"linked": False}})
 
     async def settle(self, links: Links) -> Links:

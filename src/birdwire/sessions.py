@@ -303,7 +303,7 @@ class Sessions:
         await self.acts.record(connection, by, "link.activated", row["key_id"], current, linked)
         return row
 
-    async def unlink(self, key_id: str) -> bool:
+    async def unlink(self, key_id: str, by: Actor) -> bool:
         """End every session of a key: gone here at once, revoked at X as soon as X answers. Whether there was one."""
         async with self._database.write() as connection:
             await keys.hold(connection, key_id)
@@ -311,8 +311,7 @@ class Sessions:
             for row in rows:
                 await self._revocations.end(connection, row)
             if rows:
-                links, by = _links(rows), Actor(key_id, "http")
-                await self.acts.record(connection, by, "link.unlinked", key_id, links.current or rows[0])
+                await self.acts.record(connection, by, "link.unlinked", key_id, _links(rows).current or rows[0])
         self._recall.forget(key_id)  # the news of one's own change may come a moment later
         if rows:
             self.acts.count("link.unlinked")

@@ -145,7 +145,7 @@ async def test_the_pages_fit_a_telephone(house: House, page: Page) -> None:
 
 @pytest.mark.parametrize("width", [390, 1280])
 async def test_every_page_is_accessible(house: House, browser: Browser, width: int) -> None:
-    """axe-core finds nothing on a telephone and on a desk, in light and dark: our pages, the local X's, and /docs."""
+    """axe-core finds nothing on a telephone and on a desk, in light and dark: our pages, the sandbox's, and /docs."""
     context = await browser.new_context(viewport={"width": width, "height": 844})
     page, axe = await context.new_page(), Axe()
     found: dict[str, str] = {}
@@ -183,7 +183,7 @@ async def test_every_page_is_accessible(house: House, browser: Browser, width: i
     await page.goto(await house.consent("ada", scopes=["like.write"]))
     await inspect("scope-missing")
     await page.goto(house.settings.x_api_url)
-    await inspect("local-x")
+    await inspect("sandbox")
     await page.goto(f"{house.settings.base_url}/docs")
     await picture(page, f"docs-{width}")
     await run("docs", rules={"color-contrast": {"enabled": False}})

@@ -283,7 +283,7 @@ async def test_an_undo_shows_for_a_day(house: House) -> None:
     assert told == {"linked", "usable", "why", "last_attempt"}
     person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
     shown = await asyncio.to_thread(CliRunner().invoke, build(), ["accounts", "status"], env=person)
-    assert "The account's owner undid the link" in shown.stdout
+    assert "the account's owner undid the link" in shown.stdout
     house.clock.advance(seconds=86_398)
     assert (await house.status())["why"] == "undone_by_owner"
     house.clock.advance(seconds=3)

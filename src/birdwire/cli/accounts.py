@@ -293,7 +293,8 @@ def check_attempt(attempt: dict[str, Any]) -> None:
 
 def _told(status: dict[str, Any]) -> str:
     if not status.get("linked"):
-        return "No X account is linked to this key. Link one with: birdwire accounts link"
+        why = f": {_why(status)}" if status.get("why") else "."
+        return printable(f"No X account is linked to this key{why} Link one with: birdwire accounts link")
     name = f"@{status['username']}" if status.get("username") else ""
     if status.get("state") == "needs_relink":
         return printable(f"{name or 'The account'} must be linked again: {_why(status)}")
@@ -312,7 +313,7 @@ WHYS = {
     "damaged": "the stored token was changed in the database.",
     "restored": "the link came from a backup; the next renewal will show whether X still accepts it.",
     "restored_backup": "the link came from a backup, and X had renewed the access since.",
-    "undone_by_owner": "the account's owner undid the link: ask them before you link it again.",
+    "undone_by_owner": "the account's owner undid the link; ask them before you link it again.",
 }
 """What auth/status returns as `why`, for people; reads on after a colon."""
 
@@ -324,13 +325,15 @@ def _why(status: dict[str, Any]) -> str:
 
 def _session(status: dict[str, Any]) -> list[str]:
     """Until when X's access lasts, and when it is renewed; why, where `_told` does not have it."""
-    lines = []
-    if status.get("linked"):
-        last, planned = status.get("refreshed_at"), status.get("next_refresh_at")
-        renewed = f"Renewed at {last}" if last else "Not renewed yet"
-        renewal = f"the next renewal is due at {planned}" if planned else "no renewal is planned"
-        until, generation = status.get("access_expires_at"), status.get("generation")
-        lines += [f"X's access token is valid until {until} (generation {generation}).", f"{renewed}; {renewal}."]
+    if not status.get("linked"):
+        return []
+    last, planned = status.get("refreshed_at"), status.get("next_refresh_at")
+    renewed = f"Renewed at {last}" if last else "Not renewed yet"
+    renewal = f"the next renewal is due at {planned}" if planned else "no renewal is planned"
+    lines = [
+        f"X's access token is valid until {status.get('access_expires_at')} (generation {status.get('generation')}).",
+        f"{renewed}; {renewal}.",
+    ]
     if status.get("why") and status.get("state") != "needs_relink":
         why = _why(status)
         lines.append(f"{why[:1].upper()}{why[1:]}")

@@ -31,7 +31,7 @@ PATHS = (CALLBACK_PATH, UNDO_PATH)
 _NOT_LINKED = ("Nothing was linked", "Go back to where you came from, and ask for a new link.")
 _NOT_UNDONE = ("Nothing was undone", "To end the access anyway, remove the app at x.com/settings/connected_apps.")
 _TICK = (
-    "On X's page, leave the boxes ticked that let the app see your profile and posts: without them, X does not say "
+    "On X's page, leave the boxes ticked that let the app see posts and accounts: without them, X does not say "
     "which account this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
 )
 _BY_REASON = {"x_scope_missing": ("This link cannot be used", _TICK)}

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field
 
-from birdwire import undo_cookie
+from birdwire import cookies
 from birdwire.authorization import AuthTwitter, hash_of, place_of
 from birdwire.authserver import Meaning, TokenError
 from birdwire.body import Body, Empty, check
@@ -298,7 +298,7 @@ class OAuth:
             _again,
         )
         linked = linked if first else linked.again()
-        held = undo_cookie.token_for(call, state_hash)
+        held = cookies.token_for(call, state_hash)
         if linked.undo_token is None and held is not None and await self._undoes(held, state_hash):
             return linked.with_undo(held)
         return linked
@@ -320,7 +320,7 @@ class OAuth:
             return Undone(await self._sessions.undo(undo_token, call.peer))
         except GatewayError as error:
             # An address that guesses too much gets auth_failures here, so it cannot ask the database for more.
-            state_hash = undo_cookie.state_for(call, undo_token) if error.reason == "undo_unknown" else None
+            state_hash = cookies.state_for(call, undo_token) if error.reason == "undo_unknown" else None
             states = {} if state_hash is None else await self._outcomes([state_hash])
             account = next((refusal_of(state).get("undone") for state in states.values()), None)
             if account is None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from markupsafe import Markup
 from pydantic import Field
 
-from birdwire import undo_cookie
+from birdwire import cookies
 from birdwire.body import Body, check, read
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, describe, render
@@ -89,10 +89,10 @@ class Pages:
         if _wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
         page = self._page("linked.html", linked=linked, forms=linked.undo_token is not None)
-        if linked.undo_token is None or undo_cookie.token_for(call, linked.state_hash) is not None:
+        if linked.undo_token is None or cookies.token_for(call, linked.state_hash) is not None:
             return page
         secure = self._origin[0] == "https"
-        return page.adding(undo_cookie.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))
+        return page.adding(cookies.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))
 
     async def undo(self, call: Call) -> Answer:
         """The "this was not me" of the page after a link."""

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from birdwire import undo_cookie
+from birdwire.cookies import write
 from birdwire.store.db import StorageDownError
 from house import API, POST, House
 from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
@@ -230,12 +230,12 @@ async def test_a_reload_in_the_same_browser_shows_the_undo_for_ten_minutes(house
 async def test_the_cookie_goes_to_the_two_pages_only(house: House) -> None:
     """No script reads it, no call carries it, no form of another site brings it, and it ends with the undo."""
     page = await house.link("ada")
-    cookies = page.headers.get_list("set-cookie")
-    assert {re.search("; Path=([^;]+)", cookie).group(1) for cookie in cookies} == {  # type: ignore[union-attr]
+    sent = page.headers.get_list("set-cookie")
+    assert {re.search("; Path=([^;]+)", cookie).group(1) for cookie in sent} == {  # type: ignore[union-attr]
         API + "oauth_callback",
         API + "auth/undo",
     }
-    for cookie in cookies:
+    for cookie in sent:
         assert set(re.sub("; Path=[^;]+", "", cookie).split("; ")[1:]) == {"Max-Age=600", "HttpOnly", "SameSite=Lax"}
     again = await house.bare.get(str(page.url), headers=HTML)
     assert "set-cookie" not in again.headers
@@ -243,7 +243,7 @@ async def test_the_cookie_goes_to_the_two_pages_only(house: House) -> None:
 
 def test_the_cookie_is_secure_under_tls() -> None:
     """As the gateway's public URL says, whatever the front sends on."""
-    ((_, cookie),) = undo_cookie.write(b"0" * 32, "token", ["/"], secure=True)
+    ((_, cookie),) = write(b"0" * 32, "token", ["/"], secure=True)
     assert cookie.endswith("; Secure")
 
 

@@ -93,12 +93,12 @@ ALLOWED: dict[str, str] = {
     "store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
     "permissions": "keys operations reads",
-    "undo_cookie": "call sessions",
+    "cookies": "call sessions",
     "sessions": "acts authserver clock errors failpoints landings lookups pairs recall refresh revocations store.acts "
     "store.db store.keys store.sessions store.states telemetry vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
-    "lookups permissions refresh sessions settings store.acts store.db store.states undo_cookie vault x",
+    "lookups cookies permissions refresh sessions settings store.acts store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
     "windows": "",
@@ -110,7 +110,7 @@ ALLOWED: dict[str, str] = {
     "line media oauth operations order permit presence prices reads recall sessions store.db telemetry timeline "
     "uploads x",
     "asgi": "body call errors gate head telemetry",
-    "pages": "body call errors oauth settings store.db undo_cookie",
+    "pages": "body call cookies errors oauth settings store.db",
     "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",

@@ -310,7 +310,7 @@ def create_app(
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
-    every = routes(gate, oauth, journal, Pages(oauth), health, telemetry.metrics, settings)
+    every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)

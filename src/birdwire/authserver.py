@@ -33,7 +33,10 @@ DEFAULT_SCOPES = (
 )
 """What a link asks for unless it is narrowed: all that the operations need, so that nobody has to link twice."""
 
-ALWAYS_SCOPES = ("tweet.read", "users.read", "offline.access")
+NAMING_SCOPES = ("tweet.read", "users.read")
+"""Without both, X does not say which account approved a link."""
+
+ALWAYS_SCOPES = (*NAMING_SCOPES, "offline.access")
 """Added to every narrowed link: X names the account only with the first two, and refreshes only with the third."""
 
 TOKEN_DEADLINE_S = 10.0

@@ -95,10 +95,11 @@ PROBLEMS: dict[str, Problem] = {
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
+    "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request comes from a page of another site.", "Press the button on Birdwire's own page."),
     "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key is not allowed to use {what}.", "Ask the operator for a key that is allowed to."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
     "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not active yet: {why}.", "{remedy}.", retryable=True),
-    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The link does not include a scope that this call needs: {scope}.", f"{LINK} approve {{scope}}."),
+    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The link does not include a scope that is needed: {scope}.", f"{LINK} approve {{scope}}."),
     "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it expired, or the app was removed from the account's connected apps.", RELINK),
     "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
     "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to another X account than the one linked.", RELINK),

@@ -445,11 +445,10 @@ class Gate:
 
     async def _open(self, key: Key) -> XSession:
         """The key's session, from the store."""
-        links = await self._sessions.links(key.key_id)
-        current = (await self._oauth.settle(links)).current
-        if current is None:
+        links = await self._oauth.settle(await self._sessions.links(key.key_id))
+        if links.current is None:
             raise GatewayError("x_not_linked")
-        session = await self._sessions.open(current)
+        session = await self._sessions.open(links.current)
         self._sessions.remember(links, session)
         return session
 

@@ -8,6 +8,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
 from birdwire.store import states as store
@@ -15,6 +16,7 @@ from birdwire.store.db import StorageDownError, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from datetime import datetime
 
     from sqlalchemy import RowMapping
 
@@ -27,6 +29,36 @@ LANDING = timedelta(seconds=20)
 _POLLS_S = (0.05, 0.1, 0.2, 0.4, *[0.75] * 26)  # as long as LANDING in all
 
 Result = TypeVar("Result")
+
+
+def undone(account: str) -> str:
+    """Return the refusal to store with a state whose link the account's owner undid."""
+    return json.dumps({"reason": "state_used", "undone": account})
+
+
+def refusal_of(state: RowMapping) -> dict[str, Any]:
+    """Return the stored refusal of a state: `reason` and its values; empty without one."""
+    refusal: dict[str, Any] = json.loads(state["refusal"]) if state["refusal"] is not None else {}
+    return refusal
+
+
+def attempt(state: RowMapping, at: datetime) -> dict[str, str | None]:
+    """Return what became of an auth_url, as auth/status reports it."""
+    refusal, reason = refusal_of(state), None
+    if "undone" in refusal:
+        outcome = "undone"
+    elif refusal or (state["taken_at"] is not None and state["session_id"] is None and _over(state, at)):
+        outcome, reason = "refused", refusal.get("reason", "state_used")
+    elif state["session_id"] is not None:
+        outcome = "approved"
+    else:
+        outcome = "open" if state["taken_at"] is not None or state["expires_at"] > at else "expired"
+    return {"outcome": outcome, "reason": reason, "expires_at": rfc3339(state["expires_at"])}
+
+
+def _over(state: RowMapping, at: datetime) -> bool:
+    """Return whether the callback of a taken state has ended, or its process has died."""
+    return state["ended_at"] is not None or state["taken_at"] + LANDING <= at
 
 
 class Landings(Generic[Result]):
@@ -104,11 +136,11 @@ class Landings(Generic[Result]):
             async with self._database.read() as connection:
                 row = await store.find(connection, state_hash)
                 at = await now(connection, self._clock)
-            if row is None or row["taken_at"] is None or row["taken_at"] + LANDING <= at:
+            if row is None or row["taken_at"] is None:
                 return
-            if row["ended_at"] is not None:
-                if number and row["refusal"] is not None:
-                    raise GatewayError(**json.loads(row["refusal"]))
+            if _over(row, at):
+                if number and row["ended_at"] is not None and row["refusal"] is not None:
+                    raise GatewayError(**refusal_of(row))
                 return
             await asyncio.sleep(pause_s)
 

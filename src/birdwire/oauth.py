@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field
 
+from birdwire import cookies
 from birdwire.authorization import AuthTwitter, hash_of, place_of
 from birdwire.authserver import Meaning, TokenError
 from birdwire.body import Body, Empty, check
@@ -16,12 +18,14 @@ from birdwire.call import Answer
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.flight import SingleFlight
-from birdwire.landings import Landings
+from birdwire.keys import KeyRules
+from birdwire.landings import Landings, attempt, refusal_of
+from birdwire.permissions import may
 from birdwire.refresh import renews_at
-from birdwire.sessions import Links, expired
+from birdwire.sessions import Links, lacking, standing
 from birdwire.store import states as store
 from birdwire.store.acts import Actor
-from birdwire.store.db import StorageDownError
+from birdwire.store.db import StorageDownError, now
 from birdwire.vault import VaultError
 from birdwire.x import Unauthorized
 
@@ -68,20 +72,37 @@ class Linked:
 
     how: Literal["linked", "pending", "confirm", "already"]
     label: str
+    may: str
     username: str | None = None
     undo_token: str | None = field(default=None, repr=False)
     return_to: str | None = None
+    state_hash: bytes = field(default=b"", repr=False)
 
     def again(self) -> Linked:
-        """Return what another load of the same page may see: the link, and not its undo."""
+        """Return what a load from another browser may see: the link, and not its undo."""
         return replace(self, how="already" if self.how == "linked" else self.how, undo_token=None)
+
+    def with_undo(self, undo_token: str) -> Linked:
+        """Return what a reload in the browser of the first load sees: the same page once more."""
+        return replace(self, how="linked" if self.how == "already" else self.how, undo_token=undo_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """The end of an undo: whose link it was, and whether an earlier press had ended it."""
+
+    account: str
+    again: bool = False
 
 
 _STATUS = (
     *("user_id", "username", "scopes", "state", "access_expires_at", "linked_at"),
     *("generation", "refreshed_at", "next_refresh_at", "why", "limits", "capabilities"),
 )
-"""What auth/status tells of a link, in its order."""
+"""Members of auth/status that describe a link, in its order."""
+
+_FINAL = ("account_mismatch", "x_not_linked", "x_scope_missing")
+"""Refusals to name an account that no later call can turn into a link."""
 
 _HINTS = {True: "refresh_token", False: "access_token"}
 _HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
@@ -173,12 +194,15 @@ class OAuth:
 
     async def _status(self, key: Key) -> Answer:
         links = await self._sessions.links(key.key_id)
+        async with self._database.read() as connection:
+            newest = await store.newest(connection, key.key_id, self._issuer)
+            at = await now(connection, self._clock)
+        last = {"last_attempt": None if newest is None else attempt(newest, at)}
         row = links.current or links.pending
         if row is None:
             why = "undone_by_owner" if await self._sessions.acts.undone(key.key_id) else None
-            return Answer.of({"linked": False, **dict.fromkeys(_STATUS), "why": why})
-        ended = row["state"] == "active" and expired(row, self._clock.now())
-        state = "needs_relink" if ended else row["state"]
+            return Answer.of({"linked": False, "usable": False, **dict.fromkeys(_STATUS), "why": why, **last})
+        state, why = standing(row, self._clock.now())
         renews = state != "needs_relink" and row["refresh_ct"] is not None and row["refresh_state"] != "over"
         told = {
             "user_id": row["user_id"],
@@ -190,20 +214,22 @@ class OAuth:
             "generation": row["gen"],
             "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
             "next_refresh_at": rfc3339(renews_at(row)) if renews else None,
-            "why": "no_refresh_token" if ended else row["why"],
+            "why": why,
             "limits": self._ledger.known(row["user_id"] or ""),
             "capabilities": {
                 known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
                 for known in await self._capabilities.seen_by(key.key_id)
             },
         }
-        return Answer.of({"linked": True, **{name: told[name] for name in _STATUS}})
+        return Answer.of(
+            {"linked": True, "usable": state == "active", **{name: told[name] for name in _STATUS}, **last}
+        )
 
     async def unlink(self, call: Call, key: Key, parsed: Parsed) -> Answer:
         """End the key's link: gone here at once, revoked at X at once or as soon as X answers."""
         del call
         check(parsed.fields, Empty)
-        await self._sessions.unlink(key.key_id)
+        await self._sessions.unlink(key.key_id, _holder(key))
         return Answer.of({"data": {"linked": False}})
 
     async def settle(self, links: Links) -> Links:
@@ -215,6 +241,8 @@ class OAuth:
         row = links.pending
         if row is None:
             return links
+        if links.current is not None and lacking(row):  # X will never name it, so the older link serves for good
+            return replace(links, pending=None)
         try:
             if row["user_id"] is None:
                 if links.current is not None and not self._may_ask(row["session_id"]):
@@ -248,7 +276,8 @@ class OAuth:
     async def callback(self, call: Call) -> Linked:
         """X's redirect: use the state up, exchange the code, store the pair, ask whose it is.
 
-        Other loads of the page wait meanwhile, at any replica, and return the same without the undo.
+        Other loads of the page wait meanwhile, at any replica, and return the same without the undo; a later load that
+        brings the first one's cookie gets the undo again.
 
         Raises:
             GatewayError: why nothing was linked; auth_failures: state_unknown, from an address that sent too many.
@@ -268,15 +297,35 @@ class OAuth:
             lambda row: self._finish(call, row, parameters),
             _again,
         )
-        return linked if first else linked.again()
+        linked = linked if first else linked.again()
+        held = cookies.token_for(call, state_hash)
+        if linked.undo_token is None and held is not None and await self._undoes(held, state_hash):
+            return linked.with_undo(held)
+        return linked
 
-    async def undo(self, undo_token: str, peer: str) -> str:
-        """End the link that a page offered to undo; returns whose it was.
+    async def _undoes(self, undo_token: str, state_hash: bytes) -> bool:
+        """Return whether a token still undoes the link that a state led to, which exists."""
+        state = (await self._outcomes([state_hash])).get(state_hash)
+        if state is None or not hmac.compare_digest(hash_of(undo_token), state["undo_hash"] or b""):
+            return False
+        return bool(state["undo_until"] > self._clock.now())
+
+    async def undo(self, undo_token: str, call: Call) -> Undone:
+        """End the link that a page offered to undo. Repeated with the page's cookie, report the earlier end.
 
         Raises:
             GatewayError: undo_unknown, auth_failures.
         """
-        return await self._sessions.undo(undo_token, peer)
+        try:
+            return Undone(await self._sessions.undo(undo_token, call.peer))
+        except GatewayError as error:
+            # An address that guesses too much gets auth_failures here, so it cannot ask the database for more.
+            state_hash = cookies.state_for(call, undo_token) if error.reason == "undo_unknown" else None
+            states = {} if state_hash is None else await self._outcomes([state_hash])
+            account = next((refusal_of(state).get("undone") for state in states.values()), None)
+            if account is None:
+                raise
+            return Undone(account, again=True)
 
     async def close(self) -> None:
         """Let what is under way end."""
@@ -326,11 +375,15 @@ class OAuth:
             await self._failpoints.reach("link_after_persist")
             session = await self._name(session)
         except (GatewayError, StorageDownError) as error:  # the pair is kept: the key's next call asks again
-            if isinstance(error, GatewayError) and error.reason in ("account_mismatch", "x_not_linked"):
-                raise  # and nothing of it is left
-            return Linked("pending", key.label, None, undo_token, _back(row, key))
-        how: Literal["linked", "confirm"] = "linked" if session["state"] == "active" else "confirm"
-        return Linked(how, key.label, session["username"], undo_token, _back(row, key))
+            if isinstance(error, GatewayError) and error.reason in _FINAL:
+                raise
+        how: Literal["linked", "pending", "confirm"] = "linked" if session["state"] == "active" else "confirm"
+        if session["username"] is None:
+            how = "pending"
+        allowed = may(key.rules, session["scopes"].split())
+        return Linked(
+            how, key.label, allowed, session["username"], undo_token, _back(row, key), state_hash=row["state_hash"]
+        )
 
     async def _known(self, state_hash: bytes, peer: str) -> RowMapping:
         """Return a state and what became of it, in one look-up, which is limited by the caller's address.
@@ -348,7 +401,13 @@ class OAuth:
             return await store.outcomes(connection, state_hashes)
 
     async def _name(self, row: RowMapping) -> RowMapping:
-        """Ask X whose pending pair this is, and make it the key's link."""
+        """Ask X whose pending pair this is, and make it the key's link.
+
+        Raises:
+            GatewayError: x_scope_missing, without asking: the owner did not allow X to say. Or as `_ask_name`.
+        """
+        if scopes := lacking(row):
+            raise GatewayError("x_scope_missing", scope=" ".join(scopes))
         return await self._settling.run(row["session_id"], lambda: self._ask_name(row))
 
     async def _ask_name(self, row: RowMapping) -> RowMapping:
@@ -394,10 +453,17 @@ def _unused(state: RowMapping) -> bool:
 def _again(state: RowMapping) -> Linked:
     """What to say to a state that was taken before: reloading the page after a link does no harm."""
     if state["session_state"] is None:
-        raise GatewayError("state_used")
+        refusal = refusal_of(state)
+        raise GatewayError("state_used", **{name: value for name, value in refusal.items() if name == "undone"})
+    if state["session_state"] == "pending" and (scopes := lacking(state)):
+        raise GatewayError("x_scope_missing", scope=" ".join(scopes))
     how = _HOWS[state["session_state"] == "pending", state["username"] is not None]
     back = state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None
-    return Linked(how, state["label"], state["username"], return_to=back)
+    rules = KeyRules(
+        expires_at=state["expires_at"], actions=tuple(state["actions"] or ()), daily_writes=state["daily_writes"]
+    )
+    allowed = may(rules, state["scopes"].split())
+    return Linked(how, state["label"], allowed, state["username"], return_to=back, state_hash=state["state_hash"])
 
 
 def _back(state: RowMapping, key: Key) -> str | None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 from markupsafe import Markup
 from pydantic import Field
 
+from birdwire import cookies
 from birdwire.body import Body, check, read
 from birdwire.call import JSON_TYPE, Answer
 from birdwire.errors import GatewayError, describe, render
 from birdwire.form import wrong_type
+from birdwire.oauth import Undone
+from birdwire.settings import CALLBACK_PATH
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
@@ -23,8 +27,15 @@ if TYPE_CHECKING:
     from birdwire.oauth import OAuth
 
 _FORM_LIMIT = 1_000
+UNDO_PATH = "/apis/v1/twitter/auth/undo"
+PATHS = (CALLBACK_PATH, UNDO_PATH)
 _NOT_LINKED = ("Nothing was linked", "Go back to where you came from, and ask for a new link.")
 _NOT_UNDONE = ("Nothing was undone", "To end the access anyway, remove the app at x.com/settings/connected_apps.")
+_TICK = (
+    "On X's page, leave the boxes ticked that let the app see posts and accounts: without them, X does not say "
+    "which account this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
+)
+_BY_REASON = {"x_scope_missing": ("This link cannot be used", _TICK)}
 """What a person reads above and below a refusal's own sentence, whose remedy is for developers."""
 
 
@@ -37,8 +48,9 @@ class Undo(Body):
 class Pages:
     """GET oauth_callback and POST auth/undo. Who asks for JSON gets JSON, refusals in the envelope."""
 
-    def __init__(self, oauth: OAuth) -> None:
+    def __init__(self, oauth: OAuth, base_url: str) -> None:
         self._oauth = oauth
+        self._origin = _origin(base_url)
 
     @cached_property
     def _templates(self) -> Environment:
@@ -48,6 +60,7 @@ class Pages:
         templates = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
+        templates.globals["undo_path"] = UNDO_PATH
         templates.globals["style"] = Markup(loader.get_source(templates, "style.css")[0])  # noqa: S704 - our own file
         return templates
 
@@ -62,7 +75,6 @@ class Pages:
                 "content-security-policy",
                 f"default-src 'none'; {own}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
             ),
-            ("referrer-policy", "no-referrer"),
             ("cross-origin-opener-policy", "same-origin"),
             ("cross-origin-resource-policy", "same-origin"),
         )
@@ -72,28 +84,47 @@ class Pages:
         try:
             linked = await self._oauth.callback(call)
         except GatewayError as error:
-            return self._refusal(error, call, *_NOT_LINKED)
+            if "undone" in error.values and not _wants_json(call):
+                return self._page("undone.html", undone=Undone(error.values["undone"], again=True))
+            return self._refusal(error, call, *_BY_REASON.get(error.reason, _NOT_LINKED))
         except StorageDownError:
             return self._refusal(GatewayError("storage_unavailable", half="nothing was linked"), call, *_NOT_LINKED)
         if _wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
-        return self._page("linked.html", linked=linked)
+        page = self._page("linked.html", linked=linked, forms=linked.undo_token is not None)
+        if linked.undo_token is None or cookies.token_for(call, linked.state_hash) is not None:
+            return page
+        secure = self._origin[0] == "https"
+        return page.adding(cookies.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))
 
     async def callback_head(self, call: Call) -> Answer:
         """Answer a HEAD without looking at what X sent along: a link preview or a scanner must not use it up."""
-        return Answer(200, (("content-type", JSON_TYPE),) if _wants_json(call) else self._headers)
+        page = (*self._headers, ("referrer-policy", "no-referrer"))
+        return Answer(200, (("content-type", JSON_TYPE),) if _wants_json(call) else page)
 
     async def undo(self, call: Call) -> Answer:
         """The "this was not me" of the page after a link."""
         try:
-            account = await self._oauth.undo(await _undo_token(call), call.peer)
+            self._check_site(call)
+            undone = await self._oauth.undo(await _undo_token(call), call)
         except GatewayError as error:
             return self._refusal(error, call, *_NOT_UNDONE)
         except StorageDownError:
             return self._refusal(GatewayError("storage_unavailable", half="nothing was undone"), call, *_NOT_UNDONE)
         if _wants_json(call):
             return Answer.of({"data": {"linked": False}})
-        return self._page("undone.html", account=account)
+        return self._page("undone.html", undone=undone)
+
+    def _check_site(self, call: Call) -> None:
+        """Refuse what a page of another site sends, by Fetch Metadata, or by Origin where a browser has none.
+
+        Raises:
+            GatewayError: origin_not_allowed.
+        """
+        site, origin = call.header("sec-fetch-site"), call.header("origin")
+        own = site in ("same-origin", "none") if site is not None else origin is None or _origin(origin) == self._origin
+        if not own:
+            raise GatewayError("origin_not_allowed")
 
     def _refusal(self, error: GatewayError, call: Call, heading: str, advice: str) -> Answer:
         answer = render(error, call.request_id)
@@ -102,12 +133,24 @@ class Pages:
             return answer
         message, fix = describe(error)
         headers = tuple(pair for pair in answer.headers if pair[0] != "content-type")
-        words = {"heading": heading, "message": message, "advice": advice, "fix": fix, "reason": error.reason}
-        page = self._page("problem.html", answer.status, request_id=call.request_id, **words)
+        words: dict[str, Any] = {"heading": heading, "message": message, "advice": advice, "fix": fix}
+        page = self._page("problem.html", answer.status, reason=error.reason, request_id=call.request_id, **words)
         return page.adding(headers)
 
-    def _page(self, template: str, status: int = 200, **values: object) -> Answer:
-        return Answer(status, self._headers, self._templates.get_template(template).render(**values).encode())
+    def _page(self, template: str, status: int = 200, *, forms: bool = False, **values: object) -> Answer:
+        """Render a page. Under no-referrer a browser would send a form of it with `Origin: null`."""
+        policy = ("referrer-policy", "same-origin" if forms else "no-referrer")
+        body = self._templates.get_template(template).render(**values)
+        return Answer(status, (*self._headers, policy), body.encode())
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL, or of an Origin header (RFC 6454 §4)."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", "", None
 
 
 def _wants_json(call: Call) -> bool:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ulid import ULID
 
 from birdwire.acts import LinkActs, owner_of
+from birdwire.authserver import NAMING_SCOPES
 from birdwire.errors import GatewayError
+from birdwire.landings import undone
 from birdwire.pairs import Pairs
 from birdwire.refresh import Refresher, account, renews_at
 from birdwire.revocations import Revocations
@@ -207,7 +209,10 @@ class Sessions:
             await keys.hold(connection, key_id)
             if state_hash is None or await states.note_session(connection, state_hash, session_id):
                 older = _links(await store.of_key(connection, key_id, self._issuer)).pending
-                if older is not None:
+                if older is not None and lacking(older):
+                    # Probably the same account's, which only now granted enough: X might end both.
+                    await store.remove(connection, older["session_id"])
+                elif older is not None:
                     await self._revocations.end(connection, older)
                 await store.add(connection, row)
                 await store.end_with_key(connection, key_id)
@@ -298,7 +303,7 @@ class Sessions:
         await self.acts.record(connection, by, "link.activated", row["key_id"], current, linked)
         return row
 
-    async def unlink(self, key_id: str) -> bool:
+    async def unlink(self, key_id: str, by: Actor) -> bool:
         """End every session of a key: gone here at once, revoked at X as soon as X answers. Whether there was one."""
         async with self._database.write() as connection:
             await keys.hold(connection, key_id)
@@ -306,8 +311,7 @@ class Sessions:
             for row in rows:
                 await self._revocations.end(connection, row)
             if rows:
-                links, by = _links(rows), Actor(key_id, "http")
-                await self.acts.record(connection, by, "link.unlinked", key_id, links.current or rows[0])
+                await self.acts.record(connection, by, "link.unlinked", key_id, _links(rows).current or rows[0])
         self._recall.forget(key_id)  # the news of one's own change may come a moment later
         if rows:
             self.acts.count("link.unlinked")
@@ -330,6 +334,7 @@ class Sessions:
                 raise GatewayError("undo_unknown")
             ended = await self._revocations.end(connection, row)
             if ended:  # and not by another press of the same button
+                await states.refuse(connection, row["key_id"], row["session_id"], undone(account(row)))
                 await self.acts.record(connection, owner_of(row), "link.undone", row["key_id"], row)
         if ended:
             self.acts.count("link.undone")
@@ -465,6 +470,21 @@ def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def expired(row: RowMapping, now: datetime) -> bool:
-    """Whether a link has run out for good: refused, or past its end without a way to renew it."""
-    return row["state"] == "needs_relink" or (row["refresh_ct"] is None and row["expires_at"] <= now)
+def lacking(row: RowMapping) -> list[str]:
+    """Return the scopes that the account's owner did not grant and without which X does not name the account."""
+    return [scope for scope in NAMING_SCOPES if scope not in _scopes(row["scopes"])]
+
+
+def standing(row: RowMapping, now: datetime) -> tuple[str, str | None]:
+    """Return the `state` and the `why` of a link as people and programs read them.
+
+    A link that no call can go through until the owner approves again is `needs_relink`, whether or not one has tried.
+    """
+    if row["state"] == "pending" and lacking(row):
+        return "needs_relink", "scope_missing"
+    if row["state"] == "active" and row["expires_at"] <= now:
+        if row["refresh_ct"] is None:
+            return "needs_relink", "no_refresh_token"
+        if row["refresh_state"] == "over":
+            return "needs_relink", row["why"]
+    return row["state"], row["why"]

@@ -52,14 +52,21 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
     ("restore",): "database.restored",
     ("log",): None,
     ("accounts", "link"): "link.started",
+    ("accounts", "confirm"): "link.activated",
+    ("accounts", "unlink"): "link.unlinked",
     ("accounts", "list"): None,
 }
 """Each command that works on the database, and the act that it leaves: a new command is listed here."""
 
-OVER_HTTP = {("accounts", "status"), ("accounts", "unlink"), ("explain",), ("limits",)}
+OVER_HTTP = {("accounts", "status"), ("explain",), ("limits",)}
 """Commands that ask a gateway, whose routes leave the acts; besides them those of the other panels."""
 
-TRIED_ELSEWHERE = {("dev",): "test_dev.py", ("migrate",): "conformance/test_moving.py"}
+TRIED_ELSEWHERE = {
+    ("dev",): "test_dev.py",
+    ("migrate",): "conformance/test_moving.py",
+    ("accounts", "confirm"): "test_cli.py",
+    ("accounts", "unlink"): "test_cli.py",
+}
 """Commands that need servers, and where a test reads their acts."""
 
 ACTS_OF_ROUTES: dict[str, list[str]] = {
@@ -279,7 +286,8 @@ async def test_an_undo_shows_for_a_day(house: House) -> None:
     assert (await press_undo(house, await house.link("ada"))).status_code == 200
     status = await house.status()
     assert (status["linked"], status["why"]) == (False, "undone_by_owner")
-    assert {name for name, value in status.items() if value is not None} == {"linked", "why"}
+    told = {name for name, value in status.items() if value is not None}
+    assert told == {"linked", "usable", "why", "last_attempt"}
     person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
     shown = await asyncio.to_thread(CliRunner().invoke, build(), ["accounts", "status"], env=person)
     assert "the account's owner undid the link" in shown.stdout

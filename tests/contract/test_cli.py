@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import shlex
+import sqlite3
 import stat
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pytest_asyncio
 from typer.testing import CliRunner
 
 from birdwire.cli import COMMANDS, build, load
+from birdwire.cli.accounts import check_attempt
 from birdwire.cli.gateway import Gateway
 from birdwire.cli.post import FIELDS, ROWS
 from birdwire.cli.say import Stop
@@ -42,7 +44,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FAMILIES = {
     "sandbox": ("proxy",),
     "keys": ("create", "change", "list", "rotate", "revoke"),
-    "accounts": ("link", "status", "unlink", "list"),
+    "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [
@@ -908,15 +910,20 @@ async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_pa
         assert (outcome.code, words in outcome.document["error"]["message"]) == (code, True), (words, outcome.err)
 
 
-@pytest.mark.parametrize("at", ["gateway", "database"])
-async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str) -> None:
-    """The page is on stderr while it waits; the one document on stdout is the link."""
-    async with House.built(tmp_path) as house:
-        if at == "gateway":
-            which: tuple[str, ...] = ()
-            environment = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
-        else:
-            which, environment = (house.key_id,), settings_of(house)
+class Waiting:
+    """`birdwire accounts link --wait --json`, which prints its one document on stdout when the link has ended."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        self._process, self._stderr = process, process.stderr
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls, house: House, at: str) -> AsyncIterator[Waiting]:
+        """Wait at the gateway with the API key, or on the database with the operator's settings."""
+        which: tuple[str, ...] = () if at == "gateway" else (house.key_id,)
+        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        environment = person if at == "gateway" else settings_of(house)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "birdwire.cli", "accounts", "link", *which, "--json", "--wait"),
             stdout=asyncio.subprocess.PIPE,
@@ -924,18 +931,154 @@ async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str)
             env=environment | {"PATH": ""},
         )
         try:
-            assert process.stderr is not None
-            line = b""
-            while not line.startswith(b"http"):
-                line = await asyncio.wait_for(process.stderr.readline(), 30)
-                assert line
-            await approve(house, line.decode().strip(), "grace")
-            out, _ = await asyncio.wait_for(process.communicate(), 30)
+            yield cls(process)
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        assert (process.returncode, json.loads(out)["username"]) == (0, "grace")
+
+    async def line(self, start: str) -> str:
+        """The next line on stderr that begins so."""
+        while True:
+            line = (await asyncio.wait_for(self._stderr.readline(), 30)).decode()
+            assert line
+            if line.startswith(start):
+                return line.strip()
+
+    async def end(self) -> tuple[int | None, Any]:
+        """The exit code and the document."""
+        out, _ = await asyncio.wait_for(self._process.communicate(), 30)
+        return self._process.returncode, json.loads(out)
+
+
+@pytest.mark.parametrize("at", ["gateway", "database"])
+async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str) -> None:
+    """The page is on stderr while it waits; the one document on stdout is the link."""
+    async with House.built(tmp_path) as house, Waiting.started(house, at) as waiting:
+        await approve(house, await waiting.line("http"), "grace")
+        code, document = await waiting.end()
+        assert (code, document["username"]) == (0, "grace")
+
+
+async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
+    """Asked at the gateway: exit 3 and a sentence, within one poll."""
+    async with House.built(tmp_path) as house, Waiting.started(house, "gateway") as waiting:
+        decision = {"auth_url": await waiting.line("http"), "username": "ada", "action": "deny"}
+        decided = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status()
+        await house.bare.get(decided.json()["redirect_to"])
+        code, document = await waiting.end()
+        assert (code, document["error"]["message"]) == (3, ENDS["denied"])
+        assert document["error"]["fix"] == "Run the command again for a new page."
+
+
+async def test_linking_ends_when_the_page_has_expired(tmp_path: Path) -> None:
+    """Read from the database: the same."""
+    async with House.built(tmp_path) as house, Waiting.started(house, "database") as waiting:
+        await waiting.line("http")
+        database = sqlite3.connect(house.directory / "birdwire.db")
+        with contextlib.closing(database), database:  # the command has the time of the system, which nothing can move
+            database.execute("UPDATE link_states SET expires_at = created_at")
+        code, document = await waiting.end()
+        assert (code, document["error"]["message"]) == (3, ENDS["expired"])
+
+
+ENDS = {
+    "denied": "The account's owner denied access on X's page; nothing was linked.",
+    "expired": "Nobody approved within 10 minutes.",
+}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "words"),
+    [
+        ("refused", "consent_denied", ENDS["denied"]),
+        ("refused", "account_mismatch", "Another X account approved"),
+        ("refused", "x_scope_missing", "did not approve users.read and tweet.read"),
+        ("refused", "code_rejected", "X refused the authorization code"),
+        ("refused", "of_a_newer_version", "of_a_newer_version."),
+        ("expired", None, ENDS["expired"]),
+        ("undone", None, "The account's owner undid the link."),
+    ],
+)
+async def test_every_end_of_a_link_is_a_sentence(outcome: str, reason: str | None, words: str) -> None:
+    """Without placeholders that nobody filled. What is open or approved goes on."""
+    with pytest.raises(Stop) as stop:
+        check_attempt({"outcome": outcome, "reason": reason})
+    assert (stop.value.code, words in stop.value.message) == (3, True)
+    assert "unknown" not in stop.value.message
+    for going_on in ({"outcome": "open"}, {"outcome": "approved"}, {}):
+        check_attempt(going_on)
+
+
+async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_path: Path) -> None:
+    """By the account and the link's state over HTTP, by the key's id on the database; another account is refused."""
+    async with House.built(tmp_path, link_mode="confirm") as house:
+        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        begun = (await run("accounts", "link", "--json", **person)).document
+        await approve(house, begun["auth_url"], "ada")
+        assert (await run("accounts", "status", **person)).out.startswith("@ada approved, and the link is waiting")
+        wrong = await run("accounts", "confirm", "@grace", "--state", begun["state"], "--json", **person)
+        assert (wrong.code, wrong.document["error"]["reason"]) == (3, "account_mismatch")
+        done = await run("accounts", "confirm", "@ada", "--state", begun["auth_url"], **person)
+        assert (done.code, done.out) == (0, "This key acts as @ada.\n")
+        settings = settings_of(house)
+        none = await run("accounts", "confirm", house.key_id, **settings)
+        assert (none.code, "is waiting to be confirmed" in none.err) == (3, True)
+        await house.call("unlink_twitter")
+        async with Waiting.started(house, "database") as waiting:
+            await approve(house, await waiting.line("http"), "grace")
+            assert await waiting.line("@grace") == (
+                f"@grace approved. To activate the link: birdwire accounts confirm {house.key_id}"
+            )
+            wrong = await run("accounts", "confirm", house.key_id, "--expect", "@ada", **settings)
+            assert (wrong.code, "The account is @grace" in wrong.err) == (3, True)
+            done = await run("accounts", "confirm", house.key_id, "--expect", "@grace", "--json", **settings)
+            assert (done.document["username"], done.document["state"]) == ("grace", "active")
+            assert (await waiting.end())[0] == 0
+        assert (await house.like()).status_code == 200
+        acts = (await run("log", "--acts", "--json", **settings)).document["acts"]
+        assert [act["via"] for act in acts if act["act"] == "link.activated"].count("cli") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("confirm", "@ada"), "needs --state"),
+        (("confirm", "@ada", "--state", "s", "--expect", "ada"), "takes no --expect"),
+        (("confirm", "@ada", "--state", "s", "--config", "file"), "--config needs a KEY_ID"),
+        (("confirm", "key_1", "--state", "s"), "--state needs an @USERNAME"),
+        (("confirm", "key_1", "--api-key-file", "file"), "exclude each other"),
+        (("confirm", "key_1"), "BIRDWIRE_X_CLIENT_ID is not set"),
+        (("unlink", "--config", "file"), "--config needs a KEY_ID"),
+        (("unlink", "key_1", "--api-key-file", "file"), "exclude each other"),
+    ],
+)
+async def test_options_of_accounts_that_do_not_fit_are_a_usage_error(arguments: tuple[str, ...], words: str) -> None:
+    """Before anything is asked or opened."""
+    outcome = await run("accounts", *arguments)
+    assert (outcome.code, words in outcome.err) == (2, True), outcome.err
+
+
+async def test_the_operator_unlinks_a_key_without_its_secret(tmp_path: Path) -> None:
+    """Deleted here and revoked at X; the running gateway refuses the next call."""
+    async with House.built(tmp_path) as house:
+        await house.link("ada")
+        assert (await house.like()).status_code == 200
+        secret = house.settings.x_client_secret
+        assert secret is not None
+        settings = settings_of(house) | {"BIRDWIRE_X_CLIENT_SECRET": secret.get_secret_value()}
+        done = await run("accounts", "unlink", house.key_id, "--json", **settings)
+        assert (done.code, done.document) == (0, {"data": {"linked": False}})
+        assert [call["status"] for call in await house.calls("/2/oauth2/revoke")] == [200, 200]
+        async with asyncio.timeout(5):  # another process's change reaches the gateway within a second
+            while (await house.like()).json().get("error", {}).get("reason") != "x_not_linked":
+                pass
+        again = await run("accounts", "unlink", house.key_id, **settings)
+        assert (again.code, again.out) == (0, f"No X account was linked to {house.key_id}.\n")
+        missing = await run("accounts", "unlink", "key_none", **settings)
+        assert (missing.code, "There is no key key_none" in missing.err) == (2, True)
+        acts = (await run("log", "--acts", "--json", **settings)).document["acts"]
+        assert [act["via"] for act in acts if act["act"] == "link.unlinked"] == ["cli"]
 
 
 # Before a start.

@@ -6,19 +6,20 @@ import asyncio
 import contextlib
 import re
 import sqlite3
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 
+from birdwire.cookies import write
 from birdwire.store.db import StorageDownError
 from house import API, POST, House
 from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import httpx2
 
     from birdwire.keys import Key
 
@@ -165,7 +166,9 @@ async def test_an_undo_works_once(house: House) -> None:
     assert "@ada" in undone.text
     assert await revoked(house) == [200, 200]
     assert (await house.status())["linked"] is False
-    assert (await press_undo(house, page)).status_code == 400
+    house.bare.cookies.clear()
+    again = await press_undo(house, page)
+    assert (again.status_code, "Nothing was undone" in again.text) == (400, True)
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(598, 200), (600, 400)])
@@ -200,6 +203,133 @@ async def test_an_undo_ends_its_own_link_only(house: House) -> None:
     assert (await house.like(POST)).status_code == 200
 
 
+# Reloads of the page.
+
+
+def cookies(house: House) -> dict[str, str]:
+    """The cookies of the browser, which holds each once for either page."""
+    return {cookie.name: cookie.value or "" for cookie in house.bare.cookies.jar}
+
+
+async def test_a_reload_in_the_same_browser_shows_the_undo_for_ten_minutes(house: House) -> None:
+    """The page of the first load once more; its button works. Later it is linked already, and the way back is named."""
+    redirect = await house.consent("ada")
+    first = await house.bare.get(redirect, headers=HTML)
+    again = await house.bare.get(redirect, headers=HTML)
+    assert "@ada is linked</h1>" in again.text
+    assert undo_token(again) == undo_token(first)
+    cookie = {"cookie": "; ".join(f"{name}={value}" for name, value in cookies(house).items())}
+    house.clock.advance(minutes=10)
+    late = await house.bare.get(redirect, headers=HTML | cookie)  # a browser would have dropped it by now
+    assert "undo_token" not in late.text
+    house.clock.advance(minutes=-1)
+    assert (await press_undo(house, again)).status_code == 200
+    assert (await house.status())["linked"] is False
+
+
+async def test_the_cookie_goes_to_the_two_pages_only(house: House) -> None:
+    """No script reads it, no call carries it, no form of another site brings it, and it ends with the undo."""
+    page = await house.link("ada")
+    sent = page.headers.get_list("set-cookie")
+    assert {re.search("; Path=([^;]+)", cookie).group(1) for cookie in sent} == {  # type: ignore[union-attr]
+        API + "oauth_callback",
+        API + "auth/undo",
+    }
+    for cookie in sent:
+        assert set(re.sub("; Path=[^;]+", "", cookie).split("; ")[1:]) == {"Max-Age=600", "HttpOnly", "SameSite=Lax"}
+    again = await house.bare.get(str(page.url), headers=HTML)
+    assert "set-cookie" not in again.headers
+
+
+def test_the_cookie_is_secure_under_tls() -> None:
+    """As the gateway's public URL says, whatever the front sends on."""
+    ((_, cookie),) = write(b"0" * 32, "token", ["/"], secure=True)
+    assert cookie.endswith("; Secure")
+
+
+@pytest.mark.trust("O16", "T1")
+async def test_a_reload_elsewhere_shows_no_undo_but_the_way_to_x(house: House) -> None:
+    """Without the cookie, with a guess in it, with that of another link, or joined to a load that has the right one."""
+    redirect = await house.consent("ada")
+    await house.bare.get(redirect, headers=HTML)
+    ((name, token),) = cookies(house).items()
+    house.bare.cookies.clear()
+    theirs = await other_key(house)
+    async with httpx2.AsyncClient(base_url=house.bare.base_url, headers=theirs) as other:
+        begun = (await other.post(API + "auth_twitter")).json()
+        consent = {"auth_url": begun["auth_url"], "username": "grace", "action": "allow"}
+        answer = await house.x.post("/_sandbox/consent", json=consent)
+        await house.bare.get(answer.json()["redirect_to"], headers=HTML)
+    ((_, other_token),) = cookies(house).items()
+    house.bare.cookies.clear()
+    for cookie in (
+        None,
+        f"{name}=guess",
+        f"{name}={other_token}",
+        "birdwire_undo_=",
+        "birdwire_undo_x!=a",
+        f"x={token}",
+    ):
+        page = await house.bare.get(redirect, headers=HTML | ({"cookie": cookie} if cookie else {}))
+        assert "@ada is linked already" in page.text
+        assert "undo_token" not in page.text
+        assert 'href="https://x.com/settings/connected_apps"' in page.text
+    held = HTML | {"cookie": f"{name}={token}"}
+    loads = [house.bare.get(redirect, headers=held if number % 2 else HTML) for number in range(20)]
+    pages = await asyncio.gather(*loads)
+    assert ["undo_token" in page.text for page in pages] == [bool(number % 2) for number in range(20)]
+
+
+async def test_a_reload_after_an_undo_says_already_undone(house: House) -> None:
+    """Of the undo's page, and of the page before it, there in any browser. Programs are told as before."""
+    redirect = await house.consent("ada")
+    page = await house.bare.get(redirect, headers=HTML)
+    assert "<h1>Undone</h1>" in (await press_undo(house, page)).text
+    for again in (await press_undo(house, page), await house.bare.get(redirect, headers=HTML)):
+        assert (again.status_code, "<h1>Already undone</h1>" in again.text, "@ada" in again.text) == (200, True, True)
+    ((name, token),) = cookies(house).items()
+    house.bare.cookies.clear()
+    assert "Already undone" in (await house.bare.get(redirect, headers=HTML)).text
+    assert reason_of(await land(house, redirect)) == "state_used"
+    held = HTML | {"cookie": f"{name}={token}"}
+    wrong = await house.bare.post(API + "auth/undo", data={"undo_token": "x" * 43}, headers=held)
+    assert wrong.status_code == 400
+
+
+@pytest.mark.trust("#293")
+async def test_a_page_of_another_site_cannot_press_undo(house: House) -> None:
+    """By Fetch Metadata, or by Origin in a browser without it; programs send neither."""
+    page = await house.link("ada")
+    form, own = {"undo_token": undo_token(page)}, str(house.bare.base_url).rstrip("/")
+    for foreign in (
+        {"sec-fetch-site": "cross-site", "origin": own},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": own.replace("http:", "https:")},
+    ):
+        answer = await house.bare.post(API + "auth/undo", data=form, headers=JSON | foreign)
+        assert (answer.status_code, reason_of(answer)) == (403, "origin_not_allowed")
+    assert (await house.status())["linked"] is True
+    assert (await house.bare.post(API + "auth/undo", data=form, headers=HTML | {"origin": own})).status_code == 200
+
+
+async def test_the_page_says_what_the_key_may_do(house: House) -> None:
+    """In words, from the key's rules and from what the owner granted; a reload says the same."""
+    await house.gateway.keys.change(
+        house.key_id,
+        actions=("like_twitter", "post_twitter", "follow_twitter", "link"),
+        daily_writes=50,
+        expires_at=datetime(2100, 3, 1, tzinfo=UTC),
+    )
+    granted = ["tweet.read", "users.read", "like.write", "tweet.write", "offline.access"]
+    redirect = await house.consent("ada", scopes=granted)
+    for _ in range(2):
+        page = await house.bare.get(redirect, headers=HTML)
+        assert "It may like and post, up to 50 writes a day, until 1 March 2100." in page.text
+        house.bare.cookies.clear()
+
+
 # The pages.
 
 
@@ -207,8 +337,11 @@ async def pages_of(house: House) -> list[httpx2.Response]:
     """Every page there is, once."""
     redirect = await house.consent("ada")
     linked = await house.bare.get(redirect, headers=HTML)
+    again = await house.bare.get(redirect, headers=HTML)
+    house.bare.cookies.clear()
     return [
         linked,
+        again,
         await house.bare.get(redirect, headers=HTML),
         await house.bare.get(API + "oauth_callback", headers=HTML),
         await house.bare.get(API + "oauth_callback?code=a&state=b", headers=HTML),
@@ -227,10 +360,12 @@ async def test_every_page_forbids_scripts_frames_caches_and_referrers(house: Hou
         assert policy["style-src"].startswith("'sha256-")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["cache-control"] == "no-store"
-        assert page.headers["referrer-policy"] == "no-referrer"
+        forms = "<form" in page.text  # whose Origin would be null under no-referrer
+        assert page.headers["referrer-policy"] == ("same-origin" if forms else "no-referrer")
         assert page.headers["x-content-type-options"] == "nosniff"
         assert "location" not in page.headers
-        assert not re.search(r"""(?:src|href|action)\s*=\s*["']?(?:https?:)?//|<script|@import|url\(""", page.text)
+        loading = re.sub(r'<a href="https://x\.com/settings/connected_apps" rel="noreferrer">', "", page.text)
+        assert not re.search(r"""(?:src|href|action)\s*=\s*["']?(?:https?:)?//|<script|@import|url\(""", loading)
 
 
 @pytest.mark.trust("O8")

@@ -8,6 +8,7 @@ import json
 import re
 import sqlite3
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from sqlalchemy import func, select
 from birdwire.authserver import DEFAULT_SCOPES, new_verifier
 from birdwire.keys import KeyRuleError
 from birdwire.store.states import link_states
-from house import API, GRACE, gateway
+from house import API, GRACE, PNG, gateway
 from linking import HTML, JSON, begin, changed, exchanges, land, other_key, press_undo, query_of, reason_of, revoked
 
 if TYPE_CHECKING:
@@ -237,9 +238,10 @@ async def test_a_prefetch_and_a_head_spend_nothing(house: House, headers: dict[s
 
 @pytest.mark.trust("O16")
 async def test_reloading_the_page_after_a_link_is_harmless(house: House) -> None:
-    """Friendly, without a second exchange, and without a second undo token."""
+    """Friendly, without a second exchange, and without the undo in a browser that has no cookie."""
     redirect = await house.consent("ada")
     await house.bare.get(redirect, headers=HTML)
+    house.bare.cookies.clear()
     again = await house.bare.get(redirect, headers=HTML)
     assert again.status_code == 200
     assert "@ada is linked already" in again.text
@@ -370,6 +372,90 @@ async def test_the_scopes_that_the_owner_granted_are_the_ones_kept(house: House)
     """Not those that were asked for."""
     await house.link("ada", scopes=["tweet.read", "users.read", "offline.access"])
     assert sorted((await house.status())["scopes"]) == ["offline.access", "tweet.read", "users.read"]
+
+
+@pytest.mark.parametrize("granted", [["users.read"], ["tweet.read"], ["media.write", "offline.access"]])
+@pytest.mark.trust("O11")
+async def test_a_link_that_x_would_never_name_says_so_everywhere(house: House, granted: list[str]) -> None:
+    """Page, auth/status, confirmation and every call name the missing scope and the next step; X is not asked."""
+    lacking = [scope for scope in ("tweet.read", "users.read") if scope not in granted]
+    redirect = await house.consent("ada", scopes=[*granted, "like.write"])
+    pages = [await house.bare.get(redirect, headers=HTML) for _ in range(2)]
+    for page in pages:
+        assert page.status_code == 403
+        assert "This link cannot be used" in page.text
+        assert " ".join(lacking) in page.text
+    confirming = {"state": query_of(redirect)["state"], "username": "ada"}
+    for refused in (
+        await land(house, redirect),
+        await house.like(),
+        await house.call("post_twitter", {"text": "hello"}),
+        await house.client.post(API + "upload_media", files={"media_files": ("a.png", PNG)}),
+        await house.client.get(API + "user/info", params={"userName": "ada"}),
+        await house.call("auth/confirm", confirming),
+    ):
+        error = refused.json()["error"]
+        assert (refused.status_code, error["reason"]) == (403, "x_scope_missing")
+        assert " ".join(lacking) in error["message"]
+        assert "auth_twitter" in error["fix"]
+    status = await house.status()
+    told = (status["linked"], status["usable"], status["state"], status["why"], status["username"])
+    assert told == (True, False, "needs_relink", "scope_missing", None)
+    assert status["last_attempt"]["reason"] == "x_scope_missing"
+    assert [call["path"] for call in await house.calls("/2/") if "oauth2" not in call["path"]] == []
+    await house.link("ada")
+    assert (await house.like()).status_code == 200
+    assert await revoked(house) == []  # X might end the new link, too: the account is probably the same
+
+
+async def test_an_old_link_goes_on_when_a_new_approval_lacks_a_scope(linked: House) -> None:
+    """The page says why nothing changed; calls use the older link, as fast as before."""
+    asked = len(await linked.calls("/2/users/me"))
+    assert (await linked.link("ada", scopes=["like.write", "offline.access"])).status_code == 403
+    assert [(await linked.like()).status_code for _ in range(2)] == [200, 200]
+    assert linked.gateway.sessions.ready(linked.key_id) is not None
+    status = await linked.status()
+    assert (status["usable"], status["state"], status["last_attempt"]["outcome"]) == (True, "active", "refused")
+    assert len(await linked.calls("/2/users/me")) == asked
+
+
+async def test_the_status_says_what_became_of_the_last_attempt(house: House) -> None:
+    """So an app that sent the owner to X's page need not guess why no link came of it."""
+
+    async def last() -> tuple[str, str | None]:
+        found = (await house.status())["last_attempt"]
+        assert datetime.fromisoformat(found["expires_at"]).tzinfo is not None
+        return found["outcome"], found["reason"]
+
+    assert (await house.status())["last_attempt"] is None
+    await begin(house)
+    assert await last() == ("open", None)
+    house.clock.advance(minutes=10)
+    assert await last() == ("expired", None)
+    await land(house, await house.consent("ada", "deny"))
+    assert await last() == ("refused", "consent_denied")
+    await press_undo(house, await house.link("ada"))
+    assert await last() == ("undone", None)
+    await house.link("ada")
+    assert await last() == ("approved", None)
+    await house.link("grace")
+    assert await last() == ("refused", "account_mismatch")
+
+
+async def test_usable_says_whether_calls_go_through(house: House) -> None:
+    """False without a link, before it is named, and after its end; true while it can be renewed."""
+    assert (await house.status())["usable"] is False
+    await house.fault("GET", "/2/users/me", {"status": 503})
+    await house.link("ada")
+    assert (await house.status())["usable"] is False
+    await house.like()
+    assert (await house.status())["usable"] is True
+    house.clock.advance(hours=3)
+    assert (await house.status())["usable"] is True
+    (await house.x.post(f"/_sandbox/users/{(await house.status())['user_id']}/revoke_app")).raise_for_status()
+    await house.like()
+    status = await house.status()
+    assert (status["usable"], status["why"]) == (False, "refused")
 
 
 async def test_a_scope_missing_from_the_reply_counts_as_granted_as_asked(house: House) -> None:
@@ -525,7 +611,6 @@ async def test_an_owner_from_another_browser_is_linked_named_and_can_undo(house:
     page = await house.link("grace")
     assert "@grace" in page.text
     assert "test key" in page.text
-    assert "set-cookie" not in page.headers
     assert (await house.status())["username"] == "grace"
     await press_undo(house, page)
     assert reason_of(await house.like()) == "x_not_linked"

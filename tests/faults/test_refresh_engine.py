@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from birdwire.errors import GatewayError
 from birdwire.refresh import MOST_AT_ONCE, MOST_IN_BACKGROUND
+from birdwire.store.acts import GATEWAY
 from house import House
 from scale import record, scaled
 from scripted import FAILED, LOST, NOT_SENT, REFUSED, SECRET, pair, processes
@@ -446,7 +447,7 @@ async def test_a_link_that_ended_while_a_call_waited_serves_it_no_more(two: Two)
     _, (a, b) = two
     key_id = await a.link()
     await remembered(a, key_id)
-    assert await b.sessions.unlink(key_id)
+    assert await b.sessions.unlink(key_id, GATEWAY)
     assert a.sessions.ready(key_id) is None
 
 

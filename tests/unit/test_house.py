@@ -94,12 +94,13 @@ ALLOWED: dict[str, str] = {
     "refresh": "authserver clock errors failpoints flight pairs revocations store.acts store.db store.keys "
     "store.sessions telemetry vault",
     "revocations": "authserver clock flight pairs store.db store.sessions telemetry vault",
-    "sessions": "acts authserver clock errors failpoints lookups pairs recall refresh revocations store.acts store.db "
-    "store.keys store.sessions store.states telemetry vault",
+    "permissions": "keys operations reads",
+    "cookies": "call sessions",
+    "sessions": "acts authserver clock errors failpoints landings lookups pairs recall refresh revocations store.acts "
+    "store.db store.keys store.sessions store.states telemetry vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
-    "lookups "
-    "refresh sessions settings store.acts store.db store.states vault x",
+    "lookups cookies permissions refresh sessions settings store.acts store.db store.states vault x",
     "breaker": "clock errors telemetry",
     "order": "errors operations",
     "windows": "",
@@ -111,7 +112,7 @@ ALLOWED: dict[str, str] = {
     "line media oauth operations order permit presence prices reads recall refusals sessions store.db telemetry "
     "timeline uploads x",
     "asgi": "body call errors gate head telemetry",
-    "pages": "body call errors form oauth store.db",
+    "pages": "body call cookies errors form oauth settings store.db",
     "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",
@@ -131,8 +132,8 @@ ALLOWED: dict[str, str] = {
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.documents surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "acts asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door "
-    "edge errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups metrics oauth "
-    "media operations order pages presence prices reads recall reconcile refusals room sessions settings store.db "
+    "edge errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups media metrics "
+    "oauth operations order pages presence prices reads recall reconcile refusals room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

@@ -1,10 +1,11 @@
-"""`birdwire accounts`: link an X account to an API key, see it, unlink it; and the operator's list of all."""
+"""`birdwire accounts`: link an X account to an API key, confirm, see and unlink it; and the operator's list of all."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qs, urlsplit
 
 import typer
 
@@ -66,9 +67,7 @@ def link(
     body = {name: value for name, value in asked.items() if value is not None}
     waits = not as_json if wait is None else wait
     with saying(as_json=as_json) as say:
-        if (config if key_id is None else api_key_file) is not None:
-            why = "--config needs a KEY_ID." if key_id is None else "--api-key-file and a KEY_ID exclude each other."
-            raise Stop(ExitCode.USAGE, why, "See `birdwire accounts link --help`.")
+        _check_place("link", key_id, config, api_key_file)
         if key_id is None:
             asyncio.run(_link(say, _OverHttp(Gateway(gateway_url(), read_key(api_key_file))), body, waits=waits))
         else:
@@ -87,14 +86,81 @@ def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
 
 
 @app.command()
-def unlink(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Unlink the X account from the API key: delete its tokens here, and revoke them at X.
+def confirm(
+    which: Annotated[
+        str,
+        typer.Argument(metavar="KEY_ID|@USERNAME", help="Key whose link waits, for the operator; or the account."),
+    ],
+    *,
+    expect: Annotated[
+        str | None, typer.Option(metavar="USERNAME", help="With KEY_ID: X account that must have approved.")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="STATE", help="With @USERNAME: state of the link, or its auth_url, as `link` printed it."),
+    ] = None,
+    config: ConfigOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Confirm a link that is waiting for the key's holder (link mode `confirm`).
+
+    With @USERNAME and --state, ask the gateway with the API key. With KEY_ID, work on the database with the gateway's
+    settings, as the operator: `birdwire accounts list` shows the account that approved.
+
+    Example: birdwire accounts confirm key_01K... --expect ada
+    """
+    with saying(as_json=as_json) as say:
+        username = which.removeprefix("@") if which.startswith("@") else None
+        _check_place("confirm", which if username is None else None, config, api_key_file)
+        if username is None and state is not None:
+            raise Stop(ExitCode.USAGE, "--state needs an @USERNAME.", "With KEY_ID, use --expect USERNAME.")
+        if username is not None and (state is None or expect is not None):
+            raise Stop(
+                ExitCode.USAGE,
+                "An @USERNAME needs --state, and takes no --expect.",
+                "`birdwire accounts link` printed the state; the operator can confirm by KEY_ID.",
+            )
+        if username is None:
+            from birdwire.cli import links  # noqa: PLC0415 - as in _linked
+
+            found = asyncio.run(links.confirm(read_settings(config), which, expect and expect.removeprefix("@")))
+        else:
+            gateway = Gateway(gateway_url(), read_key(api_key_file))
+            body = {"state": _state_in(state or ""), "username": username}
+            found = gateway.ask("POST", f"{API}/auth/confirm", body)
+        say.result(found, _told(found))
+
+
+@app.command()
+def unlink(
+    key_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY_ID]", help="Key to unlink, for the operator. Default: the API key, over HTTP."),
+    ] = None,
+    *,
+    config: ConfigOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Unlink the X account from a key: delete its tokens here, and revoke them at X.
+
+    With KEY_ID, work on the database with the gateway's settings, for any key and without its secret. Without KEY_ID,
+    ask the gateway with the API key, which must be allowed to `unlink`.
 
     Example: birdwire accounts unlink
     """
     with saying(as_json=as_json) as say:
-        gateway = Gateway(gateway_url(), read_key(api_key_file))
-        say.result(gateway.ask("POST", f"{API}/unlink_twitter"), "No X account is linked to this key any more.")
+        _check_place("unlink", key_id, config, api_key_file)
+        if key_id is None:
+            gateway = Gateway(gateway_url(), read_key(api_key_file))
+            say.result(gateway.ask("POST", f"{API}/unlink_twitter"), "No X account is linked to this key any more.")
+            return
+        from birdwire.cli import links  # noqa: PLC0415 - as in _linked
+
+        ended = asyncio.run(links.unlink(read_settings(config), key_id))
+        text = f"No X account is linked to {key_id} any more." if ended else f"No X account was linked to {key_id}."
+        say.result({"data": {"linked": False}}, text)
 
 
 @app.command("list")
@@ -109,6 +175,22 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
         say.table({"accounts": rows}, rows, columns, "No account is linked yet.")
 
 
+def _check_place(command: str, key_id: str | None, config: object, api_key_file: object) -> None:
+    """Check that the options fit to where the command works: on the database with a KEY_ID, else over HTTP.
+
+    Raises:
+        Stop: they do not.
+    """
+    if (config if key_id is None else api_key_file) is not None:
+        why = "--config needs a KEY_ID." if key_id is None else "--api-key-file and a KEY_ID exclude each other."
+        raise Stop(ExitCode.USAGE, why, f"See `birdwire accounts {command} --help`.")
+
+
+def _state_in(text: str) -> str:
+    """Return a link's state, given as such or as the auth_url that has it."""
+    return parse_qs(urlsplit(text).query).get("state", [text])[0]
+
+
 def _status(gateway: Gateway) -> dict[str, Any]:
     return gateway.ask("GET", f"{API}/auth/status")
 
@@ -118,23 +200,35 @@ class _OverHttp:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._begun: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
+
+    @property
+    def confirm(self) -> str:
+        """The command that confirms the link."""
+        return f"birdwire accounts confirm @USERNAME --state {printable(self._begun.get('state'))}"
 
     async def start(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the answer of auth_twitter."""
         self._before = _status(self._gateway)
-        return self._gateway.ask("POST", f"{API}/auth_twitter", body)
+        self._begun = self._gateway.ask("POST", f"{API}/auth_twitter", body)
+        return self._begun
 
-    async def linked(self) -> dict[str, Any] | None:
-        """Return the key's status once it reports another link than before."""
+    async def poll(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what became of the link, if it is the last that was started, and the key's status if it is its link.
+
+        A gateway that is busy or away is asked again.
+        """
         try:
-            now = _status(self._gateway)
+            status = _status(self._gateway)
         except Stop as stop:
             if stop.code not in (ExitCode.LIMIT, ExitCode.UPSTREAM, ExitCode.UNKNOWN):
                 raise
-            return None
-        other = now.get("linked_at") != self._before.get("linked_at")
-        return now if now.get("state") == "active" and other else None
+            return {}, {}
+        last = status.get("last_attempt")
+        mine = isinstance(last, dict) and last.get("expires_at") == self._begun.get("expires_at")
+        other = status.get("linked_at") != self._before.get("linked_at") or status.get("state") == "pending"
+        return last if mine and isinstance(last, dict) else {}, status if other else {}
 
 
 async def _link_key(say: Say, settings: Settings, key_id: str, body: dict[str, Any], *, waits: bool) -> None:
@@ -156,24 +250,60 @@ async def _link(say: Say, link: _OverHttp | Linking, body: dict[str, Any], *, wa
         say.result(begun, page)
         return
     say.lines("Open this page and allow access:\n", page, "")
-    ends_at = time.monotonic() + WAIT_S
+    ends_at, told = time.monotonic() + WAIT_S, False
     with say.waiting("Waiting for approval. Ctrl-C stops waiting; the page stays valid."):
-        while (after := await link.linked()) is None:
+        while True:
+            attempt, status = await link.poll()
+            check_attempt(attempt)
+            if status.get("state") == "active":
+                break
+            if status.get("state") == "pending" and status.get("username") and not told:
+                name = printable(f"@{status['username']}")
+                say.lines(f"{name} approved. To activate the link: {link.confirm.replace('@USERNAME', name)}")
+                told = True
             if time.monotonic() > ends_at:
-                raise Stop(ExitCode.REFUSED, "Nobody approved within 10 minutes.", "Run the command again.")
+                raise Stop(ExitCode.REFUSED, *(_UNCONFIRMED if told else _EXPIRED))
             await asyncio.sleep(ASK_EVERY_S)
-    say.result(after, _told(after))
+    say.result(status, _told(status))
+
+
+_AGAIN = "Run the command again for a new page."
+_EXPIRED = ("Nobody approved within 10 minutes.", _AGAIN)
+_UNCONFIRMED = ("The approval was not confirmed within 10 minutes.", _AGAIN)
+_ENDS = {
+    "consent_denied": "The account's owner denied access on X's page; nothing was linked.",
+    "account_mismatch": "Another X account approved than the one that the key is meant for; nothing was changed.",
+    "x_scope_missing": "The account's owner did not approve users.read and tweet.read, so X does not name the account.",
+}
+"""How a refused link ends, for people, where the refusal's own sentence needs values or speaks to the owner."""
+
+
+def check_attempt(attempt: dict[str, Any]) -> None:
+    """Check that a link may still come of an attempt.
+
+    Raises:
+        Stop: the owner denied or undid it, it expired, or it failed.
+    """
+    outcome, reason = attempt.get("outcome"), attempt.get("reason")
+    if outcome == "expired":
+        raise Stop(ExitCode.REFUSED, *_EXPIRED)
+    if outcome == "undone":
+        raise Stop(ExitCode.REFUSED, "The account's owner undid the link.", "Ask them before you link it again.")
+    if outcome == "refused":
+        raise Stop(ExitCode.REFUSED, _ENDS.get(str(reason)) or meaning(reason), _AGAIN)
 
 
 def _told(status: dict[str, Any]) -> str:
     if not status.get("linked"):
         why = f": {_why(status)}" if status.get("why") else "."
         return printable(f"No X account is linked to this key{why} Link one with: birdwire accounts link")
-    name = f"@{status['username']}" if status.get("username") else "an account that X has not named yet"
+    name = f"@{status['username']}" if status.get("username") else ""
     if status.get("state") == "needs_relink":
-        return printable(f"{name} must be linked again: {_why(status)}")
+        return printable(f"{name or 'The account'} must be linked again: {_why(status)}")
+    if status.get("state") == "pending" and not name:
+        return "X has not named the linked account yet. Birdwire asks X again with the key's next call."
     if status.get("state") == "pending":
-        return printable(f"The link to {name} is not active yet.")
+        return printable(f"{name} approved, and the link is waiting to be confirmed: see `birdwire accounts confirm`.")
     return printable(f"This key acts as {name}.")
 
 
@@ -181,6 +311,7 @@ WHYS = {
     "refused": "X refused to renew the access.",
     "refresh_lost_reply": "X's answer to a renewal was lost, and the new tokens with it.",
     "no_refresh_token": "the access expired, and X had given no refresh token.",
+    "scope_missing": "X does not name the account until its owner approves users.read and tweet.read.",
     "damaged": "the stored token was changed in the database.",
     "restored": "the link came from a backup; the next renewal will show whether X still accepts it.",
     "restored_backup": "the link came from a backup, and X had renewed the access since.",
@@ -227,7 +358,7 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
     from birdwire.cli.database import opened  # noqa: PLC0415 - see above
     from birdwire.clock import Clock, rfc3339  # noqa: PLC0415 - see above
     from birdwire.keys import Keys  # noqa: PLC0415 - see above
-    from birdwire.sessions import expired  # noqa: PLC0415 - see above
+    from birdwire.sessions import standing  # noqa: PLC0415 - see above
     from birdwire.store import sessions  # noqa: PLC0415 - see above
 
     clock = Clock()
@@ -241,8 +372,7 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
             "label": labels.get(row["key_id"]),
             "user_id": row["user_id"],
             "username": row["username"],
-            "state": "needs_relink" if row["state"] == "active" and expired(row, clock.now()) else row["state"],
-            "why": row["why"],
+            **dict(zip(("state", "why"), standing(row, clock.now()), strict=True)),
             "generation": row["gen"],
             "access_expires_at": rfc3339(row["expires_at"]),
             "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,

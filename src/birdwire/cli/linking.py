@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from birdwire.app import open_vault
-from birdwire.authorization import Authorizations, AuthTwitter
+from birdwire.authorization import Authorizations, AuthTwitter, hash_of
 from birdwire.body import check
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.say import ExitCode, Stop
@@ -14,12 +14,12 @@ from birdwire.clock import Clock, rfc3339
 from birdwire.errors import GatewayError, describe
 from birdwire.keyring import Keyring
 from birdwire.keys import LINK, Keys
-from birdwire.store import sessions
+from birdwire.landings import attempt
+from birdwire.store import sessions, states
+from birdwire.store.db import now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from sqlalchemy import RowMapping
 
     from birdwire.keys import KeyRules
     from birdwire.settings import Settings
@@ -33,7 +33,8 @@ class Linking:
         self._settings = settings
         self._database = database
         self._key_id = key_id
-        self._before: str | None = None
+        self._state_hash = b""
+        self.confirm = f"birdwire accounts confirm {key_id}"
 
     async def start(self, body: dict[str, Any]) -> dict[str, str]:
         """Return `auth_url`, `state` and `expires_at` of a new link.
@@ -44,17 +45,17 @@ class Linking:
         """
         clock, vault = Clock(), open_vault(self._settings)
         await Keyring(self._database, vault, clock, by=operator()).enlist(starting=False)
-        before = await self._session()
-        self._before = None if before is None else before["session_id"]
         key = await Keys(self._database, clock).get(self._key_id)
         try:
             key.check(clock.now(), self._settings.mode)
             asked = check(body, AuthTwitter)
             self._check_confirmable(key.rules, asked)
             authorizations = Authorizations(self._settings, self._database, vault, clock)
-            return await authorizations.start(key, asked, operator())
+            begun = await authorizations.start(key, asked, operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
+        self._state_hash = hash_of(begun["state"])
+        return begun
 
     def _check_confirmable(self, rules: KeyRules, asked: AuthTwitter) -> None:
         """Check that the link will not wait for a confirmation that the key may not give.
@@ -70,18 +71,23 @@ class Linking:
                 "Name the account with --expect USERNAME.",
             )
 
-    async def linked(self) -> dict[str, Any] | None:
-        """Return the link as auth/status describes it, once it is another one than before the start."""
-        row = await self._session()
-        if row is None or row["session_id"] == self._before:
-            return None
-        account = {name: row[name] for name in ("user_id", "username", "state")}
-        return {"linked": True, **account, "linked_at": rfc3339(row["linked_at"])}
+    async def poll(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what became of the link, and the link: both as auth/status describes them.
 
-    async def _session(self) -> RowMapping | None:
+        Raises:
+            Stop: it was dropped.
+        """
         async with self._database.read() as connection:
-            rows = await sessions.of_key(connection, self._key_id, self._settings.issuer)
-        return next((row for row in rows if row["state"] == "active"), None)
+            state = await states.find(connection, self._state_hash)
+            if state is None:
+                raise Stop(ExitCode.REFUSED, "The key lost this link: it started newer ones, or may no longer link.")
+            row = state["session_id"] and await sessions.get(connection, state["session_id"])
+            found = attempt(state, await now(connection, Clock()))
+        if not row:
+            return found, {"linked": False}
+        account = {name: row[name] for name in ("user_id", "username", "state")}
+        linked_at = rfc3339(row["linked_at"]) if row["linked_at"] else None
+        return found, {"linked": True, **account, "linked_at": linked_at}
 
 
 @asynccontextmanager

@@ -84,19 +84,32 @@ async def outcomes(connection: AsyncConnection, state_hashes: Sequence[bytes]) -
         link_states.c.taken_at,
         link_states.c.ended_at,
         link_states.c.return_to,
-        api_keys.c.label,
+        link_states.c.refusal,
+        *(api_keys.c[name] for name in ("label", "actions", "daily_writes", "expires_at")),
         api_keys.c.return_to.label("return_to_allowed"),
         x_sessions.c.state.label("session_state"),
-        x_sessions.c.username,
+        *(x_sessions.c[name] for name in ("username", "scopes", "undo_hash", "undo_until")),
     ).select_from(link_states.join(api_keys).outerjoin(x_sessions, led_to))
     rows = (await connection.execute(query.where(link_states.c.state_hash.in_(state_hashes)))).mappings()
     return {row["state_hash"]: row for row in rows}
+
+
+async def newest(connection: AsyncConnection, key_id: str, issuer: str) -> RowMapping | None:
+    """Return the state that a key was given last."""
+    query = select(link_states).where(link_states.c.key_id == key_id, link_states.c.issuer == issuer)
+    return (await connection.execute(query.order_by(link_states.c.created_at.desc()).limit(1))).mappings().first()
 
 
 async def note_session(connection: AsyncConnection, state_hash: bytes, session_id: str) -> bool:
     """Store which session a taken state led to; whether the state is still there."""
     query = update(link_states).where(link_states.c.state_hash == state_hash)
     return (await connection.execute(query.values(session_id=session_id))).rowcount == 1
+
+
+async def refuse(connection: AsyncConnection, key_id: str, session_id: str, refusal: str) -> None:
+    """Record why the state that led to one of a key's sessions has no link any more."""
+    query = update(link_states).where(link_states.c.key_id == key_id, link_states.c.session_id == session_id)
+    await connection.execute(query.values(refusal=refusal))
 
 
 async def end(connection: AsyncConnection, state_hash: bytes, ended_at: datetime, refusal: str | None) -> None:

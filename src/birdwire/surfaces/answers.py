@@ -8,6 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from birdwire.post import ID_PATTERN
 
+Why = Literal[
+    "refused",
+    "refresh_lost_reply",
+    "no_refresh_token",
+    "scope_missing",
+    "damaged",
+    "restored",
+    "restored_backup",
+    "undone_by_owner",
+]
+"""Why a link is over, or may soon be."""
+
 
 class Said(BaseModel):
     """An answer: these members, and no others."""
@@ -40,16 +52,34 @@ class Window(Said):
     reset_at: str = Field(description="when it resets", json_schema_extra={"format": "date-time"})
 
 
+class Attempt(Said):
+    """What became of the link that was started last."""
+
+    outcome: Literal["open", "approved", "refused", "expired", "undone"] = Field(
+        description="open: nobody has approved it yet; approved; refused: see reason; expired: nobody approved it "
+        "within 10 minutes; undone: the account's owner took the approval back"
+    )
+    reason: str | None = Field(description="the reason of a refusal, such as consent_denied")
+    expires_at: str = Field(
+        description="the expires_at that auth_twitter returned with it", json_schema_extra={"format": "date-time"}
+    )
+
+
 class LinkStatus(Said):
-    """What is linked to the key. Members but `linked` are null if nothing is."""
+    """What is linked to the key. The members that describe a link are null without one."""
 
     linked: bool = Field(description="whether an account is linked, in any of the states")
+    usable: bool = Field(
+        description="whether a call would be sent to X, as far as is known: the link is active, and its access is "
+        "valid or can be renewed. What a single call needs besides (its scopes, X's limits, the key's rules) does not "
+        "count"
+    )
     user_id: str | None = Field(description="the X account's id")
     username: str | None = Field(description="the X account's name, without @")
     scopes: list[str] | None = Field(description="what the account's owner approved")
     state: Literal["active", "pending", "needs_relink"] | None = Field(
         description="active; pending: X has yet to name the account, or auth/confirm has yet to be called; "
-        "needs_relink: X no longer accepts the session"
+        "needs_relink: no call can use it until the account's owner approves again"
     )
     access_expires_at: str | None = Field(
         description="when X's access token expires; Birdwire renews it", json_schema_extra={"format": "date-time"}
@@ -63,19 +93,9 @@ class LinkStatus(Said):
         description="when it is due to be renewed, by the first call from then on; null if it cannot be",
         json_schema_extra={"format": "date-time"},
     )
-    why: (
-        Literal[
-            "refused",
-            "refresh_lost_reply",
-            "no_refresh_token",
-            "damaged",
-            "restored",
-            "restored_backup",
-            "undone_by_owner",
-        ]
-        | None
-    ) = Field(
-        description="of needs_relink: X refused (refused); X's answer to a renewal was lost, and with it the new "
+    why: Why | None = Field(
+        description="of needs_relink: X refused (refused); the owner did not grant users.read and tweet.read, so X "
+        "does not name the account (scope_missing); X's answer to a renewal was lost, and with it the new "
         "tokens (refresh_lost_reply); there was nothing to renew with (no_refresh_token); the stored token was "
         "changed (damaged); it came from a backup that was too old (restored_backup). Of active: it came from a "
         "backup, and X has yet to say whether it still holds (restored); or the old tokens serve until they end "
@@ -90,6 +110,10 @@ class LinkStatus(Said):
     capabilities: dict[str, Capability] | None = Field(
         description="what X recently let this gateway do, by operation; the reason of a refusal only if this key's own "
         "calls met it, or if it is the access level of the gateway's X app"
+    )
+    last_attempt: Attempt | None = Field(
+        description="what became of the link that was started last, by auth_twitter or the operator; null: none was "
+        "started recently"
     )
 
 

@@ -64,12 +64,13 @@ POSTING = (
 )
 STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
 CONFIRMING = (
-    *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending"),
+    *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending", "x_scope_missing"),
     *UPSTREAM,
 )
 CALLBACK = (
     *("callback_malformed", "state_unknown", "state_expired", "state_used", "issuer_mismatch", "consent_denied"),
     *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "auth_failures", "storage_unavailable"),
+    "x_scope_missing",
     *UPSTREAM,
 )
 
@@ -330,7 +331,10 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             'The "this was not me" of the page after a link',
             "The page's one-time token ends the link within 10 minutes: Birdwire deletes the session and revokes it at "
             "X. It needs no key.",
-            (*EDGE, *BODY, *_field_reasons(Undo), "undo_unknown", "auth_failures", "storage_unavailable"),
+            (
+                *(*EDGE, *BODY, *_field_reasons(Undo)),
+                *("undo_unknown", "origin_not_allowed", "auth_failures", "storage_unavailable"),
+            ),
             takes=Undo,
             answer=answers.UnlinkedData,
             page=True,

@@ -1,0 +1,97 @@
+"""Confirming and ending a key's link on the database, for the operator: needs no running gateway, and no key."""
+
+from __future__ import annotations
+
+import io
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from birdwire.app import open_vault, to_x
+from birdwire.authserver import AuthServer
+from birdwire.cli.database import opened, operator, refusals
+from birdwire.cli.say import ExitCode, Stop
+from birdwire.clock import Clock, rfc3339
+from birdwire.errors import GatewayError, describe
+from birdwire.failpoints import Failpoints
+from birdwire.keyring import Keyring
+from birdwire.keys import Keys
+from birdwire.lookups import Lookups
+from birdwire.recall import Recall
+from birdwire.sessions import Sessions
+from birdwire.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from birdwire.settings import Settings
+
+CONNECTIONS = 2
+"""To X's token endpoint, for the revocation of a pair."""
+
+
+async def confirm(settings: Settings, key_id: str, username: str | None) -> dict[str, Any]:
+    """Activate the link of a key that waits for a confirmation; return it as auth/status describes it.
+
+    Raises:
+        Stop: none waits, or another account than `username` approved it.
+    """
+    async with _sessions(settings, key_id) as sessions:
+        row = (await sessions.links(key_id)).pending
+        if row is None or row["user_id"] is None or (row["over_at"] is not None and row["over_at"] <= Clock().now()):
+            raise Stop(
+                ExitCode.REFUSED,
+                f"No link of {key_id} is waiting to be confirmed.",
+                "A link waits for 10 minutes, in link mode confirm: see `birdwire accounts list`.",
+            )
+        try:
+            if username is not None and row["username"].lower() != username.lower():
+                raise GatewayError("account_mismatch", username=row["username"], expected=f"@{username}")
+            row = await sessions.activate(row["session_id"], operator())
+        except GatewayError as error:
+            raise Stop(ExitCode.REFUSED, *describe(error)) from None
+        account = {name: row[name] for name in ("user_id", "username", "state")}
+        return {"linked": True, **account, "linked_at": rfc3339(row["linked_at"])}
+
+
+async def unlink(settings: Settings, key_id: str) -> bool:
+    """End the link of a key and revoke it at X, or leave that to a gateway if X does not answer; whether there was one.
+
+    Raises:
+        Stop: the database cannot be used.
+    """
+    async with _sessions(settings, key_id) as sessions:
+        return await sessions.unlink(key_id, operator())
+
+
+@asynccontextmanager
+async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
+    """Open the sessions of a database that has the key.
+
+    Raises:
+        Stop: settings are missing, there is no such key, or the database cannot be used.
+    """
+    if not settings.x_client_id:
+        raise Stop(ExitCode.USAGE, "BIRDWIRE_X_CLIENT_ID is not set.", "Use the settings of the gateway: --config FILE")
+    clock = Clock()
+    with refusals():
+        async with opened(settings) as database:
+            vault, upstream, lookups = open_vault(settings), to_x(settings, CONNECTIONS), Lookups(clock)
+            await Keyring(database, vault, clock, by=operator()).enlist(starting=False)
+            await Keys(database, clock).get(key_id)
+            sessions = Sessions(
+                database,
+                vault,
+                AuthServer(settings, upstream),
+                clock,
+                Telemetry(io.StringIO(), clock, "error"),
+                settings.issuer,
+                Failpoints(settings.failpoints),
+                Recall(database, clock),
+                lookups,
+            )
+            try:
+                yield sessions
+            finally:
+                await lookups.close()
+                await sessions.close()
+                await upstream.close()

@@ -1,0 +1,58 @@
+"""What a key may do on X, in words for people who do not know what a key is: one sentence, drawn from its rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from birdwire.operations import OPERATIONS
+from birdwire.reads import READS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from birdwire.keys import KeyRules
+
+WORDS = {
+    "like_twitter": "like",
+    "unlike_twitter": "unlike",
+    "follow_twitter": "follow",
+    "unfollow_twitter": "unfollow",
+    "post_twitter": "post",
+    "delete_twitter": "delete posts",
+    "retweet_twitter": "repost",
+    "unretweet_twitter": "undo reposts",
+    "bookmark_twitter": "bookmark",
+    "unbookmark_twitter": "remove bookmarks",
+    "upload_media": "upload media",
+    "user/info": "look up users",
+    "user/last_tweets": "read posts",
+    "user/search": "search for users",
+}
+"""Each operation and look-up, after "may"."""
+
+IMPLIED = {row.name: row.opposite for row in OPERATIONS if row.name.startswith("un")} | {"upload_media": "post_twitter"}
+"""What goes without saying where the other action is named."""
+
+_SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
+
+
+def may(rules: KeyRules, scopes: Collection[str] | None = None) -> str:
+    """Return what a key may do on X, such as `like and post, up to 50 writes a day, until 1 March 2027`.
+
+    `scopes` are those that the account's owner granted, if they are known: what needs another one is left out.
+    """
+    actions = [
+        name
+        for name in WORDS
+        if rules.allow(name) and (scopes is None or all(scope in scopes for scope in _SCOPES[name]))
+    ]
+    parts = [_listed([WORDS[name] for name in actions if IMPLIED.get(name) not in actions]) or "do nothing on X"]
+    if rules.daily_writes is not None:
+        parts.append(f"up to {rules.daily_writes} write{'' if rules.daily_writes == 1 else 's'} a day")
+    if rules.expires_at is not None:
+        parts.append(f"until {rules.expires_at.day} {rules.expires_at:%B %Y}")
+    return ", ".join(parts)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

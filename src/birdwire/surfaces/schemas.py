@@ -20,19 +20,26 @@ if TYPE_CHECKING:
 PLACE = "#/components/schemas/"
 _ALONE = ("media", "poll", "quote_tweet_id", "card_uri")
 
+
+def fixed(**properties: Any) -> dict[str, Any]:
+    """Return a schema that says more of some members of an object, and nothing of the others."""
+    return {"properties": properties, "additionalProperties": True}
+
+
+def _without(*names: str) -> dict[str, Any]:
+    """Return the schema of an object that has none of these members."""
+    return fixed(**{name: {"not": {}} for name in names})
+
+
 RULES: dict[type[BaseModel], dict[str, Any]] = {
     PostTwitter: {
-        "anyOf": [
-            {"required": ["text"], "properties": {"text": {"pattern": r"[^\s\u0085]"}}},
-            *({"required": [name]} for name in _ALONE),
-        ],
-        "allOf": [
-            {"not": {"required": [one, other]}}
-            for one, other in (
-                *((one, other) for n, one in enumerate(_ALONE) for other in _ALONE[n + 1 :]),
-                ("card_uri", "direct_message_deep_link"),
-            )
-        ],
+        "if": _without(*_ALONE),
+        "then": {"required": ["text"]} | fixed(text={"pattern": r"[^\s\u0085]"}),
+        "dependentSchemas": {
+            "media": _without("poll", "quote_tweet_id", "card_uri"),
+            "poll": _without("quote_tweet_id", "card_uri"),
+            "card_uri": _without("quote_tweet_id", "direct_message_deep_link"),
+        },
     }
 }
 """What a model's validators ask beyond its fields: a text unless something else is posted, and what excludes what."""
@@ -150,11 +157,6 @@ def components(
 def reference(model: type[BaseModel]) -> dict[str, str]:
     """Where a model's schema stands."""
     return {"$ref": PLACE + model.__name__}
-
-
-def fixed(**properties: Any) -> dict[str, Any]:
-    """A schema that says more of some members of an object."""
-    return {"type": "object", "properties": properties}
 
 
 def _schemas(models: Iterable[type[BaseModel]], *, nullable: bool) -> dict[str, Any]:

@@ -80,7 +80,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@touch $@
 
 # The tests generate a Python client with this, in an environment of its own inside the other.
-$(GENERATOR)/.installed: requirements/generator.txt $(VENV)/.dev
+$(GENERATOR)/.installed: requirements/generator.txt | $(VENV)/bin/python
 	@echo "Installing the generator of Python clients (hash-pinned) ..."
 	@$(BIN)/python -m venv --clear --without-pip $(GENERATOR)
 	@$(PIP) --python $(GENERATOR) install -qq --require-hashes --requirement requirements/generator.txt

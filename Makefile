@@ -15,7 +15,7 @@ setup: $(VENV)/.runtime ## create the virtual environment with the runtime depen
 
 setup-dev: $(VENV)/.dev $(GENERATOR)/.installed $(NODE_PACKAGES) ## add the development dependencies
 
-run: setup ## start the gateway and a local X (options: ARGS="--port 0 --sandbox-port 0")
+run: setup ## start the gateway and a sandbox (options: ARGS="--port 0 --sandbox-port 0")
 	@$(BIN)/birdwire dev $(ARGS)
 
 test: setup-dev ## run the whole test suite

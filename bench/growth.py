@@ -234,7 +234,7 @@ async def _together(place: Place, running: list[Process], options: argparse.Name
 
 
 def renewals(place: Place, options: argparse.Namespace) -> list[Row]:
-    """Accounts at the local X: first with tokens that last, then with such as are always about to end."""
+    """Accounts at the sandbox: first with tokens that last, then with such as are always about to end."""
     port = free_port()
     sandbox = start("sandbox", [PROGRAM, "sandbox", "--port", port, "--json"], place.work, core=LOAD_CORE, port=port)
     try:
@@ -359,7 +359,7 @@ PARTS = {
     "renewals": Part(
         "Renewals",
         (
-            f"Accounts of {RENEWED} keys at the local X, which has the other core to itself and the load. A token that",
+            f"Accounts of {RENEWED} keys at the sandbox, which has the other core to itself and the load. A token that",
             "lives for 30 s is renewed before each like, so the likes/s are renewals/s.",
         ),
         renewals,

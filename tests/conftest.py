@@ -1,4 +1,4 @@
-"""What every test has: traffic to loopback only, and a gateway with a local X on real sockets."""
+"""What every test has: traffic to loopback only, and a gateway with a sandbox on real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several gateways as real processes on one PostgreSQL, one Redis and one local X."""
+"""Several gateways as real processes on one PostgreSQL, one Redis and one sandbox."""
 
 from __future__ import annotations
 

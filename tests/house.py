@@ -1,4 +1,4 @@
-"""A gateway and a local X, each on a real socket in the test's own event loop."""
+"""A gateway and a sandbox, each on a real socket in the test's own event loop."""
 
 from __future__ import annotations
 

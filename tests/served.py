@@ -1,4 +1,4 @@
-"""Real `birdwire serve` processes on one database with a local X: to be killed, frozen and started again by a test."""
+"""Real `birdwire serve` processes on one database with a sandbox: to be killed, frozen and started again by a test."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Serving:
 
 @dataclass
 class Street:
-    """A database, a vault key, a local X, and any number of gateways on them. `x` talks to the local X."""
+    """A database, a vault key, a sandbox, and any number of gateways on them. `x` talks to the sandbox."""
 
     directory: Path
     database_url: str
@@ -192,7 +192,7 @@ class Street:
 
 @contextlib.asynccontextmanager
 async def street(directory: Path, database_url: str | None = None) -> AsyncIterator[Street]:
-    """A local X and one API key; every process that was started is ended at the end."""
+    """A sandbox and one API key; every process that was started is ended at the end."""
     create_key_file(directory / "vault.key")
     sandbox = create_sandbox()
     url = database_url or f"sqlite:///{directory / 'birdwire.db'}"

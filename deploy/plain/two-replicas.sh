@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two gateways behind haproxy, on one PostgreSQL and one Redis, with a local X: all on loopback, until Ctrl-C.
+# Two gateways behind haproxy, on one PostgreSQL and one Redis, with a sandbox: all on loopback, until Ctrl-C.
 # Needs on the PATH: birdwire, haproxy, redis-server, python3, and initdb, pg_ctl and createdb of PostgreSQL.
 # Usage: two-replicas.sh [FOLDER]     FOLDER keeps data and logs; without it a temporary one, gone at the end.
 # PORT (8700) is the front's; the next five are used as well.
@@ -64,7 +64,7 @@ createdb --host 127.0.0.1 --port "$postgres" --username birdwire birdwire 2>/dev
 cd "$folder"
 start redis redis-server --bind 127.0.0.1 --port "$redis" --save "" --appendonly no
 
-# 2. A local X, in place of an X app of yours.
+# 2. A sandbox, in place of an X app of yours.
 start sandbox birdwire sandbox --port "$x" --world "$folder/world.json" --json
 said() { python3 -c 'import json, sys; print(json.loads(open("sandbox.out").readline())[sys.argv[1]])' "$1"; }
 until_ok said client_secret # its line may be there in part only

@@ -122,5 +122,5 @@ def _scopes(asked: list[str], key: Key) -> tuple[str, ...]:
         needed = tuple(scope for name in key.rules.actions for scope in _SCOPES.get(name, ()))
     beyond = next((scope for scope in asked if key.rules.actions and scope not in (*needed, *ALWAYS_SCOPES)), None)
     if beyond is not None:
-        raise GatewayError("key_not_allowed", what=f"ask for the scope {beyond}")
+        raise GatewayError("key_not_allowed", what=f"the scope {beyond}")
     return tuple(dict.fromkeys((*(asked or needed), *ALWAYS_SCOPES)))

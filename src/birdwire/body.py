@@ -188,7 +188,7 @@ def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, 
     path = [part for part in found["loc"] if isinstance(part, str)]
     name = path[-1]
     if found["type"] == "extra_forbidden":
-        known = ", ".join(model.model_fields) or "no members"
+        known = ", ".join(model.model_fields) or "no fields"
         raise GatewayError("unknown_field", field=excerpt(".".join(path)), known=known)
     wanted = _wanted(model, path)
     if found["type"] == "missing":
@@ -202,7 +202,7 @@ _ORDER = {"missing": 0, "extra_forbidden": 1}
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if not all(map(_whole, value)):
-        raise GatewayError("json_malformed", detail="the name of a member is no text")
+        raise GatewayError("json_malformed", detail="the name of a field contains an unpaired surrogate")
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -216,7 +216,7 @@ def _whole(text: str) -> bool:
 
 
 def _no_constant(_: str) -> NoReturn:
-    raise GatewayError("json_malformed", detail="NaN and Infinity are no JSON")
+    raise GatewayError("json_malformed", detail="NaN and Infinity are not JSON")
 
 
 def _float(text: str) -> float:
@@ -275,7 +275,7 @@ def _detail(kind: str, sent: object) -> str:
 
 _SAYINGS = {
     "string_type": "it is not a string",
-    "string_unicode": "it is no text: half of a character is missing",
+    "string_unicode": "it contains an unpaired surrogate",
     "string_pattern_mismatch": "it has the wrong form",
     "list_type": "it is not a list",
     "string_too_short": "it is too short",
@@ -286,7 +286,7 @@ _SAYINGS = {
     "int_type": "it is not a whole number",
     "greater_than_equal": "it is too small",
     "less_than_equal": "it is too large",
-    "literal_error": "it is none of the known words",
+    "literal_error": "it is not one of the allowed values",
     "model_type": "it is not an object",
     "dict_type": "it is not an object",
     "null": "it is null; leave it out instead",

@@ -314,7 +314,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise malformed("this is no proxy")
+                raise malformed("this server is not a proxy")
             if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
             return  # _read_on

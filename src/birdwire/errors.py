@@ -46,58 +46,60 @@ class Problem:
 _INVALID, _FORBIDDEN, _KEY, _CONFLICT = "invalid-request", "client-forbidden", "invalid_api_key", "conflict"
 _SEND_KEY = "Send the header `Authorization: Bearer <your Birdwire API key>`."
 _NEW_LINK = "Start again with POST /apis/v1/twitter/auth_twitter."
+_CONTENT = "Send text, media, a poll, a quote or a card."
 _CHECK_KEY = "Check that the whole key was copied; the operator can list keys with `birdwire keys list`."
 
 PROBLEMS: dict[str, Problem] = {
     # 400: the body
     "json_malformed": Problem(400, "json_parse_error", "caller", "The body is not valid JSON: {detail}.", "Send one JSON object in UTF-8."),
     "body_not_object": Problem(400, "json_parse_error", "caller", "The body is JSON, but not an object.", "Send one JSON object, such as {example}."),
-    "duplicate_field": Problem(400, "json_parse_error", "caller", "The request names {field} twice.", "Send each member once."),
-    "unknown_field": Problem(400, _INVALID, "caller", "The request has a member that this call does not know: {field}.", "Leave it out; the call takes {known}."),
-    "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameter, but got {field}.", "Put the parameters into the JSON body."),
-    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read, or has too many parts.", "Send a well-formed body; JSON is what this API takes."),
-    "mutually_exclusive": Problem(400, _INVALID, "caller", "These cannot stand together: {fields}.", "Keep one of them."),
-    "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", "Send a text, or media, a poll, a quote or a card."),
-    "text_too_long": Problem(400, _INVALID, "caller", "The text weighs {length} by X's counting; this key may post {limit} at most.", "Shorten the text (a link weighs 23, CJK characters and emoji 2); the operator can raise the key's limit."),
-    "media_too_large": Problem(400, _INVALID, "caller", "X takes {kind} up to {limit} MiB.", "Send a smaller file."),
+    "duplicate_field": Problem(400, "json_parse_error", "caller", "The request has {field} twice.", "Send each field once."),
+    "unknown_field": Problem(400, _INVALID, "caller", "Unknown field: {field}.", "Remove it. This call takes {known}."),
+    "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameters, but the URL has {field}.", "Put the parameters in the JSON body."),
+    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read, or has too many parts.", "Send a well-formed form, or JSON wherever the call takes it."),
+    "mutually_exclusive": Problem(400, _INVALID, "caller", "These fields are mutually exclusive: {fields}.", "Send only one of them."),
+    "text_missing": Problem(400, "missing_parameter", "caller", "`text` is missing.", _CONTENT),
+    "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", _CONTENT),
+    "text_too_long": Problem(400, _INVALID, "caller", "The text's weighted length is {length}; this key may post at most {limit}.", "Shorten the text (a link counts as 23 characters, a CJK character or an emoji as 2), or ask the operator to raise the key's limit."),
+    "media_too_large": Problem(400, _INVALID, "caller", "X accepts {kind} files of at most {limit} MiB.", "Send a smaller file."),
     "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the medium: {message}", "Send it in another encoding; see X's media best practices."),
-    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use scopes from: {known}. The operator can add others with the setting extra_scopes."),
-    "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key may not send people to that return_to address.", "Leave return_to out, or have the operator allow the address for this key."),
+    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use these: {known}. The operator can add others with the setting extra_scopes."),
+    "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key is not allowed to use this return_to URL.", "Remove return_to, or ask the operator to allow the URL for this key."),
     # 400: HTTP itself
     "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
-    "host_not_allowed": Problem(400, _INVALID, "caller", "The Host header names a host that is not served here.", "Call the gateway by its public name."),
-    "idempotency_key_malformed": Problem(400, _INVALID, "caller", "The Idempotency-Key is not 1 to 255 printable ASCII characters, or is there twice.", "Send one, such as a UUID."),
+    "host_not_allowed": Problem(400, _INVALID, "caller", "The Host header names a host that this gateway does not serve.", "Call the gateway by its public name."),
+    "idempotency_key_malformed": Problem(400, _INVALID, "caller", "The Idempotency-Key is not 1 to 255 printable ASCII characters, or was sent twice.", "Send one, such as a UUID."),
     "duplicate_header": Problem(400, _INVALID, "caller", "The request has the header {field} twice.", "Send the header once."),
-    "prefetch": Problem(400, _INVALID, "caller", "This page can be opened once, so it does not answer a prefetch.", "Open the page yourself."),
+    "prefetch": Problem(400, _INVALID, "caller", "This page can be opened only once, so Birdwire does not answer a prefetch of it.", "Open the page yourself."),
     # 400: the callback
     "callback_malformed": Problem(400, _INVALID, "account_owner", "X's answer is incomplete or has a parameter twice.", _NEW_LINK),
-    "state_unknown": Problem(400, _INVALID, "account_owner", "This link is not one of ours, or it is long gone.", _NEW_LINK),
-    "state_expired": Problem(400, _INVALID, "account_owner", "This link ran out: it is good for 10 minutes.", _NEW_LINK),
-    "state_used": Problem(400, _INVALID, "account_owner", "This link was already used, and it did not end in a linked account.", _NEW_LINK),
+    "state_unknown": Problem(400, _INVALID, "account_owner", "This link is unknown or has expired.", _NEW_LINK),
+    "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
+    "state_used": Problem(400, _INVALID, "account_owner", "This link was already used, and no account was linked with it.", _NEW_LINK),
     "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was made for another authorization server.", _NEW_LINK),
     "consent_denied": Problem(400, _INVALID, "account_owner", "Access was denied on X's page; nothing was linked.", f"If that was a mistake: {_NEW_LINK}"),
     "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it was wrong, used, or older than 30 seconds.", _NEW_LINK),
-    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo is used up or older than 10 minutes.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
+    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo was already used or has expired. It is valid for 10 minutes.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
     # 400: X's word on what was sent
     "x_invalid_request": Problem(400, _INVALID, "caller", "X refused a parameter: {message}", "Correct the field named in the message."),
     "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps put at most one cashtag ($TICKER) into a post.", "Keep one cashtag; write the others without the $."),
     # 401
-    "key_missing": Problem(401, "missing_api_key", "caller", "The request carries no API key.", _SEND_KEY),
-    "key_in_query": Problem(401, "missing_api_key", "caller", "The API key stands in the URL, where logs and proxies keep it; it was not read.", f"{_SEND_KEY} Rotate the key if the URL was really sent over a network."),
-    "key_malformed": Problem(401, _KEY, "caller", "What was sent as the API key is no Birdwire key (bw_live_... or bw_test_...), or a mistyped one.", f"{_SEND_KEY} {_CHECK_KEY}"),
-    "key_unknown": Problem(401, _KEY, "caller", "No such API key here.", _CHECK_KEY),
+    "key_missing": Problem(401, "missing_api_key", "caller", "The request has no API key.", _SEND_KEY),
+    "key_in_query": Problem(401, "missing_api_key", "caller", "The API key is in the URL, where logs and proxies record it. It was ignored.", f"{_SEND_KEY} Rotate the key if the URL was sent over a network."),
+    "key_malformed": Problem(401, _KEY, "caller", "The API key is malformed. Birdwire keys start with bw_live_ or bw_test_.", f"{_SEND_KEY} {_CHECK_KEY}"),
+    "key_unknown": Problem(401, _KEY, "caller", "This gateway has no such API key.", _CHECK_KEY),
     "key_mismatch": Problem(401, _KEY, "caller", "The header and the body carry different API keys.", "Send one key, in the Authorization header."),
-    "key_expired": Problem(401, _KEY, "caller", "This API key ran out on {expired}.", "Ask the operator for a new key."),
-    "key_revoked": Problem(401, "revoked_api_key", "caller", "This API key was revoked or rotated away.", "Use the new key, or ask the operator for one."),
-    "metrics_token_wrong": Problem(401, _KEY, "operator", "The metrics are for who has their token.", "Send the header `Authorization: Bearer <BIRDWIRE_METRICS_TOKEN>`."),
+    "key_expired": Problem(401, _KEY, "caller", "This API key expired on {expired}.", "Ask the operator for a new key."),
+    "key_revoked": Problem(401, "revoked_api_key", "caller", "This API key has been revoked, or replaced by a rotation.", "Use the new key, or ask the operator for one."),
+    "metrics_token_wrong": Problem(401, _KEY, "operator", "The metrics endpoint requires the metrics token.", "Send the header `Authorization: Bearer <BIRDWIRE_METRICS_TOKEN>`."),
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
-    "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not do that: {what}.", "Ask the operator for a key that may."),
+    "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key is not allowed to use {what}.", "Ask the operator for a key that is allowed to."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
-    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not in use yet: {why}.", "{remedy}.", retryable=True),
-    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The linked X session lacks a scope that this call needs: {scope}.", f"{LINK} approve {{scope}}."),
-    "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it ran out, or the app was removed in the account's connected apps.", RELINK),
+    "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not active yet: {why}.", "{remedy}.", retryable=True),
+    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The link does not include a scope that this call needs: {scope}.", f"{LINK} approve {{scope}}."),
+    "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it expired, or the app was removed from the account's connected apps.", RELINK),
     "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
     "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to another X account than the one linked.", RELINK),
     "x_user_suspended": Problem(403, _FORBIDDEN, "account_owner", "X has suspended or locked the linked account.", "The account's owner resolves it on x.com, or links another account."),
@@ -111,47 +113,47 @@ PROBLEMS: dict[str, Problem] = {
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
-    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no such request, or it is long gone.", "Check the request_id; it is in X-Request-Id of the answer."),
+    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no request with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
-    "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not take {method}.", "Use {allow}."),
+    "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not accept {method}.", "Use {allow}."),
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the whole request within 10 seconds.", retryable=True),
     "body_too_large": Problem(413, "body_too_large", "caller", "The body is larger than {limit} bytes.", "Send a smaller body."),
-    "uri_too_long": Problem(414, "uri_too_long", "caller", "The path and query are longer than {limit} bytes.", "Put the parameters into the JSON body."),
+    "uri_too_long": Problem(414, "uri_too_long", "caller", "The path and query are longer than {limit} bytes.", "Put the parameters in the JSON body."),
     "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes JSON, as {wanted}.", "Send `Content-Type: application/json` and an uncompressed UTF-8 body."),
-    "headers_too_large": Problem(431, "headers_too_large", "caller", "The request's headers are too many or too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
+    "headers_too_large": Problem(431, "headers_too_large", "caller", "The request has too many headers, or they are too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
     # 409
     "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The account is @{username}, but this key is meant for {expected}. Nothing was changed.", "Approve as {expected}. To link another account, unlink first or name it as expected_username; if the operator pinned the key to {expected}, only the operator can change that."),
-    "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Ask again after the seconds in Retry-After; the answer will be the first call's.", retryable=True),
+    "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Send the same call again after the seconds in Retry-After to get the first call's response.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
-    "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so this one, whose first try failed, was not tried again.", "Nothing, if the newer call is what is wanted; else send this one again."),
+    "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so Birdwire did not retry this one after its first attempt failed.", "Send this call again only if you want it instead of the newer one."),
     "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
     # 429
-    "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key may make {limit} calls a minute, and they are used up.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
+    "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has used up its {limit} calls per minute.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
     "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer calls concurrently, or retry after the seconds in Retry-After; the operator can raise the limit.", retryable=True),
     "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Your address sent too many invalid keys, links, or undo tokens.", "Wait for the seconds in Retry-After, then send a valid one.", retryable=True),
-    "daily_cap": Problem(429, "quota_exceeded", "operator", "This key may write {limit} times a day (UTC), and that is used up.", "Wait until the next day begins, or have the operator raise the key's cap.", retryable=True),
+    "daily_cap": Problem(429, "quota_exceeded", "operator", "This key has used up its {limit} writes for today (UTC).", "Wait until midnight UTC, or ask the operator to raise the key's cap.", retryable=True),
     "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again {reset}.", retryable=True),
     "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again {reset}.", retryable=True),
     "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app's {period} usage cap is used up.", "The operator raises the cap in X's developer console, or waits for the next billing cycle."),
     "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway reached its spending limit; it resets on {reset_date}.", "Wait until then, or the operator raises the limit in X's developer console.", retryable=True),
     # 500, 503: ourselves
     "internal": Problem(500, "internal_error", "birdwire", "Something broke inside Birdwire.", "Try again; if it lasts, give the operator the request_id.", retryable=True),
-    "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire has as much to do as it takes on at once.", "Try again after the seconds in Retry-After.", retryable=True),
-    "draining": Problem(503, "overloaded", "birdwire", "This process of Birdwire is about to end.", "Try again after the seconds in Retry-After; another process takes over.", retryable=True),
+    "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire is at capacity.", "Try again after the seconds in Retry-After.", retryable=True),
+    "draining": Problem(503, "overloaded", "birdwire", "This Birdwire process is shutting down.", "Try again after the seconds in Retry-After; another process takes over.", retryable=True),
     "storage_unavailable": Problem(503, "storage_unavailable", "operator", "Birdwire's database does not answer; {half}.", "Try again after the seconds in Retry-After; the operator checks the disk and the database.", retryable=True),
     # 502: X
     "x_unreachable": Problem(502, "upstream_unavailable", "x_outage", "X could not be reached; nothing was sent.", "Try again in a few seconds; if it lasts, the operator checks the network and the X base URL.", retryable=True),
     "x_tls": Problem(502, "upstream_unavailable", "operator", "No secure connection to X could be made; nothing was sent.", "The operator checks the clock, the CA certificates and any proxy in between.", retryable=True),
-    "x_5xx": Problem(502, "upstream_unavailable", "x_outage", "X did not take the call.", "Try again in a few seconds.", retryable=True),
-    "x_breaker_open": Problem(502, "upstream_unavailable", "x_outage", "X keeps failing at this, so it is left alone but for a try every few seconds; nothing was sent.", "Try again after the seconds in Retry-After.", retryable=True),
+    "x_5xx": Problem(502, "upstream_unavailable", "x_outage", "X failed to process the call.", "Try again in a few seconds.", retryable=True),
+    "x_breaker_open": Problem(502, "upstream_unavailable", "x_outage", "X keeps failing on this endpoint, so Birdwire has paused calls to it and probes it every few seconds. Nothing was sent.", "Try again after the seconds in Retry-After.", retryable=True),
     "x_renewal_failed": Problem(502, "upstream_unavailable", "x_outage", "X answered a request to renew the linked account's access with a server error.", "Try again after the seconds in Retry-After. The account does not have to be linked again.", retryable=True),
     "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not answer in time.", "Try again in a few seconds; what this call asks for is safe to repeat.", retryable=True),
     "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's answer was lost: X may or may not have done this.", "Do not send it again under another Idempotency-Key. Birdwire looks for a lost post for a minute: ask GET /apis/v1/twitter/requests/REQUEST_ID, or repeat the call with the same Idempotency-Key. An upload may simply be sent again."),
     "not_applied": Problem(502, "upstream_unavailable", "x_outage", "X's answer was lost, and the post is not in the account's timeline: X did not do this.", "Post again, under a new Idempotency-Key."),
     "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X refused the gateway's own client id or secret.", "Operator: check the X app's client id, secret and client type. No account has to be linked again."),
-    "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X answered something that Birdwire cannot read.", "Try again in a few seconds; if it lasts, see X's status page.", retryable=True),
+    "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X sent a response that Birdwire cannot read.", "Try again in a few seconds; if it lasts, see X's status page.", retryable=True),
     "x_endpoint_gone": Problem(502, "upstream_bad_reply", "x_outage", "X answered 404 without a body: it does not offer this endpoint now, or refuses the token.", "See X's status page; if it lasts, the operator checks the X base URL and the access level."),
 }  # fmt: skip
 """Reason -> Problem. A closed set: raising any other reason is a KeyError, and a test keeps every row reachable."""
@@ -175,10 +177,9 @@ _PUBLISHED_IDS = {"tweet_id", "target_user_id"}  # their absence has the publish
 
 for _field in FIELDS:
     _code = _INVALID if _field in _PUBLISHED_IDS else "missing_parameter"
-    if _field in REQUIRED:
-        PROBLEMS[f"{_field}_missing"] = Problem(
-            400, _code, "caller", f"The request lacks {_field}.", f"Send {_field}: {{wanted}}."
-        )
+    if _field in REQUIRED:  # the text of a post has its own row, as other fields may take its place
+        _missing = Problem(400, _code, "caller", f"`{_field}` is missing.", f"Send {_field}: {{wanted}}.")
+        PROBLEMS.setdefault(f"{_field}_missing", _missing)
     PROBLEMS[f"{_field}_malformed"] = Problem(
         400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}."
     )

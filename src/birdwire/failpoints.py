@@ -98,7 +98,7 @@ def _read(part: str) -> tuple[str, _Action]:
     found = _FORM.fullmatch(part)
     if found is None or found["name"] not in POINTS:
         known = ", ".join(POINTS)
-        raise ValueError(f"failpoints: {part!r:.60} is no POINT=kill, raise or delay(SECONDS), with POINT of {known}")
+        raise ValueError(f"failpoints: {part!r:.60} is not POINT=kill, raise or delay(SECONDS), with POINT of {known}")
     delay_s = float(found["delay"] or 0)
     if delay_s > _LONGEST_DELAY_S:
         raise ValueError(f"failpoints: a delay is {_LONGEST_DELAY_S:.0f} seconds at most")

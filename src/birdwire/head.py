@@ -47,7 +47,7 @@ def host_name(host: bytes) -> str:
     """The name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(host)
     if match is None:
-        raise malformed("the Host header is no host")
+        raise malformed("the Host header is not a host")
     return match[1].decode().lower()
 
 
@@ -57,7 +57,7 @@ def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
         raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
     match = _ABSOLUTE.fullmatch(target)
     if match is None or b"#" in target:
-        raise malformed("the request target is no path")
+        raise malformed("the request target is not a path")
     if match[1].lower() != (host or match[1]).lower():
         raise malformed("the request target and the Host header disagree")
     return (match[2] or b"/") + (match[3] or b"")

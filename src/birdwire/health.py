@@ -1,4 +1,4 @@
-"""Whether this process is fit for work: alive, ready, about to end; and how long all work stood still. Never asks X."""
+"""Reports whether this process is alive, ready or shutting down, and how long all work stood still. Never calls X."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Health:
         telemetry.metrics.watch("birdwire_loop_lag_seconds", self._lag_s)
 
     def drain(self) -> None:
-        """This process is about to end: it says so from now on, and begins nothing of its own accord."""
+        """Mark this process as shutting down: it reports so from now on, and starts nothing of its own accord."""
         self._draining = True
         self._sessions.drain()
 

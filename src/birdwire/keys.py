@@ -101,12 +101,12 @@ class KeyRules:
             try:
                 ip_network(network, strict=False)
             except ValueError:
-                raise KeyRuleError(f"{network} is no IP address or network such as 192.0.2.0/24.") from None
+                raise KeyRuleError(f"{network} is not an IP address or a network such as 192.0.2.0/24.") from None
         for url in self.return_to:
             parts = urlsplit(url)
             safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
             if not (safe and parts.hostname and parts.username is None and url.isascii() and url.isprintable()):
-                raise KeyRuleError(f"{url} is no https URL.")
+                raise KeyRuleError(f"{url} is not an https URL.")
         if self.daily_writes is not None and not 1 <= self.daily_writes <= MAX_RPM:
             raise KeyRuleError(f"The daily cap must be between 1 and {MAX_RPM} writes.")
         if self.text_limit is not None and not 1 <= self.text_limit <= MAX_TEXT:

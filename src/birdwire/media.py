@@ -105,7 +105,7 @@ def kind_of(part: Part) -> Kind:
     kind = next((kind for kind in KINDS if head[kind.offset :].startswith(kind.magic)), None)
     if kind is None:
         detail = (
-            "it is empty" if not part.size else "it is no JPEG, PNG, WebP, BMP, TIFF, GIF, MP4, MOV, WebM or TS file"
+            "it is empty" if not part.size else "it is not a JPEG, PNG, WebP, BMP, TIFF, GIF, MP4, MOV, WebM or TS file"
         )
         raise GatewayError("media_files_malformed", detail=detail, wanted="an image, a GIF or a video")
     if part.size > kind.most_bytes:

@@ -92,7 +92,7 @@ _HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
 
 
 class OAuth:
-    """Linking. Mode `open`: whoever opens the auth_url links their account to its key. `confirm`: the holder agrees."""
+    """Linking. Mode `open`: the first who approves at the auth_url is linked. `confirm`: the key's holder agrees."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class OAuth:
         return await self._status(key)
 
     async def confirm(self, call: Call, key: Key, parsed: Parsed) -> Answer:
-        """Put a link in use that waits for the key's holder (mode `confirm`); answers as `status`."""
+        """Confirm a link that is waiting for the key's holder (mode `confirm`); answers as `status`."""
         del call
         body = check(parsed.fields, Confirm)
         async with self._database.read() as connection:
@@ -221,7 +221,7 @@ class OAuth:
             if row["state"] == "pending":
                 raise GatewayError(
                     "x_link_pending",
-                    why=f"@{row['username']} approved it, and whoever holds the key has yet to confirm that account",
+                    why=f"@{row['username']} approved it, and the key's holder has yet to confirm that account",
                     remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
                 )
             return Links(row, None)

@@ -111,8 +111,8 @@ class Operation:
     `path` is X's, with {user_id} for the acting account and the body's fields by name; a POST carries the set fields.
     `target` names the field that says what is acted on, or the answer's member that does. `repeatable`: a second send
     does no harm. `opposite` names the operation that undoes it. `enterprise` marks what X removed from its self-serve
-    tiers: always, or only if the post quotes. `already` maps an old code of X (its v1.1 list) to the answer it amounts
-    to. `takes_file`: the body is multipart.
+    access level: always, or only if the post quotes. `already` maps an old code of X (its v1.1 list) to the answer it
+    amounts to. `takes_file`: the body is multipart.
     """
 
     name: str
@@ -145,7 +145,7 @@ class Operation:
         return f"{self.method} {self.path}"
 
     def needs_enterprise(self, body: Body) -> bool:
-        """Whether X keeps this very call from its self-serve tiers."""
+        """Whether X keeps this very call from its self-serve access level."""
         return self.enterprise == "always" or (self.enterprise == "quote" and "quote_tweet_id" in body.model_fields_set)
 
 

@@ -102,9 +102,7 @@ class PostTwitter(Body):
         if len(given) > 1:
             raise PydanticCustomError("mutually_exclusive", "exclusive", {"fields": " and ".join(given)})
         if self.text is None and not given:
-            raise PydanticCustomError(
-                "text_missing", "missing", {"wanted": "text, or media, a poll, a quote or a card"}
-            )
+            raise PydanticCustomError("text_missing", "missing", {})
         if self.text is not None and not self.text.strip() and not given:
             raise PydanticCustomError("text_empty", "empty", {})
         limit = (info.context or {}).get("text_limit") or LIMIT

@@ -122,7 +122,7 @@ class Refresher:
         self._background: set[asyncio.Task[Row]] = set()
         self._pauses: dict[str, _Pause] = {}  # by session
         self.draining = False
-        """Whether this process is about to end: then only what a call cannot do without is renewed."""
+        """Whether this process is shutting down: then only what a call cannot do without is renewed."""
         self.unsaved = 0
         """Pairs that X gave and the store has not taken yet. While there are any, no refresh begins."""
 

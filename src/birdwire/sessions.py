@@ -343,7 +343,7 @@ class Sessions:
                 await self._revocations.end(connection, newer)
 
     def drain(self) -> None:
-        """This process is about to end: renew nothing that another can renew in time."""
+        """Shut down: renew nothing that another can renew in time."""
         self._refresher.draining = True
 
     async def close(self) -> None:

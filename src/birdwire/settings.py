@@ -87,7 +87,7 @@ class Settings(BaseModel):
     x_deadline_s: float = Field(15.0, gt=0, le=120, description="Seconds that one call to X may take in all.")
     link_mode: Literal["open", "confirm"] = Field(
         "open",
-        description="How an account is linked. open: whoever opens the auth_url links; "
+        description="How an account is linked. open: the person who opens the auth_url links; "
         "confirm: the key's holder must then confirm the account.",
     )
     extra_scopes: str = Field(
@@ -180,7 +180,7 @@ class Settings(BaseModel):
             try:
                 ipaddress.ip_network(network)
             except ValueError:
-                problems.append(f"trusted_proxies names {network}, which is no IP address or network")
+                problems.append(f"trusted_proxies contains {network}, which is not an IP address or network")
         if self.max_spooled_bytes < self.max_upload_bytes:
             problems.append("max_spooled_bytes must be at least max_upload_bytes")
         unknown = set(self.offered_reads) - set(LOOK_UPS)

@@ -54,7 +54,7 @@ class Reading:
     """How to read X's answer to one call.
 
     `answer` picks what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
-    `enterprise`: X keeps this action from self-serve tiers; `lately_allowed`: it let this app do it not long ago, so a
+    `enterprise`: X keeps this action from the self-serve access level; `lately_allowed`: it let this app do it not long ago, so a
     bare Forbidden is about the account or the post. `already` maps an old code of X to the answer it amounts to.
     """
 

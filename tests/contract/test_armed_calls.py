@@ -84,7 +84,7 @@ def kinds(*names: str) -> pytest.MarkDecorator:
 
 
 class Held:
-    """A local X that holds the calls to one path until the test lets them go."""
+    """A sandbox that holds the calls to one path until the test lets them go."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -163,7 +163,7 @@ async def test_json_is_the_gateways_answer(operator: Operator) -> None:
     unliked = await run("unlike", POST, "--json", **operator[1])
     assert (liked.code, liked.document, liked.err) == (0, {"data": {"liked": True}}, "")
     assert (unliked.code, unliked.document, unliked.err) == (0, {"data": {"liked": False}}, "")
-    assert (await run("unlike", POST, **operator[1])).out == f"{POST}: not liked\n"
+    assert (await run("unlike", POST, **operator[1])).out == f"{POST}: no longer liked\n"
 
 
 async def test_a_refusal_says_why_what_to_do_and_which_request(operator: Operator) -> None:
@@ -324,7 +324,7 @@ async def test_a_user_may_be_named_by_id_name_or_address(operator: Operator, use
     """Each follows the same user; a name is looked up."""
     outcome = await run("follow", user, "--json", **operator[1])
     assert outcome.document == {"data": {"following": True, "pending_follow": False}}
-    assert (await run("unfollow", user, **operator[1])).out.endswith("not following\n")
+    assert (await run("unfollow", user, **operator[1])).out.endswith("no longer following\n")
     follows = (await operator[0].state())["follows"]
     assert not [one for one in follows if one["target_user_id"] == GRACE and one["source_user_id"] == ADA]
 
@@ -373,7 +373,7 @@ async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> Non
 async def test_what_is_done_can_be_undone(operator: Operator, command: str, undo: str, word: str) -> None:
     """Reposts and bookmarks."""
     assert (await run(command, POST, **operator[1])).out == f"{POST}: {word}\n"
-    assert (await run(undo, POST, **operator[1])).out == f"{POST}: not {word}\n"
+    assert (await run(undo, POST, **operator[1])).out == f"{POST}: no longer {word}\n"
 
 
 # Posts and media.
@@ -441,7 +441,7 @@ async def test_a_file_that_x_does_not_take_is_refused(operator: Operator, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "text, or media, a poll, a quote or a card"),
+        ((), "Send text, media, a poll, a quote or a card."),
         (("hi", "--poll", "Yes|No"), "duration_minutes"),
         (("hi", "--poll", "Yes", "--poll-minutes", "60"), "options"),
         (("hi", "--poll", "A|B", "--poll-minutes", "60", "--quote", POST), "poll"),
@@ -509,12 +509,19 @@ async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> 
     assert "No request fits." in (await run("log", "--key", "key_none", **person)).out
 
 
-@pytest.mark.parametrize("wrong", [("--state", "lost"), ("--since", "yesterday"), ("--operation", "shout")])
-async def test_the_log_says_what_may_be_asked_of_it(operator: Operator, wrong: tuple[str, str]) -> None:
-    """Exit 2, naming what would do."""
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [
+        (("--state", "lost"), "'lost'"),
+        (("--since", "yesterday"), "'yesterday' is not a time.\nFix: Use 24h, 7d or 2026-09-22T10:00Z."),
+        (("--operation", "shout"), "'shout'"),
+    ],
+)
+async def test_the_log_names_what_it_accepts(operator: Operator, wrong: tuple[str, str], advice: str) -> None:
+    """Exit 2, with the values that would do."""
     outcome = await run("log", *wrong, **operator[1])
     assert (outcome.code, outcome.out) == (2, "")
-    assert wrong[1] in outcome.err
+    assert advice in outcome.err
 
 
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
@@ -754,6 +761,21 @@ async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) ->
     assert (await run("accounts", "status", "--json", **theirs)).document["linked"] is False
 
 
+async def test_the_status_of_an_account_reads_as_sentences(tmp_path: Path) -> None:
+    """Not renewed yet; then to be linked again, with the reason."""
+    async with House.built(tmp_path) as house:
+        await house.link("ada")
+        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        fresh = (await run("accounts", "status", **person)).out.splitlines()
+        assert fresh[0] == "This key acts as @ada."
+        assert fresh[2].startswith("Not renewed yet; the next renewal is due at ")
+        await house.x.post(f"/_sandbox/users/{(await house.status())['user_id']}/revoke_app")
+        await house.like()
+        over = (await run("accounts", "status", **person)).out.splitlines()
+        assert over[0] == "@ada must be linked again: X refused to renew the access."
+        assert over[2] == "Not renewed yet; no renewal is planned."
+
+
 async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> None:
     """The key's holder over HTTP, the operator from the database."""
     async with House.built(tmp_path) as house:
@@ -792,7 +814,7 @@ def settings_of(house: House) -> dict[str, str]:
 
 
 async def approve(house: House, auth_url: str, username: str) -> None:
-    """Approve a page as a user of the local X, and come back to the gateway."""
+    """Approve a page as a user of the sandbox, and come back to the gateway."""
     decision = {"auth_url": auth_url, "username": username, "action": "allow"}
     redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()["redirect_to"]
     (await house.bare.get(redirect_to)).raise_for_status()
@@ -1030,9 +1052,9 @@ async def test_serve_refuses_without_an_x_app(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("proxy",), "--to"),
-        (("proxy", "--to", "localhost"), "no host with a port"),
-        (("proxy", "--to", "127.0.0.1:port"), "no host with a port"),
-        (("proxy", "--to", "http://127.0.0.1:8701/path"), "no host with a port"),
+        (("proxy", "--to", "localhost"), "not a host with a port"),
+        (("proxy", "--to", "127.0.0.1:port"), "not a host with a port"),
+        (("proxy", "--to", "http://127.0.0.1:8701/path"), "not a host with a port"),
         (("--port", "0", "proxy", "--to", "127.0.0.1:9"), "Give it after: birdwire sandbox proxy --port"),
         (("--json", "proxy", "--to", "127.0.0.1:9"), "Give it after: birdwire sandbox proxy --json"),
         (("prox",), "prox"),
@@ -1152,4 +1174,4 @@ async def test_limits_says_why_nothing_is_known_of_xs(operator: Operator) -> Non
     _, raw_key = await house.gateway.keys.create("test", "unlinked", "free", None)
     told = await run("limits", **{**environment, "BIRDWIRE_API_KEY": raw_key})
     assert len(told.out.splitlines()) == 2
-    assert "No X account is linked" in told.err
+    assert told.err == "X's rate limits are not known: no X account is linked to this key.\n"

@@ -168,7 +168,7 @@ async def test_the_folder_is_the_owners_alone(dev: tuple[Program, dict[str, Any]
 async def test_a_second_start_in_the_same_folder_is_refused(
     dev: tuple[Program, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Two would overwrite each other's local X."""
+    """Two would overwrite each other's sandbox."""
     data = str(dev[0].folder / ".birdwire")
     code, out, errors = await command(tmp_path, "dev", "--data", data, *FREE_PORTS)
     assert (code, out) == (2, "")
@@ -198,7 +198,7 @@ async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
-async def test_a_user_that_the_local_x_lacks_cannot_be_linked(tmp_path: Path) -> None:
+async def test_a_user_unknown_to_the_sandbox_cannot_be_linked(tmp_path: Path) -> None:
     """The refusal names users that can."""
     code, out, errors = await command(tmp_path, "dev", "--link", "nobody", *FREE_PORTS)
     assert (code, out) == (3, "")

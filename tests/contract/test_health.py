@@ -1,4 +1,4 @@
-"""Health: alive, ready, about to end; and what is still answered while a process ends."""
+"""Health: alive, ready, shutting down; and what is still answered while a process ends."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ async def place(shared_house: House) -> AsyncIterator[House]:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", X_SAYS)
 async def test_each_refusal_of_x_has_one_meaning(place: House, name: str) -> None:
-    """By its id in the local X: for an action that X keeps from self-serve apps, and for one that it does not."""
+    """By its id in the sandbox: for an action that X keeps from self-serve apps, and for one that it does not."""
     upstream, like, unlike = X_SAYS[name]
     await place.fault("*", "/2/users/*/likes*", {"error": name}, times=None)
     for operation, reason in (("like_twitter", like), ("unlike_twitter", unlike)):
@@ -180,7 +180,7 @@ async def test_a_second_401_of_x_has_the_shape(linked: House) -> None:
     assert "auth_twitter" in error["fix"]
 
 
-def test_every_refusal_that_the_local_x_knows_stands_in_a_table_here() -> None:
+def test_every_refusal_that_the_sandbox_knows_is_in_a_table_here() -> None:
     """A new one needs a meaning before it can be forgotten."""
     assert set(Catalogue().ids()) == {*X_SAYS, *AT_THE_TOKEN_ENDPOINT, *ELSEWHERE}
 
@@ -340,7 +340,7 @@ def placeholders(reason: str) -> set[str]:
 def test_every_reason_says_whole_sentences() -> None:
     """What happened, and what to do."""
     for reason, problem in PROBLEMS.items():
-        assert problem.message[0].isupper() or problem.message[0] in "@{" or reason.endswith("_malformed"), reason
+        assert problem.message[0].isupper() or problem.message[0] in "@{`" or reason.endswith("_malformed"), reason
         assert problem.message.endswith((".", "{message}")), reason
         assert problem.fix.endswith("."), reason
         assert 400 <= problem.status <= 503, reason

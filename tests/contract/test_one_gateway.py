@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def town(tmp_path: Path) -> AsyncIterator[Street]:
-    """A local X and a key; no gateway runs yet."""
+    """A sandbox and a key; no gateway runs yet."""
     async with street(tmp_path) as made:
         yield made
 

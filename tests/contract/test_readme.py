@@ -176,7 +176,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 @pytest.mark.parametrize("page", CONSOLE_PAGES)
 def test_a_page_s_examples_answer_what_the_page_says(reader: Reader, page: str) -> None:
-    """Every console block, from top to bottom, against a running gateway and local X."""
+    """Every console block, from top to bottom, against a running gateway and sandbox."""
     for block in blocks(page, "console"):
         for step in steps(block):
             reader.do(step)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest_asyncio.fixture
 async def town(tmp_path: Path) -> AsyncIterator[Street]:
-    """A local X and a key; no gateway runs yet."""
+    """A sandbox and a key; no gateway runs yet."""
     async with street(tmp_path) as made:
         yield made
 

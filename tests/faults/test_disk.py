@@ -46,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest_asyncio.fixture
 async def town(tmp_path: Path, small_disk: Path) -> AsyncIterator[Street]:
-    """A local X and a key, with the database alone on the small disk."""
+    """A sandbox and a key, with the database alone on the small disk."""
     async with street(tmp_path, f"sqlite:///{small_disk / 'birdwire.db'}") as made:
         yield made
 

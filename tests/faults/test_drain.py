@@ -31,7 +31,7 @@ async def liking(street_: Street, served: Serving, delay_s: float) -> asyncio.Ta
 
 
 async def until_draining(street_: Street, served: Serving) -> httpx2.Response:
-    """Ask until it says that it is about to end."""
+    """Ask until it says that it is shutting down."""
     async with asyncio.timeout(30):
         while (answer := await street_.client.get(f"{served.url}/readyz")).status_code == 200:
             pass

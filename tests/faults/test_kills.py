@@ -29,14 +29,14 @@ KILLS = scaled("KILLS", 3, 100)
 SYNCS = scaled("SYNCS", 100, 2_000)
 RENEWALS = scaled("RENEWALS", 20, 1_000)
 TOKEN_ENDINGS = (b"MToxOmF0OjE", b"MToxOnJ0OjE")
-"""How the local X's access and refresh tokens end: `1:1:at:1` and `1:1:rt:1` in base64."""
+"""How the sandbox's access and refresh tokens end: `1:1:at:1` and `1:1:rt:1` in base64."""
 
 pytestmark = pytest.mark.timeout(120 + 10 * KILLS + SYNCS + RENEWALS)
 
 
 @pytest_asyncio.fixture
 async def town(tmp_path: Path) -> AsyncIterator[Street]:
-    """A local X and a key; no gateway runs yet."""
+    """A sandbox and a key; no gateway runs yet."""
     async with street(tmp_path) as made:
         yield made
 

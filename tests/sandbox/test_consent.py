@@ -157,11 +157,11 @@ async def test_the_policy_lets_the_form_lead_to_the_redirect_target_only(x: Loca
 
 
 async def test_plain_challenges_can_be_switched_off(x: LocalX) -> None:
-    """The challenge is then refused before anyone is asked."""
-    url = x.authorize_url(code_challenge="p" * 43, code_challenge_method="plain")
-    assert (await x.http.get(url)).status_code == 200
+    """The challenge is then refused before anyone is asked, in whatever case its method is written."""
+    urls = [x.authorize_url(code_challenge="p" * 43, code_challenge_method=one) for one in ("plain", "PLAIN")]
+    assert [(await x.http.get(url)).status_code for url in urls] == [200, 200]
     await x.control("config", allow_plain=False)
-    assert (await x.http.get(url)).status_code == 400
+    assert [(await x.http.get(url)).status_code for url in urls] == [400, 400]
 
 
 async def test_the_scripted_consent_refuses_what_the_page_would(x: LocalX) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import httpx2
 import pytest
 
 from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.config import Config
 from birdwire.sandbox.seed import DELETED_POST_ID, VISIBLE_POST_ID
 
 if TYPE_CHECKING:
     from sandbox.conftest import LocalX
 
 ADA = "2244994945"
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The part of docs/sandbox.md under a heading."""
+    found = re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1]
 
 
 async def test_the_default_seed_has_five_people_and_a_deleted_post(x: LocalX) -> None:
@@ -64,6 +76,7 @@ async def test_pages_of_other_origins_are_refused(x: LocalX) -> None:
         ("config", {"likes_per_15m": True}),
         ("config", {"likes_per_15m": 1.5}),
         ("config", {"limits": {"GET /2/users/me": "many"}}),
+        ("config", {"limits": {"GET /2/moon": 1}}),
         ("clock", {}),
         ("clock", {"advance_s": "1"}),
         ("clock", {"advance_s": True}),
@@ -119,9 +132,39 @@ async def test_config_changes_any_subset_and_answers_the_whole(x: LocalX) -> Non
     """And all names of a refused change are named."""
     whole = await x.control("config", tier="self_serve_2026_04", likes_per_15m=3)
     assert (whole["tier"], whole["likes_per_15m"], whole["billing"]) == ("self_serve_2026_04", 3, "ok")
-    answer = await x.http.post("/_sandbox/config", json={"tier": "x", "colour": 1})
-    assert "tier" in answer.json()["error"]
-    assert "colour" in answer.json()["error"]
+    error = (await x.http.post("/_sandbox/config", json={"tier": "x", "billing": 1})).json()["error"]
+    assert error.startswith("tier: Input should be ")
+    assert "; billing: Input should be " in error
+
+
+async def test_an_unknown_switch_is_refused_with_the_names_of_the_known_ones(x: LocalX) -> None:
+    """Of switches and, within `limits`, of endpoints."""
+    error = (await x.http.post("/_sandbox/config", json={"colour": 1})).json()["error"]
+    assert error == f"unknown name 'colour'; the known names are {', '.join(Config.model_fields)}"
+    error = (await x.http.post("/_sandbox/config", json={"limits": {"GET /2/moon": 1}})).json()["error"]
+    assert error.startswith("limits: unknown name 'GET /2/moon'; the known names are GET /2/users/me, ")
+
+
+def test_every_switch_is_documented_with_its_values_default_first() -> None:
+    """docs/sandbox.md against the switches themselves."""
+    documented = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", section("Switches"), re.MULTILINE))
+    assert list(documented) == list(Config.model_fields)
+    for name, default in Config().model_dump().items():
+        values = re.findall("`([^`]+)`", documented[name])
+        assert values[0] == (default if isinstance(default, str) else json.dumps(default)), name
+        if isinstance(default, str):
+            assert set(values) == set(get_args(Config.model_fields[name].annotation)), name
+
+
+async def test_the_consent_call_is_documented(x: LocalX) -> None:
+    """Every member of its body: the documented example itself, filled in."""
+    text = section("Consent without a browser")
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert rows == ["auth_url", "username", "action", "scopes"]
+    answer = await x.http.post("/_sandbox/consent", json=dict.fromkeys(rows, 1))
+    assert "unknown" not in answer.json()["error"]
+    body = {"auth_url": x.authorize_url(), "username": "ada", "action": "allow", "scopes": ["tweet.read"]}
+    assert (await x.control("consent", **body)).keys() == {"redirect_to"}
 
 
 async def test_calls_are_numbered_and_say_who_did_what(x: LocalX) -> None:

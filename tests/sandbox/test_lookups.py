@@ -64,13 +64,27 @@ async def test_asked_fields_come_in_the_asked_spelling(x: LocalX, token: str) ->
     newer = (await get(x, token, f"/2/tweets/{VISIBLE_POST_ID}?post.fields=public_metrics&expansions=moon"))["data"]
     assert older.keys() == {"id", "text", "edit_history_tweet_ids", "public_metrics"}
     assert newer.keys() == {"id", "text", "edit_history_post_ids", "public_metrics"}
-    assert "retweet_count" in older["public_metrics"]
-    assert "repost_count" in newer["public_metrics"]
     user = (await get(x, token, f"/2/users/{OTHER_USER_ID}?user.fields=pinned_tweet_id,public_metrics,protected"))[
         "data"
     ]
     assert user["pinned_tweet_id"] == VISIBLE_POST_ID
     assert user["protected"] is False
+
+
+@pytest.mark.parametrize("generation", ["2.166", "2.167", "mixed"])
+@pytest.mark.parametrize("name", ["tweet.fields", "post.fields"])
+async def test_counts_come_under_the_names_of_both_generations(
+    x: LocalX, token: str, generation: str, name: str
+) -> None:
+    """Reposts of a post and posts of a user, however the question is spelt."""
+    await x.control("config", generation=generation)
+    reposted = await x.call(token, "POST", "/2/users/2244994945/retweets", json={"tweet_id": VISIBLE_POST_ID})
+    assert reposted.status_code == 200
+    post = (await get(x, token, f"/2/tweets/{VISIBLE_POST_ID}?{name}=public_metrics"))["data"]["public_metrics"]
+    assert (post["retweet_count"], post["repost_count"]) == (1, 1)
+    path = f"/2/users/{OTHER_USER_ID}?user.fields=public_metrics&{name}=id"
+    user = (await get(x, token, path))["data"]["public_metrics"]
+    assert (user["tweet_count"], user["post_count"]) == (3, 3)
 
 
 async def test_the_author_comes_as_a_field_or_as_an_expansion(x: LocalX, token: str) -> None:

@@ -109,6 +109,41 @@ async def test_an_image_is_done_at_once(x: LocalX, token: str) -> None:
     assert (await x.state())["posts"][-1]["media_ids"] == ids
 
 
+@pytest.mark.parametrize("name", ['"media"; filename="a.png"', '"media"'])
+async def test_a_multipart_file_keeps_its_bytes(x: LocalX, token: str, name: str) -> None:
+    """With a filename and, as twitter-api-v2 sends it, without: no bytes are text."""
+    png = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    part = f"--b\r\nContent-Disposition: form-data; name={name}\r\n\r\n".encode() + png + b"\r\n"
+    category = b'--b\r\nContent-Disposition: form-data; name="media_category"\r\n\r\ntweet_image\r\n--b--\r\n'
+    headers = {"authorization": f"Bearer {token}", "content-type": "multipart/form-data; boundary=b"}
+    answer = await x.http.post(UPLOAD, content=part + category, headers=headers)
+    assert (answer.status_code, answer.json()["data"]["size"]) == (200, len(png))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("multipart/form-data", b"--b--\r\n"),
+        ("multipart/form-data; boundary=b", b"no boundary"),
+        ("multipart/form-data; boundary=b", b"--b\r\nX: y\r\n\r\n1\r\n--b--\r\n"),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="shared"\r\n\r\n\xff\r\n--b--',
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b"".join(b'--b\r\nContent-Disposition: form-data; name="%d"\r\n\r\n\r\n' % n for n in range(11)) + b"--b--",
+        ),
+    ],
+)
+async def test_what_is_no_multipart_form_is_refused(x: LocalX, token: str, kind: str, content: bytes) -> None:
+    """No boundary, another one, a part without a name, a field that is not text, too many parts."""
+    headers = {"authorization": f"Bearer {token}", "content-type": kind}
+    answer = await x.http.post(UPLOAD, content=content, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["message"] == "The request body is not a form"
+
+
 async def test_a_post_takes_only_what_is_ready_and_ones_own(x: LocalX, token: str) -> None:
     """Unknown, foreign, unfinished, run out, and mixed with a video: X's general refusal."""
     unfinished = await initialize(x, token, **IMAGE, total_bytes=3)

@@ -264,6 +264,28 @@ async def test_an_edit_has_a_window_and_needs_premium(x: LocalX, token: str) -> 
     assert (await post(x, token, text="edited", edit_options={"previous_post_id": mine})).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("switch", "detail"),
+    [
+        (None, "Forbidden"),
+        ("forbidden", "Forbidden"),
+        ("not-permitted-action", "You are not permitted to perform this action."),
+        ("not-permitted-feature", "Your account is not permitted to access this feature."),
+    ],
+)
+async def test_an_edit_is_refused_in_each_possible_reading(
+    x: LocalX, token: str, switch: str | None, detail: str
+) -> None:
+    """X's own words are not known: the window, Premium, and a post that is not there share the switch."""
+    if switch is not None:
+        await x.control("config", edit_refusal=switch)
+    mine = (await post(x, token, text="mine")).json()["data"]["id"]
+    await x.control("clock", advance_s=3601)
+    for previous in (mine, "1"):
+        answer = await post(x, token, text="edited", edit_options={"previous_post_id": previous})
+        assert (answer.status_code, answer.json()["detail"]) == (403, detail)
+
+
 async def test_a_post_is_deleted_once_and_by_its_author_only(x: LocalX, token: str) -> None:
     """Again: 404 with a problem; another's: the bare 403."""
     post_id = (await post(x, token, text="short-lived")).json()["data"]["id"]

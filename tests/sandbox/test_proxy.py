@@ -1,4 +1,4 @@
-"""The proxy that misbehaves on order, between a client and an echoing server."""
+"""The proxy that misbehaves on demand, between a client and an echoing server."""
 
 from __future__ import annotations
 

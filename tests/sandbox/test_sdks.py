@@ -1,7 +1,8 @@
-"""X's official SDK and tweepy, unmodified but for the host they speak to, get along with the sandbox."""
+"""SDKs of Python and JavaScript, unmodified but for the host they speak to, get along with the sandbox."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -12,12 +13,16 @@ import xdk  # type: ignore[import-untyped]  # says nothing of its types
 from requests.adapters import HTTPAdapter
 from xdk.users import models  # type: ignore[import-untyped]  # the same
 
+import javascript
 from birdwire.sandbox.seed import DELETED_POST_ID, OTHER_USER_ID, VISIBLE_POST_ID
 
 REDIRECT_URI = "http://127.0.0.1:9/callback"
 SCOPES = ["tweet.read", "users.read", "tweet.write", "like.write", "follows.write", "bookmark.write", "offline.access"]
 HOSTS = ("https://api.twitter.com/", "https://api.x.com/")
 ADA = "2244994945"
+BOTH_CLIENTS = pytest.mark.parametrize(("client_id", "secret"), [("confidential", "a-secret"), ("public", None)])
+NODE_SDKS = javascript.FOLDER / "sdks"
+GONE = [400, "This tweet cannot be found."]
 
 
 class Detour(HTTPAdapter):
@@ -60,7 +65,7 @@ def tweepy_client(base: str, token: str) -> tweepy.Client:
     return client
 
 
-@pytest.mark.parametrize(("client_id", "secret"), [("confidential", "a-secret"), ("public", None)])
+@BOTH_CLIENTS
 def test_tweepy_links_likes_refreshes_and_unlikes(served: str, client_id: str, secret: str | None) -> None:
     """Both kinds of client, from the authorize URL to an unlike under the refreshed token."""
     handler = tweepy.OAuth2UserHandler(
@@ -121,3 +126,70 @@ def test_xdk_raises_its_own_error(served: str) -> None:
     """A wrong token."""
     with pytest.raises(requests.HTTPError):
         xdk.Client(base_url=served, access_token="not-a-token").users.get_me()
+
+
+def by_node(name: str, base: str, client_id: str, secret: str | None) -> Any:
+    """What an SDK of Node returned, call by call: its script logs in, renews, and uses what the SDK has."""
+    requests.post(f"{base}/_sandbox/config", json={"media_processing_s": 0}, timeout=20).raise_for_status()
+    script = NODE_SDKS / f"{name}.js"
+    ended = javascript.run(script, SANDBOX_URL=base, CLIENT_ID=client_id, CLIENT_SECRET=secret or "")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def state_of(base: str) -> Any:
+    """The state of the sandbox's world."""
+    return requests.get(f"{base}/_sandbox/state", timeout=20).json()
+
+
+@BOTH_CLIENTS
+def test_twitter_api_v2_logs_in_refreshes_likes_posts_and_uploads(
+    served: str, client_id: str, secret: str | None
+) -> None:
+    """JSON at the token endpoints, s256, and three chunks of binary without a filename."""
+    answers = by_node("twitter_api_v2", served, client_id, secret)
+    assert (answers["stateKept"], answers["revoked"], answers["ended"]) == (True, {"revoked": True}, 401)
+    assert set(SCOPES) < set(answers["scope"])
+    assert answers["me"]["username"] == "ada"
+    assert answers["me"]["public_metrics"]["tweet_count"] == 3
+    assert (answers["liked"], answers["unliked"]) == ({"liked": True}, {"liked": False})
+    assert (answers["missing"], answers["spent"]) == (GONE, [400, "invalid_request"])
+    *_, posted, filmed = state_of(served)["posts"]
+    assert (posted["id"], posted["text"]) == (answers["posted"]["id"], "By twitter-api-v2.")
+    assert (filmed["in_reply_to_tweet_id"], filmed["deleted"]) == (posted["id"], True)
+    assert posted["media_ids"] + filmed["media_ids"] == answers["media"]
+
+
+def acted(base: str, answers: Any) -> Any:
+    """The last post at the sandbox, after what the calls that both of X's SDKs have returned is found right."""
+    assert answers["state"] == "a-state"
+    assert set(SCOPES) < set(answers["scope"])
+    assert answers["me"]["username"] == "ada"
+    assert (answers["liked"], answers["unliked"]) == ({"liked": True}, {"liked": False})
+    assert (answers["reposted"], answers["bookmarked"]) == (True, {"bookmarked": True})
+    assert answers["followed"]["following"] is True
+    assert (answers["removed"], answers["missing"]) == ({"deleted": True}, GONE)
+    state = state_of(base)
+    assert state["follows"] == [{"source_user_id": ADA, "target_user_id": OTHER_USER_ID}]
+    post = state["posts"][-1]
+    assert (post["id"], post["text"], post["deleted"]) == (answers["posted"]["id"], answers["posted"]["text"], True)
+    return post
+
+
+@BOTH_CLIENTS
+def test_twitter_api_sdk_logs_in_refreshes_likes_and_posts(served: str, client_id: str, secret: str | None) -> None:
+    """X's older SDK for JavaScript sends the token's parameters in the query, and s256. It has no media."""
+    answers = by_node("twitter_api_sdk", served, client_id, secret)
+    acted(served, answers)
+    assert (answers["revoked"], answers["ended"]) == ({"revoked": True}, 401)
+
+
+@BOTH_CLIENTS
+def test_xdk_for_javascript_logs_in_refreshes_likes_posts_and_uploads(
+    served: str, client_id: str, secret: str | None
+) -> None:
+    """X's SDK for JavaScript sends media as base64. It has no revocation."""
+    answers = by_node("xdk", served, client_id, secret)
+    post = acted(served, answers)
+    assert post["media_ids"] == [answers["uploaded"]["id"]]
+    assert (answers["uploaded"]["size"], answers["processed"]["state"]) == (264, "succeeded")

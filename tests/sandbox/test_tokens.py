@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -77,10 +77,18 @@ async def test_a_code_is_bound_to_its_client(x: LocalX) -> None:
     assert refused(await x.exchange(await x.code(client_id="public")), CODE_WRONG)
 
 
-async def test_a_plain_challenge_is_the_verifier_itself(x: LocalX) -> None:
-    """RFC 7636 §4.6."""
-    code = await x.code(code_challenge="p" * 43, code_challenge_method="plain")
+@pytest.mark.parametrize("method", ["plain", "Plain", "PLAIN"])
+async def test_a_plain_challenge_is_the_verifier_itself(x: LocalX, method: str) -> None:
+    """RFC 7636 §4.6, with the method in any case of letters."""
+    code = await x.code(code_challenge="p" * 43, code_challenge_method=method)
     assert (await x.exchange(code, code_verifier="p" * 43)).status_code == 200
+
+
+async def test_the_challenge_method_is_read_in_any_case(x: LocalX) -> None:
+    """Several SDKs send s256; the verifier is checked by its hash all the same."""
+    code = await x.code(code_challenge_method="s256")
+    assert refused(await x.exchange(code, code_verifier="w" * 43), CODE_WRONG)
+    assert (await x.exchange(await x.code(code_challenge_method="s256"))).status_code == 200
 
 
 async def test_an_access_token_ends_when_it_said(x: LocalX) -> None:
@@ -194,13 +202,46 @@ async def test_a_refresh_token_is_bound_to_its_client(x: LocalX) -> None:
     assert (await x.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_only_forms_are_read(x: LocalX) -> None:
-    """RFC 6749 §4.1.3: form-encoded; JSON is refused."""
-    answer = await x.http.post(
-        "/2/oauth2/token", json={"grant_type": "refresh_token"}, auth=("confidential", "a-secret")
-    )
-    assert answer.status_code == 400
-    assert answer.json()["error"] == "invalid_request"
+@pytest.mark.parametrize("form", ["data", "json", "params"])
+async def test_the_token_and_revoke_endpoints_read_forms_json_and_the_query(x: LocalX, form: str) -> None:
+    """From a code to the end of its tokens, as three families of SDKs send them."""
+    auth, kind = ("confidential", "a-secret"), {"content-type": "application/x-www-form-urlencoded"}
+    headers = kind if form == "params" else {}  # X's older TypeScript SDK sends this type with an empty body
+
+    async def ask(endpoint: str, **parameters: str) -> Any:
+        more: dict[str, Any] = {form: parameters, "headers": headers}
+        answer = await x.http.post(f"/2/oauth2/{endpoint}", auth=auth, **more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    bound = {"code": await x.code(), "redirect_uri": "http://127.0.0.1:9/callback", "code_verifier": "v" * 43}
+    tokens = await ask("token", grant_type="authorization_code", **bound)
+    tokens = await ask("token", grant_type="refresh_token", refresh_token=tokens["refresh_token"])
+    assert await alive(x, tokens["access_token"])
+    await ask("revoke", token=tokens["refresh_token"], token_type_hint="refresh_token")
+    assert not await alive(x, tokens["access_token"])
+
+
+@pytest.mark.parametrize(
+    ("request_body", "sentence"),
+    [
+        ({"json": {"grant_type": 7}}, "The parameter [grant_type] must be a string."),
+        ({"json": {"grant_type": "refresh_token"}, "params": {"grant_type": "x"}}, "given more than once"),
+        ({"data": {"grant_type": "refresh_token"}, "params": {"grant_type": "x"}}, "given more than once"),
+        ({"content": b"[]", "headers": {"content-type": "application/json"}}, "malformed"),
+        ({"content": b"{", "headers": {"content-type": "application/json; charset=utf-8"}}, "malformed"),
+        ({"content": b"a=%ff", "headers": {"content-type": "application/x-www-form-urlencoded"}}, "malformed"),
+        ({"content": b"a=b", "headers": {"content-type": "text/plain"}}, "Content-Type must be"),
+        ({"content": b"a=b"}, "Content-Type must be"),
+    ],
+)
+async def test_parameters_that_cannot_be_read_are_refused(
+    x: LocalX, request_body: dict[str, Any], sentence: str
+) -> None:
+    """In the token endpoint's own form, with the cause."""
+    answer = await x.http.post("/2/oauth2/token", auth=("confidential", "a-secret"), **request_body)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+    assert sentence in answer.json()["error_description"]
 
 
 async def test_revoking_needs_a_hint(x: LocalX) -> None:

@@ -196,7 +196,7 @@ def test_no_import_goes_round_in_circles() -> None:
 
 
 def test_the_sandbox_and_the_gateway_know_nothing_of_each_other() -> None:
-    """A local X that shared our reading of X would be wrong wherever we are. Only the command line starts both."""
+    """A sandbox that shared our reading of X would be wrong wherever we are. Only the command line starts both."""
     for name, found in GRAPH.items():
         if part(name) == "sandbox":
             assert {part(one) for one in found} <= {"sandbox"}, name

@@ -42,9 +42,9 @@ ACTIONS = {name: row.name for row in OPERATIONS for name in (name_of(row), row.n
 """Short names of actions: those of the commands, and like for like_twitter."""
 
 COMMANDS = (
-    Row("dev", "dev", RUN, "Start a gateway and a local X on this machine, to build and test against."),
+    Row("dev", "dev", RUN, "Start a gateway and a sandbox on this machine, to build and test against."),
     Row("serve", "serve", RUN, "Start the gateway."),
-    Row("sandbox", "sandbox", RUN, "Start the local X alone."),
+    Row("sandbox", "sandbox", RUN, "Start the sandbox alone."),
     Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
     Row("migrate", "migrate", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
@@ -65,7 +65,7 @@ COMMANDS = (
     Row("user", "look", LOOK, "Look a user up by name."),
     Row("posts", "look", LOOK, "Read a user's newest posts."),
     Row("search", "look", LOOK, "Search for users."),
-    Row("limits", "limits", LOOK, "Show the key's own allowance, and X's windows as X last told of them."),
+    Row("limits", "limits", LOOK, "Show the key's own allowance, and X's rate limits, as X last reported them."),
     Row(
         "explain", "outcomes", LOOK, "Say what became of a write that this API key asked for, and what to do about it."
     ),

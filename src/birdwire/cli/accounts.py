@@ -75,7 +75,7 @@ def link(
 
 @app.command()
 def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Say which X account the API key acts as, and what X lately let the gateway's X app do. Never a token.
+    """Show which X account the API key acts as, and what X recently let the gateway's X app do. Never a token.
 
     Example: birdwire accounts status
     """
@@ -86,7 +86,7 @@ def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
 
 @app.command()
 def unlink(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Take the X account off the API key: gone here at once, and its tokens revoked at X.
+    """Unlink the X account from the API key: delete its tokens here, and revoke them at X.
 
     Example: birdwire accounts unlink
     """
@@ -167,36 +167,48 @@ def _told(status: dict[str, Any]) -> str:
     if not status.get("linked"):
         return "No X account is linked to this key. Link one with: birdwire accounts link"
     name = f"@{status['username']}" if status.get("username") else "an account that X has not named yet"
-    state = "" if status.get("state") == "active" else f", but it is {status.get('state')}"
-    return printable(f"This key acts as {name}{state}.")
+    if status.get("state") == "needs_relink":
+        return printable(f"{name} must be linked again: {_why(status)}")
+    if status.get("state") == "pending":
+        return printable(f"The link to {name} is not active yet.")
+    return printable(f"This key acts as {name}.")
 
 
 WHYS = {
-    "refused": "X refused to renew it: the app was removed at X, or X ended it.",
-    "refresh_lost_reply": "X's answer to a renewal was lost on the way, and the new tokens with it.",
-    "no_refresh_token": "It ran out, and X had given nothing to renew it with.",
-    "damaged": "Its token was changed in the database.",
-    "restored": "It came from a backup; the next renewal will show whether X still accepts it.",
-    "restored_backup": "It came from a backup, and X had renewed it since.",
+    "refused": "X refused to renew the access.",
+    "refresh_lost_reply": "X's answer to a renewal was lost, and the new tokens with it.",
+    "no_refresh_token": "the access expired, and X had given no refresh token.",
+    "damaged": "the stored token was changed in the database.",
+    "restored": "the link came from a backup; the next renewal will show whether X still accepts it.",
+    "restored_backup": "the link came from a backup, and X had renewed the access since.",
 }
-"""What auth/status says as `why`, for people."""
+"""What auth/status returns as `why`, for people; reads on after a colon."""
+
+
+def _why(status: dict[str, Any]) -> str:
+    why = str(status.get("why"))
+    return WHYS.get(why, f"{why}.")
 
 
 def _session(status: dict[str, Any]) -> list[str]:
-    """How X's access stands."""
+    """Until when X's access lasts, and when it is renewed; why, where `_told` does not have it."""
     if not status.get("linked"):
         return []
+    last, planned = status.get("refreshed_at"), status.get("next_refresh_at")
+    renewed = f"Renewed at {last}" if last else "Not renewed yet"
+    renewal = f"the next renewal is due at {planned}" if planned else "no renewal is planned"
     lines = [
-        f"Tokens of generation {status.get('generation')}, good until {status.get('access_expires_at')}.",
-        f"Renewed {status.get('refreshed_at') or 'not yet'}; next {status.get('next_refresh_at') or 'never'}.",
+        f"X's access token is valid until {status.get('access_expires_at')} (generation {status.get('generation')}).",
+        f"{renewed}; {renewal}.",
     ]
-    if status.get("why"):
-        lines.append(WHYS.get(str(status["why"]), str(status["why"])))
+    if status.get("why") and status.get("state") != "needs_relink":
+        why = _why(status)
+        lines.append(f"{why[:1].upper()}{why[1:]}")
     return [printable(line) for line in lines]
 
 
 def _record(status: dict[str, Any]) -> list[str]:
-    """What X lately said of each operation."""
+    """What X recently answered to each operation."""
     known = status.get("capabilities")
     lines = [
         f"X allows {name}." if found.get("allowed") else f"X refuses {name}: {meaning(found.get('reason'))}"

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def _outcome(shown: str, document: dict[str, Any]) -> str:
-    """`1346889436626259968: liked`: what the answer says is true now, in its own words; else what is not."""
+    """`1346889436626259968: liked`: what the answer says is true now, in its own words; else what no longer is."""
     data = {name: value for name, value in data_of(document).items() if value is not None}
-    words = [name for name, value in data.items() if value] or [f"not {name}" for name in data]
+    words = [name for name, value in data.items() if value] or [f"no longer {name}" for name in data]
     return printable(f"{shown}: {', '.join(words).replace('_', ' ')}")
 
 

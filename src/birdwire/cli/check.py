@@ -65,7 +65,7 @@ def check(
             if live:
                 checks.live(settings)
         if checks.wrong:
-            message = "\n- ".join(("The gateway cannot start as it should:", *checks.wrong))
+            message = "\n- ".join(("Not ready to start:", *checks.wrong))
             raise Stop(ExitCode.USAGE, message, document=checks.document())
         say.result(checks.document(), *(f"ok: {note}" for note in checks.notes), *checks.record())
 

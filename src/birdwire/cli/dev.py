@@ -1,4 +1,4 @@
-"""`birdwire dev`: a gateway and a local X in one process, on loopback, kept in one folder. Reads no settings."""
+"""`birdwire dev`: a gateway and a sandbox in one process, on loopback, kept in one folder. Reads no settings."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class Ready:
 
     def text(self) -> Iterator[str | Text]:
         """For people. Pasted as it is, the curl works."""
-        yield Text("\nBirdwire runs, with a local X behind it. Nothing leaves this machine.\n", style="bold")
+        yield Text("\nBirdwire runs, with a sandbox behind it. Nothing leaves this machine.\n", style="bold")
         yield f"  Gateway   {self.gateway}"
-        yield f"  Local X   {self.sandbox}"
+        yield f"  Sandbox   {self.sandbox}"
         yield f"  API key   {self.api_key}"
         if self.auth_url is not None:
             yield Text(
@@ -113,7 +113,7 @@ class Ready:
             yield Text("\n2. Like a post:\n", style="bold")
         else:
             username = (self.linked or {}).get("username")
-            yield Text(f"\nThe key acts as @{username} of the local X. Like a post:\n", style="bold")
+            yield Text(f"\nThe key acts as @{username} of the sandbox. Like a post:\n", style="bold")
         yield (
             f"curl {self.gateway}{API}/like_twitter \\\n"
             f"  -H 'Authorization: Bearer {self.api_key}' \\\n"
@@ -128,7 +128,7 @@ class Ready:
         yield f"{command} like {VISIBLE_POST_ID}"
         yield f"{command} post 'Hello from Birdwire'"
         yield Text(
-            "\nSee X refuse likes, as it does to apps without Enterprise access (the tier enterprise ends it):\n",
+            "\nSee X refuse likes, as it does to apps without Enterprise access (tier enterprise allows them again):\n",
             style="bold",
         )
         yield (
@@ -145,19 +145,19 @@ def dev(
         int, typer.Option(min=0, max=65_535, metavar="N", help="The gateway's port; 0 takes any free one.")
     ] = 8700,
     sandbox_port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="The local X's port; 0 takes any.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="The sandbox's port; 0 takes any free one.")
     ] = 8701,
     data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for database, vault key and the local X's world.")
+        Path, typer.Option(metavar="DIR", help="Folder for the database, the vault key and the sandbox's state.")
     ] = DEFAULT_FOLDER,
     rpm: Annotated[
         int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls a minute for both keys.")
     ] = None,
-    link: Annotated[str | None, typer.Option(metavar="USERNAME", help="Link this user of the local X: ada.")] = None,
+    link: Annotated[str | None, typer.Option(metavar="USERNAME", help="Link this user of the sandbox: ada.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request to stderr.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a gateway and a local X on this machine, to build and test against.
+    """Start a gateway and a sandbox on this machine, to build and test against.
 
     Prints an API key, a page to link an account with, and a curl that likes a post. No X account, X app or network
     is needed. A second start on the same folder has the same keys and is still linked.
@@ -184,13 +184,13 @@ async def _serve(
 ) -> None:
     gateway, sandbox = listeners
     api_key, unlinked_key = await _keys(folder, vault, wishes.rpm)
-    local_x = _local_x(folder)
+    sandbox_app = _sandbox(folder)
     settings = Settings(
         public_url=gateway.url,
         database_url=folder.database_url,
         vault_key_file=folder.path / VAULT_KEY,
-        x_client_id=local_x.state.clients.client_id,
-        x_client_secret=local_x.state.clients.client_secret,
+        x_client_id=sandbox_app.state.clients.client_id,
+        x_client_secret=sandbox_app.state.clients.client_secret,
         x_api_url=sandbox.url,
         x_authorize_url=f"{sandbox.url}/i/oauth2/authorize",
         log_level="info" if wishes.verbose else "warning",
@@ -203,7 +203,7 @@ async def _serve(
 
     pairs = [
         (servers.gateway_config(create_app(settings, alone=True)), gateway),
-        (servers.sandbox_config(local_x), sandbox),
+        (servers.sandbox_config(sandbox_app), sandbox),
     ]
     await servers.serve(pairs, ready)
 
@@ -217,7 +217,7 @@ def _command() -> str:
     return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
-def _local_x(folder: Folder) -> Starlette:
+def _sandbox(folder: Folder) -> Starlette:
     try:
         return create_sandbox(world_path=folder.path / WORLD)
     except ValueError as error:
@@ -284,5 +284,5 @@ def _consent(gateway: Gateway, sandbox_url: str, username: str) -> None:
 
 def _unlinkable(username: str, why: str) -> Stop:
     names = ", ".join(person.username for person in PEOPLE if not person.suspended)
-    message = f"{printable(username, 20)} could not be linked in the local X: {why}."
+    message = f"{printable(username, 20)} could not be linked in the sandbox: {why}."
     return Stop(ExitCode.REFUSED, message, f"Choose one of {names}.")

@@ -1,4 +1,4 @@
-"""`birdwire limits`: what an API key may still do here, and what X said is left to its account."""
+"""`birdwire limits`: what is left of an API key's own limit, and of X's rate limits for its account."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = family()
 
 @app.command()
 def limits(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Show the key's own allowance, and X's windows as X last told of them.
+    """Show the key's own allowance, and X's rate limits, as X last reported them.
 
     Example: birdwire limits
     """
@@ -33,8 +33,8 @@ def limits(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
         rows = [_row("any call", "60s", allowance), *_rows(windows)]
         say.table({"allowance": allowance, "limits": windows}, rows, COLUMNS, "")
         if len(rows) == 1 and not as_json:
-            what = "X has not been asked lately." if status.get("linked") else "No X account is linked to this key."
-            say.aside(f"Of X's own limits nothing is known: {what}")
+            why = "X has not been called recently" if status.get("linked") else "no X account is linked to this key"
+            say.aside(f"X's rate limits are not known: {why}.")
 
 
 def _allowance(headers: Message) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def explain(
     with saying(as_json=as_json) as say:
         if not _REQUEST_ID.fullmatch(request_id):
             raise Stop(
-                ExitCode.USAGE, f"{printable(request_id, 60)!r} is no request's id.", "Give one such as req_01K..."
+                ExitCode.USAGE, f"{printable(request_id, 60)!r} is not a request id.", "Use one such as req_01K..."
             )
         gateway = Gateway(gateway_url(), read_key(api_key_file))
         document = gateway.ask("GET", f"{API}/requests/{request_id}")
@@ -176,5 +176,7 @@ def _at(text: str | None) -> datetime | None:
             return Clock().now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise Stop(ExitCode.USAGE, f"{printable(text, 60)!r} is no time.", "Give one such as 24h") from None
+        raise Stop(
+            ExitCode.USAGE, f"{printable(text, 60)!r} is not a time.", "Use 24h, 7d or 2026-09-22T10:00Z."
+        ) from None
     return at.astimezone()

@@ -1,4 +1,4 @@
-"""`birdwire sandbox` and `birdwire sandbox proxy`: the local X alone, and a line that misbehaves, until a signal."""
+"""`birdwire sandbox` and `birdwire sandbox proxy`: the sandbox alone, and a line that misbehaves, until a signal."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def sandbox(
         typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
     ] = None,
     world: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File in which the local X outlives a restart.")
+        Path | None, typer.Option(metavar="FILE", help="File that keeps the sandbox's state across restarts.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start the local X alone.
+    """Start the sandbox alone.
 
     It answers as X does: consent page, tokens, likes, limits, and errors on demand. On loopback only.
 
@@ -47,11 +47,11 @@ def sandbox(
             _refuse_options(context)
             return
         try:
-            local_x = create_sandbox(redirect_uris=redirect_uri or (), world_path=world)
+            sandbox_app = create_sandbox(redirect_uris=redirect_uri or (), world_path=world)
         except (ValueError, OSError) as error:
-            raise Stop(ExitCode.USAGE, f"The local X cannot start: {error}.") from None
+            raise Stop(ExitCode.USAGE, f"The sandbox cannot start: {error}.") from None
         listener = servers.listen(HOST, port, "--port")
-        clients = local_x.state.clients
+        clients = sandbox_app.state.clients
 
         async def ready() -> None:
             document = {
@@ -62,20 +62,20 @@ def sandbox(
             }
             say.result(
                 document,
-                f"The local X answers at {listener.url}. A gateway reaches it with:\n",
+                f"The sandbox answers at {listener.url}. A gateway reaches it with:\n",
                 f"export BIRDWIRE_X_API_URL={listener.url}",
                 f"export BIRDWIRE_X_AUTHORIZE_URL={listener.url}/i/oauth2/authorize",
                 f"export BIRDWIRE_X_CLIENT_ID={clients.client_id}",
                 f"export BIRDWIRE_X_CLIENT_SECRET={clients.client_secret}",
             )
 
-        servers.run(servers.serve([(servers.sandbox_config(local_x), listener)], ready))
+        servers.run(servers.serve([(servers.sandbox_config(sandbox_app), listener)], ready))
 
 
 @app.command()
 def proxy(
     *,
-    to: Annotated[str, typer.Option(metavar="ADDRESS", help="What stands behind it: HOST:PORT, or a URL with both.")],
+    to: Annotated[str, typer.Option(metavar="ADDRESS", help="Where it connects to: HOST:PORT, or a URL with both.")],
     port: Annotated[
         int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
     ] = 8702,
@@ -84,9 +84,9 @@ def proxy(
     ] = 8703,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a TCP proxy that misbehaves on order: slow, cut, silent, gone.
+    """Start a TCP proxy that misbehaves on demand: slow, cut, silent, gone.
 
-    Put it before the local X, a database or a cache, and see what the gateway makes of it. On loopback only. Its orders
+    Put it before the sandbox, a database or a cache, and see what the gateway makes of it. On loopback only. Its orders
     are calls to the control URL: GET /proxy shows what is in force, POST /proxy sets any of it, DELETE /proxy ends it.
 
     - Slow, both ways: `{"direction": "both", "latency_s": 2}`
@@ -124,12 +124,14 @@ def _address(text: str) -> tuple[str, int]:
     except ValueError:
         host = port = None
     if not host or not port or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
-        raise Stop(ExitCode.USAGE, f"{printable(text, 60)!r} is no host with a port.", "Give one: --to 127.0.0.1:8701")
+        raise Stop(
+            ExitCode.USAGE, f"{printable(text, 60)!r} is not a host with a port.", "Use one such as --to 127.0.0.1:8701"
+        )
     return host, port
 
 
 def _refuse_options(context: typer.Context) -> None:
-    """See that nothing was said to the local X that then does not start."""
+    """Refuse options of the sandbox where it is not the sandbox that starts."""
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":

@@ -1,4 +1,4 @@
-"""Runs servers on bound sockets in one event loop, from ready to a signal: the gateway's and the local X's."""
+"""Runs servers on bound sockets in one event loop, from ready to a signal: the gateway's and the sandbox's."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def gateway_config(gateway: Gateway) -> uvicorn.Config:
 
 
 def sandbox_config(app: ASGIApp) -> uvicorn.Config:
-    """How the local X is served."""
-    from birdwire.sandbox import server as local_x  # noqa: PLC0415 - a gateway that serves has no local X
+    """How the sandbox is served."""
+    from birdwire.sandbox import server as sandbox_server  # noqa: PLC0415 - a gateway that serves has no sandbox
 
-    return local_x.config(app, timeout_graceful_shutdown=DRAIN_S)
+    return sandbox_server.config(app, timeout_graceful_shutdown=DRAIN_S)

@@ -80,7 +80,7 @@ class Kind(NamedTuple):
         named = self.read(text)
         if named is None:
             message = f"{printable(text, 60)!r} is not {self.wanted}."
-            raise Stop(ExitCode.USAGE, message, f"Give one such as {self.example}")
+            raise Stop(ExitCode.USAGE, message, f"Use one such as {self.example}")
         return named
 
 

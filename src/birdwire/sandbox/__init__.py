@@ -1,1 +1,1 @@
-"""A local X: consent, tokens, state, limits and refusals as X's own. An ASGI app that knows nothing of the gateway."""
+"""The sandbox, a stand-in for X's API: an ASGI app with X's consent, tokens, limits and refusals, and its own state."""

@@ -40,7 +40,7 @@ def create_sandbox(
     world_path: Path | None = None,
     app_name: str = "Birdwire (local)",
 ) -> Starlette:
-    """A local X as an ASGI app; `app.state.clients` holds its credentials.
+    """The sandbox as an ASGI app; `app.state.clients` holds its credentials.
 
     Without `clients` they are those of the stored world, or made at random. Without `redirect_uris` every loopback
     URI counts as registered. `world_path` is the file in which the world outlives a restart.
@@ -49,7 +49,7 @@ def create_sandbox(
     pages, faults, calls = Pages(), Faults(), Calls(platform)
     consent = Consent(platform, pages)
     endpoints = routes(platform, ENDPOINTS)
-    control = Control(platform, consent, faults, calls)
+    control = Control(platform, consent, faults, calls, ENDPOINTS)
 
     async def about(_request: Request) -> Response:
         world = platform.world

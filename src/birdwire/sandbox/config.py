@@ -35,6 +35,7 @@ class Config(BaseModel):
     posts_per_24h: Count = 10_000
     limits: Annotated[dict[str, Count], Field(max_length=100)] = {}
     edit_window_s: Seconds = 3600
+    edit_refusal: Literal["forbidden", "not-permitted-action", "not-permitted-feature"] = "forbidden"
     media_result: Literal["succeeded", "failed"] = "succeeded"
     media_processing_s: Seconds = 2
     date_skew_s: Annotated[int | float, Field(ge=-315_360_000, le=315_360_000)] = 0
@@ -44,10 +45,14 @@ class Config(BaseModel):
         try:
             return Config.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
-            raise ValueError("; ".join(_said(one) for one in error.errors(include_url=False))) from None
+            found = error.errors(include_url=False)
+        faults = [_explained(one) for one in found]
+        if any(one["type"] == "extra_forbidden" for one in found):
+            faults.append(f"the known names are {', '.join(Config.model_fields)}")
+        raise ValueError("; ".join(faults))
 
 
-def _said(error: Any) -> str:
+def _explained(error: Any) -> str:
     """One of pydantic's findings as a short sentence that names the switch."""
     name = ".".join(str(part) for part in error["loc"][:2]) if error["loc"][:1] == ("limits",) else error["loc"][0]
     if error["type"] == "extra_forbidden":

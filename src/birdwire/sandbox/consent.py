@@ -31,6 +31,7 @@ COOKIE = "sandbox_consent"
 PENDING_S = 600
 PENDING_AT_ONCE = 1000
 STATE_LENGTH = 500
+CHALLENGE_METHODS = {"s256": "S256", "plain": "plain"}  # X takes them in any case, and SDKs send s256
 FORM_BYTES = 64 * 1024
 
 SCOPES = {
@@ -110,7 +111,8 @@ class Consent:
     def _challenge(self, challenge: str, method: str) -> tuple[str, str]:
         if not challenge:
             raise AskError("code_challenge is missing")
-        if method not in {"S256", "plain"}:
+        method = CHALLENGE_METHODS.get(method.lower(), "")
+        if not method:
             raise AskError("code_challenge_method must be S256 or plain")
         if method == "plain" and not self._platform.config.allow_plain:
             raise AskError("code_challenge_method plain is switched off")

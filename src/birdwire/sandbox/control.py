@@ -17,10 +17,11 @@ from birdwire.sandbox.planting import Plan
 from birdwire.sandbox.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.requests import Request
 
+    from birdwire.sandbox.api import Endpoint
     from birdwire.sandbox.faults import Faults
     from birdwire.sandbox.platform import Platform
     from birdwire.sandbox.traffic import Calls
@@ -59,8 +60,11 @@ class Control:
         ("POST", "/_sandbox/users/{id}/revoke_app", "remove the app from a person's connected apps"),
     )
 
-    def __init__(self, platform: Platform, consent: Consent, faults: Faults, calls: Calls) -> None:
+    def __init__(
+        self, platform: Platform, consent: Consent, faults: Faults, calls: Calls, endpoints: Sequence[Endpoint]
+    ) -> None:
         self._platform, self._consent, self._faults, self._calls = platform, consent, faults, calls
+        self._endpoints = [endpoint.name for endpoint in endpoints]
 
     def routes(self) -> list[Route]:
         """Where they are."""
@@ -121,9 +125,13 @@ class Control:
 
     async def _write_config(self, request: Request) -> Any:
         try:
-            self._platform.config = self._platform.config.changed(await read_object(request))
+            config = self._platform.config.changed(await read_object(request))
         except ValueError as error:
             raise ControlError(str(error)) from None
+        for name in config.limits:
+            if name not in self._endpoints:
+                raise ControlError(f"limits: unknown name {name!r}; the known names are {', '.join(self._endpoints)}")
+        self._platform.config = config
         return self._platform.config.model_dump()
 
     async def _list_faults(self, _request: Request) -> Any:

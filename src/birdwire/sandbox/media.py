@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from birdwire.sandbox.api import ID, Call, Endpoint, parse_json, read_bounded
 from birdwire.sandbox.refusals import Answer, invalid
@@ -18,6 +16,8 @@ from birdwire.sandbox.world import Media
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from starlette.requests import Request
 
     from birdwire.sandbox.platform import Platform
     from birdwire.sandbox.world import User
@@ -27,6 +27,9 @@ UPLOAD_BYTES = 24 * 1024 * 1024  # an upload in one go, as base64 in JSON at wor
 LIFETIME_S = 1_295_999  # X's own example, 15 days
 LAST_SEGMENT = 999
 MEGABYTE = 1_000_000
+MULTIPART = b"multipart/form-data"
+PARTS = 10
+IN_MEMORY = {"MAX_MEMORY_FILE_SIZE": UPLOAD_BYTES}  # the body is bounded, so no part need go to a disk
 
 
 @dataclass(frozen=True)
@@ -211,25 +214,36 @@ def _content(body: Any) -> bytes:
 
 
 async def read_media(request: Request) -> dict[str, Any]:
-    """A multipart form or a JSON object, bounded; files become bytes."""
+    """Read a multipart form or a JSON object, bounded."""
     raw = await read_bounded(request, UPLOAD_BYTES)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        return parse_json(raw)
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    return _parts(raw, parameters.get(b"boundary")) if kind == MULTIPART else parse_json(raw)
 
-    async def replay() -> dict[str, Any]:
-        return {"type": "http.request", "body": raw, "more_body": False}
+
+def _parts(raw: bytes, boundary: bytes | None) -> dict[str, Any]:
+    """The parts of a multipart form: `media` as bytes, whether it has a filename or not, and all others as text."""
+    parts: dict[str, Any] = {}
+
+    def keep(name: bytes | None, content: bytes) -> None:
+        if len(parts) == PARTS:
+            raise ValueError("too many parts")
+        key = (name or b"").decode()
+        parts[key] = content if key == "media" else content.decode()
+
+    def on_field(field: Field) -> None:
+        keep(field.field_name, field.value or b"")
+
+    def on_file(file: File) -> None:
+        file.file_object.seek(0)
+        keep(file.field_name, file.file_object.read())
 
     try:
-        scope = {name: value for name, value in request.scope.items() if name != "app"}  # its errors are raised as such
-        async with Request(scope, replay).form(max_files=1, max_fields=10, max_part_size=UPLOAD_BYTES) as form:
-            body = {}
-            for name, value in form.items():
-                content = await value.read() if isinstance(value, UploadFile) else value
-                body[name] = content.encode() if name == "media" and isinstance(content, str) else content
-            return body
-    except (MultiPartException, KeyError):
+        parser = FormParser(MULTIPART.decode(), on_field, on_file, boundary=boundary, config=IN_MEMORY)
+        parser.write(raw)
+        parser.finalize()
+    except ValueError:
         raise invalid("The request body is not a form") from None
+    return parts
 
 
 ENDPOINTS = (

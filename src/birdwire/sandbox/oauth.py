@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import Route
 
-from birdwire.sandbox.api import dressed, read_bounded
+from birdwire.sandbox.api import dressed, json_object, read_bounded
 from birdwire.sandbox.clients import Client, authenticate
 from birdwire.sandbox.refusals import Answer, Refusal, oauth_error
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from birdwire.sandbox.platform import Platform
 
-FORM = "application/x-www-form-urlencoded"
+FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 FORM_BYTES = 64 * 1024
 FIELDS = 50
 NO_STORE = {"cache-control": "no-store"}
@@ -27,19 +27,34 @@ TOKEN_WRONG = "Value passed for the token was invalid."  # noqa: S105 - a senten
 CODE_WRONG = "Value passed for the authorization code was invalid."
 
 
-async def read_form(request: Request) -> dict[str, str]:
-    """The urlencoded form; any other kind of body, a cut or a repeated field is refused."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
-        raise Refusal(oauth_error("invalid_request", f"Content-Type must be {FORM}."))
+async def read_parameters(request: Request) -> dict[str, str]:
+    """Read the parameters from the query and the body, a form or a JSON object; refuse one that is repeated.
+
+    RFC 6749 §3.2 knows the form alone. X reads all three: SDKs in the field depend on each.
+    """
     raw = await read_bounded(request, FORM_BYTES)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        pairs = parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=FIELDS, errors="strict")
+        pairs = _decoded(request.scope["query_string"])
+        if raw and kind == JSON:
+            pairs += json_object(raw).items()
+        elif raw and kind == FORM:
+            pairs += _decoded(raw)
+        elif raw:
+            raise Refusal(oauth_error("invalid_request", f"Content-Type must be {FORM} or {JSON}."))
     except ValueError:
-        raise Refusal(oauth_error("invalid_request", "The request body is not a form.")) from None
-    form = dict(pairs)
-    if len(form) != len(pairs):
+        raise Refusal(oauth_error("invalid_request", "The parameters are malformed.")) from None
+    parameters = dict(pairs)
+    if len(parameters) != len(pairs):
         raise Refusal(oauth_error("invalid_request", "A parameter was given more than once."))
-    return form
+    for name, value in parameters.items():
+        if not isinstance(value, str):
+            raise Refusal(oauth_error("invalid_request", f"The parameter [{name[:100]}] must be a string."))
+    return parameters
+
+
+def _decoded(urlencoded: bytes) -> list[tuple[str, Any]]:
+    return parse_qsl(urlencoded.decode(), keep_blank_values=True, max_num_fields=FIELDS, errors="strict")
 
 
 class TokenServer:
@@ -69,10 +84,10 @@ class TokenServer:
         return await self._answered(request, self._issue_app_token)
 
     async def _answered(self, request: Request, decide: Callable[[Client, dict[str, str]], Answer]) -> Response:
-        """The way of all three: the form, the client, the decision, then the world on the disk."""
+        """The way of all three: the parameters, the client, the decision, then the world on the disk."""
         platform = self._platform
         try:
-            form = await read_form(request)
+            form = await read_parameters(request)
             if "grant_type" in form:
                 request.scope["birdwire.sandbox.call"]["grant_type"] = form["grant_type"][:50]
             client = authenticate(platform.clients, request.headers.get("authorization"), form)

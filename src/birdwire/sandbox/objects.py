@@ -48,7 +48,7 @@ def user_object(platform: Platform, user: User, fields: Fields) -> dict[str, Any
         "public_metrics": {
             "followers_count": len(followers),
             "following_count": len(following),
-            "post_count" if fields.newer else "tweet_count": len(world.posts_of(user.id)),
+            **dict.fromkeys(("tweet_count", "post_count"), len(world.posts_of(user.id))),
             "listed_count": 0,
             "like_count": sum(liker == user.id for liker, _ in world.likes),
         },
@@ -77,7 +77,7 @@ def post_object(platform: Platform, post: Post, fields: Fields) -> dict[str, Any
         "attachments": {"media_keys": media_keys} if media_keys else None,
         "reply_settings": post.reply_settings,
         "lang": "en",
-        "public_metrics": _metrics(platform, post, fields),
+        "public_metrics": _metrics(platform, post),
     }
     asked = fields.post | fields.expansions
     if fields.newer:  # these two are expansions there, and no fields
@@ -85,11 +85,12 @@ def post_object(platform: Platform, post: Post, fields: Fields) -> dict[str, Any
     return answer | {name: value for name, value in more.items() if name in asked and value is not None}
 
 
-def _metrics(platform: Platform, post: Post, fields: Fields) -> dict[str, int]:
+def _metrics(platform: Platform, post: Post) -> dict[str, int]:
+    """A post's counts, those that the generations name differently under both names."""
     world = platform.world
     live = [one for one in world.posts.values() if not one.deleted]
     return {
-        "repost_count" if fields.newer else "retweet_count": sum(post.id in mine for mine in world.retweets.values()),
+        **dict.fromkeys(("retweet_count", "repost_count"), sum(post.id in mine for mine in world.retweets.values())),
         "reply_count": sum(one.in_reply_to_tweet_id == post.id for one in live),
         "like_count": sum(liked == post.id for _, liked in world.likes),
         "quote_count": sum(one.quote_tweet_id == post.id for one in live),

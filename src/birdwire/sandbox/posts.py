@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from birdwire.sandbox import wording
 from birdwire.sandbox.api import Call, Endpoint
 from birdwire.sandbox.media import attachable
-from birdwire.sandbox.reactions import reachable_post, refuse_by_tier
+from birdwire.sandbox.reactions import reachable_post, refuse_by_tier, switched_refusal
 from birdwire.sandbox.refusals import Answer, invalid
 from birdwire.sandbox.world import Post
 
@@ -164,14 +164,14 @@ def _summoned(platform: Platform, viewer: User, target: Post) -> bool:
 
 
 def _editable(platform: Platform, viewer: User, draft: Draft) -> Post | None:
-    """The post that is edited, or None for a new one; X's refusal of an edit is not known, so it is the bare 403."""
+    """The post that is edited, or None for a new one. X's refusal of an edit is not known, so a switch chooses it."""
     if draft.edit_options is None:
         return None
     world = platform.world
     post = world.live_post(draft.edit_options.previous_post_id)
     first = world.posts.get(post.edit_history[0]) if post else None
     if post is None or first is None:
-        raise platform.catalogue.refusal("missing-scope")
+        raise switched_refusal(platform, platform.config.edit_refusal)
     target = world.posts.get(post.in_reply_to_tweet_id or "")
     ends_at = first.created_at + timedelta(seconds=platform.config.edit_window_s)
     mine = post.author_id == viewer.id and viewer.premium and post.edit_history[-1] == post.id
@@ -179,7 +179,7 @@ def _editable(platform: Platform, viewer: User, draft: Draft) -> Post | None:
     to_others = target is not None and target.author_id != viewer.id
     over = platform.clock.now() >= ends_at or len(post.edit_history) > EDITS
     if not mine or fixed or to_others or over:
-        raise platform.catalogue.refusal("missing-scope")
+        raise switched_refusal(platform, platform.config.edit_refusal)
     return post
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on order: slow, cut, silent, gone. Knows nothing of what passes through it.
+"""A TCP proxy that misbehaves on demand: slow, cut, silent, gone. Knows nothing of what passes through it.
 
 It stands before X, a database or a cache in a fault test, and is told over a loopback HTTP port of its own:
 GET /proxy (what is in force), POST /proxy (set any of it), DELETE /proxy (behave again).

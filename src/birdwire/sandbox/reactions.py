@@ -22,8 +22,12 @@ def refuse_by_tier(platform: Platform, *, undoing: bool = False) -> None:
     config = platform.config
     if config.tier == "enterprise" or (undoing and not config.tier_refuses_deletes):
         return
-    name = "missing-scope" if config.tier_refusal == "forbidden" else config.tier_refusal
-    raise platform.catalogue.refusal(name)
+    raise switched_refusal(platform, config.tier_refusal)
+
+
+def switched_refusal(platform: Platform, name: str) -> Refusal:
+    """The refusal that a switch names: an id of the catalogue, or `forbidden` for the bare 403."""
+    return platform.catalogue.refusal("missing-scope" if name == "forbidden" else name)
 
 
 def reachable_post(platform: Platform, viewer: User, post_id: str) -> Post:

@@ -37,7 +37,7 @@ class Window(Said):
 
     limit: int | None = Field(description="how many calls X allows in it; null: X did not say")
     remaining: int = Field(description="how many are left")
-    reset_at: str = Field(description="when it begins anew", json_schema_extra={"format": "date-time"})
+    reset_at: str = Field(description="when it resets", json_schema_extra={"format": "date-time"})
 
 
 class LinkStatus(Said):
@@ -48,10 +48,11 @@ class LinkStatus(Said):
     username: str | None = Field(description="the X account's name, without @")
     scopes: list[str] | None = Field(description="what the account's owner approved")
     state: Literal["active", "pending", "needs_relink"] | None = Field(
-        description="active; pending: it waits for X's word or for auth/confirm; needs_relink: X no longer accepts it"
+        description="active; pending: X has yet to name the account, or auth/confirm has yet to be called; "
+        "needs_relink: X no longer accepts the session"
     )
     access_expires_at: str | None = Field(
-        description="when X's access runs out, to be renewed by itself", json_schema_extra={"format": "date-time"}
+        description="when X's access token expires; Birdwire renews it", json_schema_extra={"format": "date-time"}
     )
     linked_at: str | None = Field(description="since when", json_schema_extra={"format": "date-time"})
     generation: int | None = Field(description="which pair of X tokens this is: 1 with the link, one more a renewal")
@@ -72,8 +73,9 @@ class LinkStatus(Said):
         "(refresh_lost_reply)"
     )
     limits: dict[str, dict[str, Window]] | None = Field(
-        description="what X last said is left of its limits for the account, by operation or look-up and by window: "
-        "15m, 24h, and 24h_app for what all accounts of the X app share. A window that X has not told of is left out"
+        description="what X last reported as left of its limits for the account, by operation or look-up and by "
+        "window: 15m, 24h, and 24h_app for what all accounts of the X app share. A window that X has not "
+        "reported is absent"
     )
     capabilities: dict[str, Capability] | None = Field(
         description="what X recently let this gateway do, by operation; the reason of a refusal only if this key's own "

@@ -260,7 +260,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/auth_twitter",
             "Link",
             "authTwitterUser",
-            "Begin to link an X account to the key",
+            "Start to link an X account to the key",
             "Answers with X's consent page for the account's owner, good for 10 minutes and one use. X sends the owner "
             "back to the callback, and from then on calls with this key act as that account." + _NEEDS.format("link"),
             (*EDGE, *post(AuthTwitter), *STARTING),
@@ -285,8 +285,8 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/auth/confirm",
             "Link",
             "authConfirm",
-            "Put a link in use that waits for the key's holder",
-            "Where links wait for the key's holder (link mode `confirm`): name the account that is meant."
+            "Confirm a link that is waiting for the key's holder",
+            "In link mode `confirm`, a link becomes active once the key's holder has named the account that is meant."
             + _NEEDS.format("link"),
             (*EDGE, *post(Confirm), *CONFIRMING),
             takes=Confirm,
@@ -300,7 +300,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Link",
             "unlinkTwitterUser",
             "Unlink the key's X account",
-            "The session is gone here at once, and revoked at X. Also answers 200 if nothing was linked."
+            "Birdwire deletes the session immediately and revokes it at X. Also answers 200 if nothing was linked."
             + _NEEDS.format("unlink"),
             (*EDGE, *post(Empty), "key_not_allowed"),
             answer=answers.UnlinkedData,
@@ -325,7 +325,8 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Link",
             "authUndo",
             'The "this was not me" of the page after a link',
-            "The page's one-time token ends the link within 10 minutes: revoked at X, gone here. It needs no key.",
+            "The page's one-time token ends the link within 10 minutes: Birdwire deletes the session and revokes it at "
+            "X. It needs no key.",
             (*EDGE, *BODY, *_field_reasons(Undo), "undo_unknown", "auth_failures", "storage_unavailable"),
             takes=Undo,
             answer=answers.UnlinkedData,
@@ -350,7 +351,7 @@ def _about() -> tuple[Endpoint, ...]:
             "About",
             "readyz",
             "Whether calls can be served",
-            "X is left out: its outage is no reason to stop sending traffic here.",
+            "X is not checked: an outage of X is not a reason to stop sending traffic here.",
             (*EDGE, "draining", "storage_unavailable"),
             answer=answers.Ready,
         ),

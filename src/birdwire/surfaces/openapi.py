@@ -43,7 +43,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         '"rpm";r=599;t=60',
     ),
     "X-RateLimit-Degraded": (
-        "Replicas could not reach their shared counters: the limit told is this one's share.",
+        "Replicas could not reach their shared counters: the limit shown is this replica's share.",
         {"type": "string", "const": "local"},
         "local",
     ),
@@ -54,7 +54,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "60",
     ),
     "Idempotency-Key": ("Made here for a call without one.", {"type": "string"}, "idem_01JD3K8W6ZQ4T5V7X9YABCDEFG"),
-    "Idempotent-Replayed": ("The first call's answer, told again.", {"type": "string", "const": "true"}, "true"),
+    "Idempotent-Replayed": ("The stored response to the first call.", {"type": "string", "const": "true"}, "true"),
 }
 """Every header that an answer may have, beside HTTP's own: what it says, its form, an example."""
 
@@ -112,15 +112,16 @@ _INTRODUCTION = """\
 A self-hosted gateway through which an app or an AI agent acts on X for a person, with one API key.
 
 **Key.** Every call carries `Authorization: Bearer <API key>`; the X account that acts is the one linked to the key. \
-Link it once: `POST {api}/auth_twitter`, then have the account's owner open the `auth_url` it answers.
+Link it once: `POST {api}/auth_twitter`, then have the account's owner open the `auth_url` it returns.
 
-**Bodies** are one JSON object in UTF-8. Unknown members, members given twice and null are refused; ids are strings \
+**Bodies** are one JSON object in UTF-8. Unknown fields, fields sent twice and null are refused; ids are strings \
 of 1 to 19 digits. Paths are exact: no trailing slash.
 
 **Refusals** have one shape, {error}. `reason` says exactly why, `fix` what to do, `whose` who can do it. A path that \
 is not listed here is 404 `route_unknown`; a listed one with another method is 405 `method_not_allowed` with `Allow`.
 
-**Limits** are per key and {window} seconds, and stand on every answer to a known key. 429 and 503 carry `Retry-After`.
+**Limits** are per key, per {window} seconds; every response to a valid key carries them in its headers. 429 and 503 \
+carry `Retry-After`.
 
 **Repeating** is safe for all calls but post_twitter and upload_media. Give any POST an `Idempotency-Key`: for 24 \
 hours the same key with the same body is answered as the first call was, with `Idempotent-Replayed: true`. A post or \

@@ -30,7 +30,7 @@ from birdwire.post import PostTwitter
 from birdwire.settings import Settings
 from birdwire.surfaces import reference
 from birdwire.surfaces.documents import DOCUMENTS
-from birdwire.surfaces.endpoints import endpoints, fields
+from birdwire.surfaces.endpoints import BEYOND_SCHEMA, endpoints, fields
 from birdwire.surfaces.openapi import document
 from birdwire.surfaces.schemas import EXAMPLES
 
@@ -215,6 +215,7 @@ ODD: tuple[Any, ...] = (
         10_080,
         10_081,
         1.5,
+        60.0,
         "",
         " ",
         "1",
@@ -294,6 +295,15 @@ def test_every_reason_stands_where_it_may_come() -> None:
         for reason in schema["enum"]
     }
     assert set(PROBLEMS) - told == {"method_not_allowed", "metrics_token_wrong"}
+
+
+def test_each_rule_beyond_a_schema_is_one_of_its_operation() -> None:
+    """It names a reason for which the operation answers 400."""
+    known = {endpoint.operation_id: endpoint.reasons for endpoint in endpoints(Settings())}
+    for operation, rules in BEYOND_SCHEMA.items():
+        for reason in rules:
+            assert reason in known[operation]
+            assert PROBLEMS[reason].status == 400
 
 
 def test_a_field_may_be_missed_if_a_call_needs_it() -> None:

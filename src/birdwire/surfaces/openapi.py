@@ -9,7 +9,7 @@ from birdwire import __version__
 from birdwire.authserver import offered_scopes
 from birdwire.errors import PROBLEMS, GatewayError, render
 from birdwire.limits import WINDOW_S
-from birdwire.surfaces.endpoints import Endpoint, endpoints
+from birdwire.surfaces.endpoints import BEYOND_SCHEMA, Endpoint, endpoints
 from birdwire.surfaces.schemas import EXAMPLES, Error, components, fixed, reference
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def document(settings: Settings) -> dict[str, Any]:
                     "description": "A Birdwire API key, bw_live_… or bw_test_….",
                 }
             },
-            "schemas": components(taken, said, offered_scopes(settings)),
+            "schemas": components(taken, said, offered_scopes(settings), settings.base_url),
             "headers": shared.headers,
             "responses": shared.responses,
         },
@@ -255,6 +255,8 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
         "description": _description(endpoint),
         "security": [{"ApiKey": []}] if endpoint.keyed else [],
     }
+    if rules := BEYOND_SCHEMA.get(endpoint.operation_id):
+        made["x-beyond-schema"] = rules
     if parameters := _parameters(endpoint):
         made["parameters"] = parameters
     if _has_body(endpoint):
@@ -268,7 +270,9 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
 
 def _description(endpoint: Endpoint) -> str:
     scopes = f"Scopes at X: {', '.join(f'`{scope}`' for scope in endpoint.scopes)}." if endpoint.scopes else ""
-    return " ".join(filter(None, (endpoint.description, scopes))) or f"{endpoint.summary}. It needs no key."
+    rules = BEYOND_SCHEMA.get(endpoint.operation_id, {})
+    more = "".join(f" 400 `{reason}`: {rule}." for reason, rule in rules.items())
+    return (" ".join(filter(None, (endpoint.description, scopes))) + more) or f"{endpoint.summary}. It needs no key."
 
 
 def _has_body(endpoint: Endpoint) -> bool:

@@ -55,7 +55,7 @@ EXAMPLES: dict[str, Any] = {
     "target_user_id": "2244994945",
     "scopes": ["like.write"],
     "expected_username": "ada",
-    "return_to": "https://app.example.com/linked",
+    "return_to": "http://127.0.0.1:8700",  # the gateway's own URL
     "state": "kZ3vJ0pXc1yq",
     "username": "ada",
     "undo_token": "b0x9mJ3rT5",
@@ -128,26 +128,30 @@ class Error(BaseModel):
 
 
 def components(
-    taken: Iterable[type[Body]], said: Iterable[type[BaseModel]], scopes: Iterable[str] = ()
+    taken: Iterable[type[Body]],
+    said: Iterable[type[BaseModel]],
+    scopes: Iterable[str] = (),
+    base_url: str = EXAMPLES["return_to"],
 ) -> dict[str, Any]:
     """The schemas of all models by name. What is taken is never null: a member is left out instead.
 
-    `scopes` are those that a link may ask for.
+    `scopes` are those that a link may ask for; `base_url` is the gateway's own.
     """
     asked = list(taken)
-    offered = {(AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}}}
+    ours = {
+        (AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}},
+        (AuthTwitter, "return_to"): {"examples": [base_url]},
+    }
     schemas = _schemas(asked, nullable=False)
+    for schema in schemas.values():
+        for field, inner in schema.get("properties", {}).items():
+            inner["examples"] = [EXAMPLES[field]]
     for model in asked:
         schema = schemas[model.__name__]
         schema.update(RULES.get(model, {}))
-        for (owner, name), more in (NARROWER | offered).items():
+        for (owner, name), more in (NARROWER | ours).items():
             if owner is model:
                 schema["properties"][name].update(more)
-    for name, schema in schemas.items():
-        for field, inner in schema.get("properties", {}).items():
-            inner.pop("examples", None)
-            inner["examples"] = [EXAMPLES[field]]
-        schemas[name] = schema
     schemas |= _schemas(said, nullable=True)
     error = _schemas([Error], nullable=False)
     error["Refusal"]["properties"]["type"]["enum"] = sorted({*TYPES.values(), "invalid_request_error"})

@@ -35,7 +35,7 @@ faults: setup-dev ## the fault tests in their long form, and build/faults.md: FA
 	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 tests/faults $(PYTEST_ARGS); \
 		ended=$$?; $(BIN)/python tests/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
 
-docs: setup ## write docs/reference anew from the code
+docs: setup ## regenerate docs/reference from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference
 
 lock: setup-dev ## pin every dependency by hash again

@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way of passing a like on. `how` is a sentence for whoever wants to repeat it; `version` a command."""
+    """One way of passing a like on. `how` is a sentence for readers who want to repeat it; `version` a command."""
 
     name: str
     title: str

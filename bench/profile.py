@@ -2,7 +2,7 @@
 
 A timer on the process's CPU interrupts the main thread every millisecond of work; what the thread has used since the
 last time is booked on the innermost function of ours that is running, with what it calls. System calls and C code are
-booked on whoever made them; reading a socket, on the first of ours to run after it. Then all calls are counted: their
+booked on their caller; reading a socket, on the first of ours to run after it. Then all calls are counted: their
 number does not depend on what else the machine does.
 """
 

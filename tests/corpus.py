@@ -97,7 +97,7 @@ def answers(raw: bytes, heads: Collection[int] = ()) -> list[Got]:
 
 
 def check_shape(got: Got, *, empty: bool = False) -> None:
-    """Every answer is ours, whoever wrote it: the always-headers, a request id, and the envelope if it refuses."""
+    """Every answer is ours, whichever layer wrote it: the always-headers, a request id, and the envelope if it refuses."""
     assert got.headers["x-content-type-options"] == "nosniff"
     assert got.headers["cache-control"] == "no-store"
     assert re.fullmatch(r"req_[0-9A-Z]{26}", got.headers["x-request-id"])

@@ -21,7 +21,7 @@ END_S = 300
 
 TRIES = 3
 PASSWORD = "canary-database-password"
-"""The server trusts whoever connects; the password is there to be looked for where it must not turn up."""
+"""The server trusts every client; the password is there to be looked for where it must not turn up."""
 
 _POSTGRES_OPTIONS = {
     "listen_addresses": "127.0.0.1",

@@ -20,7 +20,7 @@ def report(lines: list[str]) -> str:
     head = (
         "# Fault tests, the long form\n\n"
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {os.cpu_count()} cores, "
-        f"{platform.system()} {platform.release()}. `make faults` writes this anew.\n\n"
+        f"{platform.system()} {platform.release()}. `make faults` regenerates this.\n\n"
         "| What | Figures |\n|---|---|\n"
     )
     return head + "\n".join(rows) + "\n"

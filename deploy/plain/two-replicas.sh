@@ -80,7 +80,7 @@ export BIRDWIRE_X_API_URL=http://127.0.0.1:$x BIRDWIRE_X_AUTHORIZE_URL=http://12
 BIRDWIRE_X_CLIENT_ID=$(said client_id) BIRDWIRE_X_CLIENT_SECRET=$(said client_secret)
 export BIRDWIRE_X_CLIENT_ID BIRDWIRE_X_CLIENT_SECRET
 
-# 4. The schema, once; then the gateways, as many as you like; then what stands in front of them.
+# 4. The schema, once; then the gateways, as many as you like; then the front.
 birdwire migrate >/dev/null
 start one birdwire serve --port "$one"
 start two birdwire serve --port "$two"

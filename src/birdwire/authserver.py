@@ -211,7 +211,7 @@ def _is_token(value: object) -> bool:
 
 def _object(reply: Reply) -> dict[str, Any] | None:
     try:
-        value = json.loads(reply.body)
+        value = json.loads(reply.body)  # lenient: a pair that cannot be read is lost, and the link with it
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -48,7 +48,7 @@ def encode(value: object) -> bytes:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-@dataclass(slots=True)  # not frozen, as little that is made anew for each call is: that would cost a microsecond each
+@dataclass(slots=True)  # not frozen, like most objects that are made for each call: that would cost a microsecond each
 class Call:
     """What a caller sent.
 

@@ -16,7 +16,7 @@ class Clock:
         return datetime.now(UTC)
 
     def told(self, at: datetime) -> datetime:
-        """The time that another clock tells, for whoever counts by that one; a moved clock moves it too."""
+        """The time that another clock tells, for callers that count by it; a moved clock moves it too."""
         return at
 
     def monotonic(self) -> float:

@@ -474,7 +474,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
         self._arm()
 
-    # The one timer. Deadlines move often, and mostly away: it is armed anew only when it would ring too late.
+    # The one timer. Deadlines move often, and mostly away: it is armed again only when it would ring too late.
 
     def _arm(self) -> None:
         due = min(self._due, self._write_due)

@@ -63,7 +63,7 @@ PROBLEMS: dict[str, Problem] = {
     "text_too_long": Problem(400, _INVALID, "caller", "The text's weighted length is {length}; this key may post at most {limit}.", "Shorten the text (a link counts as 23 characters, a CJK character or an emoji as 2), or ask the operator to raise the key's limit."),
     "media_too_large": Problem(400, _INVALID, "caller", "X accepts {kind} files of at most {limit} MiB.", "Send a smaller file."),
     "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the medium: {message}", "Send it in another encoding; see X's media best practices."),
-    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use these: {known}. The operator can add others with the setting extra_scopes."),
+    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use only these scopes: {known}. The operator can add others with the setting extra_scopes."),
     "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key is not allowed to use this return_to URL.", "Remove return_to, or ask the operator to allow the URL for this key."),
     # 400: HTTP itself
     "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
@@ -77,7 +77,7 @@ PROBLEMS: dict[str, Problem] = {
     "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
     "state_used": Problem(400, _INVALID, "account_owner", "This link was already used, and no account was linked with it.", _NEW_LINK),
     "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was made for another authorization server.", _NEW_LINK),
-    "consent_denied": Problem(400, _INVALID, "account_owner", "Access was denied on X's page; nothing was linked.", f"If that was a mistake: {_NEW_LINK}"),
+    "consent_denied": Problem(400, _INVALID, "account_owner", "Access was denied on X's page; nothing was linked.", "If that was a mistake, link again with POST /apis/v1/twitter/auth_twitter."),
     "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it was wrong, used, or older than 30 seconds.", _NEW_LINK),
     "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo was already used or has expired. It is valid for 10 minutes.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
     # 400: X's word on what was sent
@@ -108,7 +108,7 @@ PROBLEMS: dict[str, Problem] = {
     "x_user_not_enrolled": Problem(403, _FORBIDDEN, "x_billing", "X bills this call to the linked account, which has no pay-per-use developer account.", "The account's owner must create a developer account in X's developer console and enrol it in pay-per-use."),
     "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Operator: add credits in X's developer console."),
     "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only when mentioned or quoted, or have the operator get Enterprise access."),
-    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "Look at the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
+    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "Check the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
     # 404
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
@@ -128,7 +128,7 @@ PROBLEMS: dict[str, Problem] = {
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
     "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so Birdwire did not retry this one after its first attempt failed.", "Send this call again only if you want it instead of the newer one."),
-    "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Look at the post on x.com and try again."),
+    "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Check the post on x.com and try again."),
     # 429
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has used up its {limit} calls per minute.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
     "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer calls concurrently, or retry after the seconds in Retry-After; the operator can raise the limit.", retryable=True),

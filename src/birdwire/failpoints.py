@@ -26,7 +26,7 @@ POINTS: dict[str, str] = {
     "link_after_persist": "the pair of a link is stored, and X has not named the account",
     "post_after_started": "a post is written down as started, and not sent",
     "post_after_send": "a post is on its way to X, and no answer has come",
-    "rotation": "some values are sealed anew, and not committed",
+    "rotation": "some values are sealed again, and not committed",
     "migration": "the schema is changed, and not committed",
 }
 """Every point, and how things stand there."""

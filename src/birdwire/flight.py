@@ -1,4 +1,4 @@
-"""Single flight: many who want the same thing at once share one try at it, and it outlives whoever stops waiting."""
+"""Single flight: concurrent callers share one attempt at a result, which outlives each of them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BEAT_S = 0.25
 KEPT_S = 15.0
 STALLED_S = 2.0
 STALLED_FOR_S = 5.0
-"""A stall of STALLED_S makes the process unready for so long: whoever sends traffic may send it elsewhere."""
+"""A stall of STALLED_S makes the process unready for so long: a load balancer may send traffic elsewhere."""
 
 
 class Pulse:

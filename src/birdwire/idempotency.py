@@ -206,7 +206,7 @@ class Idempotency:
                 pass
             else:
                 return
-        if len(self._late) < MOST_LATE:  # the row says that it runs, which is safe, until `tidy` can mend it
+        if len(self._late) < MOST_LATE:  # the row says that it runs, which is safe, until `tidy` can correct it
             self._late[call] = values
 
     async def _write(self, call: Named, values: dict[str, Any] | None) -> None:

@@ -386,6 +386,6 @@ def _place(request_id: str) -> Place:
 
 
 def _unrecorded(outcome: Outcome) -> GatewayError:
-    """The store is down. What X did cannot be told later, so it is unknown to whoever asks again."""
+    """The store is down. What X did cannot be looked up later, so it is unknown to a caller that asks again."""
     known: Literal["refused", "not_sent", "unknown"] = "unknown" if outcome == "confirmed" else outcome
     return GatewayError("storage_unavailable", half=_HALVES[outcome], outcome=known)

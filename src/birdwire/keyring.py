@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from birdwire.clock import rfc3339
@@ -105,7 +105,7 @@ class Keyring:
             self._vault.open(proof, _place(key_id))
 
     async def known(self) -> bool:
-        """Whether a start has listed the key that seals, so that whoever serves this database can open its values."""
+        """Whether a start has listed the key that seals, so that every gateway on this database can open its values."""
         async with self._database.read() as connection:
             return self._vault.key_id in {row["key_id"] for row in await vault_keys.list_all(connection)}
 
@@ -124,9 +124,9 @@ class Keyring:
         ]
 
     async def reseal(self, progress: Callable[[int], None]) -> int:
-        """Seal anew what other keys sealed; `progress` is told how many so far. How many could not be opened.
+        """Seal again what other keys sealed, and call `progress` with the count so far; return how many did not open.
 
-        What a caller changes meanwhile is left as it is: it was sealed anew with that, or is met in the next round.
+        What a caller changes meanwhile is left as it is: that change sealed it again, or the next round meets it.
         """
         done, unreadable = 0, 0
         for sealed in store.SEALED:
@@ -181,7 +181,7 @@ class Keyring:
             rows = await store.others(connection, sealed, here, after, size)
         for row in rows:
             place = _place_of(sealed, row)
-            found = replace(place, bound=()) if unbound else place
+            found = place._replace(bound=()) if unbound else place
             try:
                 new.append((row, self._vault.seal(self._vault.open(row["blob"], found), place)))
             except VaultError:

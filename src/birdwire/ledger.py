@@ -53,7 +53,7 @@ _Place = tuple[str, str]
 
 @dataclass(slots=True)
 class _Mark:
-    """What is left in one window, and the UNIX second, by our clock, at which it begins anew."""
+    """What is left in one window, and the UNIX second, by our clock, at which it resets."""
 
     limit: int | None
     remaining: int
@@ -144,7 +144,7 @@ class Ledger:
         everything = everything or at >= self._write_all_at
         while everything and (places := list(islice(self._heard, BATCH // 5))):
             self._read_heard(places)
-            await asyncio.sleep(0)  # reading them all at once would hold up whoever calls
+            await asyncio.sleep(0)  # reading them all in one go would block other calls
         while new := self._new(everything=everything):
             async with self._database.write() as connection:
                 changed_at = await now(connection, self._clock)

@@ -129,7 +129,7 @@ local now = time[1] * 1000000 + time[2]
 local count = redis.call('LLEN', KEYS[1])
 local function at(index) return tonumber(redis.call('LINDEX', KEYS[1], index)) end
 
-if count > 0 and at(-1) > now then  -- the clock was set back: wait for it, or begin anew if that would take long
+if count > 0 and at(-1) > now then  -- the clock was set back: wait for it, or start over if that would take long
   if at(-1) > now + window then
     redis.call('DEL', KEYS[1])
     count = 0

@@ -44,7 +44,7 @@ _PASSING = frozenset({"x_unreachable", "x_timeout", "x_5xx"})
 
 
 class Lines:
-    """Every line of this process: they share the budget of retries. The counts are for whoever reports them."""
+    """Every line of this process: they share the budget of retries. The counts are for the metrics."""
 
     def __init__(
         self,

@@ -296,7 +296,7 @@ class OAuth:
     async def _link(self, row: RowMapping, code: str, key: Key) -> Linked:
         try:
             verifier = self._vault.open(row["verifier_ct"], place_of(row["state_hash"]))
-        except VaultError:  # changed at rest: X takes no other, so the link has to be begun anew
+        except VaultError:  # changed at rest: X accepts no other, so the link must be started again
             raise GatewayError("state_unknown") from None
         try:
             tokens = await self._authserver.exchange(code=code, redirect_uri=row["redirect_uri"], verifier=verifier)

@@ -28,7 +28,7 @@ class Reply(Body):
     """Which post this answers."""
 
     in_reply_to_tweet_id: Id = Field(description=f"the id of the post to reply to, {_ID}")
-    auto_populate_reply_metadata: bool | None = Field(None, description="true or false; X takes it and does nothing")
+    auto_populate_reply_metadata: bool | None = Field(None, description="true or false; X accepts it and ignores it")
     exclude_reply_user_ids: list[Id] | None = Field(
         None, max_length=10, description="ids of users to leave out of the reply's mentions, at most 10"
     )
@@ -37,9 +37,7 @@ class Reply(Body):
 class Media(Body):
     """Uploaded media to attach."""
 
-    media_ids: list[Id] = Field(
-        min_length=1, max_length=4, description="1 to 4 media ids, as upload_media answers them"
-    )
+    media_ids: list[Id] = Field(min_length=1, max_length=4, description="1 to 4 media ids, as returned by upload_media")
     tagged_user_ids: list[Id] | None = Field(None, max_length=10, description="ids of users to tag, at most 10")
 
 

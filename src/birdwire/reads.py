@@ -161,7 +161,7 @@ class Reads:
 
 
 READS: tuple[Read, ...] = (
-    Read("user/info", "Look a user up by name", UserQuery, Reads.info, (f"GET {BY_NAME}",)),
+    Read("user/info", "Look up a user by name", UserQuery, Reads.info, (f"GET {BY_NAME}",)),
     Read(
         "user/last_tweets",
         "Read a user's newest posts",

@@ -1,7 +1,7 @@
 """One connection to a Redis or Valkey server, kept up. Speaks RESP2, and knows nothing of what its scripts mean.
 
-The commands of one turn of the event loop leave in one write, and replies are matched in order. Whoever asks gets an
-answer within the budget or is told that there is none: it never waits for a server, and never sends twice.
+The commands of one turn of the event loop leave in one write, and replies are matched in order. A caller gets
+an answer within the budget or an error: it never waits for a server, and never sends twice.
 """
 
 from __future__ import annotations

@@ -116,6 +116,7 @@ class Refresher:
         self._clock = clock
         self._telemetry = telemetry
         self._failpoints = failpoints
+        self._written = partial(failpoints.reach_now, "refresh_in_persist")
         self._me = f"gw_{ULID()}"
         self._flights: SingleFlight[Row] = SingleFlight()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
@@ -177,7 +178,7 @@ class Refresher:
                 raise self._failed(session_id)
             refresh_token = await self._refresh_token(row)
             async with self._slots:
-                await self._database.ready()
+                await self._database.ready(store.SAVE)
                 claimed_at = self._clock.monotonic()
                 await self._failpoints.reach("refresh_before_claim")
                 claimed = await self._claim(row)
@@ -228,7 +229,7 @@ class Refresher:
             self._telemetry.event("error", "session_unreadable", session_id=row["session_id"])
             raise GatewayError("x_session_expired", account=account(row)) from None
 
-    async def _claim(self, row: RowMapping) -> RowMapping | None:
+    async def _claim(self, row: RowMapping) -> dict[str, Any] | None:
         """Write down, durably, that the refresh token is about to be presented; None if another did so first.
 
         It proves the store writable, too. A claim whose answer was lost leaves its mark. When its lease is over, the
@@ -247,9 +248,10 @@ class Refresher:
             }
             if not await store.mark(connection, row, values):
                 return None
-            return await _get(connection, row["session_id"])
+            # A plain one: each look into a RowMapping would cost ten times as much while the new pair is not stored.
+            return dict(await _get(connection, row["session_id"]))
 
-    async def _without_tokens(self, row: RowMapping, error: TokenError, *, early: bool) -> Row:
+    async def _without_tokens(self, row: Row, error: TokenError, *, early: bool) -> Row:
         """What each of X's other answers means for the link (the meanings are authserver's table).
 
         `early`: the old access token works, and callers go on with it.
@@ -277,7 +279,7 @@ class Refresher:
             self._pause(session_id, failed=False)
         raise GatewayError(error.reason, upstream=error.upstream)
 
-    async def _save(self, row: RowMapping, tokens: Tokens) -> Row:
+    async def _save(self, row: Row, tokens: Tokens) -> Row:
         """Store the new pair before anybody uses it. The old one is spent, so this goes on until the store takes it."""
         replied_at = self._clock.monotonic()
         session_id, gen = row["session_id"], row["gen"] + 1
@@ -301,13 +303,13 @@ class Refresher:
             raise GatewayError("x_not_linked")
         return newer
 
-    async def _store(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> Row | None:
+    async def _store(self, row: Row, values: dict[str, object], tokens: Tokens) -> Row | None:
         """Put the pair into the row if that is of the old generation still; else it is dropped. Returns the row.
 
         Should the owner have been asked to relink meanwhile: there is no need any more.
         """
-        session_id, written = row["session_id"], partial(self._failpoints.reach_now, "refresh_in_persist")
-        if await self._database.save(store.SAVE, store.saved(row, values), row["key_id"], written):
+        session_id = row["session_id"]
+        if await self._database.save(store.SAVE, store.saved(row, values), row["key_id"], self._written):
             return {**row, **values}  # to read it again would cost more than all the rest, while other pairs wait
         async with self._database.write() as connection:
             newer = await store.get(connection, session_id)
@@ -319,7 +321,7 @@ class Refresher:
                 await self._revocations.add_pair(connection, row["issuer"], tokens)  # unlinked: it must not live on
         return newer
 
-    async def _store_at_last(self, row: RowMapping, values: dict[str, object], tokens: Tokens) -> Row | None:
+    async def _store_at_last(self, row: Row, values: dict[str, object], tokens: Tokens) -> Row | None:
         """The same, after the store failed: until it takes the pair, this process asks X for none."""
         pause_s = FIRST_PAUSE_S / 16
         self.unsaved += 1
@@ -333,7 +335,7 @@ class Refresher:
         finally:
             self.unsaved -= 1
 
-    async def _needs_relink(self, row: RowMapping, why: str) -> GatewayError:
+    async def _needs_relink(self, row: Row, why: str) -> GatewayError:
         """End the link, or a pair that never was in use, which must not stand in for one that is; the refusal."""
         async with self._database.write() as connection:
             await keys.hold(connection, row["key_id"])
@@ -344,15 +346,15 @@ class Refresher:
                 await store.change(connection, row["session_id"], row["gen"], {"state": "needs_relink", "why": why})
         return GatewayError("x_session_expired", account=account(row))
 
-    async def _unclaim(self, row: RowMapping) -> None:
+    async def _unclaim(self, row: Row) -> None:
         """Take back a claim whose token X did not take; what was lost before it still counts."""
         await self._release(row, tries=row["tries"] - 1)
 
-    async def _release(self, row: RowMapping, *, tries: int) -> None:
+    async def _release(self, row: Row, *, tries: int) -> None:
         """Let the token be presented again; `tries`: how often X may have taken it."""
         await self._mark(row, {"refresh_state": "idle", "tries": tries})
 
-    async def _mark(self, row: RowMapping, values: dict[str, object]) -> None:
+    async def _mark(self, row: Row, values: dict[str, object]) -> None:
         """Change one's own mark; one that another set since is left alone."""
         async with self._database.write() as connection:
             await store.mark(connection, row, values)
@@ -394,7 +396,7 @@ def renews_at(row: RowMapping) -> datetime:
     return expires_at - timedelta(seconds=min(EARLY_S + JITTER_S * jitter, lived_s / 4))
 
 
-def account(row: RowMapping) -> str:
+def account(row: Row) -> str:
     """Whose link it is, for a sentence."""
     return f"@{row['username']}" if row["username"] else "the linked account"
 
@@ -410,7 +412,7 @@ def _lease_runs(row: RowMapping, now: datetime) -> bool:
     return bool(abs(row["presented_at"] - now) < lease)
 
 
-def _why(row: RowMapping) -> str:
+def _why(row: Row) -> str:
     """Why X's refusal came, as far as we can tell."""
     if row["why"] == "restored":
         return "restored_backup"

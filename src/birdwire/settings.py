@@ -47,14 +47,14 @@ class Settings(BaseModel):
     port: int = Field(8700, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     public_url: str = Field(
         "",
-        description="How the outside reaches this gateway, such as https://birdwire.example.com; "
+        description="Public address of this gateway, such as https://birdwire.example.com; "
         "the callback URL is built from it. Default: http://HOST:PORT.",
     )
     database_url: str = Field(
         "sqlite:///birdwire.db",
         repr=False,
-        description="Where everything is kept: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST:PORT/NAME "
-        "for several gateways at once.",
+        description="The database: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST:PORT/NAME "
+        "to run several gateways.",
     )
     redis_url: SecretStr | None = Field(
         None,
@@ -66,11 +66,11 @@ class Settings(BaseModel):
         description="File with the vault key: 32 bytes in base64, not readable by others. "
         "`birdwire vault create FILE` makes one.",
     )
-    vault_key: SecretStr | None = Field(None, description="The vault key itself, where a file will not do.")
+    vault_key: SecretStr | None = Field(None, description="The vault key itself, if it cannot be a file.")
     vault_other_key_files: str = Field(
         "",
-        description="Files of further vault keys, separated by commas: they open what they sealed and seal nothing "
-        "new. For the change from one vault key to another.",
+        description="Files with older vault keys, separated by commas: they decrypt but do not encrypt. Used while "
+        "one vault key replaces another.",
     )
     x_client_id: str = Field("", description="The OAuth 2.0 client id of your X app.")
     x_client_secret: SecretStr | None = Field(
@@ -83,17 +83,17 @@ class Settings(BaseModel):
         description="HTTP proxy on the way to X, such as http://proxy.example.com:3128. "
         "The environment's proxy variables are not read.",
     )
-    x_connections: int = Field(100, ge=1, le=10_000, description="Connections to X at most.")
-    x_deadline_s: float = Field(15.0, gt=0, le=120, description="Seconds that one call to X may take in all.")
+    x_connections: int = Field(100, ge=1, le=10_000, description="Maximum number of connections to X.")
+    x_deadline_s: float = Field(15.0, gt=0, le=120, description="Maximum duration of one call to X, in seconds.")
     link_mode: Literal["open", "confirm"] = Field(
         "open",
-        description="How an account is linked. open: the person who opens the auth_url links; "
-        "confirm: the key's holder must then confirm the account.",
+        description="How an account is linked. open: by the approval of the person who opens the auth_url; "
+        "confirm: only once the key's holder has confirmed the account, too.",
     )
     extra_scopes: str = Field(
         "",
-        description="X scopes that callers may ask for beside those that the operations need, separated by commas, "
-        "such as dm.read,dm.write.",
+        description="X scopes that callers may ask for in addition to those that the operations need, separated by "
+        "commas, such as dm.read,dm.write.",
     )
     relay_dialect: bool = Field(
         default=True,
@@ -104,12 +104,17 @@ class Settings(BaseModel):
         description="The look-ups that are offered, separated by commas; X bills each call.",
     )
     trusted_proxies: str = Field(
-        "", description="Addresses or networks of the proxies in front, whose X-Forwarded-For is believed, by commas."
+        "",
+        description="Addresses or networks of the proxies in front whose X-Forwarded-For is trusted, separated by "
+        "commas.",
     )
-    hosts: str = Field("", description="Host names that requests may name, separated by commas; empty: any.")
-    max_connections: int = Field(1_000, ge=1, le=100_000, description="Connections from callers at most.")
+    hosts: str = Field("", description="Host names that requests may be sent to, separated by commas; empty: any.")
+    max_connections: int = Field(1_000, ge=1, le=100_000, description="Maximum number of connections from callers.")
     max_connections_each: int = Field(
-        200, ge=1, le=100_000, description="Connections from one address at most; proxies and loopback are not counted."
+        200,
+        ge=1,
+        le=100_000,
+        description="Maximum number of connections from one address; trusted proxies and loopback are not limited.",
     )
     max_calls: int = Field(200, ge=1, le=100_000, description="Maximum number of calls that run concurrently.")
     max_calls_each: int = Field(
@@ -124,13 +129,15 @@ class Settings(BaseModel):
         le=100_000,
         description="Calls of one key that may wait in addition to its max_calls_each; more are refused with 429.",
     )
-    max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Size of a JSON body at most.")
-    max_post_bytes: int = Field(65_536, ge=1_024, le=1 << 20, description="Size of a post_twitter body at most.")
+    max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Maximum size of a JSON body, in bytes.")
+    max_post_bytes: int = Field(
+        65_536, ge=1_024, le=1 << 20, description="Maximum size of a post_twitter body, in bytes."
+    )
     max_upload_bytes: int = Field(
         64 << 20,
         ge=1 << 20,
         le=1 << 30,
-        description="Size of an upload at most; X takes images of 5 MiB, videos of 512.",
+        description="Maximum size of an upload, in bytes; X accepts images of 5 MiB and videos of 512 MiB.",
     )
     max_uploads: int = Field(8, ge=1, le=1_000, description="Maximum number of concurrent calls with files.")
     max_uploads_each: int = Field(
@@ -140,30 +147,32 @@ class Settings(BaseModel):
         256 << 20,
         ge=1 << 20,
         le=1 << 40,
-        description="Total size of the uploads in progress; the folder for temporary files needs as much space.",
+        description="Total size of uploads in progress at most; the folder for temporary files needs as much space.",
     )
-    upload_deadline_s: float = Field(120.0, gt=0, le=3_600, description="Seconds in which an upload must arrive.")
+    upload_deadline_s: float = Field(
+        120.0, gt=0, le=3_600, description="Time in which an upload must arrive, in seconds."
+    )
     request_deadline_s: float = Field(
-        10.0, gt=0, le=120, description="Seconds in which a request's head, and then its body, must arrive."
+        10.0, gt=0, le=120, description="Time in which a request's head, and then its body, must arrive, in seconds."
     )
     drain_notice_s: float = Field(
         2.0,
         ge=0,
         le=60,
-        description="Seconds between a signal to end, when /readyz says so, and the end of listening.",
+        description="Seconds from the signal to shut down, which turns /readyz red, until the gateway stops listening.",
     )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port on which /metrics is answered; 0 takes any free one. Default: none."
     )
-    metrics_host: str = Field("127.0.0.1", description="Address of the metrics' own port.")
+    metrics_host: str = Field("127.0.0.1", description="Address on which the metrics port listens.")
     metrics_token: SecretStr | None = Field(
         None,
         min_length=16,
-        description="What to show as a Bearer token to read /metrics; without a metrics_port, on the main port.",
+        description="Bearer token that protects /metrics; without a metrics_port, /metrics is on the main port.",
     )
     journal_days: int = Field(90, ge=2, le=36_500, description="Days for which the journal of writes is kept.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="How much is logged to standard error."
+        "info", description="Lowest level that is logged to standard error."
     )
 
     failpoints: str = Field(
@@ -279,7 +288,9 @@ class Settings(BaseModel):
                 values[name.removeprefix(PREFIX).lower()] = value
         settings, wrong = cls._tried(values)
         names = {place[0] for place in wrong if place}
-        if names:  # how the others fit together is asked without these, or it would be said only once they are mended
+        if (
+            names
+        ):  # how the others fit together is asked without these, or it would be reported only after they are fixed
             wrong |= cls._tried({name: value for name, value in values.items() if name not in names})[1]
         problems += wrong.values()
         if settings is None or problems:

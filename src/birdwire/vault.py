@@ -7,8 +7,7 @@ import binascii
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -40,8 +39,7 @@ class DamagedError(VaultError):
     """A sealed value was changed or moved: no vault key opens it any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a sealed value lives. It opens nowhere else: not in another row or column, not under another generation.
 
     `row` is the row's primary key: its parts joined by "/", bytes in hexadecimal. `bound` are the values of further

@@ -35,7 +35,7 @@ _ALL = (*(name for names in _HEADERS.values() for name in names), "date")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One window: what is left of `limit` (None: X did not say), and in how many seconds it begins anew, 1 at least."""
+    """One window: what is left of `limit` (None: X did not say), and in how many seconds it resets, 1 at least."""
 
     name: Name
     limit: int | None
@@ -71,7 +71,7 @@ def exhausted(headers: Mapping[str, str]) -> Name | None:
 
 
 def wait_s(headers: Mapping[str, str], name: Name, now: datetime) -> int:
-    """Seconds until a window begins anew: its reset minus X's Date, since what matters is X's clock, not ours."""
+    """Seconds until a window resets: its reset minus X's Date, since what matters is X's clock, not ours."""
     reset_at = _number(headers.get(_HEADERS[name][2]))
     if reset_at is None:
         return UNKNOWN_WAIT_S

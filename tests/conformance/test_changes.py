@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import text
+from sqlalchemy import bindparam, text, update
 
 from birdwire.store import keys, sessions
 from birdwire.store.changes import FORGET_EVERY, KEPT
@@ -39,6 +39,9 @@ SESSION = {
     "scopes": "",
     "created_at": NOW,
 }
+NOTE = (
+    update(sessions.x_sessions).where(sessions.x_sessions.c.session_id == bindparam("of")).values(why=bindparam("note"))
+)
 LISTENERS = "FROM pg_stat_activity WHERE datname = current_database() AND (query LIKE 'LISTEN%' OR query = 'SELECT')"
 
 
@@ -156,6 +159,19 @@ async def test_the_past_is_trimmed_now_and_then(gateway: Database) -> None:
         await keys.change(connection, KEY, {"rpm": 8})
         numbers = (await connection.execute(text("SELECT number FROM changes ORDER BY number"))).scalars().all()
     assert numbers == [later - 1, later]
+
+
+@pytest.mark.engines("sqlite")
+async def test_saves_in_one_transaction_trim_the_past_too(gateway: Database) -> None:
+    """Also when the number at which it is due is not the last of them."""
+    later = KEPT + 2 * FORGET_EVERY
+    async with gateway.write() as connection:
+        await connection.execute(text("INSERT INTO changes VALUES (:number, 'key_2')"), {"number": later - 2})
+    saves = (gateway.save(NOTE, {"of": "xs_1", "note": str(number)}, KEY) for number in range(3))
+    assert all(await asyncio.gather(*saves))
+    async with gateway.read() as connection:
+        numbers = (await connection.execute(text("SELECT number FROM changes ORDER BY number"))).scalars().all()
+    assert numbers == [later - 2, later - 1, later, later + 1]
 
 
 @pytest.mark.engines("sqlite")

@@ -148,7 +148,7 @@ async def test_names_have_nothing_to_do_with_each_other(three: Counters) -> None
 )
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 def test_it_is_what_a_naive_count_would_be(kind: str, redis: Redis, steps: list[tuple[int, str, int]]) -> None:
-    """A list of all calls, counted anew each time, grants the same and leaves the same."""
+    """A list of all calls, counted again each time, grants the same and leaves the same."""
 
     async def check() -> None:
         async with counters(kind, redis) as three:
@@ -205,7 +205,7 @@ async def test_a_big_key_costs_hardly_more_than_a_small_one(redis: Redis) -> Non
 
 @pytest.mark.parametrize(("ahead_s", "granted"), [(30, 0), (90, 2)])
 async def test_a_clock_of_redis_set_back_locks_nobody_out_for_long(redis: Redis, ahead_s: int, granted: int) -> None:
-    """Times yet to come still count, unless they are more than a minute off: then counting begins anew."""
+    """Times yet to come still count, unless they are more than a minute off: then counting starts over."""
     async with counters("redis", redis) as three:
         assert await three.granted(2, 2) == 2
         three.advance(-ahead_s)

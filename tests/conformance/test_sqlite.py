@@ -6,12 +6,13 @@ import asyncio
 import os
 import sqlite3
 import sys
+from collections import Counter
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Update, func, select
 
 from birdwire.store import journal
 from birdwire.store.appends import MOST_WAITING
@@ -96,7 +97,7 @@ async def test_a_file_with_the_wrong_rights_is_refused(file: Path, mode: int | N
 @pytest.mark.trust("F13", "G16")
 @pytest.mark.parametrize("place", ["head", "middle", "whole"])
 async def test_a_damaged_file_is_refused_and_left_alone(file: Path, place: str) -> None:
-    """Nothing is guessed, and nothing made anew over it."""
+    """Nothing is guessed, and nothing is created over it."""
     raw = spoil(file, place)
     async with opened(file) as database:
         with pytest.raises(StoreError, match=r"damaged|cannot be opened"):
@@ -172,6 +173,52 @@ async def test_a_pair_is_saved_ahead_of_every_write_that_waits(file: Path) -> No
                 await asyncio.sleep(0)
         await asyncio.gather(*waiting)
     assert order == ["pair", "transaction", "transaction", "transaction", "row"]
+
+
+async def test_fifty_pairs_that_are_saved_together_cost_two_statements_each(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row and the announcement of its key; the rest is there once in a transaction."""
+    statements: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    async with opened(file) as database:
+        await database.ready(journal.SETTLE)
+        statements.clear()
+        rows = [journal.settled(f"req_{number:05}", {"state": "refused"}) for number in range(50)]
+        saves = (database.save(journal.SETTLE, row, f"key_{number}") for number, row in enumerate(rows))
+        assert all(await asyncio.gather(*saves))
+        counted = Counter(statement.split()[0] for statement in statements)
+    assert counted == {"BEGIN": 1, "UPDATE": 50, "INSERT": 50, "DELETE": 1, "COMMIT": 1}
+
+
+async def test_the_first_pair_finds_its_connection_open_and_its_statement_compiled(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ready` did that before X was asked: both take longer than to store a pair."""
+
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    async with opened(file) as database:
+        await asyncio.gather(*(database.ready(journal.SETTLE) for _ in range(10)))
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite3, "connect", too_late)
+            patched.setattr(Update, "compile", too_late)
+            assert await database.save(journal.SETTLE, journal.settled("req_00001", {"state": "refused"}), "key_1")
+
+
+async def test_a_file_that_cannot_be_opened_is_not_ready(tmp_path: Path) -> None:
+    """Then no refresh token is presented."""
+    async with opened(tmp_path / "nowhere" / "birdwire.db") as database:
+        with pytest.raises(StorageDownError):
+            await database.ready(journal.SETTLE)
 
 
 async def test_more_rows_than_can_wait_are_refused_at_once(file: Path) -> None:

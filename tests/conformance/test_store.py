@@ -131,7 +131,7 @@ async def test_a_block_that_fails_leaves_nothing(pair: Pair) -> None:
 
 @pytest.mark.trust("R1", "F37")
 async def test_a_claim_has_one_winner_of_fifty(pair: Pair) -> None:
-    """Whoever refreshes a session has won it in the row, not in a memory of its own."""
+    """A process may refresh a session once it has won the row, not by its own memory."""
     async with pair.first.write() as connection:
         await sessions.add(connection, a_session())
         row = await sessions.get(connection, "xs_1")
@@ -190,7 +190,7 @@ async def test_a_call_by_name_begins_once(pair: Pair) -> None:
 
 
 async def test_a_daily_cap_is_exact(pair: Pair) -> None:
-    """Of fifty writes at once as many pass as the day has left, whoever counts; the next day begins anew."""
+    """Of fifty writes at once as many pass as the day has left, whichever process counts; the next day starts over."""
 
     async def spend(database: Database, day: str = "2026-04-18") -> bool:
         async with database.write() as connection:
@@ -309,6 +309,22 @@ async def test_a_saved_change_that_is_refused_fails_alone(pair: Pair) -> None:
     assert results[:5] + results[6:] == [True] * 9
 
 
+async def test_all_who_are_saved_together_know_it_before_one_goes_on(pair: Pair) -> None:
+    """What a stored pair's call does next must not make another's time until the disk look longer."""
+    await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(10)))
+    order: list[str] = []
+
+    async def one(number: int) -> None:
+        row = {"of": f"req_{number}", "state": "refused", "data": None, "settled_at": NOW}
+        assert await pair.first.save(SETTLE, row, "key_1")
+        order.append("saved")
+        await pair.first.saved()
+        order.append("goes on")
+
+    await asyncio.gather(*(one(number) for number in range(10)))
+    assert order == ["saved"] * 10 + ["goes on"] * 10
+
+
 async def heard(database: Database, key_ids: set[str]) -> None:
     """Wait until the change feed has named these keys and no other; for none of them, until it works."""
     missing = set(key_ids)
@@ -401,9 +417,9 @@ async def test_an_append_that_breaks_leaves_nobody_waiting() -> None:
 
     appends = Appends(create_engine("sqlite://").dialect, broken)
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    first = asyncio.create_task(appends.add((ADD, an_entry("req_1"))))
+    first = asyncio.create_task(appends.add(ADD, an_entry("req_1")))
     await begun.wait()
-    second = asyncio.create_task(appends.add((ADD, an_entry("req_2"))))
+    second = asyncio.create_task(appends.add(ADD, an_entry("req_2")))
     await asyncio.sleep(0)
     go_on.set()
     ends = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 5)

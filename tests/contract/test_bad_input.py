@@ -102,7 +102,7 @@ async def test_a_live_key_is_of_no_use_at_a_sandbox(place: House) -> None:
 
 @pytest.mark.trust("#32")
 async def test_a_key_without_a_link_is_refused_after_its_body(place: House) -> None:
-    """A wrong body is named first: it is the caller's to mend at once."""
+    """A wrong body is named first: the caller can fix it immediately."""
     _, raw_key = await place.gateway.keys.create("test", "new", "free")
     await judge(place, Sent(), (403, "client-forbidden", "x_not_linked"), raw_key)
     await judge(place, Sent(b"{}"), (400, "invalid-request", "tweet_id_missing"), raw_key)
@@ -140,7 +140,7 @@ async def test_an_id_is_a_string_of_one_to_nineteen_ascii_digits(place: House, o
     ("value", "advice"),
     [("1346889436626259968", "as a string"), (f'"https://x.com/a/status/{POST}"', "only the digits")],
 )
-async def test_the_two_usual_mistakes_are_told_how_to_mend_them(place: House, value: str, advice: str) -> None:
+async def test_the_two_usual_mistakes_name_their_fix(place: House, value: str, advice: str) -> None:
     """A number, and a link to the post."""
     got = await judge(place, Sent(b'{"tweet_id":' + value.encode() + b"}"), ID_MALFORMED)
     assert advice in got.error["message"]

@@ -244,7 +244,7 @@ async def test_what_is_no_gateway_is_not_believed() -> None:
     async with gateway_that_answers(raw) as url:
         outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert outcome.code == 6
-    assert "answered HTTP 404, but not as Birdwire does" in outcome.err
+    assert "answered HTTP 404, but is not a Birdwire gateway" in outcome.err
     assert "Go away" not in outcome.err
 
 
@@ -265,7 +265,7 @@ async def test_an_answer_without_the_id_that_is_needed_is_said(arguments: tuple[
     raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
     async with gateway_that_answers(raw) as url:
         outcome = await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
-    assert (outcome.code, "but gave no id" in outcome.err) == (6, True)
+    assert (outcome.code, "but returned no id" in outcome.err) == (6, True)
 
 
 async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
@@ -363,7 +363,7 @@ async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> Non
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         outcome = await run("follow", "@grace", **person)
     assert (outcome.code, outcome.out) == (3, "")
-    assert "cannot say whose id @grace is" in outcome.err
+    assert "cannot find the id of @grace" in outcome.err
     assert "Fix: Give the user's id." in outcome.err
 
 
@@ -506,7 +506,7 @@ async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> 
         assert {row["operation"] for row in rows} == {found}
     narrowed = ("--state", "refused", "--since", "1h", "--key", house.key_id)
     assert (await run("log", *narrowed, "--json", **person)).document["requests"][0] == listed[0]
-    assert "No request fits." in (await run("log", "--key", "key_none", **person)).out
+    assert "No write matches." in (await run("log", "--key", "key_none", **person)).out
 
 
 @pytest.mark.parametrize(
@@ -998,7 +998,7 @@ async def test_a_key_may_be_made_before_the_first_start(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/birdwire.db"
     key_id = (await run("keys", "create", "--label", "early", "--json", BIRDWIRE_DATABASE_URL=url)).document["key_id"]
     assert key_id in (await run("keys", "list", BIRDWIRE_DATABASE_URL=url)).out
-    assert (await run("log", BIRDWIRE_DATABASE_URL=url)).out == "Nothing was asked of X yet.\n"
+    assert (await run("log", BIRDWIRE_DATABASE_URL=url)).out == "There are no writes yet.\n"
 
 
 async def test_a_dev_folder_is_counted_copied_and_put_back(tmp_path: Path) -> None:
@@ -1009,7 +1009,7 @@ async def test_a_dev_folder_is_counted_copied_and_put_back(tmp_path: Path) -> No
     here = ("--data", str(tmp_path))
     assert (await run("backup", *here, str(copy))).code == 0
     again = await run("backup", *here, str(copy))
-    assert (again.code, "Name another file" in again.err) == (2, True)
+    assert (again.code, "Choose another file" in again.err) == (2, True)
     assert (await run("restore", *here, str(copy))).code == 0
     assert stat.S_IMODE((tmp_path / "birdwire.db.lock").stat().st_mode) == 0o600
     counted = await run("vault", "status", *here)
@@ -1055,8 +1055,8 @@ async def test_serve_refuses_without_an_x_app(tmp_path: Path) -> None:
         (("proxy", "--to", "localhost"), "not a host with a port"),
         (("proxy", "--to", "127.0.0.1:port"), "not a host with a port"),
         (("proxy", "--to", "http://127.0.0.1:8701/path"), "not a host with a port"),
-        (("--port", "0", "proxy", "--to", "127.0.0.1:9"), "Give it after: birdwire sandbox proxy --port"),
-        (("--json", "proxy", "--to", "127.0.0.1:9"), "Give it after: birdwire sandbox proxy --json"),
+        (("--port", "0", "proxy", "--to", "127.0.0.1:9"), "Put it after: birdwire sandbox proxy --port"),
+        (("--json", "proxy", "--to", "127.0.0.1:9"), "Put it after: birdwire sandbox proxy --json"),
         (("prox",), "prox"),
     ],
 )

@@ -1,6 +1,6 @@
 """The corpus of the edge again, through haproxy and nginx as we ship their configurations, over TLS.
 
-A front reads a request before we do, and may mend or refuse it. What must hold: a request that reached us has its one
+A front reads a request before we do, and may repair or refuse it. What must hold: a request that reached us has its one
 answer, none is there that was not sent, and what both let pass is answered as without a front.
 """
 

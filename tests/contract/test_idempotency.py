@@ -1,4 +1,4 @@
-"""Idempotency-Key: one call is done once, and whoever asks again hears the same; and what became of a request."""
+"""Idempotency-Key: one call is carried out once, and a repeat gets the same response; and what became of a request."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_key_that_is_none_is_refused(linked: House, key: Any) -> None:
 
 
 async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: House) -> None:
-    """X's word is final for the key; what never reached X may be mended and sent again."""
+    """X's word is final for the key; what never reached X may be fixed and sent again."""
     refused = [await once(linked, "like_twitter", {"tweet_id": "404"}, "x") for _ in range(2)]
     assert [answer.status_code for answer in refused] == [404, 404]
     assert refused[0].content == refused[1].content
@@ -138,7 +138,7 @@ async def test_a_post_without_a_key_is_given_one(linked: House) -> None:
 
 
 async def test_the_dialect_has_its_own_envelope_on_a_replay(linked: House) -> None:
-    """The stored answer is told in the words of whoever asks."""
+    """The stored answer is rendered in the dialect of the caller that repeats."""
     body = {"aisa_api_key": linked.raw_key, "tweet_id": POST}
     await once(linked, "like_twitter", body)
     again = await once(linked, "like_twitter", body)
@@ -259,7 +259,7 @@ async def test_a_replayed_refusal_stays_one_in_the_dialect(linked: House) -> Non
 
 
 async def test_the_operators_fault_is_not_kept_for_the_caller(linked: House) -> None:
-    """X refused the gateway's own credentials: once that is mended, the same key works."""
+    """X refused the gateway's own credentials: once that is fixed, the same key works."""
     await linked.advance_x(7_300)
     await linked.fault("POST", "/2/oauth2/token", {"error": "token-bad-client"})
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).json()["error"]["reason"] == "x_client_credentials"
@@ -288,7 +288,7 @@ async def test_an_old_code_in_a_5xx_does_not_repeat_a_post(linked: House) -> Non
 
 
 async def test_a_kept_answer_is_sealed(linked: House) -> None:
-    """The state of a link and the words of a post are for their caller, not for whoever reads the file."""
+    """The state of a link and the words of a post are for their caller, not for a reader of the file."""
     state = (await once(linked, "auth_twitter", {})).json()["state"]
     assert (await once(linked, "auth_twitter", {})).json()["state"] == state
     assert state.encode() not in b"".join(path.read_bytes() for path in linked.directory.glob("birdwire.db*"))

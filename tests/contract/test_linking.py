@@ -46,7 +46,7 @@ async def test_an_auth_url_asks_for_what_all_operations_need(house: House) -> No
 
 @pytest.mark.trust("O1")
 async def test_no_two_auth_urls_share_a_state_or_a_challenge(house: House) -> None:
-    """Each begins anew."""
+    """Each starts over."""
     queries = [query_of(await begin(house)) for _ in range(20)]
     assert len({query["state"] for query in queries}) == len({query["code_challenge"] for query in queries}) == 20
 
@@ -489,7 +489,7 @@ async def test_a_pin_is_to_the_account_whatever_its_name(house: House) -> None:
 
 
 async def test_a_pin_stays_to_the_user_id_when_it_is_set_again(linked: House) -> None:
-    """An operator's script may repeat the command; lifted first, the name counts anew."""
+    """An operator's script may repeat the command; lifted first, the name counts again."""
     await pin(linked)
     await linked.call("unlink_twitter")
     assert (await pin(linked, "Ada"))["account_user_id"] == ADA

@@ -347,7 +347,7 @@ def test_every_reason_says_whole_sentences() -> None:
 
 
 def test_every_429_and_503_knows_how_long_to_wait() -> None:
-    """Also when whoever raises it does not."""
+    """Also when its raiser does not set one."""
     for reason, problem in PROBLEMS.items():
         if problem.status in {429, 503}:
             assert RETRY_AFTER_S[reason] >= 1

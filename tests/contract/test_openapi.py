@@ -339,7 +339,7 @@ def test_refusals_are_told_by_their_status() -> None:
 
 @pytest.mark.parametrize("name", sorted(reference.pages()))
 def test_the_reference_in_the_tree_is_what_the_code_makes(name: str) -> None:
-    """`make docs` writes it anew."""
+    """`make docs` regenerates it."""
     assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == reference.pages()[name]
 
 

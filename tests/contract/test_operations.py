@@ -73,7 +73,7 @@ async def test_a_thread_an_edit_and_a_deletion_stand_in_xs_state(linked: House) 
     first = await post(linked, text="one")
     second = await post(linked, text="two", reply={"in_reply_to_tweet_id": first})
     third = await post(linked, text="three", reply={"in_reply_to_tweet_id": second, "exclude_reply_user_ids": [GRACE]})
-    edited = await post(linked, text="one, mended", edit_options={"previous_post_id": first})
+    edited = await post(linked, text="one, fixed", edit_options={"previous_post_id": first})
     assert (await linked.call("delete_twitter", {"tweet_id": third})).content == b'{"data":{"deleted":true}}'
     assert (await linked.post_of(second))["in_reply_to_tweet_id"] == first
     assert (await linked.post_of(third))["deleted"] is True

@@ -121,7 +121,7 @@ async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: Hou
 
 @pytest.mark.trust("F35")
 async def test_a_suspended_account_keeps_its_link(linked: House) -> None:
-    """X says so, and may think again: nothing is to be linked anew."""
+    """X says so, and may think again: nothing has to be linked again."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "suspended-user"})
     assert (await linked.like()).json()["error"]["reason"] == "x_user_suspended"
     assert (await linked.status())["state"] == "active"

@@ -42,7 +42,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Street]:
 
 
 class Load:
-    """Callers who note what they were told; whoever gets no answer was told nothing."""
+    """Callers who note what they were told; a caller without an answer was told nothing."""
 
     def __init__(self, town: Street) -> None:
         self.town = town
@@ -53,7 +53,7 @@ class Load:
         self._number = 0
 
     async def likes(self, at: Serving) -> None:
-        """Like, as whoever is linked."""
+        """Like, as the linked account."""
         for header in [f"Bearer {self.town.raw_keys[0]}", *list(self.links)[-3:]]:
             answer = await self._post(at, "like_twitter", {"tweet_id": POST}, authorization=header)
             if answer.status_code == 200:

@@ -65,7 +65,7 @@ async def exchange(*houses: House) -> None:
 async def test_a_window_that_a_success_showed_as_used_up_is_not_asked(
     linked: House, limit: dict[str, int], reason: str, longest_s: int
 ) -> None:
-    """The last call that was allowed said so; X is asked again when it begins anew."""
+    """The last call that was allowed said so; X is asked again when it resets."""
     await linked.configure(**limit)
     assert [(await linked.like()).status_code for _ in range(2)] == [200, 200]
     for _ in range(3):

@@ -220,7 +220,7 @@ async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(li
 
 @pytest.mark.trust("F10")
 async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path: Path) -> None:
-    """They are taken after X's answer: whoever had it must hear it, and not that nothing was asked of X."""
+    """They are taken after X's answer: its caller must get it, and not hear that nothing was asked of X."""
     nowhere = Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}")
     record = Capabilities(nowhere, MovableClock(), "client")
     await record.note("post_twitter", None, "key_1")

@@ -119,7 +119,7 @@ async def test_a_post_that_may_have_arrived_is_never_sent_again(linked: House, d
 
 
 async def test_a_part_of_an_upload_that_may_have_arrived_is_not_sent_again(linked: House) -> None:
-    """The caller uploads anew."""
+    """The caller uploads again."""
     await linked.fault("POST", "/2/media/upload/*/append", {"status": 503})
     answer = await linked.client.post(API + "upload_media", files={"media": ("a.png", PNG, "image/png")})
     assert reason(answer) == (502, "outcome_unknown")

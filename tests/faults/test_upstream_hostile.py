@@ -300,7 +300,7 @@ def test_no_flood_fills_memory(flood: tuple[bytes, bytes]) -> None:
 
 
 def test_a_reply_of_a_byte_a_second_ends_at_the_deadline() -> None:
-    """The deadline is of the whole call: no byte starts it anew."""
+    """The deadline is of the whole call: no byte restarts it."""
 
     async def call() -> tuple[SendFailed, float]:
         slow = [step for byte in FINE for step in (Step("write", bytes([byte])), Step("wait", wait_s=1.0))]

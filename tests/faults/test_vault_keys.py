@@ -65,7 +65,7 @@ def _place(sealed: store.Sealed, row: str) -> Any:
 
 
 async def rotate(directory: Path, *files: Path) -> list[int]:
-    """Seal everything anew with the first file's key; what other keys still seal then, and what was unreadable."""
+    """Seal everything again with the first file's key; what other keys still seal then, and what was unreadable."""
     database = Database(f"sqlite:///{directory / 'birdwire.db'}")
     keyring = Keyring(database, Vault(*map(read_key_file, files)), Clock())
     try:
@@ -113,7 +113,7 @@ async def test_every_value_is_sealed_anew_while_the_gateway_reads_and_renews(tmp
 
 
 async def everything_opens(directory: Path, file: Path) -> None:
-    """Each value opens with this key alone: sealing everything anew for a third finds nothing unreadable."""
+    """Each value opens with this key alone: sealing everything again for a third finds nothing unreadable."""
     third = directory / "third.key"
     create_key_file(third)
     assert await rotate(directory, third, file) == [0, 0]

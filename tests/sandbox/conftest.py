@@ -30,7 +30,7 @@ SCOPES = "tweet.read users.read tweet.write like.write follows.write bookmark.wr
 
 
 @dataclass
-class LocalX:
+class SandboxClient:
     """A client of a sandbox, with what most tests do in one call."""
 
     app: Starlette
@@ -106,22 +106,22 @@ class LocalX:
 
 
 @pytest.fixture
-async def local_x() -> AsyncIterator[Callable[[Starlette], LocalX]]:
+async def sandbox_client() -> AsyncIterator[Callable[[Starlette], SandboxClient]]:
     """Makes clients of sandboxes in this process, and closes them."""
     async with AsyncExitStack() as stack:
 
-        def make(app: Starlette) -> LocalX:
+        def make(app: Starlette) -> SandboxClient:
             http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1")
             stack.push_async_callback(http.aclose)
-            return LocalX(app, http)
+            return SandboxClient(app, http)
 
         yield make
 
 
 @pytest.fixture
-async def x(local_x: Callable[[Starlette], LocalX]) -> LocalX:
+async def x(sandbox_client: Callable[[Starlette], SandboxClient]) -> SandboxClient:
     """A fresh sandbox in this process."""
-    return local_x(create_sandbox(clients=CLIENTS))
+    return sandbox_client(create_sandbox(clients=CLIENTS))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from birdwire.sandbox.seed import (
 if TYPE_CHECKING:
     import httpx2
 
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 ADA = "2244994945"
 PAT = "2244994948"
@@ -28,12 +28,12 @@ FOLLOWING = f"/2/users/{ADA}/following"
 GONE = "This tweet cannot be found."
 
 
-async def like(x: LocalX, token: str, post_id: str = VISIBLE_POST_ID) -> httpx2.Response:
+async def like(x: SandboxClient, token: str, post_id: str = VISIBLE_POST_ID) -> httpx2.Response:
     """A like by ada."""
     return await x.call(token, "POST", LIKES, json={"tweet_id": post_id})
 
 
-async def test_without_a_good_token_x_says_unauthorized(x: LocalX) -> None:
+async def test_without_a_good_token_x_says_unauthorized(x: SandboxClient) -> None:
     """X's own bytes: two blanks of indentation, application/problem+json."""
     for headers in ({}, {"authorization": "Bearer made-up"}, {"authorization": "Basic YTpi"}):
         answer = await x.http.get("/2/users/me", headers=headers)
@@ -44,7 +44,7 @@ async def test_without_a_good_token_x_says_unauthorized(x: LocalX) -> None:
         assert answer.headers["x-rate-limit-limit"] == "75"
 
 
-async def test_an_apps_own_token_is_refused(x: LocalX) -> None:
+async def test_an_apps_own_token_is_refused(x: SandboxClient) -> None:
     """403 unsupported-authentication: all of this is for people."""
     form = {"grant_type": "client_credentials"}
     token = (await x.http.post("/oauth2/token", data=form, auth=("confidential", "a-secret"))).json()["access_token"]
@@ -53,14 +53,14 @@ async def test_an_apps_own_token_is_refused(x: LocalX) -> None:
     assert answer.json()["type"].endswith("/unsupported-authentication")
 
 
-async def test_a_missing_scope_is_the_bare_forbidden(x: LocalX) -> None:
+async def test_a_missing_scope_is_the_bare_forbidden(x: SandboxClient) -> None:
     """93 bytes, as seen at X."""
     token = (await x.link(scope="tweet.read users.read"))["access_token"]
     answer = await like(x, token)
     assert (answer.status_code, len(answer.content)) == (403, 93)
 
 
-async def test_an_unknown_path_is_an_empty_404_without_limits(x: LocalX) -> None:
+async def test_an_unknown_path_is_an_empty_404_without_limits(x: SandboxClient) -> None:
     """Also a method that a path does not have."""
     for method, path in (("GET", "/2/nothing"), ("PUT", LIKES), ("GET", "/2/users/me/")):
         answer = await x.http.request(method, path)
@@ -68,14 +68,14 @@ async def test_an_unknown_path_is_an_empty_404_without_limits(x: LocalX) -> None
         assert "x-rate-limit-limit" not in answer.headers
 
 
-async def test_every_answer_carries_xs_headers(x: LocalX) -> None:
+async def test_every_answer_carries_xs_headers(x: SandboxClient) -> None:
     """Refusals, empty answers and the token endpoint included."""
     for answer in (await x.http.get("/2/users/me"), await x.http.get("/2/nothing"), await x.refresh("made-up")):
         for name in ("api-version", "x-transaction-id", "x-access-level", "date"):
             assert name in answer.headers
 
 
-async def test_another_users_id_is_refused(x: LocalX) -> None:
+async def test_another_users_id_is_refused(x: SandboxClient) -> None:
     """X's sentence."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", f"/2/users/{OTHER_USER_ID}/likes", json={"tweet_id": VISIBLE_POST_ID})
@@ -85,7 +85,7 @@ async def test_another_users_id_is_refused(x: LocalX) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", "1" * 20, "-1", "1\n", "١٢٣", 5, None, ["1"], {"a": 1}])
-async def test_an_id_that_is_no_id_is_refused(x: LocalX, wrong: Any) -> None:
+async def test_an_id_that_is_no_id_is_refused(x: SandboxClient, wrong: Any) -> None:
     """1 to 19 ASCII digits, as a string."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, json={"tweet_id": wrong})
@@ -96,14 +96,14 @@ async def test_an_id_that_is_no_id_is_refused(x: LocalX, wrong: Any) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"tweet_id":NaN}', b'{"a":"\\ud800"}', b"\xff"]
 )
-async def test_a_body_that_is_no_object_is_refused(x: LocalX, body: bytes) -> None:
+async def test_a_body_that_is_no_object_is_refused(x: SandboxClient, body: bytes) -> None:
     """X's 400, never a failure of ours."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, content=body)
     assert answer.status_code == 400
 
 
-async def test_extra_members_are_refused_except_by_the_older_generation(x: LocalX) -> None:
+async def test_extra_members_are_refused_except_by_the_older_generation(x: SandboxClient) -> None:
     """2.167 forbids them, 2.166 let them pass."""
     token = (await x.link())["access_token"]
     body = {"tweet_id": VISIBLE_POST_ID, "extra": 1}
@@ -112,7 +112,7 @@ async def test_extra_members_are_refused_except_by_the_older_generation(x: Local
     assert (await x.call(token, "POST", LIKES, json=body)).status_code == 200
 
 
-async def test_liking_and_unliking_answer_the_same_however_often(x: LocalX) -> None:
+async def test_liking_and_unliking_answer_the_same_however_often(x: SandboxClient) -> None:
     """And the state follows."""
     token = (await x.link())["access_token"]
     for _ in range(2):
@@ -124,7 +124,7 @@ async def test_liking_and_unliking_answer_the_same_however_often(x: LocalX) -> N
     assert (await x.state())["likes"] == []
 
 
-async def test_reposting_answers_with_the_reposts_id(x: LocalX) -> None:
+async def test_reposting_answers_with_the_reposts_id(x: SandboxClient) -> None:
     """rest_id, the same when repeated; plain id in the older generation."""
     token = (await x.link())["access_token"]
     path = f"/2/users/{ADA}/retweets"
@@ -139,7 +139,7 @@ async def test_reposting_answers_with_the_reposts_id(x: LocalX) -> None:
     assert (await x.state())["retweets"] == []
 
 
-async def test_bookmarking_and_back(x: LocalX) -> None:
+async def test_bookmarking_and_back(x: SandboxClient) -> None:
     """Twice each, the same answer."""
     token = (await x.link())["access_token"]
     path = f"/2/users/{ADA}/bookmarks"
@@ -151,7 +151,7 @@ async def test_bookmarking_and_back(x: LocalX) -> None:
         assert answer.json() == {"data": {"bookmarked": False}}
 
 
-async def test_following_answers_by_the_target(x: LocalX) -> None:
+async def test_following_answers_by_the_target(x: SandboxClient) -> None:
     """Open: following; protected: pending; nobody: 200 with errors; suspended and oneself: the bare 403."""
     token = (await x.link())["access_token"]
 
@@ -174,7 +174,7 @@ async def test_following_answers_by_the_target(x: LocalX) -> None:
     assert (await x.state())["follows"] == []
 
 
-async def test_a_blocking_author_cannot_be_followed_nor_seen(x: LocalX) -> None:
+async def test_a_blocking_author_cannot_be_followed_nor_seen(x: SandboxClient) -> None:
     """Blocks are planted; their posts are as gone."""
     await x.control("seed", users=[{"username": "grace", "blocks": ["ada"]}])
     token = (await x.link())["access_token"]
@@ -184,7 +184,7 @@ async def test_a_blocking_author_cannot_be_followed_nor_seen(x: LocalX) -> None:
 
 
 @pytest.mark.parametrize("post_id", [DELETED_POST_ID, PROTECTED_POST_ID, SUSPENDED_POST_ID, "1"])
-async def test_a_post_that_is_gone_or_hidden_cannot_be_found(x: LocalX, post_id: str) -> None:
+async def test_a_post_that_is_gone_or_hidden_cannot_be_found(x: SandboxClient, post_id: str) -> None:
     """400, not 404, for likes, unlikes and reposts."""
     token = (await x.link())["access_token"]
     answers = [
@@ -197,7 +197,7 @@ async def test_a_post_that_is_gone_or_hidden_cannot_be_found(x: LocalX, post_id:
         assert answer.json()["errors"] == [{"message": GONE}]
 
 
-async def test_a_hidden_post_can_be_refused_in_other_words(x: LocalX) -> None:
+async def test_a_hidden_post_can_be_refused_in_other_words(x: SandboxClient) -> None:
     """The switch `invisible`; a deleted post stays not found."""
     token = (await x.link())["access_token"]
     await x.control("config", invisible="not-authorized")
@@ -209,14 +209,14 @@ async def test_a_hidden_post_can_be_refused_in_other_words(x: LocalX) -> None:
     assert (await like(x, token, DELETED_POST_ID)).status_code == 400
 
 
-async def test_a_protected_author_can_like_their_own_post(x: LocalX) -> None:
+async def test_a_protected_author_can_like_their_own_post(x: SandboxClient) -> None:
     """Pat sees what Pat wrote."""
     token = (await x.link("pat"))["access_token"]
     answer = await x.call(token, "POST", f"/2/users/{PAT}/likes", json={"tweet_id": PROTECTED_POST_ID})
     assert answer.status_code == 200
 
 
-async def test_a_suspended_account_is_told_so(x: LocalX) -> None:
+async def test_a_suspended_account_is_told_so(x: SandboxClient) -> None:
     """403 user-suspended, whatever it asks."""
     token = (await x.link("gus"))["access_token"]
     answer = await x.call(token, "GET", "/2/users/me")
@@ -224,7 +224,7 @@ async def test_a_suspended_account_is_told_so(x: LocalX) -> None:
     assert answer.json()["type"].endswith("/user-suspended")
 
 
-async def test_the_window_counts_down_and_closes(x: LocalX) -> None:
+async def test_the_window_counts_down_and_closes(x: SandboxClient) -> None:
     """15 minutes; a 429 without Retry-After; open again after."""
     await x.control("config", likes_per_15m=2)
     token = (await x.link())["access_token"]
@@ -245,7 +245,7 @@ async def test_the_window_counts_down_and_closes(x: LocalX) -> None:
     assert (await like(x, token)).status_code == 200
 
 
-async def test_the_day_window_has_headers_of_its_own(x: LocalX) -> None:
+async def test_the_day_window_has_headers_of_its_own(x: SandboxClient) -> None:
     """x-user-limit-24hour-*; it outlasts the quarter hour."""
     await x.control("config", likes_per_24h=1)
     token = (await x.link())["access_token"]
@@ -260,7 +260,7 @@ async def test_the_day_window_has_headers_of_its_own(x: LocalX) -> None:
     assert (await like(x, later)).status_code == 200
 
 
-async def test_windows_are_by_user_and_endpoint(x: LocalX) -> None:
+async def test_windows_are_by_user_and_endpoint(x: SandboxClient) -> None:
     """Ada's likes cost neither her unlikes nor Alan's likes; any endpoint's limit can be set."""
     await x.control("config", likes_per_15m=1, limits={"GET /2/users/me": 1})
     ada, alan = (await x.link("ada"))["access_token"], (await x.link("alan"))["access_token"]
@@ -278,7 +278,9 @@ async def test_windows_are_by_user_and_endpoint(x: LocalX) -> None:
         ("user_not_enrolled", 403, "user-not-enrolled"),
     ],
 )
-async def test_a_bill_wins_and_leaves_the_limits_headers_alone(x: LocalX, billing: str, status: int, mark: str) -> None:
+async def test_a_bill_wins_and_leaves_the_limits_headers_alone(
+    x: SandboxClient, billing: str, status: int, mark: str
+) -> None:
     """The headers go on as if nothing were wrong."""
     token = (await x.link())["access_token"]
     await x.control("config", billing=billing)
@@ -288,7 +290,7 @@ async def test_a_bill_wins_and_leaves_the_limits_headers_alone(x: LocalX, billin
     assert answer.headers["x-rate-limit-remaining"] == "49"
 
 
-async def test_credits_run_out_in_two_forms(x: LocalX) -> None:
+async def test_credits_run_out_in_two_forms(x: SandboxClient) -> None:
     """Both 402 bodies."""
     token = (await x.link())["access_token"]
     await x.control("config", billing="credits_depleted", credits_form="credits-depleted-new")
@@ -304,7 +306,7 @@ async def test_credits_run_out_in_two_forms(x: LocalX) -> None:
         ("not-permitted-feature", "not permitted to access this feature"),
     ],
 )
-async def test_self_serve_may_not_like_or_follow(x: LocalX, refusal: str, mark: str) -> None:
+async def test_self_serve_may_not_like_or_follow(x: SandboxClient, refusal: str, mark: str) -> None:
     """In every form that the refusal may have; undoing is free."""
     token = (await x.link())["access_token"]
     await like(x, token)
@@ -318,7 +320,7 @@ async def test_self_serve_may_not_like_or_follow(x: LocalX, refusal: str, mark: 
     assert (await x.call(token, "DELETE", f"{LIKES}/{VISIBLE_POST_ID}")).status_code == 403
 
 
-async def test_the_generation_decides_the_host_of_problem_types(x: LocalX) -> None:
+async def test_the_generation_decides_the_host_of_problem_types(x: SandboxClient) -> None:
     """Api.twitter.com before 2.167, api.x.com since."""
     token = (await x.link())["access_token"]
     for generation, host in (("2.166", "https://api.twitter.com/"), ("2.167", "https://api.x.com/")):
@@ -328,7 +330,7 @@ async def test_the_generation_decides_the_host_of_problem_types(x: LocalX) -> No
         assert answer.headers["api-version"] == generation
 
 
-async def test_the_date_follows_the_clock_and_its_skew(x: LocalX) -> None:
+async def test_the_date_follows_the_clock_and_its_skew(x: SandboxClient) -> None:
     """It is the only clock of theirs that clients see."""
     before = (await x.http.get("/2/users/me")).headers["date"]
     await x.control("clock", advance_s=86_400 * 365)

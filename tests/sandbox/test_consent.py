@@ -13,7 +13,7 @@ import pytest
 from birdwire.sandbox.app import create_sandbox
 
 if TYPE_CHECKING:
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 
 def fields(page: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def fields(page: str) -> dict[str, Any]:
     return {"request": hidden[1], "account": "ada", "scope": scopes}
 
 
-async def test_allowing_leads_back_with_state_and_code(x: LocalX) -> None:
+async def test_allowing_leads_back_with_state_and_code(x: SandboxClient) -> None:
     """State and code, in the redirect URI's query."""
     page = await x.http.get(x.authorize_url())
     answer = await x.http.post("/i/oauth2/authorize", data=fields(page.text) | {"action": "allow"})
@@ -34,14 +34,14 @@ async def test_allowing_leads_back_with_state_and_code(x: LocalX) -> None:
     assert parse_qs(target.query)["state"] == ["a-state"]
 
 
-async def test_denying_leads_back_with_an_error(x: LocalX) -> None:
+async def test_denying_leads_back_with_an_error(x: SandboxClient) -> None:
     """error=access_denied and the state, no code."""
     page = await x.http.get(x.authorize_url())
     answer = await x.http.post("/i/oauth2/authorize", data=fields(page.text) | {"action": "deny"})
     assert answer.headers["location"] == "http://127.0.0.1:9/callback?error=access_denied&state=a-state"
 
 
-async def test_an_unticked_scope_is_not_granted(x: LocalX) -> None:
+async def test_an_unticked_scope_is_not_granted(x: SandboxClient) -> None:
     """The token answer's scope is what was ticked."""
     page = await x.http.get(x.authorize_url(scope="tweet.read users.read like.write"))
     form = fields(page.text)
@@ -54,8 +54,8 @@ async def test_an_unticked_scope_is_not_granted(x: LocalX) -> None:
     assert "refresh_token" not in tokens
 
 
-async def test_the_account_is_chosen_on_the_page(x: LocalX) -> None:
-    """Whoever is chosen is who the token acts for."""
+async def test_the_account_is_chosen_on_the_page(x: SandboxClient) -> None:
+    """The token acts for the chosen person."""
     page = await x.http.get(x.authorize_url())
     answer = await x.http.post("/i/oauth2/authorize", data=fields(page.text) | {"action": "allow", "account": "alan"})
     code = parse_qs(urlsplit(answer.headers["location"]).query)["code"][0]
@@ -63,7 +63,7 @@ async def test_the_account_is_chosen_on_the_page(x: LocalX) -> None:
     assert (await x.call(token, "GET", "/2/users/me")).json()["data"]["username"] == "alan"
 
 
-async def test_an_existing_query_of_the_redirect_uri_is_kept(x: LocalX) -> None:
+async def test_an_existing_query_of_the_redirect_uri_is_kept(x: SandboxClient) -> None:
     """RFC 6749 §3.1.2: the redirect URI's own query stays."""
     url = x.authorize_url(redirect_uri="http://localhost:1/cb?a=b")
     answer = await x.control("consent", auth_url=url, username="ada", action="deny")
@@ -89,7 +89,9 @@ async def test_an_existing_query_of_the_redirect_uri_is_kept(x: LocalX) -> None:
         {"response_type": "token"},
     ],
 )
-async def test_a_wrong_request_gets_a_page_and_never_a_redirect(x: LocalX, changes: dict[str, str | None]) -> None:
+async def test_a_wrong_request_gets_a_page_and_never_a_redirect(
+    x: SandboxClient, changes: dict[str, str | None]
+) -> None:
     """X shows its own page, whatever is wrong."""
     answer = await x.http.get(x.authorize_url(**changes))
     assert answer.status_code == 400
@@ -97,7 +99,7 @@ async def test_a_wrong_request_gets_a_page_and_never_a_redirect(x: LocalX, chang
     assert "location" not in answer.headers
 
 
-async def test_a_repeated_parameter_gets_the_page(x: LocalX) -> None:
+async def test_a_repeated_parameter_gets_the_page(x: SandboxClient) -> None:
     """RFC 6749 §3.1: parameters must not be included more than once."""
     answer = await x.http.get(x.authorize_url() + "&state=another")
     assert answer.status_code == 400
@@ -114,7 +116,7 @@ async def test_with_registered_uris_only_an_exact_match_counts() -> None:
             assert (await http.get(url + wrong)).status_code == 400
 
 
-async def test_the_page_cannot_be_answered_twice(x: LocalX) -> None:
+async def test_the_page_cannot_be_answered_twice(x: SandboxClient) -> None:
     """The form's field is good once."""
     page = await x.http.get(x.authorize_url())
     form = fields(page.text) | {"action": "allow"}
@@ -122,7 +124,7 @@ async def test_the_page_cannot_be_answered_twice(x: LocalX) -> None:
     assert (await x.http.post("/i/oauth2/authorize", data=form)).status_code == 403
 
 
-async def test_the_page_cannot_be_answered_by_another_browser(x: LocalX) -> None:
+async def test_the_page_cannot_be_answered_by_another_browser(x: SandboxClient) -> None:
     """A forged post lacks the cookie."""
     page = await x.http.get(x.authorize_url())
     x.http.cookies.clear()
@@ -131,7 +133,7 @@ async def test_the_page_cannot_be_answered_by_another_browser(x: LocalX) -> None
     assert "location" not in answer.headers
 
 
-async def test_the_page_is_too_old_after_ten_minutes(x: LocalX) -> None:
+async def test_the_page_is_too_old_after_ten_minutes(x: SandboxClient) -> None:
     """A page left open does not stay an open door."""
     page = await x.http.get(x.authorize_url())
     await x.control("clock", advance_s=601)
@@ -139,14 +141,14 @@ async def test_the_page_is_too_old_after_ten_minutes(x: LocalX) -> None:
     assert answer.status_code == 403
 
 
-async def test_everything_shown_is_escaped(x: LocalX) -> None:
+async def test_everything_shown_is_escaped(x: SandboxClient) -> None:
     """A redirect URI with markup in it stays text."""
     answer = await x.http.get(x.authorize_url(redirect_uri='http://127.0.0.1/"><script>alert(1)</script>'))
     assert "<script" not in answer.text
     assert "<script>alert(1)" in unescape(answer.text)
 
 
-async def test_the_policy_lets_the_form_lead_to_the_redirect_target_only(x: LocalX) -> None:
+async def test_the_policy_lets_the_form_lead_to_the_redirect_target_only(x: SandboxClient) -> None:
     """A browser that applies form-action to redirects must not block the way back."""
     page = await x.http.get(x.authorize_url())
     policy = page.headers["content-security-policy"]
@@ -156,7 +158,7 @@ async def test_the_policy_lets_the_form_lead_to_the_redirect_target_only(x: Loca
     assert page.headers["cache-control"] == "no-store"
 
 
-async def test_plain_challenges_can_be_switched_off(x: LocalX) -> None:
+async def test_plain_challenges_can_be_switched_off(x: SandboxClient) -> None:
     """The challenge is then refused before anyone is asked, in whatever case its method is written."""
     urls = [x.authorize_url(code_challenge="p" * 43, code_challenge_method=one) for one in ("plain", "PLAIN")]
     assert [(await x.http.get(url)).status_code for url in urls] == [200, 200]
@@ -164,7 +166,7 @@ async def test_plain_challenges_can_be_switched_off(x: LocalX) -> None:
     assert [(await x.http.get(url)).status_code for url in urls] == [400, 400]
 
 
-async def test_the_scripted_consent_refuses_what_the_page_would(x: LocalX) -> None:
+async def test_the_scripted_consent_refuses_what_the_page_would(x: SandboxClient) -> None:
     """Same rules, as a 400 that names the trouble."""
     bodies = [
         {"auth_url": x.authorize_url(client_id="nobody"), "username": "ada", "action": "allow"},

@@ -15,7 +15,7 @@ from birdwire.sandbox.config import Config
 from birdwire.sandbox.seed import DELETED_POST_ID, VISIBLE_POST_ID
 
 if TYPE_CHECKING:
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 ADA = "2244994945"
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ def section(title: str) -> str:
     return found[1]
 
 
-async def test_the_default_seed_has_five_people_and_a_deleted_post(x: LocalX) -> None:
+async def test_the_default_seed_has_five_people_and_a_deleted_post(x: SandboxClient) -> None:
     """As the documentation names them."""
     state = await x.state()
     assert [user["username"] for user in state["users"]] == ["ada", "grace", "alan", "pat", "gus"]
@@ -48,19 +48,19 @@ async def test_other_machines_are_refused() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[", "2130706433"])
-async def test_foreign_names_are_refused(x: LocalX, host: str) -> None:
+async def test_foreign_names_are_refused(x: SandboxClient, host: str) -> None:
     """A rebound name reaches the socket, but not the control surface."""
     answer = await x.http.get("/_sandbox/state", headers={"host": host})
     assert answer.status_code == 403
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8080", "[::1]:80", "127.0.0.2"])
-async def test_loopback_names_are_let_in(x: LocalX, host: str) -> None:
+async def test_loopback_names_are_let_in(x: SandboxClient, host: str) -> None:
     """Every name of this machine's own."""
     assert (await x.http.get("/_sandbox/state", headers={"host": host})).status_code == 200
 
 
-async def test_pages_of_other_origins_are_refused(x: LocalX) -> None:
+async def test_pages_of_other_origins_are_refused(x: SandboxClient) -> None:
     """A web page cannot reset what it cannot read."""
     answer = await x.http.post("/_sandbox/reset", headers={"origin": "https://evil.example"})
     assert answer.status_code == 403
@@ -102,7 +102,7 @@ async def test_pages_of_other_origins_are_refused(x: LocalX) -> None:
         ("faults", {"do": 5}),
     ],
 )
-async def test_what_is_not_understood_is_refused_by_name(x: LocalX, path: str, body: dict[str, Any]) -> None:
+async def test_what_is_not_understood_is_refused_by_name(x: SandboxClient, path: str, body: dict[str, Any]) -> None:
     """400 with a sentence, and nothing changes."""
     before = await x.state(), (await x.http.get("/_sandbox/config")).json()
     answer = await x.http.post(f"/_sandbox/{path}", json=body)
@@ -116,19 +116,19 @@ async def test_what_is_not_understood_is_refused_by_name(x: LocalX, path: str, b
     ("content", "status"),
     [(b"{", 400), (b"[]", 400), (b'{"advance_s":NaN}', 400), (b'{"a":"\\ud800"}', 400), (b"", 400)],
 )
-async def test_only_json_objects_are_read(x: LocalX, content: bytes, status: int) -> None:
+async def test_only_json_objects_are_read(x: SandboxClient, content: bytes, status: int) -> None:
     """Also NaN, which is no JSON."""
     headers = {"content-type": "application/json"}
     assert (await x.http.post("/_sandbox/clock", content=content, headers=headers)).status_code == status
 
 
-async def test_other_kinds_of_body_and_huge_ones_are_refused(x: LocalX) -> None:
+async def test_other_kinds_of_body_and_huge_ones_are_refused(x: SandboxClient) -> None:
     """A form from a foreign page is not JSON; a body is bounded."""
     assert (await x.http.post("/_sandbox/clock", data={"advance_s": "1"})).status_code == 415
     assert (await x.http.post("/_sandbox/clock", content=b" " * 8_400_000)).status_code == 413
 
 
-async def test_config_changes_any_subset_and_answers_the_whole(x: LocalX) -> None:
+async def test_config_changes_any_subset_and_answers_the_whole(x: SandboxClient) -> None:
     """And all names of a refused change are named."""
     whole = await x.control("config", tier="self_serve_2026_04", likes_per_15m=3)
     assert (whole["tier"], whole["likes_per_15m"], whole["billing"]) == ("self_serve_2026_04", 3, "ok")
@@ -137,7 +137,7 @@ async def test_config_changes_any_subset_and_answers_the_whole(x: LocalX) -> Non
     assert "; billing: Input should be " in error
 
 
-async def test_an_unknown_switch_is_refused_with_the_names_of_the_known_ones(x: LocalX) -> None:
+async def test_an_unknown_switch_is_refused_with_the_names_of_the_known_ones(x: SandboxClient) -> None:
     """Of switches and, within `limits`, of endpoints."""
     error = (await x.http.post("/_sandbox/config", json={"colour": 1})).json()["error"]
     assert error == f"unknown name 'colour'; the known names are {', '.join(Config.model_fields)}"
@@ -156,7 +156,7 @@ def test_every_switch_is_documented_with_its_values_default_first() -> None:
             assert set(values) == set(get_args(Config.model_fields[name].annotation)), name
 
 
-async def test_the_consent_call_is_documented(x: LocalX) -> None:
+async def test_the_consent_call_is_documented(x: SandboxClient) -> None:
     """Every member of its body: the documented example itself, filled in."""
     text = section("Consent without a browser")
     rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
@@ -167,7 +167,7 @@ async def test_the_consent_call_is_documented(x: LocalX) -> None:
     assert (await x.control("consent", **body)).keys() == {"redirect_to"}
 
 
-async def test_calls_are_numbered_and_say_who_did_what(x: LocalX) -> None:
+async def test_calls_are_numbered_and_say_who_did_what(x: SandboxClient) -> None:
     """since=N, grant_type at the token endpoint, user_id at the API; control calls are not X's."""
     token = (await x.link())["access_token"]
     await x.call(token, "GET", "/2/users/me")
@@ -182,7 +182,7 @@ async def test_calls_are_numbered_and_say_who_did_what(x: LocalX) -> None:
     assert (await x.http.get("/_sandbox/calls?since=x")).status_code == 400
 
 
-async def test_a_reset_undoes_all_but_grants_and_numbers(x: LocalX) -> None:
+async def test_a_reset_undoes_all_but_grants_and_numbers(x: SandboxClient) -> None:
     """A linked app stays linked unless told otherwise."""
     token = (await x.link())["access_token"]
     await x.call(token, "POST", f"/2/users/{ADA}/likes", json={"tweet_id": VISIBLE_POST_ID})
@@ -200,7 +200,7 @@ async def test_a_reset_undoes_all_but_grants_and_numbers(x: LocalX) -> None:
     assert (await x.call(token, "GET", "/2/users/me")).status_code == 401
 
 
-async def test_the_seed_can_be_put_back_and_added_to(x: LocalX) -> None:
+async def test_the_seed_can_be_put_back_and_added_to(x: SandboxClient) -> None:
     """People and posts by name; the seed itself with an empty body."""
     plan = {
         "users": [{"username": "eve", "protected": True}],
@@ -216,14 +216,14 @@ async def test_the_seed_can_be_put_back_and_added_to(x: LocalX) -> None:
     assert any(user["username"] == "eve" for user in state["users"])
 
 
-async def test_the_front_page_says_what_this_is(x: LocalX) -> None:
+async def test_the_front_page_says_what_this_is(x: SandboxClient) -> None:
     """Accounts, endpoints and control calls."""
     page = (await x.http.get("/")).text
     for part in ("not X", "@grace", VISIBLE_POST_ID, "/2/users/{id}/likes", "/_sandbox/faults"):
         assert part in page
 
 
-async def test_nobody_can_be_removed_who_is_not_there(x: LocalX) -> None:
+async def test_nobody_can_be_removed_who_is_not_there(x: SandboxClient) -> None:
     """404, as JSON."""
     answer = await x.http.post("/_sandbox/users/5/revoke_app")
     assert (answer.status_code, answer.json()) == (404, {"error": "nobody of that id here"})

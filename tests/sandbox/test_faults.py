@@ -16,13 +16,13 @@ from birdwire.sandbox.refusals import Catalogue
 from birdwire.sandbox.seed import VISIBLE_POST_ID
 
 if TYPE_CHECKING:
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 ADA = "2244994945"
 
 
 @pytest.mark.parametrize("name", Catalogue().ids())
-async def test_every_refusal_can_be_provoked_by_its_id(x: LocalX, name: str) -> None:
+async def test_every_refusal_can_be_provoked_by_its_id(x: SandboxClient, name: str) -> None:
     """With a body that is X's, at any endpoint."""
     await x.control("faults", match={"method": "GET", "path": "/2/users/*"}, do={"error": name})
     answer = await x.http.get("/2/users/me")
@@ -34,7 +34,7 @@ async def test_every_refusal_can_be_provoked_by_its_id(x: LocalX, name: str) -> 
     assert (await x.http.get("/2/users/me")).status_code == 401
 
 
-async def test_faults_come_in_order_and_end(x: LocalX) -> None:
+async def test_faults_come_in_order_and_end(x: SandboxClient) -> None:
     """First in, first out; null lasts until deleted."""
     for status in (500, 502):
         await x.control("faults", match={"path": "/2/users/me"}, do={"status": status}, times=1)
@@ -44,7 +44,7 @@ async def test_faults_come_in_order_and_end(x: LocalX) -> None:
     assert (await x.http.get("/2/users/me")).status_code == 401
 
 
-async def test_a_fault_matches_by_method_and_path(x: LocalX) -> None:
+async def test_a_fault_matches_by_method_and_path(x: SandboxClient) -> None:
     """Others pass."""
     await x.control("faults", match={"method": "POST", "path": "/2/oauth2/*"}, do={"status": 503})
     assert (await x.http.get("/2/users/me")).status_code == 401
@@ -52,7 +52,7 @@ async def test_a_fault_matches_by_method_and_path(x: LocalX) -> None:
     assert (await x.refresh("made-up")).status_code == 400
 
 
-async def test_an_answer_can_be_anything(x: LocalX) -> None:
+async def test_an_answer_can_be_anything(x: SandboxClient) -> None:
     """JSON, text, nothing, any bytes; with headers."""
     await x.control("faults", do={"status": 200, "body": {"data": {}}, "headers": {"Retry-After": "7"}})
     await x.control("faults", do={"status": 502, "body": "<html>edge</html>"})
@@ -68,7 +68,7 @@ async def test_an_answer_can_be_anything(x: LocalX) -> None:
 
 
 @pytest.mark.parametrize(("when", "applied"), [("before_apply", False), ("after_apply", True)])
-async def test_a_dropped_call_is_applied_or_not_as_ordered(x: LocalX, when: str, applied: bool) -> None:  # noqa: FBT001 - a case
+async def test_a_dropped_call_is_applied_or_not_as_ordered(x: SandboxClient, when: str, applied: bool) -> None:  # noqa: FBT001 - a case
     """The log shows a call without an answer; in one process the drop is an exception."""
     token = (await x.link())["access_token"]
     await x.control("faults", match={"path": "*/likes"}, do={"drop": when})

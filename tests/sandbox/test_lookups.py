@@ -16,27 +16,27 @@ from birdwire.sandbox.seed import (
 )
 
 if TYPE_CHECKING:
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 TIMELINE = f"/2/users/{OTHER_USER_ID}/tweets"
 PAT = "2244994948"
 
 
 @pytest.fixture
-async def token(x: LocalX) -> str:
+async def token(x: SandboxClient) -> str:
     """Ada's access token."""
     access_token: str = (await x.link())["access_token"]
     return access_token
 
 
-async def get(x: LocalX, token: str, path: str) -> Any:
+async def get(x: SandboxClient, token: str, path: str) -> Any:
     """The body of a look-up; it must be a 200."""
     answer = await x.call(token, "GET", path)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-async def test_a_user_is_found_by_name_and_id(x: LocalX, token: str) -> None:
+async def test_a_user_is_found_by_name_and_id(x: SandboxClient, token: str) -> None:
     """In any case of letters; three members unless more is asked for."""
     expected = {"data": {"id": OTHER_USER_ID, "name": "Grace", "username": OTHER_USERNAME}}
     assert await get(x, token, "/2/users/by/username/GRACE") == expected
@@ -51,14 +51,14 @@ async def test_a_user_is_found_by_name_and_id(x: LocalX, token: str) -> None:
     "path",
     ["/2/users/by/username/nobody", "/2/users/by/username/gus", "/2/users/99", "/2/users/99/tweets", "/2/tweets/1"],
 )
-async def test_what_is_not_there_is_a_200_without_data(x: LocalX, token: str, path: str) -> None:
+async def test_what_is_not_there_is_a_200_without_data(x: SandboxClient, token: str, path: str) -> None:
     """With errors whose types X's own SDK accepts."""
     body = await get(x, token, path)
     assert body.keys() == {"errors"}
     assert body["errors"][0]["type"] == "https://api.x.com/2/problems/resource-not-found"
 
 
-async def test_asked_fields_come_in_the_asked_spelling(x: LocalX, token: str) -> None:
+async def test_asked_fields_come_in_the_asked_spelling(x: SandboxClient, token: str) -> None:
     """Both spellings work; what is unknown is dropped without a word."""
     older = (await get(x, token, f"/2/tweets/{VISIBLE_POST_ID}?tweet.fields=public_metrics,shoe_size"))["data"]
     newer = (await get(x, token, f"/2/tweets/{VISIBLE_POST_ID}?post.fields=public_metrics&expansions=moon"))["data"]
@@ -74,7 +74,7 @@ async def test_asked_fields_come_in_the_asked_spelling(x: LocalX, token: str) ->
 @pytest.mark.parametrize("generation", ["2.166", "2.167", "mixed"])
 @pytest.mark.parametrize("name", ["tweet.fields", "post.fields"])
 async def test_counts_come_under_the_names_of_both_generations(
-    x: LocalX, token: str, generation: str, name: str
+    x: SandboxClient, token: str, generation: str, name: str
 ) -> None:
     """Reposts of a post and posts of a user, however the question is spelt."""
     await x.control("config", generation=generation)
@@ -87,7 +87,7 @@ async def test_counts_come_under_the_names_of_both_generations(
     assert (user["tweet_count"], user["post_count"]) == (3, 3)
 
 
-async def test_the_author_comes_as_a_field_or_as_an_expansion(x: LocalX, token: str) -> None:
+async def test_the_author_comes_as_a_field_or_as_an_expansion(x: SandboxClient, token: str) -> None:
     """The expansion also brings the user."""
     field = await get(x, token, f"/2/tweets/{VISIBLE_POST_ID}?tweet.fields=author_id,created_at")
     assert field["data"]["author_id"] == OTHER_USER_ID
@@ -97,7 +97,7 @@ async def test_the_author_comes_as_a_field_or_as_an_expansion(x: LocalX, token: 
     assert expansion["includes"]["users"][0]["username"] == OTHER_USERNAME
 
 
-async def test_some_of_many_posts_may_be_missing(x: LocalX, token: str) -> None:
+async def test_some_of_many_posts_may_be_missing(x: SandboxClient, token: str) -> None:
     """Data and errors side by side: gone, protected, suspended."""
     ids = f"{VISIBLE_POST_ID},{DELETED_POST_ID},{PROTECTED_POST_ID},{SUSPENDED_POST_ID}"
     body = await get(x, token, f"/2/tweets?ids={ids}")
@@ -109,7 +109,7 @@ async def test_some_of_many_posts_may_be_missing(x: LocalX, token: str) -> None:
     ]
 
 
-async def test_a_timeline_is_newest_first_in_pages(x: LocalX, token: str) -> None:
+async def test_a_timeline_is_newest_first_in_pages(x: SandboxClient, token: str) -> None:
     """The pinned post in its place; the pages together hold each post once."""
     posts = [{"author": OTHER_USERNAME, "text": f"note {n}", "id": str(2 * 10**18 + n)} for n in range(12)]
     await x.control("seed", posts=posts)
@@ -129,7 +129,7 @@ async def test_a_timeline_is_newest_first_in_pages(x: LocalX, token: str) -> Non
     assert VISIBLE_POST_ID in seen[5:]
 
 
-async def test_a_timeline_can_be_narrowed(x: LocalX, token: str) -> None:
+async def test_a_timeline_can_be_narrowed(x: SandboxClient, token: str) -> None:
     """Without replies, between ids, between times."""
     reply = {
         "author": OTHER_USERNAME,
@@ -150,13 +150,13 @@ async def test_a_timeline_can_be_narrowed(x: LocalX, token: str) -> None:
     assert await ids("start_time=2021-01-01T00:00:00Z&end_time=2021-12-31T00:00:00Z") == [VISIBLE_POST_ID]
 
 
-async def test_an_empty_timeline_has_no_data(x: LocalX, token: str) -> None:
+async def test_an_empty_timeline_has_no_data(x: SandboxClient, token: str) -> None:
     """result_count 0 and nothing else."""
     await x.control("seed", users=[{"username": "eve", "id": "55"}])
     assert await get(x, token, "/2/users/55/tweets") == {"meta": {"result_count": 0}}
 
 
-async def test_a_protected_timeline_is_for_followers(x: LocalX, token: str) -> None:
+async def test_a_protected_timeline_is_for_followers(x: SandboxClient, token: str) -> None:
     """And for its owner."""
     body = await get(x, token, f"/2/users/{PAT}/tweets")
     assert body["errors"][0]["type"].endswith("/not-authorized-for-resource")
@@ -164,7 +164,7 @@ async def test_a_protected_timeline_is_for_followers(x: LocalX, token: str) -> N
     assert len((await get(x, pat, f"/2/users/{PAT}/tweets"))["data"]) == 2
 
 
-async def test_users_are_searched_by_name(x: LocalX, token: str) -> None:
+async def test_users_are_searched_by_name(x: SandboxClient, token: str) -> None:
     """Suspended ones are not found; pages go on; nothing found is no data."""
     names = [user["username"] for user in (await get(x, token, "/2/users/search?query=a"))["data"]]
     assert names == ["ada", "grace", "alan", "pat"]
@@ -174,7 +174,7 @@ async def test_users_are_searched_by_name(x: LocalX, token: str) -> None:
     assert await get(x, token, "/2/users/search?query=gus") == {"meta": {}}
 
 
-async def test_recent_posts_are_searched_by_terms(x: LocalX, token: str) -> None:
+async def test_recent_posts_are_searched_by_terms(x: SandboxClient, token: str) -> None:
     """Words, phrases, authors, and what must not be there; a week back at most."""
     for text in ("the quick fox", "the quick red fox"):
         await x.call(token, "POST", "/2/tweets", json={"text": text})
@@ -216,7 +216,7 @@ async def test_recent_posts_are_searched_by_terms(x: LocalX, token: str) -> None
         "/2/tweets/search/recent?query=a&max_results=9",
     ],
 )
-async def test_a_wrong_parameter_is_a_400(x: LocalX, token: str, path: str) -> None:
+async def test_a_wrong_parameter_is_a_400(x: SandboxClient, token: str, path: str) -> None:
     """X's invalid-request."""
     answer = await x.call(token, "GET", path)
     assert (answer.status_code, answer.json()["title"]) == (400, "Invalid Request")

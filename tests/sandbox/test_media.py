@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     import httpx2
 
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 UPLOAD = "/2/media/upload"
 VIDEO = {"media_type": "video/mp4", "media_category": "tweet_video"}
@@ -18,13 +18,13 @@ IMAGE = {"media_type": "image/png", "media_category": "tweet_image"}
 
 
 @pytest.fixture
-async def token(x: LocalX) -> str:
+async def token(x: SandboxClient) -> str:
     """Ada's access token."""
     access_token: str = (await x.link())["access_token"]
     return access_token
 
 
-async def initialize(x: LocalX, token: str, **body: Any) -> str:
+async def initialize(x: SandboxClient, token: str, **body: Any) -> str:
     """A new upload's id."""
     answer = await x.call(token, "POST", f"{UPLOAD}/initialize", json=body)
     assert answer.status_code == 200, answer.text
@@ -35,20 +35,20 @@ async def initialize(x: LocalX, token: str, **body: Any) -> str:
     return media_id
 
 
-async def append(x: LocalX, token: str, media_id: str, index: int, content: bytes) -> httpx2.Response:
+async def append(x: SandboxClient, token: str, media_id: str, index: int, content: bytes) -> httpx2.Response:
     """A segment, as a form."""
     form, files = {"segment_index": str(index)}, {"media": ("blob", content, "application/octet-stream")}
     return await x.call(token, "POST", f"{UPLOAD}/{media_id}/append", data=form, files=files)
 
 
-async def status(x: LocalX, token: str, media_id: str) -> Any:
+async def status(x: SandboxClient, token: str, media_id: str) -> Any:
     """Where the processing stands."""
     answer = await x.call(token, "GET", f"{UPLOAD}?command=STATUS&media_id={media_id}")
     assert answer.status_code == 200, answer.text
     return answer.json()["data"].get("processing_info")
 
 
-async def video(x: LocalX, token: str) -> str:
+async def video(x: SandboxClient, token: str) -> str:
     """A finalized video of two segments."""
     media_id = await initialize(x, token, **VIDEO, total_bytes=5)
     await append(x, token, media_id, 0, b"abc")
@@ -57,7 +57,7 @@ async def video(x: LocalX, token: str) -> str:
     return media_id
 
 
-async def test_segments_come_in_any_order_and_form(x: LocalX, token: str) -> None:
+async def test_segments_come_in_any_order_and_form(x: SandboxClient, token: str) -> None:
     """Multipart and base64; one may come twice."""
     media_id = await initialize(x, token, **VIDEO, total_bytes=5)
     body = {"media": b64encode(b"de").decode(), "segment_index": 1}
@@ -71,7 +71,7 @@ async def test_segments_come_in_any_order_and_form(x: LocalX, token: str) -> Non
         assert answer.json()["data"]["processing_info"] == {"state": "pending", "check_after_secs": 1}
 
 
-async def test_processing_goes_by_the_clock(x: LocalX, token: str) -> None:
+async def test_processing_goes_by_the_clock(x: SandboxClient, token: str) -> None:
     """Pending, in progress, succeeded."""
     await x.control("config", media_processing_s=100)
     media_id = await video(x, token)
@@ -83,7 +83,7 @@ async def test_processing_goes_by_the_clock(x: LocalX, token: str) -> None:
     assert await status(x, token, media_id) == {"state": "succeeded", "progress_percent": 100}
 
 
-async def test_processing_can_fail(x: LocalX, token: str) -> None:
+async def test_processing_can_fail(x: SandboxClient, token: str) -> None:
     """With an error; a post does not take it."""
     await x.control("config", media_result="failed", media_processing_s=0)
     media_id = await video(x, token)
@@ -94,7 +94,7 @@ async def test_processing_can_fail(x: LocalX, token: str) -> None:
     assert answer.status_code == 403
 
 
-async def test_an_image_is_done_at_once(x: LocalX, token: str) -> None:
+async def test_an_image_is_done_at_once(x: SandboxClient, token: str) -> None:
     """In one go, as a form or as JSON; then it goes with a post."""
     files, form = {"media": ("a.png", b"png", "image/png")}, {"media_category": "tweet_image"}
     first = await x.call(token, "POST", UPLOAD, data=form, files=files)
@@ -110,7 +110,7 @@ async def test_an_image_is_done_at_once(x: LocalX, token: str) -> None:
 
 
 @pytest.mark.parametrize("name", ['"media"; filename="a.png"', '"media"'])
-async def test_a_multipart_file_keeps_its_bytes(x: LocalX, token: str, name: str) -> None:
+async def test_a_multipart_file_keeps_its_bytes(x: SandboxClient, token: str, name: str) -> None:
     """With a filename and, as twitter-api-v2 sends it, without: no bytes are text."""
     png = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
     part = f"--b\r\nContent-Disposition: form-data; name={name}\r\n\r\n".encode() + png + b"\r\n"
@@ -136,7 +136,7 @@ async def test_a_multipart_file_keeps_its_bytes(x: LocalX, token: str, name: str
         ),
     ],
 )
-async def test_what_is_no_multipart_form_is_refused(x: LocalX, token: str, kind: str, content: bytes) -> None:
+async def test_what_is_no_multipart_form_is_refused(x: SandboxClient, token: str, kind: str, content: bytes) -> None:
     """No boundary, another one, a part without a name, a field that is not text, too many parts."""
     headers = {"authorization": f"Bearer {token}", "content-type": kind}
     answer = await x.http.post(UPLOAD, content=content, headers=headers)
@@ -144,7 +144,7 @@ async def test_what_is_no_multipart_form_is_refused(x: LocalX, token: str, kind:
     assert answer.json()["errors"][0]["message"] == "The request body is not a form"
 
 
-async def test_a_post_takes_only_what_is_ready_and_ones_own(x: LocalX, token: str) -> None:
+async def test_a_post_takes_only_what_is_ready_and_ones_own(x: SandboxClient, token: str) -> None:
     """Unknown, foreign, unfinished, run out, and mixed with a video: X's general refusal."""
     unfinished = await initialize(x, token, **IMAGE, total_bytes=3)
     ready = (await x.call(token, "POST", UPLOAD, json={"media": "cG5n", "media_category": "tweet_image"})).json()[
@@ -182,14 +182,14 @@ async def test_a_post_takes_only_what_is_ready_and_ones_own(x: LocalX, token: st
         {"colour": "red"},
     ],
 )
-async def test_a_wrong_beginning_is_refused(x: LocalX, token: str, changes: dict[str, Any]) -> None:
+async def test_a_wrong_beginning_is_refused(x: SandboxClient, token: str, changes: dict[str, Any]) -> None:
     """Category, type, size."""
     body = VIDEO | {"total_bytes": 5} | changes
     answer = await x.call(token, "POST", f"{UPLOAD}/initialize", json=body)
     assert answer.status_code == 400
 
 
-async def test_a_missing_segment_is_noticed(x: LocalX, token: str) -> None:
+async def test_a_missing_segment_is_noticed(x: SandboxClient, token: str) -> None:
     """A gap, or too few bytes; the upload stays open."""
     media_id = await initialize(x, token, **VIDEO, total_bytes=5)
     await append(x, token, media_id, 1, b"de")
@@ -199,7 +199,7 @@ async def test_a_missing_segment_is_noticed(x: LocalX, token: str) -> None:
     assert (await x.call(token, "POST", f"{UPLOAD}/{media_id}/finalize")).status_code == 200
 
 
-async def test_segments_are_numbered_to_999_and_bounded(x: LocalX, token: str) -> None:
+async def test_segments_are_numbered_to_999_and_bounded(x: SandboxClient, token: str) -> None:
     """And need a number and content."""
     media_id = await initialize(x, token, **VIDEO, total_bytes=5)
     for index, content in ((1000, b"a"), (-1, b"a"), (0, b""), (0, b"123456")):
@@ -216,7 +216,7 @@ async def test_segments_are_numbered_to_999_and_bounded(x: LocalX, token: str) -
     assert broken.status_code == 400
 
 
-async def test_foreign_uploads_are_forbidden(x: LocalX, token: str) -> None:
+async def test_foreign_uploads_are_forbidden(x: SandboxClient, token: str) -> None:
     """To append, to finalize, to ask for; unless their owner said so."""
     alan = (await x.link("alan"))["access_token"]
     media_id = await initialize(x, token, **VIDEO, total_bytes=5)

@@ -17,19 +17,19 @@ from birdwire.sandbox.seed import (
 if TYPE_CHECKING:
     import httpx2
 
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 ADAS_POST_ID = "1346889436626259840"
 
 
 @pytest.fixture
-async def token(x: LocalX) -> str:
+async def token(x: SandboxClient) -> str:
     """Ada's access token."""
     access_token: str = (await x.link())["access_token"]
     return access_token
 
 
-async def post(x: LocalX, token: str, **body: Any) -> httpx2.Response:
+async def post(x: SandboxClient, token: str, **body: Any) -> httpx2.Response:
     """A new post."""
     return await x.call(token, "POST", "/2/tweets", json=body)
 
@@ -45,7 +45,9 @@ def detail(answer: httpx2.Response) -> str:
     ("generation", "history"),
     [("mixed", "edit_history_tweet_ids"), ("2.167", "edit_history_post_ids"), ("2.166", None)],
 )
-async def test_a_post_is_a_201_with_id_and_text(x: LocalX, token: str, generation: str, history: str | None) -> None:
+async def test_a_post_is_a_201_with_id_and_text(
+    x: SandboxClient, token: str, generation: str, history: str | None
+) -> None:
     """And the history as each generation spells it."""
     await x.control("config", generation=generation)
     answer = await post(x, token, text=" Hello, Wörld \n")
@@ -61,14 +63,14 @@ async def test_a_post_is_a_201_with_id_and_text(x: LocalX, token: str, generatio
     }
 
 
-async def test_ids_rise_and_tell_the_time(x: LocalX, token: str) -> None:
+async def test_ids_rise_and_tell_the_time(x: SandboxClient, token: str) -> None:
     """Snowflakes."""
     ids = [int((await post(x, token, text=f"post {n}")).json()["data"]["id"]) for n in range(3)]
     assert ids == sorted(set(ids))
     assert len(str(ids[0])) == 19
 
 
-async def test_the_limits_of_posting_have_user_and_app_headers(x: LocalX, token: str) -> None:
+async def test_the_limits_of_posting_have_user_and_app_headers(x: SandboxClient, token: str) -> None:
     """15 minutes by user; 24 hours by user and by app."""
     await x.control("config", posts_per_24h=1)
     answer = await post(x, token, text="first")
@@ -78,7 +80,7 @@ async def test_the_limits_of_posting_have_user_and_app_headers(x: LocalX, token:
     assert (await post(x, token, text="second")).status_code == 429
 
 
-async def test_the_same_text_again_is_a_duplicate(x: LocalX, token: str) -> None:
+async def test_the_same_text_again_is_a_duplicate(x: SandboxClient, token: str) -> None:
     """Until it is deleted; another account may say it."""
     post_id = (await post(x, token, text="again")).json()["data"]["id"]
     assert (
@@ -116,7 +118,7 @@ async def test_the_same_text_again_is_a_duplicate(x: LocalX, token: str) -> None
         {"text": "a", "card_uri": "card://1", "direct_message_deep_link": "https://x.com"},
     ],
 )
-async def test_what_the_specification_forbids_is_a_400(x: LocalX, token: str, body: dict[str, Any]) -> None:
+async def test_what_the_specification_forbids_is_a_400(x: SandboxClient, token: str, body: dict[str, Any]) -> None:
     """X's invalid-request, and nothing is posted."""
     before = len((await x.state())["posts"])
     answer = await post(x, token, **body)
@@ -144,19 +146,19 @@ def test_a_text_weighs_what_x_says(text: str, weight: int) -> None:
     assert wording.weight(text) == weight
 
 
-async def test_a_text_may_weigh_280_and_no_more(x: LocalX, token: str) -> None:
+async def test_a_text_may_weigh_280_and_no_more(x: SandboxClient, token: str) -> None:
     """The refusal is X's general one."""
     assert (await post(x, token, text="日" * 140)).status_code == 201
     assert detail(await post(x, token, text="日" * 140 + "a")) == "You are not permitted to perform this action."
 
 
-async def test_half_a_character_is_not_taken_in(x: LocalX, token: str) -> None:
+async def test_half_a_character_is_not_taken_in(x: SandboxClient, token: str) -> None:
     """A lone surrogate could never be told again."""
     assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud800"}')).status_code == 400
     assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud83d\udc26"}')).status_code == 201
 
 
-async def test_links_are_shortened_and_told_by_entities(x: LocalX, token: str) -> None:
+async def test_links_are_shortened_and_told_by_entities(x: SandboxClient, token: str) -> None:
     """In the answer and in look-ups; look-ups also escape."""
     answer = (await post(x, token, text="R&D: https://example.com/a?b=1&c=2 by @grace")).json()["data"]
     assert answer["text"].startswith("R&D: https://t.co/")
@@ -168,7 +170,7 @@ async def test_links_are_shortened_and_told_by_entities(x: LocalX, token: str) -
     assert look["text"][mention["start"] : mention["end"]] == "@grace"
 
 
-async def test_a_reply_needs_a_target_that_is_there(x: LocalX, token: str) -> None:
+async def test_a_reply_needs_a_target_that_is_there(x: SandboxClient, token: str) -> None:
     """X's sentence for gone and hidden alike."""
     good = await post(x, token, text="a reply", reply={"in_reply_to_tweet_id": VISIBLE_POST_ID})
     assert good.status_code == 201
@@ -178,7 +180,7 @@ async def test_a_reply_needs_a_target_that_is_there(x: LocalX, token: str) -> No
         assert detail(answer) == "You attempted to reply to a Tweet that is deleted or not visible to you."
 
 
-async def test_an_author_decides_who_may_reply(x: LocalX, token: str) -> None:
+async def test_an_author_decides_who_may_reply(x: SandboxClient, token: str) -> None:
     """reply_settings of the target; the author always may, the mentioned mostly."""
     grace, alan = (await x.link("grace"))["access_token"], (await x.link("alan"))["access_token"]
     target = (await post(x, grace, text="only @ada", reply_settings="mentionedUsers")).json()["data"]["id"]
@@ -188,14 +190,14 @@ async def test_an_author_decides_who_may_reply(x: LocalX, token: str) -> None:
         assert (await post(x, who, text="yes", reply={"in_reply_to_tweet_id": target})).status_code == 201
 
 
-async def test_a_quote_is_kept_and_a_gone_target_refused(x: LocalX, token: str) -> None:
+async def test_a_quote_is_kept_and_a_gone_target_refused(x: SandboxClient, token: str) -> None:
     """Gone as for a like."""
     assert (await post(x, token, text="look", quote_tweet_id=VISIBLE_POST_ID)).status_code == 201
     assert (await x.state())["posts"][-1]["quote_tweet_id"] == VISIBLE_POST_ID
     assert (await post(x, token, text="gone", quote_tweet_id=DELETED_POST_ID)).status_code == 400
 
 
-async def test_self_serve_may_not_quote_and_reply_only_when_summoned(x: LocalX, token: str) -> None:
+async def test_self_serve_may_not_quote_and_reply_only_when_summoned(x: SandboxClient, token: str) -> None:
     """Summoned: mentioned by the target's author, or quoted by it; one's own posts are free."""
     await x.control("config", tier="self_serve_2026_04")
     assert (await post(x, token, text="q", quote_tweet_id=VISIBLE_POST_ID)).status_code == 403
@@ -214,7 +216,7 @@ async def test_self_serve_may_not_quote_and_reply_only_when_summoned(x: LocalX, 
         assert answer.status_code == 201
 
 
-async def test_self_serve_may_name_one_cashtag(x: LocalX, token: str) -> None:
+async def test_self_serve_may_name_one_cashtag(x: SandboxClient, token: str) -> None:
     """Prices are no cashtags; Enterprise may name many."""
     assert (await post(x, token, text="$AAPL $MSFT")).status_code == 201
     await x.control("config", tier="self_serve_2026_04")
@@ -224,14 +226,14 @@ async def test_self_serve_may_name_one_cashtag(x: LocalX, token: str) -> None:
     )
 
 
-async def test_a_poll_is_kept(x: LocalX, token: str) -> None:
+async def test_a_poll_is_kept(x: SandboxClient, token: str) -> None:
     """Its reply_settings are dropped, as X says."""
     poll = {"options": ["yes", "no"], "duration_minutes": 5, "reply_settings": "following"}
     assert (await post(x, token, text="?", poll=poll)).status_code == 201
     assert (await x.state())["posts"][-1]["poll"] == {"options": ["yes", "no"], "duration_minutes": 5}
 
 
-async def test_an_edit_is_a_new_post_with_a_history(x: LocalX, token: str) -> None:
+async def test_an_edit_is_a_new_post_with_a_history(x: SandboxClient, token: str) -> None:
     """Five times, and only the newest version."""
     last = first = (await post(x, token, text="v0")).json()["data"]["id"]
     for number in range(1, 6):
@@ -248,7 +250,7 @@ async def test_an_edit_is_a_new_post_with_a_history(x: LocalX, token: str) -> No
     assert deleted == [True] * 6
 
 
-async def test_an_edit_has_a_window_and_needs_premium(x: LocalX, token: str) -> None:
+async def test_an_edit_has_a_window_and_needs_premium(x: SandboxClient, token: str) -> None:
     """An hour from the first version; replies to others, polls and others' posts never."""
     mine = (await post(x, token, text="mine")).json()["data"]["id"]
     poll = {"options": ["1", "2"], "duration_minutes": 5}
@@ -274,7 +276,7 @@ async def test_an_edit_has_a_window_and_needs_premium(x: LocalX, token: str) -> 
     ],
 )
 async def test_an_edit_is_refused_in_each_possible_reading(
-    x: LocalX, token: str, switch: str | None, detail: str
+    x: SandboxClient, token: str, switch: str | None, detail: str
 ) -> None:
     """X's own words are not known: the window, Premium, and a post that is not there share the switch."""
     if switch is not None:
@@ -286,7 +288,7 @@ async def test_an_edit_is_refused_in_each_possible_reading(
         assert (answer.status_code, answer.json()["detail"]) == (403, detail)
 
 
-async def test_a_post_is_deleted_once_and_by_its_author_only(x: LocalX, token: str) -> None:
+async def test_a_post_is_deleted_once_and_by_its_author_only(x: SandboxClient, token: str) -> None:
     """Again: 404 with a problem; another's: the bare 403."""
     post_id = (await post(x, token, text="short-lived")).json()["data"]["id"]
     assert (await x.call(token, "DELETE", f"/2/tweets/{post_id}")).json() == {"data": {"deleted": True}}

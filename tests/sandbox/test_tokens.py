@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     import httpx2
 
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 CODE_WRONG = {
     "error": "invalid_request",
@@ -25,12 +25,12 @@ def refused(answer: httpx2.Response, body: dict[str, str], status: int = 400) ->
     return answer.status_code == status and answer.json() == body
 
 
-async def alive(x: LocalX, access_token: str) -> bool:
+async def alive(x: SandboxClient, access_token: str) -> bool:
     """Whether an access token is still good."""
     return (await x.call(access_token, "GET", "/2/users/me")).status_code == 200
 
 
-async def test_the_answer_has_xs_members(x: LocalX) -> None:
+async def test_the_answer_has_xs_members(x: SandboxClient) -> None:
     """X's token answer, to the member."""
     answer = await x.exchange(await x.code(scope="users.read tweet.read offline.access"))
     tokens = answer.json()
@@ -40,20 +40,20 @@ async def test_the_answer_has_xs_members(x: LocalX) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_without_offline_access_there_is_no_refresh_token(x: LocalX) -> None:
+async def test_without_offline_access_there_is_no_refresh_token(x: SandboxClient) -> None:
     """X gives one only to apps that ask to stay connected."""
     tokens = await x.link(scope="tweet.read users.read")
     assert "refresh_token" not in tokens
 
 
-async def test_a_code_is_good_once(x: LocalX) -> None:
+async def test_a_code_is_good_once(x: SandboxClient) -> None:
     """RFC 6749 §4.1.2: its second use is refused."""
     code = await x.code()
     assert (await x.exchange(code)).status_code == 200
     assert refused(await x.exchange(code), CODE_WRONG)
 
 
-async def test_a_code_lives_thirty_seconds(x: LocalX) -> None:
+async def test_a_code_lives_thirty_seconds(x: SandboxClient) -> None:
     """Good just before, refused after."""
     code = await x.code()
     await x.control("clock", advance_s=25)
@@ -67,31 +67,31 @@ async def test_a_code_lives_thirty_seconds(x: LocalX) -> None:
     "changes",
     [{"redirect_uri": "http://127.0.0.1:9/other"}, {"code_verifier": "w" * 43}, {"code": "made-up"}],
 )
-async def test_a_code_is_bound_to_what_it_was_given_for(x: LocalX, changes: dict[str, str]) -> None:
+async def test_a_code_is_bound_to_what_it_was_given_for(x: SandboxClient, changes: dict[str, str]) -> None:
     """Redirect URI and verifier must be those of the request."""
     assert refused(await x.exchange(await x.code(), **changes), CODE_WRONG)
 
 
-async def test_a_code_is_bound_to_its_client(x: LocalX) -> None:
+async def test_a_code_is_bound_to_its_client(x: SandboxClient) -> None:
     """The public client's code is nothing to the confidential one."""
     assert refused(await x.exchange(await x.code(client_id="public")), CODE_WRONG)
 
 
 @pytest.mark.parametrize("method", ["plain", "Plain", "PLAIN"])
-async def test_a_plain_challenge_is_the_verifier_itself(x: LocalX, method: str) -> None:
+async def test_a_plain_challenge_is_the_verifier_itself(x: SandboxClient, method: str) -> None:
     """RFC 7636 §4.6, with the method in any case of letters."""
     code = await x.code(code_challenge="p" * 43, code_challenge_method=method)
     assert (await x.exchange(code, code_verifier="p" * 43)).status_code == 200
 
 
-async def test_the_challenge_method_is_read_in_any_case(x: LocalX) -> None:
+async def test_the_challenge_method_is_read_in_any_case(x: SandboxClient) -> None:
     """Several SDKs send s256; the verifier is checked by its hash all the same."""
     code = await x.code(code_challenge_method="s256")
     assert refused(await x.exchange(code, code_verifier="w" * 43), CODE_WRONG)
     assert (await x.exchange(await x.code(code_challenge_method="s256"))).status_code == 200
 
 
-async def test_an_access_token_ends_when_it_said(x: LocalX) -> None:
+async def test_an_access_token_ends_when_it_said(x: SandboxClient) -> None:
     """7,200 seconds, or what the switch says."""
     await x.control("config", access_token_s=100)
     tokens = await x.link()
@@ -102,7 +102,7 @@ async def test_an_access_token_ends_when_it_said(x: LocalX) -> None:
     assert not await alive(x, tokens["access_token"])
 
 
-async def test_strict_a_spent_refresh_token_is_refused_and_nothing_else_happens(x: LocalX) -> None:
+async def test_strict_a_spent_refresh_token_is_refused_and_nothing_else_happens(x: SandboxClient) -> None:
     """The newest pair lives on."""
     first = await x.link()
     second = (await x.refresh(first["refresh_token"])).json()
@@ -111,7 +111,7 @@ async def test_strict_a_spent_refresh_token_is_refused_and_nothing_else_happens(
     assert (await x.refresh(second["refresh_token"])).status_code == 200
 
 
-async def test_family_revoke_a_spent_refresh_token_ends_all(x: LocalX) -> None:
+async def test_family_revoke_a_spent_refresh_token_ends_all(x: SandboxClient) -> None:
     """As where reuse counts as theft."""
     await x.control("config", refresh_mode="family_revoke")
     first = await x.link()
@@ -121,7 +121,7 @@ async def test_family_revoke_a_spent_refresh_token_ends_all(x: LocalX) -> None:
     assert refused(await x.refresh(second["refresh_token"]), TOKEN_WRONG)
 
 
-async def test_grace_a_spent_refresh_token_works_for_a_while(x: LocalX) -> None:
+async def test_grace_a_spent_refresh_token_works_for_a_while(x: SandboxClient) -> None:
     """And not after."""
     await x.control("config", refresh_mode="grace", grace_s=60)
     first = await x.link()
@@ -135,7 +135,7 @@ async def test_grace_a_spent_refresh_token_works_for_a_while(x: LocalX) -> None:
     assert (await x.refresh(third["refresh_token"])).status_code == 200
 
 
-async def test_parent_of_active_a_lost_answer_can_be_asked_for_again(x: LocalX) -> None:
+async def test_parent_of_active_a_lost_answer_can_be_asked_for_again(x: SandboxClient) -> None:
     """The parent of the newest pair may be used again, as after a failed save."""
     await x.control("config", refresh_mode="parent_of_active")
     first = await x.link()
@@ -145,7 +145,7 @@ async def test_parent_of_active_a_lost_answer_can_be_asked_for_again(x: LocalX) 
     assert (await x.refresh(third.json()["refresh_token"])).status_code == 200
 
 
-async def test_parent_of_active_an_older_token_ends_the_family(x: LocalX) -> None:
+async def test_parent_of_active_an_older_token_ends_the_family(x: SandboxClient) -> None:
     """A grandparent is a thief's."""
     await x.control("config", refresh_mode="parent_of_active")
     first = await x.link()
@@ -155,7 +155,7 @@ async def test_parent_of_active_an_older_token_ends_the_family(x: LocalX) -> Non
     assert refused(await x.refresh(third["refresh_token"]), TOKEN_WRONG)
 
 
-async def test_parent_of_active_two_children_of_one_parent_do_not_both_go_on(x: LocalX) -> None:
+async def test_parent_of_active_two_children_of_one_parent_do_not_both_go_on(x: SandboxClient) -> None:
     """Where two raced, the one that goes on leaves the other behind."""
     await x.control("config", refresh_mode="parent_of_active")
     first = await x.link()
@@ -165,13 +165,13 @@ async def test_parent_of_active_two_children_of_one_parent_do_not_both_go_on(x: 
     assert refused(await x.refresh(left["refresh_token"]), TOKEN_WRONG)
 
 
-async def test_the_refusal_can_be_said_as_the_rfc_says_it(x: LocalX) -> None:
+async def test_the_refusal_can_be_said_as_the_rfc_says_it(x: SandboxClient) -> None:
     """The switch refresh_refusal."""
     await x.control("config", refresh_refusal="invalid_grant")
     assert refused(await x.refresh("made-up"), TOKEN_WRONG | {"error": "invalid_grant"})
 
 
-async def test_a_family_stays_small_however_often_it_is_refreshed(x: LocalX) -> None:
+async def test_a_family_stays_small_however_often_it_is_refreshed(x: SandboxClient) -> None:
     """Spent tokens are forgotten after a while; the newest keeps working."""
     token = (await x.link())["refresh_token"]
     for _ in range(120):
@@ -179,7 +179,7 @@ async def test_a_family_stays_small_however_often_it_is_refreshed(x: LocalX) -> 
     assert (await x.refresh(token)).status_code == 200
 
 
-async def test_clients_prove_themselves_as_at_x(x: LocalX) -> None:
+async def test_clients_prove_themselves_as_at_x(x: SandboxClient) -> None:
     """Basic with and without client_id; client_id alone is the public client's form."""
     form = {"grant_type": "refresh_token", "refresh_token": "made-up", "scope": "tweet.read"}
     url, basic = "/2/oauth2/token", ("confidential", "a-secret")
@@ -194,7 +194,7 @@ async def test_clients_prove_themselves_as_at_x(x: LocalX) -> None:
     assert refused(await post(url, data=form | {"client_id": "public"}, auth=basic), BAD_CLIENT, 401)
 
 
-async def test_a_refresh_token_is_bound_to_its_client(x: LocalX) -> None:
+async def test_a_refresh_token_is_bound_to_its_client(x: SandboxClient) -> None:
     """Another client's token is refused, and stays good for its own."""
     tokens = await x.link()
     form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"], "client_id": "public"}
@@ -203,7 +203,7 @@ async def test_a_refresh_token_is_bound_to_its_client(x: LocalX) -> None:
 
 
 @pytest.mark.parametrize("form", ["data", "json", "params"])
-async def test_the_token_and_revoke_endpoints_read_forms_json_and_the_query(x: LocalX, form: str) -> None:
+async def test_the_token_and_revoke_endpoints_read_forms_json_and_the_query(x: SandboxClient, form: str) -> None:
     """From a code to the end of its tokens, as three families of SDKs send them."""
     auth, kind = ("confidential", "a-secret"), {"content-type": "application/x-www-form-urlencoded"}
     headers = kind if form == "params" else {}  # X's older TypeScript SDK sends this type with an empty body
@@ -236,7 +236,7 @@ async def test_the_token_and_revoke_endpoints_read_forms_json_and_the_query(x: L
     ],
 )
 async def test_parameters_that_cannot_be_read_are_refused(
-    x: LocalX, request_body: dict[str, Any], sentence: str
+    x: SandboxClient, request_body: dict[str, Any], sentence: str
 ) -> None:
     """In the token endpoint's own form, with the cause."""
     answer = await x.http.post("/2/oauth2/token", auth=("confidential", "a-secret"), **request_body)
@@ -244,7 +244,7 @@ async def test_parameters_that_cannot_be_read_are_refused(
     assert sentence in answer.json()["error_description"]
 
 
-async def test_revoking_needs_a_hint(x: LocalX) -> None:
+async def test_revoking_needs_a_hint(x: SandboxClient) -> None:
     """Against RFC 7009, where it is optional."""
     auth = ("confidential", "a-secret")
     token = (await x.link())["access_token"]
@@ -253,7 +253,7 @@ async def test_revoking_needs_a_hint(x: LocalX) -> None:
     assert await alive(x, token)
 
 
-async def test_revoking_a_refresh_token_ends_its_access_tokens(x: LocalX) -> None:
+async def test_revoking_a_refresh_token_ends_its_access_tokens(x: SandboxClient) -> None:
     """The whole grant ends (RFC 7009 §2.1)."""
     tokens = await x.link()
     form = {"token": tokens["refresh_token"], "token_type_hint": "refresh_token"}
@@ -263,7 +263,7 @@ async def test_revoking_a_refresh_token_ends_its_access_tokens(x: LocalX) -> Non
     assert refused(await x.refresh(tokens["refresh_token"]), TOKEN_WRONG)
 
 
-async def test_revoking_an_access_token_leaves_the_refresh_token(x: LocalX) -> None:
+async def test_revoking_an_access_token_leaves_the_refresh_token(x: SandboxClient) -> None:
     """Also under the wrong hint, which is only a hint (RFC 7009 §2.1)."""
     tokens = await x.link()
     form = {"token": tokens["access_token"], "token_type_hint": "refresh_token"}
@@ -272,7 +272,7 @@ async def test_revoking_an_access_token_leaves_the_refresh_token(x: LocalX) -> N
     assert (await x.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_removing_the_app_ends_the_next_call_and_the_next_refresh(x: LocalX) -> None:
+async def test_removing_the_app_ends_the_next_call_and_the_next_refresh(x: SandboxClient) -> None:
     """Connected apps; other people's grants stay."""
     ada, grace = await x.link("ada"), await x.link("grace")
     assert await x.control("users/2244994945/revoke_app") == {"revoked": 1}

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-    from sandbox.conftest import LocalX
+    from sandbox.conftest import SandboxClient
 
 LIKES = "/2/users/2244994945/likes"
 
 
 @pytest.fixture
-def start(tmp_path: Path, local_x: Callable[[Starlette], LocalX]) -> Callable[[], LocalX]:
+def start(tmp_path: Path, sandbox_client: Callable[[Starlette], SandboxClient]) -> Callable[[], SandboxClient]:
     """Start a sandbox on one and the same file, again and again."""
-    return lambda: local_x(create_sandbox(world_path=tmp_path / "deep" / "world.json"))
+    return lambda: sandbox_client(create_sandbox(world_path=tmp_path / "deep" / "world.json"))
 
 
-async def stop(x: LocalX) -> None:
+async def stop(x: SandboxClient) -> None:
     """End a sandbox as a server does: its lifespan runs to the end."""
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
 
@@ -44,7 +44,7 @@ async def stop(x: LocalX) -> None:
     await x.app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
 
 
-async def test_tokens_are_on_the_disk_before_they_are_answered(start: Callable[[], LocalX]) -> None:
+async def test_tokens_are_on_the_disk_before_they_are_answered(start: Callable[[], SandboxClient]) -> None:
     """Killed right after the answer, the next sandbox knows the pair."""
     tokens = await start().link()
     after = start()
@@ -53,7 +53,7 @@ async def test_tokens_are_on_the_disk_before_they_are_answered(start: Callable[[
     assert (await start().refresh(tokens["refresh_token"])).status_code == 400
 
 
-async def test_many_tokens_at_once_are_all_on_the_disk(start: Callable[[], LocalX]) -> None:
+async def test_many_tokens_at_once_are_all_on_the_disk(start: Callable[[], SandboxClient]) -> None:
     """However many answers share one write."""
     before = start()
     links = await asyncio.gather(*(before.link() for _ in range(20)))
@@ -63,7 +63,7 @@ async def test_many_tokens_at_once_are_all_on_the_disk(start: Callable[[], Local
     assert [answer.status_code for answer in answers] == [200] * 20
 
 
-async def test_a_clean_end_keeps_everything(start: Callable[[], LocalX]) -> None:
+async def test_a_clean_end_keeps_everything(start: Callable[[], SandboxClient]) -> None:
     """Likes, planted people, the clock, the app's credentials."""
     before = start()
     token = (await before.link())["access_token"]
@@ -79,7 +79,7 @@ async def test_a_clean_end_keeps_everything(start: Callable[[], LocalX]) -> None
     assert (await after.call(token, "GET", "/2/users/me")).status_code == 401
 
 
-async def test_the_file_is_private_and_holds_no_token(start: Callable[[], LocalX], tmp_path: Path) -> None:
+async def test_the_file_is_private_and_holds_no_token(start: Callable[[], SandboxClient], tmp_path: Path) -> None:
     """0600, digests only, and no half-written file beside it."""
     tokens = await start().link()
     file = tmp_path / "deep" / "world.json"
@@ -91,7 +91,7 @@ async def test_the_file_is_private_and_holds_no_token(start: Callable[[], LocalX
 
 
 async def test_a_broken_file_is_refused_by_name(tmp_path: Path) -> None:
-    """Never silently begun anew."""
+    """Never silently started over."""
     file = tmp_path / "world.json"
     file.write_text("{")
     with pytest.raises(ValueError, match=r"world\.json is not a sandbox's world"):

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: a figure that is wrong misleads whoever trusts it."""
+"""The benchmark's own arithmetic: a wrong figure misleads its readers."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def parts(*inner: bytes) -> bytes:
 
 
 async def test_a_multipart_body_is_fields_and_files() -> None:
-    """And whoever reads it is asked once, when the first file begins, with the fields before it."""
+    """And the reader is asked once, when the first file begins, with the fields before it."""
     seen: list[dict[str, object]] = []
 
     async def before_file(fields: dict[str, object]) -> tuple[int, Take]:

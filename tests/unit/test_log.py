@@ -1,4 +1,4 @@
-"""Log lines never hold anything up: whoever reads them may stop, go away, or be a full disk."""
+"""Log lines never block anything: their reader may stop, go away, or be a full disk."""
 
 from __future__ import annotations
 

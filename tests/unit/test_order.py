@@ -49,7 +49,7 @@ def test_opposites_name_each_other() -> None:
 
 
 async def test_calls_come_in_the_order_in_which_they_joined() -> None:
-    """Whoever leaves in between, waiting or not."""
+    """Whichever call leaves in between, waiting or not."""
     order, came = Order(), list[int]()
 
     async def one(n: int) -> None:

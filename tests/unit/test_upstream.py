@@ -507,7 +507,7 @@ class TestPool:
     async def test_a_request_dropped_on_a_kept_connection_is_not_sent_again(
         self, then: Literal["end", "reset"], request_: Request
     ) -> None:
-        """It may have been applied: whoever asked decides."""
+        """It may have been applied: the caller decides."""
         async with talk(Act(OK), Act(b"", then), Act(OK)) as (peer, upstream):
             await upstream.send(ME, deadline_s=5)
             with pytest.raises(SendFailed) as caught:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,10 +53,10 @@ def test_a_cut_value_is_damaged(length: int) -> None:
 @pytest.mark.parametrize(
     "elsewhere",
     [
-        replace(PLACE, table="revocations"),
-        replace(PLACE, row="xs_2"),
-        replace(PLACE, column="refresh_ct"),
-        replace(PLACE, gen=2),
+        PLACE._replace(table="revocations"),
+        PLACE._replace(row="xs_2"),
+        PLACE._replace(column="refresh_ct"),
+        PLACE._replace(gen=2),
         Place("x_sessions", "xs_1\x1faccess_ct", "", 3),
     ],
 )

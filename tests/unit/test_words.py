@@ -4,93 +4,91 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-import pytest
-
+from birdwire.cli import COMMANDS, load
 from birdwire.errors import PROBLEMS
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi import document
 
 ROOT = Path(__file__).parents[2]
+PLACES = ("src", "docs", "deploy", "tests")
 KINDS = {".md", ".py", ".html", ".yaml", ".toml", ".cfg", ".conf", ".sh", ""}
-PLACES = ("src", "docs", "deploy", "tests", "bench")
-"""Where people read sentences; a file without a suffix is a Makefile, a Dockerfile or the like."""
+"""Files with sentences; one without a suffix is a Makefile, a Dockerfile or the like."""
 
-GONE = {
-    "sandbox": r"\blocal X\b",
-    "access level of an X app": r"self-serve tier",
-    "is not a time": r"is no (time\.|request's id|host with)",
-    "Unknown field": r"this call does not know",
-    "`text` is missing": r"The request lacks",
-    "Not renewed yet": r"Renewed not yet",
-    "Not ready to start": r"cannot start as it should",
-    "as X last reported": r"as X last told",
-    "per key, per 60 seconds": r"stand on every answer",
-    "the auth_url it returns": r"`?auth_url`? (it|that `auth_twitter`) answer",
-    "Confirm a link": r"Put a link in use",
-    "Don't recognise": r"Do you not know this key",
-    "you are done": r"nothing more is to be done",
-    "unknown or has expired": r"not one of ours|long gone",
-    "on demand": r"\bon order\b",
-    "in the Authorization header": r"belongs? into",
-    "vulnerability, fixes": r"[Rr]eporting a hole|release is mended",
-    "shutting down": r"process of Birdwire is about to end",
+REPLACED = {
+    "local X": "sandbox",
+    "Local X": "Sandbox",
+    "LocalX": "Sandbox",
+    "local_x": "sandbox",
+    "self-serve tier": "self-serve access level",
+    "Renewed not yet": "Not renewed yet; no renewal is planned.",
+    "this call does not know": "Unknown field: foo.",
+    "The request lacks": "`text` is missing.",
+    "is no time.": "is not a time.",
+    "cannot start as it should": "Not ready to start:",
+    "as X last told": "as X last reported",
+    "stand on every answer": "every response to a valid key carries them in its headers",
+    "auth_url` it answers": "the auth_url it returns",
+    "Put a link in use": "Confirm a link",
+    "Do you not know this key": "Don't recognise",
+    "nothing more is to be done": "you are done",
+    "not one of ours": "This link is unknown or has expired.",
+    "it answers by itself": "when a limit is used up, it answers without calling X",
+    "on order": "on demand",
+    "belongs into": "belongs in",
+    "eporting a hole": "Reporting a vulnerability",
+    "release is mended": "gets fixes",
+    "process of Birdwire is about to end": "This Birdwire process is shutting down.",
 }
-"""By the form that took its place: what is not to be written any more, anywhere."""
+"""What is not to be written any more, and the form that took its place."""
 
-ARCHAIC = re.compile(
-    r"\b(whoever|anew|at once|begun|mended|lately|told|of ours|ran out|lacks)\b|(?<!there )\bis (no (?!longer)|none\b)",
+UNUSED = re.compile(
+    r"\b(whoever|anew|at once|begun|mended|told|of ours|ran out|lacks)\b|(?<!there )\bis (no (?!longer)|none\b)",
     re.IGNORECASE,
 )
-"""What no caller is to read in a refusal or in the description of the API."""
+"""Words that callers and operators do not read in errors, in help, or in the description of the API."""
 
 
-def written() -> list[Path]:
-    """Every file of the project with sentences in it, but this one."""
-    inside = [path for place in PLACES for path in (ROOT / place).rglob("*") if path.suffix in KINDS]
-    top = [path for path in ROOT.iterdir() if path.suffix in KINDS]
-    skipped = {"node_modules", "__pycache__", "results"}
-    return [
-        path
-        for path in (*top, *inside)
-        if path.is_file() and path.name != Path(__file__).name and not skipped & set(path.relative_to(ROOT).parts)
+def written() -> dict[str, str]:
+    """Return each file's text by its path, on one line, as a sentence may break anywhere; but not this file's."""
+    paths = [
+        *ROOT.iterdir(),
+        *(ROOT / "bench").iterdir(),
+        *(path for place in PLACES for path in (ROOT / place).rglob("*")),
     ]
-
-
-@pytest.fixture(scope="module")
-def texts() -> dict[str, str]:
-    """Each file's text, by its path, on one line: a sentence may break anywhere."""
-    return {str(path.relative_to(ROOT)): " ".join(path.read_text(errors="replace").split()) for path in written()}
-
-
-@pytest.mark.parametrize("better", GONE)
-def test_an_old_form_is_not_written_any_more(texts: dict[str, str], better: str) -> None:
-    """The name of the case is the form to use."""
-    assert len(texts) > 300
-    found = {path: match[0] for path, text in texts.items() if (match := re.search(GONE[better], text))}
-    assert found == {}
-
-
-def test_a_refusal_uses_plain_words() -> None:
-    """In its message and in its fix."""
-    found = {
-        reason: match[0]
-        for reason, problem in PROBLEMS.items()
-        if (match := ARCHAIC.search(f"{problem.message} {problem.fix}"))
+    return {
+        str(path.relative_to(ROOT)): " ".join(path.read_text(errors="replace").split())
+        for path in paths
+        if path.suffix in KINDS and path.is_file() and path != Path(__file__) and "node_modules" not in path.parts
     }
-    assert found == {}
 
 
-def test_the_description_of_the_api_uses_plain_words() -> None:
-    """Every summary, description and title of the OpenAPI document."""
+def test_a_replaced_form_is_not_written_any_more() -> None:
+    """In code, pages, documents and tests."""
+    texts = written()
+    assert {"README.md", "Makefile", "docs/glossary.md", "src/birdwire/errors.py"} <= set(texts)
+    assert [(path, old, REPLACED[old]) for path, text in texts.items() for old in REPLACED if old in text] == []
 
-    def words(value: object) -> list[str]:
-        if isinstance(value, list):
-            return [text for item in value for text in words(item)]
-        if not isinstance(value, dict):
-            return []
-        own = [text for name, text in value.items() if name in {"summary", "description"} and isinstance(text, str)]
-        return [*own, *(text for inner in value.values() for text in words(inner))]
 
-    found = {text for text in words(document(Settings())) if ARCHAIC.search(text)}
-    assert found == set()
+def test_errors_help_and_descriptions_use_plain_words() -> None:
+    """Every refusal, every command and its options, and what the OpenAPI document says in words."""
+    read = [f"{problem.message} {problem.fix}" for problem in PROBLEMS.values()]
+    read += [text for row in COMMANDS for text in (row.summary, *_help(load(row.name)))]
+    read += _descriptions(document(Settings()))
+    assert len(read) > 500
+    assert [text for text in read if UNUSED.search(text)] == []
+
+
+def _help(command: Any) -> list[str]:
+    own = [command.help or "", *(getattr(option, "help", None) or "" for option in command.params)]
+    return [*own, *(text for inner in getattr(command, "commands", {}).values() for text in _help(inner))]
+
+
+def _descriptions(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [text for item in value for text in _descriptions(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [text for name, text in value.items() if name in {"summary", "description"} and isinstance(text, str)]
+    return [*own, *(text for inner in value.values() for text in _descriptions(inner))]

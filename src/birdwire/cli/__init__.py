@@ -48,27 +48,25 @@ COMMANDS = (
     Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
     Row("migrate", "migrate", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
-    Row("vault", "vault", OPERATE, "Make, change and count the keys that seal X's tokens at rest."),
-    Row("backup", "backup", OPERATE, "Copy the database, as it is now, into one file, while the gateway serves."),
+    Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X's tokens at rest."),
+    Row("backup", "backup", OPERATE, "Copy the database into one file, while the gateway runs."),
     Row(
         "restore",
         "backup",
         OPERATE,
-        "Put a backup in the database's place, and mark its links: X may have renewed their tokens since.",
+        "Replace the database with a backup, and mark its links: X may have renewed their tokens since.",
     ),
-    Row("log", "outcomes", OPERATE, "List what was asked of X lately, newest first, and what became of it."),
+    Row("log", "outcomes", OPERATE, "List recent writes to X, newest first, with their outcomes."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")
         for operation in OPERATIONS
     ),
-    Row("user", "look", LOOK, "Look a user up by name."),
+    Row("user", "look", LOOK, "Look up a user by name."),
     Row("posts", "look", LOOK, "Read a user's newest posts."),
     Row("search", "look", LOOK, "Search for users."),
     Row("limits", "limits", LOOK, "Show the key's own allowance, and X's rate limits, as X last reported them."),
-    Row(
-        "explain", "outcomes", LOOK, "Say what became of a write that this API key asked for, and what to do about it."
-    ),
+    Row("explain", "outcomes", LOOK, "Show what became of a write by this API key, and what to do about it."),
 )
 
 

@@ -26,7 +26,9 @@ app = family()
 def link(
     key_id: Annotated[
         str | None,
-        typer.Argument(metavar="[KEY_ID]", help="Key to link, for the operator. Default: the API key, over HTTP."),
+        typer.Argument(
+            metavar="[KEY_ID]", help="Key to link, for the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
+        ),
     ] = None,
     *,
     expect: Annotated[

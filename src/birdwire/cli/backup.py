@@ -34,9 +34,9 @@ def backup(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the database, as it is now, into one file, while the gateway serves.
+    """Copy the database into one file, while the gateway runs.
 
-    The file opens nothing without the vault key: keep that elsewhere. PostgreSQL has a tool of its own, pg_dump.
+    The backup is useless without the vault key: keep that elsewhere. For PostgreSQL, use its own tool, pg_dump.
 
     Example: birdwire backup --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
@@ -45,12 +45,14 @@ def backup(
         if database is None:
             raise Stop(
                 ExitCode.USAGE,
-                "A PostgreSQL database is backed up with PostgreSQL's own tools.",
+                "Back up a PostgreSQL database with PostgreSQL's own tools.",
                 "pg_dump --format=custom --file=FILE DATABASE; after pg_restore: birdwire restore --mark",
             )
         there(database)
         if file.exists():
-            raise Stop(ExitCode.USAGE, f"{file} is there already.", "Name another file; a backup is never overwritten.")
+            raise Stop(
+                ExitCode.USAGE, f"{file} is there already.", "Choose another file; a backup is never overwritten."
+            )
         size = snapshots.take(database, file, at)
         document = {"file": str(file.resolve()), "bytes": size, "snapshot_at": rfc3339(at)}
         say.result(document, f"The database as of {rfc3339(at)} is in {file}: {size:,} bytes.")
@@ -61,22 +63,22 @@ def restore(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A backup that `birdwire backup` made.")] = None,
     *,
     mark: Annotated[
-        bool, typer.Option("--mark", help="Put nothing back: say that the database itself was, as after pg_restore.")
+        bool, typer.Option("--mark", help="Restore no file: only mark the links, as after pg_restore.")
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a backup in the database's place, and mark its links: X may have renewed their tokens since.
+    """Replace the database with a backup, and mark its links: X may have renewed their tokens since.
 
-    Refused while a gateway serves. The database that was there is kept beside it. A link whose token was spent since is
-    found out by the next renewal: it must then be linked again.
+    Refused while a gateway runs. The replaced database is kept alongside. If X has renewed a link's tokens since the
+    backup, the next renewal finds that out, and the account must be linked again.
 
     Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
     with saying(as_json=as_json) as say, refusals():
         if (file is None) is not mark:
-            raise Stop(ExitCode.USAGE, "Name the backup to put back, or --mark, and not both.")
+            raise Stop(ExitCode.USAGE, "Name either the backup to restore or --mark.")
         settings, began_at = read_settings(config, data), time.monotonic()
         vault = open_vault(settings)
         target = file_of(settings.database_url)
@@ -85,7 +87,7 @@ def restore(
         if file is not None and target is None:
             raise Stop(
                 ExitCode.USAGE,
-                "A PostgreSQL database is put back with PostgreSQL's own tools.",
+                "Restore a PostgreSQL database with PostgreSQL's own tools.",
                 "pg_restore --clean --if-exists --dbname=DATABASE FILE; then: birdwire restore --mark",
             )
         with alone(settings):
@@ -101,10 +103,10 @@ def restore(
         }
         say.result(
             document,
-            f"The database is as of {document['snapshot_at'] or 'its backup'}; links that will be checked when they"
-            f" are renewed next: {sessions:,}.",
-            *([f"What was there before is kept in {kept}."] if kept else []),
-            "Keys that were revoked since then live again: revoke them before you start the gateway.",
+            f"The database is as of {document['snapshot_at'] or 'its backup'}; {sessions:,} links will be checked at"
+            " their next renewal.",
+            *([f"The replaced database is kept in {kept}."] if kept else []),
+            "Keys that were revoked after the backup are valid again: revoke them before you start the gateway.",
         )
 
 

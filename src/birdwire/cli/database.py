@@ -34,7 +34,9 @@ def refusals() -> Iterator[None]:
         raise Stop(ExitCode.USAGE, str(error)) from None
     except StorageDownError as error:
         raise Stop(
-            ExitCode.UPSTREAM, f"The database does not answer ({error}).", "Check the disk, and who else uses it."
+            ExitCode.UPSTREAM,
+            f"The database does not answer ({error}).",
+            "Check the disk, and which other programs use the database.",
         ) from None
 
 
@@ -48,7 +50,7 @@ def there(file: Path) -> None:
         raise Stop(
             ExitCode.USAGE,
             f"There is no database {file}.",
-            "Name its settings with --config FILE; what `birdwire dev` keeps is found with --data .birdwire",
+            "Name the settings with --config FILE, or the folder of `birdwire dev` with --data .birdwire",
         )
 
 
@@ -89,7 +91,7 @@ def alone(settings: Settings) -> AbstractContextManager[object]:
     return held(
         file,
         f"Another gateway serves the database {file}.",
-        "One process serves one database file: end the other, or give this one a file of its own.",
+        "Only one process can serve a database file: stop the other one, or give this one its own file.",
     )
 
 

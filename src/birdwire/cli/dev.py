@@ -107,7 +107,8 @@ class Ready:
         yield f"  API key   {self.api_key}"
         if self.auth_url is not None:
             yield Text(
-                "\n1. Open this page, choose ada and press Authorize app (good once, for 10 minutes):\n", style="bold"
+                "\n1. Open this page, choose ada and press Authorize app (it works once, for 10 minutes):\n",
+                style="bold",
             )
             yield Text(f"{self.auth_url}", style="cyan")
             yield Text("\n2. Like a post:\n", style="bold")
@@ -135,7 +136,7 @@ class Ready:
             f"curl {self.sandbox}/_sandbox/config -H 'Content-Type: application/json' "
             """-d '{"tier": "self_serve_2026_04", "tier_refusal": "client-not-enrolled"}'"""
         )
-        yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C ends it.\n", style="dim")
+        yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C stops it.\n", style="dim")
 
 
 @app.command()
@@ -160,7 +161,7 @@ def dev(
     """Start a gateway and a sandbox on this machine, to build and test against.
 
     Prints an API key, a page to link an account with, and a curl that likes a post. No X account, X app or network
-    is needed. A second start on the same folder has the same keys and is still linked.
+    is needed. A second start on the same folder keeps the keys and the link.
 
     With --json: one line, once both answer, with gateway, sandbox, api_key, unlinked_key, linked and ids to try.
 

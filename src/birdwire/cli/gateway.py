@@ -86,7 +86,7 @@ class Gateway:
         if not self._tls and not _is_loopback(self._host):
             raise Stop(
                 ExitCode.USAGE,
-                f"{printable(self.url, 100)} is plain HTTP to another machine: anybody between could read the key.",
+                f"{printable(self.url, 100)} is plain HTTP to another machine: anybody on the way could read the key.",
                 "Use an https:// URL.",
             )
 
@@ -150,10 +150,10 @@ class Gateway:
             connection.sock.settimeout(deadline_s)
             return self._exchange(connection, method, path, content)
         except (OSError, http.client.HTTPException) as error:
-            message = f"{self.url} took the request, but gave no whole answer ({type(error).__name__})."
+            message = f"{self.url} took the request, but sent no complete response ({type(error).__name__})."
             if method == "GET":
-                raise Stop(ExitCode.UPSTREAM, message, "Nothing was changed; ask again.") from None
-            fix = "It may have been carried out. Look, or repeat what is safe to repeat."
+                raise Stop(ExitCode.UPSTREAM, message, "Nothing was changed; try again.") from None
+            fix = "It may have been carried out. Check on x.com, or repeat the call if it is safe to repeat."
             raise Stop(ExitCode.UNKNOWN, message, fix) from None
         finally:
             deadline.cancel()
@@ -173,7 +173,7 @@ class Gateway:
             raise Stop(
                 ExitCode.UPSTREAM,
                 f"No gateway answers at {self.url} ({why}).",
-                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to where it is.",
+                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to its address.",
             ) from None
         return connection
 
@@ -205,8 +205,8 @@ class Gateway:
         if not isinstance(error, dict) or "message" not in error:
             return Stop(
                 ExitCode.UPSTREAM,
-                f"{self.url} answered HTTP {status}, but not as Birdwire does.",
-                "Set BIRDWIRE_URL to where the gateway is.",
+                f"{self.url} answered HTTP {status}, but is not a Birdwire gateway.",
+                "Set BIRDWIRE_URL to the address of the gateway.",
             )
         code = _EXITS.get(status, ExitCode.UPSTREAM if status >= 500 else ExitCode.REFUSED)
         if error.get("code") == "outcome_unknown":

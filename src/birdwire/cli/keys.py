@@ -27,13 +27,13 @@ Result = TypeVar("Result")
 DAY_S = 86_400
 MAX_LIFE_S = 100 * 366 * DAY_S
 
-KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `birdwire keys list` shows it.")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As shown by `birdwire keys list`.")]
 
 RpmOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Its own limit, in place of the tier's.")
+    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute, instead of the tier's.")
 ]
 ExpiresOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="When it ends by itself, from now.")
+    int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="Seconds until the key expires.")
 ]
 ActionsOption = Annotated[
     str | None,
@@ -43,15 +43,20 @@ ActionsOption = Annotated[
     ),
 ]
 IpsOption = Annotated[
-    str | None, typer.Option(metavar="CIDR,...", help="Where it may be used from: 192.0.2.0/24. Else: anywhere.")
+    str | None,
+    typer.Option(metavar="CIDR,...", help="Networks the key may be used from, such as 192.0.2.0/24. Default: any."),
 ]
 ReturnToOption = Annotated[
-    str | None, typer.Option(metavar="URL,...", help="Pages that may follow a link. Else: none.")
+    str | None, typer.Option(metavar="URL,...", help="Pages that may be named as return_to. Default: none.")
 ]
-DailyOption = Annotated[int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Writes a day at most, by UTC.")]
+DailyOption = Annotated[
+    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Maximum number of writes per day (UTC).")
+]
 TextOption = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_TEXT, metavar="N", help="How long a post may be; X gives Premium more than 280."),
+    typer.Option(
+        min=1, max=MAX_TEXT, metavar="N", help="Maximum length of a post. X allows Premium accounts more than 280."
+    ),
 ]
 
 AccountOption = Annotated[
@@ -71,7 +76,9 @@ app = family()
 def create(
     *,
     label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is; the page after a link shows it.")],
-    tier: Annotated[str, typer.Option(metavar="TIER", help=f"Calls a minute: {', '.join(TIERS)}.")] = "free",
+    tier: Annotated[
+        str, typer.Option(metavar="TIER", help=f"Tier of the key, which sets its calls per minute: {', '.join(TIERS)}.")
+    ] = "free",
     rpm: RpmOption = None,
     expires_in: ExpiresOption = None,
     actions: ActionsOption = None,
@@ -86,8 +93,8 @@ def create(
 ) -> None:
     """Create an API key and show it, once.
 
-    The key works at once, also on a gateway that runs already. Give it no more than its app needs: what a key may do,
-    from where and how often holds whatever the app is talked into.
+    The key works immediately, also on a running gateway. Give it no more than its app needs: its rules hold even if
+    somebody talks the app into something else.
 
     Example: birdwire keys create --label "My agent" --tier starter --actions like,post --daily-writes 50
     """
@@ -105,7 +112,10 @@ def change(
     key_id: KeyId,
     *,
     label: Annotated[str | None, typer.Option(metavar="TEXT", help="Whose key it is.")] = None,
-    tier: Annotated[str | None, typer.Option(metavar="TIER", help=f"Calls a minute: {', '.join(TIERS)}.")] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option(metavar="TIER", help=f"Tier of the key, which sets its calls per minute: {', '.join(TIERS)}."),
+    ] = None,
     rpm: RpmOption = None,
     expires_in: ExpiresOption = None,
     actions: ActionsOption = None,
@@ -114,16 +124,14 @@ def change(
     daily_writes: DailyOption = None,
     text_limit: TextOption = None,
     account: AccountOption = None,
-    lift: Annotated[
-        str | None, typer.Option(metavar="RULE,...", help=f"What no longer holds: {', '.join(LIFTED)}.")
-    ] = None,
+    lift: Annotated[str | None, typer.Option(metavar="RULE,...", help=f"Rules to remove: {', '.join(LIFTED)}.")] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what a key may do; what is not named stays. The key itself, its link and its history stay as well.
+    """Change the rules that are named. Other rules, the key itself, its link and its history stay.
 
-    It holds from the next call on; with several replicas, everywhere within a second.
+    The change applies from the next call on; with several replicas, everywhere within a second.
 
     Example: birdwire keys change key_01K... --actions like,unlike --lift daily-writes
     """
@@ -138,7 +146,7 @@ def change(
                 raise Stop(ExitCode.USAGE, f"--lift {name}: it {why}.")
             changes[column] = None
         if not changes:
-            raise Stop(ExitCode.USAGE, "Nothing to change.", "Name what is to be different; see --help.")
+            raise Stop(ExitCode.USAGE, "There is nothing to change.", "Name a rule to change; see --help.")
         key = _on(read_settings(config, data), lambda keys: keys.change(key_id, **changes))
         say.result(_row(key), f"{key.key_id}: {_terms(key)}.")
 
@@ -162,7 +170,10 @@ def rotate(
     key_id: KeyId,
     *,
     overlap: Annotated[
-        int, typer.Option(min=0, max=DAY_S, metavar="SECONDS", help="How long the old key still works; 0 ends it now.")
+        int,
+        typer.Option(
+            min=0, max=DAY_S, metavar="SECONDS", help="How long the old key still works; 0 revokes it immediately."
+        ),
     ] = DAY_S,
     config: ConfigOption = None,
     data: DataOption = None,
@@ -170,7 +181,7 @@ def rotate(
 ) -> None:
     """Give a key a new secret and show it, once. The linked X account, limits and history stay.
 
-    The old key works on for a day, so that nothing breaks meanwhile; if it leaked, use --overlap 0.
+    The old key keeps working for a day, so that nothing breaks meanwhile; if it leaked, use --overlap 0.
 
     Example: birdwire keys rotate key_01K... --overlap 0
     """
@@ -184,7 +195,7 @@ def rotate(
 
 @app.command()
 def revoke(key_id: KeyId, *, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """End a key at once, for good. A running gateway revokes its X session within seconds.
+    """Revoke a key immediately and for good. A running gateway revokes its X session within seconds.
 
     Example: birdwire keys revoke key_01K...
     """

@@ -24,14 +24,14 @@ def user(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look a user up by name.
+    """Look up a user by name.
 
     Example: birdwire user @grace
     """
     with saying(as_json=as_json) as say:
         username = USER.named(name).username
         if username is None:
-            raise Stop(ExitCode.USAGE, f"{name} is an id, and X is asked by name here.", "Give a name such as @grace")
+            raise Stop(ExitCode.USAGE, f"{name} is an id; this command takes a username.", "Use one such as @grace")
         document = _look("user/info", api_key_file, userName=username)
         say.result(document, *_described(data_of(document)))
 
@@ -41,7 +41,7 @@ def posts(
     who: UserArgument,
     *,
     cursor: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Go on where the page before ended: its next_cursor.")
+        str | None, typer.Option(metavar="CURSOR", help="Continue after a page: its next_cursor.")
     ] = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -63,7 +63,7 @@ def posts(
 
 @app.command()
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="What to look for in names.")],
+    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="Words to search for in names.")],
     *,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,

@@ -34,16 +34,16 @@ app = family()
 def migrate(
     *,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Also move in what this SQLite database holds.")
+        Path | None, typer.Option("--from", metavar="FILE", help="Also copy everything from this SQLite database.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the database up to this version.
 
-    Stop the gateway and make a backup first. With --from, everything in an SQLite database is copied into the one of
-    the settings, which must be empty: keys go on working, and accounts stay linked. The file is renamed then, so that
-    no gateway starts on it again: two of them would spend each other's tokens.
+    Stop the gateway and make a backup first. With --from, the command copies everything from an SQLite database into
+    the database of the settings, which must be empty: keys keep working, and accounts stay linked. It then renames the
+    file, so that no gateway starts on it again: two of them would use up each other's tokens.
 
     Example: birdwire migrate --config /etc/birdwire/birdwire.toml
     """
@@ -57,7 +57,9 @@ def migrate(
             raise Stop(ExitCode.USAGE, f"There is no {source}.")
         if file_of(settings.database_url) is not None:
             raise Stop(
-                ExitCode.USAGE, "The database of the settings is a file, too.", "Name a PostgreSQL database there."
+                ExitCode.USAGE,
+                "The database of the settings is an SQLite file, too.",
+                "Set database_url to a PostgreSQL database.",
             )
         left = settings.model_copy(update={"database_url": f"{SQLITE}{source}"})
         with alone(left):
@@ -66,7 +68,7 @@ def migrate(
             kept = source.rename(source.with_name(source.name + MOVED))
         say.result(
             {"rows": moved, "kept": str(kept)},
-            f"{moved:,} rows are in the database of the settings now. What was the database is kept in {kept}.",
+            f"{moved:,} rows are now in the database of the settings. The old database is kept in {kept}.",
         )
 
 

@@ -1,4 +1,4 @@
-"""`birdwire log`: every key's writes, for the operator. `birdwire explain`: what became of one, for its caller."""
+"""`birdwire log`: every key's writes, for the operator. `birdwire explain`: the outcome of one, for its caller."""
 
 from __future__ import annotations
 
@@ -30,31 +30,37 @@ MOST = 10_000
 COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
 
 MEANINGS: dict[str, tuple[str, str]] = {
-    "started": ("It is being asked of X right now, or its process has just died.", "Ask again in half a minute."),
-    "confirmed": ("X did it, and said so.", ""),
-    "refused": ("X refused it. Nothing was done.", ""),
-    "not_sent": ("Nothing of it was sent to X.", "It may be sent again."),
+    "started": ("The call is running, or its process has just died.", "Ask again in half a minute."),
+    "confirmed": ("X confirmed it.", ""),
+    "refused": ("X refused it. Nothing was changed.", ""),
+    "not_sent": ("Nothing was sent to X.", "You can send it again."),
     "unknown": ("X's answer was lost. X may have done it.", ""),
     "found": ("X's answer was lost, but X did it: the post is in the account's timeline.", "Do not send it again."),
     "not_found": (
         "X's answer was lost, and X did not do it: the post is not in the account's timeline.",
-        "It may be sent again, under a new Idempotency-Key.",
+        "You can send it again, with a new Idempotency-Key.",
     ),
 }
 WHYS: dict[str, tuple[str, str]] = {
-    "looking": ("Birdwire looks for it in the account's timeline.", "Ask again in a minute; do not send it again."),
+    "looking": (
+        "Birdwire is looking for it in the account's timeline.",
+        "Ask again in a minute; do not send it again.",
+    ),
     "no_read": (
-        "The account's timeline could not be read so far.",
+        "Birdwire could not read the account's timeline yet.",
         "Look at the account on x.com, or ask again later.",
     ),
     "several_match": ("Several posts could be this one.", "Look at the account on x.com."),
-    "too_many_posts": ("The account has posted too much since to be read through.", "Look at the account on x.com."),
-    "not_linked": ("The account is not linked any more, so nobody can look.", "Look at the account on x.com."),
+    "too_many_posts": (
+        "The account has posted too much since then for Birdwire to read.",
+        "Look at the account on x.com.",
+    ),
+    "not_linked": ("The account is no longer linked, so Birdwire cannot look.", "Look at the account on x.com."),
     "not_in_timeline": (
-        "Such a post is in no timeline, so nobody can look.",
+        "Such a post does not appear in timelines, so Birdwire cannot look.",
         "Look at x.com before you send it again.",
     ),
-    "upload": ("An upload that no post uses ends by itself.", "Upload it again."),
+    "upload": ("X deletes an upload that no post uses.", "Upload it again."),
 }
 
 _AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -67,21 +73,24 @@ app = family()
 @app.command()
 def log(
     *,
-    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Of one API key only.")] = None,
-    operation: Annotated[str | None, typer.Option(metavar="NAME", help="Of one kind only: like, post.")] = None,
-    state: Annotated[str | None, typer.Option(metavar="STATE", help=f"In one state only: {', '.join(STATES)}.")] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="Not older than 90s, 15m, 24h, 7d, or a time: 2026-09-22T10:00Z.")
+    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Show one API key's writes.")] = None,
+    operation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show one operation, such as like or post.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="So many at most.")] = 50,
+    state: Annotated[str | None, typer.Option(metavar="STATE", help=f"Filter by state: {', '.join(STATES)}.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Show writes since then: 90s, 15m, 24h, 7d, or a time: 2026-09-22T10:00Z."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of rows.")] = 50,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what was asked of X lately, newest first, and what became of it.
+    """List recent writes to X, newest first, with their outcomes.
 
-    It reads the database, beside a gateway that serves, and so sees every key's calls. No post's text is shown: texts
-    are sealed, and their caller alone may ask for them. Costs are estimates, by X's list of prices.
+    Reads the database, so it shows the calls of every key, and works while the gateway runs. Texts of posts are not
+    shown: they are encrypted, and only their caller can ask for them. Costs are estimates from X's price list.
 
     Example: birdwire log --state unknown --since 24h
     """
@@ -90,21 +99,19 @@ def log(
         settings = read_settings(config, data)
         wanted = {name: value for name, value in equal.items() if value}
         rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, _at(since), limit))]
-        none = "No request fits." if wanted or since else "Nothing was asked of X yet."
+        none = "No write matches." if wanted or since else "There are no writes yet."
         shown = [row | {"cost_usd": f"{row['cost_usd']:.3f}"} if row["cost_usd"] is not None else row for row in rows]
         say.table({"requests": rows}, shown, COLUMNS, none)
 
 
 @app.command()
 def explain(
-    request_id: Annotated[
-        str, typer.Argument(metavar="REQUEST_ID", help="As every answer and refusal has it: req_...")
-    ],
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The X-Request-Id of the call: req_...")],
     *,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what became of a write that this API key asked for, and what to do about it.
+    """Show what became of a write by this API key, and what to do about it.
 
     Example: birdwire explain req_01K...
     """

@@ -45,10 +45,10 @@ class Row(NamedTuple):
 
 ROWS = {
     "reply.in_reply_to_tweet_id": Row("--reply-to", "ID_OR_URL", "The post to reply to."),
-    "reply.auto_populate_reply_metadata": Row("--auto-metadata", None, "X takes it and does nothing."),
+    "reply.auto_populate_reply_metadata": Row("--auto-metadata", None, "X accepts it and ignores it."),
     "reply.exclude_reply_user_ids": Row("--exclude", "USER", "A user whom the reply does not mention; repeatable."),
     "quote_tweet_id": Row("--quote", "ID_OR_URL", "The post to quote."),
-    "media.media_ids": Row("--media-id", "ID", "What `birdwire upload` answered; repeatable, 4 media at most."),
+    "media.media_ids": Row("--media-id", "ID", "Media id that `birdwire upload` printed; repeatable, at most 4."),
     "media.tagged_user_ids": Row("--tag", "USER", "A user to tag in the media; repeatable."),
     "poll.options": Row("--poll", "A|B", "A poll of 2 to 4 options, each of 25 characters at most."),
     "poll.duration_minutes": Row("--poll-minutes", "N", "How long the poll is open: 5 to 10080."),
@@ -59,8 +59,8 @@ ROWS = {
     "reply_settings": Row("--reply-settings", None, "Who may reply, if not everyone."),
     "for_super_followers_only": Row("--super-followers", None, "Show it to super followers only."),
     "nullcast": Row("--nullcast", None, "Keep it out of timelines."),
-    "paid_partnership": Row("--paid-partnership", None, "Say that it is a paid partnership."),
-    "made_with_ai": Row("--made-with-ai", None, "Say that its media are made with AI."),
+    "paid_partnership": Row("--paid-partnership", None, "Label it as a paid partnership."),
+    "made_with_ai": Row("--made-with-ai", None, "Label its media as made with AI."),
     "community_id": Row("--community", "ID", "The community to post in."),
     "share_with_followers": Row("--share-with-followers", None, "Show a community's post to all followers."),
     "edit_options.previous_post_id": Row("--edit", "ID_OR_URL", "The post that this one replaces."),
@@ -125,7 +125,8 @@ FIELDS = tuple(fields(PostTwitter))
 
 def post(
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="The post's text; - reads it from stdin, less its line end.")
+        str | None,
+        typer.Argument(metavar="TEXT", help="The post's text; - reads it from stdin, without its last line break."),
     ] = None,
     *,
     media: Annotated[
@@ -135,7 +136,8 @@ def post(
         ),
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="A name for this post: it is not posted twice under one in a day.")
+        str | None,
+        typer.Option(metavar="KEY", help="Name of this post: within a day, the same name does not post twice."),
     ] = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -144,7 +146,7 @@ def post(
     """Post, reply, quote, or edit a post.
 
     Acts as the X account that is linked to the API key. Prints the new post's id, so that the next can reply to it.
-    Exit 7 means that nobody knows whether X took the post; then the refusal says how to ask again without posting
+    Exit 7 means that X may or may not have taken the post; the error then says how to ask again without posting
     twice.
 
     - Reply: `birdwire post "Thanks!" --reply-to https://x.com/grace/status/1346889436626259968`
@@ -192,7 +194,7 @@ def upload(
 ) -> None:
     """Upload an image, GIF or video to attach to a post.
 
-    Prints the medium's id, for `birdwire post --media-id`. X forgets a medium that no post uses within a day.
+    Prints the media id, for `birdwire post --media-id`. X deletes media that no post uses within a day.
 
     Example: birdwire upload bird.png
     """
@@ -213,9 +215,9 @@ def _read() -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise Stop(ExitCode.USAGE, "What stdin holds is not UTF-8 text.") from None
+        raise Stop(ExitCode.USAGE, "The text on stdin is not UTF-8.") from None
     if len(raw) > MOST_STDIN:
-        raise Stop(ExitCode.USAGE, "What stdin holds is longer than any post.")
+        raise Stop(ExitCode.USAGE, "The text on stdin is longer than any post.")
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -288,5 +290,5 @@ def _upload(say: Say, gateway: Gateway, file: IO[bytes]) -> dict[str, Any]:
     with say.waiting(f"Uploading {name}"):
         document = gateway.upload(f"{API}/upload_media", PART, file)
     if not isinstance(data_of(document).get("media_id"), str):
-        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} took {name}, but gave no id.")
+        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} took {name}, but returned no id.")
     return document

@@ -80,21 +80,21 @@ def proxy(
         int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
     ] = 8702,
     control_port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to give it orders at; 0 takes any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port of the control URL; 0 takes any free one.")
     ] = 8703,
     as_json: JsonOption = False,
 ) -> None:
     """Start a TCP proxy that misbehaves on demand: slow, cut, silent, gone.
 
-    Put it before the sandbox, a database or a cache, and see what the gateway makes of it. On loopback only. Its orders
-    are calls to the control URL: GET /proxy shows what is in force, POST /proxy sets any of it, DELETE /proxy ends it.
+    Put it in front of the sandbox, a database or a cache to see how the gateway copes. On loopback only. Control it
+    through its control URL: GET /proxy shows the faults in force, POST /proxy sets them, DELETE /proxy ends them.
 
     - Slow, both ways: `{"direction": "both", "latency_s": 2}`
     - A trickle: `{"bandwidth_bps": 100}`
     - The request is carried out, the answer lost: `{"drop": "after_apply"}`
     - Gone: `{"down": true}`
 
-    With --json: one line with proxy (HOST:PORT), control and to, once it carries.
+    With --json: one line with proxy (HOST:PORT), control and to, once it is ready.
 
     Example: birdwire sandbox proxy --to 127.0.0.1:8701
     """
@@ -106,7 +106,7 @@ def proxy(
         async def ready() -> None:
             say.result(
                 {"proxy": f"{HOST}:{line.port}", "control": orders, "to": to},
-                f"{HOST}:{line.port} carries everything to {to}. Lose every answer, look, and behave again:\n",
+                f"{HOST}:{line.port} forwards everything to {to}. Lose every answer, check, and end the fault:\n",
                 f"""curl {orders} -H 'Content-Type: application/json' -d '{{"drop": "after_apply"}}'""",
                 f"curl {orders}",
                 f"curl {orders} -X DELETE",
@@ -136,7 +136,5 @@ def _refuse_options(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
-            message = f"{option} stands before {context.invoked_subcommand}, which would not see it."
-            raise Stop(
-                ExitCode.USAGE, message, f"Give it after: birdwire sandbox {context.invoked_subcommand} {option}"
-            )
+            message = f"{option} comes before {context.invoked_subcommand}, which would not see it."
+            raise Stop(ExitCode.USAGE, message, f"Put it after: birdwire sandbox {context.invoked_subcommand} {option}")

@@ -28,11 +28,13 @@ app = family()
 def serve(
     *,
     host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on, before the settings.")
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on; overrides the settings.")
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on, before the settings; 0 takes any."),
+        typer.Option(
+            min=0, max=65_535, metavar="N", help="Port to listen on; overrides the settings. 0 takes any free one."
+        ),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

@@ -44,7 +44,7 @@ DRAIN_S = 25
 class Drain:
     """How the first server ends: it is told to `begin`, and goes on for `notice_s` while it sends its callers away.
 
-    In that time whoever spreads the traffic learns of it, and every connection ends with an answer that says so.
+    In that time the load balancer notices it, and every connection ends with an answer that says so.
     """
 
     begin: Callable[[], None]
@@ -65,7 +65,7 @@ class Listener:
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to whoever runs it, so that several end in order, and says when it is up."""
+    """A server that leaves signals to its caller, so that several end in order, and says when it is up."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -117,7 +117,7 @@ def alone(path: Path, message: str, fix: str) -> IO[bytes]:
     """
     for _ in range(_LOCK_TRIES):
         try:
-            # For its owner alone: whoever may open it may lock it, and so keep the gateway from starting.
+            # For its owner alone: a user who can open it can lock it, and so keep the gateway from starting.
             lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
         except OSError as error:
             raise Stop(ExitCode.USAGE, f"{path} cannot be written: {error.strerror}.") from None

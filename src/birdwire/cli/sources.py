@@ -28,16 +28,16 @@ _LONGEST_KEY_FILE = 4_096
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML file with settings; the environment goes before it."),
+    typer.Option("--config", metavar="FILE", help="TOML settings file. Environment variables take precedence."),
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Work on this folder of `birdwire dev`, whatever the settings say."),
+    typer.Option("--data", metavar="DIR", help="Use this folder of `birdwire dev` instead of the settings."),
 ]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, else you are asked."
+        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, else a prompt."
     ),
 ]
 
@@ -53,7 +53,9 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
     if data is not None:
         database = data / DATABASE
         if not database.is_file():
-            raise Stop(ExitCode.USAGE, f"There is no {database}.", f"Make the folder with: birdwire dev --data {data}")
+            raise Stop(
+                ExitCode.USAGE, f"There is no {database}.", f"Create the folder with: birdwire dev --data {data}"
+            )
         return Settings(
             database_url=f"sqlite:///{database}", vault_key_file=data / VAULT_KEY, x_api_url="http://127.0.0.1"
         )
@@ -62,7 +64,7 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
         return Settings.load({**os.environ, **given}, config)
     except SettingsError as error:
         message = "\n- ".join(("The settings cannot be used:", *error.problems))
-        raise Stop(ExitCode.USAGE, message, "`birdwire check --help` says what each setting takes.") from None
+        raise Stop(ExitCode.USAGE, message, "`birdwire check --help` describes each setting.") from None
 
 
 def gateway_url() -> str:
@@ -84,10 +86,12 @@ def read_key(file: Path | None) -> str:
             raw_key = getpass("API key: ").strip()
     if not raw_key:
         raise Stop(
-            ExitCode.AUTH, "This needs an API key.", "Set BIRDWIRE_API_KEY, or give a file with --api-key-file FILE."
+            ExitCode.AUTH,
+            "This command needs an API key.",
+            "Set BIRDWIRE_API_KEY, or name a file with --api-key-file FILE.",
         )
     if not raw_key.isascii() or not raw_key.isprintable() or " " in raw_key:
-        raise Stop(ExitCode.AUTH, "What was given as API key is none.", "Copy the key again, without anything around.")
+        raise Stop(ExitCode.AUTH, "That is not a valid API key.", "Copy the whole key again, and nothing else.")
     return raw_key
 
 

@@ -51,11 +51,11 @@ class Named:
         except Stop as stop:
             if stop.reason != "route_unknown":
                 raise
-            message = f"This gateway looks nobody up, so it cannot say whose id @{self.username} is."
+            message = f"This gateway does not look up users, so it cannot find the id of @{self.username}."
             raise Stop(ExitCode.REFUSED, message, "Give the user's id.", document=stop.document) from None
         user_id = data_of(found).get("id")
         if not isinstance(user_id, str) or not _ID.fullmatch(user_id):
-            raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username}, but gave no id.")
+            raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username}, but returned no id.")
         return user_id
 
     def shown(self, item_id: str) -> str:

@@ -39,9 +39,9 @@ def create(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new vault key in a file that only you can read.
+    """Create a vault key in a file that only you can read.
 
-    Without this key the database's X tokens are lost: keep a copy, but not beside the database's backups.
+    Without this key the X tokens in the database are lost. Keep a copy, but not where the database's backups are.
 
     Example: birdwire vault create /etc/birdwire/vault.key
     """
@@ -63,7 +63,7 @@ def create(
 
 @app.command()
 def status(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Count the sealed values of the database by the vault key that sealed them.
+    """Count the encrypted values in the database by vault key.
 
     Example: birdwire vault status --config /etc/birdwire/birdwire.toml
     """
@@ -78,10 +78,11 @@ def status(*, config: ConfigOption = None, data: DataOption = None, as_json: Jso
 
 @app.command()
 def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Seal every value anew with the vault key of the settings, beside the running gateway.
+    """Re-encrypt every value with the vault key of the settings, while the gateway runs.
 
-    Before: make the new key, name it in BIRDWIRE_VAULT_KEY_FILE and the old one in BIRDWIRE_VAULT_OTHER_KEY_FILES, and
-    restart the gateway. The old key may go when this command says so. It can be interrupted, and run again.
+    First create the new key, set BIRDWIRE_VAULT_KEY_FILE to it and BIRDWIRE_VAULT_OTHER_KEY_FILES to the old one, and
+    restart the gateway. Keep the old key until this command says that it is no longer used. The command can be
+    interrupted and run again.
 
     Example: birdwire vault rotate --config /etc/birdwire/birdwire.toml
     """
@@ -93,17 +94,17 @@ def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
         if left or unreadable:
             raise Stop(
                 ExitCode.REFUSED,
-                f"{left:,} values are still sealed with another vault key, {unreadable:,} of them by none that is given"
-                " or damaged. Keep every old key.",
-                "Run this again; `birdwire vault status` says which key sealed them.",
+                f"{left:,} values are still sealed with another vault key, {unreadable:,} of them with a key that was"
+                " not given, or damaged. Keep every old key.",
+                "Run this again; `birdwire vault status` shows which key sealed them.",
                 document=document,
             )
         say.result(
             document,
             f"Every value is sealed with the vault key {vault.key_id}.",
-            *(f"The vault key {key_id} seals nothing here any more." for key_id in retired),
-            "Take BIRDWIRE_VAULT_OTHER_KEY_FILES out of the settings, and keep the old key for as long as backups from"
-            " its time.",
+            *(f"The vault key {key_id} is no longer used here." for key_id in retired),
+            "Remove BIRDWIRE_VAULT_OTHER_KEY_FILES from the settings. Keep the old key for as long as you keep"
+            " backups that need it.",
         )
 
 

@@ -24,7 +24,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Reading:
-    """Where a window stands: what is left, and the UNIX second at which it begins anew."""
+    """Where a window stands: what is left, and the UNIX second at which it resets."""
 
     window: Window
     remaining: int
@@ -65,5 +65,5 @@ class Limits:
         return reset, used
 
     def clear(self) -> None:
-        """Begin every window anew."""
+        """Reset every window."""
         self._spans.clear()

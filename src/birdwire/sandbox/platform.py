@@ -94,7 +94,7 @@ class Platform:
         await asyncio.shield(self._writing)
 
     async def _write(self) -> None:
-        await asyncio.sleep(0)  # whoever changes something from here on waits for the next write
+        await asyncio.sleep(0)  # changes from here on wait for the next write
         self._writing = None
         self.save()
 

@@ -75,7 +75,7 @@ class Catalogue:
         return sorted(self._entries)
 
     def answer(self, name: str, now_s: int) -> Answer:
-        """The refusal as seen; limits that it mentions begin anew 15 minutes or a day after `now_s`."""
+        """The refusal as seen; limits that it mentions reset 15 minutes or a day after `now_s`."""
         entry = self._entries[name]
         headers = dict(entry["headers"])
         for header in entry["headers"]:

@@ -39,7 +39,7 @@ class Calls:
         self._n = 0
 
     def begin(self, method: str, path: str) -> dict[str, Any]:
-        """Note a call; whoever answers it fills in `status` (null: no answer, or none yet), `user_id`, `grant_type`."""
+        """Note a call; its answerer fills in `status` (null: no answer, or none yet), `user_id`, `grant_type`."""
         self._n += 1
         at = self._platform.clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
         call: dict[str, Any] = {"n": self._n, "at": at, "method": method, "path": path[:500], "status": None}

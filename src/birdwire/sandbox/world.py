@@ -175,7 +175,7 @@ class WorldFile:
         try:
             return self._adapter.validate_json(raw)
         except ValueError as error:
-            raise ValueError(f"{self._path} is not a sandbox's world: delete it to begin anew") from error
+            raise ValueError(f"{self._path} is not a sandbox's world: delete it to start over") from error
 
     def save(self, world: World) -> None:
         """Write the world; it is on the disk when this returns."""

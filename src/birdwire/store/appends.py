@@ -11,11 +11,7 @@ from birdwire.store.schema import RowRefusedError, StorageDownError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from sqlalchemy import Delete, Dialect, Insert, Select, Update
-
-    Statement = Insert | Update | Delete | Select[Any]
-    Step = tuple[Statement, Mapping[str, Any]]
-    """A statement, which is a constant that is built once, and its parameters; what they leave out is null."""
+    from sqlalchemy import Dialect, Insert, Update
 
     Take = Callable[[], Sequence["Unit"]]
     Commit = Callable[[Take, float], Awaitable[list[int]]]
@@ -28,20 +24,16 @@ REFUSED = -1
 """In place of a number of rows: the database refused the unit."""
 
 
-class Row(NamedTuple):
-    """One statement for the driver: in its dialect, and the values in their order, as it takes them."""
-
-    sql: str
-    values: list[Any]
-
-
 class Unit(NamedTuple):
-    """Statements that are executed together or not at all; those after the first only if that changed a row.
+    """One statement for the driver: in its dialect, and the values in their order, as it takes them.
 
+    If it changed a row, the key that the row belongs to is announced in the same transaction, where `key_id` names one.
     `written` is called when all of the transaction is written, and not committed: a failpoint's place.
     """
 
-    rows: tuple[Row, ...]
+    sql: str
+    values: list[Any]
+    key_id: str | None
     written: Callable[[], None] | None
 
 
@@ -56,8 +48,7 @@ class Appends:
 
     `commit` writes units in one transaction, in their order. It calls its first argument for them once the transaction
     has begun, so that those that came meanwhile are in it; its second is when the oldest was added, by the loop's
-    clock. It returns how many rows the first statement of each changed, or REFUSED; where it raises StorageDownError,
-    nothing was written.
+    clock. It returns how many rows each changed, or REFUSED; where it raises StorageDownError, nothing was written.
     """
 
     def __init__(self, dialect: Dialect, commit: Commit) -> None:
@@ -68,25 +59,44 @@ class Appends:
         self._drainer: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def add(self, *steps: Step, written: Callable[[], None] | None = None) -> int:
-        """Execute steps as one unit; how many rows the first one changed.
+    async def add(
+        self,
+        statement: Insert | Update,
+        given: Mapping[str, Any],
+        key_id: str | None = None,
+        written: Callable[[], None] | None = None,
+    ) -> int:
+        """Execute a statement, which is a constant that is built once; how many rows it changed.
+
+        `given` fills its parameters; what it leaves out is null.
 
         Raises:
             StorageDownError: nothing was changed.
-            RowRefusedError: one kind of it: a step breaks a constraint.
+            RowRefusedError: one kind of it: the row breaks a constraint.
         """
         if self._closed or len(self._waiting) >= MOST_WAITING:
             raise StorageDownError("too many writes wait")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
-        unit = Unit(tuple([self._row(*step) for step in steps]), written)
+        bound = self._statements.get(statement) or self.prepare(statement)
+        unit = Unit(bound.sql, bound.values(given), key_id, written)
         self._waiting.append(_Waiting(unit, done, loop.time()))
         if self._drainer is None:
             self._drainer = asyncio.create_task(self._drain())
         return await done
 
+    def prepare(self, statement: Insert | Update) -> _Bound:
+        """Compile a statement, which takes as long as many rows, before its first row has to be quick."""
+        if statement not in self._statements:
+            self._statements[statement] = _Bound(statement, self._dialect)
+        return self._statements[statement]
+
     async def idle(self, longest_s: float) -> None:
-        """Wait until nothing waits or is being written, for at most `longest_s`."""
+        """Wait until nothing waits or is being written, for at most `longest_s`.
+
+        Those whose units were written in one transaction first all come here: none of them goes on before.
+        """
+        await asyncio.sleep(0)
         if self._drainer is not None:
             await asyncio.wait([self._drainer], timeout=longest_s)
 
@@ -96,12 +106,6 @@ class Appends:
         if self._drainer is not None:
             await asyncio.wait([self._drainer])
 
-    def _row(self, statement: Statement, given: Mapping[str, Any]) -> Row:
-        bound = self._statements.get(statement)
-        if bound is None:
-            bound = self._statements[statement] = _Bound(statement, self._dialect)
-        return bound.row(given)
-
     async def _drain(self) -> None:
         """Until nothing waits: one transaction after the other. What comes during one is in the next."""
         try:
@@ -109,7 +113,7 @@ class Appends:
                 await self._write()
         finally:
             self._drainer = None
-            self._settle(self._waiting, [], "the gateway ends")  # it broke: whoever waits must not wait for ever
+            self._settle(self._waiting, [], "the gateway ends")  # it broke: no caller may wait for ever
             self._waiting.clear()
 
     async def _write(self) -> None:
@@ -146,17 +150,18 @@ class Appends:
 class _Bound:
     """A statement, compiled once for the engine's driver; its values are bound by the types of their columns."""
 
-    def __init__(self, statement: Statement, dialect: Dialect) -> None:
+    def __init__(self, statement: Insert | Update, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._sql = str(compiled)
+        self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
         self._slots = [(slot.key, slot.value) for slot in slots]
         binds = [slot.type.dialect_impl(dialect).bind_processor(dialect) for slot in slots]
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
-    def row(self, given: Mapping[str, Any]) -> Row:
+    def values(self, given: Mapping[str, Any]) -> list[Any]:
+        """Return a row's values in their order."""
         values = [given.get(name, default) for name, default in self._slots]
         for place, bind in self._binds:
             if values[place] is not None:  # most are, and null is null in every type that we have
                 values[place] = bind(values[place])
-        return Row(self._sql, values)
+        return values

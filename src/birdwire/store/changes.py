@@ -1,4 +1,4 @@
-"""Which keys changed, for caches: whoever changes a key or its link announces it, and every process hears of it.
+"""Which keys changed, for caches: each change of a key or its link is announced, and reaches every process.
 
 On SQLite the announcement is a row, on PostgreSQL a notification; either way it comes with the commit, or not at all.
 """
@@ -10,17 +10,15 @@ from enum import Enum, auto
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import Column, Integer, String, Table, bindparam, delete, func, insert, select
+from sqlalchemy import Column, Integer, String, Table
 
 from birdwire.store.schema import metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-    from birdwire.store.appends import Step
 
 KEPT = 10_000
 """Rows of the past that are kept. A process that was away for longer is told that everything may have changed."""
@@ -50,23 +48,27 @@ changes = Table(
 """On SQLite alone. Numbers are never given out twice, and rise in the order of the commits: there is one writer."""
 
 
-_ADD = insert(changes)
-_FORGET = delete(changes).where(
-    changes.c.number <= func.last_insert_rowid() - KEPT, func.last_insert_rowid() % FORGET_EVERY == 0
-)
-_NOTIFY = select(func.pg_notify(CHANNEL, bindparam("key_id", type_=String)))
+_ADD = "INSERT INTO changes (key_id) VALUES (?)"
+_FORGET = "DELETE FROM changes WHERE number <= last_insert_rowid() - ? AND last_insert_rowid() % ? < ?"
+"""Its parameters: KEPT, FORGET_EVERY, how many were just added."""
 
-
-def announcement(dialect: Dialect, key_id: str) -> tuple[Step, ...]:
-    """Return the statements that announce, in the transaction that they are part of, a change of a key or its link."""
-    told = {"key_id": key_id}
-    return ((_ADD, told), (_FORGET, {})) if dialect.name == "sqlite" else ((_NOTIFY, told),)
+NOTIFY = f"pg_notify('{CHANNEL}', {{}})"
+"""PostgreSQL's announcement: a call in a SELECT, with the key's id or its parameter to be put in."""
 
 
 async def announce(connection: AsyncConnection, key_id: str) -> None:
     """Say in the caller's transaction that a key, or what is linked to it, is about to be another."""
-    for statement, values in announcement(connection.dialect, key_id):
-        await connection.execute(statement, values)
+    if connection.dialect.name == "sqlite":
+        await connection.exec_driver_sql(_ADD, (key_id,))
+        await connection.exec_driver_sql(_FORGET, (KEPT, FORGET_EVERY, 1))
+    else:
+        await connection.exec_driver_sql(f"SELECT {NOTIFY.format('$1')}", (key_id,))
+
+
+def announce_all(connection: sqlite3.Connection, key_ids: Sequence[str]) -> None:
+    """Say the same of many keys, in the transaction under way on a connection of SQLite's own."""
+    connection.executemany(_ADD, [(key_id,) for key_id in key_ids])
+    connection.execute(_FORGET, (KEPT, FORGET_EVERY, len(key_ids)))
 
 
 class FileChanges:
@@ -97,7 +99,7 @@ class FileChanges:
         return frozenset(key_id for _, key_id in rows) if whole else ALL
 
     def close(self) -> None:
-        """Read no more; the next question begins anew."""
+        """Stop reading; the next question starts over."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

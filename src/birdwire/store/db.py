@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, select
 
 from birdwire.store.appends import Appends
-from birdwire.store.changes import ALL, Changed, announcement
+from birdwire.store.changes import ALL, Changed
 from birdwire.store.schema import START_LOCK, RowRefusedError, StorageDownError, StoreError
 from birdwire.store.sqlite import SQLite
 
@@ -77,7 +77,7 @@ class Database:
             StorageDownError: the row is not there; as with `write`, but for a look-up that found the database away.
             RowRefusedError: one kind of it: the row breaks a constraint.
         """
-        await self._appends.add((statement, row))
+        await self._appends.add(statement, row)
 
     async def save(
         self, statement: Update, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
@@ -90,19 +90,19 @@ class Database:
         Raises:
             StorageDownError: nothing was changed, but for the case that `write` names.
         """
-        announced = announcement(self._engine.dialect, key_id)
-        return await self._saves.add((statement, row), *announced, written=written) > 0
+        return await self._saves.add(statement, row, key_id, written) > 0
 
     async def saved(self) -> None:
         """Wait until no `save` waits or is being written, for at most SAVED_S."""
         await self._saves.idle(SAVED_S)
 
-    async def ready(self) -> None:
-        """Make ready what `save` needs, so that a save is as quick as it can be.
+    async def ready(self, statement: Update) -> None:
+        """Make ready what `save` needs for a statement, so that the first save is as quick as any.
 
         Raises:
             StorageDownError: the database does not answer.
         """
+        self._saves.prepare(statement)
         await self._engine.ready()
 
     @property

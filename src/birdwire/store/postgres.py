@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from birdwire.store.appends import REFUSED
+from birdwire.store.changes import NOTIFY
 from birdwire.store.notifications import Notifications
 from birdwire.store.schema import START_LOCK, StorageDownError, json_text, migrate
 
@@ -265,15 +267,12 @@ def _refuse_the_dead(connection: Any, *_: object) -> None:
 
 
 async def _put_together(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
-    """In one round trip for each run of units that begin with the same statement, and one for each run of the rest."""
+    """In one round trip for each run of units with the same statement."""
     number = None
-    for sql, run in itertools.groupby(units, key=lambda unit: unit.rows[0].sql):
-        records = await connection.fetchmany(_counted(sql), [unit.rows[0].values for unit in run])
-        changed += [rows for rows, _ in records]
+    for sql, run in itertools.groupby(map(_counted, units), key=itemgetter(0)):
+        records = await connection.fetchmany(sql, [values for _, values in run])
+        changed += [rows for rows, *_ in records]
         number = records[0][1]
-    rest = [row for unit, rows in zip(units, changed, strict=True) if rows for row in unit.rows[1:]]
-    for sql, run_of_rest in itertools.groupby(rest, key=lambda row: row.sql):
-        await connection.executemany(sql, [row.values for row in run_of_rest])
     _written(units)
     return number
 
@@ -281,12 +280,10 @@ async def _put_together(connection: Any, units: Sequence[Unit], changed: list[in
 async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
     """Each in a savepoint of its own, so that a bad one does not take the others along."""
     number = None
-    for first, *rest in [unit.rows for unit in units]:
+    for sql, values in map(_counted, units):
         await connection.execute("SAVEPOINT one")
         try:
-            rows, number = await connection.fetchrow(_counted(first.sql), *first.values)
-            for row in rest if rows else ():
-                await connection.execute(row.sql, *row.values)
+            rows, number, *_ = await connection.fetchrow(sql, *values)
         except _REFUSALS:
             rows = REFUSED
             await connection.execute("ROLLBACK TO SAVEPOINT one")
@@ -295,10 +292,17 @@ async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[
     return number
 
 
-def _counted(sql: str) -> str:
-    """A statement that changes rows, as one that returns how many, and the transaction's number (see `_committed`)."""
-    # A pipeline tells no row counts, and the number costs no round trip of its own.
-    return f"WITH done AS ({sql} RETURNING 1) SELECT count(*), pg_current_xact_id()::text FROM done"  # noqa: S608 - our own words
+def _counted(unit: Unit) -> tuple[str, list[Any]]:
+    """A unit as a query, with its values, for how many rows it changed and the transaction's number.
+
+    The number is for `_committed`. Neither that nor the announcement costs a round trip of its own.
+    """
+    sql, values, key_id, _ = unit
+    wanted = "count(*), pg_current_xact_id()::text"
+    if key_id is not None:
+        values = [*values, key_id]
+        wanted += f", CASE WHEN count(*) > 0 THEN {NOTIFY.format(f'${len(values)}')} END"
+    return f"WITH done AS ({sql} RETURNING 1) SELECT {wanted} FROM done", values  # noqa: S608 - our own words
 
 
 def _written(units: Sequence[Unit]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -94,7 +94,8 @@ revocations = Table(
 )
 
 
-_RENEWED = ("gen", "access_ct", "refresh_ct", "expires_at", "scopes", "refreshed_at")
+_RENEWED = {name: f"new_{name}" for name in ("gen", "access_ct", "refresh_ct", "expires_at", "scopes", "refreshed_at")}
+"""By column: SAVE's parameters."""
 
 SAVE = (
     update(x_sessions)
@@ -105,7 +106,7 @@ SAVE = (
     )
     .values(
         {
-            **{name: bindparam(f"new_{name}") for name in _RENEWED},
+            **{name: bindparam(parameter) for name, parameter in _RENEWED.items()},
             **dict.fromkeys(("why", "presented_gen", "presented_at", "presented_by")),
             "state": SERVES,
             "refresh_state": "idle",
@@ -116,10 +117,10 @@ SAVE = (
 """A new pair for a session that still has the generation and the account for which the pair was sealed."""
 
 
-def saved(row: RowMapping, values: Mapping[str, object]) -> dict[str, object]:
+def saved(row: RowMapping | Mapping[str, Any], values: Mapping[str, object]) -> dict[str, object]:
     """Return the parameters of SAVE: the session as it was read, and the columns of its new pair."""
     of = {"of": row["session_id"], "of_gen": row["gen"], "of_user_id": row["user_id"] or ""}
-    return of | {f"new_{name}": values[name] for name in _RENEWED}
+    return of | {parameter: values[name] for name, parameter in _RENEWED.items()}
 
 
 async def add(connection: AsyncConnection, session: Mapping[str, object]) -> None:
@@ -185,7 +186,7 @@ async def by_undo(connection: AsyncConnection, issuer: str, undo_hashes: Sequenc
     return {row["undo_hash"]: row for row in (await connection.execute(query)).mappings()}
 
 
-async def acts_as(connection: AsyncConnection, row: RowMapping) -> bool:
+async def acts_as(connection: AsyncConnection, row: RowMapping | Mapping[str, Any]) -> bool:
     """Whether the key of a session that is gone has another link of the same account: X might end both."""
     same = [x_sessions.c[name] == row[name] for name in ("key_id", "issuer", "user_id")]
     return (await connection.execute(select(x_sessions.c.session_id).where(*same))).first() is not None
@@ -215,13 +216,13 @@ async def change(connection: AsyncConnection, session_id: str, gen: int, values:
     return key_id is not None
 
 
-async def save(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> None:
+async def save(connection: AsyncConnection, row: RowMapping | Mapping[str, Any], values: Mapping[str, object]) -> None:
     """Store a new pair as SAVE does, in the caller's transaction."""
     if (await connection.execute(SAVE, saved(row, values))).rowcount:
         await announce(connection, row["key_id"])
 
 
-async def mark(connection: AsyncConnection, row: RowMapping, values: Mapping[str, object]) -> bool:
+async def mark(connection: AsyncConnection, row: RowMapping | Mapping[str, Any], values: Mapping[str, object]) -> bool:
     """Change the mark of a refresh, unless somebody did since `row` was read; whether it is now the caller's."""
     names = ("session_id", "gen", "refresh_state", "presented_by", "tries")
     same = [x_sessions.c[name] == row[name] for name in names]

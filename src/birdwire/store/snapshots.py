@@ -35,7 +35,7 @@ Marked = tuple[int, "datetime | None"]
 
 
 def take(source: Path, target: Path, at: datetime) -> int:
-    """Write what is committed now into a new file (0600), beside whoever writes; its size in bytes.
+    """Write what is committed now into a new file (0600), while others write; return its size in bytes.
 
     It is one file, whole by itself, on the disk when this returns, and never half there.
 

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from birdwire import private
 from birdwire.store.appends import REFUSED
-from birdwire.store.changes import FileChanges
+from birdwire.store.changes import FileChanges, announce_all
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
 if TYPE_CHECKING:
@@ -111,7 +111,16 @@ class SQLite:
         return await self._commit(take, since, urgent=True)
 
     async def ready(self) -> None:
-        """There is nothing to make ready: `save` shares the connection of `append`."""
+        """Open the connection for `append` and `save`, which are not to wait for one."""
+        try:
+            await self._to_append()
+        except sqlite3.Error as error:
+            raise StorageDownError(type(error).__name__) from None
+
+    async def _to_append(self) -> sqlite3.Connection:
+        if self._appending is None:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, self._start_appending)
+        return self._appending
 
     async def _commit(self, take: Take, since: float, *, urgent: bool) -> list[int]:
         """Write units in one transaction.
@@ -123,9 +132,7 @@ class SQLite:
         run, ends_at = asyncio.get_running_loop().run_in_executor, since + WRITE_WAIT_S
         async with self._turns.turn(ends_at, urgent=urgent):
             try:
-                if self._appending is None:
-                    self._appending = await run(self._disk, self._connect)
-                connection = self._appending
+                connection = await self._to_append()
 
                 async def begin() -> None:
                     connection.execute("BEGIN IMMEDIATE")
@@ -133,6 +140,9 @@ class SQLite:
                 await _begin(begin, ends_at)
                 units = take()
                 changed = [_put(connection, unit) for unit in units]
+                key_ids = [unit.key_id for unit, rows in zip(units, changed, strict=True) if unit.key_id and rows > 0]
+                if key_ids:
+                    announce_all(connection, key_ids)
                 for unit in units:
                     if unit.written is not None:
                         unit.written()
@@ -173,10 +183,13 @@ class SQLite:
         await self._writer.dispose()
         await self._engine.dispose()
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_MS / 1_000, isolation_level=None, check_same_thread=False)
-        _set_up_to_write(connection, None)
-        return connection
+    def _start_appending(self) -> sqlite3.Connection:
+        """In the disk's thread, as `_stop_appending`: however many ask for the connection, it is opened once."""
+        if self._appending is None:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            _set_up_to_write(connection, None)
+            self._appending = connection
+        return self._appending
 
     def _stop_appending(self) -> None:
         """What was not committed is rolled back."""
@@ -303,22 +316,11 @@ async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None
 
 
 def _put(connection: sqlite3.Connection, unit: Unit) -> int:
-    """Execute a unit in the transaction under way; what it did is undone where the database refuses a part of it."""
-    first, *rest = unit.rows
+    """Execute a unit's statement in the transaction under way: one that the database refuses undoes itself alone."""
     try:
-        if not rest:
-            return connection.execute(first.sql, first.values).rowcount
-        connection.execute("SAVEPOINT unit")
-        changed = connection.execute(first.sql, first.values).rowcount
-        for row in rest if changed else ():
-            connection.execute(row.sql, row.values)
+        return connection.execute(unit.sql, unit.values).rowcount
     except _REFUSALS:
-        if rest:
-            connection.execute("ROLLBACK TO unit")
-        changed = REFUSED
-    if rest:
-        connection.execute("RELEASE unit")
-    return changed
+        return REFUSED
 
 
 def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:

@@ -35,8 +35,8 @@ class LinkStarted(Said):
 class Window(Said):
     """One of X's rate windows."""
 
-    limit: int | None = Field(description="how many calls X allows in it; null: X did not say")
-    remaining: int = Field(description="how many are left")
+    limit: int | None = Field(description="how many calls X allows in it; null: not reported")
+    remaining: int = Field(description="how many calls are left")
     reset_at: str = Field(description="when it resets", json_schema_extra={"format": "date-time"})
 
 
@@ -54,13 +54,13 @@ class LinkStatus(Said):
     access_expires_at: str | None = Field(
         description="when X's access token expires; Birdwire renews it", json_schema_extra={"format": "date-time"}
     )
-    linked_at: str | None = Field(description="since when", json_schema_extra={"format": "date-time"})
-    generation: int | None = Field(description="which pair of X tokens this is: 1 with the link, one more a renewal")
+    linked_at: str | None = Field(description="when the account was linked", json_schema_extra={"format": "date-time"})
+    generation: int | None = Field(description="number of the pair of X tokens: 1 after linking; each renewal adds 1")
     refreshed_at: str | None = Field(
         description="when X's access was last renewed", json_schema_extra={"format": "date-time"}
     )
     next_refresh_at: str | None = Field(
-        description="when it is to be renewed next, with the first call from then on; null if it cannot be",
+        description="when it is due to be renewed, by the first call from then on; null if it cannot be",
         json_schema_extra={"format": "date-time"},
     )
     why: (
@@ -93,19 +93,19 @@ class Request(Said):
     """What became of a write. What is not known is null."""
 
     request_id: str = Field(description="the X-Request-Id of the call")
-    operation: str = Field(description="what was asked for, such as post_twitter")
+    operation: str = Field(description="the operation, such as post_twitter")
     state: Literal["started", "confirmed", "refused", "not_sent", "unknown", "found", "not_found"] = Field(
         description="started; confirmed by X; refused; not_sent: nothing reached X; unknown: X may have done it; found "
-        "or not_found: X's answer was lost, and Birdwire looked"
+        "or not_found: X's answer was lost, and Birdwire looked for the post"
     )
-    status: int | None = Field(description="the status that was answered")
+    status: int | None = Field(description="the status of the response")
     reason: str | None = Field(description="the reason of a refusal")
-    data: dict[str, Any] | None = Field(description="the data that was answered")
-    created_at: str = Field(description="when it was asked for", json_schema_extra={"format": "date-time"})
-    settled_at: str | None = Field(description="when it was settled", json_schema_extra={"format": "date-time"})
+    data: dict[str, Any] | None = Field(description="the data of the response")
+    created_at: str = Field(description="when the call arrived", json_schema_extra={"format": "date-time"})
+    settled_at: str | None = Field(description="when its outcome was known", json_schema_extra={"format": "date-time"})
     why: str | None = Field(
-        description="why it is unknown: looking, no_read, several_match, too_many_posts, not_linked, not_in_timeline, "
-        "upload"
+        description="why the outcome is unknown: looking, no_read, several_match, too_many_posts, not_linked, "
+        "not_in_timeline, upload"
     )
     cost_usd: float | None = Field(description="what X probably bills for it, in US dollars")
 
@@ -138,9 +138,9 @@ class UserShown(Said):
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
     userName: str = Field(description="the name without @")  # noqa: N815 - the published name
     name: str = Field(description="the name that is shown")
-    description: str = Field("", description="what the user says of themselves")
+    description: str = Field("", description="the user's description of themselves")
     profilePicture: str = Field("", description="the picture's URL")  # noqa: N815 - the same
-    createdAt: str = Field("", description="since when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the same
+    createdAt: str = Field("", description="when the account was created, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the same
     protected: bool = Field(default=False, description="whether only approved followers see the posts")
     isVerified: bool = Field(default=False, description="whether X has verified the account")  # noqa: N815 - the same
     followers: int = Field(0, description="how many follow the user")
@@ -168,8 +168,8 @@ class PostShown(Said):
 
     id: str = Field(pattern=ID_PATTERN, description="the post's id")
     text: str = Field(description="its text")
-    createdAt: str = Field(description="when, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the published name
-    url: str = Field(description="where people read it")
+    createdAt: str = Field(description="when it was posted, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the published name
+    url: str = Field(description="the post's page on x.com")
     author: Author
 
 

@@ -21,8 +21,8 @@ ABOUT = (
 HOW = (
     "Call the endpoints of /openapi.json with `Authorization: Bearer <Birdwire API key>` and a JSON body. Without a "
     "linked account, calls answer 403 x_not_linked: call auth_twitter, or ask the operator for an auth_url if the key "
-    "may not, and have the account's owner open it. A refusal says in error.reason why, in error.fix what to do, and "
-    "in error.retryable whether to try again."
+    "may not, and have the account's owner open it. In a refusal, error.reason is the cause, error.fix says "
+    "what to do, and error.retryable whether to try again."
 )
 
 

@@ -82,7 +82,7 @@ BEYOND_SCHEMA: dict[str, dict[str, str]] = {
         "state_unknown": "`state` must be one that auth_twitter returned",
     },
     "postTwitter": {
-        "text_too_long": "the weight of `text` decides, not its number of characters",
+        "text_too_long": "the weighted length of `text` counts, not its number of characters",
         "x_invalid_request": "ids, cards and links must be ones that X accepts",
     },
     "uploadMedia": {"media_files_malformed": "the first bytes of the file must be those of an image, GIF or video"},
@@ -101,8 +101,9 @@ _ENTERPRISE = {
 
 
 _POST_RULES = (
-    " At most one of media, poll, quote_tweet_id and card_uri, and text unless one of them is there. A text weighs "
-    "280 at most as X counts (a link 23, CJK characters and emoji 2), or what the operator set for the key."
+    " Send at most one of media, poll, quote_tweet_id and card_uri; text is required unless one of them is sent. The "
+    "weighted length of a text is at most 280 (a link counts as 23, a CJK character or emoji as 2), or what the "
+    "operator set for the key."
 )
 
 
@@ -193,7 +194,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     repeat = (
         "Safe to repeat: a second call does no harm."
         if row.repeatable
-        else "Done once for each Idempotency-Key; after 502 outcome_unknown, the same key again sends nothing."
+        else "Carried out once for each Idempotency-Key; after 502 outcome_unknown, the same key sends nothing."
     )
     rules = _POST_RULES if row.body is PostTwitter else ""
     target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
@@ -247,7 +248,7 @@ def _reading(row: Read) -> Endpoint:
         "Read",
         _camel(row.name),
         row.summary,
-        "Asked of X with the linked account's access; X bills each call.",
+        "Calls X with the linked account's access; X bills each call.",
         reasons,
         takes=row.query,
         answer=_READ_ANSWERS[row.name],
@@ -263,9 +264,9 @@ def _outcome() -> Endpoint:
         f"{API}/requests/{{request_id}}",
         "Act",
         "requestOutcome",
-        "See what became of a write",
-        "Takes the X-Request-Id of a write that was made with this key: how to learn the end of one whose answer "
-        "was lost. Of any other id it knows nothing.",
+        "Get the outcome of a write",
+        "Takes the X-Request-Id of a write that was made with this key, to learn its outcome when the response was "
+        "lost. Any other id is 404 request_not_found.",
         (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
         answer=answers.Request,
         keyed=True,
@@ -281,8 +282,9 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Link",
             "authTwitterUser",
             "Start to link an X account to the key",
-            "Answers with X's consent page for the account's owner, good for 10 minutes and one use. X sends the owner "
-            "back to the callback, and from then on calls with this key act as that account." + _NEEDS.format("link"),
+            "Returns the auth_url, X's consent page for the account's owner; it works once, for 10 minutes. X sends "
+            "the owner back to the callback, and from then on calls with this key act as that account."
+            + _NEEDS.format("link"),
             (*EDGE, *post(AuthTwitter), *STARTING),
             takes=AuthTwitter,
             answer=answers.LinkStarted,
@@ -334,7 +336,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "oauthCallback",
             "The page on which X's consent ends",
             "X redirects the account's owner here with `code` and `state`, or with `error` (RFC 6749 §4.1.2). It is "
-            "not for apps to call. People get a page; who asks for application/json alone gets JSON.",
+            "not for apps to call. People get a page; a client that accepts only application/json gets JSON.",
             (*EDGE, *CALLBACK),
             answer=answers.CallbackData,
             page=True,
@@ -382,10 +384,8 @@ def _measured(settings: Settings) -> tuple[Endpoint, ...]:
     """The metrics, if they are answered on the main port."""
     if not settings.metrics_inside:
         return ()
-    words = "For the operator's Prometheus, with the operator's token for it as Bearer."
+    words = "For the operator's Prometheus, with the metrics token as Bearer token."
     reasons = (*EDGE, "metrics_token_wrong")
     return (
-        Endpoint(
-            "GET", "/metrics", "About", "metrics", "What is counted and measured", words, reasons, text="text/plain"
-        ),
+        Endpoint("GET", "/metrics", "About", "metrics", "Metrics of this gateway", words, reasons, text="text/plain"),
     )

@@ -27,7 +27,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "req_01JD3K8W6ZQ4T5V7X9YABCDEFG",
     ),
     "X-RateLimit-Limit-Requests": (f"Calls that the key may make in {WINDOW_S} seconds.", _COUNT, "600"),
-    "X-RateLimit-Remaining-Requests": ("Calls that are left of them.", _COUNT, "599"),
+    "X-RateLimit-Remaining-Requests": ("How many of these calls are left.", _COUNT, "599"),
     "X-RateLimit-Reset-Requests": (
         f"When the oldest counted call leaves the {WINDOW_S} seconds: UNIX seconds.",
         _COUNT,
@@ -49,14 +49,18 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "WWW-Authenticate": ("How to authenticate (RFC 9110 §11.6.1).", {"type": "string", "const": "Bearer"}, "Bearer"),
     "Retry-After": (
-        "Whole seconds to wait before the next try, 1 at least.",
+        "Whole seconds to wait before the next attempt, at least 1.",
         {"type": "string", "pattern": "^[1-9][0-9]*$"},
         "60",
     ),
-    "Idempotency-Key": ("Made here for a call without one.", {"type": "string"}, "idem_01JD3K8W6ZQ4T5V7X9YABCDEFG"),
+    "Idempotency-Key": (
+        "Made by Birdwire for a call without one.",
+        {"type": "string"},
+        "idem_01JD3K8W6ZQ4T5V7X9YABCDEFG",
+    ),
     "Idempotent-Replayed": ("The stored response to the first call.", {"type": "string", "const": "true"}, "true"),
 }
-"""Every header that an answer may have, beside HTTP's own: what it says, its form, an example."""
+"""Every header that a response may have in addition to HTTP's own: its meaning, its form, an example."""
 
 _DEGRADED = "X-RateLimit-Degraded"
 _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
@@ -64,19 +68,19 @@ _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _
 TITLES = {
     400: "What was sent cannot be used",
     401: "No usable API key",
-    403: "Not allowed, or the link to X does not carry it",
-    404: "Not there, or not visible to the linked account",
-    405: "The path does not take this method",
+    403: "Not allowed for this key or for its linked account",
+    404: "It does not exist, or is not visible to the linked account",
+    405: "The path does not accept this method",
     408: "The request did not arrive in time",
-    409: "At odds with the present state",
+    409: "In conflict with the present state",
     413: "The body is too large",
     414: "The path and query are too long",
-    415: "Not a kind of body that is taken",
-    429: "A limit is used up: ours, or X's",
+    415: "The type of the body is not accepted",
+    429: "A limit of Birdwire's or X's is used up",
     431: "The headers are too many or too large",
     500: "Something broke inside Birdwire",
-    502: "X did not do it, could not be reached, or did not say",
-    503: "Not now",
+    502: "X failed, could not be reached, or did not report the outcome",
+    503: "Temporarily unavailable",
 }
 
 PLACEHOLDERS: dict[str, Any] = {
@@ -117,25 +121,26 @@ Link it once: `POST {api}/auth_twitter`, then have the account's owner open the 
 **Bodies** are one JSON object in UTF-8. Unknown fields, fields sent twice and null are refused; ids are strings \
 of 1 to 19 digits. Paths are exact: no trailing slash.
 
-**Refusals** have one shape, {error}. `reason` says exactly why, `fix` what to do, `whose` who can do it. A path that \
-is not listed here is 404 `route_unknown`; a listed one with another method is 405 `method_not_allowed` with `Allow`.
+**Refusals** have one shape, {error}. `reason` names the exact cause, `fix` what to do, `whose` who can do it. A \
+path that is not listed here is 404 `route_unknown`; a listed one with another method is 405 `method_not_allowed` with \
+`Allow`.
 
 **Limits** are per key, per {window} seconds; every response to a valid key carries them in its headers. 429 and 503 \
 carry `Retry-After`.
 
 **Repeating** is safe for all calls but post_twitter and upload_media. Give any POST an `Idempotency-Key`: for 24 \
-hours the same key with the same body is answered as the first call was, with `Idempotent-Replayed: true`. A post or \
-upload without one gets one made, in the answer's headers."""
+hours the same key with the same body gets the response of the first call, with `Idempotent-Replayed: true`. For a \
+post or upload without one, Birdwire makes one and returns it in that header."""
 
 _RELAY = """\
 
 
-**Older clients.** A body (JSON, urlencoded or multipart) with the member `aisa_api_key` speaks the relay dialect: \
-that member is the key, and a key in the header must be the same one. Then `content` may stand for `text`, top-level \
+**Older clients.** A body (JSON, urlencoded or multipart) with the field `aisa_api_key` uses the relay dialect: \
+that field is the key, and a key in the header must be the same one. Then `content` may stand for `text`, top-level \
 `media_ids` and `in_reply_to_tweet_id` for their places in `media` and `reply`, parts named `media_files` are \
 attached to the post, `callback_url` and `type` are ignored, and a success is always 200 \
 `{"code": 200, "msg": "ok", "data": {…}}`. The same calls are also answered without `/twitter` in the path. Neither is \
-listed below: new clients have no use for them."""
+listed below: new clients do not need them."""
 
 
 def document(settings: Settings) -> dict[str, Any]:

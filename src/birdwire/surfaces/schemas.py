@@ -110,13 +110,13 @@ class Refusal(BaseModel):
 
     type: str = Field(description="the kind of refusal, which follows from the status")
     code: str = Field(description="the published code; several reasons share one")
-    message: str = Field(description="what is wrong, as sentences")
-    request_id: str = Field(description="names this call in the logs", pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$")
-    reason: str = Field(description="the exact reason, out of a closed set")
-    fix: str = Field(description="what to do about it, as sentences")
-    whose: Whose = Field(description="whose rule it was, or who can change it")
+    message: str = Field(description="what is wrong, for people")
+    request_id: str = Field(description="identifies this call in the logs", pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$")
+    reason: str = Field(description="the exact reason, one of a closed set")
+    fix: str = Field(description="what to do about it, for people")
+    whose: Whose = Field(description="who can fix it, or whose rule it is")
     retryable: bool = Field(description="whether the same call may succeed later")
-    upstream: Upstream | None = Field(None, description="what X said, if X answered")
+    upstream: Upstream | None = Field(None, description="X's own words, if X answered")
 
 
 class Error(BaseModel):

@@ -396,6 +396,8 @@ METHODS = [
     taken("#194 an escape of nothing", get(path=b"/%zz"), 400, reason="http_malformed"),
     taken("a colon in the path", get(path=b"/livez:80"), 404, reason="route_unknown"),
     taken("#200 a method override", get(b"X-HTTP-Method-Override: POST"), 200),
+    taken("a HEAD of /livez", head(start=b"HEAD /livez HTTP/1.1"), heads=(0,)),
+    taken("a HEAD of the callback", head(start=b"HEAD /apis/v1/twitter/oauth_callback HTTP/1.1"), heads=(0,)),
     taken("a HEAD of what nobody knows", head(start=b"HEAD /nowhere HTTP/1.1"), 404, heads=(0,)),
     Row("a HEAD without a Host", head(start=b"HEAD /livez HTTP/1.1", host=None), (400,), heads=frozenset({0})),
     Row("a HEAD with a body that is too large", head(b"Content-Length: 20000", start=b"HEAD /livez HTTP/1.1"), (413,), heads=frozenset({0}), probe=False),

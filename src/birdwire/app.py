@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from birdwire import __version__, asgi, dialect, edge
+from birdwire import __version__, asgi, dialect, edge, media
 from birdwire.asgi import Route
 from birdwire.authorization import Authorizations, AuthTwitter
 from birdwire.authserver import AuthServer
@@ -42,6 +42,7 @@ from birdwire.prices import Prices
 from birdwire.reads import READS, Reads
 from birdwire.recall import Recall
 from birdwire.reconcile import Reconciler
+from birdwire.refusals import Refusals
 from birdwire.room import Room, open_files
 from birdwire.sessions import Sessions
 from birdwire.settings import listed
@@ -251,6 +252,7 @@ def create_app(
         once,
         presence,
         Prices.load(),
+        Refusals(journal, x, clock),
         lanes["calls"],
         lanes["reserved"],
         uploads,
@@ -410,7 +412,7 @@ def routes(
             operation.name,
             operation.body,
             limit=settings.max_body_bytes,
-            needs_file=operation.takes_file,
+            file_names=media.FIELDS if operation.takes_file else (),
             action=operation.name,
         )
         if not operation.repeatable:
@@ -446,11 +448,11 @@ def routes(
         own = [replace(route, path=path) for route in own for path in dialect.aliases(route.path)]
     return [
         *own,
-        Route("GET", f"{API}/oauth_callback", pages.callback),
+        Route("GET", f"{API}/oauth_callback", pages.callback, head=pages.callback_head),
         Route("POST", f"{API}/auth/undo", pages.undo),
-        *(Route("GET", path, site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", health.live, reserved=True),
-        Route("GET", "/readyz", health.ready, reserved=True),
+        *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
+        Route("GET", "/livez", health.live, head=health.live, reserved=True),
+        Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
         *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -40,12 +40,14 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 class Route:
     """One path and method, who answers it, and how much may be sent in how long; `files`: that of multipart bodies.
 
-    `reserved`: answered even when the process has no connection left for others.
+    `head` answers a HEAD, which is refused without it. `reserved`: answered even when the process has no connection
+    left for others.
     """
 
     method: str
     path: str
     handle: Handler
+    head: Handler | None = field(default=None, kw_only=True)
     limit: int = 16_384
     deadline_s: float = 10.0
     files: tuple[int, float] | None = None
@@ -57,6 +59,9 @@ class Front:
 
     def __init__(self, routes: Sequence[Route], telemetry: Telemetry) -> None:
         self._methods = {route.method: route.handle for route in routes}
+        for route in routes:
+            if route.head is not None:
+                self._methods["HEAD"] = route.head
         self._deadline_s = max((route.deadline_s for route in routes), default=0.0)
         self._files_s = max((route.files[1] for route in routes if route.files), default=self._deadline_s)
         self._telemetry = telemetry
@@ -153,9 +158,12 @@ def headers_out(call: Call, answer: Answer) -> list[tuple[str, str]]:
 
 
 def respond(call: Call, answer: Answer) -> Response:
-    """The answer as Starlette sends it."""
-    response = Response(answer.body, answer.status)
-    response.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers_out(call, answer)]
+    """The answer as Starlette sends it: to a HEAD the head alone (RFC 9110 §9.3.2)."""
+    response = Response(b"" if call.method == "HEAD" else answer.body, answer.status)
+    headers = headers_out(call, answer)
+    if call.method == "HEAD" and not answer.body:  # what a GET would get was not made, so its length is not known
+        headers = [pair for pair in headers if pair[0] != "content-length"]
+    response.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     return response
 
 

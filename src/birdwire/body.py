@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
@@ -18,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from birdwire.errors import PROBLEMS, GatewayError, excerpt
-from birdwire.form import Multipart, too_large, urlencoded
+from birdwire.form import Multipart, looks_like_json, other_type, too_large, untyped_json, urlencoded, wrong_type
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from birdwire.call import Call
     from birdwire.form import BeforeFile, Part
@@ -72,32 +73,64 @@ class Parsed:
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-async def read(call: Call, limit: int, before_file: BeforeFile) -> Parsed:
+async def read(call: Call, limit: int, before_file: BeforeFile, file_names: Collection[str] = ()) -> Parsed:
     """Return the call's body, read once, up to `limit` bytes; with files, up to what `before_file` returns.
+
+    An empty body is none, whatever its Content-Type. A part with one of `file_names` is a file even without a filename.
 
     Raises:
         GatewayError: 400, 413 or 415, naming what is wrong.
     """
     types = call.header_values("content-type")
     name, _, parameter = (types[0] if types else "").partition(";")
+    name = name.strip().lower()
     usable = len(types) == 1 and len(types[0]) <= MAX_TYPE  # to parse its parameters takes quadratic time
-    if usable and name.strip().lower() == "multipart/form-data" and not call.header("content-encoding"):
-        return Parsed("multipart", *await Multipart(types[0], limit, before_file).read(call))
+    if usable and name == "multipart/form-data" and not call.header("content-encoding"):
+        form = Multipart(types[0], limit, before_file, file_names)
+        fields, files = await form.read(call)
+        return Parsed("multipart" if form.size else "none", fields, files)
     raw = await _load(call, limit)
-    if not raw and not types:
+    if not raw:
         return Parsed("none")
+    if not types and looks_like_json(raw):
+        raise untyped_json()
     if not usable:
-        raise GatewayError("unsupported_media_type", wanted="one Content-Type: application/json")
+        raise wrong_type("JSON, as one Content-Type: application/json")
     if [value.strip().lower() for value in call.header_values("content-encoding")] not in ([], ["identity"]):
-        raise GatewayError("unsupported_media_type", wanted="an uncompressed body")
+        raise wrong_type("JSON, as an uncompressed body")
     charset = parameter.strip().lower().replace('"', "")
     if charset not in ("", "charset=utf-8"):
-        raise GatewayError("unsupported_media_type", wanted="UTF-8")
-    if name.strip().lower() == "application/json":
+        raise wrong_type("JSON, as UTF-8")
+    if name == "application/json":
         return Parsed("json", parse(raw))
-    if name.strip().lower() == "application/x-www-form-urlencoded":
+    if looks_like_json(raw):
+        raise untyped_json()
+    if name == "application/x-www-form-urlencoded":
         return Parsed("form", urlencoded(raw))
-    raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
+    raise other_type(file_names)
+
+
+def check_kind(kind: str, model: type[Body], file_names: Collection[str]) -> None:
+    """Check that a call takes a body written in this way, if it is not JSON.
+
+    Raises:
+        GatewayError: json_malformed: it is empty, and something has to be there; unsupported_media_type.
+    """
+    if kind == "none":
+        if not _optional(model):
+            raise GatewayError("json_malformed", detail="the body is empty")
+    elif kind != "multipart" or not file_names:
+        raise other_type(file_names)
+
+
+@cache
+def _optional(model: type[Body]) -> bool:
+    """Whether nothing has to be there."""
+    try:
+        model.model_validate({})
+    except ValidationError:
+        return False
+    return True
 
 
 def read_query(query: str) -> Parsed:
@@ -155,8 +188,6 @@ def parse(raw: bytes) -> dict[str, Any]:
     Raises:
         GatewayError: json_malformed, duplicate_field, body_not_object.
     """
-    if not raw:
-        raise GatewayError("json_malformed", detail="the body is empty")
     try:
         text = raw.decode("utf-8")
         value = _DECODER.decode(text)

@@ -56,7 +56,7 @@ PROBLEMS: dict[str, Problem] = {
     "duplicate_field": Problem(400, "json_parse_error", "caller", "The request has {field} twice.", "Send each field once."),
     "unknown_field": Problem(400, _INVALID, "caller", "Unknown field: {field}.", "Remove it. This call takes {known}."),
     "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameters, but the URL has {field}.", "Put the parameters in the JSON body."),
-    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read, or has too many parts.", "Send a well-formed form, or JSON wherever the call takes it."),
+    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read: {detail}.", "Send a well-formed form, or JSON wherever the call takes it."),
     "mutually_exclusive": Problem(400, _INVALID, "caller", "These fields are mutually exclusive: {fields}.", "Send only one of them."),
     "text_missing": Problem(400, "missing_parameter", "caller", "`text` is missing.", _CONTENT),
     "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", _CONTENT),
@@ -108,10 +108,10 @@ PROBLEMS: dict[str, Problem] = {
     "x_user_not_enrolled": Problem(403, _FORBIDDEN, "x_billing", "X bills this call to the linked account, which has no pay-per-use developer account.", "The account's owner must create a developer account in X's developer console and enrol it in pay-per-use."),
     "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Operator: add credits in X's developer console."),
     "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only when mentioned or quoted, or have the operator get Enterprise access."),
-    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "Check the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
+    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "{edits}Check the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
     # 404
-    "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check tweet_id."),
-    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name."),
+    "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check {target}."),
+    "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name; the posts of a protected account are visible only to its approved followers."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
     "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no request with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
@@ -120,13 +120,14 @@ PROBLEMS: dict[str, Problem] = {
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the whole request within 10 seconds.", retryable=True),
     "body_too_large": Problem(413, "body_too_large", "caller", "The body is larger than {limit} bytes.", "Send a smaller body."),
     "uri_too_long": Problem(414, "uri_too_long", "caller", "The path and query are longer than {limit} bytes.", "Put the parameters in the JSON body."),
-    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes JSON, as {wanted}.", "Send `Content-Type: application/json` and an uncompressed UTF-8 body."),
+    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes {wanted}.", "{how}."),
     "headers_too_large": Problem(431, "headers_too_large", "caller", "The request has too many headers, or they are too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
     # 409
     "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The account is @{username}, but this key is meant for {expected}. Nothing was changed.", "Approve as {expected}. To link another account, unlink first or name it as expected_username; if the operator pinned the key to {expected}, only the operator can change that."),
     "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Send the same call again after the seconds in Retry-After to get the first call's response.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
+    "edit_window_closed": Problem(409, _CONFLICT, "x_rule", "The post can no longer be edited: X's edit window is an hour at most from the first version.", "Post a correction as a reply, or delete the post and post it again."),
     "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so Birdwire did not retry this one after its first attempt failed.", "Send this call again only if you want it instead of the newer one."),
     "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Check the post on x.com and try again."),
     # 429
@@ -160,7 +161,7 @@ PROBLEMS: dict[str, Problem] = {
 
 REQUIRED = (
     *("tweet_id", "target_user_id", "username", "state", "undo_token", "userName", "query", "media_files", "text"),
-    *("in_reply_to_tweet_id", "media_ids", "options", "duration_minutes", "previous_post_id"),
+    *("in_reply_to_tweet_id", "media_ids", "options", "duration_minutes", "previous_post_id", "place_id"),
 )
 """Fields of bodies and queries, at any depth, whose absence is refused by some call: FIELD_missing."""
 
@@ -168,7 +169,7 @@ FIELDS = (
     *REQUIRED,
     *("scopes", "expected_username", "return_to", "reply", "auto_populate_reply_metadata", "exclude_reply_user_ids"),
     *("quote_tweet_id", "media", "tagged_user_ids", "poll", "reply_settings", "card_uri", "direct_message_deep_link"),
-    *("geo", "place_id", "for_super_followers_only", "nullcast", "paid_partnership", "made_with_ai", "community_id"),
+    *("geo", "for_super_followers_only", "nullcast", "paid_partnership", "made_with_ai", "community_id"),
     *("share_with_followers", "edit_options", "userId", "cursor"),
 )
 """Fields of bodies and queries, at any depth; each has the reason FIELD_malformed."""

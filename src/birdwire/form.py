@@ -15,20 +15,28 @@ from urllib.parse import parse_qsl
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from birdwire.errors import GatewayError
+from birdwire.errors import GatewayError, excerpt
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from birdwire.call import Call
 
+MAX_BOUNDARY = 70
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
 MAX_PART_HEADERS = 8
 """As newer versions of the parser have it."""
 MAX_PARAMETERS = 32
+MAX_NAME = 200
 MAX_FILES = 4
 IN_MEMORY = 1 << 16
 """Bytes of a file that are kept in memory, and how many are written together, since each thread hop costs."""
 _SLICE = 16_384
+_FILE_TYPES = (b"image/", b"video/", b"application/octet-stream")
+"""How the Content-Type of a part begins that is a file even without a filename, which RFC 7578 §4.2 leaves open."""
+
+_AS_JSON = "Send `Content-Type: application/json` and an uncompressed UTF-8 body"
 
 Take = Callable[[int], None]
 """Reserves room for bytes of a body that have arrived, or refuses them."""
@@ -57,6 +65,35 @@ def too_large(limit: int) -> GatewayError:
     return GatewayError("body_too_large", limit=limit, headers=(("connection", "close"),))
 
 
+def looks_like_json(raw: bytes) -> bool:
+    """Whether a body that is not called JSON is an object of it, which no form is."""
+    return raw.lstrip()[:1] == b"{"
+
+
+def wrong_type(wanted: str = "JSON, as Content-Type: application/json", how: str = _AS_JSON) -> GatewayError:
+    """The refusal of a body by its Content-Type, or by how it is coded."""
+    return GatewayError("unsupported_media_type", wanted=wanted, how=how)
+
+
+def untyped_json() -> GatewayError:
+    """The refusal of JSON that no header calls so: curl's -d and Python's urllib call every body a form."""
+    return wrong_type(how="Add the header Content-Type: application/json")
+
+
+def other_type(file_names: Collection[str]) -> GatewayError:
+    """The refusal of a body that is not JSON, or not multipart where a part with one of these names is the file."""
+    if not file_names:
+        return wrong_type()
+    name = next(iter(file_names))
+    how = f"Send the file as the part {name} of a form, as curl does with -F {name}=@photo.png"
+    return wrong_type("a file, as multipart/form-data", how)
+
+
+def broken(detail: str) -> GatewayError:
+    """The refusal of a form that cannot be read."""
+    return GatewayError("form_malformed", detail=detail)
+
+
 def urlencoded(raw: bytes) -> dict[str, Any]:
     """The fields of a urlencoded body; one that comes again makes a list.
 
@@ -68,7 +105,7 @@ def urlencoded(raw: bytes) -> dict[str, Any]:
             raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS
         )
     except ValueError:
-        raise GatewayError("form_malformed") from None
+        raise broken(f"it is not name=value pairs in ASCII, {MAX_FIELDS} at most") from None
     fields: dict[str, Any] = {}
     for name, value in pairs:
         _add(fields, name, value)
@@ -155,10 +192,11 @@ class _Files:
 class Multipart:
     """A multipart/form-data body (RFC 7578), read as it comes: fields into memory, files into temporary files."""
 
-    def __init__(self, content_type: str, limit: int, before_file: BeforeFile) -> None:
-        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-        if not 0 < len(boundary) <= 70:
-            raise GatewayError("form_malformed")
+    def __init__(self, content_type: str, limit: int, before_file: BeforeFile, file_names: Collection[str]) -> None:
+        self._boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        self._file_names = file_names
+        self.size = 0
+        """The bytes of the body so far."""
         self._limit = self._field_left = limit  # files may raise the first; fields together never pass the second
         self._before_file = before_file
         self._fields: dict[str, Any] = {}
@@ -171,7 +209,7 @@ class Multipart:
         self._data = bytearray()
         self._ended = False
         self._parser = MultipartParser(
-            boundary,
+            self._boundary,
             {
                 "on_part_begin": self._begin,
                 "on_header_field": lambda data, start, end: self._grow(self._name, data[start:end], MAX_PART_HEAD),
@@ -197,42 +235,50 @@ class Multipart:
             return self._fields, await self._files.parts()
         except MultipartParseError:
             self._files.close()
-            raise GatewayError("form_malformed") from None
+            raise broken("it is not multipart as RFC 7578 has it") from None
         except BaseException:
             self._files.close()
             raise
 
     async def _read(self, call: Call) -> None:
-        total = 0
         take: Take = _free
         async for chunk in call.stream():
+            if chunk and not self.size:
+                self._look(chunk)
             for start in range(0, len(chunk), _SLICE):
                 piece = chunk[start : start + _SLICE]
                 self._parser.write(piece)
-                total += len(piece)
+                self.size += len(piece)
                 if take is _free and self._files.names:
                     self._limit, take = await self._before_file(self._fields)
-                if total > self._limit:
+                if self.size > self._limit:
                     raise too_large(self._limit)
                 take(len(piece))
                 await self._files.write(least=IN_MEMORY)
-        if not self._ended:
-            raise GatewayError("form_malformed")
+        if self.size and not self._ended:
+            raise broken("it ends early")
+
+    def _look(self, first: bytes) -> None:
+        """Check, before a body is parsed, that it can be: its boundary is known, and it is not JSON instead."""
+        if looks_like_json(first):
+            raise untyped_json()
+        if not 0 < len(self._boundary) <= MAX_BOUNDARY:
+            raise broken(f"its Content-Type names no boundary of 1 to {MAX_BOUNDARY} characters")
 
     def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
         if len(buffer) + len(data) > most:
-            raise GatewayError("form_malformed")
+            raise broken(f"the head of a part has more than {most} bytes")
         buffer += data
 
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_FIELDS:
-            raise GatewayError("form_malformed")
+            raise broken(f"it has more than {MAX_FIELDS} parts")
         self._head, self._data, self._in_file = {}, bytearray(), False
 
     def _header(self) -> None:
         if len(self._head) >= MAX_PART_HEADERS:
-            raise GatewayError("form_malformed")
+            raise broken(f"a part has more than {MAX_PART_HEADERS} headers")
         self._head[bytes(self._name).lower()] = bytes(self._value)
         self._name.clear()
         self._value.clear()
@@ -240,15 +286,13 @@ class Multipart:
     def _headers(self) -> None:
         disposition = self._head.get(b"content-disposition", b"")
         if disposition.count(b";") > MAX_PARAMETERS:  # to parse them takes quadratic time
-            raise GatewayError("form_malformed")
+            raise broken(f"a part has more than {MAX_PARAMETERS} parameters")
         kind, options = parse_options_header(disposition)
-        try:
-            self._field = options.get(b"name", b"").decode("utf-8")
-        except UnicodeDecodeError:
-            raise GatewayError("form_malformed") from None
-        if kind != b"form-data" or not 0 < len(self._field) <= 200:
-            raise GatewayError("form_malformed")
-        if b"filename" in options:
+        self._field = options.get(b"name", b"").decode("utf-8", "replace")
+        if kind != b"form-data" or not 0 < len(self._field) <= MAX_NAME or "\ufffd" in self._field:
+            raise broken(f"a part has no name of 1 to {MAX_NAME} characters")
+        content_type = self._head.get(b"content-type", b"").lower()
+        if b"filename" in options or self._field in self._file_names or content_type.startswith(_FILE_TYPES):
             self._in_file = True
             self._files.begin(self._field)
 
@@ -267,7 +311,7 @@ class Multipart:
         try:
             _add(self._fields, self._field, self._data.decode("utf-8"))
         except UnicodeDecodeError:
-            raise GatewayError("form_malformed") from None
+            raise broken(f"its part {excerpt(self._field)} is not UTF-8 text; a file needs a filename") from None
 
     def _finish(self) -> None:
         self._ended = True

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire import dialect, idempotency, media
-from birdwire.body import Body, Empty, Parsed, check, read, read_query, within
+from birdwire.body import Body, Empty, Parsed, check, check_kind, read, read_query, within
 from birdwire.call import Answer
 from birdwire.errors import GatewayError, excerpt, render
 from birdwire.journal import Entry, fingerprint
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from birdwire.prices import Prices
     from birdwire.reads import Read, Reads
     from birdwire.recall import Recall
+    from birdwire.refusals import Refusals
     from birdwire.sessions import Sessions, XSession
     from birdwire.telemetry import Telemetry
     from birdwire.uploads import Upload, Uploads
@@ -59,7 +60,8 @@ RELINK_WITHIN = timedelta(seconds=1)
 class Takes:
     """What the route `name` takes: a body of a model up to `limit` bytes, or a query; `file_limit` above 0: files too.
 
-    `file_scopes` are those that the link needs before a file is taken.
+    `file_scopes` are those that the link needs before a file is taken. `file_names` are the parts one of which must be
+    the file.
     What is not `repeatable` is done once for each call, with an Idempotency-Key made here if it brings none.
     `reserved`: it has a lane of its own, and is served however many calls there are. `action` is what the key must be
     allowed to do; without one, every key may.
@@ -71,7 +73,7 @@ class Takes:
     limit: int = 16_384
     file_limit: int = 0
     file_scopes: tuple[str, ...] = ()
-    needs_file: bool = False
+    file_names: tuple[str, ...] = ()
     repeatable: bool = True
     reserved: bool = False
     action: str = ""
@@ -108,6 +110,7 @@ class Gate:
         once: Idempotency,
         presence: Presence,
         prices: Prices,
+        refusals: Refusals,
         crowd: Crowd,
         reserved: Crowd,
         uploads: Uploads,
@@ -132,6 +135,7 @@ class Gate:
         self._idempotency = once
         self._presence = presence
         self._prices = prices
+        self._refusals = refusals
         self._crowd = crowd
         self._reserved = reserved
         self._uploads = uploads
@@ -200,10 +204,8 @@ class Gate:
             parsed = relay.parsed
             visit.key = visit.key or await self.admit(relay.raw_key, call, visit)
         key = _without_query(_known(visit), call)
-        if relay is None and parsed.kind not in ("json", "multipart" if takes.needs_file else "json", "none"):
-            raise GatewayError("unsupported_media_type", wanted="Content-Type: application/json")
-        if parsed.kind == "none" and any(field.is_required() for field in takes.model.model_fields.values()):
-            raise GatewayError("json_malformed", detail="the body is empty")
+        if relay is None and parsed.kind != "json":
+            check_kind(parsed.kind, takes.model, takes.file_names)
         return key, parsed, relay is not None
 
     async def _read(self, takes: Takes, call: Call, visit: _Visit) -> Parsed:
@@ -212,7 +214,7 @@ class Gate:
             ends_at = asyncio.get_running_loop().time() + self._request_s
             call.stream = partial(within, call.stream(), lambda: ends_at if visit.key is None else None)
         try:
-            return await read(call, takes.limit, partial(self._before_file, takes, call, visit))
+            return await read(call, takes.limit, partial(self._before_file, takes, call, visit), takes.file_names)
         except GatewayError as error:
             if visit.key is None and error.problem.status in (400, 415):
                 raise GatewayError("key_missing") from None
@@ -417,7 +419,7 @@ class Gate:
             data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
             await self._capabilities.note(name, error.reason, entry.key_id)
-            raise
+            raise await self._refusals.explain(error, body, line.user_id) from None
         finally:
             self._lines.order.leave(turn)
         await self._capabilities.note(name, None, entry.key_id)

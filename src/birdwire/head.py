@@ -54,7 +54,8 @@ def host_name(host: bytes) -> str:
 def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
     """The request target as /path?query, if it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
     if target == b"*" and method == b"OPTIONS":
-        raise GatewayError("method_not_allowed", headers=(("allow", "GET, POST"),), method="*", allow="GET, POST")
+        allow = "GET, HEAD, POST"
+        raise GatewayError("method_not_allowed", headers=(("allow", allow),), method="*", allow=allow)
     match = _ABSOLUTE.fullmatch(target)
     if match is None or b"#" in target:
         raise malformed("the request target is not a path")

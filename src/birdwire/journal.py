@@ -45,6 +45,7 @@ State = Literal["started", "confirmed", "refused", "not_sent", "unknown", "found
 Outcome = Literal["confirmed", "refused", "not_sent", "unknown"]
 Why = Literal["looking", "no_read", "several_match", "too_many_posts", "not_linked", "not_in_timeline", "upload"]
 
+DELETE = "delete_twitter"
 DONE = ("confirmed", "found")
 FIRST_LOOK = timedelta(seconds=2)
 MOST_WAITING = 10_000
@@ -143,7 +144,10 @@ class Journal:
         words = data.pop("text", None) if data and begun else None
         values = values | {"data": data, "state": outcome, "settled_at": now}
         if outcome == "confirmed":
-            values["x_id"] = (data or {}).get("id") or (data or {}).get("media_id")
+            if begun and data is not None:
+                values["x_id"] = data.get("id") or data.get("media_id")
+            elif entry.operation == DELETE and data is not None and data.get("deleted"):
+                values["x_id"] = entry.target
         elif outcome == "unknown" and begun:
             words = entry.sought
             values |= {"settled_at": None, "lost_at": now, **_to_look(entry, now)}
@@ -290,6 +294,16 @@ class Journal:
         """
         async with self._database.read() as connection:
             return await store.newer(connection, entry.request_id, entry.user_id, operation, entry.target)
+
+    async def knows_of_post(self, user_id: str, post_id: str) -> tuple[bool, bool]:
+        """Whether an account made a post through this gateway, and whether it deleted it.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        async with self._database.read() as connection:
+            operations = {row["operation"] for row in await store.of_post(connection, user_id, post_id)}
+        return "post_twitter" in operations, DELETE in operations
 
     def _seal(self, entry: Entry, words: str) -> bytes:
         return self.sealed(entry.request_id, words)

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from pydantic import Field
 
 from birdwire.body import Body, check, read
-from birdwire.call import Answer
+from birdwire.call import JSON_TYPE, Answer
 from birdwire.errors import GatewayError, describe, render
+from birdwire.form import wrong_type
 from birdwire.store.db import StorageDownError
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ class Pages:
         import jinja2  # noqa: PLC0415 - 2 MiB, until somebody links an account
 
         loader = jinja2.PackageLoader("birdwire", "templates")
-        templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+        templates = jinja2.Environment(
+            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        )
         templates.globals["style"] = Markup(loader.get_source(templates, "style.css")[0])  # noqa: S704 - our own file
         return templates
 
@@ -75,6 +78,10 @@ class Pages:
         if _wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
         return self._page("linked.html", linked=linked)
+
+    async def callback_head(self, call: Call) -> Answer:
+        """Answer a HEAD without looking at what X sent along: a link preview or a scanner must not use it up."""
+        return Answer(200, (("content-type", JSON_TYPE),) if _wants_json(call) else self._headers)
 
     async def undo(self, call: Call) -> Answer:
         """The "this was not me" of the page after a link."""
@@ -111,10 +118,14 @@ def _wants_json(call: Call) -> bool:
 async def _undo_token(call: Call) -> str:
     """The one field of the page's form, or of a JSON body."""
     parsed = await read(call, _FORM_LIMIT, _no_files)
-    if parsed.kind not in ("form", "json"):
-        raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")
+    if parsed.kind == "multipart":
+        raise _no_form()
     return check(parsed.fields, Undo).undo_token
 
 
 async def _no_files(_: object) -> NoReturn:
-    raise GatewayError("unsupported_media_type", wanted="a form with undo_token, or Content-Type: application/json")
+    raise _no_form()
+
+
+def _no_form() -> GatewayError:
+    return wrong_type("a urlencoded form with undo_token, or JSON")

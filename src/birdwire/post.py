@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -12,6 +13,9 @@ from birdwire.text import LIMIT, least_length, weighted_length
 
 ID_PATTERN = r"^[0-9]{1,19}$"
 """Ids of posts and users. pydantic's engine knows no trailing-newline exception, so this matches whole strings only."""
+
+_EPOCH = datetime.fromtimestamp(1_288_834_974_657 / 1000, UTC)
+"""When X began to count the milliseconds in its ids."""
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Audience = Literal["following", "mentionedUsers", "subscribers", "verified"]
@@ -61,6 +65,13 @@ class Geo(Body):
     """A place."""
 
     place_id: str | None = Field(None, min_length=1, max_length=100, description="X's id of a place")
+
+    @model_validator(mode="after")
+    def _names_a_place(self) -> Self:
+        """X refuses a place without its id, which the published schema does not require."""
+        if self.place_id is None:
+            raise PydanticCustomError("place_id_missing", "missing", {"wanted": "X's id of a place, or leave out geo"})
+        return self
 
 
 class EditOptions(Body):
@@ -120,3 +131,8 @@ class PostTwitter(Body):
 
 def _too_long(length: str, limit: int) -> PydanticCustomError:
     return PydanticCustomError("text_too_long", "too long", {"length": length, "limit": limit})
+
+
+def made_at(post_id: str) -> datetime:
+    """When X made a post, by X's clock: its id tells."""
+    return _EPOCH + timedelta(milliseconds=int(post_id) >> 22)

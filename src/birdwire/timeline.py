@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from birdwire.nfc import compose
 from birdwire.operations import XData, XRequest
-from birdwire.post import ID_PATTERN, PostTwitter
+from birdwire.post import ID_PATTERN, PostTwitter, made_at
 
 if TYPE_CHECKING:
     from birdwire.body import Body
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ENDPOINT = "GET /2/users/{id}/tweets"
 _FIELDS = "created_at,entities,referenced_tweets,edit_history_tweet_ids,note_tweet"
 _ELSEWHERE = ("nullcast", "community_id", "for_super_followers_only")
-_EPOCH = datetime.fromtimestamp(1_288_834_974_657 / 1000, UTC)
 _MENTIONS = re.compile(r"(?:@[A-Za-z0-9_]{1,15}\s+)+")
 _PROTOCOL = re.compile(r"https?://", re.IGNORECASE)
 _LINK_END = re.compile(r"/(?=\s|$)")
@@ -77,7 +76,7 @@ class TimelinePost(XData):
         try:
             at = datetime.fromisoformat(self.created_at or "")
         except ValueError:
-            return _EPOCH + timedelta(milliseconds=int(self.id) >> 22)
+            return made_at(self.id)
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 
     def references(self, kind: str) -> list[str]:

@@ -85,6 +85,10 @@ class X:
         except (ValueError, TypeError, OverflowError):
             return None
 
+    def now(self) -> datetime:
+        """The time by X's clock, as far as it is known."""
+        return self._clock.now() + (self.skew() or timedelta())
+
     async def send(
         self, access_token: str, request: XRequest, deadline_s: float, may_send: Callable[[], None] | None = None
     ) -> Reply:
@@ -161,7 +165,7 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
         return dict(done)
     if said.ok and reading.bare:
         return {}
-    whole = reading.whole and ("data" in said.value or "meta" in said.value)
+    whole = reading.whole and ("data" in said.value or ("meta" in said.value and "errors" not in said.value))
     told_of = said.value if whole else said.value.get("data")
     if said.ok and isinstance(told_of, dict):
         return _pick(said, reading, told_of)
@@ -282,10 +286,11 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
     ("x_window_15m", lambda said, _: said.status == 429 or 88 in said.codes),
     ("x_5xx", lambda said, _: said.status >= 500 or bool(said.codes & {130, 131})),
     ("reply_target_not_found", lambda said, _: "reply to a Tweet that is deleted or not visible" in said.text or 385 in said.codes),
-    ("user_not_found", lambda said, reading: _gone(said) and ("user" in said.about or (not said.about and reading.about == "user"))),
+    ("user_not_found", lambda said, reading: (_gone(said) or _hidden(said) or 34 in said.codes) and _is_about(said, reading, "user")),
+    ("tweet_not_found", lambda said, _: bool(said.codes & {17, 50, 63, 108}) and "tweet" in said.about),
     ("user_not_found", lambda said, _: bool(said.codes & {17, 50, 63, 108})),
     ("tweet_not_found", lambda said, _: _gone(said) or bool(said.codes & {34, 144, 179, 421, 422})),
-    ("tweet_not_found", lambda said, _: "not-authorized-for-resource" in said.types and "tweet" in said.about),
+    ("tweet_not_found", lambda said, reading: "not-authorized-for-resource" in said.types and ("tweet" in said.about or (said.ok and _is_about(said, reading, "tweet")))),
     ("duplicate_post", lambda said, _: "duplicate content" in said.text or 187 in said.codes),
     ("x_tier_lacks_action", lambda said, reading: "only reply to or quote posts" in said.text and reading.enterprise),
     ("reply_not_allowed", lambda said, _: "only reply to or quote posts" in said.text or "Reply to this conversation is not allowed" in said.text or 433 in said.codes),
@@ -307,10 +312,22 @@ def _gone(said: _Said) -> bool:
     return "resource-not-found" in said.types or "cannot be found" in said.text
 
 
+def _hidden(said: _Said) -> bool:
+    """Whether X answered a question with a thing that the account may not see; in a 403 the type says more than that."""
+    return said.ok and "not-authorized-for-resource" in said.types
+
+
+def _is_about(said: _Said, reading: Reading, kind: str) -> bool:
+    """Whether X says that its refusal is about a kind of thing; if it does not say, whether the call is."""
+    return kind in said.about or (not said.about and reading.about == kind)
+
+
 def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
     values: dict[str, Any] = {
         "message": said.sentence() or "it gave no reason.",
         "account": "the linked account",
+        "target": "the post's id",
+        "edits": "",
         "length": "too much",
         "limit": "X's own limit",
         "period": (said.first("period") or "monthly").lower(),

@@ -59,6 +59,7 @@ STATEMENTS: dict[str, Work] = {
     "reconcile: an account's": lambda c: journal.open_of(c, "1", 1_000),
     "reconcile: an account's, now": lambda c: journal.hurry(c, "1", NOW),
     "reconcile: posts that are known": lambda c: journal.made(c, ["1", "2"]),
+    "a refused edit: what is known of the post": lambda c: journal.of_post(c, "1", "2"),
     "reconcile: a row": lambda c: journal.change(c, "req_1", {"looks": 1}, while_in=["unknown"]),
     "reconcile: an account's turn": lambda c: lookings.claim(c, "1", NOW, NOW),
     "reconcile: its end": lambda c: lookings.release(c, "1", NOW),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import re
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +15,8 @@ import pytest_asyncio
 
 from birdwire.keys import mint
 from birdwire.sandbox import seed
-from house import API, POST
+from birdwire.surfaces.documents import DOCUMENTS
+from house import API, PNG, POST
 from wire import Refusal, Row, Sent, bearer, exchange, inspect, judge, last_call, rows
 
 if TYPE_CHECKING:
@@ -338,6 +343,8 @@ async def test_naughty_strings_are_no_ids(place: House) -> None:
 
 # The content type.
 
+FORM = ("application/x-www-form-urlencoded",)
+FORMLESS = (400, "invalid-request", "form_malformed")
 WRONG_TYPE = (415, "unsupported_media_type", "unsupported_media_type")
 ZIPPED = gzip.compress(ONE)
 
@@ -349,7 +356,10 @@ def typed(number: int, what: str, refusal: Refusal | None, *types: str, **more: 
 
 TYPES = [
     typed(125, "none, with a body", WRONG_TYPE),
-    typed(125, "none, without a body", None, body=b"", target=API + "auth_twitter"),
+    *(
+        typed(125, f"{', '.join(types) or 'none'}, without a body", None, *types, body=b"", target=API + "auth_twitter")
+        for types in ((), ("application/json",), FORM, ("text/plain",), ("multipart/form-data; boundary=x",))
+    ),
     typed(126, "text/plain", WRONG_TYPE, "text/plain"),
     typed(127, "urlencoded", WRONG_TYPE, "application/x-www-form-urlencoded", body=b"tweet_id=1"),
     typed(128, "multipart", WRONG_TYPE, "multipart/form-data; boundary=x", body=b"--x--\r\n"),
@@ -374,6 +384,102 @@ TYPES = [
 async def test_a_body_is_json_by_name_and_uncompressed(place: House, sent: Sent, refusal: Refusal | None) -> None:
     """Nothing is guessed from a body's looks, and nothing is inflated."""
     await judge(place, sent, refusal)
+
+
+@pytest.mark.parametrize("types", [(), ("application/json",), FORM])
+@pytest.mark.parametrize("name", ["like_twitter", "post_twitter", "auth/confirm"])
+async def test_a_body_that_is_needed_is_not_empty(place: House, name: str, types: tuple[str, ...]) -> None:
+    """Whatever its Content-Type: that is not what it lacks."""
+    got = await judge(place, Sent(b"", target=API + name, types=types), BROKEN)
+    assert "the body is empty" in got.error["message"]
+
+
+@pytest.mark.parametrize("types", [(), FORM, ("text/plain;charset=UTF-8",), ("multipart/form-data; boundary=x",)])
+async def test_json_by_another_name_is_told_which_header_to_add(place: House, types: tuple[str, ...]) -> None:
+    """Which is what curl's -d, urllib and fetch leave out."""
+    for name in ("like_twitter", "auth_twitter"):
+        got = await judge(place, Sent(ONE, target=API + name, types=types), WRONG_TYPE)
+        assert got.error["fix"] == "Add the header Content-Type: application/json."
+
+
+async def test_curl_sends_an_empty_body_and_json_as_a_form(place: House) -> None:
+    """The first is no body; the second lacks a header."""
+
+    async def curl(name: str, data: str, key: str) -> dict[str, Any]:
+        command = ("curl", "--silent", "--noproxy", "*", "--data", data, "--header", f"Authorization: Bearer {key}")
+        process = await asyncio.create_subprocess_exec(
+            *command, f"{place.client.base_url}{API}{name}", stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 15)
+        return dict(json.loads(said))
+
+    _, unlinked = await place.gateway.keys.create("test", "new", "free")
+    assert list(await curl("auth_twitter", "", unlinked)) == ["auth_url", "state", "expires_at"]
+    assert await curl("unlink_twitter", "", unlinked) == {"data": {"linked": False}}
+    error = (await curl("like_twitter", ONE.decode(), place.raw_key))["error"]
+    assert (error["code"], error["fix"]) == (WRONG_TYPE[1], "Add the header Content-Type: application/json.")
+
+
+async def test_urllib_calls_every_body_a_form(place: House) -> None:
+    """Also an empty one, which is no body."""
+    _, unlinked = await place.gateway.keys.create("test", "new", "free")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def post(name: str, data: bytes) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(f"{place.client.base_url}{API}{name}", data)  # noqa: S310 - our own gateway
+        request.add_header("Authorization", f"Bearer {unlinked}")
+        try:
+            with opener.open(request, timeout=15) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, json.loads(refusal.read())
+
+    for name in ("auth_twitter", "unlink_twitter"):
+        assert (await asyncio.to_thread(post, name, b""))[0] == 200
+    status, answer = await asyncio.to_thread(post, "like_twitter", ONE)
+    assert (status, answer["error"]["fix"]) == (415, "Add the header Content-Type: application/json.")
+
+
+# Files.
+
+
+def form(part: str, content: bytes) -> bytes:
+    """A multipart body with one part."""
+    return f"--x\r\nContent-Disposition: form-data; {part}\r\n\r\n".encode() + content + b"\r\n--x--\r\n"
+
+
+MULTIPART = ("multipart/form-data; boundary=x",)
+
+
+@pytest.mark.parametrize("name", ["media_files", "media", "media_file", "file"])
+async def test_a_file_needs_no_filename(place: House, name: str) -> None:
+    """Its part's name tells that it is one."""
+    sent = Sent(form(f'name="{name}"', PNG), target=API + "upload_media", types=MULTIPART)
+    before = await last_call(place)
+    got = await judge(place, sent, None)
+    assert json.loads(got.body)["data"]["media_id"].isdigit()
+    assert await last_call(place) > before
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "types", "refusal", "words"),
+    [
+        ("upload_media", b"", MULTIPART, (400, "missing_parameter", "media_files_missing"), "Send media_files"),
+        ("upload_media", form('name="picture"', PNG), MULTIPART, FORMLESS, "a file needs a filename"),
+        ("upload_media", PNG, ("image/png",), WRONG_TYPE, "-F media_files=@photo.png"),
+        ("upload_media", b"a=b", FORM, WRONG_TYPE, "-F media_files=@photo.png"),
+        ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "its part tweet_id is not UTF-8 text"),
+    ],
+    ids=["nothing", "by no name", "bare", "a form", "not a file's field"],
+)
+async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
+    place: House, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str
+) -> None:
+    """As the part that it must be."""
+    got = await exchange(place, Sent(body, target=API + target, types=types))
+    assert (got.status, got.error["code"], got.error["reason"]) == refusal
+    assert words in got.error["message"] + got.error["fix"]
 
 
 # Methods and paths.
@@ -424,11 +530,74 @@ async def test_a_path_has_one_spelling_and_its_own_methods(place: House, sent: S
     assert got.headers.get("allow") == ("POST" if refusal == NOT_ALLOWED else None)
 
 
+READ_BY_ALL = ["/livez", "/readyz", *DOCUMENTS]
+
+
 @pytest.mark.trust("#183")
-async def test_a_head_is_refused_without_a_body(place: House) -> None:
-    """405 with Allow, as RFC 9110 §9.3.2 has it: the headers only."""
-    got = await exchange(place, Sent(method="HEAD", body=b"", types=()))
-    assert (got.status, got.headers["allow"], got.body) == (405, "POST", b"")
+@pytest.mark.parametrize(
+    ("target", "allow"),
+    [
+        (API + "like_twitter", "POST"),
+        (API + "auth/undo", "POST"),
+        (API + "auth/status", "GET"),
+        (API + "user/info?userName=ada", "GET"),
+        (API + "requests/req_01JD3K8W6ZQ4T5V7X9YABCDEFG", "GET"),
+    ],
+)
+async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(place: House, target: str, allow: str) -> None:
+    """405 with Allow, as RFC 9110 §9.3.2 has it the headers only: a look-up may cost money."""
+    before = await last_call(place)
+    got = await exchange(place, Sent(method="HEAD", body=b"", types=(), target=target))
+    assert (got.status, got.headers["allow"], got.body) == (405, allow, b"")
+    assert int(got.headers["content-length"]) > 0
+    assert await last_call(place) == before
+
+
+@pytest.mark.parametrize("target", [*READ_BY_ALL, "/", "/nowhere"])
+async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: House, target: str) -> None:
+    """The same status and headers (RFC 9110 §9.1), on a connection that goes on."""
+    plain: dict[str, Any] = {"target": target, "body": b"", "types": (), "authorization": lambda _: []}
+    head, get = [await exchange(place, Sent(method=method, **plain)) for method in ("HEAD", "GET")]
+    for got in (head, get):
+        del got.headers["x-request-id"], got.headers["date"]
+    assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
+    assert get.status == (200 if target in READ_BY_ALL else 404)
+    statuses = [(await client_method(target)).status_code for client_method in (place.bare.head, place.bare.get)]
+    assert statuses == [get.status] * 2
+
+
+@pytest.mark.parametrize("target", READ_BY_ALL)
+async def test_what_all_may_read_says_that_it_takes_head(place: House, target: str) -> None:
+    """In the Allow of another method."""
+    got = await judge(place, Sent(target=target), NOT_ALLOWED)
+    assert got.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("target", DOCUMENTS)
+async def test_a_document_ends_with_a_newline(place: House, target: str) -> None:
+    """One, as a text file does."""
+    assert re.search(rb"[^\n]\n\Z", (await place.bare.get(target)).content)
+
+
+@pytest.mark.trust("#251")
+@pytest.mark.trust("O18")
+async def test_a_head_of_the_callback_spends_nothing(place: House) -> None:
+    """Scanners of mail and previews of chats look before the owner does: they are answered, and use nothing up."""
+    redirect = await place.consent("ada")
+    before = await last_call(place)
+    for target in (redirect, f"{API}oauth_callback", f"{API}oauth_callback?state=a&code=b"):
+        for accept, kind in (("text/html", "text/html; charset=utf-8"), ("application/json", "application/json")):
+            answer = await place.bare.head(target, headers={"accept": accept})
+            assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, kind, b"")
+            assert "content-length" not in answer.headers  # of the page that was not made
+            assert "transfer-encoding" not in answer.headers
+            assert answer.headers["cache-control"] == "no-store"
+    assert await last_call(place) == before
+    page = await place.bare.get(redirect, headers={"accept": "text/html"})
+    assert (page.status_code, "@ada" in page.text) == (200, True)
+    assert page.text.endswith("</html>\n")
+    gone = await place.bare.get(f"{API}oauth_callback?state=a&code=b", headers={"accept": "text/html"})
+    assert (gone.status_code, gone.text[-8:]) == (400, "</html>\n")
 
 
 # Linking.
@@ -509,9 +678,6 @@ async def test_what_a_link_is_asked_or_answered_with_is_checked_first(
 ) -> None:
     """Nothing is exchanged, and the envelope answers who asks for JSON."""
     await judge(place, sent, refusal)
-
-
-FORM = ("application/x-www-form-urlencoded",)
 
 
 @pytest.mark.parametrize(

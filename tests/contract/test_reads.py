@@ -36,6 +36,18 @@ async def test_an_unknown_user_is_not_found(linked: House, path: str) -> None:
     assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "user_not_found")
 
 
+async def test_a_protected_account_s_posts_are_not_found(linked: House) -> None:
+    """X answers 200 with an error that says so; the account itself can be seen."""
+    pat = (await get(linked, "user/info", userName="pat")).json()["data"]
+    assert pat["protected"] is True
+    for query in ({"userName": "pat"}, {"userId": pat["id"]}):
+        answer = await get(linked, "user/last_tweets", **query)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["reason"]) == (404, "resource-not-found", "user_not_found")
+        assert "protected" in error["fix"]
+        assert error["upstream"]["status"] == 200
+
+
 @pytest.mark.parametrize("query", [{"userName": "grace"}, {"userId": seed.OTHER_USER_ID}])
 async def test_a_users_newest_posts_come_in_the_old_shape(linked: House, query: dict[str, str]) -> None:
     """Newest first, each with its author, address and X's old form of time."""

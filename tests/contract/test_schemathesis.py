@@ -241,6 +241,11 @@ def look(said: tuple[int, dict[str, str], bytes], scope: dict[str, Any], known: 
     endpoint = known.get((scope["method"], scope["path"]))
     assert headers["x-request-id"].startswith("req_")
     assert status < 500
+    if scope["method"] == "HEAD":
+        read = known.get(("GET", scope["path"]))
+        assert body == b""
+        assert (status == 200) == (read is not None and not read.keyed and "metrics" not in read.path)
+        return "head"
     if status < 300:
         assert endpoint is not None
         assert status == endpoint.status

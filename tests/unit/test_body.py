@@ -14,7 +14,7 @@ from birdwire.asgi import headers_in
 from birdwire.authorization import AuthTwitter
 from birdwire.body import MAX_DEPTH, Body, Parsed, check, parse, read
 from birdwire.call import Call
-from birdwire.errors import GatewayError
+from birdwire.errors import GatewayError, describe
 from birdwire.operations import TweetTarget
 
 if TYPE_CHECKING:
@@ -187,10 +187,34 @@ async def refusal(sent: Call) -> str:
     return caught.value.reason
 
 
-async def test_no_body_and_no_type_is_none_at_all() -> None:
-    """Whether that will do is for the call to say; a type without a body is broken JSON."""
-    assert await read(call(body=b""), LIMIT, no_files) == Parsed("none")
-    assert await refusal(call(TYPE, body=b"")) == "json_malformed"
+@pytest.mark.parametrize(
+    "types",
+    [
+        *((), ("application/json",), ("application/json",) * 2),
+        *(("text/plain",), ("application/x-www-form-urlencoded",)),
+        *(("multipart/form-data; boundary=x",), ("multipart/form-data",), ("application/json; charset=utf-16",)),
+    ],
+)
+async def test_an_empty_body_is_no_body_whatever_its_type(types: tuple[str, ...]) -> None:
+    """Whether that will do is for the call to say."""
+    headers = [("content-type", value) for value in types]
+    assert await read(call(*headers, body=b""), LIMIT, no_files) == Parsed("none")
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        *((), ("application/x-www-form-urlencoded",), ("text/plain;charset=UTF-8",)),
+        *(("multipart/form-data; boundary=x",), ("multipart/form-data",)),
+    ],
+)
+@pytest.mark.parametrize("body", [b'{"tweet_id":"1"}', b' \r\n{"a":"b=c&d=e"}'])
+async def test_json_without_its_type_is_told_which_header_to_add(types: tuple[str, ...], body: bytes) -> None:
+    """Nothing is guessed from its looks but the advice."""
+    with pytest.raises(GatewayError) as caught:
+        await read(call(*[("content-type", value) for value in types], body=body), LIMIT, no_files)
+    assert caught.value.reason == "unsupported_media_type"
+    assert describe(caught.value)[1] == "Add the header Content-Type: application/json."
 
 
 @pytest.mark.parametrize(
@@ -277,7 +301,6 @@ async def test_a_multipart_body_is_fields_and_files() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
         b"--x",
         b"--x\r\n",
         b"rubbish",
@@ -294,6 +317,53 @@ async def test_a_multipart_body_that_cannot_be_read_is_refused(body: bytes) -> N
     with pytest.raises(GatewayError) as caught:
         await read(call(MULTIPART, body=body), 10_000, no_files)
     assert caught.value.reason == "form_malformed"
+    assert "unknown" not in describe(caught.value)[0]
+
+
+@pytest.mark.parametrize("boundary", ["", "; boundary=", f"; boundary={'x' * 71}"])
+async def test_a_multipart_body_needs_its_boundary(boundary: str) -> None:
+    """Which its Content-Type names."""
+    sent = call(("content-type", f"multipart/form-data{boundary}"), body=parts(b"rubbish"))
+    with pytest.raises(GatewayError) as caught:
+        await read(sent, LIMIT, no_files)
+    assert "boundary of 1 to 70 characters" in describe(caught.value)[0]
+
+
+DISPOSITION = b'Content-Disposition: form-data; name="media"'
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        (DISPOSITION + b'; filename=""\r\n\r\n', ()),
+        (DISPOSITION + b"\r\n\r\n", ("media_files", "media")),
+        (DISPOSITION + b"\r\nContent-Type: Image/PNG\r\n\r\n", ()),
+        (DISPOSITION + b"\r\nContent-Type: video/mp4\r\n\r\n", ()),
+        (DISPOSITION + b"\r\nContent-Type: application/octet-stream\r\n\r\n", ()),
+    ],
+)
+async def test_a_part_is_a_file_by_its_filename_its_name_or_its_type(part: bytes, names: tuple[str, ...]) -> None:
+    """Not every client gives a file a name (RFC 7578 §4.2); its bytes are kept as they came."""
+    content = b"\x89PNG\r\n\x1a\n\xff\r\n--not the boundary\r\n"
+
+    reserved: list[int] = []
+
+    async def before_file(_: dict[str, object]) -> tuple[int, Take]:
+        return LIMIT, reserved.append
+
+    with contextlib.closing(await read(call(MULTIPART, body=parts(part + content)), LIMIT, before_file, names)) as got:
+        assert [(file.name, file.file.read()) for file in got.files] == [("media", content)]
+        assert got.fields == {}
+
+
+@pytest.mark.parametrize("more", [b"", b"\r\nContent-Type: text/plain", b"\r\nContent-Type: application/json"])
+async def test_bytes_that_are_no_text_and_no_file_are_told_what_makes_them_one(more: bytes) -> None:
+    """A filename."""
+    sent = call(MULTIPART, body=parts(DISPOSITION + more + b"\r\n\r\n\x89PNG"))
+    with pytest.raises(GatewayError) as caught:
+        await read(sent, LIMIT, no_files)
+    message = "The form cannot be read: its part media is not UTF-8 text; a file needs a filename."
+    assert describe(caught.value)[0] == message
 
 
 @given(st.binary(max_size=300))

@@ -81,6 +81,7 @@ ALLOWED: dict[str, str] = {
     "presence": "clock store.db store.presence",
     "prices": "body operations post text",
     "timeline": "body nfc operations post",
+    "refusals": "body clock errors journal order post store.db x",
     "reconcile": "clock errors journal line presence store store.db store.journal store.lookings telemetry timeline x",
     "recall": "clock store.db",
     "lookups": "clock errors limits",
@@ -104,10 +105,10 @@ ALLOWED: dict[str, str] = {
     "permit": "clock errors keys recall sessions",
     "line": "breaker clock errors ledger metrics operations order permit sessions store.db upstream x",
     "gate": "body call capabilities clock crowd dialect errors failpoints form idempotency journal keys limits "
-    "line media oauth operations order permit presence prices reads recall sessions store.db telemetry timeline "
-    "uploads x",
+    "line media oauth operations order permit presence prices reads recall refusals sessions store.db telemetry "
+    "timeline uploads x",
     "asgi": "body call errors gate head telemetry",
-    "pages": "body call errors oauth store.db",
+    "pages": "body call errors form oauth store.db",
     "door": "errors head telemetry",
     "head": "errors",
     "edge": "asgi call door errors gate head telemetry",
@@ -128,7 +129,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.yaml",
     "app": "asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door edge "
     "errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups metrics oauth "
-    "operations order pages presence prices reads recall reconcile room sessions settings store.db "
+    "media operations order pages presence prices reads recall reconcile refusals room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }
 """Each module of the gateway, and what it may import. The command line may import all."""

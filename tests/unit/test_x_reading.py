@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from birdwire.errors import GatewayError
 from birdwire.operations import Liked
+from birdwire.timeline import TimelinePage
 from birdwire.upstream import Reply
 from birdwire.x import Account, Reading, Unauthorized, read
 
@@ -114,6 +115,9 @@ ORDER: list[tuple[str, Reply, str, str]] = [
     ("gone in a 200", reply(200, {"errors": [{"type": NEW + "resource-not-found", "resource_type": "tweet"}]}), "tweet_not_found", "tweet_not_found"),
     ("a user gone in a 200", reply(200, {"errors": [{"type": OLD + "resource-not-found", "resource_type": "user"}]}), "user_not_found", "user_not_found"),
     ("not to be seen", reply(200, {"errors": [{"type": NEW + "not-authorized-for-resource", "resource_type": "tweet"}]}), "tweet_not_found", "tweet_not_found"),
+    ("a hidden user", reply(200, {"errors": [{"type": NEW + "not-authorized-for-resource", "resource_type": "user"}]}), "user_not_found", "user_not_found"),
+    ("hidden, without saying what", reply(200, {"errors": [{"type": OLD + "not-authorized-for-resource"}]}), "tweet_not_found", "tweet_not_found"),
+    ("no user, said of a post", reply(403, {"errors": [{"code": 50, "resource_type": "tweet"}]}), "tweet_not_found", "tweet_not_found"),
     ("not about the post", reply(403, {"type": NEW + "not-authorized-for-resource", "resource_type": "user"}), "x_tier_lacks_action", "x_refused"),
     ("duplicate", reply(403, bare(403, detail="You are not allowed to create a Tweet with duplicate content.")), "duplicate_post", "duplicate_post"),
     ("suspended before forbidden", reply(403, {"type": NEW + "user-suspended"}), "x_user_suspended", "x_user_suspended"),
@@ -146,6 +150,21 @@ def test_a_missing_account_is_a_missing_user_when_users_are_asked_about() -> Non
     """Without a resource_type, the question tells."""
     body = {"errors": [{"type": NEW + "resource-not-found"}]}
     assert (reason(reply(200, body), ME), reason(reply(200, body))) == ("user_not_found", "tweet_not_found")
+
+
+def test_a_page_of_errors_alone_is_no_empty_page() -> None:
+    """A timeline that may not be seen is not one without posts, even if X counts none."""
+    hidden = {"errors": [{"type": OLD + "not-authorized-for-resource"}], "meta": {"result_count": 0}}
+    page = Reading(TimelinePage, about="user", whole=True)
+    assert reason(reply(200, hidden), page) == "user_not_found"
+    assert read(reply(200, {"meta": {"result_count": 0}}), page, NOW)["data"] == []
+
+
+@pytest.mark.parametrize(("about", "expected"), [("user", "user_not_found"), ("tweet", "tweet_not_found")])
+def test_the_old_code_of_no_such_page_is_about_what_was_asked(about: str, expected: str) -> None:
+    """34, to a follow and to a like."""
+    error = {"errors": [{"code": 34, "message": "Sorry, that page does not exist."}]}
+    assert reason(reply(404, error), Reading(Liked, about=about)) == expected
 
 
 CODES = {

@@ -57,9 +57,9 @@ journal = Table(
 )
 """state: started, confirmed, refused, not_sent, unknown, found, not_found. asked: a SHA-256 of what was asked for.
 
-x_id: what X made. words_ct: a post's words, sealed. cost_microusd: what X bills if it does it. owner: the process that
-began it. due_at: when somebody must look after it (started: whether its process lives; unknown: whether X has it);
-looks and reads: how often that was tried, and how often it worked.
+x_id: what X made, or the post that it deleted. words_ct: a post's words, sealed. cost_microusd: what X bills if it does
+it. owner: the process that began it. due_at: when somebody must look after it (started: whether its process lives;
+unknown: whether X has it); looks and reads: how often that was tried, and how often it worked.
 """
 
 index_of_some("journal_made", journal.c.x_id)
@@ -148,6 +148,12 @@ async def made(connection: AsyncConnection, x_ids: Collection[str]) -> frozenset
     """Those of X's ids that some row has already."""
     query = select(journal.c.x_id).where(journal.c.x_id.in_(x_ids))
     return frozenset((await connection.execute(query)).scalars())
+
+
+async def of_post(connection: AsyncConnection, user_id: str, post_id: str) -> Sequence[RowMapping]:
+    """An account's rows that made or deleted a post."""
+    query = select(journal.c.operation).where(journal.c.x_id == post_id, journal.c.user_id == user_id)
+    return (await connection.execute(query.limit(10))).mappings().all()
 
 
 async def hasten(connection: AsyncConnection, now: datetime) -> None:

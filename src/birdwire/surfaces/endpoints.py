@@ -60,7 +60,7 @@ LINKED = (
 FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")
 POSTING = (
     *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
-    *("reply_target_not_found", "x_cashtag_limit"),
+    *("reply_target_not_found", "x_cashtag_limit", "edit_window_closed", "place_id_missing"),
 )
 STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
 CONFIRMING = (
@@ -103,7 +103,7 @@ _ENTERPRISE = {
 _POST_RULES = (
     " Send at most one of media, poll, quote_tweet_id and card_uri; text is required unless one of them is sent. The "
     "weighted length of a text is at most 280 (a link counts as 23, a CJK character or emoji as 2), or what the "
-    "operator set for the key."
+    "operator set for the key. A geo needs its place_id."
 )
 
 

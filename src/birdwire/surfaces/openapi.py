@@ -85,6 +85,7 @@ TITLES = {
 
 PLACEHOLDERS: dict[str, Any] = {
     "account": "@ada",
+    "edits": "",
     "detail": "it has the wrong form",
     "example": '{"tweet_id": "1346889436626259968"}',
     "expected": "@ada",
@@ -93,6 +94,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "fields": "media and poll",
     "given": "bw_test_",
     "half": "nothing was asked of X",
+    "how": "Send `Content-Type: application/json` and an uncompressed UTF-8 body",
     "kind": "image/png",
     "known": "tweet_id",
     "length": "281",
@@ -105,8 +107,9 @@ PLACEHOLDERS: dict[str, Any] = {
     "reset_date": "2026-10-01",
     "scope": "like.write",
     "serves": "bw_live_ keys",
+    "target": "tweet_id",
     "username": "grace",
-    "wanted": "application/json",
+    "wanted": "JSON, as Content-Type: application/json",
     "what": "post_twitter",
     "why": "X has not yet said which account approved it",
 }

@@ -21,7 +21,12 @@ def render(document: dict[str, Any]) -> tuple[Headers, bytes]:
     """The page of a document, and the headers that keep it from loading anything."""
     loader = jinja2.PackageLoader("birdwire", "templates")
     templates = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     templates.filters["prose"] = _prose
     style = loader.get_source(templates, "docs.css")[0]

@@ -35,7 +35,7 @@ class Site:
 
         match path:
             case "/openapi.json":
-                return (), encode(openapi.document(self._settings))
+                return (), encode(openapi.document(self._settings)) + b"\n"
             case "/openapi.yaml":
                 return (), yaml.dump(openapi.document(self._settings)).encode()
             case "/docs":
@@ -43,6 +43,6 @@ class Site:
             case "/llms.txt":
                 return (), discovery.llms(openapi.document(self._settings)).encode()
             case "/.well-known/agent-card.json":
-                return (), encode(discovery.agent_card(self._settings))
+                return (), encode(discovery.agent_card(self._settings)) + b"\n"
             case _:
-                return (), encode(discovery.ai_plugin(self._settings))
+                return (), encode(discovery.ai_plugin(self._settings)) + b"\n"

@@ -271,6 +271,9 @@ BODIES: dict[str, Any] = {
     "post_twitter": {"text": "Hello, World!"},
 }
 SCOPES = ["tweet.read", "users.read", "offline.access"]
+PAST_THE_WINDOW_S = 3_601
+"""X's edit window is an hour at most."""
+
 Provoked = Callable[["House", str], Awaitable[httpx2.Response]]
 
 
@@ -337,6 +340,26 @@ async def repeated(house: House, name: str) -> httpx2.Response:
     """The same once more: it was in place already."""
     await sound(house, name)
     return await sound(house, name)
+
+
+async def posted(house: House, text: str) -> str:
+    """Post something; its id."""
+    return str((await house.call("post_twitter", {"text": text})).raise_for_status().json()["data"]["id"])
+
+
+async def edit_of_a_deleted_post(house: House, name: str) -> httpx2.Response:
+    """The target is one that this gateway deleted."""
+    previous = await posted(house, "to be deleted")
+    (await house.call("delete_twitter", {"tweet_id": previous})).raise_for_status()
+    return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
+
+
+async def late_edit(house: House, name: str) -> httpx2.Response:
+    """The target is older than X's edit window."""
+    previous = await posted(house, "an old post")
+    await house.advance_x(PAST_THE_WINDOW_S)
+    house.clock.advance(seconds=PAST_THE_WINDOW_S)
+    return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
 
 
 async def broken(house: House, name: str) -> httpx2.Response:
@@ -406,7 +429,9 @@ ROWS = [
     Row(LIKES, 404, "a post that ada may not see", sent({"tweet_id": PROTECTED}), ABSENT, "tweet_not_found"),
     Row(POSTING, 404, "a reply to a deleted post", sent(REPLY), ABSENT, "reply_target_not_found"),
     Row(POSTING, 404, "a quote of a deleted post", sent(QUOTE), ABSENT, "tweet_not_found"),
+    Row(POSTING, 404, "an edit of a deleted post", edit_of_a_deleted_post, ABSENT, "tweet_not_found"),
     Row(POSTING, 409, "the same text again", repeated, "conflict", "duplicate_post"),
+    Row(POSTING, 409, "an edit past the window", late_edit, "conflict", "edit_window_closed"),
     Row(ALL, 429, "the key's limit", spent, "rate_limit_exceeded", "rpm_exceeded"),
     Row(ACTING, 429, "X's limit", with_x({"error": "rate-limited"}), "upstream_rate_limit", "x_window_15m"),
     Row(ALL, 500, "a fault of Birdwire", broken, "internal_error", "internal"),

@@ -209,11 +209,12 @@ def address_of(text: str) -> Address | None:
 class Outlet:
     """The transport as uvicorn's cycles see it: the edge decides how a connection ends."""
 
-    __slots__ = ("close", "is_closing", "write")
+    __slots__ = ("abort", "close", "is_closing", "write")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self.write = transport.write
         self.is_closing = transport.is_closing
+        self.abort = transport.abort
         self.close = close
 
 

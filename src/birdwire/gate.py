@@ -172,9 +172,9 @@ class Gate:
             if relayed and answer.status < 400:
                 answer = dialect.say(answer)
         except StorageDownError:
-            answer = refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), call)
+            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), call)
         except GatewayError as error:
-            answer = refuse(error, call)
+            answer = self._refuse(error, call)
         finally:
             visit.body.close()
             if visit.upload is not None:
@@ -182,6 +182,10 @@ class Gate:
             if visit.place:
                 crowd.leave(visit.place)
         return answer.adding(visit.headers)
+
+    def _refuse(self, error: GatewayError, call: Call) -> Answer:
+        self._journal.rejections.add(call, error)
+        return refuse(error, call)
 
     # The way in: whose call it is, whether it may be made, what it says.
 

@@ -23,6 +23,7 @@ from birdwire.call import Answer
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError
 from birdwire.presence import LEASE
+from birdwire.rejections import Rejections
 from birdwire.store import journal as store
 from birdwire.store.db import RowRefusedError, StorageDownError
 from birdwire.vault import Place, VaultError
@@ -96,6 +97,7 @@ class Journal:
         self._presence = presence
         self._clock = clock
         self._telemetry = telemetry
+        self.rejections = Rejections(clock)
         self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
         self._flushing = asyncio.Lock()
         self.ended: Counter[str] = Counter()
@@ -275,16 +277,20 @@ class Journal:
         return self._vault.seal(words.encode("utf-8", "replace").decode(), _place(request_id))
 
     async def request(self, call: Call, key: Key, parsed: Parsed) -> Answer:
-        """What became of one write of the key's: GET requests/{request_id}.
+        """What became of one write of the key's, or of a call that was refused here: GET requests/{request_id}.
 
         Raises:
             GatewayError: request_not_found; another key's requests are none either.
         """
         check(parsed.fields, Empty)
-        row = await self.find(call.path.rsplit("/", 1)[-1])
-        if row is None or row["key_id"] != key.key_id:
+        request_id = call.path.rsplit("/", 1)[-1]
+        row = await self.find(request_id)
+        if row is not None and row["key_id"] == key.key_id:
+            return Answer.of(told(row))
+        rejection = self.rejections.find(key.key_id, request_id)
+        if rejection is None:
             raise GatewayError("request_not_found")
-        return Answer.of(told(row))
+        return Answer.of(rejection)
 
     async def asked_later(self, entry: Entry, operation: str) -> bool:
         """Whether any process was asked later to do `operation` to the same target, and may have done it.

@@ -95,7 +95,10 @@ class Keyring:
     def _prove(self, proofs: dict[str, bytes]) -> None:
         missing = sorted(set(proofs) - set(self._vault.key_ids))
         if missing and len(missing) == len(proofs):
-            raise VaultError("This vault key is not the one that this database was sealed with; nothing was changed.")
+            raise VaultError(
+                "This vault key is not the one that this database was sealed with; nothing was changed. "
+                "Name that one's file in BIRDWIRE_VAULT_KEY_FILE."
+            )
         if missing:
             raise VaultError(
                 f"The vault key {missing[0]} is still in use: name its file in BIRDWIRE_VAULT_OTHER_KEY_FILES until "

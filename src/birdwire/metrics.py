@@ -16,7 +16,7 @@ from prometheus_client.exposition import generate_latest
 
 from birdwire import __version__
 from birdwire.call import Answer
-from birdwire.errors import GatewayError
+from birdwire.errors import PROBLEMS, SEND_REASONS, GatewayError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,35 +41,45 @@ Source = Callable[[], float | Mapping[Labels, float]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One name. `labels` says of each label what its values are; `watched`: read from its owner when asked for."""
+    """One name. `labels` says of each label what its values are; `watched`: read from its owner when asked for.
+
+    `starts` are the values of its one label whose series exist, at 0, from the start. An alert needs that: Prometheus sees
+    no increase where a series begins with its first event.
+    """
 
     kind: Literal["counter", "gauge", "histogram"]
     meaning: str
     labels: Mapping[str, str] = field(default_factory=dict)
     watched: bool = False
+    starts: tuple[str, ...] = ()
 
 
 _OPERATION = "the call's name, `other` for pages, documents, health and what was refused before it had one"
 _ENDPOINT = "method and path at X, with `:id` for what varies"
+_SERVER_ERRORS = tuple(reason for reason, problem in PROBLEMS.items() if problem.status >= 500)
+_REPLIES = ("2xx", "3xx", "4xx", "5xx", "401", "429")
+_RENEWALS = ("success", "late", "refused", "held", "not_sent", "lost_reply", "x_5xx", "operator_fault", "wait_timeout", "persist_failure")  # fmt: skip
 
 METRICS: dict[str, Row] = {
     "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "why it was refused (see errors.md), or nothing"}),
+    "birdwire_server_errors_total": Row("counter", "Requests answered with 5xx.", {"reason": "why (see errors.md)"}, starts=_SERVER_ERRORS),
     "birdwire_request_seconds": Row("histogram", "Seconds from a request's head to its answer.", {"operation": _OPERATION}),
     "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, `401` and `429` apart, or why there was no reply: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
+    "birdwire_x_outcomes_total": Row("counter", "Calls to X, of all endpoints.", {"outcome": "as above"}, starts=(*_REPLIES, *SEND_REASONS)),
     "birdwire_x_call_seconds": Row("histogram", "Seconds until X replied.", {"endpoint": _ENDPOINT}),
     "birdwire_x_retries_total": Row("counter", "Calls to X that were second or third tries.", watched=True),
     "birdwire_x_spared_total": Row("counter", "Calls that X was not asked, since it would have refused or failed.", {"why": "`window`: X's limit is used up; `breaker`: X keeps failing at this"}, watched=True),
     "birdwire_x_breakers_open": Row("gauge", "Endpoints of X that are left alone, for all accounts.", watched=True),
     "birdwire_x_connections": Row("gauge", "Connections to X now.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
     "birdwire_x_connections_opened_total": Row("counter", "Connections to X opened.", {"pool": "as above"}, watched=True),
-    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}),
+    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}, starts=_RENEWALS),
     "birdwire_calls_running": Row("gauge", "Calls being worked on.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
     "birdwire_calls_queued": Row("gauge", "Calls waiting for their turn.", {"lane": "as above"}, watched=True),
-    "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full`, `late` (waited too long) or `uploads` (no upload slot or no room for its bytes): the gateway is at capacity; `key`: that key's own limit"}),
+    "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full`, `late` (waited too long) or `uploads` (no upload slot or no room for its bytes): the gateway is at capacity; `key`: that key's own limit"}, starts=("full", "late", "uploads", "key")),
     "birdwire_uploads_running": Row("gauge", "Uploads in progress.", watched=True),
     "birdwire_uploads_bytes": Row("gauge", "Bytes that uploads in progress hold in memory and in temporary files.", watched=True),
     "birdwire_writes_total": Row("counter", "Writes asked of X, by what was known when they were answered.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
-    "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}),
+    "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}, starts=("found", "not_found", "unknown")),
     "birdwire_journal_waiting": Row("gauge", "Rows of the journal that wait in memory for the database.", watched=True),
     "birdwire_journal_refused_total": Row("counter", "Rows of the journal that the database refused: each was logged and set aside.", watched=True),
     "birdwire_limits_degraded_total": Row("counter", "Takings from an allowance without the shared counters, which did not answer in time.", watched=True),
@@ -91,7 +101,9 @@ class Metrics:
 
     def __init__(self, most_series: int = MOST_SERIES) -> None:
         self._most_series = most_series
-        self._counts: dict[str, dict[Labels, float]] = {name: {} for name in _names("counter")}
+        self._counts: dict[str, dict[Labels, float]] = {
+            name: {(value,): 0.0 for value in METRICS[name].starts} for name in _names("counter")
+        }
         self._times: dict[str, dict[Labels, list[float]]] = {name: {} for name in _names("histogram")}
         self._sources: dict[str, Source] = {}
         self._registry = CollectorRegistry()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from birdwire import private
 from birdwire.failpoints import Failpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 PREFIX = "BIRDWIRE_"
 CALLBACK_PATH = "/apis/v1/twitter/oauth_callback"
@@ -31,11 +31,28 @@ PASSWORD_URLS = ("database_url", "redis_url", "x_proxy")
 
 
 class SettingsError(Exception):
-    """What is wrong with the settings: one sentence each in `problems`, all at once, never with a secret."""
+    """What is wrong with the settings: one sentence each in `problems`, all at once, never with a secret.
 
-    def __init__(self, problems: list[str]) -> None:
+    `rest` is what remains without the `wrong` ones, so that a check can go on; None if the file cannot be read.
+    """
+
+    def __init__(self, problems: list[str], rest: Settings | None = None, wrong: Collection[str] = ()) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.rest = rest
+        self.wrong = frozenset(wrong)
+
+
+Faults = list[tuple[str, str]]
+"""The names of wrong settings, and what is wrong with each."""
+
+
+class _MisfitError(ValueError):
+    """Settings that are well-formed, but cannot be used, alone or together."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__("; ".join(sentence for _, sentence in faults))
+        self.faults = faults
 
 
 class Settings(BaseModel):
@@ -180,59 +197,85 @@ class Settings(BaseModel):
         description="For tests towards the sandbox: where this process is to end, fail or wait.",
     )
 
+    @field_validator("x_client_secret")
+    @classmethod
+    def _empty_is_unset(cls, secret: SecretStr | None) -> SecretStr | None:
+        """An empty secret is none: a template that was not filled in must not make a public client confidential."""
+        return secret if secret is not None and secret.get_secret_value().strip() else None
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = [*self._url_problems()]
+        faults = [*self._url_faults(), *self._host_faults()]
         if self.vault_key_file is not None and self.vault_key is not None:
-            problems.append("vault_key and vault_key_file are both set; set one")
+            faults.append(("vault_key", "vault_key and vault_key_file are both set; set one"))
         for network in listed(self.trusted_proxies):
             try:
                 ipaddress.ip_network(network)
             except ValueError:
-                problems.append(f"trusted_proxies contains {network}, which is not an IP address or network")
+                faults.append(
+                    ("trusted_proxies", f"trusted_proxies contains {network}, which is not an IP address or network")
+                )
         if self.max_spooled_bytes < self.max_upload_bytes:
-            problems.append("max_spooled_bytes must be at least max_upload_bytes")
+            faults.append(("max_spooled_bytes", "max_spooled_bytes must be at least max_upload_bytes"))
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
-            problems.append(f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}")
-        problems += [
-            f"extra_scopes contains {scope}, which is not a scope such as dm.read"
+            faults.append(("reads", f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}"))
+        faults += [
+            ("extra_scopes", f"extra_scopes contains {scope}, which is not a scope such as dm.read")
             for scope in listed(self.extra_scopes)
             if not re.fullmatch(r"[a-z]{1,30}(\.[a-z]{1,30}){1,3}", scope)
         ]
         if not _is_database(self.database_url):
-            problems.append("database_url must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME")
+            wanted = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
+            faults.append(("database_url", f"database_url must be {wanted}"))
         if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
-            problems.append("redis_url must be redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], or rediss://")
-        problems.extend(self._failpoint_problems())
-        if problems:
-            raise ValueError("; ".join(problems))
+            wanted = "redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], or rediss://"
+            faults.append(("redis_url", f"redis_url must be {wanted}"))
+        faults += self._failpoint_faults()
+        if faults:
+            raise _MisfitError(faults)
         return self
 
-    def _failpoint_problems(self) -> list[str]:
+    def _failpoint_faults(self) -> Faults:
         if self.failpoints and self.issuer != "sandbox":
-            return ["failpoints are for the sandbox, and x_api_url is none"]
+            return [("failpoints", "failpoints are for the sandbox, and x_api_url is none")]
         try:
             Failpoints(self.failpoints)
         except ValueError as error:
-            return [str(error)]
+            return [("failpoints", str(error))]
         return []
 
-    def _url_problems(self) -> list[str]:
-        problems = []
+    def _url_faults(self) -> Faults:
+        faults = []
         for name in ("public_url", "x_api_url", "x_authorize_url"):
             url = getattr(self, name)
             if not url and name == "public_url":
                 continue
             parts = _split(url)
             if parts is None or parts.query or parts.fragment or parts.username:
-                problems.append(f"{name} must be an http(s) URL without query or user")
+                faults.append((name, f"{name} must be an http(s) URL without query or user"))
             elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-                problems.append(f"{name} must be https, since it is not on this machine")
+                faults.append((name, f"{name} must be https, since it is not on this machine"))
         public = _split(self.public_url)
         if public is not None and public.path not in ("", "/"):
-            problems.append("public_url must be without a path")
-        return problems
+            faults.append(("public_url", "public_url must be without a path"))
+        return faults
+
+    def _host_faults(self) -> Faults:
+        hosts = [host.lower() for host in listed(self.hosts)]
+        faults = [
+            ("hosts", f"hosts contains {host}, which is not a host name without scheme, port and path")
+            for host in hosts
+            if not _is_host(host)
+        ]
+        public = _split(self.base_url)
+        if hosts and public is not None:
+            name = public.hostname or ""
+            name = f"[{name}]" if ":" in name else name
+            if name not in hosts:
+                consequence = "X's redirect there would be refused; add it, or correct public_url"
+                faults.append(("hosts", f"hosts does not contain {name}, where the callback is: {consequence}"))
+        return faults
 
     @property
     def offered_reads(self) -> tuple[str, ...]:
@@ -273,38 +316,53 @@ class Settings(BaseModel):
         Raises:
             SettingsError: with every problem found, not just the first.
         """
-        config = config or (Path(environment[PREFIX + "CONFIG"]) if environment.get(PREFIX + "CONFIG") else None)
+        config = config_file(environment, config)
         values: dict[str, object] = {}
         problems: list[str] = []
+        readable = True
         if config is not None:
             try:
                 values.update(tomllib.loads(config.read_bytes().decode("utf-8-sig")))
                 fault = private.fault(config, "config file") if _holds_secret(values) else None
                 problems += [] if fault is None else [f"{fault}."]
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                readable = False
                 problems.append(f"The config file {config} cannot be read: {_why(error)}.")
         for name, value in environment.items():
             if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in CLIENT_NAMES:
                 values[name.removeprefix(PREFIX).lower()] = value
-        settings, wrong = cls._tried(values)
-        names = {place[0] for place in wrong if place}
-        if (
-            names
-        ):  # how the others fit together is asked without these, or it would be reported only after they are fixed
-            wrong |= cls._tried({name: value for name, value in values.items() if name not in names})[1]
-        problems += wrong.values()
+        settings, wrong = cls._usable(values, problems)
         if settings is None or problems:
-            raise SettingsError(problems)
+            raise SettingsError(problems, settings if readable else None, wrong)
         return settings
 
     @classmethod
-    def _tried(cls, values: Mapping[str, object]) -> tuple[Settings | None, dict[tuple[int | str, ...], str]]:
-        """The settings, or what is wrong with them, a sentence for each place; no place: with how they fit together."""
-        try:
-            return cls.model_validate(values), {}
-        except ValidationError as error:
-            found = error.errors(include_input=False)
-            return None, {item["loc"]: _sentence(item["loc"], item["type"], item["msg"]) for item in found}
+    def _usable(cls, values: Mapping[str, object], problems: list[str]) -> tuple[Settings | None, set[str]]:
+        """Return the settings without those that are wrong, and the names of these; add what is wrong to `problems`.
+
+        How settings fit together is asked once their values are well-formed. What no longer fits because another
+        setting was left out is left out in turn, and is no problem of its own.
+        """
+        wrong: set[str] = set()
+        telling = True
+        while True:
+            try:
+                return cls.model_validate({name: value for name, value in values.items() if name not in wrong}), wrong
+            except ValidationError as error:
+                faults, misfits = _faults(error)
+            if telling:
+                problems += [sentence for _, sentence in faults]
+            telling = telling and not misfits
+            names = {name for name, _ in faults} - wrong
+            if not names:
+                return None, wrong
+            wrong |= names
+
+
+def config_file(environment: Mapping[str, str], config: Path | None = None) -> Path | None:
+    """Return the settings file: the one that was named, else BIRDWIRE_CONFIG's; None if there is none."""
+    named = environment.get(PREFIX + "CONFIG")
+    return config or (Path(named) if named else None)
 
 
 def _holds_secret(values: Mapping[str, object]) -> bool:
@@ -365,9 +423,27 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_host(name: str) -> bool:
+    """Whether a lower-case name is one that a Host header may have (RFC 9110 §7.2), without a port."""
+    if name.startswith("[") and name.endswith("]"):
+        try:
+            return ipaddress.ip_address(name[1:-1]).version == 6
+        except ValueError:
+            return False
+    labels = name.removesuffix(".").split(".")
+    return len(name) <= 253 and all(re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", one) for one in labels)
+
+
+def _faults(error: ValidationError) -> tuple[Faults, bool]:
+    """Return what is wrong, a sentence each, and whether all values are well-formed and do not fit."""
+    found = error.errors(include_input=False)
+    misfit = found[0].get("ctx", {}).get("error")
+    if isinstance(misfit, _MisfitError):
+        return [(name, f"{sentence}.") for name, sentence in misfit.faults], True
+    return [(str(item["loc"][0]), _sentence(item["loc"], item["type"], item["msg"])) for item in found], False
+
+
 def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
-    if not place:
-        return message.removeprefix("Value error, ") + "."
     name = PREFIX + str(place[0]).upper()
     if kind == "extra_forbidden":
         meant = difflib.get_close_matches(str(place[0]), Settings.model_fields, 1)

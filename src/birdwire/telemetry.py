@@ -50,6 +50,8 @@ class Telemetry:
         operation = note.get("operation", "other")
         self.metrics.add("birdwire_requests_total", operation, _CLASSES[status // 100], note.get("reason", ""))
         self.metrics.time("birdwire_request_seconds", seconds, operation)
+        if status >= 500:
+            self.metrics.add("birdwire_server_errors_total", note.get("reason", ""))
         if self._rank > _RANKS["info"]:
             return
         # Written by hand: the same line through a dictionary and json takes four times as long.

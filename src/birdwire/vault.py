@@ -140,9 +140,14 @@ def decode_key(text: str) -> bytes:
     try:
         key = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise VaultError("The vault key is not base64.") from None
+        raise VaultError(
+            "The vault key is not base64. Copy the whole line that `birdwire vault create` wrote."
+        ) from None
     if len(key) != KEY_BYTES:
-        raise VaultError(f"The vault key must be {KEY_BYTES} bytes in base64, but has {len(key)}.")
+        raise VaultError(
+            f"The vault key must be {KEY_BYTES} bytes in base64, but has {len(key)}. "
+            "Copy the whole line that `birdwire vault create` wrote."
+        )
     return key
 
 
@@ -156,7 +161,10 @@ def read_key_file(path: Path) -> bytes:
         mode, fault = path.stat().st_mode, private.fault(path, "vault key file")
         text = path.read_text("utf-8") if stat.S_ISREG(mode) and fault is None else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise VaultError(f"The vault key file {path} cannot be read: {type(error).__name__}.") from None
+        raise VaultError(
+            f"The vault key file {path} cannot be read: {type(error).__name__}. "
+            "Name the file that `birdwire vault create FILE` made."
+        ) from None
     if not stat.S_ISREG(mode):
         raise VaultError(f"The vault key file {path} is not a file.")
     if fault is not None:

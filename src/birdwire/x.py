@@ -119,6 +119,7 @@ class X:
     def _note(self, request: XRequest, outcome: str, began: float) -> None:
         endpoint = _label(request.endpoint or f"{request.method} {request.path}")
         self._metrics.add("birdwire_x_calls_total", endpoint, outcome)
+        self._metrics.add("birdwire_x_outcomes_total", outcome)
         self._metrics.time("birdwire_x_call_seconds", self._clock.monotonic() - began, endpoint)
 
     async def me(self, access_token: str, deadline_s: float) -> Account:

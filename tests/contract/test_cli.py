@@ -524,6 +524,32 @@ async def test_the_log_names_what_it_accepts(operator: Operator, wrong: tuple[st
     assert advice in outcome.err
 
 
+async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> None:
+    """The id that the command line shows with any such refusal: of a write, a look-up, a link, or the key's limit."""
+    async with House.built(tmp_path, rpm=11) as house:
+        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+        _, other = await house.gateway.keys.create("test", "other", "free")
+        unlinked = await run("like", POST, **person)
+        request_id = unlinked.err.rsplit("Request: ", 1)[1].strip()
+        told = await run("explain", request_id, "--json", **person)
+        explained = await run("explain", request_id, **person)
+        looked = await run("user", "grace", **person)
+        foreign = await run("explain", request_id, **person | {"BIRDWIRE_API_KEY": other})
+        also = await run("explain", looked.err.rsplit("Request: ", 1)[1].strip(), "--json", **person)
+        while (limited := await run("like", POST, **person)).code != 5:
+            pass
+        house.clock.advance(seconds=61)
+        limit = await run("explain", limited.err.rsplit("Request: ", 1)[1].strip(), **person)
+    assert (told.document["operation"], told.document["state"]) == ("like_twitter", "not_sent")
+    assert (told.document["status"], told.document["reason"]) == (403, "x_not_linked")
+    assert "No X account is linked to this API key." in explained.out
+    assert explained.out.splitlines()[-1].endswith("have the account's owner open the auth_url.")
+    assert (foreign.code, "in the gateway's log under this id" in foreign.err) == (3, True)
+    assert (also.document["operation"], also.document["state"]) == ("user/info", "not_sent")
+    assert "This key has used up its … calls per minute" in limit.out
+    assert "X bills" not in limit.out
+
+
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
     """What is no id is not sent; what is not this key's is not there."""
     assert [(await run("explain", one, **operator[1])).code for one in ("../livez", "req_none")] == [2, 3]
@@ -791,6 +817,7 @@ async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> N
             "BIRDWIRE_DATABASE_URL": house.settings.database_url,
             "BIRDWIRE_X_API_URL": house.settings.x_api_url,
             "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
+            "BIRDWIRE_X_CLIENT_SECRET": house.sandbox.state.clients.client_secret,
             "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
         }
         status = await run("accounts", "status", **person)
@@ -798,7 +825,9 @@ async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> N
         found = (await run("check", "--live", "--json", **person)).document
     assert re.search(r"^X refuses like_twitter: X .+\.$", status.out, re.MULTILINE)
     assert "\nX allows unlike_twitter.\n" in status.out
-    assert f"GET {house.settings.x_api_url}/ without a token was answered with HTTP 200: X is there" in checked.out
+    assert (
+        f"ok: X can be reached at {house.settings.x_api_url}\nok: X accepts the client id and secret\n" in checked.out
+    )
     assert re.search(r"^X refused like_twitter, last \S+Z: X .+\.$", checked.out, re.MULTILINE)
     assert re.search(r"^X allowed unlike_twitter, last \S+Z$", checked.out, re.MULTILINE)
     assert [(one["operation"], one["allowed"]) for one in found["capabilities"]] == [
@@ -913,7 +942,7 @@ async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str)
 
 
 async def test_check_says_everything_that_is_wrong_and_no_secret(tmp_path: Path) -> None:
-    """Client id, vault key and database at once; exit 2."""
+    """Client id, vault key and database at once, each with the next step; exit 2."""
     secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
     database = f"sqlite:///{tmp_path}/nowhere/birdwire.db"
     given = {"BIRDWIRE_VAULT_KEY": secret, "BIRDWIRE_X_CLIENT_SECRET": secret, "BIRDWIRE_DATABASE_URL": database}
@@ -921,14 +950,94 @@ async def test_check_says_everything_that_is_wrong_and_no_secret(tmp_path: Path)
     problems = outcome.document["problems"]
     assert (outcome.code, outcome.document["ok"], len(problems)) == (2, False, 3)
     assert ["CLIENT_ID" in problems[0], "vault key" in problems[1], "database" in problems[2]] == [True] * 3
+    for problem, fix in zip(problems, ("Set it to", "Copy the whole line", "Make the folder"), strict=True):
+        assert fix in problem
     assert secret not in outcome.out + outcome.err
+
+
+async def test_check_goes_on_where_single_settings_are_wrong(tmp_path: Path) -> None:
+    """Only what hangs on a wrong setting is left out; what merely follows from one is not reported."""
+    given = {
+        "BIRDWIRE_PORT": "70000",
+        "BIRDWIRE_PUBLIC_URL": "http://birdwire.example.com",
+        "BIRDWIRE_HOSTS": "birdwire.example.com",
+        "BIRDWIRE_NO_SUCH": "1",
+        "BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path}/nowhere/birdwire.db",
+    }
+    outcome = await run("check", "--json", **given)
+    assert outcome.code == 2
+    begins = ("BIRDWIRE_PORT: ", "BIRDWIRE_NO_SUCH ", "public_url ", "BIRDWIRE_X_CLIENT_ID ", "There is no vault key")
+    found = outcome.document["problems"]
+    assert [problem.startswith(start) for problem, start in zip(found, begins, strict=False)] == [True] * 5
+    assert "nowhere" in found[5]
+    assert len(found) == 6
+    assert not [passed for passed in outcome.document["passed"] if "callback" in passed]
+    broken = await run("check", "--json", **given | {"BIRDWIRE_DATABASE_URL": "mysql://a/b"})
+    assert [problem for problem in broken.document["problems"] if "database" in problem] == [
+        "database_url must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME."
+    ]
+
+
+@pytest.fixture
+async def ready(tmp_path: Path) -> dict[str, str]:
+    """Settings with which a gateway can start, towards X, before its first start."""
+    key = tmp_path / "vault.key"
+    assert (await run("vault", "create", str(key))).code == 0
+    return {
+        "BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path / 'birdwire.db'}",
+        "BIRDWIRE_VAULT_KEY_FILE": str(key),
+        "BIRDWIRE_X_CLIENT_ID": "id",
+        "BIRDWIRE_PUBLIC_URL": "https://birdwire.example.com",
+        "BIRDWIRE_TRUSTED_PROXIES": "10.0.0.1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "note"),
+    [
+        ("TRUSTED_PROXIES", "", "Set BIRDWIRE_TRUSTED_PROXIES to"),
+        ("HOST", "0.0.0.0", "listens on 0.0.0.0 in plain HTTP"),  # noqa: S104 - nothing listens here
+        ("PUBLIC_URL", "", "Only a browser on this machine can finish a link: the callback is on 127.0.0.1."),
+        ("PUBLIC_URL", "http://localhost:8700", "Set BIRDWIRE_PUBLIC_URL to"),
+        ("REDIS_URL", "redis://127.0.0.1:1", "Redis does not answer"),
+    ],
+)
+async def test_check_notes_what_is_legal_and_unwise(ready: dict[str, str], name: str, value: str, note: str) -> None:
+    """With the next step, and exit 0; sound settings get no note."""
+    sound = await run("check", "--json", **ready)
+    assert (sound.code, sound.document["problems"], sound.document["notes"]) == (0, [], [])
+    outcome = await run("check", **ready | {f"BIRDWIRE_{name}": value})
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("note: ")]
+    assert (outcome.code, note in line) == (0, True)
+
+
+async def test_check_notes_a_settings_file_that_others_may_read(ready: dict[str, str], tmp_path: Path) -> None:
+    """Without a secret it is a note, with one a problem, and never both."""
+    file = tmp_path / "birdwire.toml"
+    file.write_text("port = 8701\n")
+    file.chmod(0o644)
+    noted = (await run("check", "--json", "--config", str(file), **ready)).document
+    assert (noted["ok"], noted["notes"]) == (
+        True,
+        [f"The config file {file} is open to every user; run: chmod 600 {file}."],
+    )
+    file.write_text('x_client_secret = "canary"\n')
+    refused = (await run("check", "--json", **ready, BIRDWIRE_CONFIG=str(file))).document
+    assert (refused["ok"], refused["notes"], len(refused["problems"])) == (False, [], 1)
+
+
+async def test_an_empty_client_secret_makes_no_confidential_client(ready: dict[str, str]) -> None:
+    """A template that was not filled in leaves the app a public client."""
+    outcome = await run("check", **ready, BIRDWIRE_X_CLIENT_SECRET="")
+    assert "ok: The X app is used as a public client (no secret)" in outcome.out
 
 
 async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Path) -> None:
     """With it all is well, live X included; with another one nothing would open."""
     house, person = operator
     right = person | {
-        "BIRDWIRE_X_CLIENT_ID": "id",
+        "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
+        "BIRDWIRE_X_CLIENT_SECRET": house.sandbox.state.clients.client_secret,
         "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
     }
     assert (await run("check", "--live", **right)).code == 0
@@ -937,34 +1046,35 @@ async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Pat
     assert (wrong.code, "is not the one that this database was sealed with" in wrong.err) == (2, True)
 
 
-async def test_check_says_that_x_cannot_be_reached(operator: Operator) -> None:
-    """Only if asked to look; where it looked is named."""
+async def test_check_tells_wrong_credentials_from_an_x_that_cannot_be_reached(operator: Operator) -> None:
+    """Only if asked to; an X that is merely out of order is a note."""
     house, person = operator
     async with gateway_that_answers(b"") as nowhere:
         pass
     given = person | {
-        "BIRDWIRE_X_CLIENT_ID": "id",
+        "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
+        "BIRDWIRE_X_CLIENT_SECRET": "canary",
         "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
-        "BIRDWIRE_X_API_URL": nowhere,
     }
     assert (await run("check", **given)).code == 0
-    outcome = await run("check", "--live", **given)
-    assert (outcome.code, f"{nowhere} cannot be reached" in outcome.err) == (2, True)
+    wrong = await run("check", "--live", **given)
+    assert (wrong.code, "canary" in wrong.out + wrong.err) == (2, False)
+    assert "X does not accept the client id and secret (HTTP 401 unauthorized_client)." in wrong.err
+    assert f"ok: X can be reached at {house.settings.x_api_url}" in wrong.out
+    away = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere})
+    assert (away.code, f"{nowhere} cannot be reached" in away.err, "accept" in away.err) == (2, True, False)
+    await house.fault("POST", "/2/oauth2/token", {"status": 503})
+    failing = await run("check", "--live", **given)
+    assert (failing.code, "note: X's answer (HTTP 503" in failing.out) == (0, True)
 
 
-async def test_check_says_whether_redis_answers(tmp_path: Path, redis: Redis) -> None:
+async def test_check_says_whether_redis_answers(ready: dict[str, str], redis: Redis) -> None:
     """A gateway starts without it, so it is a note; why it does not answer is said without the password."""
-    given = {
-        "BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path / 'birdwire.db'}",
-        "BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "vault.key"),
-        "BIRDWIRE_X_CLIENT_ID": "id",
-    }
-    assert (await run("vault", "create", str(tmp_path / "vault.key"))).code == 0
-    assert "Redis" not in (await run("check", **given)).out
-    assert "ok: Redis answers" in (await run("check", **given, BIRDWIRE_REDIS_URL=redis.url)).out
-    outcome = await run("check", **given, BIRDWIRE_REDIS_URL=f"redis://nobody:canary@127.0.0.1:{redis.port}")
+    assert "Redis" not in (await run("check", **ready)).out
+    assert "ok: Redis answers" in (await run("check", **ready, BIRDWIRE_REDIS_URL=redis.url)).out
+    outcome = await run("check", **ready, BIRDWIRE_REDIS_URL=f"redis://nobody:canary@127.0.0.1:{redis.port}")
     assert outcome.code == 0
-    assert "Redis does not answer (WRONGPASS): a gateway would count calls by itself" in outcome.out
+    assert "note: Redis does not answer (WRONGPASS)" in outcome.out
     assert "canary" not in outcome.out + outcome.err
 
 
@@ -972,7 +1082,7 @@ async def test_check_leaves_no_database_behind(tmp_path: Path) -> None:
     """It only looks, and says that the first start will make it."""
     file = tmp_path / "birdwire.db"
     outcome = await run("check", "--json", BIRDWIRE_DATABASE_URL=f"sqlite:///{file}")
-    assert f"the database {file} will be made by the first start" in outcome.document["notes"]
+    assert f"The database {file} will be made by the first start" in outcome.document["passed"]
     assert not file.exists()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
 
-from served import street
+from house import API
+from served import START_S, environment, street
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,15 +61,66 @@ async def test_a_gateway_that_is_told_to_end_finishes_first(tmp_path: Path) -> N
 
 
 async def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
-    """A call that X keeps for long does not keep the gateway."""
+    """Calls that X keeps for long do not keep the gateway, and its log stays one JSON object a line."""
     async with street(tmp_path) as place:
         served = await place.serve(drain_notice_s="60")
         await place.link(served)
-        running = await liking(place, served, 5.0)
+        body = {"match": {"method": "GET", "path": "/2/users/by/username/*"}, "times": 1, "do": {"delay_s": 1.5}}
+        (await place.x.post("/_sandbox/faults", json=body)).raise_for_status()
+        headers = {"authorization": f"Bearer {place.raw_keys[0]}"}
+        looking = asyncio.create_task(
+            place.client.get(f"{served.url}{API}user/info", params={"userName": "grace"}, headers=headers)
+        )
+        running = await liking(place, served, 1.5)
         served.signal(signal.SIGTERM)
         await until_draining(place, served)
-        served.signal(signal.SIGTERM)
+        served.signal(signal.SIGINT)
         assert await served.ended() == 0
-        assert isinstance(
-            (await asyncio.gather(running, return_exceptions=True))[0], httpx2.HTTPError | httpx2.Response
-        )
+        cut = await asyncio.gather(running, looking, return_exceptions=True)
+        assert all(isinstance(one, httpx2.HTTPError) for one in cut), cut
+        events = [json.loads(line)["event"] for line in served.log.read_text().splitlines()]
+        assert set(events) == {"request"}
+
+
+async def test_two_signals_end_a_dev_gateway_without_a_traceback(tmp_path: Path) -> None:
+    """A like is under way in the gateway and in its sandbox; neither reports that it was cut off."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "birdwire.cli", "dev", "--json", "--link", "ada", "--data", str(tmp_path / "dev")),
+        *("--port", "0", "--sandbox-port", "0"),
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        offer = json.loads(await asyncio.wait_for(process.stdout.readline(), START_S))
+        async with httpx2.AsyncClient(timeout=30) as client:
+            body = {"match": {"method": "POST", "path": LIKES}, "times": 1, "do": {"delay_s": 30}}
+            (await client.post(f"{offer['sandbox']}/_sandbox/faults", json=body)).raise_for_status()
+            headers = {"authorization": f"Bearer {offer['api_key']}"}
+            like = client.post(
+                f"{offer['gateway']}{API}like_twitter", json={"tweet_id": offer["tweet_id"]}, headers=headers
+            )
+            running = asyncio.create_task(like)
+            async with asyncio.timeout(30):
+                while (await client.get(f"{offer['sandbox']}/_sandbox/faults")).json()["faults"]:
+                    pass
+            process.send_signal(signal.SIGINT)
+            await until_refused(client, offer["gateway"])
+            process.send_signal(signal.SIGINT)
+            _, said = await asyncio.wait_for(process.communicate(), START_S)
+            assert (process.returncode, said.decode()) == (0, "")
+            assert isinstance((await asyncio.gather(running, return_exceptions=True))[0], httpx2.HTTPError)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def until_refused(client: httpx2.AsyncClient, url: str) -> None:
+    """Ask until nothing is let in any more."""
+    async with asyncio.timeout(30):
+        with contextlib.suppress(httpx2.HTTPError):
+            while True:
+                await client.get(f"{url}/livez", headers={"connection": "close"})

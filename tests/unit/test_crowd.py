@@ -43,9 +43,9 @@ def is_empty(made: Crowd) -> bool:
 
 
 def shed(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    """Return how many calls were refused, by why."""
+    """Return how many calls were refused, by why; a reason that did not occur is left out."""
     (family,) = (family for family in metrics.collect() if family.name == "birdwire_calls_shed")
-    return {tuple(sample.labels.values()): sample.value for sample in family.samples}
+    return {tuple(sample.labels.values()): sample.value for sample in family.samples if sample.value}
 
 
 async def test_limits_running_and_queued_calls_and_refuses_the_rest() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from birdwire.settings import PASSWORD_URLS, SECRETS, Settings, SettingsError, is_loopback
 
@@ -94,6 +94,10 @@ def test_all_problems_come_at_once() -> None:
         ),
         ("redis_url", "http://a"),
         ("redis_url", "a:6379"),
+        *(
+            ("hosts", value)
+            for value in ("https://a", "a/b", "a:8700", "*.example.com", "a b", "::1", "-a", "a..b", f"{'a' * 64}.com")
+        ),
         *(("extra_scopes", value) for value in ("dm", "dm.read dm.write", "DM.read", "dm.read;x")),
     ],
 )
@@ -202,3 +206,40 @@ def test_every_secret_setting_makes_a_file_secret() -> None:
 def test_one_upload_of_the_largest_size_fits_into_the_room_for_all() -> None:
     """Else it could never be served."""
     assert any("max_spooled_bytes" in line for line in problems(max_upload_bytes=str(257 << 20)))
+
+
+@pytest.mark.parametrize(
+    ("public_url", "hosts"),
+    [
+        ("https://Birdwire.example.com", "birdwire.example.COM, 10.0.0.1"),
+        ("http://[::1]:8700", "[::1],my_service"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_hosts_hold_the_public_host(public_url: str, hosts: str) -> None:
+    """Without it X's redirect to the callback would be refused, and no account could be linked."""
+    assert Settings(public_url=public_url, hosts=hosts).hosts == hosts
+    (problem,) = problems(public_url=public_url, hosts="other.example.com")
+    assert problem.startswith("hosts does not contain ")
+    assert "add it" in problem
+
+
+def test_an_empty_client_secret_is_none(tmp_path: Path) -> None:
+    """Whether it was set in code, in the environment or in a file: such an app is a public client."""
+    config = tmp_path / "birdwire.toml"
+    config.write_text('x_client_secret = ""\n')
+    found = [
+        Settings(x_client_secret=SecretStr("")),
+        Settings.load({"BIRDWIRE_X_CLIENT_SECRET": " "}),
+        Settings.load({}, config),
+    ]
+    assert [settings.x_client_secret for settings in found] == [None] * 3
+
+
+def test_what_is_not_wrong_remains_for_a_check() -> None:
+    """With the names of what is wrong, of whatever kind."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"BIRDWIRE_PORT": "x", "BIRDWIRE_PUBLIC_URL": "x", "BIRDWIRE_X_CLIENT_ID": "id"})
+    error = caught.value
+    assert error.rest is not None
+    assert (sorted(error.wrong), error.rest.x_client_id) == (["port", "public_url"], "id")

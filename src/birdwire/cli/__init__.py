@@ -45,7 +45,7 @@ COMMANDS = (
     Row("dev", "dev", RUN, "Start a gateway and a sandbox on this machine, to build and test against."),
     Row("serve", "serve", RUN, "Start the gateway."),
     Row("sandbox", "sandbox", RUN, "Start the sandbox alone."),
-    Row("check", "check", OPERATE, "Say everything that is wrong with settings, vault key and database."),
+    Row("check", "check", OPERATE, "Report everything that is wrong with settings, vault key and database."),
     Row("migrate", "migrate", OPERATE, "Bring the database up to this version."),
     Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
     Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X's tokens at rest."),

@@ -1,35 +1,41 @@
-"""`birdwire check`: whether the gateway can start."""
+"""`birdwire check`: whether the gateway can start, and which of its settings are legal but unwise."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import typer
 
-from birdwire import __version__
+from birdwire import __version__, private
 from birdwire.app import open_vault
+from birdwire.authserver import AuthServer, Meaning, TokenError
 from birdwire.capabilities import Capabilities
 from birdwire.cli.database import opened, refusals
 from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, saying
-from birdwire.cli.sources import ConfigOption, read_settings
+from birdwire.cli.sources import ConfigOption, load_settings, settings_file
 from birdwire.clock import Clock, rfc3339
 from birdwire.keyring import Keyring
 from birdwire.redis import Redis, Script
-from birdwire.settings import PREFIX, Settings
+from birdwire.settings import PREFIX, Settings, SettingsError, is_loopback
 from birdwire.store.db import file_of, place_of
-from birdwire.upstream import Request, SendFailed, Upstream
+from birdwire.upstream import Upstream
+from birdwire.vault import VaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from birdwire.capabilities import Capability
     from birdwire.vault import Vault
 
-Found = TypeVar("Found")
-LIVE_DEADLINE_S = 10.0
+MADE_UP = "birdwire-check-made-up-refresh-token"
+"""X refuses it, but only to a client whose id and secret it accepts."""
 
 _FIELDS = (f"{PREFIX}{name.upper()}: {field.description}" for name, field in Settings.model_fields.items())
 SETTINGS = "\n\n".join(("Settings, in the environment or, in lower case without BIRDWIRE_, in a TOML file:", *_FIELDS))
@@ -41,125 +47,250 @@ app = family()
 def check(
     *,
     live: Annotated[
-        bool, typer.Option("--live", help="Also see whether X can be reached from here, and what it lately allowed.")
+        bool,
+        typer.Option(
+            "--live", help="Also ask X whether it accepts the client id and secret, and show what it allowed."
+        ),
     ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say everything that is wrong with settings, vault key and database.
+    """Report everything that is wrong with settings, vault key and database.
 
-    Exits 0 if the gateway can start, 2 if not. Changes nothing, shows no secret, and leaves X alone without --live,
-    which sends X's API one request without a token, and tells from the database which operations X lately allowed or
-    refused. A Redis that does not answer is a note: a gateway starts without it.
+    Exits 0 if the gateway can start, 2 if not. A note names what is legal but unwise, such as a Redis that does not
+    answer: a gateway starts without it. The command changes nothing and shows no secret.
+
+    With --live it sends X's token endpoint one request, with the client id, the secret and a made-up refresh token,
+    and shows from the database which operations X lately allowed or refused.
 
     Example: birdwire check --config /etc/birdwire/birdwire.toml --live
     """
     with saying(as_json=as_json) as say:
-        checks = _Checks()
-        settings = checks.settings(config)
+        settings, wrong, found = _settings(config)
+        known = None
         if settings is not None:
-            checks.client(settings)
-            vault = checks.vault(settings)
-            checks.database(settings, vault)
-            checks.redis(settings)
-            if live:
-                checks.live(settings)
-        if checks.wrong:
-            message = "\n- ".join(("Not ready to start:", *checks.wrong))
-            raise Stop(ExitCode.USAGE, message, document=checks.document())
-        say.result(checks.document(), *(f"ok: {note}" for note in checks.notes), *checks.record())
+            for row in CHECKS:
+                if (live or not row.live) and not wrong.intersection(row.needs):
+                    found += _findings(row, settings)
+            known = _record(settings) if live and "database_url" not in wrong else None
+        broken = [finding for finding in found if finding.level == "problem"]
+        document = _document(found, known)
+        lines = [f"{one.level}: {one.text}" for one in found if one.level != "problem"] + list(_told(known or ()))
+        if broken:
+            say.lines(*lines)
+            message = "\n- ".join(("Not ready to start:", *(one.text for one in broken)))
+            raise Stop(ExitCode.USAGE, message, document=document)
+        say.result(document, *lines)
 
 
-class _Checks:
-    """What was found out, in the order of a start: `wrong` keeps the gateway from it, `notes` do not."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found: a problem keeps the gateway from starting, a note does not. `fix` is the next step."""
 
-    def __init__(self) -> None:
-        self.wrong: list[str] = []
-        self.notes: list[str] = []
-        self.known: list[Capability] | None = None  # what X lately said, if that was asked for
+    level: Literal["ok", "note", "problem"]
+    message: str
+    fix: str = ""
 
-    def document(self) -> dict[str, Any]:
-        """For programs."""
-        found = {"ok": not self.wrong, "problems": self.wrong, "notes": self.notes}
-        if self.known is None:
-            return found
-        names = ("operation", "allowed", "allowed_at", "refused_at", "reason")
-        return found | {"capabilities": [{name: _plain(getattr(one, name)) for name in names} for one in self.known]}
+    @property
+    def text(self) -> str:
+        """The finding and its next step as sentences."""
+        return f"{self.message} {self.fix}".strip()
 
-    def record(self) -> Iterator[str]:
-        """What X lately said of each operation, for people."""
-        for one in self.known or ():
-            if one.allowed:
-                yield f"X allowed {one.operation}, last {_plain(one.allowed_at)}"
-            else:
-                yield f"X refused {one.operation}, last {_plain(one.refused_at)}: {meaning(one.reason)}"
 
-    def settings(self, config: Path | None) -> Settings | None:
-        """Whether they can be read."""
-        try:
-            settings = read_settings(config)
-        except Stop as stop:
-            self.wrong += stop.message.split("\n- ")[1:]
-            return None
-        self.notes.append(f"the callback to register at X is {settings.redirect_uri}")
-        return settings
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check, left out while a setting that it `needs` is wrong. A `live` one asks X."""
 
-    def client(self, settings: Settings) -> None:
-        """Whether X can know the app."""
-        if not settings.x_client_id:
-            self.wrong.append("BIRDWIRE_X_CLIENT_ID is not set: it is the OAuth 2.0 client id of your X app.")
-        kind = "a public client (no secret)" if settings.x_client_secret is None else "a confidential client"
-        self.notes.append(f"the X app is asked as {kind}")
+    look: Callable[[Settings], Iterator[Finding]]
+    needs: tuple[str, ...]
+    live: bool = False
 
-    def vault(self, settings: Settings) -> Vault | None:
-        """Whether there is a usable key."""
-        return self._try(lambda: open_vault(settings), "the vault key can be read")
 
-    def database(self, settings: Settings, vault: Vault | None) -> None:
-        """Whether it is there, ours, of this version, and of this vault key."""
-        path = file_of(settings.database_url)
-        if path is None or path.exists():
-            opens = f"the database {place_of(settings.database_url)} is of this version and vault key"
-            self._try(lambda: asyncio.run(_open(settings, vault)), opens)
-        elif path.parent.is_dir():
-            self.notes.append(f"the database {path} will be made by the first start")
-        else:
-            self.wrong.append(f"The folder of the database {path} does not exist.")
+def _findings(row: Check, settings: Settings) -> list[Finding]:
+    try:
+        with refusals():
+            return list(row.look(settings))
+    except Stop as stop:
+        return [Finding("problem", stop.message, stop.fix)]
 
-    def redis(self, settings: Settings) -> None:
-        """Whether there are shared counters that answer; a gateway starts without."""
-        if settings.redis_url is not None:
-            why = asyncio.run(_counters(settings.redis_url.get_secret_value()))
-            self.notes.append(
-                f"Redis does not answer ({why}): a gateway would count calls by itself" if why else "Redis answers"
+
+def _settings(config: Path | None) -> tuple[Settings | None, frozenset[str], list[Finding]]:
+    """Return the settings, as far as they can be used, the names of the wrong ones, and what was found."""
+    found: list[Finding] = []
+    try:
+        settings: Settings | None = load_settings(config)
+        wrong: frozenset[str] = frozenset()
+    except SettingsError as error:
+        settings, wrong = error.rest, error.wrong
+        found = [Finding("problem", problem) for problem in error.problems]
+    file = settings_file(config)
+    if file is not None:
+        with contextlib.suppress(OSError):  # then it could not be read, which was found above
+            fault = private.fault(file, "config file")
+            if fault is not None and f"{fault}." not in [one.message for one in found]:  # no secret is in it
+                found.append(Finding("note", f"{fault}."))
+    return settings, wrong, found
+
+
+def _callback(settings: Settings) -> Iterator[Finding]:
+    yield Finding("ok", f"The callback to register at X is {settings.redirect_uri}")
+    host = urlsplit(settings.base_url).hostname or ""
+    if settings.issuer == "x" and (is_loopback(host) or _is_any(host)):
+        yield Finding(
+            "note",
+            f"Only a browser on this machine can finish a link: the callback is on {host}.",
+            "Set BIRDWIRE_PUBLIC_URL to the address at which the accounts' owners reach this gateway.",
+        )
+
+
+def _callers(settings: Settings) -> Iterator[Finding]:
+    if not is_loopback(settings.host):
+        yield Finding(
+            "note",
+            f"Birdwire listens on {settings.host} in plain HTTP, in which API keys can be read on the way.",
+            f"Let only the proxy that terminates TLS reach port {settings.port}, or set BIRDWIRE_HOST to 127.0.0.1.",
+        )
+    if settings.base_url.startswith("https:") and not settings.trusted_proxies:
+        yield Finding(
+            "note",
+            "The public URL is https, and no proxy is trusted: every caller seems to have the proxy's address, so that "
+            "one caller's invalid keys slow down all others.",
+            "Set BIRDWIRE_TRUSTED_PROXIES to the address of the proxy that terminates TLS.",
+        )
+
+
+def _client(settings: Settings) -> Iterator[Finding]:
+    if not settings.x_client_id:
+        yield Finding("problem", "BIRDWIRE_X_CLIENT_ID is not set.", "Set it to the OAuth 2.0 client id of your X app.")
+    kind = "a public client (no secret)" if settings.x_client_secret is None else "a confidential client"
+    yield Finding("ok", f"The X app is used as {kind}")
+
+
+def _vault(settings: Settings) -> Iterator[Finding]:
+    open_vault(settings)
+    yield Finding("ok", "The vault key can be read")
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    path = file_of(settings.database_url)
+    if path is None or path.exists():
+        vault = None
+        with contextlib.suppress(VaultError):  # which _vault reports
+            vault = open_vault(settings)
+        asyncio.run(_open(settings, vault))
+        whose = "of this version" if vault is None else "of this version and vault key"
+        yield Finding("ok", f"The database {place_of(settings.database_url)} is {whose}")
+    elif path.parent.is_dir():
+        yield Finding("ok", f"The database {path} will be made by the first start")
+    else:
+        yield Finding(
+            "problem",
+            f"The folder of the database {path} does not exist.",
+            "Make the folder, or correct BIRDWIRE_DATABASE_URL.",
+        )
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    if settings.redis_url is None:
+        return
+    why = asyncio.run(_counters(settings.redis_url.get_secret_value()))
+    if why:
+        yield Finding(
+            "note",
+            f"Redis does not answer ({why}); until it does, each gateway enforces its share of the limits by itself.",
+            "Check BIRDWIRE_REDIS_URL and the server.",
+        )
+    else:
+        yield Finding("ok", "Redis answers")
+
+
+def _x(settings: Settings) -> Iterator[Finding]:
+    """Tell wrong credentials from an X that cannot be reached, by what X says to a made-up refresh token."""
+    error = asyncio.run(_refused(settings))
+    if error is not None and error.upstream is None:
+        yield Finding(
+            "problem",
+            f"{settings.x_api_url} cannot be reached: {meaning(error.reason)}",
+            "Check the network, BIRDWIRE_X_API_URL and BIRDWIRE_X_PROXY.",
+        )
+        return
+    upstream = (error and error.upstream) or {"status": 200}
+    said = f"HTTP {upstream['status']} {upstream.get('type', '')}".rstrip()
+    yield Finding("ok", f"X can be reached at {settings.x_api_url}")
+    if error is not None and error.meaning is Meaning.REFUSED:
+        yield Finding("ok", "X accepts the client id and secret")
+    elif error is not None and error.meaning is Meaning.OPERATOR:
+        if settings.x_client_id:  # else _client has said what is wrong
+            yield Finding(
+                "problem",
+                f"X does not accept the client id and secret ({said}).",
+                "Copy both again from X's developer console (OAuth 2.0 keys). A confidential client (web app, bot) "
+                "needs its secret, a public one (native or single-page app) must have none.",
             )
+    else:
+        yield Finding(
+            "note",
+            f"X's answer ({said}) does not tell whether it accepts the client id and secret.",
+            "Try again later, and check that BIRDWIRE_X_API_URL is X's API.",
+        )
 
-    def live(self, settings: Settings) -> None:
-        """Whether X's API answers anything at all, and what it lately let the X app do."""
-        status = self._try(lambda: asyncio.run(_reach(settings)))
-        if status is not None:
-            self.notes.append(f"GET {settings.x_api_url}/ without a token was answered with HTTP {status}: X is there")
-        path = file_of(settings.database_url)
-        if path is None or path.exists():
-            self.known = self._try(lambda: asyncio.run(_known(settings)))
 
-    def _try(self, look: Callable[[], Found], note: str = "") -> Found | None:
-        try:
-            with refusals():
-                found = look()
-        except Stop as stop:
-            if stop.message not in self.wrong:
-                self.wrong.append(stop.message)
-            return None
-        if note:
-            self.notes.append(note)
-        return found
+CHECKS = (
+    Check(_callback, ("public_url", "host", "port", "x_api_url")),
+    Check(_callers, ("public_url", "host", "port", "trusted_proxies")),
+    Check(_client, ("x_client_id", "x_client_secret")),
+    Check(_vault, ("vault_key", "vault_key_file", "vault_other_key_files")),
+    Check(_database, ("database_url",)),
+    Check(_redis, ("redis_url",)),
+    Check(_x, ("x_api_url", "x_proxy", "x_client_id", "x_client_secret"), live=True),
+)
+"""Every check, in the order in which its findings are shown."""
+
+
+def _is_any(host: str) -> bool:
+    """Whether it is the address that stands for all of a machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _document(found: list[Finding], known: list[Capability] | None) -> dict[str, Any]:
+    levels = {"problems": "problem", "notes": "note", "passed": "ok"}
+    document: dict[str, Any] = {"ok": all(one.level != "problem" for one in found)}
+    document |= {name: [one.text for one in found if one.level == level] for name, level in levels.items()}
+    if known is not None:
+        names = ("operation", "allowed", "allowed_at", "refused_at", "reason")
+        document["capabilities"] = [{name: _plain(getattr(one, name)) for name in names} for one in known]
+    return document
+
+
+def _told(known: Iterable[Capability]) -> Iterator[str]:
+    """What X lately said of each operation, for people."""
+    for one in known:
+        if one.allowed:
+            yield f"X allowed {one.operation}, last {_plain(one.allowed_at)}"
+        else:
+            yield f"X refused {one.operation}, last {_plain(one.refused_at)}: {meaning(one.reason)}"
+
+
+def _plain(value: object) -> object:
+    return rfc3339(value) if isinstance(value, datetime) else value
 
 
 async def _open(settings: Settings, vault: Vault | None) -> None:
     async with opened(settings) as database:
         if vault is not None:
             await Keyring(database, vault, Clock()).check()
+
+
+def _record(settings: Settings) -> list[Capability] | None:
+    """Return what X lately said of each operation; None without a database that can be read: _database reports that."""
+    path = file_of(settings.database_url)
+    if path is None or path.exists():
+        with contextlib.suppress(Stop):
+            return asyncio.run(_known(settings))
+    return None
 
 
 async def _known(settings: Settings) -> list[Capability]:
@@ -180,17 +311,14 @@ async def _counters(url: str) -> str:
     return told[0] if told else "late"
 
 
-async def _reach(settings: Settings) -> int:
-    """The status that X's API answers with."""
+async def _refused(settings: Settings) -> TokenError | None:
+    """What X's token endpoint says to a made-up refresh token; None if it answers with tokens, which X does not."""
     proxy = settings.x_proxy.get_secret_value() if settings.x_proxy else None
     upstream = Upstream(settings.x_api_url, proxy=proxy, user_agent=f"birdwire/{__version__}")
     try:
-        return (await upstream.send(Request("GET", "/"), deadline_s=LIVE_DEADLINE_S)).status
-    except SendFailed as error:
-        raise Stop(ExitCode.UPSTREAM, f"{settings.x_api_url} cannot be reached: {error.cause}.") from None
+        await AuthServer(settings, upstream).refresh(MADE_UP)
+    except TokenError as error:
+        return error
     finally:
         await upstream.close()
-
-
-def _plain(value: object) -> object:
-    return rfc3339(value) if isinstance(value, datetime) else value
+    return None

@@ -12,7 +12,7 @@ import typer
 from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened
 from birdwire.cli.gateway import API, Gateway
-from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.cli.say import ExitCode, JsonOption, Stop, family, meaning, printable, remedy, saying
 from birdwire.cli.sources import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.clock import Clock
 from birdwire.journal import State, told
@@ -113,6 +113,8 @@ def explain(
 ) -> None:
     """Show what became of a write by this API key, and what to do about it.
 
+    A call that Birdwire refused itself is known to the process that refused it, for a while.
+
     Example: birdwire explain req_01K...
     """
     with saying(as_json=as_json) as say:
@@ -121,8 +123,20 @@ def explain(
                 ExitCode.USAGE, f"{printable(request_id, 60)!r} is not a request id.", "Use one such as req_01K..."
             )
         gateway = Gateway(gateway_url(), read_key(api_key_file))
-        document = gateway.ask("GET", f"{API}/requests/{request_id}")
+        try:
+            document = gateway.ask("GET", f"{API}/requests/{request_id}")
+        except Stop as stop:
+            raise (_unknown(stop) if stop.reason == "request_not_found" else stop) from None
         say.result(document, *_explained(document))
+
+
+def _unknown(stop: Stop) -> Stop:
+    """The refusal of an id that this gateway does not know, with what a person may still do."""
+    fix = (
+        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. If Birdwire refused it a while ago, "
+        "or another replica did, the operator finds the refusal in the gateway's log under this id."
+    )
+    return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
 
 
 def _explained(document: dict[str, Any]) -> list[str]:
@@ -138,10 +152,11 @@ def _explained(document: dict[str, Any]) -> list[str]:
         advice = WHYS[why][1]
     elif document.get("reason") and state != "not_found":
         lines.append(meaning(document["reason"]))
+        advice = (remedy(document["reason"]) or advice) if state == "not_sent" else advice
     found = document.get("data")
     if isinstance(found, dict):
         lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
-    if isinstance(document.get("cost_usd"), float):
+    if isinstance(document.get("cost_usd"), float) and document["cost_usd"]:
         lines.append(f"X bills about {document['cost_usd']:.3f} US dollars for it.")
     return [*lines, advice] if advice else lines
 

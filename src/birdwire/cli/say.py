@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import cached_property
+from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -165,7 +166,20 @@ def _cell(value: object) -> str:
 def meaning(reason: object) -> str:
     """A refusal's reason as a sentence; one that this version does not know stays as it is."""
     name = str(reason)
-    return describe(GatewayError(name))[0] if name in PROBLEMS else f"{printable(name, 60)}."
+    return _described(name)[0] if name in PROBLEMS else f"{printable(name, 60)}."
+
+
+def remedy(reason: object) -> str:
+    """Return what to do about a refusal, by its reason; empty if this version does not know it."""
+    name = str(reason)
+    return _described(name)[1] if name in PROBLEMS else ""
+
+
+def _described(reason: str) -> tuple[str, str]:
+    """Message and fix of a reason, with an ellipsis for what only the refusal itself had."""
+    problem = PROBLEMS[reason]
+    unknown: dict[str, Any] = {name: "…" for _, name, _, _ in Formatter().parse(problem.message + problem.fix) if name}
+    return describe(GatewayError(reason, **unknown))
 
 
 def _console(*, stderr: bool) -> Console:

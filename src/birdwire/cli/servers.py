@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -39,6 +40,9 @@ _LOCK_TRIES = 10
 DRAIN_S = 25
 """How long calls under way may take to end once nothing new is let in."""
 
+CUT_OFF_S = 5.0
+"""How long calls that were cut off may take to clean up after themselves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drain:
@@ -70,6 +74,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self._ending = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
@@ -82,10 +87,43 @@ class _Server(uvicorn.Server):
             if isinstance(connection, EdgeProtocol):
                 connection.drain()
 
+    def hurry(self) -> None:
+        """End without waiting for calls under way; before its turn to end has come, the server still serves."""
+        self.force_exit = True
+        if self._ending:
+            self._cut_off()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End. In a hurry calls are cut off; what the app has opened is closed all the same, which uvicorn skips."""
+        self._ending = True
+        if self.force_exit:
+            self._cut_off()
+        await super().shutdown(sockets)
+        if self.force_exit:
+            self._cut_off()
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks, timeout=CUT_OFF_S)
+            await self.lifespan.shutdown()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        for task in self.server_state.tasks:
+            task.cancel()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+
+class _NotCutOff(logging.Filter):
+    """Drops uvicorn's reports of calls that were cut off: an ending server does so, and no bug."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep everything else."""
+        return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def listen(host: str, port: int, option: str) -> Listener:
@@ -139,6 +177,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     take_all()
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(main)
+    for number in _SIGNALS:  # all is done: one more signal must not replace the exit code
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def serve(
@@ -146,7 +186,8 @@ async def serve(
 ) -> None:
     """Serve until SIGINT, SIGTERM or the end of a server; `ready` runs once all answer.
 
-    They end one after the other, so that the first may still use the second; a second signal waits for nothing more.
+    They end one after the other, so that the first may still use the second. A second signal waits for no call, but for
+    a renewal of tokens: the old ones are spent.
     """
     loop, stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     servers = [_Server(config) for config, _ in pairs]
@@ -155,11 +196,13 @@ async def serve(
         if stop.is_set():
             hurry.set()
             for server in servers:
-                server.force_exit = True
+                server.hurry()
         stop.set()
 
-    for number in _SIGNALS:
+    for number in _SIGNALS:  # for as long as the loop runs
         loop.add_signal_handler(number, on_signal)
+    uvicorns, cut_off = logging.getLogger("uvicorn.error"), _NotCutOff()
+    uvicorns.addFilter(cut_off)
     running = [
         asyncio.create_task(server.serve([listener.socket]))
         for server, (_, listener) in zip(servers, pairs, strict=True)
@@ -183,8 +226,7 @@ async def serve(
         for server, task in zip(servers, running, strict=True):
             server.should_exit = True
             await task
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+        uvicorns.removeFilter(cut_off)
 
 
 def _leave_what_stays() -> None:

@@ -17,6 +17,8 @@ import typer
 from birdwire.cli.say import ExitCode, Stop
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from birdwire.settings import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8700"
@@ -61,10 +63,28 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
         )
     given = {PREFIX + name.upper(): value for name, value in changes.items() if value is not None}
     try:
-        return Settings.load({**os.environ, **given}, config)
+        return load_settings(config, given)
     except SettingsError as error:
         message = "\n- ".join(("The settings cannot be used:", *error.problems))
         raise Stop(ExitCode.USAGE, message, "`birdwire check --help` describes each setting.") from None
+
+
+def load_settings(config: Path | None = None, given: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings of the file and the environment; what is `given` takes precedence.
+
+    Raises:
+        SettingsError: with everything that is wrong.
+    """
+    from birdwire.settings import Settings  # noqa: PLC0415 - as above
+
+    return Settings.load({**os.environ, **(given or {})}, config)
+
+
+def settings_file(config: Path | None = None) -> Path | None:
+    """Return the settings file: the one that was named, else the environment's; None if there is none."""
+    from birdwire.settings import config_file  # noqa: PLC0415 - as above
+
+    return config_file(os.environ, config)
 
 
 def gateway_url() -> str:

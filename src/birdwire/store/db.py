@@ -145,7 +145,9 @@ class Database:
         try:
             await self._engine.prepare(upgrade=upgrade, migrated=migrated)
         except StorageDownError as error:
-            raise StoreError(f"The database {self._place} cannot be opened: {error}.") from None
+            raise StoreError(
+                f"The database {self._place} cannot be opened: {error}. Check the server and BIRDWIRE_DATABASE_URL."
+            ) from None
 
     async def close(self) -> None:
         """Write what waits, and close every connection."""

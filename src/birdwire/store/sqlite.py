@@ -210,11 +210,16 @@ class SQLite:
             files = [self._path, *(file for file in companions if file.exists())]
             fault = next(filter(None, (private.fault(file, "database") for file in files)), None)
         except OSError as error:
-            raise StoreError(f"The database {self._path} cannot be opened: {error.strerror}.") from None
+            raise StoreError(
+                f"The database {self._path} cannot be opened: {error.strerror}. Check BIRDWIRE_DATABASE_URL."
+            ) from None
         if fault is not None:
             raise StoreError(fault)
         if not os.access(self._path, os.R_OK | os.W_OK):
-            raise StoreError(f"The database {self._path} cannot be opened: this process may not read and write it.")
+            raise StoreError(
+                f"The database {self._path} cannot be opened: this process may not read and write it. "
+                "Run Birdwire as the file's owner."
+            )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -266,7 +266,8 @@ def _outcome() -> Endpoint:
         "requestOutcome",
         "Get the outcome of a write",
         "Takes the X-Request-Id of a write that was made with this key, to learn its outcome when the response was "
-        "lost. Any other id is 404 request_not_found.",
+        "lost. A call that Birdwire refused itself is not_sent while its process remembers it. Any other id is 404 "
+        "request_not_found.",
         (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
         answer=answers.Request,
         keyed=True,

@@ -1,0 +1,282 @@
+"""The alerts that we publish: each fires on its first event, by Prometheus's own reading of a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # it brings no types
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from birdwire.metrics import METRICS
+from house import House
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
+ALERTS: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]
+}
+TOKEN = "a token for the tests"
+REFRESH = "/2/oauth2/token"
+DAY_S = 86_400
+
+
+@contextlib.contextmanager
+def file_of(house: House) -> Iterator[sqlite3.Connection]:
+    """The gateway's database, behind its back."""
+    file = house.directory / "birdwire.db"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
+        yield connection
+
+
+async def renew(house: House, **refusal: Any) -> None:
+    """Have a token renewed, which X refuses."""
+    await house.link("ada")
+    await house.advance_x(7_300)
+    await house.fault("POST", REFRESH, refusal)
+    assert (await house.like()).status_code in (403, 502)
+
+
+async def lose_a_link(house: House) -> None:
+    """X no longer takes the refresh token."""
+    body = {"error": "invalid_request", "error_description": "Value passed for the token was invalid."}
+    await renew(house, status=400, body=body)
+
+
+async def refuse_the_app(house: House) -> None:
+    """X takes the client id or secret for wrong."""
+    await renew(house, status=401, body={"error": "unauthorized_client"})
+
+
+async def store_no_tokens(house: House) -> None:
+    """The table of X sessions is away when X's answer comes."""
+    await house.link("ada")
+    await house.advance_x(7_300)
+    await house.fault("POST", REFRESH, {"delay_s": 0.3})
+    liking = asyncio.create_task(house.like())
+    async with asyncio.timeout(20):
+        while len(await house.calls(REFRESH)) < 2:
+            pass
+        with file_of(house) as database:
+            await asyncio.to_thread(database.execute, "ALTER TABLE x_sessions RENAME TO elsewhere")
+            while not house.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
+                await asyncio.sleep(0)
+            await asyncio.to_thread(database.execute, "ALTER TABLE elsewhere RENAME TO x_sessions")
+        await liking
+
+
+async def take_no_writes(house: House) -> None:
+    """The table of the journal is away."""
+    await house.link("ada")
+    with file_of(house) as database:
+        database.execute("ALTER TABLE journal RENAME TO elsewhere")
+        assert (await house.call("post_twitter", {"text": "Hello"})).status_code == 503
+        database.execute("ALTER TABLE elsewhere RENAME TO journal")
+
+
+async def refuse_a_row(house: House) -> None:
+    """The database refuses one row, and would for ever."""
+    await house.link("ada")
+    with file_of(house) as database:
+        database.execute("CREATE TRIGGER no BEFORE INSERT ON journal BEGIN SELECT RAISE(ABORT, 'no'); END")
+        assert (await house.like()).status_code == 200
+        database.execute("DROP TRIGGER no")
+
+
+async def leave_a_post_unknown(house: House) -> None:
+    """X's answer is lost, and the timeline cannot be read for a day."""
+    await house.link("ada")
+    await house.fault("GET", "/2/users/*/tweets", {"status": 503}, times=None)
+    await house.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    assert (await house.call("post_twitter", {"text": "Lost?"})).status_code == 502
+    async with asyncio.timeout(20):
+        while '"event":"outcome"' not in house.log.getvalue():
+            house.clock.advance(seconds=DAY_S)
+            await house.gateway.reconciler.round()
+
+
+async def fail_at_x(house: House) -> None:
+    """One call fails at X, and its retry does not."""
+    await house.link("ada")
+    await house.fault("POST", "/2/users/*/likes", {"status": 503})
+    assert (await house.like()).status_code == 200
+
+
+async def fail_for_all(house: House) -> None:
+    """X fails for two accounts again and again."""
+    await house.link("ada")
+    _, other = await house.gateway.keys.create("test", "other", "growth")
+    theirs = {"authorization": f"Bearer {other}"}
+    auth_url = (await house.call("auth_twitter", headers=theirs)).json()["auth_url"]
+    consent = {"auth_url": auth_url, "username": "alan", "action": "allow"}
+    redirect_to = (await house.x.post("/_sandbox/consent", json=consent)).json()["redirect_to"]
+    (await house.bare.get(redirect_to)).raise_for_status()
+    await house.fault("POST", "/2/users/*/likes", {"status": 503}, times=None)
+    async with asyncio.timeout(20):
+        while '"event":"breaker"' not in house.log.getvalue() or '"accounts":"all"' not in house.log.getvalue():
+            await house.like()
+            await house.call("like_twitter", {"tweet_id": "1"}, headers=theirs)
+
+
+async def use_a_limit_up(house: House) -> None:
+    """X allows one like; the second is not sent."""
+    await house.link("ada")
+    await house.configure(likes_per_15m=1)
+    assert [(await house.like()).status_code for _ in range(2)] == [200, 429]
+
+
+async def meet_a_bug(house: House) -> None:
+    """A row of the database that no version of ours wrote."""
+    with file_of(house) as database:
+        database.execute("UPDATE api_keys SET ips = '[1.5]'")
+    assert (await house.like()).json()["error"]["reason"] == "internal"
+
+
+async def count_alone(house: House) -> None:
+    """Redis is not there."""
+    assert (await house.like()).headers["x-ratelimit-degraded"] == "local"
+
+
+async def stand_still(house: House) -> None:
+    """The event loop is blocked."""
+    del house
+    time.sleep(1.3)  # noqa: ASYNC251 - that is the point
+
+
+async def be_full(house: House) -> None:
+    """One call runs, and there is no place for another."""
+    await house.link("ada")
+    await house.fault("POST", "/2/users/*/likes", {"delay_s": 1})
+    first = asyncio.create_task(house.like())
+    async with asyncio.timeout(20):
+        while (await house.x.get("/_sandbox/faults")).json()["faults"]:
+            pass
+    assert (await house.like()).status_code == 503
+    await first
+
+
+async def lose_the_log(house: House) -> None:
+    """Nobody takes the log's lines."""
+    house.log.close()
+    await house.bare.get("/livez")
+    await asyncio.sleep(0)
+
+
+EVENTS: dict[str, Callable[[House], Awaitable[None]]] = {
+    "BirdwireLinkLost": lose_a_link,
+    "BirdwireTokensNotStored": store_no_tokens,
+    "BirdwireAppCredentialsWrong": refuse_the_app,
+    "BirdwireStorageUnavailable": take_no_writes,
+    "BirdwireJournalRowRefused": refuse_a_row,
+    "BirdwirePostUnknown": leave_a_post_unknown,
+    "BirdwireXFails": fail_at_x,
+    "BirdwireXPaused": fail_for_all,
+    "BirdwireXLimitReached": use_a_limit_up,
+    "BirdwireBug": meet_a_bug,
+    "BirdwireLimitsDegraded": count_alone,
+    "BirdwireStalled": stand_still,
+    "BirdwireAtCapacity": be_full,
+    "BirdwireLogLinesDropped": lose_the_log,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "BirdwireLimitsDegraded": {"redis_url": SecretStr("redis://127.0.0.1:1")},
+    "BirdwireAtCapacity": {"max_calls": 1, "max_calls_queued": 0},
+}
+
+
+async def scrape(house: House) -> dict[str, float]:
+    """Every series of ours, by its name and labels as Prometheus writes them."""
+    answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    found = {}
+    for family in text_string_to_metric_families(answer.raise_for_status().text):
+        for sample in family.samples:
+            if sample.name in METRICS:
+                labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+                found[f"{sample.name}{{{labels}}}"] = sample.value
+    return found
+
+
+def promtool(directory: Path, alert: str, before: dict[str, float], after: dict[str, float]) -> str:
+    """What Prometheus says against this: the alert fires with the second scrape, and not before. Empty: nothing."""
+    if shutil.which("promtool") is None and not os.environ.get("CI"):
+        pytest.skip("NOT RUN: there is no promtool; install the package prometheus")
+    series = [
+        {"series": name, "values": f"{'_x3' if name not in before else f'{before[name]}+0x3'} {after[name]}+0x8"}
+        for name in after
+    ]
+    fires = f'group(ALERTS{{alertname="{alert}",alertstate="firing"}})'
+    test = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": series,
+                "promql_expr_test": [
+                    {"expr": fires, "eval_time": "45s", "exp_samples": []},
+                    {"expr": fires, "eval_time": "75s", "exp_samples": [{"labels": "{}", "value": 1}]},
+                ],
+            }
+        ],
+    }
+    file = directory / "test.yml"
+    file.write_text(yaml.safe_dump(test, width=10_000), "utf-8")
+    done = subprocess.run(  # noqa: S603 - Debian's program, and a file of ours
+        ["promtool", "test", "rules", str(file)],  # noqa: S607 - wherever it is
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+async def test_an_alert_fires_on_its_first_event(tmp_path: Path, alert: str) -> None:
+    """A gateway is scraped before the event and after it; what the alert rests on exists before."""
+    settings = {"metrics_token": SecretStr(TOKEN)} | SETTINGS.get(alert, {})
+    async with House.built(tmp_path, rpm=1_000, **settings) as house:
+        before = await scrape(house)
+        await EVENTS[alert](house)
+        after = await scrape(house)
+    assert promtool(tmp_path, alert, before, after) == ""
+
+
+def test_the_guide_has_the_alerts_of_the_rules_file() -> None:
+    """Each with what it means and what to do, in the file's words and order."""
+    chapter = (ROOT / "docs" / "operating.md").read_text("utf-8").split("## Metrics\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(Birdwire\w+)` \| (.+) \| (.+) \|$", chapter, re.MULTILINE)
+    notes = {alert: rule["annotations"] for alert, rule in ALERTS.items()}
+    assert rows == [(alert, note["summary"], note["description"]) for alert, note in notes.items()]
+
+
+def test_what_the_alerts_rest_on_is_counted_from_the_start() -> None:
+    """A labelled counter with no series at 0 would hide its first event."""
+    named = {name for rule in ALERTS.values() for name in re.findall(r"birdwire_\w+", rule["expr"])}
+    assert named <= METRICS.keys()
+    for name in named:
+        row = METRICS[name]
+        assert not row.labels or row.starts or row.watched, name
+
+
+def test_the_guide_names_events_and_metrics_that_there_are() -> None:
+    """And every event that the gateway logs."""
+    text = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    assert set(re.findall(r"`(birdwire_[a-z_]+)", text)) <= METRICS.keys()
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "birdwire").glob("*.py"))
+    logged = set(re.findall(r"\bevent\(\s*\"?\w+\"?, \"(\w+)\"", source)) | {"request"}
+    table = text.split("| Event | What to do |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == logged

@@ -1,0 +1,38 @@
+"""Which refusals are remembered, and how many."""
+
+from __future__ import annotations
+
+from birdwire.call import Call
+from birdwire.clock import Clock
+from birdwire.errors import GatewayError
+from birdwire.rejections import MOST_EACH, MOST_KEYS, Rejections
+
+
+def call(number: int, key_id: str | None) -> Call:
+    """A call of a key, or of nobody known."""
+    made = Call("POST", "/", request_id=f"req_{number}")
+    made.note["operation"] = "like_twitter"
+    if key_id is not None:
+        made.note["key_id"] = key_id
+    return made
+
+
+def test_refusals_take_a_bounded_memory() -> None:
+    """The oldest give way: of a key, and the keys that were not refused for longest."""
+    rejections = Rejections(Clock())
+    for number in range(MOST_EACH + 1):
+        rejections.add(call(number, "key_1"), GatewayError("x_not_linked"))
+    assert [rejections.find("key_1", f"req_{number}") is None for number in (0, 1, MOST_EACH)] == [True, False, False]
+    for number in range(MOST_KEYS):
+        rejections.add(call(0, f"other_{number}"), GatewayError("x_not_linked"))
+    assert rejections.find("key_1", "req_1") is None
+    assert rejections.find("other_0", "req_0") is not None
+
+
+def test_only_what_is_birdwire_s_own_and_was_not_sent_is_remembered() -> None:
+    """X's refusals are X's word; what may have been sent is the journal's."""
+    rejections = Rejections(Clock())
+    rejections.add(call(1, "key_1"), GatewayError("user_not_found", upstream={"status": 404}, outcome="refused"))
+    rejections.add(call(2, "key_1"), GatewayError("x_timeout", outcome="unknown"))
+    rejections.add(call(3, None), GatewayError("key_unknown"))
+    assert [rejections.find("key_1", f"req_{number}") for number in (1, 2, 3)] == [None] * 3

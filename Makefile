@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
+GENERATOR = $(VENV)/generator
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
 .PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-profile clean
@@ -12,7 +13,7 @@ help: ## list the targets
 
 setup: $(VENV)/.runtime ## create the virtual environment with the runtime dependencies
 
-setup-dev: $(VENV)/.dev $(NODE_PACKAGES) ## add the development dependencies
+setup-dev: $(VENV)/.dev $(GENERATOR)/.installed $(NODE_PACKAGES) ## add the development dependencies
 
 run: setup ## start the gateway and a sandbox (options: ARGS="--port 0 --sandbox-port 0")
 	@$(BIN)/birdwire dev $(ARGS)
@@ -42,6 +43,8 @@ lock: setup-dev ## pin every dependency by hash again
 		pyproject.toml requirements/runtime.in --output-file requirements/runtime.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 		--group dev --constraint requirements/runtime.txt pyproject.toml requirements/runtime.in --output-file requirements/dev.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+		--group generator --output-file requirements/generator.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 		bench/requirements.in --output-file bench/requirements.txt
 
@@ -74,6 +77,13 @@ $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "Installing the development dependencies (hash-pinned) ..."
 	@$(PIP) install -qq --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+# The tests generate a Python client with this, in an environment of its own inside the other.
+$(GENERATOR)/.installed: requirements/generator.txt | $(VENV)/bin/python
+	@echo "Installing the generator of Python clients (hash-pinned) ..."
+	@$(BIN)/python -m venv --clear --without-pip $(GENERATOR)
+	@$(PIP) --python $(GENERATOR) install -qq --require-hashes --requirement requirements/generator.txt
 	@touch $@
 
 # The tests of JavaScript clients need these. Without npm the rest still works, and those tests name what is missing.

@@ -46,7 +46,10 @@ class AuthTwitter(Body):
         None, pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that must approve; any other is refused"
     )
     return_to: str | None = Field(
-        None, max_length=2_000, description="where the page after the link leads; must be allowed for the key"
+        None,
+        max_length=2_000,
+        description="where a button on the last page leads: a URL that the operator allowed for the key. The gateway's "
+        "own URL is always allowed, and shows no button",
     )
 
 
@@ -72,7 +75,8 @@ class Authorizations:
         unknown = next((scope for scope in asked.scopes if scope not in offered), None)
         if unknown is not None:
             raise GatewayError("scope_unknown", scope=excerpt(unknown), known=" ".join(sorted(offered)))
-        if asked.return_to is not None and asked.return_to not in key.rules.return_to:
+        return_to = None if asked.return_to == self._settings.base_url else asked.return_to
+        if return_to is not None and return_to not in key.rules.return_to:
             raise GatewayError("return_to_not_allowed")
         expected, pinned = (asked.expected_username or "").lstrip("@"), key.rules.account_username
         if pinned is not None and expected and expected.lower() != pinned.lower():
@@ -87,7 +91,7 @@ class Authorizations:
             "redirect_uri": self._settings.redirect_uri,
             "verifier_ct": self._vault.seal(verifier, place_of(state_hash)),
             "scopes": " ".join(scopes),
-            "return_to": asked.return_to,
+            "return_to": return_to,
             "expected_username": expected or None,
             "created_at": now,
             "expires_at": now + STATE_FOR,

@@ -54,6 +54,12 @@ class Poll(Body):
     duration_minutes: int = Field(ge=5, le=10_080, description="a whole number from 5 to 10080")
     reply_settings: Audience | None = Field(None, description=_AUDIENCE)
 
+    @field_validator("duration_minutes", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        """Take 60.0 as 60: to JSON Schema both are the same integer."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 class Geo(Body):
     """A place."""

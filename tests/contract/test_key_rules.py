@@ -188,6 +188,16 @@ async def test_the_page_leads_back_to_the_app(house: House) -> None:
     assert 'href="https://app.example/done"' in page.text
 
 
+async def test_the_examples_of_the_document_begin_a_link(house: House) -> None:
+    """With any key: the example of return_to is the gateway's own URL, where the page is already, without a button."""
+    document = (await house.bare.get("/openapi.json")).json()
+    fields = document["components"]["schemas"]["AuthTwitter"]["properties"]
+    page = await house.link("ada", {name: schema["examples"][0] for name, schema in fields.items()})
+    assert page.status_code == 200
+    assert house.settings.base_url in fields["return_to"]["examples"]
+    assert f'href="{house.settings.base_url}"' not in page.text
+
+
 async def test_the_page_leads_nowhere_that_the_key_may_no_longer(house: House) -> None:
     """The address was allowed when the link began, and is not when the page is shown, or shown again."""
     await with_rules(house, return_to=("https://app.example/done",))

@@ -30,7 +30,7 @@ from birdwire.post import PostTwitter
 from birdwire.settings import Settings
 from birdwire.surfaces import reference
 from birdwire.surfaces.documents import DOCUMENTS
-from birdwire.surfaces.endpoints import endpoints, fields
+from birdwire.surfaces.endpoints import BEYOND_SCHEMA, endpoints, fields
 from birdwire.surfaces.openapi import document
 from birdwire.surfaces.schemas import EXAMPLES
 
@@ -108,6 +108,26 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere() -> None:
     resolver = REGISTRY.resolver("urn:birdwire")
     for place in set(found(DOCUMENT, "$ref")):
         assert resolver.lookup(place).contents
+
+
+def test_every_schema_is_an_object() -> None:
+    """Generators refuse the whole document for a schema that is `true`, though JSON Schema has it."""
+    for name in ("schema", "items", "additionalItems", "not", "if", "then"):
+        assert not [inner for inner in found(DOCUMENT, name) if not isinstance(inner, dict)], name
+    for properties in found(DOCUMENT, "properties"):
+        assert all(isinstance(inner, dict) for inner in properties.values())
+
+
+def test_the_document_is_small_and_has_one_type_of_error() -> None:
+    """Generators make a type of each schema that a response has, so all refusals refer to one."""
+    assert len(json.dumps(DOCUMENT, ensure_ascii=False).encode()) <= 250_000
+    for response in DOCUMENT["components"]["responses"].values():
+        assert response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/Error"
+        assert all("$ref" in header for header in response["headers"].values())
+    for _, _, operation in OPERATION_LIST:
+        refused = [response for status, response in operation["responses"].items() if not status.startswith("2")]
+        assert refused
+        assert all(list(response) == ["$ref"] for response in refused)
 
 
 def test_operations_have_names_of_their_own() -> None:
@@ -195,6 +215,7 @@ ODD: tuple[Any, ...] = (
         10_080,
         10_081,
         1.5,
+        60.0,
         "",
         " ",
         "1",
@@ -267,14 +288,23 @@ def test_the_examples_of_requests_are_taken() -> None:
 
 
 def test_every_reason_stands_where_it_may_come() -> None:
-    """But for what the operator has to switch on: the metrics."""
+    """Except what no listed call answers: another method, and the metrics, which the operator has to switch on."""
     told = {
         reason
         for schema in found(DOCUMENT["components"]["responses"], "reason")
         if isinstance(schema, dict)
         for reason in schema["enum"]
     }
-    assert set(PROBLEMS) - told == {"metrics_token_wrong"}
+    assert set(PROBLEMS) - told == {"method_not_allowed", "metrics_token_wrong"}
+
+
+def test_each_rule_beyond_a_schema_is_one_of_its_operation() -> None:
+    """It names a reason for which the operation answers 400."""
+    known = {endpoint.operation_id: endpoint.reasons for endpoint in endpoints(Settings())}
+    for operation, rules in BEYOND_SCHEMA.items():
+        for reason in rules:
+            assert reason in known[operation]
+            assert PROBLEMS[reason].status == 400
 
 
 def test_a_field_may_be_missed_if_a_call_needs_it() -> None:
@@ -296,16 +326,16 @@ def test_every_refusal_shows_one_that_fits_its_schema() -> None:
 
 def test_refusals_are_told_by_their_status() -> None:
     """Each with the headers that the status demands."""
-    demanded = {"401": "WWW-Authenticate", "405": "Allow", "429": "Retry-After", "503": "Retry-After"}
+    demanded = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After"}
     for _, _, operation in OPERATION_LIST:
         for status, response in operation["responses"].items():
             if "$ref" in response:
                 whole = DOCUMENT["components"]["responses"][response["$ref"].rsplit("/", 1)[-1]]
                 reasons = next(found(whole["content"]["application/json"]["schema"], "reason"))["enum"]
                 assert {PROBLEMS[reason].status for reason in reasons} == {int(status)}
-                assert whole["headers"]["X-Request-Id"]["required"]
-                if status in demanded:
-                    assert whole["headers"][demanded[status]]["required"]
+                for name in ("X-Request-Id", *([demanded[status]] if status in demanded else ())):
+                    place = whole["headers"][name]["$ref"].rsplit("/", 1)[-1]
+                    assert DOCUMENT["components"]["headers"][place]["required"]
 
 
 @pytest.mark.parametrize("name", sorted(reference.pages()))

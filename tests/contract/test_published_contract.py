@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import httpx2
 import pytest
+import pytest_asyncio
 
+from birdwire.sandbox import seed
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi import document
-from house import API, GRACE, POST
-
-if TYPE_CHECKING:
-    from house import House
+from house import API, GRACE, POST, House, address, bound, gateway
+from wire import MEMBERS
 
 BASE = "/apis/v1/twitter/"
 DIGITS = "^[0-9]{1,19}$"
@@ -245,34 +249,6 @@ async def test_an_id_that_is_none_is_an_invalid_request(shared_house: House, nam
         assert answer.json()["error"]["code"] == "invalid-request"
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.asyncio(loop_scope="module")
-async def test_without_a_key_it_is_401(shared_house: House, name: str) -> None:
-    """Before anything else is looked at."""
-    answer = await shared_house.bare.post(API + name, json={"tweet_id": "x"})
-    assert answer.status_code == 401
-    assert answer.json()["error"]["type"] == "authentication_error"
-    assert answer.json()["error"]["code"] == "missing_api_key"
-
-
-@pytest.mark.parametrize(
-    ("name", "body"), [(name, body) for name, body, _ in CALLS] + [("post_twitter", POSTS["plain"])]
-)
-async def test_without_a_link_it_is_403(house: House, name: str, body: dict[str, Any]) -> None:
-    """client-forbidden, with the way to link in its fix."""
-    answer = await house.call(name, body)
-    assert answer.status_code == 403
-    assert answer.json()["error"]["code"] == "client-forbidden"
-    assert "auth_twitter" in answer.json()["error"]["fix"]
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_scope_that_x_does_not_have_is_400(shared_house: House) -> None:
-    """As published: an invalid scopes list."""
-    answer = await shared_house.call("auth_twitter", {"scopes": ["tweets.write"]})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid-request")
-
-
 @pytest.mark.parametrize(
     "more", [{"poll": POSTS["poll"]["poll"]}, {"media": {"media_ids": ["1"]}}, {"card_uri": "card://1"}]
 )
@@ -281,3 +257,232 @@ async def test_what_excludes_one_another_is_400(shared_house: House, more: dict[
     """At most one of media, poll, quote_tweet_id and card_uri."""
     answer = await shared_house.call("post_twitter", {"text": "x", "quote_tweet_id": POST, **more})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "mutually_exclusive")
+
+
+# Row by row: each operation and each status that was published for it, as a gateway answers it that runs.
+
+LIKES, FOLLOWS = ("like_twitter", "unlike_twitter"), ("follow_twitter", "unfollow_twitter")
+ACTING = (*LIKES, *FOLLOWS, "post_twitter")
+ALL = tuple(PUBLISHED)
+BODIES: dict[str, Any] = {
+    "auth_twitter": {},
+    **{name: {"tweet_id": POST} for name in LIKES},
+    **{name: {"target_user_id": GRACE} for name in FOLLOWS},
+    "post_twitter": {"text": "Hello, World!"},
+}
+SCOPES = ["tweet.read", "users.read", "offline.access"]
+PAST_THE_WINDOW_S = 3_601
+"""X's edit window is an hour at most."""
+
+Provoked = Callable[["House", str], Awaitable[httpx2.Response]]
+
+
+async def sound(house: House, name: str) -> httpx2.Response:
+    """A call that was published."""
+    return await house.call(name, BODIES[name])
+
+
+def sent(body: dict[str, Any]) -> Provoked:
+    """A call with this body."""
+    return lambda house, name: house.call(name, body)
+
+
+def authorized(value: str | None) -> Provoked:
+    """A call with this Authorization header, or without one."""
+    headers = {} if value is None else {"authorization": value}
+    return lambda house, name: house.bare.post(API + name, json=BODIES[name], headers=headers)
+
+
+def with_x(do: dict[str, Any]) -> Provoked:
+    """A call while X does this."""
+
+    async def call(house: House, name: str) -> httpx2.Response:
+        for path in ("/2/users/*", "/2/tweets"):
+            await house.fault("*", path, do, times=None)
+        return await sound(house, name)
+
+    return call
+
+
+async def revoked(house: House, name: str) -> httpx2.Response:
+    """A key that the operator revoked."""
+    key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
+    await house.gateway.keys.revoke(key.key_id)
+    return await authorized(f"Bearer {raw_key}")(house, name)
+
+
+async def unlinked(house: House, name: str) -> httpx2.Response:
+    """A key without a link."""
+    _, raw_key = await house.gateway.keys.create("test", name, "growth", None)
+    return await authorized(f"Bearer {raw_key}")(house, name)
+
+
+async def spent(house: House, name: str) -> httpx2.Response:
+    """The second call of a key that may make one a minute."""
+    _, raw_key = await house.gateway.keys.create("test", name, "growth", 1)
+    await authorized(f"Bearer {raw_key}")(house, name)
+    return await authorized(f"Bearer {raw_key}")(house, name)
+
+
+async def unticked(house: House, name: str) -> httpx2.Response:
+    """A link whose owner approved reading alone."""
+    await house.link("ada", scopes=SCOPES)
+    return await sound(house, name)
+
+
+async def ended(house: House, name: str) -> httpx2.Response:
+    """A link that its owner ended at X."""
+    (await house.x.post("/_sandbox/users/2244994945/revoke_app")).raise_for_status()
+    return await sound(house, name)
+
+
+async def repeated(house: House, name: str) -> httpx2.Response:
+    """The same once more: it was in place already."""
+    await sound(house, name)
+    return await sound(house, name)
+
+
+async def posted(house: House, text: str) -> str:
+    """Post something; its id."""
+    return str((await house.call("post_twitter", {"text": text})).raise_for_status().json()["data"]["id"])
+
+
+async def edit_of_a_deleted_post(house: House, name: str) -> httpx2.Response:
+    """The target is one that this gateway deleted."""
+    previous = await posted(house, "to be deleted")
+    (await house.call("delete_twitter", {"tweet_id": previous})).raise_for_status()
+    return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
+
+
+async def late_edit(house: House, name: str) -> httpx2.Response:
+    """The target is older than X's edit window."""
+    previous = await posted(house, "an old post")
+    await house.advance_x(PAST_THE_WINDOW_S)
+    house.clock.advance(seconds=PAST_THE_WINDOW_S)
+    return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
+
+
+async def broken(house: House, name: str) -> httpx2.Response:
+    """A fault of ours: a key whose row holds what Birdwire never writes there."""
+    key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
+    with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)) as database:
+        database.execute("UPDATE api_keys SET actions = '{' WHERE key_id = ?", (key.key_id,))
+    return await authorized(f"Bearer {raw_key}")(house, name)
+
+
+async def without_x(house: House, name: str) -> httpx2.Response:
+    """A gateway on the same database, for which X is where nothing listens."""
+    with bound() as listener:
+        nowhere = address(listener)
+    async with contextlib.AsyncExitStack() as stack:
+        lost = await stack.enter_async_context(gateway(house.directory, house.sandbox, nowhere, stack))
+        lost.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        return await sound(lost, name)
+
+
+PROTECTED, GONE = seed.PROTECTED_POST_ID, seed.DELETED_POST_ID
+INVALID, FORBIDDEN, ABSENT = "invalid-request", "client-forbidden", "resource-not-found"
+MISSING = "missing_parameter"
+BOTH = {"text": "x", "quote_tweet_id": POST, "poll": {"options": ["a", "b"], "duration_minutes": 60}}
+REPLY, QUOTE = {"text": "x", "reply": {"in_reply_to_tweet_id": GONE}}, {"text": "x", "quote_tweet_id": GONE}
+EDIT = {"text": "x", "edit_options": {"previous_post_id": GONE}}
+LOST = "outcome_unknown"
+POSTING = ("post_twitter",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was published of some operations: what happens, the status, the code (of a success: none), our reason.
+
+    `decided`: this was published otherwise or not at all, and X's behaviour decides it.
+    """
+
+    names: tuple[str, ...]
+    status: int
+    what: str
+    provoke: Provoked
+    code: str = ""
+    reason: str = ""
+    decided: bool = False
+
+
+ROWS = [
+    Row(ALL[:-1], 200, "done", sound),
+    Row(ALL[:-1], 200, "in place already", repeated),
+    Row(POSTING, 201, "created", sound),
+    Row(("auth_twitter",), 400, "an unsupported scope", sent({"scopes": ["tweets.write"]}), INVALID, "scope_unknown"),
+    Row(LIKES, 400, "no tweet_id", sent({}), INVALID, "tweet_id_missing"),
+    Row(LIKES, 400, "a malformed tweet_id", sent({"tweet_id": "x"}), INVALID, "tweet_id_malformed"),
+    Row(FOLLOWS, 400, "no target_user_id", sent({}), INVALID, "target_user_id_missing"),
+    Row(FOLLOWS, 400, "a malformed target_user_id", sent({"target_user_id": "x"}), INVALID, "target_user_id_malformed"),
+    Row(POSTING, 400, "two of four", sent(BOTH), INVALID, "mutually_exclusive"),
+    Row(POSTING, 400, "no text", sent({}), MISSING, "text_missing"),
+    Row(POSTING, 400, "a reply to nothing", sent({"text": "x", "reply": {}}), MISSING, "in_reply_to_tweet_id_missing"),
+    Row(POSTING, 400, "too long", sent({"text": "x" * 281}), INVALID, "text_too_long"),
+    Row(ALL, 401, "no key", authorized(None), "missing_api_key", "key_missing"),
+    Row(ALL, 401, "not a key", authorized("Bearer x"), "invalid_api_key", "key_malformed"),
+    Row(ALL, 401, "a revoked key", revoked, "revoked_api_key", "key_revoked"),
+    Row(ACTING, 403, "no session", unlinked, FORBIDDEN, "x_not_linked"),
+    Row(ACTING, 403, "a session that ended", ended, FORBIDDEN, "x_session_expired"),
+    Row(ACTING, 403, "without the scope", unticked, FORBIDDEN, "x_scope_missing"),
+    Row(LIKES, 404, "a deleted post", sent({"tweet_id": GONE}), ABSENT, "tweet_not_found"),
+    Row(LIKES, 404, "a post that ada may not see", sent({"tweet_id": PROTECTED}), ABSENT, "tweet_not_found"),
+    Row(POSTING, 404, "a reply to a deleted post", sent(REPLY), ABSENT, "reply_target_not_found"),
+    Row(POSTING, 404, "a quote of a deleted post", sent(QUOTE), ABSENT, "tweet_not_found"),
+    Row(POSTING, 404, "an edit of a deleted post", edit_of_a_deleted_post, ABSENT, "tweet_not_found"),
+    Row(POSTING, 409, "the same text again", repeated, "conflict", "duplicate_post"),
+    Row(POSTING, 409, "an edit past the window", late_edit, "conflict", "edit_window_closed"),
+    Row(ALL, 429, "the key's limit", spent, "rate_limit_exceeded", "rpm_exceeded"),
+    Row(ACTING, 429, "X's limit", with_x({"error": "rate-limited"}), "upstream_rate_limit", "x_window_15m"),
+    Row(ALL, 500, "a fault of Birdwire", broken, "internal_error", "internal"),
+    Row(ACTING, 502, "X is unreachable", without_x, "upstream_unavailable", "x_unreachable"),
+    Row(ACTING[:-1], 502, "X fails", with_x({"status": 503}), "upstream_unavailable", "x_5xx"),
+    Row(FOLLOWS[:1], 404, "an unknown user", sent({"target_user_id": "404"}), ABSENT, "user_not_found", decided=True),
+    Row(POSTING, 403, "an edit of an unknown post", sent(EDIT), FORBIDDEN, "x_refused", decided=True),
+    Row(POSTING, 502, "X fails, and may have posted", with_x({"status": 503}), LOST, LOST),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def published(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    """One house for all rows."""
+    async with House.built(tmp_path_factory.mktemp("published")) as house:
+        yield house
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fresh(published: House) -> AsyncIterator[House]:
+    """The house with a key of its own, linked to ada; after it X is as before, and what was learned of X is over."""
+    _, published.raw_key = await published.gateway.keys.create("test", "row", "growth", None)
+    published.client.headers["authorization"] = f"Bearer {published.raw_key}"
+    await published.link("ada")
+    yield published
+    await published.x.delete("/_sandbox/faults")
+    (await published.x.post("/_sandbox/reset", json={})).raise_for_status()
+    published.clock.advance(hours=25)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.status} {row.what}")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_published_status_is_answered(fresh: House, row: Row) -> None:
+    """For each operation of the row: the status, the code, an error's members, and the way to link if that helps."""
+    for name in row.names:
+        answer = await row.provoke(fresh, name)
+        if not row.code:
+            assert answer.status_code == row.status, answer.text
+            continue
+        error = answer.json()["error"]
+        assert (name, answer.status_code, error["code"], error["reason"]) == (name, row.status, row.code, row.reason)
+        assert set(MEMBERS) <= set(error)
+        if row.status == 403 and not row.decided:
+            assert "auth_twitter" in error["fix"]
+
+
+def test_the_rows_have_every_published_status() -> None:
+    """And no other."""
+    shown = {(name, row.status) for row in ROWS for name in row.names if not row.decided}
+    assert shown == {
+        (name, status)
+        for name, published in PUBLISHED.items()
+        for status in (int(published.status), *published.refusals)
+    }

@@ -291,7 +291,10 @@ def test_every_setting_says_what_it_is() -> None:
         assert f"{PREFIX}{name.upper()}: {field.description}" in SETTINGS
 
 
-@pytest.mark.parametrize("lock", ["requirements/runtime.txt", "requirements/dev.txt", "bench/requirements.txt"])
+LOCKS = [*(f"requirements/{name}.txt" for name in ("runtime", "dev", "generator")), "bench/requirements.txt"]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.trust("T21")
 def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
     """Where packages come from is the installer's business; what they are is ours."""

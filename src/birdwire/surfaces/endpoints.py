@@ -74,6 +74,26 @@ CALLBACK = (
     *UPSTREAM,
 )
 
+BEYOND_SCHEMA: dict[str, dict[str, str]] = {
+    "authTwitterUser": {"return_to_not_allowed": "`return_to` must be one of the URLs that the operator allowed"},
+    "authConfirm": {"state_unknown": "`state` must be one that auth_twitter returned for this key"},
+    "authUndo": {"undo_unknown": "`undo_token` must be one that a page after a link holds"},
+    "oauthCallback": {
+        "callback_malformed": "exactly one of `code` and `error` must be there",
+        "state_unknown": "`state` must be one that auth_twitter returned",
+    },
+    "postTwitter": {
+        "text_too_long": "the weighted length of `text` counts, not its number of characters",
+        "x_invalid_request": "ids, cards and links must be ones that X accepts",
+    },
+    "uploadMedia": {"media_files_malformed": "the first bytes of the file must be those of an image, GIF or video"},
+    "userLastTweets": {
+        "mutually_exclusive": "exactly one of `userName` and `userId` must be there",
+        "x_invalid_request": "`cursor` must be one that an earlier page returned",
+    },
+}
+"""Rules that no schema can say, by operation: why a request that fits the schema is still refused with 400."""
+
 _ENTERPRISE = {
     "always": " X keeps this from its self-serve access levels since 2026-04-20: expect 403 x_tier_lacks_action there.",
     "quote": " X keeps quote posts from its self-serve access levels since 2026-04-20: expect 403 there.",

@@ -9,8 +9,8 @@ from birdwire import __version__
 from birdwire.authserver import offered_scopes
 from birdwire.errors import PROBLEMS, GatewayError, render
 from birdwire.limits import WINDOW_S
-from birdwire.surfaces.endpoints import Endpoint, endpoints
-from birdwire.surfaces.schemas import EXAMPLES, components, fixed, reference
+from birdwire.surfaces.endpoints import BEYOND_SCHEMA, Endpoint, endpoints
+from birdwire.surfaces.schemas import EXAMPLES, Error, components, fixed, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,7 +59,6 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "idem_01JD3K8W6ZQ4T5V7X9YABCDEFG",
     ),
     "Idempotent-Replayed": ("The stored response to the first call.", {"type": "string", "const": "true"}, "true"),
-    "Allow": ("The methods that this path accepts.", {"type": "string"}, "POST"),
 }
 """Every header that a response may have in addition to HTTP's own: its meaning, its form, an example."""
 
@@ -86,7 +85,6 @@ TITLES = {
 
 PLACEHOLDERS: dict[str, Any] = {
     "account": "@ada",
-    "allow": "POST",
     "edits": "",
     "detail": "it has the wrong form",
     "example": '{"tweet_id": "1346889436626259968"}',
@@ -165,6 +163,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "version": __version__,
             "summary": "Act on X for a person, with one API key.",
             "description": text + (_RELAY if settings.relay_dialect else ""),
+            "contact": {"name": "The operator of this gateway"},
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
@@ -184,16 +183,9 @@ def document(settings: Settings) -> dict[str, Any]:
                     "description": "A Birdwire API key, bw_live_… or bw_test_….",
                 }
             },
-            "schemas": components(taken, said, offered_scopes(settings)),
-            "headers": {
-                name: {"description": words, "schema": schema, "example": example}
-                for name, (words, schema, example) in HEADERS.items()
-            },
-            "responses": {
-                "UnknownEndpoint": refusal(404, ["route_unknown"], keyed=False),
-                "MethodNotAllowed": refusal(405, ["method_not_allowed"], keyed=False),
-                **shared.responses,
-            },
+            "schemas": components(taken, said, offered_scopes(settings), settings.base_url),
+            "headers": shared.headers,
+            "responses": shared.responses,
         },
     }
 
@@ -206,8 +198,53 @@ def by_status(reasons: Iterable[str]) -> dict[int, list[str]]:
     return dict(sorted(found.items()))
 
 
-def refusal(status: int, reasons: list[str], *, keyed: bool) -> dict[str, Any]:
-    """The response of one status, with the reasons that are possible for it."""
+class _Shared:
+    """Headers and responses by reference: each stands once in the document."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, Any] = {}
+        self.responses: dict[str, Any] = {}
+
+    def refusal(self, endpoint: Endpoint, status: int, reasons: list[str]) -> dict[str, str]:
+        """Return a reference to the response of one status, with the reasons that the endpoint may have for it."""
+        required = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
+        optional = (*_ALLOWANCE, _DEGRADED) if endpoint.keyed else ()
+        if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
+            optional += ("Retry-After",)
+        example = render(GatewayError(reasons[0], **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
+        content: dict[str, Any] = {"application/json": {"schema": _narrowed(reasons), "example": example}}
+        if endpoint.page:
+            content["text/html"] = {"schema": {"type": "string"}}
+        response = {
+            "description": f"{TITLES[status]}: {', '.join(reasons)}.",
+            "headers": self.header_references(("X-Request-Id", *required), optional),
+            "content": content,
+        }
+        number = 1
+        name = f"Refused{status}"
+        while self.responses.setdefault(name, response) != response:
+            number += 1
+            name = f"Refused{status}_{number}"
+        return {"$ref": f"#/components/responses/{name}"}
+
+    def header_references(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
+        """Return references to these headers."""
+        return {name: self._header(name, name, required=True) for name in required} | {
+            name: self._header(name, f"Optional-{name}", required=False) for name in optional
+        }
+
+    def _header(self, name: str, place: str, *, required: bool) -> dict[str, str]:
+        words, schema, example = HEADERS[name]
+        header = {"description": words, "required": required, "schema": schema, "example": example}
+        self.headers.setdefault(place, header)
+        return {"$ref": f"#/components/headers/{place}"}
+
+
+def _narrowed(reasons: list[str]) -> dict[str, Any]:
+    """Return the schema of an error with one of these reasons.
+
+    Generators of clients follow the reference and ignore what stands next to it, so that they make one type of error.
+    """
     problems = [PROBLEMS[reason] for reason in reasons]
     narrowed = fixed(
         type={"const": problems[0].type},
@@ -215,50 +252,7 @@ def refusal(status: int, reasons: list[str], *, keyed: bool) -> dict[str, Any]:
         reason={"enum": reasons},
         whose={"enum": sorted({problem.whose for problem in problems})},
     )
-    example = render(GatewayError(reasons[0], **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
-    required = {401: ["WWW-Authenticate"], 405: ["Allow"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
-    optional = (*_ALLOWANCE, _DEGRADED) if keyed else ()
-    if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
-        optional += ("Retry-After",)
-    return {
-        "description": f"{TITLES[status]}: {', '.join(reasons)}.",
-        "headers": _headers(("X-Request-Id", *required), optional),
-        "content": {
-            "application/json": {
-                "schema": {"allOf": [{"$ref": "#/components/schemas/Error"}, fixed(error=narrowed)]},
-                "example": example,
-            }
-        },
-    }
-
-
-def _headers(required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """Header objects; those that need not be there say so by default."""
-    return {
-        **{name: _required(name) for name in required},
-        **{name: {"$ref": f"#/components/headers/{name}"} for name in optional},
-    }
-
-
-def _required(name: str) -> dict[str, Any]:
-    words, schema, example = HEADERS[name]
-    return {"description": words, "required": True, "schema": schema, "example": example}
-
-
-class _Shared:
-    """Responses by reference: equal ones stand once, under the name of their status."""
-
-    def __init__(self) -> None:
-        self.responses: dict[str, Any] = {}
-
-    def place(self, status: int, response: dict[str, Any]) -> dict[str, str]:
-        """Where this response stands."""
-        number = 1
-        name = f"Refused{status}"
-        while self.responses.setdefault(name, response) != response:
-            number += 1
-            name = f"Refused{status}_{number}"
-        return {"$ref": f"#/components/responses/{name}"}
+    return reference(Error) | fixed(error=narrowed)
 
 
 def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
@@ -269,27 +263,24 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
         "description": _description(endpoint),
         "security": [{"ApiKey": []}] if endpoint.keyed else [],
     }
+    if rules := BEYOND_SCHEMA.get(endpoint.operation_id):
+        made["x-beyond-schema"] = rules
     if parameters := _parameters(endpoint):
         made["parameters"] = parameters
     if _has_body(endpoint):
         made["requestBody"] = _request(endpoint)
-    made["responses"] = {str(endpoint.status): _success(endpoint)} | {
-        str(status): shared.place(status, _refused(endpoint, status, reasons))
+    made["responses"] = {str(endpoint.status): _success(endpoint, shared)} | {
+        str(status): shared.refusal(endpoint, status, reasons)
         for status, reasons in by_status(endpoint.reasons).items()
     }
     return made
 
 
-def _refused(endpoint: Endpoint, status: int, reasons: list[str]) -> dict[str, Any]:
-    response = refusal(status, reasons, keyed=endpoint.keyed)
-    if endpoint.page:
-        response["content"]["text/html"] = {"schema": {"type": "string"}}
-    return response
-
-
 def _description(endpoint: Endpoint) -> str:
     scopes = f"Scopes at X: {', '.join(f'`{scope}`' for scope in endpoint.scopes)}." if endpoint.scopes else ""
-    return " ".join(filter(None, (endpoint.description, scopes))) or f"{endpoint.summary}. It needs no key."
+    rules = BEYOND_SCHEMA.get(endpoint.operation_id, {})
+    more = "".join(f" 400 `{reason}`: {rule}." for reason, rule in rules.items())
+    return (" ".join(filter(None, (endpoint.description, scopes))) + more) or f"{endpoint.summary}. It needs no key."
 
 
 def _has_body(endpoint: Endpoint) -> bool:
@@ -376,7 +367,7 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
     return {"required": required or endpoint.operation_id == "postTwitter", "content": content}
 
 
-def _success(endpoint: Endpoint) -> dict[str, Any]:
+def _success(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
     optional: tuple[str, ...] = (_DEGRADED,) if endpoint.keyed else ()
     if endpoint.keyed and endpoint.method == "POST":
         optional += ("Idempotency-Key", "Idempotent-Replayed")
@@ -388,11 +379,11 @@ def _success(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.text:
         content[endpoint.text] = {"schema": {"type": "object" if endpoint.text.endswith("json") else "string"}}
         if endpoint.text.endswith("yaml"):
-            content[endpoint.text] = {"schema": True}
+            content[endpoint.text] = {"schema": {}}
     if endpoint.page:
         content["text/html"] = {"schema": {"type": "string"}}
     return {
         "description": "Created." if endpoint.status == 201 else "Done.",
-        "headers": _headers(("X-Request-Id", *(_ALLOWANCE if endpoint.keyed else ())), optional),
+        "headers": shared.header_references(("X-Request-Id", *(_ALLOWANCE if endpoint.keyed else ())), optional),
         "content": content,
     }

@@ -165,7 +165,7 @@ class _Book:
         return ", ".join(words)
 
     def _reasons(self, response: dict[str, Any]) -> list[str]:
-        _, narrowed = response["content"]["application/json"]["schema"]["allOf"]
+        narrowed = response["content"]["application/json"]["schema"]
         return list(narrowed["properties"]["error"]["properties"]["reason"]["enum"])
 
 

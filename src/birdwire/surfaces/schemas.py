@@ -20,19 +20,26 @@ if TYPE_CHECKING:
 PLACE = "#/components/schemas/"
 _ALONE = ("media", "poll", "quote_tweet_id", "card_uri")
 
+
+def fixed(**properties: Any) -> dict[str, Any]:
+    """Return a schema that says more of some members of an object, and nothing of the others."""
+    return {"properties": properties, "additionalProperties": True}
+
+
+def _without(*names: str) -> dict[str, Any]:
+    """Return the schema of an object that has none of these members."""
+    return fixed(**{name: {"not": {}} for name in names})
+
+
 RULES: dict[type[BaseModel], dict[str, Any]] = {
     PostTwitter: {
-        "anyOf": [
-            {"required": ["text"], "properties": {"text": {"pattern": r"[^\s\u0085]"}}},
-            *({"required": [name]} for name in _ALONE),
-        ],
-        "allOf": [
-            {"not": {"required": [one, other]}}
-            for one, other in (
-                *((one, other) for n, one in enumerate(_ALONE) for other in _ALONE[n + 1 :]),
-                ("card_uri", "direct_message_deep_link"),
-            )
-        ],
+        "if": _without(*_ALONE),
+        "then": {"required": ["text"]} | fixed(text={"pattern": r"[^\s\u0085]"}),
+        "dependentSchemas": {
+            "media": _without("poll", "quote_tweet_id", "card_uri"),
+            "poll": _without("quote_tweet_id", "card_uri"),
+            "card_uri": _without("quote_tweet_id", "direct_message_deep_link"),
+        },
     }
 }
 """What a model's validators ask beyond its fields: a text unless something else is posted, and what excludes what."""
@@ -48,7 +55,7 @@ EXAMPLES: dict[str, Any] = {
     "target_user_id": "2244994945",
     "scopes": ["like.write"],
     "expected_username": "ada",
-    "return_to": "https://app.example.com/linked",
+    "return_to": "http://127.0.0.1:8700",  # the gateway's own URL
     "state": "kZ3vJ0pXc1yq",
     "username": "ada",
     "undo_token": "b0x9mJ3rT5",
@@ -121,26 +128,30 @@ class Error(BaseModel):
 
 
 def components(
-    taken: Iterable[type[Body]], said: Iterable[type[BaseModel]], scopes: Iterable[str] = ()
+    taken: Iterable[type[Body]],
+    said: Iterable[type[BaseModel]],
+    scopes: Iterable[str] = (),
+    base_url: str = EXAMPLES["return_to"],
 ) -> dict[str, Any]:
     """The schemas of all models by name. What is taken is never null: a member is left out instead.
 
-    `scopes` are those that a link may ask for.
+    `scopes` are those that a link may ask for; `base_url` is the gateway's own.
     """
     asked = list(taken)
-    offered = {(AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}}}
+    ours = {
+        (AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}},
+        (AuthTwitter, "return_to"): {"examples": [base_url]},
+    }
     schemas = _schemas(asked, nullable=False)
+    for schema in schemas.values():
+        for field, inner in schema.get("properties", {}).items():
+            inner["examples"] = [EXAMPLES[field]]
     for model in asked:
         schema = schemas[model.__name__]
         schema.update(RULES.get(model, {}))
-        for (owner, name), more in (NARROWER | offered).items():
+        for (owner, name), more in (NARROWER | ours).items():
             if owner is model:
                 schema["properties"][name].update(more)
-    for name, schema in schemas.items():
-        for field, inner in schema.get("properties", {}).items():
-            inner.pop("examples", None)
-            inner["examples"] = [EXAMPLES[field]]
-        schemas[name] = schema
     schemas |= _schemas(said, nullable=True)
     error = _schemas([Error], nullable=False)
     error["Refusal"]["properties"]["type"]["enum"] = sorted({*TYPES.values(), "invalid_request_error"})
@@ -150,11 +161,6 @@ def components(
 def reference(model: type[BaseModel]) -> dict[str, str]:
     """Where a model's schema stands."""
     return {"$ref": PLACE + model.__name__}
-
-
-def fixed(**properties: Any) -> dict[str, Any]:
-    """A schema that says more of some members of an object."""
-    return {"type": "object", "properties": properties}
 
 
 def _schemas(models: Iterable[type[BaseModel]], *, nullable: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ PNG = base64.b64decode(
 )
 
 
-CONNECTIONS = httpx2.Limits(max_connections=500, keepalive_expiry=2)
+CONNECTIONS = httpx2.Limits(max_connections=500, keepalive_expiry=1)
 """A client ends an idle connection well before a server does, after 5 seconds: else a call may meet its end."""
 
 

@@ -16,6 +16,7 @@ from birdwire.errors import GatewayError, excerpt
 from birdwire.keys import LINK
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
+from birdwire.sessions import UNDO_FOR
 from birdwire.store import acts, keys
 from birdwire.store import states as store
 from birdwire.vault import Place
@@ -100,7 +101,13 @@ class Authorizations:
             await keys.hold(connection, key.key_id)
             if by.via == "http" and not await keys.may(connection, key.key_id, LINK):
                 raise GatewayError("key_not_allowed", what=LINK)
-            await store.trim(connection, key.key_id, keep=MOST_PENDING - 1, expired_before=now - STATE_KEPT)
+            await store.trim(
+                connection,
+                key.key_id,
+                keep=MOST_PENDING - 1,
+                ended_before=now - UNDO_FOR,
+                expired_before=now - STATE_KEPT,
+            )
             await store.add(connection, row)
             wanted = {name: row[name] for name in ("scopes", "expected_username", "return_to") if row[name]}
             await acts.append(connection, now, by, "link.started", key.key_id, after=wanted)

@@ -28,9 +28,9 @@ def write(state_hash: bytes, undo_token: str, paths: Iterable[str], *, secure: b
     return tuple(("set-cookie", f"{name}={undo_token}; Path={path}; {more}") for path in paths)
 
 
-def token_for(call: Call, state_hash: bytes) -> str | None:
-    """Return the undo token that the browser holds for a state, unchecked."""
-    return next((token for found, token in _cookies(call) if found == state_hash), None)
+def tokens_for(call: Call, state_hash: bytes) -> list[str]:
+    """Return the undo tokens that the browser holds for a state, unchecked: a neighbouring host may have set one."""
+    return [token for found, token in _cookies(call) if found == state_hash]
 
 
 def state_for(call: Call, undo_token: str) -> bytes | None:

@@ -31,6 +31,7 @@ from birdwire.x import Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import RowMapping
 
@@ -77,13 +78,19 @@ class Linked:
     undo_token: str | None = field(default=None, repr=False)
     return_to: str | None = None
     state_hash: bytes = field(default=b"", repr=False)
+    undo_hash: bytes | None = field(default=None, repr=False)
+    undo_until: datetime | None = field(default=None, repr=False)
 
     def again(self) -> Linked:
         """Return what a load from another browser may see: the link, and not its undo."""
         return replace(self, how="already" if self.how == "linked" else self.how, undo_token=None)
 
-    def with_undo(self, undo_token: str) -> Linked:
-        """Return what a reload in the browser of the first load sees: the same page once more."""
+    def with_undo(self, undo_token: str, at: datetime) -> Linked:
+        """Return what a reload in the browser that holds the undo sees: the same page, until that is over."""
+        if self.undo_hash is None or self.undo_until is None or self.undo_until <= at:
+            return self
+        if not hmac.compare_digest(hash_of(undo_token), self.undo_hash):
+            return self
         return replace(self, how="linked" if self.how == "already" else self.how, undo_token=undo_token)
 
 
@@ -298,17 +305,9 @@ class OAuth:
             _again,
         )
         linked = linked if first else linked.again()
-        held = cookies.token_for(call, state_hash)
-        if linked.undo_token is None and held is not None and await self._undoes(held, state_hash):
-            return linked.with_undo(held)
+        for held in cookies.tokens_for(call, state_hash):
+            linked = linked.with_undo(held, self._clock.now())
         return linked
-
-    async def _undoes(self, undo_token: str, state_hash: bytes) -> bool:
-        """Return whether a token still undoes the link that a state led to, which exists."""
-        state = (await self._outcomes([state_hash])).get(state_hash)
-        if state is None or not hmac.compare_digest(hash_of(undo_token), state["undo_hash"] or b""):
-            return False
-        return bool(state["undo_until"] > self._clock.now())
 
     async def undo(self, undo_token: str, call: Call) -> Undone:
         """End the link that a page offered to undo. Repeated with the page's cookie, report the earlier end.
@@ -463,7 +462,14 @@ def _again(state: RowMapping) -> Linked:
         expires_at=state["expires_at"], actions=tuple(state["actions"] or ()), daily_writes=state["daily_writes"]
     )
     allowed = may(rules, state["scopes"].split())
-    return Linked(how, state["label"], allowed, state["username"], return_to=back, state_hash=state["state_hash"])
+    return Linked(
+        how,
+        state["label"],
+        allowed,
+        state["username"],
+        return_to=back,
+        **{name: state[name] for name in ("state_hash", "undo_hash", "undo_until")},
+    )
 
 
 def _back(state: RowMapping, key: Key) -> str | None:

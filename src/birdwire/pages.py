@@ -92,7 +92,7 @@ class Pages:
         if _wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
         page = self._page("linked.html", linked=linked, forms=linked.undo_token is not None)
-        if linked.undo_token is None or cookies.token_for(call, linked.state_hash) is not None:
+        if linked.undo_token is None or linked.undo_token in cookies.tokens_for(call, linked.state_hash):
             return page
         secure = self._origin[0] == "https"
         return page.adding(cookies.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))

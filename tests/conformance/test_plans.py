@@ -85,7 +85,7 @@ STATEMENTS: dict[str, Work] = {
     "first call: what the app may do": lambda c: capabilities.of_app(c, "client"),
     "status: what a key met": lambda c: capabilities.met_by(c, "key_1", "client"),
     "a capped call": lambda c: keys.spend_write(c, "key_1", "2026-04-18", 3),
-    "a link: states of long ago": lambda c: states.trim(c, "key_1", keep=20, expired_before=NOW),
+    "a link: states of long ago": lambda c: states.trim(c, "key_1", keep=20, ended_before=NOW, expired_before=NOW),
     "a link: its state": lambda c: states.find(c, b"hash"),
     "a link: what became of its state": lambda c: states.outcomes(c, [b"hash", b"hush"]),
     "a link: its state is taken": lambda c: states.take(c, b"hash", NOW),

@@ -268,6 +268,17 @@ async def test_a_caller_cannot_fill_the_disk_with_acts(house: House) -> None:
     assert [act for act, *_ in await acts_of(house)].count("link.started") == MAX_REPEATED + 1
 
 
+async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(house: House) -> None:
+    """A link that was never in use is ended as often as it is started."""
+    await house.fault("GET", "/2/users/me", {"status": 503}, times=None)
+    for _ in range(MAX_REPEATED + 3):
+        await press_undo(house, await house.link("ada"))
+    assert [act for act, *_ in await acts_of(house)].count("link.undone") == MAX_REPEATED
+    await house.x.delete("/_sandbox/faults")
+    assert (await press_undo(house, await house.link("ada"))).status_code == 200
+    assert [act for act, *_ in await acts_of(house)].count("link.undone") == MAX_REPEATED + 1
+
+
 async def test_a_long_field_is_recorded_by_its_length(house: House) -> None:
     """A key with a thousand networks leaves a short row."""
     ips = tuple(f"10.{number // 256}.{number % 256}.0/24" for number in range(1_000))

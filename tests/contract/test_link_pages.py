@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
+from birdwire.authorization import MOST_PENDING, hash_of
 from birdwire.cookies import write
 from birdwire.store.db import StorageDownError
 from house import API, POST, House
@@ -274,10 +275,33 @@ async def test_a_reload_elsewhere_shows_no_undo_but_the_way_to_x(house: House) -
         assert "@ada is linked already" in page.text
         assert "undo_token" not in page.text
         assert 'href="https://x.com/settings/connected_apps"' in page.text
+    planted = await house.bare.get(redirect, headers=HTML | {"cookie": f"{name}=planted; {name}={token}"})
+    assert undo_token(planted) == token
     held = HTML | {"cookie": f"{name}={token}"}
     loads = [house.bare.get(redirect, headers=held if number % 2 else HTML) for number in range(20)]
     pages = await asyncio.gather(*loads)
     assert ["undo_token" in page.text for page in pages] == [bool(number % 2) for number in range(20)]
+
+
+async def test_a_planted_cookie_does_not_keep_ours_out(house: House) -> None:
+    """Who has made the link knows its state, and so the cookie's name."""
+    redirect = await house.consent("ada")
+    state = parse_qs(urlsplit(redirect).query)["state"][0]
+    ((_, planted),) = write(hash_of(state), "planted", ["/"], secure=False)
+    first = await house.bare.get(redirect, headers=HTML | {"cookie": planted.partition(";")[0]})
+    assert undo_token(await house.bare.get(redirect, headers=HTML)) == undo_token(first)
+
+
+async def test_the_keys_holder_cannot_take_the_undo_away(house: House) -> None:
+    """However many links they make; after its ten minutes the state goes as others do."""
+    redirect = await house.consent("ada")
+    first = await house.bare.get(redirect, headers=HTML)
+    for _ in range(MOST_PENDING + 1):
+        (await house.call("auth_twitter")).raise_for_status()
+    assert undo_token(await house.bare.get(redirect, headers=HTML)) == undo_token(first)
+    house.clock.advance(minutes=10, seconds=1)
+    (await house.call("auth_twitter")).raise_for_status()
+    assert reason_of(await land(house, redirect)) == "state_unknown"
 
 
 async def test_a_reload_after_an_undo_says_already_undone(house: House) -> None:

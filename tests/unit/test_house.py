@@ -52,8 +52,6 @@ ALLOWED: dict[str, str] = {
     "store.idempotency": "store.schema",
     "idempotency": "body call clock errors journal keys presence store.db store.idempotency vault",
     "authserver": "errors settings upstream",
-    "authorization": "authserver body clock errors keys operations reads settings store store.acts store.db "
-    "store.keys store.states vault",
     "x": "call clock errors metrics operations post upstream windows",
     "store": "",
     "store.schema": "",
@@ -98,6 +96,8 @@ ALLOWED: dict[str, str] = {
     "cookies": "call sessions",
     "sessions": "acts authserver clock errors failpoints landings lookups pairs recall refresh revocations store.acts "
     "store.db store.keys store.sessions store.states telemetry vault",
+    "authorization": "authserver body clock errors keys operations reads sessions settings store store.acts store.db "
+    "store.keys store.states vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "
     "lookups cookies permissions refresh sessions settings store.acts store.db store.states vault x",

@@ -58,8 +58,10 @@ DATABASE = "database"
 MAX_WHO, MAX_VALUE = 100, 1_000
 """Characters of `who`, and of one changed field as JSON."""
 
-REPEATABLE = frozenset({"link.started", "link.approved", "link.denied", "link.mismatched", "link.expired"})
-"""Acts that callers can repeat without end and without changing a link in use."""
+REPEATABLE = frozenset(
+    {"link.started", "link.approved", "link.named", "link.denied", "link.mismatched", "link.expired"}
+)
+"""Acts that callers can repeat without end and without changing a link in use; so is the end of a pending link."""
 
 MAX_REPEATED, REPEATED_WITHIN = 20, timedelta(minutes=10)
 """How many acts of one REPEATABLE kind are recorded of one key, so that a caller cannot fill the disk with them."""
@@ -92,7 +94,8 @@ async def append(
     after: Mapping[str, object] | None = None,
 ) -> None:
     """Record an act in the transaction that does it, and announce it to the gateways, which log it."""
-    if act in REPEATABLE and by.via != "cli":
+    repeatable = act in REPEATABLE or (before is not None and before.get("state") == "pending")
+    if repeatable and by.via != "cli":
         query = _newest(subject, act).offset(MAX_REPEATED - 1)
         earlier = (await connection.execute(query)).mappings().first()
         if earlier is not None and earlier["at"] > at - REPEATED_WITHIN:

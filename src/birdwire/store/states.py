@@ -44,13 +44,17 @@ async def add(connection: AsyncConnection, state: Mapping[str, object]) -> None:
     await connection.execute(insert(link_states).values(state))
 
 
-async def trim(connection: AsyncConnection, key_id: str, *, keep: int, expired_before: datetime) -> None:
+async def trim(
+    connection: AsyncConnection, key_id: str, *, keep: int, ended_before: datetime, expired_before: datetime
+) -> None:
     """Drop a key's oldest states over `keep`, used or not, and every state that expired before a given time.
 
-    A state whose callback is under way stays.
+    A state whose callback is under way stays, and so does one that led to a link, until a time after its end: the
+    page of that link still offers its undo.
     """
     await connection.execute(delete(link_states).where(link_states.c.expires_at < expired_before))
-    idle = link_states.c.taken_at.is_(None) | link_states.c.ended_at.is_not(None)
+    refused = link_states.c.ended_at.is_not(None) & link_states.c.session_id.is_(None)
+    idle = link_states.c.taken_at.is_(None) | refused | (link_states.c.ended_at < ended_before)
     own = select(link_states.c.state_hash).where(link_states.c.key_id == key_id, idle)
     surplus = own.order_by(link_states.c.created_at.desc()).offset(keep)
     await connection.execute(delete(link_states).where(link_states.c.state_hash.in_(surplus)))

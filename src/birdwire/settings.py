@@ -18,6 +18,8 @@ from birdwire.failpoints import Failpoints
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from pydantic_core import ErrorDetails
+
 PREFIX = "BIRDWIRE_"
 CALLBACK_PATH = "/apis/v1/twitter/oauth_callback"
 LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
@@ -206,6 +208,8 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         faults = [*self._url_faults(), *self._host_faults()]
+        if self.port == self.metrics_port != 0 and _collide(self.host, self.metrics_host):
+            faults.append(("metrics_port", f"port and metrics_port are both {self.port}; choose another metrics_port"))
         if self.vault_key_file is not None and self.vault_key is not None:
             faults.append(("vault_key", "vault_key and vault_key_file are both set; set one"))
         for network in listed(self.trusted_proxies):
@@ -219,7 +223,7 @@ class Settings(BaseModel):
             faults.append(("max_spooled_bytes", "max_spooled_bytes must be at least max_upload_bytes"))
         unknown = set(self.offered_reads) - set(LOOK_UPS)
         if unknown:
-            faults.append(("reads", f"reads names {min(unknown)}, which is none of {', '.join(LOOK_UPS)}"))
+            faults.append(("reads", f"reads contains {min(unknown)}, which is not one of {', '.join(LOOK_UPS)}"))
         faults += [
             ("extra_scopes", f"extra_scopes contains {scope}, which is not a scope such as dm.read")
             for scope in listed(self.extra_scopes)
@@ -423,6 +427,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_any(host: str) -> bool:
+    """Whether it is the address that stands for all of a machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _collide(one: str, other: str) -> bool:
+    """Whether a port that listens on one address cannot listen on the other, too."""
+    same_family = (":" in one) == (":" in other)
+    return one == other or (same_family and (is_any(one) or is_any(other)))
+
+
 def _is_host(name: str) -> bool:
     """Whether a lower-case name is one that a Host header may have (RFC 9110 §7.2), without a port."""
     if name.startswith("[") and name.endswith("]"):
@@ -440,13 +458,16 @@ def _faults(error: ValidationError) -> tuple[Faults, bool]:
     misfit = found[0].get("ctx", {}).get("error")
     if isinstance(misfit, _MisfitError):
         return [(name, f"{sentence}.") for name, sentence in misfit.faults], True
-    return [(str(item["loc"][0]), _sentence(item["loc"], item["type"], item["msg"])) for item in found], False
+    return [(str(item["loc"][0]), _sentence(item)) for item in found], False
 
 
-def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
-    name = PREFIX + str(place[0]).upper()
-    if kind == "extra_forbidden":
-        meant = difflib.get_close_matches(str(place[0]), Settings.model_fields, 1)
+def _sentence(error: ErrorDetails) -> str:
+    place = str(error["loc"][0])
+    name = PREFIX + place.upper()
+    if error["type"] == "too_short":  # Pydantic counts the items of a secret
+        return f"{name} must have at least {error['ctx']['min_length']} characters."
+    if error["type"] == "extra_forbidden":
+        meant = difflib.get_close_matches(place, Settings.model_fields, 1)
         hint = f"do you mean {PREFIX}{meant[0].upper()}?" if meant else "`birdwire check --help` lists them."
         return f"{name} is not a setting; {hint}"
-    return f"{name}: {message}."
+    return f"{name}: {error['msg']}."

@@ -1143,6 +1143,8 @@ async def ready(tmp_path: Path) -> dict[str, str]:
         ("PUBLIC_URL", "", "Only a browser on this machine can finish a link: the callback is on 127.0.0.1."),
         ("PUBLIC_URL", "http://localhost:8700", "Set BIRDWIRE_PUBLIC_URL to"),
         ("REDIS_URL", "redis://127.0.0.1:1", "Redis does not answer"),
+        ("TRUSTED_PROXIES", "10.0.0.1,0.0.0.0/0", "Every address is trusted as a proxy"),
+        ("TRUSTED_PROXIES", "::/0", "Every address is trusted as a proxy"),
     ],
 )
 async def test_check_notes_what_is_legal_and_unwise(ready: dict[str, str], name: str, value: str, note: str) -> None:
@@ -1152,6 +1154,44 @@ async def test_check_notes_what_is_legal_and_unwise(ready: dict[str, str], name:
     outcome = await run("check", **ready | {f"BIRDWIRE_{name}": value})
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("note: ")]
     assert (outcome.code, note in line) == (0, True)
+
+
+async def test_check_notes_metrics_that_the_network_can_read(ready: dict[str, str]) -> None:
+    """Unless a token protects them, or they are for this machine alone."""
+    given = ready | {"BIRDWIRE_METRICS_PORT": "9700", "BIRDWIRE_METRICS_HOST": "10.0.0.1"}
+    (note,) = (await run("check", "--json", **given)).document["notes"]
+    assert note.startswith(
+        "The metrics on 10.0.0.1, port 9700, can be read without a token. Set BIRDWIRE_METRICS_TOKEN"
+    )
+    for sound in ({"BIRDWIRE_METRICS_TOKEN": "a token for the tests"}, {"BIRDWIRE_METRICS_HOST": "127.0.0.1"}):
+        assert (await run("check", "--json", **given | sound)).document["notes"] == []
+
+
+async def test_a_wrong_setting_hides_no_note_on_another(ready: dict[str, str]) -> None:
+    """A port that cannot be has nothing to do with the proxies, nor with a callback that is set."""
+    given = {"BIRDWIRE_PORT": "70000", "BIRDWIRE_TRUSTED_PROXIES": "", "BIRDWIRE_PUBLIC_URL": "https://localhost"}
+    outcome = await run("check", "--json", **ready | given)
+    assert [note.split(":")[0] for note in outcome.document["notes"]] == [
+        "Only a browser on this machine can finish a link",
+        "The public URL is https, and no proxy is trusted",
+    ]
+    assert len(outcome.document["problems"]) == 1
+
+
+async def test_without_a_client_id_nothing_is_said_of_the_client(ready: dict[str, str]) -> None:
+    """It is one problem, and not fine as a public client, too."""
+    outcome = await run("check", "--json", **ready | {"BIRDWIRE_X_CLIENT_ID": ""})
+    assert len(outcome.document["problems"]) == 1
+    assert not [passed for passed in outcome.document["passed"] if "X app" in passed]
+
+
+async def test_a_file_that_is_not_a_database_is_named(ready: dict[str, str], tmp_path: Path) -> None:
+    """There is no server to check."""
+    file = tmp_path / "birdwire.db"
+    file.write_text("x_client_id = 1\n" * 100)
+    file.chmod(0o600)
+    (problem,) = (await run("check", "--json", **ready)).document["problems"]
+    assert problem.startswith(f"{file} is not a database of Birdwire. Check BIRDWIRE_DATABASE_URL")
 
 
 async def test_check_notes_a_settings_file_that_others_may_read(ready: dict[str, str], tmp_path: Path) -> None:
@@ -1206,6 +1246,9 @@ async def test_check_tells_wrong_credentials_from_an_x_that_cannot_be_reached(op
     assert f"ok: X can be reached at {house.settings.x_api_url}" in wrong.out
     away = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere})
     assert (away.code, f"{nowhere} cannot be reached" in away.err, "accept" in away.err) == (2, True, False)
+    assert [one.err.splitlines()[0] for one in (wrong, away)] == ["Error: Ready to start, but not to act at X:"] * 2
+    neither = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere, "BIRDWIRE_VAULT_KEY_FILE": "none"})
+    assert neither.err.startswith("Error: Not ready to start:\n")
     await house.fault("POST", "/2/oauth2/token", {"status": 503})
     failing = await run("check", "--live", **given)
     assert (failing.code, "note: X's answer (HTTP 503" in failing.out) == (0, True)

@@ -236,6 +236,33 @@ def test_an_empty_client_secret_is_none(tmp_path: Path) -> None:
     assert [settings.x_client_secret for settings in found] == [None] * 3
 
 
+@pytest.mark.parametrize(
+    ("host", "metrics_host", "refused"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "127.0.0.1", True),  # noqa: S104 - nothing listens here
+        ("::1", "::", True),
+        ("127.0.0.1", "10.0.0.1", False),
+        ("::1", "127.0.0.1", False),
+    ],
+)
+def test_gateway_and_metrics_cannot_share_a_port(*, host: str, metrics_host: str, refused: bool) -> None:
+    """Of one address: `serve` could not listen on it twice. Any free port is another one each time."""
+    both = {"BIRDWIRE_HOST": host, "BIRDWIRE_METRICS_HOST": metrics_host}
+    same = both | {"BIRDWIRE_PORT": "9700", "BIRDWIRE_METRICS_PORT": "9700"}
+    if refused:
+        with pytest.raises(SettingsError, match=r"port and metrics_port are both 9700; choose another metrics_port\."):
+            Settings.load(same)
+    else:
+        assert Settings.load(same).metrics_port == 9700
+    assert Settings.load(both | {"BIRDWIRE_PORT": "0", "BIRDWIRE_METRICS_PORT": "0"}).metrics_port == 0
+
+
+def test_a_metrics_token_that_is_too_short_is_counted_in_characters() -> None:
+    """It is no list, and has no items."""
+    assert problems(metrics_token="short") == ["BIRDWIRE_METRICS_TOKEN must have at least 16 characters."]
+
+
 def test_what_is_not_wrong_remains_for_a_check() -> None:
     """With the names of what is wrong, of whatever kind."""
     with pytest.raises(SettingsError) as caught:

@@ -22,7 +22,7 @@ from birdwire.cli.sources import ConfigOption, load_settings, settings_file
 from birdwire.clock import Clock, rfc3339
 from birdwire.keyring import Keyring
 from birdwire.redis import Redis, Script
-from birdwire.settings import PREFIX, Settings, SettingsError, is_loopback
+from birdwire.settings import PREFIX, Settings, SettingsError, is_any, is_loopback, listed
 from birdwire.store.db import file_of, place_of
 from birdwire.upstream import Upstream
 from birdwire.vault import VaultError
@@ -57,11 +57,13 @@ def check(
 ) -> None:
     """Report everything that is wrong with settings, vault key and database.
 
-    Exits 0 if the gateway can start, 2 if not. A note names what is legal but unwise, such as a Redis that does not
-    answer: a gateway starts without it. The command changes nothing and shows no secret.
+    Exits 2 if there is a problem, else 0. With a problem the gateway cannot start. A note names what is legal but
+    unwise, such as a Redis that does not answer: a gateway starts without it. The command changes nothing and shows no
+    secret.
 
-    With --live it sends X's token endpoint one request, with the client id, the secret and a made-up refresh token,
-    and shows from the database which operations X lately allowed or refused.
+    With --live it also sends X's token endpoint one request, with the client id, the secret and a made-up refresh
+    token, and shows from the database which operations X recently allowed or refused. If X cannot be reached or does
+    not accept the client, that is a problem, too: the gateway starts, but cannot act at X.
 
     Example: birdwire check --config /etc/birdwire/birdwire.toml --live
     """
@@ -69,23 +71,25 @@ def check(
         settings, wrong, found = _settings(config)
         known = None
         if settings is not None:
-            for row in CHECKS:
-                if (live or not row.live) and not wrong.intersection(row.needs):
-                    found += _findings(row, settings)
+            found += _findings(settings, wrong, CHECKS)
+        startable = not _problems(found)
+        if settings is not None:
+            found += _findings(settings, wrong, LIVE_CHECKS if live else ())
             known = _record(settings) if live and "database_url" not in wrong else None
-        broken = [finding for finding in found if finding.level == "problem"]
+        broken = _problems(found)
         document = _document(found, known)
         lines = [f"{one.level}: {one.text}" for one in found if one.level != "problem"] + list(_told(known or ()))
         if broken:
             say.lines(*lines)
-            message = "\n- ".join(("Not ready to start:", *(one.text for one in broken)))
+            headline = "Ready to start, but not to act at X:" if startable else "Not ready to start:"
+            message = "\n- ".join((headline, *(one.text for one in broken)))
             raise Stop(ExitCode.USAGE, message, document=document)
         say.result(document, *lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: a problem keeps the gateway from starting, a note does not. `fix` is the next step."""
+    """What a check found: a problem keeps the gateway from its work, a note does not. `fix` is the next step."""
 
     level: Literal["ok", "note", "problem"]
     message: str
@@ -99,19 +103,25 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check, left out while a setting that it `needs` is wrong. A `live` one asks X."""
+    """One check, left out while a setting that it `needs` is wrong."""
 
     look: Callable[[Settings], Iterator[Finding]]
     needs: tuple[str, ...]
-    live: bool = False
 
 
-def _findings(row: Check, settings: Settings) -> list[Finding]:
-    try:
-        with refusals():
-            return list(row.look(settings))
-    except Stop as stop:
-        return [Finding("problem", stop.message, stop.fix)]
+def _findings(settings: Settings, wrong: frozenset[str], checks: tuple[Check, ...]) -> Iterator[Finding]:
+    for row in checks:
+        if wrong.intersection(row.needs):
+            continue
+        try:
+            with refusals():
+                yield from list(row.look(settings))
+        except Stop as stop:
+            yield Finding("problem", stop.message, stop.fix)
+
+
+def _problems(found: list[Finding]) -> list[Finding]:
+    return [one for one in found if one.level == "problem"]
 
 
 def _settings(config: Path | None) -> tuple[Settings | None, frozenset[str], list[Finding]]:
@@ -132,10 +142,20 @@ def _settings(config: Path | None) -> tuple[Settings | None, frozenset[str], lis
     return settings, wrong, found
 
 
+def _public_callback(settings: Settings) -> Iterator[Finding]:
+    if settings.public_url:
+        yield from _callback(settings)
+
+
+def _own_callback(settings: Settings) -> Iterator[Finding]:
+    if not settings.public_url:
+        yield from _callback(settings)
+
+
 def _callback(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", f"The callback to register at X is {settings.redirect_uri}")
     host = urlsplit(settings.base_url).hostname or ""
-    if settings.issuer == "x" and (is_loopback(host) or _is_any(host)):
+    if settings.issuer == "x" and (is_loopback(host) or is_any(host)):
         yield Finding(
             "note",
             f"Only a browser on this machine can finish a link: the callback is on {host}.",
@@ -143,14 +163,17 @@ def _callback(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _callers(settings: Settings) -> Iterator[Finding]:
+def _listener(settings: Settings) -> Iterator[Finding]:
     if not is_loopback(settings.host):
         yield Finding(
             "note",
             f"Birdwire listens on {settings.host} in plain HTTP, in which API keys can be read on the way.",
             f"Let only the proxy that terminates TLS reach port {settings.port}, or set BIRDWIRE_HOST to 127.0.0.1.",
         )
-    if settings.base_url.startswith("https:") and not settings.trusted_proxies:
+
+
+def _proxies(settings: Settings) -> Iterator[Finding]:
+    if settings.public_url.startswith("https:") and not settings.trusted_proxies:
         yield Finding(
             "note",
             "The public URL is https, and no proxy is trusted: every caller seems to have the proxy's address, so that "
@@ -158,10 +181,28 @@ def _callers(settings: Settings) -> Iterator[Finding]:
             "Set BIRDWIRE_TRUSTED_PROXIES to the address of the proxy that terminates TLS.",
         )
 
+    if any(ipaddress.ip_network(network).prefixlen == 0 for network in listed(settings.trusted_proxies)):
+        yield Finding(
+            "note",
+            "Every address is trusted as a proxy: a caller can claim any address in X-Forwarded-For, and so use a key "
+            "from outside its --ips.",
+            "Set BIRDWIRE_TRUSTED_PROXIES to the address of the proxy that terminates TLS.",
+        )
+
+
+def _metrics(settings: Settings) -> Iterator[Finding]:
+    if settings.metrics_port is not None and settings.metrics_token is None and not is_loopback(settings.metrics_host):
+        yield Finding(
+            "note",
+            f"The metrics on {settings.metrics_host}, port {settings.metrics_port}, can be read without a token.",
+            "Set BIRDWIRE_METRICS_TOKEN, or let only Prometheus reach that port.",
+        )
+
 
 def _client(settings: Settings) -> Iterator[Finding]:
     if not settings.x_client_id:
         yield Finding("problem", "BIRDWIRE_X_CLIENT_ID is not set.", "Set it to the OAuth 2.0 client id of your X app.")
+        return
     kind = "a public client (no secret)" if settings.x_client_secret is None else "a confidential client"
     yield Finding("ok", f"The X app is used as {kind}")
 
@@ -236,23 +277,20 @@ def _x(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS = (
-    Check(_callback, ("public_url", "host", "port", "x_api_url")),
-    Check(_callers, ("public_url", "host", "port", "trusted_proxies")),
+    Check(_public_callback, ("public_url", "x_api_url")),
+    Check(_own_callback, ("public_url", "host", "port", "x_api_url")),
+    Check(_listener, ("host", "port")),
+    Check(_proxies, ("public_url", "trusted_proxies")),
+    Check(_metrics, ("metrics_host", "metrics_port", "metrics_token")),
     Check(_client, ("x_client_id", "x_client_secret")),
     Check(_vault, ("vault_key", "vault_key_file", "vault_other_key_files")),
     Check(_database, ("database_url",)),
     Check(_redis, ("redis_url",)),
-    Check(_x, ("x_api_url", "x_proxy", "x_client_id", "x_client_secret"), live=True),
 )
-"""Every check, in the order in which its findings are shown."""
+"""What a start needs, and what is unwise, in the order in which it is shown."""
 
-
-def _is_any(host: str) -> bool:
-    """Whether it is the address that stands for all of a machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+LIVE_CHECKS = (Check(_x, ("x_api_url", "x_proxy", "x_client_id", "x_client_secret")),)
+"""What a call to X needs; these ask X."""
 
 
 def _document(found: list[Finding], known: list[Capability] | None) -> dict[str, Any]:

@@ -369,7 +369,8 @@ def _damaged(path: Path) -> bool:
     the store, and tokens are sealed, so that a flipped bit in one is found in any case.
 
     Raises:
-        StorageDownError: the file cannot be read, or is no database.
+        StoreError: the file is not a database.
+        StorageDownError: the file cannot be read.
     """
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=POOL_WAIT_S, check_same_thread=False)) as connection:
@@ -388,4 +389,8 @@ def _damaged(path: Path) -> bool:
             return False
         raise StorageDownError(type(error).__name__) from None
     except sqlite3.Error as error:
+        if error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_NOTADB:
+            raise StoreError(
+                f"{path} is not a database of Birdwire. Check BIRDWIRE_DATABASE_URL, or restore a backup."
+            ) from None
         raise StorageDownError(type(error).__name__) from None

@@ -33,6 +33,7 @@ ALERTS: dict[str, dict[str, Any]] = {
 TOKEN = "a token for the tests"
 REFRESH = "/2/oauth2/token"
 DAY_S = 86_400
+HELD_S = 29.5
 
 
 @contextlib.contextmanager
@@ -41,6 +42,19 @@ def file_of(house: House) -> Iterator[sqlite3.Connection]:
     file = house.directory / "birdwire.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
         yield connection
+
+
+@contextlib.contextmanager
+def holding() -> Iterator[asyncio.Event]:
+    """Have X, which runs in this process, answer what a fault delays by HELD_S once the event is set."""
+    release, sleep = asyncio.Event(), asyncio.sleep
+
+    async def held(delay: float, result: Any = None) -> Any:
+        return await (release.wait() if delay == HELD_S else sleep(delay, result))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "sleep", held)
+        yield release
 
 
 async def renew(house: House, **refusal: Any) -> None:
@@ -66,17 +80,18 @@ async def store_no_tokens(house: House) -> None:
     """The table of X sessions is away when X's answer comes."""
     await house.link("ada")
     await house.advance_x(7_300)
-    await house.fault("POST", REFRESH, {"delay_s": 0.3})
-    liking = asyncio.create_task(house.like())
-    async with asyncio.timeout(20):
-        while len(await house.calls(REFRESH)) < 2:
-            pass
-        with file_of(house) as database:
+    await house.fault("POST", REFRESH, {"delay_s": HELD_S})
+    with holding() as release, file_of(house) as database:
+        async with asyncio.timeout(20):
+            liking = asyncio.create_task(house.like())
+            while len(await house.calls(REFRESH)) < 2:
+                pass
             await asyncio.to_thread(database.execute, "ALTER TABLE x_sessions RENAME TO elsewhere")
+            release.set()
             while not house.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
                 await asyncio.sleep(0)
             await asyncio.to_thread(database.execute, "ALTER TABLE elsewhere RENAME TO x_sessions")
-        await liking
+            await liking
 
 
 async def take_no_writes(house: House) -> None:
@@ -160,13 +175,15 @@ async def stand_still(house: House) -> None:
 async def be_full(house: House) -> None:
     """One call runs, and there is no place for another."""
     await house.link("ada")
-    await house.fault("POST", "/2/users/*/likes", {"delay_s": 1})
-    first = asyncio.create_task(house.like())
-    async with asyncio.timeout(20):
-        while (await house.x.get("/_sandbox/faults")).json()["faults"]:
-            pass
-    assert (await house.like()).status_code == 503
-    await first
+    await house.fault("POST", "/2/users/*/likes", {"delay_s": HELD_S})
+    with holding() as release:
+        async with asyncio.timeout(20):
+            first = asyncio.create_task(house.like())
+            while (await house.x.get("/_sandbox/faults")).json()["faults"]:
+                pass
+            assert (await house.like()).status_code == 503
+            release.set()
+            await first
 
 
 async def lose_the_log(house: House) -> None:

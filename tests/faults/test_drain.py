@@ -65,13 +65,13 @@ async def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
     async with street(tmp_path) as place:
         served = await place.serve(drain_notice_s="60")
         await place.link(served)
-        body = {"match": {"method": "GET", "path": "/2/users/by/username/*"}, "times": 1, "do": {"delay_s": 1.5}}
+        body = {"match": {"method": "GET", "path": "/2/users/by/username/*"}, "times": 1, "do": {"delay_s": 30}}
         (await place.x.post("/_sandbox/faults", json=body)).raise_for_status()
         headers = {"authorization": f"Bearer {place.raw_keys[0]}"}
         looking = asyncio.create_task(
             place.client.get(f"{served.url}{API}user/info", params={"userName": "grace"}, headers=headers)
         )
-        running = await liking(place, served, 1.5)
+        running = await liking(place, served, 30)
         served.signal(signal.SIGTERM)
         await until_draining(place, served)
         served.signal(signal.SIGINT)
@@ -79,7 +79,7 @@ async def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
         cut = await asyncio.gather(running, looking, return_exceptions=True)
         assert all(isinstance(one, httpx2.HTTPError) for one in cut), cut
         events = [json.loads(line)["event"] for line in served.log.read_text().splitlines()]
-        assert set(events) == {"request"}
+        assert set(events) - {"act"} == {"request"}  # the link is an act, which is logged within seconds
 
 
 async def test_two_signals_end_a_dev_gateway_without_a_traceback(tmp_path: Path) -> None:

@@ -228,6 +228,10 @@ async def test_the_token_and_revoke_endpoints_read_forms_json_and_the_query(x: S
         ({"json": {"grant_type": 7}}, "The parameter [grant_type] must be a string."),
         ({"json": {"grant_type": "refresh_token"}, "params": {"grant_type": "x"}}, "given more than once"),
         ({"data": {"grant_type": "refresh_token"}, "params": {"grant_type": "x"}}, "given more than once"),
+        (
+            {"content": b'{"grant_type":"x","grant_type":"y"}', "headers": {"content-type": "application/json"}},
+            "given more than once",
+        ),
         ({"content": b"[]", "headers": {"content-type": "application/json"}}, "malformed"),
         ({"content": b"{", "headers": {"content-type": "application/json; charset=utf-8"}}, "malformed"),
         ({"content": b"a=%ff", "headers": {"content-type": "application/x-www-form-urlencoded"}}, "malformed"),

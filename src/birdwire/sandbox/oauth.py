@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -37,7 +38,8 @@ async def read_parameters(request: Request) -> dict[str, str]:
     try:
         pairs = _decoded(request.scope["query_string"])
         if raw and kind == JSON:
-            pairs += json_object(raw).items()
+            json_object(raw)
+            pairs += json.loads(raw, object_pairs_hook=list)
         elif raw and kind == FORM:
             pairs += _decoded(raw)
         elif raw:

@@ -41,7 +41,7 @@ class AuthTwitter(Body):
     scopes: list[str] = Field(
         default_factory=list,
         max_length=32,
-        description='X scopes to ask for, such as ["like.write"]; all that the operations need, if left out',
+        description='X scopes to ask for, such as ["like.write"]; all that the key can use, if left out',
     )
     expected_username: str | None = Field(
         None, pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that must approve; any other is refused"

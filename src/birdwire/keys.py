@@ -451,7 +451,7 @@ def _check(label: str, tier: str, rpm: int | None) -> None:
     if tier not in TIERS:
         raise KeyRuleError(f"There is no tier {tier}; there are: {', '.join(TIERS)}.")
     if rpm is None and TIERS[tier] is None:
-        raise KeyRuleError("An enterprise key needs its own limit (--rpm).")
+        raise KeyRuleError("A custom key needs its own limit (--rpm).")
     if rpm is not None and not 1 <= rpm <= MAX_RPM:
         raise KeyRuleError(f"The limit must be between 1 and {MAX_RPM} calls a minute.")
 

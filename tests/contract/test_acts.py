@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from acts import acts_of, recorded
 from birdwire.cli import COMMANDS, OPERATE, RUN, build, load, sources
+from birdwire.cli.outcomes import change
 from birdwire.keys import KeyRules, Keys
 from birdwire.operations import OPERATIONS
 from birdwire.reads import READS
@@ -369,6 +370,22 @@ async def test_a_gateway_logs_each_act_once_whoever_did_it(tmp_path: Path) -> No
     assert {event["act"] for event in events if event["level"] == "warning"} == {"link.undone"}
     assert {"key.rotated", "link.denied"} < {event["act"] for event in events}
     assert not [secret for secret in secrets if secret in json.dumps(events)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ({"state": "active"}, None, "active -> none"),
+        ({"state": "active"}, {"reason": "denied"}, "active -> none"),
+        ({"state": ["a", "b"]}, {"state": []}, "a, b -> none"),
+        (None, {"state": "active"}, "active"),
+    ],
+)
+def test_a_field_that_an_act_took_away_is_not_shown_as_there(
+    before: dict[str, Any] | None, after: dict[str, Any] | None, shown: str
+) -> None:
+    """`state: active` below `link.undone` would be the opposite of what happened."""
+    assert change({"before": before, "after": after}, "state") == shown
 
 
 def test_people_read_acts_in_eighty_columns(operated: Operated) -> None:

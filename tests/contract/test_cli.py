@@ -692,6 +692,46 @@ async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
     assert outcome.out.startswith("bw_test_")
     assert outcome.out.count("\n") == 1
     assert "not shown again" in outcome.err
+    assert "It is in the database " in outcome.err
+    assert "just now" not in outcome.err
+
+
+async def test_a_key_in_a_new_database_says_where_it_is(tmp_path: Path) -> None:
+    """Without settings the database is made in the folder, and no gateway knows the key."""
+    url = f"sqlite:///{tmp_path}/birdwire.db"
+    outcome = await run("keys", "create", "--label", "early", BIRDWIRE_DATABASE_URL=url)
+    assert f"It is in the database {tmp_path}/birdwire.db, which was created just now. Only a gateway" in outcome.err
+
+
+async def test_a_rule_is_lifted_by_the_name_that_the_log_shows(operator: Operator) -> None:
+    """As well as by its option's."""
+    person = operator[1]
+    made = (await run("keys", "create", "--label", "agent", *RULED, "--json", **person)).document
+    lifted = ("--lift", "daily_writes,expires_at,account_username")
+    rules = (await run("keys", "change", made["key_id"], *lifted, "--json", **person)).document["rules"]
+    assert [rules[name] for name in ("daily_writes", "expires_at", "account_username")] == [None] * 3
+    unknown = await run("keys", "change", made["key_id"], "--lift", "label", **person)
+    assert "--lift label: it is not one of rpm, expires-in, actions" in unknown.err
+
+
+async def test_a_network_is_kept_without_the_bits_of_a_host(operator: Operator) -> None:
+    """It is shown as it is compared; an address stays one."""
+    person = operator[1]
+    made = (await run("keys", "create", "--label", "n", "--ips", "127.0.0.1/8,::1", "--json", **person)).document
+    rows = (await run("keys", "list", "--json", **person)).document["keys"]
+    assert [row["rules"]["ips"] for row in rows if row["key_id"] == made["key_id"]] == [["127.0.0.0/8", "::1"]]
+
+
+async def test_a_custom_key_without_a_limit_is_named_so(operator: Operator) -> None:
+    """Not as one of another tier."""
+    outcome = await run("keys", "create", "--label", "x", "--tier", "custom", **operator[1])
+    assert "Error: A custom key needs its own limit (--rpm)." in outcome.err
+
+
+async def test_a_key_that_is_malformed_is_looked_for_where_the_command_line_takes_it(operator: Operator) -> None:
+    """A person at a terminal sends no header."""
+    outcome = await run("like", POST, **operator[1] | {"BIRDWIRE_API_KEY": "bw_test_short"})
+    assert (outcome.code, "Fix: Check BIRDWIRE_API_KEY" in outcome.err, "Bearer" in outcome.err) == (4, True, False)
 
 
 async def test_the_list_of_keys_shows_no_key(operator: Operator) -> None:

@@ -75,7 +75,8 @@ async def test_a_spent_token_from_a_backup_is_presented_once(town: Street) -> No
     await town.expire()
     assert (await town.like(at)).status_code == 200  # the backup's token is spent by this
     code, document = await town.command("restore", str(file))
-    assert (code, "serves the database" in document["error"]["message"]) == (2, True)
+    assert (code, "A gateway serves the database" in document["error"]["message"]) == (2, True)
+    assert document["error"]["fix"] == "Stop the gateway first."
     await at.kill()
     code, document = await town.command("restore", str(file))
     assert (code, document["sessions"], document["snapshot_at"] is not None) == (0, 1, True)

@@ -90,7 +90,7 @@ def restore(
                 "Restore a PostgreSQL database with PostgreSQL's own tools.",
                 "pg_restore --clean --if-exists --dbname=DATABASE FILE; then: birdwire restore --mark",
             )
-        with alone(settings):
+        with alone(settings, to_serve=False):
             if file is None or target is None:
                 kept, (sessions, snapshot_at) = None, asyncio.run(_mark(settings, vault, upgrade=False))
             else:

@@ -86,15 +86,17 @@ def held(file: Path, message: str, fix: str) -> Iterator[None]:
         yield
 
 
-def alone(settings: Settings) -> AbstractContextManager[object]:
+def alone(settings: Settings, *, to_serve: bool = True) -> AbstractContextManager[object]:
     """Keep every other gateway off an SQLite file during the block; PostgreSQL serves any number.
 
     Raises:
-        Stop: another gateway serves it.
+        Stop: another gateway serves it; or, if this process is not `to_serve` it, any gateway.
     """
     file = file_of(settings.database_url)
     if file is None:
         return nullcontext()
+    if not to_serve:
+        return held(file, f"A gateway serves the database {file}.", "Stop the gateway first.")
     return held(
         file,
         f"Another gateway serves the database {file}.",

@@ -32,7 +32,8 @@ _LINK = (
     "Run `birdwire accounts link`, or have the operator run `birdwire accounts link KEY_ID`, and have the account's "
     "owner open the page."
 )
-_FIXES = dict.fromkeys(("x_not_linked", "x_session_expired"), _LINK)
+_KEY = "Check BIRDWIRE_API_KEY, or the file of --api-key-file: copy the whole key again, and nothing else."
+_FIXES = {"x_not_linked": _LINK, "x_session_expired": _LINK, "key_malformed": _KEY}
 """Reason -> what a person at a terminal does; the gateway's own fix is for programs that call it."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -15,6 +16,7 @@ from birdwire.cli.say import ExitCode, JsonOption, Stop, family, saying
 from birdwire.cli.sources import ConfigOption, DataOption, read_settings
 from birdwire.clock import Clock, rfc3339
 from birdwire.keys import MAX_RPM, MAX_TEXT, TIERS, KeyRules, Keys
+from birdwire.store.db import file_of, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -39,7 +41,7 @@ ActionsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,...",
-        help="Actions the key may use, such as like,unlike,user/info,link,unlink. Default: all.",
+        help="Actions the key may use, such as like,unlike,link. Default: all.",
     ),
 ]
 IpsOption = Annotated[
@@ -63,11 +65,17 @@ AccountOption = Annotated[
     str | None, typer.Option(metavar="USERNAME", help="X account the key may act as, such as @ada. Default: any.")
 ]
 
-LIFTED = ("rpm", "expires-in", "actions", "ips", "return-to", "daily-writes", "text-limit", "account")
-"""What `change --lift` takes away."""
-
-COLUMNS = {"expires-in": "expires_at", "account": "account_username"}
-"""The rules that an option names otherwise."""
+LIFTED = {
+    "rpm": "rpm",
+    "expires-in": "expires_at",
+    "actions": "actions",
+    "ips": "ips",
+    "return-to": "return_to",
+    "daily-writes": "daily_writes",
+    "text-limit": "text_limit",
+    "account": "account_username",
+}
+"""What `change --lift` removes: a rule as its option names it -> as `birdwire log --acts` does. Both are accepted."""
 
 app = family()
 
@@ -101,10 +109,14 @@ def create(
     with saying(as_json=as_json) as say:
         rules = KeyRules(**_rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account))
         settings = read_settings(config, data)
+        file = file_of(settings.database_url)
+        new = file is not None and not file.exists()
         key, raw_key = _on(settings, lambda keys: keys.create(settings.mode, label, tier, rpm, rules=rules), new=True)
         say.result(_created(key, raw_key), raw_key)
         if not as_json:
             say.aside(f"{key.key_id}, {_terms(key)}. The key is not shown again.")
+            made = "which was created just now. Only a gateway on this database accepts it" if new else ""
+            say.aside(f"It is in the database {place_of(settings.database_url)}{made and f', {made}'}.")
 
 
 @app.command()
@@ -140,9 +152,10 @@ def change(
         changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         changes |= _rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account)
         for name in _listed("--lift", lift):
-            column = COLUMNS.get(name, name.replace("-", "_"))
-            if name not in LIFTED or column in changes:
-                why = "is both set and lifted" if name in LIFTED else f"is none of {', '.join(LIFTED)}"
+            column = LIFTED.get(name, name)
+            known = column in LIFTED.values()
+            if not known or column in changes:
+                why = "is both set and lifted" if known else f"is not one of {', '.join(LIFTED)}"
                 raise Stop(ExitCode.USAGE, f"--lift {name}: it {why}.")
             changes[column] = None
         if not changes:
@@ -242,7 +255,7 @@ def _rules(
     named = {
         "expires_at": None if expires_in is None else Clock().now() + timedelta(seconds=expires_in),
         "actions": tuple(ACTIONS.get(name, name) for name in _listed("--actions", actions)),
-        "ips": _listed("--ips", ips),
+        "ips": tuple(_network(item) for item in _listed("--ips", ips)),
         "return_to": _listed("--return-to", return_to),
         "daily_writes": daily_writes,
         "text_limit": text_limit,
@@ -259,6 +272,14 @@ def _listed(option: str, text: str | None) -> tuple[str, ...]:
     if not all(items):
         raise Stop(ExitCode.USAGE, f"{option} has an empty item.", f"Name one or more, or leave {option} out.")
     return items
+
+
+def _network(text: str) -> str:
+    """Return a network without the bits of a host in it, such as 127.0.0.0/8 for 127.0.0.1/8; all else as it is."""
+    try:
+        return str(ip_network(text, strict=False)) if "/" in text else text
+    except ValueError:  # which the rules refuse
+        return text
 
 
 def _told(rules: KeyRules) -> Iterator[str]:

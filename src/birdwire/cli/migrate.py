@@ -62,7 +62,7 @@ def migrate(
                 "Set database_url to a PostgreSQL database.",
             )
         left = settings.model_copy(update={"database_url": f"{SQLITE}{source}"})
-        with alone(left):
+        with alone(left, to_serve=False):
             asyncio.run(_migrate(settings))
             moved = asyncio.run(_move(left, settings, say))
             kept = source.rename(source.with_name(source.name + MOVED))

@@ -190,15 +190,17 @@ def _list_acts(say: Say, rows: list[dict[str, Any]], *, narrowed: bool) -> None:
     for row in rows:
         by = "the key itself" if row["who"] == row["subject"] else row["who"]
         fields = dict.fromkeys((*(row["before"] or ()), *(row["after"] or ())))
-        changes = [f"{name}: {_change(row, name)}" for name in fields]
+        changes = [f"{name}: {change(row, name)}" for name in fields]
         lines += _wrapped(f"{row['at']}  {row['act']}, by {by} ({row['via']})", "")
         lines += _wrapped("; ".join((row["subject"], *changes)), "  ")
     say.result({"acts": rows}, *(lines or ["No act matches." if narrowed else "There are no acts yet."]))
 
 
-def _change(row: dict[str, Any], name: str) -> str:
-    """What a field was, and what it is."""
+def change(row: dict[str, Any], name: str) -> str:
+    """Return what a field was, and what it is: a field that an act only took away is none now."""
     values = [fields[name] for fields in (row["before"], row["after"]) if fields is not None and name in fields]
+    if name not in (row["after"] or ()):
+        values.append(None)
     words = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
     return " -> ".join("none" if value in (None, []) else word for word, value in zip(words, values, strict=True))
 

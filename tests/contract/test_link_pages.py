@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -318,6 +318,66 @@ async def test_a_reload_after_an_undo_says_already_undone(house: House) -> None:
     held = HTML | {"cookie": f"{name}={token}"}
     wrong = await house.bare.post(API + "auth/undo", data={"undo_token": "x" * 43}, headers=held)
     assert wrong.status_code == 400
+
+
+async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: House) -> None:
+    """Its key has expired or been revoked, or its access cannot be renewed; the undo stays while it is valid."""
+
+    async def reload(url: str) -> str:
+        return (await house.bare.get(url, headers=HTML)).text
+
+    granted = ["tweet.read", "users.read", "like.write"]
+    redirect = await house.consent("ada", scopes=granted)
+    await house.bare.get(redirect, headers=HTML)
+    await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(minutes=5))
+    house.clock.advance(minutes=6)
+    expired = await house.bare.get(redirect, headers=HTML)
+    assert "<h1>This link no longer works</h1>" in expired.text
+    assert "@ada is linked" not in expired.text
+    assert undo_token(expired)
+    await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(days=1))
+    house.bare.cookies.clear()
+    assert "@ada is linked already" in await reload(redirect)
+    house.clock.advance(hours=2)
+    page = await reload(redirect)
+    assert "<h1>This link no longer works</h1>" in page
+    assert "ask the people who run the app for a new link" in page
+    redirect = await house.consent("ada")
+    await house.bare.get(redirect, headers=HTML)
+    await house.gateway.keys.revoke(house.key_id)
+    assert "<h1>This link no longer works</h1>" in await reload(redirect)
+
+
+async def test_an_older_page_says_that_its_link_has_ended(house: House) -> None:
+    """It was replaced, or the key's holder ended it: not that nothing was linked, nor that there is no access now."""
+    for replaced in (True, False):
+        redirect = await house.consent("ada")
+        page = await house.bare.get(redirect, headers=HTML)
+        await (house.link("ada") if replaced else house.call("unlink_twitter"))
+        again, pressed = await house.bare.get(redirect, headers=HTML), await press_undo(house, page)
+        assert (again.status_code, pressed.status_code) == (400, 400)
+        assert "<h1>This link has ended</h1>" in again.text
+        assert "<h1>Nothing left to undo</h1>" in pressed.text
+        for told in (again.text, pressed.text):
+            assert "a newer link took its place, or the people who run the app ended it" in told
+            assert 'href="https://x.com/settings/connected_apps"' in told
+        assert reason_of(await land(house, redirect)) == "state_used"
+
+
+async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: House) -> None:
+    """What the API says to developers stays in the small print, with its commands as code."""
+    mismatch = await linked.link("grace")
+    assert "You approved as @grace; the app asked for @ada." in mismatch.text
+    assert "Switch to @ada at X, then ask for a new link." in mismatch.text
+    unticked = await linked.link("ada", scopes=["users.read"])
+    assert "You unticked a permission that is needed: see posts." in unticked.text
+    assert "<code>birdwire accounts link KEY_ID</code>" in unticked.text
+    assert "`" not in unticked.text
+    cut = await linked.bare.get(API + "oauth_callback", headers=HTML)
+    assert "This address is incomplete." in cut.text
+    assert "Open the link again from where you got it." in cut.text
+    await linked.fault("POST", "/2/oauth2/token", {"status": 500})
+    assert "X had a problem just now; nothing was linked." in (await linked.link("ada")).text
 
 
 @pytest.mark.trust("#293")

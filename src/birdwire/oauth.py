@@ -75,6 +75,7 @@ class Linked:
     how: Literal["linked", "pending", "confirm", "already"]
     label: str
     may: str
+    """As `permissions.may` returns it; empty: nothing."""
     username: str | None = None
     works: bool = True
     undo_token: str | None = field(default=None, repr=False)
@@ -143,6 +144,7 @@ class OAuth:
     ) -> None:
         self._issuer = settings.issuer
         self._mode = settings.mode
+        self._reads = settings.offered_reads
         self._redirect_uri = settings.redirect_uri
         self._iss = "{0.scheme}://{0.netloc}".format(urlsplit(settings.x_authorize_url))
         self._database = database
@@ -382,7 +384,7 @@ class OAuth:
         how: Literal["linked", "pending", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         if session["username"] is None:
             how = "pending"
-        allowed = may(key.rules, session["scopes"].split())
+        allowed = may(key.rules, self._reads, session["scopes"].split())
         return Linked(
             how,
             key.label,
@@ -427,7 +429,7 @@ class OAuth:
         return Linked(
             _HOWS[pending, state["username"] is not None],
             state["label"],
-            may(rules, state["scopes"].split()),
+            may(rules, self._reads, state["scopes"].split()),
             state["username"],
             works=not over and standing(state, at)[0] != "needs_relink",
             return_to=state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None,

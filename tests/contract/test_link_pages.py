@@ -410,8 +410,21 @@ async def test_the_page_says_what_the_key_may_do(house: House) -> None:
     redirect = await house.consent("ada", scopes=granted)
     for _ in range(2):
         page = await house.bare.get(redirect, headers=HTML)
-        assert "It may like and post, up to 50 writes a day, until 1 March 2100." in page.text
+        assert "It may like posts and post, up to 50 actions a day, until 1 March 2100." in page.text
         house.bare.cookies.clear()
+
+
+async def test_the_page_of_a_key_that_may_do_nothing_on_x_claims_nothing_else(tmp_path: Path) -> None:
+    """It may only link, or use a look-up that the gateway does not offer."""
+    async with House.built(tmp_path, reads="user/search") as house:
+        await house.gateway.keys.change(house.key_id, actions=("link", "user/info"), daily_writes=50)
+        redirect = await house.consent("ada")
+        for _ in range(2):
+            page = await house.bare.get(redirect, headers=HTML)
+            assert "is linked to @ada" in page.text
+            assert "At present it is not allowed to do anything on X." in page.text
+            assert "act on X as" not in page.text
+            house.bare.cookies.clear()
 
 
 # The pages.

@@ -16,7 +16,7 @@ from birdwire.authserver import Meaning, TokenError
 from birdwire.body import Body, Empty, check
 from birdwire.call import Answer
 from birdwire.clock import rfc3339
-from birdwire.errors import GatewayError
+from birdwire.errors import GatewayError, excerpt
 from birdwire.flight import SingleFlight
 from birdwire.keys import KeyRules
 from birdwire.landings import Landings, attempt, ending
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 ASK_EVERY_S, MOST_ASKED = 5.0, 10_000
 ME_DEADLINE_S = 8.0  # with the exchange's 10 s, a callback ends within 20 s
+_DENIAL = "access_denied"  # RFC 6749 §4.1.2.1
+_DENIED, _FAILED = "Access was denied on X's page", "X reported an error instead of an approval"
 _LONGEST_STATE, _LONGEST_CODE = 500, 2_000
 
 
@@ -344,8 +346,10 @@ class OAuth:
         if row["issuer"] != self._issuer or row["redirect_uri"] != self._redirect_uri:
             raise GatewayError("issuer_mismatch")
         if "error" in parameters:
-            await self._sessions.acts.refuse(row["key_id"], "link.denied", "consent_denied")
-            raise GatewayError("consent_denied")
+            await self._sessions.acts.refuse(
+                row["key_id"], "link.denied", "consent_denied", error=excerpt(parameters["error"])
+            )
+            raise GatewayError("consent_denied", what=_DENIED if parameters["error"] == _DENIAL else _FAILED)
         key = await self._keys.get(row["key_id"])
         key.check(self._clock.now(), self._mode)
         return await self._link(row, parameters["code"], key)

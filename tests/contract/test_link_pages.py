@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
+from acts import recorded
 from birdwire.authorization import MOST_PENDING, hash_of
 from birdwire.cookies import write
 from birdwire.store.db import StorageDownError
@@ -35,9 +36,22 @@ async def test_a_denial_is_a_quiet_page_whatever_x_or_others_write_into_it(house
     page = await house.bare.get(redirect, headers=HTML)
     assert page.status_code == 400
     assert "consent_denied" in page.text
+    assert "Access was denied on X&#39;s page; nothing was linked." in page.text
     assert payload not in page.text
     assert reason_of(await land(house, changed(redirect, error=payload))) == "state_used"
     assert await exchanges(house) == 0
+
+
+async def test_an_error_of_x_is_not_called_a_denial(house: House) -> None:
+    """The page says whose it is and does not repeat it; the act has it, bounded."""
+    redirect = changed(await house.consent("ada", "deny"), error="server_error" + "<" * 100)
+    page = await house.bare.get(redirect, headers=HTML)
+    assert "X reported an error instead of an approval; nothing was linked." in page.text
+    assert "server_error" not in page.text
+    assert "denied on" not in page.text
+    denied = (await recorded(house.settings.database_url))[-1]
+    assert denied["act"] == "link.denied"
+    assert denied["after"] == {"reason": "consent_denied", "error": "server_error" + "?" * 28 + "..."}
 
 
 @pytest.mark.parametrize("payload", XSS)

@@ -47,6 +47,11 @@ _NEWER = (
     "If you approved a newer link, the app can still act for you. To end that, remove the app at "
     "x.com/settings/connected_apps."
 )
+_OPENED = (
+    "Nothing was undone",
+    'The button "This was not me: undo" leads here. Opened in another way, this address does nothing.',
+    "To end the access, press it within 10 minutes of the link, or remove the app at x.com/settings/connected_apps.",
+)
 _TICK = (
     "On X's page, leave the boxes ticked that let the app see posts and accounts: without them, X does not say "
     "which account this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
@@ -152,6 +157,16 @@ class Pages:
         if _wants_json(call):
             return Answer.of({"data": {"linked": False}})
         return self._page("undone.html", undone=undone)
+
+    def undo_opened(self, error: GatewayError, call: Call) -> Answer:
+        """Explain the undo to a person who opened its address: a restored tab, or a typed URL.
+
+        Raises:
+            GatewayError: the refusal itself, to a client that does not ask for a page.
+        """
+        if "text/html" not in (call.header("accept") or "").lower():
+            raise error
+        return self._refusal(error, call, _OPENED)
 
     def _check_site(self, call: Call) -> None:
         """Refuse what a page of another site sends, by Fetch Metadata, or by Origin where a browser has none.

@@ -394,6 +394,18 @@ async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: H
     assert "X had a problem just now; nothing was linked." in (await linked.link("ada")).text
 
 
+async def test_the_address_of_the_undo_explains_itself_to_a_browser(house: House) -> None:
+    """Programs get the same refusal as before."""
+    page = await house.bare.get(API + "auth/undo", headers=HTML)
+    assert (page.status_code, page.headers["allow"]) == (405, "POST")
+    assert "This was not me: undo" in page.text
+    assert 'href="https://x.com/settings/connected_apps"' in page.text
+    for accept in ("*/*", "application/json"):
+        answer = await house.bare.get(API + "auth/undo", headers={"accept": accept})
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert reason_of(answer) == "method_not_allowed"
+
+
 @pytest.mark.trust("#293")
 async def test_a_page_of_another_site_cannot_press_undo(house: House) -> None:
     """By Fetch Metadata, or by Origin in a browser without it; programs send neither."""

@@ -470,6 +470,7 @@ async def pages_of(house: House) -> list[httpx2.Response]:
         await house.bare.get(API + "oauth_callback?code=a&state=b", headers=HTML),
         await press_undo(house, linked),
         await press_undo(house, linked),
+        await house.bare.get(API + "auth/undo", headers=HTML),
     ]
 
 

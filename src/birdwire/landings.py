@@ -42,6 +42,19 @@ def refusal_of(state: RowMapping) -> dict[str, Any]:
     return refusal
 
 
+def ending(state: RowMapping) -> dict[str, Any]:
+    """Return why a state of `store.outcomes` has no session any more: `undone` and by whom, or `ended` in another way.
+
+    Empty if it has one, or never had.
+    """
+    if state["state"] is not None:
+        return {}
+    refusal = refusal_of(state)
+    if refusal or state["session_id"] is None:
+        return {name: value for name, value in refusal.items() if name == "undone"}
+    return {"ended": True}
+
+
 def attempt(state: RowMapping, at: datetime) -> dict[str, str | None]:
     """Return what became of an auth_url, as auth/status reports it."""
     refusal, reason = refusal_of(state), None

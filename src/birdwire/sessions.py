@@ -319,26 +319,30 @@ class Sessions:
         return bool(rows)
 
     async def undo(self, undo_token: str, peer: str) -> str:
-        """End the session that a page offered to undo, within its 10 minutes; returns whose it was.
+        """End the session that a page offered to undo, and the key's others of that account; return whose it was.
 
         Raises:
-            GatewayError: undo_unknown; auth_failures: the same, from an address that sent too many such tokens.
+            GatewayError: undo_unknown, also after 10 minutes; auth_failures: an address sent too many such tokens.
         """
         undo_hash = _hash(undo_token)
         found = await self._lookups.run(peer, self._by_undo, undo_hash, self._undoable)
         if found is None or not self._undoable(found):  # a guess costs no write
             raise GatewayError("undo_unknown")
+        key_id = found["key_id"]
         async with self._database.write() as connection:
+            await keys.hold(connection, key_id)
             row = (await store.by_undo(connection, self._issuer, [undo_hash])).get(undo_hash)
-            if row is None or not self._undoable(row):
+            if row is None or not self._undoable(row):  # another press of the same button, or a newer link
                 raise GatewayError("undo_unknown")
-            ended = await self._revocations.end(connection, row)
-            if ended:  # and not by another press of the same button
-                await states.refuse(connection, row["key_id"], row["session_id"], undone(account(row)))
-                await self.acts.record(connection, owner_of(row), "link.undone", row["key_id"], row)
-        if ended:
-            self.acts.count("link.undone")
-        self._recall.forget(row["key_id"])
+            rows = await store.of_key(connection, key_id, self._issuer)
+            ended = [one for one in rows if one["session_id"] == row["session_id"] or _same_account(one, row)]
+            for one in ended:
+                await self._revocations.end(connection, one)
+                await states.refuse(connection, key_id, one["session_id"], undone(account(one)))
+            before = _links(ended).current or row
+            await self.acts.record(connection, owner_of(row), "link.undone", key_id, before)
+        self.acts.count("link.undone")
+        self._recall.forget(key_id)
         await self._revocations.hurry()
         return account(row)
 
@@ -434,6 +438,10 @@ def _links(rows: Sequence[RowMapping]) -> Links:
     """The session in use, and the one that waits; not one that ended with its key's right to link."""
     current = next((row for row in rows if row["state"] != "pending"), None)
     return Links(current, next((row for row in rows if row["state"] == "pending" and not _ended(row)), None))
+
+
+def _same_account(row: RowMapping, other: RowMapping) -> bool:
+    return row["user_id"] is not None and bool(row["user_id"] == other["user_id"])
 
 
 def _ended(row: RowMapping) -> bool:

@@ -111,6 +111,9 @@ _STATUS = (
 _FINAL = ("account_mismatch", "x_not_linked", "x_scope_missing")
 """Refusals to name an account that no later call can turn into a link."""
 
+_OWNERS = ("account_mismatch", "code_rejected", "consent_denied", "x_scope_missing")
+"""Refusals of a callback that auth/confirm repeats: how the account's owner, or X, ended the link."""
+
 _HINTS = {True: "refresh_token", False: "access_token"}
 _HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
     (True, False): "pending",
@@ -184,12 +187,8 @@ class OAuth:
         row = next(
             (row for row in (links.pending, links.current) if row and row["session_id"] == state["session_id"]), None
         )
-        if row is None and state["session_id"] is None and state["expires_at"] > self._clock.now():
-            raise GatewayError(
-                "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
-            )
         if row is None:
-            raise GatewayError("state_expired")
+            raise _unconfirmable(state, self._clock.now())
         if row["state"] == "pending":
             if row["user_id"] is None:
                 row = await self._name(row)
@@ -205,7 +204,7 @@ class OAuth:
             newest = await store.newest(connection, key.key_id, self._issuer)
             at = await now(connection, self._clock)
         last = {"last_attempt": None if newest is None else attempt(newest, at)}
-        row = links.current or links.pending
+        row = links.pending if self._waits_alone(links) else links.current or links.pending
         if row is None:
             why = "undone_by_owner" if await self._sessions.acts.undone(key.key_id) else None
             return Answer.of({"linked": False, "usable": False, **dict.fromkeys(_STATUS), "why": why, **last})
@@ -244,6 +243,7 @@ class OAuth:
 
         Raises:
             GatewayError: account_mismatch, x_link_pending, or why X could not be asked; not if an older link goes on.
+                Where that must be linked again, x_link_pending if the newer one is named.
         """
         row = links.pending
         if row is None:
@@ -263,10 +263,15 @@ class OAuth:
                 )
             return Links(row, None)
         except GatewayError as error:
-            if links.current is None:
+            if links.current is None or self._waits_alone(replace(links, pending=row)):
                 error.outcome = "not_sent"  # X's word was on users/me, not on what is asked for
                 raise
             return Links(links.current, None)
+
+    def _waits_alone(self, links: Links) -> bool:
+        """Whether a named link waits for the key's holder, and the older one can serve no call any more."""
+        over = links.current is not None and standing(links.current, self._clock.now())[0] == "needs_relink"
+        return over and links.pending is not None and links.pending["user_id"] is not None
 
     def _may_ask(self, session_id: str) -> bool:
         """Whether X may be asked again whose a pair is, while an older link serves: X bills and limits the question."""
@@ -447,6 +452,18 @@ def _holder(key: Key) -> Actor:
 
 def _unused(state: RowMapping) -> bool:
     return state["taken_at"] is None
+
+
+def _unconfirmable(state: RowMapping, at: datetime) -> GatewayError:
+    """Return why there is no link of a state to confirm."""
+    outcome, refusal = attempt(state, at)["outcome"], refusal_of(state)
+    if outcome == "open":
+        return GatewayError(
+            "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
+        )
+    if refusal.get("reason") in _OWNERS:
+        return GatewayError(**refusal)
+    return GatewayError("state_used" if outcome in ("refused", "undone") else "state_expired")
 
 
 def _again(state: RowMapping) -> Linked:

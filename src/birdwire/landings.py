@@ -36,6 +36,11 @@ def undone(account: str) -> str:
     return json.dumps({"reason": "state_used", "undone": account})
 
 
+def refused(error: GatewayError) -> str:
+    """Return a refusal as it is stored with a state."""
+    return json.dumps({"reason": error.reason, **error.values}, default=str)
+
+
 def refusal_of(state: RowMapping) -> dict[str, Any]:
     """Return the stored refusal of a state: `reason` and its values; empty without one."""
     refusal: dict[str, Any] = json.loads(state["refusal"]) if state["refusal"] is not None else {}
@@ -113,7 +118,7 @@ class Landings(Generic[Result]):
         try:
             result = await finish(row)
         except GatewayError as error:
-            await self._end(state_hash, json.dumps({"reason": error.reason, **error.values}, default=str))
+            await self._end(state_hash, refused(error))
             raise
         except StorageDownError:
             await self._end(state_hash, None)

@@ -33,7 +33,8 @@ WORDS = {
 IMPLIED = {row.name: row.opposite for row in OPERATIONS if row.name.startswith("un")} | {"upload_media": "post_twitter"}
 """What goes without saying where the other action is named."""
 
-_SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
+SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
+"""What each operation and look-up needs the account's owner to allow."""
 
 
 def may(rules: KeyRules, scopes: Collection[str] | None = None) -> str:
@@ -44,7 +45,7 @@ def may(rules: KeyRules, scopes: Collection[str] | None = None) -> str:
     actions = [
         name
         for name in WORDS
-        if rules.allow(name) and (scopes is None or all(scope in scopes for scope in _SCOPES[name]))
+        if rules.allow(name) and (scopes is None or all(scope in scopes for scope in SCOPES[name]))
     ]
     parts = [_listed([WORDS[name] for name in actions if IMPLIED.get(name) not in actions]) or "do nothing on X"]
     if rules.daily_writes is not None:

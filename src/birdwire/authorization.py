@@ -14,8 +14,7 @@ from birdwire.body import Body
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
 from birdwire.keys import LINK
-from birdwire.operations import OPERATIONS
-from birdwire.reads import READS
+from birdwire.permissions import SCOPES
 from birdwire.sessions import UNDO_FOR
 from birdwire.store import acts, keys
 from birdwire.store import states as store
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 STATE_FOR = timedelta(minutes=10)
 STATE_KEPT = timedelta(hours=24)
 MOST_PENDING = 20
-
-_SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
 
 
 class AuthTwitter(Body):
@@ -132,7 +129,7 @@ def _scopes(asked: list[str], key: Key) -> tuple[str, ...]:
     """What to ask X for: all that the key may use, or less if it says so."""
     needed: tuple[str, ...] = DEFAULT_SCOPES
     if key.rules.actions:
-        needed = tuple(scope for name in key.rules.actions for scope in _SCOPES.get(name, ()))
+        needed = tuple(scope for name in key.rules.actions for scope in SCOPES.get(name, ()))
     beyond = next((scope for scope in asked if key.rules.actions and scope not in (*needed, *ALWAYS_SCOPES)), None)
     if beyond is not None:
         raise GatewayError("key_not_allowed", what=f"the scope {beyond}")

@@ -28,12 +28,20 @@ LANDING = timedelta(seconds=20)
 
 _POLLS_S = (0.05, 0.1, 0.2, 0.4, *[0.75] * 26)  # as long as LANDING in all
 
+_CONFIRMING = ("account_mismatch", "code_rejected", "consent_denied", "x_scope_missing")
+"""Refusals of a callback that auth/confirm repeats: how the account's owner, or X, ended the link."""
+
 Result = TypeVar("Result")
 
 
 def undone(account: str) -> str:
     """Return the refusal to store with a state whose link the account's owner undid."""
     return json.dumps({"reason": "state_used", "undone": account})
+
+
+def refused(error: GatewayError) -> str:
+    """Return a refusal as it is stored with a state."""
+    return json.dumps({"reason": error.reason, **error.values}, default=str)
 
 
 def refusal_of(state: RowMapping) -> dict[str, Any]:
@@ -72,6 +80,18 @@ def attempt(state: RowMapping, at: datetime) -> dict[str, str | None]:
 def _over(state: RowMapping, at: datetime) -> bool:
     """Return whether the callback of a taken state has ended, or its process has died."""
     return state["ended_at"] is not None or state["taken_at"] + LANDING <= at
+
+
+def unconfirmable(state: RowMapping, at: datetime) -> GatewayError:
+    """Return why there is no link of a state to confirm."""
+    outcome, refusal = attempt(state, at)["outcome"], refusal_of(state)
+    if outcome == "open":
+        return GatewayError(
+            "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
+        )
+    if refusal.get("reason") in _CONFIRMING:
+        return GatewayError(**refusal)
+    return GatewayError("state_used" if outcome in ("refused", "undone") else "state_expired")
 
 
 class Landings(Generic[Result]):
@@ -126,7 +146,7 @@ class Landings(Generic[Result]):
         try:
             result = await finish(row)
         except GatewayError as error:
-            await self._end(state_hash, json.dumps({"reason": error.reason, **error.values}, default=str))
+            await self._end(state_hash, refused(error))
             raise
         except StorageDownError:
             await self._end(state_hash, None)

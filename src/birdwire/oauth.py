@@ -19,7 +19,7 @@ from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
 from birdwire.flight import SingleFlight
 from birdwire.keys import KeyRules
-from birdwire.landings import Landings, attempt, ending
+from birdwire.landings import Landings, attempt, ending, unconfirmable
 from birdwire.permissions import may
 from birdwire.refresh import renews_at
 from birdwire.sessions import Links, lacking, standing
@@ -190,12 +190,8 @@ class OAuth:
         row = next(
             (row for row in (links.pending, links.current) if row and row["session_id"] == state["session_id"]), None
         )
-        if row is None and state["session_id"] is None and state["expires_at"] > self._clock.now():
-            raise GatewayError(
-                "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
-            )
         if row is None:
-            raise GatewayError("state_expired")
+            raise unconfirmable(state, self._clock.now())
         if row["state"] == "pending":
             if row["user_id"] is None:
                 row = await self._name(row)
@@ -211,7 +207,7 @@ class OAuth:
             newest = await store.newest(connection, key.key_id, self._issuer)
             at = await now(connection, self._clock)
         last = {"last_attempt": None if newest is None else attempt(newest, at)}
-        row = links.current or links.pending
+        row = links.pending if self._waits_alone(links) else links.current or links.pending
         if row is None:
             why = "undone_by_owner" if await self._sessions.acts.undone(key.key_id) else None
             return Answer.of({"linked": False, "usable": False, **dict.fromkeys(_STATUS), "why": why, **last})
@@ -250,6 +246,7 @@ class OAuth:
 
         Raises:
             GatewayError: account_mismatch, x_link_pending, or why X could not be asked; not if an older link goes on.
+                Where that must be linked again, x_link_pending if the newer one is named.
         """
         row = links.pending
         if row is None:
@@ -269,10 +266,15 @@ class OAuth:
                 )
             return Links(row, None)
         except GatewayError as error:
-            if links.current is None:
+            if links.current is None or self._waits_alone(replace(links, pending=row)):
                 error.outcome = "not_sent"  # X's word was on users/me, not on what is asked for
                 raise
             return Links(links.current, None)
+
+    def _waits_alone(self, links: Links) -> bool:
+        """Whether a named link waits for the key's holder, and the older one can serve no call any more."""
+        over = links.current is not None and standing(links.current, self._clock.now())[0] == "needs_relink"
+        return over and links.pending is not None and links.pending["user_id"] is not None
 
     def _may_ask(self, session_id: str) -> bool:
         """Whether X may be asked again whose a pair is, while an older link serves: X bills and limits the question."""

@@ -33,8 +33,10 @@ WORDS = {
 IMPLIED = {row.name: row.opposite for row in OPERATIONS if row.name.startswith("un")} | {"upload_media": "post_twitter"}
 """What goes without saying where the other action is named."""
 
+SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
+"""What each operation and look-up needs the account's owner to allow."""
+
 _WRITES = frozenset(row.name for row in OPERATIONS)
-_SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in READS}
 
 
 def may(rules: KeyRules, reads: Collection[str], scopes: Collection[str] | None = None) -> str:
@@ -48,7 +50,7 @@ def may(rules: KeyRules, reads: Collection[str], scopes: Collection[str] | None 
         for name in WORDS
         if rules.allow(name)
         and (name in _WRITES or name in reads)
-        and (scopes is None or all(scope in scopes for scope in _SCOPES[name]))
+        and (scopes is None or all(scope in scopes for scope in SCOPES[name]))
     ]
     if not actions:
         return ""

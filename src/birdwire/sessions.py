@@ -15,7 +15,7 @@ from ulid import ULID
 from birdwire.acts import LinkActs, owner_of
 from birdwire.authserver import NAMING_SCOPES
 from birdwire.errors import GatewayError
-from birdwire.landings import undone
+from birdwire.landings import refused, undone
 from birdwire.pairs import Pairs
 from birdwire.refresh import Refresher, account, renews_at
 from birdwire.revocations import Revocations
@@ -242,8 +242,10 @@ class Sessions:
             by, key_id = owner_of(named), row["key_id"]
             if expected is not None:
                 await self._revocations.end(connection, row)
-                refused = {"user_id": user_id, "username": username, "expected": expected}
-                await self.acts.record(connection, by, "link.mismatched", key_id, None, refused)
+                mismatch = GatewayError("account_mismatch", username=username, expected=expected)
+                await states.refuse(connection, key_id, session_id, refused(mismatch))
+                after = {"user_id": user_id, **mismatch.values}
+                await self.acts.record(connection, by, "link.mismatched", key_id, None, after)
             elif waits:
                 over_at = row["created_at"] + CONFIRM_WITHIN
                 await store.change(connection, session_id, row["gen"], named | {"over_at": over_at})
@@ -256,7 +258,7 @@ class Sessions:
         self._recall.forget(row["key_id"])  # the next call must not go through the link that this one replaced
         if expected is not None:
             await self._revocations.hurry()
-            raise GatewayError("account_mismatch", username=username, expected=expected)
+            raise mismatch
         return row
 
     async def activate(self, session_id: str, by: Actor) -> RowMapping:
@@ -319,26 +321,30 @@ class Sessions:
         return bool(rows)
 
     async def undo(self, undo_token: str, peer: str) -> str:
-        """End the session that a page offered to undo, within its 10 minutes; returns whose it was.
+        """End the session that a page offered to undo, and the key's others of that account; return whose it was.
 
         Raises:
-            GatewayError: undo_unknown; auth_failures: the same, from an address that sent too many such tokens.
+            GatewayError: undo_unknown, also after 10 minutes; auth_failures: an address sent too many such tokens.
         """
         undo_hash = _hash(undo_token)
         found = await self._lookups.run(peer, self._by_undo, undo_hash, self._undoable)
         if found is None or not self._undoable(found):  # a guess costs no write
             raise GatewayError("undo_unknown")
+        key_id = found["key_id"]
         async with self._database.write() as connection:
+            await keys.hold(connection, key_id)
             row = (await store.by_undo(connection, self._issuer, [undo_hash])).get(undo_hash)
-            if row is None or not self._undoable(row):
+            if row is None or not self._undoable(row):  # another press of the same button, or a newer link
                 raise GatewayError("undo_unknown")
-            ended = await self._revocations.end(connection, row)
-            if ended:  # and not by another press of the same button
-                await states.refuse(connection, row["key_id"], row["session_id"], undone(account(row)))
-                await self.acts.record(connection, owner_of(row), "link.undone", row["key_id"], row)
-        if ended:
-            self.acts.count("link.undone")
-        self._recall.forget(row["key_id"])
+            rows = await store.of_key(connection, key_id, self._issuer)
+            ended = [one for one in rows if one["session_id"] == row["session_id"] or _same_account(one, row)]
+            for one in ended:
+                await self._revocations.end(connection, one)
+                await states.refuse(connection, key_id, one["session_id"], undone(account(one)))
+            before = _links(ended).current or row
+            await self.acts.record(connection, owner_of(row), "link.undone", key_id, before)
+        self.acts.count("link.undone")
+        self._recall.forget(key_id)
         await self._revocations.hurry()
         return account(row)
 
@@ -376,9 +382,8 @@ class Sessions:
                 await store.remove(connection, newer["session_id"])
             else:
                 await self._revocations.end(connection, newer)
-            waited = "not_confirmed" if newer["state"] == "pending" else "key_expired"
-            act, why = _ENDS[lives], {"why": waited if lives else "key_revoked"}
-            await self.acts.record(connection, GATEWAY, act, row["key_id"], newer, why)
+            act, why = _ENDS[lives], store.why_over(newer) if lives else "key_revoked"
+            await self.acts.record(connection, GATEWAY, act, row["key_id"], newer, {"why": why})
         self.acts.count(act)
 
     def drain(self) -> None:
@@ -410,7 +415,7 @@ class Sessions:
         if not await keys.hold(connection, row["key_id"]):
             raise GatewayError("x_not_linked")
         row = await self._get(connection, session_id, hold=True)
-        if _ended(row):
+        if store.barred(row):
             raise GatewayError("x_not_linked")
         return row
 
@@ -433,12 +438,11 @@ _ENDS: dict[bool, Act] = {True: "link.expired", False: "link.unlinked"}
 def _links(rows: Sequence[RowMapping]) -> Links:
     """The session in use, and the one that waits; not one that ended with its key's right to link."""
     current = next((row for row in rows if row["state"] != "pending"), None)
-    return Links(current, next((row for row in rows if row["state"] == "pending" and not _ended(row)), None))
+    return Links(current, next((row for row in rows if row["state"] == "pending" and not store.barred(row)), None))
 
 
-def _ended(row: RowMapping) -> bool:
-    """Return whether a pending session ended with its key's right to link (see `store.end_pending`)."""
-    return bool(row["state"] == "pending" and row["over_at"] == row["created_at"])
+def _same_account(row: RowMapping, other: RowMapping) -> bool:
+    return row["user_id"] is not None and bool(row["user_id"] == other["user_id"])
 
 
 def _mismatch(

@@ -9,12 +9,14 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from birdwire.acts import ActLog
 from birdwire.clock import Clock
 from birdwire.recall import Recall
 from birdwire.store import acts
-from birdwire.store.db import Database
+from birdwire.store.db import Database, StorageDownError
 from birdwire.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -131,3 +133,35 @@ async def test_more_acts_than_one_round_reads_are_all_logged(
             for subject in subjects:
                 await act(connection, subject)
         assert await listener.hear(30) == subjects
+
+
+COPY = "acts (number, at, who, via, act, subject) SELECT number, at, 'nobody', via, act, subject FROM acts WHERE true"
+
+
+async def refused(database: Database, statement: str) -> None:
+    """Run a statement that the database refuses, and leave the transaction with the refusal."""
+    async with database.write() as connection:
+        with pytest.raises(SQLAlchemyError, match="append-only") as refusal:
+            await connection.execute(text(statement))
+        raise refusal.value
+
+
+@pytest.mark.parametrize("change", ["update", "delete", "replace"])
+async def test_the_database_refuses_to_change_an_act(database_url: str, engine: str, change: str) -> None:
+    """Also where an insert replaces the row, which SQLite calls no update."""
+    upsert = f"INSERT INTO {COPY} ON CONFLICT (number) DO UPDATE SET who = 'nobody'"
+    statements = {
+        "update": "UPDATE acts SET who = 'nobody'",
+        "delete": "DELETE FROM acts",
+        "replace": f"INSERT OR REPLACE INTO {COPY}" if engine == "sqlite" else upsert,
+    }
+    async with opened(database_url) as database:
+        async with database.write() as connection:
+            await act(connection, "kept")
+        with pytest.raises(StorageDownError):
+            await refused(database, statements[change])
+        async with database.write() as connection:
+            await act(connection, "next")
+        async with database.read() as connection:
+            rows = await acts.listed(connection, None, None, 10)
+        assert [(row["subject"], row["who"]) for row in rows] == [("next", BY.who), ("kept", BY.who)]

@@ -259,6 +259,24 @@ async def test_a_link_that_the_gateway_ends_is_its_act(linked: House) -> None:
     ]
 
 
+async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming: House) -> None:
+    """Nobody confirmed it; its key may no longer link; its key expired before X named the account."""
+    house, whys = confirming, []
+    for end in ("lapse", "narrow", "expire"):
+        await house.gateway.keys.change(house.key_id, actions=None)
+        if end == "expire":
+            await house.fault("GET", "/2/users/me", {"status": 503})
+            await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(hours=1))
+        await house.link("ada")
+        if end == "narrow":
+            await house.gateway.keys.change(house.key_id, actions=("like_twitter",))
+        house.clock.advance(minutes=11, days=2 if end == "expire" else 0)
+        await house.gateway.sessions.sweep()
+        newest = (await recorded(house.settings.database_url))[-1]
+        whys.append((newest["act"], newest["after"]["why"]))
+    assert whys == [("link.expired", why) for why in ("not_confirmed", "key_may_not_link", "key_expired")]
+
+
 async def test_a_caller_cannot_fill_the_disk_with_acts(house: House) -> None:
     """Of links that are only started, some are recorded each ten minutes; the operator's own always are."""
     for _ in range(MAX_REPEATED + 3):

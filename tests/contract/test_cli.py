@@ -942,12 +942,13 @@ async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_pa
         (2, "callback URL", (pinned,), {"BIRDWIRE_PUBLIC_URL": "", "BIRDWIRE_PORT": "0"}),
         (2, "vault key", (pinned,), {"BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "other.key")}),
         (2, "There is no database", (pinned,), {"BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path}/none.db"}),
-        (2, "link mode confirm", (likes,), {"BIRDWIRE_LINK_MODE": "confirm"}),
         (2, "exclude", (pinned, "--api-key-file", "file"), {}),
         (2, "KEY_ID", ("--config", "file"), {}),
     ):
         outcome = await run("accounts", "link", *arguments, "--json", **settings | changes)
         assert (outcome.code, words in outcome.document["error"]["message"]) == (code, True), (words, outcome.err)
+    # The operator confirms what its holder may not.
+    assert (await run("accounts", "link", likes, "--json", **settings | {"BIRDWIRE_LINK_MODE": "confirm"})).code == 0
 
 
 class Waiting:
@@ -998,6 +999,28 @@ async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str)
         await approve(house, await waiting.line("http"), "grace")
         code, document = await waiting.end()
         assert (code, document["username"]) == (0, "grace")
+
+
+async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """auth/status is of the older link. At the end nobody says that nobody approved."""
+    monkeypatch.setattr("birdwire.cli.accounts.ASK_EVERY_S", 0)
+    monkeypatch.setattr("birdwire.cli.accounts.WAIT_S", 0)
+    last = {"outcome": "approved", "expires_at": "then"}
+    older = {"linked": True, "state": "active", "linked_at": "before", "username": "ada"}
+
+    def ask(_gateway: Gateway, method: str, _path: str, _body: object = None) -> dict[str, Any]:
+        if method == "POST":
+            return {"auth_url": "https://x.example/page", "state": "abc", "expires_at": "then"}
+        return older | {"last_attempt": last}
+
+    monkeypatch.setattr(Gateway, "ask", ask)
+    outcome = await run("accounts", "link", "--wait", BIRDWIRE_API_KEY="bw_test_x", BIRDWIRE_URL="http://127.0.0.1:1")
+    shown = outcome.err + outcome.out
+    assert "birdwire accounts confirm @USERNAME --state abc" in shown
+    assert "The approval was not confirmed within 10 minutes." in shown
+    assert "Nobody approved" not in shown
 
 
 async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
@@ -1068,10 +1091,12 @@ async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_
         async with Waiting.started(house, "database") as waiting:
             await approve(house, await waiting.line("http"), "grace")
             assert await waiting.line("@grace") == (
-                f"@grace approved. To activate the link: birdwire accounts confirm {house.key_id}"
+                f"@grace approved. To activate the link: birdwire accounts confirm {house.key_id} --expect @grace"
             )
+            unnamed = await run("accounts", "confirm", house.key_id, **settings)
+            assert (unnamed.code, f"{house.key_id} --expect @grace" in unnamed.err) == (2, True)
             wrong = await run("accounts", "confirm", house.key_id, "--expect", "@ada", **settings)
-            assert (wrong.code, "The account is @grace" in wrong.err) == (3, True)
+            assert (wrong.code, "@grace approved, not @ada. The link still waits" in wrong.err) == (3, True)
             done = await run("accounts", "confirm", house.key_id, "--expect", "@grace", "--json", **settings)
             assert (done.document["username"], done.document["state"]) == ("grace", "active")
             assert (await waiting.end())[0] == 0
@@ -1089,6 +1114,7 @@ async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_
         (("confirm", "key_1", "--state", "s"), "--state needs an @USERNAME"),
         (("confirm", "key_1", "--api-key-file", "file"), "exclude each other"),
         (("confirm", "key_1"), "BIRDWIRE_X_CLIENT_ID is not set"),
+        (("unlink", "key_1"), "`birdwire dev` keeps none in its folder"),
         (("unlink", "--config", "file"), "--config needs a KEY_ID"),
         (("unlink", "key_1", "--api-key-file", "file"), "exclude each other"),
     ],

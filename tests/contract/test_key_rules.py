@@ -11,7 +11,7 @@ import pytest
 
 from birdwire.keys import KeyRuleError, KeyRules, mint
 from house import API, POST
-from linking import land, reason_of
+from linking import HTML, begin, land, press_undo, reason_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -272,6 +272,46 @@ async def test_a_link_may_wait_for_the_keys_holder(confirming: House) -> None:
     assert (answer.json()["state"], answer.json()["username"]) == ("active", "ada")
     assert (await confirm(confirming, state, "ada")).json()["state"] == "active"
     assert (await confirming.like(POST)).status_code == 200
+
+
+async def test_a_named_link_that_waits_is_reported_instead_of_one_that_is_over(confirming: House) -> None:
+    """To start again would end it. Before X names it, the older link's end is reported."""
+    house = confirming
+    await house.link("ada", {"expected_username": "ada"})
+    user_id = (await house.status())["user_id"]
+    (await house.x.post(f"/_sandbox/users/{user_id}/revoke_app")).raise_for_status()
+    house.clock.advance(hours=3)
+    assert (await house.like()).json()["error"]["reason"] == "x_session_expired"
+    await house.fault("GET", "/2/users/me", {"status": 503}, times=2)
+    redirect = await house.consent("ada")
+    await house.bare.get(redirect)
+    assert (await house.like()).json()["error"]["reason"] == "x_session_expired"
+    assert (await house.status())["state"] == "needs_relink"
+    house.clock.advance(seconds=5)
+    for _ in range(2):
+        assert (await house.like()).json()["error"]["reason"] == "x_link_pending"
+        status = await house.status()
+        assert (status["state"], status["username"], status["usable"]) == ("pending", "ada", False)
+    await confirm(house, state_of(redirect), "ada")
+    assert (await house.like(POST)).status_code == 200
+
+
+async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(confirming: House) -> None:
+    """Open, denied, undone, expired."""
+
+    async def refused(redirect: str) -> str:
+        return str((await confirm(confirming, state_of(redirect), "ada")).json()["error"]["reason"])
+
+    auth_url = await begin(confirming)
+    assert await refused(auth_url) == "x_link_pending"
+    denied = await confirming.consent("ada", "deny")
+    await confirming.bare.get(denied)
+    assert await refused(denied) == "consent_denied"
+    undone = await confirming.consent("ada")
+    await press_undo(confirming, await confirming.bare.get(undone, headers=HTML))
+    assert await refused(undone) == "state_used"
+    confirming.clock.advance(minutes=10)
+    assert await refused(auth_url) == "state_expired"
 
 
 async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: House) -> None:

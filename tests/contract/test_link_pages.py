@@ -12,16 +12,21 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
+from sqlalchemy import update
 
 from acts import recorded
 from birdwire.authorization import MOST_PENDING, hash_of
 from birdwire.cookies import write
+from birdwire.store import keys
 from birdwire.store.db import StorageDownError
+from birdwire.store.sessions import x_sessions
 from house import API, POST, House
 from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.keys import Key
 
@@ -216,6 +221,39 @@ async def test_an_undo_ends_its_own_link_only(house: House) -> None:
     await house.link("ada")
     assert (await press_undo(house, first)).status_code == 400
     assert (await house.like(POST)).status_code == 200
+
+
+async def test_an_undo_of_a_link_that_waits_ends_the_older_link_of_its_account(confirming: House) -> None:
+    """Its owner said "This was not me", so the key no longer acts for them. Another account's link stays."""
+    await confirming.link("ada", {"expected_username": "ada"})
+    waiting = await confirming.link("ada")
+    assert (await confirming.like()).status_code == 200
+    assert (await press_undo(confirming, waiting)).status_code == 200
+    assert reason_of(await confirming.like()) == "x_not_linked"
+    status = await confirming.status()
+    assert (status["why"], status["last_attempt"]["outcome"]) == ("undone_by_owner", "undone")
+    assert await revoked(confirming) == [200] * 4
+    await confirming.link("ada", {"expected_username": "ada"})
+    await press_undo(confirming, await confirming.link("grace"))
+    assert (await confirming.like(POST)).status_code == 200
+
+
+async def test_an_undo_during_a_relink_ends_nothing_and_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newer link comes between the look-up and the undo's own transaction."""
+    page, hold = await house.link("ada"), keys.hold
+    held: list[str] = []
+
+    async def late(connection: AsyncConnection, key_id: str) -> bool:
+        held.append(key_id)
+        await connection.execute(update(x_sessions).values(undo_hash=b"newer"))
+        return await hold(connection, key_id)
+
+    monkeypatch.setattr(keys, "hold", late)
+    answer = await press_undo(house, page)
+    assert (answer.status_code, "Nothing was undone" in answer.text) == (400, True)
+    assert held == [house.key_id]
+    monkeypatch.undo()
+    assert (await house.like()).status_code == 200
 
 
 # Reloads of the page.

@@ -509,7 +509,9 @@ async def test_a_mismatch_found_by_a_later_call_ends_the_pending_pair_too(linked
     await linked.fault("GET", "/2/users/me", {"status": 503})
     assert "Almost linked" in (await linked.link("grace")).text
     assert (await linked.like()).status_code == 200
-    assert (await linked.status())["username"] == "ada"
+    status = await linked.status()
+    assert status["username"] == "ada"
+    assert (status["last_attempt"]["outcome"], status["last_attempt"]["reason"]) == ("refused", "account_mismatch")
     assert await revoked(linked) == [200, 200]
 
 

@@ -96,7 +96,7 @@ ALLOWED: dict[str, str] = {
     "cookies": "call sessions",
     "sessions": "acts authserver clock errors failpoints landings lookups pairs recall refresh revocations store.acts "
     "store.db store.keys store.sessions store.states telemetry vault",
-    "authorization": "authserver body clock errors keys operations reads sessions settings store store.acts store.db "
+    "authorization": "authserver body clock errors keys permissions sessions settings store store.acts store.db "
     "store.keys store.states vault",
     "landings": "clock errors flight store store.db store.states",
     "oauth": "authorization authserver body call capabilities clock errors failpoints flight keys landings ledger "

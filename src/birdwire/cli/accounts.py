@@ -93,7 +93,7 @@ def confirm(
     ],
     *,
     expect: Annotated[
-        str | None, typer.Option(metavar="USERNAME", help="With KEY_ID: X account that must have approved.")
+        str | None, typer.Option(metavar="USERNAME", help="With KEY_ID, required: X account that must have approved.")
     ] = None,
     state: Annotated[
         str | None,
@@ -250,21 +250,31 @@ async def _link(say: Say, link: _OverHttp | Linking, body: dict[str, Any], *, wa
         say.result(begun, page)
         return
     say.lines("Open this page and allow access:\n", page, "")
-    ends_at, told = time.monotonic() + WAIT_S, False
+    ends_at, approved, told = time.monotonic() + WAIT_S, False, False
     with say.waiting("Waiting for approval. Ctrl-C stops waiting; the page stays valid."):
         while True:
             attempt, status = await link.poll()
             check_attempt(attempt)
             if status.get("state") == "active":
                 break
-            if status.get("state") == "pending" and status.get("username") and not told:
-                name = printable(f"@{status['username']}")
-                say.lines(f"{name} approved. To activate the link: {link.confirm.replace('@USERNAME', name)}")
+            approved = approved or told or attempt.get("outcome") == "approved"
+            if not told and (hint := _confirming(attempt, status, link.confirm)):
+                say.lines(hint)
                 told = True
             if time.monotonic() > ends_at:
-                raise Stop(ExitCode.REFUSED, *(_UNCONFIRMED if told else _EXPIRED))
+                raise Stop(ExitCode.REFUSED, *(_UNCONFIRMED if approved else _EXPIRED))
             await asyncio.sleep(ASK_EVERY_S)
     say.result(status, _told(status))
+
+
+def _confirming(attempt: dict[str, Any], status: dict[str, Any], command: str) -> str | None:
+    """Return how to confirm a link that was approved and waits. While an older one serves, auth/status is of that."""
+    if status.get("state") == "pending" and status.get("username"):
+        name = printable(f"@{status['username']}")
+        return f"{name} approved. To activate the link: {command.replace('@USERNAME', name)}"
+    if not status and attempt.get("outcome") == "approved":
+        return f"An account approved. In link mode confirm, activate its link: {command}"
+    return None
 
 
 _AGAIN = "Run the command again for a new page."

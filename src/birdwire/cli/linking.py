@@ -13,7 +13,7 @@ from birdwire.cli.say import ExitCode, Stop
 from birdwire.clock import Clock, rfc3339
 from birdwire.errors import GatewayError, describe
 from birdwire.keyring import Keyring
-from birdwire.keys import LINK, Keys
+from birdwire.keys import Keys
 from birdwire.landings import attempt
 from birdwire.store import sessions, states
 from birdwire.store.db import now
@@ -21,7 +21,8 @@ from birdwire.store.db import now
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from birdwire.keys import KeyRules
+    from sqlalchemy import RowMapping
+
     from birdwire.settings import Settings
     from birdwire.store.db import Database
 
@@ -34,7 +35,7 @@ class Linking:
         self._database = database
         self._key_id = key_id
         self._state_hash = b""
-        self.confirm = f"birdwire accounts confirm {key_id}"
+        self.confirm = f"birdwire accounts confirm {key_id} --expect @USERNAME"
 
     async def start(self, body: dict[str, Any]) -> dict[str, str]:
         """Return `auth_url`, `state` and `expires_at` of a new link.
@@ -48,28 +49,12 @@ class Linking:
         key = await Keys(self._database, clock).get(self._key_id)
         try:
             key.check(clock.now(), self._settings.mode)
-            asked = check(body, AuthTwitter)
-            self._check_confirmable(key.rules, asked)
             authorizations = Authorizations(self._settings, self._database, vault, clock)
-            begun = await authorizations.start(key, asked, operator())
+            begun = await authorizations.start(key, check(body, AuthTwitter), operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
         self._state_hash = hash_of(begun["state"])
         return begun
-
-    def _check_confirmable(self, rules: KeyRules, asked: AuthTwitter) -> None:
-        """Check that the link will not wait for a confirmation that the key may not give.
-
-        Raises:
-            Stop: it would.
-        """
-        named = asked.expected_username or rules.account_username
-        if self._settings.link_mode == "confirm" and not named and not rules.allow(LINK):
-            raise Stop(
-                ExitCode.USAGE,
-                "In link mode confirm, a link waits until the key's holder confirms the account, and this key may not.",
-                "Name the account with --expect USERNAME.",
-            )
 
     async def poll(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what became of the link, and the link: both as auth/status describes them.
@@ -83,11 +68,28 @@ class Linking:
                 raise Stop(ExitCode.REFUSED, "The key lost this link: it started newer ones, or may no longer link.")
             row = state["session_id"] and await sessions.get(connection, state["session_id"])
             found = attempt(state, await now(connection, Clock()))
-        if not row:
-            return found, {"linked": False}
-        account = {name: row[name] for name in ("user_id", "username", "state")}
-        linked_at = rfc3339(row["linked_at"]) if row["linked_at"] else None
-        return found, {"linked": True, **account, "linked_at": linked_at}
+        return found, described(row) if row else {"linked": False}
+
+
+def described(row: RowMapping) -> dict[str, Any]:
+    """Return a session as auth/status describes it, in part."""
+    account = {name: row[name] for name in ("user_id", "username", "state")}
+    return {"linked": True, **account, "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None}
+
+
+def check_client(settings: Settings) -> None:
+    """Check that the settings are a gateway's, with the id of its X app.
+
+    Raises:
+        Stop: they are not.
+    """
+    if not settings.x_client_id:
+        raise Stop(
+            ExitCode.USAGE,
+            "BIRDWIRE_X_CLIENT_ID is not set.",
+            "Use the settings of the gateway: --config FILE. `birdwire dev` keeps none in its folder: leave KEY_ID "
+            "out, and set BIRDWIRE_API_KEY to the key that it printed.",
+        )
 
 
 @asynccontextmanager
@@ -97,8 +99,7 @@ async def linking(settings: Settings, key_id: str) -> AsyncIterator[Linking]:
     Raises:
         Stop: settings are missing, or the database cannot be used.
     """
-    if not settings.x_client_id:
-        raise Stop(ExitCode.USAGE, "BIRDWIRE_X_CLIENT_ID is not set.", "Use the settings of the gateway: --config FILE")
+    check_client(settings)
     if not settings.public_url and not settings.port:
         raise Stop(
             ExitCode.USAGE,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from birdwire.app import open_vault, to_x
 from birdwire.authserver import AuthServer
 from birdwire.cli.database import opened, operator, refusals
+from birdwire.cli.linking import check_client, described
 from birdwire.cli.say import ExitCode, Stop
-from birdwire.clock import Clock, rfc3339
+from birdwire.clock import Clock
 from birdwire.errors import GatewayError, describe
 from birdwire.failpoints import Failpoints
 from birdwire.keyring import Keyring
@@ -33,7 +34,7 @@ async def confirm(settings: Settings, key_id: str, username: str | None) -> dict
     """Activate the link of a key that waits for a confirmation; return it as auth/status describes it.
 
     Raises:
-        Stop: none waits, or another account than `username` approved it.
+        Stop: none waits, no `username` is given, or another account than that approved it.
     """
     async with _sessions(settings, key_id) as sessions:
         row = (await sessions.links(key_id)).pending
@@ -43,14 +44,18 @@ async def confirm(settings: Settings, key_id: str, username: str | None) -> dict
                 f"No link of {key_id} is waiting to be confirmed.",
                 "A link waits for 10 minutes, in link mode confirm: see `birdwire accounts list`.",
             )
+        approved = f"@{row['username']}"
+        again = f"To activate the link of {approved}: birdwire accounts confirm {key_id} --expect {approved}"
+        if username is None:
+            raise Stop(ExitCode.USAGE, f"{approved} approved. Name the account that you mean with --expect.", again)
+        if row["username"].lower() != username.lower():
+            why = f"{approved} approved, not @{username}. The link still waits, for 10 minutes from the approval."
+            raise Stop(ExitCode.REFUSED, why, again)
         try:
-            if username is not None and row["username"].lower() != username.lower():
-                raise GatewayError("account_mismatch", username=row["username"], expected=f"@{username}")
             row = await sessions.activate(row["session_id"], operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
-        account = {name: row[name] for name in ("user_id", "username", "state")}
-        return {"linked": True, **account, "linked_at": rfc3339(row["linked_at"])}
+        return described(row)
 
 
 async def unlink(settings: Settings, key_id: str) -> bool:
@@ -70,8 +75,7 @@ async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
     Raises:
         Stop: settings are missing, there is no such key, or the database cannot be used.
     """
-    if not settings.x_client_id:
-        raise Stop(ExitCode.USAGE, "BIRDWIRE_X_CLIENT_ID is not set.", "Use the settings of the gateway: --config FILE")
+    check_client(settings)
     clock = Clock()
     with refusals():
         async with opened(settings) as database:

@@ -171,6 +171,18 @@ async def end_pending(connection: AsyncConnection, key_id: str) -> None:
     await connection.execute(update(x_sessions).where(*pending).values(over_at=x_sessions.c.created_at))
 
 
+def barred(row: RowMapping) -> bool:
+    """Return whether a pending session ended with its key's right to link, as `end_pending` marks it."""
+    return bool(row["state"] == "pending" and row["over_at"] == row["created_at"])
+
+
+def why_over(row: RowMapping) -> str:
+    """Return why a session of a key that lives is over, as an act records it."""
+    if barred(row):
+        return "key_may_not_link"
+    return "not_confirmed" if row["state"] == "pending" and row["user_id"] is not None else "key_expired"
+
+
 async def over(connection: AsyncConnection, issuer: str, now: datetime, limit: int) -> Sequence[RowMapping]:
     """Sessions that nobody can use any more, the longest over first."""
     query = select(x_sessions).where(x_sessions.c.issuer == issuer, x_sessions.c.over_at <= now)

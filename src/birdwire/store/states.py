@@ -118,6 +118,9 @@ async def refuse(connection: AsyncConnection, key_id: str, session_id: str, refu
 
 
 async def end(connection: AsyncConnection, state_hash: bytes, ended_at: datetime, refusal: str | None) -> None:
-    """Record that the callback of a taken state has ended, and why nothing was linked, if so."""
-    query = update(link_states).where(link_states.c.state_hash == state_hash)
-    await connection.execute(query.values(ended_at=ended_at, refusal=refusal))
+    """Record that the callback of a taken state has ended, and why nothing was linked, if so.
+
+    A refusal that is recorded already stays: a call may have ended the link meanwhile.
+    """
+    query = update(link_states).where(link_states.c.state_hash == state_hash).values(ended_at=ended_at)
+    await connection.execute(query if refusal is None else query.values(refusal=refusal))

@@ -65,6 +65,7 @@ POSTING = (
 STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
 CONFIRMING = (
     *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending", "x_scope_missing"),
+    *("state_used", "consent_denied", "code_rejected"),
     *UPSTREAM,
 )
 CALLBACK = (

@@ -33,6 +33,12 @@ def upgrade() -> None:
                 f"CREATE TRIGGER acts_keep_{change.lower()} BEFORE {change} ON acts"
                 " BEGIN SELECT RAISE(ABORT, 'acts are append-only'); END"
             )
+        # INSERT OR REPLACE deletes the row that it replaces without firing its DELETE trigger.
+        op.execute(
+            "CREATE TRIGGER acts_keep_replace BEFORE INSERT ON acts"
+            " WHEN EXISTS (SELECT 1 FROM acts WHERE number = NEW.number)"
+            " BEGIN SELECT RAISE(ABORT, 'acts are append-only'); END"
+        )
         return
     op.execute(
         "CREATE FUNCTION birdwire_acts_keep() RETURNS trigger LANGUAGE plpgsql AS"

@@ -111,9 +111,9 @@ async def processes(url: str, number: int) -> AsyncIterator[tuple[MovableClock, 
     """So many processes on one new database, and their common clock."""
     clock, vault = MovableClock(), Vault(bytes(range(KEY_BYTES)))
     made = [Process(url, vault, clock) for _ in range(number)]
-    await made[0].database.prepare(upgrade=False)
-    await Keyring(made[0].database, vault, clock).enlist()
     try:
+        await made[0].database.prepare(upgrade=False)
+        await Keyring(made[0].database, vault, clock).enlist()
         yield clock, made
     finally:
         for process in made:

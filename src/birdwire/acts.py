@@ -66,10 +66,10 @@ class LinkActs:
         """Count the outcome of an act that is committed."""
         self._outcomes[OUTCOMES[act]] += 1
 
-    async def refuse(self, key_id: str, act: store.Act, reason: str) -> None:
-        """Record that a link that was started ended without an approval, which changes no link."""
+    async def refuse(self, key_id: str, act: store.Act, reason: str, **more: str) -> None:
+        """Record that a link that was started ended without an approval, which changes no link; `more` says why."""
         async with self._database.write() as connection:
-            await self.record(connection, owner_of(None), act, key_id, None, {"reason": reason})
+            await self.record(connection, owner_of(None), act, key_id, None, {"reason": reason, **more})
         self.count(act)
 
     async def undone(self, key_id: str) -> bool:

@@ -455,7 +455,7 @@ def routes(
     return [
         *own,
         Route("GET", f"{API}/oauth_callback", pages.callback, head=pages.callback_head),
-        Route("POST", f"{API}/auth/undo", pages.undo),
+        Route("POST", f"{API}/auth/undo", pages.undo, otherwise=pages.undo_opened),
         *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
         Route("GET", "/livez", health.live, head=health.live, reserved=True),
         Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from birdwire.telemetry import Telemetry
 
 Handler = Callable[[Call], Awaitable[Answer]]
+Refuser = Callable[[GatewayError, Call], Answer]
 
 ALWAYS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
 """Headers of every answer."""
@@ -40,7 +41,8 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 class Route:
     """One path and method, who answers it, and how much may be sent in how long; `files`: that of multipart bodies.
 
-    `head` answers a HEAD, which is refused without it. `reserved`: answered even when the process has no connection
+    `head` answers a HEAD, which is refused without it. `otherwise` answers a method that the path does not accept, or
+    raises that refusal. `reserved`: answered even when the process has no connection
     left for others.
     """
 
@@ -48,6 +50,7 @@ class Route:
     path: str
     handle: Handler
     head: Handler | None = field(default=None, kw_only=True)
+    otherwise: Refuser | None = field(default=None, kw_only=True)
     limit: int = 16_384
     deadline_s: float = 10.0
     files: tuple[int, float] | None = None
@@ -62,6 +65,7 @@ class Front:
         for route in routes:
             if route.head is not None:
                 self._methods["HEAD"] = route.head
+        self._otherwise = next((route.otherwise for route in routes if route.otherwise is not None), None)
         self._deadline_s = max((route.deadline_s for route in routes), default=0.0)
         self._files_s = max((route.files[1] for route in routes if route.files), default=self._deadline_s)
         self._telemetry = telemetry
@@ -93,9 +97,12 @@ class Front:
         handle = self._methods.get(call.method)
         if handle is None:
             allow = ", ".join(self._methods)
-            raise GatewayError(
+            error = GatewayError(
                 "method_not_allowed", headers=(("allow", allow),), method=excerpt(call.method, 10), allow=allow
             )
+            if self._otherwise is not None:
+                return self._otherwise(error, call)
+            raise error
         return await handle(call)
 
     async def _stream(self, request: Request) -> AsyncIterator[bytes]:

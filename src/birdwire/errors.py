@@ -77,9 +77,9 @@ PROBLEMS: dict[str, Problem] = {
     "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
     "state_used": Problem(400, _INVALID, "account_owner", "This link was already used, and no account is linked through it now.", _NEW_LINK),
     "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was made for another authorization server.", _NEW_LINK),
-    "consent_denied": Problem(400, _INVALID, "account_owner", "Access was denied on X's page; nothing was linked.", "If that was a mistake, link again with POST /apis/v1/twitter/auth_twitter."),
+    "consent_denied": Problem(400, _INVALID, "account_owner", "{what}; nothing was linked.", "If that was a mistake, link again with POST /apis/v1/twitter/auth_twitter."),
     "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it was wrong, used, or older than 30 seconds.", _NEW_LINK),
-    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo is no longer valid: it was used, its 10 minutes are over, or the account was linked again.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
+    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo is no longer valid: it was used, its 10 minutes are over, or its link has ended in another way.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
     # 400: X's word on what was sent
     "x_invalid_request": Problem(400, _INVALID, "caller", "X refused a parameter: {message}", "Correct the field named in the message."),
     "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps put at most one cashtag ($TICKER) into a post.", "Keep one cashtag; write the others without the $."),

@@ -28,6 +28,9 @@ LANDING = timedelta(seconds=20)
 
 _POLLS_S = (0.05, 0.1, 0.2, 0.4, *[0.75] * 26)  # as long as LANDING in all
 
+_OWNERS = ("account_mismatch", "code_rejected", "consent_denied", "x_scope_missing")
+"""Refusals of a callback that auth/confirm repeats: how the account's owner, or X, ended the link."""
+
 Result = TypeVar("Result")
 
 
@@ -47,6 +50,19 @@ def refusal_of(state: RowMapping) -> dict[str, Any]:
     return refusal
 
 
+def ending(state: RowMapping) -> dict[str, Any]:
+    """Return why a state of `store.outcomes` has no session any more: `undone` and by whom, or `ended` in another way.
+
+    Empty if it has one, or never had.
+    """
+    if state["state"] is not None:
+        return {}
+    refusal = refusal_of(state)
+    if refusal or state["session_id"] is None:
+        return {name: value for name, value in refusal.items() if name == "undone"}
+    return {"ended": True}
+
+
 def attempt(state: RowMapping, at: datetime) -> dict[str, str | None]:
     """Return what became of an auth_url, as auth/status reports it."""
     refusal, reason = refusal_of(state), None
@@ -64,6 +80,18 @@ def attempt(state: RowMapping, at: datetime) -> dict[str, str | None]:
 def _over(state: RowMapping, at: datetime) -> bool:
     """Return whether the callback of a taken state has ended, or its process has died."""
     return state["ended_at"] is not None or state["taken_at"] + LANDING <= at
+
+
+def unconfirmable(state: RowMapping, at: datetime) -> GatewayError:
+    """Return why there is no link of a state to confirm."""
+    outcome, refusal = attempt(state, at)["outcome"], refusal_of(state)
+    if outcome == "open":
+        return GatewayError(
+            "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
+        )
+    if refusal.get("reason") in _OWNERS:
+        return GatewayError(**refusal)
+    return GatewayError("state_used" if outcome in ("refused", "undone") else "state_expired")
 
 
 class Landings(Generic[Result]):

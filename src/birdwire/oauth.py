@@ -16,10 +16,10 @@ from birdwire.authserver import Meaning, TokenError
 from birdwire.body import Body, Empty, check
 from birdwire.call import Answer
 from birdwire.clock import rfc3339
-from birdwire.errors import GatewayError
+from birdwire.errors import GatewayError, excerpt
 from birdwire.flight import SingleFlight
 from birdwire.keys import KeyRules
-from birdwire.landings import Landings, attempt, refusal_of
+from birdwire.landings import Landings, attempt, ending, unconfirmable
 from birdwire.permissions import may
 from birdwire.refresh import renews_at
 from birdwire.sessions import Links, lacking, standing
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 ASK_EVERY_S, MOST_ASKED = 5.0, 10_000
 ME_DEADLINE_S = 8.0  # with the exchange's 10 s, a callback ends within 20 s
+_DENIAL = "access_denied"  # RFC 6749 §4.1.2.1
+_DENIED, _FAILED = "Access was denied on X's page", "X reported an error instead of an approval"
 _LONGEST_STATE, _LONGEST_CODE = 500, 2_000
 
 
@@ -68,13 +70,16 @@ class Linked:
     """How a callback ended.
 
     `linked`; `pending`: X has not named the account yet; `confirm`: the key's holder must confirm the named account;
-    `already`: the page was opened before. `return_to` is where the person came from, if the key allows it.
+    `already`: the page was opened before. `works`: calls with the key can go through the link, or will once it is in
+    use. `return_to` is where the person came from, if the key allows it.
     """
 
     how: Literal["linked", "pending", "confirm", "already"]
     label: str
     may: str
+    """As `permissions.may` returns it; empty: nothing."""
     username: str | None = None
+    works: bool = True
     undo_token: str | None = field(default=None, repr=False)
     return_to: str | None = None
     state_hash: bytes = field(default=b"", repr=False)
@@ -111,9 +116,6 @@ _STATUS = (
 _FINAL = ("account_mismatch", "x_not_linked", "x_scope_missing")
 """Refusals to name an account that no later call can turn into a link."""
 
-_OWNERS = ("account_mismatch", "code_rejected", "consent_denied", "x_scope_missing")
-"""Refusals of a callback that auth/confirm repeats: how the account's owner, or X, ended the link."""
-
 _HINTS = {True: "refresh_token", False: "access_token"}
 _HOWS: dict[tuple[bool, bool], Literal["pending", "confirm", "already"]] = {
     (True, False): "pending",
@@ -144,6 +146,7 @@ class OAuth:
     ) -> None:
         self._issuer = settings.issuer
         self._mode = settings.mode
+        self._reads = settings.offered_reads
         self._redirect_uri = settings.redirect_uri
         self._iss = "{0.scheme}://{0.netloc}".format(urlsplit(settings.x_authorize_url))
         self._database = database
@@ -188,7 +191,7 @@ class OAuth:
             (row for row in (links.pending, links.current) if row and row["session_id"] == state["session_id"]), None
         )
         if row is None:
-            raise _unconfirmable(state, self._clock.now())
+            raise unconfirmable(state, self._clock.now())
         if row["state"] == "pending":
             if row["user_id"] is None:
                 row = await self._name(row)
@@ -307,7 +310,7 @@ class OAuth:
             state_hash,
             lambda: self._known(state_hash, call.peer),
             lambda row: self._finish(call, row, parameters),
-            _again,
+            self._again,
         )
         linked = linked if first else linked.again()
         for held in cookies.tokens_for(call, state_hash):
@@ -318,7 +321,7 @@ class OAuth:
         """End the link that a page offered to undo. Repeated with the page's cookie, report the earlier end.
 
         Raises:
-            GatewayError: undo_unknown, auth_failures.
+            GatewayError: undo_unknown (`ended`: the cookie's link has ended in another way), auth_failures.
         """
         try:
             return Undone(await self._sessions.undo(undo_token, call.peer))
@@ -326,10 +329,11 @@ class OAuth:
             # An address that guesses too much gets auth_failures here, so it cannot ask the database for more.
             state_hash = cookies.state_for(call, undo_token) if error.reason == "undo_unknown" else None
             states = {} if state_hash is None else await self._outcomes([state_hash])
-            account = next((refusal_of(state).get("undone") for state in states.values()), None)
-            if account is None:
-                raise
-            return Undone(account, again=True)
+            end = next((ending(state) for state in states.values()), {})
+            if "undone" in end:
+                return Undone(end["undone"], again=True)
+            error.values.update(end)
+            raise
 
     async def close(self) -> None:
         """Let what is under way end."""
@@ -344,8 +348,10 @@ class OAuth:
         if row["issuer"] != self._issuer or row["redirect_uri"] != self._redirect_uri:
             raise GatewayError("issuer_mismatch")
         if "error" in parameters:
-            await self._sessions.acts.refuse(row["key_id"], "link.denied", "consent_denied")
-            raise GatewayError("consent_denied")
+            await self._sessions.acts.refuse(
+                row["key_id"], "link.denied", "consent_denied", error=excerpt(parameters["error"])
+            )
+            raise GatewayError("consent_denied", what=_DENIED if parameters["error"] == _DENIAL else _FAILED)
         key = await self._keys.get(row["key_id"])
         key.check(self._clock.now(), self._mode)
         return await self._link(row, parameters["code"], key)
@@ -384,9 +390,15 @@ class OAuth:
         how: Literal["linked", "pending", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         if session["username"] is None:
             how = "pending"
-        allowed = may(key.rules, session["scopes"].split())
+        allowed = may(key.rules, self._reads, session["scopes"].split())
         return Linked(
-            how, key.label, allowed, session["username"], undo_token, _back(row, key), state_hash=row["state_hash"]
+            how,
+            key.label,
+            allowed,
+            session["username"],
+            undo_token=undo_token,
+            return_to=_back(row, key),
+            state_hash=row["state_hash"],
         )
 
     async def _known(self, state_hash: bytes, peer: str) -> RowMapping:
@@ -403,6 +415,32 @@ class OAuth:
     async def _outcomes(self, state_hashes: Sequence[bytes]) -> Mapping[bytes, RowMapping]:
         async with self._database.read() as connection:
             return await store.outcomes(connection, state_hashes)
+
+    def _again(self, state: RowMapping) -> Linked:
+        """What to say to a state that was taken before: reloading the page after a link does no harm.
+
+        Raises:
+            GatewayError: x_scope_missing; state_used: nothing is linked through it (see `ending`).
+        """
+        if state["state"] is None:
+            raise GatewayError("state_used", **ending(state))
+        pending, at = state["state"] == "pending", self._clock.now()
+        if pending and (scopes := lacking(state)):
+            raise GatewayError("x_scope_missing", scope=" ".join(scopes))
+        expires_at = state["key_expires_at"]
+        over = state["revoked_at"] is not None or (expires_at is not None and expires_at <= at)
+        rules = KeyRules(
+            expires_at=expires_at, actions=tuple(state["actions"] or ()), daily_writes=state["daily_writes"]
+        )
+        return Linked(
+            _HOWS[pending, state["username"] is not None],
+            state["label"],
+            may(rules, self._reads, state["scopes"].split()),
+            state["username"],
+            works=not over and standing(state, at)[0] != "needs_relink",
+            return_to=state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None,
+            **{name: state[name] for name in ("state_hash", "undo_hash", "undo_until")},
+        )
 
     async def _name(self, row: RowMapping) -> RowMapping:
         """Ask X whose pending pair this is, and make it the key's link.
@@ -452,41 +490,6 @@ def _holder(key: Key) -> Actor:
 
 def _unused(state: RowMapping) -> bool:
     return state["taken_at"] is None
-
-
-def _unconfirmable(state: RowMapping, at: datetime) -> GatewayError:
-    """Return why there is no link of a state to confirm."""
-    outcome, refusal = attempt(state, at)["outcome"], refusal_of(state)
-    if outcome == "open":
-        return GatewayError(
-            "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
-        )
-    if refusal.get("reason") in _OWNERS:
-        return GatewayError(**refusal)
-    return GatewayError("state_used" if outcome in ("refused", "undone") else "state_expired")
-
-
-def _again(state: RowMapping) -> Linked:
-    """What to say to a state that was taken before: reloading the page after a link does no harm."""
-    if state["session_state"] is None:
-        refusal = refusal_of(state)
-        raise GatewayError("state_used", **{name: value for name, value in refusal.items() if name == "undone"})
-    if state["session_state"] == "pending" and (scopes := lacking(state)):
-        raise GatewayError("x_scope_missing", scope=" ".join(scopes))
-    how = _HOWS[state["session_state"] == "pending", state["username"] is not None]
-    back = state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None
-    rules = KeyRules(
-        expires_at=state["expires_at"], actions=tuple(state["actions"] or ()), daily_writes=state["daily_writes"]
-    )
-    allowed = may(rules, state["scopes"].split())
-    return Linked(
-        how,
-        state["label"],
-        allowed,
-        state["username"],
-        return_to=back,
-        **{name: state[name] for name in ("state_hash", "undo_hash", "undo_until")},
-    )
 
 
 def _back(state: RowMapping, key: Key) -> str | None:

@@ -282,7 +282,7 @@ async def test_one_keys_link_is_nothing_to_another(linked: House) -> None:
     _, raw_key = await linked.gateway.keys.create("test", "stranger", "free")
     headers = {"authorization": f"Bearer {raw_key}"}
     status = (await linked.bare.get(API + "auth/status", headers=headers)).json()
-    assert status == {**dict.fromkeys(status), "linked": False}
+    assert status == {**dict.fromkeys(status), "linked": False, "usable": False}
     like = await linked.bare.post(API + "like_twitter", headers=headers, json={"tweet_id": "1"})
     assert like.json()["error"]["reason"] == "x_not_linked"
     await linked.bare.post(API + "unlink_twitter", headers=headers)

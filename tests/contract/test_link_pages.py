@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
+from acts import recorded
 from birdwire.authorization import MOST_PENDING, hash_of
 from birdwire.cookies import write
 from birdwire.store import keys
@@ -40,9 +41,22 @@ async def test_a_denial_is_a_quiet_page_whatever_x_or_others_write_into_it(house
     page = await house.bare.get(redirect, headers=HTML)
     assert page.status_code == 400
     assert "consent_denied" in page.text
+    assert "Access was denied on X&#39;s page; nothing was linked." in page.text
     assert payload not in page.text
     assert reason_of(await land(house, changed(redirect, error=payload))) == "state_used"
     assert await exchanges(house) == 0
+
+
+async def test_an_error_of_x_is_not_called_a_denial(house: House) -> None:
+    """The page says whose it is and does not repeat it; the act has it, bounded."""
+    redirect = changed(await house.consent("ada", "deny"), error="server_error" + "<" * 100)
+    page = await house.bare.get(redirect, headers=HTML)
+    assert "X reported an error instead of an approval; nothing was linked." in page.text
+    assert "server_error" not in page.text
+    assert "denied on" not in page.text
+    denied = (await recorded(house.settings.database_url))[-1]
+    assert denied["act"] == "link.denied"
+    assert denied["after"] == {"reason": "consent_denied", "error": "server_error" + "?" * 28 + "..."}
 
 
 @pytest.mark.parametrize("payload", XSS)
@@ -358,6 +372,78 @@ async def test_a_reload_after_an_undo_says_already_undone(house: House) -> None:
     assert wrong.status_code == 400
 
 
+async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: House) -> None:
+    """Its key has expired or been revoked, or its access cannot be renewed; the undo stays while it is valid."""
+
+    async def reload(url: str) -> str:
+        return (await house.bare.get(url, headers=HTML)).text
+
+    granted = ["tweet.read", "users.read", "like.write"]
+    redirect = await house.consent("ada", scopes=granted)
+    await house.bare.get(redirect, headers=HTML)
+    await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(minutes=5))
+    house.clock.advance(minutes=6)
+    expired = await house.bare.get(redirect, headers=HTML)
+    assert "<h1>This link no longer works</h1>" in expired.text
+    assert "@ada is linked" not in expired.text
+    assert undo_token(expired)
+    await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(days=1))
+    house.bare.cookies.clear()
+    assert "@ada is linked already" in await reload(redirect)
+    house.clock.advance(hours=2)
+    page = await reload(redirect)
+    assert "<h1>This link no longer works</h1>" in page
+    assert "ask the people who run the app for a new link" in page
+    redirect = await house.consent("ada")
+    await house.bare.get(redirect, headers=HTML)
+    await house.gateway.keys.revoke(house.key_id)
+    assert "<h1>This link no longer works</h1>" in await reload(redirect)
+
+
+async def test_an_older_page_says_that_its_link_has_ended(house: House) -> None:
+    """It was replaced, or the key's holder ended it: not that nothing was linked, nor that there is no access now."""
+    for replaced in (True, False):
+        redirect = await house.consent("ada")
+        page = await house.bare.get(redirect, headers=HTML)
+        await (house.link("ada") if replaced else house.call("unlink_twitter"))
+        again, pressed = await house.bare.get(redirect, headers=HTML), await press_undo(house, page)
+        assert (again.status_code, pressed.status_code) == (400, 400)
+        assert "<h1>This link has ended</h1>" in again.text
+        assert "<h1>Nothing left to undo</h1>" in pressed.text
+        for told in (again.text, pressed.text):
+            assert "a newer link took its place, or the people who run the app ended it" in told
+            assert 'href="https://x.com/settings/connected_apps"' in told
+        assert reason_of(await land(house, redirect)) == "state_used"
+
+
+async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: House) -> None:
+    """What the API says to developers stays in the small print, with its commands as code."""
+    mismatch = await linked.link("grace")
+    assert "You approved as @grace; the app asked for @ada." in mismatch.text
+    assert "Switch to @ada at X, then ask for a new link." in mismatch.text
+    unticked = await linked.link("ada", scopes=["users.read"])
+    assert "You unticked a permission that is needed: see posts." in unticked.text
+    assert "<code>birdwire accounts link KEY_ID</code>" in unticked.text
+    assert "`" not in unticked.text
+    cut = await linked.bare.get(API + "oauth_callback", headers=HTML)
+    assert "This address is incomplete." in cut.text
+    assert "Open the link again from where you got it." in cut.text
+    await linked.fault("POST", "/2/oauth2/token", {"status": 500})
+    assert "X had a problem just now; nothing was linked." in (await linked.link("ada")).text
+
+
+async def test_the_address_of_the_undo_explains_itself_to_a_browser(house: House) -> None:
+    """Programs get the same refusal as before."""
+    page = await house.bare.get(API + "auth/undo", headers=HTML)
+    assert (page.status_code, page.headers["allow"]) == (405, "POST")
+    assert "This was not me: undo" in page.text
+    assert 'href="https://x.com/settings/connected_apps"' in page.text
+    for accept in ("*/*", "application/json"):
+        answer = await house.bare.get(API + "auth/undo", headers={"accept": accept})
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert reason_of(answer) == "method_not_allowed"
+
+
 @pytest.mark.trust("#293")
 async def test_a_page_of_another_site_cannot_press_undo(house: House) -> None:
     """By Fetch Metadata, or by Origin in a browser without it; programs send neither."""
@@ -388,8 +474,21 @@ async def test_the_page_says_what_the_key_may_do(house: House) -> None:
     redirect = await house.consent("ada", scopes=granted)
     for _ in range(2):
         page = await house.bare.get(redirect, headers=HTML)
-        assert "It may like and post, up to 50 writes a day, until 1 March 2100." in page.text
+        assert "It may like posts and post, up to 50 actions a day, until 1 March 2100." in page.text
         house.bare.cookies.clear()
+
+
+async def test_the_page_of_a_key_that_may_do_nothing_on_x_claims_nothing_else(tmp_path: Path) -> None:
+    """It may only link, or use a look-up that the gateway does not offer."""
+    async with House.built(tmp_path, reads="user/search") as house:
+        await house.gateway.keys.change(house.key_id, actions=("link", "user/info"), daily_writes=50)
+        redirect = await house.consent("ada")
+        for _ in range(2):
+            page = await house.bare.get(redirect, headers=HTML)
+            assert "is linked to @ada" in page.text
+            assert "At present it is not allowed to do anything on X." in page.text
+            assert "act on X as" not in page.text
+            house.bare.cookies.clear()
 
 
 # The pages.
@@ -409,6 +508,7 @@ async def pages_of(house: House) -> list[httpx2.Response]:
         await house.bare.get(API + "oauth_callback?code=a&state=b", headers=HTML),
         await press_undo(house, linked),
         await press_undo(house, linked),
+        await house.bare.get(API + "auth/undo", headers=HTML),
     ]
 
 

@@ -81,18 +81,19 @@ async def find(connection: AsyncConnection, state_hash: bytes) -> RowMapping | N
 
 
 async def outcomes(connection: AsyncConnection, state_hashes: Sequence[bytes]) -> dict[bytes, RowMapping]:
-    """Return states, taken or not, by hash; with each its key, and the session it led to if that still exists."""
+    """Return states, taken or not, by hash; with each its key, and the session it led to if that still exists.
+
+    `state`, `expires_at` and what follows them are the session's.
+    """
     led_to = link_states.c.session_id == x_sessions.c.session_id
     query = select(
         link_states.c.state_hash,
-        link_states.c.taken_at,
-        link_states.c.ended_at,
-        link_states.c.return_to,
-        link_states.c.refusal,
-        *(api_keys.c[name] for name in ("label", "actions", "daily_writes", "expires_at")),
+        *(link_states.c[name] for name in ("session_id", "taken_at", "ended_at", "return_to", "refusal")),
+        *(api_keys.c[name] for name in ("label", "actions", "daily_writes", "revoked_at")),
+        api_keys.c.expires_at.label("key_expires_at"),
         api_keys.c.return_to.label("return_to_allowed"),
-        x_sessions.c.state.label("session_state"),
-        *(x_sessions.c[name] for name in ("username", "scopes", "undo_hash", "undo_until")),
+        *(x_sessions.c[name] for name in ("state", "why", "username", "scopes", "undo_hash", "undo_until")),
+        *(x_sessions.c[name] for name in ("expires_at", "refresh_ct", "refresh_state")),
     ).select_from(link_states.join(api_keys).outerjoin(x_sessions, led_to))
     rows = (await connection.execute(query.where(link_states.c.state_hash.in_(state_hashes)))).mappings()
     return {row["state_hash"]: row for row in rows}

@@ -116,7 +116,7 @@ PROBLEMS: dict[str, Problem] = {
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check {target}."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name; the posts of a protected account are visible only to its approved followers."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
-    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no request with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
+    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no write with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not accept {method}.", "Use {allow}."),

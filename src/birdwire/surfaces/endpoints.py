@@ -84,6 +84,7 @@ BEYOND_SCHEMA: dict[str, dict[str, str]] = {
         "state_unknown": "`state` must be one that auth_twitter returned",
     },
     "postTwitter": {
+        "place_id_missing": "`geo` must hold a `place_id`",
         "text_too_long": "the weighted length of `text` counts, not its number of characters",
         "x_invalid_request": "ids, cards and links must be ones that X accepts",
     },

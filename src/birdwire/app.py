@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from birdwire import __version__, asgi, dialect, edge, media
+from birdwire import __version__, asgi, dialect, edge
 from birdwire.acts import ActLog
 from birdwire.asgi import Route
 from birdwire.authorization import Authorizations, AuthTwitter
@@ -23,6 +23,7 @@ from birdwire.clock import Clock
 from birdwire.crowd import Crowd
 from birdwire.door import EdgeLimits
 from birdwire.failpoints import Failpoints
+from birdwire.form import FILE_FIELDS
 from birdwire.gate import Gate, Takes
 from birdwire.health import Health
 from birdwire.idempotency import Idempotency
@@ -418,7 +419,7 @@ def routes(
             operation.name,
             operation.body,
             limit=settings.max_body_bytes,
-            file_names=media.FIELDS if operation.takes_file else (),
+            file_names=FILE_FIELDS if operation.takes_file else (),
             action=operation.name,
         )
         if not operation.repeatable:

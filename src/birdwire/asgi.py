@@ -138,6 +138,9 @@ async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | 
         answer = refuse(error, call)
     except ClientDisconnect:
         return None
+    except asyncio.CancelledError:
+        telemetry.cut_off(call)
+        raise
     except Exception as error:  # noqa: BLE001 - the last net: whatever breaks, the caller gets the envelope
         telemetry.crash(call.request_id, error)
         answer = refuse(GatewayError("internal"), call)

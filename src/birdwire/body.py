@@ -11,7 +11,6 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
@@ -73,10 +72,17 @@ class Parsed:
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-async def read(call: Call, limit: int, before_file: BeforeFile, file_names: Collection[str] = ()) -> Parsed:
+async def read(
+    call: Call,
+    limit: int,
+    before_file: BeforeFile,
+    file_names: Collection[str] = (),
+    fields: dict[str, Any] | None = None,
+) -> Parsed:
     """Return the call's body, read once, up to `limit` bytes; with files, up to what `before_file` returns.
 
     An empty body is none, whatever its Content-Type. A part with one of `file_names` is a file even without a filename.
+    `fields` takes those of a multipart body as they come, for a caller that wants them if the rest is refused.
 
     Raises:
         GatewayError: 400, 413 or 415, naming what is wrong.
@@ -86,14 +92,14 @@ async def read(call: Call, limit: int, before_file: BeforeFile, file_names: Coll
     name = name.strip().lower()
     usable = len(types) == 1 and len(types[0]) <= MAX_TYPE  # to parse its parameters takes quadratic time
     if usable and name == "multipart/form-data" and not call.header("content-encoding"):
-        form = Multipart(types[0], limit, before_file, file_names)
-        fields, files = await form.read(call)
-        return Parsed("multipart" if form.size else "none", fields, files)
+        form = Multipart(types[0], limit, before_file, file_names, {} if fields is None else fields)
+        read_fields, files = await form.read(call)
+        return Parsed("multipart" if form.size else "none", read_fields, files)
     raw = await _load(call, limit)
     if not raw:
         return Parsed("none")
     if not types and looks_like_json(raw):
-        raise untyped_json()
+        raise untyped_json(file_names)
     if not usable:
         raise wrong_type("JSON, as one Content-Type: application/json")
     if [value.strip().lower() for value in call.header_values("content-encoding")] not in ([], ["identity"]):
@@ -104,8 +110,8 @@ async def read(call: Call, limit: int, before_file: BeforeFile, file_names: Coll
     if name == "application/json":
         return Parsed("json", parse(raw))
     if looks_like_json(raw):
-        raise untyped_json()
-    if name == "application/x-www-form-urlencoded":
+        raise untyped_json(file_names)
+    if name == "application/x-www-form-urlencoded" and (raw.isascii() or not file_names):  # else curl's --data-binary
         return Parsed("form", urlencoded(raw))
     raise other_type(file_names)
 
@@ -114,23 +120,13 @@ def check_kind(kind: str, model: type[Body], file_names: Collection[str]) -> Non
     """Check that a call takes a body written in this way, if it is not JSON.
 
     Raises:
-        GatewayError: json_malformed: it is empty, and something has to be there; unsupported_media_type.
+        GatewayError: json_malformed: it is empty, and a field is required; unsupported_media_type.
     """
     if kind == "none":
-        if not _optional(model):
+        if any(field.is_required() for field in model.model_fields.values()):
             raise GatewayError("json_malformed", detail="the body is empty")
     elif kind != "multipart" or not file_names:
         raise other_type(file_names)
-
-
-@cache
-def _optional(model: type[Body]) -> bool:
-    """Whether nothing has to be there."""
-    try:
-        model.model_validate({})
-    except ValidationError:
-        return False
-    return True
 
 
 def read_query(query: str) -> Parsed:

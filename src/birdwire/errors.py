@@ -61,6 +61,8 @@ PROBLEMS: dict[str, Problem] = {
     "text_missing": Problem(400, "missing_parameter", "caller", "`text` is missing.", _CONTENT),
     "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", _CONTENT),
     "text_too_long": Problem(400, _INVALID, "caller", "The text's weighted length is {length}; this key may post at most {limit}.", "Shorten the text (a link counts as 23 characters, a CJK character or an emoji as 2), or ask the operator to raise the key's limit."),
+    "media_files_missing": Problem(400, "missing_parameter", "caller", "`media_files` is missing.", "Send the file as a part of a multipart form: curl -F media_files=@FILE."),
+    "media_files_malformed": Problem(400, _INVALID, "caller", "media_files is malformed: {detail}.", "Send {wanted} as a part of a multipart form: curl -F media_files=@FILE."),
     "media_too_large": Problem(400, _INVALID, "caller", "X accepts {kind} files of at most {limit} MiB.", "Send a smaller file."),
     "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the medium: {message}", "Send it in another encoding; see X's media best practices."),
     "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use only these scopes: {known}. The operator can add others with the setting extra_scopes."),
@@ -114,7 +116,7 @@ PROBLEMS: dict[str, Problem] = {
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check {target}."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name; the posts of a protected account are visible only to its approved followers."),
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
-    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no request with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
+    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no write with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not accept {method}.", "Use {allow}."),
@@ -179,12 +181,11 @@ _PUBLISHED_IDS = {"tweet_id", "target_user_id"}  # their absence has the publish
 
 for _field in FIELDS:
     _code = _INVALID if _field in _PUBLISHED_IDS else "missing_parameter"
-    if _field in REQUIRED:  # the text of a post has its own row, as other fields may take its place
+    if _field in REQUIRED:  # text and media_files have rows of their own
         _missing = Problem(400, _code, "caller", f"`{_field}` is missing.", f"Send {_field}: {{wanted}}.")
         PROBLEMS.setdefault(f"{_field}_missing", _missing)
-    PROBLEMS[f"{_field}_malformed"] = Problem(
-        400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}."
-    )
+    _malformed = Problem(400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}.")
+    PROBLEMS.setdefault(f"{_field}_malformed", _malformed)
 
 RETRY_AFTER_S = {
     "auth_failures": 60,

@@ -33,8 +33,12 @@ MAX_FILES = 4
 IN_MEMORY = 1 << 16
 """Bytes of a file that are kept in memory, and how many are written together, since each thread hop costs."""
 _SLICE = 16_384
-_FILE_TYPES = (b"image/", b"video/", b"application/octet-stream")
+FILE_FIELDS = ("media_files", "media", "media_file", "file")
+"""Names of a part that holds a file; the first is the documented one."""
+_FILE_TYPES = (b"image/", b"video/")
 """How the Content-Type of a part begins that is a file even without a filename, which RFC 7578 §4.2 leaves open."""
+_ANY_TYPE = b"application/octet-stream"
+"""Says nothing of a part: some clients call every field so. With a name of FILE_FIELDS, it is a file."""
 
 _AS_JSON = "Send `Content-Type: application/json` and an uncompressed UTF-8 body"
 
@@ -75,9 +79,9 @@ def wrong_type(wanted: str = "JSON, as Content-Type: application/json", how: str
     return GatewayError("unsupported_media_type", wanted=wanted, how=how)
 
 
-def untyped_json() -> GatewayError:
+def untyped_json(file_names: Collection[str]) -> GatewayError:
     """The refusal of JSON that no header calls so: curl's -d and Python's urllib call every body a form."""
-    return wrong_type(how="Add the header Content-Type: application/json")
+    return other_type(file_names) if file_names else wrong_type(how="Add the header Content-Type: application/json")
 
 
 def other_type(file_names: Collection[str]) -> GatewayError:
@@ -85,7 +89,7 @@ def other_type(file_names: Collection[str]) -> GatewayError:
     if not file_names:
         return wrong_type()
     name = next(iter(file_names))
-    how = f"Send the file as the part {name} of a form, as curl does with -F {name}=@photo.png"
+    how = f"Send the file as a part of a multipart form: curl -F {name}=@FILE"
     return wrong_type("a file, as multipart/form-data", how)
 
 
@@ -190,22 +194,29 @@ class _Files:
 
 
 class Multipart:
-    """A multipart/form-data body (RFC 7578), read as it comes: fields into memory, files into temporary files."""
+    """A multipart/form-data body (RFC 7578), read as it comes: fields into `fields`, files into temporary files."""
 
-    def __init__(self, content_type: str, limit: int, before_file: BeforeFile, file_names: Collection[str]) -> None:
+    def __init__(
+        self,
+        content_type: str,
+        limit: int,
+        before_file: BeforeFile,
+        file_names: Collection[str],
+        fields: dict[str, Any],
+    ) -> None:
         self._boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
         self._file_names = file_names
         self.size = 0
         """The bytes of the body so far."""
         self._limit = self._field_left = limit  # files may raise the first; fields together never pass the second
         self._before_file = before_file
-        self._fields: dict[str, Any] = {}
+        self._fields = fields
         self._files = _Files()
         self._parts = 0
         self._head: dict[bytes, bytes] = {}
         self._name, self._value = bytearray(), bytearray()
         self._field = ""
-        self._in_file = False
+        self._in_file = self._file_ahead = False
         self._data = bytearray()
         self._ended = False
         self._parser = MultipartParser(
@@ -261,7 +272,7 @@ class Multipart:
     def _look(self, first: bytes) -> None:
         """Check, before a body is parsed, that it can be: its boundary is known, and it is not JSON instead."""
         if looks_like_json(first):
-            raise untyped_json()
+            raise untyped_json(self._file_names)
         if not 0 < len(self._boundary) <= MAX_BOUNDARY:
             raise broken(f"its Content-Type names no boundary of 1 to {MAX_BOUNDARY} characters")
 
@@ -292,11 +303,21 @@ class Multipart:
         if kind != b"form-data" or not 0 < len(self._field) <= MAX_NAME or "\ufffd" in self._field:
             raise broken(f"a part has no name of 1 to {MAX_NAME} characters")
         content_type = self._head.get(b"content-type", b"").lower()
-        if b"filename" in options or self._field in self._file_names or content_type.startswith(_FILE_TYPES):
-            self._in_file = True
-            self._files.begin(self._field)
+        self._file_ahead = (
+            self._field in self._file_names
+            or content_type.startswith(_FILE_TYPES)
+            or (content_type.startswith(_ANY_TYPE) and self._field in FILE_FIELDS)
+        )
+        if b"filename" in options:
+            self._begin_file()
+
+    def _begin_file(self) -> None:
+        self._in_file = True
+        self._files.begin(self._field)
 
     def _chunk(self, data: bytes, start: int, end: int) -> None:
+        if self._file_ahead and not self._in_file:  # without a filename it takes a byte to be a file
+            self._begin_file()
         if self._in_file:
             self._files.add(data[start:end])
         else:
@@ -306,7 +327,7 @@ class Multipart:
             self._data += data[start:end]
 
     def _end(self) -> None:
-        if self._in_file:
+        if self._in_file or (self._field in self._file_names and not self._data):
             return
         try:
             _add(self._fields, self._field, self._data.decode("utf-8"))

@@ -172,9 +172,9 @@ class Gate:
             if relayed and answer.status < 400:
                 answer = dialect.say(answer)
         except StorageDownError:
-            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), call)
+            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), takes, call)
         except GatewayError as error:
-            answer = self._refuse(error, call)
+            answer = self._refuse(error, takes, call)
         finally:
             visit.body.close()
             if visit.upload is not None:
@@ -183,8 +183,9 @@ class Gate:
                 crowd.leave(visit.place)
         return answer.adding(visit.headers)
 
-    def _refuse(self, error: GatewayError, call: Call) -> Answer:
-        self._journal.rejections.add(call, error)
+    def _refuse(self, error: GatewayError, takes: Takes, call: Call) -> Answer:
+        if takes.action:  # else a caller who polls would push out what it asks for
+            self._journal.rejections.add(call, error)
         return refuse(error, call)
 
     # The way in: whose call it is, whether it may be made, what it says.
@@ -217,11 +218,13 @@ class Gate:
         if visit.key is None and takes.file_limit:
             ends_at = asyncio.get_running_loop().time() + self._request_s
             call.stream = partial(within, call.stream(), lambda: ends_at if visit.key is None else None)
+        fields: dict[str, Any] = {}
+        before_file = partial(self._before_file, takes, call, visit)
         try:
-            return await read(call, takes.limit, partial(self._before_file, takes, call, visit), takes.file_names)
+            return await read(call, takes.limit, before_file, takes.file_names, fields)
         except GatewayError as error:
             if visit.key is None and error.problem.status in (400, 415):
-                raise GatewayError("key_missing") from None
+                await self._admit_field(fields, call, visit)
             raise
 
     async def admit(self, raw_key: str, call: Call, visit: _Visit) -> Key:
@@ -247,6 +250,14 @@ class Gate:
         if not key.rules.allow_address(call.peer):
             raise GatewayError("ip_not_allowed")
         return key
+
+    async def _admit_field(self, fields: dict[str, Any], call: Call, visit: _Visit) -> Key:
+        """Admit the key that a form's fields carry; without one, key_missing."""
+        raw_key = dialect.key_in(fields) if self._relay else None
+        if raw_key is None:
+            raise GatewayError("key_missing")
+        visit.key = await self.admit(raw_key, call, visit)
+        return visit.key
 
     async def _again(self, key: Key, call: Call, action: str) -> Key:
         """Return the key as it is now: it may have changed while the body came in, or while the call was queued.
@@ -297,14 +308,9 @@ class Gate:
         The key is the header's, or one in an earlier part. Returns the limit of the whole body, and what reserves room
         for it.
         """
-        if visit.key is None:
-            raw_key = dialect.key_in(fields) if self._relay else None
-            if raw_key is None:
-                raise GatewayError("key_missing")
-            visit.key = await self.admit(raw_key, call, visit)
+        key = visit.key or await self._admit_field(fields, call, visit)
         if not takes.file_limit:  # no call of this route takes a file: what it sends stays small
             return takes.limit, lambda _: None
-        key = visit.key
         _allow(key, takes.action)
         await self._session(key, takes.file_scopes)
         visit.upload = self._uploads.start(key.key_id, _announced(call))
@@ -315,12 +321,7 @@ class Gate:
     # One operation, step by step.
 
     async def _operate(self, operation: Operation, call: Call, key: Key, parsed: Parsed) -> Answer:
-        fields = (
-            media.with_ids(parsed.fields, ["0"] * len(parsed.files))
-            if parsed.files and not operation.takes_file
-            else parsed.fields
-        )
-        body = check(fields, operation.body, {"text_limit": key.rules.text_limit})
+        body = check(media.fields_of(operation, parsed), operation.body, {"text_limit": key.rules.text_limit})
         files = media.files_of(operation, parsed)
         session = await self._session(key, operation.scopes)
         self._check_link(session, call)

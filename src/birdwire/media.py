@@ -15,6 +15,7 @@ from pydantic import Field
 from birdwire import dialect
 from birdwire.clock import rfc3339
 from birdwire.errors import GatewayError, excerpt
+from birdwire.form import FILE_FIELDS
 from birdwire.operations import XData, XRequest
 from birdwire.post import ID_PATTERN
 from birdwire.x import Reading
@@ -29,9 +30,6 @@ CHUNK = 1 << 20
 MOST_SEGMENTS = 1_000
 PROCESSING_DEADLINE_S = 60.0
 LONGEST_KEPT_S = 366 * 86_400
-FIELDS = ("media_files", "media", "media_file", "file")
-"""Names of the part that holds the file; the first is the documented one."""
-
 ENDPOINTS = (
     "POST /2/media/upload/initialize",
     "POST /2/media/upload/{id}/append",
@@ -169,19 +167,35 @@ def _form(index: int, chunk: bytes) -> tuple[str, bytes]:
     return f"multipart/form-data; boundary={boundary}", head.encode() + chunk + f"\r\n--{boundary}--\r\n".encode()
 
 
+def fields_of(operation: Operation, parsed: Parsed) -> dict[str, Any]:
+    """The fields of a call; a post's files, which have no media ids yet, count as attached.
+
+    Raises:
+        GatewayError: media_files_missing.
+    """
+    if operation.takes_file and not parsed.files:
+        raise GatewayError("media_files_missing")
+    if parsed.files and not operation.takes_file:
+        return with_ids(parsed.fields, ["0"] * len(parsed.files))
+    return parsed.fields
+
+
 def files_of(operation: Operation, parsed: Parsed) -> list[Part]:
-    """The files that an operation works on, looked at before anything is spent on them."""
+    """The files that an operation works on, checked before anything is spent on them.
+
+    Raises:
+        GatewayError: unknown_field, media_files_malformed, media_too_large.
+    """
     if not parsed.files and not operation.takes_file:
         return []
     files = list(parsed.files)
-    names = FIELDS if operation.takes_file else (dialect.FILE_PART,)
+    names = FILE_FIELDS if operation.takes_file else (dialect.FILE_PART,)
     stray = next((file.name for file in files if file.name not in names), None)
     if stray is not None or (files and not operation.takes_file and "media" not in operation.body.model_fields):
         raise GatewayError("unknown_field", field=excerpt(stray or files[0].name), known=", ".join(names))
     if operation.takes_file and len(files) != 1:
-        reason = "media_files_malformed" if files else "media_files_missing"
         raise GatewayError(
-            reason, detail="there is more than one file", wanted="one image, GIF or video, as a multipart part"
+            "media_files_malformed", detail="there is more than one file", wanted="one image, GIF or video"
         )
     for file in files:
         kind_of(file)

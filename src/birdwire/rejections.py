@@ -27,8 +27,6 @@ class Rejections:
     def add(self, call: Call, error: GatewayError) -> None:
         """Remember a refusal, unless it is X's, or the call may have reached X, or no key may ask for it."""
         key_id = call.note.get("key_id")
-        if error.reason == "request_not_found":  # else a caller who polls would push out what it asks for
-            return
         if key_id is None or error.upstream is not None or error.outcome != "not_sent":
             return
         now = self._clock.now()

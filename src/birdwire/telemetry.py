@@ -73,6 +73,11 @@ class Telemetry:
         line = encode({"time": self._now(), "level": level, "event": name, **fields})
         self._log.add(line.decode() + "\n")
 
+    def cut_off(self, call: Call) -> None:
+        """A request was cut off before its answer: nobody knows how far X got with it."""
+        known = {name: call.note[name] for name in ("operation", "key_id") if name in call.note}
+        self.event("info", "cut_off", request_id=call.request_id, **known, outcome="unknown")
+
     def crash(self, request_id: str, error: BaseException) -> None:
         """A bug: its type and the places it passed, but not its text, which may quote a secret."""
         frames = [

@@ -170,10 +170,12 @@ def read(reply: Reply, reading: Reading, now: datetime) -> dict[str, Any]:
     told_of = said.value if whole else said.value.get("data")
     if said.ok and isinstance(told_of, dict):
         return _pick(said, reading, told_of)
-    for reason, told in _QUESTIONS:
-        if told(said, reading):
-            raise _refusal(reason, said, now)
-    raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream())
+    reason = _told(said, reading)
+    if reason is None and said.ok and reading.whole and "meta" in said.value:
+        return _pick(said, reading, said.value)  # an empty page, whatever the errors beside it are about
+    if reason is None:
+        raise GatewayError("x_reply_malformed", outcome="unknown", upstream=said.upstream())
+    raise _refusal(reason, said, now)
 
 
 def _pick(said: _Said, reading: Reading, value: object) -> dict[str, Any]:
@@ -307,6 +309,11 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
     ("x_invalid_request", lambda said, _: bool(said.value) and said.status == 400),
     ("x_conflict", lambda said, _: said.status == 409),
 )  # fmt: skip
+
+
+def _told(said: _Said, reading: Reading) -> str | None:
+    """The reason that X's answer names, if any question knows it."""
+    return next((reason for reason, told in _QUESTIONS if told(said, reading)), None)
 
 
 def _gone(said: _Said) -> bool:

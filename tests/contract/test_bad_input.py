@@ -387,11 +387,16 @@ async def test_a_body_is_json_by_name_and_uncompressed(place: House, sent: Sent,
 
 
 @pytest.mark.parametrize("types", [(), ("application/json",), FORM])
-@pytest.mark.parametrize("name", ["like_twitter", "post_twitter", "auth/confirm"])
+@pytest.mark.parametrize("name", ["like_twitter", "auth/confirm"])
 async def test_a_body_that_is_needed_is_not_empty(place: House, name: str, types: tuple[str, ...]) -> None:
     """Whatever its Content-Type: that is not what it lacks."""
     got = await judge(place, Sent(b"", target=API + name, types=types), BROKEN)
     assert "the body is empty" in got.error["message"]
+
+
+async def test_a_post_without_a_body_lacks_its_text(place: House) -> None:
+    """No one field is required, so the answer names what may be sent."""
+    await judge(place, Sent(b"", target=API + "post_twitter"), (400, "missing_parameter", "text_missing"))
 
 
 @pytest.mark.parametrize("types", [(), FORM, ("text/plain;charset=UTF-8",), ("multipart/form-data; boundary=x",)])
@@ -450,6 +455,9 @@ def form(part: str, content: bytes) -> bytes:
 
 
 MULTIPART = ("multipart/form-data; boundary=x",)
+NO_FILE = (400, "missing_parameter", "media_files_missing")
+BAD_FILE = (400, "invalid-request", "media_files_malformed")
+AS_PART = "as a part of a multipart form: curl -F media_files=@FILE."
 
 
 @pytest.mark.parametrize("name", ["media_files", "media", "media_file", "file"])
@@ -465,13 +473,20 @@ async def test_a_file_needs_no_filename(place: House, name: str) -> None:
 @pytest.mark.parametrize(
     ("target", "body", "types", "refusal", "words"),
     [
-        ("upload_media", b"", MULTIPART, (400, "missing_parameter", "media_files_missing"), "Send media_files"),
+        ("upload_media", b"", MULTIPART, NO_FILE, f"Send the file {AS_PART}"),
+        ("upload_media", form('name="media_files"', b""), MULTIPART, NO_FILE, f"Send the file {AS_PART}"),
+        ("upload_media", form('name="picture"', b"a.png"), MULTIPART, NO_FILE, f"Send the file {AS_PART}"),
+        ("upload_media", form('name="media"', b"a.png"), MULTIPART, BAD_FILE, f"an image, a GIF or a video {AS_PART}"),
         ("upload_media", form('name="picture"', PNG), MULTIPART, FORMLESS, "a file needs a filename"),
-        ("upload_media", PNG, ("image/png",), WRONG_TYPE, "-F media_files=@photo.png"),
-        ("upload_media", b"a=b", FORM, WRONG_TYPE, "-F media_files=@photo.png"),
+        ("upload_media", PNG, ("image/png",), WRONG_TYPE, f"Send the file {AS_PART}"),
+        ("upload_media", PNG, FORM, WRONG_TYPE, f"Send the file {AS_PART}"),
+        ("upload_media", b"a=b", FORM, WRONG_TYPE, f"Send the file {AS_PART}"),
+        ("upload_media", ONE, (), WRONG_TYPE, f"Send the file {AS_PART}"),
+        ("upload_media", ONE, FORM, WRONG_TYPE, f"Send the file {AS_PART}"),
+        ("upload_media", ONE, MULTIPART, WRONG_TYPE, f"Send the file {AS_PART}"),
+        ("upload_media", ONE, ("application/json",), NO_FILE, f"Send the file {AS_PART}"),
         ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "its part tweet_id is not UTF-8 text"),
     ],
-    ids=["nothing", "by no name", "bare", "a form", "not a file's field"],
 )
 async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
     place: House, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str

@@ -23,7 +23,8 @@ from birdwire.cli import COMMANDS, build, load
 from birdwire.cli.accounts import check_attempt
 from birdwire.cli.gateway import Gateway
 from birdwire.cli.post import FIELDS, ROWS
-from birdwire.cli.say import Stop
+from birdwire.cli.say import Stop, meaning, remedy
+from birdwire.errors import PROBLEMS
 from birdwire.keys import KeyRules
 from birdwire.operations import OPERATIONS
 from birdwire.post import PostTwitter
@@ -548,8 +549,17 @@ async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> Non
     assert explained.out.splitlines()[-1].endswith("have the account's owner open the auth_url.")
     assert (foreign.code, "in the gateway's log under this id" in foreign.err) == (3, True)
     assert (also.document["operation"], also.document["state"]) == ("user/info", "not_sent")
-    assert "This key has used up its … calls per minute" in limit.out
+    assert "This key has used up its calls per minute." in limit.out
     assert "X bills" not in limit.out
+
+
+async def test_what_is_told_of_a_reason_has_no_blanks() -> None:
+    """A sentence that only the refusal itself could fill is left out; the cause always stands there, or its name."""
+    for reason in PROBLEMS:
+        assert not re.search(r"…|\x00|[{}]", meaning(reason) + remedy(reason)), reason
+        assert meaning(reason).endswith("."), reason
+    assert meaning("unsupported_media_type") == "unsupported_media_type."
+    assert remedy("unknown_field") == "Remove it."
 
 
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:

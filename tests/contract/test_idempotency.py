@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from birdwire.rejections import MOST_EACH
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from house import API, PNG, POST, gateway, serving
@@ -194,6 +195,16 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: House) -> None:
     foreign = await linked.bare.get(API + f"requests/{request_id}", headers={"authorization": f"Bearer {other}"})
     assert (foreign.status_code, foreign.json()["error"]["reason"]) == (404, "request_not_found")
     assert (await linked.client.get(API + "requests/req_none")).status_code == 404
+
+
+async def test_a_caller_that_polls_pushes_out_no_refusal(house: House) -> None:
+    """Only what acts or looks something up is remembered."""
+    refused = await house.like()
+    for number in range(MOST_EACH):
+        assert (await house.client.get(API + f"requests/req_{number}")).status_code == 404
+        assert (await house.client.get(API + "auth/status?now=1")).status_code == 400
+    told = (await house.client.get(API + f"requests/{refused.headers['x-request-id']}")).json()
+    assert (told["state"], told["reason"]) == ("not_sent", "x_not_linked")
 
 
 @pytest.mark.parametrize(

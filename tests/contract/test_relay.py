@@ -158,6 +158,42 @@ async def test_an_operator_can_turn_it_off(plain: House) -> None:
     assert (await plain.state())["likes"] == []
 
 
+async def test_a_field_of_any_type_of_bytes_is_a_field(linked: House) -> None:
+    """Some of those clients call every part application/octet-stream, and give no filename."""
+    body = {"aisa_api_key": linked.raw_key, "content": "typed", "in_reply_to_tweet_id": POST}
+    files: Files = [(name, (None, value, "application/octet-stream")) for name, value in body.items()]
+    posted = await linked.bare.post(API + "post_twitter", files=files)
+    pictured = await linked.bare.post(
+        API + "post_twitter", files=[*files[:1], ("media_files", (None, PNG, "application/octet-stream"))]
+    )
+    assert (posted.status_code, pictured.status_code) == (200, 200)
+    assert (await linked.post_of(posted.json()["data"]["id"]))["in_reply_to_tweet_id"] == POST
+
+
+async def test_an_empty_part_beside_a_file_is_no_second_file(linked: House) -> None:
+    """A form's own input that nobody filled in."""
+    files: Files = [
+        ("aisa_api_key", (None, linked.raw_key)),
+        ("media", (None, "")),
+        ("media_files", ("a.png", PNG, "image/png")),
+    ]
+    answer = await linked.bare.post(API + "upload_media", files=files)
+    assert (answer.status_code, answer.json()["code"]) == (200, 200)
+
+
+async def test_a_bad_file_is_named_if_a_part_before_it_has_the_key(linked: House) -> None:
+    """And a bad key before it is named instead."""
+    files: Files = [("media_files", ("a.png", PNG, "image/png"))] * 5
+
+    async def reason(*parts: tuple[str, Any]) -> tuple[int, str]:
+        answer = await linked.bare.post(API + "post_twitter", files=[*parts, *files])
+        return answer.status_code, answer.json()["error"]["reason"]
+
+    assert await reason(("aisa_api_key", (None, linked.raw_key))) == (400, "media_files_malformed")
+    assert await reason(("aisa_api_key", (None, linked.raw_key[:-1]))) == (401, "key_malformed")
+    assert await reason() == (401, "key_missing")
+
+
 async def test_fields_beside_a_file_stay_small(linked: House) -> None:
     """A file may be large; the words around it may not."""
     files: Files = [

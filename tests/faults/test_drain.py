@@ -78,8 +78,11 @@ async def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
         assert await served.ended() == 0
         cut = await asyncio.gather(running, looking, return_exceptions=True)
         assert all(isinstance(one, httpx2.HTTPError) for one in cut), cut
-        events = [json.loads(line)["event"] for line in served.log.read_text().splitlines()]
-        assert set(events) - {"act"} == {"request"}  # the link is an act, which is logged within seconds
+        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
+        assert {line["event"] for line in lines} - {"act"} == {"request", "cut_off"}
+        unknown = {line["operation"]: line["outcome"] for line in lines if line["event"] == "cut_off"}
+        assert unknown == {"like_twitter": "unknown", "user/info": "unknown"}
+        assert len({line["request_id"] for line in lines if line["event"] == "cut_off"}) == len(unknown)
 
 
 async def test_two_signals_end_a_dev_gateway_without_a_traceback(tmp_path: Path) -> None:

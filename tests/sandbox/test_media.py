@@ -225,3 +225,14 @@ async def test_foreign_uploads_are_forbidden(x: SandboxClient, token: str) -> No
     assert (await x.call(alan, "GET", f"{UPLOAD}?media_id={media_id}")).status_code == 403
     shared = await initialize(x, token, **VIDEO, total_bytes=5, additional_owners=["2244994947"])
     assert (await append(x, alan, shared, 0, b"abc")).status_code == 200
+
+
+async def test_a_broken_form_is_not_written_to_the_log(
+    x: SandboxClient, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither what a caller sent, nor that it did."""
+    media_id = await initialize(x, token, **IMAGE, total_bytes=5)
+    headers = {"authorization": f"Bearer {token}", "content-type": "multipart/form-data; boundary=x"}
+    answer = await x.http.post(f"{UPLOAD}/{media_id}/append", content=b"--x\r\n@secret", headers=headers)
+    assert answer.status_code == 400
+    assert [record.getMessage() for record in caplog.records if "multipart" in record.name] == []

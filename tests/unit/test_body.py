@@ -356,6 +356,22 @@ async def test_a_part_is_a_file_by_its_filename_its_name_or_its_type(part: bytes
         assert got.fields == {}
 
 
+@pytest.mark.parametrize(
+    ("part", "names", "fields"),
+    [
+        (b'name="text"\r\nContent-Type: application/octet-stream\r\n\r\nhello', (), {"text": "hello"}),
+        (DISPOSITION[32:] + b"\r\n\r\n", ("media_files", "media"), {}),
+        (DISPOSITION[32:] + b"\r\nContent-Type: image/png\r\n\r\n", (), {"media": ""}),
+    ],
+)
+async def test_a_part_without_a_filename_is_no_file_by_a_type_of_any_bytes_or_without_a_byte(
+    part: bytes, names: tuple[str, ...], fields: dict[str, str]
+) -> None:
+    """Some clients give every field the type application/octet-stream, and send fields that they leave empty."""
+    parsed = await read(call(MULTIPART, body=parts(b"Content-Disposition: form-data; " + part)), LIMIT, no_files, names)
+    assert (parsed.fields, parsed.files) == (fields, ())
+
+
 @pytest.mark.parametrize("more", [b"", b"\r\nContent-Type: text/plain", b"\r\nContent-Type: application/json"])
 async def test_bytes_that_are_no_text_and_no_file_are_told_what_makes_them_one(more: bytes) -> None:
     """A filename."""

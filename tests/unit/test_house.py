@@ -119,8 +119,8 @@ ALLOWED: dict[str, str] = {
     "lane": "asgi call edge",
     "surfaces": "",
     "surfaces.answers": "post",
-    "surfaces.endpoints": "authorization body oauth operations pages post reads settings surfaces surfaces.answers "
-    "surfaces.documents",
+    "surfaces.endpoints": "authorization body form oauth operations pages post reads settings surfaces "
+    "surfaces.answers surfaces.documents",
     "surfaces.schemas": "authorization body errors keys post",
     "surfaces.openapi": "authserver birdwire call errors limits settings surfaces.endpoints surfaces.schemas",
     "surfaces.yaml": "",
@@ -132,7 +132,7 @@ ALLOWED: dict[str, str] = {
     "surfaces.site": "call settings surfaces surfaces.discovery surfaces.documents surfaces.openapi surfaces.page "
     "surfaces.yaml",
     "app": "acts asgi authorization authserver birdwire body breaker call capabilities chores clock crowd dialect door "
-    "edge errors failpoints gate health idempotency journal keyring keys lane ledger limits line lookups media metrics "
+    "edge errors failpoints form gate health idempotency journal keyring keys lane ledger limits line lookups metrics "
     "oauth operations order pages presence prices reads recall reconcile refusals room sessions settings store.db "
     "surfaces.documents surfaces.site telemetry uploads upstream vault x",
 }

@@ -160,6 +160,12 @@ def test_a_page_of_errors_alone_is_no_empty_page() -> None:
     assert read(reply(200, {"meta": {"result_count": 0}}), page, NOW)["data"] == []
 
 
+def test_a_page_with_errors_that_say_nothing_of_it_is_a_page() -> None:
+    """X may add errors of types that nobody knows yet."""
+    odd = {"errors": [{"type": NEW + "odd", "title": "Odd"}], "meta": {"result_count": 0}}
+    assert read(reply(200, odd), Reading(TimelinePage, about="user", whole=True), NOW)["data"] == []
+
+
 @pytest.mark.parametrize(("about", "expected"), [("user", "user_not_found"), ("tweet", "tweet_not_found")])
 def test_the_old_code_of_no_such_page_is_about_what_was_asked(about: str, expected: str) -> None:
     """34, to a follow and to a like."""

@@ -45,6 +45,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "You can send it again, with a new Idempotency-Key.",
     ),
 }
+SAID = "The response to the call said what to correct; docs/errors.md lists every reason."
+"""The advice for a refusal whose own fix is not known here."""
 WHYS: dict[str, tuple[str, str]] = {
     "looking": (
         "Birdwire is looking for it in the account's timeline.",
@@ -146,8 +148,9 @@ def explain(
 def _unknown(stop: Stop) -> Stop:
     """The refusal of an id that this gateway does not know, with what a person may still do."""
     fix = (
-        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. If Birdwire refused it a while ago, "
-        "or another replica did, the operator finds the refusal in the gateway's log under this id."
+        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. Look-ups that X refused are not "
+        "recorded. If Birdwire refused it a while ago, or another replica did, the operator finds the refusal in the "
+        "gateway's log under this id."
     )
     return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
 
@@ -165,7 +168,7 @@ def _explained(document: dict[str, Any]) -> list[str]:
         advice = WHYS[why][1]
     elif document.get("reason") and state != "not_found":
         lines.append(meaning(document["reason"]))
-        advice = (remedy(document["reason"]) or advice) if state == "not_sent" else advice
+        advice = (remedy(document["reason"]) or SAID) if state == "not_sent" else advice
     found = document.get("data")
     if isinstance(found, dict):
         lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]

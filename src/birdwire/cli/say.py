@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +")
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")
@@ -164,22 +165,35 @@ def _cell(value: object) -> str:
 
 
 def meaning(reason: object) -> str:
-    """A refusal's reason as a sentence; one that this version does not know stays as it is."""
+    """A refusal's reason as sentences that need no values of the refusal; if there are none, the reason itself."""
     name = str(reason)
-    return _described(name)[0] if name in PROBLEMS else f"{printable(name, 60)}."
+    return (name in PROBLEMS and _described(name)[0]) or f"{printable(name, 60)}."
 
 
 def remedy(reason: object) -> str:
-    """Return what to do about a refusal, by its reason; empty if this version does not know it."""
+    """Return what to do about a refusal, by its reason; empty if only the refusal itself could say it."""
     name = str(reason)
     return _described(name)[1] if name in PROBLEMS else ""
 
 
 def _described(reason: str) -> tuple[str, str]:
-    """Message and fix of a reason, with an ellipsis for what only the refusal itself had."""
+    """Message and fix of a reason, without the sentences that hold what only the refusal itself had."""
     problem = PROBLEMS[reason]
-    unknown: dict[str, Any] = {name: "…" for _, name, _, _ in Formatter().parse(problem.message + problem.fix) if name}
-    return describe(GatewayError(reason, **unknown))
+    names = {name for _, name, _, _ in Formatter().parse(problem.message + problem.fix) if name}
+    message, fix = describe(GatewayError(reason, **dict.fromkeys(names, _UNKNOWN) | _IN_GENERAL))
+    message = _UNKNOWN_END.sub(".", message).replace(f"its {_UNKNOWN} ", "its ")
+    caused = _UNKNOWN not in _SENTENCE_ENDS.split(message)[0]
+    return _known(message) if caused else "", _known(fix)
+
+
+_UNKNOWN = "\0"
+_UNKNOWN_END = re.compile(rf"[:;] {_UNKNOWN}\.?(?= |$)")
+_IN_GENERAL: dict[str, Any] = {"account": "the linked account", "edits": "", "target": "the post's id"}
+"""What placeholders stand for in any refusal."""
+
+
+def _known(text: str) -> str:
+    return " ".join(sentence for sentence in _SENTENCE_ENDS.split(text) if _UNKNOWN not in sentence)
 
 
 def _console(*, stderr: bool) -> Console:

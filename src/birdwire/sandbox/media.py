@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import logging
 from base64 import b64decode
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +30,7 @@ LAST_SEGMENT = 999
 MEGABYTE = 1_000_000
 MULTIPART = b"multipart/form-data"
 PARTS = 10
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)  # it writes callers' bytes to standard error
 IN_MEMORY = {"MAX_MEMORY_FILE_SIZE": UPLOAD_BYTES}  # the body is bounded, so no part need go to a disk
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, create_model
 
 from birdwire.authorization import AuthTwitter
 from birdwire.body import Body, Empty
+from birdwire.form import FILE_FIELDS
 from birdwire.oauth import Confirm
 from birdwire.operations import OPERATIONS, Operation, XData
 from birdwire.pages import Undo
@@ -84,6 +85,7 @@ BEYOND_SCHEMA: dict[str, dict[str, str]] = {
         "state_unknown": "`state` must be one that auth_twitter returned",
     },
     "postTwitter": {
+        "place_id_missing": "`geo` must hold a `place_id`",
         "text_too_long": "the weighted length of `text` counts, not its number of characters",
         "x_invalid_request": "ids, cards and links must be ones that X accepts",
     },
@@ -212,7 +214,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         answer=_wrapped(row.answer),
         status=row.status,
         keyed=True,
-        files=("media_files", "media", "media_file", "file") if row.takes_file else (),
+        files=FILE_FIELDS if row.takes_file else (),
         scopes=row.scopes,
         examples=POST_EXAMPLES if row.body is PostTwitter else {row.summary: target},
         expect=row.expect,

@@ -126,7 +126,7 @@ of 1 to 19 digits. Paths are exact: no trailing slash.
 
 **Refusals** have one shape, {error}. `reason` names the exact cause, `fix` what to do, `whose` who can do it. A \
 path that is not listed here is 404 `route_unknown`; a listed one with another method is 405 `method_not_allowed` with \
-`Allow`.
+`Allow`, except for HEAD, which documents, `/livez`, `/readyz` and the callback answer.
 
 **Limits** are per key, per {window} seconds; every response to a valid key carries them in its headers. 429 and 503 \
 carry `Retry-After`.
@@ -357,7 +357,7 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
             "maxProperties": 1,
             "properties": parts,
         }
-        words = "One image, GIF or video, as one multipart part with a filename."
+        words = "One image, GIF or video, as one multipart part."
         return {"required": True, "description": words, "content": {"multipart/form-data": {"schema": schema}}}
     media: dict[str, Any] = {"schema": reference(endpoint.takes)}
     content = {"application/json": media | {"examples": examples}}

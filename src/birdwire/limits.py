@@ -163,7 +163,7 @@ return {granted, count, reset - now, reset}
 """)
 
 _BEAT = Script("""
--- How many replicas were heard of lately, this one included.
+-- How many replicas were heard of recently, this one included.
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))

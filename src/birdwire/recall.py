@@ -1,4 +1,4 @@
-"""What the store said of a key lately, so that a call need not ask it again. It holds no truth: news empties it.
+"""What the store said of a key recently, so that a call need not ask it again. It holds no truth: news empties it.
 
 To read a key and its session from the store costs many times the CPU of all the rest of a like.
 """

@@ -66,8 +66,8 @@ class Script:
 class Redis:
     """A server at redis[s]://[[user]:password@]host[:port][/database], reached over one connection at a time.
 
-    `up` says whether it answered lately, and within the budget; `changed(up, why)` is called when that turns, and when
-    there is another reason for it. `probe` is run every few seconds to find out, so it may as well be of use. The
+    `up` says whether it answered recently, and within the budget; `changed(up, why)` is called when that turns, and
+    when there is another reason for it. `probe` is run every few seconds to find out, so it may as well be of use. The
     certificate of a rediss server is verified against the system's authorities, or those of SSL_CERT_FILE.
     """
 

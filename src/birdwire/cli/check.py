@@ -304,7 +304,7 @@ def _document(found: list[Finding], known: list[Capability] | None) -> dict[str,
 
 
 def _told(known: Iterable[Capability]) -> Iterator[str]:
-    """What X lately said of each operation, for people."""
+    """What X recently said of each operation, for people."""
     for one in known:
         if one.allowed:
             yield f"X allowed {one.operation}, last {_plain(one.allowed_at)}"
@@ -323,7 +323,7 @@ async def _open(settings: Settings, vault: Vault | None) -> None:
 
 
 def _record(settings: Settings) -> list[Capability] | None:
-    """Return what X lately said of each operation; None without a database that can be read: _database reports that."""
+    """Return what X recently said of each operation; None if the database cannot be read, which _database reports."""
     path = file_of(settings.database_url)
     if path is None or path.exists():
         with contextlib.suppress(Stop):

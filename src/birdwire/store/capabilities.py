@@ -1,4 +1,4 @@
-"""What X lately let an X app do, as rows."""
+"""What X recently let an X app do, as rows."""
 
 from __future__ import annotations
 

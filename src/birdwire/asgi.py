@@ -91,7 +91,7 @@ class Front:
 
     async def _answer(self, raw_path: bytes, call: Call) -> Answer:
         if _BAD_ESCAPE.search(raw_path):
-            raise GatewayError("http_malformed", detail="a percent sign in the path stands for nothing")
+            raise GatewayError("http_malformed", detail="the path contains an invalid percent-encoding")
         if not self._methods or b"%" in raw_path:  # no path of ours needs an escape: only the canonical spelling is one
             raise GatewayError("route_unknown")
         handle = self._methods.get(call.method)

@@ -238,11 +238,11 @@ class EdgeProtocol(HttpToolsProtocol):
             if self._head_fed >= self._limits.head_bytes:
                 raise GatewayError("headers_too_large")
             if before == _WAITING and SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
-                raise malformed("it names no version of HTTP")
+                raise malformed("it has no HTTP version")
         elif before == _BODY:
             self._framing += len(piece)
             if self._framing > self._limits.framing_bytes:
-                raise malformed("the body has more framing than content")
+                raise malformed("its chunked framing is larger than its content")
 
     def _read_on(self, rest: bytes | memoryview) -> None:
         """Read a request again without its Upgrade: the parser stops at one, but we have nothing else to speak."""
@@ -261,7 +261,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return cause
         if cause is not None:
             return self._bug(cause)
-        return malformed(WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        return malformed(WRONG.get(type(error), "its headers or framing violate RFC 9112"))
 
     def _bug(self, error: BaseException) -> GatewayError:
         if self._door.telemetry is not None:
@@ -270,7 +270,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _at_eof(self) -> None:
         if self._phase in (_HEAD, _BODY):
-            self._refuse(malformed("it ends early"))
+            self._refuse(malformed("it is incomplete"))
         elif self._running is None:
             self._finish()
 
@@ -307,7 +307,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """The head is whole: check what the parser leaves open, then let uvicorn begin the request."""
         told, version = self._told, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise malformed("this is HTTP/1.1")
+            raise malformed("its HTTP version is not 1.1 or 1.0")
         host = one_host(told.get(b"host", ()), version, self._limits.hosts)
         if self.url[:1] != b"/" or b"#" in self.url:
             self.url = origin_form(self.parser.get_method(), self.url, host)

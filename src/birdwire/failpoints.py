@@ -98,8 +98,10 @@ def _read(part: str) -> tuple[str, _Action]:
     found = _FORM.fullmatch(part)
     if found is None or found["name"] not in POINTS:
         known = ", ".join(POINTS)
-        raise ValueError(f"failpoints: {part!r:.60} is not POINT=kill, raise or delay(SECONDS), with POINT of {known}")
+        raise ValueError(
+            f"failpoints: {part!r:.60} is not POINT=kill, POINT=raise or POINT=delay(SECONDS); points: {known}"
+        )
     delay_s = float(found["delay"] or 0)
     if delay_s > _LONGEST_DELAY_S:
-        raise ValueError(f"failpoints: a delay is {_LONGEST_DELAY_S:.0f} seconds at most")
+        raise ValueError(f"failpoints: the maximum delay is {_LONGEST_DELAY_S:.0f} seconds")
     return found["name"], _Action(found["action"].partition("(")[0], delay_s, int(found["nth"] or 0))

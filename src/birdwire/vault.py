@@ -93,15 +93,15 @@ class Vault:
             VaultError: a key sealed it that is not here.
         """
         if blob[: len(FORM_1)] != place.form or len(blob) < _BODY_AT:
-            raise DamagedError(f"A sealed value in {place.table}.{place.column} is damaged.")
+            raise DamagedError(f"An encrypted value in {place.table}.{place.column} is damaged.")
         key_id, nonce = blob[len(FORM_1) : HEAD_BYTES], blob[HEAD_BYTES:_BODY_AT]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise VaultError(f"A value in {place.table}.{place.column} was sealed with another vault key.")
+            raise VaultError(f"A value in {place.table}.{place.column} was encrypted with a different vault key.")
         try:
             plain = cipher.decrypt(nonce, blob[_BODY_AT:], _bind(place, key_id))
         except InvalidTag:
-            raise DamagedError(f"A sealed value in {place.table}.{place.column} was changed or moved.") from None
+            raise DamagedError(f"An encrypted value in {place.table}.{place.column} was changed or moved.") from None
         return plain.decode()
 
     def derive(self, purpose: str) -> bytes:
@@ -119,7 +119,7 @@ def head(key_id: str, form: bytes = FORM_1) -> bytes:
 
 def _id_of(key: bytes) -> bytes:
     if len(key) != KEY_BYTES:
-        raise VaultError(f"The vault key must be {KEY_BYTES} bytes, but has {len(key)}.")
+        raise VaultError(f"The vault key must be {KEY_BYTES} bytes long, but it has {len(key)} bytes.")
     return hashlib.sha256(b"birdwire vault key id" + key).digest()[:_ID_BYTES]
 
 
@@ -141,11 +141,11 @@ def decode_key(text: str) -> bytes:
         key = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise VaultError(
-            "The vault key is not base64. Copy the whole line that `birdwire vault create` wrote."
+            "The vault key is not valid base64. Copy the whole line that `birdwire vault create` wrote."
         ) from None
     if len(key) != KEY_BYTES:
         raise VaultError(
-            f"The vault key must be {KEY_BYTES} bytes in base64, but has {len(key)}. "
+            f"The vault key must be {KEY_BYTES} bytes in base64, but it has {len(key)} bytes. "
             "Copy the whole line that `birdwire vault create` wrote."
         )
     return key
@@ -163,10 +163,10 @@ def read_key_file(path: Path) -> bytes:
     except (OSError, UnicodeDecodeError) as error:
         raise VaultError(
             f"The vault key file {path} cannot be read: {type(error).__name__}. "
-            "Name the file that `birdwire vault create FILE` made."
+            "Set the path of a file that `birdwire vault create FILE` wrote."
         ) from None
     if not stat.S_ISREG(mode):
-        raise VaultError(f"The vault key file {path} is not a file.")
+        raise VaultError(f"The vault key file {path} is not a regular file.")
     if fault is not None:
         raise VaultError(fault)
     return decode_key(text)
@@ -186,5 +186,5 @@ def create_key_file(path: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise VaultError(f"The vault key file {path} cannot be made: {error.strerror}.") from None
+        raise VaultError(f"The vault key file {path} cannot be created: {error.strerror}.") from None
     return key

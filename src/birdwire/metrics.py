@@ -54,42 +54,44 @@ class Row:
     starts: tuple[str, ...] = ()
 
 
-_OPERATION = "the call's name, `other` for pages, documents, health and what was refused before it had one"
-_ENDPOINT = "method and path at X, with `:id` for what varies"
+_OPERATION = (
+    "the name of the call; `other` for pages, documents, health checks and requests refused before they had one"
+)
+_ENDPOINT = "method and path at X, with `:id` in place of ids and names"
 _SERVER_ERRORS = tuple(reason for reason, problem in PROBLEMS.items() if problem.status >= 500)
 _REPLIES = ("2xx", "3xx", "4xx", "5xx", "401", "429")
 _RENEWALS = ("success", "late", "refused", "held", "not_sent", "lost_reply", "x_5xx", "operator_fault", "wait_timeout", "persist_failure")  # fmt: skip
 
 METRICS: dict[str, Row] = {
-    "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "why it was refused (see errors.md), or nothing"}),
-    "birdwire_server_errors_total": Row("counter", "Requests answered with 5xx.", {"reason": "why (see errors.md)"}, starts=_SERVER_ERRORS),
-    "birdwire_request_seconds": Row("histogram", "Seconds from a request's head to its answer.", {"operation": _OPERATION}),
-    "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, `401` and `429` apart, or why there was no reply: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
-    "birdwire_x_outcomes_total": Row("counter", "Calls to X, of all endpoints.", {"outcome": "as above"}, starts=(*_REPLIES, *SEND_REASONS)),
-    "birdwire_x_call_seconds": Row("histogram", "Seconds until X replied.", {"endpoint": _ENDPOINT}),
-    "birdwire_x_retries_total": Row("counter", "Calls to X that were second or third tries.", watched=True),
-    "birdwire_x_spared_total": Row("counter", "Calls that X was not asked, since it would have refused or failed.", {"why": "`window`: X's limit is used up; `breaker`: X keeps failing at this"}, watched=True),
-    "birdwire_x_breakers_open": Row("gauge", "Endpoints of X that are left alone, for all accounts.", watched=True),
-    "birdwire_x_connections": Row("gauge", "Connections to X now.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
+    "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "the reason of the refusal (see errors.md), or empty"}),
+    "birdwire_server_errors_total": Row("counter", "Requests answered with 5xx.", {"reason": "the reason (see errors.md)"}, starts=_SERVER_ERRORS),
+    "birdwire_request_seconds": Row("histogram", "Seconds from a request's headers to its response.", {"operation": _OPERATION}),
+    "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, with `401` and `429` counted separately, or why X sent no response: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
+    "birdwire_x_outcomes_total": Row("counter", "Calls to X, over all endpoints.", {"outcome": "as above"}, starts=(*_REPLIES, *SEND_REASONS)),
+    "birdwire_x_call_seconds": Row("histogram", "Seconds until X responded.", {"endpoint": _ENDPOINT}),
+    "birdwire_x_retries_total": Row("counter", "Calls to X that were retries.", watched=True),
+    "birdwire_x_spared_total": Row("counter", "Calls not sent to X because X would have refused them or failed.", {"why": "`window`: X's limit is used up; `breaker`: X keeps failing on this endpoint"}, watched=True),
+    "birdwire_x_breakers_open": Row("gauge", "X endpoints whose circuit breaker is open, for all accounts.", watched=True),
+    "birdwire_x_connections": Row("gauge", "Current connections to X.", {"pool": "`calls`, or `tokens` for renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
     "birdwire_x_connections_opened_total": Row("counter", "Connections to X opened.", {"pool": "as above"}, watched=True),
-    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}, starts=_RENEWALS),
-    "birdwire_links_total": Row("counter", "Links by outcome, in the process that saw it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or its confirmation came too late, or the key expired)"}, watched=True),
-    "birdwire_calls_running": Row("gauge", "Calls being worked on.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
-    "birdwire_calls_queued": Row("gauge", "Calls waiting for their turn.", {"lane": "as above"}, watched=True),
+    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (newer tokens had already been stored), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}, starts=_RENEWALS),
+    "birdwire_links_total": Row("counter", "Links by outcome, counted by the process that recorded it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or its confirmation came too late, or the key expired)"}, watched=True),
+    "birdwire_calls_running": Row("gauge", "Calls in progress.", {"lane": "`calls`, or `reserved` for status and revocation"}, watched=True),
+    "birdwire_calls_queued": Row("gauge", "Calls waiting to run.", {"lane": "as above"}, watched=True),
     "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full`, `late` (waited too long) or `uploads` (no upload slot or no room for its bytes): the gateway is at capacity; `key`: that key's own limit"}, starts=("full", "late", "uploads", "key")),
     "birdwire_uploads_running": Row("gauge", "Uploads in progress.", watched=True),
     "birdwire_uploads_bytes": Row("gauge", "Bytes that uploads in progress hold in memory and in temporary files.", watched=True),
-    "birdwire_writes_total": Row("counter", "Writes asked of X, by what was known when they were answered.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
-    "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}, starts=("found", "not_found", "unknown")),
-    "birdwire_journal_waiting": Row("gauge", "Rows of the journal that wait in memory for the database.", watched=True),
-    "birdwire_journal_refused_total": Row("counter", "Rows of the journal that the database refused: each was logged and set aside.", watched=True),
-    "birdwire_limits_degraded_total": Row("counter", "Takings from an allowance without the shared counters, which did not answer in time.", watched=True),
-    "birdwire_replicas": Row("gauge", "Gateways that count calls together, as last heard from the shared counters; without those, 1.", watched=True),
-    "birdwire_connections": Row("gauge", "Connections from callers now.", watched=True),
-    "birdwire_log_lines_dropped_total": Row("counter", "Log lines lost because nobody took them.", watched=True),
-    "birdwire_loop_lag_seconds": Row("gauge", "The longest that all work stood still, of the last 15 seconds.", watched=True),
-    "birdwire_draining": Row("gauge", "1 from the signal to end until the end.", watched=True),
-    "birdwire_build_info": Row("gauge", "Always 1.", {"version": "of Birdwire", "python": "of Python"}, watched=True),
+    "birdwire_writes_total": Row("counter", "Writes, by the outcome known when Birdwire responded.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
+    "birdwire_lost_posts_total": Row("counter", "Lost posts whose search has finished.", {"state": "`found`, `not_found`, or `unknown` if the search was still inconclusive after a day"}, starts=("found", "not_found", "unknown")),
+    "birdwire_journal_waiting": Row("gauge", "Journal rows in memory that wait for the database.", watched=True),
+    "birdwire_journal_refused_total": Row("counter", "Journal rows that the database rejected. Each was logged and set aside.", watched=True),
+    "birdwire_limits_degraded_total": Row("counter", "Rate limit checks made without the shared counters, because these did not respond in time.", watched=True),
+    "birdwire_replicas": Row("gauge", "Gateways that share their counters, as last reported by the shared counters; without shared counters, 1.", watched=True),
+    "birdwire_connections": Row("gauge", "Current connections from callers.", watched=True),
+    "birdwire_log_lines_dropped_total": Row("counter", "Log lines dropped because the reader of the log was too slow.", watched=True),
+    "birdwire_loop_lag_seconds": Row("gauge", "Longest stall of the event loop in the last 15 seconds.", watched=True),
+    "birdwire_draining": Row("gauge", "1 from the shutdown signal until the process ends.", watched=True),
+    "birdwire_build_info": Row("gauge", "Always 1.", {"version": "the version of Birdwire", "python": "the version of Python"}, watched=True),
 }  # fmt: skip
 """Every name. Those of the process itself (`process_*`: processor time, memory, open files) come on top."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from birdwire.cli import COMMANDS, load
 from birdwire.errors import PROBLEMS
+from birdwire.metrics import METRICS
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi import document
 
@@ -92,3 +93,40 @@ def _descriptions(value: Any) -> list[str]:
         return []
     own = [text for name, text in value.items() if name in {"summary", "description"} and isinstance(text, str)]
     return [*own, *(text for inner in value.values() for text in _descriptions(inner))]
+
+
+PLAINER = {
+    r"\b(whoever|whomever)\b": "the caller, the client, the operator",
+    r"\b(tells?|told)\b": "reports, reported",
+    r"\b(says?|said)\b": "states, returns",
+    r"\blately\b": "recently",
+    r"\banew\b": "again",
+    r"\bbegun\b": "started",
+    r"\bso many\b": "at most N",
+    r"\bbe it\b": "whether",
+    r"\bgoes? before\b": "takes precedence over",
+    r"\bgone\b": "deleted, unavailable",
+    r"\bg[ai]ves? way\b": "is evicted",
+    r"\bno more\b": "no longer",
+    r"\bbeside\b": "alongside",
+    r"\bat once\b": "immediately, concurrently",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\bh[eo]lds? up\b": "blocks",
+    r"\br[au]ns? out\b": "expires, is used up",
+    r"\bif it lasts\b": "if the error persists",
+    r"\b(is|are) none\b|(?<!there )\b(is|are) no (?!longer\b)": "is not a, is not one of",
+}
+"""Patterns that do not occur in texts for callers and operators, and what to write instead."""
+
+
+def test_texts_for_callers_and_operators_use_plain_words() -> None:
+    """Refusals, settings, metrics, the OpenAPI document, and what people read on the pages of a link."""
+    texts = [f"{problem.message} {problem.fix}" for problem in PROBLEMS.values()]
+    texts += [info.description or "" for info in Settings.model_fields.values()]
+    texts += [f"{row.meaning} {' '.join(row.labels.values())}" for row in METRICS.values()]
+    texts += _descriptions(document(Settings()))
+    pages = [page for page in (ROOT / "src").rglob("*.html") if "sandbox" not in page.parts]
+    texts += [re.sub(r"{[{%].*?[%}]}|<.*?>", " ", page.read_text()) for page in pages]
+    assert len(texts) > 500
+    found = [(text, plain) for text in texts for bad, plain in PLAINER.items() if re.search(bad, text, re.IGNORECASE)]
+    assert found == []

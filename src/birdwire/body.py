@@ -47,7 +47,7 @@ class Body(BaseModel):
             raise PydanticCustomError("null", "null")
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
         if not all(map(_whole, texts)):
-            raise PydanticCustomError("string_unicode", "half a character")
+            raise PydanticCustomError("string_unicode", "unpaired surrogate")
         return value
 
 

@@ -17,7 +17,7 @@ DOCUMENT = (TESTS.parent / "docs" / "promises.md").read_text()
 
 FORM = re.compile(r"(?:[FGORT]|#)[1-9][0-9]*")
 ROW_NAME = re.compile(r"(#\d\S*) ")
-"""How the name of a numbered row starts in tests/corpus.py."""
+"""How the name of a numbered row starts in tests/harness/http_corpus.py."""
 
 COMPUTED = {"number", "f'#{number}'", "f'#{n}'"}
 """How a mark takes its id from a row of a table. `carried` reads the rows instead."""

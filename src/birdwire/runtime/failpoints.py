@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 POINTS: dict[str, str] = {
-    "refresh_before_claim": "the refresh token is about to be marked as presented",
-    "refresh_after_claim": "it is marked, and nothing has been sent",
-    "refresh_after_send": "it is on its way to X, and no answer has come",
-    "refresh_after_reply": "X's new pair has come, and is not stored",
-    "refresh_in_persist": "the new pair is written, and not committed",
-    "refresh_after_persist": "the new pair is stored, and nobody has it",
-    "link_after_exchange": "X has given a pair for the code, and it is not stored",
-    "link_after_persist": "the pair of a link is stored, and X has not named the account",
-    "post_after_started": "a post is written down as started, and not sent",
-    "post_after_send": "a post is on its way to X, and no answer has come",
-    "rotation": "some values are sealed again, and not committed",
-    "migration": "the schema is changed, and not committed",
+    "refresh_before_claim": "before the refresh token is marked as presented",
+    "refresh_after_claim": "after the refresh token is marked as presented, before it is sent",
+    "refresh_after_send": "after the refresh token is sent to X, before the response arrives",
+    "refresh_after_reply": "after X's new pair of tokens arrives, before it is stored",
+    "refresh_in_persist": "after the new pair is written, before it is committed",
+    "refresh_after_persist": "after the new pair is stored, before a call uses it",
+    "link_after_exchange": "after X returns a pair of tokens for the code, before it is stored",
+    "link_after_persist": "after a link's pair of tokens is stored, before X reports the account",
+    "post_after_started": "after a post is recorded as started, before it is sent",
+    "post_after_send": "after a post is sent to X, before the response arrives",
+    "rotation": "after some values are encrypted again, before they are committed",
+    "migration": "after the schema is changed, before the change is committed",
 }
-"""Every point, and how things stand there."""
+"""Every point, and when the process reaches it."""
 
 SENT_WITHIN_S = 0.1
 """By then what is sent has left. For a point after a send X must take longer: a test lets its reply trickle."""

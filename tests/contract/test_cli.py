@@ -943,7 +943,7 @@ async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_pa
         (2, "There is no key key_none", ("key_none",), {}),
         (3, "revoked", (revoked,), {}),
         (3, "bw_live_", (live,), {}),
-        (3, "meant for @ada", (pinned, "--expect", "@grace"), {}),
+        (3, "expects @ada", (pinned, "--expect", "@grace"), {}),
         (3, "does not request the scope dm.read from X", (pinned, "--scopes", "like.write,dm.read"), {}),
         (3, "tweet.write", (pinned, "--scopes", "tweet.write"), {}),
         (3, "return_to", (pinned, "--return-to", "https://app.example"), {}),

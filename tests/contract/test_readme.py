@@ -301,7 +301,7 @@ def test_the_map_of_modules_is_whole() -> None:
 def test_the_guide_says_how_long_every_table_is_kept() -> None:
     """Nothing is stored that docs/operating.md does not own up to."""
     chapter = text_of("docs/operating.md").split("## Retention")[1].split("\n## ")[0]
-    store = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "birdwire" / "store").glob("*.py"))
+    store = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "birdwire" / "store").rglob("*.py"))
     tables = re.findall(r"= Table\(\s*\"(\w+)\"", store)
     assert len(tables) > 10
     assert [name for name in tables if f"`{name}`" not in chapter] == []

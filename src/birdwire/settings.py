@@ -12,8 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from birdwire import private
-from birdwire.failpoints import Failpoints
+from birdwire.runtime import private_files
+from birdwire.runtime.failpoints import Failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -327,7 +327,7 @@ class Settings(BaseModel):
         if config is not None:
             try:
                 values.update(tomllib.loads(config.read_bytes().decode("utf-8-sig")))
-                fault = private.fault(config, "config file") if _holds_secret(values) else None
+                fault = private_files.fault(config, "config file") if _holds_secret(values) else None
                 problems += [] if fault is None else [f"{fault}."]
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 readable = False

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from birdwire.acts import ActLog
-from birdwire.clock import Clock
-from birdwire.recall import Recall
-from birdwire.store import acts
-from birdwire.store.db import Database, StorageDownError
-from birdwire.telemetry import Telemetry
+from birdwire.accounts.acts import ActLog
+from birdwire.keys.cache import KeyCache
+from birdwire.runtime.clock import Clock
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.store.database import Database, StorageDownError
+from birdwire.store.tables import acts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ class Listener:
     def __init__(self, database: Database) -> None:
         self._log = io.StringIO()
         self._telemetry = Telemetry(self._log, Clock())
-        self.acts = ActLog(database, Recall(database, Clock()), self._telemetry)
+        self.acts = ActLog(database, KeyCache(database, Clock()), self._telemetry)
 
     def subjects(self) -> list[str]:
         """Whose acts were logged, in order."""

@@ -18,13 +18,13 @@ import httpx2
 import pytest
 from typer.main import get_command
 
-from birdwire.authserver import DEFAULT_SCOPES
+from birdwire.api.errors import PROBLEMS
 from birdwire.cli import COMMANDS, build, load
-from birdwire.errors import PROBLEMS
-from birdwire.keys import mint
-from birdwire.operations import OPERATIONS
-from birdwire.reads import READS
+from birdwire.keys.registry import mint
 from birdwire.settings import CALLBACK_PATH, CLIENT_NAMES, PREFIX, Settings
+from birdwire.x.catalog.lookups import LOOKUPS
+from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.client.auth_server import DEFAULT_SCOPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -249,7 +249,7 @@ def test_every_command_and_its_options_exist(page: str) -> None:
 def test_every_operation_and_look_up_is_in_the_table_of_what_x_allows() -> None:
     """None is left out of the README's honest table."""
     table = README.split("## Will X let you do this?")[1].split("\n## ")[0]
-    names = [*(operation.name for operation in OPERATIONS), *(look_up.name for look_up in READS)]
+    names = [*(operation.name for operation in OPERATIONS), *(look_up.name for look_up in LOOKUPS)]
     assert [name for name in names if f"`{name}`" not in table] == []
 
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from birdwire.api.errors import PROBLEMS
 from birdwire.cli import COMMANDS, load
-from birdwire.errors import PROBLEMS
 from birdwire.settings import Settings
-from birdwire.surfaces.openapi import document
+from birdwire.surfaces.openapi.document import document
 
 ROOT = Path(__file__).parents[2]
 PLACES = ("src", "docs", "deploy", "tests")

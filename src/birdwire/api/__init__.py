@@ -1,0 +1,1 @@
+"""The contract with callers, as plain data: messages, errors, bodies."""

@@ -1,0 +1,148 @@
+"""`birdwire backup` and `birdwire restore`: copy the database to a file while it is in use, and restore it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire.app import open_vault
+from birdwire.cli.database import alone, operator, refusals, there
+from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
+from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
+from birdwire.runtime.clock import Clock, rfc3339
+from birdwire.store import backup as copies
+from birdwire.store.database import SQLITE, Database, file_of
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.tables import acts
+
+if TYPE_CHECKING:
+    from birdwire.settings import Settings
+    from birdwire.store.encryption.vault import Vault
+
+app = family()
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write. It must not exist yet.")],
+    *,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Back up the database to a file while the gateway runs.
+
+    The backup is useless without the vault key. Keep the vault key too, but in a different place. This command is for
+    SQLite; for PostgreSQL, use pg_dump.
+
+    Example: birdwire backup --config /etc/birdwire/birdwire.toml /backup/birdwire.db
+    """
+    with saying(as_json=as_json) as say, refusals():
+        database, at = file_of(read_settings(config, data).database_url), Clock().now()
+        if database is None:
+            raise Stop(
+                ExitCode.USAGE,
+                "This command does not back up PostgreSQL databases.",
+                "Use pg_dump --format=custom --file=FILE DATABASE. After pg_restore, run: birdwire restore --mark",
+            )
+        there(database)
+        if file.exists():
+            raise Stop(
+                ExitCode.USAGE, f"{file} already exists.", "Choose another file. Birdwire never overwrites a backup."
+            )
+        size = copies.take(database, file, at)
+        document = {"file": str(file.resolve()), "bytes": size, "snapshot_at": rfc3339(at)}
+        say.result(document, f"Backed up the database as of {rfc3339(at)} to {file} ({size:,} bytes).")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Backup made with `birdwire backup`.")] = None,
+    *,
+    mark: Annotated[
+        bool, typer.Option("--mark", help="Only mark the links, without restoring a file. Use it after pg_restore.")
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the database with a backup, and mark its links to be verified with X.
+
+    Stop the gateway first. The replaced database is kept in the same folder.
+
+    X may have renewed the tokens of some links after the backup was made, which makes the tokens in the backup
+    invalid. The next token renewal of each marked link detects this; such an account must then be linked again.
+
+    Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
+    """
+    with saying(as_json=as_json) as say, refusals():
+        if (file is None) is not mark:
+            raise Stop(ExitCode.USAGE, "Use either FILE, the backup to restore, or --mark.")
+        settings, began_at = read_settings(config, data), time.monotonic()
+        vault = open_vault(settings)
+        target = file_of(settings.database_url)
+        if target is not None:
+            # The file itself must be replaced, not a symbolic link to it.
+            target = Path(os.path.realpath(target))
+        if file is not None and target is None:
+            raise Stop(
+                ExitCode.USAGE,
+                "This command does not restore PostgreSQL databases.",
+                "Use pg_restore --clean --if-exists --dbname=DATABASE FILE, then run: birdwire restore --mark",
+            )
+        with alone(settings, to_serve=False):
+            if file is None or target is None:
+                kept, (sessions, snapshot_at) = None, asyncio.run(_mark(settings, vault, upgrade=False))
+            else:
+                kept, (sessions, snapshot_at) = _put_back(file, target, settings, vault)
+        document = {
+            "sessions": sessions,
+            "snapshot_at": rfc3339(snapshot_at) if snapshot_at else None,
+            "replaced": str(kept) if kept else None,
+            "seconds": round(time.monotonic() - began_at, 1),
+        }
+        say.result(
+            document,
+            f"Restored the database as of {document['snapshot_at'] or 'its backup'}. {sessions:,} links will be"
+            " verified at their next token renewal.",
+            *([f"The replaced database is kept in {kept}."] if kept else []),
+            "API keys that were revoked after the backup are valid again. Revoke them before you start the gateway.",
+        )
+
+
+def _put_back(file: Path, target: Path, settings: Settings, vault: Vault) -> tuple[Path | None, copies.Marked]:
+    """Check and mark a copy of the backup, then replace the database with it; return where the old one is kept."""
+    new = copies.put(file, target)
+    try:
+        copy = settings.model_copy(update={"database_url": f"{SQLITE}{new}"})
+        # A backup of an older version has an older schema.
+        marked = asyncio.run(_mark(copy, vault, upgrade=True))
+        return copies.switch(new, target), marked
+    finally:
+        copies.discard(new)
+
+
+async def _mark(settings: Settings, vault: Vault, *, upgrade: bool) -> copies.Marked:
+    database = Database(settings.database_url)
+    try:
+        await database.prepare(upgrade=upgrade)
+        await KeyRotation(database, vault, Clock()).check()
+        async with database.write() as connection:
+            if others := await copies.gateways(connection):
+                raise Stop(
+                    ExitCode.USAGE,
+                    f"Gateways are connected to this database ({others} connections).",
+                    "Stop all of them first.",
+                )
+            now = Clock().now()
+            links, snapshot_at = await copies.mark(connection, now)
+            restored = {"snapshot_at": snapshot_at, "links": links}
+            await acts.append(connection, now, operator(), "database.restored", acts.DATABASE, after=restored)
+            return links, snapshot_at
+    finally:
+        await database.close()

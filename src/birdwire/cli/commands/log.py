@@ -1,0 +1,273 @@
+"""`birdwire log`: writes of all keys, for the operator. `birdwire explain`: the outcome of one, for its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import textwrap
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from birdwire.accounts.acts import told as told_act
+from birdwire.cli import ACTIONS
+from birdwire.cli.database import opened
+from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
+from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
+from birdwire.outcomes.journal import State, told
+from birdwire.runtime.clock import Clock
+from birdwire.store.tables import acts as store_acts
+from birdwire.store.tables import journal as store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import RowMapping
+
+    from birdwire.settings import Settings
+
+STATES = get_args(State)
+MOST = 10_000
+WIDTH = 80
+COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
+
+MEANINGS: dict[str, tuple[str, str]] = {
+    "started": ("The call is still running, or its process has just crashed.", "Check again in 30 seconds."),
+    "confirmed": ("X confirmed the call.", ""),
+    "refused": ("X refused the call. Nothing was changed.", ""),
+    "not_sent": ("Nothing was sent to X.", "You can send it again."),
+    "unknown": ("X's response was lost, so X may or may not have carried out the call.", ""),
+    "found": (
+        "X's response was lost, but X carried out the call: the post is in the account's timeline.",
+        "Do not send it again.",
+    ),
+    "not_found": (
+        "X's response was lost, and X did not carry out the call: the post is not in the account's timeline.",
+        "You can send it again, with a new Idempotency-Key.",
+    ),
+}
+SAID = "See the fix in the original response, or look up the reason in docs/errors.md."
+"""The advice for a refusal whose fix depends on values that only the original response contains."""
+WHYS: dict[str, tuple[str, str]] = {
+    "looking": (
+        "Birdwire is searching the account's timeline for the post.",
+        "Check again in a minute. Do not send it again yet.",
+    ),
+    "no_read": (
+        "Birdwire has not been able to read the account's timeline yet.",
+        "Check the account on x.com, or run this command again later.",
+    ),
+    "several_match": ("Several posts in the account's timeline match this one.", "Check the account on x.com."),
+    "too_many_posts": (
+        "The account has published too many posts since then for Birdwire to search.",
+        "Check the account on x.com.",
+    ),
+    "not_linked": (
+        "The account is no longer linked, so Birdwire cannot search its timeline.",
+        "Check the account on x.com.",
+    ),
+    "not_in_timeline": (
+        "Posts of this kind do not appear in timelines, so Birdwire cannot search for it.",
+        "Check on x.com before you send it again.",
+    ),
+    "upload": ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
+}
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
+
+app = family()
+
+
+@app.command()
+def log(
+    *,
+    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Filter by API key.")] = None,
+    operation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Filter by operation, such as like or post.")
+    ] = None,
+    state: Annotated[str | None, typer.Option(metavar="STATE", help=f"Filter by state: {', '.join(STATES)}.")] = None,
+    acts: Annotated[
+        bool, typer.Option("--acts", help="List changes of keys, links and the database instead of writes.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Filter by age (90s, 15m, 24h, 7d) or start time (2026-09-22T10:00Z)."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of rows.")] = 50,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List recent writes to X and their outcomes, newest first.
+
+    Reads the database, so it lists the writes of every key and works while the gateway runs. It does not show the
+    texts of posts: they are encrypted, and only the caller can request them. Costs are estimates from X's price list.
+
+    With --acts, the command lists changes of API keys, links and the database instead: what was changed, and who
+    changed it (an OS user, a key over HTTP, an account's owner on a link page, or birdwire itself). --key, --since and
+    --limit filter both lists.
+
+    Example: birdwire log --state unknown --since 24h
+    """
+    with saying(as_json=as_json) as say:
+        equal = {"key_id": key, "operation": _operation(operation), "state": _state(state)}
+        settings, at = read_settings(config, data), _at(since)
+        if acts:
+            if operation or state:
+                raise Stop(
+                    ExitCode.USAGE,
+                    "--operation and --state do not apply to --acts.",
+                    "Leave them out. To filter acts, use --key, --since and --limit.",
+                )
+            _list_acts(say, asyncio.run(_acts(settings, key, at, limit)), narrowed=bool(key or since))
+            return
+        wanted = {name: value for name, value in equal.items() if value}
+        rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, at, limit))]
+        none = "No writes match these filters." if wanted or since else "There are no writes yet."
+        shown = [row | {"cost_usd": f"{row['cost_usd']:.3f}"} if row["cost_usd"] is not None else row for row in rows]
+        say.table({"requests": rows}, shown, COLUMNS, none)
+
+
+@app.command()
+def explain(
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="Id of the call, from its X-Request-Id header: req_...")
+    ],
+    *,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the outcome of a write that this API key made, and what to do next.
+
+    The outcomes of writes are kept in the database. A call that Birdwire itself refused is kept only for a short time,
+    in the memory of the process that refused it.
+
+    Example: birdwire explain req_01K...
+    """
+    with saying(as_json=as_json) as say:
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise Stop(
+                ExitCode.USAGE,
+                f"{printable(request_id, 60)!r} is not a valid request id.",
+                "Copy the id from the response's X-Request-Id header; it looks like req_01K...",
+            )
+        gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+        try:
+            document = gateway.ask("GET", f"{API}/requests/{request_id}")
+        except Stop as stop:
+            raise (_unknown(stop) if stop.reason == "request_not_found" else stop) from None
+        say.result(document, *_explained(document))
+
+
+def _unknown(stop: Stop) -> Stop:
+    """Return the refusal of an unknown id, with what a person can still do."""
+    fix = (
+        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. Birdwire does not record look-ups "
+        "that X refused. It keeps its own refusals only for a short time, on the replica that answered: the operator "
+        "can find them in the gateway's log by this id."
+    )
+    return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
+
+
+def _explained(document: dict[str, Any]) -> list[str]:
+    """Describe the outcome in a few sentences: the request, the outcome, the cause, the next step."""
+    state, why = str(document.get("state")), str(document.get("why"))
+    happened, advice = MEANINGS.get(state, (f"Its state is {printable(state, 60)}.", ""))
+    lines = [
+        f"{printable(document.get('operation'), 60)}, requested at {printable(document.get('created_at'), 40)}",
+        happened,
+    ]
+    if state == "unknown" and why in WHYS:
+        lines.append(WHYS[why][0])
+        advice = WHYS[why][1]
+    elif document.get("reason") and state != "not_found":
+        lines.append(meaning(document["reason"]))
+        advice = (remedy(document["reason"]) or SAID) if state == "not_sent" else advice
+    found = document.get("data")
+    if isinstance(found, dict):
+        lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
+    if isinstance(document.get("cost_usd"), float) and document["cost_usd"]:
+        lines.append(f"Estimated cost at X: ${document['cost_usd']:.3f}")
+    return [*lines, advice] if advice else lines
+
+
+async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> Sequence[RowMapping]:
+    async with opened(settings) as database, database.read() as connection:
+        return await store.listed(connection, equal, since, limit)
+
+
+async def _acts(settings: Settings, key_id: str | None, since: datetime | None, limit: int) -> list[dict[str, Any]]:
+    async with opened(settings) as database, database.read() as connection:
+        return [told_act(row) for row in await store_acts.listed(connection, key_id, since, limit)]
+
+
+def _list_acts(say: Output, rows: list[dict[str, Any]], *, narrowed: bool) -> None:
+    """Print each act with who did it, and below it the subject and the changed fields."""
+    lines = []
+    for row in rows:
+        by = "the key itself" if row["who"] == row["subject"] else row["who"]
+        fields = dict.fromkeys((*(row["before"] or ()), *(row["after"] or ())))
+        changes = [f"{name}: {change(row, name)}" for name in fields]
+        lines += _wrapped(f"{row['at']}  {row['act']}, by {by} ({row['via']})", "")
+        lines += _wrapped("; ".join((row["subject"], *changes)), "  ")
+    none = "No acts match these filters." if narrowed else "There are no acts yet."
+    say.result({"acts": rows}, *(lines or [none]))
+
+
+def change(row: dict[str, Any], name: str) -> str:
+    """Return a field's old and new value, such as `free -> starter`; a field that the act removed becomes `none`."""
+    values = [fields[name] for fields in (row["before"], row["after"]) if fields is not None and name in fields]
+    if name not in (row["after"] or ()):
+        values.append(None)
+    words = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
+    return " -> ".join("none" if value in (None, []) else word for word, value in zip(words, values, strict=True))
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(printable(text, 4_000), WIDTH, initial_indent=indent, subsequent_indent="    ")
+
+
+def _shown(row: RowMapping) -> dict[str, Any]:
+    """Return a row for the operator, without its encrypted fields."""
+    document = told(row)
+    more = {"key_id": row["key_id"], "user_id": row["user_id"], "about": row["target"] or row["x_id"]}
+    return {"request_id": document.pop("request_id"), **more, **document}
+
+
+def _operation(name: str | None) -> str | None:
+    if name is None:
+        return None
+    found: str = ACTIONS.get(name, name)
+    if found not in ACTIONS.values():
+        message = f"{printable(name, 60)!r} is not a valid operation."
+        raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(ACTIONS)}")
+    return found
+
+
+def _state(name: str | None) -> str | None:
+    if name is not None and name not in STATES:
+        message = f"{printable(name, 60)!r} is not a valid state."
+        raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(STATES)}")
+    return name
+
+
+def _at(text: str | None) -> datetime | None:
+    """Parse a time, or an age such as 24h."""
+    if text is None:
+        return None
+    ago = _AGO.fullmatch(text)
+    try:
+        if ago:
+            return Clock().now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        at = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise Stop(
+            ExitCode.USAGE,
+            f"{printable(text, 60)!r} is not a valid time.",
+            "Use an age such as 24h or 7d, or a time such as 2026-09-22T10:00Z.",
+        ) from None
+    return at.astimezone()

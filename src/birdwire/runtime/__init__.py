@@ -1,0 +1,1 @@
+"""What any long-running service has, without a word of this domain."""

@@ -1,0 +1,100 @@
+"""Reports whether this process is alive, ready or shutting down, and how long all work stood still. Never calls X."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from birdwire.api.errors import GatewayError
+from birdwire.api.messages import Answer
+from birdwire.store.database import StorageDownError
+
+if TYPE_CHECKING:
+    from birdwire.accounts.sessions import Sessions
+    from birdwire.api.messages import Call
+    from birdwire.runtime.telemetry import Telemetry
+    from birdwire.store.database import Database
+
+BEAT_S = 0.25
+KEPT_S = 15.0
+STALLED_S = 2.0
+STALLED_FOR_S = 5.0
+"""A stall of STALLED_S makes the process unready for so long: a load balancer may send traffic elsewhere."""
+
+
+class Pulse:
+    """How late the event loop comes to what is due: a beat every BEAT_S, by the loop's own time."""
+
+    def __init__(self, now: float) -> None:
+        self._due = now + BEAT_S
+        self._worst, self._worst_at = 0.0, now
+
+    def beat(self, now: float) -> None:
+        """The loop came to the beat."""
+        late = max(0.0, now - self._due)
+        if late >= self._worst or now - self._worst_at > KEPT_S:
+            self._worst, self._worst_at = late, now
+        self._due = now + BEAT_S
+
+    def lag_s(self, now: float, within_s: float = KEPT_S) -> float:
+        """The longest stall that ended within so many seconds, or the one whose end this is."""
+        return max(now - self._due, self._worst if now - self._worst_at <= within_s else 0.0, 0.0)
+
+
+class Health:
+    """What a process tells those who send it traffic."""
+
+    def __init__(
+        self, database: Database, sessions: Sessions, telemetry: Telemetry, *, stalled_s: float = STALLED_S
+    ) -> None:
+        self._stalled_s = stalled_s
+        self._database = database
+        self._sessions = sessions
+        self._pulse: Pulse | None = None
+        self._draining = False
+        telemetry.metrics.watch("birdwire_draining", self.draining)
+        telemetry.metrics.watch("birdwire_loop_lag_seconds", self._lag_s)
+
+    def drain(self) -> None:
+        """Mark this process as shutting down: it reports so from now on, and starts nothing of its own accord."""
+        self._draining = True
+        self._sessions.drain()
+
+    def draining(self) -> bool:
+        """Whether it is."""
+        return self._draining
+
+    async def live(self, _: Call) -> Answer:
+        """The process answers."""
+        return Answer.of({"status": "ok"})
+
+    async def ready(self, _: Call) -> Answer:
+        """Whether calls can be served here. X is left out, or its outage would empty the pool of replicas.
+
+        Raises:
+            GatewayError: draining; overloaded: the loop stood still; storage_unavailable.
+        """
+        if self._draining:
+            raise GatewayError("draining")
+        if self._lag_s(STALLED_FOR_S) >= self._stalled_s:
+            raise GatewayError("overloaded", retry_after_s=int(STALLED_FOR_S))
+        try:
+            if (
+                self._sessions.unsaved
+            ):  # X's new tokens wait for it: nothing may begin here that could make more of them
+                raise StorageDownError("UnsavedPair")
+            await self._database.probe()
+        except StorageDownError:
+            raise GatewayError("storage_unavailable", half="nothing was changed") from None
+        return Answer.of({"status": "ready"})
+
+    async def beat(self) -> None:
+        """Until cancelled: see that the loop comes round in time."""
+        loop = asyncio.get_running_loop()
+        self._pulse = Pulse(loop.time())
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._pulse.beat(loop.time())
+
+    def _lag_s(self, within_s: float = KEPT_S) -> float:
+        return self._pulse.lag_s(asyncio.get_running_loop().time(), within_s) if self._pulse else 0.0

@@ -1,0 +1,1 @@
+"""X's API as the sandbox answers it."""

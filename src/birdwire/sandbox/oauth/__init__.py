@@ -1,0 +1,1 @@
+"""X's OAuth 2.0 as the sandbox answers it."""

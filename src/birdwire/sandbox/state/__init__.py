@@ -1,0 +1,1 @@
+"""The sandbox's world, and how it is set."""

@@ -1,0 +1,1 @@
+"""The pages and documents that describe the gateway."""

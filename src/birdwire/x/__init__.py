@@ -1,0 +1,1 @@
+"""Everything known about X, and nothing about callers or API keys."""

@@ -1,0 +1,1 @@
+"""What Birdwire can ask of X: operations, look-ups, uploads, posts."""

@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
         self._ending = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections."""
+        """Start accepting connections."""
         await super().startup(sockets)
         self.up.set()
 

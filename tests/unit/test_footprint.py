@@ -23,14 +23,14 @@ UNUSED = (
 )
 START = """
 import asyncio, io, os, sys
-from birdwire.cli import serve
-from birdwire.cli.say import Say
+from birdwire.cli.commands import serve
+from birdwire.cli.output import Output
 from birdwire.settings import Settings
 
 async def start():
     gateway = serve.create_app(Settings.load(dict(os.environ)), log=io.StringIO())
     async with gateway.app.router.lifespan_context(gateway.app):
-        Say(as_json=False).lines("Birdwire answers")
+        Output(as_json=False).lines("Birdwire is ready")
 
 asyncio.run(start())
 print(*sys.modules)

@@ -55,7 +55,7 @@ COMMANDS = (
         "restore",
         "backup",
         OPERATE,
-        "Replace the database with a backup, and mark its links to be verified with X.",
+        "Restore the database from a backup, and mark its links for verification.",
     ),
     Row("log", "log", OPERATE, "List recent writes to X and their outcomes, newest first."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and manage the links."),
@@ -63,8 +63,8 @@ COMMANDS = (
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")
         for operation in OPERATIONS
     ),
-    Row("user", "lookups", LOOK, "Look up a user by username."),
-    Row("posts", "lookups", LOOK, "List a user's newest posts."),
+    Row("user", "lookups", LOOK, "Look up a user by name."),
+    Row("posts", "lookups", LOOK, "Read a user's newest posts."),
     Row("search", "lookups", LOOK, "Search for users."),
     Row("limits", "limits", LOOK, "Show the API key's rate limit, and X's rate limits as X last reported them."),
     Row("explain", "log", LOOK, "Show the outcome of a write that this API key made, and what to do next."),
@@ -133,7 +133,7 @@ def build() -> typer.Typer:
     """Build the whole command line."""
     app = family(
         cls=Commands,
-        help="Birdwire is a self-hosted gateway: an app or an AI agent acts on X through it with one API key.",
+        help="Birdwire is a self-hosted gateway through which an app or an AI agent acts on X with one API key.",
         epilog="To get started, run: birdwire dev\n\nThe commands that act on X or look something up call the gateway"
         " at BIRDWIRE_URL (default: http://127.0.0.1:8700) with the API key in BIRDWIRE_API_KEY.",
         add_completion=True,

@@ -55,9 +55,9 @@ def link(
     Prints the URL of X's consent page and waits until the account's owner has approved there. The URL is valid for 10
     minutes and works once.
 
-    Without KEY_ID, the command calls the gateway with the API key, and the key must be allowed the action `link`. With
-    KEY_ID, it works directly on the database: it needs the gateway's settings (public_url, database_url, vault key,
-    x_client_id) and links any key without knowing its secret.
+    Without KEY_ID, the command calls the gateway with the API key, whose actions must include `link`. With KEY_ID, it
+    works directly on the database: it needs the gateway's settings (public_url, database_url, vault key, x_client_id)
+    and links any key without knowing its secret.
 
     With --json, the command prints auth_url, state and expires_at and does not wait. With --json --wait, it waits and
     prints the linked account instead.
@@ -96,7 +96,9 @@ def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
 def confirm(
     which: Annotated[
         str,
-        typer.Argument(metavar="KEY_ID|@USERNAME", help="Key whose link to confirm, as the operator; or the account."),
+        typer.Argument(
+            metavar="KEY_ID|@USERNAME", help="Key whose link to confirm, as the operator; or account that approved."
+        ),
     ],
     *,
     expect: Annotated[
@@ -159,9 +161,8 @@ def unlink(
 
     Birdwire deletes the account's tokens from the database and revokes them at X.
 
-    Without KEY_ID, the command calls the gateway with the API key, and the key must be allowed the action `unlink`.
-    With KEY_ID, it works directly on the database with the gateway's settings, and unlinks any key without knowing its
-    secret.
+    Without KEY_ID, the command calls the gateway with the API key, whose actions must include `unlink`. With KEY_ID,
+    it works directly on the database with the gateway's settings, and unlinks any key without knowing its secret.
 
     Example: birdwire accounts unlink
     """

@@ -37,8 +37,9 @@ def backup(
 ) -> None:
     """Back up the database to a file while the gateway runs.
 
-    The backup is useless without the vault key. Keep the vault key too, but in a different place. This command is for
-    SQLite; for PostgreSQL, use pg_dump.
+    The backup is useless without the vault key. Keep a copy of the vault key, too, but in a different place.
+
+    This command is for SQLite. For PostgreSQL, use pg_dump.
 
     Example: birdwire backup --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
@@ -71,12 +72,12 @@ def restore(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace the database with a backup, and mark its links to be verified with X.
+    """Restore the database from a backup, and mark its links for verification.
 
     Stop the gateway first. The replaced database is kept in the same folder.
 
-    X may have renewed the tokens of some links after the backup was made, which makes the tokens in the backup
-    invalid. The next token renewal of each marked link detects this; such an account must then be linked again.
+    The tokens in a backup are invalid if X has renewed them since. Birdwire verifies each marked link at its next token
+    renewal. If X rejects the tokens, the account must be linked again.
 
     Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """

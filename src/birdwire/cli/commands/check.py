@@ -60,9 +60,9 @@ def check(
 ) -> None:
     """Check the settings, the vault key and the database, and report every problem.
 
-    Exits with 2 if there is a problem, and with 0 otherwise. A problem prevents the gateway from starting. A note
-    points out a risk that does not, such as a Redis server that does not respond. The command changes nothing and
-    shows no secrets.
+    Exits with 2 if there is a problem, and with 0 otherwise. A problem prevents the gateway from starting. A note is
+    only a warning, for example about a Redis server that does not respond. The command changes nothing and shows no
+    secrets.
 
     With --live, the command also sends one request to X's token endpoint, with the client id, the client secret and an
     invalid refresh token, and shows which operations X recently allowed or refused. It reports a problem if X is

@@ -49,7 +49,7 @@ IpsOption = Annotated[
     typer.Option(metavar="CIDR,...", help="IP networks the key may be used from, such as 192.0.2.0/24. Default: any."),
 ]
 ReturnToOption = Annotated[
-    str | None, typer.Option(metavar="URL,...", help="Pages the key may use as return_to of a link. Default: none.")
+    str | None, typer.Option(metavar="URL,...", help="Allowed return_to pages of the key's links. Default: none.")
 ]
 DailyOption = Annotated[
     int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Maximum number of writes to X per day (UTC).")
@@ -147,8 +147,9 @@ def change(
 ) -> None:
     """Change the label, tier or rules of a key.
 
-    Everything else remains: the other rules, the key's secret, its link and its history. The change applies to the
-    next call; with several replicas, it applies on all of them within a second.
+    A rule whose option is left out stays unchanged; --lift removes a rule. The key's secret, its link and its history
+    stay unchanged, too. The change applies to the next call; with several replicas, it applies on all of them within a
+    second.
 
     Example: birdwire keys change key_01K... --actions like,unlike --lift daily-writes
     """

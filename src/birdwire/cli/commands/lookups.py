@@ -24,7 +24,7 @@ def user(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look up a user by username.
+    """Look up a user by name.
 
     X bills each look-up.
 
@@ -48,7 +48,7 @@ def posts(
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List a user's newest posts.
+    """Read a user's newest posts.
 
     X bills each look-up.
 

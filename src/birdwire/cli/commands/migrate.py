@@ -44,9 +44,10 @@ def migrate(
 
     Stop the gateway and make a backup first.
 
-    With --from, the command also moves all data from an SQLite database to the PostgreSQL database of the settings,
-    which must be empty. API keys remain valid and accounts remain linked. The command then renames the SQLite file, so
-    that no gateway uses it again: two gateways with copies of the same tokens would invalidate each other's.
+    With --from, the command also moves all data from an SQLite database to the PostgreSQL database in the settings.
+    The PostgreSQL database must be empty. API keys remain valid and accounts remain linked. The command then renames
+    the SQLite file, so that no gateway uses it again: two gateways with copies of the same tokens would invalidate
+    each other's tokens.
 
     Example: birdwire migrate --config /etc/birdwire/birdwire.toml
     """

@@ -196,7 +196,8 @@ def upload(
 ) -> None:
     """Upload an image, GIF or video to attach to a post.
 
-    The command prints the media id for `birdwire post --media-id`. X deletes media that no post uses within a day.
+    The command prints the media id for `birdwire post --media-id`. Use it within a day, because X deletes media that
+    no post uses.
 
     Example: birdwire upload bird.png
     """
@@ -283,7 +284,7 @@ def _send(gateway: GatewayClient, body: dict[str, Any], name: str, *, files: boo
         if stop.code == ExitCode.UNKNOWN:
             ids = "".join(f" --media-id {one}" for one in body["media"]["media_ids"]) if files else ""
             again = f"--idempotency-key {shlex.quote(name)}{ids and f' and, in place of --media,{ids}'}"
-            stop.fix = f"Check the account on x.com, or repeat the command with {again}. Birdwire will not post twice."
+            stop.fix = f"Check the account on x.com, or repeat the command with {again}: Birdwire will not post twice."
         raise
 
 
@@ -292,5 +293,5 @@ def _upload(say: Output, gateway: GatewayClient, file: IO[bytes]) -> dict[str, A
     with say.waiting(f"Uploading {name}"):
         document = gateway.upload(f"{API}/upload_media", PART, file)
     if not isinstance(data_of(document).get("media_id"), str):
-        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} received {name} but did not return a media id.")
+        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} received {name} but did not return an id.")
     return document

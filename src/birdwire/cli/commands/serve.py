@@ -41,9 +41,9 @@ def serve(
 ) -> None:
     """Start the gateway.
 
-    Settings come from environment variables and from a TOML file. `birdwire check --help` describes them, and
-    `birdwire check` checks them. Logs go to stderr, one JSON object per line. On SIGTERM or Ctrl-C, the gateway
-    finishes running calls before it exits.
+    Settings come from environment variables and from a TOML file. For a description of each setting, run `birdwire
+    check --help`; to validate your settings, run `birdwire check`. Logs go to stderr, one JSON object per line. On
+    SIGTERM or Ctrl-C, the gateway finishes running calls before it exits.
 
     With --json, the command prints one line once the gateway is ready. It contains gateway and, if the metrics have
     their own port, metrics.

@@ -19,6 +19,7 @@ from birdwire.accounts.pages import Pages
 from birdwire.accounts.sessions import Sessions
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
+from birdwire.api.errors import GatewayError
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.edge import asgi, protocol
 from birdwire.edge.asgi import Route
@@ -46,6 +47,7 @@ from birdwire.settings import listed
 from birdwire.store.database import Database, StoreError
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import Vault, VaultError, decode_key, read_key_file
+from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LOOKUPS, LookupRunner
@@ -228,7 +230,8 @@ def create_app(
         database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
     )
     log_of_acts = ActLog(database, recall, telemetry)
-    health, ledger = Health(database, sessions, telemetry), RateWindows(database, clock, settings.x_client_id)
+    health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
+    ledger = RateWindows(database, clock, settings.x_client_id)
     authorizations = LinkStarts(settings, database, vault, clock)
     oauth = LinkEndpoints(
         settings,
@@ -295,6 +298,7 @@ def create_app(
         ("idempotency", TIDY_EVERY_S, once.tidy),
         ("acts", ACTS_EVERY_S, log_of_acts.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
+        expected=StorageDownError,
     )
 
     work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
@@ -326,6 +330,19 @@ def create_app(
     return Gateway(
         app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
     )
+
+
+async def check_storage(database: Database, sessions: Sessions) -> None:
+    """Raise storage_unavailable unless calls can be stored.
+
+    While new tokens of X wait to be stored, nothing may start here that could produce more of them.
+    """
+    try:
+        if sessions.unsaved:
+            raise StorageDownError("UnsavedPair")
+        await database.probe()
+    except StorageDownError:
+        raise GatewayError("storage_unavailable", half="nothing was changed") from None
 
 
 def resealed(telemetry: Telemetry, values: int, unreadable: int) -> None:

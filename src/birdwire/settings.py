@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from birdwire.runtime import private_files
+from birdwire.runtime.addresses import is_any, is_loopback
 from birdwire.runtime.failpoints import Failpoints
 
 if TYPE_CHECKING:
@@ -415,24 +416,6 @@ def _is_redis(url: str) -> bool:
 def listed(value: str) -> tuple[str, ...]:
     """The parts of a value that holds several, separated by commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_any(host: str) -> bool:
-    """Whether it is the address that stands for all of a machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _collide(one: str, other: str) -> bool:

@@ -44,7 +44,7 @@ async def test_a_process_that_is_about_to_end_begins_no_early_renewal(linked: Ru
 @pytest.mark.trust("F46")
 async def test_a_process_whose_loop_stood_still_is_not_ready(house: RunningGateway) -> None:
     """The longest stall is measured, also for who asks before the beat has its turn."""
-    health = Health(StillThere(), house.gateway.sessions, house.gateway.telemetry, stalled_s=0.05)  # type: ignore[arg-type]
+    health = Health(house.gateway.telemetry, StillThere().probe, lambda: None, stalled_s=0.05)
     beating = asyncio.create_task(health.beat())
     await asyncio.sleep(0)
     assert (await health.ready(Call("GET", "/readyz"))).status == 200

@@ -13,9 +13,9 @@ from birdwire.accounts.write_permit import StaleError, WritePermit
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
-from birdwire.x.catalog.operations import Liked, Posted, XRequest
-from birdwire.x.client.api import Reading, X
+from birdwire.x.catalog.operations import Liked, Posted
 from birdwire.x.client.pool import Reply
+from birdwire.x.client.requests import Reading, XRequest
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
 from birdwire.x.limits.rate_windows import RateWindows
 from birdwire.x.limits.write_order import WriteOrder
@@ -24,6 +24,8 @@ from harness.gateway import MovableClock
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from birdwire.x.client.api import X
 
 SESSION = XSession("xs_1", 1, "token", "1", "ada", frozenset())
 

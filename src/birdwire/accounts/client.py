@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from birdwire.accounts.write_permit import WritePermit
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.metrics import Metrics
-    from birdwire.x.catalog.operations import XRequest
-    from birdwire.x.client.api import Reading, X
+    from birdwire.x.client.api import X
     from birdwire.x.client.pool import Reply
+    from birdwire.x.client.requests import Reading, XRequest
     from birdwire.x.limits.circuit_breaker import CircuitBreaker
     from birdwire.x.limits.rate_windows import RateWindows
     from birdwire.x.limits.write_order import Ticket, WriteOrder

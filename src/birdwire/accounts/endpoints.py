@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from birdwire.accounts.linking import LinkStarts
     from birdwire.accounts.sessions import Sessions
-    from birdwire.api.body import Parsed
     from birdwire.api.messages import Call
+    from birdwire.keys.context import CallContext
     from birdwire.keys.guess_limit import GuessLimiter
     from birdwire.keys.registry import Key, Keys
     from birdwire.runtime.clock import Clock
@@ -167,21 +167,22 @@ class LinkEndpoints:
 
     # What the holder of a key may ask.
 
-    async def auth_twitter(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+    async def auth_twitter(self, context: CallContext) -> Answer:
         """Begin a link: a fresh auth_url, good for 10 minutes and one use."""
-        del call
-        return Answer.of(await self._authorizations.start(key, check(parsed.fields, AuthTwitter), _holder(key)))
+        return Answer.of(
+            await self._authorizations.start(
+                context.key, check(context.parsed.fields, AuthTwitter), _holder(context.key)
+            )
+        )
 
-    async def status(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+    async def status(self, context: CallContext) -> Answer:
         """What is linked to the key; never a token."""
-        del call
-        check(parsed.fields, Empty)
-        return await self._status(key)
+        check(context.parsed.fields, Empty)
+        return await self._status(context.key)
 
-    async def confirm(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+    async def confirm(self, context: CallContext) -> Answer:
         """Confirm a link that is waiting for the key's holder (mode `confirm`); answers as `status`."""
-        del call
-        body = check(parsed.fields, Confirm)
+        key, body = context.key, check(context.parsed.fields, Confirm)
         async with self._database.read() as connection:
             state = await store.find(connection, hash_of(body.state))
         if state is None or state["key_id"] != key.key_id:
@@ -234,11 +235,10 @@ class LinkEndpoints:
             {"linked": True, "usable": state == "active", **{name: told[name] for name in _STATUS}, **last}
         )
 
-    async def unlink(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+    async def unlink(self, context: CallContext) -> Answer:
         """End the key's link: gone here at once, revoked at X at once or as soon as X answers."""
-        del call
-        check(parsed.fields, Empty)
-        await self._sessions.unlink(key.key_id, _holder(key))
+        check(context.parsed.fields, Empty)
+        await self._sessions.unlink(context.key.key_id, _holder(context.key))
         return Answer.of({"data": {"linked": False}})
 
     async def settle(self, links: Links) -> Links:

@@ -7,7 +7,7 @@ import string
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from birdwire.api.messages import Answer, Headers
+from birdwire.api.messages import Answer, Call, Headers
 
 Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
 
@@ -283,3 +283,11 @@ def render(error: GatewayError, request_id: str) -> Answer:
     if error.retry_after_s is not None:
         headers.append(("retry-after", str(max(1, error.retry_after_s))))
     return Answer.of({"error": body}, problem.status, headers)
+
+
+def refuse(error: GatewayError, call: Call) -> Answer:
+    """The refusal as an answer, noted for the log."""
+    call.note["reason"] = error.reason
+    if error.upstream is not None:
+        call.note["upstream_status"] = error.upstream["status"]
+    return render(error, call.request_id)

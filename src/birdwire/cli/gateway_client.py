@@ -248,6 +248,6 @@ def _bad_url(url: str) -> Stop:
 
 
 def _is_loopback(host: str) -> bool:
-    from birdwire.settings import is_loopback  # noqa: PLC0415 - its module is large and needed for plain HTTP only
+    from birdwire.runtime.addresses import is_loopback  # noqa: PLC0415 - its module is large and needed for plain HTTP only
 
     return is_loopback(host)

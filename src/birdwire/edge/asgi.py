@@ -15,10 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from birdwire.api.body import within
-from birdwire.api.errors import GatewayError, excerpt
+from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.api.messages import Answer, Call
 from birdwire.edge.request_head import is_multipart
-from birdwire.gateway.pipeline import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

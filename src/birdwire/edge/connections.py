@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from birdwire.api.errors import GatewayError
 from birdwire.edge.request_head import is_multipart
+from birdwire.runtime.addresses import Address, address_of, subscriber
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from birdwire.runtime.telemetry import Telemetry
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOPS = 20
 """Entries of X-Forwarded-For that are read, from its end."""
@@ -189,21 +188,7 @@ class ConnectionLimits:
         """What counts as one address: of IPv6 the /64 that one subscriber has. None: not counted."""
         if address is None or any(address in network for network in self._uncapped):
             return None
-        return address if address.version == 4 else int(address) >> 64
-
-
-def address_of(text: str) -> Address | None:
-    """An IP address, also with a port as proxies write it; an IPv4 address in IPv6 form is the IPv4 address."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+        return subscriber(address)
 
 
 class Outlet:

@@ -14,12 +14,12 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from birdwire.api.errors import GatewayError
+from birdwire.api.errors import GatewayError, refuse
 from birdwire.api.messages import Call, new_request_id
 from birdwire.edge.asgi import headers_out
-from birdwire.edge.connections import ConnectionLimits, EdgeLimits, Outlet, address_of, send_at_once, unread
+from birdwire.edge.connections import ConnectionLimits, EdgeLimits, Outlet, send_at_once, unread
 from birdwire.edge.request_head import SIMPLE, TELLING, WRONG, body_length, malformed, one_host, origin_form
-from birdwire.gateway.pipeline import refuse
+from birdwire.runtime.addresses import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence

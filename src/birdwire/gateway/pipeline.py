@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from birdwire.accounts.write_permit import WritePermit
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty, Parsed, check, check_kind, read, read_query, within
-from birdwire.api.errors import GatewayError, excerpt, render
+from birdwire.api.errors import GatewayError, excerpt, refuse, render
 from birdwire.api.messages import Answer
+from birdwire.keys.context import CallContext
 from birdwire.keys.rate_limit import failures_from
 from birdwire.keys.registry import raw_key_of
 from birdwire.outcomes import idempotency
@@ -25,7 +26,7 @@ from birdwire.outcomes.journal import Entry, fingerprint
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
 from birdwire.x.catalog.timeline import sought
-from birdwire.x.client.api import Reading
+from birdwire.x.client.requests import Reading
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from birdwire.x.catalog.prices import Prices
     from birdwire.x.limits.capabilities import Capabilities
 
-Work = Callable[["Call", "Key", Parsed], Awaitable[Answer]]
+Work = Callable[[CallContext], Awaitable[Answer]]
 
 AUTH_FAILURES_A_MINUTE = 60
 RELINK_WITHIN = timedelta(seconds=1)
@@ -280,7 +281,7 @@ class Pipeline:
         """Do the work, or tell again how it ended: a call with an Idempotency-Key is done once."""
         name = idempotency.name_of(call) if call.method == "POST" else None
         if name is None and (call.method != "POST" or takes.repeatable):
-            return await work(call, key, parsed)
+            return await work(CallContext(call, key, parsed))
         if name is None:
             name = idempotency.new_name()
             visit.headers += (("idempotency-key", name),)
@@ -292,7 +293,7 @@ class Pipeline:
                 return told
             end = partial(once.release if takes.repeatable else once.lose, named)
             try:
-                answer = await work(call, key, parsed)
+                answer = await work(CallContext(call, key, parsed))
                 end = partial(once.keep, named, answer)
             except GatewayError as error:
                 if _definite(error):
@@ -322,7 +323,8 @@ class Pipeline:
 
     # One operation, step by step.
 
-    async def _operate(self, operation: Operation, call: Call, key: Key, parsed: Parsed) -> Answer:
+    async def _operate(self, operation: Operation, context: CallContext) -> Answer:
+        call, key, parsed = context.call, context.key, context.parsed
         body = check(media.fields_of(operation, parsed), operation.body, {"text_limit": key.rules.text_limit})
         files = media.files_of(operation, parsed)
         session = await self._session(key, operation.scopes)
@@ -348,8 +350,8 @@ class Pipeline:
             if files and not operation.takes_file:
                 ids = await self._attach(files, line)
                 key = await self._again(key, call, operation.name)  # an upload takes long, and rules may have changed
-                context = {"text_limit": key.rules.text_limit}
-                body = check(media.with_ids(parsed.fields, ids), operation.body, context)
+                limits = {"text_limit": key.rules.text_limit}
+                body = check(media.with_ids(parsed.fields, ids), operation.body, limits)
             if not operation.repeatable:
                 await record.begin()
                 await self._failpoints.reach("post_after_started")
@@ -432,8 +434,8 @@ class Pipeline:
         await self._capabilities.note(name, None, entry.key_id)
         return data
 
-    async def _look(self, look_up: Lookup, call: Call, key: Key, parsed: Parsed) -> Answer:
-        del call
+    async def _look(self, look_up: Lookup, context: CallContext) -> Answer:
+        key, parsed = context.key, context.parsed
         query = check(parsed.fields, look_up.query)
         session = await self._session(key, look_up.scopes)
         line = self._lines.open(session)
@@ -454,14 +456,6 @@ class Pipeline:
         session = await self._sessions.open(links.current)
         self._sessions.remember(links, session)
         return session
-
-
-def refuse(error: GatewayError, call: Call) -> Answer:
-    """The refusal as an answer, noted for the log."""
-    call.note["reason"] = error.reason
-    if error.upstream is not None:
-        call.note["upstream_status"] = error.upstream["status"]
-    return render(error, call.request_id)
 
 
 def _definite(error: GatewayError) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict, deque
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from ulid import ULID
 
 from birdwire.keys.redis_connection import BUDGET_S, RedisAwayError, RedisConnection, Script
+from birdwire.runtime.addresses import subscriber_of
 
 if TYPE_CHECKING:
     from birdwire.api.messages import Headers
@@ -238,10 +238,4 @@ class SharedRateLimit:
 
 def failures_from(peer: str) -> str:
     """The name under which calls with bad keys are counted: the address, of IPv6 the /64 that one subscriber has."""
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return f"failures from {peer}"
-    if address.version == 6:
-        return f"failures from {ipaddress.IPv6Network((int(address) >> 64 << 64, 64))}"
-    return f"failures from {address}"
+    return f"failures from {subscriber_of(peer)}"

@@ -18,8 +18,8 @@ from ulid import ULID
 from birdwire.api.errors import GatewayError
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
+from birdwire.runtime.addresses import is_loopback
 from birdwire.runtime.clock import rfc3339
-from birdwire.settings import is_loopback
 from birdwire.store.tables import acts, link_states, x_sessions
 from birdwire.store.tables import api_keys as store
 from birdwire.x.catalog.lookups import LOOKUPS

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import RowMapping
 
-    from birdwire.api.body import Parsed
-    from birdwire.api.messages import Call
-    from birdwire.keys.registry import Key
+    from birdwire.keys.context import CallContext
     from birdwire.outcomes.leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
@@ -276,14 +274,14 @@ class Journal:
         """Words for a row; half a character, which only X could send, becomes `?`, as in an answer."""
         return self._vault.seal(words.encode("utf-8", "replace").decode(), _place(request_id))
 
-    async def request(self, call: Call, key: Key, parsed: Parsed) -> Answer:
+    async def request(self, context: CallContext) -> Answer:
         """What became of one write of the key's, or of a call that was refused here: GET requests/{request_id}.
 
         Raises:
             GatewayError: request_not_found; another key's requests are none either.
         """
-        check(parsed.fields, Empty)
-        request_id = call.path.rsplit("/", 1)[-1]
+        check(context.parsed.fields, Empty)
+        key, request_id = context.key, context.call.path.rsplit("/", 1)[-1]
         row = await self.find(request_id)
         if row is not None and row["key_id"] == key.key_id:
             return Answer.of(told(row))

@@ -21,7 +21,7 @@ from birdwire.store.database import now as shared_now
 from birdwire.store.tables import journal as store
 from birdwire.store.tables import reconciliations
 from birdwire.x.catalog.timeline import Sought, TimelinePage, TimelinePost, request
-from birdwire.x.client.api import Reading
+from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

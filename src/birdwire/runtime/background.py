@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from birdwire.store.database import StorageDownError
-
 if TYPE_CHECKING:
     from birdwire.runtime.telemetry import Telemetry
 
@@ -16,10 +14,16 @@ Work = Callable[[], Awaitable[object]]
 
 
 class BackgroundTasks:
-    """The chores of one gateway. A failed round is logged, if it is the first; the next comes all the same."""
+    """Run each task again and again. The first failure in a row is logged; the next round comes all the same.
 
-    def __init__(self, telemetry: Telemetry, *chores: tuple[str, float, Work]) -> None:
+    An `expected` exception is an outage: it is logged by its name, without a traceback.
+    """
+
+    def __init__(
+        self, telemetry: Telemetry, *chores: tuple[str, float, Work], expected: type[Exception] | None = None
+    ) -> None:
         self._telemetry = telemetry
+        self._expected = expected or ()
         self._chores = chores
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -42,7 +46,7 @@ class BackgroundTasks:
             try:
                 await work()
                 failing = False
-            except StorageDownError as error:
+            except self._expected as error:
                 if not failing:
                     self._telemetry.event("error", "chore_failed", chore=name, exception=type(error).__name__)
                 failing = True

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
-from birdwire.store.database import StorageDownError
 
 if TYPE_CHECKING:
-    from birdwire.accounts.sessions import Sessions
     from birdwire.api.messages import Call
     from birdwire.runtime.telemetry import Telemetry
-    from birdwire.store.database import Database
 
 BEAT_S = 0.25
 KEPT_S = 15.0
@@ -41,15 +39,22 @@ class Pulse:
         return max(now - self._due, self._worst if now - self._worst_at <= within_s else 0.0, 0.0)
 
 
+Probe = Callable[[], Awaitable[None]]
+
+
 class Health:
-    """What a process tells those who send it traffic."""
+    """Answers liveness and readiness probes.
+
+    `probe` raises a GatewayError while the process cannot serve calls; `on_drain` runs when the process starts to shut
+    down.
+    """
 
     def __init__(
-        self, database: Database, sessions: Sessions, telemetry: Telemetry, *, stalled_s: float = STALLED_S
+        self, telemetry: Telemetry, probe: Probe, on_drain: Callable[[], None], *, stalled_s: float = STALLED_S
     ) -> None:
         self._stalled_s = stalled_s
-        self._database = database
-        self._sessions = sessions
+        self._probe = probe
+        self._on_drain = on_drain
         self._pulse: Pulse | None = None
         self._draining = False
         telemetry.metrics.watch("birdwire_draining", self.draining)
@@ -58,7 +63,7 @@ class Health:
     def drain(self) -> None:
         """Mark this process as shutting down: it reports so from now on, and starts nothing of its own accord."""
         self._draining = True
-        self._sessions.drain()
+        self._on_drain()
 
     def draining(self) -> bool:
         """Whether it is."""
@@ -72,20 +77,13 @@ class Health:
         """Whether calls can be served here. X is left out, or its outage would empty the pool of replicas.
 
         Raises:
-            GatewayError: draining; overloaded: the loop stood still; storage_unavailable.
+            GatewayError: draining; overloaded: the event loop was blocked; or what the probe raises.
         """
         if self._draining:
             raise GatewayError("draining")
         if self._lag_s(STALLED_FOR_S) >= self._stalled_s:
             raise GatewayError("overloaded", retry_after_s=int(STALLED_FOR_S))
-        try:
-            if (
-                self._sessions.unsaved
-            ):  # X's new tokens wait for it: nothing may begin here that could make more of them
-                raise StorageDownError("UnsavedPair")
-            await self._database.probe()
-        except StorageDownError:
-            raise GatewayError("storage_unavailable", half="nothing was changed") from None
+        await self._probe()
         return Answer.of({"status": "ready"})
 
     async def beat(self) -> None:

@@ -19,8 +19,9 @@ from birdwire.cli.inputs import ConfigOption, load_settings, settings_file
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, saying
 from birdwire.keys.redis_connection import RedisConnection, Script
 from birdwire.runtime import private_files
+from birdwire.runtime.addresses import is_any, is_loopback
 from birdwire.runtime.clock import Clock, rfc3339
-from birdwire.settings import PREFIX, Settings, SettingsError, is_any, is_loopback, listed
+from birdwire.settings import PREFIX, Settings, SettingsError, listed
 from birdwire.store.database import file_of, place_of
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import VaultError

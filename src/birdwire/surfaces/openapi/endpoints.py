@@ -18,13 +18,14 @@ from birdwire.surfaces.openapi import responses
 from birdwire.surfaces.openapi.responses import Said
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS, Lookup
-from birdwire.x.catalog.operations import OPERATIONS, Operation, XData
+from birdwire.x.catalog.operations import OPERATIONS, Operation
 from birdwire.x.catalog.post import PostTwitter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from birdwire.settings import Settings
+    from birdwire.x.client.requests import XData
 
 API = "/apis/v1/twitter"
 Tag = Literal["Link", "Act", "Read", "About"]

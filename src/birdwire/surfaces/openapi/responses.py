@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from birdwire.x.catalog.post import ID_PATTERN
+from birdwire.x.client.requests import ID_PATTERN
 
 Why = Literal[
     "refused",

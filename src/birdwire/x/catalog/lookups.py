@@ -13,13 +13,12 @@ from pydantic import Field
 
 from birdwire.api.body import Body
 from birdwire.api.errors import GatewayError
-from birdwire.x.catalog.operations import XData, XRequest
-from birdwire.x.catalog.post import ID_PATTERN, Id
-from birdwire.x.client.api import Reading
+from birdwire.x.catalog.post import Id
+from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
 if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
-    from birdwire.x.catalog.media import Ask
+    from birdwire.x.client.requests import Ask
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
 KEEP_USERS_S = 60.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +15,7 @@ from birdwire.api import relay_dialect
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.runtime.clock import rfc3339
-from birdwire.x.catalog.operations import XData, XRequest
-from birdwire.x.catalog.post import ID_PATTERN
-from birdwire.x.client.api import Reading
+from birdwire.x.client.requests import ID_PATTERN, Ask, Reading, XData, XRequest
 
 if TYPE_CHECKING:
     from birdwire.api.body import Parsed
@@ -37,9 +34,6 @@ ENDPOINTS = (
     "GET /2/media/upload",
 )
 """X's endpoints that one upload calls, in their order."""
-
-Ask = Callable[[XRequest, Reading], Awaitable[dict[str, Any]]]
-"""Sends one call to X for the linked account."""
 
 
 @dataclass(frozen=True, slots=True)

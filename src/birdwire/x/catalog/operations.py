@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from birdwire.api.body import Body, Empty
-from birdwire.x.catalog.post import ID_PATTERN, Id, PostTwitter
+from birdwire.x.catalog.post import Id, PostTwitter
+from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
 
 
 class TweetTarget(Body):
@@ -27,12 +28,6 @@ class UserTarget(Body):
     target_user_id: Id = Field(
         description='the user\'s id, a string of 1 to 19 digits, such as "2244994945"', examples=["2244994945"]
     )
-
-
-class XData(BaseModel):
-    """The members of X's `data` that an answer passes on; X's other members are left out."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class Liked(XData):
@@ -85,23 +80,6 @@ class Uploaded(XData):
     media_id: str = Field(description="the id for media.media_ids")
     media_key: str = Field(description="X's key of the medium")
     expires_at: str = Field(description="when X forgets it, if no post uses it: RFC 3339, UTC")
-
-
-@dataclass(slots=True)
-class XRequest:
-    """A call to X's API: method, path below the base URL, and a JSON body or raw content of a type.
-
-    `endpoint` names it as X's documentation does, by method and path without ids: breaker and limits go by it.
-    `repeatable`: a second send does no harm, as with every GET.
-    """
-
-    method: Literal["GET", "POST", "DELETE"]
-    path: str
-    json: dict[str, Any] | None = None
-    content: bytes = field(default=b"", repr=False)
-    content_type: str = ""
-    endpoint: str = ""
-    repeatable: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from birdwire.api.body import Body
 from birdwire.x.catalog.post_length import LIMIT, least_length, weighted_length
-
-ID_PATTERN = r"^[0-9]{1,19}$"
-"""Ids of posts and users. pydantic's engine knows no trailing-newline exception, so this matches whole strings only."""
+from birdwire.x.client.requests import ID_PATTERN
 
 _EPOCH = datetime.fromtimestamp(1_288_834_974_657 / 1000, UTC)
 """When X began to count the milliseconds in its ids."""

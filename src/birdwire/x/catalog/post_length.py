@@ -7,11 +7,11 @@ The rules are those of twitter-text 3.1 with its configuration v3 (developer doc
 - an emoji counts 2, however many code points it is made of;
 - a code point in `_LIGHT` counts 1, any other 2.
 
-A link is found as twitter-text finds it: with or without a protocol, its top-level domain in
-`top_level_domains.txt` or in punycode, its path and query as far as they go without the punctuation that ends a sentence, parentheses if balanced.
-It may not follow an ASCII letter or digit, @, $ or #, and without a protocol not - _ . or / either. Without a protocol
-only the ASCII and accented Latin part of a host is a link, and a query counts as text unless there is a path before it.
-A link is at most 4,096 UTF-16 code units long, each label of its host at most 63 bytes in punycode.
+A link is found as twitter-text finds it: with or without a protocol, its top-level domain in `top_level_domains.txt`
+or in punycode, its path and query as far as they go without the punctuation that ends a sentence, parentheses if
+balanced. It may not follow an ASCII letter or digit, @, $ or #, and without a protocol not - _ . or / either. Without
+a protocol only the ASCII and accented Latin part of a host is a link, and a query counts as text unless there is a
+path before it. A link is at most 4,096 UTF-16 code units long, each label of its host at most 63 bytes in punycode.
 
 Where it cannot be known what X does, the count errs low, and X decides:
 

@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 
 from pydantic import Field
 
-from birdwire.x.catalog.operations import XData, XRequest
-from birdwire.x.catalog.post import ID_PATTERN, PostTwitter, made_at
+from birdwire.x.catalog.post import PostTwitter, made_at
 from birdwire.x.catalog.unicode_nfc import compose
+from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
 
 if TYPE_CHECKING:
     from birdwire.api.body import Body

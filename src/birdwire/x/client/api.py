@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -17,14 +17,11 @@ from pydantic_core import from_json
 from birdwire.api.errors import SEND_REASONS, GatewayError, excerpt
 from birdwire.api.messages import JSON_TYPE, encode
 from birdwire.runtime.clock import rfc3339
-from birdwire.x.catalog.operations import XData, XRequest
-from birdwire.x.catalog.post import ID_PATTERN
 from birdwire.x.client.pool import Request, SendFailed
 from birdwire.x.client.rate_headers import exhausted, wait_s
+from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.metrics import Metrics
     from birdwire.x.client.pool import ConnectionPool, Reply
@@ -47,24 +44,6 @@ class Unauthorized(GatewayError):  # noqa: N818 - named after the status
 
     def __init__(self, upstream: dict[str, object]) -> None:
         super().__init__("x_session_expired", account="the linked account", outcome="refused", upstream=upstream)
-
-
-@dataclass(slots=True)
-class Reading:
-    """How to read X's answer to one call.
-
-    `answer` picks what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
-    `enterprise`: X keeps this action from the self-serve access level; `lately_allowed`: it let this app do it not long ago, so a
-    bare Forbidden is about the account or the post. `already` maps an old code of X to the answer it amounts to.
-    """
-
-    answer: type[XData]
-    enterprise: bool = False
-    lately_allowed: bool = False
-    about: str = "tweet"
-    whole: bool = False
-    bare: bool = False
-    already: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class X:

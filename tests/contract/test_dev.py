@@ -203,7 +203,7 @@ async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         code, out, errors = await command(tmp_path, "dev", "--port", str(port), "--sandbox-port", "0")
     assert (code, out) == (2, "")
-    assert f"Port {port} of 127.0.0.1 is in use" in errors
+    assert f"Port {port} on 127.0.0.1 is in use" in errors
     assert "--port 0" in errors
     assert "Traceback" not in errors
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_command
+
 from birdwire.api.errors import PROBLEMS
-from birdwire.cli import COMMANDS, load
+from birdwire.cli import COMMANDS, build, load
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi.document import document
 
@@ -67,7 +70,7 @@ def written() -> dict[str, str]:
 def test_a_replaced_form_is_not_written_any_more() -> None:
     """In code, pages, documents and tests."""
     texts = written()
-    assert {"README.md", "Makefile", "docs/glossary.md", "src/birdwire/errors.py"} <= set(texts)
+    assert {"README.md", "Makefile", "docs/glossary.md", "src/birdwire/api/errors.py"} <= set(texts)
     assert [(path, old, REPLACED[old]) for path, text in texts.items() for old in REPLACED if old in text] == []
 
 
@@ -81,7 +84,11 @@ def test_errors_help_and_descriptions_use_plain_words() -> None:
 
 
 def _help(command: Any) -> list[str]:
-    own = [command.help or "", *(getattr(option, "help", None) or "" for option in command.params)]
+    own = [
+        command.help or "",
+        command.epilog or "",
+        *(getattr(option, "help", None) or "" for option in command.params),
+    ]
     return [*own, *(text for inner in getattr(command, "commands", {}).values() for text in _help(inner))]
 
 
@@ -92,3 +99,64 @@ def _descriptions(value: Any) -> list[str]:
         return []
     own = [text for name, text in value.items() if name in {"summary", "description"} and isinstance(text, str)]
     return [*own, *(text for inner in value.values() for text in _descriptions(inner))]
+
+
+PLAINER = {
+    r"\b(whoever|whomever)\b": "the caller, the client, the operator",
+    r"\bfor who\b": "for the caller who",
+    r"\b(tells?|told)\b": "reports, reported",
+    r"\b(says?|said)\b": "states, returns",
+    r"\blooks? (whether|after)\b|\ba look\b": "checks, polls, scans",
+    r"\blately\b": "recently",
+    r"\banew\b": "again",
+    r"\bbegun\b": "started",
+    r"\bso many\b": "at most N",
+    r"\bbe it\b": "whether",
+    r"\b(goes|go|went|going) before\b": "takes precedence over",
+    r"\bgone\b(?! (wrong|through)\b)|\b(is|are|was|were) away\b": "deleted, unavailable",
+    r"\bg[ai]ves? way\b": "is evicted",
+    r"\bno more\b(?! than\b)": "no longer",
+    r"\bbeside\b": "alongside",
+    r"\bat once\b": "immediately, concurrently",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\b(hold|holds|held) up\b": "blocks",
+    r"\b(run|runs|ran) out\b(?! of (?!time\b))": "expires, is used up",
+    r"\bif it lasts\b": "if the error persists",
+    r"\bleft alone\b|\bleaves? (it |them )?alone\b": "paused, unchanged",
+    r"\b(let|lets|letting) in\b|\bturn(s|ed)? away\b": "accepts, rejects",
+    r"\bputs? back\b": "restores",
+    r"\b(stands?|stood) (in|on|there|together)\b(?! for\b)": "is in, is on",
+    r"\b(is|are|was|were|not) whole\b": "complete",
+    r"\bunder way\b": "running, in progress",
+    r"\bof ours\b": "our",
+    r"(?<!there )\b(is|are) (none\b|no (?!longer\b))": "is not a, is not one of",
+}
+"""Patterns that occur in no text for people, in any case, and what to write instead."""
+
+
+def private(texts: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Return where a text breaks PLAINER: its name, the words around the place, and what to write instead."""
+    return [
+        (name, text[max(0, found.start() - 40) : found.end() + 40], better)
+        for name, text in texts.items()
+        for pattern, better in PLAINER.items()
+        for found in re.finditer(pattern, text, re.IGNORECASE)
+    ]
+
+
+def test_the_command_line_and_the_sandbox_use_plain_words() -> None:
+    """Check every help text, option, message and docstring, and the sandbox's pages."""
+    commands = [get_command(build()), *(load(row.name) for row in COMMANDS)]
+    texts = {f"help {number}": text for number, text in enumerate(t for one in commands for t in _help(one))}
+    source = ROOT / "src" / "birdwire"
+    for path in (path for part in ("cli", "sandbox") for path in (source / part).rglob("*.py")):
+        strings = (
+            node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)
+        )
+        texts[str(path.relative_to(ROOT))] = "\n".join(
+            text for text in strings if isinstance(text, str) and " " in text
+        )
+    pages = (source / "sandbox").rglob("*.html")
+    texts |= {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in pages}
+    assert len(texts) > 300
+    assert private(texts) == []

@@ -39,7 +39,7 @@ class Named:
     username: str | None = None
 
     def find(self, gateway: GatewayClient) -> str:
-        """Return the id. For a username this is a look-up, which X bills.
+        """Return the id. A username requires a user look-up, which X bills.
 
         Raises:
             Stop: the user does not exist, or the gateway does not offer look-ups of users.

@@ -1,4 +1,19 @@
-"""The command line: the table of commands, and main(). A command's module is imported only when the command runs."""
+"""The command line: the table of commands, and main(). A command's module is imported only when the command runs.
+
+Operator commands work on the database of the settings, also while a gateway runs. Commands that act on X or look
+something up are HTTP clients of a running gateway. Every command prints text for people or, with --json, one JSON
+document, and exits with a code of `output.ExitCode`. A secret comes from the environment, a file or a prompt, never from
+argv.
+
+Read in this order:
+
+1. `output`: results, errors and exit codes.
+2. `inputs`: settings, dev folder, gateway URL, API key.
+3. `commands`: one module for each command or group of commands.
+4. `gateway_client`, `targets`: the HTTP client, and how posts and users are named.
+5. `database`, `linking`, `links`: work on the database, beyond single commands.
+6. `run_servers`: servers, signals and graceful shutdown, for dev, serve and sandbox.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The commands of `birdwire`, one module each."""
+"""The commands of `birdwire`: one module for each command or group of commands."""

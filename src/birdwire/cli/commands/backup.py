@@ -109,8 +109,8 @@ def restore(
         }
         say.result(
             document,
-            f"Restored the database as of {document['snapshot_at'] or 'its backup'}. {sessions:,} links will be"
-            " verified at their next token renewal.",
+            f"The database has the state of {document['snapshot_at'] or 'its backup'}. "
+            f"Links to verify at their next token renewal: {sessions:,}.",
             *([f"The replaced database is kept in {kept}."] if kept else []),
             "API keys that were revoked after the backup are valid again. Revoke them before you start the gateway.",
         )

@@ -1,1 +1,1 @@
-"""X's API as the sandbox answers it."""
+"""X's API v2 as the sandbox simulates it: the dispatcher, the endpoints, and X's refusals."""

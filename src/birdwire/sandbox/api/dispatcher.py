@@ -83,7 +83,7 @@ class Endpoint:
 
 
 class ApiDispatcher:
-    """One row at work: admits the call, hands it on, and dresses the answer."""
+    """Serves one endpoint: admits the call, runs its handler, and adds the rate limit headers to the answer."""
 
     def __init__(self, platform: Simulator, endpoint: Endpoint) -> None:
         self._platform, self._endpoint = platform, endpoint

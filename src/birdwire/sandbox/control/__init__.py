@@ -1,1 +1,1 @@
-"""The control API of the sandbox: faults, switches, traffic."""
+"""The control API of the sandbox: state, switches, faults and traffic, and the fault-injecting TCP proxy."""

@@ -1,1 +1,1 @@
-"""X's OAuth 2.0 as the sandbox answers it."""
+"""X's OAuth 2.0 as the sandbox simulates it: clients, consent page, grants, token endpoint."""

@@ -1,1 +1,1 @@
-"""The sandbox's world, and how it is set."""
+"""The sandbox's state: the world with its seed and fixtures, the clock, the switches, rate limits and uploads."""

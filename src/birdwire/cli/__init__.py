@@ -2,7 +2,7 @@
 
 Operator commands work on the database of the settings, also while a gateway runs. Commands that act on X or look
 something up are HTTP clients of a running gateway. Every command prints text for people or, with --json, one JSON
-document, and exits with a code of `output.ExitCode`. A secret comes from the environment, a file or a prompt, never from
+document, and exits with a code of `output.ExitCode`. Secrets come from the environment, a file or a prompt, never from
 argv.
 
 Read in this order:

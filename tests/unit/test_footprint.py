@@ -16,7 +16,7 @@ UNUSED = (
     "alembic",
     "asyncpg",
     "birdwire.sandbox",
-    "birdwire.surfaces.openapi",
+    "birdwire.surfaces.openapi.document",
     "jinja2",
     "rich.console",
     "sqlalchemy.dialects.postgresql",
@@ -51,7 +51,7 @@ def test_a_start_loads_only_what_it_uses(tmp_path: Path) -> None:
     """The first start makes the tables, for which Alembic is loaded; no other does."""
     assert "alembic.command" in _loaded(tmp_path)
     loaded = _loaded(tmp_path)
-    assert "birdwire.store.sqlite" in loaded
+    assert "birdwire.store.engines.sqlite" in loaded
     assert [name for name in UNUSED if name in loaded] == []
 
 

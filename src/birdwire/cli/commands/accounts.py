@@ -291,7 +291,7 @@ def _confirming(attempt: dict[str, Any], status: dict[str, Any], command: str) -
         name = printable(f"@{status['username']}")
         return f"{name} approved. To activate the link, run: {command.replace('@USERNAME', name)}"
     if not status and attempt.get("outcome") == "approved":
-        return f"An account approved. If the gateway uses link mode confirm, activate the link: {command}"
+        return f"An account approved. If the gateway uses link mode confirm, run: {command}"
     return None
 
 

@@ -114,7 +114,7 @@ def proxy(
         async def ready() -> None:
             say.result(
                 {"proxy": f"{HOST}:{line.port}", "control": orders, "to": to},
-                f"{HOST}:{line.port} forwards to {to}. These commands lose all responses, show the fault, and end it:\n",
+                f"{HOST}:{line.port} forwards to {to}. The commands below lose all answers, show the fault, end it:\n",
                 f"""curl {orders} -H 'Content-Type: application/json' -d '{{"drop": "after_apply"}}'""",
                 f"curl {orders}",
                 f"curl {orders} -X DELETE",

@@ -1,17 +1,11 @@
-"""The sandbox: a local stand-in for X's API, as an ASGI app with its own state.
+"""A local stand-in for X: consent page, tokens, API, limits and failures, for development and tests.
 
-It simulates X for development and tests: the consent page, OAuth tokens, posts and engagement, look-ups, rate limits,
-and refusals in X's own words. A control API inspects the state, changes it, and injects faults.
+Owns an independent second implementation of what X documents, written from X's documentation. `app` builds it and
+`server` serves it; `oauth` answers X's OAuth 2.0 endpoints, `api` X's API, `state` holds the simulated world, `control`
+lets a test inspect that world, change it and make it fail; `pages` renders its pages.
 
-The sandbox imports no other package of Birdwire, and only the command line imports it. So the gateway is tested against
-an independent second implementation of what X documents. It never calls X.
+Must never import the gateway, nor be imported by it: a sandbox that shared the gateway's reading of X would be wrong
+wherever the gateway is wrong. Must never send anything beyond this machine.
 
-Read in this order:
-
-1. `app`: the composition root, with every route.
-2. `state`: the simulator with its world, clock, switches and rate limits; the seed and fixtures that fill the world.
-3. `oauth`: X's OAuth 2.0: clients, consent page, grants, token endpoint.
-4. `api`: X's API v2. `dispatcher` processes every call; the other modules are its endpoints and its refusals.
-5. `control`: the control API, faults and traffic; the fault-injecting TCP proxy.
-6. `pages` and `server`: HTML and uvicorn.
+Read in this order: `app`, `state/world`, `api/dispatcher`, `oauth/consent`, `control/endpoints`.
 """

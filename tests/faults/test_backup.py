@@ -165,7 +165,7 @@ async def test_a_postgresql_that_was_put_back_is_marked(tmp_path: Path, postgres
         code, document = await town.command("backup", str(tmp_path / "copy"))
         assert (code, "pg_dump" in document["error"]["fix"]) == (2, True)
         code, document = await town.command("restore", "--mark")
-        assert (code, "Gateways serve this database" in document["error"]["message"]) == (2, True)
+        assert (code, "Gateways are connected to this database" in document["error"]["message"]) == (2, True)
         await at.kill()
         await asyncio.to_thread(postgres.stop)  # so that the server notices
         await asyncio.to_thread(postgres.start)

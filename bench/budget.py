@@ -84,8 +84,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [
         f"| **A like** | | **{total:,}** | |",
         "",
-        f"A like is {total:,} bytecodes in {found['frames']:,} frames, and {cost['middle'] / 1000:,.0f} thousand machine",
-        f"instructions (spread {cost['spread']:.1%}), net of background work. {result['made_at'][:10]}, commit",
-        f"{result['commit']}, Python {result['machine']['python']}.",
+        f"A like is {total:,} bytecodes in {found['frames']:,} frames, and {cost['middle'] / 1000:,.0f} thousand",
+        f"machine instructions (spread {cost['spread']:.1%}) net of background work. {result['made_at'][:10]},",
+        f"commit {result['commit']}, Python {result['machine']['python']}.",
     ]
     return "\n".join(lines)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from bench import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from bench.load import Caller
     from bench.machine import Process
 
 IDLE_S = 5.0
-SETTLE_S = 0.3
+SETTLE_S = 1.0
+WARM_UP_ROUNDS = 3
 CONTROL_S, START_S = 60, 600.0
 OUT = "callgrind.out"
 
@@ -93,29 +94,40 @@ class Meter:
             raise RuntimeError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
 
 
-def measure(meter: Meter, callers: Sequence[Caller], likes: int, runs: int) -> tuple[list[Span], Counter[str]]:
+def measure(
+    meter: Meter, connect: Callable[[], list[Caller]], likes: int, runs: int
+) -> tuple[list[Span], Counter[str]]:
     """Return a span for each run, and the instructions of all runs by library."""
+    callers = connect()
     rounds = max(1, round(likes / len(callers)))
     _likes(callers, rounds)
     meter.begin()
-    _likes(callers, max(1, rounds // 4))
     spans: list[Span] = []
     libraries: Counter[str] = Counter()
     for _ in range(runs):
+        _likes(callers, WARM_UP_ROUNDS)
+        time.sleep(SETTLE_S)
         meter.zero()
         began_s = time.monotonic()
         _likes(callers, rounds)
         time.sleep(SETTLE_S)
         loaded_s = time.monotonic() - began_s
         loaded = meter.dump()
+        # The gateway closes idle connections, which is no background work.
+        for caller in callers:
+            caller.close()
+        time.sleep(SETTLE_S)
         meter.zero()
         began_s = time.monotonic()
         time.sleep(IDLE_S)
         idle_s = time.monotonic() - began_s
         idle = meter.dump()
+        callers = connect()
         spans.append(Span(rounds * len(callers), instructions(loaded), loaded_s, instructions(idle), idle_s))
         libraries += by_library(loaded)
         print(f"{spans[-1].loaded / spans[-1].likes:,.0f} instructions for a like, background included", flush=True)
+    for caller in callers:
+        caller.close()
     return spans, libraries
 
 

@@ -79,8 +79,8 @@ def count_instructions(likes: int, runs: int) -> dict[str, Any]:
     process = start("birdwire", command, WORK, env=environment, port=port)
     try:
         answering(process, longest_s=callgrind.START_S)
-        callers = [Caller(port, key) for key in place.keys]
-        spans, libraries = callgrind.measure(callgrind.Meter(process, WORK), callers, likes, runs)
+        meter = callgrind.Meter(process, WORK)
+        spans, libraries = callgrind.measure(meter, lambda: [Caller(port, key) for key in place.keys], likes, runs)
     finally:
         process.stop()
         x.stop()
@@ -125,9 +125,11 @@ def _instructions(found: dict[str, Any]) -> list[str]:
         "",
         f"## {found['middle'] / 1000:,.0f} thousand instructions",
         "",
-        f"Median of {len(found['runs'])} runs, spread {found['spread']:.1%} (max − min, by the median). `birdwire serve`",
-        f"under callgrind, {CONNECTIONS} connections that each send a like and await the answer, all in step. Background",
-        f"work is taken off: {found['idle_rate'] / 1000:,.0f} thousand instructions per second, counted between the runs.",
+        f"The median of {len(found['runs'])} runs; their spread, max less min, is {found['spread']:.1%} of it.",
+        "`birdwire serve` runs under callgrind, which does not see the kernel's instructions.",
+        f"{CONNECTIONS} connections each send a like and await the answer, all in step.",
+        f"Background work is taken off: {found['idle_rate'] / 1000:,.0f} thousand instructions per second, counted",
+        "between the runs.",
         "",
         "| Run | Likes | Instructions per like | Background taken off |",
         "|--:|--:|--:|--:|",
@@ -160,15 +162,12 @@ def _bytecodes(found: dict[str, Any]) -> list[str]:
         "",
         f"## {modules.total():,} bytecodes",
         "",
-        f"In {found['frames']:,} frames; one connection. {found['alike']} of {found['likes']} likes have exactly these counts;",
-        "the others coincide with a periodic task.",
+        f"They run in {found['frames']:,} frames; one connection. {found['alike']} of {found['likes']} likes have",
+        "exactly these counts; the others coincide with a periodic task.",
         "",
         "| Package | Bytecodes | Share |",
         "|---|--:|--:|",
-        *(
-            f"| {name} | {count:,} | {count / modules.total():.1%} |"
-            for name, count in budget.packages(counts).items()
-        ),
+        *(f"| {name} | {count:,} | {count / modules.total():.1%} |" for name, count in budget.packages(counts).items()),
         "",
         "| Module | Bytecodes | Its own | In libraries |",
         "|---|--:|--:|--:|",

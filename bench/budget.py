@@ -79,7 +79,7 @@ def table(result: Mapping[str, Any]) -> str:
     total = sum(found["counts"].values())
     lines = ["| Part | Package | Bytecodes | Share |", "|---|---|--:|--:|"]
     for package, count in packages(found["counts"]).items():
-        shown = f"`{package}`" if package.isidentifier() or "." in package else ""
+        shown = "" if package in {LOOP, OTHER} else f"`{package}`"
         lines.append(f"| {PARTS.get(package, 'Everything else')} | {shown} | {count:,} | {count / total:.0%} |")
     lines += [
         f"| **A like** | | **{total:,}** | |",

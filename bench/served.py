@@ -62,7 +62,6 @@ def _count(out: Path, port: int, key: str, likes: int) -> None:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    # This thread starts before those that are traced, so that it is not counted itself.
     threading.Thread(target=write, daemon=True).start()
     counts.install()
 

@@ -220,9 +220,8 @@ def test_bytecodes_are_counted_on_their_owner_in_every_thread() -> None:
     counts = bytecodes.Counts()
     module: dict[str, Any] = {"__name__": "birdwire.edge.protocol", "basename": posixpath.basename}
     exec("def work():\n    basename('a')\n", module)  # noqa: S102 - a module of Birdwire with one function
-    before = sys.gettrace(), threading.gettrace()
+    counts.install()
     try:
-        counts.install()
         counts.take()
         found = []
         for _ in range(3):
@@ -232,8 +231,7 @@ def test_bytecodes_are_counted_on_their_owner_in_every_thread() -> None:
             thread.join()
             found.append({place: n for place, n in counts.take().items() if place.startswith("edge.protocol|")})
     finally:
-        sys.settrace(before[0])
-        threading.settrace(before[1])
+        counts.remove()
     assert found[0] == found[1] == found[2]
     assert found[0].keys() == {"edge.protocol|", "edge.protocol|posixpath"}
 

@@ -15,14 +15,14 @@ from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, li
 from ulid import ULID
 
 from birdwire.app import create_app, open_vault
-from birdwire.authserver import Tokens
-from birdwire.keys import MAX_RPM, mint
-from birdwire.operations import OPERATIONS
+from birdwire.keys.registry import MAX_RPM, mint
 from birdwire.settings import Settings
-from birdwire.store.journal import journal
-from birdwire.store.keys import api_keys, api_secrets
-from birdwire.store.sessions import x_sessions
-from birdwire.vault import Place
+from birdwire.store.encryption.vault import Place
+from birdwire.store.tables.api_keys import api_keys, api_secrets
+from birdwire.store.tables.journal import journal
+from birdwire.store.tables.x_sessions import x_sessions
+from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.client.auth_server import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

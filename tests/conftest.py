@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from birdwire.store.db import Database
-from engines import Postgres, Redis
-from house import House
+from birdwire.store.database import Database
+from harness.engines import Postgres, Redis
+from harness.gateway import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -91,35 +91,35 @@ def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
+async def house(tmp_path: Path, database_url: str) -> AsyncIterator[RunningGateway]:
     """A fresh gateway and sandbox, with one key and nothing linked."""
-    async with House.built(tmp_path, database_url=database_url) as built:
+    async with RunningGateway.built(tmp_path, database_url=database_url) as built:
         yield built
 
 
 @pytest_asyncio.fixture
-async def linked(house: House) -> House:
+async def linked(house: RunningGateway) -> RunningGateway:
     """The same, with ada linked to the key."""
     await house.link("ada")
     return house
 
 
 @pytest_asyncio.fixture
-async def confirming(tmp_path: Path) -> AsyncIterator[House]:
+async def confirming(tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A house whose links wait for the key's holder."""
-    async with House.built(tmp_path, link_mode="confirm") as built:
+    async with RunningGateway.built(tmp_path, link_mode="confirm") as built:
         yield built
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
 async def shared_house(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningGateway]:
     """One linked house for a whole module of tests that leave no trace, by the lane and by the app alone.
 
     Its limit is out of the way.
     """
     lane = request.param == "lane"
-    async with House.built(tmp_path_factory.mktemp("house"), rpm=1_000_000, lane=lane) as built:
+    async with RunningGateway.built(tmp_path_factory.mktemp("house"), rpm=1_000_000, lane=lane) as built:
         await built.link("ada")
         yield built

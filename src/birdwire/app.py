@@ -10,52 +10,56 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from birdwire import __version__, asgi, dialect, edge
-from birdwire.acts import ActLog
-from birdwire.asgi import Route
-from birdwire.authorization import Authorizations, AuthTwitter
-from birdwire.authserver import AuthServer
-from birdwire.body import Body, Empty
-from birdwire.breaker import Breaker
-from birdwire.capabilities import Capabilities
-from birdwire.chores import Chores
-from birdwire.clock import Clock
-from birdwire.crowd import Crowd
-from birdwire.door import EdgeLimits
-from birdwire.failpoints import Failpoints
-from birdwire.form import FILE_FIELDS
-from birdwire.gate import Gate, Takes
-from birdwire.health import Health
-from birdwire.idempotency import Idempotency
-from birdwire.journal import Journal
-from birdwire.keyring import Keyring
-from birdwire.keys import LINK, UNLINK, Keys
-from birdwire.lane import LaneProtocol
-from birdwire.ledger import EXCHANGE_EVERY_S, Ledger
-from birdwire.limits import LocalLimits, SharedLimits
-from birdwire.line import Lines
-from birdwire.lookups import Lookups
-from birdwire.oauth import Confirm, OAuth
-from birdwire.operations import OPERATIONS, UPLOAD_SCOPES
-from birdwire.order import Order
-from birdwire.pages import Pages
-from birdwire.presence import BEAT_EVERY_S, Presence
-from birdwire.prices import Prices
-from birdwire.reads import READS, Reads
-from birdwire.recall import Recall
-from birdwire.reconcile import Reconciler
-from birdwire.refusals import Refusals
-from birdwire.room import Room, open_files
-from birdwire.sessions import Sessions
+from birdwire import __version__
+from birdwire.accounts.acts import ActLog
+from birdwire.accounts.client import AccountClients
+from birdwire.accounts.endpoints import Confirm, LinkEndpoints
+from birdwire.accounts.linking import AuthTwitter, LinkStarts
+from birdwire.accounts.pages import Pages
+from birdwire.accounts.sessions import Sessions
+from birdwire.api import relay_dialect
+from birdwire.api.body import Body, Empty
+from birdwire.api.errors import GatewayError
+from birdwire.api.forms import FILE_FIELDS
+from birdwire.edge import asgi, protocol
+from birdwire.edge.asgi import Route
+from birdwire.edge.connections import EdgeLimits
+from birdwire.edge.fast_path import FastPathProtocol
+from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.pipeline import Pipeline, Takes
+from birdwire.gateway.refusal_details import RefusalDetails
+from birdwire.gateway.upload_limits import UploadLimits
+from birdwire.keys.cache import KeyCache
+from birdwire.keys.guess_limit import GuessLimiter
+from birdwire.keys.rate_limit import LocalRateLimit, SharedRateLimit
+from birdwire.keys.registry import LINK, UNLINK, Keys
+from birdwire.outcomes.idempotency import Idempotency
+from birdwire.outcomes.journal import Journal
+from birdwire.outcomes.leases import BEAT_EVERY_S, ProcessLeases
+from birdwire.outcomes.reconciler import Reconciler
+from birdwire.runtime.background import BackgroundTasks
+from birdwire.runtime.clock import Clock
+from birdwire.runtime.failpoints import Failpoints
+from birdwire.runtime.file_limits import ConnectionBudget, open_files
+from birdwire.runtime.health import Health
+from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
-from birdwire.store.db import Database, StoreError
-from birdwire.surfaces.documents import DOCUMENTS
-from birdwire.surfaces.site import Site
-from birdwire.telemetry import Telemetry
-from birdwire.uploads import Uploads
-from birdwire.upstream import Upstream
-from birdwire.vault import Vault, VaultError, decode_key, read_key_file
-from birdwire.x import X
+from birdwire.store.database import Database, StoreError
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.encryption.vault import Vault, VaultError, decode_key, read_key_file
+from birdwire.store.schema import StorageDownError
+from birdwire.surfaces.site.documents import DOCUMENTS
+from birdwire.surfaces.site.handler import Site
+from birdwire.x.catalog.lookups import LOOKUPS, LookupRunner
+from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
+from birdwire.x.catalog.prices import Prices
+from birdwire.x.client.api import X
+from birdwire.x.client.auth_server import AuthServer
+from birdwire.x.client.pool import ConnectionPool
+from birdwire.x.limits.capabilities import Capabilities
+from birdwire.x.limits.circuit_breaker import CircuitBreaker
+from birdwire.x.limits.rate_windows import EXCHANGE_EVERY_S, RateWindows
+from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -63,13 +67,13 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-    from birdwire.gate import Work
-    from birdwire.keyring import Progress
-    from birdwire.lane import Handle
-    from birdwire.limits import Limits
-    from birdwire.metrics import Metrics
-    from birdwire.operations import Operation
+    from birdwire.edge.fast_path import FastHandler
+    from birdwire.gateway.pipeline import Work
+    from birdwire.keys.rate_limit import RateLimit
+    from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
+    from birdwire.store.encryption.key_rotation import Progress
+    from birdwire.x.catalog.operations import Operation
 
 API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
@@ -105,10 +109,10 @@ class Gateway:
     routes: list[Route]
     keys: Keys
     sessions: Sessions
-    lines: Lines
+    lines: AccountClients
     capabilities: Capabilities
     health: Health
-    room: Room
+    room: ConnectionBudget
     reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
@@ -132,30 +136,29 @@ class Gateway:
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
-        protocol = self.protocol() if lane else None
-        return edge.config(
+        return protocol.config(
             self.app,
             limits=limits,
             telemetry=self.telemetry,
-            protocol=protocol,
+            protocol=self.protocol() if lane else None,
             draining=self.health.draining,
             **overrides,
         )
 
     def metrics_server(self, **overrides: Any) -> uvicorn.Config:
         """How to serve the metrics on a port of their own."""
-        return edge.config(
+        return protocol.config(
             self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS, connections_refused=1), **overrides
         )
 
-    def protocol(self) -> Callable[..., LaneProtocol]:
+    def protocol(self) -> Callable[..., FastPathProtocol]:
         """The edge's protocol with every POST in the lane."""
-        handlers: dict[bytes, Handle] = {
+        handlers: dict[bytes, FastHandler] = {
             route.path.encode(): partial(asgi.attend, route.handle, self.telemetry)
             for route in self.routes
             if route.method == "POST"
         }
-        return partial(LaneProtocol, handlers)
+        return partial(FastPathProtocol, handlers)
 
 
 def open_vault(settings: Settings) -> Vault:
@@ -193,7 +196,7 @@ async def prepare(
         VaultError: another vault key sealed it, or one is missing.
     """
     await database.prepare(upgrade=upgrade)
-    keyring = Keyring(database, vault, clock, failpoints)
+    keyring = KeyRotation(database, vault, clock, failpoints)
     await keyring.enlist()
     await keyring.bind(progress)
 
@@ -217,7 +220,7 @@ def create_app(
     room = found_room(settings, telemetry)
     upstreams = {"calls": to_x(settings, room.calls), "tokens": to_x(settings, room.tokens)}
     authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    recall, presence, lookups = Recall(database, clock), Presence(database, clock), Lookups(clock)
+    recall, presence, lookups = KeyCache(database, clock), ProcessLeases(database, clock), GuessLimiter(clock)
     keys = Keys(database, clock, recall, lookups)
     journal = Journal(database, vault, presence, clock, telemetry)
     once = Idempotency(database, vault, journal, presence, clock)
@@ -227,9 +230,10 @@ def create_app(
         database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
     )
     log_of_acts = ActLog(database, recall, telemetry)
-    health, ledger = Health(database, sessions, telemetry), Ledger(database, clock, settings.x_client_id)
-    authorizations = Authorizations(settings, database, vault, clock)
-    oauth = OAuth(
+    health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
+    ledger = RateWindows(database, clock, settings.x_client_id)
+    authorizations = LinkStarts(settings, database, vault, clock)
+    oauth = LinkEndpoints(
         settings,
         database,
         vault,
@@ -245,25 +249,32 @@ def create_app(
         lookups,
     )
     limits = allowances(settings, clock, telemetry)
-    lines = Lines(
-        sessions, x, ledger, Breaker(clock, telemetry), Order(), clock, settings.x_deadline_s, telemetry.metrics
+    lines = AccountClients(
+        sessions,
+        x,
+        ledger,
+        CircuitBreaker(clock, telemetry),
+        WriteOrder(),
+        clock,
+        settings.x_deadline_s,
+        telemetry.metrics,
     )
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
     lanes, uploads = concurrency(settings, telemetry.metrics)
-    gate = Gate(
+    gate = Pipeline(
         keys,
         limits,
         oauth,
         sessions,
         recall,
         lines,
-        Reads(clock),
+        LookupRunner(clock),
         capabilities,
         journal,
         once,
         presence,
         Prices.load(),
-        Refusals(journal, x, clock),
+        RefusalDetails(journal, x, clock),
         lanes["calls"],
         lanes["reserved"],
         uploads,
@@ -276,7 +287,7 @@ def create_app(
         relay=settings.relay_dialect,
     )
 
-    chores = Chores(
+    chores = BackgroundTasks(
         telemetry,
         ("sweep", SWEEP_EVERY_S, sessions.sweep),
         ("health", 0.0, health.beat),
@@ -287,6 +298,7 @@ def create_app(
         ("idempotency", TIDY_EVERY_S, once.tidy),
         ("acts", ACTS_EVERY_S, log_of_acts.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
+        expected=StorageDownError,
     )
 
     work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
@@ -320,37 +332,50 @@ def create_app(
     )
 
 
+async def check_storage(database: Database, sessions: Sessions) -> None:
+    """Raise storage_unavailable unless calls can be stored.
+
+    While new tokens of X wait to be stored, nothing may start here that could produce more of them.
+    """
+    try:
+        if sessions.unsaved:
+            raise StorageDownError("UnsavedPair")
+        await database.probe()
+    except StorageDownError:
+        raise GatewayError("storage_unavailable", half="nothing was changed") from None
+
+
 def resealed(telemetry: Telemetry, values: int, unreadable: int) -> None:
     """Log how far the first start of this version on a database is."""
     telemetry.event("info", "pairs_resealed", values=values, unreadable=unreadable)
 
 
-def found_room(settings: Settings, telemetry: Telemetry) -> Room:
+def found_room(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
     """The connections that there may be, by the settings and by what the system lets this process open."""
-    wanted = Room(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
+    wanted = ConnectionBudget(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
     room = wanted.within(open_files())
     if room != wanted:
         telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(room))
     return room
 
 
-def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> Limits:
+def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> RateLimit:
     """Where calls are counted."""
     if settings.redis_url is None:
-        return LocalLimits(clock)
-    return SharedLimits(settings.redis_url.get_secret_value(), clock, telemetry)
+        return LocalRateLimit(clock)
+    return SharedRateLimit(settings.redis_url.get_secret_value(), clock, telemetry)
 
 
-def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, Crowd], Uploads]:
+def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, ConcurrencyLimiter], UploadLimits]:
     """Build the limits of concurrent calls, for each lane, and of uploads."""
     crowd = partial(
-        Crowd,
+        ConcurrencyLimiter,
         queued=settings.max_calls_queued,
         each=settings.max_calls_each,
         each_queued=settings.max_calls_each_queued,
         metrics=metrics,
     )
-    uploads = Uploads(
+    uploads = UploadLimits(
         most=settings.max_uploads,
         each=settings.max_uploads_each,
         most_bytes=settings.max_spooled_bytes,
@@ -359,9 +384,9 @@ def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, Crowd],
     return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}, uploads
 
 
-def to_x(settings: Settings, connections: int) -> Upstream:
+def to_x(settings: Settings, connections: int) -> ConnectionPool:
     """A pool of connections to X."""
-    return Upstream(
+    return ConnectionPool(
         settings.x_api_url,
         connections=connections,
         pool_wait_s=POOL_WAIT_S,
@@ -372,10 +397,10 @@ def to_x(settings: Settings, connections: int) -> Upstream:
 
 def watch(
     metrics: Metrics,
-    upstreams: Mapping[str, Upstream],
-    lanes: Mapping[str, Crowd],
-    uploads: Uploads,
-    limits: Limits,
+    upstreams: Mapping[str, ConnectionPool],
+    lanes: Mapping[str, ConcurrencyLimiter],
+    uploads: UploadLimits,
+    limits: RateLimit,
     journal: Journal,
 ) -> None:
     """Have the metrics ask the parts that know."""
@@ -403,8 +428,8 @@ def watch(
 
 
 def routes(
-    gate: Gate,
-    oauth: OAuth,
+    gate: Pipeline,
+    oauth: LinkEndpoints,
     journal: Journal,
     pages: Pages,
     health: Health,
@@ -442,7 +467,7 @@ def routes(
         *(operation_route(operation) for operation in OPERATIONS),
         *(
             Route("GET", f"{API}/{row.name}", partial(gate.look, row))
-            for row in READS
+            for row in LOOKUPS
             if row.name in settings.offered_reads
         ),
         key_route("POST", "auth_twitter", oauth.auth_twitter, AuthTwitter, LINK),
@@ -452,7 +477,7 @@ def routes(
         key_route("GET", "requests/{request_id}", journal.request, Empty),
     ]
     if settings.relay_dialect:
-        own = [replace(route, path=path) for route in own for path in dialect.aliases(route.path)]
+        own = [replace(route, path=path) for route in own for path in relay_dialect.aliases(route.path)]
     return [
         *own,
         Route("GET", f"{API}/oauth_callback", pages.callback, head=pages.callback_head),

@@ -12,8 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from birdwire import private
-from birdwire.failpoints import Failpoints
+from birdwire.runtime import private_files
+from birdwire.runtime.addresses import is_any, is_loopback
+from birdwire.runtime.failpoints import Failpoints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -327,7 +328,7 @@ class Settings(BaseModel):
         if config is not None:
             try:
                 values.update(tomllib.loads(config.read_bytes().decode("utf-8-sig")))
-                fault = private.fault(config, "config file") if _holds_secret(values) else None
+                fault = private_files.fault(config, "config file") if _holds_secret(values) else None
                 problems += [] if fault is None else [f"{fault}."]
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
                 readable = False
@@ -415,24 +416,6 @@ def _is_redis(url: str) -> bool:
 def listed(value: str) -> tuple[str, ...]:
     """The parts of a value that holds several, separated by commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_any(host: str) -> bool:
-    """Whether it is the address that stands for all of a machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _collide(one: str, other: str) -> bool:

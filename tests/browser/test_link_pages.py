@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from axe_playwright_python.async_playwright import Axe
 
-from house import API
+from harness.gateway import API
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 PAYLOAD = "<img src=x onerror=\"document.title='owned'\">"
 
 
-async def approve(house: House, page: Page, username: str = "ada") -> None:
+async def approve(house: RunningGateway, page: Page, username: str = "ada") -> None:
     """Open a new auth_url, choose the account and allow."""
     auth_url = (await house.call("auth_twitter")).json()["auth_url"]
     await page.goto(auth_url)
@@ -34,7 +34,7 @@ async def picture(page: Page, name: str) -> None:
         await page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-async def test_a_person_links_an_account_by_two_clicks(house: House, page: Page) -> None:
+async def test_a_person_links_an_account_by_two_clicks(house: RunningGateway, page: Page) -> None:
     """From X's page to ours, across both ports, without scripts; the key works then."""
     await approve(house, page)
     assert page.url.startswith(house.settings.base_url + API + "oauth_callback")
@@ -44,7 +44,7 @@ async def test_a_person_links_an_account_by_two_clicks(house: House, page: Page)
 
 
 async def test_a_reload_keeps_the_button_and_another_browser_has_none(
-    house: House, page: Page, browser: Browser
+    house: RunningGateway, page: Page, browser: Browser
 ) -> None:
     """The cookie of the first load comes along, though X sent the person here; elsewhere the way to X is named."""
     await approve(house, page)
@@ -61,7 +61,7 @@ async def test_a_reload_keeps_the_button_and_another_browser_has_none(
     assert (await house.status())["linked"] is False
 
 
-async def test_a_person_who_did_not_mean_it_undoes_it_by_one_click(house: House, page: Page) -> None:
+async def test_a_person_who_did_not_mean_it_undoes_it_by_one_click(house: RunningGateway, page: Page) -> None:
     """The button is a plain form that the page's own policy allows."""
     await approve(house, page)
     linked = page.url
@@ -74,7 +74,7 @@ async def test_a_person_who_did_not_mean_it_undoes_it_by_one_click(house: House,
     assert await page.get_by_role("heading").inner_text() == "Already undone"
 
 
-async def test_a_person_who_cancels_sees_that_nothing_was_linked(house: House, page: Page) -> None:
+async def test_a_person_who_cancels_sees_that_nothing_was_linked(house: RunningGateway, page: Page) -> None:
     """And what to do if it was a mistake."""
     await page.goto((await house.call("auth_twitter")).json()["auth_url"])
     await page.get_by_role("button", name="Cancel").click()
@@ -83,7 +83,7 @@ async def test_a_person_who_cancels_sees_that_nothing_was_linked(house: House, p
 
 @pytest.mark.trust("#296")
 @pytest.mark.trust("T15")
-async def test_markup_in_a_label_is_read_and_not_run(house: House, browser: Browser) -> None:
+async def test_markup_in_a_label_is_read_and_not_run(house: RunningGateway, browser: Browser) -> None:
     """With scripts switched on, so that there is something to prevent."""
     _, raw_key = await house.gateway.keys.create("test", PAYLOAD, "growth")
     house.client.headers["authorization"] = f"Bearer {raw_key}"
@@ -98,7 +98,7 @@ async def test_markup_in_a_label_is_read_and_not_run(house: House, browser: Brow
 
 
 @pytest.mark.trust("T15")
-async def test_a_script_that_got_into_a_page_would_not_run(house: House, browser: Browser) -> None:
+async def test_a_script_that_got_into_a_page_would_not_run(house: RunningGateway, browser: Browser) -> None:
     """The policy is the second wall: markup put into the page from outside stays dead."""
     page = await browser.new_page()
     await approve(house, page)
@@ -109,7 +109,7 @@ async def test_a_script_that_got_into_a_page_would_not_run(house: House, browser
 
 
 @pytest.mark.trust("O15")
-async def test_the_page_asks_nobody_else_for_anything(house: House, page: Page) -> None:
+async def test_the_page_asks_nobody_else_for_anything(house: RunningGateway, page: Page) -> None:
     """One request a page, and no address of another host."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -120,7 +120,7 @@ async def test_the_page_asks_nobody_else_for_anything(house: House, page: Page) 
     assert len(ours) + len(theirs) == len(asked)
 
 
-async def test_no_other_site_can_frame_the_page(house: House, browser: Browser) -> None:
+async def test_no_other_site_can_frame_the_page(house: RunningGateway, browser: Browser) -> None:
     """So nobody can lure a click onto the button."""
     page = await browser.new_page()
     redirect = await house.consent("ada")
@@ -131,7 +131,7 @@ async def test_no_other_site_can_frame_the_page(house: House, browser: Browser) 
     assert (await refused.value).failure == "net::ERR_BLOCKED_BY_RESPONSE"
 
 
-async def test_the_pages_fit_a_telephone(house: House, page: Page) -> None:
+async def test_the_pages_fit_a_telephone(house: RunningGateway, page: Page) -> None:
     """Nothing is wider than the screen: X's page, ours, and the description of the calls."""
     await page.set_viewport_size({"width": 320, "height": 700})
     too_wide = "document.documentElement.scrollWidth > window.innerWidth"
@@ -144,7 +144,7 @@ async def test_the_pages_fit_a_telephone(house: House, page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-async def test_every_page_is_accessible(house: House, browser: Browser, width: int) -> None:
+async def test_every_page_is_accessible(house: RunningGateway, browser: Browser, width: int) -> None:
     """axe-core finds nothing on a telephone and on a desk, in light and dark: our pages, the sandbox's, and /docs."""
     context = await browser.new_context(viewport={"width": width, "height": 844})
     page, axe = await context.new_page(), Axe()
@@ -194,7 +194,9 @@ async def test_every_page_is_accessible(house: House, browser: Browser, width: i
     assert found == {}
 
 
-async def test_every_example_in_the_documentation_can_be_scrolled_by_keyboard(house: House, page: Page) -> None:
+async def test_every_example_in_the_documentation_can_be_scrolled_by_keyboard(
+    house: RunningGateway, page: Page
+) -> None:
     """Each is reached with the tab key, and says what it shows."""
     await page.goto(f"{house.settings.base_url}/docs")
     examples = page.locator("pre")

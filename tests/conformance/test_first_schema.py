@@ -12,20 +12,20 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-import first_schema
+from birdwire.accounts.tokens import SealedTokens
 from birdwire.app import prepare
-from birdwire.failpoints import FailpointError, Failpoints
-from birdwire.journal import Journal
-from birdwire.keyring import Keyring
-from birdwire.keys import Keys
-from birdwire.pairs import Pairs
-from birdwire.presence import Presence
-from birdwire.store import acts, sessions
-from birdwire.store import keys as store_keys
-from birdwire.store.db import Database, StorageDownError
-from birdwire.store.journal import listed
-from birdwire.telemetry import Telemetry
-from birdwire.vault import Vault, VaultError, create_key_file, read_key_file
+from birdwire.keys.registry import Keys
+from birdwire.outcomes.journal import Journal
+from birdwire.outcomes.leases import ProcessLeases
+from birdwire.runtime.failpoints import FailpointError, Failpoints
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.store.database import Database, StorageDownError
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.encryption.vault import Vault, VaultError, create_key_file, read_key_file
+from birdwire.store.tables import acts, x_sessions
+from birdwire.store.tables import api_keys as store_keys
+from birdwire.store.tables.journal import listed
+from harness import first_schema
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -95,9 +95,9 @@ async def test_keys_that_list_their_actions_go_on_managing_their_links(database:
 
 async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> None:
     """Sessions keep their states, and tokens open."""
-    pairs = Pairs(vault, first_schema.clock())
+    pairs = SealedTokens(vault, first_schema.clock())
     async with database.read() as connection:
-        rows = await sessions.list_all(connection)
+        rows = await x_sessions.list_all(connection)
     assert sorted(row["state"] for row in rows) == ["active"] * 7 + ["needs_relink"] + ["pending"] * 3
     assert all(pairs.open(row, "access") and pairs.open(row, "refresh") for row in rows)
 
@@ -105,7 +105,7 @@ async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> N
 async def test_links_end_a_day_after_their_keys(database: Database) -> None:
     """Links of keys that never expire keep the end that they had, if any."""
     async with database.read() as connection:
-        rows = await sessions.list_all(connection)
+        rows = await x_sessions.list_all(connection)
         expiries = {row["key_id"]: row["expires_at"] for row in await store_keys.list_all(connection)}
     labels = {key["key_id"]: label for label, key in first_schema.KEYS.items()}
     after = {
@@ -124,9 +124,9 @@ async def test_links_end_a_day_after_their_keys(database: Database) -> None:
 
 async def pairs_of(database: Database, vault: Vault) -> tuple[int, int]:
     """How many tokens open, and how many do not."""
-    pairs, found = Pairs(vault, first_schema.clock()), [0, 0]
+    pairs, found = SealedTokens(vault, first_schema.clock()), [0, 0]
     async with database.read() as connection:
-        for row in await sessions.list_all(connection):
+        for row in await x_sessions.list_all(connection):
             for kind in ("access", "refresh"):
                 try:
                     found[not pairs.open(row, kind)] += 1
@@ -153,10 +153,10 @@ async def test_an_older_pair_does_not_open_once_all_are_resealed(old: Database, 
     clock = first_schema.clock()
     await old.prepare(upgrade=True)
     async with old.read() as connection:
-        [row, *_] = await sessions.list_all(connection)
+        [row, *_] = await x_sessions.list_all(connection)
     await prepare(old, vault, clock, upgrade=False)
     async with old.write() as connection:
-        await sessions.change(connection, row["session_id"], row["gen"], {"access_ct": row["access_ct"]})
+        await x_sessions.change(connection, row["session_id"], row["gen"], {"access_ct": row["access_ct"]})
     await prepare(old, vault, clock, upgrade=False)
     assert await pairs_of(old, vault) == (21, 1)
 
@@ -165,9 +165,9 @@ async def test_a_pair_that_cannot_be_opened_does_not_hold_up_the_start(old: Data
     """It is counted, and left as it is."""
     await old.prepare(upgrade=True)
     async with old.write() as connection:
-        [row, *_] = await sessions.list_all(connection)
+        [row, *_] = await x_sessions.list_all(connection)
         damaged = row["access_ct"][:-1] + bytes([row["access_ct"][-1] ^ 1])
-        await sessions.change(connection, row["session_id"], row["gen"], {"access_ct": damaged})
+        await x_sessions.change(connection, row["session_id"], row["gen"], {"access_ct": damaged})
     told: list[tuple[int, int]] = []
     await prepare(old, vault, first_schema.clock(), upgrade=False, progress=lambda *counts: told.append(counts))
     assert (told[-1], await pairs_of(old, vault)) == ((21, 1), (21, 1))
@@ -178,7 +178,7 @@ async def test_the_vault_key_can_be_changed_before_the_first_start(old: Database
     await old.prepare(upgrade=True)
     new = Vault(create_key_file(tmp_path / "new.key"))
     both = Vault(read_key_file(tmp_path / "new.key"), read_key_file(tmp_path / "vault.key"))
-    keyring = Keyring(old, both, first_schema.clock())
+    keyring = KeyRotation(old, both, first_schema.clock())
     await keyring.enlist()
     await keyring.bind()
     assert await keyring.reseal(lambda _: None) == 0
@@ -204,7 +204,7 @@ async def test_acts_are_recorded_from_now_on_and_kept(database: Database) -> Non
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
     """Writes keep their states, and their words open."""
     clock = first_schema.clock()
-    journal = Journal(database, vault, Presence(database, clock), clock, Telemetry(io.StringIO(), clock))
+    journal = Journal(database, vault, ProcessLeases(database, clock), clock, Telemetry(io.StringIO(), clock))
     async with database.read() as connection:
         rows = await listed(connection, {}, None, 100_000)
     states = [row["state"] for row in rows]
@@ -221,5 +221,5 @@ async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
 
 async def test_every_sealed_value_is_of_the_one_vault_key(database: Database, vault: Vault) -> None:
     """The list of vault keys is as it was."""
-    counts = await Keyring(database, vault, first_schema.clock()).counts()
+    counts = await KeyRotation(database, vault, first_schema.clock()).counts()
     assert [(count.key_id, count.seals, count.known) for count in counts] == [(vault.key_id, True, True)]

@@ -13,14 +13,14 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdwire.limits import WINDOW_S, Allowance, Limits, LocalLimits, SharedLimits, failures_from
-from birdwire.telemetry import Telemetry
-from house import MovableClock
+from birdwire.keys.rate_limit import WINDOW_S, Allowance, LocalRateLimit, RateLimit, SharedRateLimit, failures_from
+from birdwire.runtime.telemetry import Telemetry
+from harness.gateway import MovableClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engines import Redis
+    from harness.engines import Redis
 
 PATIENT_S = 20.0  # these tests are about counting; that a slow server is not waited for has tests of its own
 
@@ -34,7 +34,7 @@ return #times
 class Counters:
     """Three takers of the same limits. `advance` makes what was counted so much older."""
 
-    def __init__(self, takers: list[Limits], clock: MovableClock, redis: Redis | None) -> None:
+    def __init__(self, takers: list[RateLimit], clock: MovableClock, redis: Redis | None) -> None:
         self._redis, self._clock = redis, clock
         self._turns = itertools.cycle(takers)
 
@@ -61,11 +61,11 @@ async def counters(kind: str, redis: Redis) -> AsyncIterator[Counters]:
     """Fresh ones."""
     clock = MovableClock()
     if kind == "memory":
-        yield Counters([LocalLimits(clock)] * 3, clock, None)
+        yield Counters([LocalRateLimit(clock)] * 3, clock, None)
         return
     redis.ask("FLUSHALL")
     log = Telemetry(io.StringIO(), clock)
-    takers = [SharedLimits(redis.url, clock, log, budget_s=PATIENT_S) for _ in range(3)]
+    takers = [SharedRateLimit(redis.url, clock, log, budget_s=PATIENT_S) for _ in range(3)]
     async with contextlib.AsyncExitStack() as stack:
         for taker in takers:
             await taker.start()
@@ -170,7 +170,7 @@ def test_it_is_what_a_naive_count_would_be(kind: str, redis: Redis, steps: list[
 async def test_memory_follows_the_calls_of_the_last_minute(redis: Redis) -> None:
     """A thousand callers who went leave nothing: neither here, nor in Redis, which forgets by itself."""
     clock = MovableClock()
-    local = LocalLimits(clock)
+    local = LocalRateLimit(clock)
     for number in range(1_000):
         await local.take(f"key_{number}", 5)
     clock.advance(seconds=WINDOW_S)

@@ -15,15 +15,15 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from birdwire.errors import GatewayError
-from birdwire.idempotency import Idempotency, Named
-from birdwire.journal import MOST_WAITING, Entry, Journal, Record
-from birdwire.keys import Keys
-from birdwire.presence import Presence
-from birdwire.store.db import Database, StorageDownError
-from birdwire.telemetry import Telemetry
-from birdwire.vault import Vault
-from house import MovableClock
+from birdwire.api.errors import GatewayError
+from birdwire.keys.registry import Keys
+from birdwire.outcomes.idempotency import Idempotency, Named
+from birdwire.outcomes.journal import MOST_WAITING, Entry, Journal, Record
+from birdwire.outcomes.leases import ProcessLeases
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.store.database import Database, StorageDownError
+from birdwire.store.encryption.vault import Vault
+from harness.gateway import MovableClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,12 +35,12 @@ def a_journal(
     database: Database,
     vault: Vault,
     clock: MovableClock,
-    presence: Presence | None = None,
+    presence: ProcessLeases | None = None,
     log: io.StringIO | None = None,
 ) -> Journal:
     """The journal of a database, and its lines in a log."""
     telemetry = Telemetry(log or io.StringIO(), clock)
-    return Journal(database, vault, presence or Presence(database, clock), clock, telemetry)
+    return Journal(database, vault, presence or ProcessLeases(database, clock), clock, telemetry)
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Process:
 
     database: Database
     clock: MovableClock
-    presence: Presence
+    presence: ProcessLeases
     journal: Journal
     once: Idempotency
     key_id: str = ""
@@ -59,7 +59,7 @@ class Process:
     async def started(cls, database_url: str) -> AsyncIterator[Process]:
         """One that says that it runs."""
         database, clock, vault = Database(database_url), MovableClock(), Vault(bytes(32))
-        presence = Presence(database, clock)
+        presence = ProcessLeases(database, clock)
         journal = a_journal(database, vault, clock, presence)
         await database.prepare(upgrade=False)
         await presence.start(alone=False)
@@ -271,7 +271,7 @@ async def test_who_cannot_look_whether_the_name_is_its_own_sends_nothing(tmp_pat
         MovableClock(),
         Vault(bytes(32)),
     )
-    presence = Presence(database, clock)
+    presence = ProcessLeases(database, clock)
     once = Idempotency(database, vault, a_journal(database, vault, clock, presence), presence, clock)
     with pytest.raises(GatewayError) as error:
         await once.hold("key_1", "req_1")

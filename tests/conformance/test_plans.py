@@ -10,20 +10,20 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Engine, event
 
-from birdwire.store import (
+from birdwire.store.database import Database
+from birdwire.store.engines import change_feed
+from birdwire.store.tables import (
+    api_keys,
     capabilities,
-    changes,
     idempotency,
     journal,
-    keys,
-    ledger,
-    lookings,
-    presence,
-    sessions,
-    states,
+    link_states,
+    processes,
+    rate_windows,
+    reconciliations,
     vault_keys,
+    x_sessions,
 )
-from birdwire.store.db import Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -44,16 +44,16 @@ OVER = {"session_id": "xs_1", "issuer": "x", "user_id": "1"}
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
 
 STATEMENTS: dict[str, Work] = {
-    "sweep: sessions that are over": lambda c: sessions.over(c, "x", NOW, 500),
-    "sweep: a session, once more": lambda c: sessions.get(c, "xs_1"),
-    "sweep: its end": lambda c: sessions.remove(c, "xs_1"),
-    "sweep: tokens to be revoked": lambda c: sessions.due_revocations(c, "x", NOW, 20),
-    "sweep: a token that X knows no more": lambda c: sessions.drop_revocation(c, "rv_1"),
-    "sweep: a token for later": lambda c: sessions.postpone_revocation(c, "rv_1", NOW, 1),
-    "a key is revoked": lambda c: keys.revoke(c, "key_1", NOW),
-    "a key is revoked or changed: its sessions": lambda c: sessions.end_with_key(c, "key_1"),
-    "sweep: another link of the account": lambda c: sessions.shared(c, OVER, NOW),
-    "a key is held": lambda c: keys.hold(c, "key_1"),
+    "sweep: sessions that are over": lambda c: x_sessions.over(c, "x", NOW, 500),
+    "sweep: a session, once more": lambda c: x_sessions.get(c, "xs_1"),
+    "sweep: its end": lambda c: x_sessions.remove(c, "xs_1"),
+    "sweep: tokens to be revoked": lambda c: x_sessions.due_revocations(c, "x", NOW, 20),
+    "sweep: a token that X knows no more": lambda c: x_sessions.drop_revocation(c, "rv_1"),
+    "sweep: a token for later": lambda c: x_sessions.postpone_revocation(c, "rv_1", NOW, 1),
+    "a key is revoked": lambda c: api_keys.revoke(c, "key_1", NOW),
+    "a key is revoked or changed: its sessions": lambda c: x_sessions.end_with_key(c, "key_1"),
+    "sweep: another link of the account": lambda c: x_sessions.shared(c, OVER, NOW),
+    "a key is held": lambda c: api_keys.hold(c, "key_1"),
     "start, reconcile: what was begun": lambda c: journal.hasten(c, NOW),
     "reconcile: what is due": lambda c: journal.due(c, NOW, 1_000),
     "reconcile: an account's": lambda c: journal.open_of(c, "1", 1_000),
@@ -61,9 +61,9 @@ STATEMENTS: dict[str, Work] = {
     "reconcile: posts that are known": lambda c: journal.made(c, ["1", "2"]),
     "a refused edit: what is known of the post": lambda c: journal.of_post(c, "1", "2"),
     "reconcile: a row": lambda c: journal.change(c, "req_1", {"looks": 1}, while_in=["unknown"]),
-    "reconcile: an account's turn": lambda c: lookings.claim(c, "1", NOW, NOW),
-    "reconcile: its end": lambda c: lookings.release(c, "1", NOW),
-    "reconcile: turns of long ago": lambda c: lookings.forget(c, NOW),
+    "reconcile: an account's turn": lambda c: reconciliations.claim(c, "1", NOW, NOW),
+    "reconcile: its end": lambda c: reconciliations.release(c, "1", NOW),
+    "reconcile: turns of long ago": lambda c: reconciliations.forget(c, NOW),
     "journal: a row that was begun": lambda c: journal.get(c, "req_1"),
     "purge": lambda c: journal.purge(c, "req_1", NOW, 500),
     "names: of long ago": lambda c: idempotency.forget(c, NOW, 500),
@@ -72,25 +72,25 @@ STATEMENTS: dict[str, Work] = {
     "names: one that ends": lambda c: idempotency.settle(c, "key_1", "n", "req_1", PUT),
     "names: one that goes": lambda c: idempotency.remove(c, "key_1", "n", "req_1"),
     "names: whether one is held": lambda c: idempotency.holds(c, "key_1", "req_1"),
-    "ledger: what others saw": lambda c: ledger.changed(c, "client", NOW, NOW, 1_000),
-    "ledger: windows that are over": lambda c: ledger.forget(c, NOW),
-    "presence": lambda c: presence.beat(c, "gw_1", NOW),
-    "presence: whether one runs": lambda c: presence.alive(c, "gw_1", NOW),
-    "presence: of long ago": lambda c: presence.forget(c, NOW),
+    "ledger: what others saw": lambda c: rate_windows.changed(c, "client", NOW, NOW, 1_000),
+    "ledger: windows that are over": lambda c: rate_windows.forget(c, NOW),
+    "presence": lambda c: processes.beat(c, "gw_1", NOW),
+    "presence: whether one runs": lambda c: processes.alive(c, "gw_1", NOW),
+    "presence: of long ago": lambda c: processes.forget(c, NOW),
     "start: the vault's keys": vault_keys.list_all,
-    "start: the only process": lambda c: presence.only(c, "gw_1"),
-    "first call: a key": lambda c: keys.find(c, b"hash"),
-    "first calls: several keys": lambda c: keys.find_all(c, [b"hash", b"hush"]),
-    "first call: its session": lambda c: sessions.of_key(c, "key_1", "x"),
+    "start: the only process": lambda c: processes.only(c, "gw_1"),
+    "first call: a key": lambda c: api_keys.find(c, b"hash"),
+    "first calls: several keys": lambda c: api_keys.find_all(c, [b"hash", b"hush"]),
+    "first call: its session": lambda c: x_sessions.of_key(c, "key_1", "x"),
     "first call: what the app may do": lambda c: capabilities.of_app(c, "client"),
     "status: what a key met": lambda c: capabilities.met_by(c, "key_1", "client"),
-    "a capped call": lambda c: keys.spend_write(c, "key_1", "2026-04-18", 3),
-    "a link: states of long ago": lambda c: states.trim(c, "key_1", keep=20, ended_before=NOW, expired_before=NOW),
-    "a link: its state": lambda c: states.find(c, b"hash"),
-    "a link: what became of its state": lambda c: states.outcomes(c, [b"hash", b"hush"]),
-    "a link: its state is taken": lambda c: states.take(c, b"hash", NOW),
-    "a link: one that is undone": lambda c: sessions.by_undo(c, "x", [b"hash", b"hush"]),
-    "a change is announced": lambda c: changes.announce(c, "key_1"),
+    "a capped call": lambda c: api_keys.spend_write(c, "key_1", "2026-04-18", 3),
+    "a link: states of long ago": lambda c: link_states.trim(c, "key_1", keep=20, ended_before=NOW, expired_before=NOW),
+    "a link: its state": lambda c: link_states.find(c, b"hash"),
+    "a link: what became of its state": lambda c: link_states.outcomes(c, [b"hash", b"hush"]),
+    "a link: its state is taken": lambda c: link_states.take(c, b"hash", NOW),
+    "a link: one that is undone": lambda c: x_sessions.by_undo(c, "x", [b"hash", b"hush"]),
+    "a change is announced": lambda c: change_feed.announce(c, "key_1"),
 }
 
 
@@ -101,7 +101,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         await opened.database.prepare(upgrade=False)
         async with opened.database.write() as connection:
             row = {"key_id": "key_1", "mode": "test", "label": "a key", "tier": "free", "created_at": NOW}
-            await keys.add(connection, row)
+            await api_keys.add(connection, row)
         yield opened.database
 
 
@@ -163,7 +163,7 @@ async def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None
     """The test above can fail."""
     with overheard() as heard:
         async with database.read() as connection:
-            await sessions.list_all(connection)
+            await x_sessions.list_all(connection)
     async with database.write() as connection:
         assert whole(await plan(connection, heard[0])) != []
         assert whole(await plan(connection, ("SELECT key_id FROM api_keys WHERE label = 'a key'", ()))) != []
@@ -175,12 +175,14 @@ async def test_a_session_that_is_over_is_found_among_those_that_are_not(database
     ends = {"lives": None, "later": NOW + timedelta(seconds=1), "over": NOW, "long": NOW - timedelta(days=1)}
     async with database.write() as connection:
         for name, over_at in ends.items():
-            await sessions.add(
+            await x_sessions.add(
                 connection, row | {"session_id": name, "issuer": "x", "over_at": over_at, "created_at": NOW}
             )
-        await sessions.add(connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW})
-        found = await sessions.over(connection, "x", NOW, 10)
+        await x_sessions.add(
+            connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW}
+        )
+        found = await x_sessions.over(connection, "x", NOW, 10)
         assert [one["session_id"] for one in found] == ["long", "over"]
-        await keys.revoke(connection, "key_1", NOW)
-        await sessions.end_with_key(connection, "key_1")
-        assert len(await sessions.over(connection, "x", NOW, 10)) == 4
+        await api_keys.revoke(connection, "key_1", NOW)
+        await x_sessions.end_with_key(connection, "key_1")
+        assert len(await x_sessions.over(connection, "x", NOW, 10)) == 4

@@ -16,21 +16,21 @@ import pytest_asyncio
 from sqlalchemy import bindparam, insert, text, update
 from typer.testing import CliRunner
 
-import first_schema
 from birdwire.cli import build
-from birdwire.store import journal, keys
-from birdwire.store import postgres as postgres_store
-from birdwire.store.db import Database, StorageDownError, StoreError
-from birdwire.store.postgres import CONNECTIONS, PostgreSQL
+from birdwire.store.database import Database, StorageDownError, StoreError
+from birdwire.store.engines import postgres as postgres_store
+from birdwire.store.engines.postgres import CONNECTIONS, PostgreSQL
 from birdwire.store.schema import RowRefusedError
-from engines import PASSWORD
-from house import House, bound
+from birdwire.store.tables import api_keys, journal
+from harness import first_schema
+from harness.engines import PASSWORD
+from harness.gateway import RunningGateway, bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from engines import Postgres
+    from harness.engines import Postgres
 
 pytestmark = pytest.mark.engines("postgres")
 
@@ -140,7 +140,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     """The database, reached directly, with a key in it."""
     database = Database(database_url)
     async with database.write() as connection:
-        await keys.add(connection, a_key("key_1"))
+        await api_keys.add(connection, a_key("key_1"))
     yield database
     await database.close()
 
@@ -158,7 +158,7 @@ def stopped(postgres: Postgres) -> Iterator[None]:
 async def has(database: Database, key_id: str) -> bool:
     """Whether a key is there."""
     async with database.read() as connection:
-        return await keys.get(connection, key_id) is not None
+        return await api_keys.get(connection, key_id) is not None
 
 
 @pytest.mark.trust("F16")
@@ -170,7 +170,7 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_it_was(
 
     async def add() -> None:
         async with over_the_wire.write() as connection:
-            await keys.add(connection, a_key("key_2"))
+            await api_keys.add(connection, a_key("key_2"))
             wire.cut = cut
 
     if cut == "after":
@@ -206,7 +206,7 @@ async def test_a_server_that_dies_in_a_transaction_leaves_nothing_of_it(database
 
     async def add() -> None:
         async with database.write() as connection:
-            await keys.add(connection, a_key("key_2"))
+            await api_keys.add(connection, a_key("key_2"))
             postgres.stop()
 
     try:
@@ -282,7 +282,7 @@ async def test_a_gateway_says_that_its_database_is_away_and_comes_back_with_it(
     tmp_path: Path, postgres: Postgres, database_url: str
 ) -> None:
     """Not ready, 503 with Retry-After and an outcome that is sure; then all goes on as if nothing had been."""
-    async with House.built(tmp_path, database_url=database_url) as house:
+    async with RunningGateway.built(tmp_path, database_url=database_url) as house:
         await house.link("ada")
         with stopped(postgres):
             ready, like = await house.bare.get("/readyz"), await house.like()

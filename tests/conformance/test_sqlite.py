@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Update, func, select
 
-from birdwire.store import journal
-from birdwire.store.appends import MOST_WAITING
-from birdwire.store.db import Database, StorageDownError, StoreError
-from birdwire.store.sqlite import WRITE_WAIT_S
+from birdwire.store.database import Database, StorageDownError, StoreError
+from birdwire.store.engines.group_commit import MOST_WAITING
+from birdwire.store.engines.sqlite import WRITE_WAIT_S
+from birdwire.store.tables import journal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

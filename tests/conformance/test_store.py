@@ -14,15 +14,15 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import JSON, bindparam, create_engine, insert, select, text, update
 
-from birdwire.clock import Clock
-from birdwire.store import idempotency, journal, keys, sessions, states
-from birdwire.store.appends import Appends
-from birdwire.store.db import ALL, Database, RowRefusedError, StorageDownError, StoreError, now
+from birdwire.runtime.clock import Clock
+from birdwire.store.database import ALL, Database, RowRefusedError, StorageDownError, StoreError, now
+from birdwire.store.engines.group_commit import GroupCommit
+from birdwire.store.tables import api_keys, idempotency, journal, link_states, x_sessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from birdwire.store.appends import Take
+    from birdwire.store.engines.group_commit import Take
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
 
@@ -67,7 +67,7 @@ async def pair(database_url: str) -> AsyncIterator[Pair]:
             stack.push_async_callback(database.close)
             await database.prepare(upgrade=False)
         async with databases.first.write() as connection:
-            await keys.add(connection, a_key())
+            await api_keys.add(connection, a_key())
         yield databases
 
 
@@ -105,10 +105,10 @@ async def entries(database: Database) -> dict[str, Any]:
 async def test_what_one_process_wrote_another_reads_as_it_was(pair: Pair) -> None:
     """Bytes, times to the microsecond, lists, words beyond ASCII, and nothing."""
     async with pair.first.write() as connection:
-        await keys.add(connection, a_key(key_id="key_2", label="Zoë 🐦", expires_at=NOW))
-        await sessions.add(connection, a_session())
+        await api_keys.add(connection, a_key(key_id="key_2", label="Zoë 🐦", expires_at=NOW))
+        await x_sessions.add(connection, a_session())
     async with pair.second.read() as connection:
-        key, session = await keys.get(connection, "key_2"), await sessions.get(connection, "xs_1")
+        key, session = await api_keys.get(connection, "key_2"), await x_sessions.get(connection, "xs_1")
     assert key is not None
     assert session is not None
     assert (key["label"], key["expires_at"], key["actions"], key["ips"]) == ("Zoë 🐦", NOW, ["like_twitter"], None)
@@ -120,27 +120,27 @@ async def test_a_block_that_fails_leaves_nothing(pair: Pair) -> None:
 
     async def fail() -> None:
         async with pair.first.write() as connection:
-            await keys.add(connection, a_key(key_id="key_2"))
+            await api_keys.add(connection, a_key(key_id="key_2"))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         await fail()
     async with pair.second.read() as connection:
-        assert await keys.get(connection, "key_2") is None
+        assert await api_keys.get(connection, "key_2") is None
 
 
 @pytest.mark.trust("R1", "F37")
 async def test_a_claim_has_one_winner_of_fifty(pair: Pair) -> None:
     """A process may refresh a session once it has won the row, not by its own memory."""
     async with pair.first.write() as connection:
-        await sessions.add(connection, a_session())
-        row = await sessions.get(connection, "xs_1")
+        await x_sessions.add(connection, a_session())
+        row = await x_sessions.get(connection, "xs_1")
     assert row is not None
     mark = {"refresh_state": "presented", "presented_gen": 1, "tries": 1}
 
     async def claim(database: Database) -> bool:
         async with database.write() as connection:
-            return await sessions.mark(connection, row, mark)
+            return await x_sessions.mark(connection, row, mark)
 
     assert sum(await pair.all_at_once(50, claim)) == 1
 
@@ -149,11 +149,11 @@ async def test_a_claim_has_one_winner_of_fifty(pair: Pair) -> None:
 async def test_a_generation_is_written_once(pair: Pair) -> None:
     """A stale copy never revives a dead pair of tokens."""
     async with pair.first.write() as connection:
-        await sessions.add(connection, a_session())
+        await x_sessions.add(connection, a_session())
 
     async def save(database: Database) -> bool:
         async with database.write() as connection:
-            return await sessions.change(connection, "xs_1", 1, {"gen": 2})
+            return await x_sessions.change(connection, "xs_1", 1, {"gen": 2})
 
     assert sum(await pair.all_at_once(20, save)) == 1
 
@@ -163,12 +163,12 @@ async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
     """A thousand callbacks at once make one exchange; those for whom there was no connection in time make none."""
     row = {"state_hash": b"s", "key_id": KEY, "issuer": "x", "redirect_uri": "r", "verifier_ct": b"v", "scopes": ""}
     async with pair.first.write() as connection:
-        await states.add(connection, row | {"created_at": NOW, "expires_at": NOW})
+        await link_states.add(connection, row | {"created_at": NOW, "expires_at": NOW})
 
     async def take(database: Database) -> bool:
         with contextlib.suppress(StorageDownError):
             async with database.write() as connection:
-                return await states.take(connection, b"s", NOW) is not None
+                return await link_states.take(connection, b"s", NOW) is not None
         return False
 
     assert sum(await pair.all_at_once(1_000, take)) == 1
@@ -194,7 +194,7 @@ async def test_a_daily_cap_is_exact(pair: Pair) -> None:
 
     async def spend(database: Database, day: str = "2026-04-18") -> bool:
         async with database.write() as connection:
-            return await keys.spend_write(connection, KEY, day, 20)
+            return await api_keys.spend_write(connection, KEY, day, 20)
 
     assert sum(await pair.all_at_once(50, spend)) == 20
     assert await spend(pair.first, "2026-04-19")
@@ -205,14 +205,14 @@ async def test_what_hangs_on_a_key_changes_one_at_a_time(pair: Pair) -> None:
 
     async def raise_limit(database: Database) -> None:
         async with database.write() as connection:
-            await keys.hold(connection, KEY)
-            row = await keys.get(connection, KEY)
+            await api_keys.hold(connection, KEY)
+            row = await api_keys.get(connection, KEY)
             assert row is not None
-            await keys.change(connection, KEY, {"rpm": row["rpm"] + 1})
+            await api_keys.change(connection, KEY, {"rpm": row["rpm"] + 1})
 
     await pair.all_at_once(30, raise_limit)
     async with pair.first.read() as connection:
-        row = await keys.get(connection, KEY)
+        row = await api_keys.get(connection, KEY)
     assert row is not None
     assert row["rpm"] == 31
 
@@ -242,7 +242,7 @@ async def test_rows_of_many_callers_are_all_there(pair: Pair) -> None:
 
     async def change(database: Database) -> None:
         async with database.write() as connection:
-            await keys.change(connection, KEY, {"rpm": 7})
+            await api_keys.change(connection, KEY, {"rpm": 7})
 
     await asyncio.gather(
         *(pair[number].append(ADD, an_entry(f"req_{number}")) for number in range(200)), pair.all_at_once(20, change)
@@ -297,10 +297,10 @@ async def test_a_saved_change_says_whether_its_row_was_there_and_announces_its_k
 async def test_a_saved_change_that_is_refused_fails_alone(pair: Pair) -> None:
     """It is undone with its announcement, and the others are stored."""
     await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(10)))
-    states = {5: None}
+    link_states = {5: None}
     saves = (
         pair.first.save(
-            SETTLE, {"of": f"req_{n}", "state": states.get(n, "refused"), "data": None, "settled_at": NOW}, "key_1"
+            SETTLE, {"of": f"req_{n}", "state": link_states.get(n, "refused"), "data": None, "settled_at": NOW}, "key_1"
         )
         for n in range(10)
     )
@@ -415,7 +415,7 @@ async def test_an_append_that_breaks_leaves_nobody_waiting() -> None:
         await go_on.wait()
         raise RuntimeError
 
-    appends = Appends(create_engine("sqlite://").dialect, broken)
+    appends = GroupCommit(create_engine("sqlite://").dialect, broken)
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     first = asyncio.create_task(appends.add(ADD, an_entry("req_1")))
     await begun.wait()

@@ -15,17 +15,17 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from acts import acts_of, recorded
-from birdwire.cli import COMMANDS, OPERATE, RUN, build, load, sources
-from birdwire.cli.outcomes import change
-from birdwire.keys import KeyRules, Keys
-from birdwire.operations import OPERATIONS
-from birdwire.reads import READS
-from birdwire.store.acts import MAX_REPEATED, MAX_VALUE
-from birdwire.store.db import Database
-from birdwire.surfaces.documents import DOCUMENTS
-from house import API, House
-from linking import begin, changed, land, press_undo, query_of, reason_of, undo_token
+from birdwire.cli import COMMANDS, OPERATE, RUN, build, inputs, load
+from birdwire.cli.commands.log import change
+from birdwire.keys.registry import KeyRules, Keys
+from birdwire.store.database import Database
+from birdwire.store.tables.acts import MAX_REPEATED, MAX_VALUE
+from birdwire.surfaces.site.documents import DOCUMENTS
+from birdwire.x.catalog.lookups import LOOKUPS
+from birdwire.x.catalog.operations import OPERATIONS
+from harness.acts import acts_of, recorded
+from harness.gateway import API, RunningGateway
+from harness.linking import begin, changed, land, press_undo, query_of, reason_of, undo_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ ACTS_OF_ROUTES: dict[str, list[str]] = {
 }
 ROUTES_WITHOUT = {
     *(f"POST {row.name}" for row in OPERATIONS),
-    *(f"GET {row.name}" for row in READS),
+    *(f"GET {row.name}" for row in LOOKUPS),
     *("GET auth/status", "GET requests/{request_id}", "GET /livez", "GET /readyz"),
     *(f"GET {path}" for path in DOCUMENTS),
 }
@@ -189,18 +189,18 @@ def test_sudo_names_the_person_behind_it_and_nobody_else_may(monkeypatch: pytest
     nobody = pwd.getpwnam("nobody")
     monkeypatch.setenv("SUDO_UID", str(nobody.pw_uid))
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert sources.os_user() == "nobody"
+    assert inputs.os_user() == "nobody"
     monkeypatch.setenv("SUDO_UID", "0")
     monkeypatch.setattr(os, "getuid", lambda: nobody.pw_uid)
-    assert sources.os_user() == "nobody"
+    assert inputs.os_user() == "nobody"
     monkeypatch.setattr(os, "getuid", lambda: 2_000_000_001)
-    assert sources.os_user() == "uid 2000000001"
+    assert inputs.os_user() == "uid 2000000001"
 
 
 # Routes.
 
 
-async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming: House) -> None:
+async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming: RunningGateway) -> None:
     """Each route is in one of the two tables; the key's holder, the owner and the gateway are told apart."""
     house = confirming
     served = {f"{route.method} {route.path.removeprefix(API)}" for route in house.gateway.routes}
@@ -230,7 +230,7 @@ async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming
     assert last_act["before"] == {"user_id": "2244994945", "username": "ada", "state": "active"}
 
 
-async def test_what_changes_nothing_leaves_no_act(linked: House) -> None:
+async def test_what_changes_nothing_leaves_no_act(linked: RunningGateway) -> None:
     """Calls, look-ups, an unlink without a link, a second revocation, a change to what is."""
     await linked.call("unlink_twitter")
     before = await acts_of(linked)
@@ -244,7 +244,7 @@ async def test_what_changes_nothing_leaves_no_act(linked: House) -> None:
     assert [act for act, *_ in await acts_of(linked)][len(before) :] == ["key.revoked"]
 
 
-async def test_a_link_that_the_gateway_ends_is_its_act(linked: House) -> None:
+async def test_a_link_that_the_gateway_ends_is_its_act(linked: RunningGateway) -> None:
     """X refuses a renewal; then the key is revoked, and the sweep takes its link away."""
     user_id = (await linked.status())["user_id"]
     await linked.x.post(f"/_sandbox/users/{user_id}/revoke_app")
@@ -259,7 +259,7 @@ async def test_a_link_that_the_gateway_ends_is_its_act(linked: House) -> None:
     ]
 
 
-async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming: House) -> None:
+async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming: RunningGateway) -> None:
     """Nobody confirmed it; its key may no longer link; its key expired before X named the account."""
     house, whys = confirming, []
     for end in ("lapse", "narrow", "expire"):
@@ -277,7 +277,7 @@ async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming:
     assert whys == [("link.expired", why) for why in ("not_confirmed", "key_may_not_link", "key_expired")]
 
 
-async def test_a_caller_cannot_fill_the_disk_with_acts(house: House) -> None:
+async def test_a_caller_cannot_fill_the_disk_with_acts(house: RunningGateway) -> None:
     """Of links that are only started, some are recorded each ten minutes; the operator's own always are."""
     for _ in range(MAX_REPEATED + 3):
         await begin(house)
@@ -287,7 +287,7 @@ async def test_a_caller_cannot_fill_the_disk_with_acts(house: House) -> None:
     assert [act for act, *_ in await acts_of(house)].count("link.started") == MAX_REPEATED + 1
 
 
-async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(house: House) -> None:
+async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(house: RunningGateway) -> None:
     """A link that was never in use is ended as often as it is started."""
     await house.fault("GET", "/2/users/me", {"status": 503}, times=None)
     for _ in range(MAX_REPEATED + 3):
@@ -298,7 +298,7 @@ async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(house: H
     assert [act for act, *_ in await acts_of(house)].count("link.undone") == MAX_REPEATED + 1
 
 
-async def test_a_long_field_is_recorded_by_its_length(house: House) -> None:
+async def test_a_long_field_is_recorded_by_its_length(house: RunningGateway) -> None:
     """A key with a thousand networks leaves a short row."""
     ips = tuple(f"10.{number // 256}.{number % 256}.0/24" for number in range(1_000))
     await house.gateway.keys.create("test", "many", rules=KeyRules(ips=ips))
@@ -310,7 +310,7 @@ async def test_a_long_field_is_recorded_by_its_length(house: House) -> None:
 # What the undo leaves.
 
 
-async def test_an_undo_shows_for_a_day(house: House) -> None:
+async def test_an_undo_shows_for_a_day(house: RunningGateway) -> None:
     """In auth/status, until there is another link."""
     assert (await house.status())["why"] is None
     assert (await press_undo(house, await house.link("ada"))).status_code == 200
@@ -336,7 +336,7 @@ async def test_an_undo_shows_for_a_day(house: House) -> None:
 async def test_links_are_counted_by_outcome_from_zero(tmp_path: Path) -> None:
     """Each series is there before its first event."""
     outcomes = ("linked", "undone", "denied", "mismatch", "unlinked", "expired")
-    async with House.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         counts = dict.fromkeys(outcomes, 0)
 
         async def rise(*names: str) -> None:
@@ -371,7 +371,7 @@ async def test_links_are_counted_by_outcome_from_zero(tmp_path: Path) -> None:
 
 async def test_a_gateway_logs_each_act_once_whoever_did_it(tmp_path: Path) -> None:
     """An undo as a warning; those of other processes, too; never a token, a state or a key."""
-    async with House.built(tmp_path) as house:
+    async with RunningGateway.built(tmp_path) as house:
         url = await house.consent("ada")
         page = await house.bare.get(url, headers={"accept": "text/html"})
         await press_undo(house, page)

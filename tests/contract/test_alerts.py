@@ -19,8 +19,8 @@ import yaml  # type: ignore[import-untyped]  # it brings no types
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from birdwire.metrics import METRICS
-from house import House
+from birdwire.runtime.metrics import METRICS
+from harness.gateway import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -37,7 +37,7 @@ HELD_S = 29.5
 
 
 @contextlib.contextmanager
-def file_of(house: House) -> Iterator[sqlite3.Connection]:
+def file_of(house: RunningGateway) -> Iterator[sqlite3.Connection]:
     """The gateway's database, behind its back."""
     file = house.directory / "birdwire.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
@@ -57,7 +57,7 @@ def holding() -> Iterator[asyncio.Event]:
         yield release
 
 
-async def renew(house: House, **refusal: Any) -> None:
+async def renew(house: RunningGateway, **refusal: Any) -> None:
     """Have a token renewed, which X refuses."""
     await house.link("ada")
     await house.advance_x(7_300)
@@ -65,18 +65,18 @@ async def renew(house: House, **refusal: Any) -> None:
     assert (await house.like()).status_code in (403, 502)
 
 
-async def lose_a_link(house: House) -> None:
+async def lose_a_link(house: RunningGateway) -> None:
     """X no longer takes the refresh token."""
     body = {"error": "invalid_request", "error_description": "Value passed for the token was invalid."}
     await renew(house, status=400, body=body)
 
 
-async def refuse_the_app(house: House) -> None:
+async def refuse_the_app(house: RunningGateway) -> None:
     """X takes the client id or secret for wrong."""
     await renew(house, status=401, body={"error": "unauthorized_client"})
 
 
-async def store_no_tokens(house: House) -> None:
+async def store_no_tokens(house: RunningGateway) -> None:
     """The table of X sessions is away when X's answer comes."""
     await house.link("ada")
     await house.advance_x(7_300)
@@ -94,7 +94,7 @@ async def store_no_tokens(house: House) -> None:
             await liking
 
 
-async def take_no_writes(house: House) -> None:
+async def take_no_writes(house: RunningGateway) -> None:
     """The table of the journal is away."""
     await house.link("ada")
     with file_of(house) as database:
@@ -103,7 +103,7 @@ async def take_no_writes(house: House) -> None:
         database.execute("ALTER TABLE elsewhere RENAME TO journal")
 
 
-async def refuse_a_row(house: House) -> None:
+async def refuse_a_row(house: RunningGateway) -> None:
     """The database refuses one row, and would for ever."""
     await house.link("ada")
     with file_of(house) as database:
@@ -112,7 +112,7 @@ async def refuse_a_row(house: House) -> None:
         database.execute("DROP TRIGGER no")
 
 
-async def leave_a_post_unknown(house: House) -> None:
+async def leave_a_post_unknown(house: RunningGateway) -> None:
     """X's answer is lost, and the timeline cannot be read for a day."""
     await house.link("ada")
     await house.fault("GET", "/2/users/*/tweets", {"status": 503}, times=None)
@@ -124,14 +124,14 @@ async def leave_a_post_unknown(house: House) -> None:
             await house.gateway.reconciler.round()
 
 
-async def fail_at_x(house: House) -> None:
+async def fail_at_x(house: RunningGateway) -> None:
     """One call fails at X, and its retry does not."""
     await house.link("ada")
     await house.fault("POST", "/2/users/*/likes", {"status": 503})
     assert (await house.like()).status_code == 200
 
 
-async def fail_for_all(house: House) -> None:
+async def fail_for_all(house: RunningGateway) -> None:
     """X fails for two accounts again and again."""
     await house.link("ada")
     _, other = await house.gateway.keys.create("test", "other", "growth")
@@ -147,32 +147,32 @@ async def fail_for_all(house: House) -> None:
             await house.call("like_twitter", {"tweet_id": "1"}, headers=theirs)
 
 
-async def use_a_limit_up(house: House) -> None:
+async def use_a_limit_up(house: RunningGateway) -> None:
     """X allows one like; the second is not sent."""
     await house.link("ada")
     await house.configure(likes_per_15m=1)
     assert [(await house.like()).status_code for _ in range(2)] == [200, 429]
 
 
-async def meet_a_bug(house: House) -> None:
+async def meet_a_bug(house: RunningGateway) -> None:
     """A row of the database that no version of ours wrote."""
     with file_of(house) as database:
         database.execute("UPDATE api_keys SET ips = '[1.5]'")
     assert (await house.like()).json()["error"]["reason"] == "internal"
 
 
-async def count_alone(house: House) -> None:
+async def count_alone(house: RunningGateway) -> None:
     """Redis is not there."""
     assert (await house.like()).headers["x-ratelimit-degraded"] == "local"
 
 
-async def stand_still(house: House) -> None:
+async def stand_still(house: RunningGateway) -> None:
     """The event loop is blocked."""
     del house
     time.sleep(1.3)  # noqa: ASYNC251 - that is the point
 
 
-async def be_full(house: House) -> None:
+async def be_full(house: RunningGateway) -> None:
     """One call runs, and there is no place for another."""
     await house.link("ada")
     await house.fault("POST", "/2/users/*/likes", {"delay_s": HELD_S})
@@ -186,14 +186,14 @@ async def be_full(house: House) -> None:
             await first
 
 
-async def lose_the_log(house: House) -> None:
+async def lose_the_log(house: RunningGateway) -> None:
     """Nobody takes the log's lines."""
     house.log.close()
     await house.bare.get("/livez")
     await asyncio.sleep(0)
 
 
-EVENTS: dict[str, Callable[[House], Awaitable[None]]] = {
+EVENTS: dict[str, Callable[[RunningGateway], Awaitable[None]]] = {
     "BirdwireLinkLost": lose_a_link,
     "BirdwireTokensNotStored": store_no_tokens,
     "BirdwireAppCredentialsWrong": refuse_the_app,
@@ -215,7 +215,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-async def scrape(house: House) -> dict[str, float]:
+async def scrape(house: RunningGateway) -> dict[str, float]:
     """Every series of ours, by its name and labels as Prometheus writes them."""
     answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     found = {}
@@ -266,7 +266,7 @@ def promtool(directory: Path, alert: str, before: dict[str, float], after: dict[
 async def test_an_alert_fires_on_its_first_event(tmp_path: Path, alert: str) -> None:
     """A gateway is scraped before the event and after it; what the alert rests on exists before."""
     settings = {"metrics_token": SecretStr(TOKEN)} | SETTINGS.get(alert, {})
-    async with House.built(tmp_path, rpm=1_000, **settings) as house:
+    async with RunningGateway.built(tmp_path, rpm=1_000, **settings) as house:
         before = await scrape(house)
         await EVENTS[alert](house)
         after = await scrape(house)
@@ -294,7 +294,7 @@ def test_the_guide_names_events_and_metrics_that_there_are() -> None:
     """And every event that the gateway logs."""
     text = (ROOT / "docs" / "operating.md").read_text("utf-8")
     assert set(re.findall(r"`(birdwire_[a-z_]+)", text)) <= METRICS.keys()
-    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "src" / "birdwire").glob("*.py")]
+    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "src" / "birdwire").rglob("*.py")]
     logged = {name for tree in trees for name in _events(tree)} | {"request"}
     table = text.split("| Event | What to do |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == logged

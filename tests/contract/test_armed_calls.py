@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from birdwire.media import CHUNK
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from birdwire.store import journal
-from birdwire.store.db import Database
-from house import API, POST, House, gateway, serving
-from linking import JSON, reason_of
-from wire import Got, Sent, Slow
+from birdwire.store.database import Database
+from birdwire.store.tables import journal
+from birdwire.x.catalog.media import CHUNK
+from harness.gateway import API, POST, RunningGateway, gateway, serving
+from harness.linking import JSON, reason_of
+from harness.raw_http import Got, Sent, Slow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import httpx2
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    Change = Callable[[House], Awaitable[object]]
+    Change = Callable[[RunningGateway], Awaitable[object]]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,27 +37,27 @@ JPEG = b"\xff\xd8\xff" + bytes(2 * CHUNK)
 """Three parts of an upload."""
 
 
-async def revoke(house: House) -> None:
+async def revoke(house: RunningGateway) -> None:
     """Revoke the key."""
     await house.gateway.keys.revoke(house.key_id)
 
 
-async def rotate(house: House) -> None:
+async def rotate(house: RunningGateway) -> None:
     """Rotate the key without an overlap."""
     await house.gateway.keys.rotate(house.key_id, timedelta())
 
 
-async def expire(house: House) -> None:
+async def expire(house: RunningGateway) -> None:
     """Let the key expire."""
     house.clock.advance(minutes=1)
 
 
-async def unlink(house: House) -> None:
+async def unlink(house: RunningGateway) -> None:
     """Unlink the account."""
     (await house.call("unlink_twitter")).raise_for_status()
 
 
-async def relink(house: House, username: str) -> None:
+async def relink(house: RunningGateway, username: str) -> None:
     """Link an account in place of the one that is linked."""
     answer = await house.link(username, {"expected_username": username})
     assert answer.status_code == 200
@@ -119,14 +119,16 @@ def shared_database(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory, shared_database: dict[str, Any]) -> AsyncIterator[House]:
+async def shared(
+    tmp_path_factory: pytest.TempPathFactory, shared_database: dict[str, Any]
+) -> AsyncIterator[RunningGateway]:
     """One house for the module; every test makes a key of its own."""
-    async with House.built(tmp_path_factory.mktemp("armed"), **shared_database) as built:
+    async with RunningGateway.built(tmp_path_factory.mktemp("armed"), **shared_database) as built:
         yield built
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[House, Held]]:
+async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningGateway, Held]]:
     """The same, with an X that can be held."""
     async with AsyncExitStack() as stack:
         sandbox = create_sandbox()
@@ -137,7 +139,7 @@ async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
         yield house, held
 
 
-async def armed(house: House) -> House:
+async def armed(house: RunningGateway) -> RunningGateway:
     """The house with a new key, which is linked to ada and expires in a minute."""
     key, house.raw_key = await house.gateway.keys.create("test", "armed", "growth")
     house.key_id = key.key_id
@@ -147,7 +149,7 @@ async def armed(house: House) -> House:
     return house
 
 
-async def heard(house: House, refused: tuple[int, str]) -> None:
+async def heard(house: RunningGateway, refused: tuple[int, str]) -> None:
     """Wait until the gateway has heard of the change: until it refuses a new call."""
     async with asyncio.timeout(20):
         while (answer := await house.like()).status_code == 200:  # noqa: ASYNC110 - nothing else tells
@@ -155,12 +157,12 @@ async def heard(house: House, refused: tuple[int, str]) -> None:
     assert (answer.status_code, reason_of(answer)) == refused
 
 
-async def writes(house: House, path: str) -> int:
+async def writes(house: RunningGateway, path: str) -> int:
     """How many writes X got so far, other than those of links."""
     return len([call for call in await house.calls(path) if call["method"] != "GET"])
 
 
-async def recorded(house: House, request_id: str) -> tuple[str, str | None]:
+async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | None]:
     """State and reason of a write in the journal."""
     database = Database(house.settings.database_url)
     try:
@@ -172,7 +174,7 @@ async def recorded(house: House, request_id: str) -> tuple[str, str | None]:
     return row["state"], row["reason"]
 
 
-def slow_call(house: House, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
+def slow_call(house: RunningGateway, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
     """A call of the house's key whose last byte waits."""
     return Slow.begun(str(house.client.base_url), house.raw_key, sent)
 
@@ -189,7 +191,7 @@ def outcome(got: Got | httpx2.Response) -> tuple[int, str]:
 
 @kinds(*CHANGES)
 async def test_a_slow_body_is_refused_by_what_holds_when_it_is_whole(
-    shared: House, change: Change, refused: tuple[int, str]
+    shared: RunningGateway, change: Change, refused: tuple[int, str]
 ) -> None:
     """The post is not sent. Its allowance was charged once, and its Idempotency-Key is free."""
     house = await armed(shared)
@@ -204,7 +206,7 @@ async def test_a_slow_body_is_refused_by_what_holds_when_it_is_whole(
     assert outcome(await house.call("post_twitter", {"text": "armed"}, headers={"idempotency-key": "armed"})) == refused
 
 
-async def test_a_slow_body_never_acts_as_an_account_that_was_linked_since(shared: House) -> None:
+async def test_a_slow_body_never_acts_as_an_account_that_was_linked_since(shared: RunningGateway) -> None:
     """What was meant for ada is not posted as grace."""
     house = await armed(shared)
     before = await writes(house, "/2/tweets")
@@ -216,7 +218,7 @@ async def test_a_slow_body_never_acts_as_an_account_that_was_linked_since(shared
     assert await writes(house, "/2/tweets") == before
 
 
-async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: House) -> None:
+async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: RunningGateway) -> None:
     """What needs no X is bound by the key, too."""
     house = await armed(shared)
     async with slow_call(house, Sent(b"{}", target=API + "auth_twitter")) as slow:
@@ -225,7 +227,7 @@ async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: Ho
         assert outcome(await slow.finish()) == (401, "key_revoked")
 
 
-async def test_a_slow_body_is_served_by_a_key_that_changed_in_nothing_that_matters(shared: House) -> None:
+async def test_a_slow_body_is_served_by_a_key_that_changed_in_nothing_that_matters(shared: RunningGateway) -> None:
     """A new label, a new limit, an overlap: the call goes on."""
     house = await armed(shared)
     async with slow_call(house, Sent()) as slow:
@@ -238,7 +240,7 @@ async def test_a_slow_body_is_served_by_a_key_that_changed_in_nothing_that_matte
 
 
 @contextlib.asynccontextmanager
-async def queued(house: House, held: Held) -> AsyncIterator[asyncio.Task[httpx2.Response]]:
+async def queued(house: RunningGateway, held: Held) -> AsyncIterator[asyncio.Task[httpx2.Response]]:
     """An unlike that waits for a like, which X holds until the block ends."""
     async with held.holding("/likes") as come:
         like = asyncio.create_task(house.like())
@@ -253,7 +255,7 @@ async def queued(house: House, held: Held) -> AsyncIterator[asyncio.Task[httpx2.
 
 @kinds(*CHANGES)
 async def test_a_queued_call_is_not_begun_after_the_change(
-    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+    waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The call on the wire ends; the one behind it is refused before its first byte."""
     house, held = await armed(waiting[0]), waiting[1]
@@ -266,7 +268,9 @@ async def test_a_queued_call_is_not_begun_after_the_change(
     assert await recorded(house, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
 
 
-async def test_a_queued_call_never_acts_as_an_account_that_was_linked_since(waiting: tuple[House, Held]) -> None:
+async def test_a_queued_call_never_acts_as_an_account_that_was_linked_since(
+    waiting: tuple[RunningGateway, Held],
+) -> None:
     """It was recorded as ada's, so it is neither ada's nor grace's now."""
     house, held = await armed(waiting[0]), waiting[1]
     before = await writes(house, "/2/users/")
@@ -277,7 +281,7 @@ async def test_a_queued_call_never_acts_as_an_account_that_was_linked_since(wait
     assert (await house.status())["username"] == "grace"
 
 
-async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tuple[House, Held]) -> None:
+async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tuple[RunningGateway, Held]) -> None:
     """The same account was linked again, and the token that the call was admitted with has ended at X."""
     house, held = await armed(waiting[0]), waiting[1]
     async with queued(house, held) as unlike:
@@ -289,12 +293,12 @@ async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tup
 # While a link is under way.
 
 
-def lose_link(house: House) -> Awaitable[object]:
+def lose_link(house: RunningGateway) -> Awaitable[object]:
     """Take the action `link` from the key."""
     return house.gateway.keys.change(house.key_id, actions=("like_twitter",))
 
 
-async def revocations(house: House) -> int:
+async def revocations(house: RunningGateway) -> int:
     """End what is over, and return how many tokens X was asked to revoke so far."""
     await house.gateway.sessions.sweep()
     return len(await house.calls("/2/oauth2/revoke"))
@@ -304,7 +308,7 @@ async def revocations(house: House) -> int:
     ("path", "reason"), [("/oauth2/token", "state_unknown"), ("/users/me", "x_not_linked")], ids=["exchange", "name"]
 )
 async def test_a_callback_links_nothing_once_its_key_has_lost_the_action(
-    waiting: tuple[House, Held], path: str, reason: str
+    waiting: tuple[RunningGateway, Held], path: str, reason: str
 ) -> None:
     """Whether X is asked for the pair just then or whose it is: the pair is revoked, and the older link goes on."""
     house, held = await armed(waiting[0]), waiting[1]
@@ -323,7 +327,7 @@ async def test_a_callback_links_nothing_once_its_key_has_lost_the_action(
 
 @pytest.mark.parametrize("later", [{}, {"expires_at": None}], ids=["at once", "after another change"])
 async def test_a_pair_that_x_has_not_named_ends_with_the_action(
-    waiting: tuple[House, Held], later: dict[str, object]
+    waiting: tuple[RunningGateway, Held], later: dict[str, object]
 ) -> None:
     """The next call asks X nothing about it, and nothing that hangs on the key's end brings it back."""
     house = await armed(waiting[0])
@@ -339,7 +343,7 @@ async def test_a_pair_that_x_has_not_named_ends_with_the_action(
     assert await revocations(house) == before + 2
 
 
-async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: tuple[House, Held]) -> None:
+async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: tuple[RunningGateway, Held]) -> None:
     """Its write comes after the change, for which it waits."""
     house = await armed(waiting[0])
     other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
@@ -360,7 +364,7 @@ async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: t
 
 @kinds("revoked", "expired", "unlinked")
 async def test_no_retry_is_begun_after_the_change(
-    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+    waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """X's 503 leaves open whether the first try was applied, and so it stays recorded."""
     house, _ = await armed(waiting[0]), waiting[1]
@@ -378,7 +382,7 @@ async def test_no_retry_is_begun_after_the_change(
     assert await recorded(house, answer.json()["error"]["request_id"]) == ("unknown", refused[1])
 
 
-async def test_what_was_read_again_does_not_count_after_news_of_the_key(waiting: tuple[House, Held]) -> None:
+async def test_what_was_read_again_does_not_count_after_news_of_the_key(waiting: tuple[RunningGateway, Held]) -> None:
     """A call whose key changed while it waited has read it again; a revocation after that stops its retry as well."""
     house, held = await armed(waiting[0]), waiting[1]
     await house.fault("DELETE", "/2/users/*/likes/*", {"status": 503})
@@ -402,7 +406,7 @@ async def test_what_was_read_again_does_not_count_after_news_of_the_key(waiting:
 
 @kinds("rotated", "actions", "unlinked")
 async def test_no_further_part_of_an_upload_is_sent_after_the_change(
-    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+    waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The part on the wire ends; neither the next one nor the end of the upload is sent."""
     house, held = await armed(waiting[0]), waiting[1]
@@ -418,7 +422,7 @@ async def test_no_further_part_of_an_upload_is_sent_after_the_change(
     assert await recorded(house, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
 
 
-async def test_an_upload_whose_parts_are_all_sent_ends_and_is_recorded(waiting: tuple[House, Held]) -> None:
+async def test_an_upload_whose_parts_are_all_sent_ends_and_is_recorded(waiting: tuple[RunningGateway, Held]) -> None:
     """Its key was revoked while X took the end of it."""
     house, held = await armed(waiting[0]), waiting[1]
     async with held.holding("/finalize") as come:
@@ -437,7 +441,7 @@ async def test_an_upload_whose_parts_are_all_sent_ends_and_is_recorded(waiting: 
     ids=["revoked", "actions", "text limit"],
 )
 async def test_a_post_goes_by_the_rules_that_hold_when_its_files_are_uploaded(
-    waiting: tuple[House, Held], change: Change, refused: tuple[int, str]
+    waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The files went before; the post does not follow."""
     house, held = await armed(waiting[0]), waiting[1]
@@ -457,7 +461,7 @@ async def test_a_post_goes_by_the_rules_that_hold_when_its_files_are_uploaded(
     assert (await recorded(house, answer.json()["error"]["request_id"]))[0] == "not_sent"
 
 
-async def test_a_post_that_the_store_stops_after_its_files_is_recorded(waiting: tuple[House, Held]) -> None:
+async def test_a_post_that_the_store_stops_after_its_files_is_recorded(waiting: tuple[RunningGateway, Held]) -> None:
     """Whether it may go on cannot be read: nothing was published, and the journal says so."""
     house, held = await armed(waiting[0]), waiting[1]
     before = await writes(house, "/2/tweets")

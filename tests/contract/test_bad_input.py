@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from birdwire.keys import mint
-from birdwire.sandbox import seed
-from birdwire.surfaces.documents import DOCUMENTS
-from house import API, PNG, POST
-from wire import Refusal, Row, Sent, bearer, exchange, inspect, judge, last_call, rows
+from birdwire.keys.registry import mint
+from birdwire.sandbox.state import seed
+from birdwire.surfaces.site.documents import DOCUMENTS
+from harness.gateway import API, PNG, POST
+from harness.raw_http import Refusal, Row, Sent, bearer, exchange, inspect, judge, last_call, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(shared_house: House) -> AsyncIterator[House]:
+async def place(shared_house: RunningGateway) -> AsyncIterator[RunningGateway]:
     """The shared house, with X's own limit out of the way."""
     await shared_house.configure(likes_per_15m=1_000_000, likes_per_24h=1_000_000)
     yield shared_house
@@ -82,14 +82,14 @@ KEYS = [
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(KEYS))
 async def test_only_one_whole_and_right_key_in_its_header_is_a_key(
-    place: House, sent: Sent, refusal: Refusal | None
+    place: RunningGateway, sent: Sent, refusal: Refusal | None
 ) -> None:
     """Anything else is refused before its owner could be asked about."""
     await judge(place, sent, refusal)
 
 
 @pytest.mark.trust("#21")
-async def test_a_key_that_was_revoked_says_so(place: House) -> None:
+async def test_a_key_that_was_revoked_says_so(place: RunningGateway) -> None:
     """Only the whole right secret learns that it was once good."""
     key, raw_key = await place.gateway.keys.create("test", "short-lived", "free")
     await place.gateway.keys.revoke(key.key_id)
@@ -98,7 +98,7 @@ async def test_a_key_that_was_revoked_says_so(place: House) -> None:
 
 
 @pytest.mark.trust("#23")
-async def test_a_live_key_is_of_no_use_at_a_sandbox(place: House) -> None:
+async def test_a_live_key_is_of_no_use_at_a_sandbox(place: RunningGateway) -> None:
     """403, with both kinds named."""
     _, raw_key = await place.gateway.keys.create("live", "real", "free")
     got = await judge(place, Sent(), (403, "client-forbidden", "mode_mismatch"), raw_key)
@@ -106,7 +106,7 @@ async def test_a_live_key_is_of_no_use_at_a_sandbox(place: House) -> None:
 
 
 @pytest.mark.trust("#32")
-async def test_a_key_without_a_link_is_refused_after_its_body(place: House) -> None:
+async def test_a_key_without_a_link_is_refused_after_its_body(place: RunningGateway) -> None:
     """A wrong body is named first: the caller can fix it immediately."""
     _, raw_key = await place.gateway.keys.create("test", "new", "free")
     await judge(place, Sent(), (403, "client-forbidden", "x_not_linked"), raw_key)
@@ -135,7 +135,9 @@ IDS: list[tuple[int, str]] = [
 @pytest.mark.parametrize(
     "value", [pytest.param(value, id=f"{n} {value[:30]!a}", marks=pytest.mark.trust(f"#{n}")) for n, value in IDS]
 )
-async def test_an_id_is_a_string_of_one_to_nineteen_ascii_digits(place: House, operation: str, value: str) -> None:
+async def test_an_id_is_a_string_of_one_to_nineteen_ascii_digits(
+    place: RunningGateway, operation: str, value: str
+) -> None:
     """No sign, blank, newline, other digit, number or structure passes, whatever it would mean elsewhere."""
     sent = Sent(b'{"tweet_id":' + value.encode() + b"}", target=API + operation)
     await judge(place, sent, ID_MALFORMED)
@@ -145,7 +147,7 @@ async def test_an_id_is_a_string_of_one_to_nineteen_ascii_digits(place: House, o
     ("value", "advice"),
     [("1346889436626259968", "as a string"), (f'"https://x.com/a/status/{POST}"', "only the digits")],
 )
-async def test_the_two_usual_mistakes_name_their_fix(place: House, value: str, advice: str) -> None:
+async def test_the_two_usual_mistakes_name_their_fix(place: RunningGateway, value: str, advice: str) -> None:
     """A number, and a link to the post."""
     got = await judge(place, Sent(b'{"tweet_id":' + value.encode() + b"}"), ID_MALFORMED)
     assert advice in got.error["message"]
@@ -161,7 +163,7 @@ async def test_the_two_usual_mistakes_name_their_fix(place: House, value: str, a
         pytest.param(seed.PROTECTED_POST_ID, marks=pytest.mark.trust("#88")),
     ],
 )
-async def test_digits_that_x_does_not_know_reach_it_as_they_are(place: House, tweet_id: str) -> None:
+async def test_digits_that_x_does_not_know_reach_it_as_they_are(place: RunningGateway, tweet_id: str) -> None:
     """Text from end to end, so that no integer type can overflow or cut zeros."""
     before = await last_call(place)
     got = await exchange(place, Sent(json.dumps({"tweet_id": tweet_id}).encode(), target=API + "unlike_twitter"))
@@ -235,7 +237,7 @@ BODIES: list[Row] = [
 
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(BODIES))
-async def test_a_body_is_one_strict_json_object(place: House, sent: Sent, refusal: Refusal | None) -> None:
+async def test_a_body_is_one_strict_json_object(place: RunningGateway, sent: Sent, refusal: Refusal | None) -> None:
     """Whatever two parsers could read differently is refused."""
     await judge(place, sent, refusal)
 
@@ -251,7 +253,7 @@ GRAMMAR = """
 
 
 @pytest.mark.trust("#122")
-async def test_what_breaks_the_grammar_of_json_is_refused(place: House) -> None:
+async def test_what_breaks_the_grammar_of_json_is_refused(place: RunningGateway) -> None:
     """One text for each rule of the grammar, bare and as the value of the id."""
     texts = [
         text.strip("\n") for line in GRAMMAR.split("\n\n") for text in line.replace("\n", " | ").split(" | ") if text
@@ -278,7 +280,7 @@ async def test_what_breaks_the_grammar_of_json_is_refused(place: House) -> None:
         *(b"[" * 31 + b"]" * 31, b"[" * 500 + b"]" * 500, b"\xef\xbb\xbf{}", b'"\xe0\xff"'),
     ],
 )
-async def test_what_json_leaves_open_is_refused_too(place: House, value: bytes) -> None:
+async def test_what_json_leaves_open_is_refused_too(place: RunningGateway, value: bytes) -> None:
     """Huge numbers, lone surrogates and wrong UTF-8: parsers disagree on them, so none passes."""
     got = await exchange(place, Sent(b'{"tweet_id":' + value + b"}"))
     inspect(got, BROKEN if got.error["code"] == "json_parse_error" else ID_MALFORMED)
@@ -334,7 +336,7 @@ NAUGHTY = [
 
 
 @pytest.mark.trust("#124")
-async def test_naughty_strings_are_no_ids(place: House) -> None:
+async def test_naughty_strings_are_no_ids(place: RunningGateway) -> None:
     """Reserved words, scripts, injections, odd blanks, odd digits: the same dry refusal for all."""
     for text in NAUGHTY:
         inspect(await exchange(place, Sent(json.dumps({"tweet_id": text}).encode())), ID_MALFORMED)
@@ -381,33 +383,35 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(TYPES))
-async def test_a_body_is_json_by_name_and_uncompressed(place: House, sent: Sent, refusal: Refusal | None) -> None:
+async def test_a_body_is_json_by_name_and_uncompressed(
+    place: RunningGateway, sent: Sent, refusal: Refusal | None
+) -> None:
     """Nothing is guessed from a body's looks, and nothing is inflated."""
     await judge(place, sent, refusal)
 
 
 @pytest.mark.parametrize("types", [(), ("application/json",), FORM])
 @pytest.mark.parametrize("name", ["like_twitter", "auth/confirm"])
-async def test_a_body_that_is_needed_is_not_empty(place: House, name: str, types: tuple[str, ...]) -> None:
+async def test_a_body_that_is_needed_is_not_empty(place: RunningGateway, name: str, types: tuple[str, ...]) -> None:
     """Whatever its Content-Type: that is not what it lacks."""
     got = await judge(place, Sent(b"", target=API + name, types=types), BROKEN)
     assert "the body is empty" in got.error["message"]
 
 
-async def test_a_post_without_a_body_lacks_its_text(place: House) -> None:
+async def test_a_post_without_a_body_lacks_its_text(place: RunningGateway) -> None:
     """No one field is required, so the answer names what may be sent."""
     await judge(place, Sent(b"", target=API + "post_twitter"), (400, "missing_parameter", "text_missing"))
 
 
 @pytest.mark.parametrize("types", [(), FORM, ("text/plain;charset=UTF-8",), ("multipart/form-data; boundary=x",)])
-async def test_json_by_another_name_is_told_which_header_to_add(place: House, types: tuple[str, ...]) -> None:
+async def test_json_by_another_name_is_told_which_header_to_add(place: RunningGateway, types: tuple[str, ...]) -> None:
     """Which is what curl's -d, urllib and fetch leave out."""
     for name in ("like_twitter", "auth_twitter"):
         got = await judge(place, Sent(ONE, target=API + name, types=types), WRONG_TYPE)
         assert got.error["fix"] == "Add the header Content-Type: application/json."
 
 
-async def test_curl_sends_an_empty_body_and_json_as_a_form(place: House) -> None:
+async def test_curl_sends_an_empty_body_and_json_as_a_form(place: RunningGateway) -> None:
     """The first is no body; the second lacks a header."""
 
     async def curl(name: str, data: str, key: str) -> dict[str, Any]:
@@ -425,7 +429,7 @@ async def test_curl_sends_an_empty_body_and_json_as_a_form(place: House) -> None
     assert (error["code"], error["fix"]) == (WRONG_TYPE[1], "Add the header Content-Type: application/json.")
 
 
-async def test_urllib_calls_every_body_a_form(place: House) -> None:
+async def test_urllib_calls_every_body_a_form(place: RunningGateway) -> None:
     """Also an empty one, which is no body."""
     _, unlinked = await place.gateway.keys.create("test", "new", "free")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -461,7 +465,7 @@ AS_PART = "as a part of a multipart form: curl -F media_files=@FILE."
 
 
 @pytest.mark.parametrize("name", ["media_files", "media", "media_file", "file"])
-async def test_a_file_needs_no_filename(place: House, name: str) -> None:
+async def test_a_file_needs_no_filename(place: RunningGateway, name: str) -> None:
     """Its part's name tells that it is one."""
     sent = Sent(form(f'name="{name}"', PNG), target=API + "upload_media", types=MULTIPART)
     before = await last_call(place)
@@ -489,7 +493,7 @@ async def test_a_file_needs_no_filename(place: House, name: str) -> None:
     ],
 )
 async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
-    place: House, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str
+    place: RunningGateway, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str
 ) -> None:
     """As the part that it must be."""
     got = await exchange(place, Sent(body, target=API + target, types=types))
@@ -539,7 +543,9 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(PATHS))
-async def test_a_path_has_one_spelling_and_its_own_methods(place: House, sent: Sent, refusal: Refusal | None) -> None:
+async def test_a_path_has_one_spelling_and_its_own_methods(
+    place: RunningGateway, sent: Sent, refusal: Refusal | None
+) -> None:
     """No redirect, no normalising, no CORS."""
     got = await judge(place, sent, refusal)
     assert got.headers.get("allow") == ("POST" if refusal == NOT_ALLOWED else None)
@@ -559,7 +565,9 @@ READ_BY_ALL = ["/livez", "/readyz", *DOCUMENTS]
         (API + "requests/req_01JD3K8W6ZQ4T5V7X9YABCDEFG", "GET"),
     ],
 )
-async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(place: House, target: str, allow: str) -> None:
+async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(
+    place: RunningGateway, target: str, allow: str
+) -> None:
     """405 with Allow, as RFC 9110 §9.3.2 has it the headers only: a look-up may cost money."""
     before = await last_call(place)
     got = await exchange(place, Sent(method="HEAD", body=b"", types=(), target=target))
@@ -569,7 +577,7 @@ async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(place: House, t
 
 
 @pytest.mark.parametrize("target", [*READ_BY_ALL, "/", "/nowhere"])
-async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: House, target: str) -> None:
+async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: RunningGateway, target: str) -> None:
     """The same status and headers (RFC 9110 §9.1), on a connection that goes on."""
     plain: dict[str, Any] = {"target": target, "body": b"", "types": (), "authorization": lambda _: []}
     head, get = [await exchange(place, Sent(method=method, **plain)) for method in ("HEAD", "GET")]
@@ -582,21 +590,21 @@ async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: Hous
 
 
 @pytest.mark.parametrize("target", READ_BY_ALL)
-async def test_what_all_may_read_says_that_it_takes_head(place: House, target: str) -> None:
+async def test_what_all_may_read_says_that_it_takes_head(place: RunningGateway, target: str) -> None:
     """In the Allow of another method."""
     got = await judge(place, Sent(target=target), NOT_ALLOWED)
     assert got.headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("target", DOCUMENTS)
-async def test_a_document_ends_with_a_newline(place: House, target: str) -> None:
+async def test_a_document_ends_with_a_newline(place: RunningGateway, target: str) -> None:
     """One, as a text file does."""
     assert re.search(rb"[^\n]\n\Z", (await place.bare.get(target)).content)
 
 
 @pytest.mark.trust("#251")
 @pytest.mark.trust("O18")
-async def test_a_head_of_the_callback_spends_nothing(place: House) -> None:
+async def test_a_head_of_the_callback_spends_nothing(place: RunningGateway) -> None:
     """Scanners of mail and previews of chats look before the owner does: they are answered, and use nothing up."""
     redirect = await place.consent("ada")
     before = await last_call(place)
@@ -689,7 +697,7 @@ LINKING = [
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(LINKING))
 async def test_what_a_link_is_asked_or_answered_with_is_checked_first(
-    place: House, sent: Sent, refusal: Refusal
+    place: RunningGateway, sent: Sent, refusal: Refusal
 ) -> None:
     """Nothing is exchanged, and the envelope answers who asks for JSON."""
     await judge(place, sent, refusal)
@@ -715,7 +723,7 @@ async def test_what_a_link_is_asked_or_answered_with_is_checked_first(
     ],
 )
 async def test_an_undo_takes_its_own_token_and_nothing_else(
-    place: House, body: bytes, types: tuple[str, ...], refusal: Refusal
+    place: RunningGateway, body: bytes, types: tuple[str, ...], refusal: Refusal
 ) -> None:
     """By the page's form or as JSON; it needs no key, so it tells no allowance."""
     wanted = (("Accept", "application/json"),)
@@ -727,7 +735,7 @@ async def test_an_undo_takes_its_own_token_and_nothing_else(
 
 
 @pytest.mark.parametrize("target", ["auth/status", "unlink_twitter", "auth_twitter", "unlike_twitter"])
-async def test_every_route_of_a_key_refuses_the_same_keys(place: House, target: str) -> None:
+async def test_every_route_of_a_key_refuses_the_same_keys(place: RunningGateway, target: str) -> None:
     """None, garbage, unknown: 401 everywhere."""
     method = "GET" if target == "auth/status" else "POST"
     for form, refusal in (

@@ -19,23 +19,23 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
+from birdwire.api.errors import PROBLEMS
 from birdwire.cli import COMMANDS, build, load
-from birdwire.cli.accounts import check_attempt
-from birdwire.cli.gateway import Gateway
-from birdwire.cli.post import FIELDS, ROWS
-from birdwire.cli.say import Stop, meaning, remedy
-from birdwire.errors import PROBLEMS
-from birdwire.keys import KeyRules
-from birdwire.operations import OPERATIONS
-from birdwire.post import PostTwitter
-from birdwire.reads import READS
+from birdwire.cli.commands.accounts import check_attempt
+from birdwire.cli.commands.post import FIELDS, ROWS
+from birdwire.cli.gateway_client import GatewayClient
+from birdwire.cli.output import Stop, meaning, remedy
+from birdwire.keys.registry import KeyRules
 from birdwire.settings import PREFIX, Settings
-from house import GRACE, PNG, POST, House
+from birdwire.x.catalog.lookups import LOOKUPS
+from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.post import PostTwitter
+from harness.gateway import GRACE, PNG, POST, RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engines import Redis
+    from harness.engines import Redis
 
 ADA = "2244994945"
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
@@ -80,9 +80,9 @@ async def run(*arguments: str, stdin: str | bytes | None = None, **environment: 
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[House, dict[str, str]]]:
+async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningGateway, dict[str, str]]]:
     """A gateway of this module, linked to ada, and the environment of a person at its machine."""
-    async with House.built(tmp_path_factory.mktemp("house"), rpm=1_000_000) as house:
+    async with RunningGateway.built(tmp_path_factory.mktemp("house"), rpm=1_000_000) as house:
         await house.link("ada")
         yield (
             house,
@@ -95,7 +95,7 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tu
         )
 
 
-Operator = tuple[House, dict[str, str]]
+Operator = tuple[RunningGateway, dict[str, str]]
 
 
 @contextlib.asynccontextmanager
@@ -235,7 +235,7 @@ async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: i
                 await asyncio.sleep(0.02)  # the pace of the peer, not a wait of the test
 
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
-        gateway = Gateway(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", deadline_s=0.2)
+        gateway = GatewayClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", deadline_s=0.2)
         with pytest.raises(Stop) as stopped:
             await asyncio.to_thread(gateway.ask, method, "/")
     assert stopped.value.code == code
@@ -362,7 +362,7 @@ async def test_what_names_no_user_is_refused_before_anything_is_sent(user: str) 
 
 async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> None:
     """Its operator switched look-ups off; the refusal says what works."""
-    async with House.built(tmp_path, reads="") as house:
+    async with RunningGateway.built(tmp_path, reads="") as house:
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         outcome = await run("follow", "@grace", **person)
     assert (outcome.code, outcome.out) == (3, "")
@@ -529,7 +529,7 @@ async def test_the_log_names_what_it_accepts(operator: Operator, wrong: tuple[st
 
 async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> None:
     """The id that the command line shows with any such refusal: of a write, a look-up, a link, or the key's limit."""
-    async with House.built(tmp_path, rpm=11) as house:
+    async with RunningGateway.built(tmp_path, rpm=11) as house:
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         _, other = await house.gateway.keys.create("test", "other", "free")
         unlinked = await run("like", POST, **person)
@@ -841,7 +841,7 @@ async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) ->
 
 async def test_the_status_of_an_account_reads_as_sentences(tmp_path: Path) -> None:
     """Not renewed yet; then to be linked again, with the reason."""
-    async with House.built(tmp_path) as house:
+    async with RunningGateway.built(tmp_path) as house:
         await house.link("ada")
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         fresh = (await run("accounts", "status", **person)).out.splitlines()
@@ -856,7 +856,7 @@ async def test_the_status_of_an_account_reads_as_sentences(tmp_path: Path) -> No
 
 async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> None:
     """The key's holder over HTTP, the operator from the database."""
-    async with House.built(tmp_path) as house:
+    async with RunningGateway.built(tmp_path) as house:
         await house.link("ada")
         await house.configure(tier="self_serve_2026_04", tier_refusal="client-not-enrolled")
         assert [
@@ -888,13 +888,13 @@ async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> N
     ]
 
 
-def settings_of(house: House) -> dict[str, str]:
+def settings_of(house: RunningGateway) -> dict[str, str]:
     """A gateway's settings as its operator's environment has them, without the API key and the client secret."""
     names = ("public_url", "database_url", "vault_key_file", "x_client_id", "x_api_url", "x_authorize_url")
     return {f"BIRDWIRE_{name.upper()}": str(getattr(house.settings, name)) for name in names}
 
 
-async def approve(house: House, auth_url: str, username: str) -> None:
+async def approve(house: RunningGateway, auth_url: str, username: str) -> None:
     """Approve a page as a user of the sandbox, and come back to the gateway."""
     decision = {"auth_url": auth_url, "username": username, "action": "allow"}
     redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()["redirect_to"]
@@ -970,7 +970,7 @@ class Waiting:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def started(cls, house: House, at: str) -> AsyncIterator[Waiting]:
+    async def started(cls, house: RunningGateway, at: str) -> AsyncIterator[Waiting]:
         """Wait at the gateway with the API key, or on the database with the operator's settings."""
         which: tuple[str, ...] = () if at == "gateway" else (house.key_id,)
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
@@ -1005,7 +1005,7 @@ class Waiting:
 @pytest.mark.parametrize("at", ["gateway", "database"])
 async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str) -> None:
     """The page is on stderr while it waits; the one document on stdout is the link."""
-    async with House.built(tmp_path) as house, Waiting.started(house, at) as waiting:
+    async with RunningGateway.built(tmp_path) as house, Waiting.started(house, at) as waiting:
         await approve(house, await waiting.line("http"), "grace")
         code, document = await waiting.end()
         assert (code, document["username"]) == (0, "grace")
@@ -1015,17 +1015,17 @@ async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """auth/status is of the older link. At the end nobody says that nobody approved."""
-    monkeypatch.setattr("birdwire.cli.accounts.ASK_EVERY_S", 0)
-    monkeypatch.setattr("birdwire.cli.accounts.WAIT_S", 0)
+    monkeypatch.setattr("birdwire.cli.commands.accounts.ASK_EVERY_S", 0)
+    monkeypatch.setattr("birdwire.cli.commands.accounts.WAIT_S", 0)
     last = {"outcome": "approved", "expires_at": "then"}
     older = {"linked": True, "state": "active", "linked_at": "before", "username": "ada"}
 
-    def ask(_gateway: Gateway, method: str, _path: str, _body: object = None) -> dict[str, Any]:
+    def ask(_gateway: GatewayClient, method: str, _path: str, _body: object = None) -> dict[str, Any]:
         if method == "POST":
             return {"auth_url": "https://x.example/page", "state": "abc", "expires_at": "then"}
         return older | {"last_attempt": last}
 
-    monkeypatch.setattr(Gateway, "ask", ask)
+    monkeypatch.setattr(GatewayClient, "ask", ask)
     outcome = await run("accounts", "link", "--wait", BIRDWIRE_API_KEY="bw_test_x", BIRDWIRE_URL="http://127.0.0.1:1")
     shown = outcome.err + outcome.out
     assert "birdwire accounts confirm @USERNAME --state abc" in shown
@@ -1035,7 +1035,7 @@ async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
 
 async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
     """Asked at the gateway: exit 3 and a sentence, within one poll."""
-    async with House.built(tmp_path) as house, Waiting.started(house, "gateway") as waiting:
+    async with RunningGateway.built(tmp_path) as house, Waiting.started(house, "gateway") as waiting:
         decision = {"auth_url": await waiting.line("http"), "username": "ada", "action": "deny"}
         decided = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status()
         await house.bare.get(decided.json()["redirect_to"])
@@ -1046,7 +1046,7 @@ async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
 
 async def test_linking_ends_when_the_page_has_expired(tmp_path: Path) -> None:
     """Read from the database: the same."""
-    async with House.built(tmp_path) as house, Waiting.started(house, "database") as waiting:
+    async with RunningGateway.built(tmp_path) as house, Waiting.started(house, "database") as waiting:
         await waiting.line("http")
         database = sqlite3.connect(house.directory / "birdwire.db")
         with contextlib.closing(database), database:  # the command has the time of the system, which nothing can move
@@ -1085,7 +1085,7 @@ async def test_every_end_of_a_link_is_a_sentence(outcome: str, reason: str | Non
 
 async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_path: Path) -> None:
     """By the account and the link's state over HTTP, by the key's id on the database; another account is refused."""
-    async with House.built(tmp_path, link_mode="confirm") as house:
+    async with RunningGateway.built(tmp_path, link_mode="confirm") as house:
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         begun = (await run("accounts", "link", "--json", **person)).document
         await approve(house, begun["auth_url"], "ada")
@@ -1137,7 +1137,7 @@ async def test_options_of_accounts_that_do_not_fit_are_a_usage_error(arguments: 
 
 async def test_the_operator_unlinks_a_key_without_its_secret(tmp_path: Path) -> None:
     """Deleted here and revoked at X; the running gateway refuses the next call."""
-    async with House.built(tmp_path) as house:
+    async with RunningGateway.built(tmp_path) as house:
         await house.link("ada")
         assert (await house.like()).status_code == 200
         secret = house.settings.x_client_secret
@@ -1463,7 +1463,7 @@ async def test_the_list_of_commands_says_what_each_says_of_itself(row: Any) -> N
 async def test_every_operation_and_look_up_is_a_command() -> None:
     """Whatever rows there are."""
     said = {row.summary for row in COMMANDS}
-    assert {f"{row.summary}." for row in OPERATIONS} | {f"{row.summary}." for row in READS} <= said
+    assert {f"{row.summary}." for row in OPERATIONS} | {f"{row.summary}." for row in LOOKUPS} <= said
 
 
 async def test_every_field_of_a_post_is_an_option() -> None:
@@ -1516,7 +1516,7 @@ async def test_acting_loads_neither_server_nor_database() -> None:
     code = (
         "import sys; sys.argv = ['birdwire', 'like', 'x']\n"
         "try: __import__('birdwire.cli').cli.main()\n"
-        "except SystemExit: import birdwire.cli.post, birdwire.cli.look, birdwire.cli.accounts\n"
+        "except SystemExit: from birdwire.cli.commands import accounts, lookups, post\n"
         "print(sorted({'sqlalchemy', 'starlette', 'uvicorn', 'cryptography'} & set(sys.modules)))"
     )
     process = await asyncio.create_subprocess_exec(

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import javascript
-from house import PNG, POST
+from harness import javascript
+from harness.gateway import PNG, POST
 
 if TYPE_CHECKING:
-    from house import House
+    from harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -37,7 +37,7 @@ REPORTED = "Unsupported content_type application/yaml"
 REFUSAL = {"status": 404, "reason": "tweet_not_found", "whose": "caller", "retryable": False}
 
 
-async def document_of(house: House, directory: Path) -> Path:
+async def document_of(house: RunningGateway, directory: Path) -> Path:
     """Save the document as the gateway serves it."""
     path = directory / "openapi.json"
     path.write_bytes((await house.bare.get("/openapi.json")).raise_for_status().content)
@@ -72,7 +72,7 @@ async def node(script: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-async def check(house: House, printed: str) -> None:
+async def check(house: RunningGateway, printed: str) -> None:
     """Compare what a client read in the typed answers with what X has."""
     said: dict[str, Any] = json.loads(printed)
     assert said["liked"] is True
@@ -84,14 +84,14 @@ async def check(house: House, printed: str) -> None:
     assert said["fix"]
 
 
-def given(house: House) -> str:
+def given(house: RunningGateway) -> str:
     """What a client needs to know. It travels in the environment, as a key should."""
     return json.dumps(
         {"url": house.settings.base_url, "key": house.raw_key, "tweet_id": POST, "image": PNG.hex()},
     )
 
 
-async def test_a_python_client_is_generated_and_acts(linked: House, tmp_path: Path) -> None:
+async def test_a_python_client_is_generated_and_acts(linked: RunningGateway, tmp_path: Path) -> None:
     """openapi-python-client leaves nothing out that a caller needs, and makes one type of error."""
     program = GENERATOR / "openapi-python-client"
     assert program.exists(), "The generator is not installed. Run make setup-dev"
@@ -114,7 +114,7 @@ async def test_a_python_client_is_generated_and_acts(linked: House, tmp_path: Pa
     await check(linked, printed)
 
 
-async def test_a_typescript_client_is_generated_and_acts(linked: House, tmp_path: Path) -> None:
+async def test_a_typescript_client_is_generated_and_acts(linked: RunningGateway, tmp_path: Path) -> None:
     """Under `tsc --strict`; a field of the wrong type is an error there."""
     javascript.require_node()
     path = await document_of(linked, tmp_path)
@@ -137,7 +137,7 @@ async def test_a_typescript_client_is_generated_and_acts(linked: House, tmp_path
     ],
     ids=["redocly", "spectral"],
 )
-async def test_linters_find_nothing(house: House, tmp_path: Path, command: tuple[str, ...]) -> None:
+async def test_linters_find_nothing(house: RunningGateway, tmp_path: Path, command: tuple[str, ...]) -> None:
     """Neither an error nor a warning, under the rules that each recommends."""
     javascript.require_node()
     path = await document_of(house, tmp_path)

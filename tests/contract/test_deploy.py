@@ -17,14 +17,14 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it brings no types
 import pytest
 import yaml  # type: ignore[import-untyped]  # neither does it
 
-from birdwire.cli.servers import DRAIN_S
+from birdwire.cli.run_servers import DRAIN_S
 from birdwire.settings import CLIENT_NAMES, PREFIX, Settings, SettingsError
-from house import API, POST
+from harness.gateway import API, POST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engines import Postgres, Redis
+    from harness.engines import Postgres, Redis
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))

@@ -21,11 +21,11 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from acts import recorded
-from birdwire.clock import Clock
-from birdwire.pairs import Pairs
-from birdwire.vault import Vault, create_key_file, read_key_file
-from house import API, bound
+from birdwire.accounts.tokens import SealedTokens
+from birdwire.runtime.clock import Clock
+from birdwire.store.encryption.vault import Vault, create_key_file, read_key_file
+from harness.acts import recorded
+from harness.gateway import API, bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -160,7 +160,7 @@ async def test_no_key_or_token_is_in_clear_in_the_folder_or_the_log(dev: tuple[P
     with contextlib.closing(sqlite3.connect(data / "birdwire.db")) as database:
         database.row_factory = sqlite3.Row
         [row] = database.execute("SELECT * FROM x_sessions").fetchall()
-    pairs = Pairs(vault, Clock())
+    pairs = SealedTokens(vault, Clock())
     tokens = [pairs.open(dict(row), "access"), pairs.open(dict(row), "refresh")]
     files = [path for path in program.folder.rglob("*") if path.is_file()]
     assert {"birdwire.db", "sandbox.json", "stderr.txt"} <= {path.name for path in files}

@@ -11,10 +11,24 @@ from typing import TYPE_CHECKING, Never
 import pytest
 import pytest_asyncio
 
-from birdwire import edge
-from birdwire.door import EdgeLimits
-from corpus import LIKE, PROBE, ROWS, Row, answers, check_shape, coded, framed, get, head, like, marked, sized
-from edged import GUARD_S, Served, gateway, hang_up, serving
+from birdwire.edge import protocol
+from birdwire.edge.connections import EdgeLimits
+from harness.edge_server import GUARD_S, Served, gateway, hang_up, serving
+from harness.http_corpus import (
+    LIKE,
+    PROBE,
+    ROWS,
+    Row,
+    answers,
+    check_shape,
+    coded,
+    framed,
+    get,
+    head,
+    like,
+    marked,
+    sized,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -278,8 +292,10 @@ async def test_a_queue_of_requests_is_bounded() -> None:
     async with serving(gated, EdgeLimits()) as served:
         answered = asyncio.create_task(served.talk(get() * 5_000))
         await gated.entered.wait()
-        (connection,) = (one for one in served.server.server_state.connections if isinstance(one, edge.EdgeProtocol))
-        assert 0 < len(connection.pipeline) <= edge.PIECE // len(get())
+        (connection,) = (
+            one for one in served.server.server_state.connections if isinstance(one, protocol.EdgeProtocol)
+        )
+        assert 0 < len(connection.pipeline) <= protocol.MAX_PIECE_BYTES // len(get())
         gated.go.set()
         assert [one.status for one in answers(await answered)] == [200] * 5_000
 
@@ -449,9 +465,9 @@ async def test_a_full_server_evicts_whom_it_waits_for(sent: bytes, told: bytes) 
             await hang_up(writer)
 
 
-def edges(served: Served) -> list[edge.EdgeProtocol]:
+def edges(served: Served) -> list[protocol.EdgeProtocol]:
     """The connections of a server."""
-    return [one for one in served.server.server_state.connections if isinstance(one, edge.EdgeProtocol)]
+    return [one for one in served.server.server_state.connections if isinstance(one, protocol.EdgeProtocol)]
 
 
 async def test_a_reserved_path_is_answered_by_a_full_server() -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from birdwire.sandbox import seed
+from birdwire.sandbox.state import seed
 from birdwire.settings import Settings
-from birdwire.surfaces.openapi import document
-from house import POST, House
+from birdwire.surfaces.openapi.document import document
+from harness.gateway import POST, RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,19 +23,19 @@ EDITED = "edit_options.previous_post_id"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
     """A house whose key ada is linked to; she may edit her posts."""
-    async with House.built(tmp_path_factory.mktemp("edits"), rpm=1_000_000) as house:
+    async with RunningGateway.built(tmp_path_factory.mktemp("edits"), rpm=1_000_000) as house:
         await house.link("ada")
         yield house
 
 
-async def posted(place: House, text: str) -> str:
+async def posted(place: RunningGateway, text: str) -> str:
     """Post; the post's id."""
     return str((await place.call("post_twitter", {"text": text})).raise_for_status().json()["data"]["id"])
 
 
-async def edit(place: House, post_id: str, text: str = "edited") -> httpx2.Response:
+async def edit(place: RunningGateway, post_id: str, text: str = "edited") -> httpx2.Response:
     """Edit a post."""
     return await place.call("post_twitter", {"text": text, "edit_options": {"previous_post_id": post_id}})
 
@@ -52,7 +52,7 @@ REFUSED = (403, "client-forbidden", "x_refused")
 
 
 @pytest.mark.parametrize("words", ["forbidden", "not-permitted-action", "not-permitted-feature"])
-async def test_the_journal_tells_why_an_edit_was_refused(place: House, words: str) -> None:
+async def test_the_journal_tells_why_an_edit_was_refused(place: RunningGateway, words: str) -> None:
     """Whatever words X has for it: too old, by X's clock; deleted through this gateway; or neither."""
     await place.configure(edit_refusal=words)
     old, deleted, young = [await posted(place, f"{words} {name}") for name in ("old", "deleted", "young")]
@@ -77,7 +77,7 @@ async def test_the_journal_tells_why_an_edit_was_refused(place: House, words: st
     await place.configure(edit_window_s=3_600)
 
 
-async def test_x_decides_how_long_a_post_can_be_edited(place: House) -> None:
+async def test_x_decides_how_long_a_post_can_be_edited(place: RunningGateway) -> None:
     """The gateway keeps no window of its own."""
     await place.configure(edit_window_s=86_400)
     post_id = await posted(place, "a day")
@@ -87,7 +87,7 @@ async def test_x_decides_how_long_a_post_can_be_edited(place: House) -> None:
     await place.configure(edit_window_s=3_600)
 
 
-async def test_of_a_post_that_the_journal_does_not_know_x_has_the_last_word(place: House) -> None:
+async def test_of_a_post_that_the_journal_does_not_know_x_has_the_last_word(place: RunningGateway) -> None:
     """With its rules for edits in the fix; another account's, and one that X alone knows."""
     for post_id in (POST, seed.DELETED_POST_ID):
         answer = await edit(place, post_id)
@@ -95,7 +95,7 @@ async def test_of_a_post_that_the_journal_does_not_know_x_has_the_last_word(plac
         assert "X Premium" in answer.json()["error"]["fix"]
 
 
-async def test_a_refusal_that_is_no_edit_s_says_nothing_of_edits(place: House) -> None:
+async def test_a_refusal_that_is_no_edit_s_says_nothing_of_edits(place: RunningGateway) -> None:
     """The same reason, without X's rules for them."""
     await place.fault("POST", "/2/tweets", {"error": "not-permitted-action"})
     answer = await place.call("post_twitter", {"text": "refused"})
@@ -118,7 +118,7 @@ async def test_a_refusal_that_is_no_edit_s_says_nothing_of_edits(place: House) -
     ],
 )
 async def test_a_post_that_is_not_there_is_named_by_its_field(
-    place: House, name: str, body: dict[str, Any], fields: str
+    place: RunningGateway, name: str, body: dict[str, Any], fields: str
 ) -> None:
     """So that the caller knows which of its ids to check."""
     answer = await place.call(name, body)
@@ -126,7 +126,7 @@ async def test_a_post_that_is_not_there_is_named_by_its_field(
     assert answer.json()["error"]["fix"] == f"Check {fields}."
 
 
-async def test_a_place_needs_its_id(place: House) -> None:
+async def test_a_place_needs_its_id(place: RunningGateway) -> None:
     """X would refuse it; the published schema does not say so, and stays as it is."""
     before = len(await place.calls())
     answer = await place.call("post_twitter", {"text": "somewhere", "geo": {}})

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from birdwire.sandbox import seed
-from house import API, POST
+from birdwire.sandbox.state import seed
+from harness.gateway import API, POST
 
 if TYPE_CHECKING:
-    from house import House
+    from harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
 
 
-async def test_a_linked_key_likes_a_post(linked: House) -> None:
+async def test_a_linked_key_likes_a_post(linked: RunningGateway) -> None:
     """The published answer, to the byte, and X has the like."""
     answer = await linked.like()
     assert (answer.status_code, answer.content) == (200, b'{"data":{"liked":true}}')
@@ -25,12 +25,12 @@ async def test_a_linked_key_likes_a_post(linked: House) -> None:
     assert state["likes"] == [{"user_id": ada, "tweet_id": POST}]
 
 
-async def test_a_second_like_answers_like_the_first(linked: House) -> None:
+async def test_a_second_like_answers_like_the_first(linked: RunningGateway) -> None:
     """Liking twice is no error."""
     assert [(await linked.like()).content for _ in range(2)] == [b'{"data":{"liked":true}}'] * 2
 
 
-async def test_an_unlike_takes_the_like_back_once_and_again(linked: House) -> None:
+async def test_an_unlike_takes_the_like_back_once_and_again(linked: RunningGateway) -> None:
     """Unliking what is not liked is no error either."""
     await linked.like()
     answers = [(await linked.call("unlike_twitter", {"tweet_id": POST})).content for _ in range(2)]
@@ -39,21 +39,21 @@ async def test_an_unlike_takes_the_like_back_once_and_again(linked: House) -> No
 
 
 @pytest.mark.parametrize("tweet_id", [seed.PROTECTED_POST_ID, seed.DELETED_POST_ID, "404", "9999999999999999999"])
-async def test_a_post_that_cannot_be_seen_is_not_found(linked: House, tweet_id: str) -> None:
+async def test_a_post_that_cannot_be_seen_is_not_found(linked: RunningGateway, tweet_id: str) -> None:
     """A protected author's post, a deleted one and unknown ones are one and the same 404."""
     answer = await linked.like(tweet_id)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "resource-not-found")
     assert answer.json()["error"]["reason"] == "tweet_not_found"
 
 
-async def test_a_key_without_a_link_is_told_how_to_get_one(house: House) -> None:
+async def test_a_key_without_a_link_is_told_how_to_get_one(house: RunningGateway) -> None:
     """The refusal that everybody meets first names the next call."""
     error = (await house.like()).json()["error"]
     assert (error["code"], error["reason"], error["whose"]) == ("client-forbidden", "x_not_linked", "account_owner")
     assert "/apis/v1/twitter/auth_twitter" in error["fix"]
 
 
-async def test_every_answer_to_a_known_key_tells_its_allowance(linked: House) -> None:
+async def test_every_answer_to_a_known_key_tells_its_allowance(linked: RunningGateway) -> None:
     """Both spellings of the contract and the IETF draft's, on success and refusal alike."""
     for answer in (
         await linked.like(),
@@ -67,7 +67,7 @@ async def test_every_answer_to_a_known_key_tells_its_allowance(linked: House) ->
         assert answer.headers["x-request-id"].startswith("req_")
 
 
-async def test_the_call_over_the_limit_waits_for_the_window(house: House) -> None:
+async def test_the_call_over_the_limit_waits_for_the_window(house: RunningGateway) -> None:
     """429 with a whole Retry-After and the allowance; after the wait the key works again."""
     await house.gateway.keys.change(house.key_id, rpm=2)
     first, second, third = [await house.client.get(API + "auth/status") for _ in range(3)]
@@ -78,7 +78,7 @@ async def test_the_call_over_the_limit_waits_for_the_window(house: House) -> Non
     assert (await house.client.get(API + "auth/status")).status_code == 200
 
 
-async def test_a_hundred_callers_at_once_are_admitted_exactly_up_to_the_limit(linked: House) -> None:
+async def test_a_hundred_callers_at_once_are_admitted_exactly_up_to_the_limit(linked: RunningGateway) -> None:
     """The window is exact, not roughly so."""
     await linked.gateway.keys.change(linked.key_id, rpm=20)
     linked.clock.advance(minutes=2)

@@ -25,10 +25,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from birdwire.door import EdgeLimits
-from corpus import BODY, FIELDS, KEY, PROBE, ROWS, Got, Row, get, like, marked
-from edged import GUARD_S, Served, gateway, hang_up
-from house import bound
+from birdwire.edge.connections import EdgeLimits
+from harness.edge_server import GUARD_S, Served, gateway, hang_up
+from harness.gateway import bound
+from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, Got, Row, get, like, marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,13 +13,13 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from birdwire.clock import Clock
-from birdwire.errors import GatewayError
-from birdwire.keys import Keys, mint
-from birdwire.lookups import FAILED_A_MINUTE, MOST_ADDRESSES, MOST_WAITING, ROUND_S, Lookups
-from birdwire.store.db import Database
-from house import API, POST, House, MovableClock
-from linking import HTML, JSON, press_undo, reason_of
+from birdwire.api.errors import GatewayError
+from birdwire.keys.guess_limit import FAILED_A_MINUTE, MOST_ADDRESSES, MOST_WAITING, ROUND_S, GuessLimiter
+from birdwire.keys.registry import Keys, mint
+from birdwire.runtime.clock import Clock
+from birdwire.store.database import Database
+from harness.gateway import API, POST, MovableClock, RunningGateway
+from harness.linking import HTML, JSON, press_undo, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -48,23 +48,23 @@ def statements(table: str) -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-async def guess_key(house: House) -> httpx2.Response:
+async def guess_key(house: RunningGateway) -> httpx2.Response:
     """A call with a well-formed key that does not exist."""
     return await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {mint('test')}"})
 
 
-async def guess_state(house: House) -> httpx2.Response:
+async def guess_state(house: RunningGateway) -> httpx2.Response:
     """A callback with a state that does not exist."""
     url = f"{API}oauth_callback?code=a&state={secrets.token_urlsafe(32)}"
     return await house.bare.get(url, headers=JSON)
 
 
-async def guess_undo(house: House) -> httpx2.Response:
+async def guess_undo(house: RunningGateway) -> httpx2.Response:
     """An undo with a token that does not exist."""
     return await house.bare.post(API + "auth/undo", json={"undo_token": secrets.token_urlsafe(32)}, headers=JSON)
 
 
-GUESSES: dict[str, tuple[Callable[[House], Awaitable[httpx2.Response]], str, set[str]]] = {
+GUESSES: dict[str, tuple[Callable[[RunningGateway], Awaitable[httpx2.Response]], str, set[str]]] = {
     "keys": (guess_key, "api_secrets", {"key_unknown", "auth_failures"}),
     "states": (guess_state, "link_states", {"state_unknown", "auth_failures"}),
     "undo tokens": (guess_undo, "undo_hash", {"undo_unknown", "auth_failures"}),
@@ -72,7 +72,9 @@ GUESSES: dict[str, tuple[Callable[[House], Awaitable[httpx2.Response]], str, set
 
 
 @contextlib.asynccontextmanager
-async def storm(house: House, guess: Callable[[House], Awaitable[httpx2.Response]]) -> AsyncIterator[Counter[str]]:
+async def storm(
+    house: RunningGateway, guess: Callable[[RunningGateway], Awaitable[httpx2.Response]]
+) -> AsyncIterator[Counter[str]]:
     """Guess from the same address the whole time, at least STORM times; how often each refusal came."""
     reasons: Counter[str] = Counter()
     left, exhausted, over = iter(range(STORM)), asyncio.Event(), asyncio.Event()
@@ -98,13 +100,13 @@ async def storm(house: House, guess: Callable[[House], Awaitable[httpx2.Response
 @pytest.mark.parametrize(("guess", "table", "expected"), GUESSES.values(), ids=GUESSES)
 async def test_a_storm_of_guesses_costs_a_few_look_ups_and_locks_nobody_out(
     tmp_path: Path,
-    guess: Callable[[House], Awaitable[httpx2.Response]],
+    guess: Callable[[RunningGateway], Awaitable[httpx2.Response]],
     table: str,
     expected: set[str],
     proxies: str,
 ) -> None:
     """From the attacker's own address a new key works, a real link is made, and undone."""
-    async with House.built(tmp_path, trusted_proxies=proxies) as house:
+    async with RunningGateway.built(tmp_path, trusted_proxies=proxies) as house:
         started = time.monotonic()
         with statements(table) as seen:
             async with storm(house, guess) as reasons:
@@ -121,7 +123,7 @@ async def test_a_storm_of_guesses_costs_a_few_look_ups_and_locks_nobody_out(
 
 @pytest.mark.parametrize(("guess", "table", "expected"), GUESSES.values(), ids=GUESSES)
 async def test_one_guess_is_one_look_up(
-    house: House, guess: Callable[[House], Awaitable[httpx2.Response]], table: str, expected: set[str]
+    house: RunningGateway, guess: Callable[[RunningGateway], Awaitable[httpx2.Response]], table: str, expected: set[str]
 ) -> None:
     """And no write."""
     with statements(table) as seen:
@@ -130,7 +132,7 @@ async def test_one_guess_is_one_look_up(
     assert seen[0].startswith("SELECT")
 
 
-async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(house: House) -> None:
+async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(house: RunningGateway) -> None:
     """More at once than the address may fail."""
     raw_keys = [(await house.gateway.keys.create("test", "one of many"))[1] for _ in range(2 * FAILED_A_MINUTE)]
     with statements("api_secrets") as seen:
@@ -146,7 +148,7 @@ async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(hou
     assert len(seen) <= len(raw_keys)
 
 
-async def test_a_used_link_cannot_be_loaded_without_end(house: House) -> None:
+async def test_a_used_link_cannot_be_loaded_without_end(house: RunningGateway) -> None:
     """Parallel loads all get the outcome's page, from a few look-ups."""
     redirect = await house.consent("ada")
     assert (await house.bare.get(redirect, headers=HTML)).status_code == 200
@@ -160,7 +162,7 @@ async def test_a_key_that_was_found_before_is_not_a_guess(tmp_path: Path) -> Non
     """Its rules change, so the cache forgets it: it is looked up directly, whatever its address has sent."""
     database = Database(f"sqlite:///{tmp_path / 'birdwire.db'}")
     clock = MovableClock()
-    keys = Keys(database, clock, lookups=Lookups(clock, round_s=3_600))
+    keys = Keys(database, clock, lookups=GuessLimiter(clock, round_s=3_600))
     async with contextlib.aclosing(_Closing(database)), asyncio.timeout(20):
         await database.prepare(upgrade=False)
         key, raw_key = await keys.create("test", "old")
@@ -208,7 +210,7 @@ class Store:
 async def test_an_allowance_comes_back_and_its_memory_is_bounded() -> None:
     """One look-up a second; IPv6 addresses count by their /64; an address not heard of for long is forgotten."""
     clock, store = StillClock(), Store()
-    lookups = Lookups(clock, round_s=3_600)
+    lookups = GuessLimiter(clock, round_s=3_600)
 
     async def direct(peer: str) -> bool:
         before = len(store.asked)
@@ -231,7 +233,7 @@ async def test_an_allowance_comes_back_and_its_memory_is_bounded() -> None:
 async def test_what_waits_for_the_next_look_up_is_bounded_and_looked_up_together() -> None:
     """One statement for all; beyond the bound a caller is refused at once."""
     store = Store()
-    lookups = Lookups(StillClock(), round_s=0.05)
+    lookups = GuessLimiter(StillClock(), round_s=0.05)
     for _ in range(FAILED_A_MINUTE):
         await lookups.run("192.0.2.1", store.find, secrets.token_bytes(32))
     asked = [lookups.run("192.0.2.1", store.find, secrets.token_bytes(32)) for _ in range(MOST_WAITING + 1)]
@@ -251,7 +253,7 @@ async def test_a_look_up_that_fails_tells_all_who_wait_and_the_next_round_goes_o
         raise AwayError
 
     store = Store()
-    lookups = Lookups(StillClock(), round_s=0.01)
+    lookups = GuessLimiter(StillClock(), round_s=0.01)
     for _ in range(FAILED_A_MINUTE + 1):
         with pytest.raises(AwayError):
             await lookups.run("192.0.2.1", away, b"a")

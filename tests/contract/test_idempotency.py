@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.rejections import MOST_EACH
+from birdwire.outcomes.rejections import MOST_EACH
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from house import API, PNG, POST, gateway, serving
+from harness.gateway import API, PNG, POST, gateway, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx2
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 
-async def once(house: House, name: str, body: Any, key: str = "k1") -> httpx2.Response:
+async def once(house: RunningGateway, name: str, body: Any, key: str = "k1") -> httpx2.Response:
     """A call with an Idempotency-Key."""
     return await house.call(name, body, headers={"idempotency-key": key})
 
 
 @pytest.mark.trust("#228")
-async def test_a_replay_tells_the_first_answer_again(linked: House) -> None:
+async def test_a_replay_tells_the_first_answer_again(linked: RunningGateway) -> None:
     """Same status, same body, one post; white space and the order of members do not matter."""
     first = await once(linked, "post_twitter", {"text": "once", "made_with_ai": True})
     raw = b'{ "made_with_ai" : true, "text": "once" }'
@@ -41,7 +41,7 @@ async def test_a_replay_tells_the_first_answer_again(linked: House) -> None:
 
 
 @pytest.mark.trust("F40")
-async def test_a_hundred_at_once_are_one_post(linked: House) -> None:
+async def test_a_hundred_at_once_are_one_post(linked: RunningGateway) -> None:
     """The rest hear that it runs, or how it ended."""
     answers = await asyncio.gather(*(once(linked, "post_twitter", {"text": "one of many"}) for _ in range(100)))
     assert {answer.status_code for answer in answers} <= {201, 409}
@@ -54,7 +54,9 @@ async def test_a_hundred_at_once_are_one_post(linked: House) -> None:
 @pytest.mark.trust("#224")
 @pytest.mark.trust("#225")
 @pytest.mark.parametrize(("name", "body"), [("post_twitter", {"text": "other"}), ("like_twitter", {"tweet_id": POST})])
-async def test_the_same_key_for_another_call_is_a_conflict(linked: House, name: str, body: dict[str, str]) -> None:
+async def test_the_same_key_for_another_call_is_a_conflict(
+    linked: RunningGateway, name: str, body: dict[str, str]
+) -> None:
     """Another body, another operation."""
     await once(linked, "post_twitter", {"text": "first"})
     answer = await once(linked, name, body)
@@ -62,14 +64,14 @@ async def test_the_same_key_for_another_call_is_a_conflict(linked: House, name: 
 
 
 @pytest.mark.trust("#223")
-async def test_quotes_around_a_key_are_none_of_it(linked: House) -> None:
+async def test_quotes_around_a_key_are_none_of_it(linked: RunningGateway) -> None:
     """The draft writes it as a quoted string, Stripe does not."""
     await once(linked, "post_twitter", {"text": "quoted"}, '"k"')
     assert (await once(linked, "post_twitter", {"text": "quoted"}, "k")).headers["idempotent-replayed"] == "true"
 
 
 @pytest.mark.trust("#226")
-async def test_another_api_keys_keys_are_its_own(linked: House) -> None:
+async def test_another_api_keys_keys_are_its_own(linked: RunningGateway) -> None:
     """The same name, two callers: two calls."""
     await once(linked, "like_twitter", {"tweet_id": POST})
     _, other = await linked.gateway.keys.create("test", "other")
@@ -79,7 +81,7 @@ async def test_another_api_keys_keys_are_its_own(linked: House) -> None:
 
 
 @pytest.mark.trust("#229")
-async def test_a_key_is_new_again_after_a_day(linked: House) -> None:
+async def test_a_key_is_new_again_after_a_day(linked: RunningGateway) -> None:
     """Kept for 24 hours, as documented."""
     await once(linked, "like_twitter", {"tweet_id": POST})
     linked.clock.advance(hours=24, seconds=1)
@@ -88,7 +90,7 @@ async def test_a_key_is_new_again_after_a_day(linked: House) -> None:
 
 @pytest.mark.trust("#219")
 @pytest.mark.parametrize("key", ["", '""', "a" * 256, "caf\u00e9".encode("latin-1"), b"a\tb", [b"a", b"b"]])
-async def test_a_key_that_is_none_is_refused(linked: House, key: Any) -> None:
+async def test_a_key_that_is_none_is_refused(linked: RunningGateway, key: Any) -> None:
     """Empty, too long, not ASCII, a control character, two of them."""
     values = key if isinstance(key, list) else [key if isinstance(key, bytes) else key.encode()]
     headers = [*linked.client.headers.raw, *((b"idempotency-key", value) for value in values)]
@@ -99,7 +101,7 @@ async def test_a_key_that_is_none_is_refused(linked: House, key: Any) -> None:
     }
 
 
-async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: House) -> None:
+async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: RunningGateway) -> None:
     """X's word is final for the key; what never reached X may be fixed and sent again."""
     refused = [await once(linked, "like_twitter", {"tweet_id": "404"}, "x") for _ in range(2)]
     assert [answer.status_code for answer in refused] == [404, 404]
@@ -110,7 +112,7 @@ async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: House) -> No
 
 
 @pytest.mark.parametrize("error", ["unauthorized", "rate-limited", "unavailable"])
-async def test_what_may_be_tried_again_may_be_with_the_same_key(linked: House, error: str) -> None:
+async def test_what_may_be_tried_again_may_be_with_the_same_key(linked: RunningGateway, error: str) -> None:
     """X's 401 and 429 were not applied, and a like does no harm twice."""
     await linked.fault("POST", "/2/users/*/likes", {"error": error}, times=3)
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code != 200
@@ -120,7 +122,7 @@ async def test_what_may_be_tried_again_may_be_with_the_same_key(linked: House, e
 
 
 @pytest.mark.parametrize("do", [{"drop": "after_apply"}, {"status": 503}])
-async def test_a_post_whose_answer_is_lost_is_never_sent_again(linked: House, do: dict[str, Any]) -> None:
+async def test_a_post_whose_answer_is_lost_is_never_sent_again(linked: RunningGateway, do: dict[str, Any]) -> None:
     """Its key stays unknown, also across the next try."""
     await linked.fault("POST", "/2/tweets", do)
     answers = [await once(linked, "post_twitter", {"text": "lost"}) for _ in range(3)]
@@ -129,7 +131,7 @@ async def test_a_post_whose_answer_is_lost_is_never_sent_again(linked: House, do
     assert answers[1].headers["idempotent-replayed"] == "true"
 
 
-async def test_a_post_without_a_key_is_given_one(linked: House) -> None:
+async def test_a_post_without_a_key_is_given_one(linked: RunningGateway) -> None:
     """So that its outcome can be asked for; asking sends nothing."""
     first = await linked.call("post_twitter", {"text": "mint"})
     second = await once(linked, "post_twitter", {"text": "mint"}, first.headers["idempotency-key"])
@@ -138,7 +140,7 @@ async def test_a_post_without_a_key_is_given_one(linked: House) -> None:
     assert "idempotency-key" not in (await linked.like()).headers
 
 
-async def test_the_dialect_has_its_own_envelope_on_a_replay(linked: House) -> None:
+async def test_the_dialect_has_its_own_envelope_on_a_replay(linked: RunningGateway) -> None:
     """The stored answer is rendered in the dialect of the caller that repeats."""
     body = {"aisa_api_key": linked.raw_key, "tweet_id": POST}
     await once(linked, "like_twitter", body)
@@ -178,7 +180,7 @@ async def test_a_call_that_a_crash_cut_off_is_unknown_or_free(tmp_path: Path) ->
             await asyncio.wait([posting, liking])
 
 
-async def test_a_request_can_be_asked_for_by_its_key(linked: House) -> None:
+async def test_a_request_can_be_asked_for_by_its_key(linked: RunningGateway) -> None:
     """What was asked, what became of it, and X's data; to any other key it is not there."""
     posted = await linked.call("post_twitter", {"text": "ask for me"})
     request_id = posted.headers["x-request-id"]
@@ -197,7 +199,7 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: House) -> None:
     assert (await linked.client.get(API + "requests/req_none")).status_code == 404
 
 
-async def test_a_caller_that_polls_pushes_out_no_refusal(house: House) -> None:
+async def test_a_caller_that_polls_pushes_out_no_refusal(house: RunningGateway) -> None:
     """Only what acts or looks something up is remembered."""
     refused = await house.like()
     for number in range(MOST_EACH):
@@ -211,14 +213,16 @@ async def test_a_caller_that_polls_pushes_out_no_refusal(house: House) -> None:
     ("do", "state"),
     [({"status": 503}, "unknown"), ({"drop": "after_apply"}, "unknown"), ({"error": "duplicate-post"}, "refused")],
 )
-async def test_the_journal_tells_what_is_known_of_a_post(linked: House, do: dict[str, Any], state: str) -> None:
+async def test_the_journal_tells_what_is_known_of_a_post(
+    linked: RunningGateway, do: dict[str, Any], state: str
+) -> None:
     """Unknown is named."""
     await linked.fault("POST", "/2/tweets", do)
     request_id = (await linked.call("post_twitter", {"text": "?"})).headers["x-request-id"]
     assert (await linked.client.get(API + f"requests/{request_id}")).json()["state"] == state
 
 
-async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: House) -> None:
+async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: RunningGateway) -> None:
     """X has it, the store does not answer: what became of it is written down as soon as the store is back."""
     await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
     posting = asyncio.create_task(once(linked, "post_twitter", {"text": "unrecorded"}))
@@ -241,7 +245,7 @@ async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: House
 
 
 @pytest.mark.trust("F10")
-async def test_a_like_goes_on_while_the_store_takes_no_writes(linked: House) -> None:
+async def test_a_like_goes_on_while_the_store_takes_no_writes(linked: RunningGateway) -> None:
     """Its row waits in memory, and its key is not stuck as one that runs."""
     await linked.fault("POST", "/2/users/*/likes", {"delay_s": 0.5})
     liking = asyncio.create_task(once(linked, "like_twitter", {"tweet_id": POST}))
@@ -262,14 +266,14 @@ async def test_a_like_goes_on_while_the_store_takes_no_writes(linked: House) -> 
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code == 200
 
 
-async def test_a_replayed_refusal_stays_one_in_the_dialect(linked: House) -> None:
+async def test_a_replayed_refusal_stays_one_in_the_dialect(linked: RunningGateway) -> None:
     """The envelope is for success alone."""
     body = {"aisa_api_key": linked.raw_key, "tweet_id": "404"}
     answers = [await once(linked, "like_twitter", body) for _ in range(2)]
     assert [(answer.status_code, list(answer.json())) for answer in answers] == [(404, ["error"])] * 2
 
 
-async def test_the_operators_fault_is_not_kept_for_the_caller(linked: House) -> None:
+async def test_the_operators_fault_is_not_kept_for_the_caller(linked: RunningGateway) -> None:
     """X refused the gateway's own credentials: once that is fixed, the same key works."""
     await linked.advance_x(7_300)
     await linked.fault("POST", "/2/oauth2/token", {"error": "token-bad-client"})
@@ -277,7 +281,7 @@ async def test_the_operators_fault_is_not_kept_for_the_caller(linked: House) -> 
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code == 200
 
 
-async def test_a_post_whose_upload_failed_was_not_sent_and_may_be(linked: House) -> None:
+async def test_a_post_whose_upload_failed_was_not_sent_and_may_be(linked: RunningGateway) -> None:
     """Its outcome is known: nothing was posted."""
     await linked.fault("POST", "/2/media/upload/*/append", {"status": 503})
     fields = [("aisa_api_key", (None, linked.raw_key)), ("content", (None, "with an image"))]
@@ -290,7 +294,7 @@ async def test_a_post_whose_upload_failed_was_not_sent_and_may_be(linked: House)
     assert len(await linked.calls("/2/tweets")) == 1
 
 
-async def test_an_old_code_in_a_5xx_does_not_repeat_a_post(linked: House) -> None:
+async def test_an_old_code_in_a_5xx_does_not_repeat_a_post(linked: RunningGateway) -> None:
     """Only a 401 is known not to have been applied."""
     body = {"errors": [{"code": 215, "message": "Bad Authentication data."}]}
     await linked.fault("POST", "/2/tweets", {"status": 503, "body": body})
@@ -298,7 +302,7 @@ async def test_an_old_code_in_a_5xx_does_not_repeat_a_post(linked: House) -> Non
     assert len(await linked.calls("/2/tweets")) == 1
 
 
-async def test_a_kept_answer_is_sealed(linked: House) -> None:
+async def test_a_kept_answer_is_sealed(linked: RunningGateway) -> None:
     """The state of a link and the words of a post are for their caller, not for a reader of the file."""
     state = (await once(linked, "auth_twitter", {})).json()["state"]
     assert (await once(linked, "auth_twitter", {})).json()["state"] == state
@@ -306,7 +310,7 @@ async def test_a_kept_answer_is_sealed(linked: House) -> None:
 
 
 @pytest.mark.trust("G16")
-async def test_a_kept_answer_that_was_damaged_is_told_by_the_journal(linked: House) -> None:
+async def test_a_kept_answer_that_was_damaged_is_told_by_the_journal(linked: RunningGateway) -> None:
     """Answer what the journal knows, repeat what X refused, call the rest unknown, and do nothing a second time."""
     calls: dict[str, tuple[str, dict[str, str]]] = {
         "post": ("post_twitter", {"text": "kept"}),
@@ -332,7 +336,7 @@ async def test_a_kept_answer_that_was_damaged_is_told_by_the_journal(linked: Hou
     assert (await linked.state())["likes"] == []
 
 
-async def test_an_api_key_that_serves_as_a_name_is_not_stored(linked: House) -> None:
+async def test_an_api_key_that_serves_as_a_name_is_not_stored(linked: RunningGateway) -> None:
     """The database holds API keys as hashes alone; the name works as any other."""
     for replayed in (None, "true"):
         answer = await linked.call("like_twitter", {"tweet_id": POST}, headers={"idempotency-key": linked.raw_key})

@@ -9,24 +9,24 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from birdwire.keys import KeyRuleError, KeyRules, mint
-from house import API, POST
-from linking import HTML, begin, land, press_undo, reason_of
+from birdwire.keys.registry import KeyRuleError, KeyRules, mint
+from harness.gateway import API, POST
+from harness.linking import HTML, begin, land, press_undo, reason_of
 
 if TYPE_CHECKING:
     import httpx2
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 
-async def with_rules(house: House, **rules: Any) -> None:
+async def with_rules(house: RunningGateway, **rules: Any) -> None:
     """Let the house's client use a new key with these rules, linked to ada."""
     key, house.raw_key = await house.gateway.keys.create("test", "ruled", "growth", rules=KeyRules(**rules))
     house.key_id = key.key_id
     house.client.headers["authorization"] = f"Bearer {house.raw_key}"
 
 
-async def like_of_a_live_key(house: House) -> httpx2.Response:
+async def like_of_a_live_key(house: RunningGateway) -> httpx2.Response:
     """A like, once the gateway has heard that its key lives: PostgreSQL tells of a change within a second."""
     async with asyncio.timeout(20):
         while (answer := await house.like()).status_code == 401:
@@ -34,7 +34,7 @@ async def like_of_a_live_key(house: House) -> httpx2.Response:
     return answer
 
 
-async def test_a_key_ends_when_it_should(house: House) -> None:
+async def test_a_key_ends_when_it_should(house: RunningGateway) -> None:
     """401 with its own reason, from that moment on."""
     await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
     assert (await house.client.get(API + "auth/status")).status_code == 200
@@ -44,7 +44,7 @@ async def test_a_key_ends_when_it_should(house: House) -> None:
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_the_link_of_an_expired_key_ends_a_day_later(linked: House) -> None:
+async def test_the_link_of_an_expired_key_ends_a_day_later(linked: RunningGateway) -> None:
     """Until then more time brings it back; after that its tokens are revoked at X."""
     keys = linked.gateway.keys
     await keys.change(linked.key_id, expires_at=linked.clock.now() + timedelta(hours=1))
@@ -63,7 +63,9 @@ async def test_the_link_of_an_expired_key_ends_a_day_later(linked: House) -> Non
     assert (await like_of_a_live_key(linked)).json()["error"]["reason"] == "x_not_linked"
 
 
-async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_the_account(house: House) -> None:
+async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_the_account(
+    house: RunningGateway,
+) -> None:
     """X might end both. The link is gone here; the last key's tokens are revoked."""
     await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
     await house.link("ada")
@@ -83,7 +85,7 @@ async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_th
     assert len(await house.calls("/2/oauth2/revoke")) == 2
 
 
-async def test_a_key_does_only_what_it_may(house: House) -> None:
+async def test_a_key_does_only_what_it_may(house: RunningGateway) -> None:
     """The rest is refused before X is asked, and its link asks X for no more than it needs."""
     await with_rules(house, actions=("like_twitter", "link"))
     await house.link("ada")
@@ -97,7 +99,7 @@ async def test_a_key_does_only_what_it_may(house: House) -> None:
 
 
 @pytest.mark.parametrize("path", ["auth_twitter", "auth/confirm", "unlink_twitter"])
-async def test_a_key_manages_its_link_only_if_its_actions_name_it(linked: House, path: str) -> None:
+async def test_a_key_manages_its_link_only_if_its_actions_name_it(linked: RunningGateway, path: str) -> None:
     """403 by the path and its alias, in the relay dialect too; the link stays, and its state can still be read."""
     await linked.gateway.keys.change(linked.key_id, actions=("like_twitter",))
     body = {"state": "s", "username": "ada"} if path == "auth/confirm" else {}
@@ -117,7 +119,7 @@ async def test_a_key_manages_its_link_only_if_its_actions_name_it(linked: House,
     assert (liked.status_code, outcome.json()["state"]) == (200, "confirmed")
 
 
-async def test_a_link_that_the_key_started_ends_with_its_action(linked: House) -> None:
+async def test_a_link_that_the_key_started_ends_with_its_action(linked: RunningGateway) -> None:
     """Else a key could keep an approval in reserve for the time after it was narrowed."""
     redirect = await linked.consent("grace", body={"expected_username": "grace"})
     await linked.gateway.keys.change(linked.key_id, actions=("like_twitter",))
@@ -125,7 +127,7 @@ async def test_a_link_that_the_key_started_ends_with_its_action(linked: House) -
     assert (await linked.status())["username"] == "ada"
 
 
-async def test_a_key_with_both_actions_links_and_unlinks(house: House) -> None:
+async def test_a_key_with_both_actions_links_and_unlinks(house: RunningGateway) -> None:
     """They bring no scope of their own."""
     await with_rules(house, actions=("link", "unlink"))
     await house.link("ada")
@@ -134,7 +136,7 @@ async def test_a_key_with_both_actions_links_and_unlinks(house: House) -> None:
     assert (await house.like()).json()["error"]["reason"] == "key_not_allowed"
 
 
-async def test_a_key_works_only_from_its_addresses(house: House) -> None:
+async def test_a_key_works_only_from_its_addresses(house: RunningGateway) -> None:
     """A network that holds us is fine; another is not."""
     await with_rules(house, ips=("127.0.0.0/8",))
     assert (await house.client.get(API + "auth/status")).status_code == 200
@@ -144,7 +146,7 @@ async def test_a_key_works_only_from_its_addresses(house: House) -> None:
     assert "x-ratelimit-limit" in answer.headers
 
 
-async def test_a_daily_cap_holds_until_midnight(house: House) -> None:
+async def test_a_daily_cap_holds_until_midnight(house: RunningGateway) -> None:
     """Writes count, other calls do not; Retry-After leads to the next day."""
     await with_rules(house, daily_writes=2)
     await house.link("ada")
@@ -173,14 +175,14 @@ async def test_a_daily_cap_holds_until_midnight(house: House) -> None:
         "https://app.example/done#x",
     ],
 )
-async def test_people_are_sent_nowhere_but_where_the_key_may(house: House, return_to: str) -> None:
+async def test_people_are_sent_nowhere_but_where_the_key_may(house: RunningGateway, return_to: str) -> None:
     """Exactly the allowed address, nothing like it."""
     await with_rules(house, return_to=("https://app.example/done",))
     answer = await house.call("auth_twitter", {"return_to": return_to})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "return_to_not_allowed")
 
 
-async def test_the_page_leads_back_to_the_app(house: House) -> None:
+async def test_the_page_leads_back_to_the_app(house: RunningGateway) -> None:
     """By a link that the person chooses, never by a redirect."""
     await with_rules(house, return_to=("https://app.example/done",))
     page = await house.link("ada", {"return_to": "https://app.example/done"})
@@ -188,7 +190,7 @@ async def test_the_page_leads_back_to_the_app(house: House) -> None:
     assert 'href="https://app.example/done"' in page.text
 
 
-async def test_the_examples_of_the_document_begin_a_link(house: House) -> None:
+async def test_the_examples_of_the_document_begin_a_link(house: RunningGateway) -> None:
     """With any key: the example of return_to is the gateway's own URL, where the page is already, without a button."""
     document = (await house.bare.get("/openapi.json")).json()
     fields = document["components"]["schemas"]["AuthTwitter"]["properties"]
@@ -198,7 +200,7 @@ async def test_the_examples_of_the_document_begin_a_link(house: House) -> None:
     assert f'href="{house.settings.base_url}"' not in page.text
 
 
-async def test_the_page_leads_nowhere_that_the_key_may_no_longer(house: House) -> None:
+async def test_the_page_leads_nowhere_that_the_key_may_no_longer(house: RunningGateway) -> None:
     """The address was allowed when the link began, and is not when the page is shown, or shown again."""
     await with_rules(house, return_to=("https://app.example/done",))
     redirect = await house.consent("ada", body={"return_to": "https://app.example/done"})
@@ -209,7 +211,7 @@ async def test_the_page_leads_nowhere_that_the_key_may_no_longer(house: House) -
         assert "app.example" not in page.text
 
 
-async def test_too_many_bad_keys_from_one_address_are_slowed(house: House) -> None:
+async def test_too_many_bad_keys_from_one_address_are_slowed(house: RunningGateway) -> None:
     """Guessing gets 429; a good key from the same address still works."""
     bad = {"authorization": f"Bearer {mint('test')}"}
     answers = [await house.bare.get(API + "auth/status", headers=bad) for _ in range(61)]
@@ -219,7 +221,7 @@ async def test_too_many_bad_keys_from_one_address_are_slowed(house: House) -> No
     assert (await house.client.get(API + "auth/status")).status_code == 200
 
 
-async def test_a_key_of_a_premium_account_posts_longer_texts(house: House) -> None:
+async def test_a_key_of_a_premium_account_posts_longer_texts(house: RunningGateway) -> None:
     """The limit is the key's, and still a limit."""
     await with_rules(house, text_limit=1_000)
     await house.link("ada")
@@ -241,7 +243,7 @@ async def test_a_key_of_a_premium_account_posts_longer_texts(house: House) -> No
         {"account_username": "ada lovelace"},
     ],
 )
-async def test_a_rule_that_cannot_be_kept_is_refused(house: House, rules: dict[str, Any]) -> None:
+async def test_a_rule_that_cannot_be_kept_is_refused(house: RunningGateway, rules: dict[str, Any]) -> None:
     """At creation, not at the first call."""
     with pytest.raises(KeyRuleError):
         await house.gateway.keys.create("test", "bad", rules=KeyRules(**rules))
@@ -252,12 +254,12 @@ def state_of(auth_url: str) -> str:
     return parse_qs(urlsplit(auth_url).query)["state"][0]
 
 
-async def confirm(house: House, state: str, username: str) -> Any:
+async def confirm(house: RunningGateway, state: str, username: str) -> Any:
     """POST auth/confirm."""
     return await house.call("auth/confirm", {"state": state, "username": username})
 
 
-async def test_a_link_may_wait_for_the_keys_holder(confirming: House) -> None:
+async def test_a_link_may_wait_for_the_keys_holder(confirming: RunningGateway) -> None:
     """Mode confirm: named at both ends, unusable until the holder agrees to that very account."""
     redirect = await confirming.consent("ada")
     page = await confirming.bare.get(redirect)
@@ -274,7 +276,7 @@ async def test_a_link_may_wait_for_the_keys_holder(confirming: House) -> None:
     assert (await confirming.like(POST)).status_code == 200
 
 
-async def test_a_named_link_that_waits_is_reported_instead_of_one_that_is_over(confirming: House) -> None:
+async def test_a_named_link_that_waits_is_reported_instead_of_one_that_is_over(confirming: RunningGateway) -> None:
     """To start again would end it. Before X names it, the older link's end is reported."""
     house = confirming
     await house.link("ada", {"expected_username": "ada"})
@@ -296,7 +298,7 @@ async def test_a_named_link_that_waits_is_reported_instead_of_one_that_is_over(c
     assert (await house.like(POST)).status_code == 200
 
 
-async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(confirming: House) -> None:
+async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(confirming: RunningGateway) -> None:
     """Open, denied, undone, expired."""
 
     async def refused(redirect: str) -> str:
@@ -314,7 +316,7 @@ async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(c
     assert await refused(auth_url) == "state_expired"
 
 
-async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: House) -> None:
+async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: RunningGateway) -> None:
     """Revoked at X, gone here."""
     state = state_of(await confirming.consent("ada"))
     await confirming.link("ada")
@@ -325,7 +327,7 @@ async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: Ho
     assert (await confirm(confirming, state, "ada")).status_code == 400
 
 
-async def test_a_link_has_the_end_of_its_key_once_it_is_confirmed(confirming: House) -> None:
+async def test_a_link_has_the_end_of_its_key_once_it_is_confirmed(confirming: RunningGateway) -> None:
     """Before that it has ten minutes, whatever becomes of the key's own end."""
     keys, sessions = confirming.gateway.keys, confirming.gateway.sessions
     for confirmed in (False, True):
@@ -344,13 +346,13 @@ async def test_a_link_has_the_end_of_its_key_once_it_is_confirmed(confirming: Ho
     assert len(await confirming.calls("/2/oauth2/revoke")) == 4
 
 
-async def test_an_expected_account_needs_no_confirmation(confirming: House) -> None:
+async def test_an_expected_account_needs_no_confirmation(confirming: RunningGateway) -> None:
     """The holder said beforehand whom to expect."""
     await confirming.link("ada", {"expected_username": "ada"})
     assert (await confirming.status())["state"] == "active"
 
 
-async def test_a_stranger_who_finishes_a_relink_changes_nothing(confirming: House) -> None:
+async def test_a_stranger_who_finishes_a_relink_changes_nothing(confirming: RunningGateway) -> None:
     """The old link goes on; the stranger's waits and ends."""
     await confirming.link("ada", {"expected_username": "ada"})
     redirect = await confirming.consent("grace")
@@ -359,7 +361,7 @@ async def test_a_stranger_who_finishes_a_relink_changes_nothing(confirming: Hous
     assert (await confirming.status())["username"] == "ada"
 
 
-async def test_another_keys_state_cannot_be_confirmed(confirming: House) -> None:
+async def test_another_keys_state_cannot_be_confirmed(confirming: RunningGateway) -> None:
     """Nor learnt from."""
     state = state_of(await confirming.consent("ada"))
     await with_rules(confirming)

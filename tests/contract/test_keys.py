@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from birdwire.errors import GatewayError
-from birdwire.keys import MAX_LABEL, MAX_RPM, TIERS, KeyRuleError, Keys, check_form, mint
-from birdwire.store.db import Database
-from house import API
+from birdwire.api.errors import GatewayError
+from birdwire.keys.registry import MAX_LABEL, MAX_RPM, TIERS, KeyRuleError, Keys, check_form, mint
+from birdwire.store.database import Database
+from harness.gateway import API
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 FORM = re.compile(r"bw_(live|test)_[0-9A-Za-z]{49}")
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -31,14 +31,14 @@ def refusal(raw_key: str) -> str:
     return caught.value.reason
 
 
-async def asked(house: House, raw_key: str) -> tuple[int, str]:
+async def asked(house: RunningGateway, raw_key: str) -> tuple[int, str]:
     """What auth/status answers to a key."""
     answer = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
     return answer.status_code, "" if answer.status_code == 200 else str(answer.json()["error"]["reason"])
 
 
 @contextlib.asynccontextmanager
-async def beside(house: House) -> AsyncIterator[Keys]:
+async def beside(house: RunningGateway) -> AsyncIterator[Keys]:
     """Another program's hands on the same database, as `birdwire keys` has them."""
     database = Database(house.settings.database_url)
     try:
@@ -91,7 +91,7 @@ def test_the_kind_is_part_of_the_checksum() -> None:
 # Shown once.
 
 
-async def test_a_key_is_shown_once(house: House) -> None:
+async def test_a_key_is_shown_once(house: RunningGateway) -> None:
     """Afterwards its last four characters, and nothing in the database that leads back."""
     _, raw_key = await house.gateway.keys.create("test", "shown", "free")
     listed = await house.gateway.keys.list()
@@ -105,7 +105,7 @@ async def test_a_key_is_shown_once(house: House) -> None:
 # Rotation and revocation, from another program.
 
 
-async def test_a_key_made_by_another_program_works_at_once(house: House) -> None:
+async def test_a_key_made_by_another_program_works_at_once(house: RunningGateway) -> None:
     """On the same database, while the gateway runs."""
     async with beside(house) as keys:
         _, raw_key = await keys.create("test", "from outside", "free")
@@ -114,7 +114,7 @@ async def test_a_key_made_by_another_program_works_at_once(house: House) -> None
 
 @pytest.mark.trust("T9")
 @pytest.mark.trust("G4")
-async def test_a_key_revoked_by_another_program_ends_at_once(house: House) -> None:
+async def test_a_key_revoked_by_another_program_ends_at_once(house: RunningGateway) -> None:
     """With the next request; revoking twice changes nothing."""
     async with beside(house) as keys:
         first = await keys.revoke(house.key_id)
@@ -123,7 +123,7 @@ async def test_a_key_revoked_by_another_program_ends_at_once(house: House) -> No
         assert (await keys.revoke(house.key_id)).revoked_at == first.revoked_at
 
 
-async def test_a_rotated_key_keeps_its_link(linked: House) -> None:
+async def test_a_rotated_key_keeps_its_link(linked: RunningGateway) -> None:
     """The secret changes, the key does not."""
     key, raw_key = await linked.gateway.keys.rotate(linked.key_id, timedelta(0))
     assert key.key_id == linked.key_id
@@ -132,7 +132,7 @@ async def test_a_rotated_key_keeps_its_link(linked: House) -> None:
     assert (await linked.like()).status_code == 200
 
 
-async def test_the_old_secret_lives_on_for_the_overlap(house: House) -> None:
+async def test_the_old_secret_lives_on_for_the_overlap(house: RunningGateway) -> None:
     """Both work, then the old one is 401."""
     _, raw_key = await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
     assert await asked(house, house.raw_key) == await asked(house, raw_key) == (200, "")
@@ -141,7 +141,7 @@ async def test_the_old_secret_lives_on_for_the_overlap(house: House) -> None:
     assert await asked(house, raw_key) == (200, "")
 
 
-async def test_at_most_two_secrets_of_a_key_live(house: House) -> None:
+async def test_at_most_two_secrets_of_a_key_live(house: RunningGateway) -> None:
     """A second rotation ends the oldest at once; both spend one allowance."""
     _, second = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
     _, third = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
@@ -151,7 +151,7 @@ async def test_at_most_two_secrets_of_a_key_live(house: House) -> None:
     assert [(await asked(house, key))[0] for key in (second, third, second, third)] == [200, 200, 200, 429]
 
 
-async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house: House) -> None:
+async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house: RunningGateway) -> None:
     """A secret that was to die in an hour does not live for a day."""
     await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
     await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
@@ -159,7 +159,7 @@ async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house:
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(house: House) -> None:
+async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(house: RunningGateway) -> None:
     """The newest secret is the one without an end, whatever the times say: the next rotation is of that."""
     _, second = await house.gateway.keys.rotate(house.key_id, timedelta(0))
     house.clock.advance(hours=-1)
@@ -172,14 +172,14 @@ async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(house
 
 
 @pytest.mark.parametrize("overlap", [timedelta(hours=24, seconds=1), timedelta(seconds=-1)])
-async def test_an_overlap_has_its_bounds(house: House, overlap: timedelta) -> None:
+async def test_an_overlap_has_its_bounds(house: RunningGateway, overlap: timedelta) -> None:
     """And a refused rotation changes nothing."""
     with pytest.raises(KeyRuleError, match="24 hours"):
         await house.gateway.keys.rotate(house.key_id, overlap)
     assert await asked(house, house.raw_key) == (200, "")
 
 
-async def test_a_revoked_key_cannot_be_rotated_back_to_life(house: House) -> None:
+async def test_a_revoked_key_cannot_be_rotated_back_to_life(house: RunningGateway) -> None:
     """Nor can a key that never was."""
     _, raw_key = await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
     await house.gateway.keys.revoke(house.key_id)
@@ -194,7 +194,7 @@ async def test_a_revoked_key_cannot_be_rotated_back_to_life(house: House) -> Non
 
 
 @pytest.mark.parametrize(("tier", "rpm"), [("free", 60), ("starter", 600), ("growth", 3_000)])
-async def test_a_tier_names_its_limit(house: House, tier: str, rpm: int) -> None:
+async def test_a_tier_names_its_limit(house: RunningGateway, tier: str, rpm: int) -> None:
     """On the answer's headers."""
     _, raw_key = await house.gateway.keys.create("test", tier, tier)
     answer = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
@@ -202,7 +202,7 @@ async def test_a_tier_names_its_limit(house: House, tier: str, rpm: int) -> None
     assert answer.headers["x-ratelimit-remaining-requests"] == str(rpm - 1)
 
 
-async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: House) -> None:
+async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: RunningGateway) -> None:
     """Below or above its tier's; the change holds from the next call on."""
 
     async def limit() -> str:
@@ -215,7 +215,7 @@ async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: House)
             assert await limit() == shown
 
 
-async def test_a_change_that_cannot_be_changes_nothing(house: House) -> None:
+async def test_a_change_that_cannot_be_changes_nothing(house: RunningGateway) -> None:
     """Nor does one of a key that is revoked, or never was."""
     for changes in ({"label": ""}, {"tier": "gold"}, {"rpm": 0}, {"actions": ("dance",)}, {"ips": ("here",)}):
         with pytest.raises(KeyRuleError):
@@ -242,7 +242,7 @@ async def test_a_change_that_cannot_be_changes_nothing(house: House) -> None:
         ("x", "free", MAX_RPM + 1),
     ],
 )
-async def test_a_key_that_cannot_be_is_not_made(house: House, label: str, tier: str, rpm: int | None) -> None:
+async def test_a_key_that_cannot_be_is_not_made(house: RunningGateway, label: str, tier: str, rpm: int | None) -> None:
     """Nothing is written."""
     before = len(await house.gateway.keys.list())
     with pytest.raises(KeyRuleError):
@@ -250,7 +250,7 @@ async def test_a_key_that_cannot_be_is_not_made(house: House, label: str, tier: 
     assert len(await house.gateway.keys.list()) == before
 
 
-async def test_an_enterprise_key_says_its_own_limit(house: House) -> None:
+async def test_an_enterprise_key_says_its_own_limit(house: RunningGateway) -> None:
     """And cannot go back to a tier's that has none."""
     key, raw_key = await house.gateway.keys.create("test", "own", "enterprise", 5)
     assert [(await asked(house, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]
@@ -264,7 +264,7 @@ def test_the_tiers_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.trust("#23")
-async def test_a_live_key_is_refused_by_a_sandboxs_gateway_wherever_it_is_sent(house: House) -> None:
+async def test_a_live_key_is_refused_by_a_sandboxs_gateway_wherever_it_is_sent(house: RunningGateway) -> None:
     """403 on every route of a key; no allowance is spent."""
     _, raw_key = await house.gateway.keys.create("live", "real", "free")
     headers = {"authorization": f"Bearer {raw_key}"}
@@ -277,7 +277,7 @@ async def test_a_live_key_is_refused_by_a_sandboxs_gateway_wherever_it_is_sent(h
 
 
 @pytest.mark.trust("T10")
-async def test_one_keys_link_is_nothing_to_another(linked: House) -> None:
+async def test_one_keys_link_is_nothing_to_another(linked: RunningGateway) -> None:
     """Neither to read, nor to use, nor to end."""
     _, raw_key = await linked.gateway.keys.create("test", "stranger", "free")
     headers = {"authorization": f"Bearer {raw_key}"}
@@ -289,7 +289,7 @@ async def test_one_keys_link_is_nothing_to_another(linked: House) -> None:
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_given_secret_is_taken_once(house: House) -> None:
+async def test_a_given_secret_is_taken_once(house: RunningGateway) -> None:
     """`dev` derives its own, and finds the same key at its next start."""
     secret = mint("test", bytes(32))
     async with beside(house) as keys:
@@ -300,7 +300,7 @@ async def test_a_given_secret_is_taken_once(house: House) -> None:
 
 
 @pytest.mark.trust("F41")
-async def test_a_key_that_is_revoked_in_its_own_call_ends_with_it(linked: House) -> None:
+async def test_a_key_that_is_revoked_in_its_own_call_ends_with_it(linked: RunningGateway) -> None:
     """The call that was let in is answered; the next one is not."""
     await linked.fault("POST", "/2/users/*/likes", {"delay_s": 0.3})
     liking = asyncio.create_task(linked.like())

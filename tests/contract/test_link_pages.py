@@ -14,28 +14,28 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from acts import recorded
-from birdwire.authorization import MOST_PENDING, hash_of
-from birdwire.cookies import write
-from birdwire.store import keys
-from birdwire.store.db import StorageDownError
-from birdwire.store.sessions import x_sessions
-from house import API, POST, House
-from linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
+from birdwire.accounts.linking import MOST_PENDING, hash_of
+from birdwire.accounts.undo_cookie import write
+from birdwire.store.database import StorageDownError
+from birdwire.store.tables import api_keys
+from birdwire.store.tables.x_sessions import x_sessions
+from harness.acts import recorded
+from harness.gateway import API, POST, RunningGateway
+from harness.linking import HTML, JSON, changed, exchanges, land, other_key, press_undo, reason_of, revoked, undo_token
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from birdwire.keys import Key
+    from birdwire.keys.registry import Key
 
 XSS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "'-alert(1)-'")
 
 
 @pytest.mark.parametrize("payload", XSS)
 @pytest.mark.trust("O5")
-async def test_a_denial_is_a_quiet_page_whatever_x_or_others_write_into_it(house: House, payload: str) -> None:
+async def test_a_denial_is_a_quiet_page_whatever_x_or_others_write_into_it(house: RunningGateway, payload: str) -> None:
     """The state is spent, nothing is exchanged, and no text of the URL is repeated."""
     redirect = changed(await house.consent("ada", "deny"), error_description=payload, error_uri=payload)
     page = await house.bare.get(redirect, headers=HTML)
@@ -47,7 +47,7 @@ async def test_a_denial_is_a_quiet_page_whatever_x_or_others_write_into_it(house
     assert await exchanges(house) == 0
 
 
-async def test_an_error_of_x_is_not_called_a_denial(house: House) -> None:
+async def test_an_error_of_x_is_not_called_a_denial(house: RunningGateway) -> None:
     """The page says whose it is and does not repeat it; the act has it, bounded."""
     redirect = changed(await house.consent("ada", "deny"), error="server_error" + "<" * 100)
     page = await house.bare.get(redirect, headers=HTML)
@@ -61,7 +61,7 @@ async def test_an_error_of_x_is_not_called_a_denial(house: House) -> None:
 
 @pytest.mark.parametrize("payload", XSS)
 @pytest.mark.trust("O5")
-async def test_markup_in_an_error_or_a_state_is_not_repeated(house: House, payload: str) -> None:
+async def test_markup_in_an_error_or_a_state_is_not_repeated(house: RunningGateway, payload: str) -> None:
     """An unknown state, and a strange error of a known one."""
     redirect = await house.consent("ada", "deny")
     for url in (changed(redirect, state=payload), changed(redirect, error=payload)):
@@ -70,7 +70,7 @@ async def test_markup_in_an_error_or_a_state_is_not_repeated(house: House, paylo
         assert payload not in page.text
 
 
-async def test_a_page_never_says_that_nothing_was_linked_once_the_pair_is_kept(house: House) -> None:
+async def test_a_page_never_says_that_nothing_was_linked_once_the_pair_is_kept(house: RunningGateway) -> None:
     """X names the account, and the store takes no writes just then: the next call links it, so the undo is offered."""
     await house.fault("GET", "/2/users/me", {"delay_s": 0.5})
     landing = asyncio.create_task(house.link("ada"))
@@ -90,14 +90,14 @@ async def test_a_page_never_says_that_nothing_was_linked_once_the_pair_is_kept(h
 # Loads of the page while its callback is under way.
 
 
-async def arrived(house: House) -> None:
+async def arrived(house: RunningGateway) -> None:
     """Let requests that were started before this reach the gateway, which shares the event loop."""
     for _ in range(20):
         (await house.bare.get("/livez")).raise_for_status()
 
 
 @pytest.mark.trust("G12", "O16")
-async def test_loads_during_the_exchange_show_its_end_and_one_offers_the_undo(house: House) -> None:
+async def test_loads_during_the_exchange_show_its_end_and_one_offers_the_undo(house: RunningGateway) -> None:
     """The browser of the first load alone gets the undo."""
     redirect = await house.consent("ada")
     await house.fault("POST", "/2/oauth2/token", {"delay_s": 1})
@@ -108,7 +108,7 @@ async def test_loads_during_the_exchange_show_its_end_and_one_offers_the_undo(ho
     assert sum("undo_token" in page.text for page in pages) == 1
 
 
-async def test_loads_during_an_exchange_that_fails_show_why(house: House) -> None:
+async def test_loads_during_an_exchange_that_fails_show_why(house: RunningGateway) -> None:
     """Only a load after its end is told that the link was used."""
     redirect = changed(await house.consent("ada"), code="wrong")
     await house.fault("POST", "/2/oauth2/token", {"delay_s": 1})
@@ -118,7 +118,7 @@ async def test_loads_during_an_exchange_that_fails_show_why(house: House) -> Non
     assert await exchanges(house) == 1
 
 
-async def test_loads_during_a_denial_show_it(house: House) -> None:
+async def test_loads_during_a_denial_show_it(house: RunningGateway) -> None:
     """A store that is slow just then keeps them waiting."""
     redirect = await house.consent("ada", "deny")
     other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
@@ -131,7 +131,7 @@ async def test_loads_during_a_denial_show_it(house: House) -> None:
     assert await exchanges(house) == 0
 
 
-async def test_the_link_is_finished_when_the_first_browser_leaves(house: House) -> None:
+async def test_the_link_is_finished_when_the_first_browser_leaves(house: RunningGateway) -> None:
     """A second load shows it, without the undo."""
     redirect = await house.consent("ada")
     await house.fault("POST", "/2/oauth2/token", {"delay_s": 0.5})
@@ -148,7 +148,7 @@ async def test_the_link_is_finished_when_the_first_browser_leaves(house: House) 
 
 async def test_a_callback_that_died_keeps_later_loads_for_twenty_seconds_at_most(tmp_path: Path) -> None:
     """Then nothing can come of it any more."""
-    async with House.built(tmp_path, failpoints="link_after_exchange=raise") as house:
+    async with RunningGateway.built(tmp_path, failpoints="link_after_exchange=raise") as house:
         redirect = await house.consent("ada")
         assert (await land(house, redirect)).status_code == 500
         load = asyncio.create_task(land(house, redirect))
@@ -161,7 +161,7 @@ async def test_a_callback_that_died_keeps_later_loads_for_twenty_seconds_at_most
 
 
 async def test_a_callback_that_the_store_fails_keeps_no_later_load(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end is recorded if the store takes that again, so a reload answers without waiting."""
     redirect = await house.consent("ada")
@@ -178,7 +178,7 @@ async def test_a_callback_that_the_store_fails_keeps_no_later_load(
 # Undo.
 
 
-async def test_an_undo_works_once(house: House) -> None:
+async def test_an_undo_works_once(house: RunningGateway) -> None:
     """The link is gone here and at X; the second press is told so."""
     page = await house.link("ada")
     undone = await press_undo(house, page)
@@ -192,14 +192,14 @@ async def test_an_undo_works_once(house: House) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(598, 200), (600, 400)])
-async def test_an_undo_works_for_ten_minutes(house: House, seconds: int, status: int) -> None:
+async def test_an_undo_works_for_ten_minutes(house: RunningGateway, seconds: int, status: int) -> None:
     """Then the page's token is worth nothing."""
     page = await house.link("ada")
     house.clock.advance(seconds=seconds)
     assert (await press_undo(house, page)).status_code == status
 
 
-async def test_an_undo_can_be_sent_as_json(house: House) -> None:
+async def test_an_undo_can_be_sent_as_json(house: RunningGateway) -> None:
     """For programs that drive the page."""
     token = undo_token(await house.link("ada"))
     answer = await house.bare.post(API + "auth/undo", json={"undo_token": token}, headers=JSON)
@@ -207,7 +207,7 @@ async def test_an_undo_can_be_sent_as_json(house: House) -> None:
     assert (await house.status())["linked"] is False
 
 
-async def test_a_pending_link_can_be_undone(house: House) -> None:
+async def test_a_pending_link_can_be_undone(house: RunningGateway) -> None:
     """Also before X has named the account."""
     await house.fault("GET", "/2/users/me", {"status": 503})
     undone = await press_undo(house, await house.link("ada"))
@@ -215,7 +215,7 @@ async def test_a_pending_link_can_be_undone(house: House) -> None:
     assert (await house.status())["linked"] is False
 
 
-async def test_an_undo_ends_its_own_link_only(house: House) -> None:
+async def test_an_undo_ends_its_own_link_only(house: RunningGateway) -> None:
     """A later link of the same key is not touched."""
     first = await house.link("ada")
     await house.link("ada")
@@ -223,7 +223,7 @@ async def test_an_undo_ends_its_own_link_only(house: House) -> None:
     assert (await house.like(POST)).status_code == 200
 
 
-async def test_an_undo_of_a_link_that_waits_ends_the_older_link_of_its_account(confirming: House) -> None:
+async def test_an_undo_of_a_link_that_waits_ends_the_older_link_of_its_account(confirming: RunningGateway) -> None:
     """Its owner said "This was not me", so the key no longer acts for them. Another account's link stays."""
     await confirming.link("ada", {"expected_username": "ada"})
     waiting = await confirming.link("ada")
@@ -238,9 +238,11 @@ async def test_an_undo_of_a_link_that_waits_ends_the_older_link_of_its_account(c
     assert (await confirming.like(POST)).status_code == 200
 
 
-async def test_an_undo_during_a_relink_ends_nothing_and_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_undo_during_a_relink_ends_nothing_and_says_so(
+    house: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The newer link comes between the look-up and the undo's own transaction."""
-    page, hold = await house.link("ada"), keys.hold
+    page, hold = await house.link("ada"), api_keys.hold
     held: list[str] = []
 
     async def late(connection: AsyncConnection, key_id: str) -> bool:
@@ -248,7 +250,7 @@ async def test_an_undo_during_a_relink_ends_nothing_and_says_so(house: House, mo
         await connection.execute(update(x_sessions).values(undo_hash=b"newer"))
         return await hold(connection, key_id)
 
-    monkeypatch.setattr(keys, "hold", late)
+    monkeypatch.setattr(api_keys, "hold", late)
     answer = await press_undo(house, page)
     assert (answer.status_code, "Nothing was undone" in answer.text) == (400, True)
     assert held == [house.key_id]
@@ -259,12 +261,12 @@ async def test_an_undo_during_a_relink_ends_nothing_and_says_so(house: House, mo
 # Reloads of the page.
 
 
-def cookies(house: House) -> dict[str, str]:
+def cookies(house: RunningGateway) -> dict[str, str]:
     """The cookies of the browser, which holds each once for either page."""
     return {cookie.name: cookie.value or "" for cookie in house.bare.cookies.jar}
 
 
-async def test_a_reload_in_the_same_browser_shows_the_undo_for_ten_minutes(house: House) -> None:
+async def test_a_reload_in_the_same_browser_shows_the_undo_for_ten_minutes(house: RunningGateway) -> None:
     """The page of the first load once more; its button works. Later it is linked already, and the way back is named."""
     redirect = await house.consent("ada")
     first = await house.bare.get(redirect, headers=HTML)
@@ -280,7 +282,7 @@ async def test_a_reload_in_the_same_browser_shows_the_undo_for_ten_minutes(house
     assert (await house.status())["linked"] is False
 
 
-async def test_the_cookie_goes_to_the_two_pages_only(house: House) -> None:
+async def test_the_cookie_goes_to_the_two_pages_only(house: RunningGateway) -> None:
     """No script reads it, no call carries it, no form of another site brings it, and it ends with the undo."""
     page = await house.link("ada")
     sent = page.headers.get_list("set-cookie")
@@ -301,7 +303,7 @@ def test_the_cookie_is_secure_under_tls() -> None:
 
 
 @pytest.mark.trust("O16", "T1")
-async def test_a_reload_elsewhere_shows_no_undo_but_the_way_to_x(house: House) -> None:
+async def test_a_reload_elsewhere_shows_no_undo_but_the_way_to_x(house: RunningGateway) -> None:
     """Without the cookie, with a guess in it, with that of another link, or joined to a load that has the right one."""
     redirect = await house.consent("ada")
     await house.bare.get(redirect, headers=HTML)
@@ -335,7 +337,7 @@ async def test_a_reload_elsewhere_shows_no_undo_but_the_way_to_x(house: House) -
     assert ["undo_token" in page.text for page in pages] == [bool(number % 2) for number in range(20)]
 
 
-async def test_a_planted_cookie_does_not_keep_ours_out(house: House) -> None:
+async def test_a_planted_cookie_does_not_keep_ours_out(house: RunningGateway) -> None:
     """Who has made the link knows its state, and so the cookie's name."""
     redirect = await house.consent("ada")
     state = parse_qs(urlsplit(redirect).query)["state"][0]
@@ -344,7 +346,7 @@ async def test_a_planted_cookie_does_not_keep_ours_out(house: House) -> None:
     assert undo_token(await house.bare.get(redirect, headers=HTML)) == undo_token(first)
 
 
-async def test_the_keys_holder_cannot_take_the_undo_away(house: House) -> None:
+async def test_the_keys_holder_cannot_take_the_undo_away(house: RunningGateway) -> None:
     """However many links they make; after its ten minutes the state goes as others do."""
     redirect = await house.consent("ada")
     first = await house.bare.get(redirect, headers=HTML)
@@ -356,7 +358,7 @@ async def test_the_keys_holder_cannot_take_the_undo_away(house: House) -> None:
     assert reason_of(await land(house, redirect)) == "state_unknown"
 
 
-async def test_a_reload_after_an_undo_says_already_undone(house: House) -> None:
+async def test_a_reload_after_an_undo_says_already_undone(house: RunningGateway) -> None:
     """Of the undo's page, and of the page before it, there in any browser. Programs are told as before."""
     redirect = await house.consent("ada")
     page = await house.bare.get(redirect, headers=HTML)
@@ -372,7 +374,7 @@ async def test_a_reload_after_an_undo_says_already_undone(house: House) -> None:
     assert wrong.status_code == 400
 
 
-async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: House) -> None:
+async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: RunningGateway) -> None:
     """Its key has expired or been revoked, or its access cannot be renewed; the undo stays while it is valid."""
 
     async def reload(url: str) -> str:
@@ -400,7 +402,7 @@ async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: House) -> 
     assert "<h1>This link no longer works</h1>" in await reload(redirect)
 
 
-async def test_an_older_page_says_that_its_link_has_ended(house: House) -> None:
+async def test_an_older_page_says_that_its_link_has_ended(house: RunningGateway) -> None:
     """It was replaced, or the key's holder ended it: not that nothing was linked, nor that there is no access now."""
     for replaced in (True, False):
         redirect = await house.consent("ada")
@@ -416,7 +418,7 @@ async def test_an_older_page_says_that_its_link_has_ended(house: House) -> None:
         assert reason_of(await land(house, redirect)) == "state_used"
 
 
-async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: House) -> None:
+async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: RunningGateway) -> None:
     """What the API says to developers stays in the small print, with its commands as code."""
     mismatch = await linked.link("grace")
     assert "You approved as @grace; the app asked for @ada." in mismatch.text
@@ -432,7 +434,7 @@ async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: H
     assert "X had a problem just now; nothing was linked." in (await linked.link("ada")).text
 
 
-async def test_the_address_of_the_undo_explains_itself_to_a_browser(house: House) -> None:
+async def test_the_address_of_the_undo_explains_itself_to_a_browser(house: RunningGateway) -> None:
     """Programs get the same refusal as before."""
     page = await house.bare.get(API + "auth/undo", headers=HTML)
     assert (page.status_code, page.headers["allow"]) == (405, "POST")
@@ -445,7 +447,7 @@ async def test_the_address_of_the_undo_explains_itself_to_a_browser(house: House
 
 
 @pytest.mark.trust("#293")
-async def test_a_page_of_another_site_cannot_press_undo(house: House) -> None:
+async def test_a_page_of_another_site_cannot_press_undo(house: RunningGateway) -> None:
     """By Fetch Metadata, or by Origin in a browser without it; programs send neither."""
     page = await house.link("ada")
     form, own = {"undo_token": undo_token(page)}, str(house.bare.base_url).rstrip("/")
@@ -462,7 +464,7 @@ async def test_a_page_of_another_site_cannot_press_undo(house: House) -> None:
     assert (await house.bare.post(API + "auth/undo", data=form, headers=HTML | {"origin": own})).status_code == 200
 
 
-async def test_the_page_says_what_the_key_may_do(house: House) -> None:
+async def test_the_page_says_what_the_key_may_do(house: RunningGateway) -> None:
     """In words, from the key's rules and from what the owner granted; a reload says the same."""
     await house.gateway.keys.change(
         house.key_id,
@@ -480,7 +482,7 @@ async def test_the_page_says_what_the_key_may_do(house: House) -> None:
 
 async def test_the_page_of_a_key_that_may_do_nothing_on_x_claims_nothing_else(tmp_path: Path) -> None:
     """It may only link, or use a look-up that the gateway does not offer."""
-    async with House.built(tmp_path, reads="user/search") as house:
+    async with RunningGateway.built(tmp_path, reads="user/search") as house:
         await house.gateway.keys.change(house.key_id, actions=("link", "user/info"), daily_writes=50)
         redirect = await house.consent("ada")
         for _ in range(2):
@@ -494,7 +496,7 @@ async def test_the_page_of_a_key_that_may_do_nothing_on_x_claims_nothing_else(tm
 # The pages.
 
 
-async def pages_of(house: House) -> list[httpx2.Response]:
+async def pages_of(house: RunningGateway) -> list[httpx2.Response]:
     """Every page there is, once."""
     redirect = await house.consent("ada")
     linked = await house.bare.get(redirect, headers=HTML)
@@ -513,7 +515,7 @@ async def pages_of(house: House) -> list[httpx2.Response]:
 
 
 @pytest.mark.trust("O15")
-async def test_every_page_forbids_scripts_frames_caches_and_referrers(house: House) -> None:
+async def test_every_page_forbids_scripts_frames_caches_and_referrers(house: RunningGateway) -> None:
     """And loads nothing from anywhere."""
     for page in await pages_of(house):
         policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
@@ -531,7 +533,7 @@ async def test_every_page_forbids_scripts_frames_caches_and_referrers(house: Hou
 
 
 @pytest.mark.trust("O8")
-async def test_the_callback_redirects_nowhere(house: House) -> None:
+async def test_the_callback_redirects_nowhere(house: RunningGateway) -> None:
     """Whatever a parameter would like."""
     for target in (
         "//evil.example",
@@ -549,7 +551,7 @@ async def test_the_callback_redirects_nowhere(house: House) -> None:
 
 
 @pytest.mark.trust("T15")
-async def test_a_label_with_markup_is_shown_as_text(house: House) -> None:
+async def test_a_label_with_markup_is_shown_as_text(house: RunningGateway) -> None:
     """The key's label is the operator's word, but a page trusts nobody's."""
     theirs = await other_key(house, "<b onmouseover=alert(1)>&\"'")
     house.client.headers.update(theirs)
@@ -559,7 +561,7 @@ async def test_a_label_with_markup_is_shown_as_text(house: House) -> None:
 
 
 @pytest.mark.trust("O15")
-async def test_codes_and_states_are_in_no_log_line(house: House) -> None:
+async def test_codes_and_states_are_in_no_log_line(house: RunningGateway) -> None:
     """Of good and bad callbacks alike."""
     redirect = await house.consent("ada")
     for url in (redirect, redirect, changed(redirect, state="unknownstate"), f"{redirect}&code=1"):
@@ -574,7 +576,7 @@ async def test_codes_and_states_are_in_no_log_line(house: House) -> None:
         assert secret not in log
 
 
-async def test_who_asks_for_json_gets_json(house: House) -> None:
+async def test_who_asks_for_json_gets_json(house: RunningGateway) -> None:
     """The link's end without a page; a browser, which names HTML first, gets the page."""
     answer = await land(house, await house.consent("ada"))
     assert answer.json() == {"data": {"linked": True, "how": "linked", "username": "ada"}}

@@ -15,23 +15,35 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from birdwire.authserver import DEFAULT_SCOPES, new_verifier
-from birdwire.keys import KeyRuleError
-from birdwire.store.states import link_states
-from house import API, GRACE, PNG, gateway
-from linking import HTML, JSON, begin, changed, exchanges, land, other_key, press_undo, query_of, reason_of, revoked
+from birdwire.keys.registry import KeyRuleError
+from birdwire.store.tables.link_states import link_states
+from birdwire.x.client.auth_server import DEFAULT_SCOPES, new_verifier
+from harness.gateway import API, GRACE, PNG, gateway
+from harness.linking import (
+    HTML,
+    JSON,
+    begin,
+    changed,
+    exchanges,
+    land,
+    other_key,
+    press_undo,
+    query_of,
+    reason_of,
+    revoked,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 ADA = "2244994945"
 
 # The authorize URL.
 
 
-async def test_an_auth_url_asks_for_what_all_operations_need(house: House) -> None:
+async def test_an_auth_url_asks_for_what_all_operations_need(house: RunningGateway) -> None:
     """S256, a state of 256 bits, the fixed redirect URI, and offline.access, without which nothing lasts."""
     answer = (await house.call("auth_twitter")).json()
     assert list(answer) == ["auth_url", "state", "expires_at"]
@@ -46,7 +58,7 @@ async def test_an_auth_url_asks_for_what_all_operations_need(house: House) -> No
 
 
 @pytest.mark.trust("O1")
-async def test_no_two_auth_urls_share_a_state_or_a_challenge(house: House) -> None:
+async def test_no_two_auth_urls_share_a_state_or_a_challenge(house: RunningGateway) -> None:
     """Each starts over."""
     queries = [query_of(await begin(house)) for _ in range(20)]
     assert len({query["state"] for query in queries}) == len({query["code_challenge"] for query in queries}) == 20
@@ -60,13 +72,15 @@ def test_verifiers_are_unique_and_of_the_form_of_rfc_7636() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._~-]{43,128}", verifier) for verifier in verifiers)
 
 
-async def test_narrowed_scopes_keep_what_a_link_cannot_do_without(house: House) -> None:
+async def test_narrowed_scopes_keep_what_a_link_cannot_do_without(house: RunningGateway) -> None:
     """Reading the account's name, and offline.access."""
     scopes = query_of(await begin(house, scopes=["like.write", "like.write"]))["scope"].split()
     assert scopes == ["like.write", "tweet.read", "users.read", "offline.access"]
 
 
-async def test_a_scope_that_no_operation_needs_must_be_offered_by_the_operator(house: House, tmp_path: Path) -> None:
+async def test_a_scope_that_no_operation_needs_must_be_offered_by_the_operator(
+    house: RunningGateway, tmp_path: Path
+) -> None:
     """It would be handed out unused; the setting extra_scopes adds to what a caller may ask for, not to the default."""
     refused = await house.call("auth_twitter", {"scopes": ["dm.read"]})
     assert (refused.status_code, reason_of(refused)) == (400, "scope_unknown")
@@ -87,14 +101,14 @@ async def test_a_scope_that_no_operation_needs_must_be_offered_by_the_operator(h
         assert "dm.write" in (await extra.bare.get("/openapi.json")).text
 
 
-async def test_the_host_header_never_shapes_a_url(house: House) -> None:
+async def test_the_host_header_never_shapes_a_url(house: RunningGateway) -> None:
     """The redirect URI comes from the settings alone."""
     answer = await house.call("auth_twitter", headers={"host": "evil.example", "x-forwarded-host": "evil.example"})
     assert "evil" not in answer.text
 
 
 @pytest.mark.trust("O17")
-async def test_a_key_has_twenty_pending_links_at_most(house: House) -> None:
+async def test_a_key_has_twenty_pending_links_at_most(house: RunningGateway) -> None:
     """The oldest gives way; the newest works."""
     urls = [await begin(house) for _ in range(60)]
     oldest = (
@@ -108,9 +122,9 @@ async def test_a_key_has_twenty_pending_links_at_most(house: House) -> None:
     assert (await land(house, newest["redirect_to"])).status_code == 200
 
 
-async def states(house: House) -> int:
+async def states(house: RunningGateway) -> int:
     """Rows of pending links in the database file."""
-    from birdwire.store.db import Database  # noqa: PLC0415 - only here the file itself is looked into
+    from birdwire.store.database import Database  # noqa: PLC0415 - only here the file itself is looked into
 
     database = Database(house.settings.database_url)
     try:
@@ -121,7 +135,7 @@ async def states(house: House) -> int:
 
 
 @pytest.mark.trust("O17")
-async def test_beginning_a_link_spends_the_keys_allowance(house: House) -> None:
+async def test_beginning_a_link_spends_the_keys_allowance(house: RunningGateway) -> None:
     """Nobody gets states for free."""
     await house.gateway.keys.change(house.key_id, rpm=2)
     assert [(await house.call("auth_twitter")).status_code for _ in range(3)] == [200, 200, 429]
@@ -132,7 +146,7 @@ async def test_beginning_a_link_spends_the_keys_allowance(house: House) -> None:
 
 @pytest.mark.trust("G12")
 @pytest.mark.trust("O1")
-async def test_two_hundred_callbacks_at_once_exchange_one_code_once(house: House) -> None:
+async def test_two_hundred_callbacks_at_once_exchange_one_code_once(house: RunningGateway) -> None:
     """One wins; the others are told that the link was used, or is there."""
     redirect = await house.consent("ada")
     answers = await asyncio.gather(*(land(house, redirect) for _ in range(200)))
@@ -145,7 +159,7 @@ async def test_two_hundred_callbacks_at_once_exchange_one_code_once(house: House
 
 @pytest.mark.parametrize(("seconds", "status"), [(598, 200), (600, 400), (602, 400)])
 @pytest.mark.trust("O1")
-async def test_a_state_lives_ten_minutes(house: House, seconds: int, status: int) -> None:
+async def test_a_state_lives_ten_minutes(house: RunningGateway, seconds: int, status: int) -> None:
     """A moment before its end it works, from then on never."""
     redirect = await house.consent("ada")
     house.clock.advance(seconds=seconds)
@@ -159,7 +173,7 @@ async def test_a_state_lives_ten_minutes(house: House, seconds: int, status: int
 
 @pytest.mark.parametrize("cut", [slice(0, -1), slice(1, None), slice(0, 10)])
 @pytest.mark.trust("O1")
-async def test_a_cut_state_is_unknown_and_harms_nothing(house: House, cut: slice) -> None:
+async def test_a_cut_state_is_unknown_and_harms_nothing(house: RunningGateway, cut: slice) -> None:
     """The whole one still works."""
     redirect = await house.consent("ada")
     assert reason_of(await land(house, changed(redirect, state=query_of(redirect)["state"][cut]))) == "state_unknown"
@@ -167,7 +181,7 @@ async def test_a_cut_state_is_unknown_and_harms_nothing(house: House, cut: slice
 
 
 @pytest.mark.trust("O3")
-async def test_the_code_of_one_flow_fails_with_the_state_of_another(house: House) -> None:
+async def test_the_code_of_one_flow_fails_with_the_state_of_another(house: RunningGateway) -> None:
     """The verifier belongs to the state: X refuses the pair."""
     one, two = await house.consent("ada"), await house.consent("grace")
     answer = await land(house, changed(one, code=query_of(two)["code"]))
@@ -176,7 +190,7 @@ async def test_the_code_of_one_flow_fails_with_the_state_of_another(house: House
 
 
 @pytest.mark.trust("O1")
-async def test_a_state_links_the_key_that_began_it_and_no_other(house: House) -> None:
+async def test_a_state_links_the_key_that_began_it_and_no_other(house: RunningGateway) -> None:
     """Whatever key the browser's request carries."""
     theirs = await other_key(house)
     await house.bare.get(await house.consent("ada"), headers={**JSON, **theirs})
@@ -185,7 +199,7 @@ async def test_a_state_links_the_key_that_began_it_and_no_other(house: House) ->
 
 
 @pytest.mark.trust("O7")
-async def test_a_state_for_x_itself_never_completes_at_a_sandbox(house: House, tmp_path: Path) -> None:
+async def test_a_state_for_x_itself_never_completes_at_a_sandbox(house: RunningGateway, tmp_path: Path) -> None:
     """Two gateways on one database, one towards each: the state knows where it belongs."""
     async with contextlib.AsyncExitStack() as stack:
         url = house.settings.base_url
@@ -203,7 +217,7 @@ async def test_a_state_for_x_itself_never_completes_at_a_sandbox(house: House, t
 
 
 @pytest.mark.trust("O7")
-async def test_a_right_issuer_is_accepted_and_a_wrong_one_spends_nothing(house: House) -> None:
+async def test_a_right_issuer_is_accepted_and_a_wrong_one_spends_nothing(house: RunningGateway) -> None:
     """X sends none today; RFC 9207 would have it so."""
     redirect = await house.consent("ada")
     assert reason_of(await land(house, changed(redirect, iss="https://evil.example"))) == "issuer_mismatch"
@@ -214,7 +228,9 @@ async def test_a_right_issuer_is_accepted_and_a_wrong_one_spends_nothing(house: 
 @pytest.mark.parametrize("name", ["state", "code"])
 @pytest.mark.parametrize("second", ["same", "other", ""])
 @pytest.mark.trust("O6")
-async def test_a_repeated_parameter_is_refused_and_spends_nothing(house: House, name: str, second: str) -> None:
+async def test_a_repeated_parameter_is_refused_and_spends_nothing(
+    house: RunningGateway, name: str, second: str
+) -> None:
     """RFC 6749 §3.1; the untouched URL still works."""
     redirect = await house.consent("ada")
     value = query_of(redirect)[name] if second == "same" else second
@@ -227,7 +243,7 @@ async def test_a_repeated_parameter_is_refused_and_spends_nothing(house: House, 
     "headers", [{"purpose": "prefetch"}, {"sec-purpose": "prefetch;anonymous-client-ip"}, {"x-moz": "prefetch"}]
 )
 @pytest.mark.trust("O18")
-async def test_a_prefetch_and_a_head_spend_nothing(house: House, headers: dict[str, str]) -> None:
+async def test_a_prefetch_and_a_head_spend_nothing(house: RunningGateway, headers: dict[str, str]) -> None:
     """The page opens once, so only a person's own visit counts."""
     redirect = await house.consent("ada")
     assert reason_of(await land(house, redirect, **headers)) == "prefetch"
@@ -237,7 +253,7 @@ async def test_a_prefetch_and_a_head_spend_nothing(house: House, headers: dict[s
 
 
 @pytest.mark.trust("O16")
-async def test_reloading_the_page_after_a_link_is_harmless(house: House) -> None:
+async def test_reloading_the_page_after_a_link_is_harmless(house: RunningGateway) -> None:
     """Friendly, without a second exchange, and without the undo in a browser that has no cookie."""
     redirect = await house.consent("ada")
     await house.bare.get(redirect, headers=HTML)
@@ -249,7 +265,7 @@ async def test_reloading_the_page_after_a_link_is_harmless(house: House) -> None
     assert await exchanges(house) == 1
 
 
-async def test_reloading_after_a_link_that_failed_says_used(house: House) -> None:
+async def test_reloading_after_a_link_that_failed_says_used(house: RunningGateway) -> None:
     """No account came of it, so nothing is claimed."""
     redirect = changed(await house.consent("ada"), code="wrong")
     assert [reason_of(await land(house, redirect)) for _ in range(2)] == ["code_rejected", "state_used"]
@@ -274,7 +290,7 @@ async def test_reloading_after_a_link_that_failed_says_used(house: House) -> Non
 )
 @pytest.mark.trust("O4")
 async def test_an_exchange_that_fails_says_whose_fault_it_was(
-    house: House, do: dict[str, Any], status: int, reason: str
+    house: RunningGateway, do: dict[str, Any], status: int, reason: str
 ) -> None:
     """Nothing is linked, the page offers a new start, and a new link works."""
     redirect = await house.consent("ada")
@@ -302,7 +318,7 @@ RAW_REPLIES = ["<html>", "", "[]", "null", '{"access_token":', '"a"', json.dumps
 
 
 @pytest.mark.trust("O13")
-async def test_a_token_reply_that_is_not_whole_links_nothing(house: House) -> None:
+async def test_a_token_reply_that_is_not_whole_links_nothing(house: RunningGateway) -> None:
     """A pair that is stored wrong is lost for good, so it is not stored at all."""
     for body in (*MALFORMED_REPLIES, *RAW_REPLIES):
         redirect = await house.consent("ada")
@@ -312,7 +328,7 @@ async def test_a_token_reply_that_is_not_whole_links_nothing(house: House) -> No
         assert (await house.status())["linked"] is False, body
 
 
-async def test_a_link_whose_verifier_was_changed_at_rest_is_begun_anew(house: House) -> None:
+async def test_a_link_whose_verifier_was_changed_at_rest_is_begun_anew(house: RunningGateway) -> None:
     """A plain page that says so; X is not asked, and the next link works."""
     redirect = await house.consent("ada")
     with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db")) as database, database:
@@ -323,7 +339,7 @@ async def test_a_link_whose_verifier_was_changed_at_rest_is_begun_anew(house: Ho
     assert (await house.link("ada")).status_code == 200
 
 
-async def test_an_account_that_x_does_not_name_yet_stays_pending_until_the_next_call(house: House) -> None:
+async def test_an_account_that_x_does_not_name_yet_stays_pending_until_the_next_call(house: RunningGateway) -> None:
     """The pair is kept: X's single-use code is spent, and asking again is enough."""
     await house.fault("GET", "/2/users/me", {"status": 503}, times=2)
     page = await house.link("ada")
@@ -337,7 +353,7 @@ async def test_an_account_that_x_does_not_name_yet_stays_pending_until_the_next_
     assert await exchanges(house) == 1
 
 
-async def test_a_401_of_the_new_token_leaves_the_link_pending(house: House) -> None:
+async def test_a_401_of_the_new_token_leaves_the_link_pending(house: RunningGateway) -> None:
     """One 401 proves nothing: 403 x_link_pending, and the next call asks again."""
     await house.fault("GET", "/2/users/me", {"error": "unauthorized"}, times=2)
     await house.link("ada")
@@ -345,7 +361,7 @@ async def test_a_401_of_the_new_token_leaves_the_link_pending(house: House) -> N
     assert (await house.like()).status_code == 200
 
 
-async def test_an_old_link_goes_on_while_a_new_one_is_pending(linked: House) -> None:
+async def test_an_old_link_goes_on_while_a_new_one_is_pending(linked: RunningGateway) -> None:
     """The new pair waits beside it, and takes over when X names it."""
     await linked.fault("GET", "/2/users/me", {"status": 503}, times=2)
     assert "Almost linked" in (await linked.link("ada")).text
@@ -358,7 +374,7 @@ async def test_an_old_link_goes_on_while_a_new_one_is_pending(linked: House) -> 
 
 
 @pytest.mark.trust("O12")
-async def test_without_offline_access_the_link_tells_its_end(house: House) -> None:
+async def test_without_offline_access_the_link_tells_its_end(house: RunningGateway) -> None:
     """No refresh token came: the status shows the end, and says needs_relink when it has come."""
     await house.link("ada", scopes=["tweet.read", "users.read", "like.write"])
     status = await house.status()
@@ -368,7 +384,7 @@ async def test_without_offline_access_the_link_tells_its_end(house: House) -> No
 
 
 @pytest.mark.trust("O11")
-async def test_the_scopes_that_the_owner_granted_are_the_ones_kept(house: House) -> None:
+async def test_the_scopes_that_the_owner_granted_are_the_ones_kept(house: RunningGateway) -> None:
     """Not those that were asked for."""
     await house.link("ada", scopes=["tweet.read", "users.read", "offline.access"])
     assert sorted((await house.status())["scopes"]) == ["offline.access", "tweet.read", "users.read"]
@@ -376,7 +392,7 @@ async def test_the_scopes_that_the_owner_granted_are_the_ones_kept(house: House)
 
 @pytest.mark.parametrize("granted", [["users.read"], ["tweet.read"], ["media.write", "offline.access"]])
 @pytest.mark.trust("O11")
-async def test_a_link_that_x_would_never_name_says_so_everywhere(house: House, granted: list[str]) -> None:
+async def test_a_link_that_x_would_never_name_says_so_everywhere(house: RunningGateway, granted: list[str]) -> None:
     """Page, auth/status, confirmation and every call name the missing scope and the next step; X is not asked."""
     lacking = [scope for scope in ("tweet.read", "users.read") if scope not in granted]
     redirect = await house.consent("ada", scopes=[*granted, "like.write"])
@@ -408,7 +424,7 @@ async def test_a_link_that_x_would_never_name_says_so_everywhere(house: House, g
     assert await revoked(house) == []  # X might end the new link, too: the account is probably the same
 
 
-async def test_an_old_link_goes_on_when_a_new_approval_lacks_a_scope(linked: House) -> None:
+async def test_an_old_link_goes_on_when_a_new_approval_lacks_a_scope(linked: RunningGateway) -> None:
     """The page says why nothing changed; calls use the older link, as fast as before."""
     asked = len(await linked.calls("/2/users/me"))
     assert (await linked.link("ada", scopes=["like.write", "offline.access"])).status_code == 403
@@ -419,7 +435,7 @@ async def test_an_old_link_goes_on_when_a_new_approval_lacks_a_scope(linked: Hou
     assert len(await linked.calls("/2/users/me")) == asked
 
 
-async def test_the_status_says_what_became_of_the_last_attempt(house: House) -> None:
+async def test_the_status_says_what_became_of_the_last_attempt(house: RunningGateway) -> None:
     """So an app that sent the owner to X's page need not guess why no link came of it."""
 
     async def last() -> tuple[str, str | None]:
@@ -442,7 +458,7 @@ async def test_the_status_says_what_became_of_the_last_attempt(house: House) -> 
     assert await last() == ("refused", "account_mismatch")
 
 
-async def test_usable_says_whether_calls_go_through(house: House) -> None:
+async def test_usable_says_whether_calls_go_through(house: RunningGateway) -> None:
     """False without a link, before it is named, and after its end; true while it can be renewed."""
     assert (await house.status())["usable"] is False
     await house.fault("GET", "/2/users/me", {"status": 503})
@@ -458,7 +474,7 @@ async def test_usable_says_whether_calls_go_through(house: House) -> None:
     assert (status["usable"], status["why"]) == (False, "refused")
 
 
-async def test_a_scope_missing_from_the_reply_counts_as_granted_as_asked(house: House) -> None:
+async def test_a_scope_missing_from_the_reply_counts_as_granted_as_asked(house: RunningGateway) -> None:
     """RFC 6749 §5.1: left out means unchanged."""
     redirect = await house.consent("ada", body={"scopes": ["like.write"]})
     reply = {name: value for name, value in GOOD.items() if name != "scope"}
@@ -474,7 +490,7 @@ async def test_a_scope_missing_from_the_reply_counts_as_granted_as_asked(house: 
 
 
 @pytest.mark.trust("O10")
-async def test_another_account_does_not_replace_a_link_unasked(linked: House) -> None:
+async def test_another_account_does_not_replace_a_link_unasked(linked: RunningGateway) -> None:
     """409; the old link is untouched, and the new pair is revoked at X and gone here."""
     page = await linked.link("grace")
     assert page.status_code == 409
@@ -487,14 +503,14 @@ async def test_another_account_does_not_replace_a_link_unasked(linked: House) ->
 
 @pytest.mark.parametrize("spelling", ["grace", "@grace", "GRACE"])
 @pytest.mark.trust("O10")
-async def test_an_account_that_was_named_may_replace_the_link(linked: House, spelling: str) -> None:
+async def test_an_account_that_was_named_may_replace_the_link(linked: RunningGateway, spelling: str) -> None:
     """The key's holder said so in advance."""
     assert (await linked.link("grace", body={"expected_username": spelling})).status_code == 200
     assert (await linked.status())["username"] == "grace"
     assert (await linked.like()).status_code == 200
 
 
-async def test_an_expected_account_is_the_only_one_that_links(house: House) -> None:
+async def test_an_expected_account_is_the_only_one_that_links(house: RunningGateway) -> None:
     """Another one leaves nothing behind."""
     redirect = await house.consent("grace", body={"expected_username": "ada"})
     answer = await land(house, redirect)
@@ -504,7 +520,7 @@ async def test_an_expected_account_is_the_only_one_that_links(house: House) -> N
     assert reason_of(await land(house, redirect)) == "state_used"
 
 
-async def test_a_mismatch_found_by_a_later_call_ends_the_pending_pair_too(linked: House) -> None:
+async def test_a_mismatch_found_by_a_later_call_ends_the_pending_pair_too(linked: RunningGateway) -> None:
     """X names the account late; the old link was and stays the one in use."""
     await linked.fault("GET", "/2/users/me", {"status": 503})
     assert "Almost linked" in (await linked.link("grace")).text
@@ -515,7 +531,7 @@ async def test_a_mismatch_found_by_a_later_call_ends_the_pending_pair_too(linked
     assert await revoked(linked) == [200, 200]
 
 
-async def test_after_an_unlink_any_account_may_come(linked: House) -> None:
+async def test_after_an_unlink_any_account_may_come(linked: RunningGateway) -> None:
     """The pin is the link's, not the key's."""
     await linked.call("unlink_twitter")
     assert (await linked.link("grace")).status_code == 200
@@ -524,24 +540,24 @@ async def test_after_an_unlink_any_account_may_come(linked: House) -> None:
 # A key that the operator pinned to an account.
 
 
-async def pin(house: House, username: str | None = "ada") -> dict[str, Any]:
+async def pin(house: RunningGateway, username: str | None = "ada") -> dict[str, Any]:
     """Pin the key, and return its rules."""
     return asdict((await house.gateway.keys.change(house.key_id, account_username=username)).rules)
 
 
-async def pinned_id(house: House) -> str | None:
+async def pinned_id(house: RunningGateway) -> str | None:
     """Return the user id that the key is pinned to."""
     return (await house.gateway.keys.get(house.key_id)).rules.account_user_id
 
 
-async def name(house: House, user_id: str, username: str) -> None:
+async def name(house: RunningGateway, user_id: str, username: str) -> None:
     """Let X name this account for the next link."""
     account = {"data": {"id": user_id, "username": username, "name": "A"}}
     await house.fault("GET", "/2/users/me", {"status": 200, "body": account})
 
 
 @pytest.mark.parametrize("spelling", ["ada", "ADA"])
-async def test_a_pinned_key_links_its_account_alone(house: House, spelling: str) -> None:
+async def test_a_pinned_key_links_its_account_alone(house: RunningGateway, spelling: str) -> None:
     """Another account is refused and its pair revoked at X; expected_username cannot override the pin."""
     await pin(house, spelling)
     refused = await land(house, await house.consent("grace"))
@@ -555,7 +571,7 @@ async def test_a_pinned_key_links_its_account_alone(house: House, spelling: str)
     assert (await house.like()).status_code == 200
 
 
-async def test_a_link_that_was_started_before_the_pin_is_held_to_it(linked: House) -> None:
+async def test_a_link_that_was_started_before_the_pin_is_held_to_it(linked: RunningGateway) -> None:
     """The state named another account, which the pin no longer lets in."""
     redirect = await linked.consent("grace", body={"expected_username": "grace"})
     assert (await pin(linked))["account_user_id"] == ADA
@@ -563,7 +579,7 @@ async def test_a_link_that_was_started_before_the_pin_is_held_to_it(linked: Hous
     assert (await linked.status())["username"] == "ada"
 
 
-async def test_a_pin_is_to_the_account_whatever_its_name(house: House) -> None:
+async def test_a_pin_is_to_the_account_whatever_its_name(house: RunningGateway) -> None:
     """After a rename at X the same account links again; a stranger who took the old name does not."""
     await pin(house)
     await house.link("ada")
@@ -576,7 +592,7 @@ async def test_a_pin_is_to_the_account_whatever_its_name(house: House) -> None:
     assert (rules.account_username, rules.account_user_id) == ("countess", ADA)
 
 
-async def test_a_pin_stays_to_the_user_id_when_it_is_set_again(linked: House) -> None:
+async def test_a_pin_stays_to_the_user_id_when_it_is_set_again(linked: RunningGateway) -> None:
     """An operator's script may repeat the command; lifted first, the name counts again."""
     await pin(linked)
     await linked.call("unlink_twitter")
@@ -585,7 +601,7 @@ async def test_a_pin_stays_to_the_user_id_when_it_is_set_again(linked: House) ->
     assert (await pin(linked))["account_user_id"] is None
 
 
-async def test_a_linked_key_cannot_be_pinned_to_another_account(linked: House) -> None:
+async def test_a_linked_key_cannot_be_pinned_to_another_account(linked: RunningGateway) -> None:
     """The change is refused as a whole, so no link of another account goes on under a pin."""
     with pytest.raises(KeyRuleError, match="is linked to @ada"):
         await linked.gateway.keys.change(linked.key_id, account_username="grace", rpm=7)
@@ -595,7 +611,7 @@ async def test_a_linked_key_cannot_be_pinned_to_another_account(linked: House) -
     assert (await pin(linked, "grace"))["account_user_id"] == GRACE
 
 
-async def test_a_pin_needs_no_confirmation(confirming: House) -> None:
+async def test_a_pin_needs_no_confirmation(confirming: RunningGateway) -> None:
     """The operator has said which account is meant; one that waits already is held to that, too."""
     await confirming.bare.get(await confirming.consent("grace"))
     with pytest.raises(KeyRuleError, match="is linked to @grace"):
@@ -608,7 +624,7 @@ async def test_a_pin_needs_no_confirmation(confirming: House) -> None:
 
 
 @pytest.mark.trust("T1")
-async def test_an_owner_from_another_browser_is_linked_named_and_can_undo(house: House) -> None:
+async def test_an_owner_from_another_browser_is_linked_named_and_can_undo(house: RunningGateway) -> None:
     """Mode open: nothing but the page tells the owner, so it names both ends and offers the way back."""
     page = await house.link("grace")
     assert "@grace" in page.text
@@ -618,7 +634,7 @@ async def test_an_owner_from_another_browser_is_linked_named_and_can_undo(house:
     assert reason_of(await house.like()) == "x_not_linked"
 
 
-async def test_a_key_that_was_revoked_meanwhile_links_nothing(house: House) -> None:
+async def test_a_key_that_was_revoked_meanwhile_links_nothing(house: RunningGateway) -> None:
     """The code is never presented."""
     redirect = await house.consent("ada")
     await house.gateway.keys.revoke(house.key_id)
@@ -626,7 +642,7 @@ async def test_a_key_that_was_revoked_meanwhile_links_nothing(house: House) -> N
     assert await exchanges(house) == 0
 
 
-async def test_a_newer_link_that_ends_unnamed_leaves_the_older_one_in_use(linked: House) -> None:
+async def test_a_newer_link_that_ends_unnamed_leaves_the_older_one_in_use(linked: RunningGateway) -> None:
     """A pair that X never named must not stand in for one that works."""
     await linked.fault("GET", "/2/users/me", {"status": 503}, times=None)
     assert "Almost linked" in (await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])).text

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from birdwire.metrics import METRICS, Metrics
-from house import API, POST, House, serving
-from wire import MEMBERS
+from birdwire.runtime.metrics import METRICS, Metrics
+from harness.gateway import API, POST, RunningGateway, serving
+from harness.raw_http import MEMBERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOKEN = "a token for the tests"
 
 
-async def scrape(house: House) -> dict[str, dict[tuple[str, ...], float]]:
+async def scrape(house: RunningGateway) -> dict[str, dict[tuple[str, ...], float]]:
     """Each sample's name, and its values by those of its labels."""
     answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200
@@ -30,7 +30,7 @@ async def scrape(house: House) -> dict[str, dict[tuple[str, ...], float]]:
     return found
 
 
-async def test_metrics_are_off_unless_the_operator_wants_them(house: House) -> None:
+async def test_metrics_are_off_unless_the_operator_wants_them(house: RunningGateway) -> None:
     """Neither a port nor a token: no such endpoint."""
     answer = await house.bare.get("/metrics")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "route_unknown")
@@ -38,7 +38,7 @@ async def test_metrics_are_off_unless_the_operator_wants_them(house: House) -> N
 
 async def test_on_the_main_port_they_need_the_token(tmp_path: Path) -> None:
     """A missing or wrong one is refused in the one shape; an API key is none."""
-    async with House.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         for sent in ({}, {"authorization": f"Bearer {house.raw_key}"}, {"authorization": TOKEN}):
             answer = await house.bare.get("/metrics", headers=sent)
             assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "metrics_token_wrong")
@@ -49,7 +49,7 @@ async def test_on_the_main_port_they_need_the_token(tmp_path: Path) -> None:
 
 async def test_a_port_of_their_own_needs_no_token_and_leaves_the_main_port_without(tmp_path: Path) -> None:
     """And what is asked there is no traffic: it is counted and logged nowhere."""
-    async with House.built(tmp_path, metrics_port=0) as house, serving(house.gateway.metrics_server()) as url:
+    async with RunningGateway.built(tmp_path, metrics_port=0) as house, serving(house.gateway.metrics_server()) as url:
         assert (await house.bare.get("/metrics")).status_code == 404
         for _ in range(2):
             answer = await house.bare.get(f"{url}/metrics")
@@ -61,7 +61,7 @@ async def test_a_port_of_their_own_needs_no_token_and_leaves_the_main_port_witho
 async def test_a_token_guards_a_port_of_their_own_too(tmp_path: Path) -> None:
     """If both are set."""
     async with (
-        House.built(tmp_path, metrics_port=0, metrics_token=SecretStr(TOKEN)) as house,
+        RunningGateway.built(tmp_path, metrics_port=0, metrics_token=SecretStr(TOKEN)) as house,
         serving(house.gateway.metrics_server()) as url,
     ):
         assert (await house.bare.get(f"{url}/metrics")).status_code == 401
@@ -72,7 +72,7 @@ async def test_a_token_guards_a_port_of_their_own_too(tmp_path: Path) -> None:
 
 async def test_every_name_of_the_table_is_there_and_no_other_of_ours(tmp_path: Path) -> None:
     """The table is what the reference is made of; what is watched has an owner that tells it."""
-    async with House.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
         typed = dict(line.split()[2:4] for line in answer.text.splitlines() if line.startswith("# TYPE"))
         ours = {name: kind for name, kind in typed.items() if name.startswith("birdwire_")}
@@ -84,7 +84,7 @@ async def test_every_name_of_the_table_is_there_and_no_other_of_ours(tmp_path: P
 
 async def test_requests_and_calls_to_x_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
     """Operation, class of status and reason; endpoint at X without ids, and outcome."""
-    async with House.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         await house.link("ada")
         for _ in range(2):
             assert (await house.like()).status_code == 200
@@ -110,7 +110,7 @@ async def test_requests_and_calls_to_x_are_counted_by_what_became_of_them(tmp_pa
 @pytest.mark.trust("G7")
 async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
     """After calls of every kind, nothing of whose they were is in the text."""
-    async with House.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         await house.link("ada")
         user_id = str((await house.status())["user_id"])
         await house.like()
@@ -125,7 +125,7 @@ async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
 
 def test_a_name_has_a_bounded_number_of_series() -> None:
     """What would be one more counts as `other`, so that nobody can fill the memory."""
-    counted = Metrics(most_series=3)
+    counted = Metrics(max_series=3)
     for number in range(10):
         counted.add("birdwire_x_calls_total", f"GET /{number}", "2xx")
         counted.time("birdwire_x_call_seconds", 0.1, f"GET /{number}")

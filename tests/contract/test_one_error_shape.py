@@ -15,20 +15,20 @@ import pytest_asyncio
 from pydantic import BaseModel
 
 import birdwire
-from birdwire import asgi, edge
-from birdwire.authorization import AuthTwitter
-from birdwire.clock import Clock
-from birdwire.door import EdgeLimits
-from birdwire.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
-from birdwire.oauth import Confirm
-from birdwire.operations import OPERATIONS
-from birdwire.pages import Undo
-from birdwire.reads import READS
-from birdwire.sandbox.refusals import Catalogue
-from birdwire.telemetry import Telemetry
-from house import API, House, bound, gateway, serving
-from linking import JSON
-from wire import MEMBERS, Got, Sent, exchange, inspect
+from birdwire.accounts.endpoints import Confirm
+from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.pages import Undo
+from birdwire.api.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
+from birdwire.edge import asgi, protocol
+from birdwire.edge.connections import EdgeLimits
+from birdwire.runtime.clock import Clock
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.sandbox.api.errors import Catalogue
+from birdwire.x.catalog.lookups import LOOKUPS
+from birdwire.x.catalog.operations import OPERATIONS
+from harness.gateway import API, RunningGateway, bound, gateway, serving
+from harness.linking import JSON
+from harness.raw_http import MEMBERS, Got, Sent, exchange, inspect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import httpx2
     from starlette.applications import Starlette
 
-    from birdwire.call import Answer, Call
+    from birdwire.api.messages import Answer, Call
 
 MEANS: dict[str, tuple[int, str, str, bool]] = {
     "body_too_large": (413, "body_too_large", "caller", False),
@@ -148,7 +148,7 @@ def judge(answer: httpx2.Response | Got, reason: str, upstream: int | None = Non
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def place(shared_house: House) -> AsyncIterator[House]:
+async def place(shared_house: RunningGateway) -> AsyncIterator[RunningGateway]:
     """The shared house; ordered faults end with the test, and what was learned of X is long over."""
     yield shared_house
     shared_house.clock.advance(hours=25)
@@ -160,7 +160,7 @@ async def place(shared_house: House) -> AsyncIterator[House]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", X_SAYS)
-async def test_each_refusal_of_x_has_one_meaning(place: House, name: str) -> None:
+async def test_each_refusal_of_x_has_one_meaning(place: RunningGateway, name: str) -> None:
     """By its id in the sandbox: for an action that X keeps from self-serve apps, and for one that it does not."""
     upstream, like, unlike = X_SAYS[name]
     await place.fault("*", "/2/users/*/likes*", {"error": name}, times=None)
@@ -172,7 +172,7 @@ async def test_each_refusal_of_x_has_one_meaning(place: House, name: str) -> Non
         )
 
 
-async def test_a_second_401_of_x_has_the_shape(linked: House) -> None:
+async def test_a_second_401_of_x_has_the_shape(linked: RunningGateway) -> None:
     """X's word comes along, and the advice is to link again."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "unauthorized"}, times=None)
     error = judge(await linked.like(), "x_session_expired", 401)
@@ -187,7 +187,7 @@ def test_every_refusal_that_the_sandbox_knows_is_in_a_table_here() -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", AT_THE_TOKEN_ENDPOINT)
-async def test_each_refusal_of_the_token_endpoint_reaches_the_callback(place: House, name: str) -> None:
+async def test_each_refusal_of_the_token_endpoint_reaches_the_callback(place: RunningGateway, name: str) -> None:
     """As JSON here; browsers get a page with the same words."""
     redirect = await place.consent("ada")
     await place.fault("POST", "/2/oauth2/token", {"error": name})
@@ -215,7 +215,7 @@ async def test_each_refusal_of_the_token_endpoint_reaches_the_callback(place: Ho
     ],
 )
 @pytest.mark.trust("F30")
-async def test_what_cannot_be_read_is_a_bad_reply(place: House, do: dict[str, Any], upstream: int) -> None:
+async def test_what_cannot_be_read_is_a_bad_reply(place: RunningGateway, do: dict[str, Any], upstream: int) -> None:
     """Never followed, never guessed."""
     await place.fault("POST", "/2/users/*/likes", do)
     judge(await place.like(), "x_reply_malformed", upstream)
@@ -227,7 +227,7 @@ async def test_what_cannot_be_read_is_a_bad_reply(place: House, do: dict[str, An
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("do", [{"drop": "before_apply"}, {"drop": "after_apply"}, {"truncate": 5}])
 @pytest.mark.trust("F28")
-async def test_a_connection_that_x_cuts_is_an_outage(place: House, do: dict[str, Any]) -> None:
+async def test_a_connection_that_x_cuts_is_an_outage(place: RunningGateway, do: dict[str, Any]) -> None:
     """Whether X did it or not, a like is safe to repeat."""
     await place.fault("POST", "/2/users/*/likes", do, times=None)
     judge(await place.like(), "x_5xx")
@@ -236,14 +236,14 @@ async def test_a_connection_that_x_cuts_is_an_outage(place: House, do: dict[str,
 @pytest.mark.trust("F26")
 async def test_an_x_that_stalls_is_given_up_at_the_deadline(tmp_path: Path) -> None:
     """The whole call has one deadline."""
-    async with House.built(tmp_path, x_deadline_s=0.2) as house:
+    async with RunningGateway.built(tmp_path, x_deadline_s=0.2) as house:
         await house.link("ada")
         await house.fault("POST", "/2/users/*/likes", {"delay_s": 1}, times=None)
         judge(await house.like(), "x_timeout")
 
 
 @pytest.mark.trust("F25")
-async def test_an_x_that_is_not_there_is_unreachable(linked: House) -> None:
+async def test_an_x_that_is_not_there_is_unreachable(linked: RunningGateway) -> None:
     """Nothing was sent."""
     with bound() as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -271,7 +271,7 @@ async def test_an_x_that_is_not_there_is_unreachable(linked: House) -> None:
         ("body_too_large", Sent(b" " * 16_385)),
     ],
 )
-async def test_each_refusal_of_a_caller_has_the_shape(place: House, reason: str, sent: Sent) -> None:
+async def test_each_refusal_of_a_caller_has_the_shape(place: RunningGateway, reason: str, sent: Sent) -> None:
     """From the router, the gate and the body alike."""
     got = await exchange(place, sent)
     judge(got, reason)
@@ -279,7 +279,7 @@ async def test_each_refusal_of_a_caller_has_the_shape(place: House, reason: str,
 
 
 @pytest.mark.trust("#255")
-async def test_the_call_over_the_limit_has_the_shape(house: House) -> None:
+async def test_the_call_over_the_limit_has_the_shape(house: RunningGateway) -> None:
     """With a Retry-After that is no earlier than the reset."""
     await house.gateway.keys.change(house.key_id, rpm=1)
     await house.client.get(API + "auth/status")
@@ -310,10 +310,10 @@ def broken() -> tuple[Starlette, io.StringIO]:
     return app, log
 
 
-async def test_a_bug_shows_nothing_of_itself(house: House) -> None:
+async def test_a_bug_shows_nothing_of_itself(house: RunningGateway) -> None:
     """500 in the shape; the log names the exception's type and place, never its text."""
     app, log = broken()
-    async with serving(edge.config(app, limits=EdgeLimits())) as url:
+    async with serving(protocol.config(app, limits=EdgeLimits())) as url:
         answer = await house.bare.post(url + API + "like_twitter", json={"tweet_id": "1"})
     got = Got(answer.status_code, {**answer.headers, "x-ratelimit-limit": "-"}, answer.content)  # no key was read yet
     judge(got, "internal")
@@ -407,6 +407,6 @@ def test_the_fields_with_reasons_are_those_of_the_bodies() -> None:
         Confirm,
         Undo,
         *(row.body for row in OPERATIONS),
-        *(row.query for row in READS),
+        *(row.query for row in LOOKUPS),
     ]
     assert {name for body in bodies for name in names(body)} | {"media_files"} == set(FIELDS)

@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 
 from birdwire.cli.database import alone, lock_of
-from birdwire.cli.say import Stop
+from birdwire.cli.output import Stop
 from birdwire.settings import Settings
-from birdwire.store import keys
-from birdwire.store.db import Database
-from served import Street, street
+from birdwire.store.database import Database
+from birdwire.store.tables import api_keys
+from harness.processes import Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -139,7 +139,7 @@ async def test_sqlites_own_locks_hold_under_ours_and_after_it(tmp_path: Path) ->
                 with closing(ours), pytest.raises(sqlite3.OperationalError, match="locked"):
                     ours.execute("BEGIN IMMEDIATE")
             async with database.write() as connection:
-                await keys.get(connection, "key_1")
+                await api_keys.get(connection, "key_1")
                 async with writer(file) as state:
                     assert state == "busy"
         finally:

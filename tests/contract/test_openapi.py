@@ -17,27 +17,27 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 import birdwire
-from birdwire import dialect
-from birdwire.authorization import AuthTwitter
-from birdwire.authserver import DEFAULT_SCOPES
-from birdwire.body import Body, check
-from birdwire.errors import PROBLEMS, REQUIRED, GatewayError
-from birdwire.keys import MAX_TEXT
-from birdwire.oauth import Confirm
-from birdwire.operations import OPERATIONS, TweetTarget, UserTarget
-from birdwire.pages import Undo
-from birdwire.post import PostTwitter
+from birdwire.accounts.endpoints import Confirm
+from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.pages import Undo
+from birdwire.api import relay_dialect
+from birdwire.api.body import Body, check
+from birdwire.api.errors import PROBLEMS, REQUIRED, GatewayError
+from birdwire.keys.registry import MAX_TEXT
 from birdwire.settings import Settings
 from birdwire.surfaces import reference
-from birdwire.surfaces.documents import DOCUMENTS
-from birdwire.surfaces.endpoints import BEYOND_SCHEMA, endpoints, fields
-from birdwire.surfaces.openapi import document
-from birdwire.surfaces.schemas import EXAMPLES
+from birdwire.surfaces.openapi.document import document
+from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, endpoints, fields
+from birdwire.surfaces.openapi.schemas import EXAMPLES
+from birdwire.surfaces.site.documents import DOCUMENTS
+from birdwire.x.catalog.operations import OPERATIONS, TweetTarget, UserTarget
+from birdwire.x.catalog.post import PostTwitter
+from birdwire.x.client.auth_server import DEFAULT_SCOPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 ROOT = Path(birdwire.__file__).parent.parent.parent
 DOCUMENT = document(Settings())
@@ -89,13 +89,15 @@ def test_the_document_lists_what_is_live_and_nothing_else(
 ) -> None:
     """Also if the operator switched something off. The aliases of older clients are left out on purpose."""
     from birdwire.app import create_app  # noqa: PLC0415 - heavy, and for this test alone
-    from birdwire.vault import create_key_file  # noqa: PLC0415 - the same
+    from birdwire.store.encryption.vault import create_key_file  # noqa: PLC0415 - the same
 
     monkeypatch.chdir(tmp_path)
     create_key_file(tmp_path / "vault.key")
     settings = Settings.model_validate({"vault_key_file": tmp_path / "vault.key", **changed})
     live = {(route.method, route.path) for route in create_app(settings).routes}
-    aliases = {(method, dialect.aliases(path)[-1]) for method, path in live if len(dialect.aliases(path)) > 1}
+    aliases = {
+        (method, relay_dialect.aliases(path)[-1]) for method, path in live if len(relay_dialect.aliases(path)) > 1
+    }
     listed = {(method.upper(), path) for path, methods in document(settings)["paths"].items() for method in methods}
     assert listed == live - aliases
 
@@ -138,7 +140,7 @@ def test_operations_have_names_of_their_own() -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_served_documents_are_the_document(shared_house: House) -> None:
+async def test_the_served_documents_are_the_document(shared_house: RunningGateway) -> None:
     """JSON and YAML say the same, and what is served is what the settings make."""
     wanted = document(shared_house.settings)
     answers = {path: await shared_house.bare.get(path) for path in DOCUMENTS}
@@ -375,7 +377,7 @@ class _Links(HTMLParser):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_page_loads_nothing_and_runs_nothing(shared_house: House) -> None:
+async def test_the_page_loads_nothing_and_runs_nothing(shared_house: RunningGateway) -> None:
     """Its links stay on it or on this host, each anchor is there, and its policy allows its one style alone."""
     answer = await shared_house.bare.get("/docs")
     page = _Links()
@@ -391,7 +393,7 @@ async def test_the_page_loads_nothing_and_runs_nothing(shared_house: House) -> N
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_agents_find_every_operation(shared_house: House) -> None:
+async def test_agents_find_every_operation(shared_house: RunningGateway) -> None:
     """In the card, and in the text for language models; the manifest leads to the description."""
     card = (await shared_house.bare.get("/.well-known/agent-card.json")).json()
     assert {skill["id"] for skill in card["skills"]} == {row.name for row in OPERATIONS}

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.operations import OPERATIONS
-from birdwire.sandbox import seed
-from house import API, GRACE, PNG, POST
+from birdwire.sandbox.state import seed
+from birdwire.x.catalog.operations import OPERATIONS
+from harness.gateway import API, GRACE, PNG, POST
 
 if TYPE_CHECKING:
-    from house import House
+    from harness.gateway import RunningGateway
 
 
-async def user_id(house: House, username: str) -> str:
+async def user_id(house: RunningGateway, username: str) -> str:
     """A seeded user's id."""
     return str(next(user["id"] for user in (await house.state())["users"] if user["username"] == username))
 
 
-async def post(house: House, **body: Any) -> str:
+async def post(house: RunningGateway, **body: Any) -> str:
     """Post something; its id."""
     answer = await house.call("post_twitter", body)
     assert answer.status_code == 201, answer.text
@@ -40,7 +40,7 @@ async def post(house: House, **body: Any) -> str:
     ],
 )
 async def test_a_change_that_is_made_twice_answers_alike(
-    linked: House, name: str, body: dict[str, str], answer: bytes
+    linked: RunningGateway, name: str, body: dict[str, str], answer: bytes
 ) -> None:
     """The documented bytes, once and again, with the default bodies of both generations."""
     answers = [(await linked.call(name, body)) for _ in range(2)]
@@ -48,7 +48,7 @@ async def test_a_change_that_is_made_twice_answers_alike(
 
 
 @pytest.mark.parametrize("generation", ["2.166", "2.167", "mixed"])
-async def test_both_generations_of_x_read_alike(linked: House, generation: str) -> None:
+async def test_both_generations_of_x_read_alike(linked: RunningGateway, generation: str) -> None:
     """X's two spellings end in one answer."""
     await linked.configure(generation=generation)
     assert (await linked.call("retweet_twitter", {"tweet_id": POST})).content == b'{"data":{"retweeted":true}}'
@@ -56,19 +56,19 @@ async def test_both_generations_of_x_read_alike(linked: House, generation: str) 
     assert (await linked.like(seed.DELETED_POST_ID)).json()["error"]["reason"] == "tweet_not_found"
 
 
-async def test_a_follow_of_a_protected_user_waits_for_them(linked: House) -> None:
+async def test_a_follow_of_a_protected_user_waits_for_them(linked: RunningGateway) -> None:
     """X says pending, and so do we."""
     answer = await linked.call("follow_twitter", {"target_user_id": await user_id(linked, "pat")})
     assert answer.json() == {"data": {"following": False, "pending_follow": True}}
 
 
-async def test_a_user_that_is_not_there_is_not_found(linked: House) -> None:
+async def test_a_user_that_is_not_there_is_not_found(linked: RunningGateway) -> None:
     """404, whatever X's form of saying so."""
     error = (await linked.call("follow_twitter", {"target_user_id": "9999999999999999999"})).json()["error"]
     assert (error["code"], error["reason"]) == ("resource-not-found", "user_not_found")
 
 
-async def test_a_thread_an_edit_and_a_deletion_stand_in_xs_state(linked: House) -> None:
+async def test_a_thread_an_edit_and_a_deletion_stand_in_xs_state(linked: RunningGateway) -> None:
     """Three posts in a row, the first edited, the last deleted."""
     first = await post(linked, text="one")
     second = await post(linked, text="two", reply={"in_reply_to_tweet_id": first})
@@ -80,7 +80,7 @@ async def test_a_thread_an_edit_and_a_deletion_stand_in_xs_state(linked: House) 
     assert (await linked.post_of(edited))["previous_post_id"] == first
 
 
-async def test_a_quote_and_a_poll_are_posted(linked: House) -> None:
+async def test_a_quote_and_a_poll_are_posted(linked: RunningGateway) -> None:
     """Both need no media."""
     quote = await post(linked, text="look", quote_tweet_id=POST)
     poll = await post(linked, text="which?", poll={"options": ["a", "b"], "duration_minutes": 60})
@@ -89,7 +89,7 @@ async def test_a_quote_and_a_poll_are_posted(linked: House) -> None:
 
 
 @pytest.mark.parametrize("part", ["media_files", "media", "media_file", "file"])
-async def test_an_uploaded_image_can_be_posted(linked: House, part: str) -> None:
+async def test_an_uploaded_image_can_be_posted(linked: RunningGateway, part: str) -> None:
     """Under each name that clients give the part."""
     answer = await linked.client.post(API + "upload_media", files={part: ("a.png", PNG, "image/png")})
     assert answer.status_code == 200, answer.text
@@ -99,7 +99,7 @@ async def test_an_uploaded_image_can_be_posted(linked: House, part: str) -> None
     assert (await linked.post_of(posted))["media_ids"] == [data["media_id"]]
 
 
-async def test_a_large_video_goes_in_parts_and_is_waited_for(linked: House) -> None:
+async def test_a_large_video_goes_in_parts_and_is_waited_for(linked: RunningGateway) -> None:
     """Parts of at most 1 MiB, X's processing polled."""
     video = b"\x00\x00\x00\x18ftypmp42" + bytes(2_500_000)
     answer = await linked.client.post(API + "upload_media", files={"media_files": ("a.mp4", video, "video/mp4")})
@@ -119,7 +119,7 @@ async def test_a_large_video_goes_in_parts_and_is_waited_for(linked: House) -> N
         ([("media_files", ("a.png", PNG, "image/png"))] * 2, "media_files_malformed"),
     ],
 )
-async def test_a_file_that_x_would_not_take_costs_no_call(linked: House, files: Any, reason: str) -> None:
+async def test_a_file_that_x_would_not_take_costs_no_call(linked: RunningGateway, files: Any, reason: str) -> None:
     """Type and size are checked here first."""
     before = len(await linked.calls("/2/media"))
     answer = await linked.client.post(API + "upload_media", files=files)
@@ -127,7 +127,7 @@ async def test_a_file_that_x_would_not_take_costs_no_call(linked: House, files: 
     assert len(await linked.calls("/2/media")) == before
 
 
-async def test_nobody_uploads_without_a_key(linked: House) -> None:
+async def test_nobody_uploads_without_a_key(linked: RunningGateway) -> None:
     """The body of a stranger is not read into a file."""
     answer = await linked.bare.post(API + "upload_media", files={"media_files": ("a.png", PNG, "image/png")})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_missing")
@@ -198,7 +198,7 @@ POST_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("body", "code", "reason"), POST_REFUSALS)
 async def test_a_post_that_cannot_be_names_its_field(
-    shared_house: House, body: dict[str, Any], code: str, reason: str
+    shared_house: RunningGateway, body: dict[str, Any], code: str, reason: str
 ) -> None:
     """Every constraint of the contract, told by its field, before X is asked."""
     before = len(await shared_house.calls("/2/tweets"))
@@ -222,20 +222,20 @@ async def test_a_post_that_cannot_be_names_its_field(
         "a < b & c",
     ],
 )
-async def test_a_text_that_fits_is_posted_unchanged(shared_house: House, text: str) -> None:
+async def test_a_text_that_fits_is_posted_unchanged(shared_house: RunningGateway, text: str) -> None:
     """Counted as X counts, and never altered."""
     answer = await shared_house.call("post_twitter", {"text": text})
     assert (answer.status_code, answer.json()["data"]["text"]) == (201, text)
 
 
-async def test_a_link_weighs_what_x_makes_of_it(linked: House) -> None:
+async def test_a_link_weighs_what_x_makes_of_it(linked: RunningGateway) -> None:
     """However long: X shortens it, and the answer holds the text as X stored it."""
     answer = await linked.call("post_twitter", {"text": "see https://example.com/" + "x" * 300})
     assert answer.status_code == 201
     assert answer.json()["data"]["text"].startswith("see https://t.co/")
 
 
-async def test_the_same_text_twice_is_a_conflict(linked: House) -> None:
+async def test_the_same_text_twice_is_a_conflict(linked: RunningGateway) -> None:
     """X's 403 is our 409."""
     await post(linked, text="again")
     answer = await linked.call("post_twitter", {"text": "again"})
@@ -243,7 +243,7 @@ async def test_the_same_text_twice_is_a_conflict(linked: House) -> None:
 
 
 @pytest.mark.parametrize("do", [{"drop": "after_apply"}, {"drop": "before_apply"}, {"status": 503}, {"truncate": 5}])
-async def test_a_post_whose_answer_is_lost_is_called_unknown(linked: House, do: dict[str, Any]) -> None:
+async def test_a_post_whose_answer_is_lost_is_called_unknown(linked: RunningGateway, do: dict[str, Any]) -> None:
     """Neither success nor failure, not retryable, and sent exactly once."""
     await linked.fault("POST", "/2/tweets", do)
     answer = await linked.call("post_twitter", {"text": "lost?"})
@@ -262,7 +262,7 @@ async def test_a_post_whose_answer_is_lost_is_called_unknown(linked: House, do: 
     ],
 )
 async def test_the_tiers_refusal_is_explained_in_every_form_x_gives_it(
-    linked: House, refusal: str, name: str, body: dict[str, str]
+    linked: RunningGateway, refusal: str, name: str, body: dict[str, str]
 ) -> None:
     """Most people's first answer from the real X: it must say since when, why, and what works instead."""
     await linked.configure(tier="self_serve_2026_04", tier_refusal=refusal)
@@ -272,7 +272,7 @@ async def test_the_tiers_refusal_is_explained_in_every_form_x_gives_it(
     assert (await linked.status())["capabilities"]
 
 
-async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_the_tier(linked: House) -> None:
+async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_the_tier(linked: RunningGateway) -> None:
     """What other tenants' calls met, such as the operator's unpaid bill, is none of a key's business."""
     _, other = await linked.gateway.keys.create("test", "another tenant", "free")
     linked.client.headers["authorization"] = f"Bearer {other}"
@@ -305,7 +305,7 @@ async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_t
     assert await reasons() == ["x_tier_lacks_action", "x_tier_lacks_action"]
 
 
-async def test_a_bare_forbidden_on_what_x_lately_allowed_is_about_the_account(linked: House) -> None:
+async def test_a_bare_forbidden_on_what_x_lately_allowed_is_about_the_account(linked: RunningGateway) -> None:
     """The app may like: so this no is not about its tier."""
     await linked.like()
     await linked.fault("POST", "/2/users/*/likes", {"error": "missing-scope"})
@@ -313,7 +313,7 @@ async def test_a_bare_forbidden_on_what_x_lately_allowed_is_about_the_account(li
     assert (await linked.status())["capabilities"]["like_twitter"] == {"allowed": True, "reason": None}
 
 
-async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: House) -> None:
+async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: RunningGateway) -> None:
     """One row in the table is enough for both."""
     paths = {route.path for route in linked.gateway.routes}
     assert {f"{API}{operation.name}" for operation in OPERATIONS} <= paths
@@ -336,7 +336,7 @@ async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: Hous
     ],
 )
 async def test_a_user_is_named_by_one_id(
-    shared_house: House, name: str, body: dict[str, Any], code: str, reason: str
+    shared_house: RunningGateway, name: str, body: dict[str, Any], code: str, reason: str
 ) -> None:
     """A string of digits and nothing beside it; X is not asked otherwise."""
     before = len(await shared_house.calls("/2/users/", method="POST"))
@@ -346,7 +346,7 @@ async def test_a_user_is_named_by_one_id(
 
 
 @pytest.mark.trust("#215")
-async def test_following_oneself_is_refused_as_x_refuses_it(linked: House) -> None:
+async def test_following_oneself_is_refused_as_x_refuses_it(linked: RunningGateway) -> None:
     """400 or 403, never a success and never a fault of ours."""
     answer = await linked.call("follow_twitter", {"target_user_id": await user_id(linked, "ada")})
     assert answer.status_code in {400, 403}

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from birdwire.accounts.refresh import MOST_AT_ONCE
 from birdwire.app import TOKEN_CONNECTIONS
-from birdwire.refresh import MOST_AT_ONCE
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.settings import Settings
-from house import API, House, gateway, serving
-from wire import Sent, exchange
+from harness.gateway import API, RunningGateway, gateway, serving
+from harness.raw_http import Sent, exchange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ class Turnstile:
 
 
 @contextlib.asynccontextmanager
-async def behind(directory: Path, held: int, **options: Any) -> AsyncIterator[tuple[House, Turnstile]]:
+async def behind(directory: Path, held: int, **options: Any) -> AsyncIterator[tuple[RunningGateway, Turnstile]]:
     """A linked house, with so many likes on their way to X that wait at the turnstile; all answered in the end."""
     async with contextlib.AsyncExitStack() as stack:
         sandbox = create_sandbox()
@@ -91,19 +91,19 @@ async def behind(directory: Path, held: int, **options: Any) -> AsyncIterator[tu
         assert {answer.status_code for answer in await asyncio.gather(*running)} <= {403, 404}
 
 
-async def another_key(house: House) -> None:
+async def another_key(house: RunningGateway) -> None:
     """Have the client call with a new key."""
     _, raw_key = await house.gateway.keys.create("test", "test key", "growth", None)
     house.client.headers["authorization"] = f"Bearer {raw_key}"
 
 
-def counted(house: House, name: str) -> dict[tuple[str, ...], float]:
+def counted(house: RunningGateway, name: str) -> dict[tuple[str, ...], float]:
     """Return a metric's values by its labels."""
     samples = [sample for family in house.gateway.telemetry.metrics.collect() for sample in family.samples]
     return {tuple(sample.labels.values()): sample.value for sample in samples if sample.name == f"birdwire_{name}"}
 
 
-async def queued(house: House, number: int) -> None:
+async def queued(house: RunningGateway, number: int) -> None:
     """Wait until so many calls wait to run."""
     async with asyncio.timeout(20):
         while counted(house, "calls_queued")["calls",] != number:  # noqa: ASYNC110 - it happens in the gateway
@@ -142,7 +142,7 @@ KEYS, CALLERS, LIKES = 8, 20, 5
 async def test_keys_with_more_callers_than_may_run_are_all_served(tmp_path: Path) -> None:
     """By the default bounds: 8 starter keys, each with 20 callers, while X takes 300 ms for a like."""
     defaults = {name: Settings.model_fields[name].default for name in ("max_calls", "max_calls_each")}
-    async with House.built(tmp_path, **defaults) as house:
+    async with RunningGateway.built(tmp_path, **defaults) as house:
         await house.configure(likes_per_15m=1_000_000, likes_per_24h=1_000_000)
         posts = [{"author": "grace", "text": f"number {number}", "id": str(number)} for number in range(1, 161)]
         (await house.x.post("/_sandbox/seed", json={"posts": posts})).raise_for_status()

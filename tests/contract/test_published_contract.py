@@ -12,11 +12,11 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from birdwire.sandbox import seed
+from birdwire.sandbox.state import seed
 from birdwire.settings import Settings
-from birdwire.surfaces.openapi import document
-from house import API, GRACE, POST, House, address, bound, gateway
-from wire import MEMBERS
+from birdwire.surfaces.openapi.document import document
+from harness.gateway import API, GRACE, POST, RunningGateway, address, bound, gateway
+from harness.raw_http import MEMBERS
 
 BASE = "/apis/v1/twitter/"
 DIGITS = "^[0-9]{1,19}$"
@@ -188,7 +188,7 @@ CALLS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "body", "said"), CALLS, ids=lambda item: item if isinstance(item, str) else "")
 async def test_an_action_answers_to_the_byte(
-    linked: House, name: str, body: dict[str, Any], said: dict[str, Any]
+    linked: RunningGateway, name: str, body: dict[str, Any], said: dict[str, Any]
 ) -> None:
     """The published answer and nothing more; a second call says the same."""
     for _ in range(2):
@@ -198,7 +198,7 @@ async def test_an_action_answers_to_the_byte(
 
 
 @pytest.mark.parametrize("body", [None, {}, {"scopes": ["follows.write", "tweet.read", "users.read"]}])
-async def test_a_link_begins_with_exactly_three_members(house: House, body: dict[str, Any] | None) -> None:
+async def test_a_link_begins_with_exactly_three_members(house: RunningGateway, body: dict[str, Any] | None) -> None:
     """The body may be left out."""
     answer = await house.call("auth_twitter", body)
     assert answer.status_code == 200
@@ -218,7 +218,7 @@ POSTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", POSTS)
-async def test_a_post_answers_201_with_id_and_text(linked: House, name: str) -> None:
+async def test_a_post_answers_201_with_id_and_text(linked: RunningGateway, name: str) -> None:
     """As X stored it."""
     answer = await linked.call("post_twitter", POSTS[name])
     assert answer.status_code == 201
@@ -227,7 +227,7 @@ async def test_a_post_answers_201_with_id_and_text(linked: House, name: str) -> 
     assert (await linked.post_of(data["id"]))["text"] == POSTS[name]["text"]
 
 
-async def test_a_post_can_be_edited(linked: House) -> None:
+async def test_a_post_can_be_edited(linked: RunningGateway) -> None:
     """The answer names the edit."""
     first = (await linked.call("post_twitter", {"text": "A tpyo"})).json()["data"]["id"]
     edit = {"text": "A typo", "edit_options": {"previous_post_id": first}}
@@ -239,7 +239,7 @@ async def test_a_post_can_be_edited(linked: House) -> None:
 @pytest.mark.parametrize("name", [name for name, published in PUBLISHED.items() if published.required])
 @pytest.mark.parametrize("sent", ["", "12a", "+1", "1" * 20, "1\n", 1346889436626259968, None, ["1"]])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_id_that_is_none_is_an_invalid_request(shared_house: House, name: str, sent: object) -> None:
+async def test_an_id_that_is_none_is_an_invalid_request(shared_house: RunningGateway, name: str, sent: object) -> None:
     """400 invalid-request, whether it is malformed or absent."""
     field = PUBLISHED[name].required[0]
     for body in ({field: sent}, {}):
@@ -253,7 +253,7 @@ async def test_an_id_that_is_none_is_an_invalid_request(shared_house: House, nam
     "more", [{"poll": POSTS["poll"]["poll"]}, {"media": {"media_ids": ["1"]}}, {"card_uri": "card://1"}]
 )
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_excludes_one_another_is_400(shared_house: House, more: dict[str, Any]) -> None:
+async def test_what_excludes_one_another_is_400(shared_house: RunningGateway, more: dict[str, Any]) -> None:
     """At most one of media, poll, quote_tweet_id and card_uri."""
     answer = await shared_house.call("post_twitter", {"text": "x", "quote_tweet_id": POST, **more})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "mutually_exclusive")
@@ -274,10 +274,10 @@ SCOPES = ["tweet.read", "users.read", "offline.access"]
 PAST_THE_WINDOW_S = 3_601
 """X's edit window is an hour at most."""
 
-Provoked = Callable[["House", str], Awaitable[httpx2.Response]]
+Provoked = Callable[["RunningGateway", str], Awaitable[httpx2.Response]]
 
 
-async def sound(house: House, name: str) -> httpx2.Response:
+async def sound(house: RunningGateway, name: str) -> httpx2.Response:
     """A call that was published."""
     return await house.call(name, BODIES[name])
 
@@ -296,7 +296,7 @@ def authorized(value: str | None) -> Provoked:
 def with_x(do: dict[str, Any]) -> Provoked:
     """A call while X does this."""
 
-    async def call(house: House, name: str) -> httpx2.Response:
+    async def call(house: RunningGateway, name: str) -> httpx2.Response:
         for path in ("/2/users/*", "/2/tweets"):
             await house.fault("*", path, do, times=None)
         return await sound(house, name)
@@ -304,57 +304,57 @@ def with_x(do: dict[str, Any]) -> Provoked:
     return call
 
 
-async def revoked(house: House, name: str) -> httpx2.Response:
+async def revoked(house: RunningGateway, name: str) -> httpx2.Response:
     """A key that the operator revoked."""
     key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
     await house.gateway.keys.revoke(key.key_id)
     return await authorized(f"Bearer {raw_key}")(house, name)
 
 
-async def unlinked(house: House, name: str) -> httpx2.Response:
+async def unlinked(house: RunningGateway, name: str) -> httpx2.Response:
     """A key without a link."""
     _, raw_key = await house.gateway.keys.create("test", name, "growth", None)
     return await authorized(f"Bearer {raw_key}")(house, name)
 
 
-async def spent(house: House, name: str) -> httpx2.Response:
+async def spent(house: RunningGateway, name: str) -> httpx2.Response:
     """The second call of a key that may make one a minute."""
     _, raw_key = await house.gateway.keys.create("test", name, "growth", 1)
     await authorized(f"Bearer {raw_key}")(house, name)
     return await authorized(f"Bearer {raw_key}")(house, name)
 
 
-async def unticked(house: House, name: str) -> httpx2.Response:
+async def unticked(house: RunningGateway, name: str) -> httpx2.Response:
     """A link whose owner approved reading alone."""
     await house.link("ada", scopes=SCOPES)
     return await sound(house, name)
 
 
-async def ended(house: House, name: str) -> httpx2.Response:
+async def ended(house: RunningGateway, name: str) -> httpx2.Response:
     """A link that its owner ended at X."""
     (await house.x.post("/_sandbox/users/2244994945/revoke_app")).raise_for_status()
     return await sound(house, name)
 
 
-async def repeated(house: House, name: str) -> httpx2.Response:
+async def repeated(house: RunningGateway, name: str) -> httpx2.Response:
     """The same once more: it was in place already."""
     await sound(house, name)
     return await sound(house, name)
 
 
-async def posted(house: House, text: str) -> str:
+async def posted(house: RunningGateway, text: str) -> str:
     """Post something; its id."""
     return str((await house.call("post_twitter", {"text": text})).raise_for_status().json()["data"]["id"])
 
 
-async def edit_of_a_deleted_post(house: House, name: str) -> httpx2.Response:
+async def edit_of_a_deleted_post(house: RunningGateway, name: str) -> httpx2.Response:
     """The target is one that this gateway deleted."""
     previous = await posted(house, "to be deleted")
     (await house.call("delete_twitter", {"tweet_id": previous})).raise_for_status()
     return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
 
 
-async def late_edit(house: House, name: str) -> httpx2.Response:
+async def late_edit(house: RunningGateway, name: str) -> httpx2.Response:
     """The target is older than X's edit window."""
     previous = await posted(house, "an old post")
     await house.advance_x(PAST_THE_WINDOW_S)
@@ -362,7 +362,7 @@ async def late_edit(house: House, name: str) -> httpx2.Response:
     return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
 
 
-async def broken(house: House, name: str) -> httpx2.Response:
+async def broken(house: RunningGateway, name: str) -> httpx2.Response:
     """A fault of ours: a key whose row holds what Birdwire never writes there."""
     key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
     with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)) as database:
@@ -370,7 +370,7 @@ async def broken(house: House, name: str) -> httpx2.Response:
     return await authorized(f"Bearer {raw_key}")(house, name)
 
 
-async def without_x(house: House, name: str) -> httpx2.Response:
+async def without_x(house: RunningGateway, name: str) -> httpx2.Response:
     """A gateway on the same database, for which X is where nothing listens."""
     with bound() as listener:
         nowhere = address(listener)
@@ -444,14 +444,14 @@ ROWS = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def published(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def published(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
     """One house for all rows."""
-    async with House.built(tmp_path_factory.mktemp("published")) as house:
+    async with RunningGateway.built(tmp_path_factory.mktemp("published")) as house:
         yield house
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def fresh(published: House) -> AsyncIterator[House]:
+async def fresh(published: RunningGateway) -> AsyncIterator[RunningGateway]:
     """The house with a key of its own, linked to ada; after it X is as before, and what was learned of X is over."""
     _, published.raw_key = await published.gateway.keys.create("test", "row", "growth", None)
     published.client.headers["authorization"] = f"Bearer {published.raw_key}"
@@ -464,7 +464,7 @@ async def fresh(published: House) -> AsyncIterator[House]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.status} {row.what}")
 @pytest.mark.asyncio(loop_scope="module")
-async def test_each_published_status_is_answered(fresh: House, row: Row) -> None:
+async def test_each_published_status_is_answered(fresh: RunningGateway, row: Row) -> None:
     """For each operation of the row: the status, the code, an error's members, and the way to link if that helps."""
     for name in row.names:
         answer = await row.provoke(fresh, name)

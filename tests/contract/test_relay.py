@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from house import API, GRACE, PNG, POST, House
+from harness.gateway import API, GRACE, PNG, POST, RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,12 +19,14 @@ Files = list[tuple[str, tuple[str | None, bytes | str] | tuple[str | None, bytes
 
 
 @pytest.fixture
-def key(linked: House) -> dict[str, str]:
+def key(linked: RunningGateway) -> dict[str, str]:
     """The key as older clients send it."""
     return {"aisa_api_key": linked.raw_key}
 
 
-async def send(house: House, name: str, body: dict[str, Any], how: str = "json", base: str = API) -> httpx2.Response:
+async def send(
+    house: RunningGateway, name: str, body: dict[str, Any], how: str = "json", base: str = API
+) -> httpx2.Response:
     """Without a header, in one of three encodings."""
     if how == "json":
         return await house.bare.post(base + name, json=body)
@@ -35,7 +37,9 @@ async def send(house: House, name: str, body: dict[str, Any], how: str = "json",
 
 @pytest.mark.parametrize("how", ["json", "form", "multipart"])
 @pytest.mark.parametrize("base", [API, SHORT])
-async def test_a_like_with_the_key_in_the_body(linked: House, key: dict[str, str], how: str, base: str) -> None:
+async def test_a_like_with_the_key_in_the_body(
+    linked: RunningGateway, key: dict[str, str], how: str, base: str
+) -> None:
     """In each encoding and on both paths: the integer 200 that those clients look for."""
     answer = await send(linked, "like_twitter", {**key, "tweet_id": POST}, how, base)
     assert (answer.status_code, answer.content) == (200, b'{"code":200,"msg":"ok","data":{"liked":true}}')
@@ -43,7 +47,7 @@ async def test_a_like_with_the_key_in_the_body(linked: House, key: dict[str, str
 
 
 @pytest.mark.parametrize("how", ["json", "form", "multipart"])
-async def test_a_post_in_the_old_spelling(linked: House, key: dict[str, str], how: str) -> None:
+async def test_a_post_in_the_old_spelling(linked: RunningGateway, key: dict[str, str], how: str) -> None:
     """Content and type: the post's id comes back under both names, with 200."""
     body = {**key, "content": "an old client", "type": "reply", "in_reply_to_tweet_id": POST}
     answer = await send(linked, "post_twitter", body, how)
@@ -52,7 +56,7 @@ async def test_a_post_in_the_old_spelling(linked: House, key: dict[str, str], ho
     assert (await linked.post_of(data["tweet_id"]))["in_reply_to_tweet_id"] == POST
 
 
-async def test_the_first_part_of_a_thread_has_a_type_and_no_id(linked: House, key: dict[str, str]) -> None:
+async def test_the_first_part_of_a_thread_has_a_type_and_no_id(linked: RunningGateway, key: dict[str, str]) -> None:
     """The type is a hint, no more."""
     answer = await send(linked, "post_twitter", {**key, "content": "one", "type": "reply"})
     assert answer.json()["msg"] == "ok"
@@ -60,14 +64,14 @@ async def test_the_first_part_of_a_thread_has_a_type_and_no_id(linked: House, ke
     assert (await linked.post_of(quote.json()["data"]["id"]))["quote_tweet_id"] == POST
 
 
-async def test_content_wins_over_text_unless_it_is_empty(linked: House, key: dict[str, str]) -> None:
+async def test_content_wins_over_text_unless_it_is_empty(linked: RunningGateway, key: dict[str, str]) -> None:
     """As the contract says."""
     first = await send(linked, "post_twitter", {**key, "content": "content", "text": "text"})
     second = await send(linked, "post_twitter", {**key, "content": "", "text": "text"})
     assert [answer.json()["data"]["text"] for answer in (first, second)] == ["content", "text"]
 
 
-async def test_a_post_brings_its_two_files(linked: House) -> None:
+async def test_a_post_brings_its_two_files(linked: RunningGateway) -> None:
     """Uploaded, then attached, in their order."""
     files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
@@ -80,7 +84,7 @@ async def test_a_post_brings_its_two_files(linked: House) -> None:
     assert len((await linked.post_of(answer.json()["data"]["tweet_id"]))["media_ids"]) == 2
 
 
-async def test_files_before_the_key_are_not_read(linked: House) -> None:
+async def test_files_before_the_key_are_not_read(linked: RunningGateway) -> None:
     """A stranger's file goes no further than its beginning."""
     files: Files = [("media_files", ("a.png", PNG, "image/png")), ("aisa_api_key", (None, linked.raw_key))]
     answer = await linked.bare.post(API + "post_twitter", files=files)
@@ -88,7 +92,7 @@ async def test_files_before_the_key_are_not_read(linked: House) -> None:
 
 
 @pytest.mark.parametrize("how", ["json", "form"])
-async def test_ids_of_media_in_the_old_place(linked: House, key: dict[str, str], how: str) -> None:
+async def test_ids_of_media_in_the_old_place(linked: RunningGateway, key: dict[str, str], how: str) -> None:
     """media_ids at the top level, as a list or in a row."""
     upload = await linked.client.post(API + "upload_media", files={"media_files": ("a.png", PNG, "image/png")})
     media_id = upload.json()["data"]["media_id"]
@@ -97,7 +101,7 @@ async def test_ids_of_media_in_the_old_place(linked: House, key: dict[str, str],
     assert (await linked.post_of(answer.json()["data"]["id"]))["media_ids"] == [media_id]
 
 
-async def test_authorizing_follows_and_the_rest_speak_it_too(linked: House, key: dict[str, str]) -> None:
+async def test_authorizing_follows_and_the_rest_speak_it_too(linked: RunningGateway, key: dict[str, str]) -> None:
     """Every POST of a key, each with its documented data inside."""
     auth = (await send(linked, "auth_twitter", {**key, "callback_url": "https://example.com/cb"})).json()
     assert (auth["code"], list(auth["data"])) == (200, ["auth_url", "state", "expires_at"])
@@ -106,13 +110,13 @@ async def test_authorizing_follows_and_the_rest_speak_it_too(linked: House, key:
     assert (await send(linked, "unlike_twitter", {**key, "tweet_id": POST})).json()["data"] == {"liked": False}
 
 
-async def test_refusals_keep_the_documented_body_and_status(linked: House, key: dict[str, str]) -> None:
+async def test_refusals_keep_the_documented_body_and_status(linked: RunningGateway, key: dict[str, str]) -> None:
     """Only success is wrapped."""
     answer = await send(linked, "like_twitter", {**key, "tweet_id": "x"})
     assert (answer.status_code, list(answer.json())) == (400, ["error"])
 
 
-async def test_the_same_key_in_header_and_body_is_one_key(linked: House, key: dict[str, str]) -> None:
+async def test_the_same_key_in_header_and_body_is_one_key(linked: RunningGateway, key: dict[str, str]) -> None:
     """Another one is refused; and one call is spent, not two."""
     both = await linked.call("like_twitter", {**key, "tweet_id": POST})
     assert both.json()["code"] == 200
@@ -124,13 +128,13 @@ async def test_the_same_key_in_header_and_body_is_one_key(linked: House, key: di
 
 
 @pytest.mark.parametrize("value", [1, None, "", "bw_test_short", ["x"]])
-async def test_a_member_that_is_no_key_is_refused_as_one(linked: House, value: object) -> None:
+async def test_a_member_that_is_no_key_is_refused_as_one(linked: RunningGateway, value: object) -> None:
     """It speaks the dialect, and it speaks it badly."""
     answer = await linked.bare.post(API + "like_twitter", json={"aisa_api_key": value, "tweet_id": POST})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_malformed")
 
 
-async def test_without_the_member_nothing_of_it_is_there(linked: House) -> None:
+async def test_without_the_member_nothing_of_it_is_there(linked: RunningGateway) -> None:
     """Not one byte more than documented: no spellings, no encodings, no envelope."""
     for body in ({"content": "x"}, {"text": "x", "type": "reply"}, {"text": "x", "media_ids": ["1"]}):
         assert (await linked.call("post_twitter", body)).json()["error"]["reason"] == "unknown_field"
@@ -142,14 +146,14 @@ async def test_without_the_member_nothing_of_it_is_there(linked: House) -> None:
 
 
 @pytest.fixture
-async def plain(tmp_path: Path) -> AsyncIterator[House]:
+async def plain(tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A gateway whose operator turned the dialect off."""
-    async with House.built(tmp_path, relay_dialect=False) as house:
+    async with RunningGateway.built(tmp_path, relay_dialect=False) as house:
         await house.link("ada")
         yield house
 
 
-async def test_an_operator_can_turn_it_off(plain: House) -> None:
+async def test_an_operator_can_turn_it_off(plain: RunningGateway) -> None:
     """Then the member is an unknown one, and the short paths are not there."""
     body = {"aisa_api_key": plain.raw_key, "tweet_id": POST}
     assert (await plain.bare.post(API + "like_twitter", json=body)).json()["error"]["reason"] == "key_missing"
@@ -158,7 +162,7 @@ async def test_an_operator_can_turn_it_off(plain: House) -> None:
     assert (await plain.state())["likes"] == []
 
 
-async def test_a_field_of_any_type_of_bytes_is_a_field(linked: House) -> None:
+async def test_a_field_of_any_type_of_bytes_is_a_field(linked: RunningGateway) -> None:
     """Some of those clients call every part application/octet-stream, and give no filename."""
     body = {"aisa_api_key": linked.raw_key, "content": "typed", "in_reply_to_tweet_id": POST}
     files: Files = [(name, (None, value, "application/octet-stream")) for name, value in body.items()]
@@ -170,7 +174,7 @@ async def test_a_field_of_any_type_of_bytes_is_a_field(linked: House) -> None:
     assert (await linked.post_of(posted.json()["data"]["id"]))["in_reply_to_tweet_id"] == POST
 
 
-async def test_an_empty_part_beside_a_file_is_no_second_file(linked: House) -> None:
+async def test_an_empty_part_beside_a_file_is_no_second_file(linked: RunningGateway) -> None:
     """A form's own input that nobody filled in."""
     files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
@@ -181,7 +185,7 @@ async def test_an_empty_part_beside_a_file_is_no_second_file(linked: House) -> N
     assert (answer.status_code, answer.json()["code"]) == (200, 200)
 
 
-async def test_a_bad_file_is_named_if_a_part_before_it_has_the_key(linked: House) -> None:
+async def test_a_bad_file_is_named_if_a_part_before_it_has_the_key(linked: RunningGateway) -> None:
     """And a bad key before it is named instead."""
     files: Files = [("media_files", ("a.png", PNG, "image/png"))] * 5
 
@@ -194,7 +198,7 @@ async def test_a_bad_file_is_named_if_a_part_before_it_has_the_key(linked: House
     assert await reason() == (401, "key_missing")
 
 
-async def test_fields_beside_a_file_stay_small(linked: House) -> None:
+async def test_fields_beside_a_file_stay_small(linked: RunningGateway) -> None:
     """A file may be large; the words around it may not."""
     files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
@@ -205,7 +209,7 @@ async def test_fields_beside_a_file_stay_small(linked: House) -> None:
     assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "body_too_large")
 
 
-async def test_half_a_character_is_no_key(linked: House) -> None:
+async def test_half_a_character_is_no_key(linked: RunningGateway) -> None:
     """Only an escape can bring one in; no key has it, and nothing of it is hashed."""
     body = rb'{"aisa_api_key":"\ud800","tweet_id":"1"}'
     answer = await linked.bare.post(API + "like_twitter", content=body, headers={"content-type": "application/json"})

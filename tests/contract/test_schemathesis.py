@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.errors import PROBLEMS
-from birdwire.surfaces.endpoints import Endpoint, endpoints
-from house import API, GRACE, POST, House
+from birdwire.api.errors import PROBLEMS
+from birdwire.surfaces.openapi.endpoints import Endpoint, endpoints
+from harness.gateway import API, GRACE, POST, RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
@@ -48,7 +48,7 @@ def failures(report: Path) -> Iterator[tuple[str, str, str, int, str]]:
                     yield finished["phase"], operation, check["name"], response["status_code"], request_id
 
 
-def explained(house: House, document: dict[str, Any], report: Path) -> int:
+def explained(house: RunningGateway, document: dict[str, Any], report: Path) -> int:
     """Return how many failures a rule in the document explains; any other fails the test.
 
     Only one kind has an explanation: 400 to what fits the schema, for a reason that the operation's description names.
@@ -71,7 +71,7 @@ def explained(house: House, document: dict[str, Any], report: Path) -> int:
     return found
 
 
-async def schemathesis(house: House, directory: Path, *options: str) -> tuple[int | None, str]:
+async def schemathesis(house: RunningGateway, directory: Path, *options: str) -> tuple[int | None, str]:
     """Run it on the house as it comes, with nothing switched off; how it ended, and what it said."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{house.settings.base_url}/openapi.json"),
@@ -91,12 +91,12 @@ async def test_schemathesis_finds_nothing_that_the_document_does_not_explain(tmp
 
     On the lane alone: the flood below goes both ways.
     """
-    async with House.built(tmp_path, rpm=1_000_000) as house:
+    async with RunningGateway.built(tmp_path, rpm=1_000_000) as house:
         await house.link("ada")
         await _every_call(house, tmp_path)
 
 
-async def _every_call(house: House, tmp_path: Path) -> None:
+async def _every_call(house: RunningGateway, tmp_path: Path) -> None:
     document = (await house.bare.get("/openapi.json")).json()
     for options in (("--exclude-path", UNLINK), ("--include-path", UNLINK)):
         status, said = await schemathesis(house, tmp_path, *options)
@@ -143,7 +143,7 @@ ALIASES = (
 class Flood:
     """Requests that are wrong somewhere, from one seed."""
 
-    def __init__(self, seed: int, house: House, raw_key: str) -> None:
+    def __init__(self, seed: int, house: RunningGateway, raw_key: str) -> None:
         self._dice = random.Random(seed)  # noqa: S311 - no secret: the same requests every time
         self._all = list(endpoints(house.settings))
         self._bodied = [endpoint for endpoint in self._all if endpoint.examples]
@@ -214,7 +214,7 @@ MEMBERS = ["type", "code", "message", "request_id", "reason", "fix", "whose", "r
 HEADERS = {401: "www-authenticate", 405: "allow", 429: "retry-after", 503: "retry-after"}
 
 
-async def sent(house: House, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
+async def sent(house: RunningGateway, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
     """The answer to a request, without a socket."""
     begun: dict[str, Any] = {}
     answer = io.BytesIO()
@@ -266,7 +266,9 @@ def look(said: tuple[int, dict[str, str], bytes], scope: dict[str, Any], known: 
 
 
 @pytest.mark.parametrize("seed", range(WAVES))
-async def test_no_request_breaks_the_gateway(shared_house: House, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_request_breaks_the_gateway(
+    shared_house: RunningGateway, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever comes: no 5xx, never outside the envelope, and each reason is one that is described for its path."""
     key, raw_key = await shared_house.gateway.keys.create("test", f"flood {seed}", "growth", 1_000_000)
     flood = Flood(seed, shared_house, raw_key)

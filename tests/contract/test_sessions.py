@@ -10,26 +10,26 @@ import pytest
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from house import API, POST, gateway, serving
+from harness.gateway import API, POST, gateway, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
 
 REFRESH = {"grant_type": "refresh_token"}
 
 
-async def test_a_like_after_two_hours_refreshes_once_by_itself(linked: House) -> None:
+async def test_a_like_after_two_hours_refreshes_once_by_itself(linked: RunningGateway) -> None:
     """X ends access tokens after two hours; nobody has to notice."""
     await linked.advance_x(7_300)
     assert (await linked.like()).status_code == 200
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_forty_callers_at_once_share_one_refresh(linked: House) -> None:
+async def test_forty_callers_at_once_share_one_refresh(linked: RunningGateway) -> None:
     """X's refresh tokens are single use: a second one at the same time would lose the link."""
     await linked.advance_x(7_300)
     answers = await asyncio.gather(*(linked.like() for _ in range(40)))
@@ -37,7 +37,7 @@ async def test_forty_callers_at_once_share_one_refresh(linked: House) -> None:
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_a_token_about_to_end_is_refreshed_before_it_does(linked: House) -> None:
+async def test_a_token_about_to_end_is_refreshed_before_it_does(linked: RunningGateway) -> None:
     """With a minute left by our clock, the refresh comes first and X never says 401."""
     linked.clock.advance(seconds=7_141)
     await linked.advance_x(7_141)
@@ -47,7 +47,7 @@ async def test_a_token_about_to_end_is_refreshed_before_it_does(linked: House) -
 
 
 @pytest.mark.trust("F34")
-async def test_the_removed_app_ends_the_session_for_good(linked: House) -> None:
+async def test_the_removed_app_ends_the_session_for_good(linked: RunningGateway) -> None:
     """Revoked by the person at X: 403, needs_relink, and no further call to the token endpoint."""
     user_id = (await linked.status())["user_id"]
     (await linked.x.post(f"/_sandbox/users/{user_id}/revoke_app")).raise_for_status()
@@ -58,7 +58,7 @@ async def test_the_removed_app_ends_the_session_for_good(linked: House) -> None:
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_linking_again_mends_a_session_that_ended(linked: House) -> None:
+async def test_linking_again_mends_a_session_that_ended(linked: RunningGateway) -> None:
     """The remedy that the refusal names works."""
     await linked.x.post(f"/_sandbox/users/{(await linked.status())['user_id']}/revoke_app")
     await linked.like()
@@ -68,7 +68,7 @@ async def test_linking_again_mends_a_session_that_ended(linked: House) -> None:
 
 
 @pytest.mark.parametrize("refusal", ["invalid_request", "invalid_grant"])
-async def test_a_definite_refusal_ends_the_session_in_either_spelling(linked: House, refusal: str) -> None:
+async def test_a_definite_refusal_ends_the_session_in_either_spelling(linked: RunningGateway, refusal: str) -> None:
     """X says invalid_request where RFC 6749 says invalid_grant."""
     await linked.configure(refresh_refusal=refusal)
     await linked.x.post(f"/_sandbox/users/{(await linked.status())['user_id']}/revoke_app")
@@ -89,7 +89,7 @@ async def test_a_definite_refusal_ends_the_session_in_either_spelling(linked: Ho
     ],
 )
 async def test_what_is_no_refusal_of_the_token_keeps_the_link(
-    linked: House, do: dict[str, object], reason: str
+    linked: RunningGateway, do: dict[str, object], reason: str
 ) -> None:
     """Outages, the operator's own faults and nonsense never cost an account its link."""
     await linked.advance_x(7_300)
@@ -100,7 +100,7 @@ async def test_what_is_no_refusal_of_the_token_keeps_the_link(
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: House) -> None:
+async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: RunningGateway) -> None:
     """With seconds left, an outage of the token endpoint is nobody's problem yet."""
     linked.clock.advance(seconds=7_150)
     await linked.fault("POST", "/2/oauth2/token", {"status": 503}, times=None)
@@ -108,7 +108,7 @@ async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: Ho
 
 
 @pytest.mark.trust("F33")
-async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: House) -> None:
+async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: RunningGateway) -> None:
     """X once answered 401 to everybody for two hours: that is no reason to lose a link or to burn tokens."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "unauthorized"}, times=None)
     reasons = [(await linked.like()).json()["error"]["reason"] for _ in range(3)]
@@ -120,7 +120,7 @@ async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: Hou
 
 
 @pytest.mark.trust("F35")
-async def test_a_suspended_account_keeps_its_link(linked: House) -> None:
+async def test_a_suspended_account_keeps_its_link(linked: RunningGateway) -> None:
     """X says so, and may think again: nothing has to be linked again."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "suspended-user"})
     assert (await linked.like()).json()["error"]["reason"] == "x_user_suspended"
@@ -129,7 +129,7 @@ async def test_a_suspended_account_keeps_its_link(linked: House) -> None:
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_refresh_without_a_new_refresh_token_keeps_the_old_one(linked: House) -> None:
+async def test_a_refresh_without_a_new_refresh_token_keeps_the_old_one(linked: RunningGateway) -> None:
     """RFC 6749 §6 lets a server leave it out."""
     reply = {
         "token_type": "bearer",
@@ -145,7 +145,7 @@ async def test_a_refresh_without_a_new_refresh_token_keeps_the_old_one(linked: H
     assert [call["status"] for call in await linked.calls("/2/oauth2/token")] == [200, 200, 200]
 
 
-async def test_a_link_without_offline_access_ends_with_its_token(linked: House) -> None:
+async def test_a_link_without_offline_access_ends_with_its_token(linked: RunningGateway) -> None:
     """X gave no refresh token: the end is told as it is."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
@@ -157,7 +157,7 @@ async def test_a_link_without_offline_access_ends_with_its_token(linked: House) 
 
 
 @pytest.mark.trust("O12")
-async def test_a_link_without_offline_access_serves_until_its_token_ends(linked: House) -> None:
+async def test_a_link_without_offline_access_serves_until_its_token_ends(linked: RunningGateway) -> None:
     """There is nothing to renew it by, so the time for a renewal is no end."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
@@ -167,7 +167,7 @@ async def test_a_link_without_offline_access_serves_until_its_token_ends(linked:
 
 
 @pytest.mark.trust("F33")
-async def test_a_401_ends_no_link_that_cannot_be_renewed(linked: House) -> None:
+async def test_a_401_ends_no_link_that_cannot_be_renewed(linked: RunningGateway) -> None:
     """X's outages look like that, too: the call is refused, and the next one is served."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
@@ -178,7 +178,7 @@ async def test_a_401_ends_no_link_that_cannot_be_renewed(linked: House) -> None:
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_lost_scope_is_named(linked: House) -> None:
+async def test_a_lost_scope_is_named(linked: RunningGateway) -> None:
     """The owner unticked like.write: the refusal says which scope to approve, and X is not asked."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "offline.access"])
@@ -188,7 +188,7 @@ async def test_a_lost_scope_is_named(linked: House) -> None:
     assert len(await linked.calls("/2/users/")) == before
 
 
-async def test_unlinking_ends_the_session_here_and_at_x(linked: House) -> None:
+async def test_unlinking_ends_the_session_here_and_at_x(linked: RunningGateway) -> None:
     """Both tokens are revoked, each with its hint, and the next like is refused."""
     assert (await linked.call("unlink_twitter")).content == b'{"data":{"linked":false}}'
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [200, 200]
@@ -196,7 +196,7 @@ async def test_unlinking_ends_the_session_here_and_at_x(linked: House) -> None:
     assert (await linked.call("unlink_twitter")).content == b'{"data":{"linked":false}}'
 
 
-async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: House) -> None:
+async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: RunningGateway) -> None:
     """X is down: the link is gone here at once, and revoked there when X is back."""
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
@@ -209,7 +209,7 @@ async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: Hous
     assert len(await linked.calls("/2/oauth2/revoke")) == 4
 
 
-async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(linked: House) -> None:
+async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(linked: RunningGateway) -> None:
     """Longer than X would be tried for: there is one more try at least."""
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
@@ -218,7 +218,7 @@ async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(lin
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [503, 503, 200, 200]
 
 
-async def test_a_revoked_key_takes_its_session_along(linked: House) -> None:
+async def test_a_revoked_key_takes_its_session_along(linked: RunningGateway) -> None:
     """The next call is 401, and X is told to end the tokens."""
     await linked.gateway.keys.revoke(linked.key_id)
     assert (await linked.like()).json()["error"]["code"] == "revoked_api_key"
@@ -247,7 +247,7 @@ async def test_a_restart_finds_the_link_as_it_was(tmp_path: Path, public: bool) 
             assert (await house.like()).content == b'{"data":{"liked":true}}'
 
 
-async def test_nothing_secret_lies_in_the_database_or_the_log(linked: House) -> None:
+async def test_nothing_secret_lies_in_the_database_or_the_log(linked: RunningGateway) -> None:
     """Tokens are sealed, keys hashed, and the log says neither (nor codes, states and verifiers)."""
     redirect = await linked.consent("ada")
     await linked.bare.get(redirect)

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from birdwire.keys import NO_RULES, KeyRules
-from house import API, PNG, House
+from birdwire.keys.registry import NO_RULES, KeyRules
+from harness.gateway import API, PNG, RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ class Sender:
 class Place:
     """A gateway, and the callers that send it something."""
 
-    house: House
+    house: RunningGateway
     senders: list[Sender]
 
     async def sender(
@@ -111,7 +111,7 @@ class Place:
 @contextlib.asynccontextmanager
 async def built(directory: Path, **options: Any) -> AsyncIterator[Place]:
     """Start a gateway with a key that ada is linked to."""
-    async with House.built(directory, **options) as house:
+    async with RunningGateway.built(directory, **options) as house:
         place = Place(house, [])
         await house.link("ada")
         try:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from birdwire.store import snapshots
-from birdwire.vault import create_key_file
-from served import Street, street
+from birdwire.store import backup
+from birdwire.store.encryption.vault import create_key_file
+from harness.processes import Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engines import Postgres
+    from harness.engines import Postgres
 
 
 @pytest_asyncio.fixture
@@ -146,7 +146,7 @@ async def test_a_backup_put_back_through_a_link_replaces_the_file_that_serves(to
     link.symlink_to(real)
     create = sqlite3.connect(real)
     with contextlib.closing(create):
-        snapshots.take(real, copy, datetime.now(UTC))
+        backup.take(real, copy, datetime.now(UTC))
         create.execute("DELETE FROM api_secrets")
         create.commit()
     code, document = await town.command("restore", str(copy), database_url=f"sqlite:///{link}")

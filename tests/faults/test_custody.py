@@ -15,19 +15,19 @@ from urllib.parse import parse_qsl
 import httpx2
 import pytest
 
-from birdwire.authserver import DEFAULT_SCOPES, Tokens
-from birdwire.refresh import MOST_AT_ONCE
-from birdwire.vault import Vault, read_key_file
-from house import API, POST, MovableClock, address, bound
-from scale import LONG, percentile, record, scaled
-from scripted import Process
-from served import TOKEN, Serving, Street, street
+from birdwire.accounts.refresh import MOST_AT_ONCE
+from birdwire.store.encryption.vault import Vault, read_key_file
+from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens
+from harness.auth_server import Process
+from harness.fault_scale import LONG, percentile, record, scaled
+from harness.gateway import API, POST, MovableClock, address, bound
+from harness.processes import TOKEN, Serving, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from engines import Postgres
+    from harness.engines import Postgres
 
 ROUNDS = scaled("BURSTS", 1, 40)
 """How often 50 links are renewed concurrently."""

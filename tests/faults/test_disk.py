@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from birdwire.errors import GatewayError
-from birdwire.store.db import Database, StorageDownError, StoreError
-from birdwire.vault import VaultError
-from scale import record, scaled
-from scripted import LOST, SECRET, processes
-from served import Serving, Street, street
+from birdwire.api.errors import GatewayError
+from birdwire.store.database import Database, StorageDownError, StoreError
+from birdwire.store.encryption.vault import VaultError
+from harness.auth_server import LOST, SECRET, processes
+from harness.fault_scale import record, scaled
+from harness.processes import Serving, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from house import API
-from served import START_S, environment, street
+from harness.gateway import API
+from harness.processes import START_S, environment, street
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from served import Serving, Street
+    from harness.processes import Serving, Street
 
 LIKES = "/2/users/*/likes"
 

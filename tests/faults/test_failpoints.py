@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 
 import birdwire
-from birdwire.failpoints import POINTS, FailpointError, Failpoints
+from birdwire.runtime.failpoints import POINTS, FailpointError, Failpoints
 from birdwire.settings import Settings, SettingsError
-from birdwire.vault import create_key_file
-from scale import record, scaled
-from served import TOKEN, Street, street
+from birdwire.store.encryption.vault import create_key_file
+from harness.fault_scale import record, scaled
+from harness.processes import TOKEN, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

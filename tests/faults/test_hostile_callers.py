@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from house import API
-from scale import record, scaled
-from served import Serving, Street, street
+from harness.fault_scale import record, scaled
+from harness.gateway import API
+from harness.processes import Serving, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

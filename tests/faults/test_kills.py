@@ -16,10 +16,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from birdwire.refresh import LEASE
-from house import API, POST
-from scale import LONG, percentile, record, scaled
-from served import TOKEN, Serving, Street, street
+from birdwire.accounts.refresh import LEASE
+from harness.fault_scale import LONG, percentile, record, scaled
+from harness.gateway import API, POST
+from harness.processes import TOKEN, Serving, Street, street
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

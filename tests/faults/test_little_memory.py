@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from house import API, PNG
-from served import Serving, street
+from harness.gateway import API, PNG
+from harness.processes import Serving, street
 
 if sys.platform != "win32":
     import resource

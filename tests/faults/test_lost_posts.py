@@ -18,9 +18,9 @@ import pytest
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from house import House, gateway, serving
-from scale import record, scaled
-from served import Street, street
+from harness.fault_scale import record, scaled
+from harness.gateway import RunningGateway, gateway, serving
+from harness.processes import Street, street
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 """How an answer is lost: reset with and without effect, half a body, one that never ends, error pages, silence."""
 
 
-async def keys(house: House) -> list[str]:
+async def keys(house: RunningGateway) -> list[str]:
     """The house's own key, linked to ada, and one more for each other account."""
     await house.link("ada")
     made = [house.raw_key]
@@ -63,7 +63,7 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
     """A tenth of the answers is lost, in every way there is; after a minute nothing is unknown any more."""
     dice = random.Random(POSTS)  # noqa: S311 - which answers are lost, no secret
     answers: list[tuple[int, httpx2.Response]] = []
-    async with House.built(tmp_path, rpm=1_000_000, x_deadline_s=DEADLINE_S) as house:
+    async with RunningGateway.built(tmp_path, rpm=1_000_000, x_deadline_s=DEADLINE_S) as house:
         await house.configure(**UNBOUND)
         raw_keys = await keys(house)
         numbers = iter(range(POSTS))

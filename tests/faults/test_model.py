@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from house import House, gateway, serving
-from scale import record, scaled
+from harness.fault_scale import record, scaled
+from harness.gateway import RunningGateway, gateway, serving
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -87,7 +87,7 @@ class Walk(RuleBasedStateMachine):
 
     async def _start(self) -> None:
         made = gateway(Path(self.folder.name), self.sandbox, self.x_url, self.process)
-        self.house: House = await self.process.enter_async_context(made)
+        self.house: RunningGateway = await self.process.enter_async_context(made)
 
     async def _new_key(self) -> None:
         key, raw_key = await self.house.gateway.keys.create("test", "walk", "custom", 1_000_000)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 
-from birdwire.capabilities import Capabilities
-from birdwire.store.db import Database
-from house import API, POST, House, MovableClock
+from birdwire.store.database import Database
+from birdwire.x.limits.capabilities import Capabilities
+from harness.gateway import API, POST, MovableClock, RunningGateway
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,24 +25,24 @@ LOST: dict[str, tuple[dict[str, Any], bool]] = {
 """How an answer is lost: the fault to order, and whether X has the post all the same."""
 
 
-async def post(house: House, text: str, key: str, **more: Any) -> httpx2.Response:
+async def post(house: RunningGateway, text: str, key: str, **more: Any) -> httpx2.Response:
     """Post under an Idempotency-Key."""
     return await house.call("post_twitter", {"text": text, **more}, headers={"idempotency-key": key})
 
 
-async def outcome(house: House, answer: httpx2.Response) -> dict[str, Any]:
+async def outcome(house: RunningGateway, answer: httpx2.Response) -> dict[str, Any]:
     """What requests/{id} says of a call."""
     return dict((await house.client.get(API + f"requests/{answer.headers['x-request-id']}")).json())
 
 
-async def look(house: House, *after_s: float) -> None:
+async def look(house: RunningGateway, *after_s: float) -> None:
     """Let time pass, and look whenever a look is due."""
     for seconds in after_s:
         house.clock.advance(seconds=seconds)
         await house.gateway.reconciler.round()
 
 
-async def times(house: House, text: str) -> int:
+async def times(house: RunningGateway, text: str) -> int:
     """How often X has a post of this text."""
     return sum(one["text"] == text and not one["deleted"] for one in (await house.state())["posts"])
 
@@ -51,7 +51,11 @@ async def times(house: House, text: str) -> int:
 @pytest.mark.trust("F28")
 @pytest.mark.engines("sqlite", "postgres")
 @pytest.mark.parametrize(("do", "applied"), LOST.values(), ids=LOST)
-async def test_a_lost_post_is_told_by_what_the_timeline_shows(linked: House, do: dict[str, Any], applied: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_lost_post_is_told_by_what_the_timeline_shows(
+    linked: RunningGateway,
+    do: dict[str, Any],
+    applied: bool,  # noqa: FBT001 - pytest hands it by name
+) -> None:
     """Unknown at first, the truth within 65 seconds; the same key tells it, and nothing is sent again."""
     await linked.fault("POST", "/2/tweets", do)
     first = await post(linked, "Is it there?", "k")
@@ -84,7 +88,7 @@ async def test_a_lost_post_is_told_by_what_the_timeline_shows(linked: House, do:
     ],
 )
 async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
-    linked: House, text: str, more: dict[str, Any]
+    linked: RunningGateway, text: str, more: dict[str, Any]
 ) -> None:
     """Short links, entities, normal forms; what it answers and quotes."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
@@ -93,7 +97,7 @@ async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
     assert (await outcome(linked, first))["state"] == "found"
 
 
-async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: House) -> None:
+async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: RunningGateway) -> None:
     """X keeps it out of timelines, so there is no place to look."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Only for ads", "k", nullcast=True)
@@ -102,7 +106,7 @@ async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: Hou
     assert (told["state"], told["why"], told["settled_at"]) == ("unknown", "not_in_timeline", None)
 
 
-async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(linked: House) -> None:
+async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(linked: RunningGateway) -> None:
     """429 after 429: no verdict without a reading, and X's wait is kept."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     await linked.fault("GET", "/2/users/*/tweets", {"error": "rate-limited"}, times=None)
@@ -117,7 +121,7 @@ async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(lin
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_two_posts_that_are_told_alike_stay_unknown(linked: House) -> None:
+async def test_two_posts_that_are_told_alike_stay_unknown(linked: RunningGateway) -> None:
     """One of them is there, and nobody can say which; after a day that is the last word."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
@@ -131,7 +135,7 @@ async def test_two_posts_that_are_told_alike_stay_unknown(linked: House) -> None
     assert len(await linked.calls("/2/users/2244994945/tweets")) == reads
 
 
-async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: House) -> None:
+async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: RunningGateway) -> None:
     """The second call is refused, and the first is looked for at once."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     first = await post(linked, "Said once", "one")
@@ -143,7 +147,7 @@ async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: H
     assert await times(linked, "Said once") == 1
 
 
-async def test_an_unlinked_account_is_not_looked_at(linked: House) -> None:
+async def test_an_unlinked_account_is_not_looked_at(linked: RunningGateway) -> None:
     """The owner has ended it: nothing is read any more, and the row says so."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     first = await post(linked, "Gone", "k")
@@ -156,7 +160,9 @@ async def test_an_unlinked_account_is_not_looked_at(linked: House) -> None:
 @pytest.mark.trust("F22")
 @pytest.mark.parametrize("skew_s", [-600, 600])
 @pytest.mark.parametrize("how", ["clock", "date"])
-async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(house: House, skew_s: int, how: str) -> None:
+async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(
+    house: RunningGateway, skew_s: int, how: str
+) -> None:
     """X's Date says how far it is off; what X has is found, and what it has not is not."""
     if how == "date":
         await house.configure(date_skew_s=skew_s)
@@ -178,7 +184,7 @@ async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(house: Ho
 
 
 @pytest.mark.trust("F39")
-async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: House) -> None:
+async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: RunningGateway) -> None:
     """The caller has gone; what became of the post is written down all the same."""
     await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
     with pytest.raises(httpx2.ReadTimeout):
@@ -189,7 +195,7 @@ async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: House) ->
     assert await times(linked, "Gone") == 1
 
 
-async def test_half_a_character_in_xs_answer_spoils_no_post(linked: House) -> None:
+async def test_half_a_character_in_xs_answer_spoils_no_post(linked: RunningGateway) -> None:
     """X has the post, and its caller hears so: the half is a `?`, as in every answer."""
     body = '{"data":{"id":"77","text":"cut \\ud83d"}}'
     await linked.fault("POST", "/2/tweets", {"status": 201, "body": body})
@@ -200,7 +206,7 @@ async def test_half_a_character_in_xs_answer_spoils_no_post(linked: House) -> No
 
 @pytest.mark.trust("G6")
 @pytest.mark.engines("sqlite", "postgres")
-async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(linked: House) -> None:
+async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(linked: RunningGateway) -> None:
     """X never saw the first; the second is in the timeline before its caller has the answer: it is nobody else's."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Once more", "k")
@@ -232,7 +238,7 @@ async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path:
 @pytest.mark.trust("G6")
 async def test_a_bug_after_the_send_leaves_the_outcome_unknown(tmp_path: Path) -> None:
     """Its caller does not hear "try again"; the post is looked for at once, and the log names the bug."""
-    async with House.built(tmp_path, failpoints="post_after_send=raise") as house:
+    async with RunningGateway.built(tmp_path, failpoints="post_after_send=raise") as house:
         await house.link("ada")
         first = await post(house, "There", "k")
         assert (first.status_code, first.json()["error"]["reason"]) == (502, "outcome_unknown")

@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from house import API
-from scale import percentile, record, scaled
-from served import street
+from harness.fault_scale import percentile, record, scaled
+from harness.gateway import API
+from harness.processes import street
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from served import Street
+    from harness.processes import Street
 
 SECONDS = scaled("OVERLOAD_S", 2, 20)
 """How long each part takes; 20 seconds assert the figures, too."""

@@ -11,13 +11,13 @@ import pytest
 
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from house import gateway, serving
+from harness.gateway import gateway, serving
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
 
@@ -25,7 +25,7 @@ TOKEN = "/2/oauth2/token"
 LEASE_S = 31
 
 
-async def refreshes(house: House) -> list[dict[str, Any]]:
+async def refreshes(house: RunningGateway) -> list[dict[str, Any]]:
     """The refresh calls that X got; one without an answer has no status."""
     return (await house.calls(TOKEN))[1:]  # the first is the link's exchange
 
@@ -37,20 +37,20 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0)
 
 
-async def near_the_end(house: House, left_s: int = 600) -> None:
+async def near_the_end(house: RunningGateway, left_s: int = 600) -> None:
     """Move both clocks on, so that the token has this long left."""
     house.clock.advance(seconds=7_200 - left_s)
     await house.advance_x(7_200 - left_s)
 
 
-async def row(house: House) -> dict[str, Any]:
+async def row(house: RunningGateway) -> dict[str, Any]:
     """The session's row."""
     current = (await house.gateway.sessions.links(house.key_id)).current
     assert current is not None
     return dict(current)
 
 
-async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: House) -> None:
+async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: RunningGateway) -> None:
     """Ten minutes before its end: the call goes on with the old token, the new one comes beside it."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})
@@ -65,7 +65,7 @@ async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: House) -
     assert len(await refreshes(linked)) == 1
 
 
-async def test_a_token_with_time_left_is_left_alone(linked: House) -> None:
+async def test_a_token_with_time_left_is_left_alone(linked: RunningGateway) -> None:
     """Half an hour is plenty."""
     await near_the_end(linked, 1_800)
     assert (await linked.like()).status_code == 200
@@ -74,7 +74,7 @@ async def test_a_token_with_time_left_is_left_alone(linked: House) -> None:
 
 @pytest.mark.trust("R3")
 @pytest.mark.trust("F4")
-async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(linked: House) -> None:
+async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(linked: RunningGateway) -> None:
     """X rotated, and its answer is gone: no second send inside the lease, one after it, then the owner is asked."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"drop": "after_apply"})
@@ -106,7 +106,7 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
 
 
 @pytest.mark.trust("F3")
-async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: House) -> None:
+async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: RunningGateway) -> None:
     """Then the second try saves the link."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"drop": "before_apply"})
@@ -121,7 +121,7 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: H
 
 @pytest.mark.trust("R9")
 @pytest.mark.parametrize("left_s", [-100, 600])
-async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: House, left_s: int) -> None:
+async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: RunningGateway, left_s: int) -> None:
     """X answered, so nothing of ours is under way: the next try follows after 1, then 2 seconds, and is not early."""
     await near_the_end(linked, left_s)
     await linked.fault("POST", TOKEN, {"status": 503}, times=2)
@@ -150,7 +150,7 @@ async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: Hous
     assert len(await refreshes(linked)) == 3
 
 
-def released(house: House, tries: int) -> Callable[[], Awaitable[bool]]:
+def released(house: RunningGateway, tries: int) -> Callable[[], Awaitable[bool]]:
     """Whether X was asked this often, and the last claim is released."""
 
     async def seen() -> bool:
@@ -160,7 +160,9 @@ def released(house: House, tries: int) -> Callable[[], Awaitable[bool]]:
 
 
 @pytest.mark.trust("R9")
-async def test_server_errors_for_hours_end_no_link_and_are_tried_at_most_every_half_minute(linked: House) -> None:
+async def test_server_errors_for_hours_end_no_link_and_are_tried_at_most_every_half_minute(
+    linked: RunningGateway,
+) -> None:
     """The pause doubles up to 32 seconds; the lease for a reply that is lost afterwards is still the shortest."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"error": "unavailable"}, times=None)
@@ -178,7 +180,7 @@ async def test_server_errors_for_hours_end_no_link_and_are_tried_at_most_every_h
 
 
 @pytest.mark.trust("R9")
-async def test_replies_lost_for_hours_end_no_link(linked: House) -> None:
+async def test_replies_lost_for_hours_end_no_link(linked: RunningGateway) -> None:
     """Each try without an answer doubles the wait for the next; the first that X takes mends it."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"drop": "before_apply"}, times=None)
@@ -192,7 +194,7 @@ async def test_replies_lost_for_hours_end_no_link(linked: House) -> None:
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_grace_window_of_x_saves_a_lost_reply(linked: House) -> None:
+async def test_a_grace_window_of_x_saves_a_lost_reply(linked: RunningGateway) -> None:
     """Should X have one: the repeat is taken."""
     await linked.configure(refresh_mode="grace", grace_s=120)
     await linked.advance_x(7_300)
@@ -230,7 +232,7 @@ async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, a
 
 @pytest.mark.engines("sqlite")
 @pytest.mark.trust("F14")
-async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked: House) -> None:
+async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked: RunningGateway) -> None:
     """The pair is kept until it is stored, and used only then."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"delay_s": 0.5})
@@ -255,7 +257,7 @@ async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked
 
 
 @pytest.mark.trust("F42")
-async def test_an_unlink_during_a_refresh_wins(linked: House) -> None:
+async def test_an_unlink_during_a_refresh_wins(linked: RunningGateway) -> None:
     """The new pair is not stored, but revoked, when X hears of it."""
     await linked.advance_x(7_300)
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
@@ -276,7 +278,7 @@ async def test_an_unlink_during_a_refresh_wins(linked: House) -> None:
 
 
 @pytest.mark.trust("R11")
-async def test_a_caller_that_goes_away_does_not_take_the_refresh_along(linked: House) -> None:
+async def test_a_caller_that_goes_away_does_not_take_the_refresh_along(linked: RunningGateway) -> None:
     """It goes on, and the next caller has its fruit."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from birdwire.errors import GatewayError
-from birdwire.refresh import MOST_AT_ONCE, MOST_IN_BACKGROUND
-from birdwire.store.acts import GATEWAY
-from house import House
-from scale import record, scaled
-from scripted import FAILED, LOST, NOT_SENT, REFUSED, SECRET, pair, processes
+from birdwire.accounts.refresh import MOST_AT_ONCE, MOST_IN_BACKGROUND
+from birdwire.api.errors import GatewayError
+from birdwire.store.tables.acts import GATEWAY
+from harness.auth_server import FAILED, LOST, NOT_SENT, REFUSED, SECRET, pair, processes
+from harness.fault_scale import record, scaled
+from harness.gateway import RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from birdwire.authserver import TokenError
-    from house import MovableClock
-    from scripted import Process
+    from birdwire.x.client.auth_server import TokenError
+    from harness.auth_server import Process
+    from harness.gateway import MovableClock
 
 Two = tuple["MovableClock", list["Process"]]
 LEASE_S = 31
@@ -366,7 +366,7 @@ async def test_fifty_refreshes_run_at_once_and_the_rest_wait(two: Two) -> None:
 @pytest.mark.trust("R4")
 async def test_while_a_pair_is_not_stored_nothing_is_asked_and_nothing_is_ready(tmp_path: Path) -> None:
     """The store fails between X's answer and the commit: red, no replay, and it heals without help."""
-    async with House.built(tmp_path) as house:
+    async with RunningGateway.built(tmp_path) as house:
         await house.link("ada")
         other = sqlite3.connect(tmp_path / "birdwire.db", isolation_level=None, check_same_thread=False)
         await house.advance_x(7_300)

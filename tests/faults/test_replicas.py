@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from fleet import Fleet
-from house import API
-from scale import percentile, record, scaled
-from wire import Sent, Slow
+from harness.fault_scale import percentile, record, scaled
+from harness.gateway import API
+from harness.raw_http import Sent, Slow
+from harness.replicas import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     import httpx2
 
-    from engines import Postgres, Redis
+    from harness.engines import Postgres, Redis
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from birdwire.breaker import FEWEST, PROBE_EVERY_S
-from birdwire.sandbox.proxy import Proxy, Toxics
-from house import API, GRACE, PNG, POST, House, bound, gateway
+from birdwire.sandbox.control.tcp_proxy import TcpProxy, Toxics
+from birdwire.x.limits.circuit_breaker import FEWEST, PROBE_EVERY_S
+from harness.gateway import API, GRACE, PNG, POST, RunningGateway, bound, gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,7 +36,7 @@ async def until(true: Callable[[], object]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def second(house: House, **options: Any) -> AsyncIterator[House]:
+async def second(house: RunningGateway, **options: Any) -> AsyncIterator[RunningGateway]:
     """Another gateway on the same database."""
     x_url = str(house.settings.x_api_url)
     async with contextlib.AsyncExitStack() as stack:
@@ -48,7 +48,7 @@ async def second(house: House, **options: Any) -> AsyncIterator[House]:
 
 
 @contextlib.asynccontextmanager
-async def another_key(house: House, username: str) -> AsyncIterator[httpx2.AsyncClient]:
+async def another_key(house: RunningGateway, username: str) -> AsyncIterator[httpx2.AsyncClient]:
     """A client with a key of its own, linked to another account."""
     _, raw_key = await house.gateway.keys.create("test", username, "growth", None)
     async with httpx2.AsyncClient(base_url=house.client.base_url, timeout=30) as client:
@@ -65,14 +65,14 @@ async def another_key(house: House, username: str) -> AsyncIterator[httpx2.Async
 
 @pytest.mark.parametrize("do", [{"drop": "before_apply"}, {"drop": "after_apply"}, {"status": 503}, {"truncate": 5}])
 @pytest.mark.trust("F28")
-async def test_a_like_that_x_lost_or_cut_is_asked_again(linked: House, do: dict[str, Any]) -> None:
+async def test_a_like_that_x_lost_or_cut_is_asked_again(linked: RunningGateway, do: dict[str, Any]) -> None:
     """Twice at most; the caller sees the success."""
     await linked.fault("POST", LIKES, do, times=2)
     assert reason(await linked.like()) == (200, None)
     assert len(await linked.calls("/2/users/", method="POST")) == 3
 
 
-async def test_a_third_failure_is_told(linked: House) -> None:
+async def test_a_third_failure_is_told(linked: RunningGateway) -> None:
     """As X's, and retryable."""
     await linked.fault("POST", LIKES, {"status": 503}, times=3)
     assert reason(await linked.like()) == (502, "x_5xx")
@@ -91,7 +91,7 @@ async def test_a_third_failure_is_told(linked: House) -> None:
     ],
 )
 async def test_whatever_does_no_harm_twice_is_asked_again(
-    linked: House, name: str, body: dict[str, str], path: str
+    linked: RunningGateway, name: str, body: dict[str, str], path: str
 ) -> None:
     """By the row of the operation."""
     if name == "delete_twitter":
@@ -100,7 +100,7 @@ async def test_whatever_does_no_harm_twice_is_asked_again(
     assert reason(await linked.call(name, body)) == (200, None)
 
 
-async def test_a_look_up_is_asked_again(linked: House) -> None:
+async def test_a_look_up_is_asked_again(linked: RunningGateway) -> None:
     """Reading does nothing."""
     await linked.fault("GET", "/2/users/by/*", {"drop": "before_apply"}, times=2)
     assert (await linked.client.get(API + "user/info?userName=grace")).status_code == 200
@@ -111,14 +111,14 @@ async def test_a_look_up_is_asked_again(linked: House) -> None:
     [{"drop": "before_apply"}, {"drop": "after_apply"}, {"status": 500}, {"status": 503}, {"truncate": 5}],
 )
 @pytest.mark.trust("F28")
-async def test_a_post_that_may_have_arrived_is_never_sent_again(linked: House, do: dict[str, Any]) -> None:
+async def test_a_post_that_may_have_arrived_is_never_sent_again(linked: RunningGateway, do: dict[str, Any]) -> None:
     """Whatever became of it; it is said to be unknown."""
     await linked.fault("POST", "/2/tweets", do)
     assert reason(await linked.call("post_twitter", {"text": "once"})) == (502, "outcome_unknown")
     assert len(await linked.calls("/2/tweets")) == 1
 
 
-async def test_a_part_of_an_upload_that_may_have_arrived_is_not_sent_again(linked: House) -> None:
+async def test_a_part_of_an_upload_that_may_have_arrived_is_not_sent_again(linked: RunningGateway) -> None:
     """The caller uploads again."""
     await linked.fault("POST", "/2/media/upload/*/append", {"status": 503})
     answer = await linked.client.post(API + "upload_media", files={"media": ("a.png", PNG, "image/png")})
@@ -128,7 +128,7 @@ async def test_a_part_of_an_upload_that_may_have_arrived_is_not_sent_again(linke
 
 @pytest.mark.parametrize("error", ["rate-limited", "not-permitted-action", "invalid-parameter", "credits-depleted-new"])
 @pytest.mark.trust("F31")
-async def test_what_x_refuses_is_not_asked_again(linked: House, error: str) -> None:
+async def test_what_x_refuses_is_not_asked_again(linked: RunningGateway, error: str) -> None:
     """A refusal is an answer."""
     await linked.fault("POST", LIKES, {"error": error}, times=None)
     assert (await linked.like()).status_code in {400, 403, 429}
@@ -137,17 +137,17 @@ async def test_what_x_refuses_is_not_asked_again(linked: House, error: str) -> N
 
 @pytest.mark.parametrize("do", [{"status": 200, "body": "<html>"}, {"status": 200}, {"status": 302}])
 @pytest.mark.trust("F30")
-async def test_what_cannot_be_read_is_not_asked_again(linked: House, do: dict[str, Any]) -> None:
+async def test_what_cannot_be_read_is_not_asked_again(linked: RunningGateway, do: dict[str, Any]) -> None:
     """It would be read no better."""
     await linked.fault("POST", LIKES, do)
     assert reason(await linked.like()) == (502, "x_reply_malformed")
 
 
 @pytest.mark.trust("F23")
-async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: House) -> None:
+async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: RunningGateway) -> None:
     """Nothing was sent, so sending it is no repetition."""
     url = urlsplit(str(linked.settings.x_api_url))
-    proxy = Proxy(bound(), (str(url.hostname), int(url.port or 0)))
+    proxy = TcpProxy(bound(), (str(url.hostname), int(url.port or 0)))
     await proxy.open()
     await proxy.set(Toxics(down=True))
     async with second(linked, x_api_url=f"http://127.0.0.1:{proxy.port}") as other:
@@ -164,7 +164,7 @@ async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: Hous
 
 
 @pytest.mark.trust("F33")
-async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: House) -> None:
+async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: RunningGateway) -> None:
     """The refresh engine has its own patience."""
     await linked.fault("POST", LIKES, {"error": "unauthorized"})
     await linked.fault("POST", "/2/oauth2/token", {"status": 500})
@@ -175,7 +175,7 @@ async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: 
 @pytest.mark.trust("F26")
 async def test_no_try_is_begun_for_which_no_time_is_left(tmp_path: Path) -> None:
     """The deadline is one for all tries."""
-    async with House.built(tmp_path, x_deadline_s=1.5) as house:
+    async with RunningGateway.built(tmp_path, x_deadline_s=1.5) as house:
         await house.link("ada")
         await house.fault("POST", LIKES, {"status": 503}, times=None)
         assert reason(await house.like()) == (502, "x_5xx")
@@ -183,7 +183,7 @@ async def test_no_try_is_begun_for_which_no_time_is_left(tmp_path: Path) -> None
 
 
 @pytest.mark.trust("F39")
-async def test_what_becomes_of_a_call_is_written_down_though_its_caller_has_gone(linked: House) -> None:
+async def test_what_becomes_of_a_call_is_written_down_though_its_caller_has_gone(linked: RunningGateway) -> None:
     """X was asked; the journal says how it ended."""
     arrived = asyncio.Event()
 
@@ -202,7 +202,7 @@ async def test_what_becomes_of_a_call_is_written_down_though_its_caller_has_gone
     assert len((await linked.state())["likes"]) == 1
 
 
-def journalled(house: House) -> list[tuple[str, str]]:
+def journalled(house: RunningGateway) -> list[tuple[str, str]]:
     """The journal's operations and states."""
     import sqlite3  # noqa: PLC0415 - a look from outside
 
@@ -213,7 +213,7 @@ def journalled(house: House) -> list[tuple[str, str]]:
 # The order of opposite calls.
 
 
-async def test_an_unlike_waits_for_the_like_before_it(linked: House) -> None:
+async def test_an_unlike_waits_for_the_like_before_it(linked: RunningGateway) -> None:
     """So that what came last holds."""
     await linked.fault("POST", LIKES, {"delay_s": 0.2})
     like = asyncio.create_task(linked.like())
@@ -227,7 +227,7 @@ async def test_an_unlike_waits_for_the_like_before_it(linked: House) -> None:
     assert (await linked.state())["likes"] == []
 
 
-async def test_a_like_is_dropped_when_an_unlike_has_come_before_its_second_try(linked: House) -> None:
+async def test_a_like_is_dropped_when_an_unlike_has_come_before_its_second_try(linked: RunningGateway) -> None:
     """409 superseded; the unlike goes on."""
     unlikes: list[asyncio.Task[httpx2.Response]] = []
 
@@ -244,7 +244,7 @@ async def test_a_like_is_dropped_when_an_unlike_has_come_before_its_second_try(l
     assert (await linked.state())["likes"] == []
 
 
-async def test_a_like_is_dropped_when_another_process_was_asked_to_unlike(linked: House) -> None:
+async def test_a_like_is_dropped_when_another_process_was_asked_to_unlike(linked: RunningGateway) -> None:
     """The journal knows. An unlike that X refused changes nothing."""
     async with second(linked) as other:
 
@@ -267,7 +267,7 @@ async def test_a_like_is_dropped_when_another_process_was_asked_to_unlike(linked
         assert reason(await linked.like()) == (200, None)
 
 
-async def test_calls_on_other_targets_and_of_other_accounts_wait_for_nobody(linked: House) -> None:
+async def test_calls_on_other_targets_and_of_other_accounts_wait_for_nobody(linked: RunningGateway) -> None:
     """Only what undoes each other is in a queue."""
     await linked.fault("POST", LIKES, {"delay_s": 1})
     like = asyncio.create_task(linked.like())
@@ -285,7 +285,7 @@ async def test_calls_on_other_targets_and_of_other_accounts_wait_for_nobody(link
 
 async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) -> None:
     """Nothing of it was sent."""
-    async with House.built(tmp_path, x_deadline_s=0.3) as house:
+    async with RunningGateway.built(tmp_path, x_deadline_s=0.3) as house:
         await house.link("ada")
         await house.fault("POST", LIKES, {"delay_s": 1}, times=None)
         like = asyncio.create_task(house.like())
@@ -303,7 +303,7 @@ async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) ->
 @pytest.mark.trust("G10")
 @pytest.mark.trust("F32")
 @pytest.mark.parametrize("callers", [1, 20])
-async def test_an_x_that_fails_is_left_alone_until_it_is_well(linked: House, callers: int) -> None:
+async def test_an_x_that_fails_is_left_alone_until_it_is_well(linked: RunningGateway, callers: int) -> None:
     """Few calls more than were asked for, quick refusals, and back with the first probe."""
     await linked.fault("*", LIKES, {"status": 503}, times=None)
     answers = []
@@ -323,7 +323,7 @@ async def test_an_x_that_fails_is_left_alone_until_it_is_well(linked: House, cal
 
 
 @pytest.mark.trust("F31")
-async def test_a_storm_of_refusals_opens_no_breaker(linked: House) -> None:
+async def test_a_storm_of_refusals_opens_no_breaker(linked: RunningGateway) -> None:
     """4xx and 429 are answers: X is there."""
     await linked.fault("*", LIKES, {"error": "not-permitted-action"}, times=None)
     for _ in range(2 * FEWEST):
@@ -332,7 +332,7 @@ async def test_a_storm_of_refusals_opens_no_breaker(linked: House) -> None:
     assert reason(await linked.like()) == (200, None)
 
 
-async def test_one_accounts_outage_is_nobody_elses(linked: House) -> None:
+async def test_one_accounts_outage_is_nobody_elses(linked: RunningGateway) -> None:
     """X fails for ada alone: grace is not refused."""
     ada = (await linked.status())["user_id"]
     await linked.fault("POST", f"/2/users/{ada}/likes", {"status": 500}, times=None)
@@ -344,7 +344,7 @@ async def test_one_accounts_outage_is_nobody_elses(linked: House) -> None:
 
 
 @pytest.mark.trust("F25")
-async def test_an_x_that_is_gone_opens_the_breaker(linked: House) -> None:
+async def test_an_x_that_is_gone_opens_the_breaker(linked: RunningGateway) -> None:
     """Refused connections are as good as silence."""
     with bound() as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from fleet import Fleet
-from house import API, POST, address, bound
-from scale import record, scaled
+from harness.fault_scale import record, scaled
+from harness.gateway import API, POST, address, bound
+from harness.replicas import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engines import Postgres
+    from harness.engines import Postgres
 
 pytestmark = pytest.mark.timeout(3_600)
 

@@ -19,23 +19,23 @@ import httpx2
 import pytest
 from sqlalchemy import insert
 
-from birdwire.authserver import DEFAULT_SCOPES, Tokens
-from birdwire.clock import Clock
-from birdwire.keys import mint
-from birdwire.pairs import Pairs
-from birdwire.store.db import Database
-from birdwire.store.keys import api_keys, api_secrets
-from birdwire.store.sessions import x_sessions
-from birdwire.vault import Vault, read_key_file
-from house import API, POST
-from linking import query_of
-from scale import record, scaled
-from served import TOKEN, Serving, Street, street
+from birdwire.accounts.tokens import SealedTokens
+from birdwire.keys.registry import mint
+from birdwire.runtime.clock import Clock
+from birdwire.store.database import Database
+from birdwire.store.encryption.vault import Vault, read_key_file
+from birdwire.store.tables.api_keys import api_keys, api_secrets
+from birdwire.store.tables.x_sessions import x_sessions
+from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens
+from harness.fault_scale import record, scaled
+from harness.gateway import API, POST
+from harness.linking import query_of
+from harness.processes import TOKEN, Serving, Street, street
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engines import Postgres, Redis
+    from harness.engines import Postgres, Redis
 
 SESSIONS = scaled("SESSIONS", 30, 1_000)
 CALLERS = scaled("CALLERS", 5, 20)
@@ -77,7 +77,7 @@ async def approved(town: Street) -> Tokens:
 async def populate(town: Street, number: int, left: timedelta) -> list[str]:
     """So many linked keys whose access tokens have this long left by the gateways' clocks; their raw keys."""
     vault, now = Vault(read_key_file(town.directory / "vault.key")), Clock().now()
-    pairs, raw_keys = Pairs(vault, Clock()), [mint("test", os.urandom(32)) for _ in range(number)]
+    pairs, raw_keys = SealedTokens(vault, Clock()), [mint("test", os.urandom(32)) for _ in range(number)]
     rows: list[list[dict[str, object]]] = [[], [], []]
     for index, raw_key in enumerate(raw_keys):
         key_id, session_id = f"key_{index:026}", f"xs_{index:026}"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from birdwire.upstream import Request, SendFailed, Upstream
+from birdwire.x.client.pool import ConnectionPool, Request, SendFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -96,10 +96,10 @@ class Hostile:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
-    async def listening(self, scheme: str = "http", port: int = 0, **options: Any) -> AsyncIterator[Upstream]:
+    async def listening(self, scheme: str = "http", port: int = 0, **options: Any) -> AsyncIterator[ConnectionPool]:
         """A client for it, which asks the loop for the peer's address."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        upstream = Upstream(f"{scheme}://api.test:{server.sockets[0].getsockname()[1]}", **options)
+        upstream = ConnectionPool(f"{scheme}://api.test:{server.sockets[0].getsockname()[1]}", **options)
         try:
             yield upstream
         finally:
@@ -336,7 +336,7 @@ def test_a_resolver_that_never_answers_is_asked_once_and_left_in_time() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         loop.addresses = None
-        upstream = Upstream("http://api.test")
+        upstream = ConnectionPool("http://api.test")
         ends = await asyncio.gather(
             *(upstream.send(Request("GET", "/"), deadline_s=DEADLINE_S) for _ in range(10)), return_exceptions=True
         )
@@ -356,7 +356,7 @@ def test_close_ends_a_call_that_waits_for_the_resolver() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         loop.addresses = None
-        upstream = Upstream("http://api.test")
+        upstream = ConnectionPool("http://api.test")
         waiting = asyncio.create_task(upstream.send(Request("GET", "/"), deadline_s=DEADLINE_S))
         await asyncio.sleep(0.5)
         await upstream.close()

@@ -13,21 +13,21 @@ from sqlalchemy import LargeBinary
 from typer.testing import CliRunner
 
 from birdwire.cli import build
-from birdwire.clock import Clock
-from birdwire.keyring import Keyring
+from birdwire.runtime.clock import Clock
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
-from birdwire.store import sealed as store
-from birdwire.store.db import Database
+from birdwire.store.database import Database
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.encryption.vault import Vault, create_key_file, head, read_key_file
 from birdwire.store.schema import metadata
-from birdwire.vault import Vault, create_key_file, head, read_key_file
-from house import MovableClock, gateway, serving
-from scale import scaled
+from birdwire.store.tables import sealed_columns as store
+from harness.fault_scale import scaled
+from harness.gateway import MovableClock, gateway, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from house import House
+    from harness.gateway import RunningGateway
 
 ROWS = scaled("SEALED_ROWS", 500, 10_000)
 HASHES = {"secret_hash", "state_hash", "undo_hash", "asked"}
@@ -59,7 +59,7 @@ def multiply(directory: Path, vault: Vault, rows: int) -> None:
 
 
 def _place(sealed: store.Sealed, row: str) -> Any:
-    from birdwire.vault import Place  # noqa: PLC0415 - beside its one use
+    from birdwire.store.encryption.vault import Place  # noqa: PLC0415 - beside its one use
 
     return Place(sealed.table.name, row, sealed.column.name)
 
@@ -67,7 +67,7 @@ def _place(sealed: store.Sealed, row: str) -> Any:
 async def rotate(directory: Path, *files: Path) -> list[int]:
     """Seal everything again with the first file's key; what other keys still seal then, and what was unreadable."""
     database = Database(f"sqlite:///{directory / 'birdwire.db'}")
-    keyring = Keyring(database, Vault(*map(read_key_file, files)), Clock())
+    keyring = KeyRotation(database, Vault(*map(read_key_file, files)), Clock())
     try:
         unreadable = await keyring.reseal(lambda _: None)
         left = sum(count.values for count in await keyring.counts() if not count.seals)
@@ -120,7 +120,7 @@ async def everything_opens(directory: Path, file: Path) -> None:
 
 
 @pytest.mark.trust("F8")
-async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: House) -> None:
+async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: RunningGateway) -> None:
     """The refresh that came between wins; its row is not touched."""
     database = Database(linked.settings.database_url)
     sealed, other = store.SEALED[0], head("00" * 8)
@@ -145,9 +145,9 @@ async def test_an_interrupted_change_goes_on_where_it_was(tmp_path: Path) -> Non
     create_key_file(new)
     database = Database(f"sqlite:///{tmp_path / 'birdwire.db'}")
     await database.prepare(upgrade=False)
-    await Keyring(database, vault, Clock()).enlist()
+    await KeyRotation(database, vault, Clock()).enlist()
     multiply(tmp_path, vault, ROWS)
-    keyring = Keyring(database, Vault(read_key_file(new), read_key_file(old)), MovableClock())
+    keyring = KeyRotation(database, Vault(read_key_file(new), read_key_file(old)), MovableClock())
     lefts = [ROWS]
 
     def stop(_: int) -> None:
@@ -180,7 +180,7 @@ async def test_the_command_says_when_the_old_key_may_go(tmp_path: Path) -> None:
     after = settings | {"BIRDWIRE_VAULT_KEY_FILE": str(new)}
     database = Database(settings["BIRDWIRE_DATABASE_URL"])
     await database.prepare(upgrade=False)
-    await Keyring(database, vault, Clock()).enlist()
+    await KeyRotation(database, vault, Clock()).enlist()
     await database.close()
     multiply(tmp_path, vault, 3)
     code, document = await birdwire("vault", "rotate", **after)
@@ -201,8 +201,8 @@ async def test_a_key_that_is_still_needed_is_asked_for_by_name(tmp_path: Path) -
     create_key_file(new)
     database = Database(f"sqlite:///{tmp_path / 'birdwire.db'}")
     await database.prepare(upgrade=False)
-    await Keyring(database, vault, Clock()).enlist()
-    await Keyring(database, Vault(read_key_file(new), read_key_file(old)), Clock()).enlist()
+    await KeyRotation(database, vault, Clock()).enlist()
+    await KeyRotation(database, Vault(read_key_file(new), read_key_file(old)), Clock()).enlist()
     await database.close()
     code, document = await birdwire(
         "check",
@@ -212,7 +212,7 @@ async def test_a_key_that_is_still_needed_is_asked_for_by_name(tmp_path: Path) -
     assert (code, vault.key_id in document["problems"][0]) == (2, True)
 
 
-async def test_a_running_gateway_that_lacks_the_new_key_holds_the_change_back(linked: House) -> None:
+async def test_a_running_gateway_that_lacks_the_new_key_holds_the_change_back(linked: RunningGateway) -> None:
     """What it cannot open must not be sealed; the lock on the file says that it runs."""
     import fcntl  # noqa: PLC0415 - the gateway's own lock, taken as `serve` does
 
@@ -230,7 +230,7 @@ async def test_a_running_gateway_that_lacks_the_new_key_holds_the_change_back(li
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_command_lists_no_vault_key_that_a_running_gateway_lacks(linked: House) -> None:
+async def test_a_command_lists_no_vault_key_that_a_running_gateway_lacks(linked: RunningGateway) -> None:
     """It could not open what that key seals, and would not start again without it. A start lists its own key."""
     new = linked.directory / "new.key"
     create_key_file(new)

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from birdwire.sandbox.app import create_sandbox
-from birdwire.sandbox.config import Config
-from birdwire.sandbox.seed import DELETED_POST_ID, VISIBLE_POST_ID
+from birdwire.sandbox.state.seed import DELETED_POST_ID, VISIBLE_POST_ID
+from birdwire.sandbox.state.switches import Switches
 
 if TYPE_CHECKING:
     from sandbox.conftest import SandboxClient
@@ -140,7 +140,7 @@ async def test_config_changes_any_subset_and_answers_the_whole(x: SandboxClient)
 async def test_an_unknown_switch_is_refused_with_the_names_of_the_known_ones(x: SandboxClient) -> None:
     """Of switches and, within `limits`, of endpoints."""
     error = (await x.http.post("/_sandbox/config", json={"colour": 1})).json()["error"]
-    assert error == f"unknown name 'colour'; the known names are {', '.join(Config.model_fields)}"
+    assert error == f"unknown name 'colour'; the known names are {', '.join(Switches.model_fields)}"
     error = (await x.http.post("/_sandbox/config", json={"limits": {"GET /2/moon": 1}})).json()["error"]
     assert error.startswith("limits: unknown name 'GET /2/moon'; the known names are GET /2/users/me, ")
 
@@ -148,12 +148,12 @@ async def test_an_unknown_switch_is_refused_with_the_names_of_the_known_ones(x: 
 def test_every_switch_is_documented_with_its_values_default_first() -> None:
     """docs/sandbox.md against the switches themselves."""
     documented = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", section("Switches"), re.MULTILINE))
-    assert list(documented) == list(Config.model_fields)
-    for name, default in Config().model_dump().items():
+    assert list(documented) == list(Switches.model_fields)
+    for name, default in Switches().model_dump().items():
         values = re.findall("`([^`]+)`", documented[name])
         assert values[0] == (default if isinstance(default, str) else json.dumps(default)), name
         if isinstance(default, str):
-            assert set(values) == set(get_args(Config.model_fields[name].annotation)), name
+            assert set(values) == set(get_args(Switches.model_fields[name].annotation)), name
 
 
 async def test_the_consent_call_is_documented(x: SandboxClient) -> None:

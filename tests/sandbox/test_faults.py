@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from birdwire.sandbox.faults import ConnectionDropped
-from birdwire.sandbox.refusals import Catalogue
-from birdwire.sandbox.seed import VISIBLE_POST_ID
+from birdwire.sandbox.api.errors import Catalogue
+from birdwire.sandbox.control.faults import ConnectionDropped
+from birdwire.sandbox.state.seed import VISIBLE_POST_ID
 
 if TYPE_CHECKING:
     from sandbox.conftest import SandboxClient

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.sandbox.seed import (
+from birdwire.sandbox.state.seed import (
     DELETED_POST_ID,
     OTHER_USER_ID,
     OTHER_USERNAME,

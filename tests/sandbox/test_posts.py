@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.sandbox import wording
-from birdwire.sandbox.seed import (
-    DELETED_POST_ID,
-    OTHER_USERNAME,
-    PROTECTED_POST_ID,
-    VISIBLE_POST_ID,
-)
+from birdwire.sandbox.api import post_text
+from birdwire.sandbox.state.seed import DELETED_POST_ID, OTHER_USERNAME, PROTECTED_POST_ID, VISIBLE_POST_ID
 
 if TYPE_CHECKING:
     import httpx2
@@ -143,7 +138,7 @@ async def test_what_the_specification_forbids_is_a_400(x: SandboxClient, token: 
 )
 def test_a_text_weighs_what_x_says(text: str, weight: int) -> None:
     """X's page on counting characters."""
-    assert wording.weight(text) == weight
+    assert post_text.weight(text) == weight
 
 
 async def test_a_text_may_weigh_280_and_no_more(x: SandboxClient, token: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 
-from birdwire.sandbox.proxy import create_proxy
+from birdwire.sandbox.control.tcp_proxy import create_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,8 +13,8 @@ import xdk  # type: ignore[import-untyped]  # says nothing of its types
 from requests.adapters import HTTPAdapter
 from xdk.users import models  # type: ignore[import-untyped]  # the same
 
-import javascript
-from birdwire.sandbox.seed import DELETED_POST_ID, OTHER_USER_ID, VISIBLE_POST_ID
+from birdwire.sandbox.state.seed import DELETED_POST_ID, OTHER_USER_ID, VISIBLE_POST_ID
+from harness import javascript
 
 REDIRECT_URI = "http://127.0.0.1:9/callback"
 SCOPES = ["tweet.read", "users.read", "tweet.write", "like.write", "follows.write", "bookmark.write", "offline.access"]

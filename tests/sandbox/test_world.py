@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from birdwire.sandbox.app import create_sandbox
-from birdwire.sandbox.seed import VISIBLE_POST_ID
+from birdwire.sandbox.state.seed import VISIBLE_POST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable

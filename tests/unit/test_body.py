@@ -10,17 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from birdwire.asgi import headers_in
-from birdwire.authorization import AuthTwitter
-from birdwire.body import MAX_DEPTH, Body, Parsed, check, parse, read
-from birdwire.call import Call
-from birdwire.errors import GatewayError, describe
-from birdwire.operations import TweetTarget
+from birdwire.accounts.linking import AuthTwitter
+from birdwire.api.body import MAX_DEPTH, Body, Parsed, check, parse, read
+from birdwire.api.errors import GatewayError, describe
+from birdwire.api.messages import Call
+from birdwire.edge.asgi import headers_in
+from birdwire.x.catalog.operations import TweetTarget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from birdwire.form import Take
+    from birdwire.api.forms import Take
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from birdwire.keys import ACTIONS, LINK, UNLINK, KeyRules
-from birdwire.permissions import WORDS, may
+from birdwire.keys.permissions import WORDS, may
+from birdwire.keys.registry import ACTIONS, LINK, UNLINK, KeyRules
 from birdwire.settings import LOOK_UPS
 
 READING = "look up users, read posts and search for users"

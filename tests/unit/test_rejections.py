@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from birdwire.call import Call
-from birdwire.clock import Clock
-from birdwire.errors import GatewayError
-from birdwire.rejections import MOST_EACH, MOST_KEYS, Rejections
+from birdwire.api.errors import GatewayError
+from birdwire.api.messages import Call
+from birdwire.outcomes.rejections import MOST_EACH, MOST_KEYS, Rejections
+from birdwire.runtime.clock import Clock
 
 
 def call(number: int, key_id: str | None) -> Call:

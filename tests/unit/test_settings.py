@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from birdwire.settings import PASSWORD_URLS, SECRETS, Settings, SettingsError, is_loopback
+from birdwire.runtime.addresses import is_loopback
+from birdwire.settings import PASSWORD_URLS, SECRETS, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path

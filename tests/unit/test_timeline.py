@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.operations import OPERATIONS
-from birdwire.post import PostTwitter
-from birdwire.prices import Prices
-from birdwire.reconcile import Lost, match
-from birdwire.timeline import Sought, TimelinePost, request, sought
+from birdwire.outcomes.reconciler import Lost, match
+from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.post import PostTwitter
+from birdwire.x.catalog.prices import Prices
+from birdwire.x.catalog.timeline import Sought, TimelinePost, request, sought
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdwire.vault import KEY_BYTES, Place, Vault, VaultError, create_key_file, decode_key, read_key_file
+from birdwire.store.encryption.vault import (
+    KEY_BYTES,
+    Place,
+    Vault,
+    VaultError,
+    create_key_file,
+    decode_key,
+    read_key_file,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdwire.errors import GatewayError
-from birdwire.operations import Liked
-from birdwire.timeline import TimelinePage
-from birdwire.upstream import Reply
-from birdwire.x import Account, Reading, Unauthorized, read
+from birdwire.api.errors import GatewayError
+from birdwire.x.catalog.operations import Liked
+from birdwire.x.catalog.timeline import TimelinePage
+from birdwire.x.client.api import Account, Unauthorized, read
+from birdwire.x.client.pool import Reply
+from birdwire.x.client.requests import Reading
 
 NOW = datetime(2026, 9, 18, 12, tzinfo=UTC)
 EPOCH = int(NOW.timestamp())

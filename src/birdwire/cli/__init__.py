@@ -10,9 +10,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from birdwire import __version__
-from birdwire.cli.say import ExitCode, Say, Stop, family
-from birdwire.operations import OPERATIONS, Operation
-from birdwire.private import keep_memory_private
+from birdwire.cli.output import ExitCode, Output, Stop, family
+from birdwire.runtime.private_files import keep_memory_private
+from birdwire.x.catalog.operations import OPERATIONS, Operation
 
 OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
 """Operations whose body is one id: each is a command."""
@@ -56,17 +56,17 @@ COMMANDS = (
         OPERATE,
         "Replace the database with a backup, and mark its links: X may have renewed their tokens since.",
     ),
-    Row("log", "outcomes", OPERATE, "List recent writes to X, newest first, with their outcomes."),
+    Row("log", "log", OPERATE, "List recent writes to X, newest first, with their outcomes."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")
         for operation in OPERATIONS
     ),
-    Row("user", "look", LOOK, "Look up a user by name."),
-    Row("posts", "look", LOOK, "Read a user's newest posts."),
-    Row("search", "look", LOOK, "Search for users."),
+    Row("user", "lookups", LOOK, "Look up a user by name."),
+    Row("posts", "lookups", LOOK, "Read a user's newest posts."),
+    Row("search", "lookups", LOOK, "Search for users."),
     Row("limits", "limits", LOOK, "Show the key's own allowance, and X's rate limits, as X last reported them."),
-    Row("explain", "outcomes", LOOK, "Show what became of a write by this API key, and what to do about it."),
+    Row("explain", "log", LOOK, "Show what became of a write by this API key, and what to do about it."),
 )
 
 
@@ -99,14 +99,14 @@ class Commands(TyperGroup):
             if ctx.meta[_AS_JSON]:
                 where: Any = error.ctx or ctx
                 stop = Stop(ExitCode.USAGE, error.format_message(), f"See `{where.command_path} --help`.")
-                Say(as_json=True).result(stop.document)
+                Output(as_json=True).result(stop.document)
             raise
 
 
 def load(name: str) -> Any:
     """The command of a row of COMMANDS."""
     row = next(row for row in COMMANDS if row.name == name)
-    family: Any = get_command(importlib.import_module(f"birdwire.cli.{row.module}").app)
+    family: Any = get_command(importlib.import_module(f"birdwire.cli.commands.{row.module}").app)
     command = getattr(family, "commands", {}).get(name, family)
     command.help = command.help or row.summary
     return command

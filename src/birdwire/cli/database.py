@@ -8,13 +8,13 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, nullconte
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from birdwire.cli import servers
-from birdwire.cli.say import ExitCode, Stop
-from birdwire.cli.sources import os_user
-from birdwire.keys import KeyRuleError
-from birdwire.store.acts import Actor
-from birdwire.store.db import Database, StorageDownError, StoreError, file_of
-from birdwire.vault import VaultError
+from birdwire.cli import run_servers
+from birdwire.cli.inputs import os_user
+from birdwire.cli.output import ExitCode, Stop
+from birdwire.keys.registry import KeyRuleError
+from birdwire.store.database import Database, StorageDownError, StoreError, file_of
+from birdwire.store.encryption.vault import VaultError
+from birdwire.store.tables.acts import Actor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -79,10 +79,10 @@ def held(file: Path, message: str, fix: str) -> Iterator[None]:
     named, file = file, Path(os.path.realpath(file))
     with ExitStack() as stack:
         for lock in dict.fromkeys(Path(os.path.realpath(lock_of(one))) for one in (named, file)):
-            stack.enter_context(servers.alone(lock, message, fix))
+            stack.enter_context(run_servers.alone(lock, message, fix))
         # On Linux, flock and SQLite's own fcntl locks ignore each other. On BSD and macOS they exclude each other.
         if sys.platform == "linux":
-            stack.enter_context(servers.alone(file, message, fix))
+            stack.enter_context(run_servers.alone(file, message, fix))
         yield
 
 

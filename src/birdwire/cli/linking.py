@@ -5,18 +5,18 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from birdwire.accounts.callbacks import attempt
+from birdwire.accounts.linking import AuthTwitter, LinkStarts, hash_of
+from birdwire.api.body import check
+from birdwire.api.errors import GatewayError, describe
 from birdwire.app import open_vault
-from birdwire.authorization import Authorizations, AuthTwitter, hash_of
-from birdwire.body import check
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.say import ExitCode, Stop
-from birdwire.clock import Clock, rfc3339
-from birdwire.errors import GatewayError, describe
-from birdwire.keyring import Keyring
-from birdwire.keys import Keys
-from birdwire.landings import attempt
-from birdwire.store import sessions, states
-from birdwire.store.db import now
+from birdwire.cli.output import ExitCode, Stop
+from birdwire.keys.registry import Keys
+from birdwire.runtime.clock import Clock, rfc3339
+from birdwire.store.database import now
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.tables import link_states, x_sessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
     from birdwire.settings import Settings
-    from birdwire.store.db import Database
+    from birdwire.store.database import Database
 
 
 class Linking:
@@ -45,11 +45,11 @@ class Linking:
             VaultError: another vault key sealed this database.
         """
         clock, vault = Clock(), open_vault(self._settings)
-        await Keyring(self._database, vault, clock, by=operator()).enlist(starting=False)
+        await KeyRotation(self._database, vault, clock, by=operator()).enlist(starting=False)
         key = await Keys(self._database, clock).get(self._key_id)
         try:
             key.check(clock.now(), self._settings.mode)
-            authorizations = Authorizations(self._settings, self._database, vault, clock)
+            authorizations = LinkStarts(self._settings, self._database, vault, clock)
             begun = await authorizations.start(key, check(body, AuthTwitter), operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
@@ -63,10 +63,10 @@ class Linking:
             Stop: it was dropped.
         """
         async with self._database.read() as connection:
-            state = await states.find(connection, self._state_hash)
+            state = await link_states.find(connection, self._state_hash)
             if state is None:
                 raise Stop(ExitCode.REFUSED, "The key lost this link: it started newer ones, or may no longer link.")
-            row = state["session_id"] and await sessions.get(connection, state["session_id"])
+            row = state["session_id"] and await x_sessions.get(connection, state["session_id"])
             found = attempt(state, await now(connection, Clock()))
         return found, described(row) if row else {"linked": False}
 

@@ -6,20 +6,20 @@ import io
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from birdwire.accounts.sessions import Sessions
+from birdwire.api.errors import GatewayError, describe
 from birdwire.app import open_vault, to_x
-from birdwire.authserver import AuthServer
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.linking import check_client, described
-from birdwire.cli.say import ExitCode, Stop
-from birdwire.clock import Clock
-from birdwire.errors import GatewayError, describe
-from birdwire.failpoints import Failpoints
-from birdwire.keyring import Keyring
-from birdwire.keys import Keys
-from birdwire.lookups import Lookups
-from birdwire.recall import Recall
-from birdwire.sessions import Sessions
-from birdwire.telemetry import Telemetry
+from birdwire.cli.output import ExitCode, Stop
+from birdwire.keys.cache import KeyCache
+from birdwire.keys.guess_limit import GuessLimiter
+from birdwire.keys.registry import Keys
+from birdwire.runtime.clock import Clock
+from birdwire.runtime.failpoints import Failpoints
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.x.client.auth_server import AuthServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -79,8 +79,8 @@ async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
     clock = Clock()
     with refusals():
         async with opened(settings) as database:
-            vault, upstream, lookups = open_vault(settings), to_x(settings, CONNECTIONS), Lookups(clock)
-            await Keyring(database, vault, clock, by=operator()).enlist(starting=False)
+            vault, upstream, lookups = open_vault(settings), to_x(settings, CONNECTIONS), GuessLimiter(clock)
+            await KeyRotation(database, vault, clock, by=operator()).enlist(starting=False)
             await Keys(database, clock).get(key_id)
             sessions = Sessions(
                 database,
@@ -90,7 +90,7 @@ async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
                 Telemetry(io.StringIO(), clock, "error"),
                 settings.issuer,
                 Failpoints(settings.failpoints),
-                Recall(database, clock),
+                KeyCache(database, clock),
                 lookups,
             )
             try:

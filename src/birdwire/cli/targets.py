@@ -9,13 +9,13 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 
 import typer
 
-from birdwire.cli.gateway import API, data_of
-from birdwire.cli.say import ExitCode, Stop, printable
+from birdwire.cli.gateway_client import API, data_of
+from birdwire.cli.output import ExitCode, Stop, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from birdwire.cli.gateway import Gateway
+    from birdwire.cli.gateway_client import GatewayClient
 
 HOSTS = frozenset({"x.com", "twitter.com"})
 PAGES = frozenset(
@@ -38,7 +38,7 @@ class Named:
     item_id: str | None = None
     username: str | None = None
 
-    def find(self, gateway: Gateway) -> str:
+    def find(self, gateway: GatewayClient) -> str:
         """The id; a username costs a look-up, which X bills.
 
         Raises:

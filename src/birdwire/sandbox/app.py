@@ -10,17 +10,17 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from birdwire.sandbox import lookups, media, posts, reactions
-from birdwire.sandbox.api import routes
-from birdwire.sandbox.clients import Client, Clients
-from birdwire.sandbox.consent import Consent
-from birdwire.sandbox.control import Control
-from birdwire.sandbox.faults import Faults
-from birdwire.sandbox.oauth import TokenServer
+from birdwire.sandbox.api import engagement, lookups, media, posts
+from birdwire.sandbox.api.dispatcher import routes
+from birdwire.sandbox.control.endpoints import Control
+from birdwire.sandbox.control.faults import Faults
+from birdwire.sandbox.control.traffic import Calls, Traffic
+from birdwire.sandbox.oauth.clients import Client, Clients
+from birdwire.sandbox.oauth.consent import Consent
+from birdwire.sandbox.oauth.token_endpoint import TokenServer
 from birdwire.sandbox.pages import Pages
-from birdwire.sandbox.platform import Platform
-from birdwire.sandbox.seed import OTHER_USERNAME, VISIBLE_POST_ID
-from birdwire.sandbox.traffic import Calls, Traffic
+from birdwire.sandbox.state.seed import OTHER_USERNAME, VISIBLE_POST_ID
+from birdwire.sandbox.state.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "Clients", "create_sandbox"]
 
-ENDPOINTS = (*lookups.ENDPOINTS, *reactions.ENDPOINTS, *posts.ENDPOINTS, *media.ENDPOINTS)
+ENDPOINTS = (*lookups.ENDPOINTS, *engagement.ENDPOINTS, *posts.ENDPOINTS, *media.ENDPOINTS)
 
 
 def create_sandbox(
@@ -45,7 +45,7 @@ def create_sandbox(
     Without `clients` they are those of the stored world, or made at random. Without `redirect_uris` every loopback
     URI counts as registered. `world_path` is the file in which the world outlives a restart.
     """
-    platform = Platform(clients=clients, redirect_uris=redirect_uris, world_path=world_path, app_name=app_name)
+    platform = Simulator(clients=clients, redirect_uris=redirect_uris, world_path=world_path, app_name=app_name)
     pages, faults, calls = Pages(), Faults(), Calls(platform)
     consent = Consent(platform, pages)
     endpoints = routes(platform, ENDPOINTS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from birdwire.sandbox.traffic import WIRE
+from birdwire.sandbox.control.traffic import WIRE
 
 if TYPE_CHECKING:
     import asyncio

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from birdwire.errors import PROBLEMS
-from birdwire.metrics import METRICS
+from birdwire.api.errors import PROBLEMS
+from birdwire.runtime.metrics import METRICS
 from birdwire.settings import PREFIX, Settings
-from birdwire.surfaces.openapi import TITLES, document
-from birdwire.surfaces.outline import Listed, Member, outline
+from birdwire.surfaces.openapi.document import TITLES, document
+from birdwire.surfaces.openapi.outline import Listed, Member, outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

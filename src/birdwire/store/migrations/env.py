@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from alembic import context
 
-from birdwire.store import (
+from birdwire.store import backup
+from birdwire.store.engines import change_feed
+from birdwire.store.schema import metadata
+from birdwire.store.tables import (
     acts,
+    api_keys,
     capabilities,
-    changes,
-    facts,
     idempotency,
     journal,
-    keys,
-    ledger,
-    lookings,
-    presence,
-    sessions,
-    snapshots,
-    states,
+    link_states,
+    processes,
+    rate_windows,
+    reconciliations,
+    store_facts,
     vault_keys,
+    x_sessions,
 )
-from birdwire.store.schema import metadata
 
 TABLES = (
     acts.acts,
     capabilities.capabilities,
     capabilities.refusals_met,
-    changes.changes,
-    facts.store_facts,
+    change_feed.changes,
+    store_facts.store_facts,
     idempotency.idempotency,
     journal.journal,
-    keys.api_keys,
-    ledger.x_windows,
-    lookings.lookings,
-    presence.processes,
-    sessions.x_sessions,
-    snapshots.restores,
-    states.link_states,
+    api_keys.api_keys,
+    rate_windows.x_windows,
+    reconciliations.lookings,
+    processes.processes,
+    x_sessions.x_sessions,
+    backup.restores,
+    link_states.link_states,
     vault_keys.vault_keys,
 )
 

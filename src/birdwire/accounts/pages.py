@@ -1,0 +1,246 @@
+"""The few HTML pages a person meets (callback, undo), with their headers. All is escaped; nothing is loaded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+from markupsafe import Markup, escape
+from pydantic import Field
+
+from birdwire.accounts import undo_cookie
+from birdwire.accounts.endpoints import Undone
+from birdwire.api.body import Body, check, read
+from birdwire.api.errors import GatewayError, describe, render
+from birdwire.api.forms import wrong_type
+from birdwire.api.messages import JSON_TYPE, Answer
+from birdwire.settings import CALLBACK_PATH
+from birdwire.store.database import StorageDownError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from birdwire.accounts.endpoints import LinkEndpoints
+    from birdwire.api.messages import Call, Headers
+
+_FORM_LIMIT = 1_000
+UNDO_PATH = "/apis/v1/twitter/auth/undo"
+PATHS = (CALLBACK_PATH, UNDO_PATH)
+Words = tuple[str, str, str]
+"""A page's heading, what it says, and what to do. `{message}` and the refusal's values are filled in."""
+
+_NOT_LINKED = ("Nothing was linked", "{message}", "Go back to where you came from, and ask for a new link.")
+_NOT_UNDONE = (
+    "Nothing was undone",
+    "{message}",
+    "To end the access anyway, remove the app at x.com/settings/connected_apps.",
+)
+_END = (
+    "The app can no longer act through this link: a newer link took its place, or the people who run the app ended it, "
+    "or it never came into use."
+)
+_NEWER = (
+    "If you approved a newer link, the app can still act for you. To end that, remove the app at "
+    "x.com/settings/connected_apps."
+)
+_OPENED = (
+    "Nothing was undone",
+    'The button "This was not me: undo" leads here. Opened in another way, this address does nothing.',
+    "To end the access, press it within 10 minutes of the link, or remove the app at x.com/settings/connected_apps.",
+)
+_TICK = (
+    "On X's page, leave the boxes ticked that let the app see posts and accounts: without them, X does not say "
+    "which account this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
+)
+_BY_REASON: dict[str, Words] = {
+    "account_mismatch": (
+        "Nothing was linked",
+        "You approved as @{username}; the app asked for {expected}.",
+        "Switch to {expected} at X, then ask for a new link.",
+    ),
+    "callback_malformed": (
+        "Nothing was linked",
+        "This address is incomplete.",
+        "Open the link again from where you got it.",
+    ),
+    "x_scope_missing": ("This link cannot be used", "You unticked a permission that is needed: {permissions}.", _TICK),
+}
+"""What an account's owner reads on the callback page where a refusal's own sentence is for developers."""
+
+_X_FAILED = (
+    "Nothing was linked",
+    "X had a problem just now; nothing was linked.",
+    "Wait a minute. Then go back to where you came from, and ask for a new link.",
+)
+_PERMISSIONS = {"users.read": "see accounts", "tweet.read": "see posts"}
+"""Scopes without which no link works, as an account's owner understands them."""
+
+
+class Undo(Body):
+    """What ends a link that was not meant."""
+
+    undo_token: str = Field(description="the one-time token of the page after the link")
+
+
+class Pages:
+    """GET oauth_callback and POST auth/undo. Who asks for JSON gets JSON, refusals in the envelope."""
+
+    def __init__(self, oauth: LinkEndpoints, base_url: str) -> None:
+        self._oauth = oauth
+        self._origin = _origin(base_url)
+
+    @cached_property
+    def _templates(self) -> Environment:
+        import jinja2  # noqa: PLC0415 - 2 MiB, until somebody links an account
+
+        loader = jinja2.PackageLoader("birdwire", "templates")
+        templates = jinja2.Environment(
+            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        )
+        templates.globals["undo_path"] = UNDO_PATH
+        templates.filters["code"] = _code
+        templates.globals["style"] = Markup(loader.get_source(templates, "style.css")[0])  # noqa: S704 - our own file
+        return templates
+
+    @cached_property
+    def _headers(self) -> Headers:
+        style = str(self._templates.globals["style"])
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        own = f"style-src 'sha256-{digest}'"
+        return (
+            ("content-type", "text/html; charset=utf-8"),
+            (
+                "content-security-policy",
+                f"default-src 'none'; {own}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+            ),
+            ("cross-origin-opener-policy", "same-origin"),
+            ("cross-origin-resource-policy", "same-origin"),
+        )
+
+    async def callback(self, call: Call) -> Answer:
+        """What X sends the account's owner back to."""
+        try:
+            linked = await self._oauth.callback(call)
+        except GatewayError as error:
+            if "undone" in error.values and not _wants_json(call):
+                return self._page("undone.html", undone=Undone(error.values["undone"], again=True))
+            return self._refusal(error, call, _words(error))
+        except StorageDownError:
+            return self._refusal(GatewayError("storage_unavailable", half="nothing was linked"), call, _NOT_LINKED)
+        if _wants_json(call):
+            return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
+        page = self._page("linked.html", linked=linked, forms=linked.undo_token is not None)
+        if linked.undo_token is None or linked.undo_token in undo_cookie.tokens_for(call, linked.state_hash):
+            return page
+        secure = self._origin[0] == "https"
+        return page.adding(undo_cookie.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))
+
+    async def callback_head(self, call: Call) -> Answer:
+        """Answer a HEAD without looking at what X sent along: a link preview or a scanner must not use it up."""
+        page = (*self._headers, ("referrer-policy", "no-referrer"))
+        return Answer(200, (("content-type", JSON_TYPE),) if _wants_json(call) else page)
+
+    async def undo(self, call: Call) -> Answer:
+        """The "this was not me" of the page after a link."""
+        try:
+            self._check_site(call)
+            undone = await self._oauth.undo(await _undo_token(call), call)
+        except GatewayError as error:
+            words = ("Nothing left to undo", _END, _NEWER) if "ended" in error.values else _NOT_UNDONE
+            return self._refusal(error, call, words)
+        except StorageDownError:
+            return self._refusal(GatewayError("storage_unavailable", half="nothing was undone"), call, _NOT_UNDONE)
+        if _wants_json(call):
+            return Answer.of({"data": {"linked": False}})
+        return self._page("undone.html", undone=undone)
+
+    def undo_opened(self, error: GatewayError, call: Call) -> Answer:
+        """Explain the undo to a person who opened its address: a restored tab, or a typed URL.
+
+        Raises:
+            GatewayError: the refusal itself, to a client that does not ask for a page.
+        """
+        if "text/html" not in (call.header("accept") or "").lower():
+            raise error
+        return self._refusal(error, call, _OPENED)
+
+    def _check_site(self, call: Call) -> None:
+        """Refuse what a page of another site sends, by Fetch Metadata, or by Origin where a browser has none.
+
+        Raises:
+            GatewayError: origin_not_allowed.
+        """
+        site, origin = call.header("sec-fetch-site"), call.header("origin")
+        own = site in ("same-origin", "none") if site is not None else origin is None or _origin(origin) == self._origin
+        if not own:
+            raise GatewayError("origin_not_allowed")
+
+    def _refusal(self, error: GatewayError, call: Call, words: Words) -> Answer:
+        answer = render(error, call.request_id)
+        call.note["reason"] = error.reason
+        if _wants_json(call):
+            return answer
+        message, fix = describe(error)
+        headers = tuple(pair for pair in answer.headers if pair[0] != "content-type")
+        values = {**error.values, "message": message}
+        heading, said, advice = (text.format(**values) for text in words)
+        told: dict[str, Any] = {"heading": heading, "message": said, "advice": advice, "fix": fix}
+        page = self._page("problem.html", answer.status, reason=error.reason, request_id=call.request_id, **told)
+        return page.adding(headers)
+
+    def _page(self, template: str, status: int = 200, *, forms: bool = False, **values: object) -> Answer:
+        """Render a page. Under no-referrer a browser would send a form of it with `Origin: null`."""
+        policy = ("referrer-policy", "same-origin" if forms else "no-referrer")
+        body = self._templates.get_template(template).render(**values)
+        return Answer(status, (*self._headers, policy), body.encode())
+
+
+def _words(error: GatewayError) -> Words:
+    """What the callback page says of a refusal."""
+    if "ended" in error.values:
+        return ("This link has ended", _END, _NEWER)
+    if error.problem.whose == "x_outage":  # each of them comes before X has given any token
+        return _X_FAILED
+    if error.reason == "x_scope_missing":
+        scopes = error.values["scope"].split()
+        error.values["permissions"] = " and ".join(_PERMISSIONS.get(scope, scope) for scope in scopes)
+    return _BY_REASON.get(error.reason, _NOT_LINKED)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL, or of an Origin header (RFC 6454 §4)."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", "", None
+
+
+def _code(text: str) -> Markup:
+    """Escape a text and show what it has between backticks as code."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped here
+
+
+def _wants_json(call: Call) -> bool:
+    accept = (call.header("accept") or "").lower()
+    return "application/json" in accept and "text/html" not in accept
+
+
+async def _undo_token(call: Call) -> str:
+    """The one field of the page's form, or of a JSON body."""
+    parsed = await read(call, _FORM_LIMIT, _no_files)
+    if parsed.kind == "multipart":
+        raise _no_form()
+    return check(parsed.fields, Undo).undo_token
+
+
+async def _no_files(_: object) -> NoReturn:
+    raise _no_form()
+
+
+def _no_form() -> GatewayError:
+    return wrong_type("a urlencoded form with undo_token, or JSON")

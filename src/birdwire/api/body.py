@@ -1,0 +1,321 @@
+"""One strict reading of a body (RFC 8259, and then stricter), for HTTP and every other surface; never guesses.
+
+JSON is what calls take. Forms (urlencoded, multipart) are read too, for older clients and uploads; whether a call may
+use one is for its caller to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from birdwire.api.errors import PROBLEMS, GatewayError, excerpt
+from birdwire.api.forms import Multipart, looks_like_json, other_type, too_large, untyped_json, urlencoded, wrong_type
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+
+    from birdwire.api.forms import BeforeFile, Part
+    from birdwire.api.messages import Call
+
+MAX_DEPTH = 32
+MAX_DIGITS = 4_300
+MAX_TYPE = 256
+"""The maximum length of a Content-Type; a form's boundary has 70 characters at most."""
+
+
+class Body(BaseModel):
+    """What a call takes. Strict: a number is no string, half a character is none, an unknown member is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_there(cls, value: object) -> object:
+        """A member is left out, not null: X would take null for a value of its own. And text is whole characters."""
+        if isinstance(value, str) and value.isascii():
+            return value
+        if value is None:
+            raise PydanticCustomError("null", "null")
+        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        if not all(map(_whole, texts)):
+            raise PydanticCustomError("string_unicode", "half a character")
+        return value
+
+
+class Empty(Body):
+    """A call that takes nothing."""
+
+
+@dataclass(slots=True)
+class Parsed:
+    """A body as it was read. `kind` says how it was written; a form's repeated fields are lists."""
+
+    kind: Literal["none", "json", "form", "multipart"]
+    fields: dict[str, Any] = field(default_factory=dict, repr=False)
+    files: tuple[Part, ...] = ()
+
+    def close(self) -> None:
+        """Let the files go."""
+        for part in self.files:
+            part.file.close()
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+async def read(
+    call: Call,
+    limit: int,
+    before_file: BeforeFile,
+    file_names: Collection[str] = (),
+    fields: dict[str, Any] | None = None,
+) -> Parsed:
+    """Return the call's body, read once, up to `limit` bytes; with files, up to what `before_file` returns.
+
+    An empty body is none, whatever its Content-Type. A part with one of `file_names` is a file even without a filename.
+    `fields` takes those of a multipart body as they come, for a caller that wants them if the rest is refused.
+
+    Raises:
+        GatewayError: 400, 413 or 415, naming what is wrong.
+    """
+    types = call.header_values("content-type")
+    name, _, parameter = (types[0] if types else "").partition(";")
+    name = name.strip().lower()
+    usable = len(types) == 1 and len(types[0]) <= MAX_TYPE  # to parse its parameters takes quadratic time
+    if usable and name == "multipart/form-data" and not call.header("content-encoding"):
+        form = Multipart(types[0], limit, before_file, file_names, {} if fields is None else fields)
+        read_fields, files = await form.read(call)
+        return Parsed("multipart" if form.size else "none", read_fields, files)
+    raw = await _load(call, limit)
+    if not raw:
+        return Parsed("none")
+    if not types and looks_like_json(raw):
+        raise untyped_json(file_names)
+    if not usable:
+        raise wrong_type("JSON, as one Content-Type: application/json")
+    if [value.strip().lower() for value in call.header_values("content-encoding")] not in ([], ["identity"]):
+        raise wrong_type("JSON, as an uncompressed body")
+    charset = parameter.strip().lower().replace('"', "")
+    if charset not in ("", "charset=utf-8"):
+        raise wrong_type("JSON, as UTF-8")
+    if name == "application/json":
+        return Parsed("json", parse(raw))
+    if looks_like_json(raw):
+        raise untyped_json(file_names)
+    if name == "application/x-www-form-urlencoded" and (raw.isascii() or not file_names):  # else curl's --data-binary
+        return Parsed("form", urlencoded(raw))
+    raise other_type(file_names)
+
+
+def check_kind(kind: str, model: type[Body], file_names: Collection[str]) -> None:
+    """Check that a call takes a body written in this way, if it is not JSON.
+
+    Raises:
+        GatewayError: json_malformed: it is empty, and a field is required; unsupported_media_type.
+    """
+    if kind == "none":
+        if any(field.is_required() for field in model.model_fields.values()):
+            raise GatewayError("json_malformed", detail="the body is empty")
+    elif kind != "multipart" or not file_names:
+        raise other_type(file_names)
+
+
+def read_query(query: str) -> Parsed:
+    """Return a query as fields, each at most once.
+
+    Raises:
+        GatewayError: http_malformed, duplicate_field.
+    """
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+    except ValueError:
+        raise GatewayError("http_malformed", detail="the query cannot be read") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise GatewayError("duplicate_field", field="a query parameter")
+    return Parsed("form" if fields else "none", fields)
+
+
+async def within(chunks: AsyncIterator[bytes], due: Callable[[], float | None]) -> AsyncIterator[bytes]:
+    """Yield a body's chunks until `due`, in the event loop's time, which is asked before each chunk; None: no end.
+
+    Raises:
+        GatewayError: request_timeout.
+    """
+    while True:
+        try:
+            async with asyncio.timeout_at(due()):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise GatewayError("request_timeout", headers=(("connection", "close"),)) from None
+        if chunk is None:
+            return
+        if chunk:
+            yield chunk
+
+
+async def _load(call: Call, limit: int) -> bytes:
+    if call.whole is not None:
+        if len(call.whole) > limit:
+            raise too_large(limit)
+        return call.whole
+    body = bytearray()
+    async for chunk in call.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(limit)
+    return bytes(body)
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """A JSON object from bytes: UTF-8 without BOM, no member twice, no NaN, depth and digits bounded, nothing after it.
+
+    A string in it may hold a lone surrogate (RFC 8259 §8.2): `check` refuses it, and names its field.
+
+    Raises:
+        GatewayError: json_malformed, duplicate_field, body_not_object.
+    """
+    try:
+        text = raw.decode("utf-8")
+        value = _DECODER.decode(text)
+    except UnicodeError:
+        raise GatewayError("json_malformed", detail="it is not UTF-8") from None
+    except RecursionError:
+        raise GatewayError("json_malformed", detail="it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise GatewayError("json_malformed", detail=f"see line {error.lineno}, column {error.colno}") from None
+    if not isinstance(value, dict):
+        raise GatewayError("body_not_object", example='{"tweet_id": "1346889436626259968"}')
+    if _depth(value) > MAX_DEPTH:
+        raise GatewayError("json_malformed", detail="it is nested too deeply")
+    return value
+
+
+def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, Any] | None = None) -> AnyBody:
+    """The parsed object as `model`; `context` holds what its rules depend on.
+
+    Raises:
+        GatewayError: FIELD_missing, unknown_field, FIELD_malformed or a rule of the model; this order if several apply.
+    """
+    try:
+        return model.model_validate(value, context=dict(context or {}))
+    except ValidationError as error:
+        found = min(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 2))
+    if found["type"] in PROBLEMS:  # a rule of the model, which raises with the reason as its type
+        raise GatewayError(found["type"], **found.get("ctx", {}))
+    path = [part for part in found["loc"] if isinstance(part, str)]
+    name = path[-1]
+    if found["type"] == "extra_forbidden":
+        known = ", ".join(model.model_fields) or "no fields"
+        raise GatewayError("unknown_field", field=excerpt(".".join(path)), known=known)
+    wanted = _wanted(model, path)
+    if found["type"] == "missing":
+        raise GatewayError(f"{name}_missing", wanted=wanted)
+    raise GatewayError(f"{name}_malformed", detail=_detail(found["type"], found["input"]), wanted=wanted)
+
+
+_ORDER = {"missing": 0, "extra_forbidden": 1}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if not all(map(_whole, value)):
+        raise GatewayError("json_malformed", detail="the name of a field contains an unpaired surrogate")
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise GatewayError("duplicate_field", field=excerpt(twice))
+    return value
+
+
+def _whole(text: str) -> bool:
+    """Whether text is free of lone surrogates, which only an escape can bring in."""
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise GatewayError("json_malformed", detail="NaN and Infinity are not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise GatewayError("json_malformed", detail="a number is too large")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > min(MAX_DIGITS, sys.get_int_max_str_digits() or MAX_DIGITS):
+        raise GatewayError("json_malformed", detail="a number has too many digits")
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_float, parse_int=_int)
+
+
+def _depth(value: object) -> int:
+    """How deep the nesting goes; counts level by level, so that no input can exhaust the stack."""
+    depth, level = 0, [value]
+    while level:
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        depth += 1
+        level = [item for item in inner if isinstance(item, dict | list)]
+    return depth
+
+
+def _wanted(model: type[Body], path: list[str]) -> str:
+    """The description of the field at a path of names."""
+    field_info = model.model_fields.get(path[0])
+    for name in path[1:]:
+        inner = _model_of(field_info.annotation) if field_info else None
+        field_info = inner.model_fields.get(name) if inner else None
+    return (field_info.description if field_info and field_info.description else "see /openapi.json").rstrip(".")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model` or `Model | None`."""
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def _detail(kind: str, sent: object) -> str:
+    if kind == "string_type" and isinstance(sent, int | float) and not isinstance(sent, bool):
+        return "it is a number, and large numbers lose digits on the way; send it as a string"
+    if kind == "string_pattern_mismatch" and isinstance(sent, str) and "/" in sent and "status" in sent:
+        return "it looks like a link; send only the digits at its end"
+    return _SAYINGS.get(kind, "it does not fit")
+
+
+_SAYINGS = {
+    "string_type": "it is not a string",
+    "string_unicode": "it contains an unpaired surrogate",
+    "string_pattern_mismatch": "it has the wrong form",
+    "list_type": "it is not a list",
+    "string_too_short": "it is too short",
+    "string_too_long": "it is too long",
+    "too_short": "it has too few items",
+    "too_long": "it has too many items",
+    "bool_type": "it is neither true nor false",
+    "int_type": "it is not a whole number",
+    "greater_than_equal": "it is too small",
+    "less_than_equal": "it is too large",
+    "literal_error": "it is not one of the allowed values",
+    "model_type": "it is not an object",
+    "dict_type": "it is not an object",
+    "null": "it is null; leave it out instead",
+    "control_character": "it has a control character",
+}

@@ -1,0 +1,342 @@
+"""Forms: urlencoded, and multipart with files, read as they come. For older clients and uploads; JSON is body.py's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from birdwire.api.errors import GatewayError, excerpt
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from birdwire.api.messages import Call
+
+MAX_BOUNDARY = 70
+MAX_FIELDS = 64
+MAX_PART_HEAD = 4_096
+MAX_PART_HEADERS = 8
+"""As newer versions of the parser have it."""
+MAX_PARAMETERS = 32
+MAX_NAME = 200
+MAX_FILES = 4
+IN_MEMORY = 1 << 16
+"""Bytes of a file that are kept in memory, and how many are written together, since each thread hop costs."""
+_SLICE = 16_384
+FILE_FIELDS = ("media_files", "media", "media_file", "file")
+"""Names of a part that holds a file; the first is the documented one."""
+_FILE_TYPES = (b"image/", b"video/")
+"""How the Content-Type of a part begins that is a file even without a filename, which RFC 7578 §4.2 leaves open."""
+_ANY_TYPE = b"application/octet-stream"
+"""Says nothing of a part: some clients call every field so. With a name of FILE_FIELDS, it is a file."""
+
+_AS_JSON = "Send `Content-Type: application/json` and an uncompressed UTF-8 body"
+
+Take = Callable[[int], None]
+"""Reserves room for bytes of a body that have arrived, or refuses them."""
+
+BeforeFile = Callable[[dict[str, Any]], Awaitable[tuple[int, Take]]]
+"""Awaited when the first file of a multipart body begins, with the fields so far. Returns how large the whole body may
+be, and what to call before more of it is kept; or refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a multipart body: on disk if it is large, and gone when the call is. `digest` is its SHA-256."""
+
+    name: str
+    file: IO[bytes] = field(repr=False)
+    size: int
+    digest: bytes
+
+    async def read(self, size: int) -> bytes:
+        """The next bytes; what lies on a disk is not waited for in the event loop."""
+        return self.file.read(size) if self.size <= IN_MEMORY else await asyncio.to_thread(self.file.read, size)
+
+
+def too_large(limit: int) -> GatewayError:
+    """The refusal of a body over its limit; what is left of it is not read, so the connection ends."""
+    return GatewayError("body_too_large", limit=limit, headers=(("connection", "close"),))
+
+
+def looks_like_json(raw: bytes) -> bool:
+    """Whether a body that is not called JSON is an object of it, which no form is."""
+    return raw.lstrip()[:1] == b"{"
+
+
+def wrong_type(wanted: str = "JSON, as Content-Type: application/json", how: str = _AS_JSON) -> GatewayError:
+    """The refusal of a body by its Content-Type, or by how it is coded."""
+    return GatewayError("unsupported_media_type", wanted=wanted, how=how)
+
+
+def untyped_json(file_names: Collection[str]) -> GatewayError:
+    """The refusal of JSON that no header calls so: curl's -d and Python's urllib call every body a form."""
+    return other_type(file_names) if file_names else wrong_type(how="Add the header Content-Type: application/json")
+
+
+def other_type(file_names: Collection[str]) -> GatewayError:
+    """The refusal of a body that is not JSON, or not multipart where a part with one of these names is the file."""
+    if not file_names:
+        return wrong_type()
+    name = next(iter(file_names))
+    how = f"Send the file as a part of a multipart form: curl -F {name}=@FILE"
+    return wrong_type("a file, as multipart/form-data", how)
+
+
+def broken(detail: str) -> GatewayError:
+    """The refusal of a form that cannot be read."""
+    return GatewayError("form_malformed", detail=detail)
+
+
+def urlencoded(raw: bytes) -> dict[str, Any]:
+    """The fields of a urlencoded body; one that comes again makes a list.
+
+    Raises:
+        GatewayError: form_malformed.
+    """
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError:
+        raise broken(f"it is not name=value pairs in ASCII, {MAX_FIELDS} at most") from None
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        _add(fields, name, value)
+    return fields
+
+
+def _add(fields: dict[str, Any], name: str, value: str) -> None:
+    """A form has no lists: a field that comes again makes one."""
+    if name not in fields:
+        fields[name] = value
+    elif isinstance(fields[name], list):
+        fields[name].append(value)
+    else:
+        fields[name] = [fields[name], value]
+
+
+class _Files:
+    """The files of one body as they come: in memory up to 64 KiB, else on disk, written and hashed by a thread.
+
+    Raises:
+        GatewayError: media_files_malformed: too many files; storage_unavailable: the disk takes no more.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._files: list[tuple[IO[bytes], hashlib._Hash]] = []
+        self._waiting: list[tuple[int, bytes]] = []
+        self._waiting_bytes = self._bytes = 0
+
+    def begin(self, name: str) -> None:
+        """Another file begins."""
+        if len(self.names) == MAX_FILES:
+            detail = f"there are more than {MAX_FILES} files"
+            raise GatewayError("media_files_malformed", detail=detail, wanted=f"1 to {MAX_FILES} files")
+        file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - it lives as long as its Part
+        self._files.append((file, hashlib.sha256()))
+        self.names.append(name)
+
+    def add(self, data: bytes) -> None:
+        """More of the last file."""
+        self._waiting.append((len(self._files) - 1, data))
+        self._waiting_bytes += len(data)
+
+    async def write(self, *, least: int = 0) -> None:
+        """Write what came, if it is at least so much."""
+        if self._waiting_bytes < least:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._bytes += self._waiting_bytes
+        self._waiting_bytes = 0
+        try:
+            if self._bytes <= IN_MEMORY:
+                self._write(waiting)
+            else:
+                await asyncio.to_thread(self._write, waiting)
+        except OSError:
+            raise GatewayError("storage_unavailable", half="nothing was asked of X") from None
+
+    async def parts(self) -> tuple[Part, ...]:
+        """All files, whole, each at its start."""
+        await self.write()
+        sized = zip(self.names, self._files, strict=True)
+        parts = tuple(Part(name, file, file.tell(), sha.digest()) for name, (file, sha) in sized)
+        try:
+            for part in parts:
+                part.file.seek(0)  # which writes what was still to be written
+        except OSError:
+            raise GatewayError("storage_unavailable", half="nothing was asked of X") from None
+        return parts
+
+    def close(self) -> None:
+        """Let them go."""
+        for file, _ in self._files:
+            with contextlib.suppress(OSError):  # it writes the rest first, which nobody wants any more
+                file.close()
+
+    def _write(self, waiting: list[tuple[int, bytes]]) -> None:
+        for number, data in waiting:
+            file, sha = self._files[number]
+            file.write(data)
+            sha.update(data)
+
+
+class Multipart:
+    """A multipart/form-data body (RFC 7578), read as it comes: fields into `fields`, files into temporary files."""
+
+    def __init__(
+        self,
+        content_type: str,
+        limit: int,
+        before_file: BeforeFile,
+        file_names: Collection[str],
+        fields: dict[str, Any],
+    ) -> None:
+        self._boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        self._file_names = file_names
+        self.size = 0
+        """The bytes of the body so far."""
+        self._limit = self._field_left = limit  # files may raise the first; fields together never pass the second
+        self._before_file = before_file
+        self._fields = fields
+        self._files = _Files()
+        self._parts = 0
+        self._head: dict[bytes, bytes] = {}
+        self._name, self._value = bytearray(), bytearray()
+        self._field = ""
+        self._in_file = self._file_ahead = False
+        self._data = bytearray()
+        self._ended = False
+        self._parser = MultipartParser(
+            self._boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": lambda data, start, end: self._grow(self._name, data[start:end], MAX_PART_HEAD),
+                "on_header_value": lambda data, start, end: self._grow(self._value, data[start:end], MAX_PART_HEAD),
+                "on_header_end": self._header,
+                "on_headers_finished": self._headers,
+                "on_part_data": self._chunk,
+                "on_part_end": self._end,
+                "on_end": self._finish,
+            },
+        )
+        # The parser's own would write of every broken body to standard error, past our log and its limits.
+        self._parser.logger = logging.Logger("multipart", logging.CRITICAL)  # noqa: LOG001 - nobody is to hear it
+
+    async def read(self, call: Call) -> tuple[dict[str, Any], tuple[Part, ...]]:
+        """Its fields and files.
+
+        Raises:
+            GatewayError: form_malformed, body_too_large, storage_unavailable, or what was said before the first file.
+        """
+        try:
+            await self._read(call)
+            return self._fields, await self._files.parts()
+        except MultipartParseError:
+            self._files.close()
+            raise broken("it is not multipart as RFC 7578 has it") from None
+        except BaseException:
+            self._files.close()
+            raise
+
+    async def _read(self, call: Call) -> None:
+        take: Take = _free
+        async for chunk in call.stream():
+            if chunk and not self.size:
+                self._look(chunk)
+            for start in range(0, len(chunk), _SLICE):
+                piece = chunk[start : start + _SLICE]
+                self._parser.write(piece)
+                self.size += len(piece)
+                if take is _free and self._files.names:
+                    self._limit, take = await self._before_file(self._fields)
+                if self.size > self._limit:
+                    raise too_large(self._limit)
+                take(len(piece))
+                await self._files.write(least=IN_MEMORY)
+        if self.size and not self._ended:
+            raise broken("it ends early")
+
+    def _look(self, first: bytes) -> None:
+        """Check, before a body is parsed, that it can be: its boundary is known, and it is not JSON instead."""
+        if looks_like_json(first):
+            raise untyped_json(self._file_names)
+        if not 0 < len(self._boundary) <= MAX_BOUNDARY:
+            raise broken(f"its Content-Type names no boundary of 1 to {MAX_BOUNDARY} characters")
+
+    def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
+        if len(buffer) + len(data) > most:
+            raise broken(f"the head of a part has more than {most} bytes")
+        buffer += data
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_FIELDS:
+            raise broken(f"it has more than {MAX_FIELDS} parts")
+        self._head, self._data, self._in_file = {}, bytearray(), False
+
+    def _header(self) -> None:
+        if len(self._head) >= MAX_PART_HEADERS:
+            raise broken(f"a part has more than {MAX_PART_HEADERS} headers")
+        self._head[bytes(self._name).lower()] = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def _headers(self) -> None:
+        disposition = self._head.get(b"content-disposition", b"")
+        if disposition.count(b";") > MAX_PARAMETERS:  # to parse them takes quadratic time
+            raise broken(f"a part has more than {MAX_PARAMETERS} parameters")
+        kind, options = parse_options_header(disposition)
+        self._field = options.get(b"name", b"").decode("utf-8", "replace")
+        if kind != b"form-data" or not 0 < len(self._field) <= MAX_NAME or "\ufffd" in self._field:
+            raise broken(f"a part has no name of 1 to {MAX_NAME} characters")
+        content_type = self._head.get(b"content-type", b"").lower()
+        self._file_ahead = (
+            self._field in self._file_names
+            or content_type.startswith(_FILE_TYPES)
+            or (content_type.startswith(_ANY_TYPE) and self._field in FILE_FIELDS)
+        )
+        if b"filename" in options:
+            self._begin_file()
+
+    def _begin_file(self) -> None:
+        self._in_file = True
+        self._files.begin(self._field)
+
+    def _chunk(self, data: bytes, start: int, end: int) -> None:
+        if self._file_ahead and not self._in_file:  # without a filename it takes a byte to be a file
+            self._begin_file()
+        if self._in_file:
+            self._files.add(data[start:end])
+        else:
+            self._field_left -= end - start
+            if self._field_left < 0:
+                raise too_large(self._limit)
+            self._data += data[start:end]
+
+    def _end(self) -> None:
+        if self._in_file or (self._field in self._file_names and not self._data):
+            return
+        try:
+            _add(self._fields, self._field, self._data.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise broken(f"its part {excerpt(self._field)} is not UTF-8 text; a file needs a filename") from None
+
+    def _finish(self) -> None:
+        self._ended = True
+
+
+def _free(_: int) -> None:
+    """Reserve nothing: what comes before a file is small, and stays in memory."""

@@ -1,0 +1,392 @@
+"""`birdwire accounts`: link an X account to an API key, confirm, see and unlink it; and the operator's list of all."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qs, urlsplit
+
+import typer
+
+from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
+from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, saying
+
+if TYPE_CHECKING:
+    from birdwire.cli.linking import Linking
+    from birdwire.settings import Settings
+
+WAIT_S = 600.0
+ASK_EVERY_S = 2.0  # well inside the lowest tier's 60 calls a minute
+
+app = family()
+
+
+@app.command()
+def link(
+    key_id: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KEY_ID]", help="Key to link, for the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
+        ),
+    ] = None,
+    *,
+    expect: Annotated[
+        str | None, typer.Option(metavar="USERNAME", help="X account that must approve; any other is refused.")
+    ] = None,
+    scopes: Annotated[
+        str | None, typer.Option(metavar="SCOPE,...", help="X scopes to ask for. Default: all that the key can use.")
+    ] = None,
+    return_to: Annotated[
+        str | None, typer.Option(metavar="URL", help="Page that follows the link; the key must allow it.")
+    ] = None,
+    wait: Annotated[
+        bool | None,
+        typer.Option("--wait/--no-wait", help="Wait up to 10 minutes for the approval. Default: yes, without --json."),
+    ] = None,
+    config: ConfigOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Link an X account to a key: print a page to open, and wait until the account's owner has approved.
+
+    With KEY_ID, work on the database with the gateway's settings (public_url, database_url, vault key, x_client_id),
+    for any key and without its secret. Without KEY_ID, ask the gateway with the API key, which must be allowed to
+    `link`. The page works once, for 10 minutes.
+
+    With --json, print auth_url, state and expires_at and do not wait; with --wait, print the linked account instead.
+
+    Example: birdwire accounts link key_01K... --expect ada
+    """
+    asked = {
+        "expected_username": expect,
+        "scopes": None if scopes is None else [scope.strip() for scope in scopes.split(",")],
+        "return_to": return_to,
+    }
+    body = {name: value for name, value in asked.items() if value is not None}
+    waits = not as_json if wait is None else wait
+    with saying(as_json=as_json) as say:
+        _check_place("link", key_id, config, api_key_file)
+        if key_id is None:
+            asyncio.run(_link(say, _OverHttp(GatewayClient(gateway_url(), read_key(api_key_file))), body, waits=waits))
+        else:
+            asyncio.run(_link_key(say, read_settings(config), key_id, body, waits=waits))
+
+
+@app.command()
+def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
+    """Show which X account the API key acts as, and what X recently let the gateway's X app do. Never a token.
+
+    Example: birdwire accounts status
+    """
+    with saying(as_json=as_json) as say:
+        found = _status(GatewayClient(gateway_url(), read_key(api_key_file)))
+        say.result(found, _told(found), *_session(found), *_record(found))
+
+
+@app.command()
+def confirm(
+    which: Annotated[
+        str,
+        typer.Argument(metavar="KEY_ID|@USERNAME", help="Key whose link waits, for the operator; or the account."),
+    ],
+    *,
+    expect: Annotated[
+        str | None, typer.Option(metavar="USERNAME", help="With KEY_ID, required: X account that must have approved.")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="STATE", help="With @USERNAME: state of the link, or its auth_url, as `link` printed it."),
+    ] = None,
+    config: ConfigOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Confirm a link that is waiting for the key's holder (link mode `confirm`).
+
+    With @USERNAME and --state, ask the gateway with the API key. With KEY_ID, work on the database with the gateway's
+    settings, as the operator: `birdwire accounts list` shows the account that approved.
+
+    Example: birdwire accounts confirm key_01K... --expect ada
+    """
+    with saying(as_json=as_json) as say:
+        username = which.removeprefix("@") if which.startswith("@") else None
+        _check_place("confirm", which if username is None else None, config, api_key_file)
+        if username is None and state is not None:
+            raise Stop(ExitCode.USAGE, "--state needs an @USERNAME.", "With KEY_ID, use --expect USERNAME.")
+        if username is not None and (state is None or expect is not None):
+            raise Stop(
+                ExitCode.USAGE,
+                "An @USERNAME needs --state, and takes no --expect.",
+                "`birdwire accounts link` printed the state; the operator can confirm by KEY_ID.",
+            )
+        if username is None:
+            from birdwire.cli import links  # noqa: PLC0415 - as in _linked
+
+            found = asyncio.run(links.confirm(read_settings(config), which, expect and expect.removeprefix("@")))
+        else:
+            gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+            body = {"state": _state_in(state or ""), "username": username}
+            found = gateway.ask("POST", f"{API}/auth/confirm", body)
+        say.result(found, _told(found))
+
+
+@app.command()
+def unlink(
+    key_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY_ID]", help="Key to unlink, for the operator. Default: the API key, over HTTP."),
+    ] = None,
+    *,
+    config: ConfigOption = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Unlink the X account from a key: delete its tokens here, and revoke them at X.
+
+    With KEY_ID, work on the database with the gateway's settings, for any key and without its secret. Without KEY_ID,
+    ask the gateway with the API key, which must be allowed to `unlink`.
+
+    Example: birdwire accounts unlink
+    """
+    with saying(as_json=as_json) as say:
+        _check_place("unlink", key_id, config, api_key_file)
+        if key_id is None:
+            gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+            say.result(gateway.ask("POST", f"{API}/unlink_twitter"), "No X account is linked to this key any more.")
+            return
+        from birdwire.cli import links  # noqa: PLC0415 - as in _linked
+
+        ended = asyncio.run(links.unlink(read_settings(config), key_id))
+        text = f"No X account is linked to {key_id} any more." if ended else f"No X account was linked to {key_id}."
+        say.result({"data": {"linked": False}}, text)
+
+
+@app.command("list")
+def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """List every linked account, from the database. For the operator; never a token.
+
+    Example: birdwire accounts list --data .birdwire
+    """
+    with saying(as_json=as_json) as say:
+        rows = asyncio.run(_linked(read_settings(config, data)))
+        columns = ("label", "key_id", "username", "state", "why", "access_expires_at", "refreshed_at", "linked_at")
+        say.table({"accounts": rows}, rows, columns, "No account is linked yet.")
+
+
+def _check_place(command: str, key_id: str | None, config: object, api_key_file: object) -> None:
+    """Check that the options fit to where the command works: on the database with a KEY_ID, else over HTTP.
+
+    Raises:
+        Stop: they do not.
+    """
+    if (config if key_id is None else api_key_file) is not None:
+        why = "--config needs a KEY_ID." if key_id is None else "--api-key-file and a KEY_ID exclude each other."
+        raise Stop(ExitCode.USAGE, why, f"See `birdwire accounts {command} --help`.")
+
+
+def _state_in(text: str) -> str:
+    """Return a link's state, given as such or as the auth_url that has it."""
+    return parse_qs(urlsplit(text).query).get("state", [text])[0]
+
+
+def _status(gateway: GatewayClient) -> dict[str, Any]:
+    return gateway.ask("GET", f"{API}/auth/status")
+
+
+class _OverHttp:
+    """The API key's link, asked of the gateway."""
+
+    def __init__(self, gateway: GatewayClient) -> None:
+        self._gateway = gateway
+        self._begun: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
+
+    @property
+    def confirm(self) -> str:
+        """The command that confirms the link."""
+        return f"birdwire accounts confirm @USERNAME --state {printable(self._begun.get('state'))}"
+
+    async def start(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer of auth_twitter."""
+        self._before = _status(self._gateway)
+        self._begun = self._gateway.ask("POST", f"{API}/auth_twitter", body)
+        return self._begun
+
+    async def poll(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what became of the link, if it is the last that was started, and the key's status if it is its link.
+
+        A gateway that is busy or away is asked again.
+        """
+        try:
+            status = _status(self._gateway)
+        except Stop as stop:
+            if stop.code not in (ExitCode.LIMIT, ExitCode.UPSTREAM, ExitCode.UNKNOWN):
+                raise
+            return {}, {}
+        last = status.get("last_attempt")
+        mine = isinstance(last, dict) and last.get("expires_at") == self._begun.get("expires_at")
+        other = status.get("linked_at") != self._before.get("linked_at") or status.get("state") == "pending"
+        return last if mine and isinstance(last, dict) else {}, status if other else {}
+
+
+async def _link_key(say: Output, settings: Settings, key_id: str, body: dict[str, Any], *, waits: bool) -> None:
+    from birdwire.cli.linking import linking  # noqa: PLC0415 - as in _linked
+
+    async with linking(settings, key_id) as link:
+        await _link(say, link, body, waits=waits)
+
+
+async def _link(say: Output, link: _OverHttp | Linking, body: dict[str, Any], *, waits: bool) -> None:
+    """Start a link, show its page, and wait for the approval if asked to.
+
+    Raises:
+        Stop: the link was refused, or nobody approved it in time.
+    """
+    begun = await link.start(body)
+    page = printable(begun.get("auth_url"), 4_000)
+    if not waits:
+        say.result(begun, page)
+        return
+    say.lines("Open this page and allow access:\n", page, "")
+    ends_at, approved, told = time.monotonic() + WAIT_S, False, False
+    with say.waiting("Waiting for approval. Ctrl-C stops waiting; the page stays valid."):
+        while True:
+            attempt, status = await link.poll()
+            check_attempt(attempt)
+            if status.get("state") == "active":
+                break
+            approved = approved or told or attempt.get("outcome") == "approved"
+            if not told and (hint := _confirming(attempt, status, link.confirm)):
+                say.lines(hint)
+                told = True
+            if time.monotonic() > ends_at:
+                raise Stop(ExitCode.REFUSED, *(_UNCONFIRMED if approved else _EXPIRED))
+            await asyncio.sleep(ASK_EVERY_S)
+    say.result(status, _told(status))
+
+
+def _confirming(attempt: dict[str, Any], status: dict[str, Any], command: str) -> str | None:
+    """Return how to confirm a link that was approved and waits. While an older one serves, auth/status is of that."""
+    if status.get("state") == "pending" and status.get("username"):
+        name = printable(f"@{status['username']}")
+        return f"{name} approved. To activate the link: {command.replace('@USERNAME', name)}"
+    if not status and attempt.get("outcome") == "approved":
+        return f"An account approved. In link mode confirm, activate its link: {command}"
+    return None
+
+
+_AGAIN = "Run the command again for a new page."
+_EXPIRED = ("Nobody approved within 10 minutes.", _AGAIN)
+_UNCONFIRMED = ("The approval was not confirmed within 10 minutes.", _AGAIN)
+_ENDS = {
+    "consent_denied": "The account's owner denied access on X's page; nothing was linked.",
+    "account_mismatch": "Another X account approved than the one that the key is meant for; nothing was changed.",
+    "x_scope_missing": "The account's owner did not approve users.read and tweet.read, so X does not name the account.",
+}
+"""How a refused link ends, for people, where the refusal's own sentence needs values or speaks to the owner."""
+
+
+def check_attempt(attempt: dict[str, Any]) -> None:
+    """Check that a link may still come of an attempt.
+
+    Raises:
+        Stop: the owner denied or undid it, it expired, or it failed.
+    """
+    outcome, reason = attempt.get("outcome"), attempt.get("reason")
+    if outcome == "expired":
+        raise Stop(ExitCode.REFUSED, *_EXPIRED)
+    if outcome == "undone":
+        raise Stop(ExitCode.REFUSED, "The account's owner undid the link.", "Ask them before you link it again.")
+    if outcome == "refused":
+        raise Stop(ExitCode.REFUSED, _ENDS.get(str(reason)) or meaning(reason), _AGAIN)
+
+
+def _told(status: dict[str, Any]) -> str:
+    if not status.get("linked"):
+        why = f": {_why(status)}" if status.get("why") else "."
+        return printable(f"No X account is linked to this key{why} Link one with: birdwire accounts link")
+    name = f"@{status['username']}" if status.get("username") else ""
+    if status.get("state") == "needs_relink":
+        return printable(f"{name or 'The account'} must be linked again: {_why(status)}")
+    if status.get("state") == "pending" and not name:
+        return "X has not named the linked account yet. Birdwire asks X again with the key's next call."
+    if status.get("state") == "pending":
+        return printable(f"{name} approved, and the link is waiting to be confirmed: see `birdwire accounts confirm`.")
+    return printable(f"This key acts as {name}.")
+
+
+WHYS = {
+    "refused": "X refused to renew the access.",
+    "refresh_lost_reply": "X's answer to a renewal was lost, and the new tokens with it.",
+    "no_refresh_token": "the access expired, and X had given no refresh token.",
+    "scope_missing": "X does not name the account until its owner approves users.read and tweet.read.",
+    "damaged": "the stored token was changed in the database.",
+    "restored": "the link came from a backup; the next renewal will show whether X still accepts it.",
+    "restored_backup": "the link came from a backup, and X had renewed the access since.",
+    "undone_by_owner": "the account's owner undid the link; ask them before you link it again.",
+}
+"""What auth/status returns as `why`, for people; reads on after a colon."""
+
+
+def _why(status: dict[str, Any]) -> str:
+    why = str(status.get("why"))
+    return WHYS.get(why, f"{why}.")
+
+
+def _session(status: dict[str, Any]) -> list[str]:
+    """Until when X's access lasts, and when it is renewed; why, where `_told` does not have it."""
+    if not status.get("linked"):
+        return []
+    last, planned = status.get("refreshed_at"), status.get("next_refresh_at")
+    renewed = f"Renewed at {last}" if last else "Not renewed yet"
+    renewal = f"the next renewal is due at {planned}" if planned else "no renewal is planned"
+    lines = [
+        f"X's access token is valid until {status.get('access_expires_at')} (generation {status.get('generation')}).",
+        f"{renewed}; {renewal}.",
+    ]
+    if status.get("why") and status.get("state") != "needs_relink":
+        why = _why(status)
+        lines.append(f"{why[:1].upper()}{why[1:]}")
+    return [printable(line) for line in lines]
+
+
+def _record(status: dict[str, Any]) -> list[str]:
+    """What X recently answered to each operation."""
+    known = status.get("capabilities")
+    lines = [
+        f"X allows {name}." if found.get("allowed") else f"X refuses {name}: {meaning(found.get('reason'))}"
+        for name, found in (known.items() if isinstance(known, dict) else ())
+        if isinstance(found, dict)
+    ]
+    return [printable(line) for line in lines]
+
+
+async def _linked(settings: Settings) -> list[dict[str, Any]]:
+    # Loaded here since only this command of the family works on the database.
+    from birdwire.accounts.sessions import standing  # noqa: PLC0415 - see above
+    from birdwire.cli.database import opened  # noqa: PLC0415 - see above
+    from birdwire.keys.registry import Keys  # noqa: PLC0415 - see above
+    from birdwire.runtime.clock import Clock, rfc3339  # noqa: PLC0415 - see above
+    from birdwire.store.tables import x_sessions  # noqa: PLC0415 - see above
+
+    clock = Clock()
+    async with opened(settings) as database:
+        labels = {key.key_id: key.label for key, _ in await Keys(database, clock).list()}
+        async with database.read() as connection:
+            rows = await x_sessions.list_all(connection)
+    return [
+        {
+            "key_id": row["key_id"],
+            "label": labels.get(row["key_id"]),
+            "user_id": row["user_id"],
+            "username": row["username"],
+            **dict(zip(("state", "why"), standing(row, clock.now()), strict=True)),
+            "generation": row["gen"],
+            "access_expires_at": rfc3339(row["expires_at"]),
+            "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
+            "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
+        }
+        for row in rows
+    ]

@@ -1,0 +1,50 @@
+"""`birdwire like` and its siblings: one command for each row of OPERATIONS that is about one post or user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from birdwire.cli import OFFERED, name_of
+from birdwire.cli.gateway_client import API, GatewayClient, data_of
+from birdwire.cli.inputs import DEFAULT_URL, KeyFileOption, gateway_url, read_key
+from birdwire.cli.output import JsonOption, family, printable, saying
+from birdwire.cli.targets import POST, USER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from birdwire.x.catalog.operations import Operation
+
+
+def _outcome(shown: str, document: dict[str, Any]) -> str:
+    """`1346889436626259968: liked`: what the answer says is true now, in its own words; else what no longer is."""
+    data = {name: value for name, value in data_of(document).items() if value is not None}
+    words = [name for name, value in data.items() if value] or [f"no longer {name}" for name in data]
+    return printable(f"{shown}: {', '.join(words).replace('_', ' ')}")
+
+
+def _command(operation: Operation) -> Callable[..., None]:
+    kind = POST if operation.about == "tweet" else USER
+
+    def act(target: str, *, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
+        with saying(as_json=as_json) as say:
+            named = kind.named(target)
+            gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+            item_id = named.find(gateway)
+            document = gateway.ask("POST", f"{API}/{operation.name}", {operation.target: item_id})
+            say.result(document, _outcome(named.shown(item_id), document))
+
+    act.__annotations__["target"] = kind.argument
+    act.__doc__ = f"""{operation.summary}.
+
+    Acts as the X account that is linked to the API key, through the gateway at BIRDWIRE_URL
+    (default {DEFAULT_URL}).
+
+    Example: birdwire {name_of(operation)} {kind.example}
+    """
+    return act
+
+
+app = family()
+for _operation in OFFERED:
+    app.command(name_of(_operation))(_command(_operation))

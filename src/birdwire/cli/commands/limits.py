@@ -1,0 +1,59 @@
+"""`birdwire limits`: what is left of an API key's own limit, and of X's rate limits for its account."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
+from birdwire.cli.output import JsonOption, family, saying
+from birdwire.runtime.clock import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from email.message import Message
+
+OURS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+COLUMNS = ("operation", "window", "limit", "remaining", "resetAt")
+
+app = family()
+
+
+@app.command()
+def limits(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
+    """Show the key's own allowance, and X's rate limits, as X last reported them.
+
+    Example: birdwire limits
+    """
+    with saying(as_json=as_json) as say:
+        status, headers = GatewayClient(gateway_url(), read_key(api_key_file)).look(f"{API}/auth/status")
+        windows = status.get("limits")
+        allowance = _allowance(headers)
+        rows = [_row("any call", "60s", allowance), *_rows(windows)]
+        say.table({"allowance": allowance, "limits": windows}, rows, COLUMNS, "")
+        if len(rows) == 1 and not as_json:
+            why = "X has not been called recently" if status.get("linked") else "no X account is linked to this key"
+            say.aside(f"X's rate limits are not known: {why}.")
+
+
+def _allowance(headers: Message) -> dict[str, Any]:
+    """The key's calls a minute, off the answer's headers; null where the gateway did not say."""
+    limit, remaining, reset = (int(text) if (text := headers.get(name) or "").isdecimal() else None for name in OURS)
+    reset_at = None if reset is None else rfc3339(datetime.fromtimestamp(reset, UTC))
+    return {"limit": limit, "remaining": remaining, "reset_at": reset_at}
+
+
+def _rows(windows: object) -> list[dict[str, Any]]:
+    return [
+        _row(operation, name, window)
+        for operation, known in (sorted(windows.items()) if isinstance(windows, dict) else ())
+        if isinstance(known, dict)
+        for name, window in sorted(known.items())
+        if isinstance(window, dict)
+    ]
+
+
+def _row(operation: str, name: str, window: Mapping[str, Any]) -> dict[str, Any]:
+    of = {"operation": operation, "window": name, "resetAt": window.get("reset_at")}
+    return of | {member: window.get(member) for member in ("limit", "remaining")}

@@ -1,0 +1,294 @@
+"""`birdwire post` and `birdwire upload`: every field of a post as an option, and the files to attach."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import secrets
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from types import NoneType
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
+
+import typer
+
+from birdwire.api.body import Body, check
+from birdwire.api.errors import GatewayError, describe
+from birdwire.cli.gateway_client import API, GatewayClient, data_of
+from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
+from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
+from birdwire.cli.targets import POST, USER
+from birdwire.x.catalog.post import PostTwitter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+MOST_STDIN = 65_536
+UNCHECKED = {"text_limit": sys.maxsize}  # how long a text may be is the key's own rule, and the gateway's to say
+PART = "media_files"
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+app = family()
+
+
+class Row(NamedTuple):
+    """A field's option: its flag, and what its help says."""
+
+    flag: str
+    metavar: str | None
+    help: str
+
+
+ROWS = {
+    "reply.in_reply_to_tweet_id": Row("--reply-to", "ID_OR_URL", "The post to reply to."),
+    "reply.auto_populate_reply_metadata": Row("--auto-metadata", None, "X accepts it and ignores it."),
+    "reply.exclude_reply_user_ids": Row("--exclude", "USER", "A user whom the reply does not mention; repeatable."),
+    "quote_tweet_id": Row("--quote", "ID_OR_URL", "The post to quote."),
+    "media.media_ids": Row("--media-id", "ID", "Media id that `birdwire upload` printed; repeatable, at most 4."),
+    "media.tagged_user_ids": Row("--tag", "USER", "A user to tag in the media; repeatable."),
+    "poll.options": Row("--poll", "A|B", "A poll of 2 to 4 options, each of 25 characters at most."),
+    "poll.duration_minutes": Row("--poll-minutes", "N", "How long the poll is open: 5 to 10080."),
+    "poll.reply_settings": Row("--poll-reply-settings", None, "Who may reply to the poll."),
+    "card_uri": Row("--card", "URI", "The URI of a card."),
+    "direct_message_deep_link": Row("--dm-link", "URL", "A link that leads into a direct message."),
+    "geo.place_id": Row("--place", "ID", "X's id of a place."),
+    "reply_settings": Row("--reply-settings", None, "Who may reply, if not everyone."),
+    "for_super_followers_only": Row("--super-followers", None, "Show it to super followers only."),
+    "nullcast": Row("--nullcast", None, "Keep it out of timelines."),
+    "paid_partnership": Row("--paid-partnership", None, "Label it as a paid partnership."),
+    "made_with_ai": Row("--made-with-ai", None, "Label its media as made with AI."),
+    "community_id": Row("--community", "ID", "The community to post in."),
+    "share_with_followers": Row("--share-with-followers", None, "Show a community's post to all followers."),
+    "edit_options.previous_post_id": Row("--edit", "ID_OR_URL", "The post that this one replaces."),
+}
+"""The names that people use. A field without a row goes by its own, with its own description."""
+
+POSTS = frozenset({"reply.in_reply_to_tweet_id", "quote_tweet_id", "edit_options.previous_post_id"})
+USERS = frozenset({"reply.exclude_reply_user_ids", "media.tagged_user_ids"})
+OPTIONS_OF_POLL = "poll.options"
+
+
+class Field(NamedTuple):
+    """One field of a post: its dotted place, and its value's type: bool, int, str, list[str] or some literals."""
+
+    place: str
+    kind: Any
+    description: str
+
+    @property
+    def name(self) -> str:
+        """The parameter of the command."""
+        return self.place.replace(".", "__")
+
+    @property
+    def row(self) -> Row:
+        """Its option."""
+        own = self.place.rpartition(".")[2].replace("_", "-")
+        words = f"{self.description[:1].upper()}{self.description[1:]}."
+        return ROWS.get(self.place, Row(f"--{own}", None if self.kind is bool else "TEXT", words))
+
+    def parameter(self) -> inspect.Parameter:
+        """It as Typer reads it. What is true or false is off by itself, so there is no turning it off."""
+        flag, metavar, words = self.row
+        kind: Any = str if self.place == OPTIONS_OF_POLL else self.kind
+        asked: Any = typer.Option(False if kind is bool else None, flag, metavar=metavar, help=words)
+        annotation = kind if kind is bool else kind | None
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=asked, annotation=annotation)
+
+
+def fields(model: type[Body], above: str = "") -> Iterator[Field]:
+    """A body's fields but the text; in place of an object, its fields."""
+    for name, field in model.model_fields.items():
+        place, kind = f"{above}{name}", _kind(field)
+        if isinstance(kind, type) and issubclass(kind, Body):
+            yield from fields(kind, f"{place}.")
+        elif place != "text":
+            yield Field(place, kind, field.description or "")
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type of a field's value, without None and bounds."""
+    kind: Any = field.annotation
+    if NoneType in get_args(kind):
+        [kind] = (one for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return list[str] if get_origin(kind) is list else kind
+
+
+FIELDS = tuple(fields(PostTwitter))
+
+
+def post(
+    text: Annotated[
+        str | None,
+        typer.Argument(metavar="TEXT", help="The post's text; - reads it from stdin, without its last line break."),
+    ] = None,
+    *,
+    media: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="An image, GIF or video to upload and attach; repeatable."
+        ),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Name of this post: within a day, the same name does not post twice."),
+    ] = None,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+    **given: Any,
+) -> None:
+    """Post, reply, quote, or edit a post.
+
+    Acts as the X account that is linked to the API key. Prints the new post's id, so that the next can reply to it.
+    Exit 7 means that X may or may not have taken the post; the error then says how to ask again without posting
+    twice.
+
+    - Reply: `birdwire post "Thanks!" --reply-to https://x.com/grace/status/1346889436626259968`
+    - With pictures: `birdwire post "Two birds" --media one.jpg --media two.jpg`
+    - A poll: `birdwire post "Tea?" --poll "Yes|No" --poll-minutes 60`
+
+    Example: birdwire post "Hello from the command line"
+    """
+    with saying(as_json=as_json) as say, ExitStack() as stack:
+        files = [stack.enter_context(_opened(path)) for path in media or ()]
+        name = secrets.token_hex(16) if idempotency_key is None else idempotency_key
+        body = _body(_read() if text == "-" else text, given)
+        _check(body, len(files), name)
+        gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+        _find_users(gateway, body)
+        for file in files:
+            uploaded = _upload(say, gateway, file)["data"]["media_id"]
+            say.aside(f"Uploaded {printable(file.name, 100)} as {printable(uploaded, 30)}")
+            body.setdefault("media", {}).setdefault("media_ids", []).append(uploaded)
+        document = _send(gateway, body, name, files=bool(files))
+        data = data_of(document)
+        say.result(document, printable(data.get("id")))
+        if not as_json:
+            say.aside(f"Posted as X stored it: {printable(data.get('text'))}")
+
+
+def _signature() -> inspect.Signature:
+    """What `post` takes as Typer sees it: its own parameters, and one for each field."""
+    own = [one for one in inspect.signature(post, eval_str=True).parameters.values() if one.name != "given"]
+    return inspect.Signature([*own[:2], *(field.parameter() for field in FIELDS), *own[2:]])
+
+
+post.__signature__ = _signature()  # type: ignore[attr-defined] # a function takes any attribute
+app.command()(post)
+
+
+@app.command()
+def upload(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An image, a GIF or a video.")
+    ],
+    *,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload an image, GIF or video to attach to a post.
+
+    Prints the media id, for `birdwire post --media-id`. X deletes media that no post uses within a day.
+
+    Example: birdwire upload bird.png
+    """
+    with saying(as_json=as_json) as say, _opened(file) as opened:
+        document = _upload(say, GatewayClient(gateway_url(), read_key(api_key_file)), opened)
+        say.result(document, printable(document["data"]["media_id"]))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise Stop(ExitCode.USAGE, f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _read() -> str:
+    raw = sys.stdin.buffer.read(MOST_STDIN + 1)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Stop(ExitCode.USAGE, "The text on stdin is not UTF-8.") from None
+    if len(raw) > MOST_STDIN:
+        raise Stop(ExitCode.USAGE, "The text on stdin is longer than any post.")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _body(text: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The body of post_twitter: what was given, each in its place."""
+    body: dict[str, Any] = {} if text is None else {"text": text}
+    for field in FIELDS:
+        value = given[field.name]
+        if value is None or value is False or value == []:
+            continue
+        if field.place in POSTS:
+            value = POST.named(value).item_id
+        elif field.place == OPTIONS_OF_POLL:
+            value = [option.strip() for option in value.split("|")]
+        inner = body
+        *above, name = field.place.split(".")
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
+    return body
+
+
+def _check(body: dict[str, Any], files: int, idempotency_key: str) -> None:
+    """See, before anything is sent or uploaded, that the post can be: files and users stand as some id each.
+
+    Raises:
+        Stop: with what the gateway would say.
+    """
+    if not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise Stop(ExitCode.USAGE, "An idempotency key is 1 to 255 printable ASCII characters.")
+    tried: dict[str, Any] = {name: dict(value) if isinstance(value, dict) else value for name, value in body.items()}
+    if files:
+        media = tried.setdefault("media", {})
+        media["media_ids"] = [*media.get("media_ids", ()), *["0"] * files]
+    for place in USERS:
+        above, _, name = place.partition(".")
+        if name in tried.get(above, {}):
+            tried[above][name] = [USER.named(user).item_id or "0" for user in tried[above][name]]
+    try:
+        check(tried, PostTwitter, UNCHECKED)
+    except GatewayError as error:
+        raise Stop(ExitCode.USAGE, *describe(error)) from None
+
+
+def _find_users(gateway: GatewayClient, body: dict[str, Any]) -> None:
+    for place in USERS:
+        above, _, name = place.partition(".")
+        if name in body.get(above, {}):
+            body[above][name] = [USER.named(user).find(gateway) for user in body[above][name]]
+
+
+def _send(gateway: GatewayClient, body: dict[str, Any], name: str, *, files: bool) -> dict[str, Any]:
+    """Post it, under a name by which it can be asked for again.
+
+    Raises:
+        Stop: as the gateway's refusal; with how to ask again, if nobody knows what became of it.
+    """
+    try:
+        return gateway.ask("POST", f"{API}/post_twitter", body, idempotency_key=name)
+    except Stop as stop:
+        if stop.code == ExitCode.UNKNOWN:
+            ids = "".join(f" --media-id {one}" for one in body["media"]["media_ids"]) if files else ""
+            again = f"--idempotency-key {shlex.quote(name)}{ids and f' and, in place of --media,{ids}'}"
+            stop.fix = f"Look at the account on x.com, or repeat the command with {again}: it is not posted twice."
+        raise
+
+
+def _upload(say: Output, gateway: GatewayClient, file: IO[bytes]) -> dict[str, Any]:
+    name = printable(file.name, 100)
+    with say.waiting(f"Uploading {name}"):
+        document = gateway.upload(f"{API}/upload_media", PART, file)
+    if not isinstance(data_of(document).get("media_id"), str):
+        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} took {name}, but returned no id.")
+    return document

@@ -1,0 +1,156 @@
+"""`birdwire vault`: the keys that seal X's tokens at rest, and the change from one to another."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire.app import open_vault
+from birdwire.cli.database import held, opened, operator, refusals
+from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
+from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.runtime.clock import Clock
+from birdwire.runtime.failpoints import Failpoints
+from birdwire.store.database import file_of
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.encryption.vault import Vault, VaultError, create_key_file
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from birdwire.settings import Settings
+    from birdwire.store.encryption.key_rotation import Count
+
+SAY_EVERY_S = 1.0
+ROUNDS = 5
+"""How often what a running gateway changed meanwhile is gone after; each round meets far less than the one before."""
+
+app = family()
+
+
+@app.command()
+def create(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to keep the key; must not exist yet.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a vault key in a file that only you can read.
+
+    Without this key the X tokens in the database are lost. Keep a copy, but not where the database's backups are.
+
+    Example: birdwire vault create /etc/birdwire/vault.key
+    """
+    with saying(as_json=as_json) as say:
+        if not file.parent.is_dir():
+            raise Stop(
+                ExitCode.USAGE, f"There is no folder {file.parent}.", f"mkdir -m 700 -p {shlex.quote(str(file.parent))}"
+            )
+        try:
+            key_id = Vault(create_key_file(file)).key_id
+        except VaultError as error:
+            raise Stop(ExitCode.USAGE, str(error), "Choose another file; a key is never overwritten.") from None
+        say.result(
+            {"file": str(file.resolve()), "vault_key_id": key_id},
+            f"The vault key is in {file}. Use it with:",
+            f"export BIRDWIRE_VAULT_KEY_FILE={shlex.quote(str(file.resolve()))}",
+        )
+
+
+@app.command()
+def status(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Count the encrypted values in the database by vault key.
+
+    Example: birdwire vault status --config /etc/birdwire/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config, data)
+        counts = asyncio.run(_counts(settings, open_vault(settings)))
+        rows = [
+            {"vault_key_id": one.key_id, "values": one.values, "seals": one.seals, "given": one.here} for one in counts
+        ]
+        say.table({"vault_keys": rows}, rows, ("vault_key_id", "values", "seals", "given"), "")
+
+
+@app.command()
+def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Re-encrypt every value with the vault key of the settings, while the gateway runs.
+
+    First create the new key, set BIRDWIRE_VAULT_KEY_FILE to it and BIRDWIRE_VAULT_OTHER_KEY_FILES to the old one, and
+    restart the gateway. Keep the old key until this command says that it is no longer used. The command can be
+    interrupted and run again.
+
+    Example: birdwire vault rotate --config /etc/birdwire/birdwire.toml
+    """
+    with saying(as_json=as_json) as say, refusals():
+        settings = read_settings(config)
+        vault = open_vault(settings)
+        retired, left, unreadable = asyncio.run(_rotate(settings, vault, say))
+        document = {"vault_key_id": vault.key_id, "retired": retired, "left": left, "unreadable": unreadable}
+        if left or unreadable:
+            raise Stop(
+                ExitCode.REFUSED,
+                f"{left:,} values are still sealed with another vault key, {unreadable:,} of them with a key that was"
+                " not given, or damaged. Keep every old key.",
+                "Run this again; `birdwire vault status` shows which key sealed them.",
+                document=document,
+            )
+        say.result(
+            document,
+            f"Every value is sealed with the vault key {vault.key_id}.",
+            *(f"The vault key {key_id} is no longer used here." for key_id in retired),
+            "Remove BIRDWIRE_VAULT_OTHER_KEY_FILES from the settings. Keep the old key for as long as you keep"
+            " backups that need it.",
+        )
+
+
+async def _counts(settings: Settings, vault: Vault) -> list[Count]:
+    async with opened(settings) as database:
+        return await KeyRotation(database, vault, Clock()).counts()
+
+
+def _unserved(settings: Settings) -> AbstractContextManager[None]:
+    """What holds back gateways that could not open what this vault key seals.
+
+    Raises:
+        Stop: there may be one.
+    """
+    message = "The gateway that serves this database does not know this vault key yet."
+    fix = "Restart it with this key and the old one; then run this again."
+    file = file_of(settings.database_url)
+    if file is None:
+        raise Stop(ExitCode.USAGE, message, fix)
+    return held(file, message, fix)
+
+
+async def _rotate(settings: Settings, vault: Vault, say: Output) -> tuple[list[str], int, int]:
+    """The keys that are retired, how many values others still seal, and how many of these cannot be opened."""
+    async with opened(settings) as database:
+        known = await KeyRotation(database, vault, Clock()).known()
+    if not known:
+        with _unserved(settings):
+            async with opened(settings) as database:
+                await KeyRotation(database, vault, Clock(), by=operator()).enlist()
+    async with opened(settings) as database:
+        keyring = KeyRotation(database, vault, Clock(), Failpoints(settings.failpoints), by=operator())
+        await keyring.bind()  # of a database that no gateway of this version has served yet
+        counts = await keyring.counts()
+        total = sum(one.values for one in counts if not one.seals)
+        said_at = time.monotonic()
+
+        def progress(done: int) -> None:
+            nonlocal said_at
+            if time.monotonic() - said_at >= SAY_EVERY_S:
+                said_at = time.monotonic()
+                say.aside(f"{done:,} of {total:,}")
+
+        for _ in range(ROUNDS):
+            unreadable = await keyring.reseal(progress)
+            left = sum(one.values for one in await keyring.counts() if not one.seals)
+            if left <= unreadable:
+                break
+        return await keyring.retire(), left, unreadable

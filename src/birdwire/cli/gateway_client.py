@@ -1,0 +1,252 @@
+"""HTTP to a running gateway: bounded, without redirects; never sends a key over plain HTTP to another machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import socket
+import ssl
+from dataclasses import dataclass, field
+from email.message import Message
+from threading import Timer
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from birdwire import __version__
+from birdwire.cli.output import ExitCode, Stop, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEADLINE_S = 30.0
+UPLOAD_DEADLINE_S = 300.0
+CHUNK = 1 << 16
+MAX_ANSWER = 1 << 20
+API = "/apis/v1/twitter"
+
+_EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
+_LINK = (
+    "Run `birdwire accounts link`, or have the operator run `birdwire accounts link KEY_ID`, and have the account's "
+    "owner open the page."
+)
+_KEY = "Check BIRDWIRE_API_KEY, or the file of --api-key-file: copy the whole key again, and nothing else."
+_FIXES = {"x_not_linked": _LINK, "x_session_expired": _LINK, "key_malformed": _KEY}
+"""Reason -> what a person at a terminal does; the gateway's own fix is for programs that call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a request carries."""
+
+    body: bytes | Iterator[bytes] | None = field(default=None, repr=False)
+    content_type: str = ""
+    length: int = 0
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back."""
+
+    status: int
+    body: bytes
+    headers: Message = field(default_factory=Message, repr=False)
+
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The body as a JSON object, or None if it is none."""
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+
+class GatewayClient:
+    """One gateway, asked under one key or none, each time within `deadline_s`.
+
+    Raises:
+        Stop: the URL cannot be used, or is no place to send a key to.
+    """
+
+    def __init__(self, url: str, raw_key: str | None = None, *, deadline_s: float = DEADLINE_S) -> None:
+        self.url = url.rstrip("/")
+        self._key = raw_key
+        self._deadline_s = deadline_s
+        try:
+            parts = urlsplit(self.url)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            raise _bad_url(url) from None
+        self._tls = parts.scheme == "https"
+        if parts.scheme not in ("http", "https") or not self._host or parts.path or parts.query or "@" in parts.netloc:
+            raise _bad_url(url)
+        if not self._tls and not _is_loopback(self._host):
+            raise Stop(
+                ExitCode.USAGE,
+                f"{printable(self.url, 100)} is plain HTTP to another machine: anybody on the way could read the key.",
+                "Use an https:// URL.",
+            )
+
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """The answer's JSON document.
+
+        Raises:
+            Stop: the gateway refused, cannot be reached, or is no gateway.
+        """
+        return self._told(self.call(method, path, body, idempotency_key=idempotency_key))
+
+    def look(self, path: str) -> tuple[dict[str, Any], Message]:
+        """A GET's JSON document, and the headers beside it.
+
+        Raises:
+            Stop: as for `ask`.
+        """
+        reply = self.call("GET", path)
+        return self._told(reply), reply.headers
+
+    def upload(self, path: str, part: str, file: IO[bytes]) -> dict[str, Any]:
+        """Send a file as the part of a multipart body (RFC 7578), without its name; the answer's JSON document.
+
+        Raises:
+            Stop: as for `ask`.
+        """
+        boundary = secrets.token_hex(16)
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{part}"; filename="file"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        size = os.fstat(file.fileno()).st_size
+        content = _Content(
+            _chunks(head, file, size, tail),
+            f"multipart/form-data; boundary={boundary}",
+            len(head) + size + len(tail),
+        )
+        return self._told(self._send("POST", path, content, UPLOAD_DEADLINE_S))
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Reply:
+        """One request, sent once.
+
+        Raises:
+            Stop: there was no answer; UNKNOWN if the request may have been carried out.
+        """
+        raw = None if body is None else json.dumps(body).encode()
+        content = _Content(raw, "application/json", len(raw or b""), idempotency_key)
+        return self._send(method, path, content, self._deadline_s)
+
+    def _send(self, method: str, path: str, content: _Content, deadline_s: float) -> Reply:
+        connection = self._connect()
+        deadline = Timer(deadline_s, _hang_up, [connection.sock])  # the socket's own timeout is each read's
+        deadline.daemon = True
+        deadline.start()
+        try:
+            connection.sock.settimeout(deadline_s)
+            return self._exchange(connection, method, path, content)
+        except (OSError, http.client.HTTPException) as error:
+            message = f"{self.url} took the request, but sent no complete response ({type(error).__name__})."
+            if method == "GET":
+                raise Stop(ExitCode.UPSTREAM, message, "Nothing was changed; try again.") from None
+            fix = "It may have been carried out. Check on x.com, or repeat the call if it is safe to repeat."
+            raise Stop(ExitCode.UNKNOWN, message, fix) from None
+        finally:
+            deadline.cancel()
+            connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection
+        if self._tls:
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=self._deadline_s, context=context)
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._deadline_s)
+        try:
+            connection.connect()
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise Stop(
+                ExitCode.UPSTREAM,
+                f"No gateway answers at {self.url} ({why}).",
+                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to its address.",
+            ) from None
+        return connection
+
+    def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, content: _Content) -> Reply:
+        headers = {"Accept": "application/json", "User-Agent": f"birdwire/{__version__}", "Connection": "close"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        if content.body is not None:
+            headers |= {"Content-Type": content.content_type, "Content-Length": str(content.length)}
+        if content.idempotency_key is not None:
+            headers["Idempotency-Key"] = content.idempotency_key
+        # Who refuses an upload before its end may stop reading, but has answered.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(method, path, content.body, headers)
+        answer = connection.getresponse()
+        received = answer.read(MAX_ANSWER)
+        if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
+            raise http.client.IncompleteRead(received)
+        return Reply(answer.status, received, answer.headers)
+
+    def _told(self, reply: Reply) -> dict[str, Any]:
+        document = reply.document
+        if 200 <= reply.status < 300 and document is not None:
+            return document
+        raise self._refusal(reply.status, document)
+
+    def _refusal(self, status: int, document: dict[str, Any] | None) -> Stop:
+        error = (document or {}).get("error")
+        if not isinstance(error, dict) or "message" not in error:
+            return Stop(
+                ExitCode.UPSTREAM,
+                f"{self.url} answered HTTP {status}, but is not a Birdwire gateway.",
+                "Set BIRDWIRE_URL to the address of the gateway.",
+            )
+        code = _EXITS.get(status, ExitCode.UPSTREAM if status >= 500 else ExitCode.REFUSED)
+        if error.get("code") == "outcome_unknown":
+            code = ExitCode.UNKNOWN
+        message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
+        fix = _FIXES.get(str(error.get("reason")), fix)
+        return Stop(code, message, fix, request_id=request_id, document=document)
+
+
+def data_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The answer's data; nothing, if what answered is no Birdwire."""
+    data = document.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def _chunks(head: bytes, file: IO[bytes], size: int, tail: bytes) -> Iterator[bytes]:
+    """The body piece by piece, exactly as long as was promised: a file that grew meanwhile is cut."""
+    yield head
+    while size > 0 and (chunk := file.read(min(CHUNK, size))):
+        size -= len(chunk)
+        yield chunk
+    if size == 0:
+        yield tail
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _bad_url(url: str) -> Stop:
+    return Stop(
+        ExitCode.USAGE,
+        f"{printable(url, 100)} is not the URL of a gateway.",
+        "Set BIRDWIRE_URL to scheme, host and port only, such as http://127.0.0.1:8700.",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    from birdwire.runtime.addresses import is_loopback  # noqa: PLC0415 - its module is large and needed for plain HTTP only
+
+    return is_loopback(host)

@@ -1,0 +1,139 @@
+"""What a command takes from around it: settings, a dev folder, the gateway's URL, an API key.
+
+The only place of the command line that reads the environment. A secret comes from there, a file or a prompt, never from
+argv.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from getpass import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birdwire.cli.output import ExitCode, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from birdwire.settings import Settings
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+DEFAULT_FOLDER = Path(".birdwire")
+DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
+"""What a dev folder holds."""
+
+_LONGEST_KEY_FILE = 4_096
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML settings file. Environment variables take precedence."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Use this folder of `birdwire dev` instead of the settings."),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, else a prompt."
+    ),
+]
+
+
+def read_settings(config: Path | None = None, data: Path | None = None, **changes: str | None) -> Settings:
+    """The gateway's settings; `changes` go before the environment, and a dev folder before all.
+
+    Raises:
+        Stop: with everything that is wrong.
+    """
+    from birdwire.settings import PREFIX, Settings, SettingsError  # noqa: PLC0415 - most commands need no settings
+
+    if data is not None:
+        database = data / DATABASE
+        if not database.is_file():
+            raise Stop(
+                ExitCode.USAGE, f"There is no {database}.", f"Create the folder with: birdwire dev --data {data}"
+            )
+        return Settings(
+            database_url=f"sqlite:///{database}", vault_key_file=data / VAULT_KEY, x_api_url="http://127.0.0.1"
+        )
+    given = {PREFIX + name.upper(): value for name, value in changes.items() if value is not None}
+    try:
+        return load_settings(config, given)
+    except SettingsError as error:
+        message = "\n- ".join(("The settings cannot be used:", *error.problems))
+        raise Stop(ExitCode.USAGE, message, "`birdwire check --help` describes each setting.") from None
+
+
+def load_settings(config: Path | None = None, given: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings of the file and the environment; what is `given` takes precedence.
+
+    Raises:
+        SettingsError: with everything that is wrong.
+    """
+    from birdwire.settings import Settings  # noqa: PLC0415 - as above
+
+    return Settings.load({**os.environ, **(given or {})}, config)
+
+
+def settings_file(config: Path | None = None) -> Path | None:
+    """Return the settings file: the one that was named, else the environment's; None if there is none."""
+    from birdwire.settings import config_file  # noqa: PLC0415 - as above
+
+    return config_file(os.environ, config)
+
+
+def os_user() -> str:
+    """Return the name of the OS user who runs the command, for the record of acts.
+
+    It is that of the process's real user id, not one that the environment claims; under sudo, which only root may
+    claim, it is that of the user who called sudo.
+    """
+    user_id = os.getuid()
+    if user_id == 0 and os.environ.get("SUDO_UID", "").isdecimal():
+        user_id = int(os.environ["SUDO_UID"])
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except (KeyError, OverflowError):  # as in most containers
+        return f"uid {user_id}"
+
+
+def gateway_url() -> str:
+    """Where the gateway is that a command talks to."""
+    return os.environ.get("BIRDWIRE_URL") or DEFAULT_URL
+
+
+def read_key(file: Path | None) -> str:
+    """The API key, from the file, the environment or a prompt.
+
+    Raises:
+        Stop: there is none.
+    """
+    if file is not None:
+        raw_key = _read_file(file)
+    else:
+        raw_key = os.environ.get("BIRDWIRE_API_KEY", "").strip()
+        if not raw_key and sys.stdin.isatty():
+            raw_key = getpass("API key: ").strip()
+    if not raw_key:
+        raise Stop(
+            ExitCode.AUTH,
+            "This command needs an API key.",
+            "Set BIRDWIRE_API_KEY, or name a file with --api-key-file FILE.",
+        )
+    if not raw_key.isascii() or not raw_key.isprintable() or " " in raw_key:
+        raise Stop(ExitCode.AUTH, "That is not a valid API key.", "Copy the whole key again, and nothing else.")
+    return raw_key
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_LONGEST_KEY_FILE).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Stop(ExitCode.USAGE, f"The API key file {path} cannot be read: {type(error).__name__}.") from None

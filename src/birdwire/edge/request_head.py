@@ -1,0 +1,98 @@
+"""The parts of a request head that must be unambiguous: host, target, body length. Rejects every other form."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import httptools
+
+from birdwire.api.errors import GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+_HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
+_MAX_LENGTH_DIGITS = 20
+"""The digits of 2^64."""
+
+DECIDING_FIELDS = frozenset(
+    {b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"}
+)
+"""The header fields that decide how the request itself is read."""
+
+SIMPLE_REQUEST = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
+"""A request line without a version, as HTTP/0.9 had it."""
+
+PARSER_ERRORS = {
+    httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
+    httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
+}
+"""Details for the parser's errors that need more than the general sentence."""
+
+
+def checked_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) -> bytes:
+    """Return the Host header (RFC 9112 §3.2), or b"" if an HTTP/1.0 request omits it.
+
+    Raises:
+        GatewayError: the header is missing, repeated or malformed, or names a host that is not `allowed`.
+    """
+    if len(hosts) != 1:
+        if hosts or version == "1.1":
+            raise malformed("it needs exactly one Host header")
+        return b""
+    name = host_name(hosts[0])
+    if allowed and name not in allowed:
+        raise GatewayError("host_not_allowed")
+    return hosts[0]
+
+
+@lru_cache(64)
+def host_name(host: bytes) -> str:
+    """Return the name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        raise malformed("the Host header is not a host")
+    return match[1].decode().lower()
+
+
+def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """Return the request target as /path?query when it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
+    if target == b"*" and method == b"OPTIONS":
+        allow = "GET, HEAD, POST"
+        raise GatewayError("method_not_allowed", headers=(("allow", allow),), method="*", allow=allow)
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or b"#" in target:
+        raise malformed("the request target is not a path")
+    if match[1].lower() != (host or match[1]).lower():
+        raise malformed("the request target and the Host header disagree")
+    return (match[2] or b"/") + (match[3] or b"")
+
+
+def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> int | None:
+    """Return the announced length of the body, or None for chunked transfer coding (RFC 9112 §6).
+
+    Raises:
+        GatewayError: the length is given twice, or in two ways.
+    """
+    if codings:
+        if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise malformed("Transfer-Encoding must be just `chunked`, without a Content-Length")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
+        raise malformed("Content-Length must be one number")
+    return int(lengths[0])
+
+
+def is_multipart(types: Sequence[bytes]) -> bool:
+    """Return whether Content-Type is multipart/form-data, which may hold files (RFC 7578)."""
+    return len(types) == 1 and types[0].partition(b";")[0].strip().lower() == b"multipart/form-data"
+
+
+def malformed(detail: str) -> GatewayError:
+    """Return the error for a request that violates HTTP itself."""
+    return GatewayError("http_malformed", detail=detail)

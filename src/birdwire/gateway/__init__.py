@@ -1,0 +1,1 @@
+"""A call with a key, from admission to a recorded outcome."""

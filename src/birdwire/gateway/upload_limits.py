@@ -1,0 +1,88 @@
+"""Limits concurrent uploads, in total and per key, and the bytes of their bodies. It counts, and never sees a byte."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from birdwire.api.errors import GatewayError
+
+if TYPE_CHECKING:
+    from birdwire.runtime.metrics import Metrics
+
+
+class UploadLimits:
+    """Allows `most` uploads concurrently, `each` of one key, whose bodies take up at most `most_bytes` together.
+
+    Bytes are reserved as they arrive, so that a slow sender holds no more room than what it sent.
+    """
+
+    def __init__(self, *, most: int, each: int, most_bytes: int, metrics: Metrics) -> None:
+        self._most = most
+        self._most_each = each
+        self._most_bytes = most_bytes
+        self._metrics = metrics
+        self._each: dict[str, int] = {}
+        self.running = 0
+        self.bytes = 0
+
+    def start(self, key_id: str, announced: int) -> Upload:
+        """Start an upload whose body was announced with so many bytes, 0 if not. It must be closed.
+
+        Raises:
+            GatewayError: concurrency_exceeded; overloaded, also if the bytes announced would not fit now.
+        """
+        of_key = self._each.get(key_id, 0)
+        if of_key >= self._most_each:
+            self._metrics.add("birdwire_calls_shed_total", "key")
+            raise GatewayError("concurrency_exceeded", detail=f"at most {self._most_each} may send files")
+        if self.running >= self._most or self.bytes + announced > self._most_bytes:
+            raise self._shed()
+        self._each[key_id] = of_key + 1
+        self.running += 1
+        return Upload(self, key_id)
+
+    def reserve(self, size: int) -> None:
+        """Reserve room for bytes that have arrived.
+
+        Raises:
+            GatewayError: overloaded.
+        """
+        if self.bytes + size > self._most_bytes:
+            raise self._shed()
+        self.bytes += size
+
+    def end(self, key_id: str, size: int) -> None:
+        """End an upload of so many bytes."""
+        self.bytes -= size
+        self.running -= 1
+        left = self._each.pop(key_id) - 1
+        if left:
+            self._each[key_id] = left
+
+    def _shed(self) -> GatewayError:
+        self._metrics.add("birdwire_calls_shed_total", "uploads")
+        return GatewayError("overloaded")
+
+
+class Upload:
+    """One upload's slot, and the room that its body takes up."""
+
+    __slots__ = ("_bytes", "_key_id", "_uploads")
+
+    def __init__(self, uploads: UploadLimits, key_id: str) -> None:
+        self._uploads = uploads
+        self._key_id = key_id
+        self._bytes = 0
+
+    def take(self, size: int) -> None:
+        """Reserve room for more bytes of the body.
+
+        Raises:
+            GatewayError: overloaded.
+        """
+        self._uploads.reserve(size)
+        self._bytes += size
+
+    def close(self) -> None:
+        """Free the slot and the room."""
+        self._uploads.end(self._key_id, self._bytes)

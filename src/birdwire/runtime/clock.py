@@ -1,0 +1,33 @@
+"""The clock: passed to every part that needs the time, so that tests can move it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from datetime import UTC, datetime
+
+
+class Clock:
+    """Tells the time of day (`now`) and measures durations (`monotonic`, which never goes back)."""
+
+    def now(self) -> datetime:
+        """Return the time of day, aware, in UTC."""
+        return datetime.now(UTC)
+
+    def adjusted(self, at: datetime) -> datetime:
+        """Return the time of another clock, such as the database's; a test that moves this clock moves that one too."""
+        return at
+
+    def monotonic(self) -> float:
+        """Return seconds since an arbitrary fixed moment."""
+        return time.monotonic()
+
+    async def pause(self, max_s: float) -> None:
+        """Sleep for a random time up to `max_s` (full jitter), so that concurrent failures do not retry together."""
+        await asyncio.sleep(random.uniform(0, max_s))  # noqa: S311 - not used for security
+
+
+def rfc3339(at: datetime) -> str:
+    """Format a time as `2026-04-18T07:00:00Z`: whole seconds, UTC (RFC 3339 §5.6)."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

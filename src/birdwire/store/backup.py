@@ -1,0 +1,167 @@
+"""Copies of an SQLite database: taken, put back; and what a database that was put back must not believe."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, Integer, Table, func, select, text, update
+
+from birdwire.store.schema import Instant, StoreError, insert, metadata
+from birdwire.store.tables.x_sessions import x_sessions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+restores = Table(
+    "restores",
+    metadata,
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("snapshot_at", Instant),
+    Column("restored_at", Instant),
+    Column("sessions", Integer),
+)
+"""One row each time that an older state took the place of a newer one. Without restored_at: of a copy's own making."""
+
+WAIT_S = 30
+
+Marked = tuple[int, "datetime | None"]
+"""How many links were marked, and when the snapshot was taken, if it says so."""
+
+
+def take(source: Path, target: Path, at: datetime) -> int:
+    """Write what is committed now into a new file (0600), while others write; return its size in bytes.
+
+    It is one file, whole by itself, on the disk when this returns, and never half there.
+
+    Raises:
+        StoreError: it cannot be made, or is there already.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with contextlib.closing(sqlite3.connect(f"file:{source}?mode=rw", uri=True, timeout=WAIT_S)) as connection:
+            connection.execute("VACUUM INTO ?", (str(part),))
+        _stamp(part, at)
+        _sync(part)
+        os.link(part, target)  # refuses, where a rename would replace
+        _sync(target.parent)
+        return target.stat().st_size
+    except OSError as error:
+        raise StoreError(f"The backup {target} cannot be made: {error.strerror or type(error).__name__}.") from None
+    except sqlite3.Error as error:
+        raise StoreError(f"The backup {target} cannot be made: {type(error).__name__}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def put(copy: Path, target: Path) -> Path:
+    """Write a copy of a backup beside a database (0600), to be looked at before `switch`.
+
+    Raises:
+        StoreError: it cannot be read or written, or is damaged.
+    """
+    new = target.with_name(f"{target.name}.new")
+    for name in _with_companions(new):
+        name.unlink(missing_ok=True)
+    try:
+        with copy.open("rb") as file, os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            while chunk := file.read(1 << 20):
+                out.write(chunk)
+        with contextlib.closing(sqlite3.connect(new)) as connection:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except OSError as error:
+        raise StoreError(f"The backup {copy} cannot be put back: {error.strerror}.") from None
+    except sqlite3.Error:
+        found = "no database"
+    if found != "ok":
+        discard(new)
+        raise StoreError(f"The backup {copy} is damaged; nothing was changed.")
+    return new
+
+
+def discard(new: Path) -> None:
+    """Take away what `put` wrote."""
+    for name in _with_companions(new):
+        name.unlink(missing_ok=True)
+
+
+def switch(new: Path, target: Path) -> Path | None:
+    """Put what `put` wrote in a database's place; where that is kept now, None if there was none.
+
+    Raises:
+        StoreError: it cannot be done; then run it again.
+    """
+    kept = target.with_name(f"{target.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
+    there = target.exists() and target.stat().st_size > 0
+    try:
+        _sync(new)
+        if there:
+            os.link(target, kept)
+        for name, old in zip(_with_companions(target)[1:], _with_companions(kept)[1:], strict=True):
+            if name.exists():  # of the one that goes: beside another it would be taken for its own
+                name.rename(old)
+        new.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise StoreError(f"The database {target} cannot be replaced: {error.strerror}.") from None
+    return kept if there else None
+
+
+async def mark(connection: AsyncConnection, at: datetime) -> Marked:
+    """Say of each link that its refresh token may have been spent since the snapshot.
+
+    A link that is over stays so, and one that was marked before is marked still.
+    """
+    live = x_sessions.c.state.in_(("active", "pending")) & x_sessions.c.refresh_ct.is_not(None)
+    sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
+    query = select(restores.c.epoch, restores.c.snapshot_at).where(restores.c.restored_at.is_(None))
+    made = (await connection.execute(query.order_by(restores.c.epoch.desc()).limit(1))).first()
+    if made is not None:
+        values = {"restored_at": at, "sessions": sessions}
+        await connection.execute(update(restores).where(restores.c.epoch == made.epoch).values(values))
+        return sessions, made.snapshot_at
+    epoch = (await connection.execute(select(func.coalesce(func.max(restores.c.epoch), 0)))).scalar_one() + 1
+    values = {"epoch": epoch, "restored_at": at, "sessions": sessions}
+    await connection.execute(insert(connection, restores).values(values))
+    return sessions, None
+
+
+async def gateways(connection: AsyncConnection) -> int:
+    """How many connections others have to this PostgreSQL database; of an SQLite file its lock tells."""
+    if connection.dialect.name == "sqlite":
+        return 0
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'birdwire' AND pid <> pg_backend_pid()"
+    )
+    return int((await connection.execute(query)).scalar_one())
+
+
+def _stamp(file: Path, at: datetime) -> None:
+    """Write into a copy when it was taken."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA synchronous=FULL")
+        (epoch,) = connection.execute("SELECT coalesce(max(epoch), 0) + 1 FROM restores").fetchone()
+        micros = int(at.timestamp() * 1_000_000)
+        connection.execute("INSERT INTO restores (epoch, snapshot_at) VALUES (?, ?)", (epoch, micros))
+
+
+def _with_companions(path: Path) -> list[Path]:
+    """A database and the files that SQLite keeps beside it."""
+    return [path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")]
+
+
+def _sync(path: Path) -> None:
+    """See that a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

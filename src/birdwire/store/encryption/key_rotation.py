@@ -1,0 +1,219 @@
+"""Which vault keys sealed what in a database: the proof at start, the change to another key, and an old key's end.
+
+`bind` brings the pairs of a database that an older version wrote to form 2, once, before anybody serves it.
+A change from key to key runs beside gateways that serve. It touches a value only as it read it, so a refresh that comes
+between wins; what is done is done, so after a crash it begins again and finds less to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from birdwire.runtime.clock import rfc3339
+from birdwire.runtime.failpoints import Failpoints
+from birdwire.store.database import alone
+from birdwire.store.encryption.vault import FORM_1, FORM_2, HEAD_BYTES, Place, VaultError, head
+from birdwire.store.tables import acts, store_facts, vault_keys
+from birdwire.store.tables import sealed_columns as store
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
+    from birdwire.runtime.clock import Clock
+    from birdwire.store.database import Database
+    from birdwire.store.encryption.vault import Vault
+    from birdwire.store.tables.sealed_columns import Sealed
+
+Progress = Callable[[int, int], None]
+"""Called with how many values are resealed so far, and how many of those met could not be opened."""
+
+_Key = tuple[object, ...]  # the parts of a row's primary key
+
+BATCH = 100
+"""Rows resealed in one transaction: some 3 ms, so that a gateway's writes beside it hardly wait."""
+
+START_BATCH = 1_000
+"""The same before anybody serves the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What one vault key sealed. `known`: the database lists it; `here`: its key was given."""
+
+    key_id: str
+    values: int
+    seals: bool
+    here: bool
+    known: bool
+
+
+class KeyRotation:
+    """The vault keys of one database, as seen with the keys of one vault."""
+
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        clock: Clock,
+        failpoints: Failpoints | None = None,
+        by: acts.Actor = acts.GATEWAY,
+    ) -> None:
+        self._by = by
+        self._database = database
+        self._vault = vault
+        self._clock = clock
+        self._failpoints = failpoints or Failpoints()
+
+    async def check(self) -> None:
+        """See that every key is here that sealed something, and is the one it should be; changes nothing.
+
+        Raises:
+            VaultError: one is missing or another.
+        """
+        async with self._database.read() as connection:
+            proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
+        self._prove(proofs)
+
+    async def enlist(self, *, starting: bool = True) -> None:
+        """The same, and list the key that seals from now on: after that nobody starts without it.
+
+        Only a gateway that is `starting` may list another key than those that are listed: a command alongside one that
+        runs must not, since that gateway could not open what the key seals.
+
+        Raises:
+            VaultError: a key is missing or another; then nothing was changed.
+        """
+        async with self._database.write() as connection:
+            await alone(connection)
+            proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
+            self._prove(proofs)
+            key_id = self._vault.key_id
+            if not starting and proofs and key_id not in proofs:
+                raise VaultError(
+                    "The gateways of this database do not know this vault key yet. Restart them with this key and the"
+                    " old one. Nothing was changed."
+                )
+            if key_id not in proofs:
+                proof, now = self._vault.seal(key_id, _place(key_id)), self._clock.now()
+                await vault_keys.add(connection, {"key_id": key_id, "proof_ct": proof, "created_at": now})
+                await acts.append(connection, now, self._by, "vault.key_added", key_id)
+
+    def _prove(self, proofs: dict[str, bytes]) -> None:
+        missing = sorted(set(proofs) - set(self._vault.key_ids))
+        if missing and len(missing) == len(proofs):
+            raise VaultError(
+                "This vault key is not the one that this database was sealed with; nothing was changed. "
+                "Name that one's file in BIRDWIRE_VAULT_KEY_FILE."
+            )
+        if missing:
+            raise VaultError(
+                f"The vault key {missing[0]} is still in use: name its file in BIRDWIRE_VAULT_OTHER_KEY_FILES until "
+                "`birdwire vault rotate` says that it may go. Nothing was changed."
+            )
+        for key_id, proof in proofs.items():
+            self._vault.open(proof, _place(key_id))
+
+    async def known(self) -> bool:
+        """Whether a start has listed the key that seals, so that every gateway on this database can open its values."""
+        async with self._database.read() as connection:
+            return self._vault.key_id in {row["key_id"] for row in await vault_keys.list_all(connection)}
+
+    async def counts(self) -> list[Count]:
+        """What each key sealed, the one that seals first. It reads every sealed value's first bytes."""
+        found: Counter[str] = Counter()
+        async with self._database.read() as connection:
+            listed = {row["key_id"] for row in await vault_keys.list_all(connection)}
+            for sealed in store.SEALED:
+                for begin, number in (await store.count(connection, sealed, HEAD_BYTES)).items():
+                    found[begin[1:].hex()] += number
+        key_ids = dict.fromkeys((*self._vault.key_ids, *sorted(listed), *sorted(found)))
+        return [
+            Count(key_id, found[key_id], key_id == self._vault.key_id, key_id in self._vault.key_ids, key_id in listed)
+            for key_id in key_ids
+        ]
+
+    async def reseal(self, progress: Callable[[int], None]) -> int:
+        """Seal again what other keys sealed, and call `progress` with the count so far; return how many did not open.
+
+        What a caller changes meanwhile is left as it is: that change sealed it again, or the next round meets it.
+        """
+        done, unreadable = 0, 0
+        for sealed in store.SEALED:
+            here, after = head(self._vault.key_id, FORM_2 if sealed.bound else FORM_1), None
+            while True:
+                resealed, broken, after = await self._batch(sealed, here, after, BATCH)
+                done, unreadable = done + resealed, unreadable + broken
+                if after is None:
+                    break
+                progress(done)
+        return unreadable
+
+    async def bind(self, progress: Progress | None = None) -> None:
+        """Seal in form 2 what an older version sealed in form 1, if that was not done yet, and write down that it is.
+
+        Afterwards a value of form 1 no longer opens there. Several processes may do this concurrently. A value that
+        cannot be opened stays as it is, and its link ends as damaged.
+        """
+        async with self._database.read() as connection:
+            if await store_facts.known(connection, store_facts.PAIRS_BOUND):
+                return
+        done, unreadable = 0, 0
+        for sealed in (one for one in store.SEALED if one.bound):
+            after: _Key | None = None
+            while True:
+                resealed, broken, after = await self._batch(sealed, FORM_2, after, START_BATCH, unbound=True)
+                done, unreadable = done + resealed, unreadable + broken
+                if progress is not None and (resealed or broken):
+                    progress(done, unreadable)
+                if after is None:
+                    break
+        async with self._database.write() as connection:
+            await store_facts.state(connection, store_facts.PAIRS_BOUND, rfc3339(self._clock.now()))
+
+    async def retire(self) -> list[str]:
+        """Strike the keys that seal nothing any more off the list; their ids. After this a start does without them."""
+        idle = [count.key_id for count in await self.counts() if count.known and not count.seals and not count.values]
+        async with self._database.write() as connection:
+            for key_id in idle:
+                await vault_keys.remove(connection, key_id)
+            now, retired = self._clock.now(), {"retired": idle}
+            await acts.append(connection, now, self._by, "vault.rotated", self._vault.key_id, after=retired)
+        return idle
+
+    async def _batch(
+        self, sealed: Sealed, here: bytes, after: _Key | None, size: int, *, unbound: bool = False
+    ) -> tuple[int, int, _Key | None]:
+        """Reseal, in one transaction, values that do not begin with `here`; `unbound`: they are in form 1.
+
+        Returns how many were met, how many cannot be opened, and where the next batch begins.
+        """
+        new, broken = [], 0
+        async with self._database.read() as connection:
+            rows = await store.others(connection, sealed, here, after, size)
+        for row in rows:
+            place = _place_of(sealed, row)
+            found = place._replace(bound=()) if unbound else place
+            try:
+                new.append((row, self._vault.seal(self._vault.open(row["blob"], found), place)))
+            except VaultError:
+                broken += 1
+        if new:
+            async with self._database.write() as connection:
+                await store.replace(connection, sealed, new)
+                await self._failpoints.reach("rotation")
+        last = tuple(rows[-1][column.name] for column in sealed.key) if len(rows) == size else None
+        return len(new), broken, last
+
+
+def _place(key_id: str) -> Place:
+    return Place("vault_keys", key_id, "proof_ct")
+
+
+def _place_of(sealed: Sealed, row: RowMapping) -> Place:
+    key = (row[column.name] for column in sealed.key)
+    parts = (part.hex() if isinstance(part, bytes) else str(part) for part in key)
+    bound = tuple(row[column.name] or "" for column in sealed.bound)
+    return Place(sealed.table.name, "/".join(parts), sealed.column.name, row["gen"], bound)

@@ -1,0 +1,1 @@
+"""One module of statements for each owner of a table."""

@@ -1,0 +1,400 @@
+"""What is answered where, for readers: one Endpoint for each path and method, and why it may refuse. Serves none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+
+from birdwire.accounts.endpoints import Confirm
+from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.pages import Undo
+from birdwire.api.body import Body, Empty
+from birdwire.api.forms import FILE_FIELDS
+from birdwire.surfaces.openapi import responses
+from birdwire.surfaces.openapi.responses import Said
+from birdwire.surfaces.site.documents import DOCUMENTS
+from birdwire.x.catalog.lookups import LOOKUPS, Lookup
+from birdwire.x.catalog.operations import OPERATIONS, Operation
+from birdwire.x.catalog.post import PostTwitter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from birdwire.settings import Settings
+    from birdwire.x.client.requests import XData
+
+API = "/apis/v1/twitter"
+Tag = Literal["Link", "Act", "Read", "About"]
+
+
+EDGE = (
+    *("http_malformed", "duplicate_header", "host_not_allowed", "request_timeout", "body_too_large", "uri_too_long"),
+    *("headers_too_large", "internal", "overloaded"),
+)
+"""Why any request may be refused, whatever it asks for."""
+
+KEYED = (
+    *("key_missing", "key_in_query", "key_malformed", "key_unknown", "key_revoked", "key_expired", "mode_mismatch"),
+    *("ip_not_allowed", "rpm_exceeded", "concurrency_exceeded", "auth_failures", "storage_unavailable"),
+)
+BODY = (
+    *("json_malformed", "body_not_object", "duplicate_field", "unknown_field", "form_malformed"),
+    "unsupported_media_type",
+)
+IDEMPOTENCY = ("idempotency_key_malformed", "idempotency_in_flight", "idempotency_key_reused")
+UPSTREAM = (
+    *("x_not_user_token", "x_account_mismatch", "x_user_suspended", "x_not_enrolled", "x_user_not_enrolled"),
+    *("x_credits_depleted", "x_refused", "x_invalid_request", "x_conflict", "x_window_15m", "x_window_24h"),
+    *("x_usage_capped", "x_spend_cap", "x_unreachable", "x_tls", "x_5xx", "x_timeout", "x_reply_malformed"),
+    *("x_endpoint_gone", "x_client_credentials", "x_session_expired", "x_tier_lacks_action", "user_not_found"),
+)
+"""What a call to X may bring."""
+
+LINKED = (
+    *("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", "x_breaker_open"),
+    "x_renewal_failed",
+    *UPSTREAM,
+)
+FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")
+POSTING = (
+    *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
+    *("reply_target_not_found", "x_cashtag_limit", "edit_window_closed", "place_id_missing"),
+)
+STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
+CONFIRMING = (
+    *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending", "x_scope_missing"),
+    *("state_used", "consent_denied", "code_rejected"),
+    *UPSTREAM,
+)
+CALLBACK = (
+    *("callback_malformed", "state_unknown", "state_expired", "state_used", "issuer_mismatch", "consent_denied"),
+    *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "auth_failures", "storage_unavailable"),
+    "x_scope_missing",
+    *UPSTREAM,
+)
+
+BEYOND_SCHEMA: dict[str, dict[str, str]] = {
+    "authTwitterUser": {"return_to_not_allowed": "`return_to` must be one of the URLs that the operator allowed"},
+    "authConfirm": {"state_unknown": "`state` must be one that auth_twitter returned for this key"},
+    "authUndo": {"undo_unknown": "`undo_token` must be one that a page after a link holds"},
+    "oauthCallback": {
+        "callback_malformed": "exactly one of `code` and `error` must be there",
+        "state_unknown": "`state` must be one that auth_twitter returned",
+    },
+    "postTwitter": {
+        "place_id_missing": "`geo` must hold a `place_id`",
+        "text_too_long": "the weighted length of `text` counts, not its number of characters",
+        "x_invalid_request": "ids, cards and links must be ones that X accepts",
+    },
+    "uploadMedia": {"media_files_malformed": "the first bytes of the file must be those of an image, GIF or video"},
+    "userLastTweets": {
+        "mutually_exclusive": "exactly one of `userName` and `userId` must be there",
+        "x_invalid_request": "`cursor` must be one that an earlier page returned",
+    },
+}
+"""Rules that no schema can say, by operation: why a request that fits the schema is still refused with 400."""
+
+_ENTERPRISE = {
+    "always": " X keeps this from its self-serve access levels since 2026-04-20: expect 403 x_tier_lacks_action there.",
+    "quote": " X keeps quote posts from its self-serve access levels since 2026-04-20: expect 403 there.",
+    "": "",
+}
+
+
+_POST_RULES = (
+    " Send at most one of media, poll, quote_tweet_id and card_uri; text is required unless one of them is sent. The "
+    "weighted length of a text is at most 280 (a link counts as 23, a CJK character or emoji as 2), or what the "
+    "operator set for the key. A geo needs its place_id."
+)
+
+
+_NEEDS = " A key that lists its actions needs `{}` among them."
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path and method: what it takes, what it answers with, and every reason for which it may refuse.
+
+    `takes` is a body's model (or a query's, if `query`); `page`: people get HTML unless they ask for JSON; `text`
+    is the type of an answer that is a document. `examples` are bodies by name; `files`: names of the multipart
+    part that holds a file.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    tag: Tag
+    operation_id: str
+    summary: str
+    description: str
+    reasons: tuple[str, ...]
+    takes: type[Body] = Empty
+    answer: type[BaseModel] | None = None
+    status: int = 200
+    keyed: bool = False
+    query: bool = False
+    page: bool = False
+    form: bool = False
+    text: str = ""
+    files: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    examples: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    expect: Mapping[str, Any] = field(default_factory=dict)
+
+
+POST_EXAMPLES: dict[str, dict[str, Any]] = {
+    "Plain text": {"text": "Hello, world!"},
+    "Reply": {"text": "Well said.", "reply": {"in_reply_to_tweet_id": "1346889436626259968"}},
+    "Poll": {"text": "Tea or coffee?", "poll": {"options": ["Tea", "Coffee"], "duration_minutes": 60}},
+    "Media": {"text": "Look!", "media": {"media_ids": ["1146654567674912769"], "tagged_user_ids": ["2244994945"]}},
+    "Quote": {"text": "Worth reading:", "quote_tweet_id": "1346889436626259968"},
+    "Edit": {"text": "Hello, world.", "edit_options": {"previous_post_id": "1346889436626259968"}},
+}
+
+
+def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
+    """Everything that a gateway with these settings answers; the aliases of older clients are left out."""
+    relay = settings.relay_dialect
+    acting = [_acting(row, relay=relay) for row in OPERATIONS]
+    reading = [_reading(row) for row in LOOKUPS if row.name in settings.offered_reads]
+    return (*_linking(relay=relay), *acting, _outcome(), *reading, *_about(), *_measured(settings))
+
+
+def fields(model: type[BaseModel]) -> Iterator[tuple[str, bool]]:
+    """The fields of a model at any depth, and whether each is required."""
+    for name, info in model.model_fields.items():
+        yield name, info.is_required()
+        for option in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from fields(option)
+
+
+def _camel(name: str) -> str:
+    head, *rest = re.split(r"[_/]", name)
+    return head + "".join(word.title() for word in rest)
+
+
+def _field_reasons(model: type[Body]) -> tuple[str, ...]:
+    return tuple(
+        f"{name}_{what}" for name, required in fields(model) for what in ("malformed", *("missing",) * required)
+    )
+
+
+def _body_reasons(model: type[Body], *, relay: bool) -> tuple[str, ...]:
+    return (*KEYED, *BODY, *IDEMPOTENCY, "unexpected_query", *_field_reasons(model), *("key_mismatch",) * relay)
+
+
+def _acting(row: Operation, *, relay: bool) -> Endpoint:
+    reasons = (*EDGE, *_body_reasons(row.body, relay=relay), *LINKED, "daily_cap")
+    reasons += ("outcome_unknown",) * (not row.repeatable) + ("tweet_not_found",) * (row.about == "tweet")
+    if row.body is PostTwitter:
+        reasons += ("not_applied", *POSTING, *(FILES if relay else ()))
+    if row.opposite:
+        reasons += ("superseded",)
+    if row.takes_file:
+        reasons += FILES
+    repeat = (
+        "Safe to repeat: a second call does no harm."
+        if row.repeatable
+        else "Carried out once for each Idempotency-Key; after 502 outcome_unknown, the same key sends nothing."
+    )
+    rules = _POST_RULES if row.body is PostTwitter else ""
+    target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
+    return Endpoint(
+        "POST",
+        f"{API}/{row.name}",
+        "Act",
+        _camel(row.name) + "User" * (row.about == "user"),
+        row.summary,
+        f"{row.method} {row.path} at X, as the linked account.{rules} {repeat}{_ENTERPRISE[row.enterprise]}",
+        reasons,
+        takes=row.body,
+        answer=_wrapped(row.answer),
+        status=row.status,
+        keyed=True,
+        files=FILE_FIELDS if row.takes_file else (),
+        scopes=row.scopes,
+        examples=POST_EXAMPLES if row.body is PostTwitter else {row.summary: target},
+        expect=row.expect,
+    )
+
+
+def _wrapped(model: type[XData]) -> type[BaseModel]:
+    """The model below `data`, as every operation answers it: what has a default when X is read is always said."""
+    said: dict[str, Any] = {
+        name: (info.annotation, Field(description=info.description, pattern=_pattern(info.metadata)))
+        for name, info in model.model_fields.items()
+    }
+    inner = create_model(model.__name__, __base__=Said, __doc__=model.__doc__, **said)
+    return create_model(f"{model.__name__}Data", __base__=Said, __doc__=model.__doc__, data=(inner, ...))
+
+
+def _pattern(metadata: list[Any]) -> str | None:
+    return next((item.pattern for item in metadata if hasattr(item, "pattern")), None)
+
+
+_READ_ANSWERS: dict[str, type[Said]] = {
+    "user/info": responses.UserInfo,
+    "user/last_tweets": responses.Timeline,
+    "user/search": responses.Users,
+}
+
+
+def _reading(row: Lookup) -> Endpoint:
+    reasons = (*EDGE, *KEYED, *_field_reasons(row.query), "unknown_field", "duplicate_field", *LINKED)
+    if row.name == "user/last_tweets":
+        reasons += ("mutually_exclusive", "tweet_not_found")
+    return Endpoint(
+        "GET",
+        f"{API}/{row.name}",
+        "Read",
+        _camel(row.name),
+        row.summary,
+        "Calls X with the linked account's access; X bills each call.",
+        reasons,
+        takes=row.query,
+        answer=_READ_ANSWERS[row.name],
+        keyed=True,
+        query=True,
+        scopes=row.scopes,
+    )
+
+
+def _outcome() -> Endpoint:
+    return Endpoint(
+        "GET",
+        f"{API}/requests/{{request_id}}",
+        "Act",
+        "requestOutcome",
+        "Get the outcome of a write",
+        "Takes the X-Request-Id of a write that was made with this key, to learn its outcome when the response was "
+        "lost. A call that Birdwire refused itself is not_sent while its process remembers it. Any other id is 404 "
+        "request_not_found.",
+        (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
+        answer=responses.Request,
+        keyed=True,
+    )
+
+
+def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
+    post = partial(_body_reasons, relay=relay)
+    return (
+        Endpoint(
+            "POST",
+            f"{API}/auth_twitter",
+            "Link",
+            "authTwitterUser",
+            "Start to link an X account to the key",
+            "Returns the auth_url, X's consent page for the account's owner; it works once, for 10 minutes. X sends "
+            "the owner back to the callback, and from then on calls with this key act as that account."
+            + _NEEDS.format("link"),
+            (*EDGE, *post(AuthTwitter), *STARTING),
+            takes=AuthTwitter,
+            answer=responses.LinkStarted,
+            keyed=True,
+            examples={"Everything": {}, "Narrowed": {"scopes": ["like.write"], "expected_username": "ada"}},
+        ),
+        Endpoint(
+            "GET",
+            f"{API}/auth/status",
+            "Link",
+            "authStatus",
+            "See what is linked to the key",
+            "Never shows a token. Also answers 200 if nothing is linked.",
+            (*EDGE, *KEYED, "unexpected_query"),
+            answer=responses.LinkStatus,
+            keyed=True,
+        ),
+        Endpoint(
+            "POST",
+            f"{API}/auth/confirm",
+            "Link",
+            "authConfirm",
+            "Confirm a link that is waiting for the key's holder",
+            "In link mode `confirm`, a link becomes active once the key's holder has named the account that is meant."
+            + _NEEDS.format("link"),
+            (*EDGE, *post(Confirm), *CONFIRMING),
+            takes=Confirm,
+            answer=responses.LinkStatus,
+            keyed=True,
+            examples={"Confirm": {"state": "kZ3vJ0pXc1yq", "username": "ada"}},
+        ),
+        Endpoint(
+            "POST",
+            f"{API}/unlink_twitter",
+            "Link",
+            "unlinkTwitterUser",
+            "Unlink the key's X account",
+            "Birdwire deletes the session immediately and revokes it at X. Also answers 200 if nothing was linked."
+            + _NEEDS.format("unlink"),
+            (*EDGE, *post(Empty), "key_not_allowed"),
+            answer=responses.UnlinkedData,
+            keyed=True,
+            examples={"Unlink": {}},
+        ),
+        Endpoint(
+            "GET",
+            f"{API}/oauth_callback",
+            "Link",
+            "oauthCallback",
+            "The page on which X's consent ends",
+            "X redirects the account's owner here with `code` and `state`, or with `error` (RFC 6749 §4.1.2). It is "
+            "not for apps to call. People get a page; a client that accepts only application/json gets JSON.",
+            (*EDGE, *CALLBACK),
+            answer=responses.CallbackData,
+            page=True,
+        ),
+        Endpoint(
+            "POST",
+            f"{API}/auth/undo",
+            "Link",
+            "authUndo",
+            'The "this was not me" of the page after a link',
+            "The page's one-time token ends the link within 10 minutes: Birdwire deletes the session and revokes it at "
+            "X. It needs no key.",
+            (
+                *(*EDGE, *BODY, *_field_reasons(Undo)),
+                *("undo_unknown", "origin_not_allowed", "auth_failures", "storage_unavailable"),
+            ),
+            takes=Undo,
+            answer=responses.UnlinkedData,
+            page=True,
+            form=True,
+            examples={"Undo": {"undo_token": "b0x9mJ3rT5"}},
+        ),
+    )
+
+
+def _about() -> tuple[Endpoint, ...]:
+    documents = (
+        Endpoint("GET", path, "About", _camel(re.sub(r"\W+", "_", path).strip("_")), summary, "", EDGE, text=text)
+        for path, (text, summary) in DOCUMENTS.items()
+    )
+    return (
+        *documents,
+        Endpoint("GET", "/livez", "About", "livez", "Whether the process runs", "", EDGE, answer=responses.Alive),
+        Endpoint(
+            "GET",
+            "/readyz",
+            "About",
+            "readyz",
+            "Whether calls can be served",
+            "X is not checked: an outage of X is not a reason to stop sending traffic here.",
+            (*EDGE, "draining", "storage_unavailable"),
+            answer=responses.Ready,
+        ),
+    )
+
+
+def _measured(settings: Settings) -> tuple[Endpoint, ...]:
+    """The metrics, if they are answered on the main port."""
+    if not settings.metrics_inside:
+        return ()
+    words = "For the operator's Prometheus, with the metrics token as Bearer token."
+    reasons = (*EDGE, "metrics_token_wrong")
+    return (
+        Endpoint("GET", "/metrics", "About", "metrics", "Metrics of this gateway", words, reasons, text="text/plain"),
+    )

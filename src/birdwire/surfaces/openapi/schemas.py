@@ -1,0 +1,194 @@
+"""JSON Schemas (draft 2020-12) of what is taken and answered, made from the models that check it, and as strict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from birdwire.accounts.linking import AuthTwitter
+from birdwire.api.errors import TYPES, Whose
+from birdwire.keys.registry import MAX_TEXT
+from birdwire.x.catalog.post import PostTwitter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from birdwire.api.body import Body
+
+PLACE = "#/components/schemas/"
+_ALONE = ("media", "poll", "quote_tweet_id", "card_uri")
+
+
+def fixed(**properties: Any) -> dict[str, Any]:
+    """Return a schema that says more of some members of an object, and nothing of the others."""
+    return {"properties": properties, "additionalProperties": True}
+
+
+def _without(*names: str) -> dict[str, Any]:
+    """Return the schema of an object that has none of these members."""
+    return fixed(**{name: {"not": {}} for name in names})
+
+
+RULES: dict[type[BaseModel], dict[str, Any]] = {
+    PostTwitter: {
+        "if": _without(*_ALONE),
+        "then": {"required": ["text"]} | fixed(text={"pattern": r"[^\s\u0085]"}),
+        "dependentSchemas": {
+            "media": _without("poll", "quote_tweet_id", "card_uri"),
+            "poll": _without("quote_tweet_id", "card_uri"),
+            "card_uri": _without("quote_tweet_id", "direct_message_deep_link"),
+        },
+    }
+}
+"""What a model's validators ask beyond its fields: a text unless something else is posted, and what excludes what."""
+
+NARROWER: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
+    (PostTwitter, "text"): {"maxLength": MAX_TEXT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
+}
+"""What is asked of a field in code."""
+
+_ID = "1346889436626259968"
+EXAMPLES: dict[str, Any] = {
+    "tweet_id": _ID,
+    "target_user_id": "2244994945",
+    "scopes": ["like.write"],
+    "expected_username": "ada",
+    "return_to": "http://127.0.0.1:8700",  # the gateway's own URL
+    "state": "kZ3vJ0pXc1yq",
+    "username": "ada",
+    "undo_token": "b0x9mJ3rT5",
+    "text": "Hello, world!",
+    "reply": {"in_reply_to_tweet_id": _ID},
+    "in_reply_to_tweet_id": _ID,
+    "auto_populate_reply_metadata": True,
+    "exclude_reply_user_ids": ["2244994945"],
+    "quote_tweet_id": _ID,
+    "media": {"media_ids": ["1146654567674912769"]},
+    "media_ids": ["1146654567674912769"],
+    "tagged_user_ids": ["2244994945"],
+    "poll": {"options": ["Tea", "Coffee"], "duration_minutes": 60},
+    "options": ["Tea", "Coffee"],
+    "duration_minutes": 60,
+    "reply_settings": "following",
+    "card_uri": "card://1346889436626259968",
+    "direct_message_deep_link": "https://twitter.com/messages/compose?recipient_id=2244994945",
+    "geo": {"place_id": "5a110d312052166f"},
+    "place_id": "5a110d312052166f",
+    "for_super_followers_only": False,
+    "nullcast": False,
+    "paid_partnership": False,
+    "made_with_ai": True,
+    "community_id": "1493446837214187523",
+    "share_with_followers": True,
+    "edit_options": {"previous_post_id": _ID},
+    "previous_post_id": _ID,
+    "userName": "ada",
+    "userId": "2244994945",
+    "cursor": "7140dibdnow9c7btw4b2n4",
+    "query": "ada lovelace",
+}
+"""A value of every field that a body or a query may have."""
+
+
+class Upstream(BaseModel):
+    """What X itself said, shortened."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: int = Field(description="X's status")
+    type: str = Field(description="X's problem type, or empty")
+    title: str = Field(description="X's title, or empty")
+    detail: str = Field(description="X's most telling sentence, or empty")
+
+
+class Refusal(BaseModel):
+    """Whose rule it was, and what to do. Branch on `reason`, or on `code`; show `message` and `fix` to people."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = Field(description="the kind of refusal, which follows from the status")
+    code: str = Field(description="the published code; several reasons share one")
+    message: str = Field(description="what is wrong, for people")
+    request_id: str = Field(description="identifies this call in the logs", pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$")
+    reason: str = Field(description="the exact reason, one of a closed set")
+    fix: str = Field(description="what to do about it, for people")
+    whose: Whose = Field(description="who can fix it, or whose rule it is")
+    retryable: bool = Field(description="whether the same call may succeed later")
+    upstream: Upstream | None = Field(None, description="X's own words, if X answered")
+
+
+class Error(BaseModel):
+    """Every refusal, from every source, has this one shape."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: Refusal
+
+
+def components(
+    taken: Iterable[type[Body]],
+    said: Iterable[type[BaseModel]],
+    scopes: Iterable[str] = (),
+    base_url: str = EXAMPLES["return_to"],
+) -> dict[str, Any]:
+    """The schemas of all models by name. What is taken is never null: a member is left out instead.
+
+    `scopes` are those that a link may ask for; `base_url` is the gateway's own.
+    """
+    asked = list(taken)
+    ours = {
+        (AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}},
+        (AuthTwitter, "return_to"): {"examples": [base_url]},
+    }
+    schemas = _schemas(asked, nullable=False)
+    for schema in schemas.values():
+        for field, inner in schema.get("properties", {}).items():
+            inner["examples"] = [EXAMPLES[field]]
+    for model in asked:
+        schema = schemas[model.__name__]
+        schema.update(RULES.get(model, {}))
+        for (owner, name), more in (NARROWER | ours).items():
+            if owner is model:
+                schema["properties"][name].update(more)
+    schemas |= _schemas(said, nullable=True)
+    error = _schemas([Error], nullable=False)
+    error["Refusal"]["properties"]["type"]["enum"] = sorted({*TYPES.values(), "invalid_request_error"})
+    return dict(sorted((schemas | error).items()))
+
+
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    """Where a model's schema stands."""
+    return {"$ref": PLACE + model.__name__}
+
+
+def _schemas(models: Iterable[type[BaseModel]], *, nullable: bool) -> dict[str, Any]:
+    unique = dict.fromkeys(models)
+    _, made = models_json_schema([(model, "validation") for model in unique], ref_template=PLACE + "{model}")
+    return {name: _clean(schema, nullable=nullable) for name, schema in made.get("$defs", {}).items()}
+
+
+def _clean(schema: Any, *, nullable: bool) -> Any:
+    """A schema of pydantic's without titles and defaults and, if nothing may be null, without null."""
+    if isinstance(schema, list):
+        return [_clean(item, nullable=nullable) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if key not in {"title", "default", "properties"}}
+    clean = {key: _clean(value, nullable=nullable) for key, value in kept.items()}
+    if "properties" in schema:
+        names: dict[str, Any] = schema["properties"]
+        clean["properties"] = {name: _clean(inner, nullable=nullable) for name, inner in names.items()}
+    if {"type": "null"} not in clean.get("anyOf", []):
+        return clean
+    only, *_ = (option for option in clean["anyOf"] if option != {"type": "null"})
+    said = {key: value for key, value in clean.items() if key != "anyOf"}
+    return (_or_null(only) if nullable else only) | said
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    more = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return schema | {"type": [schema["type"], "null"]} | more

@@ -1,0 +1,275 @@
+"""OPERATIONS: one row is one thing an app may do on X. Everything that lists operations reads this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
+
+from birdwire.api.body import Body, Empty
+from birdwire.x.catalog.post import Id, PostTwitter
+from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
+
+
+class TweetTarget(Body):
+    """A call about one post."""
+
+    tweet_id: Id = Field(
+        description='the post\'s id, a string of 1 to 19 digits, such as "1346889436626259968"',
+        examples=["1346889436626259968"],
+    )
+
+
+class UserTarget(Body):
+    """A call about one user."""
+
+    target_user_id: Id = Field(
+        description='the user\'s id, a string of 1 to 19 digits, such as "2244994945"', examples=["2244994945"]
+    )
+
+
+class Liked(XData):
+    """What X says after a like or an unlike."""
+
+    liked: bool = Field(description="whether the linked account likes the post now")
+
+
+class Followed(XData):
+    """What X says after a follow."""
+
+    following: bool = Field(description="whether the linked account follows the user now")
+    pending_follow: bool = Field(default=False, description="whether a protected user has yet to accept")
+
+
+class Unfollowed(XData):
+    """What X says after an unfollow."""
+
+    following: bool = Field(description="false: the linked account does not follow the user now")
+
+
+class Retweeted(XData):
+    """What X says after a repost or its undoing."""
+
+    retweeted: bool = Field(description="whether the linked account reposts the post now")
+
+
+class Bookmarked(XData):
+    """What X says after a bookmark or its undoing."""
+
+    bookmarked: bool = Field(description="whether the post is bookmarked now")
+
+
+class Deleted(XData):
+    """What X says after a deletion."""
+
+    deleted: bool = Field(description="whether the post is gone")
+
+
+class Posted(XData):
+    """What X says after a post or an edit."""
+
+    id: str = Field(pattern=ID_PATTERN, description="the new post's id; an edit has a new one too")
+    text: str = Field(description="the text as X stored it")
+
+
+class Uploaded(XData):
+    """An uploaded medium, ready to be attached to a post."""
+
+    media_id: str = Field(description="the id for media.media_ids")
+    media_key: str = Field(description="X's key of the medium")
+    expires_at: str = Field(description="when X forgets it, if no post uses it: RFC 3339, UTC")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing an app may do on X.
+
+    `path` is X's, with {user_id} for the acting account and the body's fields by name; a POST carries the set fields.
+    `target` names the field that says what is acted on, or the answer's member that does. `repeatable`: a second send
+    does no harm. `opposite` names the operation that undoes it. `enterprise` marks what X removed from its self-serve
+    access level: always, or only if the post quotes. `already` maps an old code of X (its v1.1 list) to the answer it
+    amounts to. `takes_file`: the body is multipart.
+    """
+
+    name: str
+    summary: str
+    method: Literal["POST", "DELETE"]
+    path: str
+    body: type[Body]
+    answer: type[XData]
+    scopes: tuple[str, ...]
+    target: str
+    expect: dict[str, Any] = field(default_factory=dict)
+    about: Literal["tweet", "user"] = "tweet"
+    repeatable: bool = True
+    opposite: str = ""
+    enterprise: Literal["", "always", "quote"] = ""
+    status: int = 200
+    already: dict[int, dict[str, Any]] = field(default_factory=dict)
+    takes_file: bool = False
+
+    def upstream(self, user_id: str, body: Body) -> XRequest:
+        """The call to X that does it."""
+        sent = body.model_dump(exclude_unset=True)
+        path = self.path.format(user_id=user_id, **sent)
+        json = sent if self.method == "POST" else None
+        return XRequest(self.method, path, json, endpoint=self.endpoint, repeatable=self.repeatable)
+
+    @cached_property
+    def endpoint(self) -> str:
+        """X's name for what is called."""
+        return f"{self.method} {self.path}"
+
+    def needs_enterprise(self, body: Body) -> bool:
+        """Whether X keeps this very call from its self-serve access level."""
+        return self.enterprise == "always" or (self.enterprise == "quote" and "quote_tweet_id" in body.model_fields_set)
+
+
+_LIKE = ("like.write", "tweet.read", "users.read")
+_FOLLOW = ("follows.write", "tweet.read", "users.read")
+_WRITE = ("tweet.write", "tweet.read", "users.read")
+_BOOKMARK = ("bookmark.write", "tweet.read", "users.read")
+UPLOAD_SCOPES = ("media.write",)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="like_twitter",
+        summary="Like a post",
+        method="POST",
+        path="/2/users/{user_id}/likes",
+        body=TweetTarget,
+        answer=Liked,
+        scopes=_LIKE,
+        target="tweet_id",
+        opposite="unlike_twitter",
+        expect={"liked": True},
+        enterprise="always",
+        already={139: {"liked": True}},
+    ),
+    Operation(
+        name="unlike_twitter",
+        summary="Take a like back",
+        method="DELETE",
+        path="/2/users/{user_id}/likes/{tweet_id}",
+        body=TweetTarget,
+        answer=Liked,
+        scopes=_LIKE,
+        target="tweet_id",
+        opposite="like_twitter",
+        expect={"liked": False},
+    ),
+    Operation(
+        name="follow_twitter",
+        summary="Follow a user",
+        method="POST",
+        path="/2/users/{user_id}/following",
+        body=UserTarget,
+        answer=Followed,
+        scopes=_FOLLOW,
+        target="target_user_id",
+        opposite="unfollow_twitter",
+        about="user",
+        enterprise="always",
+        already={160: {"following": False, "pending_follow": True}},
+    ),
+    Operation(
+        name="unfollow_twitter",
+        summary="Stop following a user",
+        method="DELETE",
+        path="/2/users/{user_id}/following/{target_user_id}",
+        body=UserTarget,
+        answer=Unfollowed,
+        scopes=_FOLLOW,
+        target="target_user_id",
+        opposite="follow_twitter",
+        expect={"following": False},
+        about="user",
+    ),
+    Operation(
+        name="post_twitter",
+        summary="Post, reply, quote, or edit a post",
+        method="POST",
+        path="/2/tweets",
+        body=PostTwitter,
+        answer=Posted,
+        scopes=_WRITE,
+        target="id",
+        repeatable=False,
+        enterprise="quote",
+        status=201,
+    ),
+    Operation(
+        name="delete_twitter",
+        summary="Delete a post of the linked account",
+        method="DELETE",
+        path="/2/tweets/{tweet_id}",
+        body=TweetTarget,
+        answer=Deleted,
+        scopes=_WRITE,
+        target="tweet_id",
+        expect={"deleted": True},
+    ),
+    Operation(
+        name="retweet_twitter",
+        summary="Repost a post",
+        method="POST",
+        path="/2/users/{user_id}/retweets",
+        body=TweetTarget,
+        answer=Retweeted,
+        scopes=_WRITE,
+        target="tweet_id",
+        opposite="unretweet_twitter",
+        expect={"retweeted": True},
+        already={327: {"retweeted": True}},
+    ),
+    Operation(
+        name="unretweet_twitter",
+        summary="Take a repost back",
+        method="DELETE",
+        path="/2/users/{user_id}/retweets/{tweet_id}",
+        body=TweetTarget,
+        answer=Retweeted,
+        scopes=_WRITE,
+        target="tweet_id",
+        opposite="retweet_twitter",
+        expect={"retweeted": False},
+    ),
+    Operation(
+        name="bookmark_twitter",
+        summary="Bookmark a post",
+        method="POST",
+        path="/2/users/{user_id}/bookmarks",
+        body=TweetTarget,
+        answer=Bookmarked,
+        scopes=_BOOKMARK,
+        target="tweet_id",
+        opposite="unbookmark_twitter",
+        expect={"bookmarked": True},
+    ),
+    Operation(
+        name="unbookmark_twitter",
+        summary="Take a bookmark back",
+        method="DELETE",
+        path="/2/users/{user_id}/bookmarks/{tweet_id}",
+        body=TweetTarget,
+        answer=Bookmarked,
+        scopes=_BOOKMARK,
+        target="tweet_id",
+        opposite="bookmark_twitter",
+        expect={"bookmarked": False},
+    ),
+    Operation(
+        name="upload_media",
+        summary="Upload an image, GIF or video to attach to a post",
+        method="POST",
+        path="/2/media/upload",
+        body=Empty,
+        answer=Uploaded,
+        scopes=UPLOAD_SCOPES,
+        target="media_id",
+        repeatable=False,
+        takes_file=True,
+    ),
+)

@@ -1,0 +1,136 @@
+"""What a post may be: the body of post_twitter, with X's rules for it. Sends nothing, and never alters a text."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from birdwire.api.body import Body
+from birdwire.x.catalog.post_length import LIMIT, least_length, weighted_length
+from birdwire.x.client.requests import ID_PATTERN
+
+_EPOCH = datetime.fromtimestamp(1_288_834_974_657 / 1000, UTC)
+"""When X began to count the milliseconds in its ids."""
+
+Id = Annotated[str, Field(pattern=ID_PATTERN)]
+Audience = Literal["following", "mentionedUsers", "subscribers", "verified"]
+
+_AUDIENCE = '"following", "mentionedUsers", "subscribers" or "verified"'
+_ID = 'a string of 1 to 19 digits, such as "1346889436626259968"'
+_FAR_OVER = 1_000
+"""How far over its limit a text is weighed exactly."""
+
+_EXCLUSIVE = ("media", "poll", "quote_tweet_id", "card_uri")
+
+
+class Reply(Body):
+    """Which post this answers."""
+
+    in_reply_to_tweet_id: Id = Field(description=f"the id of the post to reply to, {_ID}")
+    auto_populate_reply_metadata: bool | None = Field(None, description="true or false; X accepts it and ignores it")
+    exclude_reply_user_ids: list[Id] | None = Field(
+        None, max_length=10, description="ids of users to leave out of the reply's mentions, at most 10"
+    )
+
+
+class Media(Body):
+    """Uploaded media to attach."""
+
+    media_ids: list[Id] = Field(min_length=1, max_length=4, description="1 to 4 media ids, as returned by upload_media")
+    tagged_user_ids: list[Id] | None = Field(None, max_length=10, description="ids of users to tag, at most 10")
+
+
+class Poll(Body):
+    """A poll."""
+
+    options: list[Annotated[str, Field(min_length=1, max_length=25)]] = Field(
+        min_length=2, max_length=4, description="2 to 4 options of 1 to 25 characters"
+    )
+    duration_minutes: int = Field(ge=5, le=10_080, description="a whole number from 5 to 10080")
+    reply_settings: Audience | None = Field(None, description=_AUDIENCE)
+
+    @field_validator("duration_minutes", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        """Take 60.0 as 60: to JSON Schema both are the same integer."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Geo(Body):
+    """A place."""
+
+    place_id: str | None = Field(None, min_length=1, max_length=100, description="X's id of a place")
+
+    @model_validator(mode="after")
+    def _names_a_place(self) -> Self:
+        """X refuses a place without its id, which the published schema does not require."""
+        if self.place_id is None:
+            raise PydanticCustomError("place_id_missing", "missing", {"wanted": "X's id of a place, or leave out geo"})
+        return self
+
+
+class EditOptions(Body):
+    """Which post this replaces."""
+
+    previous_post_id: Id = Field(description=f"the id of the post to edit, {_ID}")
+
+
+class PostTwitter(Body):
+    """A new post, or an edit of one."""
+
+    text: str | None = Field(None, description="the post's text, 280 weighted characters at most")
+    reply: Reply | None = Field(None, description='an object such as {"in_reply_to_tweet_id": "…"}')
+    quote_tweet_id: Id | None = Field(None, description=f"the id of the post to quote, {_ID}")
+    media: Media | None = Field(None, description='an object such as {"media_ids": ["…"]}')
+    poll: Poll | None = Field(None, description='an object such as {"options": ["Yes", "No"], "duration_minutes": 60}')
+    card_uri: str | None = Field(None, min_length=1, max_length=2_000, description="the URI of a card")
+    direct_message_deep_link: str | None = Field(
+        None, min_length=1, max_length=2_000, description="a link that leads into a direct message"
+    )
+    geo: Geo | None = Field(None, description='an object such as {"place_id": "…"}')
+    reply_settings: Audience | None = Field(None, description=f"who may reply: {_AUDIENCE}")
+    for_super_followers_only: bool | None = Field(None, description="true or false")
+    nullcast: bool | None = Field(None, description="true or false; true keeps it out of timelines")
+    paid_partnership: bool | None = Field(None, description="true or false")
+    made_with_ai: bool | None = Field(None, description="true or false")
+    community_id: Id | None = Field(None, description=f"the id of a community, {_ID}")
+    share_with_followers: bool | None = Field(None, description="true or false")
+    edit_options: EditOptions | None = Field(None, description='an object such as {"previous_post_id": "…"}')
+
+    @field_validator("text")
+    @classmethod
+    def _plain(cls, text: str) -> str:
+        if any((mark < " " and mark not in "\n\r\t") or mark == "\x7f" for mark in text):
+            raise PydanticCustomError("control_character", "control character")
+        return text
+
+    @model_validator(mode="after")
+    def _fits_together(self, info: ValidationInfo) -> Self:
+        given = [name for name in _EXCLUSIVE if getattr(self, name) is not None]
+        if self.card_uri is not None and self.direct_message_deep_link is not None:
+            given = ["card_uri", "direct_message_deep_link"]
+        if len(given) > 1:
+            raise PydanticCustomError("mutually_exclusive", "exclusive", {"fields": " and ".join(given)})
+        if self.text is None and not given:
+            raise PydanticCustomError("text_missing", "missing", {})
+        if self.text is not None and not self.text.strip() and not given:
+            raise PydanticCustomError("text_empty", "empty", {})
+        limit = (info.context or {}).get("text_limit") or LIMIT
+        if self.text is not None and (least := least_length(self.text)) > limit:
+            raise _too_long(f"at least {least}", limit)
+        enough = limit + _FAR_OVER
+        if self.text is not None and (length := weighted_length(self.text, enough)) > limit:
+            raise _too_long(str(length) if length <= enough else f"at least {length}", limit)
+        return self
+
+
+def _too_long(length: str, limit: int) -> PydanticCustomError:
+    return PydanticCustomError("text_too_long", "too long", {"length": length, "limit": limit})
+
+
+def made_at(post_id: str) -> datetime:
+    """When X made a post, by X's clock: its id tells."""
+    return _EPOCH + timedelta(milliseconds=int(post_id) >> 22)

@@ -1,0 +1,1 @@
+"""The HTTP client towards X, and what its responses mean."""

@@ -1,0 +1,352 @@
+"""HTTP/1.1 towards X: one host, a pool of kept-alive connections, bounded replies, one deadline a call.
+
+It knows whether a byte of a request may have reached X, and says so in every failure. It must never send a request
+twice, follow a redirect, keep a cookie, read a proxy from the environment, switch verification off, or log what it
+carries. What a reply means, and whether to repeat a call, is for its callers to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+import socket
+import ssl
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from birdwire.x.client.connection import Connection, Reply, SendFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from birdwire.x.client.connection import Cause
+
+MAX_ADDRESSES: Final = 4  # addresses of the host tried for one connection
+
+_METHOD: Final = re.compile(r"[A-Z]{1,16}").fullmatch
+_TARGET: Final = re.compile(r"/[!-\"$-~]*").fullmatch  # origin form: visible ASCII without "#"
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110 §5.6.2
+_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?").fullmatch  # RFC 9110 §5.5, without obs-text
+_RESERVED: Final = frozenset({  # written here, or able to change where a message ends
+    "accept", "accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization",
+    "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+})  # fmt: skip
+_WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})  # say Content-Length: 0 too (RFC 9110 §8.6)
+
+
+__all__ = ["ConnectionPool", "Reply", "Request", "SendFailed", "Stats"]
+
+
+@dataclass(slots=True, repr=False)
+class Request:
+    """A request to the one host: `target` in origin form, below the base URL's path. Its repr shows no secrets."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Request({self.method} {self.target.partition('?')[0]})"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Connections now: `open` = `idle` + those with a request; slots `in_use`; and how many were `opened` in all."""
+
+    open: int
+    idle: int
+    in_use: int
+    opened: int
+
+
+class ConnectionPool:
+    """The pool. `base_url` alone names scheme, host and port; its path comes before every target.
+
+    `proxy` ("http://user:password@host:port") tunnels https by CONNECT; http goes straight. `ssl_context` is for a
+    private CA: one that does not verify, or allows less than TLS 1.2, is a ValueError. Sizes are in bytes.
+    Must be closed by the event loop that used it.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connections: int = 100,
+        connect_s: float = 3.0,
+        tls_s: float = 3.0,
+        pool_wait_s: float = 1.0,
+        idle_s: float = 15.0,
+        max_age_s: float = 300.0,
+        max_reply: int = 1 << 20,
+        max_head: int = 64 << 10,
+        proxy: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        user_agent: str = "birdwire",
+    ) -> None:
+        url = urlsplit(base_url)
+        if url.scheme not in {"http", "https"} or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+            raise ValueError("the base URL must be http(s)://host[:port][/path]")
+        url.hostname.encode("idna")  # a label too long is a ValueError now, not in a call
+        self._prefix = url.path.rstrip("/")
+        if not _VALUE(user_agent) or not _TARGET(f"{self._prefix}/") or not _TARGET(f"/{url.netloc}"):
+            raise ValueError("the base URL and the user agent must be plain ASCII")
+        standard_port = 443 if url.scheme == "https" else 80
+        self._host, port = url.hostname, url.port or standard_port
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self._fixed = (
+            f" HTTP/1.1\r\nHost: {host}{'' if port == standard_port else f':{port}'}\r\nUser-Agent: {user_agent}\r\n"
+            "Accept: application/json\r\nAccept-Encoding: gzip\r\n"
+        )
+        self._peer, self._tunnel = (self._host, port), b""
+        self._tls: ssl.SSLContext | None = None
+        if url.scheme == "https":
+            self._tls = _verifying(ssl_context)
+            if proxy is not None:
+                self._peer, self._tunnel = _through(proxy, f"{host}:{port}")
+        self._connections, self._pool_wait_s = connections, pool_wait_s
+        self._connect_s, self._tls_s, self._idle_s, self._max_age_s = connect_s, tls_s, idle_s, max_age_s
+        self._max_reply, self._max_head = max_reply, max_head
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []  # last in, first out: the surplus of a rush grows old and is closed
+        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # those who wait for a slot, in order
+        self._limits: set[asyncio.Timeout] = set()
+        self._lookup: asyncio.Task[list[str]] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._good_address: str | None = None
+        self._in_use = self._opened = 0
+        self._closed = False
+
+    async def send(self, request: Request, *, deadline_s: float, may_send: Callable[[], None] | None = None) -> Reply:
+        """Send once and read the whole reply, all within `deadline_s` seconds.
+
+        `may_send` is called with the connection at hand, with no wait between it and the first byte. If it raises,
+        nothing was sent, the connection is kept, and its exception goes to the caller.
+
+        Raises SendFailed; ValueError, before anything is sent, for a request that could break its own framing.
+        Cancelling it closes the connection in use.
+        """
+        data = self._encode(request)
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + deadline_s
+        if self._closed:
+            raise SendFailed("unreachable", "closed", sent=False)
+        if self._in_use < self._connections:
+            self._in_use += 1
+        else:
+            await self._slot(loop, ends_at)
+        connection = None
+        try:
+            connection = self._reuse(loop.time()) or await self._connect(loop, ends_at)
+            if may_send is not None:
+                may_send()
+            return await connection.exchange(data, ends_at, bodiless=request.method == "HEAD")
+        finally:
+            if connection is not None:
+                self._keep(loop, connection)
+            self._free_slot()
+
+    async def close(self) -> None:
+        """End every connection and every call. Later calls fail as unreachable, not sent."""
+        self._closed = True  # those who wait for a slot get one from those who end here, and end too
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(now)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._lookup is not None:
+            self._lookup.cancel()
+        if lost := [connection.abort() for connection in list(self._open)]:
+            await asyncio.wait(lost, timeout=1.0)
+
+    def stats(self) -> Stats:
+        """The pool as it is now."""
+        return Stats(open=len(self._open), idle=len(self._idle), in_use=self._in_use, opened=self._opened)
+
+    def _encode(self, request: Request) -> bytes:
+        method, target, body = request.method, request.target, request.body
+        if not _METHOD(method) or method == "CONNECT" or not _TARGET(target):
+            raise ValueError("the method must be a word in capitals, the target a path in ASCII")
+        lines = [method, " ", self._prefix, target, self._fixed]
+        for name, value in request.headers:
+            if not _NAME(name) or not _VALUE(value):
+                raise ValueError("a header name must be a token, its value visible ASCII")
+            if name.lower() in _RESERVED:
+                raise ValueError(f"the header {name} is not the caller's to set")
+            lines += (name, ": ", value, "\r\n")
+        if body or method in _WITH_LENGTH:
+            lines.append(f"Content-Length: {len(body)}\r\n")
+        lines.append("\r\n")
+        # Head and body in one write: one system call, and one segment for a small request.
+        return "".join(lines).encode("ascii") + body
+
+    async def _slot(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> None:
+        turn: asyncio.Future[None] = loop.create_future()
+        self._queue[turn] = None
+        timer = loop.call_at(min(loop.time() + self._pool_wait_s, ends_at), _too_late, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._free_slot()  # the slot came in the same turn of the loop as the cancellation
+            raise
+        finally:
+            timer.cancel()
+            self._queue.pop(turn, None)
+
+    def _free_slot(self) -> None:
+        while self._queue:
+            turn, _ = self._queue.popitem(last=False)
+            if not turn.done():
+                turn.set_result(None)  # handed over, so that a newcomer cannot overtake
+                return
+        self._in_use -= 1
+
+    def _reuse(self, now: float) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            young = now - connection.opened_at < self._max_age_s and now - connection.idle_at < self._idle_s
+            if young and connection.quiet():
+                return connection
+            connection.abort()
+        return None
+
+    def _keep(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+        if self._closed or not connection.reusable():
+            connection.abort()
+            return
+        connection.idle_at = loop.time()
+        self._idle.append(connection)
+        if self._sweeper is None:  # one timer for the pool, none for each connection
+            self._sweeper = loop.call_later(self._idle_s, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = None
+        while self._idle and loop.time() - self._idle[0].idle_at >= self._idle_s:  # the first is idle the longest
+            self._idle.pop(0).abort()
+        if self._idle:
+            self._sweeper = loop.call_at(self._idle[0].idle_at + self._idle_s, self._sweep, loop)
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        with contextlib.suppress(ValueError):
+            self._idle.remove(connection)
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> Connection:
+        """Raises SendFailed, always with `sent` False: the request itself is not part of this."""
+        cause: Cause = "unreachable"
+        transport: asyncio.Transport | None = None
+        try:
+            async with self._within(min(loop.time() + self._connect_s, ends_at)):
+                transport, connection = await self._dial(loop, min(loop.time() + self._connect_s, ends_at))
+            if self._tls is not None:
+                cause = "tls"
+                async with self._within(min(loop.time() + self._tls_s, ends_at)):
+                    connection = await self._secure(loop, transport, self._tls)
+            if connection.closing():
+                raise ConnectionError("closed as soon as it was open")
+        except BaseException as error:
+            if transport is not None:
+                transport.abort()
+            if isinstance(error, OSError):  # as TimeoutError, gaierror and SSLError are
+                raise SendFailed(cause, str(error) or "no answer in time", sent=False) from error
+            raise
+        self._open.add(connection)
+        self._opened += 1
+        return connection
+
+    @contextlib.asynccontextmanager
+    async def _within(self, until: float) -> AsyncIterator[None]:
+        """A time limit that close() can bring forward."""
+        if self._closed:
+            raise ConnectionError("closed")
+        async with asyncio.timeout_at(until) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+    async def _dial(self, loop: asyncio.AbstractEventLoop, until: float) -> tuple[asyncio.Transport, Connection]:
+        """TCP to the host, or a tunnel to it (CONNECT, RFC 9110 §9.3.6)."""
+        if self._lookup is None:
+            # One look-up at a time, shared: a resolver that hangs must not fill the loop's thread pool.
+            self._lookup = loop.create_task(_resolve(loop, *self._peer))
+            self._lookup.add_done_callback(self._looked_up)
+        addresses = await asyncio.shield(self._lookup)
+        addresses = sorted(addresses, key=lambda address: address != self._good_address)[:MAX_ADDRESSES]
+        for left in range(len(addresses), 0, -1):
+            address, now = addresses[-left], loop.time()
+            try:
+                # An equal share of what is left: a dead IPv6 route must not use up the time of IPv4.
+                async with asyncio.timeout_at(now + (until - now) / left):
+                    transport, connection = await loop.create_connection(self._connection, address, self._peer[1])
+                break
+            except OSError:
+                if left == 1:
+                    raise
+        self._good_address = address
+        if self._tunnel:
+            try:
+                await connection.tunnel(self._tunnel, until)
+            except BaseException:
+                transport.abort()
+                raise
+        return transport, connection
+
+    def _looked_up(self, task: asyncio.Task[list[str]]) -> None:
+        self._lookup = None
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller has gone
+
+    async def _secure(
+        self, loop: asyncio.AbstractEventLoop, tcp: asyncio.Transport, context: ssl.SSLContext
+    ) -> Connection:
+        connection = self._connection()
+        connection.attach(tcp, tcp)  # the peer may push or end before the next line has its result
+        transport = await loop.start_tls(tcp, connection, context, server_hostname=self._host)
+        if transport is None:
+            raise ConnectionError("closed in the handshake")
+        connection.attach(transport, tcp)
+        return connection
+
+    def _connection(self) -> Connection:
+        return Connection(self._max_reply, self._max_head, self._forget)
+
+
+def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:
+    """Where the proxy is, and what opens a tunnel through it (RFC 9110 §9.3.6)."""
+    url = urlsplit(proxy)
+    if url.scheme != "http" or not url.hostname:
+        raise ValueError("the proxy must be http://[user:password@]host[:port]")
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
+    if url.username is not None:
+        pair = unquote_to_bytes(url.username) + b":" + unquote_to_bytes(url.password or "")
+        head += f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
+    return (url.hostname, url.port or 80), f"{head}\r\n".encode("ascii")
+
+
+def _too_late(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_exception(SendFailed("busy", "no connection became free in time", sent=False))
+
+
+def _verifying(context: ssl.SSLContext | None) -> ssl.SSLContext:
+    if context is None:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if context.verify_mode != ssl.CERT_REQUIRED or not context.check_hostname:
+        raise ValueError("the TLS context must verify the certificate and the host name")
+    if context.minimum_version < ssl.TLSVersion.TLSv1_2:
+        raise ValueError("the TLS context must refuse less than TLS 1.2")
+    return context
+
+
+async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[str]:
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))

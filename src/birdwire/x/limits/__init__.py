@@ -1,0 +1,1 @@
+"""What holds a request to X back: rate windows, circuit breakers, the order of writes."""

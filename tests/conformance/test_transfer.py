@@ -1,0 +1,105 @@
+"""From a file to a server: keys go on working, accounts stay linked, and the file is not served again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from typer.testing import CliRunner
+
+from birdwire.cli import build, run_servers
+from birdwire.cli.database import lock_of
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.store.database import Database
+from birdwire.store.schema import metadata
+from birdwire.store.transfer import TABLES
+from harness.gateway import RunningGateway, gateway, serving
+from harness.linking import reason_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.engines("postgres")
+
+
+async def run(*words: str, **environment: str) -> Any:
+    """Run a command."""
+    return await asyncio.to_thread(CliRunner().invoke, build(), list(words), env=environment)
+
+
+async def migrate(directory: Path, url: str) -> Any:
+    """Move the file in a directory into a database."""
+    settings = {"BIRDWIRE_DATABASE_URL": url, "BIRDWIRE_VAULT_KEY_FILE": str(directory / "vault.key")}
+    return await run("migrate", "--json", "--from", str(directory / "birdwire.db"), **settings)
+
+
+async def contents(url: str) -> dict[str, list[dict[str, Any]]]:
+    """Every row that is to be moved, by table."""
+    database = Database(url)
+    async with database.read() as connection:
+        found = {}
+        for table in TABLES:
+            rows = (await connection.execute(select(table).order_by(*table.primary_key.columns))).mappings().all()
+            found[table.name] = [dict(row) for row in rows]
+    await database.close()
+    return found
+
+
+def test_every_table_is_moved_but_what_belongs_to_processes() -> None:
+    """A new table is in the list, or a reason stands here."""
+    assert {table.name for table in TABLES} == set(metadata.tables) - {"changes", "processes"}
+
+
+async def test_a_file_becomes_a_server(tmp_path: Path, empty_url: str) -> None:
+    """A link, a like and a key: all as they were, with the same secret, and the old token is renewed there."""
+    sandbox = create_sandbox()
+    async with contextlib.AsyncExitStack() as every:
+        x_url = await every.enter_async_context(serving(sandbox_config(sandbox)))
+        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
+            _, raw_key = await house.gateway.keys.create("test", "kept", "free", secret=None)
+            house.client.headers["authorization"] = f"Bearer {raw_key}"
+            await house.link("ada")
+            liked = (await house.like()).headers["x-request-id"]
+        before = await contents(house.settings.database_url)
+        moved = await migrate(tmp_path, empty_url)
+        assert moved.exit_code == 0, moved.stderr
+        after = await contents(empty_url)
+        act = after["acts"].pop()  # the only one that the file has not
+        assert (act["act"], act["via"], act["number"]) == ("database.moved", "cli", len(before["acts"]) + 1)
+        assert after == before
+        assert not (tmp_path / "birdwire.db").exists()
+        async with (
+            contextlib.AsyncExitStack() as stack,
+            gateway(tmp_path, sandbox, x_url, stack, database_url=empty_url) as house,
+        ):
+            house.client.headers["authorization"] = f"Bearer {raw_key}"
+            await house.advance_x(7_300)
+            assert (await house.like()).status_code == 200
+            told = await house.client.get(f"/apis/v1/twitter/requests/{liked}")
+            assert told.json()["state"] == "confirmed"
+
+
+async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url: str, house: RunningGateway) -> None:
+    """Into a database that is in use, with another vault key, or from no file: refused, and the file stays."""
+    async with RunningGateway.built(tmp_path, database_url=f"sqlite:///{tmp_path / 'birdwire.db'}") as old:
+        await old.link("ada")
+    used = await migrate(tmp_path, house.settings.database_url)
+    assert (used.exit_code, "is not empty" in used.stderr) == (2, True)
+    with run_servers.alone(lock_of(tmp_path / "birdwire.db"), "", ""):
+        served = await migrate(tmp_path, empty_url)
+    assert (served.exit_code, "A gateway serves" in served.stderr) == (2, True)
+    (tmp_path / "vault.key").rename(tmp_path / "old.key")
+    (tmp_path / "other").mkdir()
+    assert (await run("vault", "create", str(tmp_path / "vault.key"))).exit_code == 0
+    other = await migrate(tmp_path, empty_url)
+    assert (other.exit_code, "not the one that this database was sealed with" in other.stderr) == (2, True)
+    assert (tmp_path / "birdwire.db").exists()
+    missing = await migrate(tmp_path / "other", empty_url)
+    assert (missing.exit_code, "There is no" in missing.stderr) == (2, True)
+    file = await migrate(tmp_path, f"sqlite:///{tmp_path / 'third.db'}")
+    assert (file.exit_code, "is an SQLite file, too" in file.stderr) == (2, True)
+    assert reason_of(await house.like()) == "x_not_linked"

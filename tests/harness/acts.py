@@ -1,0 +1,28 @@
+"""The record of acts, as tests read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from birdwire.accounts.acts import told
+from birdwire.store.database import Database
+from birdwire.store.tables import acts
+
+if TYPE_CHECKING:
+    from harness.gateway import RunningGateway
+
+
+async def recorded(url: str, since: int = 0) -> list[dict[str, Any]]:
+    """Every act with a higher number, in order."""
+    database = Database(url)
+    try:
+        async with database.read() as connection:
+            return [told(row) for row in await acts.after(connection, since, 10_000)]
+    finally:
+        await database.close()
+
+
+async def acts_of(house: RunningGateway) -> list[tuple[str, str, str]]:
+    """What was done to the key of a house, by whom and on which way."""
+    rows = await recorded(house.settings.database_url)
+    return [(row["act"], row["who"], row["via"]) for row in rows if row["subject"] == house.key_id]

@@ -1,0 +1,121 @@
+"""Sessions on a real database with an authorization server that answers as a test says: for steps in a given order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from birdwire.accounts.sessions import Sessions
+from birdwire.keys.cache import KeyCache
+from birdwire.keys.guess_limit import GuessLimiter
+from birdwire.keys.registry import Keys
+from birdwire.runtime.failpoints import Failpoints
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.store.database import Database
+from birdwire.store.encryption.key_rotation import KeyRotation
+from birdwire.store.encryption.vault import KEY_BYTES, Vault
+from birdwire.x.client.auth_server import Meaning, TokenError, Tokens
+from harness.gateway import MovableClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy import RowMapping
+
+    from birdwire.x.client.auth_server import AuthServer
+
+SECRET = "canary"
+
+
+def pair(number: int, owner: str = "") -> Tokens:
+    """The number-th pair."""
+    return Tokens(f"{SECRET}-at-{owner}{number}", f"{SECRET}-rt-{owner}{number}", 7_200, ("like.write",))
+
+
+LOST = TokenError(Meaning.MAYBE, "x_timeout")
+FAILED = TokenError(Meaning.FAILED, "x_5xx")
+REFUSED = TokenError(Meaning.REFUSED, "x_session_expired")
+NOT_SENT = TokenError(Meaning.NOT_SENT, "x_unreachable")
+
+
+@dataclass
+class Script:
+    """Stands for X. Each refresh takes the next answer, and waits until the test gives one."""
+
+    sent: list[str] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)
+    answers: asyncio.Queue[Tokens | TokenError] = field(default_factory=asyncio.Queue)
+    running: int = 0
+    most: int = 0
+
+    async def refresh(self, refresh_token: str) -> Tokens:
+        """As AuthServer.refresh."""
+        self.sent.append(refresh_token)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            answer = await self.answers.get()
+        finally:
+            self.running -= 1
+        if isinstance(answer, TokenError):
+            raise answer
+        return answer
+
+    async def revoke(self, token: str, hint: str) -> None:
+        """As AuthServer.revoke."""
+        self.revoked.append(f"{hint} {token}")
+
+
+class Process:
+    """One process's sessions; several may share a database."""
+
+    def __init__(self, url: str, vault: Vault, clock: MovableClock) -> None:
+        self.x, self.log = Script(), io.StringIO()
+        self.database = Database(url)
+        telemetry = Telemetry(self.log, clock)
+        self.recall, x = KeyCache(self.database, clock), cast("AuthServer", self.x)
+        self.sessions = Sessions(
+            self.database, vault, x, clock, telemetry, "sandbox", Failpoints(), self.recall, GuessLimiter(clock)
+        )
+        self.keys = Keys(self.database, clock, self.recall)
+
+    async def link(self, label: str = "ada") -> str:
+        """A linked account with the pair 1; its key's id."""
+        key, _ = await self.keys.create("test", label, "free")
+        row, _ = await self.sessions.keep(key.key_id, pair(1, label), ["like.write"], None)
+        await self.sessions.name(row["session_id"], f"id of {label}", label)
+        return key.key_id
+
+    async def row(self, key_id: str) -> RowMapping:
+        """The link's row."""
+        row = (await self.sessions.links(key_id)).current
+        assert row is not None
+        return row
+
+    async def token(self, key_id: str) -> str:
+        """The access token that a call would use now."""
+        return (await self.sessions.open(await self.row(key_id))).access_token
+
+    async def asked(self, times: int) -> None:
+        """Until X was asked so often."""
+        async with asyncio.timeout(20):
+            while len(self.x.sent) < times:  # noqa: ASYNC110 - it happens in another task
+                await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def processes(url: str, number: int) -> AsyncIterator[tuple[MovableClock, list[Process]]]:
+    """So many processes on one new database, and their common clock."""
+    clock, vault = MovableClock(), Vault(bytes(range(KEY_BYTES)))
+    made = [Process(url, vault, clock) for _ in range(number)]
+    try:
+        await made[0].database.prepare(upgrade=False)
+        await KeyRotation(made[0].database, vault, clock).enlist()
+        yield clock, made
+    finally:
+        for process in made:
+            await process.sessions.close()
+            await process.database.close()

@@ -1,0 +1,227 @@
+"""A gateway and a sandbox, each on a real socket in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import socket
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import uvicorn
+from pydantic import SecretStr
+
+from birdwire.app import Gateway, create_app
+from birdwire.runtime.clock import Clock
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.sandbox.state import seed
+from birdwire.settings import Settings
+from birdwire.store.encryption.vault import create_key_file
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+
+API = "/apis/v1/twitter/"
+POST = seed.VISIBLE_POST_ID
+GRACE = seed.OTHER_USER_ID
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+CONNECTIONS = httpx2.Limits(max_connections=500, keepalive_expiry=1)
+"""A client ends an idle connection well before a server does, after 5 seconds: else a call may meet its end."""
+
+
+class MovableClock(Clock):
+    """The real time, plus what a test adds."""
+
+    def __init__(self) -> None:
+        self.added = timedelta()
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    def now(self) -> datetime:
+        """The moved time of day."""
+        return super().now() + self.added
+
+    def adjusted(self, at: datetime) -> datetime:
+        """Moved as well."""
+        return at + self.added
+
+    def monotonic(self) -> float:
+        """Moved as well."""
+        return super().monotonic() + self.added.total_seconds()
+
+    async def pause(self, longest_s: float) -> None:
+        """Move on by the whole pause, in no time; `meanwhile` happens in it."""
+        self.advance(seconds=longest_s)
+        await (self.meanwhile or _nothing)()
+
+    def advance(self, **by: float) -> None:
+        """Move on, by the names of a timedelta."""
+        self.added += timedelta(**by)
+
+
+async def _nothing() -> None:
+    await asyncio.sleep(0)
+
+
+@dataclass
+class RunningGateway:
+    """The running pair. `client` sends the key; `bare` sends none; `x` talks to the sandbox."""
+
+    directory: Path
+    settings: Settings
+    gateway: Gateway
+    sandbox: Any
+    clock: MovableClock
+    log: io.StringIO
+    client: httpx2.AsyncClient
+    bare: httpx2.AsyncClient
+    x: httpx2.AsyncClient
+    key_id: str = ""
+    raw_key: str = ""
+    secrets: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def built(
+        cls, directory: Path, *, rpm: int | None = None, public: bool = False, **options: Any
+    ) -> AsyncIterator[RunningGateway]:
+        """Start both, make a key, and stop both at the end. `public`: X knows the gateway as a public client."""
+        async with contextlib.AsyncExitStack() as stack:
+            sandbox = create_sandbox()
+            x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
+            async with gateway(directory, sandbox, x_url, stack, public=public, **options) as house:
+                key, house.raw_key = await house.gateway.keys.create("test", "test key", "growth", rpm)
+                house.key_id = key.key_id
+                house.client.headers["authorization"] = f"Bearer {house.raw_key}"
+                yield house
+
+    async def call(self, name: str, body: object = None, **options: Any) -> httpx2.Response:
+        """POST an endpoint of the API with a JSON body, if any."""
+        if body is not None:
+            options["json"] = body
+        return await self.client.post(API + name, **options)
+
+    async def like(self, tweet_id: str = POST) -> httpx2.Response:
+        """Like a post."""
+        return await self.call("like_twitter", {"tweet_id": tweet_id})
+
+    async def status(self) -> dict[str, Any]:
+        """What auth/status says."""
+        return dict((await self.client.get(API + "auth/status")).json())
+
+    async def consent(self, username: str, action: str = "allow", body: object = None, **more: Any) -> str:
+        """Begin a link and decide on X's page; the URL that X redirects to."""
+        auth_url = (await self.call("auth_twitter", body)).raise_for_status().json()["auth_url"]
+        decision = {"auth_url": auth_url, "username": username, "action": action, **more}
+        answer = (await self.x.post("/_sandbox/consent", json=decision)).raise_for_status()
+        return str(answer.json()["redirect_to"])
+
+    async def link(self, username: str = "ada", body: object = None, **more: Any) -> httpx2.Response:
+        """Link an account to the key; the callback's answer."""
+        return await self.bare.get(await self.consent(username, body=body, **more), headers={"accept": "text/html"})
+
+    async def calls(self, path: str = "", **like: str) -> list[dict[str, Any]]:
+        """The calls that X got at a path, with these members."""
+        calls = (await self.x.get("/_sandbox/calls")).json()["calls"]
+        return [call for call in calls if call["path"].startswith(path) and like.items() <= call.items()]
+
+    async def state(self) -> dict[str, Any]:
+        """X's own view of its world."""
+        return dict((await self.x.get("/_sandbox/state")).json())
+
+    async def post_of(self, post_id: str) -> dict[str, Any]:
+        """A post as X keeps it."""
+        return dict(next(post for post in (await self.state())["posts"] if post["id"] == post_id))
+
+    async def fault(self, method: str, path: str, do: dict[str, Any], times: int | None = 1) -> None:
+        """Make X fail at an endpoint."""
+        body = {"match": {"method": method, "path": path}, "times": times, "do": do}
+        (await self.x.post("/_sandbox/faults", json=body)).raise_for_status()
+
+    async def configure(self, **options: Any) -> None:
+        """Change X's behaviour."""
+        (await self.x.post("/_sandbox/config", json=options)).raise_for_status()
+
+    async def advance_x(self, seconds: float) -> None:
+        """Move X's clock."""
+        (await self.x.post("/_sandbox/clock", json={"advance_s": seconds})).raise_for_status()
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    directory: Path,
+    sandbox: Any,
+    x_url: str,
+    stack: contextlib.AsyncExitStack,
+    *,
+    public: bool = False,
+    lane: bool = True,
+    **options: Any,
+) -> AsyncIterator[RunningGateway]:
+    """A gateway in a directory (new or used before) towards a sandbox that runs; without the `lane` the app serves."""
+    key_file = directory / "vault.key"
+    if not key_file.exists():
+        create_key_file(key_file)
+    listener = bound()
+    url = address(listener)
+    clients = sandbox.state.clients
+    given = {
+        "public_url": url,
+        "database_url": f"sqlite:///{directory / 'birdwire.db'}",
+        "vault_key_file": key_file,
+        "x_client_id": clients.public_client_id if public else clients.client_id,
+        "x_client_secret": None if public else SecretStr(clients.client_secret),
+        "x_api_url": x_url,
+        "x_authorize_url": f"{x_url}/i/oauth2/authorize",
+        "max_calls": 1_000,  # what tests ask at once is no overload, but where they say so
+        "max_calls_each": 1_000,
+    }
+    settings = Settings.model_validate(given | options)
+    clock, log = MovableClock(), io.StringIO()
+    parts = create_app(settings, clock=clock, log=log)
+    await stack.enter_async_context(serving(parts.server(lane=lane, log_level="error"), listener))
+    client, bare, x = [
+        await stack.enter_async_context(httpx2.AsyncClient(base_url=base, timeout=30, limits=CONNECTIONS))
+        for base in (url, url, x_url)
+    ]
+    yield RunningGateway(directory, settings, parts, sandbox, clock, log, client, bare, x)
+
+
+def bound() -> socket.socket:
+    """A listening socket on any free loopback port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """Its base URL."""
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.asynccontextmanager
+async def serving(config: uvicorn.Config, listener: socket.socket | None = None) -> AsyncIterator[str]:
+    """Serve in this event loop; the base URL."""
+    listener = listener or bound()
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals
+    while not server.started:
+        if task.done():
+            raise RuntimeError("the app did not start") from task.exception()
+        await asyncio.sleep(0)
+    try:
+        yield address(listener)
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(task, 30)

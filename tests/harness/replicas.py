@@ -1,0 +1,173 @@
+"""Several gateways as real processes on one PostgreSQL, one Redis and one sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from birdwire.keys.registry import Keys
+from birdwire.runtime.clock import Clock
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.store.database import Database
+from birdwire.store.encryption.vault import create_key_file
+from harness.gateway import API, CONNECTIONS, POST, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from harness.engines import Postgres, Redis
+
+PROGRAM = Path(sys.executable).with_name("birdwire")
+START_S = 60
+END_S = 45
+NOWHERE = "http://127.0.0.1:9"
+"""The public URL: nobody listens there, so a callback is brought to whichever replica a test likes."""
+
+METRICS_TOKEN = "fleet-metrics-token"
+PLENTY = 1_000_000
+UNLIKE = "DELETE /2/users/{id}/likes/{tweet_id}"
+NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY, UNLIKE: PLENTY}}
+
+
+@dataclass
+class Replica:
+    """One `birdwire serve`; its log lines are in a file."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    log: Path
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, unless it has ended, and wait for the end; the exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), END_S)
+
+
+@dataclass
+class Fleet:
+    """The replicas, and what a test needs beside them. `keys` works on the database as the command line does."""
+
+    folder: Path
+    environment: dict[str, str]
+    keys: Keys
+    x: httpx2.AsyncClient
+    client: httpx2.AsyncClient
+    replicas: list[Replica] = field(default_factory=list)
+    _callers: Iterator[int] = field(default_factory=itertools.count)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def built(
+        cls, folder: Path, postgres: Postgres, redis: Redis | None, replicas: int = 3, **settings: str
+    ) -> AsyncIterator[Fleet]:
+        """Migrate a new database, start all, and end all. `settings` are the gateways' own, in upper case."""
+        async with contextlib.AsyncExitStack() as stack:
+            sandbox = create_sandbox()
+            x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
+            create_key_file(folder / "vault.key")
+            given = {
+                "DATABASE_URL": postgres.database(),
+                "VAULT_KEY_FILE": str(folder / "vault.key"),
+                "PUBLIC_URL": NOWHERE,
+                "X_API_URL": x_url,
+                "X_AUTHORIZE_URL": f"{x_url}/i/oauth2/authorize",
+                "X_CLIENT_ID": sandbox.state.clients.client_id,
+                "X_CLIENT_SECRET": sandbox.state.clients.client_secret,
+                "TRUSTED_PROXIES": "127.0.0.1",
+                "METRICS_TOKEN": METRICS_TOKEN,
+                **({"REDIS_URL": redis.url} if redis else {}),
+                **settings,
+            }
+            environment = {f"BIRDWIRE_{name}": value for name, value in given.items()}
+            environment["PATH"] = os.environ.get("PATH", "")
+            database = Database(given["DATABASE_URL"])
+            stack.push_async_callback(database.close)
+            await database.prepare(upgrade=True)
+            x = await stack.enter_async_context(httpx2.AsyncClient(base_url=x_url, timeout=30, limits=CONNECTIONS))
+            (await x.post("/_sandbox/config", json=NO_LIMITS)).raise_for_status()
+            client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=CONNECTIONS))
+            fleet = cls(folder, environment, Keys(database, Clock()), x, client)
+            stack.push_async_callback(fleet.close)
+            fleet.replicas += await asyncio.gather(*(fleet.start(str(number)) for number in range(replicas)))
+            yield fleet
+
+    async def start(self, name: str, port: int = 0, **settings: str) -> Replica:
+        """One more gateway, at any free port or the one that is named; it answers when this returns."""
+        log = self.folder / f"{name}.log"
+        with log.open("ab") as stderr:
+            process = await asyncio.create_subprocess_exec(
+                *(PROGRAM, "serve", "--json", "--port", str(port)),
+                env=self.environment | {f"BIRDWIRE_{name}": value for name, value in settings.items()},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=stderr,
+            )
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), START_S)
+        assert line, log.read_text()
+        return Replica(process, json.loads(line)["gateway"], log)
+
+    async def close(self) -> None:
+        """End every gateway, at once."""
+        await asyncio.gather(*(replica.end(signal.SIGKILL) for replica in self.replicas))
+
+    async def key(self, rpm: int = 100_000) -> tuple[str, dict[str, str]]:
+        """A new key's id, and its caller's headers: the key, and an address of the caller's own."""
+        key, raw_key = await self.keys.create("test", "test key", "growth", rpm)
+        address = ip_address("10.0.0.0") + next(self._callers)
+        return key.key_id, {"authorization": f"Bearer {raw_key}", "x-forwarded-for": str(address)}
+
+    async def link(self, headers: dict[str, str], *, begin: int = 0, end: int = 0, username: str = "ada") -> None:
+        """Link an account to a key, in place of any other: asked for at one replica, called back at another."""
+        back = await self.consent(headers, begin=begin, username=username)
+        answer = await self.client.get(f"{self.replicas[end].url}{back}")
+        assert answer.status_code == 200, answer.text
+
+    async def consent(self, headers: dict[str, str], *, begin: int = 0, username: str = "ada") -> str:
+        """Begin a link at one replica and approve it; the callback's path and query."""
+        body = {"expected_username": username}
+        begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers, json=body)
+        decision = {"auth_url": begun.json()["auth_url"], "username": username, "action": "allow"}
+        back = urlsplit((await self.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"])
+        return f"{back.path}?{back.query}"
+
+    async def like(self, replica: int, headers: dict[str, str]) -> httpx2.Response:
+        """Like a post, by one replica."""
+        return await self.client.post(self.at(replica, "like_twitter"), headers=headers, json={"tweet_id": POST})
+
+    async def status(self, replica: int, headers: dict[str, str]) -> httpx2.Response:
+        """Ask one replica for auth/status."""
+        return await self.client.get(self.at(replica, "auth/status"), headers=headers)
+
+    async def ready(self, replica: int) -> httpx2.Response:
+        """Ask one replica whether it can work."""
+        return await self.client.get(f"{self.replicas[replica].url}/readyz")
+
+    async def metric(self, replica: int, name: str) -> float:
+        """What one replica says of a metric without labels."""
+        answer = await self.client.get(
+            f"{self.replicas[replica].url}/metrics", headers={"authorization": f"Bearer {METRICS_TOKEN}"}
+        )
+        return next(float(line.split()[1]) for line in answer.text.splitlines() if line.startswith(f"{name} "))
+
+    def at(self, replica: int, name: str) -> str:
+        """The URL of an endpoint of the API."""
+        return f"{self.replicas[replica].url}{API}{name}"
+
+    def lines(self, replica: int) -> list[dict[str, Any]]:
+        """What a replica has logged."""
+        return [json.loads(line) for line in self.replicas[replica].log.read_text().splitlines()]

@@ -1,0 +1,155 @@
+"""A line to X whose own parts fail: what its caller is told of the call."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from birdwire.accounts.client import AccountClients
+from birdwire.accounts.sessions import Sessions, XSession
+from birdwire.accounts.write_permit import StaleError, WritePermit
+from birdwire.api.errors import GatewayError
+from birdwire.runtime.telemetry import Telemetry
+from birdwire.store.database import Database, StorageDownError
+from birdwire.x.catalog.operations import Liked, Posted
+from birdwire.x.client.pool import Reply
+from birdwire.x.client.requests import Reading, XRequest
+from birdwire.x.limits.circuit_breaker import CircuitBreaker
+from birdwire.x.limits.rate_windows import RateWindows
+from birdwire.x.limits.write_order import WriteOrder
+from harness.gateway import MovableClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from birdwire.x.client.api import X
+
+SESSION = XSession("xs_1", 1, "token", "1", "ada", frozenset())
+
+
+class _Unauthorized:
+    """Stands for X, which answers 401, and for the sessions, whose store is away."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def send(self, *_: Any) -> Reply:
+        """As X.send."""
+        self.asked += 1
+        return Reply(401, {}, b"{}")
+
+    async def renew(self, *_: Any) -> XSession:
+        """As Sessions.renew."""
+        raise StorageDownError("OperationalError")
+
+
+class _Permitted:
+    """Stands for X, which fails as often as `failures` says, and for a permit that cannot be renewed after that."""
+
+    def __init__(self, failures: int) -> None:
+        self.asked, self.failures = 0, failures
+
+    async def send(self, _token: str, _request: XRequest, _deadline_s: float, may_send: Callable[[], None]) -> Reply:
+        """As X.send."""
+        may_send()
+        self.asked += 1
+        return Reply(503, {}, b"{}")
+
+    def check(self, _session: XSession) -> None:
+        """As Permit.check."""
+        if self.asked == self.failures:
+            raise StaleError
+
+    async def renew(self, _session: XSession) -> XSession:
+        """As Permit.renew."""
+        raise StorageDownError("OperationalError")
+
+
+class _Unsure:
+    """Stands for X, which loses the first try and answers 401 to the second, and for a key and sessions that fail."""
+
+    def __init__(self, renewal: Exception | None) -> None:
+        self.asked, self.renewal = 0, renewal
+
+    async def send(self, _token: str, _request: XRequest, _deadline_s: float, may_send: Callable[[], None]) -> Reply:
+        """As X.send."""
+        may_send()
+        self.asked += 1
+        if self.asked == 1:
+            raise GatewayError("x_timeout", outcome="unknown")
+        return Reply(401, {}, b"{}")
+
+    def check(self, _session: XSession) -> None:
+        """As Permit.check."""
+        if self.asked == 2:
+            raise GatewayError("key_revoked")
+
+    async def renew(self, *_: Any) -> XSession:
+        """As Sessions.renew."""
+        if self.renewal is not None:
+            raise self.renewal
+        return SESSION
+
+
+def _lines(folder: Path, both: object) -> AccountClients:
+    clock = MovableClock()
+    telemetry = Telemetry(io.StringIO(), clock)
+    return AccountClients(
+        cast("Sessions", both),
+        cast("X", both),
+        RateWindows(Database(f"sqlite:///{folder / 'none.db'}"), clock, "client"),
+        CircuitBreaker(clock, telemetry),
+        WriteOrder(),
+        clock,
+        15.0,
+        telemetry.metrics,
+    )
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"), [(0, ("storage_unavailable", "not_sent")), (1, ("x_5xx", "unknown"))], ids=["first", "retry"]
+)
+async def test_what_cannot_be_permitted_for_want_of_the_store_is_not_sent(
+    tmp_path: Path, failures: int, told: tuple[str, str]
+) -> None:
+    """A retry that is not sent leaves the answer to the try before it."""
+    both = _Permitted(failures)
+    line = _lines(tmp_path, both).open(SESSION, cast("WritePermit", both))
+    like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
+    with pytest.raises(GatewayError) as error:
+        await line.ask(like, Reading(Liked))
+    assert ((error.value.reason, error.value.outcome), both.asked) == (told, failures)
+
+
+async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(tmp_path: Path) -> None:
+    """Nobody need look for the post: X said no, and was not asked again."""
+    both = _Unauthorized()
+    lines = _lines(tmp_path, both)
+    with pytest.raises(GatewayError) as error:
+        await lines.open(SESSION).ask(XRequest("POST", "/2/tweets", endpoint="POST /2/tweets"), Reading(Posted))
+    assert (error.value.reason, error.value.outcome, both.asked) == ("storage_unavailable", "not_sent", 1)
+
+
+@pytest.mark.parametrize(
+    ("renewal", "reason"),
+    [
+        (None, "key_revoked"),
+        (StorageDownError("OperationalError"), "storage_unavailable"),
+        (GatewayError("x_renewal_failed"), "x_renewal_failed"),
+        (TimeoutError(), "x_timeout"),
+    ],
+    ids=["permit", "store", "x", "deadline"],
+)
+async def test_a_lost_try_stays_unknown_when_the_try_after_its_renewal_is_not_sent(
+    tmp_path: Path, renewal: Exception | None, reason: str
+) -> None:
+    """X's 401 was about the second try; the first one may have been applied."""
+    both = _Unsure(renewal)
+    line = _lines(tmp_path, both).open(SESSION, cast("WritePermit", both))
+    like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
+    with pytest.raises(GatewayError) as error:
+        await line.ask(like, Reading(Liked))
+    assert (error.value.reason, error.value.outcome, both.asked) == (reason, "unknown", 2)

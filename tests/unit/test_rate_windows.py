@@ -1,0 +1,187 @@
+"""The ledger of X's limits by itself: out of order, over, too many, and with a store that is away."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from birdwire.api.errors import GatewayError
+from birdwire.runtime.clock import Clock
+from birdwire.store.database import Database, StorageDownError
+from birdwire.store.tables import rate_windows as store
+from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.client.pool import Reply
+from birdwire.x.client.rate_headers import LONGEST_S, told
+from birdwire.x.limits.rate_windows import MOST, NAMES, RateWindows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START = datetime(2026, 4, 18, 7, tzinfo=UTC)
+LIKE, ADA = "POST /2/users/{user_id}/likes", "2244994945"
+
+
+class Still(Clock):
+    """A time that a test sets."""
+
+    at = START
+
+    def now(self) -> datetime:
+        """As set."""
+        return self.at
+
+    def monotonic(self) -> float:
+        """As set."""
+        return self.at.timestamp()
+
+
+@pytest.fixture
+def clock() -> Still:
+    """A time that stands."""
+    return Still()
+
+
+@pytest.fixture
+def ledger(clock: Still, tmp_path: Path) -> RateWindows:
+    """One that was told nothing, on a database that is not there."""
+    return RateWindows(Database(f"sqlite:///{tmp_path / 'none' / 'b.db'}"), clock, "app")
+
+
+def reply(remaining: object, reset_in_s: int = 900, status: int = 200, prefix: str = "x-rate-limit") -> Reply:
+    """A reply that tells of one window."""
+    reset = str(int(START.timestamp()) + reset_in_s)
+    headers = {f"{prefix}-limit": "50", f"{prefix}-remaining": str(remaining), f"{prefix}-reset": reset}
+    return Reply(status, {**headers, "date": format_datetime(START, usegmt=True)}, b"")
+
+
+def held(ledger: RateWindows, account: str = ADA) -> tuple[str, int | None] | None:
+    """Why and how long a like is held; None: it is not."""
+    try:
+        ledger.check(LIKE, account)
+    except GatewayError as error:
+        return error.reason, error.retry_after_s
+    return None
+
+
+def test_replies_that_come_out_of_order_do_not_open_a_window_again(ledger: RateWindows, clock: Still) -> None:
+    """In one window less is newer; a later window is newer than all of it."""
+    for remaining, reset_in_s in ((1, 900), (0, 899), (1, 901), (5, 900)):
+        ledger.learn(LIKE, ADA, reply(remaining, reset_in_s))
+    assert held(ledger) == ("x_window_15m", 899)
+    assert (held(ledger, "1"), ledger.refused) == (None, 1)
+    clock.at += timedelta(seconds=899)
+    assert held(ledger) is None
+    assert ledger.spare(LIKE, ADA) is None
+
+
+def test_a_day_decides_before_a_quarter_of_an_hour(ledger: RateWindows) -> None:
+    """The shorter wait would be in vain."""
+    ledger.learn(LIKE, ADA, reply(0, 60))
+    ledger.learn(LIKE, ADA, reply(0, 7_000, prefix="x-user-limit-24hour"))
+    assert held(ledger) == ("x_window_24h", 7_000)
+    assert ledger.spare(LIKE, ADA) == 0
+
+
+def test_a_401_says_nothing_of_anybody(ledger: RateWindows) -> None:
+    """X does not know whose window it should have looked at."""
+    ledger.learn(LIKE, ADA, reply(0, status=401))
+    assert held(ledger) is None
+
+
+def test_a_clock_that_is_set_back_holds_nothing_for_longer_than_a_window_lasts(
+    ledger: RateWindows, clock: Still
+) -> None:
+    """Three hours of waiting for a quarter of an hour would be nonsense."""
+    ledger.learn(LIKE, ADA, reply(0))
+    clock.at -= timedelta(hours=3)
+    assert held(ledger) is None
+
+
+def test_a_limit_that_was_raised_counts_at_once(ledger: RateWindows) -> None:
+    """Another limit is another window."""
+    ledger.learn(LIKE, ADA, reply(0))
+    raised = dict(reply(40).headers) | {"x-rate-limit-limit": "100"}
+    ledger.learn(LIKE, ADA, Reply(200, raised, b""))
+    assert held(ledger) is None
+    assert ledger.spare(LIKE, ADA) == 40
+
+
+def test_its_memory_is_bounded(ledger: RateWindows) -> None:
+    """The account learned of first is forgotten first."""
+    for account in range(MOST + 10):
+        ledger.learn(LIKE, str(account), reply(0))
+    assert held(ledger, "0") is None
+    assert held(ledger, str(MOST)) is not None
+    assert len(vars(ledger)["_marks"]) == len(vars(ledger)["_empty"]) == MOST
+
+
+async def test_a_store_that_is_away_changes_nothing_here(ledger: RateWindows) -> None:
+    """What cannot be written is kept and written later; an end without it is an end."""
+    ledger.learn(LIKE, ADA, reply(0))
+    with pytest.raises(StorageDownError):
+        await ledger.exchange()
+    assert held(ledger) is not None
+    await ledger.close()
+
+
+async def test_what_is_over_vanishes_here_and_in_the_store(clock: Still, tmp_path: Path) -> None:
+    """Nothing grows with time."""
+    database = Database(f"sqlite:///{tmp_path / 'b.db'}")
+    await database.prepare(upgrade=False)
+    ledger = RateWindows(database, clock, "app")
+    for account in range(3):
+        ledger.learn(LIKE, str(account), reply(account))
+    await ledger.exchange(everything=True)
+    clock.at += timedelta(hours=1)
+    await ledger.exchange()
+    assert (len(vars(ledger)["_marks"]), vars(ledger)["_empty"]) == (0, set())
+    async with database.read() as connection:
+        assert await store.changed(connection, "app", START - timedelta(days=1), START, 10) == []
+    await database.close()
+
+
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_number_that_no_column_holds_keeps_no_other_from_the_store(clock: Still, database_url: str) -> None:
+    """X may say anything; what it says of others is shared all the same, and a huge rest is a large one."""
+    database = Database(database_url)
+    await database.prepare(upgrade=False)
+    first, second = RateWindows(database, clock, "app"), RateWindows(database, clock, "app")
+    headers = dict(reply(99_999_999_999).headers) | {"x-rate-limit-limit": "99999999999"}
+    first.learn(LIKE, "1", Reply(200, headers, b""))
+    first.learn(LIKE, ADA, reply(0))
+    await first.exchange(everything=True)
+    await second.exchange()
+    assert held(second) is not None
+    assert (second.spare(LIKE, "1") or 0) > 1_000_000
+    await database.close()
+
+
+def test_every_operation_is_among_the_names() -> None:
+    """Or its limits would be learned and not shown."""
+    assert {row.name for row in OPERATIONS} <= set(NAMES.values())
+
+
+TEXTS = st.one_of(st.none(), st.integers(-5, 10**13).map(str), st.text(max_size=20), st.just("0"))
+
+
+@given(
+    remaining=TEXTS,
+    limit=TEXTS,
+    reset=TEXTS,
+    date=st.one_of(TEXTS, st.datetimes().map(lambda at: format_datetime(at.replace(tzinfo=UTC), usegmt=True))),
+    prefix=st.sampled_from(["x-rate-limit", "x-user-limit-24hour", "x-app-limit-24hour"]),
+)
+@settings(max_examples=300)
+def test_no_header_of_x_makes_a_window_that_cannot_be(
+    remaining: str | None, limit: str | None, reset: str | None, date: str | None, prefix: str
+) -> None:
+    """Whatever it says: a rest that is a number, and a wait between a second and the window's length."""
+    given_headers = {f"{prefix}-remaining": remaining, f"{prefix}-limit": limit, f"{prefix}-reset": reset, "date": date}
+    for window in told({name: value for name, value in given_headers.items() if value is not None}, START):
+        assert window.remaining >= 0
+        assert 1 <= window.reset_in_s <= LONGEST_S[window.name]

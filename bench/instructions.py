@@ -69,6 +69,7 @@ def count_bytecodes(likes: int) -> dict[str, Any]:
         x.stop()
     counts, times = bytecodes.commonest(json.loads(out.read_text()))
     frames = counts.pop(bytecodes.FRAMES)
+    print(f"{sum(counts.values()):,} bytecodes for a like", flush=True)
     return {"counts": counts, "frames": frames, "likes": likes, "alike": times}
 
 

@@ -65,8 +65,7 @@ def count_bytecodes(likes: int) -> dict[str, Any]:
     try:
         answering(process, out.exists, TRACED_S)
     finally:
-        process.stop()
-        x.stop()
+        _stop(process, x)
     counts, times = bytecodes.commonest(json.loads(out.read_text()))
     frames = counts.pop(bytecodes.FRAMES)
     print(f"{sum(counts.values()):,} bytecodes for a like", flush=True)
@@ -83,8 +82,7 @@ def count_instructions(likes: int, runs: int) -> dict[str, Any]:
         meter = callgrind.Meter(process, WORK)
         spans, libraries = callgrind.measure(meter, lambda: [Caller(port, key) for key in place.keys], likes, runs)
     finally:
-        process.stop()
-        x.stop()
+        _stop(process, x)
     return {
         **asdict(callgrind.Cost.of(spans)),
         "runs": [asdict(span) for span in spans],
@@ -102,6 +100,13 @@ def _prepared(connections: int) -> tuple[Process, contenders.Place, dict[str, st
     asyncio.run(seed.link(environment, place.keys))
     # Sets of strings iterate in the same order in each run.
     return x, place, environment | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent)}, port
+
+
+def _stop(process: Process, x: Process) -> None:
+    """Kill the gateway: the periodic task that would notice SIGTERM sleeps."""
+    process.running.kill()
+    process.stop()
+    x.stop()
 
 
 def page(result: dict[str, Any]) -> str:

@@ -190,7 +190,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", choices=[INSTRUCTIONS, BYTECODES], help="measure one of the two, and print it only")
     parser.add_argument("--runs", type=int, default=5, help="number of runs under callgrind (default: 5)")
     parser.add_argument(
-        "--likes", type=int, default=640, help="number of likes in a run; bytecodes need 100 at most (default: 640)"
+        "--likes", type=int, default=320, help="number of likes in a run; bytecodes need 100 at most (default: 320)"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument("--docs", action="store_true", help="also replace the budget in docs/design.md")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
 from birdwire.accounts.acts import ActLog
-from birdwire.accounts.client import AccountClients
+from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.endpoints import Confirm, LinkEndpoints
 from birdwire.accounts.linking import AuthTwitter, LinkStarts
 from birdwire.accounts.pages import Pages
@@ -109,7 +109,8 @@ class Gateway:
     routes: list[Route]
     keys: Keys
     sessions: Sessions
-    lines: AccountClients
+    clients: AccountClients
+    order: WriteOrder
     capabilities: Capabilities
     health: Health
     room: ConnectionBudget
@@ -249,17 +250,9 @@ def create_app(
         lookups,
     )
     limits = allowances(settings, clock, telemetry)
-    lines = AccountClients(
-        sessions,
-        x,
-        ledger,
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
-        clock,
-        settings.x_deadline_s,
-        telemetry.metrics,
-    )
-    reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
+    breaker, budget, order = CircuitBreaker(clock, telemetry), RetryBudget(), WriteOrder()
+    clients = AccountClients(sessions, x, ledger, breaker, budget, clock, settings.x_deadline_s)
+    reconciler = Reconciler(database, journal, presence, sessions, x, clients, clock, telemetry)
     lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Pipeline(
         keys,
@@ -267,7 +260,9 @@ def create_app(
         oauth,
         sessions,
         recall,
-        lines,
+        clients,
+        ledger,
+        order,
         LookupRunner(clock),
         capabilities,
         journal,
@@ -323,12 +318,25 @@ def create_app(
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
+    watch_x(telemetry.metrics, ledger, breaker, budget)
     every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
+        app,
+        metrics_app,
+        every,
+        keys,
+        sessions,
+        clients,
+        order,
+        capabilities,
+        health,
+        room,
+        reconciler,
+        telemetry,
+        settings,
     )
 
 
@@ -425,6 +433,13 @@ def watch(
         "birdwire_x_connections_opened_total",
         lambda: {(pool,): upstream.stats().opened for pool, upstream in upstreams.items()},
     )
+
+
+def watch_x(metrics: Metrics, windows: RateWindows, breaker: CircuitBreaker, budget: RetryBudget) -> None:
+    """Have the metrics read what keeps requests from X."""
+    metrics.watch("birdwire_x_retries_total", lambda: budget.retries)
+    metrics.watch("birdwire_x_spared_total", lambda: {("window",): windows.refused, ("breaker",): breaker.refused})
+    metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
 
 
 def routes(

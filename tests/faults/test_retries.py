@@ -217,11 +217,11 @@ async def test_an_unlike_waits_for_the_like_before_it(linked: RunningGateway) ->
     """So that what came last holds."""
     await linked.fault("POST", LIKES, {"delay_s": 0.2})
     like = asyncio.create_task(linked.like())
-    await until(lambda: linked.gateway.lines.running)
+    await until(lambda: linked.gateway.clients.budget.running)
     unlike = asyncio.create_task(
         linked.call("unlike_twitter", {"tweet_id": "0" + POST[1:] if POST[0] == "0" else POST})
     )
-    await until(lambda: linked.gateway.lines.order.waiting)
+    await until(lambda: linked.gateway.order.waiting)
     assert [reason(await one) for one in (like, unlike)] == [(200, None)] * 2
     assert [call["method"] for call in await linked.calls("/2/users/") if "likes" in call["path"]] == ["POST", "DELETE"]
     assert (await linked.state())["likes"] == []
@@ -234,7 +234,7 @@ async def test_a_like_is_dropped_when_an_unlike_has_come_before_its_second_try(l
     async def unlike() -> None:
         if not unlikes:
             unlikes.append(asyncio.create_task(linked.call("unlike_twitter", {"tweet_id": POST})))
-            await until(lambda: linked.gateway.lines.order.waiting)
+            await until(lambda: linked.gateway.order.waiting)
 
     linked.clock.meanwhile = unlike
     await linked.fault("POST", LIKES, {"drop": "after_apply"})
@@ -271,7 +271,7 @@ async def test_calls_on_other_targets_and_of_other_accounts_wait_for_nobody(link
     """Only what undoes each other is in a queue."""
     await linked.fault("POST", LIKES, {"delay_s": 1})
     like = asyncio.create_task(linked.like())
-    await until(lambda: linked.gateway.lines.running)
+    await until(lambda: linked.gateway.clients.budget.running)
     async with another_key(linked, "grace") as grace:
         calls = (
             linked.call("bookmark_twitter", {"tweet_id": POST}),
@@ -289,12 +289,12 @@ async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) ->
         await house.link("ada")
         await house.fault("POST", LIKES, {"delay_s": 1}, times=None)
         like = asyncio.create_task(house.like())
-        await until(lambda: house.gateway.lines.running)
+        await until(lambda: house.gateway.clients.budget.running)
         unlikes = [asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]
         assert reason(await like) == (502, "x_timeout")
         ends = {reason(await unlike) for unlike in unlikes}
         assert ends <= {(502, "x_timeout"), (502, "x_unreachable"), (200, None)}  # as soon as there is time to send
-        assert house.gateway.lines.order.waiting == 0
+        assert house.gateway.order.waiting == 0
 
 
 # An X that fails altogether.

@@ -30,7 +30,7 @@ from birdwire.accounts.write_permit import StaleError
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.backoff import Backoff
 from birdwire.store.database import StorageDownError
-from birdwire.x.client.api import Unauthorized, read
+from birdwire.x.client.replies import Unauthorized, read
 
 if TYPE_CHECKING:
     from typing import Self

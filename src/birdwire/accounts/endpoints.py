@@ -26,8 +26,8 @@ from birdwire.store.database import StorageDownError, now
 from birdwire.store.encryption.vault import VaultError
 from birdwire.store.tables import link_states as store
 from birdwire.store.tables.acts import Actor
-from birdwire.x.client.api import Unauthorized
 from birdwire.x.client.auth_server import Meaning, TokenError
+from birdwire.x.client.replies import Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -111,7 +111,6 @@ class Gateway:
     sessions: Sessions
     clients: AccountClients
     order: WriteOrder
-    capabilities: Capabilities
     health: Health
     room: ConnectionBudget
     reconciler: Reconciler
@@ -250,8 +249,8 @@ def create_app(
         lookups,
     )
     limits = allowances(settings, clock, telemetry)
-    breaker, budget, order = CircuitBreaker(clock, telemetry), RetryBudget(), WriteOrder()
-    clients = AccountClients(sessions, x, ledger, breaker, budget, clock, settings.x_deadline_s)
+    breaker, order = CircuitBreaker(clock, telemetry), WriteOrder()
+    clients = AccountClients(sessions, x, ledger, breaker, RetryBudget(), clock, settings.x_deadline_s)
     reconciler = Reconciler(database, journal, presence, sessions, x, clients, clock, telemetry)
     lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Pipeline(
@@ -318,25 +317,13 @@ def create_app(
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
-    watch_x(telemetry.metrics, ledger, breaker, budget)
+    clients.watch(telemetry.metrics)
     every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app,
-        metrics_app,
-        every,
-        keys,
-        sessions,
-        clients,
-        order,
-        capabilities,
-        health,
-        room,
-        reconciler,
-        telemetry,
-        settings,
+        app, metrics_app, every, keys, sessions, clients, order, health, room, reconciler, telemetry, settings
     )
 
 
@@ -433,13 +420,6 @@ def watch(
         "birdwire_x_connections_opened_total",
         lambda: {(pool,): upstream.stats().opened for pool, upstream in upstreams.items()},
     )
-
-
-def watch_x(metrics: Metrics, windows: RateWindows, breaker: CircuitBreaker, budget: RetryBudget) -> None:
-    """Have the metrics read what keeps requests from X."""
-    metrics.watch("birdwire_x_retries_total", lambda: budget.retries)
-    metrics.watch("birdwire_x_spared_total", lambda: {("window",): windows.refused, ("breaker",): breaker.refused})
-    metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
 
 
 def routes(

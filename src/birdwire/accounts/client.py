@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.accounts.write_permit import WritePermit
     from birdwire.runtime.clock import Clock
+    from birdwire.runtime.metrics import Metrics
     from birdwire.x.client.api import X
     from birdwire.x.client.pool import Reply
     from birdwire.x.client.requests import Reading, XRequest
@@ -87,6 +88,13 @@ class AccountClients:
     def open(self, session: XSession, permit: WritePermit | None = None) -> AccountClient:
         """Return a client for one call of a linked account. Each write is checked against the `permit`, if any."""
         return AccountClient(self, session, permit)
+
+    def watch(self, metrics: Metrics) -> None:
+        """Have the metrics read how often X was asked again, and how often it was spared."""
+        windows, breaker, budget = self.windows, self.breaker, self.budget
+        metrics.watch("birdwire_x_retries_total", lambda: budget.retries)
+        metrics.watch("birdwire_x_spared_total", lambda: {("window",): windows.refused, ("breaker",): breaker.refused})
+        metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
 
 
 class AccountClient:

@@ -58,7 +58,7 @@ from birdwire.x.client.auth_server import AuthServer
 from birdwire.x.client.pool import ConnectionPool
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
-from birdwire.x.limits.rate_windows import EXCHANGE_EVERY_S, RateWindows
+from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
 from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def create_app(
         ("presence", BEAT_EVERY_S, presence.beat),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
-        ("ledger", EXCHANGE_EVERY_S, ledger.exchange),
+        ("ledger", SYNC_INTERVAL_S, ledger.sync),
         ("idempotency", TIDY_EVERY_S, once.tidy),
         ("acts", ACTS_EVERY_S, log_of_acts.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
@@ -307,7 +307,7 @@ def create_app(
         await presence.start(alone=alone)
         await reconciler.recover()
         await limits.start()
-        await ledger.exchange()
+        await ledger.sync()
         chores.start()
         try:
             yield

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from birdwire.sandbox.control.tcp_proxy import TcpProxy, Toxics
-from birdwire.x.limits.circuit_breaker import FEWEST, PROBE_EVERY_S
+from birdwire.x.limits.circuit_breaker import FAILURE_THRESHOLD, PROBE_INTERVAL_S
 from harness.gateway import API, GRACE, PNG, POST, RunningGateway, bound, gateway
 
 if TYPE_CHECKING:
@@ -311,14 +311,14 @@ async def test_an_x_that_fails_is_left_alone_until_it_is_well(linked: RunningGat
         answers += await asyncio.gather(*(linked.like() for _ in range(callers)))
     assert {reason(answer) for answer in answers} == {(502, "x_5xx"), (502, "x_breaker_open")}
     asked = len(await linked.calls("/2/users/", method="POST"))
-    assert FEWEST <= asked <= 1.2 * len(answers)
+    assert FAILURE_THRESHOLD <= asked <= 1.2 * len(answers)
     last = answers[-1]
     assert last.json()["error"]["retryable"]
-    assert 1 <= int(last.headers["retry-after"]) <= PROBE_EVERY_S
+    assert 1 <= int(last.headers["retry-after"]) <= PROBE_INTERVAL_S
     await linked.x.delete("/_sandbox/faults")
     assert reason(await linked.like()) == (502, "x_breaker_open")
     assert reason(await linked.call("bookmark_twitter", {"tweet_id": POST})) == (200, None)
-    linked.clock.advance(seconds=PROBE_EVERY_S)
+    linked.clock.advance(seconds=PROBE_INTERVAL_S)
     assert [reason(await linked.like()) for _ in range(3)] == [(200, None)] * 3
 
 
@@ -326,7 +326,7 @@ async def test_an_x_that_fails_is_left_alone_until_it_is_well(linked: RunningGat
 async def test_a_storm_of_refusals_opens_no_breaker(linked: RunningGateway) -> None:
     """4xx and 429 are answers: X is there."""
     await linked.fault("*", LIKES, {"error": "not-permitted-action"}, times=None)
-    for _ in range(2 * FEWEST):
+    for _ in range(2 * FAILURE_THRESHOLD):
         assert (await linked.like()).status_code == 403
     await linked.x.delete("/_sandbox/faults")
     assert reason(await linked.like()) == (200, None)
@@ -336,7 +336,7 @@ async def test_one_accounts_outage_is_nobody_elses(linked: RunningGateway) -> No
     """X fails for ada alone: grace is not refused."""
     ada = (await linked.status())["user_id"]
     await linked.fault("POST", f"/2/users/{ada}/likes", {"status": 500}, times=None)
-    for _ in range(FEWEST):
+    for _ in range(FAILURE_THRESHOLD):
         await linked.like()
     assert reason(await linked.like()) == (502, "x_breaker_open")
     async with another_key(linked, "grace") as grace:
@@ -349,6 +349,6 @@ async def test_an_x_that_is_gone_opens_the_breaker(linked: RunningGateway) -> No
     with bound() as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with second(linked, x_api_url=nowhere) as lost:
-        ends = [reason(await lost.like()) for _ in range(FEWEST)]
+        ends = [reason(await lost.like()) for _ in range(FAILURE_THRESHOLD)]
     assert ends[0] == (502, "x_unreachable")
     assert ends[-1] == (502, "x_breaker_open")

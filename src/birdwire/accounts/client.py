@@ -125,7 +125,7 @@ class AccountClient:
         if ticket is not None:
             # An open breaker refuses the call before it waits for its turn.
             shared.breaker.check(request.endpoint, account)
-            await ticket.come(shared.deadline_s)
+            await ticket.wait_turn(shared.deadline_s)
         shared.breaker.admit(request.endpoint, account)
         stale = False
         with _Attempts(shared.budget, ends_at) as attempts:
@@ -170,13 +170,13 @@ class AccountClient:
             reply = await shared.x.send(session.access_token, request, left_s, may_send)
         except GatewayError as error:
             if error.reason in _TRANSIENT:
-                shared.breaker.failed(request.endpoint, session.user_id)
+                shared.breaker.record_failure(request.endpoint, session.user_id)
             raise
-        shared.windows.learn(request.endpoint, session.user_id, reply)
+        shared.windows.record(request.endpoint, session.user_id, reply)
         if reply.status >= 500:
-            shared.breaker.failed(request.endpoint, session.user_id)
+            shared.breaker.record_failure(request.endpoint, session.user_id)
         else:
-            shared.breaker.answered(request.endpoint, session.user_id)
+            shared.breaker.record_answer(request.endpoint, session.user_id)
         return reply
 
     async def _readmit(self, permit: WritePermit, ends_at: float) -> XSession:
@@ -235,14 +235,14 @@ class AccountClient:
             and attempts.retries < MAX_RETRIES
             and attempts.ends_at - now > MIN_ATTEMPT_S + BACKOFF.pause_s(attempts.retries)
             and self._quota_allows(request, failure, attempts)
-            and shared.breaker.closed(request.endpoint, self.user_id)
+            and shared.breaker.is_closed(request.endpoint, self.user_id)
             and (attempts.retries > 0 or shared.budget.allows())
         )
 
     def _quota_allows(self, request: XRequest, failure: GatewayError, attempts: _Attempts) -> bool:
         """Return whether X's windows, as last reported, have a call left besides those it may have counted since."""
-        spare = self._shared.windows.spare(request.endpoint, self.user_id)
-        return spare is None or spare > (0 if failure.outcome == "not_sent" else attempts.retries + 1)
+        remaining = self._shared.windows.remaining(request.endpoint, self.user_id)
+        return remaining is None or remaining > (0 if failure.outcome == "not_sent" else attempts.retries + 1)
 
     async def _prepare_retry(self, ticket: Ticket | None, failure: GatewayError, attempts: _Attempts) -> None:
         """Pause before a retry.
@@ -255,7 +255,7 @@ class AccountClient:
         await self._shared.clock.pause(pause_s)
         if ticket is not None:
             try:
-                superseded = await ticket.overtaken()
+                superseded = await ticket.superseded()
             except StorageDownError:
                 raise failure from None
             if superseded:

@@ -424,7 +424,7 @@ class Pipeline:
         reading = Reading(
             operation.answer,
             enterprise=enterprise,
-            lately_allowed=enterprise and await self._capabilities.lately_allowed(name),
+            recently_allowed=enterprise and await self._capabilities.recently_allowed(name),
             about=operation.about,
             already=operation.already,
         )
@@ -433,11 +433,11 @@ class Pipeline:
         try:
             data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
-            await self._capabilities.note(name, error.reason, entry.key_id)
+            await self._capabilities.record(name, error.reason, entry.key_id)
             raise await self._refusals.explain(error, body, line.user_id) from None
         finally:
             self._order.leave(turn)
-        await self._capabilities.note(name, None, entry.key_id)
+        await self._capabilities.record(name, None, entry.key_id)
         return data
 
     async def _look(self, look_up: Lookup, context: CallContext) -> Answer:

@@ -199,7 +199,7 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
     ("x_not_user_token", lambda facts, _: "unsupported-authentication" in facts.types),
     ("x_invalid_request", lambda facts, _: bool(facts.codes & {38, 44, 195, 323, 324, 325, 386, 407})),
     ("x_refused", lambda facts, _: bool(facts.codes & {136, 161, 162, 220, 226, 425})),
-    ("x_tier_lacks_action", lambda facts, reading: facts.status == 403 and reading.enterprise and not reading.lately_allowed),
+    ("x_tier_lacks_action", lambda facts, reading: facts.status == 403 and reading.enterprise and not reading.recently_allowed),
     ("x_refused", lambda facts, _: facts.status == 403),
     ("x_account_mismatch", lambda facts, _: "must be the same as the authenticating user" in facts.text),
     ("x_invalid_request", lambda facts, _: bool(facts.value) and facts.status == 400),

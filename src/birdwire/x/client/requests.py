@@ -40,14 +40,14 @@ class Reading:
     """How to read X's answer to one call.
 
     `answer` picks what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
-    `enterprise`: X keeps this action from the self-serve access level; `lately_allowed`: it let this app do it not
+    `enterprise`: X keeps this action from the self-serve access level; `recently_allowed`: it let this app do it not
     long ago, so a bare Forbidden is about the account or the post. `already` maps an old code of X to the answer it
     amounts to.
     """
 
     answer: type[XData]
     enterprise: bool = False
-    lately_allowed: bool = False
+    recently_allowed: bool = False
     about: str = "tweet"
     whole: bool = False
     bare: bool = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from birdwire.runtime.backoff import Backoff
 from birdwire.store.engines.change_feed import ALL, CHANNEL, NOTHING
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 PING_S = 1.5
 TRUST_S = 4.0
 """How long the listener may go without a sign of life: less than the 5 s in which a revocation must be known."""
-LONGEST_PAUSE_S = 2.0
+RECONNECT = Backoff(initial_s=0.05, max_s=2.0)
 
 
 class PgNotifications:
@@ -59,20 +60,19 @@ class PgNotifications:
 
     async def _listen(self) -> None:
         """Until cancelled: one connection after the other, with a pause after each that failed."""
-        pause_s = 0.05
+        pauses = iter(RECONNECT)
         while True:
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 connection = await self._connect()
                 try:
                     await connection.add_listener(CHANNEL, self._hear)
                     self._missed = True  # whatever was said before nobody heard
-                    pause_s = 0.05
+                    pauses = iter(RECONNECT)
                     await self._stay(connection)
                 finally:
                     self._alive_until = 0.0
                     connection.terminate()
-            await asyncio.sleep(pause_s)
-            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+            await asyncio.sleep(next(pauses))
 
     async def _stay(self, connection: Any) -> None:
         """Until the connection is gone: see again and again that it is not, since a cut cable says nothing."""

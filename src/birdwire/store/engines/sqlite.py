@@ -9,7 +9,6 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from birdwire.runtime import private_files
+from birdwire.runtime.backoff import Backoff
+from birdwire.runtime.slots import Slots
 from birdwire.store.engines.change_feed import FileChangeFeed, announce_all
 from birdwire.store.engines.group_commit import REFUSED
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
@@ -41,7 +42,7 @@ SWITCH_TRIES, SWITCH_PAUSE_S = 250, 0.02
 WRITE_WAIT_S = 5.0
 """How long a write waits in all: for its turn, and for another process that writes."""
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
+BUSY_PAUSES = Backoff(initial_s=0.001, max_s=0.05)
 _PRAGMAS = ("synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
 _REFUSALS = (
     sqlite3.IntegrityError,
@@ -64,7 +65,7 @@ class SQLite:
         self._engine = _engine(path, READERS)
         self._writer = _engine(path, 1)  # of its own: a write does not wait for readers
         self._file: tuple[int, int] | None = None
-        self._turns = _Turns()
+        self._write_slot = Slots(1)
         self._appending: sqlite3.Connection | None = None
         self.changes = FileChangeFeed(path)
         self._disk = ThreadPoolExecutor(1, "birdwire-disk")
@@ -90,7 +91,7 @@ class SQLite:
         """One transaction, alone in this file from its first statement on."""
         ends_at = asyncio.get_running_loop().time() + WRITE_WAIT_S
         try:
-            async with self._turns.turn(ends_at), self._writer.connect() as connection:
+            async with self._turn(ends_at), self._writer.connect() as connection:
                 await _begin(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), ends_at)
                 try:
                     yield connection
@@ -117,6 +118,23 @@ class SQLite:
         except sqlite3.Error as error:
             raise StorageDownError(type(error).__name__) from None
 
+    @asynccontextmanager
+    async def _turn(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
+        """Hold the only write slot. SQLite has one writer: waiting here is cheaper and fairer than its busy loop.
+
+        Raises:
+            StorageDownError: other writes took until `ends_at`, a time of the loop's clock.
+        """
+        if not self._write_slot.try_acquire():
+            try:
+                await self._write_slot.wait(ends_at, urgent=urgent)
+            except TimeoutError:
+                raise StorageDownError("other writes took too long") from None
+        try:
+            yield
+        finally:
+            self._write_slot.release()
+
     async def _to_append(self) -> sqlite3.Connection:
         if self._appending is None:
             return await asyncio.get_running_loop().run_in_executor(self._disk, self._start_appending)
@@ -130,7 +148,7 @@ class SQLite:
         the other thread, and another process without any.
         """
         run, ends_at = asyncio.get_running_loop().run_in_executor, since + WRITE_WAIT_S
-        async with self._turns.turn(ends_at, urgent=urgent):
+        async with self._turn(ends_at, urgent=urgent):
             try:
                 connection = await self._to_append()
 
@@ -243,55 +261,6 @@ def _make_private(path: Path) -> None:
         new.unlink()
 
 
-class _Turns:
-    """Whose turn it is to write. SQLite has one writer: waiting here is cheaper and fairer than its busy loop.
-
-    A turn is handed on in the order of arrival, to the urgent ones first.
-    """
-
-    def __init__(self) -> None:
-        self._taken = False
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._others: deque[asyncio.Future[None]] = deque()
-
-    @asynccontextmanager
-    async def turn(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
-        """Have the turn for the time of the block.
-
-        Raises:
-            StorageDownError: it did not come by `ends_at`, a time of the loop's clock.
-        """
-        if self._taken:
-            await self._wait(self._urgent if urgent else self._others, ends_at)
-        self._taken = True
-        try:
-            yield
-        finally:
-            self._hand_on()
-
-    async def _wait(self, line: deque[asyncio.Future[None]], ends_at: float) -> None:
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.append(mine)
-        try:
-            async with asyncio.timeout_at(ends_at):
-                await mine
-        except BaseException as error:
-            if mine.done() and not mine.cancelled():
-                self._hand_on()  # it came in the same turn of the loop
-            if isinstance(error, TimeoutError):
-                raise StorageDownError("other writes took too long") from None
-            raise
-
-    def _hand_on(self) -> None:
-        for line in (self._urgent, self._others):
-            while line:
-                following = line.popleft()
-                if not following.done():
-                    following.set_result(None)  # it stays taken, so that a newcomer cannot overtake
-                    return
-        self._taken = False
-
-
 def _engine(path: Path, connections: int) -> AsyncEngine:
     return create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),  # in a string, `%2E` and `?` would name another file
@@ -306,8 +275,8 @@ def _engine(path: Path, connections: int) -> AsyncEngine:
 
 async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None:
     """Begin a transaction as soon as no other process writes; raises the driver's error when that takes too long."""
-    loop, pause_s = asyncio.get_running_loop(), FIRST_PAUSE_S
-    while True:
+    loop = asyncio.get_running_loop()
+    for pause_s in BUSY_PAUSES:
         try:
             await begin()
         except (sqlite3.OperationalError, OperationalError) as error:
@@ -317,7 +286,6 @@ async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None
         else:
             return
         await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
 
 def _put(connection: sqlite3.Connection, unit: Unit) -> int:

@@ -13,11 +13,11 @@ import contextlib
 import re
 import socket
 import ssl
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from birdwire.runtime.slots import Slots
 from birdwire.x.client.connection import Connection, Reply, SendFailed
 
 if TYPE_CHECKING:
@@ -108,17 +108,16 @@ class ConnectionPool:
             self._tls = _verifying(ssl_context)
             if proxy is not None:
                 self._peer, self._tunnel = _through(proxy, f"{host}:{port}")
-        self._connections, self._pool_wait_s = connections, pool_wait_s
+        self._slots, self._pool_wait_s = Slots(connections), pool_wait_s
         self._connect_s, self._tls_s, self._idle_s, self._max_age_s = connect_s, tls_s, idle_s, max_age_s
         self._max_reply, self._max_head = max_reply, max_head
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []  # last in, first out: the surplus of a rush grows old and is closed
-        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # those who wait for a slot, in order
         self._limits: set[asyncio.Timeout] = set()
         self._lookup: asyncio.Task[list[str]] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._good_address: str | None = None
-        self._in_use = self._opened = 0
+        self._opened = 0
         self._closed = False
 
     async def send(self, request: Request, *, deadline_s: float, may_send: Callable[[], None] | None = None) -> Reply:
@@ -135,10 +134,11 @@ class ConnectionPool:
         ends_at = loop.time() + deadline_s
         if self._closed:
             raise SendFailed("unreachable", "closed", sent=False)
-        if self._in_use < self._connections:
-            self._in_use += 1
-        else:
-            await self._slot(loop, ends_at)
+        if not self._slots.try_acquire():
+            try:
+                await self._slots.wait(min(loop.time() + self._pool_wait_s, ends_at))
+            except TimeoutError:
+                raise SendFailed("busy", "no connection became free in time", sent=False) from None
         connection = None
         try:
             connection = self._reuse(loop.time()) or await self._connect(loop, ends_at)
@@ -148,11 +148,12 @@ class ConnectionPool:
         finally:
             if connection is not None:
                 self._keep(loop, connection)
-            self._free_slot()
+            self._slots.release()
 
     async def close(self) -> None:
         """End every connection and every call. Later calls fail as unreachable, not sent."""
-        self._closed = True  # those who wait for a slot get one from those who end here, and end too
+        # Calls that wait for a slot get one from the calls that end here, and then end too.
+        self._closed = True
         now = asyncio.get_running_loop().time()
         for limit in self._limits:
             if not limit.expired():
@@ -166,7 +167,7 @@ class ConnectionPool:
 
     def stats(self) -> Stats:
         """The pool as it is now."""
-        return Stats(open=len(self._open), idle=len(self._idle), in_use=self._in_use, opened=self._opened)
+        return Stats(open=len(self._open), idle=len(self._idle), in_use=self._slots.in_use, opened=self._opened)
 
     def _encode(self, request: Request) -> bytes:
         method, target, body = request.method, request.target, request.body
@@ -184,28 +185,6 @@ class ConnectionPool:
         lines.append("\r\n")
         # Head and body in one write: one system call, and one segment for a small request.
         return "".join(lines).encode("ascii") + body
-
-    async def _slot(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> None:
-        turn: asyncio.Future[None] = loop.create_future()
-        self._queue[turn] = None
-        timer = loop.call_at(min(loop.time() + self._pool_wait_s, ends_at), _too_late, turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._free_slot()  # the slot came in the same turn of the loop as the cancellation
-            raise
-        finally:
-            timer.cancel()
-            self._queue.pop(turn, None)
-
-    def _free_slot(self) -> None:
-        while self._queue:
-            turn, _ = self._queue.popitem(last=False)
-            if not turn.done():
-                turn.set_result(None)  # handed over, so that a newcomer cannot overtake
-                return
-        self._in_use -= 1
 
     def _reuse(self, now: float) -> Connection | None:
         while self._idle:
@@ -329,11 +308,6 @@ def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:
         pair = unquote_to_bytes(url.username) + b":" + unquote_to_bytes(url.password or "")
         head += f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
     return (url.hostname, url.port or 80), f"{head}\r\n".encode("ascii")
-
-
-def _too_late(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_exception(SendFailed("busy", "no connection became free in time", sent=False))
 
 
 def _verifying(context: ssl.SSLContext | None) -> ssl.SSLContext:

@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         return self._clean and not self._transport.is_closing()
 
     def abort(self) -> asyncio.Future[None]:
-        """Close immediately, without flushing or a TLS close_notify, and return a future that is done once it is closed."""
+        """Close immediately, without flushing or a TLS close_notify. The returned future is done once it is closed."""
         self._transport.abort()
         return self._lost
 

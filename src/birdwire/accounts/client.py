@@ -284,7 +284,7 @@ class _Attempts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.start_again()
+        self._budget.retrying -= self.retries > 0
         self._budget.running -= 1
 
     def start_again(self) -> None:

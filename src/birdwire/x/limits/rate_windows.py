@@ -21,8 +21,7 @@ from birdwire.runtime.clock import rfc3339
 from birdwire.store.database import StorageDownError, now
 from birdwire.store.tables import rate_windows as store
 from birdwire.x.catalog.endpoints import CALLED_BY
-from birdwire.x.client import rate_headers
-from birdwire.x.client.rate_headers import MAX_WINDOW_S
+from birdwire.x.client.rate_headers import MAX_WINDOW_S, any_exhausted, parse, select
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,7 +71,8 @@ class RateWindows:
         self._windows: BoundedDict[_Subject, dict[WindowName, _Window]] = BoundedDict(
             MAX_SUBJECTS, self._exhausted.discard
         )
-        self._unparsed: BoundedDict[_Subject, tuple[float, dict[str, str]]] = BoundedDict(MAX_SUBJECTS)
+        # A plain dict, which is set for every reply: a BoundedDict takes ten times as long.
+        self._unparsed: dict[_Subject, tuple[float, dict[str, str]]] = {}
         self._read_up_to = datetime.fromtimestamp(0, UTC)
         self._write_all_at = self._prune_at = clock.monotonic()
         self.refused = 0
@@ -105,11 +105,16 @@ class RateWindows:
         """Record the windows that a reply reports. A 401 is ignored: it reports no account's windows."""
         if reply.status == 401:
             return
-        if rate_headers.any_exhausted(reply.headers):
+        if any_exhausted(reply.headers):
             self._merge_headers(account, endpoint, reply.headers, self._clock.now())
-        elif headers := rate_headers.select(reply.headers):
-            # Parsing costs more than the rest, and most headers are replaced before they are needed.
-            self._unparsed[account, endpoint] = self._clock.monotonic(), headers
+            return
+        headers, unparsed, subject = select(reply.headers), self._unparsed, (account, endpoint)
+        if not headers:
+            return
+        if subject not in unparsed and len(unparsed) >= MAX_SUBJECTS:
+            del unparsed[next(iter(unparsed))]
+        # Parsing costs more than the rest, and most headers are replaced before they are needed.
+        unparsed[subject] = self._clock.monotonic(), headers
 
     def report(self, account: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Return {limit, remaining, reset_at} by operation or look-up and by window, as far as X reported them.
@@ -186,7 +191,7 @@ class RateWindows:
                 self._merge_headers(*subject, headers, now - timedelta(seconds=monotonic - received_at))
 
     def _merge_headers(self, account: str, endpoint: str, headers: Mapping[str, str], at: datetime) -> None:
-        for reported in rate_headers.parse(headers, at):
+        for reported in parse(headers, at):
             subject = (_APP if reported.name == "24h_app" else account, endpoint)
             limit = None if reported.limit is None else min(reported.limit, MAX_COLUMN_VALUE)
             remaining = min(reported.remaining, MAX_COLUMN_VALUE)

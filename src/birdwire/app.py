@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
 from birdwire.accounts.acts import ActLog
-from birdwire.accounts.client import AccountClients
+from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.endpoints import Confirm, LinkEndpoints
 from birdwire.accounts.linking import AuthTwitter, LinkStarts
 from birdwire.accounts.pages import Pages
@@ -59,7 +59,7 @@ from birdwire.x.client.auth_server import AuthServer
 from birdwire.x.client.pool import ConnectionPool
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
-from birdwire.x.limits.rate_windows import EXCHANGE_EVERY_S, RateWindows
+from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
 from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class Gateway:
     routes: list[Route]
     keys: Keys
     sessions: Sessions
-    lines: AccountClients
-    capabilities: Capabilities
+    clients: AccountClients
+    order: WriteOrder
     health: Health
     room: ConnectionBudget
     reconciler: Reconciler
@@ -250,17 +250,9 @@ def create_app(
         lookups,
     )
     limits = allowances(settings, clock, telemetry)
-    lines = AccountClients(
-        sessions,
-        x,
-        ledger,
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
-        clock,
-        settings.x_deadline_s,
-        telemetry.metrics,
-    )
-    reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
+    breaker, order = CircuitBreaker(clock, telemetry), WriteOrder()
+    clients = AccountClients(sessions, x, ledger, breaker, RetryBudget(), clock, settings.x_deadline_s)
+    reconciler = Reconciler(database, journal, presence, sessions, x, clients, clock, telemetry)
     lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Pipeline(
         keys,
@@ -268,7 +260,9 @@ def create_app(
         oauth,
         sessions,
         recall,
-        lines,
+        clients,
+        ledger,
+        order,
         LookupRunner(clock),
         capabilities,
         journal,
@@ -295,7 +289,7 @@ def create_app(
         ("presence", BEAT_EVERY_S, presence.beat),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
-        ("ledger", EXCHANGE_EVERY_S, ledger.exchange),
+        ("ledger", SYNC_INTERVAL_S, ledger.sync),
         ("idempotency", TIDY_EVERY_S, once.tidy),
         ("acts", ACTS_EVERY_S, log_of_acts.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
@@ -314,7 +308,7 @@ def create_app(
         await presence.start(alone=alone)
         await reconciler.recover()
         await limits.start()
-        await ledger.exchange()
+        await ledger.sync()
         chores.start()
         try:
             yield
@@ -324,12 +318,13 @@ def create_app(
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
+    clients.watch(telemetry.metrics)
     every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
+        app, metrics_app, every, keys, sessions, clients, order, health, room, reconciler, telemetry, settings
     )
 
 

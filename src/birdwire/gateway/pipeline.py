@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.catalog.prices import Prices
     from birdwire.x.limits.capabilities import Capabilities
+    from birdwire.x.limits.rate_windows import RateWindows
+    from birdwire.x.limits.write_order import WriteOrder
 
 Work = Callable[[CallContext], Awaitable[Answer]]
 
@@ -106,7 +108,9 @@ class Pipeline:
         oauth: LinkEndpoints,
         sessions: Sessions,
         recall: KeyCache,
-        lines: AccountClients,
+        clients: AccountClients,
+        windows: RateWindows,
+        order: WriteOrder,
         reads: LookupRunner,
         capabilities: Capabilities,
         journal: Journal,
@@ -131,7 +135,9 @@ class Pipeline:
         self._oauth = oauth
         self._sessions = sessions
         self._recall = recall
-        self._lines = lines
+        self._clients = clients
+        self._windows = windows
+        self._order = order
         self._reads = reads
         self._capabilities = capabilities
         self._journal = journal
@@ -329,12 +335,12 @@ class Pipeline:
         files = media.files_of(operation, parsed)
         session = await self._session(key, operation.scopes)
         self._check_link(session, call)
-        self._lines.ledger.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
+        self._windows.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
         permit = WritePermit(
             self._keys, self._sessions, self._recall, self._clock, key, partial(self._readmit, operation, call)
         )
-        line = self._lines.open(session, permit)
+        line = self._clients.open(session, permit)
         entry = Entry(
             call.request_id,
             key.key_id,
@@ -418,27 +424,27 @@ class Pipeline:
         reading = Reading(
             operation.answer,
             enterprise=enterprise,
-            lately_allowed=enterprise and await self._capabilities.lately_allowed(name),
+            recently_allowed=enterprise and await self._capabilities.recently_allowed(name),
             about=operation.about,
             already=operation.already,
         )
         asked_later = partial(self._journal.asked_later, entry, operation.opposite)
-        turn = self._lines.order.join(line.user_id, operation, entry.target, asked_later)
+        turn = self._order.join(line.user_id, operation, entry.target, asked_later)
         try:
             data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
-            await self._capabilities.note(name, error.reason, entry.key_id)
+            await self._capabilities.record(name, error.reason, entry.key_id)
             raise await self._refusals.explain(error, body, line.user_id) from None
         finally:
-            self._lines.order.leave(turn)
-        await self._capabilities.note(name, None, entry.key_id)
+            self._order.leave(turn)
+        await self._capabilities.record(name, None, entry.key_id)
         return data
 
     async def _look(self, look_up: Lookup, context: CallContext) -> Answer:
         key, parsed = context.key, context.parsed
         query = check(parsed.fields, look_up.query)
         session = await self._session(key, look_up.scopes)
-        line = self._lines.open(session)
+        line = self._clients.open(session)
         return Answer.of(await look_up.look(self._reads, session.user_id, query, line.ask))
 
     async def _session(self, key: Key, scopes: tuple[str, ...]) -> XSession:

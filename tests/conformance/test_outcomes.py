@@ -18,7 +18,7 @@ from sqlalchemy import text
 from birdwire.api.errors import GatewayError
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.idempotency import Idempotency, Named
-from birdwire.outcomes.journal import MOST_WAITING, Entry, Journal, Record
+from birdwire.outcomes.journal import MAX_WAITING, Entry, Journal, Record
 from birdwire.outcomes.leases import ProcessLeases
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
@@ -176,10 +176,10 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch(mode=0o600)
     database, clock, vault = Database(f"sqlite:///{tmp_path / 'empty.db'}"), MovableClock(), Vault(bytes(32))
     journal = a_journal(database, vault, clock)
-    like = [Entry(f"req_{number:05}", "key_1", "1", "like_twitter", "2", b"asked") for number in range(MOST_WAITING)]
+    like = [Entry(f"req_{number:05}", "key_1", "1", "like_twitter", "2", b"asked") for number in range(MAX_WAITING)]
     for entry in like:
         await journal.open(entry).confirmed(200, {"liked": True})
-    assert journal.waiting == MOST_WAITING
+    assert journal.waiting == MAX_WAITING
     with pytest.raises(GatewayError) as error:
         journal.open(like[0])
     assert (reason(error), error.value.outcome) == ("storage_unavailable", "not_sent")
@@ -190,7 +190,7 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     assert journal.waiting == 0
     found = await journal.find("req_00000")
     assert found is not None
-    assert (found["state"], found["data"]) == ("confirmed", {"liked": True})
+    assert (found.state, found.data) == ("confirmed", {"liked": True})
     await database.close()
 
 
@@ -226,7 +226,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> N
         await rename("away", "journal")
         await journal.flush()
         assert (journal.waiting, journal.refused) == (0, 3)
-        post = journal.open(Entry("req_222", "key_1", "1", "post_twitter", "", b"asked", sought="private words"))
+        post = journal.open(Entry("req_222", "key_1", "1", "post_twitter", "", b"asked", signature="private words"))
         await post.begin()
         with pytest.raises(GatewayError) as error:
             await post.confirmed(too_large, {"id": "7", "text": "private words"})
@@ -260,8 +260,8 @@ async def test_the_words_of_a_post_are_sealed_and_told_to_who_asks(both: tuple[P
     await record.begin()
     await record.confirmed(201, {"id": "7", "text": "private words"})
     found: Any = await second.journal.find("req_1")
-    assert (found["data"], found["x_id"], found["cost_microusd"]) == ({"id": "7", "text": "private words"}, "7", 15_000)
-    assert b"private" not in found["words_ct"]
+    assert (found.data, found.x_id, found.cost_microusd) == ({"id": "7", "text": "private words"}, "7", 15_000)
+    assert b"private" not in found.words_ct
 
 
 async def test_who_cannot_look_whether_the_name_is_its_own_sends_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from birdwire.api.messages import Answer, Call, Headers
 
 Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
+Outcome = Literal["refused", "not_sent", "unknown"]
 
 TYPES = {
     401: "authentication_error",
@@ -221,7 +222,7 @@ class GatewayError(Exception):
         *,
         retry_after_s: int | None = None,
         upstream: dict[str, object] | None = None,
-        outcome: Literal["refused", "not_sent", "unknown"] = "not_sent",
+        outcome: Outcome = "not_sent",
         headers: Headers = (),
         **values: Any,
     ) -> None:
@@ -230,7 +231,7 @@ class GatewayError(Exception):
         self.problem = PROBLEMS[reason]
         self.retry_after_s = retry_after_s if retry_after_s is not None else RETRY_AFTER_S.get(reason)
         self.upstream = upstream
-        self.outcome: Literal["refused", "not_sent", "unknown"] = outcome
+        self.outcome: Outcome = outcome
         self.headers = headers
         self.values = values
 

@@ -39,11 +39,11 @@ _NOT_YET: Final = object()
 _CODE = re.compile(r"[A-Z]{1,20}")
 
 
-class RedisAwayError(Exception):
+class RedisUnavailableError(Exception):
     """No answer in time, or none to be expected; whether the command was carried out is unknown."""
 
 
-class RedisRefusedError(RedisAwayError):
+class RedisRefusedError(RedisUnavailableError):
     """The server said no: `code` is the first word of it, such as NOSCRIPT; the rest may quote what was sent."""
 
     def __init__(self, text: str) -> None:
@@ -133,7 +133,7 @@ class RedisConnection:
 
     def _ask(self, *words: Word) -> asyncio.Future[Any]:
         if self._line is None:
-            raise RedisAwayError("not connected")
+            raise RedisUnavailableError("not connected")
         return self._line.send(words)
 
     # The one task: connects, watches, connects again.
@@ -145,8 +145,10 @@ class RedisConnection:
             began = loop.time()
             try:
                 line = await self._connect()
-            except (OSError, UnicodeError, RedisAwayError) as error:
-                self._turn(up=False, why=str(error) if isinstance(error, RedisAwayError) else type(error).__name__)
+            except (OSError, UnicodeError, RedisUnavailableError) as error:
+                self._turn(
+                    up=False, why=str(error) if isinstance(error, RedisUnavailableError) else type(error).__name__
+                )
             else:
                 await self._attend(line)
                 if loop.time() - began > SETTLED_S:
@@ -175,7 +177,7 @@ class RedisConnection:
             while line.why is None:
                 try:
                     await self._probe()
-                except RedisAwayError as error:
+                except RedisUnavailableError as error:
                     self._turn(up=False, why=str(error))
                 else:
                     self._turn(up=line.why is None, why=line.why or "")
@@ -230,7 +232,7 @@ class _Line(asyncio.Protocol):
     def send(self, words: tuple[Word, ...]) -> asyncio.Future[Any]:
         """Ask; what is sent in one turn of the loop leaves in one write."""
         if self.why is not None or len(self._waiting) >= MAX_WAITING:
-            raise RedisAwayError(self.why or "too many wait")
+            raise RedisUnavailableError(self.why or "too many wait")
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub names a tuple of one
@@ -312,5 +314,5 @@ class _Line(asyncio.Protocol):
     def _give_up(self, why: str) -> None:
         for _, reply in self._waiting:
             if not reply.done():
-                reply.set_exception(RedisAwayError(why))
+                reply.set_exception(RedisUnavailableError(why))
         self.troubled.set()

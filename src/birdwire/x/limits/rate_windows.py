@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.clock import rfc3339
@@ -156,7 +156,7 @@ class RateWindows:
         if at >= self._forget_at:
             self._sweep()
             async with self._database.write() as connection:
-                await store.forget(connection, self._clock.now())
+                await store.purge(connection, self._clock.now())
             self._forget_at = at + FORGET_EVERY_S
         await self._read()
 
@@ -169,13 +169,13 @@ class RateWindows:
         async with self._database.read() as connection:
             rows = await store.changed(connection, self._client_id, self._read_up_to, self._clock.now(), MOST)
         for row in rows:
-            place, name = (row["user_id"], row["endpoint"]), row["span"]
-            mark = _Mark(row["most"], row["remaining"], row["reset_at"].timestamp(), dirty=False)
+            place, name = (row.user_id, row.endpoint), cast("Name", row.span)
+            mark = _Mark(row.most, row.remaining, row.reset_at.timestamp(), dirty=False)
             ours = self._marks.get(place, {}).get(name)
             if ours is None or ours.reset_at <= mark.reset_at + APART_S:  # else X told us of a later window
                 self._take(place, name, mark)
         if rows:
-            self._read_up_to = max(self._read_up_to, rows[-1]["changed_at"] - OVERLAP)
+            self._read_up_to = max(self._read_up_to, rows[-1].changed_at - OVERLAP)
 
     def _hear(self, account: str, endpoint: str, headers: Mapping[str, str], at: datetime) -> None:
         for window in told(headers, at):

@@ -22,6 +22,7 @@ from birdwire.x.client.rate_headers import exhausted, wait_s
 from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
 if TYPE_CHECKING:
+    from birdwire.api.reasons import Reason
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.metrics import Metrics
     from birdwire.x.client.pool import ConnectionPool, Reply
@@ -256,7 +257,7 @@ _Question = Callable[[_Said, Reading], bool]
 
 # Asked from the top; the first yes decides. Bills and enrolment come before all else, whatever the status: linking again
 # cures none of them. Types are matched by their last segment, since X sends them from two hosts.
-_QUESTIONS: tuple[tuple[str, _Question], ...] = (
+_QUESTIONS: tuple[tuple[Reason, _Question], ...] = (
     ("x_spend_cap", lambda said, _: "SpendCapReached" in said.titles),
     ("x_credits_depleted", lambda said, _: said.status == 402 or bool(said.types & {"credits", "credits-depleted"})),
     ("x_usage_capped", lambda said, _: "usage-capped" in said.types),
@@ -290,7 +291,7 @@ _QUESTIONS: tuple[tuple[str, _Question], ...] = (
 )  # fmt: skip
 
 
-def _told(said: _Said, reading: Reading) -> str | None:
+def _told(said: _Said, reading: Reading) -> Reason | None:
     """The reason that X's answer names, if any question knows it."""
     return next((reason for reason, told in _QUESTIONS if told(said, reading)), None)
 
@@ -309,7 +310,7 @@ def _is_about(said: _Said, reading: Reading, kind: str) -> bool:
     return kind in said.about or (not said.about and reading.about == kind)
 
 
-def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
+def _refusal(reason: Reason, said: _Said, now: datetime) -> GatewayError:
     values: dict[str, Any] = {
         "message": said.sentence() or "it gave no reason.",
         "account": "the linked account",

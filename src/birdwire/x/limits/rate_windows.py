@@ -28,6 +28,7 @@ from birdwire.x.client.rate_headers import LONGEST_S, about, spent, told
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from birdwire.api.reasons import Reason
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.x.client.pool import Reply
@@ -203,7 +204,7 @@ class RateWindows:
             wait_s = max(1, ceil(mark.reset_at - now_s))
             self.refused += 1
             reset = f"at {rfc3339(at + timedelta(seconds=wait_s))}"
-            reason = "x_window_15m" if name == "15m" else "x_window_24h"
+            reason: Reason = "x_window_15m" if name == "15m" else "x_window_24h"
             raise GatewayError(reason, retry_after_s=wait_s, reset=reset)
         self._empty.discard(place)
 

@@ -16,6 +16,7 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from birdwire.api.errors import GatewayError
+from birdwire.api.messages import Answer
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.idempotency import Idempotency, Named
 from birdwire.outcomes.journal import MAX_WAITING, Entry, Journal, Record
@@ -152,6 +153,45 @@ async def test_a_process_that_was_only_slow_does_not_send_what_another_took_over
         assert reason(error) == "idempotency_in_flight"
         await first.once.release(first.named("req_1"))
         await second.once.hold(second.key_id, "req_2")
+
+
+@pytest.mark.parametrize(
+    ("error", "repeatable", "again"),
+    [
+        (None, False, "replayed"),
+        (GatewayError("tweet_not_found", outcome="refused", upstream={"status": 404}), False, "replayed"),
+        (GatewayError("x_window_15m", outcome="refused", upstream={"status": 429}), False, "released"),
+        (GatewayError("x_unreachable"), False, "released"),
+        (GatewayError("x_timeout", outcome="unknown"), True, "released"),
+        (GatewayError("x_timeout", outcome="unknown"), False, "unknown"),
+        (RuntimeError("a bug"), True, "released"),
+        (RuntimeError("a bug"), False, "unknown"),
+    ],
+    ids=["answered", "refused", "refused for now", "not sent", "unknown, repeatable", "unknown", "bug", "bug, post"],
+)
+async def test_the_end_of_an_attempt_decides_what_the_next_call_under_its_name_gets(
+    both: tuple[Process, Process],
+    error: Exception | None,
+    repeatable: bool,  # noqa: FBT001 - a parameter
+    again: str,
+) -> None:
+    """A final answer is replayed, a name that may be used again is released, and the rest is unknown."""
+    first, second = both
+    with contextlib.suppress(GatewayError, RuntimeError):
+        async with first.once.attempt(first.named("req_1", repeatable=repeatable)) as attempt:
+            assert attempt.replay is None
+            if not repeatable:
+                await first.record("req_1").begin()
+            if error is not None:
+                raise error
+            attempt.answer = Answer.of({"data": {"id": "7"}}, 201)
+    try:
+        async with second.once.attempt(second.named("req_2", repeatable=repeatable)) as attempt:
+            found = "released" if attempt.replay is None else "replayed"
+            attempt.answer = Answer.of({}, 200)
+    except GatewayError as refusal:
+        found = {"outcome_unknown": "unknown"}.get(refusal.reason, refusal.reason)
+    assert found == again
 
 
 async def test_fifty_that_take_over_are_one(both: tuple[Process, Process]) -> None:

@@ -285,7 +285,7 @@ class Keys:
     async def _live(self, connection: AsyncConnection, key_id: str) -> store.KeyRow:
         row = await self._get(connection, key_id)
         if row.revoked_at is not None:
-            raise KeyRuleError(f"{key_id} is revoked; create a new key.")
+            raise KeyRuleError(f"{key_id} is revoked. Create a new key.")
         return row
 
     async def _get(self, connection: AsyncConnection, key_id: str) -> store.KeyRow:

@@ -62,9 +62,9 @@ class KeyRules:
         """
         unknown = [name for name in self.actions if name not in ACTIONS]
         if unknown:
-            raise KeyRuleError(f"There is no action {unknown[0]}; there are: {', '.join(ACTIONS)}.")
+            raise KeyRuleError(f"Unknown action: {unknown[0]}. Actions: {', '.join(ACTIONS)}.")
         if self.expires_at is not None and self.expires_at <= now:
-            raise KeyRuleError("The key would have expired already.")
+            raise KeyRuleError("The expiry time must be in the future.")
         for network in self.ips:
             try:
                 ip_network(network, strict=False)
@@ -108,10 +108,10 @@ def check_limits(label: str, tier: str, rpm: int | None) -> None:
         KeyRuleError: one of them is not valid.
     """
     if not 0 < len(label) <= MAX_LABEL_CHARS or not label.isprintable():
-        raise KeyRuleError(f"A label is 1 to {MAX_LABEL_CHARS} printable characters.")
+        raise KeyRuleError(f"The label must be 1 to {MAX_LABEL_CHARS} printable characters.")
     if tier not in TIERS:
-        raise KeyRuleError(f"There is no tier {tier}; there are: {', '.join(TIERS)}.")
+        raise KeyRuleError(f"Unknown tier: {tier}. Tiers: {', '.join(TIERS)}.")
     if rpm is None and TIERS[tier] is None:
-        raise KeyRuleError("A custom key needs its own limit (--rpm).")
+        raise KeyRuleError(f"A key of the tier {tier} requires its own limit (--rpm).")
     if rpm is not None and not 1 <= rpm <= MAX_RPM:
-        raise KeyRuleError(f"The limit must be between 1 and {MAX_RPM} calls a minute.")
+        raise KeyRuleError(f"The limit must be between 1 and {MAX_RPM} calls per minute.")

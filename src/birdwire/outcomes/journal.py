@@ -42,10 +42,10 @@ _PURGE_BATCH = 500
 _FLUSH_BATCH = 100
 
 _UNRECORDED: dict[State, tuple[Outcome, str]] = {
-    State.CONFIRMED: ("unknown", "X did what was asked, but it could not be recorded"),
-    State.REFUSED: ("refused", "X refused what was asked, and that could not be recorded"),
+    State.CONFIRMED: ("unknown", "X carried out the write, but the outcome could not be recorded"),
+    State.REFUSED: ("refused", "X refused the write, but the outcome could not be recorded"),
     State.NOT_SENT: ("not_sent", "nothing was sent to X"),
-    State.UNKNOWN: ("unknown", "X may have done what was asked, and that could not be recorded"),
+    State.UNKNOWN: ("unknown", "X may have carried out the write, but the outcome could not be recorded"),
 }
 """The states in which a call may end, each with the outcome and the words of its refusal if the store is down.
 

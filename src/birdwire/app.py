@@ -309,9 +309,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await prepare(
-            database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=partial(resealed, telemetry)
-        )
+        progress = partial(resealed, telemetry)
+        await prepare(database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=progress)
         await log_of_acts.start()
         await presence.start(alone=alone)
         await reconciler.recover()

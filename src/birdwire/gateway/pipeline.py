@@ -350,12 +350,12 @@ class Pipeline:
         except GatewayError as error:
             raise await record.failed(error) from None
         except StorageDownError:
-            if record.begun:
+            if record.started:
                 raise await record.failed(GatewayError("outcome_unknown", outcome="unknown")) from None
             half = "nothing was published"  # files may be at X by now, where nobody sees them
             raise await record.failed(GatewayError("storage_unavailable", half=half)) from None
         except Exception as error:
-            if not record.begun:
+            if not record.started:
                 raise
             self._telemetry.crash(
                 call.request_id, error

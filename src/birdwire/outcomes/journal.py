@@ -142,26 +142,26 @@ class Journal:
                 self._drop(entry.request_id, State.STARTED)
             raise _unrecorded(State.NOT_SENT) from None
 
-    async def end(self, entry: Entry, outcome: State, values: dict[str, Any], *, begun: bool) -> None:
+    async def end(self, entry: Entry, outcome: State, values: dict[str, Any], *, started: bool) -> None:
         """Record what became of a write; a row that was not started is added."""
         self.ended[outcome] += 1
         now = self._clock.now()
         data = dict(values["data"]) if values.get("data") else None
-        text = data.pop("text", None) if data and begun else None
+        text = data.pop("text", None) if data and started else None
         values = values | {"data": data, "state": outcome, "settled_at": now}
         if outcome is State.CONFIRMED:
-            if begun and data is not None:
+            if started and data is not None:
                 values["x_id"] = data.get("id") or data.get("media_id")
             elif entry.operation == DELETE and data is not None and data.get("deleted"):
                 values["x_id"] = entry.target
-        elif outcome is State.UNKNOWN and begun:
+        elif outcome is State.UNKNOWN and started:
             text = entry.signature
             why = why_lost(entry.operation, searchable=text is not None)
             due_at = now + FIRST_CHECK_AFTER if why is Why.LOOKING else None
             values |= {"settled_at": None, "lost_at": now, "why": why, "due_at": due_at}
         if text is not None:
             values["words_ct"] = self.seal(entry.request_id, text)
-        if begun:
+        if started:
             await self._settle(entry, outcome, values)
         else:
             await self._add({**_row(entry), **values, "created_at": now})
@@ -311,7 +311,7 @@ class Record:
     def __init__(self, journal: Journal, entry: Entry) -> None:
         self._journal = journal
         self._entry = entry
-        self._begun = False
+        self._started = False
 
     async def begin(self) -> None:
         """Record durably that the write is about to be sent.
@@ -320,12 +320,12 @@ class Record:
             GatewayError: storage_unavailable: nothing may be sent.
         """
         await self._journal.begin(self._entry)
-        self._begun = True
+        self._started = True
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Return whether `begin` has recorded the write: from then on it may have been sent."""
-        return self._begun
+        return self._started
 
     async def confirmed(self, status: int, data: dict[str, Any]) -> None:
         """Record that X confirmed it; durable on return, unless the write is safe to repeat and the store is down.
@@ -334,7 +334,7 @@ class Record:
             GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
         values = {"status": status, "data": data}
-        await self._journal.end(self._entry, State.CONFIRMED, values, begun=self._begun)
+        await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started)
 
     async def failed(self, error: GatewayError) -> GatewayError:
         """Record that it was refused, not sent, or is unknown; return the error for the caller.
@@ -342,10 +342,10 @@ class Record:
         Raises:
             GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
-        if self._begun and error.outcome == "unknown":
+        if self._started and error.outcome == "unknown":
             error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
         values = {"status": error.problem.status, "reason": error.reason}
-        await self._journal.end(self._entry, State(error.outcome), values, begun=self._begun)
+        await self._journal.end(self._entry, State(error.outcome), values, started=self._started)
         return error
 
 

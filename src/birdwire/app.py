@@ -31,12 +31,15 @@ from birdwire.gateway.refusal_details import RefusalDetails
 from birdwire.gateway.upload_limits import UploadLimits
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
-from birdwire.keys.rate_limit import LocalRateLimit, SharedRateLimit
-from birdwire.keys.registry import LINK, UNLINK, Keys
+from birdwire.keys.rate_limit import LocalRateLimit
+from birdwire.keys.redis_rate_limit import SharedRateLimit
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import LINK, UNLINK
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
-from birdwire.outcomes.leases import BEAT_EVERY_S, ProcessLeases
+from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
+from birdwire.outcomes.report import OutcomeReports
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
@@ -267,7 +270,6 @@ def create_app(
         capabilities,
         journal,
         once,
-        presence,
         Prices.load(),
         RefusalDetails(journal, x, clock),
         lanes["calls"],
@@ -286,7 +288,7 @@ def create_app(
         telemetry,
         ("sweep", SWEEP_EVERY_S, sessions.sweep),
         ("health", 0.0, health.beat),
-        ("presence", BEAT_EVERY_S, presence.beat),
+        ("presence", RENEW_EVERY_S, presence.renew),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, ledger.sync),
@@ -301,9 +303,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await prepare(
-            database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=partial(resealed, telemetry)
-        )
+        progress = partial(resealed, telemetry)
+        await prepare(database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=progress)
         await log_of_acts.start()
         await presence.start(alone=alone)
         await reconciler.recover()
@@ -470,7 +471,7 @@ def routes(
         key_route("POST", "unlink_twitter", oauth.unlink, Empty, UNLINK),
         key_route("GET", "auth/status", oauth.status, Empty),
         key_route("POST", "auth/confirm", oauth.confirm, Confirm, LINK),
-        key_route("GET", "requests/{request_id}", journal.request, Empty),
+        key_route("GET", "requests/{request_id}", OutcomeReports(journal).request, Empty),
     ]
     if settings.relay_dialect:
         own = [replace(route, path=path) for route in own for path in relay_dialect.aliases(route.path)]

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from birdwire.accounts.write_permit import WritePermit
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty, Parsed, check, check_kind, read, read_query, within
-from birdwire.api.errors import GatewayError, excerpt, refuse, render
+from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.api.messages import Answer
 from birdwire.keys.context import CallContext
 from birdwire.keys.rate_limit import failures_from
-from birdwire.keys.registry import raw_key_of
+from birdwire.keys.secrets import raw_key_of
 from birdwire.outcomes import idempotency
 from birdwire.outcomes.journal import Entry, fingerprint
+from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
-from birdwire.x.catalog.timeline import sought
 from birdwire.x.client.requests import Reading
 from birdwire.x.limits.write_order import canonical
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from birdwire.gateway.upload_limits import Upload, UploadLimits
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.rate_limit import RateLimit
-    from birdwire.keys.registry import Key, Keys, Mode
+    from birdwire.keys.registry import Key, Keys
+    from birdwire.keys.secrets import Mode
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.journal import Journal
-    from birdwire.outcomes.leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.runtime.telemetry import Telemetry
@@ -115,7 +115,6 @@ class Pipeline:
         capabilities: Capabilities,
         journal: Journal,
         once: Idempotency,
-        presence: ProcessLeases,
         prices: Prices,
         refusals: RefusalDetails,
         crowd: ConcurrencyLimiter,
@@ -142,7 +141,6 @@ class Pipeline:
         self._capabilities = capabilities
         self._journal = journal
         self._idempotency = once
-        self._presence = presence
         self._prices = prices
         self._refusals = refusals
         self._crowd = crowd
@@ -291,25 +289,13 @@ class Pipeline:
         if name is None:
             name = idempotency.new_name()
             visit.headers += (("idempotency-key", name),)
-        asked, once = idempotency.fingerprint(call, parsed), self._idempotency
+        asked = idempotency.fingerprint(call, parsed)
         named = idempotency.Named(key.key_id, name, asked, call.request_id, takes.repeatable)
-        with self._presence.running(call.request_id):
-            told = await once.begin(named)
-            if told is not None:
-                return told
-            end = partial(once.release if takes.repeatable else once.lose, named)
-            try:
-                answer = await work(CallContext(call, key, parsed))
-                end = partial(once.keep, named, answer)
-            except GatewayError as error:
-                if _definite(error):
-                    end = partial(once.keep, named, render(error, call.request_id))
-                elif takes.repeatable or error.outcome != "unknown":
-                    end = partial(once.release, named)
-                raise
-            finally:
-                await end()
-            return answer
+        async with self._idempotency.attempt(named) as attempt:
+            if attempt.replay is not None:
+                return attempt.replay
+            attempt.answer = await work(CallContext(call, key, parsed))
+            return attempt.answer
 
     async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> tuple[int, Take]:
         """Check all that needs no file before the first byte of one is taken, then wait for a place among the calls.
@@ -349,7 +335,7 @@ class Pipeline:
             canonical(str(getattr(body, operation.target, ""))),
             fingerprint(operation.name, parsed.fields),
             self._prices.of(operation, body),
-            sought(body),
+            signature_of(body),
         )
         record = self._journal.open(entry)
         try:
@@ -370,12 +356,12 @@ class Pipeline:
         except GatewayError as error:
             raise await record.failed(error) from None
         except StorageDownError:
-            if record.begun:
+            if record.started:
                 raise await record.failed(GatewayError("outcome_unknown", outcome="unknown")) from None
             half = "nothing was published"  # files may be at X by now, where nobody sees them
             raise await record.failed(GatewayError("storage_unavailable", half=half)) from None
         except Exception as error:
-            if not record.begun:
+            if not record.started:
                 raise
             self._telemetry.crash(
                 call.request_id, error
@@ -462,12 +448,6 @@ class Pipeline:
         session = await self._sessions.open(links.current)
         self._sessions.remember(links, session)
         return session
-
-
-def _definite(error: GatewayError) -> bool:
-    """Whether X itself said no for good: its 401s and 429s, and what may be tried again, are no such word."""
-    temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
-    return error.outcome == "refused" and not temporary
 
 
 def _allow(key: Key, action: str) -> None:

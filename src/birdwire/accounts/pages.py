@@ -97,7 +97,7 @@ class Pages:
     def _templates(self) -> Environment:
         import jinja2  # noqa: PLC0415 - 2 MiB, until somebody links an account
 
-        loader = jinja2.PackageLoader("birdwire", "templates")
+        loader = jinja2.PackageLoader("birdwire.accounts", "templates")
         templates = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
-from birdwire.accounts.acts import ActLog
+from birdwire.accounts.bodies import AuthTwitter, Confirm
+from birdwire.accounts.callbacks import Callbacks
 from birdwire.accounts.client import AccountClients
-from birdwire.accounts.endpoints import Confirm, LinkEndpoints
-from birdwire.accounts.linking import AuthTwitter, LinkStarts
+from birdwire.accounts.endpoints import LinkEndpoints
+from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
+from birdwire.accounts.links import Links
 from birdwire.accounts.pages import Pages
+from birdwire.accounts.refresh import Refresher
 from birdwire.accounts.sessions import Sessions
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
@@ -33,6 +36,7 @@ from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.rate_limit import LocalRateLimit, SharedRateLimit
 from birdwire.keys.registry import LINK, UNLINK, Keys
+from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.leases import BEAT_EVERY_S, ProcessLeases
@@ -108,6 +112,7 @@ class Gateway:
     metrics_app: Starlette
     routes: list[Route]
     keys: Keys
+    links: Links
     sessions: Sessions
     lines: AccountClients
     capabilities: Capabilities
@@ -226,28 +231,20 @@ def create_app(
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
-    sessions = Sessions(
-        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
+    links = Links(database, vault, authserver, recall, lookups, clock, telemetry, settings.issuer, confirm=confirm)
+    refresher = Refresher(
+        database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
+    sessions = Sessions(links, refresher, recall, clock, x.me)
     log_of_acts = ActLog(database, recall, telemetry)
     health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
     ledger = RateWindows(database, clock, settings.x_client_id)
-    authorizations = LinkStarts(settings, database, vault, clock)
-    oauth = LinkEndpoints(
-        settings,
-        database,
-        vault,
-        authorizations,
-        authserver,
-        x,
-        sessions,
-        keys,
-        capabilities,
-        ledger,
-        clock,
-        failpoints,
-        lookups,
+    requests, callbacks = (
+        AuthorizationRequests(settings, database, vault, clock),
+        Callbacks[Linked](database, lookups, clock),
     )
+    linking = Linking(settings, requests, callbacks, authserver, links, sessions, keys, clock, failpoints)
+    oauth = LinkEndpoints(requests, linking, links, capabilities, ledger, clock)
     limits = allowances(settings, clock, telemetry)
     lines = AccountClients(
         sessions,
@@ -264,7 +261,6 @@ def create_app(
     gate = Pipeline(
         keys,
         limits,
-        oauth,
         sessions,
         recall,
         lines,
@@ -289,7 +285,7 @@ def create_app(
 
     chores = BackgroundTasks(
         telemetry,
-        ("sweep", SWEEP_EVERY_S, sessions.sweep),
+        ("sweep", SWEEP_EVERY_S, links.sweep),
         ("health", 0.0, health.beat),
         ("presence", BEAT_EVERY_S, presence.beat),
         ("journal", 1.0, journal.flush),
@@ -301,7 +297,7 @@ def create_app(
         expected=StorageDownError,
     )
 
-    work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
+    work: tuple[Part, ...] = (chores, lookups, callbacks, sessions, links, journal, log_of_acts, presence)
     closing = (*work, *upstreams.values(), limits, ledger, database)
 
     @contextlib.asynccontextmanager
@@ -323,12 +319,24 @@ def create_app(
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
-    every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
+    every = routes(gate, oauth, journal, Pages(linking, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
+        app,
+        metrics_app,
+        every,
+        keys,
+        links,
+        sessions,
+        lines,
+        capabilities,
+        health,
+        room,
+        reconciler,
+        telemetry,
+        settings,
     )
 
 

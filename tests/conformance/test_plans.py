@@ -24,6 +24,7 @@ from birdwire.store.tables import (
     vault_keys,
     x_sessions,
 )
+from harness.session_rows import session_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -40,7 +41,7 @@ SMALL = ("processes", "vault_keys", "alembic_version")
 """A row for each gateway that runs, for each vault key, for the schema."""
 
 NAME = {"key_id": "key_1", "name": "n", "request_id": "req_1", "state": "started"}
-OVER = {"session_id": "xs_1", "issuer": "x", "user_id": "1"}
+OVER = session_row(user_id="1")
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
 
 STATEMENTS: dict[str, Work] = {
@@ -182,7 +183,7 @@ async def test_a_session_that_is_over_is_found_among_those_that_are_not(database
             connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW}
         )
         found = await x_sessions.over(connection, "x", NOW, 10)
-        assert [one["session_id"] for one in found] == ["long", "over"]
+        assert [one.session_id for one in found] == ["long", "over"]
         await api_keys.revoke(connection, "key_1", NOW)
         await x_sessions.end_with_key(connection, "key_1")
         assert len(await x_sessions.over(connection, "x", NOW, 10)) == 4

@@ -9,14 +9,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from birdwire.api.errors import GatewayError
 from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
-
     from birdwire.runtime.clock import Clock
 
 FAILED_A_MINUTE = 60
@@ -28,8 +26,8 @@ ROUND_S = 0.2
 MOST_ADDRESSES = 10_000
 MOST_WAITING = 1_000
 
-Rows = Mapping[bytes, "RowMapping"]
-Find = Callable[[Sequence[bytes]], Awaitable[Rows]]
+Row = TypeVar("Row")
+Find = Callable[[Sequence[bytes]], Awaitable[Mapping[bytes, Row]]]
 """Reads the rows of several secrets in one statement, by the secrets' hashes; what does not exist is left out."""
 
 
@@ -41,7 +39,7 @@ class _Allowance:
     left: float = FAILED_A_MINUTE
 
 
-def _always(_: RowMapping) -> bool:
+def _always(_: object) -> bool:
     return True
 
 
@@ -57,12 +55,12 @@ class GuessLimiter:
         self._clock = clock
         self._round_s = round_s
         self._allowances: OrderedDict[str, _Allowance] = OrderedDict()  # least recently used first
-        self._waiting: dict[Find, dict[bytes, asyncio.Future[RowMapping | None]]] = {}
+        self._waiting: dict[Find[Any], dict[bytes, asyncio.Future[Any]]] = {}
         self._rounds: asyncio.Task[None] | None = None
 
     async def run(
-        self, peer: str, find: Find, secret_hash: bytes, good: Callable[[RowMapping], bool] = _always
-    ) -> RowMapping | None:
+        self, peer: str, find: Find[Row], secret_hash: bytes, good: Callable[[Row], bool] = _always
+    ) -> Row | None:
         """Return the row of a secret, if it exists. A row that is not `good`, such as a used one, counts as a failure.
 
         Raises:
@@ -104,13 +102,13 @@ class GuessLimiter:
         allowance.at = now
         return allowance
 
-    async def _share(self, find: Find, secret_hash: bytes) -> RowMapping | None:
+    async def _share(self, find: Find[Row], secret_hash: bytes) -> Row | None:
         """Wait for the next round, and return what it found.
 
         Raises:
             GatewayError: auth_failures: too many wait already.
         """
-        future = self._waiting.get(find, {}).get(secret_hash)
+        future: asyncio.Future[Row | None] | None = self._waiting.get(find, {}).get(secret_hash)
         if future is None:
             if sum(map(len, self._waiting.values())) >= MOST_WAITING:
                 raise GatewayError("auth_failures")
@@ -128,7 +126,7 @@ class GuessLimiter:
             await _settle(find, self._waiting.pop(find))
 
 
-async def _settle(find: Find, futures: Mapping[bytes, asyncio.Future[RowMapping | None]]) -> None:
+async def _settle(find: Find[Row], futures: Mapping[bytes, asyncio.Future[Row | None]]) -> None:
     try:
         rows = await find(list(futures))
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait

@@ -206,11 +206,8 @@ class Reconciler:
     async def _line(self, user_id: str, due: Sequence[RowMapping]) -> AccountClient | None:
         """A way to X through a link of a key that asked for one of these posts."""
         for key_id in list(dict.fromkeys(row["key_id"] for row in due))[:MOST_KEYS]:
-            current = (await self._lines.sessions.links(key_id)).current
-            if current is None or current["user_id"] != user_id or current["state"] != "active":
-                continue
-            session = await self._lines.sessions.open(current)
-            if session.scopes >= SCOPES:
+            session = await self._lines.sessions.acting_as(key_id, user_id)
+            if session is not None and session.scopes >= SCOPES:
                 return self._lines.open(session)
         return None
 

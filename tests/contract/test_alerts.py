@@ -294,7 +294,7 @@ def test_the_guide_names_events_and_metrics_that_there_are() -> None:
     """And every event that the gateway logs."""
     text = (ROOT / "docs" / "operating.md").read_text("utf-8")
     assert set(re.findall(r"`(birdwire_[a-z_]+)", text)) <= METRICS.keys()
-    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "src" / "birdwire").glob("*.py")]
+    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "src" / "birdwire").rglob("*.py")]
     logged = {name for tree in trees for name in _events(tree)} | {"request"}
     table = text.split("| Event | What to do |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == logged

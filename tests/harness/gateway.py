@@ -51,7 +51,7 @@ class MovableClock(Clock):
         """The moved time of day."""
         return super().now() + self.added
 
-    def told(self, at: datetime) -> datetime:
+    def adjusted(self, at: datetime) -> datetime:
         """Moved as well."""
         return at + self.added
 

@@ -181,7 +181,7 @@ async def now(connection: AsyncConnection, clock: Clock) -> datetime:
     if connection.dialect.name == "sqlite":
         return clock.now()
     at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-    return clock.told(at)
+    return clock.adjusted(at)
 
 
 async def alone(connection: AsyncConnection) -> None:

@@ -246,16 +246,8 @@ def create_app(
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, keys, clock, failpoints)
     oauth = LinkEndpoints(requests, linking, links, capabilities, ledger, clock)
     limits = allowances(settings, clock, telemetry)
-    lines = AccountClients(
-        sessions,
-        x,
-        ledger,
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
-        clock,
-        settings.x_deadline_s,
-        telemetry.metrics,
-    )
+    breaker, order = CircuitBreaker(clock, telemetry), WriteOrder()
+    lines = AccountClients(sessions, x, ledger, breaker, order, clock, settings.x_deadline_s, telemetry.metrics)
     reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
     lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Pipeline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,5 +27,5 @@ _REQUIRED: dict[str, Any] = {
 
 def session_row(**columns: Any) -> SessionRow:
     """Return a row with these columns; what else it must have is filled in, and all the rest is null."""
-    names = SessionRow.__dataclass_fields__
-    return SessionRow(**{**dict.fromkeys(names), **_REQUIRED, **columns})
+    nulls = dict.fromkeys(column.name for column in fields(SessionRow))
+    return SessionRow(**{**nulls, **_REQUIRED, **columns})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from birdwire.accounts import undo_cookie
-from birdwire.accounts.callbacks import attempt, ending, unconfirmable
+from birdwire.accounts.attempts import attempt, ending, unconfirmable
 from birdwire.accounts.links import UNDO_FOR, missing_scopes, reported_state
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.keys.permissions import SCOPES, may

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ulid import ULID
 
 from birdwire.accounts.acts import LinkActs, account_of, owner_of
-from birdwire.accounts.callbacks import encode_refusal, encode_undone
+from birdwire.accounts.attempts import encode_refusal, encode_undone
 from birdwire.accounts.revocation import RevocationQueue
 from birdwire.accounts.tokens import Binding, SealedTokens
 from birdwire.api.errors import GatewayError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from birdwire.accounts.attempts import attempt
 from birdwire.accounts.bodies import AuthTwitter
-from birdwire.accounts.callbacks import attempt
 from birdwire.accounts.linking import AuthorizationRequests, hash_of
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError, describe

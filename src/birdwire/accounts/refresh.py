@@ -286,7 +286,7 @@ class Refresher:
             await self._mark(row, {"refresh_state": RefreshState.OVER, "why": LOST})
             raise GatewayError("x_timeout")
         if error.meaning is Meaning.FAILED:
-            # X may have accepted the token now and refuse it later.
+            # X may have accepted the token now, and a later refusal may be due to that.
             await self._release(row, tries=max(1, row.tries - 1))
             self._pause(session_id, failed=True)
             raise self._failed(session_id, error.upstream)

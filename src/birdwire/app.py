@@ -24,7 +24,7 @@ from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
 from birdwire.api.errors import GatewayError
 from birdwire.api.forms import FILE_FIELDS
-from birdwire.edge import asgi, protocol
+from birdwire.edge import asgi, server
 from birdwire.edge.asgi import Route
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
@@ -49,8 +49,9 @@ from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
 from birdwire.store.database import Database, StoreError
+from birdwire.store.encryption.key_files import decode_key, read_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, VaultError, decode_key, read_key_file
+from birdwire.store.encryption.vault import Vault, VaultError
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.surfaces.site.handler import Site
@@ -141,7 +142,7 @@ class Gateway:
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
-        return protocol.config(
+        return server.config(
             self.app,
             limits=limits,
             telemetry=self.telemetry,
@@ -152,7 +153,7 @@ class Gateway:
 
     def metrics_server(self, **overrides: Any) -> uvicorn.Config:
         """How to serve the metrics on a port of their own."""
-        return protocol.config(
+        return server.config(
             self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS, connections_refused=1), **overrides
         )
 
@@ -178,7 +179,7 @@ def open_vault(settings: Settings) -> Vault:
     if settings.vault_key_file is not None:
         return Vault(read_key_file(settings.vault_key_file), *others)
     raise VaultError(
-        "There is no vault key: make one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
+        "No vault key is set. Create one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
     )
 
 

@@ -204,6 +204,13 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_named_file_exists(page: str) -> None:
+    """By its path in the repository, or in src/birdwire."""
+    named = re.findall(r"(?<![\w/.])(?:[\w-]+/)+[\w-]+\.(?:py|js)\b", text_of(page))
+    assert [name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "src/birdwire"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_exists(page: str) -> None:
     """As the Makefile lists them."""
     targets = set(re.findall(r"^([a-z-]+):.*##", text_of("Makefile"), re.MULTILINE))

@@ -67,7 +67,7 @@ MAX_STATE, MAX_CODE = 500, 2_000
 
 # RFC 6749 §4.1.2.1
 _DENIAL = "access_denied"
-_DENIED, _FAILED = "Access was denied on X's page", "X reported an error instead of an approval"
+_DENIED, _FAILED = "Access was denied on X's page", "X returned an error instead of an approval"
 
 _FINAL = ("account_mismatch", "x_not_linked", "x_scope_missing")
 """Refusals to name an account that no later call can turn into a link."""
@@ -325,9 +325,7 @@ class Linking:
                 await self._authserver.revoke(
                     tokens.refresh_token or tokens.access_token, _HINTS[bool(tokens.refresh_token)]
                 )
-            raise GatewayError(
-                "storage_unavailable", half="X's approval could not be stored, and was given back"
-            ) from None
+            raise GatewayError("storage_unavailable", half="X's approval could not be stored and was revoked") from None
 
     def _again(self, outcome: StateOutcome) -> Linked:
         """Return what the page of a used state shows: to reload it after a link does no harm.

@@ -197,7 +197,7 @@ class Sessions:
             if row.state == LinkState.PENDING:
                 raise GatewayError(
                     "x_link_pending",
-                    why=f"@{row.username} approved it, and the key's holder has yet to confirm that account",
+                    why=f"@{row.username} approved it, but the key's holder has not confirmed that account yet",
                     remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
                 )
             return KeyLinks(row, None)
@@ -236,7 +236,7 @@ class Sessions:
         except Unauthorized as error:
             raise GatewayError(
                 "x_link_pending",
-                why="X has not yet said which account approved it",
+                why="X has not yet reported which account approved it",
                 remedy="Try again in a minute; Birdwire asks X again with every call",
                 upstream=error.upstream,
             ) from None

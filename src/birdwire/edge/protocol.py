@@ -7,18 +7,16 @@ route.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from birdwire.api.errors import GatewayError, refuse
 from birdwire.api.messages import Call, new_request_id
 from birdwire.edge.asgi import headers_out
-from birdwire.edge.connections import ConnectionLimits, EdgeLimits, TransportFacade, disable_nagle, unread
+from birdwire.edge.connections import ConnectionLimits, TransportFacade, disable_nagle, unread
 from birdwire.edge.request_head import (
     DECIDING_FIELDS,
     PARSER_ERRORS,
@@ -31,12 +29,11 @@ from birdwire.edge.request_head import (
 from birdwire.runtime.addresses import address_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from birdwire.runtime.telemetry import Telemetry
 
 MAX_PIECE_BYTES = 4_096
 """Bytes parsed at a time: a check of the queue or of a size is late by at most this much."""
@@ -45,36 +42,6 @@ CHUNK_OVERHEAD_BYTES = 8
 
 # What the connection reads now: nothing yet, a head, a body, or bytes that it discards until it closes.
 _IDLE, _HEAD, _BODY, _DISCARDING = range(4)
-
-
-def config(
-    app: ASGIApp,
-    *,
-    limits: EdgeLimits,
-    telemetry: Telemetry | None = None,
-    protocol: Callable[..., EdgeProtocol] | None = None,
-    draining: Callable[[], bool] = bool,
-    **overrides: Any,
-) -> uvicorn.Config:
-    """Return the configuration that serves `app`; `overrides` are uvicorn's own options.
-
-    While `draining` returns true, each connection closes after its next response.
-
-    Raises:
-        ValueError: `uncapped` or `trusted_proxies` contains something that is not a network.
-    """
-    options: dict[str, Any] = {
-        "http": partial(protocol or EdgeProtocol, ConnectionLimits(limits, telemetry, draining)),
-        "ws": "none",
-        "lifespan": "on",
-        "log_level": "warning",
-        "access_log": False,
-        "server_header": False,
-        "date_header": True,
-        # The edge reads X-Forwarded-For itself, and trusts no proxy by default.
-        "proxy_headers": False,
-    }
-    return uvicorn.Config(app, **(options | overrides))
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -257,11 +224,11 @@ class EdgeProtocol(HttpToolsProtocol):
                 raise GatewayError("headers_too_large")
             # An HTTP/0.9 request line: no header would ever follow.
             if before == _IDLE and SIMPLE_REQUEST.search(piece):
-                raise malformed("it names no version of HTTP")
+                raise malformed("it has no HTTP version")
         elif before == _BODY:
             self._framing += len(piece)
             if self._framing > self._limits.framing_bytes:
-                raise malformed("the body has more framing than content")
+                raise malformed("its chunked framing is larger than its content")
 
     def _reparse_without_upgrade(self, rest: bytes | memoryview) -> None:
         """Parse a request again without its Upgrade header: the parser stops there, and no upgrade is offered."""
@@ -280,7 +247,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return cause
         if cause is not None:
             return self._crash(cause)
-        return malformed(PARSER_ERRORS.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        return malformed(PARSER_ERRORS.get(type(error), "its headers or framing violate RFC 9112"))
 
     def _crash(self, error: BaseException) -> GatewayError:
         if self._connections.telemetry is not None:
@@ -289,7 +256,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _at_eof(self) -> None:
         if self._phase in (_HEAD, _BODY):
-            self._refuse(malformed("it ends early"))
+            self._refuse(malformed("it is incomplete"))
         elif self._running is None:
             self._close()
 
@@ -326,7 +293,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Check what the parser leaves open in a complete head, then let uvicorn start the request."""
         told, version = self._deciding, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise malformed("this is HTTP/1.1")
+            raise malformed("its HTTP version is not 1.1 or 1.0")
         host = checked_host(told.get(b"host", ()), version, self._limits.hosts)
         if self.url[:1] != b"/" or b"#" in self.url:
             self.url = origin_form(self.parser.get_method(), self.url, host)

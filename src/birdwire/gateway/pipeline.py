@@ -172,7 +172,7 @@ class Pipeline:
             if relayed and answer.status < 400:
                 answer = relay_dialect.say(answer)
         except StorageDownError:
-            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), takes, call)
+            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was sent to X"), takes, call)
         except GatewayError as error:
             answer = self._refuse(error, takes, call)
         finally:

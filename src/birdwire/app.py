@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
-from birdwire.accounts.acts import ActLog
+from birdwire.accounts.bodies import AuthTwitter, Confirm
+from birdwire.accounts.callbacks import Callbacks
 from birdwire.accounts.client import AccountClients, RetryBudget
-from birdwire.accounts.endpoints import Confirm, LinkEndpoints
-from birdwire.accounts.linking import AuthTwitter, LinkStarts
+from birdwire.accounts.endpoints import LinkEndpoints
+from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
+from birdwire.accounts.links import Links
 from birdwire.accounts.pages import Pages
+from birdwire.accounts.refresh import Refresher
 from birdwire.accounts.sessions import Sessions
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
@@ -35,6 +38,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import LINK, UNLINK
+from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
@@ -112,6 +116,7 @@ class Gateway:
     metrics_app: Starlette
     routes: list[Route]
     keys: Keys
+    links: Links
     sessions: Sessions
     clients: AccountClients
     order: WriteOrder
@@ -230,28 +235,20 @@ def create_app(
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
-    sessions = Sessions(
-        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
+    links = Links(database, vault, authserver, recall, lookups, clock, telemetry, settings.issuer, confirm=confirm)
+    refresher = Refresher(
+        database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
+    sessions = Sessions(links, refresher, recall, clock, x.me)
     log_of_acts = ActLog(database, recall, telemetry)
     health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
     ledger = RateWindows(database, clock, settings.x_client_id)
-    authorizations = LinkStarts(settings, database, vault, clock)
-    oauth = LinkEndpoints(
-        settings,
-        database,
-        vault,
-        authorizations,
-        authserver,
-        x,
-        sessions,
-        keys,
-        capabilities,
-        ledger,
-        clock,
-        failpoints,
-        lookups,
+    requests, callbacks = (
+        AuthorizationRequests(settings, database, vault, clock),
+        Callbacks[Linked](database, lookups, clock),
     )
+    linking = Linking(settings, requests, callbacks, authserver, links, sessions, keys, clock, failpoints)
+    oauth = LinkEndpoints(requests, linking, links, capabilities, ledger, clock)
     limits = allowances(settings, clock, telemetry)
     breaker, order = CircuitBreaker(clock, telemetry), WriteOrder()
     clients = AccountClients(sessions, x, ledger, breaker, RetryBudget(), clock, settings.x_deadline_s)
@@ -260,7 +257,6 @@ def create_app(
     gate = Pipeline(
         keys,
         limits,
-        oauth,
         sessions,
         recall,
         clients,
@@ -286,7 +282,7 @@ def create_app(
 
     chores = BackgroundTasks(
         telemetry,
-        ("sweep", SWEEP_EVERY_S, sessions.sweep),
+        ("sweep", SWEEP_EVERY_S, links.sweep),
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, presence.renew),
         ("journal", 1.0, journal.flush),
@@ -298,7 +294,7 @@ def create_app(
         expected=StorageDownError,
     )
 
-    work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
+    work: tuple[Part, ...] = (chores, lookups, callbacks, sessions, links, journal, log_of_acts, presence)
     closing = (*work, *upstreams.values(), limits, ledger, database)
 
     @contextlib.asynccontextmanager
@@ -320,12 +316,24 @@ def create_app(
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
     clients.watch(telemetry.metrics)
-    every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
+    every = routes(gate, oauth, journal, Pages(linking, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app, metrics_app, every, keys, sessions, clients, order, health, room, reconciler, telemetry, settings
+        app,
+        metrics_app,
+        every,
+        keys,
+        links,
+        sessions,
+        clients,
+        order,
+        health,
+        room,
+        reconciler,
+        telemetry,
+        settings,
     )
 
 

@@ -31,7 +31,6 @@ from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
     from birdwire.accounts.client import AccountClient, AccountClients
-    from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.api.forms import Part, Take
     from birdwire.api.messages import Call, Headers
@@ -105,7 +104,6 @@ class Pipeline:
         self,
         keys: Keys,
         limits: RateLimit,
-        oauth: LinkEndpoints,
         sessions: Sessions,
         recall: KeyCache,
         clients: AccountClients,
@@ -131,7 +129,6 @@ class Pipeline:
     ) -> None:
         self._keys = keys
         self._limits = limits
-        self._oauth = oauth
         self._sessions = sessions
         self._recall = recall
         self._clients = clients
@@ -307,7 +304,7 @@ class Pipeline:
         if not takes.file_limit:  # no call of this route takes a file: what it sends stays small
             return takes.limit, lambda _: None
         _allow(key, takes.action)
-        await self._session(key, takes.file_scopes)
+        await self._sessions.session_for(key, takes.file_scopes)
         visit.upload = self._uploads.start(key.key_id, _announced(call))
         await self._crowd.enter(key.key_id)
         visit.place = key.key_id
@@ -319,7 +316,7 @@ class Pipeline:
         call, key, parsed = context.call, context.key, context.parsed
         body = check(media.fields_of(operation, parsed), operation.body, {"text_limit": key.rules.text_limit})
         files = media.files_of(operation, parsed)
-        session = await self._session(key, operation.scopes)
+        session = await self._sessions.session_for(key, operation.scopes)
         self._check_link(session, call)
         self._windows.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
@@ -386,7 +383,7 @@ class Pipeline:
     async def _readmit(self, operation: Operation, call: Call, key: Key) -> tuple[Key, XSession]:
         """Return a running call's key and session as they are now, or refuse it as a new call would be."""
         key = await self._again(key, call, operation.name)
-        return key, await self._session(key, operation.scopes)
+        return key, await self._sessions.session_for(key, operation.scopes)
 
     async def _upload(self, file: Part, line: AccountClient) -> dict[str, Any]:
         try:
@@ -429,25 +426,9 @@ class Pipeline:
     async def _look(self, look_up: Lookup, context: CallContext) -> Answer:
         key, parsed = context.key, context.parsed
         query = check(parsed.fields, look_up.query)
-        session = await self._session(key, look_up.scopes)
+        session = await self._sessions.session_for(key, look_up.scopes)
         line = self._clients.open(session)
         return Answer.of(await look_up.look(self._reads, session.user_id, query, line.ask))
-
-    async def _session(self, key: Key, scopes: tuple[str, ...]) -> XSession:
-        session = self._sessions.ready(key.key_id) or await self._open(key)
-        lacking = [scope for scope in scopes if scope not in session.scopes]
-        if lacking:
-            raise GatewayError("x_scope_missing", scope=" ".join(lacking))
-        return session
-
-    async def _open(self, key: Key) -> XSession:
-        """The key's session, from the store."""
-        links = await self._oauth.settle(await self._sessions.links(key.key_id))
-        if links.current is None:
-            raise GatewayError("x_not_linked")
-        session = await self._sessions.open(links.current)
-        self._sessions.remember(links, session)
-        return session
 
 
 def _allow(key: Key, action: str) -> None:

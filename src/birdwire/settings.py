@@ -78,7 +78,7 @@ class Settings(BaseModel):
     )
     redis_url: SecretStr | None = Field(
         None,
-        description="URL of the Redis or Valkey server in which several gateways share their rate limits: "
+        description="URL of the Redis or Valkey server through which several gateways share their rate limits: "
         "redis://HOST:PORT/DATABASE, or rediss:// for TLS.",
     )
     vault_key_file: Path | None = Field(
@@ -91,15 +91,15 @@ class Settings(BaseModel):
     )
     vault_other_key_files: str = Field(
         "",
-        description="Comma-separated files with older vault keys, which decrypt but do not encrypt. Used while one "
-        "vault key replaces another.",
+        description="Comma-separated paths of files with older vault keys, which Birdwire uses only to decrypt. Needed "
+        "while one vault key replaces another.",
     )
-    x_client_id: str = Field("", description="The OAuth 2.0 client id of your X app.")
+    x_client_id: str = Field("", description="The OAuth 2.0 client ID of your X app.")
     x_client_secret: SecretStr | None = Field(
         None, description="The client secret of your X app. Omit it if the app is a public client."
     )
     x_api_url: str = Field(
-        "https://api.x.com", description="Base URL of X's API. A loopback address counts as the sandbox."
+        "https://api.x.com", description="Base URL of X's API. Birdwire treats a loopback address as the sandbox."
     )
     x_authorize_url: str = Field("https://x.com/i/oauth2/authorize", description="URL of X's consent page.")
     x_proxy: SecretStr | None = Field(
@@ -111,8 +111,8 @@ class Settings(BaseModel):
     x_deadline_s: float = Field(15.0, gt=0, le=120, description="Maximum duration of one call to X, in seconds.")
     link_mode: Literal["open", "confirm"] = Field(
         "open",
-        description="When a link becomes active. open: as soon as the person with the auth_url approves it at X; "
-        "confirm: once the key's holder has also confirmed the account.",
+        description="When a link becomes active. `open`: as soon as the person with the auth_url approves it at X; "
+        "`confirm`: once the key's holder has also confirmed the account.",
     )
     extra_scopes: str = Field(
         "",
@@ -121,19 +121,21 @@ class Settings(BaseModel):
     )
     relay_dialect: bool = Field(
         default=True,
-        description="Whether to support the relay dialect of older clients: API key in the body, other field names, "
-        "response envelope and paths.",
+        description="Whether to support the relay dialect of older clients, which sends the API key in the body and "
+        "has its own paths, field names and response envelope.",
     )
     reads: str = Field(
         ",".join(LOOK_UPS),
-        description="Comma-separated look-ups that this gateway offers. X bills each call.",
+        description="Comma-separated lookups that this gateway offers. X bills each call.",
     )
     trusted_proxies: str = Field(
         "",
         description="Comma-separated addresses or networks of the reverse proxies whose X-Forwarded-For header is "
         "trusted.",
     )
-    hosts: str = Field("", description="Comma-separated host names that requests may be sent to. Default: any.")
+    hosts: str = Field(
+        "", description="Comma-separated host names that Birdwire accepts in the Host header. Default: any."
+    )
     max_connections: int = Field(1_000, ge=1, le=100_000, description="Maximum number of connections from callers.")
     max_connections_each: int = Field(
         200,
@@ -144,7 +146,7 @@ class Settings(BaseModel):
     )
     max_calls: int = Field(200, ge=1, le=100_000, description="Maximum number of calls that run concurrently.")
     max_calls_each: int = Field(
-        10, ge=1, le=100_000, description="Maximum number of calls of one key that run concurrently."
+        10, ge=1, le=100_000, description="Maximum number of calls per key that run concurrently."
     )
     max_calls_queued: int = Field(
         1_000, ge=0, le=100_000, description="Maximum number of calls that wait to run, each for at most 10 seconds."
@@ -153,8 +155,8 @@ class Settings(BaseModel):
         90,
         ge=0,
         le=100_000,
-        description="Maximum number of calls of one key that wait to run, in addition to its max_calls_each. Further "
-        "calls are refused with 429.",
+        description="Maximum number of calls per key that wait to run, in addition to the max_calls_each that run. "
+        "Birdwire refuses further calls with 429.",
     )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Maximum size of a JSON body, in bytes.")
     max_post_bytes: int = Field(
@@ -166,9 +168,9 @@ class Settings(BaseModel):
         le=1 << 30,
         description="Maximum size of an upload, in bytes; X accepts images of 5 MiB and videos of 512 MiB.",
     )
-    max_uploads: int = Field(8, ge=1, le=1_000, description="Maximum number of concurrent calls with files.")
+    max_uploads: int = Field(8, ge=1, le=1_000, description="Maximum number of concurrent calls that upload files.")
     max_uploads_each: int = Field(
-        2, ge=1, le=1_000, description="Maximum number of concurrent calls with files per key."
+        2, ge=1, le=1_000, description="Maximum number of concurrent calls per key that upload files."
     )
     max_spooled_bytes: int = Field(
         256 << 20,
@@ -181,14 +183,18 @@ class Settings(BaseModel):
         120.0, gt=0, le=3_600, description="Maximum time to receive an upload, in seconds."
     )
     request_deadline_s: float = Field(
-        10.0, gt=0, le=120, description="Maximum time to receive a request's headers, and then its body, in seconds."
+        10.0,
+        gt=0,
+        le=120,
+        description="Maximum time to receive a request's headers, in seconds. The same limit applies again to its "
+        "body.",
     )
     drain_notice_s: float = Field(
         2.0,
         ge=0,
         le=60,
-        description="Seconds from the shutdown signal, after which /readyz returns 503, until the gateway stops "
-        "listening.",
+        description="Seconds between the shutdown signal and the moment the gateway stops listening. During this "
+        "time, /readyz returns 503.",
     )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port that serves /metrics; 0 selects a free one. Default: none."
@@ -197,10 +203,11 @@ class Settings(BaseModel):
     metrics_token: SecretStr | None = Field(
         None,
         min_length=16,
-        description="Bearer token that protects /metrics. Without a metrics_port, the main port serves /metrics.",
+        description="Bearer token required to read /metrics. If it is set and metrics_port is not, the main port "
+        "serves /metrics.",
     )
     journal_days: int = Field(
-        90, ge=2, le=36_500, description="Number of days for which the journal of writes is kept."
+        90, ge=2, le=36_500, description="Number of days that Birdwire keeps each write in the journal."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Minimum level of the messages that are logged to standard error."

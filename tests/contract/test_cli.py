@@ -268,7 +268,7 @@ async def test_an_answer_without_the_id_that_is_needed_is_said(arguments: tuple[
     raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
     async with gateway_that_answers(raw) as url:
         outcome = await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
-    assert (outcome.code, "but did not return an id" in outcome.err) == (6, True)
+    assert (outcome.code, "but did not return an ID" in outcome.err) == (6, True)
 
 
 async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
@@ -367,7 +367,7 @@ async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> Non
         outcome = await run("follow", "@grace", **person)
     assert (outcome.code, outcome.out) == (3, "")
     assert "the id of @grace is unknown" in outcome.err
-    assert "Fix: Use the user's id instead." in outcome.err
+    assert "Fix: Use the user's ID instead." in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> Non
     assert (told.document["status"], told.document["reason"]) == (403, "x_not_linked")
     assert "No X account is linked to this API key." in explained.out
     assert explained.out.splitlines()[-1].endswith("have the account's owner open the auth_url.")
-    assert (foreign.code, "in the gateway's log by this id" in foreign.err) == (3, True)
+    assert (foreign.code, "in the gateway's log by this ID" in foreign.err) == (3, True)
     assert (also.document["operation"], also.document["state"]) == ("user/info", "not_sent")
     assert "This key has used up its calls per minute." in limit.out
     assert "X bills" not in limit.out
@@ -883,7 +883,7 @@ async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> N
         found = (await run("check", "--live", "--json", **person)).document
     assert re.search(r"^X refuses like_twitter: X .+\.$", status.out, re.MULTILINE)
     assert "\nX allows unlike_twitter.\n" in status.out
-    assert f"ok: X is reachable at {house.settings.x_api_url}\nok: X accepts the client id and secret\n" in checked.out
+    assert f"ok: X is reachable at {house.settings.x_api_url}\nok: X accepts the client ID and secret\n" in checked.out
     assert re.search(r"^X refused like_twitter, most recently at \S+Z: X .+\.$", checked.out, re.MULTILINE)
     assert re.search(r"^X allowed unlike_twitter, most recently at \S+Z$", checked.out, re.MULTILINE)
     assert [(one["operation"], one["allowed"]) for one in found["capabilities"]] == [
@@ -1324,7 +1324,7 @@ async def test_check_tells_wrong_credentials_from_an_x_that_cannot_be_reached(op
     assert (await run("check", **given)).code == 0
     wrong = await run("check", "--live", **given)
     assert (wrong.code, "canary" in wrong.out + wrong.err) == (2, False)
-    assert "X rejects the client id and secret (HTTP 401 unauthorized_client)." in wrong.err
+    assert "X rejects the client ID and secret (HTTP 401 unauthorized_client)." in wrong.err
     assert f"ok: X is reachable at {house.settings.x_api_url}" in wrong.out
     away = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere})
     assert (away.code, f"Cannot reach {nowhere}" in away.err, "rejects" in away.err) == (2, True, False)

@@ -35,12 +35,14 @@ ConfigOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Folder of a `birdwire dev` gateway, in place of settings."),
+    typer.Option("--data", metavar="DIR", help="Data folder of `birdwire dev`, used instead of the settings."),
 ]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, or a prompt."
+        "--api-key-file",
+        metavar="FILE",
+        help="File with the API key. Default: the key in BIRDWIRE_API_KEY, or a prompt.",
     ),
 ]
 

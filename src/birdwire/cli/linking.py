@@ -81,10 +81,10 @@ def described(row: SessionRow) -> dict[str, Any]:
 
 
 def check_client(settings: Settings) -> None:
-    """Check that the settings contain the client id of the X app.
+    """Check that the settings contain the client ID of the X app.
 
     Raises:
-        Stop: the client id is missing.
+        Stop: the client ID is missing.
     """
     if not settings.x_client_id:
         raise Stop(

@@ -25,7 +25,7 @@ _WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +")
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to stdout, and text for people to stderr.")
+    bool, typer.Option("--json", help="Print one JSON document to stdout and human-readable text to stderr.")
 ]
 
 
@@ -189,7 +189,7 @@ def _described(reason: str) -> tuple[str, str]:
 
 _UNKNOWN = "\0"
 _UNKNOWN_END = re.compile(rf"[:;] {_UNKNOWN}\.?(?= |$)")
-_IN_GENERAL: dict[str, Any] = {"account": "the linked account", "edits": "", "target": "the post's id"}
+_IN_GENERAL: dict[str, Any] = {"account": "the linked account", "edits": "", "target": "the post's ID"}
 """Values for placeholders that have a general meaning in any refusal."""
 
 

@@ -52,10 +52,10 @@ class Named:
             if stop.reason != "route_unknown":
                 raise
             message = f"This gateway does not offer user look-ups, so the id of @{self.username} is unknown."
-            raise Stop(ExitCode.REFUSED, message, "Use the user's id instead.", document=stop.document) from None
+            raise Stop(ExitCode.REFUSED, message, "Use the user's ID instead.", document=stop.document) from None
         user_id = data_of(found).get("id")
         if not isinstance(user_id, str) or not _ID.fullmatch(user_id):
-            raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username} but did not return an id.")
+            raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username} but did not return an ID.")
         return user_id
 
     def shown(self, item_id: str) -> str:
@@ -115,7 +115,7 @@ def _on_x(text: str) -> SplitResult | None:
     return parts if here and text.isprintable() else None
 
 
-PostArgument = Annotated[str, typer.Argument(metavar="ID_OR_URL", help="The post's id or its URL on x.com.")]
-UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id, @username, or profile URL on x.com.")]
+PostArgument = Annotated[str, typer.Argument(metavar="ID_OR_URL", help="The post's ID or its URL on x.com.")]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's ID, @username or profile URL on x.com.")]
 POST = Kind(PostArgument, "a post's id or URL", "https://x.com/grace/status/1346889436626259968", _post)
 USER = Kind(UserArgument, "a user's id, @username or profile URL", "@grace", _user)

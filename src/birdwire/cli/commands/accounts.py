@@ -29,7 +29,8 @@ def link(
     key_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KEY_ID]", help="Key to link, as the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
+            metavar="KEY_ID",
+            help="ID of the key to link, as the operator. Default: link the key in BIRDWIRE_API_KEY, over HTTP.",
         ),
     ] = None,
     *,
@@ -44,7 +45,9 @@ def link(
     ] = None,
     wait: Annotated[
         bool | None,
-        typer.Option("--wait/--no-wait", help="Wait up to 10 minutes for the approval. Default: wait unless --json."),
+        typer.Option(
+            "--wait/--no-wait", help="Wait up to 10 minutes for the approval. Default: wait, except with --json."
+        ),
     ] = None,
     config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
@@ -97,7 +100,8 @@ def confirm(
     which: Annotated[
         str,
         typer.Argument(
-            metavar="KEY_ID|@USERNAME", help="Key whose link to confirm, as the operator; or account that approved."
+            metavar="KEY_ID|@USERNAME",
+            help="As the operator, the ID of the key whose link to confirm; otherwise, the account that approved.",
         ),
     ],
     *,
@@ -107,14 +111,15 @@ def confirm(
     state: Annotated[
         str | None,
         typer.Option(
-            metavar="STATE", help="The link's state or auth_url, as `link` printed it. Required with @USERNAME."
+            metavar="STATE",
+            help="The state or auth_url that `birdwire accounts link` printed. Required with @USERNAME.",
         ),
     ] = None,
     config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Confirm a link that an account's owner has approved (link mode `confirm`).
+    """Confirm a link that an account's owner has approved (only in link mode `confirm`).
 
     With @USERNAME and --state, the command calls the gateway with the API key. With KEY_ID and --expect, the operator
     confirms directly on the database, with the gateway's settings. `birdwire accounts list` shows which account
@@ -149,7 +154,8 @@ def unlink(
     key_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KEY_ID]", help="Key to unlink, as the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
+            metavar="KEY_ID",
+            help="ID of the key to unlink, as the operator. Default: unlink the key in BIRDWIRE_API_KEY, over HTTP.",
         ),
     ] = None,
     *,

@@ -76,8 +76,8 @@ def restore(
 
     Stop the gateway first. The replaced database is kept in the same folder.
 
-    The tokens in a backup are invalid if X has renewed them since. Birdwire verifies each marked link at its next token
-    renewal. If X rejects the tokens, the account must be linked again.
+    The tokens in a backup are invalid if Birdwire has renewed them since. Birdwire verifies each marked link at its
+    next token renewal. If X rejects the tokens, the account must be linked again.
 
     Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from birdwire.x.limits.capabilities import Capability
 
 MADE_UP = "birdwire-check-made-up-refresh-token"
-"""A token that does not exist. X rejects the token itself only if it accepts the client id and secret."""
+"""A token that does not exist. X rejects the token itself only if it accepts the client ID and secret."""
 
 _FIELDS = (f"{PREFIX}{name.upper()}: {field.description}" for name, field in Settings.model_fields.items())
 SETTINGS = "\n\n".join(
@@ -53,7 +53,7 @@ def check(
     live: Annotated[
         bool,
         typer.Option(
-            "--live", help="Also ask X whether it accepts the client id and secret, and show what X recently allowed."
+            "--live", help="Also ask X whether it accepts the client ID and secret, and show what X recently allowed."
         ),
     ] = False,
     config: ConfigOption = None,
@@ -61,13 +61,13 @@ def check(
 ) -> None:
     """Check the settings, the vault key and the database, and report every problem.
 
-    Exits with 2 if there is a problem, and with 0 otherwise. A problem prevents the gateway from starting. A note is
-    only a warning, for example about a Redis server that does not respond. The command changes nothing and shows no
-    secrets.
+    Exits with 2 if there is a problem, and with 0 otherwise. A problem prevents the gateway from starting or from
+    acting on X. A note is only a warning, for example about a Redis server that does not respond. The command changes
+    nothing and shows no secrets.
 
-    With --live, the command also sends one request to X's token endpoint, with the client id, the client secret and an
-    invalid refresh token, and shows which operations X recently allowed or refused. It reports a problem if X is
-    unreachable or rejects the client: the gateway would start, but could not act on X.
+    With --live, the command also sends one request to X's token endpoint, with the client ID, the client secret and an
+    invalid refresh token, and shows which operations X recently allowed or refused. It then reports a problem, too, if
+    X is unreachable or rejects the client.
 
     Example: birdwire check --config /etc/birdwire/birdwire.toml --live
     """
@@ -208,7 +208,7 @@ def _metrics(settings: Settings) -> Iterator[Finding]:
 
 def _client(settings: Settings) -> Iterator[Finding]:
     if not settings.x_client_id:
-        yield Finding("problem", "BIRDWIRE_X_CLIENT_ID is not set.", "Set it to the OAuth 2.0 client id of your X app.")
+        yield Finding("problem", "BIRDWIRE_X_CLIENT_ID is not set.", "Set it to the OAuth 2.0 client ID of your X app.")
         return
     kind = "a public client (no secret)" if settings.x_client_secret is None else "a confidential client"
     yield Finding("ok", f"The X app is {kind}")
@@ -267,20 +267,20 @@ def _x(settings: Settings) -> Iterator[Finding]:
     said = f"HTTP {upstream['status']} {upstream.get('type', '')}".rstrip()
     yield Finding("ok", f"X is reachable at {settings.x_api_url}")
     if error is not None and error.meaning is Meaning.REFUSED:
-        yield Finding("ok", "X accepts the client id and secret")
+        yield Finding("ok", "X accepts the client ID and secret")
     elif error is not None and error.meaning is Meaning.OPERATOR:
         # Without a client id, the check _client reports the problem.
         if settings.x_client_id:
             yield Finding(
                 "problem",
-                f"X rejects the client id and secret ({said}).",
+                f"X rejects the client ID and secret ({said}).",
                 "Copy both again from X's developer console (OAuth 2.0 keys). A confidential client (web app, bot) "
                 "requires its secret; for a public client (native or single-page app), leave the secret out.",
             )
     else:
         yield Finding(
             "note",
-            f"X's response ({said}) does not show whether X accepts the client id and secret.",
+            f"X's response ({said}) does not show whether X accepts the client ID and secret.",
             "Try again later, and check that BIRDWIRE_X_API_URL is the URL of X's API.",
         )
 

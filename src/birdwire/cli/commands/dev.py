@@ -158,18 +158,19 @@ def dev(
         int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute for each of the two keys.")
     ] = None,
     link: Annotated[
-        str | None, typer.Option(metavar="USERNAME", help="Link this user of the sandbox at the start, such as ada.")
+        str | None, typer.Option(metavar="USERNAME", help="Link this sandbox user at startup, such as ada.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request to stderr.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a gateway and a sandbox on this machine, for development and testing.
 
-    Prints an API key, a page on which to link an account, and a curl command that likes a post. You need no X account,
-    no X app and no network. The next start in the same folder keeps the keys and the link.
+    Prints an API key, the URL of a page where you link an account, and a curl command that likes a post. You do not
+    need an X account, an X app or a network connection. If you start it again in the same folder, the keys and the link
+    are still there.
 
-    With --json, the command prints one line once both servers are ready. It contains gateway, sandbox, api_key,
-    unlinked_key (a key without an account), linked, and example ids.
+    With --json, the command prints one line once both servers are ready, with the fields gateway, sandbox, api_key,
+    unlinked_key (a key without an account), linked, and example IDs.
 
     Example: birdwire dev --link ada
     """

@@ -30,30 +30,43 @@ Result = TypeVar("Result")
 DAY_S = 86_400
 MAX_LIFE_S = 100 * 366 * DAY_S
 
-KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, from `birdwire keys list`.")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="ID of the key, from `birdwire keys list`.")]
 
 RpmOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute. Default: the tier's.")
+    int | None,
+    typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute. Without this rule, the tier sets them."),
 ]
 ExpiresOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="Seconds until the key expires.")
+    int | None,
+    typer.Option(
+        min=1, max=MAX_LIFE_S, metavar="SECONDS", help="Seconds until the key expires. Without this rule: never."
+    ),
 ]
 ActionsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,...",
-        help="Actions the key may use, such as like,unlike,link. Default: all.",
+        help="Actions the key may use, such as like,unlike,link. Without this rule: all.",
     ),
 ]
 IpsOption = Annotated[
     str | None,
-    typer.Option(metavar="CIDR,...", help="IP networks the key may be used from, such as 192.0.2.0/24. Default: any."),
+    typer.Option(
+        metavar="CIDR,...", help="IP networks the key may be used from, such as 192.0.2.0/24. Without this rule: any."
+    ),
 ]
 ReturnToOption = Annotated[
-    str | None, typer.Option(metavar="URL,...", help="Allowed return_to pages of the key's links. Default: none.")
+    str | None,
+    typer.Option(metavar="URL,...", help="Pages that the key's links may use as return_to. Without this rule: none."),
 ]
 DailyOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Maximum number of writes to X per day (UTC).")
+    int | None,
+    typer.Option(
+        min=1,
+        max=MAX_RPM,
+        metavar="N",
+        help="Maximum number of writes to X per day (UTC). Without this rule: no limit.",
+    ),
 ]
 TextOption = Annotated[
     int | None,
@@ -61,12 +74,13 @@ TextOption = Annotated[
         min=1,
         max=MAX_TEXT_LIMIT,
         metavar="N",
-        help="Maximum length of a post. Default: 280; set more for Premium accounts.",
+        help="Maximum length of a post; raise it for X Premium accounts. Without this rule: 280.",
     ),
 ]
 
 AccountOption = Annotated[
-    str | None, typer.Option(metavar="USERNAME", help="X account the key may act as, such as @ada. Default: any.")
+    str | None,
+    typer.Option(metavar="USERNAME", help="X account the key may act as, such as @ada. Without this rule: any."),
 ]
 
 LIFTED = {
@@ -151,9 +165,9 @@ def change(
 ) -> None:
     """Change the label, tier or rules of a key.
 
-    A rule whose option is left out stays unchanged; --lift removes a rule. The key's secret, its link and its history
-    stay unchanged, too. The change applies to the next call; with several replicas, it applies on all of them within a
-    second.
+    If you omit a rule's option, the rule stays unchanged; --lift removes rules. The key's secret, its link and its
+    history stay unchanged, too. The change applies to the next call; with several replicas, it applies on all of them
+    within a second.
 
     Example: birdwire keys change key_01K... --actions like,unlike --lift daily-writes
     """

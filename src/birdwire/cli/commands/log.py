@@ -87,11 +87,14 @@ def log(
     ] = None,
     state: Annotated[str | None, typer.Option(metavar="STATE", help=f"Filter by state: {', '.join(STATES)}.")] = None,
     acts: Annotated[
-        bool, typer.Option("--acts", help="List changes of keys, links and the database instead of writes.")
+        bool, typer.Option("--acts", help="List changes to keys, links and the database instead of writes.")
     ] = False,
     since: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="Filter by age (90s, 15m, 24h, 7d) or start time (2026-09-22T10:00Z)."),
+        typer.Option(
+            metavar="WHEN",
+            help="List only what is newer than this age (90s, 15m, 24h, 7d) or time (2026-09-22T10:00Z).",
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of rows.")] = 50,
     config: ConfigOption = None,
@@ -100,12 +103,12 @@ def log(
 ) -> None:
     """List recent writes to X and their outcomes, newest first.
 
-    Reads the database, so it lists the writes of every key and works while the gateway runs. It does not show the
+    Reads the database, so it lists the writes of every key, whether or not the gateway is running. It does not show the
     texts of posts: they are encrypted, and only the caller can request them. Costs are estimates from X's price list.
 
-    With --acts, the command lists changes of API keys, links and the database instead: what was changed, and who
-    changed it (an OS user, a key over HTTP, an account's owner on a link page, or birdwire itself). --key, --since and
-    --limit filter both lists.
+    With --acts, the command lists changes to API keys, links and the database instead: what was changed, and who
+    changed it (an OS user, a key over HTTP, an account's owner on a link page, or Birdwire itself). --key, --since and
+    --limit apply to both lists.
 
     Example: birdwire log --state unknown --since 24h
     """
@@ -131,7 +134,7 @@ def log(
 @app.command()
 def explain(
     request_id: Annotated[
-        str, typer.Argument(metavar="REQUEST_ID", help="Id of the call, from its X-Request-Id header: req_...")
+        str, typer.Argument(metavar="REQUEST_ID", help="ID of the call, from its X-Request-Id header: req_...")
     ],
     *,
     api_key_file: KeyFileOption = None,
@@ -139,8 +142,8 @@ def explain(
 ) -> None:
     """Show the outcome of a write that this API key made, and what to do next.
 
-    The outcomes of writes are kept in the database. A call that Birdwire itself refused is kept only for a short time,
-    in the memory of the process that refused it.
+    Birdwire keeps the outcomes of writes in the database. If Birdwire itself refused the call, only the process that
+    refused it remembers it, and only for a short time.
 
     Example: birdwire explain req_01K...
     """
@@ -148,8 +151,8 @@ def explain(
         if not _REQUEST_ID.fullmatch(request_id):
             raise Stop(
                 ExitCode.USAGE,
-                f"{printable(request_id, 60)!r} is not a valid request id.",
-                "Copy the id from the response's X-Request-Id header; it looks like req_01K...",
+                f"{printable(request_id, 60)!r} is not a valid request ID.",
+                "Copy the ID from the response's X-Request-Id header; it looks like req_01K...",
             )
         gateway = GatewayClient(gateway_url(), read_key(api_key_file))
         try:
@@ -162,9 +165,9 @@ def explain(
 def _unknown(stop: Stop) -> Stop:
     """Return the refusal of an unknown id, with what a person can still do."""
     fix = (
-        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. Birdwire does not record look-ups "
+        "Check the ID, and that BIRDWIRE_API_KEY is the key that made the request. Birdwire does not record lookups "
         "that X refused. It keeps its own refusals only for a short time, on the replica that answered: the operator "
-        "can find them in the gateway's log by this id."
+        "can find them in the gateway's log by this ID."
     )
     return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
 

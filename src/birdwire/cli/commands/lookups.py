@@ -1,4 +1,4 @@
-"""`birdwire user`, `posts` and `search`: look-ups, which X bills."""
+"""`birdwire user`, `posts` and `search`: lookups, which X bills."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def user(
 ) -> None:
     """Look up a user by name.
 
-    X bills each look-up.
+    X bills each lookup.
 
     Example: birdwire user @grace
     """
     with saying(as_json=as_json) as say:
         username = USER.named(name).username
         if username is None:
-            raise Stop(ExitCode.USAGE, f"{name} is an id, but this command needs a username.", "Use one such as @grace")
+            raise Stop(ExitCode.USAGE, f"{name} is an ID, but this command needs a username.", "Use one such as @grace")
         document = _look("user/info", api_key_file, userName=username)
         say.result(document, *_described(data_of(document)))
 
@@ -43,14 +43,17 @@ def posts(
     who: UserArgument,
     *,
     cursor: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Show the next page: next_cursor of the previous page.")
+        str | None,
+        typer.Option(
+            metavar="CURSOR", help="Show the page that starts at this cursor: the next_cursor of the previous page."
+        ),
     ] = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read a user's newest posts.
 
-    X bills each look-up.
+    X bills each lookup.
 
     Example: birdwire posts @grace
     """
@@ -75,7 +78,7 @@ def search(
 ) -> None:
     """Search for users.
 
-    X bills each look-up.
+    X bills each lookup.
 
     Example: birdwire search grace
     """

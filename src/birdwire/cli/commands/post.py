@@ -49,14 +49,14 @@ ROWS = {
     "reply.auto_populate_reply_metadata": Row("--auto-metadata", None, "Has no effect: X accepts and ignores it."),
     "reply.exclude_reply_user_ids": Row("--exclude", "USER", "User to leave out of the reply's mentions; repeatable."),
     "quote_tweet_id": Row("--quote", "ID_OR_URL", "Post to quote."),
-    "media.media_ids": Row("--media-id", "ID", "Media id from `birdwire upload`; repeatable, at most 4."),
+    "media.media_ids": Row("--media-id", "ID", "Media ID from `birdwire upload`; repeatable, at most 4."),
     "media.tagged_user_ids": Row("--tag", "USER", "User to tag in the media; repeatable."),
     "poll.options": Row("--poll", "A|B", "Poll with 2 to 4 options of at most 25 characters each."),
     "poll.duration_minutes": Row("--poll-minutes", "N", "Duration of the poll in minutes, 5 to 10080."),
     "poll.reply_settings": Row("--poll-reply-settings", None, "Who may reply to the poll."),
     "card_uri": Row("--card", "URI", "URI of a card to attach."),
     "direct_message_deep_link": Row("--dm-link", "URL", "Link that opens a direct message conversation."),
-    "geo.place_id": Row("--place", "ID", "X's id of the place to attach."),
+    "geo.place_id": Row("--place", "ID", "X's ID of the place to attach."),
     "reply_settings": Row("--reply-settings", None, "Who may reply. Default: everyone."),
     "for_super_followers_only": Row("--super-followers", None, "Show the post only to super followers."),
     "nullcast": Row("--nullcast", None, "Do not show the post in timelines."),
@@ -138,7 +138,9 @@ def post(
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Idempotency key: Birdwire posts at most once per key within a day."),
+        typer.Option(
+            metavar="KEY", help="Idempotency key. Birdwire publishes at most one post per idempotency key within a day."
+        ),
     ] = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -146,7 +148,7 @@ def post(
 ) -> None:
     """Post, reply, quote, or edit a post.
 
-    Birdwire acts as the X account that is linked to the API key. The command prints the new post's id.
+    Birdwire acts as the X account that is linked to the API key. The command prints the new post's ID.
 
     Exit code 7 means that X may or may not have published the post. The error then shows how to repeat the command
     without posting twice.
@@ -196,7 +198,7 @@ def upload(
 ) -> None:
     """Upload an image, GIF or video to attach to a post.
 
-    The command prints the media id for `birdwire post --media-id`. Use it within a day, because X deletes media that
+    The command prints the media ID for `birdwire post --media-id`. Use it within a day, because X deletes media that
     no post uses.
 
     Example: birdwire upload bird.png
@@ -293,5 +295,5 @@ def _upload(say: Output, gateway: GatewayClient, file: IO[bytes]) -> dict[str, A
     with say.waiting(f"Uploading {name}"):
         document = gateway.upload(f"{API}/upload_media", PART, file)
     if not isinstance(data_of(document).get("media_id"), str):
-        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} received {name} but did not return an id.")
+        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} received {name} but did not return an ID.")
     return document

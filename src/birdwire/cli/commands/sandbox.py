@@ -39,8 +39,8 @@ def sandbox(
     The sandbox behaves like X, with a consent page, tokens, posts, likes and rate limits, and it can produce errors on
     demand. It listens on loopback only. `birdwire dev` starts a gateway and a sandbox together.
 
-    With --json, the command prints one line with sandbox, client_id, client_secret and public_client_id once the
-    sandbox is ready.
+    With --json, the command prints one line once the sandbox is ready, with the fields sandbox, client_id,
+    client_secret and public_client_id.
 
     Example: birdwire sandbox --redirect-uri http://127.0.0.1:8700/apis/v1/twitter/oauth_callback
     """
@@ -99,7 +99,7 @@ def proxy(
     - Forward the request but lose the response: `{"drop": "after_apply"}`
     - Refuse all connections: `{"down": true}`
 
-    With --json, the command prints one line with proxy (HOST:PORT), control and to once the proxy is ready.
+    With --json, the command prints one line once the proxy is ready, with the fields proxy (HOST:PORT), control and to.
 
     Example: birdwire sandbox proxy --to 127.0.0.1:8701
     """

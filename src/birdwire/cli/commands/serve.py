@@ -45,8 +45,8 @@ def serve(
     check --help`; to validate your settings, run `birdwire check`. Logs go to stderr, one JSON object per line. On
     SIGTERM or Ctrl-C, the gateway finishes running calls before it exits.
 
-    With --json, the command prints one line once the gateway is ready. It contains gateway and, if the metrics have
-    their own port, metrics.
+    With --json, the command prints one line once the gateway is ready, with the field gateway, and the field metrics
+    if the metrics have their own port.
 
     Example: birdwire serve --config /etc/birdwire/birdwire.toml
     """
@@ -56,7 +56,7 @@ def serve(
             raise Stop(
                 ExitCode.USAGE,
                 "BIRDWIRE_X_CLIENT_ID is not set.",
-                "Set it to the OAuth 2.0 client id of your X app. To try Birdwire without an X app, run: birdwire dev",
+                "Set it to the OAuth 2.0 client ID of your X app. To try Birdwire without an X app, run: birdwire dev",
             )
         open_vault(settings)
         with alone(settings):

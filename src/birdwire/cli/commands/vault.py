@@ -42,8 +42,8 @@ def create(
 ) -> None:
     """Create a vault key in a file that only you can read.
 
-    If you lose this key, the X tokens in the database are lost. Keep a copy of it, in a different place than the
-    backups of the database.
+    If you lose this key, the X tokens in the database are lost. Keep a copy of it, separate from the backups of the
+    database.
 
     Example: birdwire vault create /etc/birdwire/vault.key
     """

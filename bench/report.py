@@ -158,8 +158,8 @@ def few(result: dict[str, Any]) -> str:
     lines = [
         short(shown),
         "",
-        f"{result['made_at'][:10]}, one core of {machine['cores']} of a {machine['cpu']}, X answered by nginx on the",
-        f"same machine; {connections} connections.",
+        f"{result['made_at'][:10]}, on one of {machine['cores']} cores, {machine['cpu']}. nginx on the",
+        f"same machine takes the place of X. {connections} connections.",
     ]
     return "\n".join(lines)
 
@@ -168,7 +168,7 @@ def short(result: dict[str, Any]) -> str:
     """The ranking alone."""
     table = Table(result)
     lines = [
-        f"| A like through … ({table.ranked_at} connections) | CPU µs | by Birdwire's | likes/s on one core |",
+        f"| A like through … ({table.ranked_at} connections) | CPU µs | relative to Birdwire | likes/s on one core |",
         "|---|--:|--:|--:|",
     ]
     for one in ranked(result, table):

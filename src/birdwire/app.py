@@ -21,6 +21,7 @@ from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
 from birdwire.api.errors import GatewayError
 from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.edge import asgi, protocol
 from birdwire.edge.asgi import Route
 from birdwire.edge.connections import EdgeLimits
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     from birdwire.store.encryption.key_rotation import Progress
     from birdwire.x.catalog.operations import Operation
 
-API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
 POOL_WAIT_S = 10.0
@@ -480,8 +480,8 @@ def routes(
         own = [replace(route, path=path) for route in own for path in relay_dialect.aliases(route.path)]
     return [
         *own,
-        Route("GET", f"{API}/oauth_callback", pages.callback, head=pages.callback_head),
-        Route("POST", f"{API}/auth/undo", pages.undo, otherwise=pages.undo_opened),
+        Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
+        Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
         *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
         Route("GET", "/livez", health.live, head=health.live, reserved=True),
         Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),

@@ -18,6 +18,7 @@ from birdwire.accounts.sessions import Links, lacking, standing
 from birdwire.api.body import Body, Empty, check
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.messages import Answer
+from birdwire.api.paths import API
 from birdwire.keys.permissions import may
 from birdwire.keys.registry import KeyRules
 from birdwire.runtime.clock import rfc3339
@@ -262,7 +263,7 @@ class LinkEndpoints:
                 raise GatewayError(
                     "x_link_pending",
                     why=f"@{row['username']} approved it, and the key's holder has yet to confirm that account",
-                    remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
+                    remedy=f"Call POST {API}/auth/confirm with the state and the username",
                 )
             return Links(row, None)
         except GatewayError as error:

@@ -16,10 +16,11 @@ import typer
 from rich.text import Text
 
 from birdwire.api.errors import GatewayError
+from birdwire.api.paths import API
 from birdwire.app import create_app, prepare
 from birdwire.cli import run_servers
 from birdwire.cli.database import held, operator, refusals
-from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
 from birdwire.keys.registry import MAX_RPM, Keys, mint

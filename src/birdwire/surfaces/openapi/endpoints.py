@@ -14,6 +14,7 @@ from birdwire.accounts.linking import AuthTwitter
 from birdwire.accounts.pages import Undo
 from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
 from birdwire.surfaces.openapi.responses import Said
 from birdwire.surfaces.site.documents import DOCUMENTS
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
     from birdwire.x.client.requests import XData
 
-API = "/apis/v1/twitter"
 Tag = Literal["Link", "Act", "Read", "About"]
 
 
@@ -337,7 +337,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             "GET",
-            f"{API}/oauth_callback",
+            OAUTH_CALLBACK,
             "Link",
             "oauthCallback",
             "The page on which X's consent ends",
@@ -349,7 +349,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             "POST",
-            f"{API}/auth/undo",
+            AUTH_UNDO,
             "Link",
             "authUndo",
             'The "this was not me" of the page after a link',

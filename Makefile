@@ -33,7 +33,7 @@ format: setup-dev ## apply the formatter and the safe fixes
 faults: setup-dev ## the fault tests in their long form, and build/faults.md: FAULTS_KILLS=1000 and the like say how long
 	@mkdir -p build && rm -f build/faults.jsonl
 	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 tests/faults $(PYTEST_ARGS); \
-		ended=$$?; $(BIN)/python tests/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
+		ended=$$?; $(BIN)/python tests/harness/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
 
 docs: setup ## regenerate docs/reference from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-    from birdwire.edge.fast_path import Handle
+    from birdwire.edge.fast_path import FastHandler
     from birdwire.gateway.pipeline import Work
     from birdwire.keys.rate_limit import RateLimit
     from birdwire.runtime.metrics import Metrics
@@ -153,7 +153,7 @@ class Gateway:
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
         """The edge's protocol with every POST in the lane."""
-        handlers: dict[bytes, Handle] = {
+        handlers: dict[bytes, FastHandler] = {
             route.path.encode(): partial(asgi.attend, route.handle, self.telemetry)
             for route in self.routes
             if route.method == "POST"

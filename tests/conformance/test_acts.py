@@ -94,7 +94,7 @@ async def test_each_gateway_logs_what_any_process_commits_and_nothing_of_before(
 async def test_without_news_nothing_is_read(database_url: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of a gateway at rest costs what the feed costs."""
     if engine != "sqlite":
-        monkeypatch.setattr("birdwire.store.notifications.Notifications.changed", lambda _: frozenset())
+        monkeypatch.setattr("birdwire.store.engines.pg_notifications.PgNotifications.changed", lambda _: frozenset())
     async with opened(database_url) as database:
         listener = Listener(database)
         await listener.acts.start()
@@ -123,8 +123,8 @@ async def test_more_acts_than_one_round_reads_are_all_logged(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next rounds go on where it stopped."""
-    monkeypatch.setattr("birdwire.acts.MAX_READ", 7)
-    monkeypatch.setattr("birdwire.acts.OVERLAP", 3)
+    monkeypatch.setattr("birdwire.accounts.acts.MAX_READ", 7)
+    monkeypatch.setattr("birdwire.accounts.acts.OVERLAP", 3)
     async with opened(database_url) as database:
         listener = Listener(database)
         await listener.acts.start()

@@ -1015,8 +1015,8 @@ async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """auth/status is of the older link. At the end nobody says that nobody approved."""
-    monkeypatch.setattr("birdwire.cli.accounts.ASK_EVERY_S", 0)
-    monkeypatch.setattr("birdwire.cli.accounts.WAIT_S", 0)
+    monkeypatch.setattr("birdwire.cli.commands.accounts.ASK_EVERY_S", 0)
+    monkeypatch.setattr("birdwire.cli.commands.accounts.WAIT_S", 0)
     last = {"outcome": "approved", "expires_at": "then"}
     older = {"linked": True, "state": "active", "linked_at": "before", "username": "ada"}
 
@@ -1516,7 +1516,7 @@ async def test_acting_loads_neither_server_nor_database() -> None:
     code = (
         "import sys; sys.argv = ['birdwire', 'like', 'x']\n"
         "try: __import__('birdwire.cli').cli.main()\n"
-        "except SystemExit: import birdwire.cli.post, birdwire.cli.look, birdwire.cli.accounts\n"
+        "except SystemExit: from birdwire.cli.commands import accounts, lookups, post\n"
         "print(sorted({'sqlalchemy', 'starlette', 'uvicorn', 'cryptography'} & set(sys.modules)))"
     )
     process = await asyncio.create_subprocess_exec(

@@ -295,7 +295,7 @@ async def test_a_queue_of_requests_is_bounded() -> None:
         (connection,) = (
             one for one in served.server.server_state.connections if isinstance(one, protocol.EdgeProtocol)
         )
-        assert 0 < len(connection.pipeline) <= protocol.PIECE // len(get())
+        assert 0 < len(connection.pipeline) <= protocol.MAX_PIECE_BYTES // len(get())
         gated.go.set()
         assert [one.status for one in answers(await answered)] == [200] * 5_000
 

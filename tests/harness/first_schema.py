@@ -20,7 +20,7 @@ from harness.gateway import MovableClock
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-DATA = Path(__file__).parent / "data" / "first_schema"
+DATA = Path(__file__).parent.parent / "data" / "first_schema"
 FILES = json.loads((DATA / "keys.json").read_text())
 MADE_AT = datetime.fromisoformat(FILES["made_at"])
 KEYS: dict[str, dict[str, str]] = FILES["keys"]

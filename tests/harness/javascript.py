@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent / "node"
+FOLDER = Path(__file__).parent.parent / "node"
 PACKAGES = FOLDER / "node_modules"
 LIMIT_S = 50.0
 """Just under the time that pytest gives a test, so that the program's own output is seen."""

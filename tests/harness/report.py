@@ -1,4 +1,4 @@
-"""What the fault tests recorded, as Markdown on standard output: `python tests/report.py FILE`."""
+"""What the fault tests recorded, as Markdown on standard output: `python tests/harness/report.py FILE`."""
 
 from __future__ import annotations
 

@@ -16,21 +16,21 @@ UNUSED = (
     "alembic",
     "asyncpg",
     "birdwire.sandbox",
-    "birdwire.surfaces.openapi",
+    "birdwire.surfaces.openapi.document",
     "jinja2",
     "rich.console",
     "sqlalchemy.dialects.postgresql",
 )
 START = """
 import asyncio, io, os, sys
-from birdwire.cli import serve
-from birdwire.cli.say import Say
+from birdwire.cli.commands import serve
+from birdwire.cli.output import Output
 from birdwire.settings import Settings
 
 async def start():
     gateway = serve.create_app(Settings.load(dict(os.environ)), log=io.StringIO())
     async with gateway.app.router.lifespan_context(gateway.app):
-        Say(as_json=False).lines("Birdwire answers")
+        Output(as_json=False).lines("Birdwire answers")
 
 asyncio.run(start())
 print(*sys.modules)
@@ -51,7 +51,7 @@ def test_a_start_loads_only_what_it_uses(tmp_path: Path) -> None:
     """The first start makes the tables, for which Alembic is loaded; no other does."""
     assert "alembic.command" in _loaded(tmp_path)
     loaded = _loaded(tmp_path)
-    assert "birdwire.store.sqlite" in loaded
+    assert "birdwire.store.engines.sqlite" in loaded
     assert [name for name in UNUSED if name in loaded] == []
 
 

@@ -67,7 +67,7 @@ def written() -> dict[str, str]:
 def test_a_replaced_form_is_not_written_any_more() -> None:
     """In code, pages, documents and tests."""
     texts = written()
-    assert {"README.md", "Makefile", "docs/glossary.md", "src/birdwire/errors.py"} <= set(texts)
+    assert {"README.md", "Makefile", "docs/glossary.md", "src/birdwire/api/errors.py"} <= set(texts)
     assert [(path, old, REPLACED[old]) for path, text in texts.items() for old in REPLACED if old in text] == []
 
 

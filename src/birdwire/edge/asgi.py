@@ -1,4 +1,4 @@
-"""Starlette's side: a request becomes a Call, an Answer becomes a response. The router's own errors are here too."""
+"""The ASGI app: a Starlette request becomes a Call, an Answer becomes a response. Includes the router's own errors."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ Handler = Callable[[Call], Awaitable[Answer]]
 Refuser = Callable[[GatewayError, Call], Answer]
 
 ALWAYS = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
-"""Headers of every answer."""
+"""Headers of every response."""
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method, who answers it, and how much may be sent in how long; `files`: that of multipart bodies.
+    """One path and method, its handler, and the bounds of its body: `limit` in bytes, and `deadline_s`.
 
-    `head` answers a HEAD, which is refused without it. `otherwise` answers a method that the path does not accept, or
-    raises that refusal. `reserved`: answered even when the process has no connection
-    left for others.
+    `files` gives the bytes and seconds of a multipart body. `head` answers HEAD, which is refused without it.
+    `otherwise` answers the methods that the path does not accept. A `reserved` route is served even when the process
+    has no connection left for others.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Route:
 
 
 class Front:
-    """Answers for one path, or for none (no routes): every refusal and every bug in the one shape."""
+    """The ASGI endpoint of one path, or of every unknown path (no routes). Every refusal has the error envelope."""
 
     def __init__(self, routes: Sequence[Route], telemetry: Telemetry) -> None:
         self._methods = {route.method: route.handle for route in routes}
@@ -70,7 +70,7 @@ class Front:
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._turn_away(scope, receive, send)
             return
@@ -91,7 +91,8 @@ class Front:
     async def _answer(self, raw_path: bytes, call: Call) -> Answer:
         if _BAD_ESCAPE.search(raw_path):
             raise GatewayError("http_malformed", detail="a percent sign in the path stands for nothing")
-        if not self._methods or b"%" in raw_path:  # no path of ours needs an escape: only the canonical spelling is one
+        # No path needs an escape, so an escaped spelling of one is not that path.
+        if not self._methods or b"%" in raw_path:
             raise GatewayError("route_unknown")
         handle = self._methods.get(call.method)
         if handle is None:
@@ -105,7 +106,7 @@ class Front:
         return await handle(call)
 
     async def _stream(self, request: Request) -> AsyncIterator[bytes]:
-        """The body as it comes, within the deadline. The edge keeps it too, and counts; this holds under any server."""
+        """Yield the body as it arrives, within its deadline, which holds even under a server without the edge."""
         types = [value for name, value in request.scope["headers"] if name.lower() == b"content-type"]
         deadline_s = self._files_s if is_multipart(types) else self._deadline_s
         ends_at = asyncio.get_running_loop().time() + deadline_s
@@ -113,7 +114,7 @@ class Front:
             yield chunk
 
     async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A websocket: there is none here (RFC 6455 §4.2.2 allows any HTTP answer to the handshake)."""
+        """Refuse a WebSocket handshake with an ordinary HTTP response, as RFC 6455 §4.2.2 allows."""
         call = Call(method="GET", path=scope.get("path", ""))
         answer = refuse(GatewayError("route_unknown"), call)
         await receive()
@@ -128,7 +129,7 @@ class Front:
 
 
 async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | None:
-    """The handler's answer, its refusal, or a 500 for whatever broke; one log line. None: the caller went away."""
+    """Return the handler's answer, its refusal, or a 500 for a bug, and log one line. None: the client disconnected."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     try:
@@ -140,7 +141,7 @@ async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | 
     except asyncio.CancelledError:
         telemetry.cut_off(call)
         raise
-    except Exception as error:  # noqa: BLE001 - the last net: whatever breaks, the caller gets the envelope
+    except Exception as error:  # noqa: BLE001 - whatever fails, the caller gets the error envelope
         telemetry.crash(call.request_id, error)
         answer = refuse(GatewayError("internal"), call)
     telemetry.request(call, answer.status, loop.time() - started)
@@ -148,7 +149,7 @@ async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | 
 
 
 def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
-    """A request's headers as a Call has them; ASGI and the edge give the names in lower case."""
+    """Decode a request's headers for a Call; ASGI and the edge give their names in lower case."""
     headers: dict[str, list[str]] = {}
     for name, value in raw_headers:
         headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
@@ -156,7 +157,7 @@ def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str
 
 
 def headers_out(call: Call, answer: Answer) -> list[tuple[str, str]]:
-    """An answer's headers, with those that every answer has."""
+    """Return an answer's headers, with those that every response has."""
     given = [name for name, _ in answer.headers]
     return [
         ("content-length", str(len(answer.body))),
@@ -167,10 +168,11 @@ def headers_out(call: Call, answer: Answer) -> list[tuple[str, str]]:
 
 
 def respond(call: Call, answer: Answer) -> Response:
-    """The answer as Starlette sends it: to a HEAD the head alone (RFC 9110 §9.3.2)."""
+    """Return the Starlette response of an answer: for HEAD without its body (RFC 9110 §9.3.2)."""
     response = Response(b"" if call.method == "HEAD" else answer.body, answer.status)
     headers = headers_out(call, answer)
-    if call.method == "HEAD" and not answer.body:  # what a GET would get was not made, so its length is not known
+    # The body of a GET was not built, so its length is unknown.
+    if call.method == "HEAD" and not answer.body:
         headers = [pair for pair in headers if pair[0] != "content-length"]
     response.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     return response
@@ -182,7 +184,7 @@ def create(
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
     telemetry: Telemetry,
 ) -> Starlette:
-    """The ASGI app over a list of routes. Paths are exact: a redirect for a slash would send a POST again."""
+    """Build the ASGI app of a list of routes. Paths are exact: a redirect for a slash would repeat a POST."""
     paths: dict[str, list[Route]] = {}
     for route in routes:
         paths.setdefault(route.path, []).append(route)

@@ -1,4 +1,7 @@
-"""Who is let in at the edge: every bound it keeps, how many connections are inside, whose X-Forwarded-For counts."""
+"""Connection limits, eviction, trusted proxies and the client's address.
+
+Knows no key and no route beyond the bounds it is given.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,16 @@ if TYPE_CHECKING:
     from birdwire.runtime.telemetry import Telemetry
 
 MAX_HOPS = 20
-"""Entries of X-Forwarded-For that are read, from its end."""
+"""Maximum number of X-Forwarded-For entries that are read, from the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeLimits:
-    """Every bound of the edge: `*_s` are seconds in all, never for each read; `*_bytes` what they name, on the wire.
+    """Every bound of the edge: `*_s` are total seconds, never seconds for each read; `*_bytes` count bytes on the wire.
 
-    `bodies` (bytes) holds by exact path what differs from `body_bytes`; `files` (bytes, seconds) what holds there for a
-    multipart body. `reserved` paths are answered even when no connection is left: `connections_refused` are there to
-    read a head, and to answer it with 503 or, on such a path, in earnest.
+    `bodies` overrides `body_bytes` for exact paths; `files` gives the bytes and seconds of a multipart body there.
+    `reserved` paths are served even when no connection is left: `connections_refused` more connections may have their
+    head read, and get 503 or, on a reserved path, the real response.
     """
 
     head_s: float = 10.0
@@ -57,25 +60,25 @@ class EdgeLimits:
 
 
 class Evictable(Protocol):
-    """A connection as the door sees it."""
+    """A connection, as ConnectionLimits sees it."""
 
     inside: bool
 
-    def waits(self) -> tuple[int, float] | None:
-        """Its rank among those that may be evicted, the smallest first; None: it may not."""
+    def eviction_rank(self) -> tuple[int, float] | None:
+        """Return its rank for eviction, the smallest first; None if it must not be evicted."""
 
-    def speaks(self) -> bool:
-        """Whether something has come that it has not read yet."""
+    def has_unread_data(self) -> bool:
+        """Return whether bytes have arrived that it has not read yet."""
 
     def evict(self) -> None:
-        """End it."""
+        """Close it in favour of another connection."""
 
 
 Connection = TypeVar("Connection", bound=Evictable)
 
 
 class ConnectionLimits:
-    """What all connections share: the limits, how many are inside, and whose X-Forwarded-For counts."""
+    """Counts the connections of one server, decides which are admitted, and which proxies are trusted."""
 
     def __init__(self, limits: EdgeLimits, telemetry: Telemetry | None, draining: Callable[[], bool] = bool) -> None:
         self.limits = limits
@@ -93,38 +96,44 @@ class ConnectionLimits:
 
     @property
     def full(self) -> bool:
-        """Whether every place inside is taken."""
+        """Whether the server has all the connections that it may have."""
         return self.inside >= self.limits.connections
 
     def crowded(self, connections: Sized) -> bool:
-        """Whether more connections are open that are not inside than there may be."""
+        """Return whether more connections than `connections_refused` are open without being admitted."""
         return len(connections) - self.inside > self.limits.connections_refused
 
     def admit(
         self, new: Connection, address: Address | None, connections: AbstractSet[Connection]
     ) -> tuple[bool, bool]:
-        """Decide on a new connection: whether it is inside, and whether its request may be read.
+        """Decide whether a new connection is admitted, and whether its request may be read.
 
-        When the door is full, the connection that has kept us waiting longest is evicted for it. If all are at work,
-        the request is read in case its path is reserved. An address over its own cap gets neither.
+        When the server is full, the connection that has been waiting longest for its peer is evicted in favour of the
+        new one. If all connections are serving requests, the request is read in case its path is reserved. An address
+        over its own limit gets neither.
         """
-        if self._capped(address):  # first, or such an address could have the connections of others evicted
+        # Checked first: otherwise such an address could evict the connections of others.
+        if self._at_address_limit(address):
             return False, False
         full = self.full
-        if full and (found := self._next_out(connections - {new}, inside=True)) is not None:
+        if full and (found := self._eviction_candidate(connections - {new}, inside=True)) is not None:
             found.evict()
         if self.enter(address):
             return True, True
-        if full and self.crowded(connections) and (found := self._next_out(connections - {new}, inside=False)):
+        if (
+            full
+            and self.crowded(connections)
+            and (found := self._eviction_candidate(connections - {new}, inside=False))
+        ):
             found.evict()
             return False, True
         return False, full and not self.crowded(connections)
 
-    def enter_late(self, address: Address | None, target: bytes) -> bool:
-        """Count in a connection whose head was read although there was no place; whether there is one now.
+    def acquire_after_head(self, address: Address | None, target: bytes) -> bool:
+        """Acquire a place for a connection whose head was read without one; return whether one was free.
 
         Raises:
-            GatewayError: overloaded: there is none, and the path is not reserved.
+            GatewayError: overloaded: no place is free, and the path is not reserved.
         """
         if self.enter(address):
             return True
@@ -133,31 +142,33 @@ class ConnectionLimits:
         return False
 
     def bounds(self, target: bytes, types: Sequence[bytes]) -> tuple[int, float]:
-        """How many bytes a body to this target may have, and how many seconds it may take."""
+        """Return the maximum bytes and seconds of a request body sent to this target."""
         path = target.partition(b"?")[0]
         if path in self._files and is_multipart(types):
             return self._files[path]
         return self._bodies.get(path, self.limits.body_bytes), self.limits.body_s
 
-    def _next_out(self, connections: Iterable[Connection], *, inside: bool) -> Connection | None:
+    def _eviction_candidate(self, connections: Iterable[Connection], *, inside: bool) -> Connection | None:
         """Return the connection to evict in favour of a new one, if any is waiting for its peer."""
-        ranked = [(rank, one) for one in connections if one.inside is inside and (rank := one.waits()) is not None]
+        ranked = [
+            (rank, one) for one in connections if one.inside is inside and (rank := one.eviction_rank()) is not None
+        ]
         _, found = min(ranked, key=itemgetter(0), default=(None, None))
-        return None if found is None or found.speaks() else found
+        return None if found is None or found.has_unread_data() else found
 
     def enter(self, address: Address | None) -> bool:
-        """Count a connection in, if there is room."""
-        if self.full or self._capped(address):
+        """Acquire a place for a connection; return whether one was free."""
+        if self.full or self._at_address_limit(address):
             return False
-        block = self._block(address)
+        block = self._subscriber(address)
         self.inside += 1
         if block is not None:
             self._each[block] += 1
         return True
 
     def leave(self, address: Address | None) -> None:
-        """Count out a connection that was counted in."""
-        block = self._block(address)
+        """Release a connection's place."""
+        block = self._subscriber(address)
         self.inside -= 1
         if block is not None:
             self._each[block] -= 1
@@ -165,11 +176,14 @@ class ConnectionLimits:
                 del self._each[block]
 
     def trusts(self, address: Address | None) -> bool:
-        """Whether an address is one of the configured proxies."""
+        """Return whether an address is one of the trusted proxies."""
         return address is not None and any(address in network for network in self._trusted)
 
     def caller(self, forwarded: Iterable[bytes]) -> Address | None:
-        """Whom our outermost proxy saw: the last entries are our proxies' own, what stands before is anybody's."""
+        """Return the client's address as the outermost trusted proxy saw it.
+
+        Trusted proxies append the last entries of X-Forwarded-For; anybody can forge the entries before those.
+        """
         caller = None
         for entry in reversed(b",".join(forwarded).rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
             address = address_of(entry.decode("latin-1"))
@@ -180,19 +194,19 @@ class ConnectionLimits:
                 break
         return caller
 
-    def _capped(self, address: Address | None) -> bool:
-        """Whether an address has all the connections that it may have."""
-        return self._each[self._block(address)] >= self.limits.connections_each
+    def _at_address_limit(self, address: Address | None) -> bool:
+        """Return whether an address has all the connections that it may have."""
+        return self._each[self._subscriber(address)] >= self.limits.connections_each
 
-    def _block(self, address: Address | None) -> object:
-        """What counts as one address: of IPv6 the /64 that one subscriber has. None: not counted."""
+    def _subscriber(self, address: Address | None) -> object:
+        """Return what counts as one address, or None if its connections are not counted."""
         if address is None or any(address in network for network in self._uncapped):
             return None
         return subscriber(address)
 
 
-class Outlet:
-    """The transport as uvicorn's cycles see it: the edge decides how a connection ends."""
+class TransportFacade:
+    """The transport that uvicorn's request cycles get, so that the edge decides how a connection is closed."""
 
     __slots__ = ("abort", "close", "is_closing", "write")
 
@@ -204,16 +218,16 @@ class Outlet:
 
 
 def unread(transport: asyncio.Transport) -> bool:
-    """Whether bytes lie unread: the kernel may know of a request before the loop does."""
+    """Return whether the socket has unread bytes: the kernel may have a request that the event loop has not read."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
-def send_at_once(transport: asyncio.Transport) -> None:
-    """Turn Nagle's algorithm off: asyncio does so only for sockets that name their protocol, which listeners do not.
+def disable_nagle(transport: asyncio.Transport) -> None:
+    """Disable Nagle's algorithm: asyncio does so only for sockets that name their protocol, which listeners do not.
 
-    With it on, an answer on a kept connection waits up to 40 ms for the caller's delayed acknowledgement.
+    With it, a response on a kept-alive connection waits up to 40 ms for the client's delayed acknowledgement.
     """
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):

@@ -1,6 +1,7 @@
-"""The HTTP edge on the wire: deadlines, sizes, one Host, one meaning for every byte, and every refusal in the envelope.
+"""The HTTP server protocol: deadlines, sizes, one meaning for every byte, and every refusal in the error envelope.
 
-A subclass of uvicorn's protocol: what is whole, small and unambiguous goes on to the app. It knows no key and no route.
+A subclass of uvicorn's protocol: a complete, small and unambiguous request goes on to the app. Knows no key and no
+route.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from birdwire.api.errors import GatewayError, refuse
 from birdwire.api.messages import Call, new_request_id
 from birdwire.edge.asgi import headers_out
-from birdwire.edge.connections import ConnectionLimits, EdgeLimits, Outlet, send_at_once, unread
-from birdwire.edge.request_head import SIMPLE, TELLING, WRONG, body_length, malformed, one_host, origin_form
+from birdwire.edge.connections import ConnectionLimits, EdgeLimits, TransportFacade, disable_nagle, unread
+from birdwire.edge.request_head import (
+    DECIDING_FIELDS,
+    PARSER_ERRORS,
+    SIMPLE_REQUEST,
+    body_length,
+    checked_host,
+    malformed,
+    origin_form,
+)
 from birdwire.runtime.addresses import address_of
 
 if TYPE_CHECKING:
@@ -29,10 +38,13 @@ if TYPE_CHECKING:
 
     from birdwire.runtime.telemetry import Telemetry
 
-PIECE = 4_096  # bytes parsed at a time: the most that one look at the queue or at a size may come too late
-CHUNK_OVERHEAD = 8  # bytes of framing that an ordinary chunk has: up to four digits, two line ends
+MAX_PIECE_BYTES = 4_096
+"""Bytes parsed at a time: a check of the queue or of a size is late by at most this much."""
+CHUNK_OVERHEAD_BYTES = 8
+"""Framing of an ordinary chunk: up to four digits and two line ends."""
 
-_WAITING, _HEAD, _BODY, _DEAF = range(4)  # what is read now: nothing yet, a head, a body; or nothing ever again
+# What the connection reads now: nothing yet, a head, a body, or bytes that it discards until it closes.
+_IDLE, _HEAD, _BODY, _DISCARDING = range(4)
 
 
 def config(
@@ -44,12 +56,12 @@ def config(
     draining: Callable[[], bool] = bool,
     **overrides: Any,
 ) -> uvicorn.Config:
-    """The configuration to serve `app` with; `overrides` are uvicorn's own options.
+    """Return the configuration that serves `app`; `overrides` are uvicorn's own options.
 
-    Once it is `draining`, each connection ends after its next answer.
+    While `draining` returns true, each connection closes after its next response.
 
     Raises:
-        ValueError: `uncapped` or `trusted_proxies` holds something that is no network.
+        ValueError: `uncapped` or `trusted_proxies` contains something that is not a network.
     """
     options: dict[str, Any] = {
         "http": partial(protocol or EdgeProtocol, ConnectionLimits(limits, telemetry, draining)),
@@ -59,29 +71,32 @@ def config(
         "access_log": False,
         "server_header": False,
         "date_header": True,
-        "proxy_headers": False,  # ours trusts nobody by default
+        # The edge reads X-Forwarded-For itself, and trusts no proxy by default.
+        "proxy_headers": False,
     }
     return uvicorn.Config(app, **(options | overrides))
 
 
 class EdgeProtocol(HttpToolsProtocol):
-    """One connection. Refusals are raised as GatewayError, also in the parser's callbacks, and end it."""
+    """One connection. A GatewayError, also from a parser callback, refuses the request and closes the connection."""
 
     def __init__(self, door: ConnectionLimits, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self._door = door
+        self._connections = door
         self._limits = door.limits
-        self._phase = _WAITING
+        self._phase = _IDLE
         self._running: RequestResponseCycle | None = None
-        self._rest = b""  # read, but not parsed until what is queued is answered
-        self._last_words = b""  # the refusal that follows the answers still owed
-        self._eof = self._ended = self.inside = False
-        self._last = False  # whether the next answer is this connection's last
-        self._now = self._began = self.loop.time()
-        self._due = self._write_due = self._armed = inf
+        # Bytes read, but not parsed until the queued request is answered.
+        self._unparsed = b""
+        # The refusal that follows the responses still owed.
+        self._final_refusal = b""
+        self._eof = self._closing = self.inside = False
+        self._close_after_response = False
+        self._now = self._started_at = self.loop.time()
+        self._read_deadline = self._write_deadline = self._timer_due = inf
         self._timer: asyncio.TimerHandle | None = None
         self.url = b""
-        self._told: dict[bytes, list[bytes]] = {}
+        self._deciding: dict[bytes, list[bytes]] = {}
         self._head_fed = self._framing = self._body_left = self._dropped = 0
         self._body_limit, self._body_s = self._limits.body_bytes, self._limits.body_s
 
@@ -90,89 +105,90 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Accept the connection or answer 503; beyond the limit of 503 answers, close it."""
         super().connection_made(transport)
-        send_at_once(transport)
-        self._wire = transport
-        self.transport = cast("asyncio.Transport", Outlet(transport, self._finish))
+        disable_nagle(transport)
+        self._socket_transport = transport
+        self.transport = cast("asyncio.Transport", TransportFacade(transport, self._close))
         self._address = address_of(self.client[0]) if self.client else None
-        self._proxied = self._door.trusts(self._address)
-        self.inside, reads = self._door.admit(self, self._address, cast("set[EdgeProtocol]", self.connections))
+        self._proxied = self._connections.trusts(self._address)
+        self.inside, reads = self._connections.admit(self, self._address, cast("set[EdgeProtocol]", self.connections))
         if reads:
-            self._due = self._now + self._limits.head_s
+            self._read_deadline = self._now + self._limits.head_s
             self._arm()
-        elif self._door.crowded(self.connections):
-            self._cut()
+        elif self._connections.crowded(self.connections):
+            self._abort()
         else:
             self._refuse(GatewayError("overloaded"))
 
-    def waits(self) -> tuple[int, float] | None:
-        """Rank it for eviction: heads, idle ones, bodies, each by deadline. None: its request is being answered."""
-        if self._due == inf or (self._running is not None and self._phase != _BODY):
+    def eviction_rank(self) -> tuple[int, float] | None:
+        """Rank it for eviction: heads, idle connections, bodies, each by deadline. None: it serves a request."""
+        if self._read_deadline == inf or (self._running is not None and self._phase != _BODY):
             return None
-        return (2 if self._phase == _BODY else int(self._phase == _WAITING and self.url != b"")), self._due
+        return (2 if self._phase == _BODY else int(self._phase == _IDLE and self.url != b"")), self._read_deadline
 
-    def speaks(self) -> bool:
-        """Whether a request has reached the kernel, and not yet this process."""
-        return self._phase == _WAITING and unread(self._wire)
+    def has_unread_data(self) -> bool:
+        """Return whether a request has reached the kernel but not yet this process."""
+        return self._phase == _IDLE and unread(self._socket_transport)
 
     def evict(self) -> None:
-        """End as if the deadline had come, with 503 if a request has begun to come. The place is free immediately."""
-        self._leave()
-        if self._door.crowded(self.connections):
-            self._cut()
+        """Close as at the deadline, with 503 if part of a request has arrived. Frees the place immediately."""
+        self._release()
+        if self._connections.crowded(self.connections):
+            self._abort()
         elif self._phase in (_HEAD, _BODY):
             self._refuse(GatewayError("overloaded"))
         else:
-            self._finish()
+            self._close()
 
-    def _cut(self) -> None:
+    def _abort(self) -> None:
         self.connections.discard(self)
-        self._phase = _DEAF
-        self._wire.abort()
+        self._phase = _DISCARDING
+        self._socket_transport.abort()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self.inside:
             self.inside = False
-            self._door.leave(self._address)
+            self._connections.leave(self._address)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone: nothing is owed, nothing is waited for."""
-        self._ended, self._phase = True, _DEAF
-        self._due = self._write_due = inf
+        """Cancel every deadline, release the place, and tell the running request that its client disconnected."""
+        self._closing, self._phase = True, _DISCARDING
+        self._read_deadline = self._write_deadline = inf
         if self._timer is not None:
             self._timer.cancel()
-        self._leave()
+        self._release()
         self.pipeline.clear()
-        self._rest = b""
+        self._unparsed = b""
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
 
     def drain(self) -> None:
-        """End after the answer under way, or the next one, and say so in it (RFC 9112 §9.6)."""
-        self._last = True
+        """Close after the current or the next response, and announce it there (RFC 9112 §9.6)."""
+        self._close_after_response = True
         if self._running is not None:
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """End now if nothing is owed; a request that has begun to come may do so for a moment, and is answered."""
+        """Close now if no response is owed; a request that is arriving gets `linger_s` to complete, and is answered."""
         self.drain()
-        if self._running is not None or self._ended:
+        if self._running is not None or self._closing:
             return
-        if self._phase == _WAITING and not unread(self._wire):
-            self._finish()
+        if self._phase == _IDLE and not unread(self._socket_transport):
+            self._close()
         else:
-            self._due = min(self._due, self.loop.time() + self._limits.linger_s)
+            self._read_deadline = min(self._read_deadline, self.loop.time() + self._limits.linger_s)
             self._arm()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
-        if self._phase == _DEAF:
+        """Parse bytes from the peer, or discard them once the connection is closing."""
+        if self._phase == _DISCARDING:
             self._dropped += len(data)
             if self._dropped > self._limits.linger_bytes:
-                self._wire.abort()
-        elif self._rest:  # the app asked for more of its own request, which is whole already
-            self._rest += data
+                self._socket_transport.abort()
+        elif self._unparsed:
+            # The app resumed reading for its own request, which is already complete.
+            self._unparsed += data
             self.flow.pause_reading()
         else:
             self._now = self.loop.time()
@@ -180,48 +196,49 @@ class EdgeProtocol(HttpToolsProtocol):
             self._arm()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio knows an answer
-        """The peer sends no more; what it asked for is still answered."""
-        if self._phase == _DEAF and self._ended:
-            self._wire.close()
+        """Handle the end of the peer's bytes; its complete requests are still answered."""
+        if self._phase == _DISCARDING and self._closing:
+            self._socket_transport.close()
         else:
             self._eof = True
             self._at_eof()
-        return self.scheme == "http"  # TLS has no half-closed state
+        # TLS has no half-closed state.
+        return self.scheme == "http"
 
     def pause_writing(self) -> None:
-        """The peer reads too slowly."""
+        """Start the write deadline: the peer reads too slowly."""
         super().pause_writing()
-        self._write_due = self.loop.time() + self._limits.write_s
+        self._write_deadline = self.loop.time() + self._limits.write_s
         self._arm()
 
     def resume_writing(self) -> None:
-        """The peer caught up."""
+        """Cancel the write deadline: the peer caught up."""
         super().resume_writing()
-        if not self._ended:
-            self._write_due = inf
+        if not self._closing:
+            self._write_deadline = inf
 
     # Reading.
 
     def _read(self, data: bytes | memoryview) -> None:
-        """Parse what came, piece by piece; what comes after a queued request waits."""
+        """Parse the bytes piece by piece; those after a queued request wait."""
         limits = self._limits
-        if len(data) > PIECE:
+        if len(data) > MAX_PIECE_BYTES:
             data = memoryview(data)
-        while data and self._phase != _DEAF:
+        while data and self._phase != _DISCARDING:
             if self.pipeline:
-                self._rest = bytes(data)
+                self._unparsed = bytes(data)
                 break
-            size = min(PIECE, limits.head_bytes - self._head_fed) if self._phase == _HEAD else PIECE
+            size = min(MAX_PIECE_BYTES, limits.head_bytes - self._head_fed) if self._phase == _HEAD else MAX_PIECE_BYTES
             piece, data = (data, b"") if len(data) <= size else (data[:size], data[size:])
             try:
                 self._parse(piece)
             except GatewayError as error:
                 self._refuse(error)
             except httptools.HttpParserError as error:
-                self._refuse(self._cause(error))
+                self._refuse(self._refusal_of(error))
         if self.pipeline:
             self.flow.pause_reading()
-            self._due = inf
+            self._read_deadline = inf
 
     def _parse(self, piece: bytes | memoryview) -> None:
         before, unread = self._phase, None
@@ -230,112 +247,118 @@ class EdgeProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             unread = piece[upgrade.args[0] :]
         if unread is not None:
-            self._read_on(unread)  # outside of `except`: its own errors have contexts of their own
-        elif self._phase == _WAITING:
+            # Outside of `except`, so that its errors have their own context.
+            self._reparse_without_upgrade(unread)
+        elif self._phase == _IDLE:
             self._head_fed = 0
         elif self._phase == _HEAD:
             self._head_fed += len(piece)
             if self._head_fed >= self._limits.head_bytes:
                 raise GatewayError("headers_too_large")
-            if before == _WAITING and SIMPLE.search(piece):  # as HTTP/0.9 had it: no header would ever follow
+            # An HTTP/0.9 request line: no header would ever follow.
+            if before == _IDLE and SIMPLE_REQUEST.search(piece):
                 raise malformed("it names no version of HTTP")
         elif before == _BODY:
             self._framing += len(piece)
             if self._framing > self._limits.framing_bytes:
                 raise malformed("the body has more framing than content")
 
-    def _read_on(self, rest: bytes | memoryview) -> None:
-        """Read a request again without its Upgrade: the parser stops at one, but we have nothing else to speak."""
+    def _reparse_without_upgrade(self, rest: bytes | memoryview) -> None:
+        """Parse a request again without its Upgrade header: the parser stops there, and no upgrade is offered."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._phase, self._head_fed = _WAITING, -PIECE
+        self._phase, self._head_fed = _IDLE, -MAX_PIECE_BYTES
         self._parse(b"\r\n".join([*lines, b"", b""]))
         if rest:
             self._parse(rest)
 
-    def _cause(self, error: httptools.HttpParserError) -> GatewayError:
+    def _refusal_of(self, error: httptools.HttpParserError) -> GatewayError:
         cause = error.__context__
         if isinstance(cause, GatewayError):
             return cause
         if cause is not None:
-            return self._bug(cause)
-        return malformed(WRONG.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+            return self._crash(cause)
+        return malformed(PARSER_ERRORS.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
 
-    def _bug(self, error: BaseException) -> GatewayError:
-        if self._door.telemetry is not None:
-            self._door.telemetry.crash(new_request_id(), error)
+    def _crash(self, error: BaseException) -> GatewayError:
+        if self._connections.telemetry is not None:
+            self._connections.telemetry.crash(new_request_id(), error)
         return GatewayError("internal")
 
     def _at_eof(self) -> None:
         if self._phase in (_HEAD, _BODY):
             self._refuse(malformed("it ends early"))
         elif self._running is None:
-            self._finish()
+            self._close()
 
     # The parser's callbacks.
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Start the head's deadline at the first byte of a request."""
         super().on_message_begin()
         self._phase = _HEAD
-        self._told = {}
-        self._began = self._now
-        self._due = self._now + self._limits.head_s
+        self._deciding = {}
+        self._started_at = self._now
+        self._read_deadline = self._now + self._limits.head_s
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request target."""
+        """Append a part of the request target, within its limit."""
         self.url += url
         if len(self.url) > self._limits.target_bytes:
             raise GatewayError("uri_too_long", limit=self._limits.target_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, whole; or a trailer, which is ignored (RFC 9110 §6.5.1)."""
+        """Record a header. A trailer is ignored (RFC 9110 §6.5.1)."""
         if self._phase != _HEAD:
             return
         if len(self.headers) >= self._limits.headers:
             raise GatewayError("headers_too_large")
         name, value = name.lower(), value.strip(b" \t")
         self.headers.append((name, value))
-        if name in TELLING:
-            self._told.setdefault(name, []).append(value)
+        if name in DECIDING_FIELDS:
+            self._deciding.setdefault(name, []).append(value)
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
-        """The head is whole: check what the parser leaves open, then let uvicorn begin the request."""
-        told, version = self._told, self.parser.get_http_version()
+        """Check what the parser leaves open in a complete head, then let uvicorn start the request."""
+        told, version = self._deciding, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise malformed("this is HTTP/1.1")
-        host = one_host(told.get(b"host", ()), version, self._limits.hosts)
+        host = checked_host(told.get(b"host", ()), version, self._limits.hosts)
         if self.url[:1] != b"/" or b"#" in self.url:
             self.url = origin_form(self.parser.get_method(), self.url, host)
-        self._announced(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
+        self._check_body_length(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise malformed("this server is not a proxy")
             if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
-            return  # _read_on
+            return
         if not self.inside:
-            self._last, self.inside = True, self._door.enter_late(self._address, self.url)
+            self._close_after_response, self.inside = (
+                True,
+                self._connections.acquire_after_head(self._address, self.url),
+            )
         if version == "1.0":
-            self.expect_100_continue = False  # RFC 9110 §10.1.1
-        if self._proxied and (caller := self._door.caller(told.get(b"x-forwarded-for", ()))) is not None:
+            # RFC 9110 §10.1.1.
+            self.expect_100_continue = False
+        if self._proxied and (caller := self._connections.caller(told.get(b"x-forwarded-for", ()))) is not None:
             self.scope["client"] = (str(caller), 0)
         super().on_headers_complete()
-        if self._last or self._door.draining():
+        if self._close_after_response or self._connections.draining():
             self.cycle.keep_alive = False
         self._phase = _BODY
-        self._due = self._now + self._body_s
+        self._read_deadline = self._now + self._body_s
 
     def on_chunk_header(self) -> None:
-        """The size line of a chunk."""
-        self._framing -= CHUNK_OVERHEAD
+        """Allow for the framing of a chunk."""
+        self._framing -= CHUNK_OVERHEAD_BYTES
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body, counted before anybody keeps it."""
+        """Count a part of the body before it is kept."""
         self._framing -= len(body)
         self._body_left -= len(body)
         if self._body_left < 0:
@@ -343,26 +366,28 @@ class EdgeProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Go back to idle: the request is complete."""
         if self.parser.should_upgrade():
-            return  # _read_on
+            return
         super().on_message_complete()
-        if b"transfer-encoding" in self._told:
+        if b"transfer-encoding" in self._deciding:
             self.parser.set_dangerous_leniencies(lenient_chunked_length=False)
-        self._phase = _WAITING
-        self._head_fed = -PIECE  # a request that begins in the same piece does not begin at its start
-        self._due = inf if self._running is not None else self._now + self._limits.idle_s
+        self._phase = _IDLE
+        # The next request may start within the same piece.
+        self._head_fed = -MAX_PIECE_BYTES
+        self._read_deadline = inf if self._running is not None else self._now + self._limits.idle_s
 
-    def _announced(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
-        """The body that was announced must be within the limit of its path."""
+    def _check_body_length(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
+        """Check the announced length of the body against the limit of its path."""
         limit, self._body_s = self._limits.body_bytes, self._limits.body_s
         if lengths or codings:
-            limit, self._body_s = self._door.bounds(self.url, self._told.get(b"content-type", ()))
+            limit, self._body_s = self._connections.bounds(self.url, self._deciding.get(b"content-type", ()))
         self._body_left = self._body_limit = limit
         self._framing = 0
         length = body_length(lengths, codings, version)
         if length is None:
-            self.parser.set_dangerous_leniencies(lenient_chunked_length=True)  # a Content-Length among the trailers
+            # Permits a Content-Length among the trailers.
+            self.parser.set_dangerous_leniencies(lenient_chunked_length=True)
         elif length > limit:
             raise GatewayError("body_too_large", limit=limit)
 
@@ -370,12 +395,12 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        task = self.loop.create_task(self._serve(cycle, self._way(cycle, app)))
+        task = self.loop.create_task(self._serve(cycle, self._dispatch(cycle, app)))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
-    def _way(self, cycle: RequestResponseCycle, app: ASGIApp) -> Awaitable[None]:
-        """How one request is answered; a subclass may know a shorter one."""
+    def _dispatch(self, cycle: RequestResponseCycle, app: ASGIApp) -> Awaitable[None]:
+        """Return the awaitable that answers one request; a subclass may know a faster one."""
         return app(cast("Any", cycle.scope), cast("Any", cycle.receive), cast("Any", cycle.send))
 
     def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> bytes:
@@ -384,54 +409,58 @@ class EdgeProtocol(HttpToolsProtocol):
         return STATUS_LINE[status] + fixed + own.encode("latin-1") + b"\r\n"
 
     async def _serve(self, cycle: RequestResponseCycle, way: Awaitable[None]) -> None:
-        """Have one request answered; if that fails, answer in its place."""
+        """Await the answer to one request; if that fails, write a 500."""
         try:
             await way
-        except asyncio.CancelledError:  # a forced end: X may have been asked, so no answer is better than a wrong one
+        except asyncio.CancelledError:
+            # A forced shutdown: X may have been called, so no response is better than a wrong one.
             cycle.disconnected = True
-            self._wire.abort()
+            self._socket_transport.abort()
             raise
-        except Exception as error:  # noqa: BLE001 - the last net, under the app's own
-            self._bug(error)
+        except Exception as error:  # noqa: BLE001 - the last resort, below the app's own
+            self._crash(error)
         finally:
             if not (cycle.response_complete or cycle.disconnected):
                 if not cycle.response_started:
-                    self._wire.write(self._words(GatewayError("internal")))
-                self._finish()
+                    self._socket_transport.write(self._refusal_bytes(GatewayError("internal")))
+                self._close()
 
     def on_response_complete(self) -> None:
-        """An answer is written: go on with the next request, or end what has to end."""
+        """Start the next queued request, or close the connection if it has to close."""
         self.server_state.total_requests += 1
         self._running = None
-        if self._ended:
+        if self._closing:
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._phase == _DEAF:
-            self._wire.write(self._last_words)
-            self._finish()
-        if not self.pipeline and self._phase != _DEAF:
-            self._go_on()
+        elif self._phase == _DISCARDING:
+            self._socket_transport.write(self._final_refusal)
+            self._close()
+        if not self.pipeline and self._phase != _DISCARDING:
+            self._resume()
         self._arm()
 
-    def _go_on(self) -> None:
-        """Nothing is queued: read on."""
+    def _resume(self) -> None:
+        """Resume reading: no request is queued."""
         self._now = self.loop.time()
-        if self._phase == _WAITING:
-            self._due = inf if self._running is not None else self._now + self._limits.idle_s
-        else:  # the peer could not go on while we did not read, or was answered before the end of its body
+        if self._phase == _IDLE:
+            self._read_deadline = inf if self._running is not None else self._now + self._limits.idle_s
+        else:
+            # The peer could not continue while reading was paused, or got its response before the end of its body.
             body_s = self._limits.body_s if self._running is None else self._body_s
-            self._due = min(self._due, self._now + (self._limits.head_s if self._phase == _HEAD else body_s))
+            self._read_deadline = min(
+                self._read_deadline, self._now + (self._limits.head_s if self._phase == _HEAD else body_s)
+            )
         self.flow.resume_reading()
-        if self._rest:
-            rest, self._rest = self._rest, b""
+        if self._unparsed:
+            rest, self._unparsed = self._unparsed, b""
             self._read(rest)
-        if self._eof and not self._rest:
+        if self._eof and not self._unparsed:
             self._at_eof()
 
     def _refuse(self, error: GatewayError) -> None:
-        """Read no more, and say why, after the answers still owed. A request answered already gets no second."""
-        in_body, self._phase, self._rest = self._phase == _BODY, _DEAF, b""
+        """Stop reading and write the refusal after the responses still owed. No request gets two responses."""
+        in_body, self._phase, self._unparsed = self._phase == _BODY, _DISCARDING, b""
         cycle, answered = self.cycle, False
         if in_body and self.pipeline:
             self.pipeline.popleft()
@@ -440,59 +469,60 @@ class EdgeProtocol(HttpToolsProtocol):
             if not answered:
                 cycle.disconnected, self._running = True, None
                 cycle.message_event.set()
-        self._last_words, self._due = b"" if answered else self._words(error), inf
+        self._final_refusal, self._read_deadline = b"" if answered else self._refusal_bytes(error), inf
         if self._running is None:
-            self._wire.write(self._last_words)
-            self._finish()
+            self._socket_transport.write(self._final_refusal)
+            self._close()
 
-    def _words(self, error: GatewayError) -> bytes:
-        """A refusal as the last answer of this connection."""
+    def _refusal_bytes(self, error: GatewayError) -> bytes:
+        """Return a refusal as the last response of this connection."""
         method = self.parser.get_method().decode() if self.url else ""
         path = self.url.partition(b"?")[0].decode("latin-1")
         call = Call(method, path, peer=self.client[0] if self.client else "")
         answer = refuse(error, call)
-        if self._door.telemetry is not None:
-            self._door.telemetry.request(call, answer.status, self.loop.time() - self._began)
+        if self._connections.telemetry is not None:
+            self._connections.telemetry.request(call, answer.status, self.loop.time() - self._started_at)
         head = self._head(answer.status, [*headers_out(call, answer), ("connection", "close")])
         return head if method == "HEAD" else head + answer.body
 
-    def _finish(self) -> None:
-        """End the connection. A peer that may still be sending is read out first: a reset would cost it the answer."""
-        if self._ended:
-            self._wire.close()
+    def _close(self) -> None:
+        """Close the connection. Read first what the peer may still send: a reset would discard the response."""
+        if self._closing:
+            self._socket_transport.close()
             return
-        unread = self._phase != _WAITING or self.flow.read_paused
-        self._ended, self._phase = True, _DEAF
+        unread = self._phase != _IDLE or self.flow.read_paused
+        self._closing, self._phase = True, _DISCARDING
         now = self.loop.time()
-        self._due, self._write_due = now + self._limits.linger_s, now + self._limits.write_s
+        self._read_deadline, self._write_deadline = now + self._limits.linger_s, now + self._limits.write_s
         if self._eof or not unread:
-            self._due = inf
-            self._wire.close()
+            self._read_deadline = inf
+            self._socket_transport.close()
         else:
-            if self._wire.can_write_eof():
-                self._wire.write_eof()
+            if self._socket_transport.can_write_eof():
+                self._socket_transport.write_eof()
             self.flow.resume_reading()
         self._arm()
 
-    # The one timer. Deadlines move often, and mostly away: it is armed again only when it would ring too late.
+    # One timer for both deadlines. They move often, mostly into the future: the timer is rearmed only when it would
+    # fire too late.
 
     def _arm(self) -> None:
-        due = min(self._due, self._write_due)
-        if due < self._armed:
+        due = min(self._read_deadline, self._write_deadline)
+        if due < self._timer_due:
             if self._timer is not None:
                 self._timer.cancel()
-            self._armed = due
-            self._timer = self.loop.call_at(due, self._ring)
+            self._timer_due = due
+            self._timer = self.loop.call_at(due, self._on_deadline)
 
-    def _ring(self) -> None:
-        self._timer, self._armed, self._now = None, inf, self.loop.time()
-        if self._now >= self._write_due:
-            self._wire.abort()
+    def _on_deadline(self) -> None:
+        self._timer, self._timer_due, self._now = None, inf, self.loop.time()
+        if self._now >= self._write_deadline:
+            self._socket_transport.abort()
             return
-        if self._now >= self._due:
-            self._due = inf
+        if self._now >= self._read_deadline:
+            self._read_deadline = inf
             if self._phase in (_HEAD, _BODY):
                 self._refuse(GatewayError("request_timeout"))
             else:
-                self._finish()
+                self._close()
         self._arm()

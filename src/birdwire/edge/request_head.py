@@ -1,4 +1,4 @@
-"""What the head of a request must say in one way only: its host, its target, how long its body is. Refuses the rest."""
+"""The parts of a request head that must be unambiguous: host, target, body length. Rejects every other form."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ if TYPE_CHECKING:
 
 _HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
-_MAX_LENGTH_DIGITS = 20  # of 2^64
+_MAX_LENGTH_DIGITS = 20
+"""The digits of 2^64."""
 
-TELLING = frozenset({b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"})
-"""The fields that decide on the request itself."""
+DECIDING_FIELDS = frozenset(
+    {b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"}
+)
+"""The header fields that decide how the request itself is read."""
 
-SIMPLE = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
+SIMPLE_REQUEST = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 """A request line without a version, as HTTP/0.9 had it."""
 
-WRONG = {
+PARSER_ERRORS = {
     httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
     httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
 }
-"""What is said of a parser's error, where the general words would tell too little."""
+"""Details for the parser's errors that need more than the general sentence."""
 
 
-def one_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) -> bytes:
-    """The value of Host (RFC 9112 §3.2), which names an `allowed` host if any are; b"" if HTTP/1.0 left it out."""
+def checked_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) -> bytes:
+    """Return the Host header (RFC 9112 §3.2), or b"" if an HTTP/1.0 request omits it.
+
+    Raises:
+        GatewayError: the header is missing, repeated or malformed, or names a host that is not `allowed`.
+    """
     if len(hosts) != 1:
         if hosts or version == "1.1":
             raise malformed("it needs exactly one Host header")
@@ -44,7 +51,7 @@ def one_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) -> b
 
 @lru_cache(64)
 def host_name(host: bytes) -> str:
-    """The name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
+    """Return the name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(host)
     if match is None:
         raise malformed("the Host header is not a host")
@@ -52,7 +59,7 @@ def host_name(host: bytes) -> str:
 
 
 def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
-    """The request target as /path?query, if it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
+    """Return the request target as /path?query when it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
     if target == b"*" and method == b"OPTIONS":
         allow = "GET, HEAD, POST"
         raise GatewayError("method_not_allowed", headers=(("allow", allow),), method="*", allow=allow)
@@ -65,7 +72,11 @@ def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
 
 
 def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> int | None:
-    """How many bytes were announced; None if they come in chunks. Said once, in one way (RFC 9112 §6)."""
+    """Return the announced length of the body, or None for chunked transfer coding (RFC 9112 §6).
+
+    Raises:
+        GatewayError: the length is given twice, or in two ways.
+    """
     if codings:
         if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
             raise malformed("Transfer-Encoding must be just `chunked`, without a Content-Length")
@@ -78,10 +89,10 @@ def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str
 
 
 def is_multipart(types: Sequence[bytes]) -> bool:
-    """Whether Content-Type names a form that may hold files (RFC 7578)."""
+    """Return whether Content-Type is multipart/form-data, which may hold files (RFC 7578)."""
     return len(types) == 1 and types[0].partition(b";")[0].strip().lower() == b"multipart/form-data"
 
 
 def malformed(detail: str) -> GatewayError:
-    """The refusal of what breaks HTTP itself."""
+    """Return the error for a request that violates HTTP itself."""
     return GatewayError("http_malformed", detail=detail)

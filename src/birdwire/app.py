@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-    from birdwire.edge.fast_path import FastHandler
     from birdwire.gateway.pipeline import Work
     from birdwire.keys.rate_limit import RateLimit
     from birdwire.runtime.metrics import Metrics
@@ -152,13 +151,9 @@ class Gateway:
         )
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
-        """The edge's protocol with every POST in the lane."""
-        handlers: dict[bytes, FastHandler] = {
-            route.path.encode(): partial(asgi.attend, route.handle, self.telemetry)
-            for route in self.routes
-            if route.method == "POST"
-        }
-        return partial(FastPathProtocol, handlers)
+        """Return the edge's protocol, with every POST on the fast path."""
+        handlers = {route.path.encode(): route.handle for route in self.routes if route.method == "POST"}
+        return partial(FastPathProtocol, handlers, self.telemetry)
 
 
 def open_vault(settings: Settings) -> Vault:

@@ -1,10 +1,10 @@
-"""Composition root: create_app() builds every part and lists the routes; nothing else constructs."""
+"""Composition root: create_app() builds every part; nothing else constructs."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,31 +13,34 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from birdwire import __version__
 from birdwire.accounts.acts import ActLog
 from birdwire.accounts.client import AccountClients
-from birdwire.accounts.endpoints import Confirm, LinkEndpoints
-from birdwire.accounts.linking import AuthTwitter, LinkStarts
+from birdwire.accounts.endpoints import LinkEndpoints
+from birdwire.accounts.linking import LinkStarts
 from birdwire.accounts.pages import Pages
 from birdwire.accounts.sessions import Sessions
-from birdwire.api import relay_dialect
-from birdwire.api.body import Body, Empty
 from birdwire.api.errors import GatewayError
-from birdwire.api.forms import FILE_FIELDS
-from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.edge import asgi, protocol
-from birdwire.edge.asgi import Route
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
+from birdwire.gateway.admission import Admission
+from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
-from birdwire.gateway.pipeline import Pipeline, Takes
+from birdwire.gateway.key_sessions import KeySessions
+from birdwire.gateway.lookups import Lookups
+from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
+from birdwire.gateway.sender import OperationSender
 from birdwire.gateway.upload_limits import UploadLimits
+from birdwire.gateway.uploader import MediaUploader
+from birdwire.gateway.writes import Writes
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.rate_limit import LocalRateLimit, SharedRateLimit
-from birdwire.keys.registry import LINK, UNLINK, Keys
+from birdwire.keys.registry import Keys
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.leases import BEAT_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
+from birdwire.routes import Handlers, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
@@ -49,10 +52,8 @@ from birdwire.store.database import Database, StoreError
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import Vault, VaultError, decode_key, read_key_file
 from birdwire.store.schema import StorageDownError
-from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.surfaces.site.handler import Site
-from birdwire.x.catalog.lookups import LOOKUPS, LookupRunner
-from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
+from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
 from birdwire.x.client.api import X
 from birdwire.x.client.auth_server import AuthServer
@@ -68,12 +69,11 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-    from birdwire.gateway.pipeline import Work
+    from birdwire.edge.asgi import Route
     from birdwire.keys.rate_limit import RateLimit
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
     from birdwire.store.encryption.key_rotation import Progress
-    from birdwire.x.catalog.operations import Operation
 
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
@@ -116,10 +116,10 @@ class Gateway:
     telemetry: Telemetry
     settings: Settings
 
-    def server(self, *, lane: bool = True, **overrides: Any) -> uvicorn.Config:
-        """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options.
+    def server(self, *, fast_path: bool = True, **overrides: Any) -> uvicorn.Config:
+        """Return how to serve it: behind the edge, with each route's bounds; `overrides` are uvicorn's own options.
 
-        Without the `lane` the app answers everything: slower, and the same to the byte.
+        Without the `fast_path` the app answers everything: slower, and the same to the byte.
         """
         settings = self.settings
         limits = EdgeLimits(
@@ -139,7 +139,7 @@ class Gateway:
             self.app,
             limits=limits,
             telemetry=self.telemetry,
-            protocol=self.protocol() if lane else None,
+            protocol=self.protocol() if fast_path else None,
             draining=self.health.draining,
             **overrides,
         )
@@ -196,6 +196,51 @@ async def prepare(
     await keyring.bind(progress)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What most parts of a gateway share."""
+
+    settings: Settings
+    clock: Clock
+    telemetry: Telemetry
+    failpoints: Failpoints
+    vault: Vault
+    database: Database
+    connections: ConnectionBudget
+    cache: KeyCache
+    guesses: GuessLimiter
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class _ToX:
+    """What sends requests to X, and what X allows."""
+
+    pools: Mapping[str, ConnectionPool]
+    x: X
+    authserver: AuthServer
+    windows: RateWindows
+    capabilities: Capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcomes:
+    """What records the outcome of each write."""
+
+    leases: ProcessLeases
+    journal: Journal
+    idempotency: Idempotency
+
+
+@dataclass(frozen=True, slots=True)
+class _Accounts:
+    """What links accounts and calls X for them."""
+
+    sessions: Sessions
+    links: LinkEndpoints
+    clients: AccountClients
+
+
 def create_app(
     settings: Settings,
     *,
@@ -204,112 +249,35 @@ def create_app(
     upgrade: bool = False,
     alone: bool = False,
 ) -> Gateway:
-    """Build the gateway. Nothing is opened before the app starts. `alone`: no other gateway is on its database.
+    """Build the gateway. Nothing is opened before the app starts. `alone`: no other gateway uses its database.
 
     Raises:
         VaultError: the vault key is missing or cannot be used.
     """
-    clock = clock or Clock()
-    telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
-    vault, database = open_vault(settings), Database(settings.database_url)
-    room = found_room(settings, telemetry)
-    upstreams = {"calls": to_x(settings, room.calls), "tokens": to_x(settings, room.tokens)}
-    authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    recall, presence, lookups = KeyCache(database, clock), ProcessLeases(database, clock), GuessLimiter(clock)
-    keys = Keys(database, clock, recall, lookups)
-    journal = Journal(database, vault, presence, clock, telemetry)
-    once = Idempotency(database, vault, journal, presence, clock)
-    capabilities = Capabilities(database, clock, settings.x_client_id)
-    confirm = settings.link_mode == "confirm"
-    sessions = Sessions(
-        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
-    )
-    log_of_acts = ActLog(database, recall, telemetry)
+    shared = _build_shared(settings, clock or Clock(), log)
+    database, telemetry = shared.database, shared.telemetry
+    to_x, outcomes = _build_to_x(shared), _build_outcomes(shared)
+    accounts, act_log = _build_accounts(shared, to_x), ActLog(database, shared.cache, telemetry)
+    sessions = accounts.sessions
     health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
-    ledger = RateWindows(database, clock, settings.x_client_id)
-    authorizations = LinkStarts(settings, database, vault, clock)
-    oauth = LinkEndpoints(
-        settings,
-        database,
-        vault,
-        authorizations,
-        authserver,
-        x,
-        sessions,
-        keys,
-        capabilities,
-        ledger,
-        clock,
-        failpoints,
-        lookups,
-    )
-    limits = allowances(settings, clock, telemetry)
-    lines = AccountClients(
-        sessions,
-        x,
-        ledger,
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
-        clock,
-        settings.x_deadline_s,
-        telemetry.metrics,
-    )
-    reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
-    lanes, uploads = concurrency(settings, telemetry.metrics)
-    gate = Pipeline(
-        keys,
-        limits,
-        oauth,
-        sessions,
-        recall,
-        lines,
-        LookupRunner(clock),
-        capabilities,
-        journal,
-        once,
-        presence,
-        Prices.load(),
-        RefusalDetails(journal, x, clock),
-        lanes["calls"],
-        lanes["reserved"],
-        uploads,
-        clock,
-        settings.mode,
-        settings.request_deadline_s,
-        settings.upload_deadline_s,
-        telemetry,
-        failpoints,
-        relay=settings.relay_dialect,
-    )
-
-    chores = BackgroundTasks(
-        telemetry,
-        ("sweep", SWEEP_EVERY_S, sessions.sweep),
-        ("health", 0.0, health.beat),
-        ("presence", BEAT_EVERY_S, presence.beat),
-        ("journal", 1.0, journal.flush),
-        ("reconcile", 1.0, reconciler.round),
-        ("ledger", EXCHANGE_EVERY_S, ledger.exchange),
-        ("idempotency", TIDY_EVERY_S, once.tidy),
-        ("acts", ACTS_EVERY_S, log_of_acts.round),
-        ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
-        expected=StorageDownError,
-    )
-
-    work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
-    closing = (*work, *upstreams.values(), limits, ledger, database)
+    rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
+    handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
+    journal, leases = outcomes.journal, outcomes.leases
+    reconciler = Reconciler(database, journal, leases, accounts.clients, shared.clock, telemetry)
+    background = _build_background(shared, to_x, outcomes, sessions, reconciler, health, act_log)
+    work: tuple[Part, ...] = (background, shared.guesses, accounts.links, sessions, journal, act_log, leases)
+    closing = (*work, *to_x.pools.values(), rate_limit, to_x.windows, database)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await prepare(
-            database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=partial(resealed, telemetry)
-        )
-        await log_of_acts.start()
-        await presence.start(alone=alone)
+        progress, failpoints = partial(log_reseal, telemetry), shared.failpoints
+        await prepare(database, shared.vault, shared.clock, upgrade=upgrade, failpoints=failpoints, progress=progress)
+        await act_log.start()
+        await leases.start(alone=alone)
         await reconciler.recover()
-        await limits.start()
-        await ledger.exchange()
-        chores.start()
+        await rate_limit.start()
+        await to_x.windows.exchange()
+        background.start()
         try:
             yield
         finally:
@@ -317,13 +285,177 @@ def create_app(
                 await part.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
-    every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
-    app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
-    quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
-    metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
+    _watch(telemetry.metrics, to_x.pools, capacity, rate_limit, journal)
+    every = routes(handlers, settings)
+    # A request for the metrics is not traffic.
+    quiet = Telemetry(log, shared.clock, "warning")
     return Gateway(
-        app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
+        app=asgi.create(every, lifespan=lifespan, telemetry=telemetry),
+        metrics_app=asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet),
+        routes=every,
+        keys=shared.keys,
+        sessions=sessions,
+        lines=accounts.clients,
+        capabilities=to_x.capabilities,
+        health=health,
+        room=shared.connections,
+        reconciler=reconciler,
+        telemetry=telemetry,
+        settings=settings,
+    )
+
+
+def _build_shared(settings: Settings, clock: Clock, log: TextIO) -> _Shared:
+    telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
+    vault, database = open_vault(settings), Database(settings.database_url)
+    cache, guesses = KeyCache(database, clock), GuessLimiter(clock)
+    return _Shared(
+        settings,
+        clock,
+        telemetry,
+        failpoints,
+        vault,
+        database,
+        _connections(settings, telemetry),
+        cache,
+        guesses,
+        Keys(database, clock, cache, guesses),
+    )
+
+
+def _build_to_x(shared: _Shared) -> _ToX:
+    settings, clock, database = shared.settings, shared.clock, shared.database
+    budget = shared.connections
+    pools = {"calls": pool_to_x(settings, budget.calls), "tokens": pool_to_x(settings, budget.tokens)}
+    return _ToX(
+        pools,
+        X(pools["calls"], clock, shared.telemetry.metrics),
+        AuthServer(settings, pools["tokens"]),
+        RateWindows(database, clock, settings.x_client_id),
+        Capabilities(database, clock, settings.x_client_id),
+    )
+
+
+def _build_outcomes(shared: _Shared) -> _Outcomes:
+    database, vault, clock = shared.database, shared.vault, shared.clock
+    leases = ProcessLeases(database, clock)
+    journal = Journal(database, vault, leases, clock, shared.telemetry)
+    return _Outcomes(leases, journal, Idempotency(database, vault, journal, leases, clock))
+
+
+def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
+    settings, database, vault, clock = shared.settings, shared.database, shared.vault, shared.clock
+    telemetry, failpoints = shared.telemetry, shared.failpoints
+    sessions = Sessions(
+        database,
+        vault,
+        to_x.authserver,
+        clock,
+        telemetry,
+        settings.issuer,
+        failpoints,
+        shared.cache,
+        shared.guesses,
+        confirm=settings.link_mode == "confirm",
+    )
+    links = LinkEndpoints(
+        settings,
+        database,
+        vault,
+        LinkStarts(settings, database, vault, clock),
+        to_x.authserver,
+        to_x.x,
+        sessions,
+        shared.keys,
+        to_x.capabilities,
+        to_x.windows,
+        clock,
+        failpoints,
+        shared.guesses,
+    )
+    clients = AccountClients(
+        sessions,
+        to_x.x,
+        to_x.windows,
+        CircuitBreaker(clock, telemetry),
+        WriteOrder(),
+        clock,
+        settings.x_deadline_s,
+        telemetry.metrics,
+    )
+    return _Accounts(sessions, links, clients)
+
+
+def _build_handlers(
+    shared: _Shared,
+    to_x: _ToX,
+    outcomes: _Outcomes,
+    accounts: _Accounts,
+    capacity: Capacity,
+    rate_limit: RateLimit,
+    health: Health,
+) -> Handlers:
+    settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
+    journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
+    key_sessions = KeySessions(accounts.sessions, accounts.links)
+    admission = Admission(shared.keys, shared.cache, accounts.sessions, key_sessions, rate_limit, clock, settings.mode)
+    uploader = MediaUploader(clock, settings.upload_deadline_s)
+    refusals = RefusalDetails(journal, to_x.x, clock)
+    sender = OperationSender(clients, uploader, journal, to_x.capabilities, refusals, failpoints)
+    return Handlers(
+        Pipeline(
+            admission,
+            key_sessions,
+            capacity,
+            idempotency,
+            outcomes.leases,
+            journal.rejections,
+            relay=settings.relay_dialect,
+            keyless_body_s=settings.request_deadline_s,
+        ),
+        Writes(
+            admission,
+            clients,
+            journal,
+            idempotency,
+            Prices.load(),
+            uploader,
+            sender,
+            failpoints,
+            shared.telemetry,
+        ),
+        Lookups(key_sessions, clients, LookupRunner(clock)),
+        accounts.links,
+        journal,
+        Pages(accounts.links, settings.base_url),
+        Site(settings),
+        health,
+        shared.telemetry.metrics,
+    )
+
+
+def _build_background(
+    shared: _Shared,
+    to_x: _ToX,
+    outcomes: _Outcomes,
+    sessions: Sessions,
+    reconciler: Reconciler,
+    health: Health,
+    act_log: ActLog,
+) -> BackgroundTasks:
+    journal, keep = outcomes.journal, timedelta(days=shared.settings.journal_days)
+    return BackgroundTasks(
+        shared.telemetry,
+        ("sweep", SWEEP_EVERY_S, sessions.sweep),
+        ("health", 0.0, health.beat),
+        ("presence", BEAT_EVERY_S, outcomes.leases.beat),
+        ("journal", 1.0, journal.flush),
+        ("reconcile", 1.0, reconciler.round),
+        ("ledger", EXCHANGE_EVERY_S, to_x.windows.exchange),
+        ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),
+        ("acts", ACTS_EVERY_S, act_log.round),
+        ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),
+        expected=StorageDownError,
     )
 
 
@@ -340,34 +472,34 @@ async def check_storage(database: Database, sessions: Sessions) -> None:
         raise GatewayError("storage_unavailable", half="nothing was changed") from None
 
 
-def resealed(telemetry: Telemetry, values: int, unreadable: int) -> None:
-    """Log how far the first start of this version on a database is."""
+def log_reseal(telemetry: Telemetry, values: int, unreadable: int) -> None:
+    """Log the progress of the first start of this version on a database."""
     telemetry.event("info", "pairs_resealed", values=values, unreadable=unreadable)
 
 
-def found_room(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
-    """The connections that there may be, by the settings and by what the system lets this process open."""
+def _connections(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
+    """Return the connections that the settings allow, as far as the system lets this process open them."""
     wanted = ConnectionBudget(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
-    room = wanted.within(open_files())
-    if room != wanted:
-        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(room))
-    return room
+    budget = wanted.within(open_files())
+    if budget != wanted:
+        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(budget))
+    return budget
 
 
-def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> RateLimit:
-    """Where calls are counted."""
-    if settings.redis_url is None:
-        return LocalRateLimit(clock)
-    return SharedRateLimit(settings.redis_url.get_secret_value(), clock, telemetry)
+def _rate_limit(shared: _Shared) -> RateLimit:
+    """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
+    url = shared.settings.redis_url
+    if url is None:
+        return LocalRateLimit(shared.clock)
+    return SharedRateLimit(url.get_secret_value(), shared.clock, shared.telemetry)
 
 
-def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, ConcurrencyLimiter], UploadLimits]:
-    """Build the limits of concurrent calls, for each lane, and of uploads."""
-    crowd = partial(
+def _capacity(settings: Settings, metrics: Metrics) -> Capacity:
+    limiter = partial(
         ConcurrencyLimiter,
-        queued=settings.max_calls_queued,
-        each=settings.max_calls_each,
-        each_queued=settings.max_calls_each_queued,
+        max_queued=settings.max_calls_queued,
+        max_running_each=settings.max_calls_each,
+        max_queued_each=settings.max_calls_each_queued,
         metrics=metrics,
     )
     uploads = UploadLimits(
@@ -376,11 +508,11 @@ def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, Concurr
         most_bytes=settings.max_spooled_bytes,
         metrics=metrics,
     )
-    return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}, uploads
+    return Capacity(limiter(max_running=settings.max_calls), limiter(max_running=RESERVED_CALLS), uploads)
 
 
-def to_x(settings: Settings, connections: int) -> ConnectionPool:
-    """A pool of connections to X."""
+def pool_to_x(settings: Settings, connections: int) -> ConnectionPool:
+    """Return a pool of connections to X."""
     return ConnectionPool(
         settings.x_api_url,
         connections=connections,
@@ -390,104 +522,35 @@ def to_x(settings: Settings, connections: int) -> ConnectionPool:
     )
 
 
-def watch(
+def _watch(
     metrics: Metrics,
-    upstreams: Mapping[str, ConnectionPool],
-    lanes: Mapping[str, ConcurrencyLimiter],
-    uploads: UploadLimits,
-    limits: RateLimit,
+    pools: Mapping[str, ConnectionPool],
+    capacity: Capacity,
+    rate_limit: RateLimit,
     journal: Journal,
 ) -> None:
-    """Have the metrics ask the parts that know."""
+    """Have the metrics read the parts that count."""
+    limiters, uploads = {"calls": capacity.calls, "reserved": capacity.reserved}, capacity.uploads
 
     def connections() -> Iterator[tuple[tuple[str, ...], float]]:
-        for pool, upstream in upstreams.items():
-            stats = upstream.stats()
-            yield (pool, "idle"), stats.idle
-            yield (pool, "busy"), stats.open - stats.idle
+        for name, pool in pools.items():
+            stats = pool.stats()
+            yield (name, "idle"), stats.idle
+            yield (name, "busy"), stats.open - stats.idle
 
-    metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
-    metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
+    metrics.watch("birdwire_calls_running", lambda: {(name,): one.running for name, one in limiters.items()})
+    metrics.watch("birdwire_calls_queued", lambda: {(name,): one.queued for name, one in limiters.items()})
     metrics.watch("birdwire_uploads_running", lambda: uploads.running)
     metrics.watch("birdwire_uploads_bytes", lambda: uploads.bytes)
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_journal_refused_total", lambda: journal.refused)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
-    metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
-    metrics.watch("birdwire_replicas", lambda: limits.replicas)
+    metrics.watch("birdwire_limits_degraded_total", lambda: rate_limit.degraded)
+    metrics.watch("birdwire_replicas", lambda: rate_limit.replicas)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(
-        "birdwire_x_connections_opened_total",
-        lambda: {(pool,): upstream.stats().opened for pool, upstream in upstreams.items()},
+        "birdwire_x_connections_opened_total", lambda: {(name,): pool.stats().opened for name, pool in pools.items()}
     )
-
-
-def routes(
-    gate: Pipeline,
-    oauth: LinkEndpoints,
-    journal: Journal,
-    pages: Pages,
-    health: Health,
-    metrics: Metrics,
-    settings: Settings,
-) -> list[Route]:
-    """Every path and method that is answered."""
-    site = Site(settings)
-
-    def operation_route(operation: Operation) -> Route:
-        takes = Takes(
-            operation.name,
-            operation.body,
-            limit=settings.max_body_bytes,
-            file_names=FILE_FIELDS if operation.takes_file else (),
-            action=operation.name,
-        )
-        if not operation.repeatable:
-            takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
-        if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
-            scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
-            takes = replace(takes, file_limit=settings.max_upload_bytes, file_scopes=scopes)
-        files = (takes.file_limit, settings.upload_deadline_s) if takes.file_limit else None
-        handle = partial(gate.serve, operation, takes)
-        return Route("POST", f"{API}/{operation.name}", handle, takes.limit, settings.request_deadline_s, files)
-
-    def key_route(method: str, name: str, work: Work, model: type[Body], action: str = "") -> Route:
-        reserved = name in ("unlink_twitter", "auth/status")
-        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved, action=action)
-        handle = partial(gate.answer, takes, work)
-        limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
-        return Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=reserved)
-
-    own = [
-        *(operation_route(operation) for operation in OPERATIONS),
-        *(
-            Route("GET", f"{API}/{row.name}", partial(gate.look, row))
-            for row in LOOKUPS
-            if row.name in settings.offered_reads
-        ),
-        key_route("POST", "auth_twitter", oauth.auth_twitter, AuthTwitter, LINK),
-        key_route("POST", "unlink_twitter", oauth.unlink, Empty, UNLINK),
-        key_route("GET", "auth/status", oauth.status, Empty),
-        key_route("POST", "auth/confirm", oauth.confirm, Confirm, LINK),
-        key_route("GET", "requests/{request_id}", journal.request, Empty),
-    ]
-    if settings.relay_dialect:
-        own = [replace(route, path=path) for route in own for path in relay_dialect.aliases(route.path)]
-    return [
-        *own,
-        Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
-        Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
-        *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", health.live, head=health.live, reserved=True),
-        Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
-        *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
-    ]
-
-
-def metrics_route(metrics: Metrics, settings: Settings) -> Route:
-    """Where the metrics are read."""
-    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
-    return Route("GET", "/metrics", partial(metrics.answer, token))
 
 
 __all__ = ["Gateway", "StoreError", "create_app", "open_vault", "prepare"]

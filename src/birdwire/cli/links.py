@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.accounts.sessions import Sessions
 from birdwire.api.errors import GatewayError, describe
-from birdwire.app import open_vault, to_x
+from birdwire.app import open_vault, pool_to_x
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.linking import check_client, described
 from birdwire.cli.output import ExitCode, Stop
@@ -79,7 +79,7 @@ async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
     clock = Clock()
     with refusals():
         async with opened(settings) as database:
-            vault, upstream, lookups = open_vault(settings), to_x(settings, CONNECTIONS), GuessLimiter(clock)
+            vault, upstream, lookups = open_vault(settings), pool_to_x(settings, CONNECTIONS), GuessLimiter(clock)
             await KeyRotation(database, vault, clock, by=operator()).enlist(starting=False)
             await Keys(database, clock).get(key_id)
             sessions = Sessions(

@@ -23,10 +23,12 @@ from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import idempotency as store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from birdwire.api.body import Parsed
+    from birdwire.api.forms import Part
     from birdwire.api.messages import Call
     from birdwire.outcomes.journal import Journal
     from birdwire.outcomes.leases import ProcessLeases
@@ -66,11 +68,14 @@ def new_name() -> str:
     return f"idem_{ULID()}"
 
 
-def fingerprint(call: Call, parsed: Parsed) -> bytes:
-    """What a call asks for, whatever its white space, the order of its members, or which of its paths was taken."""
-    digest = hashlib.sha256(call.path.rsplit("/", 1)[-1].encode())
-    digest.update(json.dumps(parsed.fields, sort_keys=True).encode())
-    for part in parsed.files:
+def fingerprint(operation: str, fields: Mapping[str, Any], files: Iterable[Part]) -> bytes:
+    """Return a digest of what a call asks for, whatever its white space, the order of its members, or its path.
+
+    Only the last part of an operation's name counts (`confirm` of `auth/confirm`): stored fingerprints were made so.
+    """
+    digest = hashlib.sha256(operation.rpartition("/")[2].encode())
+    digest.update(json.dumps(fields, sort_keys=True).encode())
+    for part in files:
         digest.update(f"\n{part.name}\n{part.size}\n".encode() + part.digest)
     return digest.digest()
 

@@ -1,0 +1,76 @@
+"""OperationSender: sends one operation to X, in the order of its account's calls, and interprets what X refuses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from birdwire.api.errors import GatewayError
+from birdwire.x.client.requests import Reading
+
+if TYPE_CHECKING:
+    from birdwire.accounts.client import AccountClients
+    from birdwire.gateway.refusal_details import RefusalDetails
+    from birdwire.gateway.uploader import MediaUploader
+    from birdwire.gateway.write import Write
+    from birdwire.outcomes.journal import Journal
+    from birdwire.runtime.failpoints import Failpoints
+    from birdwire.x.limits.capabilities import Capabilities
+
+
+class OperationSender:
+    """The last step of a write: its request leaves for X."""
+
+    def __init__(
+        self,
+        clients: AccountClients,
+        uploader: MediaUploader,
+        journal: Journal,
+        capabilities: Capabilities,
+        refusals: RefusalDetails,
+        failpoints: Failpoints,
+    ) -> None:
+        self._clients = clients
+        self._uploader = uploader
+        self._journal = journal
+        self._capabilities = capabilities
+        self._refusals = refusals
+        self._failpoints = failpoints
+
+    async def send(self, write: Write) -> None:
+        """Send the operation when its turn comes, and note what X's answer says of its terms for this app.
+
+        Raises:
+            GatewayError: X's refusal, or why X could not be asked.
+        """
+        operation, client = write.operation, write.client
+        if operation.takes_file:
+            write.data = await self._uploader.upload(write.files[0], client)
+            return
+        name, reading = await self._reading(write)
+        order, account = self._clients.order, client.user_id
+        asked_later = partial(self._journal.asked_later, write.entry, operation.opposite)
+        ticket = order.join(account, operation, write.entry.target, asked_later)
+        try:
+            asking = client.ask(operation.upstream(account, write.body), reading, ticket)
+            write.data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
+        except GatewayError as error:
+            await self._capabilities.note(name, error.reason, write.entry.key_id)
+            raise await self._refusals.explain(error, write.body, account) from None
+        finally:
+            order.leave(ticket)
+        await self._capabilities.note(name, None, write.entry.key_id)
+
+    async def _reading(self, write: Write) -> tuple[str, Reading]:
+        """Return the name under which X's terms for the operation are noted, and how to read X's answer to it."""
+        operation = write.operation
+        enterprise = operation.needs_enterprise(write.body)
+        name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
+        allowed = enterprise and await self._capabilities.lately_allowed(name)
+        return name, Reading(
+            operation.answer,
+            enterprise=enterprise,
+            lately_allowed=allowed,
+            about=operation.about,
+            already=operation.already,
+        )

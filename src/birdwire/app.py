@@ -18,7 +18,7 @@ from birdwire.accounts.linking import LinkStarts
 from birdwire.accounts.pages import Pages
 from birdwire.accounts.sessions import Sessions
 from birdwire.api.errors import GatewayError
-from birdwire.edge import asgi, protocol
+from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
@@ -49,8 +49,9 @@ from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
 from birdwire.store.database import Database, StoreError
+from birdwire.store.encryption.key_files import decode_key, read_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, VaultError, decode_key, read_key_file
+from birdwire.store.encryption.vault import Vault, VaultError
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
@@ -135,7 +136,7 @@ class Gateway:
             trusted_proxies=listed(settings.trusted_proxies),
             hosts=frozenset(host.lower() for host in listed(settings.hosts)),
         )
-        return protocol.config(
+        return server.config(
             self.app,
             limits=limits,
             telemetry=self.telemetry,
@@ -146,7 +147,7 @@ class Gateway:
 
     def metrics_server(self, **overrides: Any) -> uvicorn.Config:
         """How to serve the metrics on a port of their own."""
-        return protocol.config(
+        return server.config(
             self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS, connections_refused=1), **overrides
         )
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 from sqlalchemy import bindparam, text, update
 
 from birdwire.store.database import ALL, Database
-from birdwire.store.engines.change_feed import FORGET_EVERY, KEPT
+from birdwire.store.engines.change_feed import KEPT_ROWS, TRIM_EVERY
 from birdwire.store.tables import api_keys, x_sessions
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ async def test_who_was_away_for_too_long_trusts_nothing(gateway: Database, other
 
 @pytest.mark.engines("sqlite")
 async def test_the_past_is_trimmed_now_and_then(gateway: Database) -> None:
-    """It keeps as much as it promises, and FORGET_EVERY rows more at most."""
-    later = KEPT + 2 * FORGET_EVERY
+    """It keeps as much as it promises, and TRIM_EVERY rows more at most."""
+    later = KEPT_ROWS + 2 * TRIM_EVERY
     async with gateway.write() as connection:
         await api_keys.change(connection, KEY, {"rpm": 7})
         await connection.execute(text("INSERT INTO changes VALUES (:number, 'key_2')"), {"number": later - 1})
@@ -168,7 +168,7 @@ async def test_the_past_is_trimmed_now_and_then(gateway: Database) -> None:
 @pytest.mark.engines("sqlite")
 async def test_saves_in_one_transaction_trim_the_past_too(gateway: Database) -> None:
     """Also when the number at which it is due is not the last of them."""
-    later = KEPT + 2 * FORGET_EVERY
+    later = KEPT_ROWS + 2 * TRIM_EVERY
     async with gateway.write() as connection:
         await connection.execute(text("INSERT INTO changes VALUES (:number, 'key_2')"), {"number": later - 2})
     saves = (gateway.save(NOTE, {"of": "xs_1", "note": str(number)}, KEY) for number in range(3))

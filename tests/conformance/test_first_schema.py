@@ -20,8 +20,9 @@ from birdwire.outcomes.leases import ProcessLeases
 from birdwire.runtime.failpoints import FailpointError, Failpoints
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
+from birdwire.store.encryption.key_files import create_key_file, read_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, VaultError, create_key_file, read_key_file
+from birdwire.store.encryption.vault import Vault, VaultError
 from birdwire.store.tables import acts, x_sessions
 from birdwire.store.tables import api_keys as store_keys
 from birdwire.store.tables.journal import listed

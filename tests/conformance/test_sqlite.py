@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Update, func, select
 
 from birdwire.store.database import Database, StorageDownError, StoreError
-from birdwire.store.engines.group_commit import MOST_WAITING
+from birdwire.store.engines.group_commit import MAX_QUEUED
 from birdwire.store.engines.sqlite import WRITE_WAIT_S
 from birdwire.store.tables import journal
 
@@ -224,10 +224,10 @@ async def test_a_file_that_cannot_be_opened_is_not_ready(tmp_path: Path) -> None
 async def test_more_rows_than_can_wait_are_refused_at_once(file: Path) -> None:
     """A disk that stands still costs refusals, not memory."""
     async with opened(file) as database:
-        rows = (database.append(journal.ADD, an_entry(2_000 + number)) for number in range(MOST_WAITING + 7))
+        rows = (database.append(journal.ADD, an_entry(2_000 + number)) for number in range(MAX_QUEUED + 7))
         results = await asyncio.gather(*rows, return_exceptions=True)
         assert [type(result) for result in results].count(StorageDownError) == 7
-        assert await count(database) == 1_000 + MOST_WAITING
+        assert await count(database) == 1_000 + MAX_QUEUED
 
 
 @pytest.mark.trust("F48")

@@ -294,10 +294,21 @@ def test_the_guide_names_events_and_metrics_that_there_are() -> None:
     """And every event that the gateway logs."""
     text = (ROOT / "docs" / "operating.md").read_text("utf-8")
     assert set(re.findall(r"`(birdwire_[a-z_]+)", text)) <= METRICS.keys()
-    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "src" / "birdwire").glob("*.py")]
+    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "src" / "birdwire").rglob("*.py")]
     logged = {name for tree in trees for name in _events(tree)} | {"request"}
     table = text.split("| Event | What to do |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == logged
+
+
+def test_the_guide_names_every_background_task() -> None:
+    """As the event chore_failed names them, in the order of app.py."""
+    tree = ast.parse((ROOT / "src" / "birdwire" / "app.py").read_text("utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
+    (tasks,) = (call.args[1:] for call in calls if call.func.id == "BackgroundTasks")  # type: ignore[attr-defined]
+    named = [ast.literal_eval(task.elts[0]) for task in tasks if isinstance(task, ast.Tuple)]
+    text = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    table = text.split("| `chore` |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == named
 
 
 def _events(tree: ast.AST) -> Iterator[str]:

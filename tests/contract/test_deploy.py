@@ -236,7 +236,7 @@ def plain(postgres: Postgres, redis: Redis) -> Iterator[dict[str, str]]:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
-            if line.startswith("Ctrl-C"):
+            if line.startswith("Press Ctrl-C"):
                 break
         told = dict(re.findall(r"(BIRDWIRE_\w+)=(\S+)", "".join(said)))
         assert set(told) == {"BIRDWIRE_URL", "BIRDWIRE_API_KEY"}, "".join(said)

@@ -23,7 +23,8 @@ import pytest_asyncio
 
 from birdwire.accounts.tokens import SealedTokens
 from birdwire.runtime.clock import Clock
-from birdwire.store.encryption.vault import Vault, create_key_file, read_key_file
+from birdwire.store.encryption.key_files import create_key_file, read_key_file
+from birdwire.store.encryption.vault import Vault
 from harness.acts import recorded
 from harness.gateway import API, bound
 

@@ -125,7 +125,7 @@ async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
 
 def test_a_name_has_a_bounded_number_of_series() -> None:
     """What would be one more counts as `other`, so that nobody can fill the memory."""
-    counted = Metrics(most_series=3)
+    counted = Metrics(max_series=3)
     for number in range(10):
         counted.add("birdwire_x_calls_total", f"GET /{number}", "2xx")
         counted.time("birdwire_x_call_seconds", 0.1, f"GET /{number}")

@@ -19,7 +19,7 @@ from birdwire.accounts.endpoints import Confirm
 from birdwire.accounts.linking import AuthTwitter
 from birdwire.accounts.pages import Undo
 from birdwire.api.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
-from birdwire.edge import asgi, protocol
+from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.telemetry import Telemetry
@@ -313,7 +313,7 @@ def broken() -> tuple[Starlette, io.StringIO]:
 async def test_a_bug_shows_nothing_of_itself(house: RunningGateway) -> None:
     """500 in the shape; the log names the exception's type and place, never its text."""
     app, log = broken()
-    async with serving(protocol.config(app, limits=EdgeLimits())) as url:
+    async with serving(server.config(app, limits=EdgeLimits())) as url:
         answer = await house.bare.post(url + API + "like_twitter", json={"tweet_id": "1"})
     got = Got(answer.status_code, {**answer.headers, "x-ratelimit-limit": "-"}, answer.content)  # no key was read yet
     judge(got, "internal")

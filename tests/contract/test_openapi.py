@@ -89,7 +89,7 @@ def test_the_document_lists_what_is_live_and_nothing_else(
 ) -> None:
     """Also if the operator switched something off. The aliases of older clients are left out on purpose."""
     from birdwire.app import create_app  # noqa: PLC0415 - heavy, and for this test alone
-    from birdwire.store.encryption.vault import create_key_file  # noqa: PLC0415 - the same
+    from birdwire.store.encryption.key_files import create_key_file  # noqa: PLC0415 - the same
 
     monkeypatch.chdir(tmp_path)
     create_key_file(tmp_path / "vault.key")

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from birdwire.store import backup
-from birdwire.store.encryption.vault import create_key_file
+from birdwire.store.encryption.key_files import create_key_file
 from harness.processes import Street, street
 
 if TYPE_CHECKING:

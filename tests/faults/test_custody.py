@@ -16,7 +16,8 @@ import httpx2
 import pytest
 
 from birdwire.accounts.refresh import MOST_AT_ONCE
-from birdwire.store.encryption.vault import Vault, read_key_file
+from birdwire.store.encryption.key_files import read_key_file
+from birdwire.store.encryption.vault import Vault
 from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens
 from harness.auth_server import Process
 from harness.fault_scale import LONG, percentile, record, scaled

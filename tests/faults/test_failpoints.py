@@ -14,7 +14,7 @@ import pytest_asyncio
 import birdwire
 from birdwire.runtime.failpoints import POINTS, FailpointError, Failpoints
 from birdwire.settings import Settings, SettingsError
-from birdwire.store.encryption.vault import create_key_file
+from birdwire.store.encryption.key_files import create_key_file
 from harness.fault_scale import record, scaled
 from harness.processes import TOKEN, Street, street
 

@@ -23,7 +23,8 @@ from birdwire.accounts.tokens import SealedTokens
 from birdwire.keys.registry import mint
 from birdwire.runtime.clock import Clock
 from birdwire.store.database import Database
-from birdwire.store.encryption.vault import Vault, read_key_file
+from birdwire.store.encryption.key_files import read_key_file
+from birdwire.store.encryption.vault import Vault
 from birdwire.store.tables.api_keys import api_keys, api_secrets
 from birdwire.store.tables.x_sessions import x_sessions
 from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens

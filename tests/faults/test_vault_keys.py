@@ -17,8 +17,9 @@ from birdwire.runtime.clock import Clock
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
+from birdwire.store.encryption.key_files import create_key_file, read_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, create_key_file, head, read_key_file
+from birdwire.store.encryption.vault import Vault, blob_head
 from birdwire.store.schema import metadata
 from birdwire.store.tables import sealed_columns as store
 from harness.fault_scale import scaled
@@ -123,7 +124,7 @@ async def everything_opens(directory: Path, file: Path) -> None:
 async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: RunningGateway) -> None:
     """The refresh that came between wins; its row is not touched."""
     database = Database(linked.settings.database_url)
-    sealed, other = store.SEALED[0], head("00" * 8)
+    sealed, other = store.SEALED[0], blob_head("00" * 8)
     try:
         async with database.read() as connection:
             (row,) = await store.others(connection, sealed, other, None, 10)

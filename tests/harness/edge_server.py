@@ -14,7 +14,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from birdwire.app import create_app
-from birdwire.edge import protocol
+from birdwire.edge import server as edge_server
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import Settings
@@ -74,7 +74,7 @@ async def serving(
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
     log = io.StringIO() if log is None else log
-    server = uvicorn.Server(protocol.config(app, limits=limits, telemetry=Telemetry(log, Clock()), **options))
+    server = uvicorn.Server(edge_server.config(app, limits=limits, telemetry=Telemetry(log, Clock()), **options))
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals
     try:
         yield Served(listener.getsockname()[1], "", log, server)

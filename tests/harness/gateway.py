@@ -21,7 +21,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.sandbox.state import seed
 from birdwire.settings import Settings
-from birdwire.store.encryption.vault import create_key_file
+from birdwire.store.encryption.key_files import create_key_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,7 +51,7 @@ class MovableClock(Clock):
         """The moved time of day."""
         return super().now() + self.added
 
-    def told(self, at: datetime) -> datetime:
+    def adjusted(self, at: datetime) -> datetime:
         """Moved as well."""
         return at + self.added
 

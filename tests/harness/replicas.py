@@ -22,7 +22,7 @@ from birdwire.runtime.clock import Clock
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
-from birdwire.store.encryption.vault import create_key_file
+from birdwire.store.encryption.key_files import create_key_file
 from harness.gateway import API, CONNECTIONS, POST, serving
 
 if TYPE_CHECKING:

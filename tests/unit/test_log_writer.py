@@ -13,7 +13,7 @@ import pytest
 from birdwire.api.messages import Call
 from birdwire.keys.registry import mint
 from birdwire.runtime.clock import Clock
-from birdwire.runtime.log_writer import MOST_BYTES, LogWriter
+from birdwire.runtime.log_writer import MAX_BUFFER_BYTES, LogWriter
 from birdwire.runtime.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def drained(read_end: int) -> bytes:
 def test_a_reader_that_stopped_costs_lines_and_nothing_else(pipe: tuple[int, TextIO]) -> None:
     """What fits into the pipe and the buffer is kept, in order and whole; the rest is counted; then lines go on."""
     read_end, stream = pipe
-    log, sent = LogWriter(stream), 3 * MOST_BYTES // len(LINE)
+    log, sent = LogWriter(stream), 3 * MAX_BUFFER_BYTES // len(LINE)
     for number in range(sent):
         log.add(f"{number:<{len(LINE) - 1}}\n")
     assert 0 < log.dropped < sent

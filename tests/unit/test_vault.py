@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdwire.store.encryption.vault import (
-    KEY_BYTES,
-    Place,
-    Vault,
-    VaultError,
-    create_key_file,
-    decode_key,
-    read_key_file,
-)
+from birdwire.store.encryption.key_files import create_key_file, decode_key, read_key_file
+from birdwire.store.encryption.vault import KEY_BYTES, Place, Vault, VaultError
 
 if TYPE_CHECKING:
     from pathlib import Path

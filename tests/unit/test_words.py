@@ -92,3 +92,77 @@ def _descriptions(value: Any) -> list[str]:
         return []
     own = [text for name, text in value.items() if name in {"summary", "description"} and isinstance(text, str)]
     return [*own, *(text for inner in value.values() for text in _descriptions(inner))]
+
+
+PLAINER = {
+    r"\b(whoever|whomever)\b": "the caller, the client, the operator",
+    r"\bfor who\b": "for the caller who",
+    r"\b(tells?|told)\b": "reports, reported",
+    r"\b(says?|said)\b": "states, returns",
+    r"\blooks? (whether|after)\b|\ba look\b": "checks, polls, scans",
+    r"\blately\b": "recently",
+    r"\banew\b": "again",
+    r"\bbegun\b": "started",
+    r"\bso many\b": "at most N",
+    r"\bbe it\b": "whether",
+    r"\b(goes|go|went|going) before\b": "takes precedence over",
+    r"\bgone\b(?! (wrong|through)\b)|\b(is|are|was|were) away\b": "deleted, unavailable",
+    r"\bg[ai]ves? way\b": "is evicted",
+    r"\bno more\b(?! than\b)": "no longer",
+    r"\bbeside\b": "alongside",
+    r"\bat once\b": "immediately, concurrently",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\b(hold|holds|held) up\b": "blocks",
+    r"\b(run|runs|ran) out\b(?! of (?!time\b))": "expires, is used up",
+    r"\bif it lasts\b": "if the error persists",
+    r"\bleft alone\b|\bleaves? (it |them )?alone\b": "paused, unchanged",
+    r"\b(let|lets|letting) in\b|\bturn(s|ed)? away\b": "accepts, rejects",
+    r"\bputs? back\b": "restores",
+    r"\b(stands?|stood) (in|on|there|together)\b(?! for\b)": "is in, is on",
+    r"\b(is|are|was|were|not) whole\b": "complete",
+    r"\bunder way\b": "running, in progress",
+    r"\bof ours\b": "our",
+    r"(?<!there )\b(is|are) (none\b|no (?!longer\b))": "is not a, is not one of",
+}
+"""Patterns that occur in no text for people, in any case, and what to write instead."""
+
+DOCUMENTS = ("*.md", "docs/**/*.md", "docs/fronts/*", "deploy/**/*", "tests/data/**/*.md")
+ELSEWHERE = ("docs/reference/", "docs/design.md")
+"""What is generated from texts that other tests read, and what is still to be rewritten."""
+
+
+def private(texts: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Return where a text breaks PLAINER: its name, the words around the place, and what to write instead."""
+    return [
+        (name, text[max(0, found.start() - 40) : found.end() + 40], better)
+        for name, text in texts.items()
+        for pattern, better in PLAINER.items()
+        for found in re.finditer(pattern, text, re.IGNORECASE)
+    ]
+
+
+def prose(text: str) -> str:
+    """Return a document without what it sets as code, on one line."""
+    text = re.sub(r"^```.*?^```$", " ", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`\n]+`", "CODE", text)
+    return " ".join(re.sub(r"^ {4,}(?![-*|\d ]).+$", " ", text, flags=re.MULTILINE).split())
+
+
+def test_documents_use_plain_words() -> None:
+    """Every page, and the comments of the configurations that we ship."""
+    paths = {path for pattern in DOCUMENTS for path in ROOT.glob(pattern) if path.is_file()}
+    names = {str(path.relative_to(ROOT)): path for path in paths}
+    texts = {name: prose(path.read_text("utf-8")) for name, path in names.items() if not name.startswith(ELSEWHERE)}
+    assert {"README.md", "docs/operating.md", "docs/fronts/nginx.conf", "deploy/plain/two-replicas.sh"} <= set(texts)
+    assert private(texts) == []
+
+
+def test_the_patterns_find_what_they_name_and_pass_good_english() -> None:
+    """A pattern with false positives would be worked around, one that finds nothing would be trusted."""
+    bad = "Whoever runs out of time is told so at once. The key is no key of ours, and its row is gone."
+    assert len(private({"": bad})) == 7
+    good = (
+        "There is no such key. The link is no longer valid. A lookup looks up an account. This stands in for X. "
+        "It keeps away from the database. Look at the log. The link has ended. Nobody else is allowed to."
+    )
+    assert private({"": good}) == []

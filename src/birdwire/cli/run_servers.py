@@ -19,7 +19,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from birdwire.cli.output import ExitCode, Stop
 from birdwire.edge.protocol import EdgeProtocol
-from birdwire.runtime.file_limits import take_all
+from birdwire.runtime.file_limits import raise_limit
 
 if sys.platform != "win32":
     import fcntl
@@ -174,7 +174,7 @@ def alone(path: Path, message: str, fix: str) -> IO[bytes]:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine on the fastest loop there is, with all the open files that this process may have."""
-    take_all()
+    raise_limit()
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(main)
     for number in _SIGNALS:  # all is done: one more signal must not replace the exit code

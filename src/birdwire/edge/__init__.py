@@ -8,6 +8,6 @@ Must never know an API key, a route's meaning, the store or X: it turns bytes in
 the Answer. Must never wait without a deadline, nor keep bytes without a bound.
 
 Read in this order: `request_head` (what must be unambiguous), `connections` (limits, eviction, trusted proxies),
-`protocol` (one connection on uvicorn's protocol), `asgi` (Starlette's requests and responses), `fast_path` (POSTs that
-bypass the framework).
+`protocol` (one connection on uvicorn's protocol), `server` (how uvicorn serves an app), `asgi` (Starlette's requests
+and responses), `fast_path` (POSTs that bypass the framework).
 """

@@ -11,13 +11,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from birdwire.api.errors import GatewayError, refuse
 from birdwire.api.messages import Call, new_request_id
 from birdwire.edge.asgi import headers_out
-from birdwire.edge.connections import ConnectionLimits, EdgeLimits, TransportFacade, disable_nagle, unread
+from birdwire.edge.connections import ConnectionLimits, TransportFacade, disable_nagle, unread
 from birdwire.edge.request_head import (
     DECIDING_FIELDS,
     PARSER_ERRORS,
@@ -31,12 +30,11 @@ from birdwire.runtime.addresses import address_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from birdwire.runtime.telemetry import Telemetry
 
 MAX_PIECE_BYTES = 4_096
 """Bytes parsed at a time: a check of the queue or of a size is late by at most this much."""
@@ -45,36 +43,6 @@ CHUNK_OVERHEAD_BYTES = 8
 
 # What the connection reads now: nothing yet, a head, a body, or bytes that it discards until it closes.
 _IDLE, _HEAD, _BODY, _DISCARDING = range(4)
-
-
-def config(
-    app: ASGIApp,
-    *,
-    limits: EdgeLimits,
-    telemetry: Telemetry | None = None,
-    protocol: Callable[..., EdgeProtocol] | None = None,
-    draining: Callable[[], bool] = bool,
-    **overrides: Any,
-) -> uvicorn.Config:
-    """Return the configuration that serves `app`; `overrides` are uvicorn's own options.
-
-    While `draining` returns true, each connection closes after its next response.
-
-    Raises:
-        ValueError: `uncapped` or `trusted_proxies` contains something that is not a network.
-    """
-    options: dict[str, Any] = {
-        "http": partial(protocol or EdgeProtocol, ConnectionLimits(limits, telemetry, draining)),
-        "ws": "none",
-        "lifespan": "on",
-        "log_level": "warning",
-        "access_log": False,
-        "server_header": False,
-        "date_header": True,
-        # The edge reads X-Forwarded-For itself, and trusts no proxy by default.
-        "proxy_headers": False,
-    }
-    return uvicorn.Config(app, **(options | overrides))
 
 
 class EdgeProtocol(HttpToolsProtocol):

@@ -1,4 +1,4 @@
-"""What is due again and again while the gateway runs: a task for each chore, all ended together. Knows none itself."""
+"""Background tasks: each runs periodically while the gateway runs, and all are stopped together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.telemetry import Telemetry
 
 CLOSE_S = 5.0
-Work = Callable[[], Awaitable[object]]
+Round = Callable[[], Awaitable[object]]
 
 
 class BackgroundTasks:
@@ -20,27 +20,27 @@ class BackgroundTasks:
     """
 
     def __init__(
-        self, telemetry: Telemetry, *chores: tuple[str, float, Work], expected: type[Exception] | None = None
+        self, telemetry: Telemetry, *tasks: tuple[str, float, Round], expected: type[Exception] | None = None
     ) -> None:
         self._telemetry = telemetry
         self._expected = expected or ()
-        self._chores = chores
+        self._planned = tasks
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Do each chore now, and again so many seconds after each time that it was done."""
-        for name, every_s, work in self._chores:
+        """Run each task now, and again its interval after each round has finished."""
+        for name, every_s, work in self._planned:
             self._tasks.append(asyncio.create_task(self._repeat(name, every_s, work), name=name))
 
     async def close(self) -> None:
-        """Stop them all; one that does not let go within CLOSE_S is left to end with the loop."""
+        """Cancel all tasks; one that does not stop within CLOSE_S ends with the event loop."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
         self._tasks.clear()
 
-    async def _repeat(self, name: str, every_s: float, work: Work) -> None:
+    async def _repeat(self, name: str, every_s: float, work: Round) -> None:
         failing = False
         while True:
             try:
@@ -50,7 +50,7 @@ class BackgroundTasks:
                 if not failing:
                     self._telemetry.event("error", "chore_failed", chore=name, exception=type(error).__name__)
                 failing = True
-            except Exception as error:  # noqa: BLE001 - the chore goes on, whatever one round meets
+            except Exception as error:  # noqa: BLE001 - the task continues, whatever one round raises
                 if not failing:
                     self._telemetry.crash(name, error)
                 failing = True

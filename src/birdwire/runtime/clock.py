@@ -1,4 +1,4 @@
-"""The time, as one thing that can be handed down and moved in tests."""
+"""The clock: passed to every part that needs the time, so that tests can move it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from datetime import UTC, datetime
 
 
 class Clock:
-    """`now` is the time of day; `monotonic` only ever rises, and measures durations."""
+    """Tells the time of day (`now`) and measures durations (`monotonic`, which never goes back)."""
 
     def now(self) -> datetime:
-        """Aware UTC."""
+        """Return the time of day, aware, in UTC."""
         return datetime.now(UTC)
 
-    def told(self, at: datetime) -> datetime:
-        """The time that another clock tells, for callers that count by it; a moved clock moves it too."""
+    def adjusted(self, at: datetime) -> datetime:
+        """Return the time of another clock, such as the database's; a test that moves this clock moves that one too."""
         return at
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment."""
+        """Return seconds since an arbitrary fixed moment."""
         return time.monotonic()
 
-    async def pause(self, longest_s: float) -> None:
-        """Wait for any time up to `longest_s` (full jitter): those who failed together must not return together."""
-        await asyncio.sleep(random.uniform(0, longest_s))  # noqa: S311 - nothing secret hangs on it
+    async def pause(self, max_s: float) -> None:
+        """Sleep for a random time up to `max_s` (full jitter), so that concurrent failures do not retry together."""
+        await asyncio.sleep(random.uniform(0, max_s))  # noqa: S311 - not used for security
 
 
 def rfc3339(at: datetime) -> str:
-    """`2026-04-18T07:00:00Z`: whole seconds, UTC (RFC 3339 §5.6)."""
+    """Format a time as `2026-04-18T07:00:00Z`: whole seconds, UTC (RFC 3339 §5.6)."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""Named places at which a test may end, fail or delay this process: armed by a setting, towards the sandbox alone."""
+"""Failpoints: named places where a test can kill, fail or delay this process. Armed by a setting, sandbox only."""
 
 from __future__ import annotations
 
@@ -18,60 +18,62 @@ Result = TypeVar("Result")
 POINTS: dict[str, str] = {
     "refresh_before_claim": "the refresh token is about to be marked as presented",
     "refresh_after_claim": "it is marked, and nothing has been sent",
-    "refresh_after_send": "it is on its way to X, and no answer has come",
-    "refresh_after_reply": "X's new pair has come, and is not stored",
+    "refresh_after_send": "it is on its way to X, and no response has arrived",
+    "refresh_after_reply": "X's new pair of tokens has arrived, and is not stored",
     "refresh_in_persist": "the new pair is written, and not committed",
-    "refresh_after_persist": "the new pair is stored, and nobody has it",
-    "link_after_exchange": "X has given a pair for the code, and it is not stored",
+    "refresh_after_persist": "the new pair is stored, and no caller has it",
+    "link_after_exchange": "X has issued a pair for the code, and it is not stored",
     "link_after_persist": "the pair of a link is stored, and X has not named the account",
-    "post_after_started": "a post is written down as started, and not sent",
-    "post_after_send": "a post is on its way to X, and no answer has come",
-    "rotation": "some values are sealed again, and not committed",
+    "post_after_started": "a post is journaled as started, and not sent",
+    "post_after_send": "a post is on its way to X, and no response has arrived",
+    "rotation": "some values are resealed, and not committed",
     "migration": "the schema is changed, and not committed",
 }
-"""Every point, and how things stand there."""
+"""Every failpoint, with the state at that place."""
 
 SENT_WITHIN_S = 0.1
-"""By then what is sent has left. For a point after a send X must take longer: a test lets its reply trickle."""
+"""After this time a request has left. At a failpoint after a send, X must take longer: a test delays its reply."""
 
 _FORM = re.compile(r"(?P<name>\w+)=(?P<action>kill|raise|delay\((?P<delay>\d+(\.\d+)?)\))(\*(?P<nth>\d{1,9}))?")
-_LONGEST_DELAY_S = 600.0
+_MAX_DELAY_S = 600.0
 
 
 class FailpointError(Exception):
-    """A failpoint fails, as it was told to."""
+    """Raised by a failpoint that is armed with `raise`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Action:
-    kind: str  # kill, raise or delay
+    """What happens at a failpoint: kill, raise or delay; only the `nth` time, or every time for 0."""
+
+    kind: str
     delay_s: float
-    nth: int  # only at this time; 0: every time
+    nth: int
 
 
 class Failpoints:
-    """The armed points of one process, if any: `name=kill`, `name=raise` or `name=delay(SECONDS)`, by commas.
+    """The armed failpoints of one process: `name=kill`, `name=raise` or `name=delay(SECONDS)`, comma-separated.
 
-    With `*N` it happens only the N-th time that the place is reached.
+    With `*N` the action happens only the N-th time that the place is reached.
     """
 
     def __init__(self, setting: str = "") -> None:
-        """Raise ValueError, saying why, if it cannot be read."""
+        """Parse the setting; raise ValueError with the cause if it is malformed."""
         self._armed = dict(map(_read, filter(None, (part.strip() for part in setting.split(",")))))
         self._reached = dict.fromkeys(self._armed, 0)
 
     async def reach(self, name: str) -> None:
-        """Pass the point, or have happen there what was asked for."""
+        """Run the failpoint's action, if it is armed."""
         if self._armed and (delay_s := self._happen(name)):
             await asyncio.sleep(delay_s)
 
     def reach_now(self, name: str) -> None:
-        """The same where nothing can be awaited; a delay is none there."""
+        """Run the action where nothing can be awaited; a delay has no effect there."""
         if self._armed:
             self._happen(name)
 
     async def during(self, name: str, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of work that sends something; the point is between that and its answer."""
+        """Await work that sends a request; the failpoint is between the send and the response."""
         if name not in self._armed:
             return await work
         task = asyncio.ensure_future(work)
@@ -80,7 +82,7 @@ class Failpoints:
         return await task
 
     def _happen(self, name: str) -> float:
-        """Kill or fail at an armed point; else for how many seconds to wait there."""
+        """Kill or raise at an armed failpoint; otherwise return the seconds to wait there."""
         action = self._armed.get(name)
         if action is None:
             return 0.0
@@ -100,6 +102,6 @@ def _read(part: str) -> tuple[str, _Action]:
         known = ", ".join(POINTS)
         raise ValueError(f"failpoints: {part!r:.60} is not POINT=kill, raise or delay(SECONDS), with POINT of {known}")
     delay_s = float(found["delay"] or 0)
-    if delay_s > _LONGEST_DELAY_S:
-        raise ValueError(f"failpoints: a delay is {_LONGEST_DELAY_S:.0f} seconds at most")
+    if delay_s > _MAX_DELAY_S:
+        raise ValueError(f"failpoints: a delay is {_MAX_DELAY_S:.0f} seconds at most")
     return found["name"], _Action(found["action"].partition("(")[0], delay_s, int(found["nth"] or 0))

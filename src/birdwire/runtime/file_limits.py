@@ -1,4 +1,4 @@
-"""How many connections fit into the files that this process may have open: each is one (RLIMIT_NOFILE)."""
+"""The open-file limit (RLIMIT_NOFILE), and the connections that fit into it: each connection is one open file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if sys.platform != "win32":
     import resource
 
 OWN_FILES = 40
-"""The database with its readers, the log, the event loop, listening sockets; measured: 24 idle, 36 at work."""
+"""Files for the database, the log, the event loop and listening sockets; measured: 24 when idle, 36 under load."""
 
 _UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionBudget:
-    """Connections at most: of callers, of those `refused` with a word, to X for calls and for tokens."""
+    """Maximum connections: from callers, from callers that get 503, to X for calls, and to X for tokens."""
 
     callers: int
     refused: int
@@ -24,7 +24,7 @@ class ConnectionBudget:
     tokens: int
 
     def within(self, open_files: int) -> ConnectionBudget:
-        """As much of it as fits: what is too little is shared out, and nothing is left without any."""
+        """Return the budget that fits into a limit of open files; each part keeps at least one."""
         left = max(8, open_files - OWN_FILES)
         return ConnectionBudget(
             callers=min(self.callers, left // 2),
@@ -35,16 +35,16 @@ class ConnectionBudget:
 
 
 def open_files() -> int:
-    """How many files this process may have open."""
+    """Return how many files this process may open."""
     if sys.platform == "win32":
         return _UNLIMITED
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
-def take_all() -> None:
-    """Raise the limit as far as the system lets us: the usual 1,024 is there for programs that use select(2)."""
+def raise_limit() -> None:
+    """Raise the soft limit to the hard limit: the usual 1,024 protects programs that use select(2)."""
     if sys.platform != "win32":
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _UNLIMITED if hard == resource.RLIM_INFINITY else min(hard, _UNLIMITED)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        maximum = _UNLIMITED if hard == resource.RLIM_INFINITY else min(hard, _UNLIMITED)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, hard))

@@ -1,4 +1,4 @@
-"""Reports whether this process is alive, ready or shutting down, and how long all work stood still. Never calls X."""
+"""Health checks: liveness, readiness, draining, and the lag of the event loop. Never calls X."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ BEAT_S = 0.25
 KEPT_S = 15.0
 STALLED_S = 2.0
 STALLED_FOR_S = 5.0
-"""A stall of STALLED_S makes the process unready for so long: a load balancer may send traffic elsewhere."""
+"""A stall of STALLED_S makes the process unready for this long, so that a load balancer sends traffic elsewhere."""
 
 
 class Pulse:
-    """How late the event loop comes to what is due: a beat every BEAT_S, by the loop's own time."""
+    """Measures the lag of the event loop by a heartbeat every BEAT_S, in the loop's own time."""
 
     def __init__(self, now: float) -> None:
         self._due = now + BEAT_S
         self._worst, self._worst_at = 0.0, now
 
     def beat(self, now: float) -> None:
-        """The loop came to the beat."""
+        """Record a heartbeat."""
         late = max(0.0, now - self._due)
         if late >= self._worst or now - self._worst_at > KEPT_S:
             self._worst, self._worst_at = late, now
         self._due = now + BEAT_S
 
     def lag_s(self, now: float, within_s: float = KEPT_S) -> float:
-        """The longest stall that ended within so many seconds, or the one whose end this is."""
+        """Return the longest stall that ended within `within_s`, or the current one if it is longer."""
         return max(now - self._due, self._worst if now - self._worst_at <= within_s else 0.0, 0.0)
 
 

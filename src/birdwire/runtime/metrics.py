@@ -1,4 +1,4 @@
-"""What is counted and measured: one table of names, and their text for Prometheus. No label names a user or a key."""
+"""Metrics: one table of names, and their text format for Prometheus. No label identifies a user or a key."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from birdwire.api.messages import Call
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Prometheus's exposition format."""
+"""The text exposition format of Prometheus."""
 
-MOST_SERIES = 1_000
-"""Series of one name at most; what would be one more counts as `other`."""
+MAX_SERIES = 1_000
+"""Maximum series of one metric; further label values count as `other`."""
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 
 Labels = tuple[str, ...]
 
 Source = Callable[[], float | Mapping[Labels, float]]
-"""Tells a value when it is asked for: one number, or one for each combination of label values."""
+"""Returns the current value when it is scraped: one number, or one for each combination of label values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One name. `labels` says of each label what its values are; `watched`: read from its owner when asked for.
+    """One metric. `labels` describes the values of each label; a `watched` one is read from its owner when scraped.
 
-    `starts` are the values of its one label whose series exist, at 0, from the start. An alert needs that: Prometheus sees
+    `starts` are the values of its one label whose series exist, at 0, from the start. Alerts need that: Prometheus sees
     no increase where a series begins with its first event.
     """
 
@@ -54,54 +54,55 @@ class Row:
     starts: tuple[str, ...] = ()
 
 
-_OPERATION = "the call's name, `other` for pages, documents, health and what was refused before it had one"
+_OPERATION = "the call's name; `other` for pages, documents, health checks, and requests refused before they had one"
 _ENDPOINT = "method and path at X, with `:id` for what varies"
 _SERVER_ERRORS = tuple(reason for reason, problem in PROBLEMS.items() if problem.status >= 500)
 _REPLIES = ("2xx", "3xx", "4xx", "5xx", "401", "429")
 _RENEWALS = ("success", "late", "refused", "held", "not_sent", "lost_reply", "x_5xx", "operator_fault", "wait_timeout", "persist_failure")  # fmt: skip
 
 METRICS: dict[str, Row] = {
-    "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "why it was refused (see errors.md), or nothing"}),
+    "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "why it was refused (see errors.md), or empty"}),
     "birdwire_server_errors_total": Row("counter", "Requests answered with 5xx.", {"reason": "why (see errors.md)"}, starts=_SERVER_ERRORS),
     "birdwire_request_seconds": Row("histogram", "Seconds from a request's head to its answer.", {"operation": _OPERATION}),
-    "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, `401` and `429` apart, or why there was no reply: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
-    "birdwire_x_outcomes_total": Row("counter", "Calls to X, of all endpoints.", {"outcome": "as above"}, starts=(*_REPLIES, *SEND_REASONS)),
+    "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, with `401` and `429` counted separately, or why there was no reply: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
+    "birdwire_x_outcomes_total": Row("counter", "Calls to X, over all endpoints.", {"outcome": "as above"}, starts=(*_REPLIES, *SEND_REASONS)),
     "birdwire_x_call_seconds": Row("histogram", "Seconds until X replied.", {"endpoint": _ENDPOINT}),
-    "birdwire_x_retries_total": Row("counter", "Calls to X that were second or third tries.", watched=True),
-    "birdwire_x_spared_total": Row("counter", "Calls that X was not asked, since it would have refused or failed.", {"why": "`window`: X's limit is used up; `breaker`: X keeps failing at this"}, watched=True),
-    "birdwire_x_breakers_open": Row("gauge", "Endpoints of X that are left alone, for all accounts.", watched=True),
-    "birdwire_x_connections": Row("gauge", "Connections to X now.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
+    "birdwire_x_retries_total": Row("counter", "Calls to X that were retries.", watched=True),
+    "birdwire_x_spared_total": Row("counter", "Calls not sent to X because they would have failed.", {"why": "`window`: X's limit is used up; `breaker`: the circuit breaker of the endpoint is open"}, watched=True),
+    "birdwire_x_breakers_open": Row("gauge", "Circuit breakers that are open for all accounts.", watched=True),
+    "birdwire_x_connections": Row("gauge", "Connections to X.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
     "birdwire_x_connections_opened_total": Row("counter", "Connections to X opened.", {"pool": "as above"}, watched=True),
-    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (the tokens came after somebody else's), `refused`, `held` (no proof of a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}, starts=_RENEWALS),
-    "birdwire_links_total": Row("counter", "Links by outcome, in the process that saw it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or its confirmation came too late, or the key expired)"}, watched=True),
-    "birdwire_calls_running": Row("gauge", "Calls being worked on.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
-    "birdwire_calls_queued": Row("gauge", "Calls waiting for their turn.", {"lane": "as above"}, watched=True),
+    "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (another process stored newer tokens first), `refused`, `held` (X's answer does not prove a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}, starts=_RENEWALS),
+    "birdwire_links_total": Row("counter", "Links by outcome, in the process that saw it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or the confirmation came too late, or the key expired)"}, watched=True),
+    "birdwire_calls_running": Row("gauge", "Calls in progress.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
+    "birdwire_calls_queued": Row("gauge", "Calls waiting for a slot.", {"lane": "as above"}, watched=True),
     "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full`, `late` (waited too long) or `uploads` (no upload slot or no room for its bytes): the gateway is at capacity; `key`: that key's own limit"}, starts=("full", "late", "uploads", "key")),
     "birdwire_uploads_running": Row("gauge", "Uploads in progress.", watched=True),
     "birdwire_uploads_bytes": Row("gauge", "Bytes that uploads in progress hold in memory and in temporary files.", watched=True),
-    "birdwire_writes_total": Row("counter", "Writes asked of X, by what was known when they were answered.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
-    "birdwire_lost_posts_total": Row("counter", "Posts without an answer that were looked for to the end.", {"state": "`found`, `not_found`, or `unknown` if a day did not tell"}, starts=("found", "not_found", "unknown")),
-    "birdwire_journal_waiting": Row("gauge", "Rows of the journal that wait in memory for the database.", watched=True),
-    "birdwire_journal_refused_total": Row("counter", "Rows of the journal that the database refused: each was logged and set aside.", watched=True),
-    "birdwire_limits_degraded_total": Row("counter", "Takings from an allowance without the shared counters, which did not answer in time.", watched=True),
-    "birdwire_replicas": Row("gauge", "Gateways that count calls together, as last heard from the shared counters; without those, 1.", watched=True),
-    "birdwire_connections": Row("gauge", "Connections from callers now.", watched=True),
-    "birdwire_log_lines_dropped_total": Row("counter", "Log lines lost because nobody took them.", watched=True),
-    "birdwire_loop_lag_seconds": Row("gauge", "The longest that all work stood still, of the last 15 seconds.", watched=True),
-    "birdwire_draining": Row("gauge", "1 from the signal to end until the end.", watched=True),
+    "birdwire_writes_total": Row("counter", "Writes to X, by the outcome that was reported to the caller.", {"outcome": "`confirmed`, `refused`, `not_sent` or `unknown`"}, watched=True),
+    "birdwire_lost_posts_total": Row("counter", "Lost posts whose reconciliation has finished.", {"state": "`found`, `not_found`, or `unknown` after a day without a verdict"}, starts=("found", "not_found", "unknown")),
+    "birdwire_journal_waiting": Row("gauge", "Journal rows waiting in memory for the database.", watched=True),
+    "birdwire_journal_refused_total": Row("counter", "Journal rows that the database refused; each was logged and dropped from the queue.", watched=True),
+    "birdwire_limits_degraded_total": Row("counter", "Calls counted locally because the shared counters did not answer in time.", watched=True),
+    "birdwire_replicas": Row("gauge", "Gateways that share the counters, as last reported by Redis; 1 without Redis.", watched=True),
+    "birdwire_connections": Row("gauge", "Connections from callers.", watched=True),
+    "birdwire_log_lines_dropped_total": Row("counter", "Log lines dropped because the reader was too slow.", watched=True),
+    "birdwire_loop_lag_seconds": Row("gauge", "The longest stall of the event loop in the last 15 seconds.", watched=True),
+    "birdwire_draining": Row("gauge", "1 while the process shuts down.", watched=True),
     "birdwire_build_info": Row("gauge", "Always 1.", {"version": "of Birdwire", "python": "of Python"}, watched=True),
 }  # fmt: skip
-"""Every name. Those of the process itself (`process_*`: processor time, memory, open files) come on top."""
+"""Every metric. Prometheus's standard process metrics (`process_*`) are exported as well."""
 
 
 class Metrics:
-    """Counts for one gateway, in a registry of its own; plain numbers until somebody looks. For one thread.
+    """Counts the metrics of one gateway, in its own registry. Must be used from one thread.
 
-    A number in a dictionary costs 0.2 microseconds a count, a third of the library's own counters.
+    Counts are plain numbers in dictionaries until they are scraped: 0.2 microseconds each, a third of the cost of the
+    library's own counters.
     """
 
-    def __init__(self, most_series: int = MOST_SERIES) -> None:
-        self._most_series = most_series
+    def __init__(self, max_series: int = MAX_SERIES) -> None:
+        self._max_series = max_series
         self._counts: dict[str, dict[Labels, float]] = {
             name: {(value,): 0.0 for value in METRICS[name].starts} for name in _names("counter")
         }
@@ -114,31 +115,31 @@ class Metrics:
         self.watch("birdwire_build_info", lambda: {build: 1.0})
 
     def add(self, name: str, *labels: str) -> None:
-        """Count one more under these label values."""
+        """Add one to the series with these label values."""
         series = self._counts[name]
-        if labels not in series and len(series) >= self._most_series:
+        if labels not in series and len(series) >= self._max_series:
             labels = ("other",) * len(labels)
         series[labels] = series.get(labels, 0.0) + 1.0
 
     def time(self, name: str, seconds: float, *labels: str) -> None:
-        """Count one more that took so long."""
+        """Add one observation, in seconds."""
         series = self._times[name]
         times = series.get(labels)
         if times is None:
-            if len(series) >= self._most_series:
+            if len(series) >= self._max_series:
                 labels = ("other",) * len(labels)
             times = series.setdefault(labels, [0.0] * (len(BUCKETS) + 2))
         times[bisect_left(BUCKETS, seconds)] += 1.0
         times[-1] += seconds
 
     def watch(self, name: str, source: Source) -> None:
-        """Have a watched name read from its owner whenever somebody looks."""
+        """Register the source of a watched metric."""
         if not METRICS[name].watched:
             raise ValueError(f"{name} is counted, not watched")
         self._sources[name] = source
 
     async def answer(self, token: str | None, call: Call) -> Answer:
-        """All of it, as Prometheus reads it, for who has the token if there is one.
+        """Return all metrics in the text format; requires the token if one is configured.
 
         Raises:
             GatewayError: metrics_token_wrong.
@@ -149,17 +150,17 @@ class Metrics:
         return Answer(200, (("content-type", CONTENT_TYPE),), generate_latest(self._registry))
 
     def collect(self) -> Iterator[Metric]:
-        """The same for prometheus-client, family by family."""
+        """Yield the metric families, as prometheus-client's registry asks for them."""
         for name, row in METRICS.items():
             if row.kind == "histogram":
                 yield self._histogram(name, row)
                 continue
-            told: float | Mapping[Labels, float] = self._sources[name]() if name in self._sources else {}
-            series = told if isinstance(told, Mapping) else {(): told}
+            value: float | Mapping[Labels, float] = self._sources[name]() if name in self._sources else {}
+            series = value if isinstance(value, Mapping) else {(): value}
             kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
             family = kind(name, row.meaning, labels=tuple(row.labels))
-            for labels, value in (series if row.watched else self._counts[name]).items():
-                family.add_metric(labels, value)
+            for labels, count in (series if row.watched else self._counts[name]).items():
+                family.add_metric(labels, count)
             yield family
 
     def _histogram(self, name: str, row: Row) -> HistogramMetricFamily:

@@ -1,4 +1,4 @@
-"""Keeps secrets to this process: files that hold one must be private, and no memory is written to the disk."""
+"""Checks that files with secrets are private, and keeps this process's memory off the disk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import stat
 import sys
 from pathlib import Path
 
-_SET_DUMPABLE = 4  # prctl(2)
-_MOST_LINKS = 40  # as Linux itself follows
+_SET_DUMPABLE = 4
+"""PR_SET_DUMPABLE of prctl(2)."""
+_MAX_LINKS = 40
+"""As many symbolic links as Linux itself follows."""
 
 
 def fault(path: Path, what: str) -> str | None:
-    """Return why a file may not hold a secret, with the command that fixes it; None if it may, or is not a file.
+    """Return why a file must not hold a secret, with the command that fixes it; None if it may, or is not a file.
 
-    Its owner must be this process's user or root. Others must have no right to it, and its group at most that to read.
-    No folder on the way, symbolic links included, may be open to everyone unless it is sticky, as /tmp is.
+    The file must belong to this process's user or to root. Other users must have no access, and its group at most read
+    access. No folder on its path, symbolic links included, may be writable by everyone unless it is sticky, as /tmp is.
 
     Raises:
-        OSError: it is not there, or cannot be looked at.
+        OSError: the file does not exist or cannot be inspected.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -30,7 +32,8 @@ def fault(path: Path, what: str) -> str | None:
     if found.st_uid not in (0, os.geteuid()):
         return f"The {what} {path} belongs to another user; run: chown {os.geteuid()} {name}"
     if found.st_mode & stat.S_IRWXO:
-        mine = "" if found.st_uid == os.geteuid() else f"chown {os.geteuid()} {name} && "  # else it could not be read
+        # Without the chown, this process could no longer read the file.
+        mine = "" if found.st_uid == os.geteuid() else f"chown {os.geteuid()} {name} && "
         return f"The {what} {path} is open to every user; run: {mine}chmod 600 {name}"
     if found.st_mode & stat.S_IWGRP:
         return f"The {what} {path} can be changed by its group; run: chmod g-w {name}"
@@ -44,7 +47,7 @@ def fault(path: Path, what: str) -> str | None:
 
 
 def _folders(path: Path) -> dict[Path, None]:
-    """Return every folder in which a name on the way to a file is looked up, in that order."""
+    """Return every folder in which a component of the path is resolved, in that order."""
     found: dict[Path, None] = {}
     names, at, links = list(path.absolute().parts[:0:-1]), Path("/"), 0
     while names:
@@ -58,7 +61,7 @@ def _folders(path: Path) -> dict[Path, None]:
             at = step
             continue
         links += 1
-        if links > _MOST_LINKS:
+        if links > _MAX_LINKS:
             raise OSError(f"{path} leads through too many links")
         target = step.readlink()
         names += target.parts[:0:-1] if target.is_absolute() else target.parts[::-1]
@@ -67,7 +70,7 @@ def _folders(path: Path) -> dict[Path, None]:
 
 
 def keep_memory_private() -> None:
-    """Let no core dump of this process be written, and no other process of its user read its memory (on Linux)."""
+    """Disable core dumps and, on Linux, access to this process's memory by other processes of its user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)

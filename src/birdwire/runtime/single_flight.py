@@ -1,4 +1,4 @@
-"""Single flight: concurrent callers share one attempt at a result, which outlives each of them."""
+"""Single flight: concurrent callers share one attempt at a result, which none of them can cancel."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Result = TypeVar("Result")
 
 
 class SingleFlight(Generic[Result]):
-    """Runs one coroutine a name at a time. Bounded by the names in use."""
+    """Runs at most one coroutine for each name. Bounded by the names in use."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Result]] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Return whether a try for `name` is under way."""
+        """Return whether an attempt for `name` is running."""
         return name in self._tasks
 
     async def run(self, name: str, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """The result of the try under way for `name`, or of a new one."""
+        """Return the result of the running attempt for `name`, or of a new one."""
         return await asyncio.shield(self.start(name, start))
 
     def start(self, name: str, start: Callable[[], Coroutine[Any, Any, Result]]) -> asyncio.Task[Result]:
-        """The try under way for `name`, or a new one; nobody has to wait for it."""
+        """Return the running attempt for `name`, or start one; it continues without a caller."""
         task = self._tasks.get(name)
         if task is None:
             task = self._tasks[name] = asyncio.create_task(start())
@@ -34,7 +34,7 @@ class SingleFlight(Generic[Result]):
         return task
 
     async def close(self, wait_s: float) -> None:
-        """Let what is under way end; after `wait_s` it is cancelled."""
+        """Wait for the running attempts; cancel them after `wait_s` seconds."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks.values(), timeout=wait_s)
             for task in late:
@@ -44,4 +44,5 @@ class SingleFlight(Generic[Result]):
     def _finished(self, name: str, task: asyncio.Task[Result]) -> None:
         del self._tasks[name]
         if not task.cancelled():
-            task.exception()  # looked at here, in case every caller has gone
+            # Retrieved here, in case every caller has been cancelled.
+            task.exception()

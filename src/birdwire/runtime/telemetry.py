@@ -1,4 +1,4 @@
-"""One canonical log line for each request, as JSON, and one for each event. Never a header, a body or a query."""
+"""Structured log lines in JSON: one for each request, one for each event. Never logs a header, body or query."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
-@lru_cache(256)  # callers ask for few paths, and to make one safe takes as long as to write the rest of its line
+# Callers use few paths, and sanitising one takes as long as formatting the rest of its line.
+@lru_cache(256)
 def _safe(sent: str, length: int) -> str:
     return excerpt(sent, length)
 
 
 class Telemetry:
-    """Lines for a stream, and the counts that go with them. A line that cannot be written is lost, never a request."""
+    """Writes log lines to a stream and counts metrics. A line that cannot be written is lost; a request never is."""
 
     def __init__(self, stream: TextIO, clock: Clock, level: Level = "info") -> None:
         self._log = LogWriter(stream)
@@ -45,7 +46,7 @@ class Telemetry:
         self.metrics.watch("birdwire_log_lines_dropped_total", lambda: self._log.dropped)
 
     def request(self, call: Call, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Log and count an answered request."""
         note = call.note
         operation = note.get("operation", "other")
         self.metrics.add("birdwire_requests_total", operation, _CLASSES[status // 100], note.get("reason", ""))
@@ -54,9 +55,9 @@ class Telemetry:
             self.metrics.add("birdwire_server_errors_total", note.get("reason", ""))
         if self._rank > _RANKS["info"]:
             return
-        # Written by hand: the same line through a dictionary and json takes four times as long.
-        theirs = call.header("x-request-id")
-        caller = f',"caller_request_id":"{theirs}"' if theirs and _REQUEST_ID.fullmatch(theirs) else ""
+        # Formatted by hand: building a dictionary and encoding it takes four times as long.
+        sent = call.header("x-request-id")
+        caller = f',"caller_request_id":"{sent}"' if sent and _REQUEST_ID.fullmatch(sent) else ""
         line = (
             f'{{"time":"{self._now()}","level":"info","event":"request","request_id":"{call.request_id}"{caller},'
             f'"method":"{_safe(call.method, 10)}","path":"{_safe(call.path, 100)}","status":{status},'
@@ -67,26 +68,26 @@ class Telemetry:
         self._log.add(line + "}\n")
 
     def event(self, level: Level, name: str, **fields: Any) -> None:
-        """Something worth a line of its own."""
+        """Log an event with its fields."""
         if _RANKS[level] < self._rank:
             return
         line = encode({"time": self._now(), "level": level, "event": name, **fields})
         self._log.add(line.decode() + "\n")
 
     def cut_off(self, call: Call) -> None:
-        """A request was cut off before its answer: nobody knows how far X got with it."""
+        """Log a request that was cancelled before its response: its outcome at X is unknown."""
         known = {name: call.note[name] for name in ("operation", "key_id") if name in call.note}
         self.event("info", "cut_off", request_id=call.request_id, **known, outcome="unknown")
 
     def crash(self, request_id: str, error: BaseException) -> None:
-        """A bug: its type and the places it passed, but not its text, which may quote a secret."""
+        """Log a bug: the exception's type and frames, but not its text, which may quote a secret."""
         frames = [
             f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
         ]
         self.event("error", "crash", request_id=request_id, exception=type(error).__name__, at=frames[-12:])
 
     def flush(self) -> None:
-        """Write what was gathered, as far as somebody takes it."""
+        """Write the buffered lines, as far as the stream accepts them."""
         self._log.flush()
 
     def _now(self) -> str:

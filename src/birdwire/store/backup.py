@@ -1,4 +1,4 @@
-"""Copies of an SQLite database: taken, put back; and what a database that was put back must not believe."""
+"""Backups of an SQLite database: taking and restoring them, and marking the links of a restored database."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ restores = Table(
     Column("restored_at", Instant),
     Column("sessions", Integer),
 )
-"""One row each time that an older state took the place of a newer one. Without restored_at: of a copy's own making."""
+"""One row for each time that an older state replaced a newer one. Without restored_at: written with a backup."""
 
 WAIT_S = 30
 
 Marked = tuple[int, "datetime | None"]
-"""How many links were marked, and when the snapshot was taken, if it says so."""
+"""The number of links marked, and when the snapshot was taken, if known."""
 
 
 def take(source: Path, target: Path, at: datetime) -> int:
-    """Write what is committed now into a new file (0600), while others write; return its size in bytes.
+    """Write the committed state into a new file (0600) while others write; return its size in bytes.
 
-    It is one file, whole by itself, on the disk when this returns, and never half there.
+    The file is complete and on the disk when this returns, and never partly written under its name.
 
     Raises:
-        StoreError: it cannot be made, or is there already.
+        StoreError: the file cannot be created, or exists.
     """
     part = target.with_name(f"{target.name}.part")
     try:
@@ -50,7 +50,8 @@ def take(source: Path, target: Path, at: datetime) -> int:
             connection.execute("VACUUM INTO ?", (str(part),))
         _stamp(part, at)
         _sync(part)
-        os.link(part, target)  # refuses, where a rename would replace
+        # A link fails if the target exists; a rename would replace it.
+        os.link(part, target)
         _sync(target.parent)
         return target.stat().st_size
     except OSError as error:
@@ -61,11 +62,11 @@ def take(source: Path, target: Path, at: datetime) -> int:
         part.unlink(missing_ok=True)
 
 
-def put(copy: Path, target: Path) -> Path:
-    """Write a copy of a backup beside a database (0600), to be looked at before `switch`.
+def stage(copy: Path, target: Path) -> Path:
+    """Copy a backup next to a database (0600) and check it, before `switch`.
 
     Raises:
-        StoreError: it cannot be read or written, or is damaged.
+        StoreError: the backup cannot be read, copied, or is damaged.
     """
     new = target.with_name(f"{target.name}.new")
     for name in _with_companions(new):
@@ -87,16 +88,16 @@ def put(copy: Path, target: Path) -> Path:
 
 
 def discard(new: Path) -> None:
-    """Take away what `put` wrote."""
+    """Delete what `stage` wrote."""
     for name in _with_companions(new):
         name.unlink(missing_ok=True)
 
 
 def switch(new: Path, target: Path) -> Path | None:
-    """Put what `put` wrote in a database's place; where that is kept now, None if there was none.
+    """Replace a database with the staged copy; return where the old one is kept, or None if there was none.
 
     Raises:
-        StoreError: it cannot be done; then run it again.
+        StoreError: the replacement failed; it is safe to repeat.
     """
     kept = target.with_name(f"{target.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
     there = target.exists() and target.stat().st_size > 0
@@ -105,7 +106,8 @@ def switch(new: Path, target: Path) -> Path | None:
         if there:
             os.link(target, kept)
         for name, old in zip(_with_companions(target)[1:], _with_companions(kept)[1:], strict=True):
-            if name.exists():  # of the one that goes: beside another it would be taken for its own
+            # A companion of the old file: SQLite would apply it to the new one.
+            if name.exists():
                 name.rename(old)
         new.replace(target)
         _sync(target.parent)
@@ -114,10 +116,10 @@ def switch(new: Path, target: Path) -> Path | None:
     return kept if there else None
 
 
-async def mark(connection: AsyncConnection, at: datetime) -> Marked:
-    """Say of each link that its refresh token may have been spent since the snapshot.
+async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
+    """Mark each link, because its refresh token may have been spent since the snapshot.
 
-    A link that is over stays so, and one that was marked before is marked still.
+    A link that has ended stays ended; a mark from before stays.
     """
     live = x_sessions.c.state.in_(("active", "pending")) & x_sessions.c.refresh_ct.is_not(None)
     sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
@@ -133,8 +135,8 @@ async def mark(connection: AsyncConnection, at: datetime) -> Marked:
     return sessions, None
 
 
-async def gateways(connection: AsyncConnection) -> int:
-    """How many connections others have to this PostgreSQL database; of an SQLite file its lock tells."""
+async def count_gateways(connection: AsyncConnection) -> int:
+    """Return how many other gateways are connected to this PostgreSQL database; for an SQLite file, its lock tells."""
     if connection.dialect.name == "sqlite":
         return 0
     query = text(
@@ -145,7 +147,7 @@ async def gateways(connection: AsyncConnection) -> int:
 
 
 def _stamp(file: Path, at: datetime) -> None:
-    """Write into a copy when it was taken."""
+    """Record in a backup when it was taken."""
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA synchronous=FULL")
         (epoch,) = connection.execute("SELECT coalesce(max(epoch), 0) + 1 FROM restores").fetchone()
@@ -154,12 +156,12 @@ def _stamp(file: Path, at: datetime) -> None:
 
 
 def _with_companions(path: Path) -> list[Path]:
-    """A database and the files that SQLite keeps beside it."""
+    """Return a database file and the companion files that SQLite keeps with it."""
     return [path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")]
 
 
 def _sync(path: Path) -> None:
-    """See that a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The database, whichever engine it runs on: connections, transactions and readiness. Knows no owner's tables."""
+"""The database on either engine: connections, transactions, readiness and the change feed. Knows no table."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.store.engines.postgres import PostgreSQL
 
-PROBE_FOR_S = 1.0
-SAVED_S = 0.1
-"""How long work that has been saved may hold back for other saves; a burst of fifty takes a tenth of it."""
+PROBE_VALID_S = 1.0
+MAX_SAVE_WAIT_S = 0.1
+"""Maximum time that a finished save waits for the saves behind it; a burst of fifty takes a tenth of it."""
 
 SQLITE = "sqlite:///"
 
@@ -35,8 +35,8 @@ SQLITE = "sqlite:///"
 class Database:
     """One database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`, with libpq's options if any.
 
-    What a caller may rely on is the same on both; only what one transaction sees of another differs, so whatever must
-    not change between a look and a write is locked by its row (`with_for_update`, which SQLite does not need).
+    Both engines give the same guarantees, except for isolation: a row that must not change between a read and a write
+    is locked (`with_for_update`, which SQLite does not need).
     """
 
     def __init__(self, url: str) -> None:
@@ -45,10 +45,10 @@ class Database:
         self._engine = _server(url) if file is None else SQLite(file)
         self._appends = GroupCommit(self._engine.dialect, self._engine.append)
         self._saves = GroupCommit(self._engine.dialect, self._engine.save)
-        self._probed_at = -PROBE_FOR_S
+        self._probed_at = -PROBE_VALID_S
 
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A connection for reading what is committed; every statement stands alone.
+        """Return a connection that reads committed rows; every statement is its own transaction.
 
         Raises:
             StorageDownError: the database does not answer.
@@ -56,48 +56,48 @@ class Database:
         return self._engine.read()
 
     def write(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """One transaction; what it changed is on the disk when the block ends, or nothing of it is.
+        """Return one transaction: when the block ends, all its changes are on the disk, or none.
 
-        A COMMIT whose answer was lost is looked up before the block ends, so the error below means that nothing was
-        changed. Only where the database stays away for longer than that look-up (about ten seconds) may the change be
-        there in spite of it: who must know reads again, by what the change would have made (a generation, a row).
+        If the response to COMMIT is lost, the outcome is looked up before the block ends, so the error below means that
+        nothing was changed. Only if the database stays unreachable during that look-up (about ten seconds) can the
+        change exist despite the error; a caller that must know reads the row or the generation again.
 
         Raises:
-            StorageDownError: nothing was changed, but for that case.
+            StorageDownError: nothing was changed, except in that case.
         """
         return self._engine.write()
 
     async def append(self, statement: Insert | Update, row: Mapping[str, Any]) -> None:
-        """One row, on the disk when this returns; callers at the same time share a transaction, and its wait.
+        """Write one row; it is on the disk when this returns. Concurrent callers share a transaction (group commit).
 
-        The statement is a constant, built once, whose parameters `row` fills: what an insert's row leaves out is null.
-        Rows are written in the order of the calls. A row that the database refuses fails alone.
+        The statement is a constant, built once; `row` gives its parameters, and a missing one is null. Rows are written
+        in the order of the calls. A row that the database refuses fails alone.
 
         Raises:
-            StorageDownError: the row is not there; as with `write`, but for a look-up that found the database away.
-            RowRefusedError: one kind of it: the row breaks a constraint.
+            StorageDownError: the row was not written; for an unreachable database, see `write`.
+            RowRefusedError: a subclass: the row violates a constraint.
         """
         await self._appends.add(statement, row)
 
     async def save(
         self, statement: Update, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
     ) -> bool:
-        """Change what must not be lost, ahead of every other write, and announce the key that it belongs to.
+        """Update a row that must not be lost, ahead of every other write, and announce the key that it belongs to.
 
-        As `append`, in a lane of its own. Returns whether a row was changed. `written` is called when the change is
-        written, and not committed: a failpoint's place.
+        Works as `append` does, in a queue of its own. Returns whether a row was changed. `written` is called when the
+        change is written but not committed: the place of a failpoint.
 
         Raises:
-            StorageDownError: nothing was changed, but for the case that `write` names.
+            StorageDownError: nothing was changed, except in the case that `write` describes.
         """
         return await self._saves.add(statement, row, key_id, written) > 0
 
     async def saved(self) -> None:
-        """Wait until no `save` waits or is being written, for at most SAVED_S."""
-        await self._saves.idle(SAVED_S)
+        """Wait until no `save` is queued or being written, for at most MAX_SAVE_WAIT_S."""
+        await self._saves.idle(MAX_SAVE_WAIT_S)
 
     async def ready(self, statement: Update) -> None:
-        """Make ready what `save` needs for a statement, so that the first save is as quick as any.
+        """Prepare the statement and the connection of `save`, so that the first save is as fast as any.
 
         Raises:
             StorageDownError: the database does not answer.
@@ -107,40 +107,40 @@ class Database:
 
     @property
     def trusted_s(self) -> float:
-        """How long what was read may be used while `changed` does not name it: for ever, but for a net's sake."""
+        """Maximum age in seconds of a cached row that `changed` has not named."""
         return self._engine.changes.trusted_s
 
     def changed(self) -> Changed:
-        """The ids of the keys that changed, they or their links, since the last call; ALL when that cannot be told.
+        """Return the ids of the keys that changed, themselves or their links, since the last call; ALL if unknown.
 
-        ALL comes at the first call, after a gap, and at every call for as long as nothing is heard of the database: no
-        cache holds then. A change on SQLite shows at the next call, on PostgreSQL within a second, an outage of the
-        listener's connection within five. Costs microseconds, and waits for nothing.
+        ALL is the answer to the first call, after a gap, and while the change feed is interrupted: no cache is valid
+        then. A change on SQLite shows at the next call, on PostgreSQL within a second; an interrupted listener shows
+        within five seconds. Costs microseconds and never waits.
 
-        There is one asker: a second would miss what the first was told. And a row that was read before a change was
-        told may be kept after it only if no call in between has named its key.
+        Must have a single caller: each change is reported once. A row that was read before a change may be cached after
+        it only if no call in between has named its key.
         """
         return self._engine.changes.changed()
 
     async def probe(self) -> None:
-        """See that a write would be taken; a success holds for a second, so that asking often costs nothing.
+        """Check that the database takes writes. A success is valid for a second, so frequent probes cost nothing.
 
         Raises:
-            StorageDownError: it would not.
+            StorageDownError: it takes none.
         """
         now = asyncio.get_running_loop().time()
-        if now - self._probed_at < PROBE_FOR_S:
+        if now - self._probed_at < PROBE_VALID_S:
             return
         await self._engine.probe()
         self._probed_at = now
 
     async def prepare(self, *, upgrade: bool, migrated: Callable[[], None] = lambda: None) -> None:
-        """Make a new database ready, and refuse one whose schema is not ours; `upgrade` brings an older one up to date.
+        """Create the tables of a new database, and refuse a foreign or newer one; `upgrade` migrates an older one.
 
-        `migrated` is called when a schema is changed, and not committed: a failpoint's place.
+        `migrated` is called when the schema is changed but not committed: the place of a failpoint.
 
         Raises:
-            StoreError: it cannot be used as it is.
+            StoreError: the database cannot be used as it is.
         """
         try:
             await self._engine.prepare(upgrade=upgrade, migrated=migrated)
@@ -150,25 +150,25 @@ class Database:
             ) from None
 
     async def close(self) -> None:
-        """Write what waits, and close every connection."""
+        """Write everything that is queued, and close every connection."""
         await self._saves.close()
         await self._appends.close()
         await self._engine.close()
 
 
 def _server(url: str) -> PostgreSQL:
-    from birdwire.store.engines.postgres import PostgreSQL  # noqa: PLC0415 - its driver takes 3 MiB, without use on SQLite
+    from birdwire.store.engines.postgres import PostgreSQL  # noqa: PLC0415 - its driver takes 3 MiB, unused on SQLite
 
     return PostgreSQL(url)
 
 
 def file_of(url: str) -> Path | None:
-    """The file of an SQLite database; None: it is a server's."""
+    """Return the file of an SQLite database, or None for a server's."""
     return Path(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else None
 
 
 def place_of(url: str) -> str:
-    """Where a database is, in words that may be shown: without user and password."""
+    """Return the location of a database, without user and password, fit to be shown."""
     file = file_of(url)
     if file is not None:
         return str(file)
@@ -177,16 +177,17 @@ def place_of(url: str) -> str:
 
 
 async def now(connection: AsyncConnection, clock: Clock) -> datetime:
-    """The time that leases are counted by: PostgreSQL's, which all replicas share; on SQLite the one process's."""
+    """Return the time that leases are counted by: PostgreSQL's, which all replicas share; on SQLite the clock's."""
     if connection.dialect.name == "sqlite":
         return clock.now()
     at: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-    return clock.told(at)
+    return clock.adjusted(at)
 
 
-async def alone(connection: AsyncConnection) -> None:
-    """Let no other process do what also begins with this, until the transaction ends."""
-    if connection.dialect.name != "sqlite":  # there, a transaction that writes is alone anyway
+async def lock_database(connection: AsyncConnection) -> None:
+    """Take the advisory lock of changes to the whole database, until the transaction ends."""
+    # On SQLite, a writing transaction excludes all others anyway.
+    if connection.dialect.name != "sqlite":
         await connection.execute(select(func.pg_advisory_xact_lock(START_LOCK)))
 
 
@@ -197,8 +198,8 @@ __all__ = [
     "RowRefusedError",
     "StorageDownError",
     "StoreError",
-    "alone",
     "file_of",
+    "lock_database",
     "now",
     "place_of",
 ]

@@ -1,4 +1,4 @@
-"""The schema: its one list of tables, its kinds of columns, its versions, and how a database is brought up to date."""
+"""The schema: the registry of tables, column types, the version, and migrations."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 metadata = MetaData()
 HEAD = "0003"
-"""The version that this code speaks: the newest of migrations/versions."""
+"""The schema version of this code: the newest of migrations/versions."""
 
 START_LOCK = 0x6269726477697265
-"""PostgreSQL's advisory lock of whatever one process at a time may do to a database; it spells the project's name."""
+"""PostgreSQL's advisory lock for changes to a whole database, one process at a time. Spells "birdwire" in ASCII."""
 
 _VERSIONS = table("alembic_version", column("version_num"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,25 +31,25 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class StoreError(Exception):
-    """The database cannot be used as it is. The text says why and what to do, and is safe to show."""
+    """Raised when the database cannot be used as it is. The text says why and what to do, and is safe to show."""
 
 
 class StorageDownError(Exception):
-    """The database did not answer, or refused a write. Callers say which half of their work was done."""
+    """Raised when the database did not answer or refused a write. Callers report which half of their work was done."""
 
 
 class RowRefusedError(StorageDownError):
-    """The database does not take this one row: it breaks a constraint, or a value has no place in its column."""
+    """Raised when the database refuses one row: it violates a constraint, or a value does not fit its column."""
 
 
 class Instant(TypeDecorator[datetime]):
-    """An aware UTC datetime, kept as whole microseconds since 1970: the same on every engine, and it compares."""
+    """A column type: an aware UTC datetime, stored as microseconds since 1970, which every engine compares alike."""
 
     impl = BigInteger
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        """To the column."""
+        """Encode a datetime for the column."""
         del dialect
         if value is None:
             return None
@@ -57,46 +57,47 @@ class Instant(TypeDecorator[datetime]):
         return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        """From the column."""
+        """Decode the column's value."""
         del dialect
         return None if value is None else _EPOCH + int(value) * _MICROSECOND
 
 
 def index_of_some(name: str, *columns: Column[Any]) -> Index:
-    """An index of the rows whose last column is not null, so that it grows with these alone.
+    """Return a partial index of the rows whose last column is not null.
 
-    The migration says so to PostgreSQL, too; said here, it would load that dialect at every start on SQLite.
+    The migration declares the same for PostgreSQL; declared here, it would load that dialect at every start on SQLite.
     """
     return Index(name, *columns, sqlite_where=columns[-1].is_not(None))
 
 
 def json_text(value: object) -> str:
-    """A value for a JSON column."""
+    """Encode a value for a JSON column."""
     try:
         return to_json(value).decode()
-    except ValueError:  # half a character, as X may send one, which JSON can only tell by an escape
+    except ValueError:
+        # An unpaired surrogate, as X may send one; JSON can express it only as an escape.
         return json.dumps(value)
 
 
 def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An insert that can say what a conflict does (`on_conflict_do_nothing`, `on_conflict_do_update`)."""
+    """Return an insert of the engine's dialect, which supports `on_conflict_do_nothing` and `on_conflict_do_update`."""
     if connection.dialect.name == "sqlite":
         from sqlalchemy.dialects.sqlite import insert as sqlite_insert  # noqa: PLC0415 - as below
 
         return sqlite_insert(table)
-    from sqlalchemy.dialects.postgresql import insert as postgresql_insert  # noqa: PLC0415 - 2 MiB without use on SQLite
+    from sqlalchemy.dialects.postgresql import insert as postgresql_insert  # noqa: PLC0415 - 2 MiB, unused on SQLite
 
     return postgresql_insert(table)
 
 
 def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], None]) -> None:
-    """Make the tables of an empty database; refuse another schema; `upgrade` brings an older one up to date.
+    """Create the tables of an empty database, and refuse another schema; `upgrade` migrates an older one.
 
-    Everything happens in the caller's transaction, so that a crash leaves the schema that was. `migrated` is called
-    when all is changed, and nothing committed.
+    Everything happens in the caller's transaction, so that a crash leaves the previous schema. `migrated` is called
+    when the schema is changed but not committed.
 
     Raises:
-        StoreError: it is newer, older (without `upgrade`), or none of ours.
+        StoreError: the schema is newer, older (without `upgrade`), or not Birdwire's.
     """
     tables = inspect(connection).get_table_names()
     found = connection.execute(select(_VERSIONS)).scalar() if _VERSIONS.name in tables else None
@@ -109,7 +110,7 @@ def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], Non
 
 
 def _change(connection: Connection, found: str | None, *, upgrade: bool) -> None:
-    import alembic.command  # noqa: PLC0415 - 9 MiB and 120 modules, for a start in a thousand
+    import alembic.command  # noqa: PLC0415 - 9 MiB and 120 modules, rarely needed
     import alembic.config  # noqa: PLC0415 - the same
     import alembic.script  # noqa: PLC0415 - the same
 

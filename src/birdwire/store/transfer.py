@@ -1,4 +1,4 @@
-"""From a file to a server: everything that one database holds, copied into another one that is empty."""
+"""The transfer of a whole database into an empty one, such as from an SQLite file to a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-AT_ONCE = 500
+BATCH_ROWS = 500
 TABLES = (
     api_keys.api_keys,
     api_keys.api_secrets,
@@ -47,13 +47,13 @@ TABLES = (
     store_facts.store_facts,
     acts.acts,
 )
-"""What is copied, a table after those that it refers to. Not here: which processes run, and what was announced."""
+"""The tables to copy, each after those that it refers to. Excludes processes and the change feed."""
 
 
-async def move(source: AsyncConnection, target: AsyncConnection, progress: Callable[[int], None]) -> int:
-    """Copy every row, in the target's transaction; how many. Both have this version's schema; nobody uses either.
+async def copy_rows(source: AsyncConnection, target: AsyncConnection, progress: Callable[[int], None]) -> int:
+    """Copy every row in the target's transaction; return how many. Both databases have this version's schema.
 
-    Sealed values stay as they are: the vault binds them to their row, not to the database that it is in.
+    No process may use either. Sealed values are copied unchanged: the vault binds them to their row, not to a database.
 
     Raises:
         StoreError: the target is not empty.
@@ -65,16 +65,16 @@ async def move(source: AsyncConnection, target: AsyncConnection, progress: Calla
     for table in TABLES:
         query = select(table).order_by(*table.primary_key.columns)
         async with source.stream(query) as result:
-            async for rows in result.mappings().partitions(AT_ONCE):
+            async for rows in result.mappings().partitions(BATCH_ROWS):
                 await target.execute(insert(table), [dict(row) for row in rows])
                 moved += len(rows)
                 progress(moved)
-        await _go_on_numbering(target, table)
+        await _advance_sequence(target, table)
     return moved
 
 
-async def _go_on_numbering(target: AsyncConnection, table: Table) -> None:
-    """Let the server number the table's next row after those that were copied with their numbers."""
+async def _advance_sequence(target: AsyncConnection, table: Table) -> None:
+    """Advance the server's sequence past the numbers that were copied."""
     number = table.autoincrement_column
     if number is not None and target.dialect.name != "sqlite":
         sequence = func.pg_get_serial_sequence(table.name, number.name)

@@ -1,1 +1,10 @@
-"""What others read to learn what can be done here; all of it comes from OPERATIONS and PROBLEMS."""
+"""How people and programs discover the gateway and learn to use it.
+
+Owns the OpenAPI document, the pages and texts for people and agents, and the reference in docs/reference.
+
+Must never decide anything: it describes what the tables of the other packages say (operations, errors, settings,
+metrics), and nothing here changes what a call does. Must never read the store.
+
+Read in this order: `openapi` (the document, its parts in `endpoints`, `schemas`, `responses`), `site` (what is served
+about the gateway), `reference` (what `make docs` writes).
+"""

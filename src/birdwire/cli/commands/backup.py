@@ -113,7 +113,7 @@ def restore(
 
 def _put_back(file: Path, target: Path, settings: Settings, vault: Vault) -> tuple[Path | None, copies.Marked]:
     """Check and mark a copy of the backup, then let it take the database's place; where that one is kept."""
-    new = copies.put(file, target)
+    new = copies.stage(file, target)
     try:
         copy = settings.model_copy(update={"database_url": f"{SQLITE}{new}"})
         marked = asyncio.run(_mark(copy, vault, upgrade=True))  # the backup may be an older version's
@@ -128,10 +128,10 @@ async def _mark(settings: Settings, vault: Vault, *, upgrade: bool) -> copies.Ma
         await database.prepare(upgrade=upgrade)
         await KeyRotation(database, vault, Clock()).check()
         async with database.write() as connection:
-            if others := await copies.gateways(connection):
+            if others := await copies.count_gateways(connection):
                 raise Stop(ExitCode.USAGE, f"Gateways serve this database ({others} connections).", "Stop them first.")
             now = Clock().now()
-            links, snapshot_at = await copies.mark(connection, now)
+            links, snapshot_at = await copies.mark_restored(connection, now)
             restored = {"snapshot_at": snapshot_at, "links": links}
             await acts.append(connection, now, operator(), "database.restored", acts.DATABASE, after=restored)
             return links, snapshot_at

@@ -29,7 +29,8 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.state.seed import OTHER_USER_ID, OTHER_USERNAME, PEOPLE, VISIBLE_POST_ID
 from birdwire.settings import Settings
 from birdwire.store.database import Database
-from birdwire.store.encryption.vault import Vault, create_key_file, read_key_file
+from birdwire.store.encryption.key_files import create_key_file, read_key_file
+from birdwire.store.encryption.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

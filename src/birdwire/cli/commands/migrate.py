@@ -80,7 +80,7 @@ async def _check_unserved(database: Database) -> None:
         Stop: one is, and the schema has to change.
     """
     async with database.read() as connection:
-        others = await backup.gateways(connection)
+        others = await backup.count_gateways(connection)
     if not others:
         return
     try:
@@ -116,7 +116,7 @@ async def _move(source: Settings, target: Settings, say: Output) -> int:
     async with opened(source) as old, opened(target) as new:
         await KeyRotation(old, open_vault(target), Clock()).check()
         async with old.read() as reading, new.write() as writing:
-            moved = await transfer.move(reading, writing, progress)
+            moved = await transfer.copy_rows(reading, writing, progress)
             await acts.append(
                 writing, Clock().now(), operator(), "database.moved", acts.DATABASE, after={"rows": moved}
             )

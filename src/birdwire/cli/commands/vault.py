@@ -17,8 +17,9 @@ from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, sayi
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.store.database import file_of
+from birdwire.store.encryption.key_files import create_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, VaultError, create_key_file
+from birdwire.store.encryption.vault import Vault, VaultError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -1,1 +1,7 @@
-"""The control API of the sandbox: faults, switches, traffic."""
+"""The control API of the sandbox, under /_sandbox, for tests and for people who try things out.
+
+Owns its endpoints (`endpoints`), the failures that a test orders (`faults`), the record of every request with the
+injection of those failures (`traffic`), and a TCP proxy that delays, cuts or slices a connection (`tcp_proxy`).
+
+Must never be reachable from beyond this machine: it can read every token of the simulated world.
+"""

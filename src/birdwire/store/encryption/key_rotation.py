@@ -1,8 +1,8 @@
-"""Which vault keys sealed what in a database: the proof at start, the change to another key, and an old key's end.
+"""Key rotation: which vault keys sealed which values, the proof at startup, resealing, and retiring an old key.
 
-`bind` brings the pairs of a database that an older version wrote to form 2, once, before anybody serves it.
-A change from key to key runs beside gateways that serve. It touches a value only as it read it, so a refresh that comes
-between wins; what is done is done, so after a crash it begins again and finds less to do.
+`bind` reseals the token pairs of an older version in form 2, once, before a gateway serves the database. A rotation
+runs alongside serving gateways. It replaces a value only if it is unchanged since it was read, so a concurrent refresh
+wins. Each batch is committed, so after a crash it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from birdwire.runtime.clock import rfc3339
 from birdwire.runtime.failpoints import Failpoints
-from birdwire.store.database import alone
-from birdwire.store.encryption.vault import FORM_1, FORM_2, HEAD_BYTES, Place, VaultError, head
+from birdwire.store.database import lock_database
+from birdwire.store.encryption.vault import FORM_1, FORM_2, HEAD_BYTES, Place, VaultError, blob_head
 from birdwire.store.tables import acts, store_facts, vault_keys
 from birdwire.store.tables import sealed_columns as store
 
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
     from birdwire.store.tables.sealed_columns import Sealed
 
 Progress = Callable[[int, int], None]
-"""Called with how many values are resealed so far, and how many of those met could not be opened."""
+"""Called with the number of values resealed so far, and of those that could not be opened."""
 
-_Key = tuple[object, ...]  # the parts of a row's primary key
+_Key = tuple[object, ...]
+"""The parts of a row's primary key."""
 
 BATCH = 100
-"""Rows resealed in one transaction: some 3 ms, so that a gateway's writes beside it hardly wait."""
+"""Rows resealed in one transaction: about 3 ms, so that concurrent writes hardly wait."""
 
 START_BATCH = 1_000
-"""The same before anybody serves the database."""
+"""Rows resealed in one transaction before a gateway serves the database."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What one vault key sealed. `known`: the database lists it; `here`: its key was given."""
+    """The values that one vault key sealed. `known`: the database lists the key; `here`: the key was given."""
 
     key_id: str
     values: int
@@ -51,7 +52,7 @@ class Count:
 
 
 class KeyRotation:
-    """The vault keys of one database, as seen with the keys of one vault."""
+    """Compares the vault keys that a database lists with those of a vault, and moves values from key to key."""
 
     def __init__(
         self,
@@ -68,26 +69,26 @@ class KeyRotation:
         self._failpoints = failpoints or Failpoints()
 
     async def check(self) -> None:
-        """See that every key is here that sealed something, and is the one it should be; changes nothing.
+        """Check that every listed key was given, and is the right one; change nothing.
 
         Raises:
-            VaultError: one is missing or another.
+            VaultError: a key is missing or wrong.
         """
         async with self._database.read() as connection:
             proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
         self._prove(proofs)
 
     async def enlist(self, *, starting: bool = True) -> None:
-        """The same, and list the key that seals from now on: after that nobody starts without it.
+        """Check the keys as `check` does, and list the sealing key: from then on, no process starts without it.
 
-        Only a gateway that is `starting` may list another key than those that are listed: a command alongside one that
-        runs must not, since that gateway could not open what the key seals.
+        Only a gateway that is `starting` may list a new key. A command must not while a gateway runs, since that
+        gateway could not open what the new key seals.
 
         Raises:
-            VaultError: a key is missing or another; then nothing was changed.
+            VaultError: a key is missing or wrong; nothing was changed.
         """
         async with self._database.write() as connection:
-            await alone(connection)
+            await lock_database(connection)
             proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
             self._prove(proofs)
             key_id = self._vault.key_id
@@ -117,12 +118,12 @@ class KeyRotation:
             self._vault.open(proof, _place(key_id))
 
     async def known(self) -> bool:
-        """Whether a start has listed the key that seals, so that every gateway on this database can open its values."""
+        """Return whether the sealing key is listed, so that every gateway on this database can open its values."""
         async with self._database.read() as connection:
             return self._vault.key_id in {row["key_id"] for row in await vault_keys.list_all(connection)}
 
     async def counts(self) -> list[Count]:
-        """What each key sealed, the one that seals first. It reads every sealed value's first bytes."""
+        """Count the values that each key sealed, the sealing key first. Reads the first bytes of every sealed value."""
         found: Counter[str] = Counter()
         async with self._database.read() as connection:
             listed = {row["key_id"] for row in await vault_keys.list_all(connection)}
@@ -136,13 +137,13 @@ class KeyRotation:
         ]
 
     async def reseal(self, progress: Callable[[int], None]) -> int:
-        """Seal again what other keys sealed, and call `progress` with the count so far; return how many did not open.
+        """Reseal what other keys sealed, and call `progress` with the count so far; return how many did not open.
 
-        What a caller changes meanwhile is left as it is: that change sealed it again, or the next round meets it.
+        A value that changes meanwhile is skipped: its writer has resealed it, or the next round will.
         """
         done, unreadable = 0, 0
         for sealed in store.SEALED:
-            here, after = head(self._vault.key_id, FORM_2 if sealed.bound else FORM_1), None
+            here, after = blob_head(self._vault.key_id, FORM_2 if sealed.bound else FORM_1), None
             while True:
                 resealed, broken, after = await self._batch(sealed, here, after, BATCH)
                 done, unreadable = done + resealed, unreadable + broken
@@ -152,9 +153,9 @@ class KeyRotation:
         return unreadable
 
     async def bind(self, progress: Progress | None = None) -> None:
-        """Seal in form 2 what an older version sealed in form 1, if that was not done yet, and write down that it is.
+        """Reseal in form 2 what an older version sealed in form 1, unless that was done before, and record it.
 
-        Afterwards a value of form 1 no longer opens there. Several processes may do this concurrently. A value that
+        Afterwards a value of form 1 no longer opens there. Safe to run concurrently in several processes. A value that
         cannot be opened stays as it is, and its link ends as damaged.
         """
         async with self._database.read() as connection:
@@ -174,7 +175,7 @@ class KeyRotation:
             await store_facts.state(connection, store_facts.PAIRS_BOUND, rfc3339(self._clock.now()))
 
     async def retire(self) -> list[str]:
-        """Strike the keys that seal nothing any more off the list; their ids. After this a start does without them."""
+        """Unlist the keys that no longer seal anything, and return their ids: a start no longer needs them."""
         idle = [count.key_id for count in await self.counts() if count.known and not count.seals and not count.values]
         async with self._database.write() as connection:
             for key_id in idle:
@@ -186,9 +187,9 @@ class KeyRotation:
     async def _batch(
         self, sealed: Sealed, here: bytes, after: _Key | None, size: int, *, unbound: bool = False
     ) -> tuple[int, int, _Key | None]:
-        """Reseal, in one transaction, values that do not begin with `here`; `unbound`: they are in form 1.
+        """Reseal, in one transaction, values that do not start with `here`; `unbound`: they are in form 1.
 
-        Returns how many were met, how many cannot be opened, and where the next batch begins.
+        Returns how many were resealed, how many cannot be opened, and where the next batch starts.
         """
         new, broken = [], 0
         async with self._database.read() as connection:

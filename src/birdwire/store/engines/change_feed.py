@@ -1,6 +1,6 @@
-"""Which keys changed, for caches: each change of a key or its link is announced, and reaches every process.
+"""The change feed, which invalidates caches: each change of a key or its link is announced to every process.
 
-On SQLite the announcement is a row, on PostgreSQL a notification; either way it comes with the commit, or not at all.
+On SQLite the announcement is a row, on PostgreSQL a notification. Either is published with the commit, or not at all.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-KEPT = 10_000
-"""Rows of the past that are kept. A process that was away for longer is told that everything may have changed."""
+KEPT_ROWS = 10_000
+"""Rows kept of the past. A process that is further behind gets ALL: everything may have changed."""
 
-FORGET_EVERY = 100
+TRIM_EVERY = 100
 
 CHANNEL = "birdwire_changes"
 
 
 class Everything(Enum):
-    """The one answer that is no set of keys."""
+    """The answer for an unknown set of keys."""
 
     ALL = auto()
 
@@ -45,34 +45,34 @@ changes = Table(
     Column("key_id", String, nullable=False),
     sqlite_autoincrement=True,
 )
-"""On SQLite alone. Numbers are never given out twice, and rise in the order of the commits: there is one writer."""
+"""Used on SQLite only. Numbers are never reused, and rise in the order of the commits, as there is one writer."""
 
 
 _ADD = "INSERT INTO changes (key_id) VALUES (?)"
-_FORGET = "DELETE FROM changes WHERE number <= last_insert_rowid() - ? AND last_insert_rowid() % ? < ?"
-"""Its parameters: KEPT, FORGET_EVERY, how many were just added."""
+_TRIM = "DELETE FROM changes WHERE number <= last_insert_rowid() - ? AND last_insert_rowid() % ? < ?"
+"""Parameters: KEPT_ROWS, TRIM_EVERY, and the number of rows just added."""
 
 NOTIFY = f"pg_notify('{CHANNEL}', {{}})"
-"""PostgreSQL's announcement: a call in a SELECT, with the key's id or its parameter to be put in."""
+"""PostgreSQL's announcement: a function call for a SELECT, formatted with the key id's parameter."""
 
 
 async def announce(connection: AsyncConnection, key_id: str) -> None:
-    """Say in the caller's transaction that a key, or what is linked to it, is about to be another."""
+    """Announce, in the caller's transaction, that a key or its link changes."""
     if connection.dialect.name == "sqlite":
         await connection.exec_driver_sql(_ADD, (key_id,))
-        await connection.exec_driver_sql(_FORGET, (KEPT, FORGET_EVERY, 1))
+        await connection.exec_driver_sql(_TRIM, (KEPT_ROWS, TRIM_EVERY, 1))
     else:
         await connection.exec_driver_sql(f"SELECT {NOTIFY.format('$1')}", (key_id,))
 
 
 def announce_all(connection: sqlite3.Connection, key_ids: Sequence[str]) -> None:
-    """Say the same of many keys, in the transaction under way on a connection of SQLite's own."""
+    """Announce many keys in the current transaction of a plain SQLite connection."""
     connection.executemany(_ADD, [(key_id,) for key_id in key_ids])
-    connection.execute(_FORGET, (KEPT, FORGET_EVERY, len(key_ids)))
+    connection.execute(_TRIM, (KEPT_ROWS, TRIM_EVERY, len(key_ids)))
 
 
 class FileChangeFeed:
-    """What was announced in an SQLite file, read in the loop's own thread: three microseconds if there is nothing."""
+    """Reads the announcements of an SQLite file, in the event loop's thread: three microseconds if there are none."""
 
     trusted_s = inf
 
@@ -82,7 +82,7 @@ class FileChangeFeed:
         self._last = -1
 
     def changed(self) -> Changed:
-        """As `Database.changed`."""
+        """See `Database.changed`."""
         try:
             if self._connection is None:
                 return self._begin()
@@ -99,7 +99,7 @@ class FileChangeFeed:
         return frozenset(key_id for _, key_id in rows) if whole else ALL
 
     def close(self) -> None:
-        """Stop reading; the next question starts over."""
+        """Close the connection; the next call starts over with ALL."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

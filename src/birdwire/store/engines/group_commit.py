@@ -1,4 +1,4 @@
-"""Group commit: what many callers write at once shares one transaction, and is durable when they go on."""
+"""Group commit: concurrent writes share one transaction, and are durable before any of their callers continues."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     Take = Callable[[], Sequence["Unit"]]
     Commit = Callable[[Take, float], Awaitable[list[int]]]
 
-MOST_WAITING = 10_000
-MOST_TOGETHER = 128
-"""Units in one transaction: it ends within milliseconds, so that other writers are not held up."""
+MAX_QUEUED = 10_000
+MAX_BATCH = 128
+"""Maximum units in one transaction, so that it ends within milliseconds and does not block other writers."""
 
 REFUSED = -1
-"""In place of a number of rows: the database refused the unit."""
+"""Returned in place of a number of rows: the database refused the unit."""
 
 
 class Unit(NamedTuple):
-    """One statement for the driver: in its dialect, and the values in their order, as it takes them.
+    """One statement for the driver, in its dialect, with its values in order.
 
-    If it changed a row, the key that the row belongs to is announced in the same transaction, where `key_id` names one.
-    `written` is called when all of the transaction is written, and not committed: a failpoint's place.
+    If the statement changes a row and `key_id` is given, that key is announced in the same transaction. `written` is
+    called when the whole transaction is written but not committed: the place of a failpoint.
     """
 
     sql: str
@@ -37,25 +37,26 @@ class Unit(NamedTuple):
     written: Callable[[], None] | None
 
 
-class _Waiting(NamedTuple):
+class _Queued(NamedTuple):
     unit: Unit
     done: asyncio.Future[int]
     since: float
 
 
 class GroupCommit:
-    """The units of one database that wait for the next transaction.
+    """Queues units for the next transaction of one database.
 
-    `commit` writes units in one transaction, in their order. It calls its first argument for them once the transaction
-    has begun, so that those that came meanwhile are in it; its second is when the oldest was added, by the loop's
-    clock. It returns how many rows each changed, or REFUSED; where it raises StorageDownError, nothing was written.
+    `commit` writes units in one transaction, in their order. It calls its first argument to take them once the
+    transaction has started, so that it includes those added meanwhile; its second argument is when the oldest was
+    added, by the loop's clock. It returns the number of rows that each unit changed, or REFUSED. If it raises
+    StorageDownError, nothing was written.
     """
 
     def __init__(self, dialect: Dialect, commit: Commit) -> None:
         self._dialect = dialect
         self._commit = commit
-        self._statements: dict[object, _Bound] = {}
-        self._waiting: deque[_Waiting] = deque()
+        self._statements: dict[object, _CompiledStatement] = {}
+        self._waiting: deque[_Queued] = deque()
         self._drainer: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -66,61 +67,62 @@ class GroupCommit:
         key_id: str | None = None,
         written: Callable[[], None] | None = None,
     ) -> int:
-        """Execute a statement, which is a constant that is built once; how many rows it changed.
+        """Execute a statement, which must be a constant; return how many rows it changed.
 
-        `given` fills its parameters; what it leaves out is null.
+        `given` gives its parameters; a missing one is null.
 
         Raises:
             StorageDownError: nothing was changed.
-            RowRefusedError: one kind of it: the row breaks a constraint.
+            RowRefusedError: a subclass: the row violates a constraint.
         """
-        if self._closed or len(self._waiting) >= MOST_WAITING:
+        if self._closed or len(self._waiting) >= MAX_QUEUED:
             raise StorageDownError("too many writes wait")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
         bound = self._statements.get(statement) or self.prepare(statement)
         unit = Unit(bound.sql, bound.values(given), key_id, written)
-        self._waiting.append(_Waiting(unit, done, loop.time()))
+        self._waiting.append(_Queued(unit, done, loop.time()))
         if self._drainer is None:
             self._drainer = asyncio.create_task(self._drain())
         return await done
 
-    def prepare(self, statement: Insert | Update) -> _Bound:
-        """Compile a statement, which takes as long as many rows, before its first row has to be quick."""
+    def prepare(self, statement: Insert | Update) -> _CompiledStatement:
+        """Compile a statement ahead of its first use, which takes as long as writing many rows."""
         if statement not in self._statements:
-            self._statements[statement] = _Bound(statement, self._dialect)
+            self._statements[statement] = _CompiledStatement(statement, self._dialect)
         return self._statements[statement]
 
-    async def idle(self, longest_s: float) -> None:
-        """Wait until nothing waits or is being written, for at most `longest_s`.
+    async def idle(self, max_s: float) -> None:
+        """Wait until nothing is queued or being written, for at most `max_s`.
 
-        Those whose units were written in one transaction first all come here: none of them goes on before.
+        All callers whose units shared a transaction reach this before one of them continues.
         """
         await asyncio.sleep(0)
         if self._drainer is not None:
-            await asyncio.wait([self._drainer], timeout=longest_s)
+            await asyncio.wait([self._drainer], timeout=max_s)
 
     async def close(self) -> None:
-        """Take no more, and let what waits be written."""
+        """Refuse further units, and write those that are queued."""
         self._closed = True
         if self._drainer is not None:
             await asyncio.wait([self._drainer])
 
     async def _drain(self) -> None:
-        """Until nothing waits: one transaction after the other. What comes during one is in the next."""
+        """Write one transaction after the other until the queue is empty. Units added during one are in the next."""
         try:
             while self._waiting:
                 await self._write()
         finally:
             self._drainer = None
-            self._settle(self._waiting, [], "the gateway ends")  # it broke: no caller may wait for ever
+            # Reached with a queue only after a failure: no caller may wait forever.
+            self._settle(self._waiting, [], "the gateway ends")
             self._waiting.clear()
 
     async def _write(self) -> None:
-        batch: list[_Waiting] = []
+        batch: list[_Queued] = []
 
         def take() -> list[Unit]:
-            batch.extend(self._waiting.popleft() for _ in range(min(MOST_TOGETHER, len(self._waiting))))
+            batch.extend(self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting))))
             return [waiting.unit for waiting in batch]
 
         changed: list[int] = []
@@ -135,9 +137,10 @@ class GroupCommit:
                 take()
             self._settle(batch, changed, fault)
 
-    def _settle(self, batch: Iterable[_Waiting], changed: Sequence[int], fault: str | None) -> None:
+    def _settle(self, batch: Iterable[_Queued], changed: Sequence[int], fault: str | None) -> None:
         for number, (_, done, _) in enumerate(batch):
-            if done.done():  # its caller waits no more
+            # The caller has been cancelled.
+            if done.done():
                 continue
             if fault is not None:
                 done.set_exception(StorageDownError(fault))
@@ -147,8 +150,8 @@ class GroupCommit:
                 done.set_result(changed[number])
 
 
-class _Bound:
-    """A statement, compiled once for the engine's driver; its values are bound by the types of their columns."""
+class _CompiledStatement:
+    """A statement compiled once for the engine's driver, with the bind processors of its columns."""
 
     def __init__(self, statement: Insert | Update, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
@@ -159,9 +162,10 @@ class _Bound:
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
-        """Return a row's values in their order."""
+        """Return a row's values, in the order of the statement's parameters."""
         values = [given.get(name, default) for name, default in self._slots]
         for place, bind in self._binds:
-            if values[place] is not None:  # most are, and null is null in every type that we have
+            # Null needs no processor in any of the column types.
+            if values[place] is not None:
                 values[place] = bind(values[place])
         return values

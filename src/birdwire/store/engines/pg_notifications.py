@@ -1,4 +1,4 @@
-"""Which keys changed, as PostgreSQL's notifications say it; listens on a connection of its own."""
+"""The change feed of PostgreSQL: LISTEN on a separate connection."""
 
 from __future__ import annotations
 
@@ -17,65 +17,66 @@ if TYPE_CHECKING:
 
 PING_S = 1.5
 TRUST_S = 4.0
-"""How long the listener may go without a sign of life: less than the 5 s in which a revocation must be known."""
-LONGEST_PAUSE_S = 2.0
+"""Maximum age of the listener's last successful ping: less than the 5 s in which a revocation must take effect."""
+MAX_PAUSE_S = 2.0
 
 
 class PgNotifications:
-    """What PostgreSQL's notifications said. Listens from the first question on, until it is closed."""
+    """Collects the keys that notifications name. Listens from the first call of `changed` until it is closed."""
 
     trusted_s = 5.0
-    """The listener knows when it hears nothing; should it be wrong, no memory is older than this."""
+    """The listener detects its own interruptions; as a second safeguard, no cached row is older than this."""
 
     def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
         self._connect = connect
         self._task: asyncio.Task[None] | None = None
-        self._heard: set[str] = set()
-        self._missed = True
+        self._changed_keys: set[str] = set()
+        self._gap = True
         self._alive_until = 0.0
 
     def changed(self) -> Changed:
-        """As `Database.changed`."""
+        """See `Database.changed`."""
         loop = asyncio.get_running_loop()
         if self._task is None:
             self._task = loop.create_task(self._listen())
         if loop.time() > self._alive_until:
             return ALL
-        if self._missed:
-            self._missed = False
-            self._heard.clear()
+        if self._gap:
+            self._gap = False
+            self._changed_keys.clear()
             return ALL
-        if not self._heard:
+        if not self._changed_keys:
             return NOTHING
-        heard = frozenset(self._heard)
-        self._heard.clear()
+        heard = frozenset(self._changed_keys)
+        self._changed_keys.clear()
         return heard
 
     async def close(self) -> None:
-        """End the listening."""
+        """Stop listening."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _listen(self) -> None:
-        """Until cancelled: one connection after the other, with a pause after each that failed."""
+        """Keep a connection open until cancelled, with backoff after each failure."""
         pause_s = 0.05
         while True:
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 connection = await self._connect()
                 try:
-                    await connection.add_listener(CHANNEL, self._hear)
-                    self._missed = True  # whatever was said before nobody heard
+                    await connection.add_listener(CHANNEL, self._on_notification)
+                    # Notifications sent before this moment were missed.
+                    self._gap = True
                     pause_s = 0.05
-                    await self._stay(connection)
+                    await self._watch(connection)
                 finally:
                     self._alive_until = 0.0
                     connection.terminate()
             await asyncio.sleep(pause_s)
-            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
 
-    async def _stay(self, connection: Any) -> None:
-        """Until the connection is gone: see again and again that it is not, since a cut cable says nothing."""
+    async def _watch(self, connection: Any) -> None:
+        """Ping the connection until it is closed: a broken network path raises no event of its own."""
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
         connection.add_termination_listener(lambda _: gone.set())
         while not gone.is_set():
@@ -85,5 +86,5 @@ class PgNotifications:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(gone.wait(), PING_S)
 
-    def _hear(self, _connection: Any, _process: int, _channel: str, key_id: str) -> None:
-        self._heard.add(key_id)
+    def _on_notification(self, _connection: Any, _process: int, _channel: str, key_id: str) -> None:
+        self._changed_keys.add(key_id)

@@ -1,4 +1,4 @@
-"""The store on PostgreSQL: a bounded pool, bounded waits, and commits whose fate is known. Knows no owner's tables."""
+"""The PostgreSQL engine: a bounded pool, bounded waits, and commits with a known outcome. Knows no table."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CONNECT_S = 3.0
 STATEMENT_S, LOCK_S, IDLE_S = 5, 3, 10
 MIGRATION_S = 3_600
 TRUSTED_S, PROBE_S = 30.0, 1.0
-"""After how long without use a connection is probed first, and how long the probe may take."""
+"""Idle seconds after which a connection is probed before use, and the deadline of the probe."""
 
-FATE_S, FATE_PAUSE_S = 10.0, 0.2
-"""How long a lost commit is asked after, and how often."""
+OUTCOME_S, OUTCOME_POLL_S = 10.0, 0.2
+"""How long the outcome of a lost commit is looked up, and how often."""
 
 _FAULTS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-"""What the driver raises by itself, and what SQLAlchemy makes of the rest; its timeouts are OSErrors."""
+"""Errors of the driver, and of SQLAlchemy around it; the driver's timeouts are OSErrors."""
 
 _REFUSALS = (
     asyncpg.IntegrityConstraintViolationError,
@@ -48,14 +48,14 @@ _REFUSALS = (
     OverflowError,
     UnicodeError,
 )
-"""What one row can do wrong."""
+"""Errors of a single row."""
 
 _COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 COLLISION_TRIES = 3
 
 
 class PostgreSQL:
-    """One database. Every method that talks to it raises StorageDownError if it does not answer."""
+    """One PostgreSQL database. Every method that uses it raises StorageDownError if it does not answer."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -68,21 +68,22 @@ class PostgreSQL:
             hide_parameters=True,
             json_serializer=json_text,
         )
-        event.listen(self._engine.sync_engine, "checkout", _refuse_the_dead)
+        event.listen(self._engine.sync_engine, "checkout", _reject_closed)
         self._reads = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self.changes = PgNotifications(self._connect)
-        self._committing: dict[str, Any] = {}  # by their use: connections of the driver's own, for group commits
+        # Plain driver connections for group commits, by their use.
+        self._committing: dict[str, Any] = {}
         self._used_at: dict[str, float] = {}
         self._connecting = {"appends": asyncio.Lock(), "saves": asyncio.Lock()}
 
     @property
     def dialect(self) -> Dialect:
-        """How statements are written here."""
+        """The SQL dialect that statements are compiled for."""
         return self._engine.dialect
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which every statement stands alone."""
+        """Return a connection on which every statement is its own transaction."""
         try:
             async with self._reads.connect() as connection:
                 yield connection
@@ -91,7 +92,7 @@ class PostgreSQL:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """One READ COMMITTED transaction: what must not change meanwhile is locked by its row."""
+        """Return one READ COMMITTED transaction; rows that must not change meanwhile are locked."""
         try:
             async with self._engine.connect() as connection:
                 yield connection
@@ -100,17 +101,18 @@ class PostgreSQL:
             raise StorageDownError(type(error).__name__) from None
 
     async def append(self, take: Take, since: float) -> list[int]:
-        """As `Appends` wants it."""
-        del since  # PostgreSQL ends what waits for too long
+        """Commit a batch, as GroupCommit requires."""
+        # PostgreSQL's own timeouts bound the wait.
+        del since
         return await self._group("appends", take)
 
     async def save(self, take: Take, since: float) -> list[int]:
-        """As `Appends` wants it, on a connection of its own: it does not wait for other writes."""
+        """Commit a batch, as GroupCommit requires, on a separate connection: it does not wait for other writes."""
         del since
         return await self._group("saves", take)
 
     async def ready(self) -> None:
-        """Open the connection for `save`, which is not to wait for one."""
+        """Open the connection of `save`, so that it does not wait for it."""
         try:
             await self._connection("saves")
         except _FAULTS as error:
@@ -120,7 +122,8 @@ class PostgreSQL:
         async with self._connecting[use]:
             loop, connection = asyncio.get_running_loop(), self._committing.get(use)
             if connection is not None and loop.time() - self._used_at[use] > TRUSTED_S:
-                try:  # a firewall may have dropped it without a word
+                # A firewall may have dropped the connection silently.
+                try:
                     await connection.execute("SELECT 1", timeout=PROBE_S)
                 except _FAULTS:
                     connection.terminate()
@@ -130,7 +133,7 @@ class PostgreSQL:
             return connection
 
     async def _group(self, use: str, take: Take) -> list[int]:
-        """Write units in one transaction, once more where it collided with another one."""
+        """Write units in one transaction; repeat it after a deadlock or a serialization failure."""
         units: Sequence[Unit] | None = None
         try:
             for tries_left in reversed(range(COLLISION_TRIES)):
@@ -150,21 +153,22 @@ class PostgreSQL:
     async def _append(self, connection: Any, units: Sequence[Unit]) -> list[int]:
         changed: list[int] = []
         try:
-            await self._transaction(connection, _put_together(connection, units, changed))
+            await self._transaction(connection, _execute_batch(connection, units, changed))
         except _REFUSALS:
             changed.clear()
-            await self._transaction(connection, _put_one_by_one(connection, units, changed))
+            await self._transaction(connection, _execute_with_savepoints(connection, units, changed))
         return changed
 
     async def _transaction(self, connection: Any, work: Coroutine[Any, Any, str | None]) -> None:
-        """Do something, which returns the transaction's number, in one of the driver's own; then it is committed."""
+        """Run `work`, which returns the transaction's id, in a driver's transaction, and commit it."""
         try:
             await connection.execute("BEGIN")
             number = await work
         except BaseException as error:
             work.close()
             if isinstance(error, TimeoutError):
-                connection.terminate()  # it does not answer: a ROLLBACK would wait as long again
+                # The server does not answer: a ROLLBACK would wait as long again.
+                connection.terminate()
             if not connection.is_closed():
                 await connection.execute("ROLLBACK")
             raise
@@ -175,16 +179,16 @@ class PostgreSQL:
                 raise
 
     async def probe(self) -> None:
-        """See that the server takes writes: a standby, or one told to be read only, says that it does not."""
+        """Check that the server takes writes: a standby, or a server set to read only, does not."""
         async with self.read() as connection:
             if (await connection.exec_driver_sql("SHOW transaction_read_only")).scalar() != "off":
                 raise StorageDownError("the server is read only")
 
     async def prepare(self, *, upgrade: bool, migrated: Callable[[], None]) -> None:
-        """See that the database is of this version; make the tables of an empty one. Any number may do so at once.
+        """Create the tables of an empty database, and check the version of another. Safe to run concurrently.
 
         Raises:
-            StoreError: it is not.
+            StoreError: the schema is not this version's.
         """
         engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -207,20 +211,21 @@ class PostgreSQL:
         await self._engine.dispose()
 
     async def _connect(self, statement_s: int = STATEMENT_S, lock_s: int = LOCK_S) -> Any:
-        """A connection of the driver's own. The URL is read by it, so that libpq's options in it mean what they do."""
+        """Open a plain driver connection. The driver parses the URL, so that libpq's options keep their meaning."""
         options = {
             "application_name": "birdwire",
             "statement_timeout": f"{statement_s}s",
             "lock_timeout": f"{lock_s}s",
             "idle_in_transaction_session_timeout": f"{IDLE_S}s",
-            "synchronous_commit": "on",  # an answer says that it is on the disk, whatever the server is used to
+            # A response promises that the write is on the disk, whatever the server's default is.
+            "synchronous_commit": "on",
         }
         return await asyncpg.connect(
             self._url, timeout=CONNECT_S, command_timeout=statement_s + 1, server_settings=options
         )
 
     async def _commit(self, connection: AsyncConnection) -> None:
-        """Commit; if the connection is lost meanwhile, ask PostgreSQL what became of the transaction."""
+        """Commit; if the connection is lost meanwhile, look up the transaction's outcome."""
         query = "SELECT pg_current_xact_id_if_assigned()::text"
         number = (await connection.exec_driver_sql(query)).scalar()
         try:
@@ -230,21 +235,21 @@ class PostgreSQL:
                 raise
 
     async def _committed(self, number: str) -> bool:
-        """Whether a transaction, whose connection is gone, was committed.
+        """Return whether a transaction whose connection was lost has been committed.
 
         Raises:
-            StorageDownError: the database stayed away, so nobody knows yet.
+            StorageDownError: the database stayed unreachable, so the outcome is unknown.
         """
         loop = asyncio.get_running_loop()
-        end = loop.time() + FATE_S
+        end = loop.time() + OUTCOME_S
         while loop.time() < end:
             try:
                 connection = await self._connect()
             except _FAULTS:
-                await asyncio.sleep(FATE_PAUSE_S)
+                await asyncio.sleep(OUTCOME_POLL_S)
                 continue
             try:
-                # A server that has not seen the connection go still holds the transaction open: it is of no use now.
+                # A server that has not noticed the lost connection keeps the transaction open: end it.
                 await connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid8::xid",
                     number,
@@ -256,20 +261,20 @@ class PostgreSQL:
                 pass
             finally:
                 connection.terminate()
-            await asyncio.sleep(FATE_PAUSE_S)
+            await asyncio.sleep(OUTCOME_POLL_S)
         raise StorageDownError("a commit's fate is not known")
 
 
-def _refuse_the_dead(connection: Any, *_: object) -> None:
-    """Let the pool replace a connection that was cut, as after an outage. The driver knows; nobody is asked."""
+def _reject_closed(connection: Any, *_: object) -> None:
+    """Make the pool replace a connection that the driver knows to be closed, as after an outage."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
-async def _put_together(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
-    """In one round trip for each run of units with the same statement."""
+async def _execute_batch(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
+    """Execute units in one round trip for each run of units with the same statement."""
     number = None
-    for sql, run in itertools.groupby(map(_counted, units), key=itemgetter(0)):
+    for sql, run in itertools.groupby(map(_with_count, units), key=itemgetter(0)):
         records = await connection.fetchmany(sql, [values for _, values in run])
         changed += [rows for rows, *_ in records]
         number = records[0][1]
@@ -277,10 +282,10 @@ async def _put_together(connection: Any, units: Sequence[Unit], changed: list[in
     return number
 
 
-async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
-    """Each in a savepoint of its own, so that a bad one does not take the others along."""
+async def _execute_with_savepoints(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
+    """Execute each unit in its own savepoint, so that a refused one does not roll back the others."""
     number = None
-    for sql, values in map(_counted, units):
+    for sql, values in map(_with_count, units):
         await connection.execute("SAVEPOINT one")
         try:
             rows, number, *_ = await connection.fetchrow(sql, *values)
@@ -292,17 +297,17 @@ async def _put_one_by_one(connection: Any, units: Sequence[Unit], changed: list[
     return number
 
 
-def _counted(unit: Unit) -> tuple[str, list[Any]]:
-    """A unit as a query, with its values, for how many rows it changed and the transaction's number.
+def _with_count(unit: Unit) -> tuple[str, list[Any]]:
+    """Return a unit as a query for the number of rows it changed and the transaction's id, with its values.
 
-    The number is for `_committed`. Neither that nor the announcement costs a round trip of its own.
+    `_committed` needs the id. Neither the id nor the announcement costs a round trip of its own.
     """
     sql, values, key_id, _ = unit
     wanted = "count(*), pg_current_xact_id()::text"
     if key_id is not None:
         values = [*values, key_id]
         wanted += f", CASE WHEN count(*) > 0 THEN {NOTIFY.format(f'${len(values)}')} END"
-    return f"WITH done AS ({sql} RETURNING 1) SELECT {wanted} FROM done", values  # noqa: S608 - our own words
+    return f"WITH done AS ({sql} RETURNING 1) SELECT {wanted} FROM done", values  # noqa: S608 - no foreign text
 
 
 def _written(units: Sequence[Unit]) -> None:

@@ -1,4 +1,4 @@
-"""The store on one SQLite file: WAL, every commit synced, one writer at a time. Knows no owner's tables."""
+"""The SQLite engine: one file in WAL mode, every commit synced, one writer at a time. Knows no table."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ CHECK_S = 0.25
 BUSY_MS = 5_000
 SWITCH_TRIES, SWITCH_PAUSE_S = 250, 0.02
 WRITE_WAIT_S = 5.0
-"""How long a write waits in all: for its turn, and for another process that writes."""
+"""Maximum total wait of a write: in the queue, and for another process that writes."""
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
+INITIAL_PAUSE_S, MAX_PAUSE_S = 0.001, 0.05
 _PRAGMAS = ("synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
 _REFUSALS = (
     sqlite3.IntegrityError,
@@ -51,34 +51,35 @@ _REFUSALS = (
     OverflowError,
     UnicodeError,
 )
-"""What one row can do wrong. Each undoes its own statement only."""
+"""Errors of a single row. Each rolls back its own statement only."""
 _PRIMARY = 0xFF
-"""The bits of SQLite's extended error codes that hold the general one."""
+"""The bits of an extended result code of SQLite that hold the primary one."""
 
 
 class SQLite:
-    """One file. Every method that talks to it raises StorageDownError if it does not answer."""
+    """One SQLite file. Every method that uses it raises StorageDownError if it does not answer."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._engine = _engine(path, READERS)
-        self._writer = _engine(path, 1)  # of its own: a write does not wait for readers
+        # A separate pool, so that a write does not wait for readers.
+        self._writer = _engine(path, 1)
         self._file: tuple[int, int] | None = None
-        self._turns = _Turns()
-        self._appending: sqlite3.Connection | None = None
+        self._write_queue = _WriteQueue()
+        self._appender: sqlite3.Connection | None = None
         self.changes = FileChangeFeed(path)
         self._disk = ThreadPoolExecutor(1, "birdwire-disk")
         event.listen(self._engine.sync_engine, "connect", _set_up)
-        event.listen(self._writer.sync_engine, "connect", _set_up_to_write)
+        event.listen(self._writer.sync_engine, "connect", _set_up_writer)
 
     @property
     def dialect(self) -> Dialect:
-        """How statements are written here."""
+        """The SQL dialect that statements are compiled for."""
         return self._engine.dialect
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which every statement stands alone."""
+        """Return a connection on which every statement is its own transaction."""
         try:
             async with self._engine.connect() as connection:
                 yield connection
@@ -87,59 +88,60 @@ class SQLite:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction, alone in this file from its first statement on."""
+        """Return one transaction, which excludes all other writers from its first statement on."""
         ends_at = asyncio.get_running_loop().time() + WRITE_WAIT_S
         try:
-            async with self._turns.turn(ends_at), self._writer.connect() as connection:
+            async with self._write_queue.acquire(ends_at), self._writer.connect() as connection:
                 await _begin(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), ends_at)
                 try:
                     yield connection
                     await connection.exec_driver_sql("COMMIT")
                 except BaseException:
-                    with contextlib.suppress(SQLAlchemyError):  # the pool rolls back what this cannot
+                    # If this fails, the pool rolls back.
+                    with contextlib.suppress(SQLAlchemyError):
                         await asyncio.shield(connection.exec_driver_sql("ROLLBACK"))
                     raise
         except SQLAlchemyError as error:
             raise StorageDownError(type(error).__name__) from None
 
     async def append(self, take: Take, since: float) -> list[int]:
-        """As `Appends` wants it."""
+        """Commit a batch, as GroupCommit requires."""
         return await self._commit(take, since, urgent=False)
 
     async def save(self, take: Take, since: float) -> list[int]:
-        """As `Appends` wants it, ahead of every other write that waits."""
+        """Commit a batch, as GroupCommit requires, ahead of every other queued write."""
         return await self._commit(take, since, urgent=True)
 
     async def ready(self) -> None:
-        """Open the connection for `append` and `save`, which are not to wait for one."""
+        """Open the connection of `append` and `save`, so that neither waits for it."""
         try:
-            await self._to_append()
+            await self._append_connection()
         except sqlite3.Error as error:
             raise StorageDownError(type(error).__name__) from None
 
-    async def _to_append(self) -> sqlite3.Connection:
-        if self._appending is None:
-            return await asyncio.get_running_loop().run_in_executor(self._disk, self._start_appending)
-        return self._appending
+    async def _append_connection(self) -> sqlite3.Connection:
+        if self._appender is None:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, self._open_appender)
+        return self._appender
 
     async def _commit(self, take: Take, since: float, *, urgent: bool) -> list[int]:
         """Write units in one transaction.
 
-        The loop's own thread puts them in, a few microseconds each: were it the other thread, the two would hand
-        Python's lock to and fro for every row, up to 5 ms each time when the loop is busy. The disk is waited for in
-        the other thread, and another process without any.
+        The event loop's thread executes the statements, a few microseconds each: in another thread, each row would pass
+        Python's global lock back and forth, up to 5 ms each time on a busy loop. Only the commit, which waits for the
+        disk, runs in the other thread. Waiting for another process needs no thread.
         """
         run, ends_at = asyncio.get_running_loop().run_in_executor, since + WRITE_WAIT_S
-        async with self._turns.turn(ends_at, urgent=urgent):
+        async with self._write_queue.acquire(ends_at, urgent=urgent):
             try:
-                connection = await self._to_append()
+                connection = await self._append_connection()
 
                 async def begin() -> None:
                     connection.execute("BEGIN IMMEDIATE")
 
                 await _begin(begin, ends_at)
                 units = take()
-                changed = [_put(connection, unit) for unit in units]
+                changed = [_execute(connection, unit) for unit in units]
                 key_ids = [unit.key_id for unit, rows in zip(units, changed, strict=True) if unit.key_id and rows > 0]
                 if key_ids:
                     announce_all(connection, key_ids)
@@ -148,28 +150,28 @@ class SQLite:
                         unit.written()
                 await run(self._disk, connection.commit)
             except BaseException as error:
-                await run(self._disk, self._stop_appending)
+                await run(self._disk, self._close_appender)
                 if isinstance(error, sqlite3.Error):
                     raise StorageDownError(type(error).__name__) from None
                 raise
         return changed
 
     async def probe(self) -> None:
-        """Write something harmless to the disk; see that it is still the file that has our name."""
+        """Write something harmless, and check that the path still names the opened file."""
         if self._file is not None and self._file != _identity(self._path):
             raise StorageDownError("the file was moved or deleted")
         async with self.write() as connection:
             await connection.exec_driver_sql("PRAGMA user_version=1")
 
     async def prepare(self, *, upgrade: bool, migrated: Callable[[], None]) -> None:
-        """See that the file is private, whole and of this version; make it if it is not there.
+        """Create the file if it does not exist, and check that it is private, undamaged and of this version.
 
         Raises:
-            StoreError: it is not.
+            StoreError: one of these checks fails.
         """
         self._make_file()
         self._file = _identity(self._path)
-        if await asyncio.to_thread(_damaged, self._path):
+        if await asyncio.to_thread(_is_damaged, self._path):
             raise StoreError(f"The database {self._path} is damaged; restore it from a backup.")
         await asyncio.to_thread(_switch_to_wal, self._path)
         async with self.write() as connection:
@@ -178,30 +180,30 @@ class SQLite:
     async def close(self) -> None:
         """Close every connection."""
         self.changes.close()
-        await asyncio.get_running_loop().run_in_executor(self._disk, self._stop_appending)
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._close_appender)
         self._disk.shutdown()
         await self._writer.dispose()
         await self._engine.dispose()
 
-    def _start_appending(self) -> sqlite3.Connection:
-        """In the disk's thread, as `_stop_appending`: however many ask for the connection, it is opened once."""
-        if self._appending is None:
+    def _open_appender(self) -> sqlite3.Connection:
+        """Open the connection of group commits; runs in the disk's thread, so that it is opened once."""
+        if self._appender is None:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            _set_up_to_write(connection, None)
-            self._appending = connection
-        return self._appending
+            _set_up_writer(connection, None)
+            self._appender = connection
+        return self._appender
 
-    def _stop_appending(self) -> None:
-        """What was not committed is rolled back."""
-        if self._appending is not None:
-            self._appending.close()
-            self._appending = None
+    def _close_appender(self) -> None:
+        """Close that connection, which rolls back anything uncommitted."""
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
 
     def _make_file(self) -> None:
-        """Make the file if it is not there, and see that it is private.
+        """Create the file if it does not exist, and check that it is private.
 
-        A file that is there is never opened here: when a process closes any descriptor of a file, the system drops
-        every lock that the process holds on it, those of its open SQLite connections too.
+        An existing file is never opened here: when a process closes any descriptor of a file, the system drops every
+        lock that the process holds on it, including those of its SQLite connections.
         """
         try:
             if not self._path.exists():
@@ -223,7 +225,7 @@ class SQLite:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file has this name; None: there is none."""
+    """Return the device and inode of a file, or None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -232,7 +234,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _make_private(path: Path) -> None:
-    """Make an empty file for its owner alone, closed before it has its name; one that is there by then stays."""
+    """Create an empty file (0600), closed before it gets its name; an existing file stays."""
     path = Path(os.path.realpath(path))
     new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -243,58 +245,61 @@ def _make_private(path: Path) -> None:
         new.unlink()
 
 
-class _Turns:
-    """Whose turn it is to write. SQLite has one writer: waiting here is cheaper and fairer than its busy loop.
+class _WriteQueue:
+    """A queue of writers: SQLite has one writer, and waiting here is cheaper and fairer than its busy loop.
 
-    A turn is handed on in the order of arrival, to the urgent ones first.
+    The lock passes on in the order of arrival, to urgent writers first.
     """
 
     def __init__(self) -> None:
-        self._taken = False
+        self._locked = False
         self._urgent: deque[asyncio.Future[None]] = deque()
-        self._others: deque[asyncio.Future[None]] = deque()
+        self._ordinary: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def turn(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
-        """Have the turn for the time of the block.
+    async def acquire(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
+        """Hold the write lock for the time of the block.
 
         Raises:
-            StorageDownError: it did not come by `ends_at`, a time of the loop's clock.
+            StorageDownError: it was not acquired by `ends_at`, a time of the loop's clock.
         """
-        if self._taken:
-            await self._wait(self._urgent if urgent else self._others, ends_at)
-        self._taken = True
+        if self._locked:
+            await self._wait(self._urgent if urgent else self._ordinary, ends_at)
+        self._locked = True
         try:
             yield
         finally:
-            self._hand_on()
+            self._pass_on()
 
-    async def _wait(self, line: deque[asyncio.Future[None]], ends_at: float) -> None:
+    async def _wait(self, queue: deque[asyncio.Future[None]], ends_at: float) -> None:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.append(mine)
+        queue.append(mine)
         try:
             async with asyncio.timeout_at(ends_at):
                 await mine
         except BaseException as error:
             if mine.done() and not mine.cancelled():
-                self._hand_on()  # it came in the same turn of the loop
+                # The lock was passed on in the same iteration of the loop.
+                self._pass_on()
             if isinstance(error, TimeoutError):
                 raise StorageDownError("other writes took too long") from None
             raise
 
-    def _hand_on(self) -> None:
-        for line in (self._urgent, self._others):
-            while line:
-                following = line.popleft()
+    def _pass_on(self) -> None:
+        for queue in (self._urgent, self._ordinary):
+            while queue:
+                following = queue.popleft()
                 if not following.done():
-                    following.set_result(None)  # it stays taken, so that a newcomer cannot overtake
+                    # The lock stays held, so that a newcomer cannot overtake.
+                    following.set_result(None)
                     return
-        self._taken = False
+        self._locked = False
 
 
 def _engine(path: Path, connections: int) -> AsyncEngine:
     return create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)),  # in a string, `%2E` and `?` would name another file
+        # In a URL string, `%2E` and `?` would name another file.
+        URL.create("sqlite+aiosqlite", database=str(path)),
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_WAIT_S,
@@ -305,8 +310,8 @@ def _engine(path: Path, connections: int) -> AsyncEngine:
 
 
 async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None:
-    """Begin a transaction as soon as no other process writes; raises the driver's error when that takes too long."""
-    loop, pause_s = asyncio.get_running_loop(), FIRST_PAUSE_S
+    """Begin a transaction once no other process writes; raise the driver's error after `ends_at`."""
+    loop, pause_s = asyncio.get_running_loop(), INITIAL_PAUSE_S
     while True:
         try:
             await begin()
@@ -317,11 +322,11 @@ async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None
         else:
             return
         await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        pause_s = min(MAX_PAUSE_S, 2 * pause_s)
 
 
-def _put(connection: sqlite3.Connection, unit: Unit) -> int:
-    """Execute a unit's statement in the transaction under way: one that the database refuses undoes itself alone."""
+def _execute(connection: sqlite3.Connection, unit: Unit) -> int:
+    """Execute a unit's statement in the current transaction; a refused one rolls back alone."""
     try:
         return connection.execute(unit.sql, unit.values).rowcount
     except _REFUSALS:
@@ -329,27 +334,27 @@ def _put(connection: sqlite3.Connection, unit: Unit) -> int:
 
 
 def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:
-    """Run on every new connection."""
+    """Set up a new connection."""
     cursor = connection.cursor()
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
-def _set_up_to_write(connection: Any, entry: ConnectionPoolEntry | None) -> None:
-    """The same for one that writes: SQLite itself does not wait for another process, since `_begin` does."""
+def _set_up_writer(connection: Any, entry: ConnectionPoolEntry | None) -> None:
+    """Set up a connection that writes: `_begin` waits for other processes, so SQLite itself must not."""
     _set_up(connection, entry)
     connection.execute("PRAGMA busy_timeout=0")
 
 
 def _switch_to_wal(path: Path) -> None:
-    """Switch the file to write-ahead logging, which it then keeps; nothing is written where it is so already.
+    """Switch the file to write-ahead logging, which it keeps; nothing is written if it is set already.
 
-    SQLite's own wait for locks does not help: it answers SQLITE_BUSY immediately where another process that has the
-    file in the old mode is about to write, as it is when several make one new file.
+    SQLite's own wait for locks does not help: it returns SQLITE_BUSY immediately while another process is about to
+    write in the old mode, as happens when several processes create one new file.
 
     Raises:
-        StorageDownError: it stayed busy for five seconds, or cannot be written.
+        StorageDownError: the file stayed busy for five seconds, or cannot be written.
     """
     for tries_left in reversed(range(SWITCH_TRIES)):
         try:
@@ -362,11 +367,11 @@ def _switch_to_wal(path: Path) -> None:
         time.sleep(SWITCH_PAUSE_S)
 
 
-def _damaged(path: Path) -> bool:
-    """Whether SQLite finds damage within a quarter of a second.
+def _is_damaged(path: Path) -> bool:
+    """Return whether SQLite finds damage within a quarter of a second.
 
-    That reads some tens of megabytes. What lies beyond is looked at when it is used: a start must not grow with
-    the store, and tokens are sealed, so that a flipped bit in one is found in any case.
+    That covers some tens of megabytes; the rest is checked when it is read. A start must not take longer as the store
+    grows, and tokens are sealed, so that a flipped bit in one is found in any case.
 
     Raises:
         StoreError: the file is not a database.
@@ -374,7 +379,7 @@ def _damaged(path: Path) -> bool:
     """
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=POOL_WAIT_S, check_same_thread=False)) as connection:
-            # A whole table is one step of SQLite's machine, so a progress handler would come too late.
+            # A whole table is one step of SQLite's virtual machine: a progress handler would run too late.
             end = threading.Timer(CHECK_S, connection.interrupt)
             end.start()
             try:
@@ -382,7 +387,8 @@ def _damaged(path: Path) -> bool:
             finally:
                 end.cancel()
                 end.join()
-    except UnicodeDecodeError:  # SQLite's words for what is damaged quote some of it
+    except UnicodeDecodeError:
+        # SQLite's message quotes some of the damaged bytes.
         return True
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:

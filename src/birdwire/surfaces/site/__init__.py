@@ -1,1 +1,7 @@
-"""The pages and documents that describe the gateway."""
+"""What the gateway serves about itself: the OpenAPI document, a page for people, and texts for agents.
+
+Owns the list of documents and their paths (`documents`), the texts for agents (`discovery`), the page for people
+(`page`), and the handler that builds each once and serves it (`handler`).
+
+Must never load these modules before somebody asks for a document: together they take 5 MiB.
+"""

@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
@@ -17,7 +16,6 @@ from birdwire.accounts.endpoints import LinkEndpoints
 from birdwire.accounts.linking import LinkStarts
 from birdwire.accounts.pages import Pages
 from birdwire.accounts.sessions import Sessions
-from birdwire.api.errors import GatewayError
 from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
@@ -48,10 +46,8 @@ from birdwire.runtime.file_limits import ConnectionBudget, open_files
 from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
-from birdwire.store.database import Database, StoreError
-from birdwire.store.encryption.key_files import decode_key, read_key_file
-from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, VaultError
+from birdwire.startup import check_storage, log_reseal, open_vault, prepare
+from birdwire.store.database import Database
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
@@ -74,7 +70,7 @@ if TYPE_CHECKING:
     from birdwire.keys.rate_limit import RateLimit
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
-    from birdwire.store.encryption.key_rotation import Progress
+    from birdwire.store.encryption.vault import Vault
 
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
@@ -155,46 +151,6 @@ class Gateway:
         """Return the edge's protocol, with every POST on the fast path."""
         handlers = {route.path.encode(): route.handle for route in self.routes if route.method == "POST"}
         return partial(FastPathProtocol, handlers, self.telemetry)
-
-
-def open_vault(settings: Settings) -> Vault:
-    """The vault with the configured keys.
-
-    Raises:
-        VaultError: there is no key, or one cannot be used.
-    """
-    others = [read_key_file(Path(name)) for name in listed(settings.vault_other_key_files)]
-    if settings.vault_key is not None:
-        return Vault(decode_key(settings.vault_key.get_secret_value()), *others)
-    if settings.vault_key_file is not None:
-        return Vault(read_key_file(settings.vault_key_file), *others)
-    raise VaultError(
-        "There is no vault key: make one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
-    )
-
-
-async def prepare(
-    database: Database,
-    vault: Vault,
-    clock: Clock,
-    *,
-    upgrade: bool,
-    failpoints: Failpoints | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Make the database ready, and see that every vault key is here that sealed something in it.
-
-    The first start on a database of an older version reseals its pairs, and calls `progress` with how many values are
-    resealed so far and how many of them could not be opened.
-
-    Raises:
-        StoreError: the database cannot be used.
-        VaultError: another vault key sealed it, or one is missing.
-    """
-    await database.prepare(upgrade=upgrade)
-    keyring = KeyRotation(database, vault, clock, failpoints)
-    await keyring.enlist()
-    await keyring.bind(progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,7 +385,7 @@ def _build_handlers(
         accounts.links,
         journal,
         Pages(accounts.links, settings.base_url),
-        Site(settings),
+        Site(settings).answer,
         health,
         shared.telemetry.metrics,
     )
@@ -458,24 +414,6 @@ def _build_background(
         ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),
         expected=StorageDownError,
     )
-
-
-async def check_storage(database: Database, sessions: Sessions) -> None:
-    """Raise storage_unavailable unless calls can be stored.
-
-    While new tokens of X wait to be stored, nothing may start here that could produce more of them.
-    """
-    try:
-        if sessions.unsaved:
-            raise StorageDownError("UnsavedPair")
-        await database.probe()
-    except StorageDownError:
-        raise GatewayError("storage_unavailable", half="nothing was changed") from None
-
-
-def log_reseal(telemetry: Telemetry, values: int, unreadable: int) -> None:
-    """Log the progress of the first start of this version on a database."""
-    telemetry.event("info", "pairs_resealed", values=values, unreadable=unreadable)
 
 
 def _connections(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
@@ -552,6 +490,3 @@ def _watch(
     metrics.watch(
         "birdwire_x_connections_opened_total", lambda: {(name,): pool.stats().opened for name, pool in pools.items()}
     )
-
-
-__all__ = ["Gateway", "StoreError", "create_app", "open_vault", "prepare"]

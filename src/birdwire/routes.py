@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.pages import Pages
+    from birdwire.edge.asgi import Handler
     from birdwire.gateway.lookups import Lookups
     from birdwire.gateway.pipeline import Pipeline, Work
     from birdwire.gateway.writes import Writes
@@ -31,13 +32,12 @@ if TYPE_CHECKING:
     from birdwire.runtime.health import Health
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
-    from birdwire.surfaces.site.handler import Site
     from birdwire.x.catalog.operations import Operation
 
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """The parts that answer calls."""
+    """The parts that answer calls. `document` answers for every path of DOCUMENTS."""
 
     pipeline: Pipeline
     writes: Writes
@@ -45,7 +45,7 @@ class Handlers:
     links: LinkEndpoints
     journal: Journal
     pages: Pages
-    site: Site
+    document: Handler
     health: Health
     metrics: Metrics
 
@@ -55,12 +55,12 @@ def routes(parts: Handlers, settings: Settings) -> list[Route]:
     keyed = [*_operations(parts, settings), *_lookups(parts, settings), *_links(parts, settings)]
     if settings.relay_dialect:
         keyed = [replace(route, path=path) for route in keyed for path in relay_dialect.aliases(route.path)]
-    pages, site, health = parts.pages, parts.site, parts.health
+    pages, document, health = parts.pages, parts.document, parts.health
     return [
         *keyed,
         Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
         Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
-        *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
+        *(Route("GET", path, document, head=document) for path in DOCUMENTS),
         Route("GET", "/livez", health.live, head=health.live, reserved=True),
         Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
         *([metrics_route(parts.metrics, settings)] if settings.metrics_inside else []),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.accounts.sessions import Sessions
 from birdwire.api.errors import GatewayError, describe
-from birdwire.app import open_vault, pool_to_x
+from birdwire.app import pool_to_x
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.linking import check_client, described
 from birdwire.cli.output import ExitCode, Stop
@@ -18,6 +18,7 @@ from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.runtime.telemetry import Telemetry
+from birdwire.startup import open_vault
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.x.client.auth_server import AuthServer
 

@@ -33,7 +33,7 @@ def open_vault(settings: Settings) -> Vault:
     if settings.vault_key_file is not None:
         return Vault(read_key_file(settings.vault_key_file), *others)
     raise VaultError(
-        "There is no vault key: make one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
+        "No vault key is set. Create one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
     )
 
 

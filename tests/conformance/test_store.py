@@ -377,7 +377,7 @@ async def test_a_newer_schema_is_refused(pair: Pair, *, upgrade: bool) -> None:
     """Old code on a new schema would write what the new code does not expect."""
     async with pair.first.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="newer Birdwire"):
+    with pytest.raises(StoreError, match="newer version of Birdwire"):
         await pair.second.prepare(upgrade=upgrade)
 
 
@@ -389,7 +389,7 @@ async def test_a_database_of_something_else_is_refused(empty_url: str) -> None:
     try:
         async with database.write() as connection:
             await connection.execute(text("CREATE TABLE birds (name VARCHAR)"))
-        with pytest.raises(StoreError, match="not Birdwire's"):
+        with pytest.raises(StoreError, match="do not belong to Birdwire"):
             await database.prepare(upgrade=True)
         async with database.read() as connection:
             assert (await connection.execute(text("SELECT * FROM birds"))).all() == []

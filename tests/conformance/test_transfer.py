@@ -96,7 +96,7 @@ async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url:
     (tmp_path / "other").mkdir()
     assert (await run("vault", "create", str(tmp_path / "vault.key"))).exit_code == 0
     other = await migrate(tmp_path, empty_url)
-    assert (other.exit_code, "not the one that this database was sealed with" in other.stderr) == (2, True)
+    assert (other.exit_code, "This database was encrypted with a different vault key" in other.stderr) == (2, True)
     assert (tmp_path / "birdwire.db").exists()
     missing = await migrate(tmp_path / "other", empty_url)
     assert (missing.exit_code, "There is no" in missing.stderr) == (2, True)

@@ -735,7 +735,7 @@ async def test_a_network_is_kept_without_the_bits_of_a_host(operator: Operator) 
 async def test_a_custom_key_without_a_limit_is_named_so(operator: Operator) -> None:
     """Not as one of another tier."""
     outcome = await run("keys", "create", "--label", "x", "--tier", "custom", **operator[1])
-    assert "Error: A custom key needs its own limit (--rpm)." in outcome.err
+    assert "Error: A key of the tier custom requires its own limit (--rpm)." in outcome.err
 
 
 async def test_a_key_that_is_malformed_is_looked_for_where_the_command_line_takes_it(operator: Operator) -> None:
@@ -812,7 +812,7 @@ async def test_every_problem_of_the_settings_is_said_at_once(tmp_path: Path) -> 
         "- BIRDWIRE_PRO",
         "- database_url",
     ]
-    assert "BIRDWIRE_PROT is not a setting; do you mean BIRDWIRE_PORT?" in outcome.err
+    assert "BIRDWIRE_PROT is not a setting; did you mean BIRDWIRE_PORT?" in outcome.err
     nowhere = await run("check", "--config", str(tmp_path / "none.toml"))
     assert (nowhere.code, "cannot be read: No such file or directory." in nowhere.err) == (2, True)
 
@@ -943,8 +943,8 @@ async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_pa
         (2, "There is no key key_none", ("key_none",), {}),
         (3, "revoked", (revoked,), {}),
         (3, "bw_live_", (live,), {}),
-        (3, "meant for @ada", (pinned, "--expect", "@grace"), {}),
-        (3, "does not ask X for the scope dm.read", (pinned, "--scopes", "like.write,dm.read"), {}),
+        (3, "expects @ada", (pinned, "--expect", "@grace"), {}),
+        (3, "does not request the scope dm.read from X", (pinned, "--scopes", "like.write,dm.read"), {}),
         (3, "tweet.write", (pinned, "--scopes", "tweet.write"), {}),
         (3, "return_to", (pinned, "--return-to", "https://app.example"), {}),
         (3, "expected_username", (pinned, "--expect", "ada lovelace"), {}),
@@ -1185,7 +1185,7 @@ async def test_check_goes_on_where_single_settings_are_wrong(tmp_path: Path) -> 
     }
     outcome = await run("check", "--json", **given)
     assert outcome.code == 2
-    begins = ("BIRDWIRE_PORT: ", "BIRDWIRE_NO_SUCH ", "public_url ", "BIRDWIRE_X_CLIENT_ID ", "There is no vault key")
+    begins = ("BIRDWIRE_PORT: ", "BIRDWIRE_NO_SUCH ", "public_url ", "BIRDWIRE_X_CLIENT_ID ", "No vault key is set")
     found = outcome.document["problems"]
     assert [problem.startswith(start) for problem, start in zip(found, begins, strict=False)] == [True] * 5
     assert "nowhere" in found[5]
@@ -1267,7 +1267,7 @@ async def test_a_file_that_is_not_a_database_is_named(ready: dict[str, str], tmp
     file.write_text("x_client_id = 1\n" * 100)
     file.chmod(0o600)
     (problem,) = (await run("check", "--json", **ready)).document["problems"]
-    assert problem.startswith(f"{file} is not a database of Birdwire. Check BIRDWIRE_DATABASE_URL")
+    assert problem.startswith(f"{file} is not a Birdwire database. Check BIRDWIRE_DATABASE_URL")
 
 
 async def test_check_notes_a_settings_file_that_others_may_read(ready: dict[str, str], tmp_path: Path) -> None:
@@ -1302,7 +1302,7 @@ async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Pat
     assert (await run("check", "--live", **right)).code == 0
     assert (await run("vault", "create", str(tmp_path / "vault.key"))).code == 0
     wrong = await run("check", **right | {"BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "vault.key")})
-    assert (wrong.code, "is not the one that this database was sealed with" in wrong.err) == (2, True)
+    assert (wrong.code, "This database was encrypted with a different vault key" in wrong.err) == (2, True)
 
 
 async def test_check_tells_wrong_credentials_from_an_x_that_cannot_be_reached(operator: Operator) -> None:

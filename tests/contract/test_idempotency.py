@@ -234,7 +234,7 @@ async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: Runni
         other.execute("BEGIN IMMEDIATE")
         first = await posting
     assert (first.status_code, first.json()["error"]["reason"]) == (503, "storage_unavailable")
-    assert "X did what was asked" in first.json()["error"]["message"]
+    assert "X carried out the write" in first.json()["error"]["message"]
     seen = set()
     async with asyncio.timeout(20):
         while 201 not in seen:

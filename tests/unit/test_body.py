@@ -378,7 +378,7 @@ async def test_bytes_that_are_no_text_and_no_file_are_told_what_makes_them_one(m
     sent = call(MULTIPART, body=parts(DISPOSITION + more + b"\r\n\r\n\x89PNG"))
     with pytest.raises(GatewayError) as caught:
         await read(sent, LIMIT, no_files)
-    message = "The form cannot be read: its part media is not UTF-8 text; a file needs a filename."
+    message = "The form cannot be parsed: the part media is not UTF-8 text; if it is a file, add a filename."
     assert describe(caught.value)[0] == message
 
 

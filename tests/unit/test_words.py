@@ -8,6 +8,7 @@ from typing import Any
 
 from birdwire.api.errors import PROBLEMS
 from birdwire.cli import COMMANDS, load
+from birdwire.runtime.metrics import METRICS
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi.document import document
 
@@ -166,3 +167,15 @@ def test_the_patterns_find_what_they_name_and_pass_good_english() -> None:
         "It keeps away from the database. Look at the log. The link has ended. Nobody else is allowed to."
     )
     assert private({"": good}) == []
+
+
+def test_texts_for_callers_and_operators_use_plain_words() -> None:
+    """Refusals, settings, metrics, the OpenAPI document, and what people read on the pages of a link."""
+    texts = {reason: f"{problem.message} {problem.fix}" for reason, problem in PROBLEMS.items()}
+    texts |= {name: info.description or "" for name, info in Settings.model_fields.items()}
+    texts |= {name: f"{row.meaning} {' '.join(row.labels.values())}" for name, row in METRICS.items()}
+    texts |= {text: text for text in _descriptions(document(Settings()))}
+    pages = [page for page in (ROOT / "src").rglob("*.html") if "sandbox" not in page.parts]
+    texts |= {page.name: re.sub(r"{[{%].*?[%}]}|<.*?>", " ", page.read_text()) for page in pages}
+    assert len(texts) > 300
+    assert private(texts) == []

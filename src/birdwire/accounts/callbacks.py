@@ -87,7 +87,9 @@ def unconfirmable(state: RowMapping, at: datetime) -> GatewayError:
     outcome, refusal = attempt(state, at)["outcome"], refusal_of(state)
     if outcome == "open":
         return GatewayError(
-            "x_link_pending", why="nobody has approved it at X", remedy="Have the account's owner open the auth_url"
+            "x_link_pending",
+            why="the account's owner has not approved it at X",
+            remedy="Have the account's owner open the auth_url",
         )
     if refusal.get("reason") in _CONFIRMING:
         return GatewayError(**refusal)

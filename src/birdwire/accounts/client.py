@@ -131,7 +131,7 @@ class AccountClient:
         except TimeoutError:
             raise self._not_sent(GatewayError("x_timeout")) from None  # the renewal itself goes on
         except StorageDownError:  # X's 401 was its last word
-            raise self._not_sent(GatewayError("storage_unavailable", half="X did not do what was asked")) from None
+            raise self._not_sent(GatewayError("storage_unavailable", half="X did not carry out the call")) from None
         except GatewayError as error:
             raise self._not_sent(error) from None
         try:

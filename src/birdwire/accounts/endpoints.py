@@ -55,15 +55,15 @@ if TYPE_CHECKING:
 ASK_EVERY_S, MOST_ASKED = 5.0, 10_000
 ME_DEADLINE_S = 8.0  # with the exchange's 10 s, a callback ends within 20 s
 _DENIAL = "access_denied"  # RFC 6749 §4.1.2.1
-_DENIED, _FAILED = "Access was denied on X's page", "X reported an error instead of an approval"
+_DENIED, _FAILED = "Access was denied on X's page", "X returned an error instead of an approval"
 _LONGEST_STATE, _LONGEST_CODE = 500, 2_000
 
 
 class Confirm(Body):
-    """Which link to put in use, and as whom."""
+    """The link to confirm, and the account that you expect."""
 
-    state: str = Field(min_length=1, max_length=500, description="the state that auth_twitter answered")
-    username: str = Field(pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that is meant")
+    state: str = Field(min_length=1, max_length=500, description="the state that auth_twitter returned")
+    username: str = Field(pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that you expect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class LinkEndpoints:
             if row["state"] == "pending":
                 raise GatewayError(
                     "x_link_pending",
-                    why=f"@{row['username']} approved it, and the key's holder has yet to confirm that account",
+                    why=f"@{row['username']} approved it, but the key's holder has not confirmed that account yet",
                     remedy=f"Call POST {API}/auth/confirm with the state and the username",
                 )
             return Links(row, None)
@@ -379,9 +379,7 @@ class LinkEndpoints:
                 await self._authserver.revoke(
                     tokens.refresh_token or tokens.access_token, _HINTS[bool(tokens.refresh_token)]
                 )
-            raise GatewayError(
-                "storage_unavailable", half="X's approval could not be stored, and was given back"
-            ) from None
+            raise GatewayError("storage_unavailable", half="X's approval could not be stored and was revoked") from None
         try:
             await self._failpoints.reach("link_after_persist")
             session = await self._name(session)
@@ -460,7 +458,7 @@ class LinkEndpoints:
         except Unauthorized as error:
             raise GatewayError(
                 "x_link_pending",
-                why="X has not yet said which account approved it",
+                why="X has not yet reported which account approved it",
                 remedy="Try again in a minute; Birdwire asks X again with every call",
                 upstream=error.upstream,
             ) from None

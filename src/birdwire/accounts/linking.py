@@ -33,21 +33,23 @@ MOST_PENDING = 20
 
 
 class AuthTwitter(Body):
-    """What a link may be narrowed to."""
+    """Options of a new link."""
 
     scopes: list[str] = Field(
         default_factory=list,
         max_length=32,
-        description='X scopes to ask for, such as ["like.write"]; all that the key can use, if left out',
+        description='X scopes to request, such as ["like.write"]; default: all that the key can use',
     )
     expected_username: str | None = Field(
-        None, pattern=r"^@?[A-Za-z0-9_]{1,15}$", description="the X account that must approve; any other is refused"
+        None,
+        pattern=r"^@?[A-Za-z0-9_]{1,15}$",
+        description="the X account that must approve; any other account is refused",
     )
     return_to: str | None = Field(
         None,
         max_length=2_000,
-        description="where a button on the last page leads: a URL that the operator allowed for the key. The gateway's "
-        "own URL is always allowed, and shows no button",
+        description="target of a button on the final page: a URL that the operator allowed for the key. The gateway's "
+        "own URL is always allowed and shows no button",
     )
 
 

@@ -32,15 +32,15 @@ PATHS = (OAUTH_CALLBACK, AUTH_UNDO)
 Words = tuple[str, str, str]
 """A page's heading, what it says, and what to do. `{message}` and the refusal's values are filled in."""
 
-_NOT_LINKED = ("Nothing was linked", "{message}", "Go back to where you came from, and ask for a new link.")
+_NOT_LINKED = ("Nothing was linked", "{message}", "Go back to where you got the link, and ask for a new one.")
 _NOT_UNDONE = (
     "Nothing was undone",
     "{message}",
     "To end the access anyway, remove the app at x.com/settings/connected_apps.",
 )
 _END = (
-    "The app can no longer act through this link: a newer link took its place, or the people who run the app ended it, "
-    "or it never came into use."
+    "The app can no longer act through this link: a newer link replaced it, the people who run the app ended it, or it "
+    "never became active."
 )
 _NEWER = (
     "If you approved a newer link, the app can still act for you. To end that, remove the app at "
@@ -48,41 +48,41 @@ _NEWER = (
 )
 _OPENED = (
     "Nothing was undone",
-    'The button "This was not me: undo" leads here. Opened in another way, this address does nothing.',
-    "To end the access, press it within 10 minutes of the link, or remove the app at x.com/settings/connected_apps.",
+    'This address works only through the button "This was not me: undo".',
+    "To end the access, press it within 10 minutes of linking, or remove the app at x.com/settings/connected_apps.",
 )
 _TICK = (
-    "On X's page, leave the boxes ticked that let the app see posts and accounts: without them, X does not say "
-    "which account this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
+    "On X's page, leave the boxes for seeing posts and accounts ticked: without them, X does not report which account "
+    "this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
 )
 _BY_REASON: dict[str, Words] = {
     "account_mismatch": (
         "Nothing was linked",
         "You approved as @{username}; the app asked for {expected}.",
-        "Switch to {expected} at X, then ask for a new link.",
+        "Switch to {expected} on X, then ask for a new link.",
     ),
     "callback_malformed": (
         "Nothing was linked",
         "This address is incomplete.",
         "Open the link again from where you got it.",
     ),
-    "x_scope_missing": ("This link cannot be used", "You unticked a permission that is needed: {permissions}.", _TICK),
+    "x_scope_missing": ("This link cannot be used", "You unticked a required permission: {permissions}.", _TICK),
 }
 """What an account's owner reads on the callback page where a refusal's own sentence is for developers."""
 
 _X_FAILED = (
     "Nothing was linked",
-    "X had a problem just now; nothing was linked.",
-    "Wait a minute. Then go back to where you came from, and ask for a new link.",
+    "X is having a problem at the moment.",
+    "Wait a minute. Then go back to where you got the link, and ask for a new one.",
 )
 _PERMISSIONS = {"users.read": "see accounts", "tweet.read": "see posts"}
 """Scopes without which no link works, as an account's owner understands them."""
 
 
 class Undo(Body):
-    """What ends a link that was not meant."""
+    """The token that undoes a link."""
 
-    undo_token: str = Field(description="the one-time token of the page after the link")
+    undo_token: str = Field(description="the one-time token from the page after the link")
 
 
 class Pages:

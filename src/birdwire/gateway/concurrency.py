@@ -82,7 +82,7 @@ class ConcurrencyLimiter:
     async def _wait(self, key_id: str, running: int) -> None:
         waiters = self._waiting.get(key_id, deque())
         if running + len(waiters) >= self._max_each:
-            raise self._exceeded(f"at most {self._max_each} may run or wait")
+            raise self._exceeded(f"at most {self._max_each} may run or wait at a time")
         if self.queued >= self._max_queued:
             raise self._shed("full")
         loop = asyncio.get_running_loop()
@@ -134,7 +134,7 @@ class ConcurrencyLimiter:
         if waiter.done():
             return
         if self._running_each.get(key_id, 0) >= self._max_running_each:
-            detail = f"{self._max_running_each} are running, and this one waited {self._max_wait_s:g} seconds"
+            detail = f"{self._max_running_each} are running, and this call waited {self._max_wait_s:g} seconds"
             waiter.set_exception(self._exceeded(detail))
         else:
             waiter.set_exception(self._shed("late"))

@@ -148,7 +148,7 @@ class Pipeline:
     def _refuse(self, context: CallContext, error: GatewayError | StorageDownError) -> Answer:
         """Return the answer of a refusal, which the caller can ask for later."""
         if isinstance(error, StorageDownError):
-            error = GatewayError("storage_unavailable", half="nothing was asked of X")
+            error = GatewayError("storage_unavailable", half="nothing was sent to X")
         # A caller that polls its own state must not evict the refusals that it asks for.
         if context.route.action:
             self._rejections.add(context.call, error)

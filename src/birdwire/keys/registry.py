@@ -94,9 +94,9 @@ class KeyRules:
         """
         unknown = [name for name in self.actions if name not in ACTIONS]
         if unknown:
-            raise KeyRuleError(f"There is no action {unknown[0]}; there are: {', '.join(ACTIONS)}.")
+            raise KeyRuleError(f"Unknown action: {unknown[0]}. Actions: {', '.join(ACTIONS)}.")
         if self.expires_at is not None and self.expires_at <= now:
-            raise KeyRuleError("The key would have run out already.")
+            raise KeyRuleError("The expiry time must be in the future.")
         for network in self.ips:
             try:
                 ip_network(network, strict=False)
@@ -415,7 +415,7 @@ class Keys:
     async def _live(self, connection: AsyncConnection, key_id: str) -> Key:
         key = await self._get(connection, key_id)
         if key.revoked_at is not None:
-            raise KeyRuleError(f"{key_id} is revoked; create a new key.")
+            raise KeyRuleError(f"{key_id} is revoked. Create a new key.")
         return key
 
     async def _get(self, connection: AsyncConnection, key_id: str) -> Key:
@@ -447,13 +447,13 @@ async def _identify(connection: AsyncConnection, key: Mapping[str, Any], usernam
 
 def _check(label: str, tier: str, rpm: int | None) -> None:
     if not 0 < len(label) <= MAX_LABEL or not label.isprintable():
-        raise KeyRuleError(f"A label is 1 to {MAX_LABEL} printable characters.")
+        raise KeyRuleError(f"The label must be 1 to {MAX_LABEL} printable characters.")
     if tier not in TIERS:
-        raise KeyRuleError(f"There is no tier {tier}; there are: {', '.join(TIERS)}.")
+        raise KeyRuleError(f"Unknown tier: {tier}. Tiers: {', '.join(TIERS)}.")
     if rpm is None and TIERS[tier] is None:
-        raise KeyRuleError("A custom key needs its own limit (--rpm).")
+        raise KeyRuleError(f"A key of the tier {tier} requires its own limit (--rpm).")
     if rpm is not None and not 1 <= rpm <= MAX_RPM:
-        raise KeyRuleError(f"The limit must be between 1 and {MAX_RPM} calls a minute.")
+        raise KeyRuleError(f"The limit must be between 1 and {MAX_RPM} calls per minute.")
 
 
 def _key(row: RowMapping | Mapping[str, object]) -> Key:

@@ -52,10 +52,10 @@ _AT_ONCE = 500
 _TOGETHER = 100
 
 _HALVES = {
-    "confirmed": "X did what was asked, but it could not be recorded",
-    "refused": "X refused what was asked, and that could not be recorded",
+    "confirmed": "X carried out the write, but the outcome could not be recorded",
+    "refused": "X refused the write, but the outcome could not be recorded",
     "not_sent": "nothing was sent to X",
-    "unknown": "X may have done what was asked, and that could not be recorded",
+    "unknown": "X may have carried out the write, but the outcome could not be recorded",
 }
 
 

@@ -55,9 +55,9 @@ def take(source: Path, target: Path, at: datetime) -> int:
         _sync(target.parent)
         return target.stat().st_size
     except OSError as error:
-        raise StoreError(f"The backup {target} cannot be made: {error.strerror or type(error).__name__}.") from None
+        raise StoreError(f"The backup {target} cannot be created: {error.strerror or type(error).__name__}.") from None
     except sqlite3.Error as error:
-        raise StoreError(f"The backup {target} cannot be made: {type(error).__name__}.") from None
+        raise StoreError(f"The backup {target} cannot be created: {type(error).__name__}.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -78,12 +78,12 @@ def stage(copy: Path, target: Path) -> Path:
         with contextlib.closing(sqlite3.connect(new)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     except OSError as error:
-        raise StoreError(f"The backup {copy} cannot be put back: {error.strerror}.") from None
+        raise StoreError(f"The backup {copy} cannot be restored: {error.strerror}.") from None
     except sqlite3.Error:
         found = "no database"
     if found != "ok":
         discard(new)
-        raise StoreError(f"The backup {copy} is damaged; nothing was changed.")
+        raise StoreError(f"The backup {copy} is damaged. Nothing was changed.")
     return new
 
 

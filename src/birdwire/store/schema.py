@@ -104,7 +104,7 @@ def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], Non
     if found == HEAD:
         return
     if found is None and tables:
-        raise StoreError("The database holds tables that are not Birdwire's; give it a database of its own.")
+        raise StoreError("The database contains tables that do not belong to Birdwire. Use a separate database.")
     _change(connection, found, upgrade=upgrade)
     migrated()
 
@@ -119,7 +119,9 @@ def _change(connection: Connection, found: str | None, *, upgrade: bool) -> None
     config.attributes["connection"] = connection
     script = alembic.script.ScriptDirectory.from_config(config)
     if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
-        raise StoreError("The database was made by a newer Birdwire; install that version.")
+        raise StoreError("The database was created by a newer version of Birdwire. Install that version.")
     if found is not None and not upgrade:
-        raise StoreError("The database was made by an older Birdwire; make a backup, then run: birdwire migrate")
+        raise StoreError(
+            "The database was created by an older version of Birdwire. Make a backup, then run: birdwire migrate"
+        )
     alembic.command.upgrade(config, "head")

@@ -94,7 +94,7 @@ class KeyRotation:
             key_id = self._vault.key_id
             if not starting and proofs and key_id not in proofs:
                 raise VaultError(
-                    "The gateways of this database do not know this vault key yet. Restart them with this key and the"
+                    "The gateways on this database do not have this vault key yet. Restart them with this key and the"
                     " old one. Nothing was changed."
                 )
             if key_id not in proofs:
@@ -106,13 +106,13 @@ class KeyRotation:
         missing = sorted(set(proofs) - set(self._vault.key_ids))
         if missing and len(missing) == len(proofs):
             raise VaultError(
-                "This vault key is not the one that this database was sealed with; nothing was changed. "
-                "Name that one's file in BIRDWIRE_VAULT_KEY_FILE."
+                "This database was encrypted with a different vault key. Nothing was changed. "
+                "Set BIRDWIRE_VAULT_KEY_FILE to the file with that key."
             )
         if missing:
             raise VaultError(
-                f"The vault key {missing[0]} is still in use: name its file in BIRDWIRE_VAULT_OTHER_KEY_FILES until "
-                "`birdwire vault rotate` says that it may go. Nothing was changed."
+                f"The vault key {missing[0]} is still in use. Keep its file in BIRDWIRE_VAULT_OTHER_KEY_FILES until "
+                "`birdwire vault rotate` reports that it can be removed. Nothing was changed."
             )
         for key_id, proof in proofs.items():
             self._vault.open(proof, _place(key_id))

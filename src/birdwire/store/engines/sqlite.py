@@ -219,7 +219,7 @@ class SQLite:
             raise StoreError(fault)
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreError(
-                f"The database {self._path} cannot be opened: this process may not read and write it. "
+                f"The database {self._path} cannot be opened: this process has no permission to read and write it. "
                 "Run Birdwire as the file's owner."
             )
 
@@ -397,6 +397,6 @@ def _is_damaged(path: Path) -> bool:
     except sqlite3.Error as error:
         if error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_NOTADB:
             raise StoreError(
-                f"{path} is not a database of Birdwire. Check BIRDWIRE_DATABASE_URL, or restore a backup."
+                f"{path} is not a Birdwire database. Check BIRDWIRE_DATABASE_URL, or restore a backup."
             ) from None
         raise StorageDownError(type(error).__name__) from None

@@ -34,7 +34,7 @@ _USER_FIELDS = "created_at,description,profile_image_url,protected,public_metric
 
 
 class UserQuery(Body):
-    """Which user."""
+    """The user to look up."""
 
     userName: str = Field(pattern=USERNAME_PATTERN, description="a username of 1 to 15 letters, digits or _")  # noqa: N815 - the published name
 
@@ -42,15 +42,17 @@ class UserQuery(Body):
 class TimelineQuery(Body):
     """Whose posts, and from where on."""
 
-    userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; or userId")  # noqa: N815 - the published name
-    userId: Id | None = Field(None, description="a user's id, 1 to 19 digits; or userName")  # noqa: N815 - the same
-    cursor: str | None = Field(None, pattern=r"^[A-Za-z0-9._~=-]{0,500}$", description="next_cursor of the page before")
+    userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; alternatively, send userId")  # noqa: N815 - the published name
+    userId: Id | None = Field(None, description="a user's id, 1 to 19 digits; alternatively, send userName")  # noqa: N815 - the same
+    cursor: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._~=-]{0,500}$", description="next_cursor of the previous page"
+    )
 
 
 class SearchQuery(Body):
     """What to search for."""
 
-    query: str = Field(pattern=r"^[A-Za-z0-9_' ]{1,50}$", description="1 to 50 letters, digits, blanks, _ or '")
+    query: str = Field(pattern=r"^[A-Za-z0-9_' ]{1,50}$", description="1 to 50 letters, digits, spaces, _ or '")
 
 
 class _User(XData):
@@ -116,7 +118,7 @@ class LookupRunner:
     async def last_tweets(self, account: str, query: TimelineQuery, ask: Ask) -> dict[str, Any]:
         """A user's newest posts, replies left out; a pinned post stands where its time puts it."""
         if (query.userName is None) == (query.userId is None):
-            raise GatewayError("mutually_exclusive", fields="userName and userId (one of them is needed)")
+            raise GatewayError("mutually_exclusive", fields="userName and userId (send exactly one)")
         if query.userId is not None:
             author = _User.model_validate(await ask(_look_up(BY_ID, query.userId), Reading(_User, about="user")))
         else:

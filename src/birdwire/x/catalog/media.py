@@ -187,7 +187,7 @@ def check_files(operation: Operation, files: Sequence[Part]) -> None:
         raise GatewayError("unknown_field", field=excerpt(stray or files[0].name), known=", ".join(names))
     if operation.takes_file and len(files) != 1:
         raise GatewayError(
-            "media_files_malformed", detail="there is more than one file", wanted="one image, GIF or video"
+            "media_files_malformed", detail="the form contains more than one file", wanted="one image, GIF or video"
         )
     for file in files:
         kind_of(file)

@@ -311,14 +311,14 @@ def _is_about(said: _Said, reading: Reading, kind: str) -> bool:
 
 def _refusal(reason: str, said: _Said, now: datetime) -> GatewayError:
     values: dict[str, Any] = {
-        "message": said.sentence() or "it gave no reason.",
+        "message": said.sentence() or "no reason given.",
         "account": "the linked account",
         "target": "the post's id",
         "edits": "",
-        "length": "too much",
+        "length": "greater than X accepts",
         "limit": "X's own limit",
         "period": (said.first("period") or "monthly").lower(),
-        "reset_date": said.first("reset_date") or "a date that X does not name",
+        "reset_date": said.first("reset_date") or "a date that X did not report",
     }
     retry_after_s = None
     if reason in ("x_window_15m", "x_window_24h"):

@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._clean = False
         waiter: asyncio.Future[Reply] = self._loop.create_future()
         self._waiter = waiter
-        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no whole reply before the deadline")
+        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no complete reply before the deadline")
         try:
             # The one write. Once the kernel may have taken a byte, a failure is maybe applied: even a peer that
             # resets may have read the request first, and no transport tells how much of a write was accepted.
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
             if not self._status and self._wire > self._max_head:
                 self._fail("malformed", "the head is too large")
             elif self._wire > self._max_head + WIRE_FACTOR * self._max_reply:
-                self._fail("malformed", "too many bytes for what they hold")
+                self._fail("malformed", "too much framing for the content")
 
     def eof_received(self) -> None:
         """The peer says no more: the end of a close-delimited reply, or too early."""
@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
         del exc
-        self._fail("cut", "the connection was lost before the reply was whole")
+        self._fail("cut", "the connection was lost before the reply was complete")
         if not self._lost.done():
             self._lost.set_result(None)
         self._forget(self)
@@ -204,14 +204,14 @@ class Connection(asyncio.Protocol):
             return
         version = self._parser.get_http_version()
         if not 200 <= status <= 599 or version not in {"1.1", "1.0"}:
-            self._refuse("an unknown version, an unasked upgrade or no status of HTTP")
+            self._refuse("an unknown HTTP version, an unrequested upgrade or an invalid status")
         # The sum is needed only when one read brought more than a whole head may have.
         if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
             self._refuse("the head is too large")
         self._status, self._headers = status, _headers(self._fields)
         transfer = self._headers.get("transfer-encoding")
         if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
-            self._refuse("a transfer coding out of place")  # the parser refuses one beside a Content-Length
+            self._refuse("an unexpected transfer coding")  # the parser refuses one beside a Content-Length
         coding = self._headers.get("content-encoding", "identity").lower()
         if coding in {"gzip", "x-gzip"}:
             self._gzip = True
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         if not self._status or self._bodiless:
-            self._refuse("a body where none can be")
+            self._refuse("a body where none is allowed")
         if self._gzip:
             body = self._inflated(body)
         self._left -= len(body)
@@ -237,14 +237,14 @@ class Connection(asyncio.Protocol):
         if self._inflate is None:
             self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         elif self._inflate.eof:
-            self._refuse("bytes after the end of gzip")
+            self._refuse("bytes after the end of the gzip data")
         try:
             # One byte more than the bound is enough to know, so a bomb is never inflated.
             plain = self._inflate.decompress(body, self._left + 1)
         except zlib.error:
-            self._refuse("broken gzip")
+            self._refuse("invalid gzip data")
         if self._inflate.unused_data:
-            self._refuse("bytes after the end of gzip")
+            self._refuse("bytes after the end of the gzip data")
         return plain
 
     def on_message_complete(self) -> None:
@@ -256,7 +256,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         if self._inflate is not None and not self._inflate.eof:
-            self._fail("malformed", "gzip without its end")
+            self._fail("malformed", "truncated gzip data")
             return
         # With part of the request still here, an early reply ends the connection too.
         unsent = self._transport.get_write_buffer_size() or self._tcp.get_write_buffer_size()

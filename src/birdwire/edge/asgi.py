@@ -148,21 +148,21 @@ class Exchange:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
-        if isinstance(error, ClientDisconnect):
-            return True
-        if isinstance(error, GatewayError):
-            self.answer = refuse(error, self._call)
-        elif isinstance(error, Exception):
-            self._telemetry.crash(self._call.request_id, error)
-            self.answer = refuse(GatewayError("internal"), self._call)
-        elif error is not None:
-            if isinstance(error, asyncio.CancelledError):
-                self._telemetry.cut_off(self._call)
-            return False
+        if error is not None:
+            self._refuse(error)
         if self.answer is not None:
             seconds = asyncio.get_running_loop().time() - self._started_at
             self._telemetry.request(self._call, self.answer.status, seconds)
-        return True
+        return error is None or isinstance(error, Exception)
+
+    def _refuse(self, error: BaseException) -> None:
+        if isinstance(error, GatewayError):
+            self.answer = refuse(error, self._call)
+        elif isinstance(error, asyncio.CancelledError):
+            self._telemetry.cut_off(self._call)
+        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+            self._telemetry.crash(self._call.request_id, error)
+            self.answer = refuse(GatewayError("internal"), self._call)
 
 
 def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:

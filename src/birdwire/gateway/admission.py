@@ -13,6 +13,8 @@ from birdwire.api.errors import GatewayError
 from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.gateway.key_sessions import KeySessions
     from birdwire.keys.cache import KeyCache
@@ -71,8 +73,9 @@ class Admission:
         context.headers = allowance.headers()
         if not allowance.granted:
             raise GatewayError("rpm_exceeded", retry_after_s=allowance.reset_in_s, limit=allowance.limit)
-        _check_address(context, key)
-        context.admitted = key
+        if not key.rules.allow_address(call.peer):
+            raise GatewayError("ip_not_allowed")
+        context.key, context.admitted = key, True
 
     async def recheck(self, context: CallContext, action: str) -> None:
         """Read the key again, which may have changed while the body came in or the call waited.
@@ -81,10 +84,10 @@ class Admission:
             GatewayError: it may no longer be used, or not from this address, or not for this action. The call is not
                 counted again.
         """
-        key = await self._keys.again(context.key)
-        _check_address(context, key)
+        key = context.key = await self._keys.again(context.key)
+        if not key.rules.allow_address(context.call.peer):
+            raise GatewayError("ip_not_allowed")
         check_action(key, action)
-        context.admitted = key
 
     async def session_for_write(self, context: CallContext, scopes: tuple[str, ...]) -> XSession:
         """Return a session of the key's link for a write, with a token that is good now.
@@ -109,13 +112,13 @@ class Admission:
 
         return WritePermit(self._keys, self._sessions, self._cache, self._clock, context.key, readmit)
 
-    async def spend_write(self, key: Key) -> None:
+    def spend_write(self, key: Key) -> Awaitable[None]:
         """Count one write of the key's day.
 
         Raises:
             GatewayError: daily_cap.
         """
-        await self._keys.spend_write(key)
+        return self._keys.spend_write(key)
 
 
 def check_action(key: Key, action: str) -> None:
@@ -126,8 +129,3 @@ def check_action(key: Key, action: str) -> None:
     """
     if action and not key.rules.allow(action):
         raise GatewayError("key_not_allowed", what=action)
-
-
-def _check_address(context: CallContext, key: Key) -> None:
-    if not key.rules.allow_address(context.call.peer):
-        raise GatewayError("ip_not_allowed")

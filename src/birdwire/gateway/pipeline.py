@@ -96,15 +96,16 @@ class Pipeline:
             await self._admission.admit(context, raw_key)
         if call.method == "POST":
             await self._receive(context, raw_key)
-        key = context.key
+        if not context.admitted:
+            raise GatewayError("key_missing")
         if route.query:
             context.parsed = read_query(call.query)
         elif call.query:
             raise GatewayError("unexpected_query", field=excerpt(call.query.partition("&")[0].partition("=")[0]))
-        if call.method == "POST" and not context.relayed and context.parsed.kind != "json":
+        elif context.parsed.kind != "json" and call.method == "POST" and not context.relayed:
             check_kind(context.parsed.kind, route.model, route.file_names)
         if not context.holds_slot:
-            await slots.acquire(key.key_id)
+            await slots.acquire(context.key.key_id)
             context.holds_slot = True
         # The key may have changed while the body came in, or while the call waited for its slot.
         await self._admission.recheck(context, route.action)
@@ -163,21 +164,21 @@ class Pipeline:
         if raw_key is not None and not hmac.compare_digest(relay.raw_key.encode("utf-8", "replace"), raw_key.encode()):
             raise GatewayError("key_mismatch")
         context.parsed, context.relayed = relay.parsed, True
-        if context.admitted is None:
+        if not context.admitted:
             await self._admission.admit(context, relay.raw_key)
 
     async def _read(self, context: CallContext) -> Parsed:
         """Return the body. Until a part names the key, it must arrive within the time of an ordinary body."""
         call, route = context.call, context.route
-        if context.admitted is None and route.max_file_bytes:
+        if not context.admitted and route.max_file_bytes:
             ends_at = asyncio.get_running_loop().time() + self._keyless_body_s
-            call.stream = partial(within, call.stream(), lambda: ends_at if context.admitted is None else None)
+            call.stream = partial(within, call.stream(), lambda: None if context.admitted else ends_at)
         fields: dict[str, Any] = {}
         before_file = partial(self._before_file, context)
         try:
             return await read(call, route.max_bytes, before_file, route.file_names, fields)
         except GatewayError as error:
-            if context.admitted is None and error.problem.status in (400, 415):
+            if not context.admitted and error.problem.status in (400, 415):
                 await self._admit_field(context, fields)
             raise
 
@@ -188,7 +189,7 @@ class Pipeline:
         for it.
         """
         route = context.route
-        if context.admitted is None:
+        if not context.admitted:
             await self._admit_field(context, fields)
         # No call of this route takes a file: what it sends stays small.
         if not route.max_file_bytes:

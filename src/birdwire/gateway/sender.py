@@ -47,7 +47,15 @@ class OperationSender:
         if operation.takes_file:
             write.data = await self._uploader.upload(write.files[0], client)
             return
-        name, reading = await self._reading(write)
+        enterprise = operation.needs_enterprise(write.body)
+        name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
+        reading = Reading(
+            operation.answer,
+            enterprise=enterprise,
+            lately_allowed=enterprise and await self._capabilities.lately_allowed(name),
+            about=operation.about,
+            already=operation.already,
+        )
         order, account = self._clients.order, client.user_id
         asked_later = partial(self._journal.asked_later, write.entry, operation.opposite)
         ticket = order.join(account, operation, write.entry.target, asked_later)
@@ -60,17 +68,3 @@ class OperationSender:
         finally:
             order.leave(ticket)
         await self._capabilities.note(name, None, write.entry.key_id)
-
-    async def _reading(self, write: Write) -> tuple[str, Reading]:
-        """Return the name under which X's terms for the operation are noted, and how to read X's answer to it."""
-        operation = write.operation
-        enterprise = operation.needs_enterprise(write.body)
-        name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
-        allowed = enterprise and await self._capabilities.lately_allowed(name)
-        return name, Reading(
-            operation.answer,
-            enterprise=enterprise,
-            lately_allowed=allowed,
-            about=operation.about,
-            already=operation.already,
-        )

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """One step of a write: what it does, under a name."""
+    """One step of a write: what it does, under a name. A step that has to wait returns what to wait for."""
 
     name: str
-    do: Callable[[Write], Awaitable[None]]
+    do: Callable[[Write], Awaitable[None] | None]
 
 
 class Writes:
@@ -91,8 +91,10 @@ class Writes:
         """
         write = Write(context, operation, fields, files)
         try:
-            for step in self.steps:
-                await step.do(write)
+            for _, do in self.steps:
+                waiting = do(write)
+                if waiting is not None:
+                    await waiting
         except Exception as error:
             refusal = self._refusal_of(write, error)
             if refusal is None:
@@ -120,29 +122,30 @@ class Writes:
             self._telemetry.crash(write.context.call.request_id, error)
         return GatewayError("outcome_unknown", outcome="unknown")
 
-    async def _check_action(self, write: Write) -> None:
+    def _check_action(self, write: Write) -> None:
         """Check that the key may do this: not every runner has admitted a call for this very operation."""
         check_action(write.context.key, write.operation.name)
 
-    async def _check_body(self, write: Write) -> None:
-        fields = media.fields_of(write.operation, write.fields, write.files)
-        write.body = self._checked(write, fields)
+    def _check_body(self, write: Write) -> None:
+        write.body = _checked(write, media.fields_of(write.operation, write.fields, write.files))
 
-    async def _check_files(self, write: Write) -> None:
+    def _check_files(self, write: Write) -> None:
         if write.files or write.operation.takes_file:
             media.check_files(write.operation, write.files)
 
     async def _open_session(self, write: Write) -> None:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
 
-    async def _check_windows(self, write: Write) -> None:
+    def _check_windows(self, write: Write) -> None:
         """Check X's windows before the write costs one of the key's day."""
         self._clients.ledger.check(write.operation.endpoint, write.session.user_id)
 
-    async def _spend_write(self, write: Write) -> None:
-        await self._admission.spend_write(write.context.key)
+    def _spend_write(self, write: Write) -> Awaitable[None] | None:
+        """Count the write, if the key has a daily cap."""
+        key = write.context.key
+        return None if key.rules.daily_writes is None else self._admission.spend_write(key)
 
-    async def _open_record(self, write: Write) -> None:
+    def _open_record(self, write: Write) -> None:
         """Open the journal's record, and the client whose requests the call's permit allows."""
         context, operation, body = write.context, write.operation, write.body
         permit = self._admission.permit(context, operation.name, operation.scopes)
@@ -160,23 +163,26 @@ class Writes:
         write.record = self._journal.open(write.entry)
         write.opened = True
 
-    async def _attach_files(self, write: Write) -> None:
+    def _attach_files(self, write: Write) -> Awaitable[None] | None:
         """Upload the files of a post, which then carries their media ids."""
-        if not write.files or write.operation.takes_file:
-            return
+        return self._attach(write) if write.files and not write.operation.takes_file else None
+
+    async def _attach(self, write: Write) -> None:
         media_ids = await self._uploader.attach(write.files, write.client)
         # An upload takes long, and the key's rules may have changed meanwhile.
         await self._admission.recheck(write.context, write.operation.name)
-        write.body = self._checked(write, media.with_ids(write.fields, media_ids))
+        write.body = _checked(write, media.with_ids(write.fields, media_ids))
 
-    async def _start(self, write: Write) -> None:
+    def _start(self, write: Write) -> Awaitable[None] | None:
         """Record that a write that must not be repeated is about to be sent."""
-        if write.operation.repeatable:
-            return
+        return None if write.operation.repeatable else self._begin(write)
+
+    async def _begin(self, write: Write) -> None:
         await write.record.begin()
         await self._failpoints.reach("post_after_started")
         await self._idempotency.hold(write.entry.key_id, write.entry.request_id)
 
-    def _checked(self, write: Write, fields: Mapping[str, Any]) -> Body:
-        limits = {"text_limit": write.context.key.rules.text_limit}
-        return check(fields, write.operation.body, limits)
+
+def _checked(write: Write, fields: Mapping[str, Any]) -> Body:
+    """Return fields as the operation's body, by the key's limits."""
+    return check(fields, write.operation.body, {"text_limit": write.context.key.rules.text_limit})

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from birdwire.api.body import Body, Empty, Parsed
-from birdwire.api.errors import GatewayError
 
 if TYPE_CHECKING:
     from birdwire.api.messages import Call, Headers
@@ -47,29 +46,19 @@ class Upload(Protocol):
 class CallContext:
     """One call and what is known of it so far. What the log line states stands in `call.note`.
 
-    `admitted` is the key once it is known. `headers` are added to whatever answers the call. `relayed`: the call came
+    `key` is set once the call is `admitted`. `headers` are added to whatever answers the call. `relayed`: the call came
     in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is what its files take up.
     """
 
     call: Call
     route: RouteRules
-    admitted: Key | None = None
+    key: Key = field(init=False)
+    admitted: bool = False
     parsed: Parsed = field(default_factory=lambda: Parsed("none"))
     headers: Headers = ()
     relayed: bool = False
     holds_slot: bool = False
     upload: Upload | None = None
-
-    @property
-    def key(self) -> Key:
-        """The key that makes the call.
-
-        Raises:
-            GatewayError: key_missing.
-        """
-        if self.admitted is None:
-            raise GatewayError("key_missing")
-        return self.admitted
 
     def close(self) -> None:
         """Release the files and what they take up."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
 from birdwire.accounts.acts import ActLog
-from birdwire.accounts.client import AccountClients
+from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.endpoints import LinkEndpoints
 from birdwire.accounts.linking import LinkStarts
 from birdwire.accounts.pages import Pages
@@ -57,7 +57,7 @@ from birdwire.x.client.auth_server import AuthServer
 from birdwire.x.client.pool import ConnectionPool
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
-from birdwire.x.limits.rate_windows import EXCHANGE_EVERY_S, RateWindows
+from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
 from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ class Gateway:
     routes: list[Route]
     keys: Keys
     sessions: Sessions
-    lines: AccountClients
-    capabilities: Capabilities
+    clients: AccountClients
+    order: WriteOrder
     health: Health
     room: ConnectionBudget
     reconciler: Reconciler
@@ -177,6 +177,7 @@ class _ToX:
     x: X
     authserver: AuthServer
     windows: RateWindows
+    order: WriteOrder
     capabilities: Capabilities
 
 
@@ -220,7 +221,7 @@ def create_app(
     rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
     handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
     journal, leases = outcomes.journal, outcomes.leases
-    reconciler = Reconciler(database, journal, leases, accounts.clients, shared.clock, telemetry)
+    reconciler = Reconciler(database, journal, leases, sessions, to_x.x, accounts.clients, shared.clock, telemetry)
     background = _build_background(shared, to_x, outcomes, sessions, reconciler, health, act_log)
     work: tuple[Part, ...] = (background, shared.guesses, accounts.links, sessions, journal, act_log, leases)
     closing = (*work, *to_x.pools.values(), rate_limit, to_x.windows, database)
@@ -233,7 +234,7 @@ def create_app(
         await leases.start(alone=alone)
         await reconciler.recover()
         await rate_limit.start()
-        await to_x.windows.exchange()
+        await to_x.windows.sync()
         background.start()
         try:
             yield
@@ -252,8 +253,8 @@ def create_app(
         routes=every,
         keys=shared.keys,
         sessions=sessions,
-        lines=accounts.clients,
-        capabilities=to_x.capabilities,
+        clients=accounts.clients,
+        order=to_x.order,
         health=health,
         room=shared.connections,
         reconciler=reconciler,
@@ -289,6 +290,7 @@ def _build_to_x(shared: _Shared) -> _ToX:
         X(pools["calls"], clock, shared.telemetry.metrics),
         AuthServer(settings, pools["tokens"]),
         RateWindows(database, clock, settings.x_client_id),
+        WriteOrder(),
         Capabilities(database, clock, settings.x_client_id),
     )
 
@@ -330,16 +332,9 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
         failpoints,
         shared.guesses,
     )
-    clients = AccountClients(
-        sessions,
-        to_x.x,
-        to_x.windows,
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
-        clock,
-        settings.x_deadline_s,
-        telemetry.metrics,
-    )
+    breaker = CircuitBreaker(clock, telemetry)
+    clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
+    clients.watch(telemetry.metrics)
     return _Accounts(sessions, links, clients)
 
 
@@ -358,7 +353,7 @@ def _build_handlers(
     admission = Admission(shared.keys, shared.cache, accounts.sessions, key_sessions, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
-    sender = OperationSender(clients, uploader, journal, to_x.capabilities, refusals, failpoints)
+    sender = OperationSender(to_x.order, uploader, journal, to_x.capabilities, refusals, failpoints)
     return Handlers(
         Pipeline(
             admission,
@@ -408,7 +403,7 @@ def _build_background(
         ("presence", BEAT_EVERY_S, outcomes.leases.beat),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
-        ("ledger", EXCHANGE_EVERY_S, to_x.windows.exchange),
+        ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),
         ("acts", ACTS_EVERY_S, act_log.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),

@@ -417,4 +417,4 @@ def test_people_read_acts_in_eighty_columns(operated: Operated) -> None:
     assert {row["subject"] for row in narrowed} == {key_id}
     assert run("log", "--acts", "--key", "key_none", BIRDWIRE_DATABASE_URL=database) == {"acts": []}
     wrong = CliRunner().invoke(build(), ["log", "--acts", "--state", "found"], env={"BIRDWIRE_DATABASE_URL": database})
-    assert (wrong.exit_code, "Leave them out with --acts." in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "--operation and --state do not apply to --acts." in wrong.stderr) == (2, True)

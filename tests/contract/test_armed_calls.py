@@ -247,7 +247,7 @@ async def queued(house: RunningGateway, held: Held) -> AsyncIterator[asyncio.Tas
         await come()
         unlike = asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST}))
         async with asyncio.timeout(20):
-            while not house.gateway.lines.order.waiting:  # noqa: ASYNC110 - nothing else tells
+            while not house.gateway.order.waiting:  # noqa: ASYNC110 - nothing else tells
                 await asyncio.sleep(0)
         yield unlike
     await like

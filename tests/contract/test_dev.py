@@ -183,7 +183,7 @@ async def test_a_second_start_in_the_same_folder_is_refused(
     data = str(dev[0].folder / ".birdwire")
     code, out, errors = await command(tmp_path, "dev", "--data", data, *FREE_PORTS)
     assert (code, out) == (2, "")
-    assert "Another `birdwire dev`, or a `birdwire serve`, works in" in errors
+    assert "Another `birdwire dev` or `birdwire serve` is using" in errors
 
 
 @pytest.mark.trust("F51")
@@ -195,7 +195,7 @@ async def test_serve_stays_off_a_folder_in_which_dev_works(dev: tuple[Program, d
     (tmp_path / "birdwire.toml").write_text("\n".join(lines), "utf-8")
     code, out, errors = await command(tmp_path, "serve", "--port", "0", "--config", "birdwire.toml")
     assert (code, out) == (2, "")
-    assert "Another gateway serves the database" in errors
+    assert "Another gateway is using the database" in errors
 
 
 async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         code, out, errors = await command(tmp_path, "dev", "--port", str(port), "--sandbox-port", "0")
     assert (code, out) == (2, "")
-    assert f"Port {port} of 127.0.0.1 is in use" in errors
+    assert f"Port {port} on 127.0.0.1 is in use" in errors
     assert "--port 0" in errors
     assert "Traceback" not in errors
 
@@ -261,7 +261,7 @@ async def test_serve_says_where_it_answers_and_ends_on_sigterm(tmp_path: Path) -
         assert list(gateway) == ["gateway"]
         code, out, errors = await command(tmp_path, "serve", "--port", "0", "--config", "birdwire.toml")
         assert (code, out) == (2, "")
-        assert "Another gateway serves the database" in errors
+        assert "Another gateway is using the database" in errors
         async with httpx2.AsyncClient(base_url=gateway["gateway"]) as client:
             assert (await client.get("/readyz")).json() == {"status": "ready"}
         assert await program.end(signal.SIGTERM) == 0

@@ -226,4 +226,4 @@ async def test_the_front_page_says_what_this_is(x: SandboxClient) -> None:
 async def test_nobody_can_be_removed_who_is_not_there(x: SandboxClient) -> None:
     """404, as JSON."""
     answer = await x.http.post("/_sandbox/users/5/revoke_app")
-    assert (answer.status_code, answer.json()) == (404, {"error": "nobody of that id here"})
+    assert (answer.status_code, answer.json()) == (404, {"error": "there is no user with this id"})

@@ -27,8 +27,8 @@ from birdwire.store.database import StorageDownError, now
 from birdwire.store.encryption.vault import VaultError
 from birdwire.store.tables import link_states as store
 from birdwire.store.tables.acts import Actor
-from birdwire.x.client.api import Unauthorized
 from birdwire.x.client.auth_server import Meaning, TokenError
+from birdwire.x.client.replies import Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -226,10 +226,10 @@ class LinkEndpoints:
             "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
             "next_refresh_at": rfc3339(renews_at(row)) if renews else None,
             "why": why,
-            "limits": self._ledger.known(row["user_id"] or ""),
+            "limits": self._ledger.report(row["user_id"] or ""),
             "capabilities": {
                 known.operation: {"allowed": known.allowed, "reason": None if known.allowed else known.reason}
-                for known in await self._capabilities.seen_by(key.key_id)
+                for known in await self._capabilities.visible_to(key.key_id)
             },
         }
         return Answer.of(

@@ -1,4 +1,4 @@
-"""Confirming and ending a key's link on the database, for the operator: needs no running gateway, and no key."""
+"""Confirms and ends a key's link directly on the database, as the operator: needs no running gateway and no key."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
 
 CONNECTIONS = 2
-"""To X's token endpoint, for the revocation of a pair."""
+"""Maximum number of connections to X's token endpoint, to revoke a link's two tokens."""
 
 
 async def confirm(settings: Settings, key_id: str, username: str | None) -> dict[str, Any]:
-    """Activate the link of a key that waits for a confirmation; return it as auth/status describes it.
+    """Activate a key's link that is waiting for confirmation; return it as auth/status describes it.
 
     Raises:
-        Stop: none waits, no `username` is given, or another account than that approved it.
+        Stop: no link is waiting, `username` is missing, or a different account approved.
     """
     async with _sessions(settings, key_id) as sessions:
         row = (await sessions.links(key_id)).pending
         if row is None or row["user_id"] is None or (row["over_at"] is not None and row["over_at"] <= Clock().now()):
             raise Stop(
                 ExitCode.REFUSED,
-                f"No link of {key_id} is waiting to be confirmed.",
-                "A link waits for 10 minutes, in link mode confirm: see `birdwire accounts list`.",
+                f"No link of {key_id} is waiting for confirmation.",
+                "In link mode confirm, a link waits for 10 minutes after the approval. Check its state with `birdwire "
+                "accounts list`.",
             )
         approved = f"@{row['username']}"
-        again = f"To activate the link of {approved}: birdwire accounts confirm {key_id} --expect {approved}"
+        again = f"To activate the link of {approved}, run: birdwire accounts confirm {key_id} --expect {approved}"
         if username is None:
-            raise Stop(ExitCode.USAGE, f"{approved} approved. Name the account that you mean with --expect.", again)
+            raise Stop(ExitCode.USAGE, f"{approved} approved. Confirm the account with --expect.", again)
         if row["username"].lower() != username.lower():
-            why = f"{approved} approved, not @{username}. The link still waits, for 10 minutes from the approval."
+            why = f"{approved} approved, not @{username}. The link keeps waiting until 10 minutes after the approval."
             raise Stop(ExitCode.REFUSED, why, again)
         try:
             row = await sessions.activate(row["session_id"], operator())
@@ -60,10 +61,10 @@ async def confirm(settings: Settings, key_id: str, username: str | None) -> dict
 
 
 async def unlink(settings: Settings, key_id: str) -> bool:
-    """End the link of a key and revoke it at X, or leave that to a gateway if X does not answer; whether there was one.
+    """End a key's link and return whether there was one. If X cannot revoke the tokens now, the gateway will later.
 
     Raises:
-        Stop: the database cannot be used.
+        Stop: the database is unusable.
     """
     async with _sessions(settings, key_id) as sessions:
         return await sessions.unlink(key_id, operator())
@@ -74,7 +75,7 @@ async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
     """Open the sessions of a database that has the key.
 
     Raises:
-        Stop: settings are missing, there is no such key, or the database cannot be used.
+        Stop: settings are missing, the key does not exist, or the database is unusable.
     """
     check_client(settings)
     clock = Clock()

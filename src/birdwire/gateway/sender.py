@@ -9,13 +9,13 @@ from birdwire.api.errors import GatewayError
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
-    from birdwire.accounts.client import AccountClients
     from birdwire.gateway.refusal_details import RefusalDetails
     from birdwire.gateway.uploader import MediaUploader
     from birdwire.gateway.write import Write
     from birdwire.outcomes.journal import Journal
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.x.limits.capabilities import Capabilities
+    from birdwire.x.limits.write_order import WriteOrder
 
 
 class OperationSender:
@@ -23,14 +23,14 @@ class OperationSender:
 
     def __init__(
         self,
-        clients: AccountClients,
+        order: WriteOrder,
         uploader: MediaUploader,
         journal: Journal,
         capabilities: Capabilities,
         refusals: RefusalDetails,
         failpoints: Failpoints,
     ) -> None:
-        self._clients = clients
+        self._order = order
         self._uploader = uploader
         self._journal = journal
         self._capabilities = capabilities
@@ -52,19 +52,19 @@ class OperationSender:
         reading = Reading(
             operation.answer,
             enterprise=enterprise,
-            lately_allowed=enterprise and await self._capabilities.lately_allowed(name),
+            recently_allowed=enterprise and await self._capabilities.recently_allowed(name),
             about=operation.about,
             already=operation.already,
         )
-        order, account = self._clients.order, client.user_id
+        order, account = self._order, client.user_id
         asked_later = partial(self._journal.asked_later, write.entry, operation.opposite)
         ticket = order.join(account, operation, write.entry.target, asked_later)
         try:
             asking = client.ask(operation.upstream(account, write.body), reading, ticket)
             write.data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
         except GatewayError as error:
-            await self._capabilities.note(name, error.reason, write.entry.key_id)
+            await self._capabilities.record(name, error.reason, write.entry.key_id)
             raise await self._refusals.explain(error, write.body, account) from None
         finally:
             order.leave(ticket)
-        await self._capabilities.note(name, None, write.entry.key_id)
+        await self._capabilities.record(name, None, write.entry.key_id)

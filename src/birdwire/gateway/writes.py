@@ -138,7 +138,7 @@ class Writes:
 
     def _check_windows(self, write: Write) -> None:
         """Check X's windows before the write costs one of the key's day."""
-        self._clients.ledger.check(write.operation.endpoint, write.session.user_id)
+        self._clients.windows.check(write.operation.endpoint, write.session.user_id)
 
     def _spend_write(self, write: Write) -> Awaitable[None] | None:
         """Count the write, if the key has a daily cap."""

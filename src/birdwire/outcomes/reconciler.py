@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
     from birdwire.accounts.client import AccountClient, AccountClients
+    from birdwire.accounts.sessions import Sessions
     from birdwire.outcomes.journal import Journal, Why
     from birdwire.outcomes.leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database
+    from birdwire.x.client.api import X
 
 LOOKS_S = (2, 10, 30, 60, 300, 900, 3_600, 6 * 3_600, 24 * 3_600)
 SURE_AFTER = timedelta(seconds=60)
@@ -85,14 +87,18 @@ class Reconciler:
         database: Database,
         journal: Journal,
         presence: ProcessLeases,
-        lines: AccountClients,
+        sessions: Sessions,
+        x: X,
+        clients: AccountClients,
         clock: Clock,
         telemetry: Telemetry,
     ) -> None:
         self._database = database
         self._journal = journal
         self._presence = presence
-        self._lines = lines
+        self._sessions = sessions
+        self._x = x
+        self._clients = clients
         self._clock = clock
         self._telemetry = telemetry
         self._round = asyncio.Lock()
@@ -188,14 +194,14 @@ class Reconciler:
 
     async def _read(self, user_id: str, due: Sequence[RowMapping]) -> Read:
         """The account's posts since the oldest that is due; every page, up to MOST_PAGES."""
-        read = Read(self._lines.x.skew())
+        read = Read(self._x.skew())
         try:
             line = await self._line(user_id, due)
             if line is None:
                 return Read(why="not_linked")
             async with asyncio.timeout(READ_S):
                 await self._pages(line, due, read)
-                skew = self._lines.x.skew()
+                skew = self._x.skew()
                 if skew is not None and read.skew is not None and skew < read.skew - SAME_SKEW:
                     read = Read(skew)  # X's clock is further behind than was thought: the reading began too late
                     await self._pages(line, due, read)
@@ -206,12 +212,12 @@ class Reconciler:
     async def _line(self, user_id: str, due: Sequence[RowMapping]) -> AccountClient | None:
         """A way to X through a link of a key that asked for one of these posts."""
         for key_id in list(dict.fromkeys(row["key_id"] for row in due))[:MOST_KEYS]:
-            current = (await self._lines.sessions.links(key_id)).current
+            current = (await self._sessions.links(key_id)).current
             if current is None or current["user_id"] != user_id or current["state"] != "active":
                 continue
-            session = await self._lines.sessions.open(current)
+            session = await self._sessions.open(current)
             if session.scopes >= SCOPES:
-                return self._lines.open(session)
+                return self._clients.open(session)
         return None
 
     async def _pages(self, line: AccountClient, due: Sequence[RowMapping], read: Read) -> None:

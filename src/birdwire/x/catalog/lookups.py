@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from birdwire.api.body import Body
 from birdwire.api.errors import GatewayError
+from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.x.catalog.post import Id
 from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
 KEEP_USERS_S = 60.0
-MOST_USERS = 1_000
+MAX_USERS = 1_000
 PAGE = 20
 BY_ID, BY_NAME, TIMELINE, SEARCH = (
     "/2/users/{id}",
@@ -108,7 +108,7 @@ class LookupRunner:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._users: OrderedDict[tuple[str, str], tuple[float, _User]] = OrderedDict()
+        self._users: BoundedDict[tuple[str, str], tuple[float, _User]] = BoundedDict(MAX_USERS)
 
     async def info(self, account: str, query: UserQuery, ask: Ask) -> dict[str, Any]:
         """One user by name."""
@@ -156,8 +156,6 @@ class LookupRunner:
         user = _User.model_validate(found)
         self._users[place] = (now + KEEP_USERS_S, user)
         self._users.move_to_end(place)
-        if len(self._users) > MOST_USERS:
-            self._users.popitem(last=False)
         return user
 
 

@@ -15,7 +15,8 @@ from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, li
 from ulid import ULID
 
 from birdwire.app import create_app
-from birdwire.keys.registry import MAX_RPM, mint
+from birdwire.keys.rules import MAX_RPM
+from birdwire.keys.secrets import mint
 from birdwire.settings import Settings
 from birdwire.startup import open_vault
 from birdwire.store.encryption.vault import Place

@@ -32,12 +32,14 @@ from birdwire.gateway.uploader import MediaUploader
 from birdwire.gateway.writes import Writes
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
-from birdwire.keys.rate_limit import LocalRateLimit, SharedRateLimit
+from birdwire.keys.rate_limit import LocalRateLimit
+from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
-from birdwire.outcomes.leases import BEAT_EVERY_S, ProcessLeases
+from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
+from birdwire.outcomes.report import OutcomeReports
 from birdwire.routes import Handlers, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
@@ -360,7 +362,6 @@ def _build_handlers(
             key_sessions,
             capacity,
             idempotency,
-            outcomes.leases,
             journal.rejections,
             relay=settings.relay_dialect,
             keyless_body_s=settings.request_deadline_s,
@@ -378,7 +379,7 @@ def _build_handlers(
         ),
         Lookups(key_sessions, clients, LookupRunner(clock)),
         accounts.links,
-        journal,
+        OutcomeReports(journal),
         Pages(accounts.links, settings.base_url),
         Site(settings).answer,
         health,
@@ -400,7 +401,7 @@ def _build_background(
         shared.telemetry,
         ("sweep", SWEEP_EVERY_S, sessions.sweep),
         ("health", 0.0, health.beat),
-        ("presence", BEAT_EVERY_S, outcomes.leases.beat),
+        ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),

@@ -14,7 +14,7 @@ from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
 from birdwire.keys.context import RouteRules
-from birdwire.keys.registry import LINK, UNLINK
+from birdwire.keys.rules import LINK, UNLINK
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from birdwire.gateway.lookups import Lookups
     from birdwire.gateway.pipeline import Pipeline, Work
     from birdwire.gateway.writes import Writes
-    from birdwire.outcomes.journal import Journal
+    from birdwire.outcomes.report import OutcomeReports
     from birdwire.runtime.health import Health
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
@@ -43,7 +43,7 @@ class Handlers:
     writes: Writes
     lookups: Lookups
     links: LinkEndpoints
-    journal: Journal
+    outcomes: OutcomeReports
     pages: Pages
     document: Handler
     health: Health
@@ -108,7 +108,7 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
         ("POST", "unlink_twitter", parts.links.unlink, Empty, UNLINK),
         ("GET", "auth/status", parts.links.status, Empty, ""),
         ("POST", "auth/confirm", parts.links.confirm, Confirm, LINK),
-        ("GET", "requests/{request_id}", parts.journal.request, Empty, ""),
+        ("GET", "requests/{request_id}", parts.outcomes.request, Empty, ""),
     )
     for method, name, work, model, action in table:
         rules = RouteRules(

@@ -107,7 +107,7 @@ async def test_links_end_a_day_after_their_keys(database: Database) -> None:
     """Links of keys that never expire keep the end that they had, if any."""
     async with database.read() as connection:
         rows = await x_sessions.list_all(connection)
-        expiries = {row["key_id"]: row["expires_at"] for row in await store_keys.list_all(connection)}
+        expiries = {row.key_id: row.expires_at for row in await store_keys.list_all(connection)}
     labels = {key["key_id"]: label for label, key in first_schema.KEYS.items()}
     after = {
         labels[row["key_id"]]: row["over_at"] - (expiries[row["key_id"]] or row["created_at"])
@@ -208,16 +208,16 @@ async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
     journal = Journal(database, vault, ProcessLeases(database, clock), clock, Telemetry(io.StringIO(), clock))
     async with database.read() as connection:
         rows = await listed(connection, {}, None, 100_000)
-    states = [row["state"] for row in rows]
+    states = [row.state for row in rows]
     assert {state: states.count(state) for state in states} == {
         "confirmed": 6_953,
         "refused": 3_035,
         "not_sent": 3,
         "unknown": 10,
     }
-    sealed = [row for row in rows if row["words_ct"] is not None]
+    sealed = [row for row in rows if row.words_ct is not None]
     assert len(sealed) > 900
-    assert all(journal.words(row) for row in sealed)
+    assert all(journal.unseal(row) for row in sealed)
 
 
 async def test_every_sealed_value_is_of_the_one_vault_key(database: Database, vault: Vault) -> None:

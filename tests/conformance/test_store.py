@@ -99,7 +99,7 @@ async def entries(database: Database) -> dict[str, Any]:
     """What the journal holds, by request."""
     async with database.read() as connection:
         rows = await journal.listed(connection, {"key_id": KEY}, None, 1_000)
-        return {row["request_id"]: row for row in rows}
+        return {row.request_id: row for row in rows}
 
 
 async def test_what_one_process_wrote_another_reads_as_it_was(pair: Pair) -> None:
@@ -111,7 +111,7 @@ async def test_what_one_process_wrote_another_reads_as_it_was(pair: Pair) -> Non
         key, session = await api_keys.get(connection, "key_2"), await x_sessions.get(connection, "xs_1")
     assert key is not None
     assert session is not None
-    assert (key["label"], key["expires_at"], key["actions"], key["ips"]) == ("Zoë 🐦", NOW, ["like_twitter"], None)
+    assert (key.label, key.expires_at, key.actions, key.ips) == ("Zoë 🐦", NOW, ["like_twitter"], None)
     assert (session["access_ct"], session["refresh_ct"], session["tries"]) == (b"\x00\xff", None, 0)
 
 
@@ -208,13 +208,13 @@ async def test_what_hangs_on_a_key_changes_one_at_a_time(pair: Pair) -> None:
             await api_keys.hold(connection, KEY)
             row = await api_keys.get(connection, KEY)
             assert row is not None
-            await api_keys.change(connection, KEY, {"rpm": row["rpm"] + 1})
+            await api_keys.change(connection, KEY, {"rpm": (row.rpm or 0) + 1})
 
     await pair.all_at_once(30, raise_limit)
     async with pair.first.read() as connection:
         row = await api_keys.get(connection, KEY)
     assert row is not None
-    assert row["rpm"] == 31
+    assert row.rpm == 31
 
 
 async def test_leases_are_counted_by_one_clock(pair: Pair, engine: str) -> None:
@@ -234,7 +234,7 @@ async def test_an_appended_row_is_there_when_its_caller_goes_on(pair: Pair) -> N
     """Another process sees it, with its values as their columns keep them."""
     await pair.first.append(ADD, an_entry("req_1", settled_at=NOW))
     row = (await entries(pair.second))["req_1"]
-    assert (row["data"], row["created_at"], row["settled_at"], row["target"]) == ({"liked": True}, NOW, NOW, None)
+    assert (row.data, row.created_at, row.settled_at, row.target) == ({"liked": True}, NOW, NOW, None)
 
 
 async def test_rows_of_many_callers_are_all_there(pair: Pair) -> None:
@@ -265,8 +265,8 @@ async def test_appends_keep_their_order(pair: Pair) -> None:
         )
     )
     found = await entries(pair.second)
-    assert {row["state"] for row in found.values()} == {"confirmed"}
-    assert [found[f"req_{number}"]["data"] for number in range(40)] == [{"n": number} for number in range(40)]
+    assert {row.state for row in found.values()} == {"confirmed"}
+    assert [found[f"req_{number}"].data for number in range(40)] == [{"n": number} for number in range(40)]
 
 
 async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
@@ -290,7 +290,7 @@ async def test_a_saved_change_says_whether_its_row_was_there_and_announces_its_k
     done = {"state": "refused", "data": None, "settled_at": NOW}
     saves = (pair.first.save(SETTLE, {"of": f"req_{number}", **done}, f"key_{number}") for number in range(40))
     assert await asyncio.gather(*saves) == [number % 2 == 0 for number in range(40)]
-    assert {row["state"] for row in (await entries(pair.second)).values()} == {"refused"}
+    assert {row.state for row in (await entries(pair.second)).values()} == {"refused"}
     await heard(pair.second, {f"key_{number}" for number in range(0, 40, 2)})
 
 

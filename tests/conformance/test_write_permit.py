@@ -128,10 +128,10 @@ async def test_what_the_cache_does_not_hold_counts_until_there_is_news(database_
     async with processes(database_url, 1) as (clock, (here,)):
         raw_key = await linked(here)
         key, session = await admitted(here, raw_key)
-        here.recall.forget(key.key_id)
+        here.recall.invalidate(key.key_id)
         key = await here.keys.find(raw_key, "test")
         one = permit(here, clock, key)
         one.check(session)
-        here.recall.forget("another key")
+        here.recall.invalidate("another key")
         with pytest.raises(StaleError):
             one.check(session)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from birdwire.cli import COMMANDS, OPERATE, RUN, build, inputs, load
 from birdwire.cli.commands.log import change
-from birdwire.keys.registry import KeyRules, Keys
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import KeyRules
 from birdwire.store.database import Database
 from birdwire.store.tables.acts import MAX_REPEATED, MAX_VALUE
 from birdwire.surfaces.site.documents import DOCUMENTS

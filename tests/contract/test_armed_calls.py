@@ -171,7 +171,7 @@ async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | N
     finally:
         await database.close()
     assert row is not None
-    return row["state"], row["reason"]
+    return row.state, row.reason
 
 
 def slow_call(house: RunningGateway, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:

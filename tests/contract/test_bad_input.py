@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from birdwire.keys.registry import mint
+from birdwire.keys.secrets import mint
 from birdwire.sandbox.state import seed
 from birdwire.surfaces.site.documents import DOCUMENTS
 from harness.gateway import API, PNG, POST

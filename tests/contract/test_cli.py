@@ -25,7 +25,7 @@ from birdwire.cli.commands.accounts import check_attempt
 from birdwire.cli.commands.post import FIELDS, ROWS
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.output import Stop, meaning, remedy
-from birdwire.keys.registry import KeyRules
+from birdwire.keys.rules import KeyRules
 from birdwire.settings import PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from birdwire.keys.registry import KeyRuleError, KeyRules, mint
+from birdwire.keys.rules import KeyRuleError, KeyRules
+from birdwire.keys.secrets import mint
 from harness.gateway import API, POST
 from harness.linking import HTML, begin, land, press_undo, reason_of
 

@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import insert
 
 from birdwire.accounts.tokens import SealedTokens
-from birdwire.keys.registry import mint
+from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.store.database import Database
 from birdwire.store.encryption.key_files import read_key_file

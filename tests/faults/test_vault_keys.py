@@ -133,7 +133,7 @@ async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: Runn
         async with database.write() as connection:
             await store.replace(connection, sealed, [(row, b"stale")])
             (newer,) = await store.others(connection, sealed, other, None, 10)
-            assert newer["gen"] == row["gen"] + 1
+            assert newer.gen == row.gen + 1
     finally:
         await database.close()
     assert (await linked.like()).status_code == 200

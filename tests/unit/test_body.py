@@ -154,7 +154,7 @@ def test_only_ascii_digits_are_an_id(text: str) -> None:
     try:
         check({"tweet_id": text}, TweetTarget)
     except GatewayError as error:
-        refused = error.reason
+        refused: str = error.reason
     else:
         refused = ""
     assert refused == ("" if good else "tweet_id_malformed")

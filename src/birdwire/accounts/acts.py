@@ -98,7 +98,7 @@ class ActLog:
 
     async def round(self) -> None:
         """Log what is new, if the change feed has had news since the last round."""
-        turn = self._recall.catch_up()
+        turn = self._recall.poll()
         if turn == self._turn:
             return
         async with self._database.read() as connection:

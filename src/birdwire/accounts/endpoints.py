@@ -19,8 +19,8 @@ from birdwire.api.body import Body, Empty, check
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.messages import Answer
 from birdwire.api.paths import API
-from birdwire.keys.permissions import may
-from birdwire.keys.registry import KeyRules
+from birdwire.keys.permissions import describe
+from birdwire.keys.rules import KeyRules
 from birdwire.runtime.clock import rfc3339
 from birdwire.runtime.single_flight import SingleFlight
 from birdwire.store.database import StorageDownError, now
@@ -78,7 +78,7 @@ class Linked:
     how: Literal["linked", "pending", "confirm", "already"]
     label: str
     may: str
-    """As `permissions.may` returns it; empty: nothing."""
+    """As `permissions.describe` returns it; empty: nothing."""
     username: str | None = None
     works: bool = True
     undo_token: str | None = field(default=None, repr=False)
@@ -389,7 +389,7 @@ class LinkEndpoints:
         how: Literal["linked", "pending", "confirm"] = "linked" if session["state"] == "active" else "confirm"
         if session["username"] is None:
             how = "pending"
-        allowed = may(key.rules, self._reads, session["scopes"].split())
+        allowed = describe(key.rules, self._reads, session["scopes"].split())
         return Linked(
             how,
             key.label,
@@ -434,7 +434,7 @@ class LinkEndpoints:
         return Linked(
             _HOWS[pending, state["username"] is not None],
             state["label"],
-            may(rules, self._reads, state["scopes"].split()),
+            describe(rules, self._reads, state["scopes"].split()),
             state["username"],
             works=not over and standing(state, at)[0] != "needs_relink",
             return_to=state["return_to"] if state["return_to"] in (state["return_to_allowed"] or ()) else None,

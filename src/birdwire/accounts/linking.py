@@ -13,7 +13,7 @@ from birdwire.accounts.sessions import UNDO_FOR
 from birdwire.api.body import Body
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.keys.permissions import SCOPES
-from birdwire.keys.registry import LINK
+from birdwire.keys.rules import LINK
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.encryption.vault import Place
 from birdwire.store.tables import acts, api_keys

@@ -106,7 +106,7 @@ class Sessions:
 
     def ready(self, key_id: str) -> XSession | None:
         """The key's session, if it is known to be good now and to stay so for a while."""
-        self._recall.catch_up()  # the call may have waited for its turn, or for a long body, since its key was found
+        self._recall.poll()  # the call may have waited for its turn, or for a long body, since its key was found
         known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
         return known[1] if known is not None and known[0] > self._clock.now() else None
 
@@ -117,7 +117,7 @@ class Sessions:
 
     async def links(self, key_id: str) -> Links:
         """What is linked to a key."""
-        turn = self._recall.catch_up()
+        turn = self._recall.poll()
         async with self._database.read() as connection:
             return replace(_links(await store.of_key(connection, key_id, self._issuer)), turn=turn)
 
@@ -255,7 +255,7 @@ class Sessions:
                 row = await self._put_in_use(connection, row, current, named, by)
         if not waits:
             self.acts.count("link.activated" if expected is None else "link.mismatched")
-        self._recall.forget(row["key_id"])  # the next call must not go through the link that this one replaced
+        self._recall.invalidate(row["key_id"])  # the next call must not go through the link that this one replaced
         if expected is not None:
             await self._revocations.hurry()
             raise mismatch
@@ -275,7 +275,7 @@ class Sessions:
                 row = await self._put_in_use(connection, row, current, {}, by)
         if waits:
             self.acts.count("link.activated")
-        self._recall.forget(row["key_id"])
+        self._recall.invalidate(row["key_id"])
         return row
 
     async def _put_in_use(
@@ -314,7 +314,7 @@ class Sessions:
                 await self._revocations.end(connection, row)
             if rows:
                 await self.acts.record(connection, by, "link.unlinked", key_id, _links(rows).current or rows[0])
-        self._recall.forget(key_id)  # the news of one's own change may come a moment later
+        self._recall.invalidate(key_id)  # the news of one's own change may come a moment later
         if rows:
             self.acts.count("link.unlinked")
             await self._revocations.hurry()
@@ -344,7 +344,7 @@ class Sessions:
             before = _links(ended).current or row
             await self.acts.record(connection, owner_of(row), "link.undone", key_id, before)
         self.acts.count("link.undone")
-        self._recall.forget(key_id)
+        self._recall.invalidate(key_id)
         await self._revocations.hurry()
         return account(row)
 
@@ -446,7 +446,7 @@ def _same_account(row: RowMapping, other: RowMapping) -> bool:
 
 
 def _mismatch(
-    row: RowMapping, pin: RowMapping | None, current: RowMapping | None, user_id: str, username: str
+    row: RowMapping, pin: api_keys.Pin | None, current: RowMapping | None, user_id: str, username: str
 ) -> str | None:
     """Return the account that should have approved, if another one did.
 
@@ -454,7 +454,7 @@ def _mismatch(
     was named beforehand may replace another one; an unnamed one may not.
     """
     if pin is not None:
-        pinned_id, pinned = pin["account_user_id"], pin["account_username"]
+        pinned_id, pinned = pin.account_user_id, pin.account_username
         if user_id != pinned_id if pinned_id else username.lower() != pinned.lower():
             return f"@{pinned}"
     expected = row["expected_username"]

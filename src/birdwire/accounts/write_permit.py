@@ -53,13 +53,13 @@ class WritePermit:
             StaleError: call `renew` first.
             GatewayError: key_revoked, key_expired.
         """
-        turn = self._recall.catch_up()
+        turn = self._recall.poll()
         self._key.check(self._clock.now(), self._key.mode)
         if self._keys.remembers(self._key) and self._sessions.remembers(self._key.key_id, session):
             return
         # The cache may be full, or unable to hold anything: then the last read counts for FRESH_S.
         if self._turn is None:
-            changed = turn != self._key.turn
+            changed = turn != self._key.epoch
         else:
             changed = self._recall.changed_since(self._key.key_id, self._turn)
         if changed or self._clock.monotonic() >= self._fresh_until:
@@ -72,7 +72,7 @@ class WritePermit:
             GatewayError: the refusal that a new call would get; x_not_linked if another account is linked now.
             StorageDownError: the database does not answer.
         """
-        began, turn = self._clock.monotonic(), self._recall.catch_up()
+        began, turn = self._clock.monotonic(), self._recall.poll()
         self._key, newer = await self._readmit(self._key)
         if newer.user_id != session.user_id:
             raise GatewayError("x_not_linked")

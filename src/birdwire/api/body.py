@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from birdwire.api.errors import PROBLEMS, GatewayError, excerpt
+from birdwire.api.errors import PROBLEMS, GatewayError, excerpt, reason_named
 from birdwire.api.forms import Multipart, looks_like_json, other_type, too_large, untyped_json, urlencoded, wrong_type
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, 
     except ValidationError as error:
         found = min(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 2))
     if found["type"] in PROBLEMS:  # a rule of the model, which raises with the reason as its type
-        raise GatewayError(found["type"], **found.get("ctx", {}))
+        raise GatewayError(reason_named(found["type"]), **found.get("ctx", {}))
     path = [part for part in found["loc"] if isinstance(part, str)]
     name = path[-1]
     if found["type"] == "extra_forbidden":
@@ -221,8 +221,9 @@ def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, 
         raise GatewayError("unknown_field", field=excerpt(".".join(path)), known=known)
     wanted = _wanted(model, path)
     if found["type"] == "missing":
-        raise GatewayError(f"{name}_missing", wanted=wanted)
-    raise GatewayError(f"{name}_malformed", detail=_detail(found["type"], found["input"]), wanted=wanted)
+        raise GatewayError(reason_named(f"{name}_missing"), wanted=wanted)
+    detail = _detail(found["type"], found["input"])
+    raise GatewayError(reason_named(f"{name}_malformed"), detail=detail, wanted=wanted)
 
 
 _ORDER = {"missing": 0, "extra_forbidden": 1}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from birdwire.api.messages import Answer, Call, Headers
 from birdwire.api.paths import API
 
+if TYPE_CHECKING:
+    from birdwire.api.reasons import Reason
+
 Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
+Outcome = Literal["refused", "not_sent", "unknown"]
 
 TYPES = {
     401: "authentication_error",
@@ -206,7 +210,7 @@ RETRY_AFTER_S = {
 """Retry-After of a reason when the raiser knows no better: every 429 and 503 carries one."""
 
 
-SEND_REASONS = {"unreachable": "x_unreachable", "tls": "x_tls", "busy": "overloaded", "timeout": "x_timeout", "cut": "x_5xx", "malformed": "x_reply_malformed"}  # fmt: skip
+SEND_REASONS: dict[str, Reason] = {"unreachable": "x_unreachable", "tls": "x_tls", "busy": "overloaded", "timeout": "x_timeout", "cut": "x_5xx", "malformed": "x_reply_malformed"}  # fmt: skip
 """The reason for a call to X that brought no reply, by what cut it short."""
 
 
@@ -220,11 +224,11 @@ class GatewayError(Exception):
 
     def __init__(
         self,
-        reason: str,
+        reason: Reason,
         *,
         retry_after_s: int | None = None,
         upstream: dict[str, object] | None = None,
-        outcome: Literal["refused", "not_sent", "unknown"] = "not_sent",
+        outcome: Outcome = "not_sent",
         headers: Headers = (),
         **values: Any,
     ) -> None:
@@ -233,9 +237,19 @@ class GatewayError(Exception):
         self.problem = PROBLEMS[reason]
         self.retry_after_s = retry_after_s if retry_after_s is not None else RETRY_AFTER_S.get(reason)
         self.upstream = upstream
-        self.outcome: Literal["refused", "not_sent", "unknown"] = outcome
+        self.outcome: Outcome = outcome
         self.headers = headers
         self.values = values
+
+
+def reason_named(name: str) -> Reason:
+    """Return a computed name as a reason.
+
+    Raises:
+        KeyError: PROBLEMS does not declare it.
+    """
+    PROBLEMS[name]
+    return cast("Reason", name)
 
 
 _DEFAULTS = {"reset": "in a minute"}

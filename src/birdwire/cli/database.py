@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from birdwire.cli import run_servers
 from birdwire.cli.inputs import os_user
 from birdwire.cli.output import ExitCode, Stop
-from birdwire.keys.registry import KeyRuleError
+from birdwire.keys.rules import KeyRuleError
 from birdwire.store.database import Database, StorageDownError, StoreError, file_of
 from birdwire.store.encryption.vault import VaultError
 from birdwire.store.tables.acts import Actor

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from birdwire.api.errors import PROBLEMS, GatewayError, describe
+from birdwire.api.errors import PROBLEMS, GatewayError, describe, reason_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -181,7 +181,7 @@ def _described(reason: str) -> tuple[str, str]:
     """Return message and fix of a reason, without the sentences that depend on the refusal's own values."""
     problem = PROBLEMS[reason]
     names = {name for _, name, _, _ in Formatter().parse(problem.message + problem.fix) if name}
-    message, fix = describe(GatewayError(reason, **dict.fromkeys(names, _UNKNOWN) | _IN_GENERAL))
+    message, fix = describe(GatewayError(reason_named(reason), **dict.fromkeys(names, _UNKNOWN) | _IN_GENERAL))
     message = _UNKNOWN_END.sub(".", message).replace(f"its {_UNKNOWN} ", "its ")
     caused = _UNKNOWN not in _SENTENCE_ENDS.split(message)[0]
     return _known(message) if caused else "", _known(fix)

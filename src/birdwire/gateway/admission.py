@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.context import CallContext
     from birdwire.keys.rate_limit import RateLimit
-    from birdwire.keys.registry import Key, Keys, Mode
+    from birdwire.keys.registry import Key, Keys
+    from birdwire.keys.secrets import Mode
     from birdwire.runtime.clock import Clock
 
 MAX_AUTH_FAILURES_PER_MINUTE = 60

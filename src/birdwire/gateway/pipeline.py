@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api import relay_dialect
 from birdwire.api.body import check_kind, read, read_query, within
-from birdwire.api.errors import GatewayError, excerpt, refuse, render
+from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.gateway.admission import check_action
 from birdwire.keys.context import CallContext
-from birdwire.keys.registry import raw_key_of
+from birdwire.keys.secrets import raw_key_of
 from birdwire.outcomes import idempotency
 from birdwire.store.database import StorageDownError
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from birdwire.gateway.key_sessions import KeySessions
     from birdwire.keys.context import RouteRules
     from birdwire.outcomes.idempotency import Idempotency
-    from birdwire.outcomes.leases import ProcessLeases
     from birdwire.outcomes.rejections import Rejections
 
 Work = Callable[[CallContext], Awaitable["Answer"]]
@@ -48,7 +47,6 @@ class Pipeline:
         sessions: KeySessions,
         capacity: Capacity,
         idempotency: Idempotency,
-        leases: ProcessLeases,
         rejections: Rejections,
         *,
         relay: bool,
@@ -58,7 +56,6 @@ class Pipeline:
         self._sessions = sessions
         self._capacity = capacity
         self._idempotency = idempotency
-        self._leases = leases
         self._rejections = rejections
         self._relay = relay
         self._keyless_body_s = keyless_body_s
@@ -117,32 +114,20 @@ class Pipeline:
 
         A call without a name gets one if it must not run twice, so that its caller can ask for the outcome.
         """
-        repeatable, request_id = context.route.repeatable, context.call.request_id
+        repeatable = context.route.repeatable
         try:
             if name is None:
                 if repeatable:
                     return await work(context)
                 name = idempotency.new_name()
                 context.headers += (("idempotency-key", name),)
-            asked, once = idempotency.fingerprint(operation, fields, context.parsed.files), self._idempotency
-            named = idempotency.Named(context.key.key_id, name, asked, request_id, repeatable)
-            with self._leases.running(request_id):
-                earlier = await once.begin(named)
-                if earlier is not None:
-                    return earlier
-                end = partial(once.release if repeatable else once.lose, named)
-                try:
-                    answer = await work(context)
-                    end = partial(once.keep, named, answer)
-                except GatewayError as error:
-                    if _is_final(error):
-                        end = partial(once.keep, named, render(error, request_id))
-                    elif repeatable or error.outcome != "unknown":
-                        end = partial(once.release, named)
-                    raise
-                finally:
-                    await end()
-                return answer
+            asked = idempotency.fingerprint(operation, fields, context.parsed.files)
+            named = idempotency.Named(context.key.key_id, name, asked, context.call.request_id, repeatable)
+            async with self._idempotency.attempt(named) as attempt:
+                if attempt.replay is not None:
+                    return attempt.replay
+                attempt.answer = await work(context)
+                return attempt.answer
         except (GatewayError, StorageDownError) as error:
             return self._refuse(context, error)
 
@@ -212,12 +197,6 @@ class Pipeline:
         if raw_key is None:
             raise GatewayError("key_missing")
         await self._admission.admit(context, raw_key)
-
-
-def _is_final(error: GatewayError) -> bool:
-    """Return whether X itself refused for good. Its 401s and 429s, and what may be retried, are not final."""
-    temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
-    return error.outcome == "refused" and not temporary
 
 
 def _announced(call: Call) -> int:

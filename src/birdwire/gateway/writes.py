@@ -14,9 +14,9 @@ from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
 from birdwire.gateway.write import Write
 from birdwire.outcomes.journal import Entry, fingerprint
+from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
-from birdwire.x.catalog.timeline import sought
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
@@ -112,10 +112,10 @@ class Writes:
             return None
         if isinstance(error, GatewayError):
             return error
-        if isinstance(error, StorageDownError) and not write.record.begun:
+        if isinstance(error, StorageDownError) and not write.record.started:
             # Files may be at X by now, where nobody sees them.
             return GatewayError("storage_unavailable", half="nothing was published")
-        if not write.record.begun:
+        if not write.record.started:
             return None
         # X may have carried the write out, so "try again" would be wrong, even after a bug of ours.
         if not isinstance(error, StorageDownError):
@@ -158,7 +158,7 @@ class Writes:
             canonical(str(getattr(body, operation.target, ""))),
             fingerprint(operation.name, write.fields),
             self._prices.of(operation, body),
-            sought(body),
+            signature_of(body),
         )
         write.record = self._journal.open(write.entry)
         write.opened = True

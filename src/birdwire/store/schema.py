@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
-from sqlalchemy import BigInteger, Column, Index, MetaData, Table, column, inspect, select, table
+from sqlalchemy import BigInteger, Column, Index, MetaData, String, Table, column, inspect, select, table
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
@@ -60,6 +61,30 @@ class Instant(TypeDecorator[datetime]):
         """Decode the column's value."""
         del dialect
         return None if value is None else _EPOCH + int(value) * _MICROSECOND
+
+
+Member = TypeVar("Member", bound=StrEnum)
+
+
+class EnumText(TypeDecorator[Member]):
+    """A member of a StrEnum, stored as its value."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, enum: type[Member]) -> None:
+        super().__init__()
+        self.enum = enum
+
+    def process_bind_param(self, value: Member | str | None, dialect: Dialect) -> str | None:
+        """To the column."""
+        del dialect
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Member | None:
+        """From the column."""
+        del dialect
+        return None if value is None else self.enum(value)
 
 
 def index_of_some(name: str, *columns: Column[Any]) -> Index:

@@ -23,7 +23,9 @@ from birdwire.cli.database import held, operator, refusals
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
-from birdwire.keys.registry import MAX_RPM, Keys, mint
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import MAX_RPM
+from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.state.seed import OTHER_USER_ID, OTHER_USERNAME, PEOPLE, VISIBLE_POST_ID

@@ -14,7 +14,8 @@ from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened, operator
 from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
-from birdwire.keys.registry import MAX_RPM, MAX_TEXT, TIERS, KeyRules, Keys
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import MAX_RPM, MAX_TEXT_LIMIT, TIERS, KeyRules
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.database import file_of, place_of
 
@@ -57,7 +58,10 @@ DailyOption = Annotated[
 TextOption = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MAX_TEXT, metavar="N", help="Maximum length of a post. Default: 280; set more for Premium accounts."
+        min=1,
+        max=MAX_TEXT_LIMIT,
+        metavar="N",
+        help="Maximum length of a post. Default: 280; set more for Premium accounts.",
     ),
 ]
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 import textwrap
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,63 +17,59 @@ from birdwire.cli.database import opened
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
-from birdwire.outcomes.journal import State, told
+from birdwire.outcomes.report import report
 from birdwire.runtime.clock import Clock
 from birdwire.store.tables import acts as store_acts
 from birdwire.store.tables import journal as store
+from birdwire.store.tables.journal import STATES, JournalRow, State, Why
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import RowMapping
-
     from birdwire.settings import Settings
 
-STATES = get_args(State)
 MOST = 10_000
 WIDTH = 80
 COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
 
-MEANINGS: dict[str, tuple[str, str]] = {
-    "started": ("The call is still running, or its process has just crashed.", "Check again in 30 seconds."),
-    "confirmed": ("X confirmed the call.", ""),
-    "refused": ("X refused the call. Nothing was changed.", ""),
-    "not_sent": ("Nothing was sent to X.", "You can send it again."),
-    "unknown": ("X's response was lost, so X may or may not have carried out the call.", ""),
-    "found": (
+MEANINGS: dict[State, tuple[str, str]] = {
+    State.STARTED: ("The call is still running, or its process has just crashed.", "Check again in 30 seconds."),
+    State.CONFIRMED: ("X confirmed the call.", ""),
+    State.REFUSED: ("X refused the call. Nothing was changed.", ""),
+    State.NOT_SENT: ("Nothing was sent to X.", "You can send it again."),
+    State.UNKNOWN: ("X's response was lost, so X may or may not have carried out the call.", ""),
+    State.FOUND: (
         "X's response was lost, but X carried out the call: the post is in the account's timeline.",
         "Do not send it again.",
     ),
-    "not_found": (
+    State.NOT_FOUND: (
         "X's response was lost, and X did not carry out the call: the post is not in the account's timeline.",
         "You can send it again, with a new Idempotency-Key.",
     ),
 }
 SAID = "See the fix in the original response, or look up the reason in docs/errors.md."
 """The advice for a refusal whose fix depends on values that only the original response contains."""
-WHYS: dict[str, tuple[str, str]] = {
-    "looking": (
+WHYS: dict[Why, tuple[str, str]] = {
+    Why.LOOKING: (
         "Birdwire is searching the account's timeline for the post.",
         "Check again in a minute. Do not send it again yet.",
     ),
-    "no_read": (
+    Why.NO_READ: (
         "Birdwire has not been able to read the account's timeline yet.",
         "Check the account on x.com, or run this command again later.",
     ),
-    "several_match": ("Several posts in the account's timeline match this one.", "Check the account on x.com."),
-    "too_many_posts": (
+    Why.SEVERAL_MATCH: ("Several posts in the account's timeline match this one.", "Check the account on x.com."),
+    Why.TOO_MANY_POSTS: (
         "The account has published too many posts since then for Birdwire to search.",
         "Check the account on x.com.",
     ),
-    "not_linked": (
+    Why.NOT_LINKED: (
         "The account is no longer linked, so Birdwire cannot search its timeline.",
         "Check the account on x.com.",
     ),
-    "not_in_timeline": (
+    Why.NOT_IN_TIMELINE: (
         "Posts of this kind do not appear in timelines, so Birdwire cannot search for it.",
         "Check on x.com before you send it again.",
     ),
-    "upload": ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
+    Why.UPLOAD: ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
 }
 
 _AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -177,17 +173,17 @@ def _unknown(stop: Stop) -> Stop:
 def _explained(document: dict[str, Any]) -> list[str]:
     """Describe the outcome in a few sentences: the request, the outcome, the cause, the next step."""
     state, why = str(document.get("state")), str(document.get("why"))
-    happened, advice = MEANINGS.get(state, (f"Its state is {printable(state, 60)}.", ""))
+    happened, advice = MEANINGS[State(state)] if state in STATES else (f"Its state is {printable(state, 60)}.", "")
     lines = [
         f"{printable(document.get('operation'), 60)}, requested at {printable(document.get('created_at'), 40)}",
         happened,
     ]
-    if state == "unknown" and why in WHYS:
-        lines.append(WHYS[why][0])
-        advice = WHYS[why][1]
-    elif document.get("reason") and state != "not_found":
+    if state == State.UNKNOWN and why in WHYS:
+        cause, advice = WHYS[Why(why)]
+        lines.append(cause)
+    elif document.get("reason") and state != State.NOT_FOUND:
         lines.append(meaning(document["reason"]))
-        advice = (remedy(document["reason"]) or SAID) if state == "not_sent" else advice
+        advice = (remedy(document["reason"]) or SAID) if state == State.NOT_SENT else advice
     found = document.get("data")
     if isinstance(found, dict):
         lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
@@ -196,7 +192,7 @@ def _explained(document: dict[str, Any]) -> list[str]:
     return [*lines, advice] if advice else lines
 
 
-async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> Sequence[RowMapping]:
+async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> list[JournalRow]:
     async with opened(settings) as database, database.read() as connection:
         return await store.listed(connection, equal, since, limit)
 
@@ -232,10 +228,10 @@ def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(printable(text, 4_000), WIDTH, initial_indent=indent, subsequent_indent="    ")
 
 
-def _shown(row: RowMapping) -> dict[str, Any]:
+def _shown(row: JournalRow) -> dict[str, Any]:
     """Return a row for the operator, without its encrypted fields."""
-    document = told(row)
-    more = {"key_id": row["key_id"], "user_id": row["user_id"], "about": row["target"] or row["x_id"]}
+    document = report(row)
+    more = {"key_id": row.key_id, "user_id": row.user_id, "about": row.target or row.x_id}
     return {"request_id": document.pop("request_id"), **more, **document}
 
 

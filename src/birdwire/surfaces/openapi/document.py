@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
-from birdwire.api.errors import PROBLEMS, GatewayError, render
+from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
 from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints
@@ -216,7 +216,7 @@ class _Shared:
         optional = (*_ALLOWANCE, _DEGRADED) if endpoint.keyed else ()
         if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
             optional += ("Retry-After",)
-        example = render(GatewayError(reasons[0], **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
+        example = render(GatewayError(reason_named(reasons[0]), **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
         content: dict[str, Any] = {"application/json": {"schema": _narrowed(reasons), "example": example}}
         if endpoint.page:
             content["text/html"] = {"schema": {"type": "string"}}

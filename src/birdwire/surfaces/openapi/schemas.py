@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from birdwire.accounts.linking import AuthTwitter
 from birdwire.api.errors import TYPES, Whose
-from birdwire.keys.registry import MAX_TEXT
+from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.x.catalog.post import PostTwitter
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ RULES: dict[type[BaseModel], dict[str, Any]] = {
 """What a model's validators ask beyond its fields: a text unless something else is posted, and what excludes what."""
 
 NARROWER: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
-    (PostTwitter, "text"): {"maxLength": MAX_TEXT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
+    (PostTwitter, "text"): {"maxLength": MAX_TEXT_LIMIT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
 }
 """What is asked of a field in code."""
 

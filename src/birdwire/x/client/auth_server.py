@@ -18,6 +18,7 @@ from birdwire.x.client.pool import Request, SendFailed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from birdwire.api.reasons import Reason
     from birdwire.settings import Settings
     from birdwire.x.client.pool import ConnectionPool, Reply
 
@@ -64,7 +65,7 @@ class Meaning(Enum):
 class TokenError(Exception):
     """The token endpoint issued no tokens. `reason` is the gateway's own reason."""
 
-    def __init__(self, meaning: Meaning, reason: str, upstream: dict[str, object] | None = None) -> None:
+    def __init__(self, meaning: Meaning, reason: Reason, upstream: dict[str, object] | None = None) -> None:
         super().__init__(meaning.value)
         self.meaning = meaning
         self.reason = reason
@@ -136,7 +137,7 @@ class AuthServer:
         """
         await self._post("/2/oauth2/revoke", {"token": token, "token_type_hint": hint}, "x_session_expired")
 
-    async def _post(self, path: str, form: dict[str, str], refused: str) -> Reply:
+    async def _post(self, path: str, form: dict[str, str], refused: Reason) -> Reply:
         """Return a 2xx reply. The form holds the client id too: a public client must send it (RFC 6749 §3.2.1)."""
         body = urlencode({**form, "client_id": self._client_id}).encode()
         try:
@@ -173,7 +174,7 @@ def new_verifier() -> str:
     return secrets.token_urlsafe(32)
 
 
-def _refusal(reply: Reply, refused: str) -> TokenError:
+def _refusal(reply: Reply, refused: Reason) -> TokenError:
     value = _decode_object(reply) or {}
     error, description = str(value.get("error", "")), str(value.get("error_description", ""))
     upstream: dict[str, object] = {

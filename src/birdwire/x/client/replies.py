@@ -20,6 +20,7 @@ from birdwire.x.client.rate_headers import exhausted, wait_s
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
+    from birdwire.api.reasons import Reason
     from birdwire.x.client.pool import Reply
 
 _PLAIN = {"data"}
@@ -173,7 +174,7 @@ _Rule = Callable[[_ReplyFacts, Reading], bool]
 
 # The first rule that matches decides. Bills and enrolment come first, whatever the status, since linking again fixes
 # neither. Types are matched by their last segment, since X sends them from two hosts.
-_RULES: tuple[tuple[str, _Rule], ...] = (
+_RULES: tuple[tuple[Reason, _Rule], ...] = (
     ("x_spend_cap", lambda facts, _: "SpendCapReached" in facts.titles),
     ("x_credits_depleted", lambda facts, _: facts.status == 402 or bool(facts.types & {"credits", "credits-depleted"})),
     ("x_usage_capped", lambda facts, _: "usage-capped" in facts.types),
@@ -207,7 +208,7 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
 )  # fmt: skip
 
 
-def _reason_of(facts: _ReplyFacts, reading: Reading) -> str | None:
+def _reason_of(facts: _ReplyFacts, reading: Reading) -> Reason | None:
     """Return the reason of X's refusal, if a rule matches it."""
     return next((reason for reason, matches in _RULES if matches(facts, reading)), None)
 
@@ -226,7 +227,7 @@ def _is_about(facts: _ReplyFacts, reading: Reading, kind: str) -> bool:
     return kind in facts.about or (not facts.about and reading.about == kind)
 
 
-def _refusal(reason: str, facts: _ReplyFacts, now: datetime) -> GatewayError:
+def _refusal(reason: Reason, facts: _ReplyFacts, now: datetime) -> GatewayError:
     values: dict[str, Any] = {
         "message": facts.sentence() or "no reason given.",
         "account": "the linked account",

@@ -12,8 +12,6 @@ from birdwire.store.database import StorageDownError
 from birdwire.store.tables import capabilities as store
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
-
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
 
@@ -71,7 +69,7 @@ class Capabilities:
             return known
         async with self._database.read() as connection:
             rows = await store.met_by(connection, key_id, self._client_id)
-        met = {row["operation"]: row for row in rows}
+        met = {row.operation: row for row in rows}
         return [one if _may_see(one, met.get(one.operation)) else replace(one, reason=None) for one in known]
 
     async def recently_allowed(self, operation: str) -> bool:
@@ -132,15 +130,16 @@ class Capabilities:
         if self._known is None:
             async with self._database.read() as connection:
                 rows = await store.of_app(connection, self._client_id)
-            names = ("operation", "allowed_at", "refused_at", "reason")
-            self._known = {row["operation"]: Capability(**{name: row[name] for name in names}) for row in rows}
+            self._known = {
+                row.operation: Capability(row.operation, row.allowed_at, row.refused_at, row.reason) for row in rows
+            }
         return self._known
 
 
-def _may_see(one: Capability, met: RowMapping | None) -> bool:
+def _may_see(one: Capability, met: store.RefusalMetRow | None) -> bool:
     """Return whether a key's holder may read the reason: its own calls met it since X last allowed the operation."""
     if one.reason == TIER_REASON:
         return True
-    if met is None or met["reason"] != one.reason:
+    if met is None or met.reason != one.reason:
         return False
-    return one.allowed_at is None or bool(met["met_at"] > one.allowed_at)
+    return one.allowed_at is None or met.met_at > one.allowed_at

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.bounded_dict import BoundedDict
@@ -26,6 +26,7 @@ from birdwire.x.client.rate_headers import MAX_WINDOW_S, any_exhausted, parse, s
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from birdwire.api.reasons import Reason
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.x.client.pool import Reply
@@ -160,7 +161,7 @@ class RateWindows:
         if at >= self._prune_at:
             self._prune()
             async with self._database.write() as connection:
-                await store.forget(connection, self._clock.now())
+                await store.purge(connection, self._clock.now())
             self._prune_at = at + PRUNE_INTERVAL_S
         await self._read()
 
@@ -173,14 +174,14 @@ class RateWindows:
         async with self._database.read() as connection:
             rows = await store.changed(connection, self._client_id, self._read_up_to, self._clock.now(), MAX_SUBJECTS)
         for row in rows:
-            subject, name = (row["user_id"], row["endpoint"]), row["span"]
-            window = _Window(row["most"], row["remaining"], row["reset_at"].timestamp(), unsaved=False)
+            subject, name = (row.user_id, row.endpoint), cast("WindowName", row.span)
+            window = _Window(row.most, row.remaining, row.reset_at.timestamp(), unsaved=False)
             ours = self._windows.get(subject, {}).get(name)
             # Otherwise X has already reported a later window to this process.
             if ours is None or ours.reset_at <= window.reset_at + SAME_RESET_S:
                 self._merge(subject, name, window)
         if rows:
-            self._read_up_to = max(self._read_up_to, rows[-1]["changed_at"] - REREAD_OVERLAP)
+            self._read_up_to = max(self._read_up_to, rows[-1].changed_at - REREAD_OVERLAP)
 
     def _parse(self, subjects: Iterable[_Subject]) -> None:
         """Parse the headers that were recorded and not needed until now."""
@@ -221,7 +222,7 @@ class RateWindows:
             wait_s = max(1, ceil(window.reset_at - now_s))
             self.refused += 1
             reset = f"at {rfc3339(at + timedelta(seconds=wait_s))}"
-            reason = "x_window_15m" if name == "15m" else "x_window_24h"
+            reason: Reason = "x_window_15m" if name == "15m" else "x_window_24h"
             raise GatewayError(reason, retry_after_s=wait_s, reset=reset)
         self._exhausted.discard(subject)
 

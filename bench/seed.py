@@ -76,8 +76,8 @@ async def link(environment: dict[str, str], keys: Sequence[str], *, linked: bool
             key, _ = await gateway.keys.create("test", f"bench {number}", "enterprise", MAX_RPM, raw_key)
             if not linked:
                 continue
-            row, _ = await gateway.sessions.keep(key.key_id, tokens, SCOPES, None)
-            await gateway.sessions.name(row["session_id"], str(int(USER_ID) + number), f"bench_{number}")
+            row, _ = await gateway.links.store_pending(key.key_id, tokens, SCOPES, None)
+            await gateway.links.name(row.session_id, str(int(USER_ID) + number), f"bench_{number}")
 
 
 def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:

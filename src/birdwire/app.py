@@ -10,11 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
-from birdwire.accounts.acts import ActLog
+from birdwire.accounts.callbacks import Callbacks
 from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.endpoints import LinkEndpoints
-from birdwire.accounts.linking import LinkStarts
+from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
+from birdwire.accounts.links import Links
 from birdwire.accounts.pages import Pages
+from birdwire.accounts.refresh import Refresher
 from birdwire.accounts.sessions import Sessions
 from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
@@ -22,7 +24,6 @@ from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
-from birdwire.gateway.key_sessions import KeySessions
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
@@ -35,6 +36,7 @@ from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
+from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
@@ -106,6 +108,7 @@ class Gateway:
     metrics_app: Starlette
     routes: list[Route]
     keys: Keys
+    links: Links
     sessions: Sessions
     clients: AccountClients
     order: WriteOrder
@@ -196,9 +199,12 @@ class _Outcomes:
 class _Accounts:
     """What links accounts and calls X for them."""
 
+    links: Links
     sessions: Sessions
-    links: LinkEndpoints
     clients: AccountClients
+    callbacks: Callbacks[Linked]
+    linking: Linking
+    endpoints: LinkEndpoints
 
 
 def create_app(
@@ -224,8 +230,17 @@ def create_app(
     handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
     journal, leases = outcomes.journal, outcomes.leases
     reconciler = Reconciler(database, journal, leases, sessions, to_x.x, accounts.clients, shared.clock, telemetry)
-    background = _build_background(shared, to_x, outcomes, sessions, reconciler, health, act_log)
-    work: tuple[Part, ...] = (background, shared.guesses, accounts.links, sessions, journal, act_log, leases)
+    background = _build_background(shared, to_x, outcomes, accounts.links, reconciler, health, act_log)
+    work: tuple[Part, ...] = (
+        background,
+        shared.guesses,
+        accounts.callbacks,
+        sessions,
+        accounts.links,
+        journal,
+        act_log,
+        leases,
+    )
     closing = (*work, *to_x.pools.values(), rate_limit, to_x.windows, database)
 
     @contextlib.asynccontextmanager
@@ -254,6 +269,7 @@ def create_app(
         metrics_app=asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet),
         routes=every,
         keys=shared.keys,
+        links=accounts.links,
         sessions=sessions,
         clients=accounts.clients,
         order=to_x.order,
@@ -307,37 +323,21 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     settings, database, vault, clock = shared.settings, shared.database, shared.vault, shared.clock
     telemetry, failpoints = shared.telemetry, shared.failpoints
-    sessions = Sessions(
-        database,
-        vault,
-        to_x.authserver,
-        clock,
-        telemetry,
-        settings.issuer,
-        failpoints,
-        shared.cache,
-        shared.guesses,
-        confirm=settings.link_mode == "confirm",
+    confirm = settings.link_mode == "confirm"
+    cache, guesses, authserver = shared.cache, shared.guesses, to_x.authserver
+    links = Links(database, vault, authserver, cache, guesses, clock, telemetry, settings.issuer, confirm=confirm)
+    refresher = Refresher(
+        database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
-    links = LinkEndpoints(
-        settings,
-        database,
-        vault,
-        LinkStarts(settings, database, vault, clock),
-        to_x.authserver,
-        to_x.x,
-        sessions,
-        shared.keys,
-        to_x.capabilities,
-        to_x.windows,
-        clock,
-        failpoints,
-        shared.guesses,
-    )
+    sessions = Sessions(links, refresher, cache, clock, to_x.x.me)
+    requests = AuthorizationRequests(settings, database, vault, clock)
+    callbacks = Callbacks[Linked](database, guesses, clock)
+    linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
+    endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock)
     breaker = CircuitBreaker(clock, telemetry)
     clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
     clients.watch(telemetry.metrics)
-    return _Accounts(sessions, links, clients)
+    return _Accounts(links, sessions, clients, callbacks, linking, endpoints)
 
 
 def _build_handlers(
@@ -351,15 +351,15 @@ def _build_handlers(
 ) -> Handlers:
     settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
-    key_sessions = KeySessions(accounts.sessions, accounts.links)
-    admission = Admission(shared.keys, shared.cache, accounts.sessions, key_sessions, rate_limit, clock, settings.mode)
+    sessions = accounts.sessions
+    admission = Admission(shared.keys, shared.cache, sessions, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
     sender = OperationSender(to_x.order, uploader, journal, to_x.capabilities, refusals, failpoints)
     return Handlers(
         Pipeline(
             admission,
-            key_sessions,
+            sessions,
             capacity,
             idempotency,
             journal.rejections,
@@ -377,10 +377,10 @@ def _build_handlers(
             failpoints,
             shared.telemetry,
         ),
-        Lookups(key_sessions, clients, LookupRunner(clock)),
-        accounts.links,
+        Lookups(sessions, clients, LookupRunner(clock)),
+        accounts.endpoints,
         OutcomeReports(journal),
-        Pages(accounts.links, settings.base_url),
+        Pages(accounts.linking, settings.base_url),
         Site(settings).answer,
         health,
         shared.telemetry.metrics,
@@ -391,7 +391,7 @@ def _build_background(
     shared: _Shared,
     to_x: _ToX,
     outcomes: _Outcomes,
-    sessions: Sessions,
+    links: Links,
     reconciler: Reconciler,
     health: Health,
     act_log: ActLog,
@@ -399,7 +399,7 @@ def _build_background(
     journal, keep = outcomes.journal, timedelta(days=shared.settings.journal_days)
     return BackgroundTasks(
         shared.telemetry,
-        ("sweep", SWEEP_EVERY_S, sessions.sweep),
+        ("sweep", SWEEP_EVERY_S, links.sweep),
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),

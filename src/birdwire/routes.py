@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS

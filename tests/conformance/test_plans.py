@@ -26,6 +26,7 @@ from birdwire.store.tables import (
 )
 from birdwire.store.tables.idempotency import NameState
 from birdwire.store.tables.journal import State
+from harness.session_rows import session_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -41,7 +42,7 @@ NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
 SMALL = ("processes", "vault_keys", "alembic_version")
 """A row for each gateway that runs, for each vault key, for the schema."""
 
-OVER = {"session_id": "xs_1", "issuer": "x", "user_id": "1"}
+OVER = session_row(user_id="1")
 STARTED = NameState.STARTED
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
 
@@ -184,7 +185,7 @@ async def test_a_session_that_is_over_is_found_among_those_that_are_not(database
             connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW}
         )
         found = await x_sessions.over(connection, "x", NOW, 10)
-        assert [one["session_id"] for one in found] == ["long", "over"]
+        assert [one.session_id for one in found] == ["long", "over"]
         await api_keys.revoke(connection, "key_1", NOW)
         await x_sessions.end_with_key(connection, "key_1")
         assert len(await x_sessions.over(connection, "x", NOW, 10)) == 4

@@ -112,7 +112,7 @@ async def test_what_one_process_wrote_another_reads_as_it_was(pair: Pair) -> Non
     assert key is not None
     assert session is not None
     assert (key.label, key.expires_at, key.actions, key.ips) == ("Zoë 🐦", NOW, ["like_twitter"], None)
-    assert (session["access_ct"], session["refresh_ct"], session["tries"]) == (b"\x00\xff", None, 0)
+    assert (session.access_ct, session.refresh_ct, session.tries) == (b"\x00\xff", None, 0)
 
 
 async def test_a_block_that_fails_leaves_nothing(pair: Pair) -> None:

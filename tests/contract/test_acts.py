@@ -252,7 +252,7 @@ async def test_a_link_that_the_gateway_ends_is_its_act(linked: RunningGateway) -
     linked.clock.advance(seconds=7_300)
     assert reason_of(await linked.like()) == "x_session_expired"
     await linked.gateway.keys.revoke(linked.key_id)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     rows = (await recorded(linked.settings.database_url))[-3:]
     assert [(row["act"], row["who"], row["after"]) for row in rows if row["act"] != "key.revoked"] == [
         ("link.needs_relink", "birdwire", {"why": "refused"}),
@@ -272,7 +272,7 @@ async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming:
         if end == "narrow":
             await house.gateway.keys.change(house.key_id, actions=("like_twitter",))
         house.clock.advance(minutes=11, days=2 if end == "expire" else 0)
-        await house.gateway.sessions.sweep()
+        await house.gateway.links.sweep()
         newest = (await recorded(house.settings.database_url))[-1]
         whys.append((newest["act"], newest["after"]["why"]))
     assert whys == [("link.expired", why) for why in ("not_confirmed", "key_may_not_link", "key_expired")]

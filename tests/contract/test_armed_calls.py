@@ -300,7 +300,7 @@ def lose_link(house: RunningGateway) -> Awaitable[object]:
 
 async def revocations(house: RunningGateway) -> int:
     """End what is over, and return how many tokens X was asked to revoke so far."""
-    await house.gateway.sessions.sweep()
+    await house.gateway.links.sweep()
     return len(await house.calls("/2/oauth2/revoke"))
 
 

@@ -27,6 +27,7 @@ from birdwire.store.encryption.key_files import create_key_file, read_key_file
 from birdwire.store.encryption.vault import Vault
 from harness.acts import recorded
 from harness.gateway import API, bound
+from harness.session_rows import session_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,7 +163,8 @@ async def test_no_key_or_token_is_in_clear_in_the_folder_or_the_log(dev: tuple[P
         database.row_factory = sqlite3.Row
         [row] = database.execute("SELECT * FROM x_sessions").fetchall()
     pairs = SealedTokens(vault, Clock())
-    tokens = [pairs.open(dict(row), "access"), pairs.open(dict(row), "refresh")]
+    session = session_row(**dict(row))
+    tokens = [pairs.open(session, "access"), pairs.open(session, "refresh")]
     files = [path for path in program.folder.rglob("*") if path.is_file()]
     assert {"birdwire.db", "sandbox.json", "stderr.txt"} <= {path.name for path in files}
     for secret in (*tokens, offer["api_key"], offer["unlinked_key"]):

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from birdwire.accounts.linking import MOST_PENDING, hash_of
+from birdwire.accounts.linking import MAX_STATES, hash_of
 from birdwire.accounts.undo_cookie import write
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import api_keys
@@ -350,7 +350,7 @@ async def test_the_keys_holder_cannot_take_the_undo_away(house: RunningGateway) 
     """However many links they make; after its ten minutes the state goes as others do."""
     redirect = await house.consent("ada")
     first = await house.bare.get(redirect, headers=HTML)
-    for _ in range(MOST_PENDING + 1):
+    for _ in range(MAX_STATES + 1):
         (await house.call("auth_twitter")).raise_for_status()
     assert undo_token(await house.bare.get(redirect, headers=HTML)) == undo_token(first)
     house.clock.advance(minutes=10, seconds=1)

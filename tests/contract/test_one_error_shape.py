@@ -15,9 +15,7 @@ import pytest_asyncio
 from pydantic import BaseModel
 
 import birdwire
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
-from birdwire.accounts.pages import Undo
+from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe, reason_named
 from birdwire.api.reasons import FieldReason, OwnReason
 from birdwire.edge import asgi, server

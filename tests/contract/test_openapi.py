@@ -17,9 +17,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 import birdwire
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
-from birdwire.accounts.pages import Undo
+from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, check
 from birdwire.api.errors import PROBLEMS, REQUIRED, GatewayError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.bodies import AuthTwitter
 from birdwire.api.body import MAX_DEPTH, Body, Parsed, check, parse, read
 from birdwire.api.errors import GatewayError, describe
 from birdwire.api.messages import Call

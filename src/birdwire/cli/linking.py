@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from birdwire.accounts.callbacks import attempt
-from birdwire.accounts.linking import AuthTwitter, LinkStarts, hash_of
+from birdwire.accounts.attempts import attempt
+from birdwire.accounts.bodies import AuthTwitter
+from birdwire.accounts.linking import AuthorizationRequests, hash_of
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError, describe
 from birdwire.cli.database import opened, operator, refusals
@@ -21,10 +22,9 @@ from birdwire.store.tables import link_states, x_sessions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sqlalchemy import RowMapping
-
     from birdwire.settings import Settings
     from birdwire.store.database import Database
+    from birdwire.store.tables.x_sessions import SessionRow
 
 
 class Linking:
@@ -49,8 +49,8 @@ class Linking:
         key = await Keys(self._database, clock).get(self._key_id)
         try:
             key.check(clock.now(), self._settings.mode)
-            authorizations = LinkStarts(self._settings, self._database, vault, clock)
-            begun = await authorizations.start(key, check(body, AuthTwitter), operator())
+            requests = AuthorizationRequests(self._settings, self._database, vault, clock)
+            begun = await requests.start(key, check(body, AuthTwitter), operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
         self._state_hash = hash_of(begun["state"])
@@ -69,15 +69,15 @@ class Linking:
                     ExitCode.REFUSED,
                     "This link is no longer valid: the key has started newer links, or is no longer allowed to link.",
                 )
-            row = state["session_id"] and await x_sessions.get(connection, state["session_id"])
+            row = await x_sessions.get(connection, state.session_id) if state.session_id else None
             found = attempt(state, await now(connection, Clock()))
         return found, described(row) if row else {"linked": False}
 
 
-def described(row: RowMapping) -> dict[str, Any]:
+def described(row: SessionRow) -> dict[str, Any]:
     """Return part of a session's description in auth/status."""
-    account = {name: row[name] for name in ("user_id", "username", "state")}
-    return {"linked": True, **account, "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None}
+    linked_at = rfc3339(row.linked_at) if row.linked_at else None
+    return {"linked": True, **(x_sessions.described(row) or {}), "linked_at": linked_at}
 
 
 def check_client(settings: Settings) -> None:

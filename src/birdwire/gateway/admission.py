@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from birdwire.accounts.sessions import Sessions, XSession
-    from birdwire.gateway.key_sessions import KeySessions
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.context import CallContext
     from birdwire.keys.rate_limit import RateLimit
@@ -38,7 +37,6 @@ class Admission:
         keys: Keys,
         cache: KeyCache,
         sessions: Sessions,
-        key_sessions: KeySessions,
         rate_limit: RateLimit,
         clock: Clock,
         mode: Mode,
@@ -46,7 +44,6 @@ class Admission:
         self._keys = keys
         self._cache = cache
         self._sessions = sessions
-        self._key_sessions = key_sessions
         self._rate_limit = rate_limit
         self._clock = clock
         self._mode: Mode = mode
@@ -97,7 +94,7 @@ class Admission:
             GatewayError: as `Sessions.session_for`; x_not_linked also if the link is younger than the call's admission,
                 since what the caller meant for the earlier account must not reach another one.
         """
-        session = await self._key_sessions.session_for(context.key, scopes)
+        session = await self._sessions.session_for(context.key, scopes)
         linked_at, admitted_at = session.linked_at, context.call.admitted_at
         younger = linked_at is not None and admitted_at is not None and linked_at > admitted_at
         if younger and admitted_at is not None and self._clock.now() - admitted_at > CLOCK_TOLERANCE:
@@ -109,7 +106,7 @@ class Admission:
 
         async def readmit(_: Key) -> tuple[Key, XSession]:
             await self.recheck(context, action)
-            return context.key, await self._key_sessions.session_for(context.key, scopes)
+            return context.key, await self._sessions.session_for(context.key, scopes)
 
         return WritePermit(self._keys, self._sessions, self._cache, self._clock, context.key, readmit)
 

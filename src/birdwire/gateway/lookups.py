@@ -9,7 +9,7 @@ from birdwire.api.messages import Answer
 
 if TYPE_CHECKING:
     from birdwire.accounts.client import AccountClients
-    from birdwire.gateway.key_sessions import KeySessions
+    from birdwire.accounts.sessions import Sessions
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.lookups import Lookup, LookupRunner
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Lookups:
     """Runs look-ups. They leave no trace in the journal."""
 
-    def __init__(self, sessions: KeySessions, clients: AccountClients, runner: LookupRunner) -> None:
+    def __init__(self, sessions: Sessions, clients: AccountClients, runner: LookupRunner) -> None:
         self._sessions = sessions
         self._clients = clients
         self._runner = runner

@@ -23,13 +23,13 @@ from birdwire.store.database import StorageDownError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from birdwire.accounts.sessions import Sessions
     from birdwire.api.body import Parsed
     from birdwire.api.forms import Take
     from birdwire.api.messages import Answer, Call
     from birdwire.gateway.admission import Admission
     from birdwire.gateway.capacity import Capacity
     from birdwire.gateway.concurrency import ConcurrencyLimiter
-    from birdwire.gateway.key_sessions import KeySessions
     from birdwire.keys.context import RouteRules
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.rejections import Rejections
@@ -44,7 +44,7 @@ class Pipeline:
     def __init__(
         self,
         admission: Admission,
-        sessions: KeySessions,
+        sessions: Sessions,
         capacity: Capacity,
         idempotency: Idempotency,
         rejections: Rejections,

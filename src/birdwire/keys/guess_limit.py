@@ -111,7 +111,7 @@ class GuessLimiter:
         Raises:
             GatewayError: auth_failures: too many look-ups are waiting.
         """
-        future = self._waiting.get(find, {}).get(secret_hash)
+        future: asyncio.Future[Row | None] | None = self._waiting.get(find, {}).get(secret_hash)
         if future is None:
             if sum(map(len, self._waiting.values())) >= MAX_WAITING:
                 raise GatewayError("auth_failures")

@@ -304,13 +304,13 @@ async def _identify(connection: AsyncConnection, key: store.KeyRow, username: st
     if username is None:
         return None
     for account in await x_sessions.accounts_of(connection, key.key_id):
-        if account["username"].lower() != username.lower():
+        if account.username.lower() != username.lower():
             lift = " after `birdwire keys change --lift account`" if key.account_username else ""
             raise KeyRuleError(
-                f"{key.key_id} is linked to @{account['username']}. Unlink that account, or replace it{lift} with "
+                f"{key.key_id} is linked to @{account.username}. Unlink that account, or replace it{lift} with "
                 f"`birdwire accounts link {key.key_id} --expect @{username}`. Then pin the key."
             )
-        return str(account["user_id"])
+        return account.user_id
     same = (key.account_username or "").lower() == username.lower()
     return key.account_user_id if same else None
 

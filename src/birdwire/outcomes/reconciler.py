@@ -209,11 +209,8 @@ class Reconciler:
     async def _client(self, user_id: str, due: Sequence[JournalRow]) -> AccountClient | None:
         """Return a client of the account, through a link of a key that asked for one of these posts."""
         for key_id in list(dict.fromkeys(row.key_id for row in due))[:MAX_KEYS]:
-            current = (await self._sessions.links(key_id)).current
-            if current is None or current["user_id"] != user_id or current["state"] != "active":
-                continue
-            session = await self._sessions.open(current)
-            if session.scopes >= SCOPES:
+            session = await self._sessions.acting_as(key_id, user_id)
+            if session is not None and session.scopes >= SCOPES:
                 return self._clients.open(session)
         return None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Column, Integer, Table, func, select, text, update
 
 from birdwire.store.schema import Instant, StoreError, insert, metadata
-from birdwire.store.tables.x_sessions import x_sessions
+from birdwire.store.tables.x_sessions import LinkState, x_sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +121,7 @@ async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
 
     A link that has ended stays ended; a mark from before stays.
     """
-    live = x_sessions.c.state.in_(("active", "pending")) & x_sessions.c.refresh_ct.is_not(None)
+    live = x_sessions.c.state.in_((LinkState.ACTIVE, LinkState.PENDING)) & x_sessions.c.refresh_ct.is_not(None)
     sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
     query = select(restores.c.epoch, restores.c.snapshot_at).where(restores.c.restored_at.is_(None))
     made = (await connection.execute(query.order_by(restores.c.epoch.desc()).limit(1))).first()

@@ -384,7 +384,7 @@ def _record(status: dict[str, Any]) -> list[str]:
 
 async def _linked(settings: Settings) -> list[dict[str, Any]]:
     # These modules are imported here because only this subcommand works on the database.
-    from birdwire.accounts.sessions import standing  # noqa: PLC0415 - see above
+    from birdwire.accounts.links import reported_state  # noqa: PLC0415 - see above
     from birdwire.cli.database import opened  # noqa: PLC0415 - see above
     from birdwire.keys.registry import Keys  # noqa: PLC0415 - see above
     from birdwire.runtime.clock import Clock, rfc3339  # noqa: PLC0415 - see above
@@ -397,15 +397,15 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
             rows = await x_sessions.list_all(connection)
     return [
         {
-            "key_id": row["key_id"],
-            "label": labels.get(row["key_id"]),
-            "user_id": row["user_id"],
-            "username": row["username"],
-            **dict(zip(("state", "why"), standing(row, clock.now()), strict=True)),
-            "generation": row["gen"],
-            "access_expires_at": rfc3339(row["expires_at"]),
-            "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
-            "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
+            "key_id": row.key_id,
+            "label": labels.get(row.key_id),
+            "user_id": row.user_id,
+            "username": row.username,
+            **dict(zip(("state", "why"), reported_state(row, clock.now()), strict=True)),
+            "generation": row.gen,
+            "access_expires_at": rfc3339(row.expires_at),
+            "refreshed_at": rfc3339(row.refreshed_at) if row.refreshed_at else None,
+            "linked_at": rfc3339(row.linked_at) if row.linked_at else None,
         }
         for row in rows
     ]

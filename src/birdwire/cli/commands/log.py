@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from birdwire.accounts.acts import told as told_act
 from birdwire.api.paths import API
 from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
+from birdwire.outcomes.acts import document as act_document
 from birdwire.outcomes.report import report
 from birdwire.runtime.clock import Clock
 from birdwire.store.tables import acts as store_acts
@@ -199,7 +199,7 @@ async def _rows(settings: Settings, equal: dict[str, str], since: datetime | Non
 
 async def _acts(settings: Settings, key_id: str | None, since: datetime | None, limit: int) -> list[dict[str, Any]]:
     async with opened(settings) as database, database.read() as connection:
-        return [told_act(row) for row in await store_acts.listed(connection, key_id, since, limit)]
+        return [act_document(row) for row in await store_acts.listed(connection, key_id, since, limit)]
 
 
 def _list_acts(say: Output, rows: list[dict[str, Any]], *, narrowed: bool) -> None:

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
-from birdwire.accounts.pages import Undo
+from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK

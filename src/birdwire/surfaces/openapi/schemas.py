@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.bodies import AuthTwitter
 from birdwire.api.errors import TYPES, Whose
 from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.x.catalog.post import PostTwitter

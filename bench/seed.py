@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, literal, select, true
 from ulid import ULID
 
-from birdwire.app import create_app, open_vault
+from birdwire.app import create_app
 from birdwire.keys.rules import MAX_RPM
 from birdwire.keys.secrets import mint
 from birdwire.settings import Settings
+from birdwire.startup import open_vault
 from birdwire.store.encryption.vault import Place
 from birdwire.store.tables.api_keys import api_keys, api_secrets
 from birdwire.store.tables.journal import journal

@@ -1,17 +1,15 @@
-"""Composition root: create_app() builds every part and lists the routes; nothing else constructs."""
+"""Composition root: create_app() builds every part; nothing else constructs."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
-from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.accounts.callbacks import Callbacks
 from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.endpoints import LinkEndpoints
@@ -20,30 +18,31 @@ from birdwire.accounts.links import Links
 from birdwire.accounts.pages import Pages
 from birdwire.accounts.refresh import Refresher
 from birdwire.accounts.sessions import Sessions
-from birdwire.api import relay_dialect
-from birdwire.api.body import Body, Empty
-from birdwire.api.errors import GatewayError
-from birdwire.api.forms import FILE_FIELDS
 from birdwire.edge import asgi, server
-from birdwire.edge.asgi import Route
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
+from birdwire.gateway.admission import Admission
+from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
-from birdwire.gateway.pipeline import Pipeline, Takes
+from birdwire.gateway.lookups import Lookups
+from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
+from birdwire.gateway.sender import OperationSender
 from birdwire.gateway.upload_limits import UploadLimits
+from birdwire.gateway.uploader import MediaUploader
+from birdwire.gateway.writes import Writes
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
-from birdwire.keys.rules import LINK, UNLINK
 from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
 from birdwire.outcomes.report import OutcomeReports
+from birdwire.routes import Handlers, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
@@ -51,15 +50,11 @@ from birdwire.runtime.file_limits import ConnectionBudget, open_files
 from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
-from birdwire.store.database import Database, StoreError
-from birdwire.store.encryption.key_files import decode_key, read_key_file
-from birdwire.store.encryption.key_rotation import KeyRotation
-from birdwire.store.encryption.vault import Vault, VaultError
+from birdwire.startup import check_storage, log_reseal, open_vault, prepare
+from birdwire.store.database import Database
 from birdwire.store.schema import StorageDownError
-from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.surfaces.site.handler import Site
-from birdwire.x.catalog.lookups import LOOKUPS, LookupRunner
-from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
+from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
 from birdwire.x.client.api import X
 from birdwire.x.client.auth_server import AuthServer
@@ -75,15 +70,12 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-    from birdwire.edge.fast_path import FastHandler
-    from birdwire.gateway.pipeline import Work
+    from birdwire.edge.asgi import Route
     from birdwire.keys.rate_limit import RateLimit
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
-    from birdwire.store.encryption.key_rotation import Progress
-    from birdwire.x.catalog.operations import Operation
+    from birdwire.store.encryption.vault import Vault
 
-API = "/apis/v1/twitter"
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
 POOL_WAIT_S = 10.0
@@ -126,10 +118,10 @@ class Gateway:
     telemetry: Telemetry
     settings: Settings
 
-    def server(self, *, lane: bool = True, **overrides: Any) -> uvicorn.Config:
-        """How to serve it: behind the edge, with each route's own bounds; `overrides` are uvicorn's own options.
+    def server(self, *, fast_path: bool = True, **overrides: Any) -> uvicorn.Config:
+        """Return how to serve it: behind the edge, with each route's bounds; `overrides` are uvicorn's own options.
 
-        Without the `lane` the app answers everything: slower, and the same to the byte.
+        Without the `fast_path` the app answers everything: slower, and the same to the byte.
         """
         settings = self.settings
         limits = EdgeLimits(
@@ -149,7 +141,7 @@ class Gateway:
             self.app,
             limits=limits,
             telemetry=self.telemetry,
-            protocol=self.protocol() if lane else None,
+            protocol=self.protocol() if fast_path else None,
             draining=self.health.draining,
             **overrides,
         )
@@ -161,53 +153,58 @@ class Gateway:
         )
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
-        """The edge's protocol with every POST in the lane."""
-        handlers: dict[bytes, FastHandler] = {
-            route.path.encode(): partial(asgi.attend, route.handle, self.telemetry)
-            for route in self.routes
-            if route.method == "POST"
-        }
-        return partial(FastPathProtocol, handlers)
+        """Return the edge's protocol, with every POST on the fast path."""
+        handlers = {route.path.encode(): route.handle for route in self.routes if route.method == "POST"}
+        return partial(FastPathProtocol, handlers, self.telemetry)
 
 
-def open_vault(settings: Settings) -> Vault:
-    """The vault with the configured keys.
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What most parts of a gateway share."""
 
-    Raises:
-        VaultError: there is no key, or one cannot be used.
-    """
-    others = [read_key_file(Path(name)) for name in listed(settings.vault_other_key_files)]
-    if settings.vault_key is not None:
-        return Vault(decode_key(settings.vault_key.get_secret_value()), *others)
-    if settings.vault_key_file is not None:
-        return Vault(read_key_file(settings.vault_key_file), *others)
-    raise VaultError(
-        "No vault key is set. Create one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
-    )
+    settings: Settings
+    clock: Clock
+    telemetry: Telemetry
+    failpoints: Failpoints
+    vault: Vault
+    database: Database
+    connections: ConnectionBudget
+    cache: KeyCache
+    guesses: GuessLimiter
+    keys: Keys
 
 
-async def prepare(
-    database: Database,
-    vault: Vault,
-    clock: Clock,
-    *,
-    upgrade: bool,
-    failpoints: Failpoints | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Make the database ready, and see that every vault key is here that sealed something in it.
+@dataclass(frozen=True, slots=True)
+class _ToX:
+    """What sends requests to X, and what X allows."""
 
-    The first start on a database of an older version reseals its pairs, and calls `progress` with how many values are
-    resealed so far and how many of them could not be opened.
+    pools: Mapping[str, ConnectionPool]
+    x: X
+    authserver: AuthServer
+    windows: RateWindows
+    order: WriteOrder
+    capabilities: Capabilities
 
-    Raises:
-        StoreError: the database cannot be used.
-        VaultError: another vault key sealed it, or one is missing.
-    """
-    await database.prepare(upgrade=upgrade)
-    keyring = KeyRotation(database, vault, clock, failpoints)
-    await keyring.enlist()
-    await keyring.bind(progress)
+
+@dataclass(frozen=True, slots=True)
+class _Outcomes:
+    """What records the outcome of each write."""
+
+    leases: ProcessLeases
+    journal: Journal
+    idempotency: Idempotency
+
+
+@dataclass(frozen=True, slots=True)
+class _Accounts:
+    """What links accounts and calls X for them."""
+
+    links: Links
+    sessions: Sessions
+    clients: AccountClients
+    callbacks: Callbacks[Linked]
+    linking: Linking
+    endpoints: LinkEndpoints
 
 
 def create_app(
@@ -218,95 +215,44 @@ def create_app(
     upgrade: bool = False,
     alone: bool = False,
 ) -> Gateway:
-    """Build the gateway. Nothing is opened before the app starts. `alone`: no other gateway is on its database.
+    """Build the gateway. Nothing is opened before the app starts. `alone`: no other gateway uses its database.
 
     Raises:
         VaultError: the vault key is missing or cannot be used.
     """
-    clock = clock or Clock()
-    telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
-    vault, database = open_vault(settings), Database(settings.database_url)
-    room = found_room(settings, telemetry)
-    upstreams = {"calls": to_x(settings, room.calls), "tokens": to_x(settings, room.tokens)}
-    authserver, x = AuthServer(settings, upstreams["tokens"]), X(upstreams["calls"], clock, telemetry.metrics)
-    recall, presence, lookups = KeyCache(database, clock), ProcessLeases(database, clock), GuessLimiter(clock)
-    keys = Keys(database, clock, recall, lookups)
-    journal = Journal(database, vault, presence, clock, telemetry)
-    once = Idempotency(database, vault, journal, presence, clock)
-    capabilities = Capabilities(database, clock, settings.x_client_id)
-    confirm = settings.link_mode == "confirm"
-    links = Links(database, vault, authserver, recall, lookups, clock, telemetry, settings.issuer, confirm=confirm)
-    refresher = Refresher(
-        database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
-    )
-    sessions = Sessions(links, refresher, recall, clock, x.me)
-    log_of_acts = ActLog(database, recall, telemetry)
+    shared = _build_shared(settings, clock or Clock(), log)
+    database, telemetry = shared.database, shared.telemetry
+    to_x, outcomes = _build_to_x(shared), _build_outcomes(shared)
+    accounts, act_log = _build_accounts(shared, to_x), ActLog(database, shared.cache, telemetry)
+    sessions = accounts.sessions
     health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
-    ledger = RateWindows(database, clock, settings.x_client_id)
-    requests, callbacks = (
-        AuthorizationRequests(settings, database, vault, clock),
-        Callbacks[Linked](database, lookups, clock),
-    )
-    linking = Linking(settings, requests, callbacks, authserver, links, sessions, keys, clock, failpoints)
-    oauth = LinkEndpoints(requests, linking, links, capabilities, ledger, clock)
-    limits = allowances(settings, clock, telemetry)
-    breaker, order = CircuitBreaker(clock, telemetry), WriteOrder()
-    clients = AccountClients(sessions, x, ledger, breaker, RetryBudget(), clock, settings.x_deadline_s)
-    reconciler = Reconciler(database, journal, presence, sessions, x, clients, clock, telemetry)
-    lanes, uploads = concurrency(settings, telemetry.metrics)
-    gate = Pipeline(
-        keys,
-        limits,
+    rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
+    handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
+    journal, leases = outcomes.journal, outcomes.leases
+    reconciler = Reconciler(database, journal, leases, sessions, to_x.x, accounts.clients, shared.clock, telemetry)
+    background = _build_background(shared, to_x, outcomes, accounts.links, reconciler, health, act_log)
+    work: tuple[Part, ...] = (
+        background,
+        shared.guesses,
+        accounts.callbacks,
         sessions,
-        recall,
-        clients,
-        ledger,
-        order,
-        LookupRunner(clock),
-        capabilities,
+        accounts.links,
         journal,
-        once,
-        Prices.load(),
-        RefusalDetails(journal, x, clock),
-        lanes["calls"],
-        lanes["reserved"],
-        uploads,
-        clock,
-        settings.mode,
-        settings.request_deadline_s,
-        settings.upload_deadline_s,
-        telemetry,
-        failpoints,
-        relay=settings.relay_dialect,
+        act_log,
+        leases,
     )
-
-    chores = BackgroundTasks(
-        telemetry,
-        ("sweep", SWEEP_EVERY_S, links.sweep),
-        ("health", 0.0, health.beat),
-        ("presence", RENEW_EVERY_S, presence.renew),
-        ("journal", 1.0, journal.flush),
-        ("reconcile", 1.0, reconciler.round),
-        ("ledger", SYNC_INTERVAL_S, ledger.sync),
-        ("idempotency", TIDY_EVERY_S, once.tidy),
-        ("acts", ACTS_EVERY_S, log_of_acts.round),
-        ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
-        expected=StorageDownError,
-    )
-
-    work: tuple[Part, ...] = (chores, lookups, callbacks, sessions, links, journal, log_of_acts, presence)
-    closing = (*work, *upstreams.values(), limits, ledger, database)
+    closing = (*work, *to_x.pools.values(), rate_limit, to_x.windows, database)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        progress = partial(resealed, telemetry)
-        await prepare(database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=progress)
-        await log_of_acts.start()
-        await presence.start(alone=alone)
+        progress, failpoints = partial(log_reseal, telemetry), shared.failpoints
+        await prepare(database, shared.vault, shared.clock, upgrade=upgrade, failpoints=failpoints, progress=progress)
+        await act_log.start()
+        await leases.start(alone=alone)
         await reconciler.recover()
-        await limits.start()
-        await ledger.sync()
-        chores.start()
+        await rate_limit.start()
+        await to_x.windows.sync()
+        background.start()
         try:
             yield
         finally:
@@ -314,70 +260,181 @@ def create_app(
                 await part.close()
             telemetry.flush()
 
-    watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
-    clients.watch(telemetry.metrics)
-    every = routes(gate, oauth, journal, Pages(linking, settings.base_url), health, telemetry.metrics, settings)
-    app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
-    quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
-    metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
+    _watch(telemetry.metrics, to_x.pools, capacity, rate_limit, journal)
+    every = routes(handlers, settings)
+    # A request for the metrics is not traffic.
+    quiet = Telemetry(log, shared.clock, "warning")
     return Gateway(
-        app,
-        metrics_app,
-        every,
-        keys,
-        links,
-        sessions,
-        clients,
-        order,
-        health,
-        room,
-        reconciler,
-        telemetry,
-        settings,
+        app=asgi.create(every, lifespan=lifespan, telemetry=telemetry),
+        metrics_app=asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet),
+        routes=every,
+        keys=shared.keys,
+        links=accounts.links,
+        sessions=sessions,
+        clients=accounts.clients,
+        order=to_x.order,
+        health=health,
+        room=shared.connections,
+        reconciler=reconciler,
+        telemetry=telemetry,
+        settings=settings,
     )
 
 
-async def check_storage(database: Database, sessions: Sessions) -> None:
-    """Raise storage_unavailable unless calls can be stored.
+def _build_shared(settings: Settings, clock: Clock, log: TextIO) -> _Shared:
+    telemetry, failpoints = Telemetry(log, clock, settings.log_level), Failpoints(settings.failpoints)
+    vault, database = open_vault(settings), Database(settings.database_url)
+    cache, guesses = KeyCache(database, clock), GuessLimiter(clock)
+    return _Shared(
+        settings,
+        clock,
+        telemetry,
+        failpoints,
+        vault,
+        database,
+        _connections(settings, telemetry),
+        cache,
+        guesses,
+        Keys(database, clock, cache, guesses),
+    )
 
-    While new tokens of X wait to be stored, nothing may start here that could produce more of them.
-    """
-    try:
-        if sessions.unsaved:
-            raise StorageDownError("UnsavedPair")
-        await database.probe()
-    except StorageDownError:
-        raise GatewayError("storage_unavailable", half="nothing was changed") from None
+
+def _build_to_x(shared: _Shared) -> _ToX:
+    settings, clock, database = shared.settings, shared.clock, shared.database
+    budget = shared.connections
+    pools = {"calls": pool_to_x(settings, budget.calls), "tokens": pool_to_x(settings, budget.tokens)}
+    return _ToX(
+        pools,
+        X(pools["calls"], clock, shared.telemetry.metrics),
+        AuthServer(settings, pools["tokens"]),
+        RateWindows(database, clock, settings.x_client_id),
+        WriteOrder(),
+        Capabilities(database, clock, settings.x_client_id),
+    )
 
 
-def resealed(telemetry: Telemetry, values: int, unreadable: int) -> None:
-    """Log how far the first start of this version on a database is."""
-    telemetry.event("info", "pairs_resealed", values=values, unreadable=unreadable)
+def _build_outcomes(shared: _Shared) -> _Outcomes:
+    database, vault, clock = shared.database, shared.vault, shared.clock
+    leases = ProcessLeases(database, clock)
+    journal = Journal(database, vault, leases, clock, shared.telemetry)
+    return _Outcomes(leases, journal, Idempotency(database, vault, journal, leases, clock))
 
 
-def found_room(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
-    """The connections that there may be, by the settings and by what the system lets this process open."""
+def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
+    settings, database, vault, clock = shared.settings, shared.database, shared.vault, shared.clock
+    telemetry, failpoints = shared.telemetry, shared.failpoints
+    confirm = settings.link_mode == "confirm"
+    cache, guesses, authserver = shared.cache, shared.guesses, to_x.authserver
+    links = Links(database, vault, authserver, cache, guesses, clock, telemetry, settings.issuer, confirm=confirm)
+    refresher = Refresher(
+        database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
+    )
+    sessions = Sessions(links, refresher, cache, clock, to_x.x.me)
+    requests = AuthorizationRequests(settings, database, vault, clock)
+    callbacks = Callbacks[Linked](database, guesses, clock)
+    linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
+    endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock)
+    breaker = CircuitBreaker(clock, telemetry)
+    clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
+    clients.watch(telemetry.metrics)
+    return _Accounts(links, sessions, clients, callbacks, linking, endpoints)
+
+
+def _build_handlers(
+    shared: _Shared,
+    to_x: _ToX,
+    outcomes: _Outcomes,
+    accounts: _Accounts,
+    capacity: Capacity,
+    rate_limit: RateLimit,
+    health: Health,
+) -> Handlers:
+    settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
+    journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
+    sessions = accounts.sessions
+    admission = Admission(shared.keys, shared.cache, sessions, rate_limit, clock, settings.mode)
+    uploader = MediaUploader(clock, settings.upload_deadline_s)
+    refusals = RefusalDetails(journal, to_x.x, clock)
+    sender = OperationSender(to_x.order, uploader, journal, to_x.capabilities, refusals, failpoints)
+    return Handlers(
+        Pipeline(
+            admission,
+            sessions,
+            capacity,
+            idempotency,
+            journal.rejections,
+            relay=settings.relay_dialect,
+            keyless_body_s=settings.request_deadline_s,
+        ),
+        Writes(
+            admission,
+            clients,
+            journal,
+            idempotency,
+            Prices.load(),
+            uploader,
+            sender,
+            failpoints,
+            shared.telemetry,
+        ),
+        Lookups(sessions, clients, LookupRunner(clock)),
+        accounts.endpoints,
+        OutcomeReports(journal),
+        Pages(accounts.linking, settings.base_url),
+        Site(settings).answer,
+        health,
+        shared.telemetry.metrics,
+    )
+
+
+def _build_background(
+    shared: _Shared,
+    to_x: _ToX,
+    outcomes: _Outcomes,
+    links: Links,
+    reconciler: Reconciler,
+    health: Health,
+    act_log: ActLog,
+) -> BackgroundTasks:
+    journal, keep = outcomes.journal, timedelta(days=shared.settings.journal_days)
+    return BackgroundTasks(
+        shared.telemetry,
+        ("sweep", SWEEP_EVERY_S, links.sweep),
+        ("health", 0.0, health.beat),
+        ("presence", RENEW_EVERY_S, outcomes.leases.renew),
+        ("journal", 1.0, journal.flush),
+        ("reconcile", 1.0, reconciler.round),
+        ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
+        ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),
+        ("acts", ACTS_EVERY_S, act_log.round),
+        ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),
+        expected=StorageDownError,
+    )
+
+
+def _connections(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
+    """Return the connections that the settings allow, as far as the system lets this process open them."""
     wanted = ConnectionBudget(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
-    room = wanted.within(open_files())
-    if room != wanted:
-        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(room))
-    return room
+    budget = wanted.within(open_files())
+    if budget != wanted:
+        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(budget))
+    return budget
 
 
-def allowances(settings: Settings, clock: Clock, telemetry: Telemetry) -> RateLimit:
-    """Where calls are counted."""
-    if settings.redis_url is None:
-        return LocalRateLimit(clock)
-    return SharedRateLimit(settings.redis_url.get_secret_value(), clock, telemetry)
+def _rate_limit(shared: _Shared) -> RateLimit:
+    """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
+    url = shared.settings.redis_url
+    if url is None:
+        return LocalRateLimit(shared.clock)
+    return SharedRateLimit(url.get_secret_value(), shared.clock, shared.telemetry)
 
 
-def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, ConcurrencyLimiter], UploadLimits]:
-    """Build the limits of concurrent calls, for each lane, and of uploads."""
-    crowd = partial(
+def _capacity(settings: Settings, metrics: Metrics) -> Capacity:
+    limiter = partial(
         ConcurrencyLimiter,
-        queued=settings.max_calls_queued,
-        each=settings.max_calls_each,
-        each_queued=settings.max_calls_each_queued,
+        max_queued=settings.max_calls_queued,
+        max_running_each=settings.max_calls_each,
+        max_queued_each=settings.max_calls_each_queued,
         metrics=metrics,
     )
     uploads = UploadLimits(
@@ -386,11 +443,11 @@ def concurrency(settings: Settings, metrics: Metrics) -> tuple[dict[str, Concurr
         most_bytes=settings.max_spooled_bytes,
         metrics=metrics,
     )
-    return {"calls": crowd(most=settings.max_calls), "reserved": crowd(most=RESERVED_CALLS)}, uploads
+    return Capacity(limiter(max_running=settings.max_calls), limiter(max_running=RESERVED_CALLS), uploads)
 
 
-def to_x(settings: Settings, connections: int) -> ConnectionPool:
-    """A pool of connections to X."""
+def pool_to_x(settings: Settings, connections: int) -> ConnectionPool:
+    """Return a pool of connections to X."""
     return ConnectionPool(
         settings.x_api_url,
         connections=connections,
@@ -400,104 +457,32 @@ def to_x(settings: Settings, connections: int) -> ConnectionPool:
     )
 
 
-def watch(
+def _watch(
     metrics: Metrics,
-    upstreams: Mapping[str, ConnectionPool],
-    lanes: Mapping[str, ConcurrencyLimiter],
-    uploads: UploadLimits,
-    limits: RateLimit,
+    pools: Mapping[str, ConnectionPool],
+    capacity: Capacity,
+    rate_limit: RateLimit,
     journal: Journal,
 ) -> None:
-    """Have the metrics ask the parts that know."""
+    """Have the metrics read the parts that count."""
+    limiters, uploads = {"calls": capacity.calls, "reserved": capacity.reserved}, capacity.uploads
 
     def connections() -> Iterator[tuple[tuple[str, ...], float]]:
-        for pool, upstream in upstreams.items():
-            stats = upstream.stats()
-            yield (pool, "idle"), stats.idle
-            yield (pool, "busy"), stats.open - stats.idle
+        for name, pool in pools.items():
+            stats = pool.stats()
+            yield (name, "idle"), stats.idle
+            yield (name, "busy"), stats.open - stats.idle
 
-    metrics.watch("birdwire_calls_running", lambda: {(lane,): crowd.running for lane, crowd in lanes.items()})
-    metrics.watch("birdwire_calls_queued", lambda: {(lane,): crowd.queued for lane, crowd in lanes.items()})
+    metrics.watch("birdwire_calls_running", lambda: {(name,): one.running for name, one in limiters.items()})
+    metrics.watch("birdwire_calls_queued", lambda: {(name,): one.queued for name, one in limiters.items()})
     metrics.watch("birdwire_uploads_running", lambda: uploads.running)
     metrics.watch("birdwire_uploads_bytes", lambda: uploads.bytes)
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_journal_refused_total", lambda: journal.refused)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
-    metrics.watch("birdwire_limits_degraded_total", lambda: limits.degraded)
-    metrics.watch("birdwire_replicas", lambda: limits.replicas)
+    metrics.watch("birdwire_limits_degraded_total", lambda: rate_limit.degraded)
+    metrics.watch("birdwire_replicas", lambda: rate_limit.replicas)
     metrics.watch("birdwire_x_connections", lambda: dict(connections()))
     metrics.watch(
-        "birdwire_x_connections_opened_total",
-        lambda: {(pool,): upstream.stats().opened for pool, upstream in upstreams.items()},
+        "birdwire_x_connections_opened_total", lambda: {(name,): pool.stats().opened for name, pool in pools.items()}
     )
-
-
-def routes(
-    gate: Pipeline,
-    oauth: LinkEndpoints,
-    journal: Journal,
-    pages: Pages,
-    health: Health,
-    metrics: Metrics,
-    settings: Settings,
-) -> list[Route]:
-    """Every path and method that is answered."""
-    site = Site(settings)
-
-    def operation_route(operation: Operation) -> Route:
-        takes = Takes(
-            operation.name,
-            operation.body,
-            limit=settings.max_body_bytes,
-            file_names=FILE_FIELDS if operation.takes_file else (),
-            action=operation.name,
-        )
-        if not operation.repeatable:
-            takes = replace(takes, limit=settings.max_post_bytes, repeatable=False)
-        if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
-            scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
-            takes = replace(takes, file_limit=settings.max_upload_bytes, file_scopes=scopes)
-        files = (takes.file_limit, settings.upload_deadline_s) if takes.file_limit else None
-        handle = partial(gate.serve, operation, takes)
-        return Route("POST", f"{API}/{operation.name}", handle, takes.limit, settings.request_deadline_s, files)
-
-    def key_route(method: str, name: str, work: Work, model: type[Body], action: str = "") -> Route:
-        reserved = name in ("unlink_twitter", "auth/status")
-        takes = Takes(name.partition("/{")[0], model, limit=settings.max_body_bytes, reserved=reserved, action=action)
-        handle = partial(gate.answer, takes, work)
-        limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
-        return Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=reserved)
-
-    own = [
-        *(operation_route(operation) for operation in OPERATIONS),
-        *(
-            Route("GET", f"{API}/{row.name}", partial(gate.look, row))
-            for row in LOOKUPS
-            if row.name in settings.offered_reads
-        ),
-        key_route("POST", "auth_twitter", oauth.auth_twitter, AuthTwitter, LINK),
-        key_route("POST", "unlink_twitter", oauth.unlink, Empty, UNLINK),
-        key_route("GET", "auth/status", oauth.status, Empty),
-        key_route("POST", "auth/confirm", oauth.confirm, Confirm, LINK),
-        key_route("GET", "requests/{request_id}", OutcomeReports(journal).request, Empty),
-    ]
-    if settings.relay_dialect:
-        own = [replace(route, path=path) for route in own for path in relay_dialect.aliases(route.path)]
-    return [
-        *own,
-        Route("GET", f"{API}/oauth_callback", pages.callback, head=pages.callback_head),
-        Route("POST", f"{API}/auth/undo", pages.undo, otherwise=pages.undo_opened),
-        *(Route("GET", path, site.answer, head=site.answer) for path in DOCUMENTS),
-        Route("GET", "/livez", health.live, head=health.live, reserved=True),
-        Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
-        *([metrics_route(metrics, settings)] if settings.metrics_inside else []),
-    ]
-
-
-def metrics_route(metrics: Metrics, settings: Settings) -> Route:
-    """Where the metrics are read."""
-    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
-    return Route("GET", "/metrics", partial(metrics.answer, token))
-
-
-__all__ = ["Gateway", "StoreError", "create_app", "open_vault", "prepare"]

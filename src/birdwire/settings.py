@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from birdwire.api.paths import OAUTH_CALLBACK
 from birdwire.runtime import private_files
 from birdwire.runtime.addresses import is_any, is_loopback
 from birdwire.runtime.failpoints import Failpoints
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PREFIX = "BIRDWIRE_"
-CALLBACK_PATH = "/apis/v1/twitter/oauth_callback"
 LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
 CLIENT_NAMES = frozenset({"URL", "API_KEY", "CONFIG"})
 """Names with our prefix that are no settings of the gateway: the first two are for the commands that call one."""
@@ -330,7 +330,7 @@ class Settings(BaseModel):
     @property
     def redirect_uri(self) -> str:
         """The fixed callback, as it must be registered at X."""
-        return self.base_url + CALLBACK_PATH
+        return self.base_url + OAUTH_CALLBACK
 
     @classmethod
     def load(cls, environment: Mapping[str, str], config: Path | None = None) -> Settings:

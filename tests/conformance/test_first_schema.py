@@ -13,12 +13,12 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from birdwire.accounts.tokens import SealedTokens
-from birdwire.app import prepare
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.leases import ProcessLeases
 from birdwire.runtime.failpoints import FailpointError, Failpoints
 from birdwire.runtime.telemetry import Telemetry
+from birdwire.startup import prepare
 from birdwire.store.database import Database, StorageDownError
 from birdwire.store.encryption.key_files import create_key_file, read_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation

@@ -19,9 +19,10 @@ import pytest
 from typer.main import get_command
 
 from birdwire.api.errors import PROBLEMS
+from birdwire.api.paths import OAUTH_CALLBACK
 from birdwire.cli import COMMANDS, build, load
 from birdwire.keys.secrets import mint
-from birdwire.settings import CALLBACK_PATH, CLIENT_NAMES, PREFIX, Settings
+from birdwire.settings import CLIENT_NAMES, PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.client.auth_server import DEFAULT_SCOPES
@@ -262,7 +263,7 @@ def test_every_operation_and_look_up_is_in_the_table_of_what_x_allows() -> None:
 
 def test_the_x_app_is_described_as_the_gateway_needs_it() -> None:
     """The callback's path and the scopes are the code's own."""
-    assert f"`https://YOUR-HOST{CALLBACK_PATH}`" in README
+    assert f"`https://YOUR-HOST{OAUTH_CALLBACK}`" in README
     assert f"`{' '.join(DEFAULT_SCOPES)}`" in README
 
 

@@ -189,7 +189,7 @@ async def gateway(
     settings = Settings.model_validate(given | options)
     clock, log = MovableClock(), io.StringIO()
     parts = create_app(settings, clock=clock, log=log)
-    await stack.enter_async_context(serving(parts.server(lane=lane, log_level="error"), listener))
+    await stack.enter_async_context(serving(parts.server(fast_path=lane, log_level="error"), listener))
     client, bare, x = [
         await stack.enter_async_context(httpx2.AsyncClient(base_url=base, timeout=30, limits=CONNECTIONS))
         for base in (url, url, x_url)

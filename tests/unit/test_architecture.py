@@ -32,8 +32,10 @@ ALLOWED: dict[str, str] = {
     "outcomes": "api runtime store x.client x.catalog x.limits keys accounts",
     "gateway": "api runtime store x.client x.catalog x.limits keys accounts outcomes",
     "surfaces": "api birdwire runtime settings x.client x.catalog keys accounts outcomes gateway",
+    "startup": "api runtime settings store accounts",
+    "routes": "api runtime settings edge x.catalog keys accounts outcomes gateway surfaces",
     "app": "api birdwire runtime settings store edge x.client x.catalog x.limits keys accounts outcomes gateway "
-    "surfaces",
+    "surfaces routes startup",
 }
 """Each package of the gateway, and the packages that it may import besides itself. The command line may import all."""
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from birdwire.api.errors import GatewayError
-from birdwire.gateway.concurrency import WAIT_S, ConcurrencyLimiter
+from birdwire.gateway.concurrency import MAX_WAIT_S, ConcurrencyLimiter
 from birdwire.runtime.metrics import Metrics
 
 
 def crowd(metrics: Metrics | None = None, **bounds: Any) -> ConcurrencyLimiter:
     """Make a small one."""
-    small = {"most": 2, "queued": 2, "each": 2, "each_queued": 2, "wait_s": 60.0}
+    small = {"max_running": 2, "max_queued": 2, "max_running_each": 2, "max_queued_each": 2, "max_wait_s": 60.0}
     return ConcurrencyLimiter(**(small | bounds), metrics=metrics or Metrics())
 
 
@@ -27,18 +27,18 @@ async def settled() -> None:
 def refusal(made: ConcurrencyLimiter, key_id: str) -> str:
     """Return why a call is refused immediately, without a turn of the loop."""
     with pytest.raises(GatewayError) as caught:
-        made.enter(key_id).send(None)
+        made.acquire(key_id).send(None)
     return caught.value.reason
 
 
 def waiting(made: ConcurrencyLimiter, *key_ids: str) -> list[asyncio.Task[None]]:
     """Start calls that will have to wait."""
-    return [asyncio.create_task(made.enter(key_id)) for key_id in key_ids]
+    return [asyncio.create_task(made.acquire(key_id)) for key_id in key_ids]
 
 
 def is_empty(made: ConcurrencyLimiter) -> bool:
     """Return whether no trace of any call is left."""
-    left = (made.running, made.queued, made._waiting, made._each, dict(made._ready))  # noqa: SLF001 - that is the point
+    left = (made.running, made.queued, made._waiting, made._running_each, dict(made._ready))  # noqa: SLF001 - that is the point
     return left == (0, 0, {}, {}, {})
 
 
@@ -51,137 +51,137 @@ def shed(metrics: Metrics) -> dict[tuple[str, ...], float]:
 async def test_limits_running_and_queued_calls_and_refuses_the_rest() -> None:
     """A call that ends makes room for one that waits, not for a new one."""
     made = crowd()
-    await made.enter("a")
-    await made.enter("b")
-    made.look()
+    await made.acquire("a")
+    await made.acquire("b")
+    made.check()
     tasks = waiting(made, "c", "d")
     await settled()
     assert (made.running, made.queued) == (2, 2)
     assert refusal(made, "e") == "overloaded"
     with pytest.raises(GatewayError, match="overloaded"):
-        made.look()
-    made.leave("a")
+        made.check()
+    made.release("a")
     assert (made.running, made.queued) == (2, 1)
     await tasks[0]
-    made.look()
-    made.leave("b")
+    made.check()
+    made.release("b")
     await tasks[1]
-    made.leave("c")
-    made.leave("d")
+    made.release("c")
+    made.release("d")
     assert is_empty(made)
 
 
 async def test_a_key_waits_at_its_own_bound_while_the_process_has_room() -> None:
     """Beyond what may wait it is refused by its own bound; another key runs immediately."""
     metrics = Metrics()
-    made = crowd(metrics, most=10, queued=10, each=2, each_queued=3)
+    made = crowd(metrics, max_running=10, max_queued=10, max_running_each=2, max_queued_each=3)
     for _ in range(2):
-        await made.enter("a")
+        await made.acquire("a")
     tasks = waiting(made, "a", "a", "a")
     await settled()
     assert (made.running, made.queued) == (2, 3)
     assert refusal(made, "a") == "concurrency_exceeded"
-    await made.enter("b")
-    made.leave("b")
+    await made.acquire("b")
+    made.release("b")
     for task in tasks:
-        made.leave("a")
+        made.release("a")
         await task
         assert made.running == 2
-    made.leave("a")
-    made.leave("a")
+    made.release("a")
+    made.release("a")
     assert is_empty(made)
     assert shed(metrics) == {("key",): 1.0}
 
 
 async def test_a_key_may_run_or_wait_as_often_when_the_process_is_full() -> None:
     """What it may not run, it may wait: its bound is the sum of both."""
-    made = crowd(most=1, queued=10, each=2, each_queued=1)
-    await made.enter("b")
+    made = crowd(max_running=1, max_queued=10, max_running_each=2, max_queued_each=1)
+    await made.acquire("b")
     tasks = waiting(made, "a", "a", "a")
     await settled()
     assert refusal(made, "a") == "concurrency_exceeded"
-    made.leave("b")
+    made.release("b")
     for task in tasks:
         await task
-        made.leave("a")
+        made.release("a")
     assert is_empty(made)
 
 
 async def test_a_key_at_its_own_bound_holds_no_place_that_another_could_use() -> None:
     """The turn passes to the next key that may run one."""
-    made = crowd(most=3, queued=10, each=2, each_queued=5)
+    made = crowd(max_running=3, max_queued=10, max_running_each=2, max_queued_each=5)
     for key_id in ("a", "a", "b"):
-        await made.enter(key_id)
+        await made.acquire(key_id)
     tasks = waiting(made, "a", "a", "b", "c")
     await settled()
-    made.leave("b")
+    made.release("b")
     await tasks[2]  # a waits longer, but runs two already
     assert [task.done() for task in tasks] == [False, False, True, False]
-    made.leave("a")
+    made.release("a")
     await tasks[3]  # c waited for the process alone; a joins the round when one of its calls ends
     assert [task.done() for task in tasks] == [False, False, True, True]
-    made.leave("c")
+    made.release("c")
     await tasks[0]
-    made.leave("b")
+    made.release("b")
     await settled()
     assert (made.running, tasks[1].done()) == (2, False)
     for _ in range(3):
-        made.leave("a")
+        made.release("a")
         await settled()
     assert is_empty(made)
 
 
 async def test_keys_that_wait_take_turns() -> None:
     """The second call of the first key comes after the first call of the second."""
-    made = crowd(most=1, queued=10, each=5)
-    await made.enter("x")
+    made = crowd(max_running=1, max_queued=10, max_running_each=5)
+    await made.acquire("x")
     came: list[str] = []
 
     async def come(key_id: str, name: str) -> None:
-        await made.enter(key_id)
+        await made.acquire(key_id)
         came.append(name)
-        made.leave(key_id)
+        made.release(key_id)
 
     tasks = [asyncio.create_task(come(key_id, f"{key_id}{n}")) for key_id in ("a", "b", "c") for n in (1, 2)]
     await settled()
-    made.leave("x")
+    made.release("x")
     await asyncio.gather(*tasks)
     assert came == ["a1", "b1", "c1", "a2", "b2", "c2"]
     assert is_empty(made)
 
 
 @pytest.mark.parametrize(("bounds", "reason", "why"), [
-    ({"most": 1}, "overloaded", "late"),
-    ({"most": 9, "each": 1}, "concurrency_exceeded", "key"),
-    ({"most": 1, "each": 1}, "concurrency_exceeded", "key"),
+    ({"max_running": 1}, "overloaded", "late"),
+    ({"max_running": 9, "max_running_each": 1}, "concurrency_exceeded", "key"),
+    ({"max_running": 1, "max_running_each": 1}, "concurrency_exceeded", "key"),
 ])  # fmt: skip
 async def test_a_wait_that_is_too_long_is_refused_by_the_bound_that_caused_it(
     bounds: dict[str, int], reason: str, why: str
 ) -> None:
     """The key's own bound if it runs all that it may, else the process's; nothing is left of the wait."""
     metrics = Metrics()
-    made = crowd(metrics, **bounds, wait_s=0.0)
-    await made.enter("a")
+    made = crowd(metrics, **bounds, max_wait_s=0.0)
+    await made.acquire("a")
     with pytest.raises(GatewayError, match=reason):
-        await made.enter("a")
+        await made.acquire("a")
     assert shed(metrics) == {(why,): 1.0}
     assert (made.running, made.queued) == (1, 0)
-    made.leave("a")
+    made.release("a")
     assert is_empty(made)
 
 
 @pytest.mark.parametrize("handed_over", [False, True])
 async def test_a_cancelled_wait_keeps_no_place(*, handed_over: bool) -> None:
     """Also if the turn came in the very moment."""
-    made = crowd(most=1)
-    await made.enter("a")
+    made = crowd(max_running=1)
+    await made.acquire("a")
     (task,) = waiting(made, "b")
     await settled()
     if handed_over:
-        made.leave("a")
+        made.release("a")
     task.cancel()
     if not handed_over:
-        made.leave("a")  # before the cancelled call could take its turn out of the queue
+        made.release("a")  # before the cancelled call could take its turn out of the queue
     await settled()
     assert task.cancelled()
     assert is_empty(made)
@@ -189,9 +189,9 @@ async def test_a_cancelled_wait_keeps_no_place(*, handed_over: bool) -> None:
 
 async def test_a_call_with_room_neither_waits_nor_arms_a_timer() -> None:
     """The idle path makes no future and no timer: it never yields to the event loop."""
-    made = crowd(most=1)
+    made = crowd(max_running=1)
     with pytest.raises(StopIteration):
-        made.enter("a").send(None)
-    made.leave("a")
+        made.acquire("a").send(None)
+    made.release("a")
     assert is_empty(made)
-    assert WAIT_S == 10.0
+    assert MAX_WAIT_S == 10.0

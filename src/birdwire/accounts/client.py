@@ -33,6 +33,7 @@ from birdwire.store.database import StorageDownError
 from birdwire.x.client.replies import Unauthorized, read
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from typing import Self
 
     from birdwire.accounts.sessions import Sessions, XSession
@@ -136,15 +137,17 @@ class AccountClient:
                     if stale and self._permit is not None:
                         stale = False
                         self._session = await self._readmit(self._permit, ends_at)
-                    return read(await self._send(request, ends_at), reading, clock.now())
+                    reply = await self._sending(request, attempts)
+                    self._record(request, reply, attempts)
+                    return read(reply, reading, clock.now())
                 except StaleError:
-                    stale = True
+                    stale, attempts.awaits_reply = True, False
                     continue
                 except StorageDownError:
                     unsent = GatewayError("storage_unavailable", half="nothing was sent to X")
                     raise attempts.failure or attempts.failed(unsent) from None
                 except GatewayError as error:
-                    failure = attempts.failed(error)
+                    failure = self._failed(request, error, attempts)
                 if isinstance(failure, Unauthorized):
                     await self._renew(failure, attempts)
                 elif self._may_retry(request, failure, attempts):
@@ -152,32 +155,39 @@ class AccountClient:
                 else:
                     raise failure
 
-    async def _send(self, request: XRequest, ends_at: float) -> Reply:
-        """Send once, and report X's reaction to the rate windows and the circuit breaker.
+    def _sending(self, request: XRequest, attempts: _Attempts) -> Coroutine[Any, Any, Reply]:
+        """Return the coroutine that sends once. A write passes the permit's check right before its first byte.
 
-        A write passes the permit's check right before its first byte.
+        The coroutine raises GatewayError if there is no reply or the call may no longer write, and StaleError if the
+        permit must be renewed first.
 
         Raises:
-            GatewayError: there is no reply, or the call may no longer write.
-            StaleError: the permit must be renewed first. Nothing was sent.
+            GatewayError: x_timeout: no time is left. Nothing was sent.
         """
-        shared, session, permit = self._shared, self._session, self._permit
-        left_s = ends_at - shared.clock.monotonic()
+        session, permit = self._session, self._permit
+        left_s = attempts.ends_at - self._shared.clock.monotonic()
         if left_s <= 0:
             raise GatewayError("x_timeout", outcome="not_sent")
         may_send = None if permit is None or request.method == "GET" else partial(permit.check, session)
-        try:
-            reply = await shared.x.send(session.access_token, request, left_s, may_send)
-        except GatewayError as error:
-            if error.reason in _TRANSIENT:
-                shared.breaker.record_failure(request.endpoint, session.user_id)
-            raise
-        shared.windows.record(request.endpoint, session.user_id, reply)
+        attempts.awaits_reply = True
+        return self._shared.x.send(session.access_token, request, left_s, may_send)
+
+    def _record(self, request: XRequest, reply: Reply, attempts: _Attempts) -> None:
+        """Report X's reply to the rate windows and the circuit breaker."""
+        shared, account = self._shared, self.user_id
+        attempts.awaits_reply = False
+        shared.windows.record(request.endpoint, account, reply)
         if reply.status >= 500:
-            shared.breaker.record_failure(request.endpoint, session.user_id)
+            shared.breaker.record_failure(request.endpoint, account)
         else:
-            shared.breaker.record_answer(request.endpoint, session.user_id)
-        return reply
+            shared.breaker.record_answer(request.endpoint, account)
+
+    def _failed(self, request: XRequest, error: GatewayError, attempts: _Attempts) -> GatewayError:
+        """Report a missing reply to the circuit breaker; return the failure of the attempt."""
+        if attempts.awaits_reply and error.reason in _TRANSIENT:
+            self._shared.breaker.record_failure(request.endpoint, self.user_id)
+        attempts.awaits_reply = False
+        return attempts.failed(error)
 
     async def _readmit(self, permit: WritePermit, ends_at: float) -> XSession:
         """Return the session with which the call may still write.
@@ -267,13 +277,17 @@ class AccountClient:
 
 
 class _Attempts:
-    """The attempts at one request. While it is entered, the call counts as running in the budget."""
+    """The attempts at one request. While it is entered, the call counts as running in the budget.
 
-    __slots__ = ("_budget", "_maybe_applied", "ends_at", "failure", "retries", "started_at")
+    `awaits_reply`: the current attempt is at X, so its failure is X's.
+    """
+
+    __slots__ = ("_budget", "_maybe_applied", "awaits_reply", "ends_at", "failure", "retries", "started_at")
 
     def __init__(self, budget: RetryBudget, ends_at: float) -> None:
         self._budget = budget
         self._maybe_applied = False
+        self.awaits_reply = False
         self.ends_at = ends_at
         self.started_at = 0.0
         self.retries = 0

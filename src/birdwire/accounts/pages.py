@@ -18,7 +18,7 @@ from birdwire.api.body import check, read
 from birdwire.api.errors import GatewayError, describe, render
 from birdwire.api.forms import wrong_type
 from birdwire.api.messages import JSON_TYPE, Answer
-from birdwire.settings import CALLBACK_PATH
+from birdwire.api.paths import AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.store.database import StorageDownError
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from birdwire.api.messages import Call, Headers
 
 _FORM_LIMIT = 1_000
-UNDO_PATH = "/apis/v1/twitter/auth/undo"
-PATHS = (CALLBACK_PATH, UNDO_PATH)
+PATHS = (OAUTH_CALLBACK, AUTH_UNDO)
 Words = tuple[str, str, str]
 """A page's heading, what it says, and what to do. `{message}` and the refusal's values are filled in."""
 
@@ -95,7 +94,7 @@ class Pages:
         templates = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
-        templates.globals["undo_path"] = UNDO_PATH
+        templates.globals["undo_path"] = AUTH_UNDO
         templates.filters["code"] = _code
         templates.globals["style"] = Markup(loader.get_source(templates, "style.css")[0])  # noqa: S704 - our own file
         return templates

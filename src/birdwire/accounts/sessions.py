@@ -10,6 +10,7 @@ from birdwire.accounts.acts import account_of
 from birdwire.accounts.links import KeyLinks, missing_scopes, only_confirmation_helps, scope_set
 from birdwire.accounts.refresh import renews_at
 from birdwire.api.errors import GatewayError
+from birdwire.api.paths import API
 from birdwire.runtime.single_flight import SingleFlight
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import VaultError
@@ -198,7 +199,7 @@ class Sessions:
                 raise GatewayError(
                     "x_link_pending",
                     why=f"@{row.username} approved it, but the key's holder has not confirmed that account yet",
-                    remedy="Call POST /apis/v1/twitter/auth/confirm with the state and the username",
+                    remedy=f"Call POST {API}/auth/confirm with the state and the username",
                 )
             return KeyLinks(row, None)
         except GatewayError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from birdwire.api.messages import Answer, Call, Headers
+from birdwire.api.paths import API
 
 if TYPE_CHECKING:
     from birdwire.api.reasons import Reason
@@ -25,7 +26,7 @@ TYPES = {
 }
 """The `type` of a status; every other 4xx is an invalid_request_error."""
 
-LINK = "Call POST /apis/v1/twitter/auth_twitter, or ask the operator to run `birdwire accounts link KEY_ID`; then have the account's owner"
+LINK = f"Call POST {API}/auth_twitter, or ask the operator to run `birdwire accounts link KEY_ID`; then have the account's owner"
 RELINK = f"{LINK} approve again."
 ENTERPRISE = "since 2026-04-20, likes, follows and quote posts require X Enterprise access"
 
@@ -49,7 +50,7 @@ class Problem:
 
 _INVALID, _FORBIDDEN, _KEY, _CONFLICT = "invalid-request", "client-forbidden", "invalid_api_key", "conflict"
 _SEND_KEY = "Send the header `Authorization: Bearer <your Birdwire API key>`."
-_NEW_LINK = "Start again with POST /apis/v1/twitter/auth_twitter."
+_NEW_LINK = f"Start again with POST {API}/auth_twitter."
 _CONTENT = "Send text, media, a poll, a quote or a card."
 _CHECK_KEY = "Check that the whole key was copied; the operator can list keys with `birdwire keys list`."
 
@@ -83,9 +84,9 @@ PROBLEMS: dict[str, Problem] = {
     "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
     "state_used": Problem(400, _INVALID, "account_owner", "This link has already been used: the attempt failed, or the account is no longer linked through it.", _NEW_LINK),
     "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was created for a different authorization server or callback URL.", _NEW_LINK),
-    "consent_denied": Problem(400, _INVALID, "account_owner", "{what}; nothing was linked.", "To try again, start with POST /apis/v1/twitter/auth_twitter."),
+    "consent_denied": Problem(400, _INVALID, "account_owner", "{what}; nothing was linked.", f"To try again, start with POST {API}/auth_twitter."),
     "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it is invalid, was already used, or is older than 30 seconds.", _NEW_LINK),
-    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo token is unknown or no longer valid: it was already used, it is older than 10 minutes, or the link has already ended.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
+    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo token is unknown or no longer valid: it was already used, it is older than 10 minutes, or the link has already ended.", f"Unlink with POST {API}/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
     # 400: X rejected a parameter
     "x_invalid_request": Problem(400, _INVALID, "caller", "X rejected a parameter: {message}", "Correct the field named in the message."),
     "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps use at most one cashtag ($TICKER) in a post.", "Keep one cashtag and write the others without the $."),
@@ -158,7 +159,7 @@ PROBLEMS: dict[str, Problem] = {
     "x_breaker_open": Problem(502, "upstream_unavailable", "x_outage", "X keeps failing on this endpoint, so Birdwire has paused calls to it and probes it every few seconds. Nothing was sent.", "Retry after the delay in Retry-After.", retryable=True),
     "x_renewal_failed": Problem(502, "upstream_unavailable", "x_outage", "X returned a server error when Birdwire tried to renew the linked account's access.", "Retry after the delay in Retry-After. The account does not have to be linked again.", retryable=True),
     "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not respond in time.", "Try again in a few seconds. This call is safe to repeat.", retryable=True),
-    "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's response was lost: X may or may not have carried out the call.", "Do not send a post again with another Idempotency-Key. Birdwire searches the account's timeline for a lost post, which usually takes about a minute: poll GET /apis/v1/twitter/requests/REQUEST_ID, or repeat the call with the same Idempotency-Key. If it was an upload, upload the file again: nothing was published."),
+    "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's response was lost: X may or may not have carried out the call.", f"Do not send a post again with another Idempotency-Key. Birdwire searches the account's timeline for a lost post, which usually takes about a minute: poll GET {API}/requests/REQUEST_ID, or repeat the call with the same Idempotency-Key. If it was an upload, upload the file again: nothing was published."),
     "not_applied": Problem(502, "upstream_unavailable", "x_outage", "X's response was lost, and the post is not in the account's timeline: X did not publish it.", "Post again with a new Idempotency-Key."),
     "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X rejected the gateway's client ID or secret.", "Ask the operator to check the X app's client ID, secret and client type. Accounts do not have to be linked again."),
     "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X sent a response that Birdwire cannot read.", "Try again in a few seconds. If the error persists, check X's status page.", retryable=True),

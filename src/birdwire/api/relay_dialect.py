@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from birdwire.api.body import Parsed
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
+from birdwire.api.paths import API, SHORT_API
 
 if TYPE_CHECKING:
     from birdwire.api.body import Body
@@ -79,9 +80,9 @@ def say(answer: Answer) -> Answer:
 
 
 def aliases(path: str) -> tuple[str, ...]:
-    """A route's paths: its own, and the one without the middle part that older clients use."""
-    short = path.replace("/apis/v1/twitter/", "/apis/v1/", 1)
-    return (path,) if short == path else (path, short)
+    """Return a route's paths: its own, and the one without the middle part that older clients use."""
+    below = path.removeprefix(f"{API}/")
+    return (path,) if below == path else (path, f"{SHORT_API}/{below}")
 
 
 def _typed(name: str, value: Any) -> Any:

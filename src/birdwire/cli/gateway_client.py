@@ -25,7 +25,6 @@ DEADLINE_S = 30.0
 UPLOAD_DEADLINE_S = 300.0
 CHUNK = 1 << 16
 MAX_ANSWER = 1 << 20
-API = "/apis/v1/twitter"
 
 _EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
 _LINK = (

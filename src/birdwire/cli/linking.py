@@ -10,11 +10,11 @@ from birdwire.accounts.bodies import AuthTwitter
 from birdwire.accounts.linking import AuthorizationRequests, hash_of
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError, describe
-from birdwire.app import open_vault
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.output import ExitCode, Stop
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock, rfc3339
+from birdwire.startup import open_vault
 from birdwire.store.database import now
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.tables import link_states, x_sessions

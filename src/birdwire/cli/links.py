@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.accounts.links import Links
 from birdwire.api.errors import GatewayError, describe
-from birdwire.app import open_vault, to_x
+from birdwire.app import pool_to_x
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.linking import check_client, described
 from birdwire.cli.output import ExitCode, Stop
@@ -17,6 +17,7 @@ from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.telemetry import Telemetry
+from birdwire.startup import open_vault
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.x.client.auth_server import AuthServer
 
@@ -80,7 +81,7 @@ async def _links(settings: Settings, key_id: str) -> AsyncIterator[Links]:
     clock = Clock()
     with refusals():
         async with opened(settings) as database:
-            vault, upstream, guesses = open_vault(settings), to_x(settings, CONNECTIONS), GuessLimiter(clock)
+            vault, upstream, guesses = open_vault(settings), pool_to_x(settings, CONNECTIONS), GuessLimiter(clock)
             await KeyRotation(database, vault, clock, by=operator()).enlist(starting=False)
             await Keys(database, clock).get(key_id)
             links = Links(

@@ -9,7 +9,8 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 
 import typer
 
-from birdwire.cli.gateway_client import API, data_of
+from birdwire.api.paths import API
+from birdwire.cli.gateway_client import data_of
 from birdwire.cli.output import ExitCode, Stop, printable
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from birdwire.edge.request_head import is_multipart
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from typing import Self
 
     from starlette.types import Receive, Scope, Send
 
@@ -84,9 +85,10 @@ class Front:
             stream=partial(self._stream, request),
         )
         raw_path: bytes = scope.get("raw_path") or call.path.encode()
-        answer = await attend(partial(self._answer, raw_path), self._telemetry, call)
-        if answer is not None:
-            await respond(call, answer)(scope, receive, send)
+        with Exchange(call, self._telemetry) as exchange:
+            exchange.answer = await self._answer(raw_path, call)
+        if exchange.answer is not None:
+            await respond(call, exchange.answer)(scope, receive, send)
 
     async def _answer(self, raw_path: bytes, call: Call) -> Answer:
         if _BAD_ESCAPE.search(raw_path):
@@ -128,24 +130,39 @@ class Front:
         await send({"type": "websocket.http.response.body", "body": answer.body})
 
 
-async def attend(handle: Handler, telemetry: Telemetry, call: Call) -> Answer | None:
-    """Return the handler's answer, its refusal, or a 500 for a bug, and log one line. None: the client disconnected."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    try:
-        answer = await handle(call)
-    except GatewayError as error:
-        answer = refuse(error, call)
-    except ClientDisconnect:
-        return None
-    except asyncio.CancelledError:
-        telemetry.cut_off(call)
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever fails, the caller gets the error envelope
-        telemetry.crash(call.request_id, error)
-        answer = refuse(GatewayError("internal"), call)
-    telemetry.request(call, answer.status, loop.time() - started)
-    return answer
+class Exchange:
+    """One call and its answer, as a context manager: a refusal or a bug in its block becomes the answer.
+
+    It writes the one log line of the call. `answer` stays None if the client has disconnected.
+    """
+
+    __slots__ = ("_call", "_started_at", "_telemetry", "answer")
+
+    def __init__(self, call: Call, telemetry: Telemetry) -> None:
+        self._call = call
+        self._telemetry = telemetry
+        self.answer: Answer | None = None
+
+    def __enter__(self) -> Self:
+        self._started_at = asyncio.get_running_loop().time()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if error is not None:
+            self._refuse(error)
+        if self.answer is not None:
+            seconds = asyncio.get_running_loop().time() - self._started_at
+            self._telemetry.request(self._call, self.answer.status, seconds)
+        return error is None or isinstance(error, Exception)
+
+    def _refuse(self, error: BaseException) -> None:
+        if isinstance(error, GatewayError):
+            self.answer = refuse(error, self._call)
+        elif isinstance(error, asyncio.CancelledError):
+            self._telemetry.cut_off(self._call)
+        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+            self._telemetry.crash(self._call.request_id, error)
+            self.answer = refuse(GatewayError("internal"), self._call)
 
 
 def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:

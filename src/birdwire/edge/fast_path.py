@@ -6,38 +6,38 @@ the framework and ASGI cost, about as much as the rest of a like. It makes no de
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
-from birdwire.api.messages import Answer, Call
-from birdwire.edge.asgi import headers_in, headers_out
+from birdwire.api.messages import Call
+from birdwire.edge.asgi import Exchange, headers_in, headers_out
 from birdwire.edge.protocol import EdgeProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Coroutine, Mapping
 
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-FastHandler = Callable[[Call], Awaitable[Answer | None]]
-"""Answers a call; returns None if the client has disconnected."""
+    from birdwire.edge.asgi import Handler
+    from birdwire.runtime.telemetry import Telemetry
 
 
 class FastPathProtocol(EdgeProtocol):
     """One connection whose POSTs to the paths of `handlers` bypass the framework."""
 
-    def __init__(self, handlers: Mapping[bytes, FastHandler], *edge: Any, **uvicorns: Any) -> None:
+    def __init__(self, handlers: Mapping[bytes, Handler], telemetry: Telemetry, *edge: Any, **uvicorns: Any) -> None:
         super().__init__(*edge, **uvicorns)
         self._handlers = handlers
+        self._telemetry = telemetry
 
-    def _dispatch(self, cycle: RequestResponseCycle, app: ASGIApp) -> Awaitable[None]:
+    def _dispatch(self, cycle: RequestResponseCycle, app: ASGIApp) -> Coroutine[Any, Any, None]:
         handle = self._handlers.get(cycle.scope["raw_path"]) if cycle.scope["method"] == "POST" else None
         return super()._dispatch(cycle, app) if handle is None else self._answer_directly(cycle, handle)
 
-    async def _answer_directly(self, cycle: RequestResponseCycle, handle: FastHandler) -> None:
+    async def _answer_directly(self, cycle: RequestResponseCycle, handle: Handler) -> None:
         scope = cycle.scope
         call = Call(
             "POST",
@@ -48,7 +48,9 @@ class FastPathProtocol(EdgeProtocol):
             scope["client"][0] if scope["client"] else "",
             None if cycle.more_body or cycle.waiting_for_100_continue else bytes(cycle.body),
         )
-        answer = await handle(call)
+        with Exchange(call, self._telemetry) as exchange:
+            exchange.answer = await handle(call)
+        answer = exchange.answer
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
         if answer is None or cycle.disconnected:

@@ -11,124 +11,133 @@ from birdwire.api.errors import GatewayError
 if TYPE_CHECKING:
     from birdwire.runtime.metrics import Metrics
 
-WAIT_S = 10.0
-"""How long a call waits to run at most."""
+MAX_WAIT_S = 10.0
+"""How long a call may wait for a slot."""
 
-Turns = deque[asyncio.Future[None]]
+Waiters = deque[asyncio.Future[None]]
 
 
 class ConcurrencyLimiter:
-    """Runs at most `most` calls, and at most `each` of one key; at most `queued` wait, `each_queued` more of a key.
+    """Runs `max_running` calls, `max_running_each` of one key; `max_queued` more may wait, `max_queued_each` of a key.
 
-    Waiting calls run in the order of their key, and the keys that may run one take turns. A call that may neither run
-    nor wait is refused immediately, and one that waited `wait_s` then. A key's own bound refuses with
-    `concurrency_exceeded`, the process's with `overloaded`.
+    Waiting calls of a key run in their order, and the keys that may run one are served round-robin. A call that can
+    neither run nor wait is refused immediately, and one that has waited `max_wait_s` then. A key's own limit refuses
+    with `concurrency_exceeded`, the process's with `overloaded`.
     """
 
     def __init__(
-        self, *, most: int, queued: int, each: int, each_queued: int, metrics: Metrics, wait_s: float = WAIT_S
+        self,
+        *,
+        max_running: int,
+        max_queued: int,
+        max_running_each: int,
+        max_queued_each: int,
+        metrics: Metrics,
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
-        self._most = most
-        self._most_queued = queued
-        self._most_each = each
-        self._most_of_key = each + each_queued
+        self._max_running = max_running
+        self._max_queued = max_queued
+        self._max_running_each = max_running_each
+        self._max_each = max_running_each + max_queued_each
         self._metrics = metrics
-        self._wait_s = wait_s
-        self._each: dict[str, int] = {}
-        self._waiting: dict[str, Turns] = {}
-        self._ready: OrderedDict[str, None] = OrderedDict()  # keys with a call that only waits for the process, in turn
+        self._max_wait_s = max_wait_s
+        self._running_each: dict[str, int] = {}
+        self._waiting: dict[str, Waiters] = {}
+        # Keys with a call that waits only for the process's limit, in the order in which they are served.
+        self._ready: OrderedDict[str, None] = OrderedDict()
         self.running = 0
         self.queued = 0
 
-    def look(self) -> None:
-        """Refuse a call before its key is known if it could neither run nor wait, which costs next to nothing.
+    def check(self) -> None:
+        """Refuse a call, before its key is known, if it could neither run nor wait. This costs next to nothing.
 
         Raises:
             GatewayError: overloaded.
         """
-        if self.running >= self._most and self.queued >= self._most_queued:
+        if self.running >= self._max_running and self.queued >= self._max_queued:
             raise self._shed("full")
 
-    async def enter(self, key_id: str) -> None:
-        """Start a call now, or when its turn comes. Every call that entered must leave.
+    async def acquire(self, key_id: str) -> None:
+        """Acquire a slot, now or once one is free. Each slot must be released.
 
         Raises:
             GatewayError: concurrency_exceeded, overloaded.
         """
-        of_key = self._each.get(key_id, 0)
-        if of_key < self._most_each and self.running < self._most:
-            self._each[key_id] = of_key + 1
+        running = self._running_each.get(key_id, 0)
+        if running < self._max_running_each and self.running < self._max_running:
+            self._running_each[key_id] = running + 1
             self.running += 1
         else:
-            await self._wait(key_id, of_key)
+            await self._wait(key_id, running)
 
-    def leave(self, key_id: str) -> None:
-        """End a call, and start those that may run in its place."""
-        left = self._each.pop(key_id) - 1
+    def release(self, key_id: str) -> None:
+        """Release a slot, and start the calls that may run in its place."""
+        left = self._running_each.pop(key_id) - 1
         if left:
-            self._each[key_id] = left
+            self._running_each[key_id] = left
         self.running -= 1
         if self._waiting:
             self._start_waiting(key_id)
 
-    async def _wait(self, key_id: str, of_key: int) -> None:
-        turns = self._waiting.get(key_id, deque())
-        if of_key + len(turns) >= self._most_of_key:
-            raise self._exceeded(f"at most {self._most_of_key} may run or wait at a time")
-        if self.queued >= self._most_queued:
+    async def _wait(self, key_id: str, running: int) -> None:
+        waiters = self._waiting.get(key_id, deque())
+        if running + len(waiters) >= self._max_each:
+            raise self._exceeded(f"at most {self._max_each} may run or wait at a time")
+        if self.queued >= self._max_queued:
             raise self._shed("full")
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        turns.append(turn)
-        self._waiting[key_id] = turns
+        waiter: asyncio.Future[None] = loop.create_future()
+        waiters.append(waiter)
+        self._waiting[key_id] = waiters
         self.queued += 1
-        if of_key < self._most_each:
+        if running < self._max_running_each:
             self._ready.setdefault(key_id)
-        timer = loop.call_later(self._wait_s, self._expire, key_id, turn)
+        timer = loop.call_later(self._max_wait_s, self._expire, key_id, waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:
-                self.leave(key_id)  # the turn came in the same round of the loop as the cancellation
+            if not waiter.cancelled() and waiter.exception() is None:
+                # The slot came in the same iteration of the event loop as the cancellation.
+                self.release(key_id)
             raise
         finally:
             timer.cancel()
-            if turn in turns:
-                turns.remove(turn)
-                self._taken(key_id, turns)
+            if waiter in waiters:
+                waiters.remove(waiter)
+                self._dequeued(key_id, waiters)
 
     def _start_waiting(self, key_id: str) -> None:
-        """Start waiting calls while there is room, after a call of `key_id` ended; no new call can overtake them."""
+        """Start waiting calls while slots are free, after a call of `key_id` ended. No new call can overtake them."""
         if key_id in self._waiting:
             self._ready.setdefault(key_id)
-        while self._ready and self.running < self._most:
+        while self._ready and self.running < self._max_running:
             key_id, _ = self._ready.popitem(last=False)
-            turns = self._waiting[key_id]
-            turn = turns.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                self._each[key_id] = self._each.get(key_id, 0) + 1
+            waiters = self._waiting[key_id]
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                self._running_each[key_id] = self._running_each.get(key_id, 0) + 1
                 self.running += 1
-            self._taken(key_id, turns)
-            if turns and self._each.get(key_id, 0) < self._most_each:
+            self._dequeued(key_id, waiters)
+            if waiters and self._running_each.get(key_id, 0) < self._max_running_each:
                 self._ready[key_id] = None
 
-    def _taken(self, key_id: str, turns: Turns) -> None:
-        """Account for a turn that was taken out of its queue."""
+    def _dequeued(self, key_id: str, waiters: Waiters) -> None:
+        """Account for a waiter that has left its queue."""
         self.queued -= 1
-        if not turns:
+        if not waiters:
             del self._waiting[key_id]
             self._ready.pop(key_id, None)
 
-    def _expire(self, key_id: str, turn: asyncio.Future[None]) -> None:
-        """Refuse a call that waited too long; whose bound kept it waiting decides how."""
-        if turn.done():
+    def _expire(self, key_id: str, waiter: asyncio.Future[None]) -> None:
+        """Refuse a call that has waited too long, with the reason of the limit that kept it waiting."""
+        if waiter.done():
             return
-        if self._each.get(key_id, 0) >= self._most_each:
-            detail = f"{self._most_each} are running, and this call waited {self._wait_s:g} seconds"
-            turn.set_exception(self._exceeded(detail))
+        if self._running_each.get(key_id, 0) >= self._max_running_each:
+            detail = f"{self._max_running_each} are running, and this call waited {self._max_wait_s:g} seconds"
+            waiter.set_exception(self._exceeded(detail))
         else:
-            turn.set_exception(self._shed("late"))
+            waiter.set_exception(self._shed("late"))
 
     def _exceeded(self, detail: str) -> GatewayError:
         self._metrics.add("birdwire_calls_shed_total", "key")

@@ -1,6 +1,6 @@
-"""What X's refusal of a write leaves open and the gateway knows: which field named the post, and why an edit failed.
+"""RefusalDetails: what the gateway adds to X's refusal of a write: the field that named the post, why an edit failed.
 
-It only explains what X has refused: how long X lets a post be edited is X's to say, and may change.
+It only explains what X has refused: how long a post can be edited is for X to decide, and may change.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from birdwire.x.client.api import X
 
 EDIT_WINDOW = timedelta(hours=1)
-"""The longer of the two windows that X documents for edits: a post that is older is past both of them."""
+"""The longer of the two windows that X documents for edits: an older post is past both of them."""
 
 _EDITED = "edit_options.previous_post_id"
 _POSTS = ("tweet_id", "quote_tweet_id", "reply.in_reply_to_tweet_id", _EDITED)
-"""The fields of all calls that name a post."""
+"""Every field of a call that names a post."""
 
 _PREMIUM = (
     "X lets X Premium accounts edit a post at most five times, within one hour of its first version (30 minutes "
     "according to one of X's pages). Polls, reposts, replies to others and community posts cannot be edited. "
 )
 _VAGUE = frozenset({"x_refused", "x_invalid_request", "x_conflict", "tweet_not_found"})
-"""Refusals that an edit may meet for any cause: X has not published its own words for them."""
+"""Refusals that an edit may get for any cause: X has not published how it words them."""
 
 
 class RefusalDetails:
-    """X's refusals of writes, with what the journal and X's clock tell about them."""
+    """Explains X's refusals of writes by the journal and X's clock."""
 
     def __init__(self, journal: Journal, x: X, clock: Clock) -> None:
         self._journal = journal
@@ -52,7 +52,8 @@ class RefusalDetails:
 
     async def _edit(self, error: GatewayError, post_id: str, user_id: str) -> GatewayError:
         made = deleted = False
-        with contextlib.suppress(StorageDownError):  # then X's own refusal has to do
+        # Without the database, X's own refusal has to do.
+        with contextlib.suppress(StorageDownError):
             made, deleted = await self._journal.knows_of_post(user_id, post_id)
         if deleted:
             return GatewayError("tweet_not_found", outcome="refused", upstream=error.upstream, target=_EDITED)
@@ -63,6 +64,6 @@ class RefusalDetails:
 
 
 def _posts_named(body: Body) -> str:
-    """The fields of a body that name a post, for people."""
+    """Return the fields of a body that name a post, for people."""
     named = [name for name in _POSTS if name.partition(".")[0] in body.model_fields_set]
     return " and ".join(named) or "the ids in the request"

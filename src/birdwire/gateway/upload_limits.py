@@ -1,4 +1,4 @@
-"""Limits concurrent uploads, in total and per key, and the bytes of their bodies. It counts, and never sees a byte."""
+"""UploadLimits: limits concurrent uploads, in total and per key, and the bytes of their bodies. It only counts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class UploadLimits:
-    """Allows `most` uploads concurrently, `each` of one key, whose bodies take up at most `most_bytes` together.
+    """Allows `most` concurrent uploads, `each` of one key, whose bodies take up at most `most_bytes` together.
 
-    Bytes are reserved as they arrive, so that a slow sender holds no more room than what it sent.
+    Bytes are reserved as they arrive, so that a slow sender takes up no more room than it has sent.
     """
 
     def __init__(self, *, most: int, each: int, most_bytes: int, metrics: Metrics) -> None:
@@ -26,10 +26,10 @@ class UploadLimits:
         self.bytes = 0
 
     def start(self, key_id: str, announced: int) -> Upload:
-        """Start an upload whose body was announced with so many bytes, 0 if not. It must be closed.
+        """Start an upload whose Content-Length is `announced`, or 0 if it has none. It must be closed.
 
         Raises:
-            GatewayError: concurrency_exceeded; overloaded, also if the bytes announced would not fit now.
+            GatewayError: concurrency_exceeded; overloaded, also if the announced bytes do not fit now.
         """
         of_key = self._each.get(key_id, 0)
         if of_key >= self._most_each:
@@ -52,7 +52,7 @@ class UploadLimits:
         self.bytes += size
 
     def end(self, key_id: str, size: int) -> None:
-        """End an upload of so many bytes."""
+        """End an upload that reserved `size` bytes."""
         self.bytes -= size
         self.running -= 1
         left = self._each.pop(key_id) - 1
@@ -84,5 +84,5 @@ class Upload:
         self._bytes += size
 
     def close(self) -> None:
-        """Free the slot and the room."""
+        """Release the slot and the room."""
         self._uploads.end(self._key_id, self._bytes)

@@ -1,21 +1,67 @@
-"""CallContext: what is known of one call of a key while it is served."""
+"""CallContext: one call with a key, from admission to its answer; and RouteRules: what a route takes and requires."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from birdwire.api.body import Parsed
+from birdwire.api.body import Body, Empty, Parsed
 
 if TYPE_CHECKING:
-    from birdwire.api.messages import Call
+    from birdwire.api.messages import Call, Headers
     from birdwire.keys.registry import Key
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRules:
+    """What the route `name` takes and requires: a body of a model up to `max_bytes`, or a query.
+
+    `max_file_bytes` above 0: a multipart body with files may be that long. `file_scopes` are the scopes that the link
+    needs before a file is read; one of `file_names` is the part that holds the file.
+    A call that is not `repeatable` runs once: it gets an Idempotency-Key if it brings none. `reserved`: it has slots of
+    its own, so that it is served under any load. `action` is the action that the key must be allowed; empty: every key
+    may call the route.
+    """
+
+    name: str
+    model: type[Body] = Empty
+    query: bool = False
+    max_bytes: int = 16_384
+    max_file_bytes: int = 0
+    file_scopes: tuple[str, ...] = ()
+    file_names: tuple[str, ...] = ()
+    repeatable: bool = True
+    reserved: bool = False
+    action: str = ""
+
+
+class Upload(Protocol):
+    """The slot and the room that the files of a call take up."""
+
+    def close(self) -> None:
+        """Release both."""
 
 
 @dataclass(slots=True)
 class CallContext:
-    """One call, the key that made it, and its parsed body."""
+    """One call and what is known of it so far. What the log line states stands in `call.note`.
+
+    `key` is set once the call is `admitted`. `headers` are added to whatever answers the call. `relayed`: the call came
+    in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is what its files take up.
+    """
 
     call: Call
-    key: Key
+    route: RouteRules
+    key: Key = field(init=False)
+    admitted: bool = False
     parsed: Parsed = field(default_factory=lambda: Parsed("none"))
+    headers: Headers = ()
+    relayed: bool = False
+    holds_slot: bool = False
+    upload: Upload | None = None
+
+    def close(self) -> None:
+        """Release the files and what they take up."""
+        self.parsed.close()
+        if self.upload is not None:
+            self.upload.close()

@@ -24,11 +24,12 @@ from birdwire.store.tables.idempotency import NameState
 from birdwire.store.tables.journal import APPLIED, OPEN, RESENDABLE, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from birdwire.api.body import Parsed
+    from birdwire.api.forms import Part
     from birdwire.api.messages import Call
     from birdwire.outcomes.journal import Journal
     from birdwire.outcomes.leases import ProcessLeases
@@ -69,11 +70,15 @@ def new_name() -> str:
     return f"idem_{ULID()}"
 
 
-def fingerprint(call: Call, parsed: Parsed) -> bytes:
-    """Return a hash of what a call asks for, independent of white space, the order of members, and the route's path."""
-    digest = hashlib.sha256(call.path.rsplit("/", 1)[-1].encode())
-    digest.update(json.dumps(parsed.fields, sort_keys=True).encode())
-    for part in parsed.files:
+def fingerprint(operation: str, fields: Mapping[str, Any], files: Iterable[Part]) -> bytes:
+    """Return a hash of what a call asks for, independent of white space, the order of members, and the call's path.
+
+    Only the last part of the operation's name counts (`confirm` of `auth/confirm`): earlier versions, whose rows may
+    still be stored, took the last part of the path.
+    """
+    digest = hashlib.sha256(operation.rpartition("/")[2].encode())
+    digest.update(json.dumps(fields, sort_keys=True).encode())
+    for part in files:
         digest.update(f"\n{part.name}\n{part.size}\n".encode() + part.digest)
     return digest.digest()
 

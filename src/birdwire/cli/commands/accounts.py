@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import typer
 
-from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.api.paths import API
+from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, saying
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from birdwire.api.paths import API
 from birdwire.cli import OFFERED, name_of
-from birdwire.cli.gateway_client import API, GatewayClient, data_of
+from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import DEFAULT_URL, KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import JsonOption, family, printable, saying
 from birdwire.cli.targets import POST, USER

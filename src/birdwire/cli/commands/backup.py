@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from birdwire.app import open_vault
 from birdwire.cli.database import alone, operator, refusals, there
 from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
 from birdwire.runtime.clock import Clock, rfc3339
+from birdwire.startup import open_vault
 from birdwire.store import backup as copies
 from birdwire.store.database import SQLITE, Database, file_of
 from birdwire.store.encryption.key_rotation import KeyRotation

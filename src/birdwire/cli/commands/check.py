@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import typer
 
 from birdwire import __version__
-from birdwire.app import open_vault
 from birdwire.cli.database import opened, refusals
 from birdwire.cli.inputs import ConfigOption, load_settings, settings_file
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, saying
@@ -22,6 +21,7 @@ from birdwire.runtime import private_files
 from birdwire.runtime.addresses import is_any, is_loopback
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.settings import PREFIX, Settings, SettingsError, listed
+from birdwire.startup import open_vault
 from birdwire.store.database import file_of, place_of
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import VaultError

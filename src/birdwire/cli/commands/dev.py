@@ -16,10 +16,11 @@ import typer
 from rich.text import Text
 
 from birdwire.api.errors import GatewayError
-from birdwire.app import create_app, prepare
+from birdwire.api.paths import API
+from birdwire.app import create_app
 from birdwire.cli import run_servers
 from birdwire.cli.database import held, operator, refusals
-from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
 from birdwire.keys.registry import Keys
@@ -29,6 +30,7 @@ from birdwire.runtime.clock import Clock
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.state.seed import OTHER_USER_ID, OTHER_USERNAME, PEOPLE, VISIBLE_POST_ID
 from birdwire.settings import Settings
+from birdwire.startup import prepare
 from birdwire.store.database import Database
 from birdwire.store.encryption.key_files import create_key_file, read_key_file
 from birdwire.store.encryption.vault import Vault

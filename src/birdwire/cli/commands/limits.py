@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.api.paths import API
+from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import JsonOption, family, saying
 from birdwire.runtime.clock import rfc3339

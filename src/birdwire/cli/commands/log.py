@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from birdwire.api.paths import API
 from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened
-from birdwire.cli.gateway_client import API, GatewayClient
+from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
 from birdwire.outcomes.acts import document as act_document

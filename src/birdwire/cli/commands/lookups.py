@@ -7,7 +7,8 @@ from urllib.parse import urlencode
 
 import typer
 
-from birdwire.cli.gateway_client import API, GatewayClient, data_of
+from birdwire.api.paths import API
+from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, printable, saying
 from birdwire.cli.targets import USER, UserArgument

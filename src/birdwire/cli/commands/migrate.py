@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from birdwire import __version__
-from birdwire.app import open_vault
 from birdwire.cli.database import alone, opened, operator, refusals
 from birdwire.cli.inputs import ConfigOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
+from birdwire.startup import open_vault
 from birdwire.store import backup, transfer
 from birdwire.store.database import SQLITE, Database, StoreError, file_of
 from birdwire.store.encryption.key_rotation import KeyRotation

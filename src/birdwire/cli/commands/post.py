@@ -16,7 +16,8 @@ import typer
 
 from birdwire.api.body import Body, check
 from birdwire.api.errors import GatewayError, describe
-from birdwire.cli.gateway_client import API, GatewayClient, data_of
+from birdwire.api.paths import API
+from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
 from birdwire.cli.targets import POST, USER

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from birdwire.app import create_app, open_vault, prepare
+from birdwire.app import create_app
 from birdwire.cli import run_servers
 from birdwire.cli.database import alone, refusals
 from birdwire.cli.inputs import ConfigOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
+from birdwire.startup import open_vault, prepare
 from birdwire.store.database import Database
 
 if TYPE_CHECKING:

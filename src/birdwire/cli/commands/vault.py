@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from birdwire.app import open_vault
 from birdwire.cli.database import held, opened, operator, refusals
 from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
+from birdwire.startup import open_vault
 from birdwire.store.database import file_of
 from birdwire.store.encryption.key_files import create_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
+from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
 from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints
 from birdwire.surfaces.openapi.schemas import EXAMPLES, Error, components, fixed, reference
@@ -157,7 +158,7 @@ def document(settings: Settings) -> dict[str, Any]:
     shared = _Shared()
     for endpoint in listed:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, shared)
-    text = _INTRODUCTION.format(api="/apis/v1/twitter", error="`Error`", window=WINDOW_S)
+    text = _INTRODUCTION.format(api=API, error="`Error`", window=WINDOW_S)
     taken = [endpoint.takes for endpoint in listed if _has_body(endpoint) and not endpoint.files]
     said = [endpoint.answer for endpoint in listed if endpoint.answer is not None]
     return {

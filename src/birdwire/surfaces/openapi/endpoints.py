@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, create_model
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
 from birdwire.surfaces.openapi.responses import Said
 from birdwire.surfaces.site.documents import DOCUMENTS
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
     from birdwire.x.client.requests import XData
 
-API = "/apis/v1/twitter"
 Tag = Literal["Link", "Act", "Read", "About"]
 
 
@@ -338,7 +338,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             "GET",
-            f"{API}/oauth_callback",
+            OAUTH_CALLBACK,
             "Link",
             "oauthCallback",
             "Receive X's redirect from the consent page",
@@ -350,7 +350,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             "POST",
-            f"{API}/auth/undo",
+            AUTH_UNDO,
             "Link",
             "authUndo",
             "Undo a link that was made by mistake",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
+from birdwire.api.paths import API
 from birdwire.surfaces.openapi.outline import outline
 from birdwire.x.catalog.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from birdwire.settings import Settings
 
-API = "/apis/v1/twitter"
 NAME = "Birdwire"
 SHORT = "Act on X for a person, with one API key."
 ABOUT = (

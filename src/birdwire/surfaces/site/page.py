@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from birdwire.api.errors import PROBLEMS
+from birdwire.api.paths import API
 from birdwire.surfaces.openapi.outline import outline
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def render(document: dict[str, Any]) -> tuple[Headers, bytes]:
     style = loader.get_source(templates, "docs.css")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = templates.get_template("docs.html").render(
+        api=API,
         document=document,
         sections=outline(document),
         problems=PROBLEMS,

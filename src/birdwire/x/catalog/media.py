@@ -18,7 +18,8 @@ from birdwire.runtime.clock import rfc3339
 from birdwire.x.client.requests import ID_PATTERN, Ask, Reading, XData, XRequest
 
 if TYPE_CHECKING:
-    from birdwire.api.body import Parsed
+    from collections.abc import Mapping, Sequence
+
     from birdwire.api.forms import Part
     from birdwire.runtime.clock import Clock
     from birdwire.x.catalog.operations import Operation
@@ -161,28 +162,25 @@ def _form(index: int, chunk: bytes) -> tuple[str, bytes]:
     return f"multipart/form-data; boundary={boundary}", head.encode() + chunk + f"\r\n--{boundary}--\r\n".encode()
 
 
-def fields_of(operation: Operation, parsed: Parsed) -> dict[str, Any]:
-    """The fields of a call; a post's files, which have no media ids yet, count as attached.
+def fields_of(operation: Operation, fields: Mapping[str, Any], files: Sequence[Part]) -> Mapping[str, Any]:
+    """Return the fields of a call; a post's files, which have no media ids yet, count as attached.
 
     Raises:
         GatewayError: media_files_missing.
     """
-    if operation.takes_file and not parsed.files:
+    if operation.takes_file and not files:
         raise GatewayError("media_files_missing")
-    if parsed.files and not operation.takes_file:
-        return with_ids(parsed.fields, ["0"] * len(parsed.files))
-    return parsed.fields
+    if files and not operation.takes_file:
+        return with_ids(fields, ["0"] * len(files))
+    return fields
 
 
-def files_of(operation: Operation, parsed: Parsed) -> list[Part]:
-    """The files that an operation works on, checked before anything is spent on them.
+def check_files(operation: Operation, files: Sequence[Part]) -> None:
+    """Check the files that an operation works on, before anything is spent on them.
 
     Raises:
         GatewayError: unknown_field, media_files_malformed, media_too_large.
     """
-    if not parsed.files and not operation.takes_file:
-        return []
-    files = list(parsed.files)
     names = FILE_FIELDS if operation.takes_file else (relay_dialect.FILE_PART,)
     stray = next((file.name for file in files if file.name not in names), None)
     if stray is not None or (files and not operation.takes_file and "media" not in operation.body.model_fields):
@@ -193,11 +191,10 @@ def files_of(operation: Operation, parsed: Parsed) -> list[Part]:
         )
     for file in files:
         kind_of(file)
-    return files
 
 
-def with_ids(fields: dict[str, Any], media_ids: list[str]) -> dict[str, Any]:
-    """The fields of a post with more media attached."""
+def with_ids(fields: Mapping[str, Any], media_ids: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a post with more media attached."""
     given = fields.get("media")
     before = given if isinstance(given, dict) else {}
     return {**fields, "media": {**before, "media_ids": [*before.get("media_ids", []), *media_ids]}}

@@ -1,4 +1,4 @@
-"""OPERATIONS: one row is one thing an app may do on X. Everything that lists operations reads this table."""
+"""OPERATIONS: one row for each thing that an app may do on X. Everything that lists operations reads this table."""
 
 from __future__ import annotations
 
@@ -86,21 +86,22 @@ class Uploaded(XData):
 class Operation:
     """One thing an app may do on X.
 
-    `path` is X's, with {user_id} for the acting account and the body's fields by name; a POST carries the set fields.
-    `target` names the field that says what is acted on, or the answer's member that does. `repeatable`: a second send
-    does no harm. `opposite` names the operation that undoes it. `enterprise` marks what X removed from its self-serve
-    access level: always, or only if the post quotes. `already` maps an old code of X (its v1.1 list) to the answer it
-    amounts to. `takes_file`: the body is multipart.
+    `path` is X's, with {user_id} for the acting account and the body's fields by name. A POST or PUT carries the fields
+    that are set, or `json` if X expects a constant body. `target` names the field that identifies what is acted on, or
+    the answer's member that does. `repeatable`: a second send does no harm. `opposite` names the operation that undoes
+    it. `enterprise` marks what X removed from its self-serve access level: always, or only if the post quotes.
+    `already` maps an old code of X (its v1.1 list) to the answer it amounts to. `takes_file`: the body is multipart.
     """
 
     name: str
     summary: str
-    method: Literal["POST", "DELETE"]
+    method: Literal["POST", "PUT", "DELETE"]
     path: str
     body: type[Body]
     answer: type[XData]
     scopes: tuple[str, ...]
     target: str
+    json: dict[str, Any] | None = None
     expect: dict[str, Any] = field(default_factory=dict)
     about: Literal["tweet", "user"] = "tweet"
     repeatable: bool = True
@@ -111,19 +112,19 @@ class Operation:
     takes_file: bool = False
 
     def upstream(self, user_id: str, body: Body) -> XRequest:
-        """The call to X that does it."""
+        """Return the request to X that carries the operation out for an account."""
         sent = body.model_dump(exclude_unset=True)
         path = self.path.format(user_id=user_id, **sent)
-        json = sent if self.method == "POST" else None
+        json = self.json if self.method == "DELETE" or self.json is not None else sent
         return XRequest(self.method, path, json, endpoint=self.endpoint, repeatable=self.repeatable)
 
     @cached_property
     def endpoint(self) -> str:
-        """X's name for what is called."""
+        """X's name for the endpoint: its method and its path without ids."""
         return f"{self.method} {self.path}"
 
     def needs_enterprise(self, body: Body) -> bool:
-        """Whether X keeps this very call from its self-serve access level."""
+        """Return whether X withholds this call from its self-serve access level."""
         return self.enterprise == "always" or (self.enterprise == "quote" and "quote_tweet_id" in body.model_fields_set)
 
 

@@ -26,7 +26,7 @@ class XRequest:
     `repeatable`: sending it twice does no harm, as with every GET.
     """
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     json: dict[str, Any] | None = None
     content: bytes = field(default=b"", repr=False)

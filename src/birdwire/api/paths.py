@@ -1,0 +1,11 @@
+"""The paths of the API: the prefix, and what derives from it."""
+
+from __future__ import annotations
+
+API = "/apis/v1/twitter"
+"""The prefix of every call with a key, and of the pages that end a link."""
+
+OAUTH_CALLBACK = f"{API}/oauth_callback"
+AUTH_UNDO = f"{API}/auth/undo"
+SHORT_API = API.removesuffix("/twitter")
+"""The prefix that older clients use."""

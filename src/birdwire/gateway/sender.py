@@ -1,0 +1,70 @@
+"""OperationSender: sends one operation to X, in the order of its account's calls, and interprets what X refuses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from birdwire.api.errors import GatewayError
+from birdwire.x.client.requests import Reading
+
+if TYPE_CHECKING:
+    from birdwire.gateway.refusal_details import RefusalDetails
+    from birdwire.gateway.uploader import MediaUploader
+    from birdwire.gateway.write import Write
+    from birdwire.outcomes.journal import Journal
+    from birdwire.runtime.failpoints import Failpoints
+    from birdwire.x.limits.capabilities import Capabilities
+    from birdwire.x.limits.write_order import WriteOrder
+
+
+class OperationSender:
+    """The last step of a write: its request leaves for X."""
+
+    def __init__(
+        self,
+        order: WriteOrder,
+        uploader: MediaUploader,
+        journal: Journal,
+        capabilities: Capabilities,
+        refusals: RefusalDetails,
+        failpoints: Failpoints,
+    ) -> None:
+        self._order = order
+        self._uploader = uploader
+        self._journal = journal
+        self._capabilities = capabilities
+        self._refusals = refusals
+        self._failpoints = failpoints
+
+    async def send(self, write: Write) -> None:
+        """Send the operation when its turn comes, and note what X's answer says of its terms for this app.
+
+        Raises:
+            GatewayError: X's refusal, or why X could not be asked.
+        """
+        operation, client = write.operation, write.client
+        if operation.takes_file:
+            write.data = await self._uploader.upload(write.files[0], client)
+            return
+        enterprise = operation.needs_enterprise(write.body)
+        name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
+        reading = Reading(
+            operation.answer,
+            enterprise=enterprise,
+            recently_allowed=enterprise and await self._capabilities.recently_allowed(name),
+            about=operation.about,
+            already=operation.already,
+        )
+        order, account = self._order, client.user_id
+        asked_later = partial(self._journal.asked_later, write.entry, operation.opposite)
+        ticket = order.join(account, operation, write.entry.target, asked_later)
+        try:
+            asking = client.ask(operation.upstream(account, write.body), reading, ticket)
+            write.data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
+        except GatewayError as error:
+            await self._capabilities.record(name, error.reason, write.entry.key_id)
+            raise await self._refusals.explain(error, write.body, account) from None
+        finally:
+            order.leave(ticket)
+        await self._capabilities.record(name, None, write.entry.key_id)

@@ -1,0 +1,127 @@
+"""The route table: every path and method that the gateway answers, and what each takes and requires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from birdwire.accounts.bodies import AuthTwitter, Confirm
+from birdwire.api import relay_dialect
+from birdwire.api.body import Body, Empty
+from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
+from birdwire.edge.asgi import Route
+from birdwire.keys.context import RouteRules
+from birdwire.keys.rules import LINK, UNLINK
+from birdwire.surfaces.site.documents import DOCUMENTS
+from birdwire.x.catalog.lookups import LOOKUPS
+from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from birdwire.accounts.endpoints import LinkEndpoints
+    from birdwire.accounts.pages import Pages
+    from birdwire.edge.asgi import Handler
+    from birdwire.gateway.lookups import Lookups
+    from birdwire.gateway.pipeline import Pipeline, Work
+    from birdwire.gateway.writes import Writes
+    from birdwire.outcomes.report import OutcomeReports
+    from birdwire.runtime.health import Health
+    from birdwire.runtime.metrics import Metrics
+    from birdwire.settings import Settings
+    from birdwire.x.catalog.operations import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """The parts that answer calls. `document` answers for every path of DOCUMENTS."""
+
+    pipeline: Pipeline
+    writes: Writes
+    lookups: Lookups
+    links: LinkEndpoints
+    outcomes: OutcomeReports
+    pages: Pages
+    document: Handler
+    health: Health
+    metrics: Metrics
+
+
+def routes(parts: Handlers, settings: Settings) -> list[Route]:
+    """Return every route of a gateway with these settings."""
+    keyed = [*_operations(parts, settings), *_lookups(parts, settings), *_links(parts, settings)]
+    if settings.relay_dialect:
+        keyed = [replace(route, path=path) for route in keyed for path in relay_dialect.aliases(route.path)]
+    pages, document, health = parts.pages, parts.document, parts.health
+    return [
+        *keyed,
+        Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
+        Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
+        *(Route("GET", path, document, head=document) for path in DOCUMENTS),
+        Route("GET", "/livez", health.live, head=health.live, reserved=True),
+        Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
+        *([metrics_route(parts.metrics, settings)] if settings.metrics_inside else []),
+    ]
+
+
+def metrics_route(metrics: Metrics, settings: Settings) -> Route:
+    """Return the route of the metrics, which may have a port of their own."""
+    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
+    return Route("GET", "/metrics", partial(metrics.answer, token))
+
+
+def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
+    """Yield a route for each row of OPERATIONS."""
+    for operation in OPERATIONS:
+        rules = RouteRules(
+            operation.name,
+            operation.body,
+            max_bytes=settings.max_body_bytes if operation.repeatable else settings.max_post_bytes,
+            file_names=FILE_FIELDS if operation.takes_file else (),
+            repeatable=operation.repeatable,
+            action=operation.name,
+        )
+        if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
+            scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
+            rules = replace(rules, max_file_bytes=settings.max_upload_bytes, file_scopes=scopes)
+        files = (rules.max_file_bytes, settings.upload_deadline_s) if rules.max_file_bytes else None
+        handle = partial(parts.pipeline.run, rules, _performing(parts.writes, operation))
+        yield Route("POST", f"{API}/{rules.name}", handle, rules.max_bytes, settings.request_deadline_s, files)
+
+
+def _lookups(parts: Handlers, settings: Settings) -> Iterator[Route]:
+    """Yield a route for each row of LOOKUPS that the operator offers."""
+    for lookup in LOOKUPS:
+        if lookup.name in settings.offered_reads:
+            rules = RouteRules(lookup.name, lookup.query, query=True, action=lookup.name)
+            handle = partial(parts.pipeline.run, rules, partial(parts.lookups.perform, lookup))
+            yield Route("GET", f"{API}/{lookup.name}", handle)
+
+
+def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
+    """Yield the routes that manage a key's link and show the key's own state."""
+    table: tuple[tuple[str, str, Work, type[Body], str], ...] = (
+        ("POST", "auth_twitter", parts.links.auth_twitter, AuthTwitter, LINK),
+        ("POST", "unlink_twitter", parts.links.unlink, Empty, UNLINK),
+        ("GET", "auth/status", parts.links.status, Empty, ""),
+        ("POST", "auth/confirm", parts.links.confirm, Confirm, LINK),
+        ("GET", "requests/{request_id}", parts.outcomes.request, Empty, ""),
+    )
+    for method, name, work, model, action in table:
+        rules = RouteRules(
+            name.partition("/{")[0],
+            model,
+            max_bytes=settings.max_body_bytes,
+            reserved=name in ("unlink_twitter", "auth/status"),
+            action=action,
+        )
+        handle = partial(parts.pipeline.run, rules, work)
+        limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
+        yield Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=rules.reserved)
+
+
+def _performing(writes: Writes, operation: Operation) -> Work:
+    """Return the work of an operation's calls, with the fields and files of their HTTP bodies."""
+    return lambda context: writes.perform(context, operation, context.parsed.fields, context.parsed.files)

@@ -1,0 +1,22 @@
+"""The fingerprint of a call with an Idempotency-Key."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from birdwire.outcomes.idempotency import fingerprint
+
+
+@pytest.mark.parametrize(("operation", "last"), [("like_twitter", b"like_twitter"), ("auth/confirm", b"confirm")])
+def test_a_fingerprint_made_before_an_upgrade_still_matches(operation: str, last: bytes) -> None:
+    """Earlier versions took the last part of the call's path. A key is kept for 24 hours, so it outlives an upgrade."""
+    stored = hashlib.sha256(last + b'{"a": "1", "b": ["2"]}').digest()
+    assert fingerprint(operation, {"b": ["2"], "a": "1"}, ()) == stored
+
+
+def test_another_operation_or_another_field_has_another_fingerprint() -> None:
+    """So a key that is used again for something else is refused."""
+    made = {fingerprint(name, {"tweet_id": item}, ()) for name in ("like_twitter", "unlike_twitter") for item in "12"}
+    assert len(made) == 4

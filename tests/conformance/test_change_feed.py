@@ -102,7 +102,7 @@ CHANGES: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
 
 @pytest.mark.trust("G4")
 @pytest.mark.parametrize("change", CHANGES)
-async def test_what_another_process_changes_is_told(
+async def test_a_change_by_another_process_is_reported(
     gateway: Database, other: Database, engine: str, change: str
 ) -> None:
     """On one file at the very next question, on PostgreSQL as soon as the notification is here."""
@@ -112,7 +112,7 @@ async def test_what_another_process_changes_is_told(
     assert not gateway.changed()
 
 
-async def test_what_is_taken_back_is_not_told(gateway: Database, other: Database) -> None:
+async def test_a_rolled_back_change_is_not_announced(gateway: Database, other: Database) -> None:
     """A change is told with its commit."""
 
     async def fail() -> None:
@@ -127,7 +127,7 @@ async def test_what_is_taken_back_is_not_told(gateway: Database, other: Database
     assert await told(gateway) == {KEY}
 
 
-async def test_what_came_late_is_told_by_nobody(gateway: Database, other: Database) -> None:
+async def test_a_write_for_an_old_generation_announces_no_change(gateway: Database, other: Database) -> None:
     """A write that finds another generation changes nothing."""
     async with other.write() as connection:
         assert not await x_sessions.change(connection, "xs_1", 9, {"gen": 10})
@@ -143,7 +143,7 @@ async def test_the_first_answer_is_that_everything_may_have_changed(gateway: Dat
 
 
 @pytest.mark.engines("sqlite")
-async def test_who_was_away_for_too_long_trusts_nothing(gateway: Database, other: Database) -> None:
+async def test_a_process_behind_the_trimmed_change_feed_drops_its_caches(gateway: Database, other: Database) -> None:
     """The past is trimmed; a process stopped meanwhile must not take the rest for all."""
     async with other.write() as connection:
         for number in range(3):
@@ -201,7 +201,7 @@ async def test_a_lost_listener_makes_no_cache_trusted(gateway: Database, other: 
 
 @pytest.mark.engines("postgres")
 @pytest.mark.trust("F15", "G4")
-async def test_while_the_server_is_away_no_cache_is_trusted(gateway: Database, postgres: Postgres) -> None:
+async def test_no_cache_is_trusted_while_the_server_is_unavailable(gateway: Database, postgres: Postgres) -> None:
     """A revoked key must not live on in a memory; afterwards all is heard again."""
     postgres.stop()
     try:
@@ -227,7 +227,7 @@ async def test_a_listener_that_hears_nothing_is_noticed(gateway: Database, other
 
 
 @pytest.mark.engines("postgres")
-async def test_nobody_listens_who_was_never_asked(gateway: Database, other: Database) -> None:
+async def test_short_commands_open_no_listener(gateway: Database, other: Database) -> None:
     """Commands of a moment open no connection for it, and a gateway just one."""
     await settled(gateway)
     async with other.read() as connection:

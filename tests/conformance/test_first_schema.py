@@ -162,7 +162,7 @@ async def test_an_older_pair_does_not_open_once_all_are_resealed(old: Database, 
     assert await pairs_of(old, vault) == (21, 1)
 
 
-async def test_a_pair_that_cannot_be_opened_does_not_hold_up_the_start(old: Database, vault: Vault) -> None:
+async def test_a_pair_that_cannot_be_opened_does_not_block_the_start(old: Database, vault: Vault) -> None:
     """It is counted, and left as it is."""
     await old.prepare(upgrade=True)
     async with old.write() as connection:

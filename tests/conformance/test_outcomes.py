@@ -102,7 +102,7 @@ def reason(error: pytest.ExceptionInfo[GatewayError]) -> str:
     return error.value.reason
 
 
-async def test_what_runs_anywhere_is_in_flight_everywhere(both: tuple[Process, Process]) -> None:
+async def test_a_call_running_in_one_process_is_in_flight_in_all(both: tuple[Process, Process]) -> None:
     """Told from the row of its process, not from memory."""
     first, second = both
     with first.presence.running("req_1"):
@@ -115,7 +115,7 @@ async def test_what_runs_anywhere_is_in_flight_everywhere(both: tuple[Process, P
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
-async def test_what_a_dead_process_had_not_sent_is_done_by_another(
+async def test_a_call_that_a_dead_process_had_not_sent_is_taken_over(
     both: tuple[Process, Process],
     repeatable: bool,  # noqa: FBT001 - a parameter
 ) -> None:
@@ -127,7 +127,7 @@ async def test_what_a_dead_process_had_not_sent_is_done_by_another(
         assert await second.once.begin(second.named("req_2", repeatable=repeatable)) is None
 
 
-async def test_what_a_dead_process_may_have_sent_is_unknown(both: tuple[Process, Process]) -> None:
+async def test_a_call_that_a_dead_process_may_have_sent_is_unknown(both: tuple[Process, Process]) -> None:
     """It stands in the journal."""
     first, second = both
     with first.presence.running("req_1"):
@@ -139,7 +139,7 @@ async def test_what_a_dead_process_may_have_sent_is_unknown(both: tuple[Process,
         assert reason(error) == "outcome_unknown"
 
 
-async def test_a_process_that_was_only_slow_does_not_send_what_another_took_over(both: tuple[Process, Process]) -> None:
+async def test_a_slow_process_does_not_send_a_call_that_another_took_over(both: tuple[Process, Process]) -> None:
     """It looks whether the name is still its own, after it has written that it is about to send."""
     first, second = both
     with first.presence.running("req_1"):
@@ -154,7 +154,7 @@ async def test_a_process_that_was_only_slow_does_not_send_what_another_took_over
         await second.once.hold(second.key_id, "req_2")
 
 
-async def test_fifty_that_take_over_are_one(both: tuple[Process, Process]) -> None:
+async def test_one_of_fifty_concurrent_takeovers_wins(both: tuple[Process, Process]) -> None:
     """The others hear that it runs."""
     first, second = both
     await first.once.begin(first.named("req_0"))
@@ -240,7 +240,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> N
     assert "private" not in log.getvalue()
 
 
-async def test_old_rows_go_and_new_ones_stay(both: tuple[Process, Process]) -> None:
+async def test_old_rows_are_deleted_and_new_ones_kept(both: tuple[Process, Process]) -> None:
     """By the days that the operator chose."""
     first, _ = both
     old, new = "req_01K00000000000000000000000", "req_7ZZZZZZZZZZZZZZZZZZZZZZZZZ"
@@ -253,7 +253,7 @@ async def test_old_rows_go_and_new_ones_stay(both: tuple[Process, Process]) -> N
     assert await first.journal.find(new) is not None
 
 
-async def test_the_words_of_a_post_are_sealed_and_told_to_who_asks(both: tuple[Process, Process]) -> None:
+async def test_post_text_is_sealed_at_rest_and_returned_to_its_key(both: tuple[Process, Process]) -> None:
     """Not in the data of the row, which anybody with the file could read."""
     first, second = both
     record = first.record("req_1")
@@ -264,7 +264,7 @@ async def test_the_words_of_a_post_are_sealed_and_told_to_who_asks(both: tuple[P
     assert b"private" not in found["words_ct"]
 
 
-async def test_who_cannot_look_whether_the_name_is_its_own_sends_nothing(tmp_path: Path) -> None:
+async def test_nothing_is_sent_if_the_idempotency_key_cannot_be_checked(tmp_path: Path) -> None:
     """The refusal is one of our own, so that the journal says that nothing was sent."""
     database, clock, vault = (
         Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}"),

@@ -163,7 +163,7 @@ async def has(database: Database, key_id: str) -> bool:
 
 @pytest.mark.trust("F16")
 @pytest.mark.parametrize("cut", ["before", "after"])
-async def test_a_commit_whose_answer_is_lost_is_told_as_it_was(
+async def test_a_commit_whose_answer_is_lost_is_reported_correctly(
     over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
 ) -> None:
     """PostgreSQL knows what became of the transaction: the block ends well or says that nothing was changed."""
@@ -184,7 +184,7 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_it_was(
 
 @pytest.mark.trust("F16")
 @pytest.mark.parametrize("cut", ["before", "after"])
-async def test_rows_whose_commits_answer_is_lost_are_told_as_they_are(
+async def test_rows_whose_commits_answer_is_lost_are_reported_correctly(
     over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
 ) -> None:
     """No row is said to be there that is not, and none is said to be lost that is there."""
@@ -278,7 +278,7 @@ async def test_a_database_that_takes_no_writes_is_not_ready(database: Database, 
 
 
 @pytest.mark.trust("F15")
-async def test_a_gateway_says_that_its_database_is_away_and_comes_back_with_it(
+async def test_a_gateway_reports_an_unavailable_database_and_recovers_with_it(
     tmp_path: Path, postgres: Postgres, database_url: str
 ) -> None:
     """Not ready, 503 with Retry-After and an outcome that is sure; then all goes on as if nothing had been."""
@@ -300,7 +300,7 @@ async def test_a_gateway_says_that_its_database_is_away_and_comes_back_with_it(
 
 
 @pytest.mark.trust("G7")
-async def test_the_password_of_the_database_is_told_nowhere(tmp_path: Path) -> None:
+async def test_the_database_password_is_disclosed_nowhere(tmp_path: Path) -> None:
     """Not in the settings' text, nor in a refusal, nor by a command."""
     with bound() as listener:
         place = f"127.0.0.1:{listener.getsockname()[1]}/birdwire"
@@ -378,7 +378,7 @@ async def test_a_row_too_large_for_an_index_fails_alone(database: Database) -> N
     assert [type(result) for result in results] == [type(None), RowRefusedError, type(None)]
 
 
-async def test_a_connection_that_was_dropped_without_a_word_is_replaced_before_it_is_used(
+async def test_a_silently_dropped_connection_is_replaced_before_it_is_used(
     over_the_wire: Database, database: Database, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pair that waits to be stored waits for a probe, not for the end of all patience."""

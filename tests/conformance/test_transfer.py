@@ -49,7 +49,7 @@ async def contents(url: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_every_table_is_moved_but_what_belongs_to_processes() -> None:
+def test_every_table_is_moved_except_those_of_processes() -> None:
     """A new table is in the list, or a reason stands here."""
     assert {table.name for table in TABLES} == set(metadata.tables) - {"changes", "processes"}
 

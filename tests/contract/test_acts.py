@@ -184,7 +184,7 @@ def test_an_act_records_the_changed_fields_alone(operated: Operated) -> None:
     assert (set(started), started["expected_username"]) == ({"scopes", "expected_username"}, "ada")
 
 
-def test_sudo_names_the_person_behind_it_and_nobody_else_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sudo_uid_is_believed_from_root_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may claim anything anyway; another user's environment is not believed."""
     nobody = pwd.getpwnam("nobody")
     monkeypatch.setenv("SUDO_UID", str(nobody.pw_uid))
@@ -230,7 +230,7 @@ async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming
     assert last_act["before"] == {"user_id": "2244994945", "username": "ada", "state": "active"}
 
 
-async def test_what_changes_nothing_leaves_no_act(linked: RunningGateway) -> None:
+async def test_a_call_that_changes_nothing_records_no_act(linked: RunningGateway) -> None:
     """Calls, look-ups, an unlink without a link, a second revocation, a change to what is."""
     await linked.call("unlink_twitter")
     before = await acts_of(linked)
@@ -369,7 +369,7 @@ async def test_links_are_counted_by_outcome_from_zero(tmp_path: Path) -> None:
 # The log.
 
 
-async def test_a_gateway_logs_each_act_once_whoever_did_it(tmp_path: Path) -> None:
+async def test_a_gateway_logs_each_act_once_for_every_kind_of_actor(tmp_path: Path) -> None:
     """An undo as a warning; those of other processes, too; never a token, a state or a key."""
     async with RunningGateway.built(tmp_path) as house:
         url = await house.consent("ada")
@@ -399,7 +399,7 @@ async def test_a_gateway_logs_each_act_once_whoever_did_it(tmp_path: Path) -> No
         (None, {"state": "active"}, "active"),
     ],
 )
-def test_a_field_that_an_act_took_away_is_not_shown_as_there(
+def test_a_field_that_an_act_removed_is_not_shown_as_set(
     before: dict[str, Any] | None, after: dict[str, Any] | None, shown: str
 ) -> None:
     """`state: active` below `link.undone` would be the opposite of what happened."""

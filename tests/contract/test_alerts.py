@@ -281,7 +281,7 @@ def test_the_guide_has_the_alerts_of_the_rules_file() -> None:
     assert rows == [(alert, note["summary"], note["description"]) for alert, note in notes.items()]
 
 
-def test_what_the_alerts_rest_on_is_counted_from_the_start() -> None:
+def test_counters_used_by_alerts_exist_from_the_start() -> None:
     """A labelled counter with no series at 0 would hide its first event."""
     named = {name for rule in ALERTS.values() for name in re.findall(r"birdwire_\w+", rule["expr"])}
     assert named <= METRICS.keys()

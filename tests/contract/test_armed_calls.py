@@ -218,7 +218,7 @@ async def test_a_slow_body_never_acts_as_an_account_that_was_linked_since(shared
     assert await writes(house, "/2/tweets") == before
 
 
-async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: RunningGateway) -> None:
+async def test_a_slow_body_starts_no_link_with_a_revoked_key(shared: RunningGateway) -> None:
     """What needs no X is bound by the key, too."""
     house = await armed(shared)
     async with slow_call(house, Sent(b"{}", target=API + "auth_twitter")) as slow:
@@ -254,7 +254,7 @@ async def queued(house: RunningGateway, held: Held) -> AsyncIterator[asyncio.Tas
 
 
 @kinds(*CHANGES)
-async def test_a_queued_call_is_not_begun_after_the_change(
+async def test_a_queued_call_is_not_started_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The call on the wire ends; the one behind it is refused before its first byte."""
@@ -343,7 +343,7 @@ async def test_a_pair_that_x_has_not_named_ends_with_the_action(
     assert await revocations(house) == before + 2
 
 
-async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: tuple[RunningGateway, Held]) -> None:
+async def test_a_call_admitted_before_the_change_starts_no_link(waiting: tuple[RunningGateway, Held]) -> None:
     """Its write comes after the change, for which it waits."""
     house = await armed(waiting[0])
     other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
@@ -363,7 +363,7 @@ async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: t
 
 
 @kinds("revoked", "expired", "unlinked")
-async def test_no_retry_is_begun_after_the_change(
+async def test_no_retry_is_started_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """X's 503 leaves open whether the first try was applied, and so it stays recorded."""

@@ -336,7 +336,7 @@ NAUGHTY = [
 
 
 @pytest.mark.trust("#124")
-async def test_naughty_strings_are_no_ids(place: RunningGateway) -> None:
+async def test_naughty_strings_are_refused_as_ids(place: RunningGateway) -> None:
     """Reserved words, scripts, injections, odd blanks, odd digits: the same dry refusal for all."""
     for text in NAUGHTY:
         inspect(await exchange(place, Sent(json.dumps({"tweet_id": text}).encode())), ID_MALFORMED)
@@ -404,7 +404,9 @@ async def test_a_post_without_a_body_lacks_its_text(place: RunningGateway) -> No
 
 
 @pytest.mark.parametrize("types", [(), FORM, ("text/plain;charset=UTF-8",), ("multipart/form-data; boundary=x",)])
-async def test_json_by_another_name_is_told_which_header_to_add(place: RunningGateway, types: tuple[str, ...]) -> None:
+async def test_json_with_another_content_type_is_refused_with_the_header_to_add(
+    place: RunningGateway, types: tuple[str, ...]
+) -> None:
     """Which is what curl's -d, urllib and fetch leave out."""
     for name in ("like_twitter", "auth_twitter"):
         got = await judge(place, Sent(ONE, target=API + name, types=types), WRONG_TYPE)
@@ -492,7 +494,7 @@ async def test_a_file_needs_no_filename(place: RunningGateway, name: str) -> Non
         ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "its part tweet_id is not UTF-8 text"),
     ],
 )
-async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
+async def test_a_body_without_a_file_is_refused_with_how_to_send_one(  # the columns of the table
     place: RunningGateway, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str
 ) -> None:
     """As the part that it must be."""

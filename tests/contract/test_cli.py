@@ -153,7 +153,7 @@ async def test_a_post_may_be_named_by_its_id_or_any_of_its_addresses(operator: O
         "https://[x.com/grace/status/1",
     ],
 )
-async def test_what_names_no_post_is_refused_before_anything_is_sent(target: str) -> None:
+async def test_an_invalid_reference_to_a_post_is_refused_before_anything_is_sent(target: str) -> None:
     """Exit 2, though no gateway runs and no key is set: a leading dash after -- is a value like any other."""
     outcome = await run("like", "--", target)
     assert (outcome.code, outcome.out) == (2, "")
@@ -177,7 +177,7 @@ async def test_a_refusal_says_why_what_to_do_and_which_request(operator: Operato
     assert outcome.err == f"Error: {error['message']}\nFix: {error['fix']}\nRequest: {error['request_id']}\n"
 
 
-async def test_the_exit_code_tells_whose_turn_it_is(operator: Operator) -> None:
+async def test_the_exit_code_shows_who_has_to_act(operator: Operator) -> None:
     """4 for the key, 3 for a missing link, 5 for a limit, 6 for X."""
     house, person = operator
     limited, limited_key = await house.gateway.keys.create("test", "limited", "free", 1)
@@ -200,7 +200,7 @@ async def test_the_exit_code_tells_whose_turn_it_is(operator: Operator) -> None:
         (await house.x.delete("/_sandbox/faults")).raise_for_status()
 
 
-async def test_a_gateway_that_is_not_there_is_said_plainly() -> None:
+async def test_an_unreachable_gateway_is_reported_plainly() -> None:
     """Exit 6, and how to start one."""
     async with gateway_that_answers(b"") as url:
         pass
@@ -241,7 +241,7 @@ async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: i
     assert stopped.value.code == code
 
 
-async def test_what_is_no_gateway_is_not_believed() -> None:
+async def test_a_response_not_from_a_gateway_is_rejected() -> None:
     """Exit 6, without a word of what it said."""
     raw = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nGo away!!"
     async with gateway_that_answers(raw) as url:
@@ -255,7 +255,7 @@ async def test_what_is_no_gateway_is_not_believed() -> None:
 @pytest.mark.parametrize(
     "document", [b"{}", b'{"data":[1],"users":1}', b'{"data":{"tweets":[1],"id":{}},"users":[[]]}']
 )
-async def test_an_answer_of_another_shape_is_no_crash(arguments: tuple[str, ...], document: bytes) -> None:
+async def test_an_answer_of_another_shape_causes_no_crash(arguments: tuple[str, ...], document: bytes) -> None:
     """The status said that it went well, and that is believed."""
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(document), document)
     async with gateway_that_answers(raw) as url:
@@ -263,7 +263,7 @@ async def test_an_answer_of_another_shape_is_no_crash(arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize("arguments", [("follow", "@a"), ("upload", __file__)])
-async def test_an_answer_without_the_id_that_is_needed_is_said(arguments: tuple[str, ...]) -> None:
+async def test_an_answer_without_the_required_id_is_reported(arguments: tuple[str, ...]) -> None:
     """Exit 6: whatever answers is no Birdwire."""
     raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
     async with gateway_that_answers(raw) as url:
@@ -353,14 +353,14 @@ async def test_a_protected_user_has_yet_to_accept(operator: Operator) -> None:
         "grace@example.com",
     ],
 )
-async def test_what_names_no_user_is_refused_before_anything_is_sent(user: str) -> None:
+async def test_an_invalid_reference_to_a_user_is_refused_before_anything_is_sent(user: str) -> None:
     """Exit 2, though no gateway runs and no key is set."""
     outcome = await run("follow", "--", user)
     assert (outcome.code, outcome.out) == (2, "")
     assert "is not a user's id, @username or address" in outcome.err
 
 
-async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> None:
+async def test_a_gateway_without_look_ups_requires_an_id(tmp_path: Path) -> None:
     """Its operator switched look-ups off; the refusal says what works."""
     async with RunningGateway.built(tmp_path, reads="") as house:
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
@@ -553,7 +553,7 @@ async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> Non
     assert "X bills" not in limit.out
 
 
-async def test_what_is_told_of_a_reason_has_no_blanks() -> None:
+async def test_explanations_of_reasons_contain_no_placeholders() -> None:
     """A sentence that only the refusal itself could fill is left out; the cause always stands there, or its name."""
     for reason in PROBLEMS:
         assert not re.search(r"…|\x00|[{}]", meaning(reason) + remedy(reason)), reason
@@ -567,7 +567,7 @@ async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
     assert [(await run("explain", one, **operator[1])).code for one in ("../livez", "req_none")] == [2, 3]
 
 
-async def test_who_refuses_an_upload_before_its_end_is_heard(tmp_path: Path) -> None:
+async def test_a_refusal_sent_before_the_upload_ends_is_received(tmp_path: Path) -> None:
     """A gateway that answers and reads no more is no unknown outcome."""
     file = tmp_path / "large.png"
     file.write_bytes(PNG + bytes(16 << 20))
@@ -581,7 +581,7 @@ async def test_who_refuses_an_upload_before_its_end_is_heard(tmp_path: Path) -> 
 # Look-ups.
 
 
-async def test_people_can_look_around(operator: Operator) -> None:
+async def test_look_ups_print_users_and_posts(operator: Operator) -> None:
     """A user, their posts, and who is there at all."""
     person = operator[1]
     assert (await run("user", "@grace", **person)).out.startswith(f"@grace\nGrace\n{GRACE}\n")
@@ -607,7 +607,7 @@ async def test_look_ups_in_json_are_the_gateways_answers(operator: Operator) -> 
 # Keys.
 
 
-async def test_keys_are_made_rotated_and_revoked_beside_a_running_gateway(operator: Operator) -> None:
+async def test_keys_are_made_rotated_and_revoked_alongside_a_running_gateway(operator: Operator) -> None:
     """Each holds from the gateway's very next answer on; the vault key is not needed."""
     house, person = operator
     made = (
@@ -671,7 +671,7 @@ async def test_a_key_may_be_given_rules(operator: Operator) -> None:
     assert "as @ada only" in text
 
 
-async def test_what_a_key_may_do_can_be_changed_beside_a_running_gateway(operator: Operator) -> None:
+async def test_a_keys_rules_can_be_changed_alongside_a_running_gateway(operator: Operator) -> None:
     """It holds from the very next answer on; what is not named stays; lifted, a rule is gone."""
     house, person = operator
     made = (await run("keys", "create", "--label", "agent", "--json", *RULED, **person)).document
@@ -802,7 +802,7 @@ async def test_what_cannot_be_asked_of_keys_is_a_usage_error(operator: Operator,
     assert "Traceback" not in outcome.err
 
 
-async def test_every_problem_of_the_settings_is_said_at_once(tmp_path: Path) -> None:
+async def test_all_problems_of_the_settings_are_reported_together(tmp_path: Path) -> None:
     """Not one at a time."""
     database = f"mysql://{tmp_path}"
     outcome = await run("keys", "list", BIRDWIRE_PORT="many", BIRDWIRE_PROT="1", BIRDWIRE_DATABASE_URL=database)
@@ -854,7 +854,7 @@ async def test_the_status_of_an_account_reads_as_sentences(tmp_path: Path) -> No
         assert over[2] == "Not renewed yet; no renewal is planned."
 
 
-async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> None:
+async def test_the_status_shows_what_x_recently_allowed_and_refused(tmp_path: Path) -> None:
     """The key's holder over HTTP, the operator from the database."""
     async with RunningGateway.built(tmp_path) as house:
         await house.link("ada")
@@ -1160,7 +1160,7 @@ async def test_the_operator_unlinks_a_key_without_its_secret(tmp_path: Path) -> 
 # Before a start.
 
 
-async def test_check_says_everything_that_is_wrong_and_no_secret(tmp_path: Path) -> None:
+async def test_check_reports_every_problem_and_no_secret(tmp_path: Path) -> None:
     """Client id, vault key and database at once, each with the next step; exit 2."""
     secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
     database = f"sqlite:///{tmp_path}/nowhere/birdwire.db"
@@ -1254,7 +1254,7 @@ async def test_a_wrong_setting_hides_no_note_on_another(ready: dict[str, str]) -
     assert len(outcome.document["problems"]) == 1
 
 
-async def test_without_a_client_id_nothing_is_said_of_the_client(ready: dict[str, str]) -> None:
+async def test_a_missing_client_id_is_a_single_problem(ready: dict[str, str]) -> None:
     """It is one problem, and not fine as a public client, too."""
     outcome = await run("check", "--json", **ready | {"BIRDWIRE_X_CLIENT_ID": ""})
     assert len(outcome.document["problems"]) == 1
@@ -1305,7 +1305,7 @@ async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Pat
     assert (wrong.code, "is not the one that this database was sealed with" in wrong.err) == (2, True)
 
 
-async def test_check_tells_wrong_credentials_from_an_x_that_cannot_be_reached(operator: Operator) -> None:
+async def test_check_distinguishes_wrong_credentials_from_an_unreachable_x(operator: Operator) -> None:
     """Only if asked to; an X that is merely out of order is a note."""
     house, person = operator
     async with gateway_that_answers(b"") as nowhere:
@@ -1352,9 +1352,7 @@ LOOKING = [("log",), ("accounts", "list"), ("keys", "list"), ("keys", "revoke", 
 
 
 @pytest.mark.parametrize("words", LOOKING, ids=" ".join)
-async def test_who_looks_in_the_wrong_place_is_told_and_leaves_nothing_there(
-    tmp_path: Path, words: tuple[str, ...]
-) -> None:
+async def test_a_missing_database_is_reported_and_not_created(tmp_path: Path, words: tuple[str, ...]) -> None:
     """An empty list out of a database made that moment would be believed."""
     key = tmp_path / "vault.key"
     await run("vault", "create", str(key))

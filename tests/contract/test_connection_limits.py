@@ -26,7 +26,7 @@ HALVES = {
 
 @pytest.mark.trust("G15")
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
-async def test_half_open_connections_from_several_addresses_keep_nobody_out(tmp_path: Path, half: bytes) -> None:
+async def test_half_open_connections_from_several_addresses_block_no_other_caller(tmp_path: Path, half: bytes) -> None:
     """More of them than there are places: health answers each time, and a link is ended."""
     async with RunningGateway.built(tmp_path, max_connections=SLOTS) as house:
         assert (await house.link()).status_code == 200

@@ -65,7 +65,7 @@ def test_kubernetes_would_take_the_manifests(version: str) -> None:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_kubernetes_puts_no_names_of_its_own_beside_ours() -> None:
+def test_kubernetes_adds_no_variables_of_its_own() -> None:
     """For a Service named birdwire it would set BIRDWIRE_PORT to a URL."""
     assert [pod["enableServiceLinks"] for pod in pods()] == [False, False]
 
@@ -93,7 +93,7 @@ def test_a_pod_has_time_to_end_its_calls() -> None:
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
-def test_what_selects_a_pod_finds_it() -> None:
+def test_every_selector_matches_only_the_deployments_pods() -> None:
     """Service, budget and autoscaler mean the Deployment's pods, and not the Job's."""
     labels = of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert of_kind("Service")["spec"]["selector"] == labels

@@ -198,7 +198,7 @@ async def test_serve_stays_off_a_folder_in_which_dev_works(dev: tuple[Program, d
     assert "Another gateway serves the database" in errors
 
 
-async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_plainly(tmp_path: Path) -> None:
     """One sentence, and the option that helps."""
     with bound() as taken:
         port = taken.getsockname()[1]
@@ -278,9 +278,7 @@ async def test_sandbox_offers_its_credentials_in_one_line(tmp_path: Path) -> Non
         assert await program.end(signal.SIGTERM) == 0
 
 
-async def test_the_proxy_carries_until_it_is_told_to_be_gone(
-    dev: tuple[Program, dict[str, Any]], tmp_path: Path
-) -> None:
+async def test_the_proxy_forwards_until_it_is_stopped(dev: tuple[Program, dict[str, Any]], tmp_path: Path) -> None:
     """One line with where to connect and where to order; the orders are obeyed."""
     gateway = dev[1]["gateway"]
     ports = ("--port", "0", "--control-port", "0")

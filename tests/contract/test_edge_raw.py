@@ -188,14 +188,14 @@ async def test_many_half_open_requests_are_closed_while_others_are_served(start:
     assert answers(whole_one)[0].status == 200
 
 
-async def test_a_silent_connection_is_closed_without_a_word() -> None:
+async def test_a_silent_connection_is_closed_without_a_response() -> None:
     """Nothing was asked, so nothing is answered; empty lines are nothing."""
     async with serving(app, SHORT) as served:
         assert await served.talk(b"") == b""
         assert await served.talk(b"\r\n") == b""
 
 
-async def test_an_idle_connection_is_closed_without_a_word() -> None:
+async def test_an_idle_connection_is_closed_without_a_response() -> None:
     """One answer, then the end after the idle time, though a head may take long."""
     async with serving(app, EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=SOON_S)) as served:
         got = answers(await served.talk(get()))
@@ -336,14 +336,14 @@ async def test_a_body_that_fails_after_its_answer_gets_no_second_one() -> None:
                 await hang_up(writer)
 
 
-async def test_a_connection_goes_on_after_a_body_that_nobody_read() -> None:
+async def test_a_connection_continues_after_an_unread_body() -> None:
     """The app answered at once; the body is read and dropped, and the next request is served."""
     async with serving(eager, EdgeLimits()) as served:
         got = answers(await served.talk(sized(b" " * 10_000) + PROBE))
     assert [one.status for one in got] == [200, 200]
 
 
-async def test_who_sends_no_more_is_still_answered() -> None:
+async def test_a_half_closed_connection_gets_its_responses() -> None:
     """A half-closed connection gets the answers it is owed, then the end; what is not whole is refused at once."""
     gated = Gated()
     async with serving(gated, EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S)) as served:
@@ -358,7 +358,7 @@ async def test_who_sends_no_more_is_still_answered() -> None:
         assert await served.talk(b"", eof=True) == b""
 
 
-async def test_a_refusal_reaches_who_sends_on_regardless() -> None:
+async def test_a_client_that_keeps_sending_receives_the_refusal() -> None:
     """The whole answer to a large body arrives: the connection is read out before it ends."""
     async with serving(app, EdgeLimits()) as served:
         for _ in range(20):
@@ -366,7 +366,7 @@ async def test_a_refusal_reaches_who_sends_on_regardless() -> None:
             assert [one.status for one in got] == [413]
 
 
-async def test_who_never_stops_sending_is_cut_off() -> None:
+async def test_draining_a_refused_body_is_bounded() -> None:
     """The reading-out has a bound."""
     loop = asyncio.get_running_loop()
     async with serving(app, EdgeLimits(linger_s=LONG_S)) as served, asyncio.timeout(GUARD_S):
@@ -419,7 +419,7 @@ async def test_a_bug_in_the_app_is_answered_in_the_one_shape() -> None:
 # How many.
 
 
-async def test_a_full_server_says_so_and_takes_the_next_one_when_there_is_room() -> None:
+async def test_a_full_server_answers_503_and_accepts_again_once_there_is_room() -> None:
     """While all are being answered: 503 with Retry-After. One leaves, one may come."""
     gated = Gated()
     async with serving(gated, EdgeLimits(connections=1)) as served, asyncio.timeout(GUARD_S):
@@ -444,7 +444,7 @@ WAITING = {
 
 
 @pytest.mark.parametrize(("sent", "told"), WAITING.values(), ids=WAITING)
-async def test_a_full_server_evicts_whom_it_waits_for(sent: bytes, told: bytes) -> None:
+async def test_a_full_server_evicts_connections_that_it_waits_for(sent: bytes, told: bytes) -> None:
     """The one that has kept it waiting longest ends, with 503 if it had begun to ask; the newer one goes on."""
     limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, connections=2)
     async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
@@ -508,7 +508,7 @@ async def test_one_address_cannot_take_every_connection() -> None:
             await hang_up(writer)
 
 
-async def test_an_address_over_its_cap_evicts_nobody() -> None:
+async def test_an_address_over_its_cap_evicts_no_other_connection() -> None:
     """It is refused, and the connections of other addresses stay."""
     limits = EdgeLimits(connections=2, connections_each=1, uncapped=(), head_s=LONG_S, idle_s=LONG_S)
     async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
@@ -523,7 +523,7 @@ async def test_an_address_over_its_cap_evicts_nobody() -> None:
         await hang_up(other)
 
 
-async def test_too_many_to_be_told_so_are_cut_off() -> None:
+async def test_connections_beyond_the_limit_of_503_responses_are_closed() -> None:
     """Beyond the refused ones that are still being told, a connection ends without a word."""
     limits = EdgeLimits(connections_each=0, uncapped=(), connections_refused=1, linger_s=LONG_S, write_s=LONG_S)
     async with asyncio.timeout(GUARD_S):
@@ -635,7 +635,7 @@ async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
     assert got[-1].headers["connection"] == "close"
 
 
-async def test_a_stop_that_loses_patience_gives_no_answer() -> None:
+async def test_a_call_cut_off_by_a_stop_gets_no_answer() -> None:
     """X may have been asked by then: "internal, try again" would have a post done twice."""
     async with asyncio.timeout(GUARD_S):
         gated = Gated()

@@ -52,7 +52,7 @@ REFUSED = (403, "client-forbidden", "x_refused")
 
 
 @pytest.mark.parametrize("words", ["forbidden", "not-permitted-action", "not-permitted-feature"])
-async def test_the_journal_tells_why_an_edit_was_refused(place: RunningGateway, words: str) -> None:
+async def test_the_journal_records_why_an_edit_was_refused(place: RunningGateway, words: str) -> None:
     """Whatever words X has for it: too old, by X's clock; deleted through this gateway; or neither."""
     await place.configure(edit_refusal=words)
     old, deleted, young = [await posted(place, f"{words} {name}") for name in ("old", "deleted", "young")]
@@ -87,7 +87,7 @@ async def test_x_decides_how_long_a_post_can_be_edited(place: RunningGateway) ->
     await place.configure(edit_window_s=3_600)
 
 
-async def test_of_a_post_that_the_journal_does_not_know_x_has_the_last_word(place: RunningGateway) -> None:
+async def test_x_decides_on_edits_of_posts_missing_from_the_journal(place: RunningGateway) -> None:
     """With its rules for edits in the fix; another account's, and one that X alone knows."""
     for post_id in (POST, seed.DELETED_POST_ID):
         answer = await edit(place, post_id)

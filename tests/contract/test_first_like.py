@@ -46,14 +46,14 @@ async def test_a_post_that_cannot_be_seen_is_not_found(linked: RunningGateway, t
     assert answer.json()["error"]["reason"] == "tweet_not_found"
 
 
-async def test_a_key_without_a_link_is_told_how_to_get_one(house: RunningGateway) -> None:
+async def test_a_key_without_a_link_is_refused_with_how_to_link(house: RunningGateway) -> None:
     """The refusal that everybody meets first names the next call."""
     error = (await house.like()).json()["error"]
     assert (error["code"], error["reason"], error["whose"]) == ("client-forbidden", "x_not_linked", "account_owner")
     assert "/apis/v1/twitter/auth_twitter" in error["fix"]
 
 
-async def test_every_answer_to_a_known_key_tells_its_allowance(linked: RunningGateway) -> None:
+async def test_every_answer_to_a_known_key_states_its_allowance(linked: RunningGateway) -> None:
     """Both spellings of the contract and the IETF draft's, on success and refusal alike."""
     for answer in (
         await linked.like(),
@@ -78,7 +78,7 @@ async def test_the_call_over_the_limit_waits_for_the_window(house: RunningGatewa
     assert (await house.client.get(API + "auth/status")).status_code == 200
 
 
-async def test_a_hundred_callers_at_once_are_admitted_exactly_up_to_the_limit(linked: RunningGateway) -> None:
+async def test_a_hundred_concurrent_callers_are_admitted_exactly_up_to_the_limit(linked: RunningGateway) -> None:
     """The window is exact, not roughly so."""
     await linked.gateway.keys.change(linked.key_id, rpm=20)
     linked.clock.advance(minutes=2)

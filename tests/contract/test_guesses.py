@@ -98,7 +98,7 @@ async def storm(
 @pytest.mark.trust("T11")
 @pytest.mark.parametrize("proxies", ["", "127.0.0.1"], ids=["direct", "behind one proxy"])
 @pytest.mark.parametrize(("guess", "table", "expected"), GUESSES.values(), ids=GUESSES)
-async def test_a_storm_of_guesses_costs_a_few_look_ups_and_locks_nobody_out(
+async def test_a_storm_of_guesses_costs_a_few_look_ups_and_blocks_no_valid_key(
     tmp_path: Path,
     guess: Callable[[RunningGateway], Awaitable[httpx2.Response]],
     table: str,
@@ -230,7 +230,7 @@ async def test_an_allowance_comes_back_and_its_memory_is_bounded() -> None:
     await lookups.close()
 
 
-async def test_what_waits_for_the_next_look_up_is_bounded_and_looked_up_together() -> None:
+async def test_keys_waiting_for_a_look_up_are_bounded_and_looked_up_together() -> None:
     """One statement for all; beyond the bound a caller is refused at once."""
     store = Store()
     lookups = GuessLimiter(StillClock(), round_s=0.05)
@@ -243,7 +243,7 @@ async def test_what_waits_for_the_next_look_up_is_bounded_and_looked_up_together
     await lookups.close()
 
 
-async def test_a_look_up_that_fails_tells_all_who_wait_and_the_next_round_goes_on() -> None:
+async def test_a_failed_look_up_fails_all_its_callers_and_the_next_round_succeeds() -> None:
     """A database that is away costs no allowance."""
 
     class AwayError(Exception):

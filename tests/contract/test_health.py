@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def test_a_process_that_is_about_to_end_says_so_and_still_serves(linked: RunningGateway) -> None:
+async def test_a_process_that_is_shutting_down_reports_it_and_still_serves(linked: RunningGateway) -> None:
     """/readyz turns red at once; calls are answered, and each answer is its connection's last."""
     assert (await linked.bare.get("/readyz")).json() == {"status": "ready"}
     linked.gateway.health.drain()
@@ -30,7 +30,7 @@ async def test_a_process_that_is_about_to_end_says_so_and_still_serves(linked: R
     assert answer.headers["connection"] == "close"
 
 
-async def test_a_process_that_is_about_to_end_begins_no_early_renewal(linked: RunningGateway) -> None:
+async def test_a_process_that_is_shutting_down_starts_no_early_renewal(linked: RunningGateway) -> None:
     """Another can do it in time; a call whose token has ended is still served."""
     linked.gateway.health.drain()
     linked.clock.advance(seconds=7_200 - 600)

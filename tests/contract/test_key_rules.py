@@ -316,7 +316,7 @@ async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(c
     assert await refused(auth_url) == "state_expired"
 
 
-async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: RunningGateway) -> None:
+async def test_an_unconfirmed_link_ends_after_ten_minutes(confirming: RunningGateway) -> None:
     """Revoked at X, gone here."""
     state = state_of(await confirming.consent("ada"))
     await confirming.link("ada")

@@ -105,7 +105,7 @@ async def test_a_key_is_shown_once(house: RunningGateway) -> None:
 # Rotation and revocation, from another program.
 
 
-async def test_a_key_made_by_another_program_works_at_once(house: RunningGateway) -> None:
+async def test_a_key_made_by_another_program_works_immediately(house: RunningGateway) -> None:
     """On the same database, while the gateway runs."""
     async with beside(house) as keys:
         _, raw_key = await keys.create("test", "from outside", "free")
@@ -114,7 +114,7 @@ async def test_a_key_made_by_another_program_works_at_once(house: RunningGateway
 
 @pytest.mark.trust("T9")
 @pytest.mark.trust("G4")
-async def test_a_key_revoked_by_another_program_ends_at_once(house: RunningGateway) -> None:
+async def test_a_key_revoked_by_another_program_stops_working_immediately(house: RunningGateway) -> None:
     """With the next request; revoking twice changes nothing."""
     async with beside(house) as keys:
         first = await keys.revoke(house.key_id)

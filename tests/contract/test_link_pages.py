@@ -576,7 +576,7 @@ async def test_codes_and_states_are_in_no_log_line(house: RunningGateway) -> Non
         assert secret not in log
 
 
-async def test_who_asks_for_json_gets_json(house: RunningGateway) -> None:
+async def test_the_callback_returns_json_on_request(house: RunningGateway) -> None:
     """The link's end without a page; a browser, which names HTML first, gets the page."""
     answer = await land(house, await house.consent("ada"))
     assert answer.json() == {"data": {"linked": True, "how": "linked", "username": "ada"}}

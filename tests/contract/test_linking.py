@@ -135,7 +135,7 @@ async def states(house: RunningGateway) -> int:
 
 
 @pytest.mark.trust("O17")
-async def test_beginning_a_link_spends_the_keys_allowance(house: RunningGateway) -> None:
+async def test_starting_a_link_uses_the_keys_allowance(house: RunningGateway) -> None:
     """Nobody gets states for free."""
     await house.gateway.keys.change(house.key_id, rpm=2)
     assert [(await house.call("auth_twitter")).status_code for _ in range(3)] == [200, 200, 429]
@@ -146,7 +146,7 @@ async def test_beginning_a_link_spends_the_keys_allowance(house: RunningGateway)
 
 @pytest.mark.trust("G12")
 @pytest.mark.trust("O1")
-async def test_two_hundred_callbacks_at_once_exchange_one_code_once(house: RunningGateway) -> None:
+async def test_two_hundred_concurrent_callbacks_exchange_one_code_once(house: RunningGateway) -> None:
     """One wins; the others are told that the link was used, or is there."""
     redirect = await house.consent("ada")
     answers = await asyncio.gather(*(land(house, redirect) for _ in range(200)))
@@ -190,7 +190,7 @@ async def test_the_code_of_one_flow_fails_with_the_state_of_another(house: Runni
 
 
 @pytest.mark.trust("O1")
-async def test_a_state_links_the_key_that_began_it_and_no_other(house: RunningGateway) -> None:
+async def test_a_state_links_the_key_that_started_it_and_no_other(house: RunningGateway) -> None:
     """Whatever key the browser's request carries."""
     theirs = await other_key(house)
     await house.bare.get(await house.consent("ada"), headers={**JSON, **theirs})
@@ -328,7 +328,7 @@ async def test_a_token_reply_that_is_not_whole_links_nothing(house: RunningGatew
         assert (await house.status())["linked"] is False, body
 
 
-async def test_a_link_whose_verifier_was_changed_at_rest_is_begun_anew(house: RunningGateway) -> None:
+async def test_a_link_whose_verifier_was_changed_at_rest_must_be_started_again(house: RunningGateway) -> None:
     """A plain page that says so; X is not asked, and the next link works."""
     redirect = await house.consent("ada")
     with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db")) as database, database:
@@ -374,7 +374,7 @@ async def test_an_old_link_goes_on_while_a_new_one_is_pending(linked: RunningGat
 
 
 @pytest.mark.trust("O12")
-async def test_without_offline_access_the_link_tells_its_end(house: RunningGateway) -> None:
+async def test_the_status_shows_when_a_link_without_offline_access_ends(house: RunningGateway) -> None:
     """No refresh token came: the status shows the end, and says needs_relink when it has come."""
     await house.link("ada", scopes=["tweet.read", "users.read", "like.write"])
     status = await house.status()

@@ -139,7 +139,7 @@ def test_a_name_has_a_bounded_number_of_series() -> None:
     }
 
 
-def test_what_took_long_stands_in_the_right_buckets() -> None:
+def test_durations_are_counted_in_the_right_buckets() -> None:
     """A bucket counts all that took no longer than its bound (Prometheus's `le`)."""
     counted = Metrics()
     for seconds in (0.001, 0.0011, 99.0):
@@ -149,7 +149,7 @@ def test_what_took_long_stands_in_the_right_buckets() -> None:
     assert (buckets["0.001"], buckets["0.0025"], buckets["30.0"], buckets["+Inf"]) == (1, 2, 2, 3)
 
 
-def test_what_is_counted_cannot_be_watched_as_well() -> None:
+def test_a_counter_cannot_also_be_a_gauge() -> None:
     """One number, one owner."""
     with pytest.raises(ValueError, match="counted"):
         Metrics().watch("birdwire_requests_total", float)

@@ -215,7 +215,9 @@ async def test_each_refusal_of_the_token_endpoint_reaches_the_callback(place: Ru
     ],
 )
 @pytest.mark.trust("F30")
-async def test_what_cannot_be_read_is_a_bad_reply(place: RunningGateway, do: dict[str, Any], upstream: int) -> None:
+async def test_an_unreadable_reply_is_reported_as_malformed(
+    place: RunningGateway, do: dict[str, Any], upstream: int
+) -> None:
     """Never followed, never guessed."""
     await place.fault("POST", "/2/users/*/likes", do)
     judge(await place.like(), "x_reply_malformed", upstream)
@@ -353,7 +355,7 @@ def test_every_429_and_503_knows_how_long_to_wait() -> None:
             assert RETRY_AFTER_S[reason] >= 1
 
 
-def test_no_reason_is_declared_that_nobody_gives() -> None:
+def test_every_declared_reason_is_used() -> None:
     """A row that nothing can reach is a promise to nobody."""
     elsewhere = "".join(text for path, text in SOURCES.items() if path.name != "errors.py")
     fields = {f"{name}_{end}" for name in FIELDS for end in ("missing", "malformed")}

@@ -127,7 +127,7 @@ async def test_a_file_that_x_would_not_take_costs_no_call(linked: RunningGateway
     assert len(await linked.calls("/2/media")) == before
 
 
-async def test_nobody_uploads_without_a_key(linked: RunningGateway) -> None:
+async def test_an_upload_requires_a_key(linked: RunningGateway) -> None:
     """The body of a stranger is not read into a file."""
     answer = await linked.bare.post(API + "upload_media", files={"media_files": ("a.png", PNG, "image/png")})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_missing")
@@ -305,7 +305,7 @@ async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_t
     assert await reasons() == ["x_tier_lacks_action", "x_tier_lacks_action"]
 
 
-async def test_a_bare_forbidden_on_what_x_lately_allowed_is_about_the_account(linked: RunningGateway) -> None:
+async def test_a_bare_403_on_a_recently_allowed_operation_concerns_the_account(linked: RunningGateway) -> None:
     """The app may like: so this no is not about its tier."""
     await linked.like()
     await linked.fault("POST", "/2/users/*/likes", {"error": "missing-scope"})

@@ -163,7 +163,7 @@ async def test_keys_with_more_callers_than_may_run_are_all_served(tmp_path: Path
     assert Counter(status for those in statuses for status in those) == {200: KEYS * CALLERS * LIKES}
 
 
-async def test_when_all_places_and_turns_are_taken_nobody_is_looked_up(tmp_path: Path) -> None:
+async def test_no_key_is_looked_up_when_all_places_and_turns_are_taken(tmp_path: Path) -> None:
     """The refusal comes before the key is read, so it is cheap; health, status and revocation have their own lane."""
     async with behind(tmp_path, 2, max_calls=2, max_calls_queued=0) as (house, _):
         answer = await house.bare.post(API + "like_twitter", json={"tweet_id": "1"})
@@ -194,6 +194,6 @@ async def test_calls_wait_for_a_connection_to_x_as_long_as_for_their_turn(tmp_pa
         assert (await second).json()["error"]["reason"] == "tweet_not_found"
 
 
-def test_tokens_find_a_connection_beside_all_renewals() -> None:
+def test_tokens_find_a_connection_alongside_all_renewals() -> None:
     """A link and a revocation wait for none of them."""
     assert TOKEN_CONNECTIONS > MOST_AT_ONCE

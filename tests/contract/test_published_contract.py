@@ -171,7 +171,7 @@ def test_a_published_endpoint_is_described_as_it_was(name: str) -> None:
     assert {str(status) for status in published.refusals} <= set(ours["responses"])
 
 
-def test_nothing_was_taken_away() -> None:
+def test_no_published_success_status_was_removed() -> None:
     """A success other than the published one would break a client."""
     for name, published in PUBLISHED.items():
         responses = DOCUMENT["paths"][BASE + name]["post"]["responses"]
@@ -239,7 +239,7 @@ async def test_a_post_can_be_edited(linked: RunningGateway) -> None:
 @pytest.mark.parametrize("name", [name for name, published in PUBLISHED.items() if published.required])
 @pytest.mark.parametrize("sent", ["", "12a", "+1", "1" * 20, "1\n", 1346889436626259968, None, ["1"]])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_id_that_is_none_is_an_invalid_request(shared_house: RunningGateway, name: str, sent: object) -> None:
+async def test_a_malformed_id_is_an_invalid_request(shared_house: RunningGateway, name: str, sent: object) -> None:
     """400 invalid-request, whether it is malformed or absent."""
     field = PUBLISHED[name].required[0]
     for body in ({field: sent}, {}):
@@ -253,7 +253,9 @@ async def test_an_id_that_is_none_is_an_invalid_request(shared_house: RunningGat
     "more", [{"poll": POSTS["poll"]["poll"]}, {"media": {"media_ids": ["1"]}}, {"card_uri": "card://1"}]
 )
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_excludes_one_another_is_400(shared_house: RunningGateway, more: dict[str, Any]) -> None:
+async def test_mutually_exclusive_fields_are_refused_with_400(
+    shared_house: RunningGateway, more: dict[str, Any]
+) -> None:
     """At most one of media, poll, quote_tweet_id and card_uri."""
     answer = await shared_house.call("post_twitter", {"text": "x", "quote_tweet_id": POST, **more})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "mutually_exclusive")

@@ -29,7 +29,7 @@ async def test_a_like_after_two_hours_refreshes_once_by_itself(linked: RunningGa
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_forty_callers_at_once_share_one_refresh(linked: RunningGateway) -> None:
+async def test_forty_concurrent_callers_share_one_refresh(linked: RunningGateway) -> None:
     """X's refresh tokens are single use: a second one at the same time would lose the link."""
     await linked.advance_x(7_300)
     answers = await asyncio.gather(*(linked.like() for _ in range(40)))
@@ -58,7 +58,7 @@ async def test_the_removed_app_ends_the_session_for_good(linked: RunningGateway)
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_linking_again_mends_a_session_that_ended(linked: RunningGateway) -> None:
+async def test_linking_again_restores_a_session_that_ended(linked: RunningGateway) -> None:
     """The remedy that the refusal names works."""
     await linked.x.post(f"/_sandbox/users/{(await linked.status())['user_id']}/revoke_app")
     await linked.like()
@@ -88,7 +88,7 @@ async def test_a_definite_refusal_ends_the_session_in_either_spelling(linked: Ru
         ({"status": 400, "body": {"error": "invalid_scope", "error_description": "?"}}, "x_reply_malformed"),
     ],
 )
-async def test_what_is_no_refusal_of_the_token_keeps_the_link(
+async def test_a_failure_that_does_not_refuse_the_token_keeps_the_link(
     linked: RunningGateway, do: dict[str, object], reason: str
 ) -> None:
     """Outages, the operator's own faults and nonsense never cost an account its link."""
@@ -209,7 +209,7 @@ async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: Runn
     assert len(await linked.calls("/2/oauth2/revoke")) == 4
 
 
-async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(linked: RunningGateway) -> None:
+async def test_tokens_to_be_revoked_before_a_long_stop_are_revoked_after_it(linked: RunningGateway) -> None:
     """Longer than X would be tried for: there is one more try at least."""
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
@@ -218,7 +218,7 @@ async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(lin
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [503, 503, 200, 200]
 
 
-async def test_a_revoked_key_takes_its_session_along(linked: RunningGateway) -> None:
+async def test_revoking_a_key_ends_its_session(linked: RunningGateway) -> None:
     """The next call is 401, and X is told to end the tokens."""
     await linked.gateway.keys.revoke(linked.key_id)
     assert (await linked.like()).json()["error"]["code"] == "revoked_api_key"

@@ -111,7 +111,7 @@ async def test_an_unspent_token_from_a_backup_goes_on(town: Street) -> None:
     kept.close()
 
 
-async def test_what_is_no_good_backup_changes_nothing(town: Street) -> None:
+async def test_an_invalid_backup_is_refused_and_changes_nothing(town: Street) -> None:
     """Damaged, of another vault key, missing, or no database at all."""
     at, file = await town.serve(), town.directory / "copy.db"
     await town.link(at)

@@ -43,7 +43,7 @@ async def until_draining(street_: Street, served: Serving) -> httpx2.Response:
 
 
 @pytest.mark.trust("F9")
-async def test_a_gateway_that_is_told_to_end_finishes_first(tmp_path: Path) -> None:
+async def test_a_gateway_that_is_asked_to_stop_finishes_its_calls_first(tmp_path: Path) -> None:
     """/readyz turns red, a call under way is answered, and calls that come meanwhile too; then it is gone, with 0."""
     async with street(tmp_path) as place:
         served = await place.serve()

@@ -200,7 +200,7 @@ def test_failpoints_are_refused_off_the_sandbox(x_api_url: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["nowhere=kill", "migration", "migration=die", "migration=delay(1e9)", "=", "a b"])
-def test_a_point_that_is_none_is_refused(setting: str) -> None:
+def test_an_unknown_failpoint_is_refused(setting: str) -> None:
     """A misspelt failpoint would test nothing."""
     with pytest.raises(SettingsError):
         Settings.load({"BIRDWIRE_FAILPOINTS": setting, "BIRDWIRE_X_API_URL": "http://127.0.0.1"})

@@ -20,7 +20,7 @@ FEW = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
 CALLERS = 300
 
 
-def test_what_is_too_little_is_shared_out() -> None:
+def test_scarce_file_descriptors_are_split_between_callers_and_x() -> None:
     """Callers and X get their part; plenty changes nothing."""
     wanted = ConnectionBudget(callers=1_000, refused=100, calls=100, tokens=50)
     assert wanted.within(20_000) == wanted

@@ -107,7 +107,7 @@ class Load:
 
 
 @pytest.mark.trust("F1", "F2", "G2")
-async def test_what_was_acknowledged_outlives_every_kill(town: Street) -> None:
+async def test_acknowledged_work_survives_every_kill(town: Street) -> None:
     """Journal rows, links, keys, named answers; a link is lost only where X's answer to a renewal was, and says so."""
     load, chance = Load(town), random.Random(11)  # noqa: S311 - a test's dice
     at = await town.serve()

@@ -23,7 +23,7 @@ SOMEBODY = "783214"
 
 @pytest.mark.trust("G16")
 @pytest.mark.parametrize("column", ["key_id", "user_id"])
-async def test_a_link_that_was_moved_in_the_database_serves_nobody(tmp_path: Path, column: str) -> None:
+async def test_a_link_that_was_moved_in_the_database_is_not_used(tmp_path: Path, column: str) -> None:
     """The key that it was moved to is refused as after any damage, and X is not called with the token."""
     sandbox = create_sandbox()
     async with serving(sandbox_config(sandbox)) as x_url:

@@ -51,7 +51,7 @@ async def times(house: RunningGateway, text: str) -> int:
 @pytest.mark.trust("F28")
 @pytest.mark.engines("sqlite", "postgres")
 @pytest.mark.parametrize(("do", "applied"), LOST.values(), ids=LOST)
-async def test_a_lost_post_is_told_by_what_the_timeline_shows(
+async def test_the_timeline_decides_the_outcome_of_a_lost_post(
     linked: RunningGateway,
     do: dict[str, Any],
     applied: bool,  # noqa: FBT001 - pytest hands it by name
@@ -121,7 +121,7 @@ async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(lin
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_two_posts_that_are_told_alike_stay_unknown(linked: RunningGateway) -> None:
+async def test_two_posts_that_cannot_be_distinguished_stay_unknown(linked: RunningGateway) -> None:
     """One of them is there, and nobody can say which; after a day that is the last word."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
@@ -147,7 +147,7 @@ async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: R
     assert await times(linked, "Said once") == 1
 
 
-async def test_an_unlinked_account_is_not_looked_at(linked: RunningGateway) -> None:
+async def test_no_timeline_of_an_unlinked_account_is_read(linked: RunningGateway) -> None:
     """The owner has ended it: nothing is read any more, and the row says so."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     first = await post(linked, "Gone", "k")
@@ -184,7 +184,7 @@ async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(
 
 
 @pytest.mark.trust("F39")
-async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: RunningGateway) -> None:
+async def test_a_caller_that_disconnects_can_ask_for_the_outcome(linked: RunningGateway) -> None:
     """The caller has gone; what became of the post is written down all the same."""
     await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
     with pytest.raises(httpx2.ReadTimeout):
@@ -206,7 +206,7 @@ async def test_half_a_character_in_xs_answer_spoils_no_post(linked: RunningGatew
 
 @pytest.mark.trust("G6")
 @pytest.mark.engines("sqlite", "postgres")
-async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(linked: RunningGateway) -> None:
+async def test_a_running_post_is_not_mistaken_for_a_lost_one_with_the_same_text(linked: RunningGateway) -> None:
     """X never saw the first; the second is in the timeline before its caller has the answer: it is nobody else's."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Once more", "k")
@@ -225,7 +225,7 @@ async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(li
 
 
 @pytest.mark.trust("F10")
-async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path: Path) -> None:
+async def test_a_call_succeeds_if_the_store_cannot_record_xs_limits_and_prices(tmp_path: Path) -> None:
     """They are taken after X's answer: its caller must get it, and not hear that nothing was asked of X."""
     nowhere = Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}")
     record = Capabilities(nowhere, MovableClock(), "client")

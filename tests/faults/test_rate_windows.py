@@ -91,7 +91,7 @@ async def test_a_window_that_x_refused_for_is_not_asked_again(linked: RunningGat
 
 
 @pytest.mark.trust("F31")
-async def test_one_accounts_window_is_nobody_elses(linked: RunningGateway) -> None:
+async def test_one_accounts_window_affects_no_other_account(linked: RunningGateway) -> None:
     """Grace likes on while ada waits."""
     await linked.configure(likes_per_15m=1)
     assert [(await linked.like()).status_code for _ in range(2)] == [200, 429]
@@ -99,7 +99,7 @@ async def test_one_accounts_window_is_nobody_elses(linked: RunningGateway) -> No
         assert (await grace.post(API + "like_twitter", json={"tweet_id": POST})).status_code == 200
 
 
-async def test_the_apps_window_is_everybodys(linked: RunningGateway) -> None:
+async def test_the_apps_window_applies_to_every_account(linked: RunningGateway) -> None:
     """X counts it for all accounts of the app, and says so."""
     await linked.configure(posts_per_24h=1)
     assert (await linked.call("post_twitter", {"text": "the last one"})).status_code == 201
@@ -213,7 +213,7 @@ async def test_a_restart_forgets_no_window(linked: RunningGateway) -> None:
     assert limits["follow_twitter"]["15m"]["remaining"] == 49
 
 
-async def test_the_status_tells_what_is_left(linked: RunningGateway) -> None:
+async def test_the_status_shows_the_remaining_calls(linked: RunningGateway) -> None:
     """By operation or look-up, and by window; nothing is made up."""
     assert (await linked.status())["limits"] == {}
     await linked.configure(likes_per_15m=3)

@@ -151,7 +151,7 @@ async def test_without_redis_each_replica_grants_its_share(redis: Redis) -> None
 
 
 @pytest.mark.trust("F18")
-async def test_what_a_replica_granted_before_counts_in_its_share(redis: Redis) -> None:
+async def test_calls_that_a_replica_granted_before_count_in_its_share(redis: Redis) -> None:
     """Or every loss of Redis would be a fresh minute."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as limits:
@@ -180,7 +180,7 @@ async def test_a_replica_that_left_or_died_leaves_its_share(redis: Redis) -> Non
 
 
 @pytest.mark.trust("F19")
-async def test_a_flushed_redis_begins_its_counts_anew(redis: Redis) -> None:
+async def test_a_flushed_redis_starts_counting_again_from_zero(redis: Redis) -> None:
     """Scripts and counts are gone; nobody notices but who had used up their minute."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as limits:
@@ -268,7 +268,7 @@ async def test_a_nonsensical_grant_is_not_believed() -> None:
         assert (told.local, told.limit) == (True, 5)
 
 
-async def test_a_server_that_is_not_there_keeps_nobody_waiting() -> None:
+async def test_an_unreachable_server_delays_no_caller() -> None:
     """A gateway starts without it, and counts alone."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -330,7 +330,7 @@ async def test_a_certificate_that_proves_nothing_gets_no_password(tmp_path: Path
         assert got == []
 
 
-async def test_more_may_not_wait_than_the_bound() -> None:
+async def test_the_number_of_waiting_calls_is_bounded() -> None:
     """A flood at a server that does not answer is counted here, and nothing piles up."""
 
     def answer(data: bytes) -> bytes:
@@ -341,7 +341,7 @@ async def test_more_may_not_wait_than_the_bound() -> None:
         assert all(answer.local and answer.granted for answer in answers)
 
 
-async def test_who_goes_away_while_waiting_shifts_no_reply(redis: Redis) -> None:
+async def test_a_cancelled_caller_does_not_shift_redis_replies(redis: Redis) -> None:
     """A caller's end leaves its reply unread, and everybody else's in place."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as limits:

@@ -50,7 +50,7 @@ async def row(house: RunningGateway) -> dict[str, Any]:
     return dict(current)
 
 
-async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: RunningGateway) -> None:
+async def test_a_token_is_renewed_early_and_no_caller_waits(linked: RunningGateway) -> None:
     """Ten minutes before its end: the call goes on with the old token, the new one comes beside it."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})
@@ -65,7 +65,7 @@ async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: RunningG
     assert len(await refreshes(linked)) == 1
 
 
-async def test_a_token_with_time_left_is_left_alone(linked: RunningGateway) -> None:
+async def test_a_token_with_time_left_is_not_renewed(linked: RunningGateway) -> None:
     """Half an hour is plenty."""
     await near_the_end(linked, 1_800)
     assert (await linked.like()).status_code == 200
@@ -278,7 +278,7 @@ async def test_an_unlink_during_a_refresh_wins(linked: RunningGateway) -> None:
 
 
 @pytest.mark.trust("R11")
-async def test_a_caller_that_goes_away_does_not_take_the_refresh_along(linked: RunningGateway) -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_refresh(linked: RunningGateway) -> None:
     """It goes on, and the next caller has its fruit."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})

@@ -76,7 +76,7 @@ async def test_a_process_asks_itself_once_the_other_could_not_send(two: Two) -> 
     assert await second == f"{SECRET}-at-2"
 
 
-async def test_nobody_waits_for_an_answer_that_is_known_to_be_lost(two: Two) -> None:
+async def test_no_caller_waits_for_an_answer_that_is_known_to_be_lost(two: Two) -> None:
     """The lease runs on, but callers hear at once that X did not answer."""
     clock, (a, b) = two
     key_id = await a.link()
@@ -194,7 +194,7 @@ async def test_an_outage_of_weeks_ends_no_link(two: Two) -> None:
 
 
 @pytest.mark.trust("R7")
-async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
+async def test_writes_alongside_a_refresh_touch_no_token(two: Two) -> None:
     """A name, a limit, another link: each changes its own columns."""
     clock, (a, b) = two
     key_id = await a.link()
@@ -350,7 +350,7 @@ async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(t
 
 
 @pytest.mark.trust("F36")
-async def test_fifty_refreshes_run_at_once_and_the_rest_wait(two: Two) -> None:
+async def test_fifty_refreshes_run_concurrently_and_the_rest_wait(two: Two) -> None:
     """A rush at the end of many tokens neither floods X nor loses anybody."""
     clock, (a, _) = two
     key_ids = [await a.link(f"user{number}") for number in range(MOST_AT_ONCE + 30)]
@@ -442,7 +442,7 @@ async def test_a_damaged_access_token_is_renewed(two: Two) -> None:
 
 
 @pytest.mark.trust("G4")
-async def test_a_link_that_ended_while_a_call_waited_serves_it_no_more(two: Two) -> None:
+async def test_a_link_that_ended_while_a_call_waited_no_longer_serves_it(two: Two) -> None:
     """Its key was found before it waited for its turn, or for its body; the link is looked at when it is used."""
     _, (a, b) = two
     key_id = await a.link()

@@ -165,7 +165,7 @@ class Callers:
         ("narrowed", (403, "key_not_allowed")),
     ],
 )
-async def test_what_is_taken_away_at_one_place_is_gone_everywhere(
+async def test_a_revocation_at_one_replica_takes_effect_at_all(
     fleet: Fleet, kind: str, refused: tuple[int, str]
 ) -> None:
     """Within a second for 99 of 100, under load, by whichever replica it is asked; within five for all."""
@@ -274,7 +274,7 @@ async def _relink(fleet: Fleet, _: str, headers: dict[str, str]) -> float:
 
 
 @pytest.mark.trust("G4", "T9")
-async def test_no_write_is_begun_a_second_after_its_key_or_link_was_taken_away(fleet: Fleet) -> None:
+async def test_no_write_is_started_a_second_after_its_key_or_link_was_revoked(fleet: Fleet) -> None:
     """Calls that were admitted before, on whichever replica. One second for 99 of 100, five for all."""
     changes = (_revoke, _rotate, _actions, _addresses, _expire, _unlink, _relink)
 

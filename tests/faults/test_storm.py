@@ -202,7 +202,7 @@ async def test_x_is_asked_once_for_each_session(tmp_path: Path, postgres: Postgr
 
 
 @pytest.mark.trust("G1", "F38")
-async def test_a_replica_that_stands_still_is_nobodys_trouble(tmp_path: Path, postgres: Postgres) -> None:
+async def test_a_frozen_replica_does_not_affect_the_others(tmp_path: Path, postgres: Postgres) -> None:
     """Stopped with its claims, in the early window: the others serve on; late, it writes its own or nothing."""
     async with street(tmp_path, postgres.database()) as town:
         frozen = await town.serve(failpoints="refresh_after_claim=delay(0.5)")

@@ -79,7 +79,7 @@ async def rotate(directory: Path, *files: Path) -> list[int]:
 
 
 @pytest.mark.trust("F8")
-async def test_every_value_is_sealed_anew_while_the_gateway_reads_and_renews(tmp_path: Path) -> None:
+async def test_every_value_is_resealed_while_the_gateway_reads_and_renews(tmp_path: Path) -> None:
     """No read fails, no refresh is lost, and at zero the old key is needed by nobody."""
     sandbox, old, new = create_sandbox(), tmp_path / "vault.key", tmp_path / "new.key"
     create_key_file(new)
@@ -121,7 +121,7 @@ async def everything_opens(directory: Path, file: Path) -> None:
 
 
 @pytest.mark.trust("F8")
-async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: RunningGateway) -> None:
+async def test_a_value_that_changed_since_it_was_read_is_not_overwritten(linked: RunningGateway) -> None:
     """The refresh that came between wins; its row is not touched."""
     database = Database(linked.settings.database_url)
     sealed, other = store.SEALED[0], blob_head("00" * 8)

@@ -112,7 +112,7 @@ def _lines(folder: Path, both: object) -> AccountClients:
 @pytest.mark.parametrize(
     ("failures", "told"), [(0, ("storage_unavailable", "not_sent")), (1, ("x_5xx", "unknown"))], ids=["first", "retry"]
 )
-async def test_what_cannot_be_permitted_for_want_of_the_store_is_not_sent(
+async def test_nothing_is_sent_if_the_store_cannot_confirm_the_permit(
     tmp_path: Path, failures: int, told: tuple[str, str]
 ) -> None:
     """A retry that is not sent leaves the answer to the try before it."""

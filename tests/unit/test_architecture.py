@@ -147,7 +147,7 @@ def test_the_environment_is_read_in_one_place_of_the_command_line() -> None:
     assert readers <= {"cli.inputs"}
 
 
-def test_nobody_prints() -> None:
+def test_no_module_calls_print() -> None:
     """The command line has one voice, and logs have theirs."""
     assert not [name for name, node in nodes(ast.Call, leaving_out=set()) if getattr(node.func, "id", "") == "print"]
 
@@ -230,7 +230,7 @@ def test_an_npm_lock_pins_by_hash_and_names_no_place(folder: str) -> None:
         assert not name or package["integrity"].startswith("sha512-"), name
 
 
-def test_what_the_runtime_lock_holds_the_dev_lock_holds_alike() -> None:
+def test_the_dev_lock_pins_the_same_versions_as_the_runtime_lock() -> None:
     """Tests must run on what is shipped."""
 
     def pins(name: str) -> set[str]:

@@ -117,7 +117,7 @@ def test_no_member_comes_twice_at_any_depth(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [rb'{"\ud800":1}', rb'{"a":{"\udfff\ud800":1}}', rb'{"\ud800":1,"?":2}'])
-def test_a_name_that_is_no_text_is_no_name(raw: bytes) -> None:
+def test_a_member_name_with_an_unpaired_surrogate_is_refused(raw: bytes) -> None:
     """Half a character in a member's name."""
     assert reason(raw) == "json_malformed"
 
@@ -209,7 +209,7 @@ async def test_an_empty_body_is_no_body_whatever_its_type(types: tuple[str, ...]
     ],
 )
 @pytest.mark.parametrize("body", [b'{"tweet_id":"1"}', b' \r\n{"a":"b=c&d=e"}'])
-async def test_json_without_its_type_is_told_which_header_to_add(types: tuple[str, ...], body: bytes) -> None:
+async def test_json_without_its_type_is_refused_with_the_header_to_add(types: tuple[str, ...], body: bytes) -> None:
     """Nothing is guessed from its looks but the advice."""
     with pytest.raises(GatewayError) as caught:
         await read(call(*[("content-type", value) for value in types], body=body), LIMIT, no_files)
@@ -230,12 +230,12 @@ async def test_json_without_its_type_is_told_which_header_to_add(types: tuple[st
         (),
     ],
 )
-async def test_a_body_of_another_type_is_not_looked_at(headers: tuple[tuple[str, str], ...]) -> None:
+async def test_a_body_of_another_type_is_not_parsed(headers: tuple[tuple[str, str], ...]) -> None:
     """Even if it is JSON by its looks."""
     assert await refusal(call(*headers)) == "unsupported_media_type"
 
 
-async def test_an_identity_coding_is_none() -> None:
+async def test_the_identity_coding_is_accepted() -> None:
     """RFC 9110 §8.4.1 keeps the word for that."""
     headers = (("content-type", 'Application/JSON ; Charset="utf-8"'), ("content-encoding", "Identity"))
     assert (await read(call(*headers), LIMIT, no_files)).fields == {"tweet_id": "1"}
@@ -246,7 +246,7 @@ async def test_a_body_over_its_limit_is_not_read_to_its_end() -> None:
     assert await refusal(call(TYPE, body=b" " * (LIMIT + 1))) == "body_too_large"
 
 
-def test_what_is_missing_is_told_before_what_is_too_much() -> None:
+def test_a_missing_field_is_reported_before_an_unknown_field() -> None:
     """The field that a call needs is the better hint."""
     for body, expected in (({"tweetId": "1"}, "tweet_id_missing"), ({"tweet_id": 1, "x": 2}, "unknown_field")):
         with pytest.raises(GatewayError) as caught:
@@ -373,7 +373,7 @@ async def test_a_part_without_a_filename_is_no_file_by_a_type_of_any_bytes_or_wi
 
 
 @pytest.mark.parametrize("more", [b"", b"\r\nContent-Type: text/plain", b"\r\nContent-Type: application/json"])
-async def test_bytes_that_are_no_text_and_no_file_are_told_what_makes_them_one(more: bytes) -> None:
+async def test_binary_data_without_a_filename_is_refused_with_a_hint(more: bytes) -> None:
     """A filename."""
     sent = call(MULTIPART, body=parts(DISPOSITION + more + b"\r\n\r\n\x89PNG"))
     with pytest.raises(GatewayError) as caught:

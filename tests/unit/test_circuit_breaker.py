@@ -71,7 +71,7 @@ def test_one_accounts_failures_open_it_for_that_account_alone(breaker: CircuitBr
     assert breaker.open == []
 
 
-def test_an_answer_in_between_begins_the_count_anew(breaker: CircuitBreaker) -> None:
+def test_an_answer_in_between_resets_the_count(breaker: CircuitBreaker) -> None:
     """A few failures among many answers are X's everyday."""
     for _ in range(10):
         fail(breaker, FEWEST - 1, "1", "2")
@@ -120,7 +120,7 @@ def test_its_memory_is_bounded(breaker: CircuitBreaker) -> None:
     assert len(vars(breaker)["_circuits"]) <= MOST
 
 
-def test_opening_and_closing_stand_in_the_log(clock: Still) -> None:
+def test_opening_and_closing_are_logged(clock: Still) -> None:
     """Once each, without an account."""
     log = io.StringIO()
     breaker = CircuitBreaker(clock, Telemetry(log, clock))

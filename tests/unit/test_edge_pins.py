@@ -132,7 +132,7 @@ def test_the_parser_lets_through(data: bytes) -> None:
     assert ("end",) in Heard().feed(data)
 
 
-def test_the_parser_tells_in_this_order() -> None:
+def test_the_parser_calls_back_in_this_order() -> None:
     """Also that a trailer comes as a header after the head's end, and that bytes after a request begin the next."""
     data = CHUNKED + b"2;x\r\nab\r\n0\r\nX: 1\r\n\r\n" + b"\r\n" + WHOLE
     assert Heard().feed(data) == [
@@ -142,7 +142,7 @@ def test_the_parser_tells_in_this_order() -> None:
     ]
 
 
-def test_the_parser_tells_of_a_header_only_when_it_is_whole() -> None:
+def test_the_parser_reports_a_header_only_when_it_is_complete() -> None:
     """What it holds back meanwhile has no bound of its own: the edge counts what it feeds."""
     heard = Heard()
     assert heard.feed(HEAD + b"X: " + b"x" * 100_000)[-1] == (b"Host", b"a")
@@ -183,7 +183,7 @@ def test_without_connection_an_upgrade_is_a_header_like_any_other() -> None:
         assert heard.feed(HEAD + line + b"Content-Length: 2\r\n\r\nab")[-2:] == [("body", b"ab"), ("end",)]
 
 
-def test_a_length_among_the_trailers_is_refused_unless_the_parser_is_told_otherwise() -> None:
+def test_a_length_among_the_trailers_is_refused_by_default() -> None:
     """The edge tells it so for the body alone, and takes it back after; a head is judged as ever."""
     trailer = b"0\r\nContent-Length: 5\r\n\r\n"
     with pytest.raises(httptools.HttpParserError):

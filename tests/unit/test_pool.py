@@ -478,7 +478,7 @@ class TestPool:
             assert (await upstream.send(ME, deadline_s=5)).body == b"ok"
             assert peer.connections == 2
 
-    async def test_bytes_that_came_before_a_request_are_no_reply_to_it(self) -> None:
+    async def test_bytes_received_before_a_request_are_not_its_reply(self) -> None:
         """Even if the loop has not read them when the request is made."""
         async with talk(Act(OK), Act(OK.replace(b"ok", b"no"))) as (peer, upstream):
             await upstream.send(ME, deadline_s=5)

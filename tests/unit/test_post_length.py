@@ -164,7 +164,7 @@ def test_a_link_that_x_may_not_know_yet_counts_what_is_less(text: str, weight: i
     assert weighted_length(text) == weight
 
 
-def test_links_fill_a_post_with_what_is_left_beside_them() -> None:
+def test_links_and_text_share_the_length_of_a_post() -> None:
     """Ten links and their spaces leave 40; 285 letters with a link are over by what the link weighs."""
     assert weighted_length("https://www.example.com/aloha " * 10) == 240
     assert weighted_length("x" * 257 + " http://www.example.com/jack") == LIMIT + 1

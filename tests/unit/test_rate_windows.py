@@ -87,7 +87,7 @@ def test_a_day_decides_before_a_quarter_of_an_hour(ledger: RateWindows) -> None:
     assert ledger.spare(LIKE, ADA) == 0
 
 
-def test_a_401_says_nothing_of_anybody(ledger: RateWindows) -> None:
+def test_a_401_updates_no_window(ledger: RateWindows) -> None:
     """X does not know whose window it should have looked at."""
     ledger.learn(LIKE, ADA, reply(0, status=401))
     assert held(ledger) is None
@@ -120,7 +120,7 @@ def test_its_memory_is_bounded(ledger: RateWindows) -> None:
     assert len(vars(ledger)["_marks"]) == len(vars(ledger)["_empty"]) == MOST
 
 
-async def test_a_store_that_is_away_changes_nothing_here(ledger: RateWindows) -> None:
+async def test_an_unavailable_store_changes_no_window_in_memory(ledger: RateWindows) -> None:
     """What cannot be written is kept and written later; an end without it is an end."""
     ledger.learn(LIKE, ADA, reply(0))
     with pytest.raises(StorageDownError):
@@ -129,7 +129,7 @@ async def test_a_store_that_is_away_changes_nothing_here(ledger: RateWindows) ->
     await ledger.close()
 
 
-async def test_what_is_over_vanishes_here_and_in_the_store(clock: Still, tmp_path: Path) -> None:
+async def test_expired_windows_are_deleted_from_memory_and_store(clock: Still, tmp_path: Path) -> None:
     """Nothing grows with time."""
     database = Database(f"sqlite:///{tmp_path / 'b.db'}")
     await database.prepare(upgrade=False)

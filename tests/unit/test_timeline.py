@@ -131,7 +131,7 @@ def test_a_lost_post_gets_its_own_or_none(
 
 
 @pytest.mark.parametrize("more", [{"nullcast": True}, {"community_id": "1"}, {"for_super_followers_only": True}])
-def test_what_is_in_no_timeline_is_not_sought(more: dict[str, Any]) -> None:
+def test_a_post_that_no_timeline_shows_is_not_searched_for(more: dict[str, Any]) -> None:
     """There would be nothing to find."""
     assert sought(PostTwitter.model_validate({"text": "x", **more})) is None
 

@@ -61,7 +61,7 @@ def test_a_success_is_reduced_to_what_is_passed_on(status: int) -> None:
     assert read(reply(status, body), LIKE, NOW) == {"liked": True}
 
 
-def test_what_was_not_asked_for_is_passed_on_as_x_says_it() -> None:
+def test_an_unexpected_result_is_passed_on_as_x_returns_it() -> None:
     """liked:false to a like is X's word."""
     assert read(reply(200, {"data": {"liked": False}}), LIKE, NOW) == {"liked": False}
 
@@ -85,13 +85,13 @@ def test_a_success_without_its_boolean_is_malformed(data: object) -> None:
     "body", ["", "<html>", '{"data":', "[]", "null", '"x"', "[" * 50_000, '{"a":' * 50_000, "\ufeff{}"]
 )
 @pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 307])
-def test_what_is_no_object_is_malformed(status: int, body: str) -> None:
+def test_a_body_that_is_not_an_object_is_malformed(status: int, body: str) -> None:
     """However deep, and whatever redirect it claims to be."""
     assert reason(reply(status, body)) == "x_reply_malformed"
 
 
 @pytest.mark.parametrize("body", ["", "<html>", "[]", "null"])
-def test_a_404_without_an_object_is_no_missing_post(body: str) -> None:
+def test_a_404_without_an_object_does_not_mean_a_missing_post(body: str) -> None:
     """It means that there is no such endpoint."""
     assert reason(reply(404, body)) == "x_endpoint_gone"
 
@@ -214,7 +214,7 @@ def test_an_old_code_of_authentication_counts_as_a_401(code: int, status: int) -
 
 
 @pytest.mark.parametrize("code", [32, 89, 99, 135, 215])
-def test_what_was_done_is_no_401_whatever_else_x_says(code: int) -> None:
+def test_a_success_is_not_a_401_whatever_else_the_body_contains(code: int) -> None:
     """Else it would be asked for again, and a post done twice."""
     both = {"data": {"liked": True}, "errors": [{"code": code}]}
     assert read(reply(200, both), LIKE, NOW) == {"liked": True}

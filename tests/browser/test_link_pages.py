@@ -109,7 +109,7 @@ async def test_a_script_that_got_into_a_page_would_not_run(house: RunningGateway
 
 
 @pytest.mark.trust("O15")
-async def test_the_page_asks_nobody_else_for_anything(house: RunningGateway, page: Page) -> None:
+async def test_the_page_requests_nothing_from_other_hosts(house: RunningGateway, page: Page) -> None:
     """One request a page, and no address of another host."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

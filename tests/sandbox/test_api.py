@@ -85,7 +85,7 @@ async def test_another_users_id_is_refused(x: SandboxClient) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", "1" * 20, "-1", "1\n", "١٢٣", 5, None, ["1"], {"a": 1}])
-async def test_an_id_that_is_no_id_is_refused(x: SandboxClient, wrong: Any) -> None:
+async def test_a_malformed_id_is_refused(x: SandboxClient, wrong: Any) -> None:
     """1 to 19 ASCII digits, as a string."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, json={"tweet_id": wrong})
@@ -96,7 +96,7 @@ async def test_an_id_that_is_no_id_is_refused(x: SandboxClient, wrong: Any) -> N
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"tweet_id":NaN}', b'{"a":"\\ud800"}', b"\xff"]
 )
-async def test_a_body_that_is_no_object_is_refused(x: SandboxClient, body: bytes) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(x: SandboxClient, body: bytes) -> None:
     """X's 400, never a failure of ours."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, content=body)
@@ -184,7 +184,7 @@ async def test_a_blocking_author_cannot_be_followed_nor_seen(x: SandboxClient) -
 
 
 @pytest.mark.parametrize("post_id", [DELETED_POST_ID, PROTECTED_POST_ID, SUSPENDED_POST_ID, "1"])
-async def test_a_post_that_is_gone_or_hidden_cannot_be_found(x: SandboxClient, post_id: str) -> None:
+async def test_a_deleted_or_hidden_post_cannot_be_found(x: SandboxClient, post_id: str) -> None:
     """400, not 404, for likes, unlikes and reposts."""
     token = (await x.link())["access_token"]
     answers = [
@@ -216,7 +216,7 @@ async def test_a_protected_author_can_like_their_own_post(x: SandboxClient) -> N
     assert answer.status_code == 200
 
 
-async def test_a_suspended_account_is_told_so(x: SandboxClient) -> None:
+async def test_a_suspended_account_gets_its_own_refusal(x: SandboxClient) -> None:
     """403 user-suspended, whatever it asks."""
     token = (await x.link("gus"))["access_token"]
     answer = await x.call(token, "GET", "/2/users/me")

@@ -102,7 +102,9 @@ async def test_pages_of_other_origins_are_refused(x: SandboxClient) -> None:
         ("faults", {"do": 5}),
     ],
 )
-async def test_what_is_not_understood_is_refused_by_name(x: SandboxClient, path: str, body: dict[str, Any]) -> None:
+async def test_an_invalid_request_is_refused_and_changes_nothing(
+    x: SandboxClient, path: str, body: dict[str, Any]
+) -> None:
     """400 with a sentence, and nothing changes."""
     before = await x.state(), (await x.http.get("/_sandbox/config")).json()
     answer = await x.http.post(f"/_sandbox/{path}", json=body)
@@ -223,7 +225,7 @@ async def test_the_front_page_says_what_this_is(x: SandboxClient) -> None:
         assert part in page
 
 
-async def test_nobody_can_be_removed_who_is_not_there(x: SandboxClient) -> None:
+async def test_removing_an_unknown_user_is_404(x: SandboxClient) -> None:
     """404, as JSON."""
     answer = await x.http.post("/_sandbox/users/5/revoke_app")
     assert (answer.status_code, answer.json()) == (404, {"error": "nobody of that id here"})

@@ -51,7 +51,7 @@ async def test_a_user_is_found_by_name_and_id(x: SandboxClient, token: str) -> N
     "path",
     ["/2/users/by/username/nobody", "/2/users/by/username/gus", "/2/users/99", "/2/users/99/tweets", "/2/tweets/1"],
 )
-async def test_what_is_not_there_is_a_200_without_data(x: SandboxClient, token: str, path: str) -> None:
+async def test_a_missing_user_or_post_is_a_200_without_data(x: SandboxClient, token: str, path: str) -> None:
     """With errors whose types X's own SDK accepts."""
     body = await get(x, token, path)
     assert body.keys() == {"errors"}

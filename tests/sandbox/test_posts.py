@@ -153,7 +153,7 @@ async def test_half_a_character_is_not_taken_in(x: SandboxClient, token: str) ->
     assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud83d\udc26"}')).status_code == 201
 
 
-async def test_links_are_shortened_and_told_by_entities(x: SandboxClient, token: str) -> None:
+async def test_links_are_shortened_and_listed_in_the_entities(x: SandboxClient, token: str) -> None:
     """In the answer and in look-ups; look-ups also escape."""
     answer = (await post(x, token, text="R&D: https://example.com/a?b=1&c=2 by @grace")).json()["data"]
     assert answer["text"].startswith("R&D: https://t.co/")
@@ -185,7 +185,7 @@ async def test_an_author_decides_who_may_reply(x: SandboxClient, token: str) -> 
         assert (await post(x, who, text="yes", reply={"in_reply_to_tweet_id": target})).status_code == 201
 
 
-async def test_a_quote_is_kept_and_a_gone_target_refused(x: SandboxClient, token: str) -> None:
+async def test_a_quote_is_stored_and_a_deleted_target_refused(x: SandboxClient, token: str) -> None:
     """Gone as for a like."""
     assert (await post(x, token, text="look", quote_tweet_id=VISIBLE_POST_ID)).status_code == 201
     assert (await x.state())["posts"][-1]["quote_tweet_id"] == VISIBLE_POST_ID

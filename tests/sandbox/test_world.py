@@ -53,7 +53,7 @@ async def test_tokens_are_on_the_disk_before_they_are_answered(start: Callable[[
     assert (await start().refresh(tokens["refresh_token"])).status_code == 400
 
 
-async def test_many_tokens_at_once_are_all_on_the_disk(start: Callable[[], SandboxClient]) -> None:
+async def test_many_concurrent_tokens_are_all_on_the_disk(start: Callable[[], SandboxClient]) -> None:
     """However many answers share one write."""
     before = start()
     links = await asyncio.gather(*(before.link() for _ in range(20)))

@@ -176,7 +176,7 @@ async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | N
 
 def slow_call(house: RunningGateway, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
     """A call of the house's key whose last byte waits."""
-    return Slow.begun(str(house.client.base_url), house.raw_key, sent)
+    return Slow.started(str(house.client.base_url), house.raw_key, sent)
 
 
 def outcome(got: Got | httpx2.Response) -> tuple[int, str]:

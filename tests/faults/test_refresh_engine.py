@@ -346,7 +346,7 @@ async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(t
         while {(await a.row(key_id))["gen"] for key_id in key_ids} != {2}:
             for key_id in key_ids:
                 await a.token(key_id)
-    assert a.x.most == MOST_IN_BACKGROUND + 1
+    assert a.x.max_running == MOST_IN_BACKGROUND + 1
 
 
 @pytest.mark.trust("F36")
@@ -360,7 +360,7 @@ async def test_fifty_refreshes_run_concurrently_and_the_rest_wait(two: Two) -> N
     for number in range(len(key_ids)):
         a.x.answers.put_nowait(pair(number))
     assert len(set(await asyncio.gather(*asking))) == len(key_ids)
-    assert (a.x.most, len(set(a.x.sent))) == (MOST_AT_ONCE, len(key_ids))
+    assert (a.x.max_running, len(set(a.x.sent))) == (MOST_AT_ONCE, len(key_ids))
 
 
 @pytest.mark.trust("R4")

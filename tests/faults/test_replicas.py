@@ -218,7 +218,7 @@ class Armed:
         raw_key = self._headers["authorization"].split()[1]
         async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
             calls = [
-                (after_s, await stack.enter_async_context(Slow.begun(replica.url, raw_key, sent)))
+                (after_s, await stack.enter_async_context(Slow.started(replica.url, raw_key, sent)))
                 for after_s in LET_GO_S
                 for replica in self._fleet.replicas
             ]

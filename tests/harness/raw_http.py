@@ -1,4 +1,4 @@
-"""One request as bytes on the wire, its one answer, and the shape that every refusal has."""
+"""Raw requests, their answers, and the shape of every refusal."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Row = tuple[int, str, "Sent", "Refusal | None"]
 
 MEMBERS = ["type", "code", "message", "request_id", "reason", "fix", "whose", "retryable"]
 EAGER = 18_000
-"""Bytes written before the answer is awaited: who writes on after a refusal may lose it to a reset (RFC 9112 §9.6)."""
+"""Bytes written before reading: a client that keeps writing may lose a refusal to a reset (RFC 9112 §9.6)."""
 
-BEFORE_THE_KEY = {  # refused by the edge, or because there is no such key: no allowance to tell
+# Refused by the edge, or for lack of a valid key: these answers carry no allowance.
+BEFORE_THE_KEY = {
     *("key_missing", "key_malformed", "key_unknown", "key_revoked", "key_in_query", "mode_mismatch"),
     *("duplicate_header", "route_unknown", "method_not_allowed", "http_malformed", "body_too_large"),
     *("callback_malformed", "state_unknown", "issuer_mismatch", "prefetch", "undo_unknown", "undo_token_missing"),
@@ -35,7 +36,7 @@ BEFORE_THE_KEY = {  # refused by the edge, or because there is no such key: no a
 
 
 def bearer(key: str) -> list[str]:
-    """The Authorization header as it should be."""
+    """Return a correct Authorization header."""
     return [f"Bearer {key}"]
 
 
@@ -51,7 +52,7 @@ class Sent:
     more: tuple[tuple[str, str], ...] = ()
 
     def raw(self, host: str, key: str) -> bytes:
-        """The whole request; the connection ends after its answer."""
+        """Return the complete request; it closes the connection after its answer."""
         fields = [("Host", host), ("Connection", "close"), *self.more]
         fields += [("Authorization", value) for value in self.authorization(key)]
         fields += [("Content-Type", value) for value in self.types]
@@ -71,20 +72,20 @@ class Got:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The envelope's inside."""
+        """The content of the error envelope."""
         return dict(json.loads(self.body)["error"])
 
 
 class Slow:
-    """A request whose last byte is held back, while the gateway has admitted its key and waits for the rest."""
+    """A request whose last byte is held back while the gateway, which has admitted its key, waits for it."""
 
     def __init__(self, sent: Sent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._last, self._reader, self._writer = sent.body[-1:], reader, writer
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def begun(cls, gateway_url: str, key: str, sent: Sent) -> AsyncIterator[Slow]:
-        """Send all but the last byte. The body is asked for (100 Continue) only after the key was admitted."""
+    async def started(cls, gateway_url: str, key: str, sent: Sent) -> AsyncIterator[Slow]:
+        """Send all but the last byte. The gateway sends 100 Continue only after it has admitted the key."""
         url = urlsplit(gateway_url)
         raw = replace(sent, more=(*sent.more, ("Expect", "100-continue"))).raw(url.netloc, key)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -98,13 +99,13 @@ class Slow:
             writer.close()
 
     async def finish(self) -> Got:
-        """Send the last byte; the answer."""
+        """Send the last byte and return the answer."""
         self._writer.write(self._last)
         return await answer_in(self._reader)
 
 
 async def exchange(house: RunningGateway, sent: Sent, key: str | None = None) -> Got:
-    """Send the bytes; exactly one answer must come back, and then the end."""
+    """Send the request and return its answer; exactly one must arrive before the connection ends."""
     url = urlsplit(str(house.client.base_url))
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
@@ -115,18 +116,18 @@ async def exchange(house: RunningGateway, sent: Sent, key: str | None = None) ->
 
 
 async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> Got:
-    """The one answer that comes before the connection ends."""
+    """Read the one answer that arrives before the connection ends."""
     raw = await asyncio.wait_for(reader.read(), 15)
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    assert len(headers) == len(lines), "a header came twice"
+    assert len(headers) == len(lines), "a header occurs twice"
     assert len(body) == (0 if method == "HEAD" else int(headers["content-length"]))
     return Got(int(first.split()[1]), headers, body)
 
 
 def inspect(got: Got, refusal: Refusal) -> None:
-    """The one shape, the headers of every answer, and nothing of what was sent in a dangerous form."""
+    """Check the shape of a refusal, the headers of every answer, and that no input is echoed unescaped."""
     status, code, reason = refusal
     error = got.error
     assert (got.status, error["code"], error["reason"]) == (status, code, reason)
@@ -144,13 +145,13 @@ def inspect(got: Got, refusal: Refusal) -> None:
 
 
 async def last_call(house: RunningGateway) -> int:
-    """The number of X's last call so far."""
+    """Return the number of the last call that X received."""
     calls = (await house.x.get("/_sandbox/calls")).json()["calls"]
     return int(calls[-1]["n"]) if calls else 0
 
 
 async def judge(house: RunningGateway, sent: Sent, refusal: Refusal | None, key: str | None = None) -> Got:
-    """Send a row. A refusal must not reach X; None means that the call is served."""
+    """Send a row's request and check its answer. A refusal must not reach X; None means that the call is served."""
     before = await last_call(house)
     got = await exchange(house, sent, key)
     if refusal is None:
@@ -162,7 +163,7 @@ async def judge(house: RunningGateway, sent: Sent, refusal: Refusal | None, key:
 
 
 def rows(table: Iterable[Row]) -> list[Any]:
-    """The table as parameters: named by number and sentence, marked by number."""
+    """Return the table as test parameters, named by number and sentence and marked by number."""
     return [
         pytest.param(sent, refusal, id=f"{number} {what}", marks=pytest.mark.trust(f"#{number}"))
         for number, what, sent, refusal in table

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from harness.engines import Redis
 
 ADA = "2244994945"
+TRICKLE_S = 0.02
+"""Pause of a slow peer between two bytes: far shorter than the client's deadline, which only the total exceeds."""
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -232,7 +234,7 @@ async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: i
             while not writer.is_closing():
                 writer.write(b"y")
                 await writer.drain()
-                await asyncio.sleep(0.02)  # the pace of the peer, not a wait of the test
+                await asyncio.sleep(TRICKLE_S)
 
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
         gateway = GatewayClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", deadline_s=0.2)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 KILLS = scaled("KILLS", 3, 100)
 SYNCS = scaled("SYNCS", 100, 2_000)
+EXPIRY_PAUSE_S = 0.3
+"""Pause of the load between two expiries of the tokens, so that calls also meet valid ones."""
+
 RENEWALS = scaled("RENEWALS", 20, 1_000)
 TOKEN_ENDINGS = (b"MToxOmF0OjE", b"MToxOnJ0OjE")
 """How the sandbox's access and refresh tokens end: `1:1:at:1` and `1:1:rt:1` in base64."""
@@ -79,13 +82,13 @@ class Load:
         self.links[header] = "grace"
 
     async def expiries(self, at: Serving) -> None:
-        """X ends every access token."""
-        await asyncio.sleep(0.3)
+        """Expire every access token at X."""
+        await asyncio.sleep(EXPIRY_PAUSE_S)
         await self.town.expire()
         del at
 
     async def run(self, at: Serving, seconds: float) -> None:
-        """All of it at once, until the gateway is gone."""
+        """Run the whole load concurrently, and kill the gateway after this many seconds."""
 
         async def again(what: Any) -> None:
             while at.process.poll() is None:

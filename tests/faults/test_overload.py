@@ -27,6 +27,9 @@ SECONDS = scaled("OVERLOAD_S", 2, 20)
 LONG = SECONDS >= 20
 X_S = 0.2  # what X takes for a like
 AT_ONCE = 20
+TICK_S = 0.005
+"""Interval at which the open load starts the calls that are due: short against X_S, so that the rate is even."""
+
 KEYS = 10
 HEAD = (
     f"POST {API}like_twitter HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n"
@@ -78,7 +81,7 @@ class Load:
             await writer.wait_closed()
 
     async def closed(self) -> float:
-        """As many callers as places, each with one call after the other; calls done a second."""
+        """Run one caller per place, each with one call after another; return the calls served per second."""
         ends_at = time.monotonic() + SECONDS
 
         async def caller() -> None:
@@ -89,12 +92,12 @@ class Load:
         return self.statuses.total() / SECONDS
 
     async def open(self, rate: float) -> float:
-        """So many calls a second, whatever becomes of them; calls done a second."""
+        """Start calls at a fixed rate, whatever their outcome; return the calls served per second."""
         began = time.monotonic()
         tasks: list[asyncio.Task[None]] = []
         while (passed := time.monotonic() - began) < SECONDS:
             tasks += [asyncio.create_task(self.like()) for _ in range(int(passed * rate) - len(tasks))]
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(TICK_S)
         await asyncio.gather(*tasks)
         return (self.statuses.total() - self.statuses[503]) / SECONDS
 

@@ -43,7 +43,7 @@ class Listener:
         return [json.loads(line)["subject"] for line in self._log.getvalue().splitlines()]
 
     async def hear(self, number: int) -> list[str]:
-        """Go round until so many acts are logged."""
+        """Run rounds until this many acts are logged."""
         async with asyncio.timeout(20):
             while len(self.subjects()) < number:
                 await self.acts.round()

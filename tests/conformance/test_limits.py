@@ -45,7 +45,7 @@ class Counters:
         return allowance
 
     async def granted(self, times: int, rpm: int, name: str = "key_a") -> int:
-        """How many of so many calls at once, spread over the takers, are granted."""
+        """Make this many concurrent calls, spread over the takers, and return how many are granted."""
         return sum([answer.granted for answer in await asyncio.gather(*(self.take(rpm, name) for _ in range(times)))])
 
     def advance(self, seconds: int) -> None:
@@ -102,7 +102,7 @@ async def test_a_call_leaves_after_a_minute_and_not_before(three: Counters) -> N
 
 
 async def test_a_refused_call_is_not_counted(three: Counters) -> None:
-    """Who waits as told is served, however often they asked."""
+    """A caller that waits for the stated time is served, however often it called before."""
     assert await three.granted(50, 2) == 2
     three.advance(WINDOW_S)
     assert await three.granted(50, 2) == 2
@@ -168,7 +168,7 @@ def test_the_limiter_matches_a_naive_count_of_calls(kind: str, redis: Redis, ste
 
 
 async def test_memory_follows_the_calls_of_the_last_minute(redis: Redis) -> None:
-    """A thousand callers who went leave nothing: neither here, nor in Redis, which forgets by itself."""
+    """A thousand inactive callers leave nothing in memory or in Redis, where entries expire."""
     clock = MovableClock()
     local = LocalRateLimit(clock)
     for number in range(1_000):

@@ -1,4 +1,4 @@
-"""The journal and the Idempotency-Keys on both engines: who may do what, when a process is slow or the store away."""
+"""The journal and Idempotency-Keys on both engines, with slow processes and an unavailable store."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Process:
         return self.journal.open(Entry(request_id, self.key_id, "1", operation, "", b"asked", 15_000, None))
 
     async def vanish(self) -> None:
-        """Others take this process for dead: its row is gone, and it has not noticed."""
+        """Other processes consider this one dead: its row is deleted, and it has not noticed."""
         await self.presence.close()
 
 
@@ -103,7 +103,7 @@ def reason(error: pytest.ExceptionInfo[GatewayError]) -> str:
 
 
 async def test_a_call_running_in_one_process_is_in_flight_in_all(both: tuple[Process, Process]) -> None:
-    """Told from the row of its process, not from memory."""
+    """The state comes from the row of its process, not from memory."""
     first, second = both
     with first.presence.running("req_1"):
         assert await first.once.begin(first.named("req_1")) is None
@@ -172,7 +172,7 @@ async def test_one_of_fifty_concurrent_takeovers_wins(both: tuple[Process, Proce
 
 @pytest.mark.trust("F10")
 async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
-    """Without a store nothing that must not be repeated begins; the rest goes on, until there is no more room."""
+    """Without a store no unsafe call starts; the others continue until the queue is full."""
     (tmp_path / "empty.db").touch(mode=0o600)
     database, clock, vault = Database(f"sqlite:///{tmp_path / 'empty.db'}"), MovableClock(), Vault(bytes(32))
     journal = a_journal(database, vault, clock)

@@ -71,7 +71,7 @@ class Wire:
     cuts: int = 0
     opened: int = 0
     dead: int = 0
-    """The first so many connections carry nothing any more, as behind a firewall that has forgotten them."""
+    """The first N connections silently drop all data, as behind a firewall that has forgotten them."""
 
     swallowed: list[bytes] = field(default_factory=list)
     carrying: set[asyncio.Task[None]] = field(default_factory=set)
@@ -266,7 +266,7 @@ async def test_appends_that_meet_a_deadlock_are_written_again(database: Database
 
 @pytest.mark.trust("F12")
 async def test_a_database_that_takes_no_writes_is_not_ready(database: Database, database_url: str) -> None:
-    """A standby, or a server told to be read only, answers reads: that is not enough."""
+    """A standby or a read-only server answers reads, which is not enough."""
     name = urlsplit(database_url).path[1:]
     async with database.write() as connection:
         await connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
@@ -318,7 +318,7 @@ async def test_the_database_password_is_disclosed_nowhere(tmp_path: Path) -> Non
 
 
 async def test_commands_work_on_a_server_as_on_a_file(empty_url: str) -> None:
-    """Migrate, keys and check, beside whatever gateways serve it."""
+    """Migrate, keys and check run alongside running gateways."""
 
     async def run(*words: str) -> str:
         environment = {"BIRDWIRE_DATABASE_URL": empty_url, "BIRDWIRE_X_CLIENT_ID": "app"}

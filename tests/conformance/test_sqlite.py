@@ -73,7 +73,7 @@ async def count(database: Database) -> int:
 
 
 async def test_a_new_file_is_the_owners_alone(tmp_path: Path) -> None:
-    """Nobody else on the machine reads it."""
+    """No other user of the machine can read it."""
     async with opened(tmp_path / "birdwire.db") as database:
         await database.prepare(upgrade=False)
     assert modes(tmp_path) == {0o600}

@@ -48,7 +48,7 @@ class Pair:
         return (self.first, self.second)[number % 2]
 
     async def all_at_once(self, number: int, work: Callable[[Database], Awaitable[Any]]) -> list[Any]:
-        """The same work many times, a hundred at once, half of it by each."""
+        """Run the same work many times, a hundred concurrently, half in each process."""
         room = asyncio.Semaphore(100)
 
         async def one(turn: int) -> Any:
@@ -160,7 +160,7 @@ async def test_a_generation_is_written_once(pair: Pair) -> None:
 
 @pytest.mark.trust("G12", "O1")
 async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
-    """A thousand callbacks at once make one exchange; those for whom there was no connection in time make none."""
+    """A thousand concurrent callbacks make one exchange; callbacks without a connection in time make none."""
     row = {"state_hash": b"s", "key_id": KEY, "issuer": "x", "redirect_uri": "r", "verifier_ct": b"v", "scopes": ""}
     async with pair.first.write() as connection:
         await link_states.add(connection, row | {"created_at": NOW, "expires_at": NOW})
@@ -176,7 +176,7 @@ async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
 
 @pytest.mark.trust("F40")
 async def test_a_call_with_an_idempotency_key_starts_once(pair: Pair) -> None:
-    """Fifty with one Idempotency-Key at once: one is the first, and the others can see it."""
+    """Of fifty concurrent calls with one Idempotency-Key, one is the first, and the others see it."""
     row = {"key_id": KEY, "name": "n", "asked": b"a", "repeatable": True, "state": "started", "created_at": NOW}
     row |= {"request_id": "req_1", "owner": "gw_1"}
 
@@ -190,7 +190,7 @@ async def test_a_call_with_an_idempotency_key_starts_once(pair: Pair) -> None:
 
 
 async def test_a_daily_cap_is_exact(pair: Pair) -> None:
-    """Of fifty writes at once as many pass as the day has left, whichever process counts; the next day starts over."""
+    """Of fifty concurrent writes as many pass as the day has left, in either process; the next day starts over."""
 
     async def spend(database: Database, day: str = "2026-04-18") -> bool:
         async with database.write() as connection:
@@ -201,7 +201,7 @@ async def test_a_daily_cap_is_exact(pair: Pair) -> None:
 
 
 async def test_changes_to_one_key_are_serialised(pair: Pair) -> None:
-    """Who looks before it changes begins with the key's row, and so loses nobody's change."""
+    """A change that reads first locks the key's row, and so loses no other change."""
 
     async def raise_limit(database: Database) -> None:
         async with database.write() as connection:
@@ -284,7 +284,7 @@ async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
 
 
 async def test_a_saved_change_says_whether_its_row_was_there_and_announces_its_key(pair: Pair) -> None:
-    """Many at once: those without a row change and announce nothing."""
+    """Of many concurrent changes, those without a row change and announce nothing."""
     await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(0, 40, 2)))
     await heard(pair.second, set())
     done = {"state": "refused", "data": None, "settled_at": NOW}
@@ -337,7 +337,7 @@ async def heard(database: Database, key_ids: set[str]) -> None:
 
 
 async def test_a_cancelled_caller_cancels_no_other(pair: Pair) -> None:
-    """Its row is written or not; those beside it are."""
+    """Its own row may be written or not; the others are."""
     waiting = [asyncio.create_task(pair.first.append(ADD, an_entry(f"req_{number}"))) for number in range(10)]
     await asyncio.sleep(0)
     waiting[3].cancel()
@@ -406,7 +406,7 @@ async def test_a_probe_says_whether_a_write_would_be_taken(pair: Pair) -> None:
 
 
 async def test_a_failed_append_leaves_no_caller_waiting() -> None:
-    """A bug in the writing is told to those in the transaction, and to those who wait for the next."""
+    """A bug in the writer fails the callers of the transaction, and those that wait for the next."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def broken(take: Take, _: float) -> list[int]:

@@ -124,7 +124,7 @@ async def test_without_a_change_feed_a_permit_is_read_again_and_valid_for_a_seco
 
 
 async def test_what_the_cache_does_not_hold_counts_until_there_is_news(database_url: str) -> None:
-    """Of any key: then nobody can tell whose it was."""
+    """News of any key invalidates it, because the change may concern its own key."""
     async with processes(database_url, 1) as (clock, (here,)):
         raw_key = await linked(here)
         key, session = await admitted(here, raw_key)

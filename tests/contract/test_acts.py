@@ -1,4 +1,4 @@
-"""Who did what to keys and links: every command and route that changes one leaves an act, and none leaves two."""
+"""Acts on keys and links: every command and route that changes one records exactly one act."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_command_that_writes_leaves_an_act_of_the_os_user(operated: Operated, 
 
 
 def test_an_act_records_the_changed_fields_alone(operated: Operated) -> None:
-    """Before and after; what was named and stays as it was is no change."""
+    """Before and after; a field set to its current value is not a change."""
     assert operated.acts["keys", "create"]["after"] == {"label": "audited", "tier": "free"}
     changed_key = operated.acts["keys", "change"]
     assert (changed_key["before"], changed_key["after"]) == ({"rpm": None}, {"rpm": 7})
@@ -201,7 +201,7 @@ def test_sudo_uid_is_believed_from_root_only(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming: RunningGateway) -> None:
-    """Each route is in one of the two tables; the key's holder, the owner and the gateway are told apart."""
+    """Each route is in one of the two tables; the key's holder, the owner and the gateway are distinguished."""
     house = confirming
     served = {f"{route.method} {route.path.removeprefix(API)}" for route in house.gateway.routes}
     served = {name for name in served if not name.startswith("POST /") and not name.startswith("GET /apis")}
@@ -260,7 +260,7 @@ async def test_a_link_that_the_gateway_ends_is_its_act(linked: RunningGateway) -
 
 
 async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming: RunningGateway) -> None:
-    """Nobody confirmed it; its key may no longer link; its key expired before X named the account."""
+    """The link was not confirmed, or its key lost the action, or its key expired before X named the account."""
     house, whys = confirming, []
     for end in ("lapse", "narrow", "expire"):
         await house.gateway.keys.change(house.key_id, actions=None)

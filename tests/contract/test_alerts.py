@@ -40,7 +40,7 @@ STALL_S = 1.3
 
 @contextlib.contextmanager
 def file_of(house: RunningGateway) -> Iterator[sqlite3.Connection]:
-    """The gateway's database, behind its back."""
+    """Open the gateway's database directly."""
     file = house.directory / "birdwire.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
         yield connection
@@ -48,7 +48,7 @@ def file_of(house: RunningGateway) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def holding() -> Iterator[asyncio.Event]:
-    """Have X, which runs in this process, answer what a fault delays by HELD_S once the event is set."""
+    """Make the sandbox, which runs in this process, answer calls delayed by HELD_S once the event is set."""
     release, sleep = asyncio.Event(), asyncio.sleep
 
     async def held(delay: float, result: Any = None) -> Any:
@@ -60,7 +60,7 @@ def holding() -> Iterator[asyncio.Event]:
 
 
 async def renew(house: RunningGateway, **refusal: Any) -> None:
-    """Have a token renewed, which X refuses."""
+    """Cause a token renewal that X refuses."""
     await house.link("ada")
     await house.advance_x(7_300)
     await house.fault("POST", REFRESH, refusal)
@@ -68,18 +68,18 @@ async def renew(house: RunningGateway, **refusal: Any) -> None:
 
 
 async def lose_a_link(house: RunningGateway) -> None:
-    """X no longer takes the refresh token."""
+    """Make X refuse the refresh token."""
     body = {"error": "invalid_request", "error_description": "Value passed for the token was invalid."}
     await renew(house, status=400, body=body)
 
 
 async def refuse_the_app(house: RunningGateway) -> None:
-    """X takes the client id or secret for wrong."""
+    """Make X refuse the client id or secret."""
     await renew(house, status=401, body={"error": "unauthorized_client"})
 
 
 async def store_no_tokens(house: RunningGateway) -> None:
-    """The table of X sessions is away when X's answer comes."""
+    """Make the table of X sessions unavailable when X's answer arrives."""
     await house.link("ada")
     await house.advance_x(7_300)
     await house.fault("POST", REFRESH, {"delay_s": HELD_S})
@@ -97,7 +97,7 @@ async def store_no_tokens(house: RunningGateway) -> None:
 
 
 async def take_no_writes(house: RunningGateway) -> None:
-    """The table of the journal is away."""
+    """Make the table of the journal unavailable."""
     await house.link("ada")
     with file_of(house) as database:
         database.execute("ALTER TABLE journal RENAME TO elsewhere")
@@ -157,14 +157,14 @@ async def use_a_limit_up(house: RunningGateway) -> None:
 
 
 async def meet_a_bug(house: RunningGateway) -> None:
-    """A row of the database that no version of ours wrote."""
+    """Write a row that no version of Birdwire writes."""
     with file_of(house) as database:
         database.execute("UPDATE api_keys SET ips = '[1.5]'")
     assert (await house.like()).json()["error"]["reason"] == "internal"
 
 
 async def count_alone(house: RunningGateway) -> None:
-    """Redis is not there."""
+    """Call a gateway whose Redis is unreachable."""
     assert (await house.like()).headers["x-ratelimit-degraded"] == "local"
 
 
@@ -175,7 +175,7 @@ async def stand_still(house: RunningGateway) -> None:
 
 
 async def be_full(house: RunningGateway) -> None:
-    """One call runs, and there is no place for another."""
+    """Run one call, so that there is no place for another."""
     await house.link("ada")
     await house.fault("POST", "/2/users/*/likes", {"delay_s": HELD_S})
     with holding() as release:
@@ -189,7 +189,7 @@ async def be_full(house: RunningGateway) -> None:
 
 
 async def lose_the_log(house: RunningGateway) -> None:
-    """Nobody takes the log's lines."""
+    """Close the stream that takes the log's lines."""
     house.log.close()
     await house.bare.get("/livez")
     await asyncio.sleep(0)
@@ -218,7 +218,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 async def scrape(house: RunningGateway) -> dict[str, float]:
-    """Every series of ours, by its name and labels as Prometheus writes them."""
+    """Return every series of Birdwire by its name and labels, as Prometheus writes them."""
     answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     found = {}
     for family in text_string_to_metric_families(answer.raise_for_status().text):

@@ -1,4 +1,4 @@
-"""A call that was admitted before its key or link changed: what has not begun at X by then is not sent."""
+"""Calls admitted before their key or link changed: requests to X not yet started by then are not sent."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Held:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def shared_database(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The setting that names the module's database; none: the house's own file."""
+    """Return the setting for the module's database; empty for the gateway's own file."""
     if request.param == "sqlite":
         return {}
     template = request.getfixturevalue("prepared")
@@ -122,7 +122,7 @@ def shared_database(request: pytest.FixtureRequest) -> dict[str, Any]:
 async def shared(
     tmp_path_factory: pytest.TempPathFactory, shared_database: dict[str, Any]
 ) -> AsyncIterator[RunningGateway]:
-    """One house for the module; every test makes a key of its own."""
+    """Start one gateway for the module; every test creates its own key."""
     async with RunningGateway.built(tmp_path_factory.mktemp("armed"), **shared_database) as built:
         yield built
 
@@ -140,7 +140,7 @@ async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
 
 
 async def armed(house: RunningGateway) -> RunningGateway:
-    """The house with a new key, which is linked to ada and expires in a minute."""
+    """Give the gateway a new key, which is linked to ada and expires in a minute."""
     key, house.raw_key = await house.gateway.keys.create("test", "armed", "growth")
     house.key_id = key.key_id
     house.client.headers["authorization"] = f"Bearer {house.raw_key}"
@@ -175,7 +175,7 @@ async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | N
 
 
 def slow_call(house: RunningGateway, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
-    """A call of the house's key whose last byte waits."""
+    """Start a call of the gateway's key whose last byte is held back."""
     return Slow.started(str(house.client.base_url), house.raw_key, sent)
 
 

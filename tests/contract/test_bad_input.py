@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def place(shared_house: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """The shared house, with X's own limit out of the way."""
+    """Raise X's own limit on the shared gateway."""
     await shared_house.configure(likes_per_15m=1_000_000, likes_per_24h=1_000_000)
     yield shared_house
 
@@ -181,7 +181,7 @@ ONE = b'{"tweet_id":"1"}'
 
 
 def padded(size: int) -> bytes:
-    """A good body of exactly so many bytes."""
+    """Return a valid body of exactly this many bytes."""
     body = json.dumps({"tweet_id": POST}).encode()
     return body[:-1] + b" " * (size - len(body)) + b"}"
 
@@ -414,7 +414,7 @@ async def test_json_with_another_content_type_is_refused_with_the_header_to_add(
 
 
 async def test_curl_sends_an_empty_body_and_json_as_a_form(place: RunningGateway) -> None:
-    """The first is no body; the second lacks a header."""
+    """The first is not a body; the second has no Content-Type."""
 
     async def curl(name: str, data: str, key: str) -> dict[str, Any]:
         command = ("curl", "--silent", "--noproxy", "*", "--data", data, "--header", f"Authorization: Bearer {key}")
@@ -432,7 +432,7 @@ async def test_curl_sends_an_empty_body_and_json_as_a_form(place: RunningGateway
 
 
 async def test_urllib_calls_every_body_a_form(place: RunningGateway) -> None:
-    """Also an empty one, which is no body."""
+    """An empty one too, which does not count as a body."""
     _, unlinked = await place.gateway.keys.create("test", "new", "free")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -701,7 +701,7 @@ LINKING = [
 async def test_what_a_link_is_asked_or_answered_with_is_checked_first(
     place: RunningGateway, sent: Sent, refusal: Refusal
 ) -> None:
-    """Nothing is exchanged, and the envelope answers who asks for JSON."""
+    """Nothing is exchanged, and a client that asks for JSON gets the envelope."""
     await judge(place, sent, refusal)
 
 

@@ -218,7 +218,7 @@ async def test_an_unreachable_gateway_is_reported_plainly() -> None:
     ids=["closed", "half an answer", "no HTTP"],
 )
 async def test_an_answer_that_got_lost_is_an_unknown_outcome(raw: bytes) -> None:
-    """The request was sent, so nobody can say that it did nothing: exit 7."""
+    """The request was sent, so it may have taken effect: exit 7."""
     async with gateway_that_answers(raw) as url:
         outcome = await run("like", POST, "--json", BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert (outcome.code, outcome.document["error"]["code"]) == (7, "unknown")
@@ -244,7 +244,7 @@ async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: i
 
 
 async def test_a_response_not_from_a_gateway_is_rejected() -> None:
-    """Exit 6, without a word of what it said."""
+    """Exit 6, without quoting the response."""
     raw = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nGo away!!"
     async with gateway_that_answers(raw) as url:
         outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
@@ -266,7 +266,7 @@ async def test_an_answer_of_another_shape_causes_no_crash(arguments: tuple[str, 
 
 @pytest.mark.parametrize("arguments", [("follow", "@a"), ("upload", __file__)])
 async def test_an_answer_without_the_required_id_is_reported(arguments: tuple[str, ...]) -> None:
-    """Exit 6: whatever answers is no Birdwire."""
+    """Exit 6: the server is not a Birdwire gateway."""
     raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
     async with gateway_that_answers(raw) as url:
         outcome = await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
@@ -274,7 +274,7 @@ async def test_an_answer_without_the_required_id_is_reported(arguments: tuple[st
 
 
 async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
-    """Escape sequences and line breaks in a message are shown as blanks, and brackets are no markup."""
+    """Escape sequences and line breaks in a message are shown as blanks, and brackets are not markup."""
     error = {"message": "\x1b[2Jbad\r\nnews [red]now[/red]", "fix": "\x9b31mhide", "request_id": "req_1"}
     body = json.dumps({"error": error}).encode()
     raw = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -296,7 +296,7 @@ async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
     ],
 )
 async def test_a_key_is_never_sent_to_a_doubtful_address(url: str) -> None:
-    """Plain HTTP to another machine, and what is no plain base URL, is refused before a connection is made."""
+    """Plain HTTP to another machine, and anything but a plain base URL, is refused before a connection is made."""
     outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert (outcome.code, outcome.out) == (2, "")
     assert "bw_test_x" not in outcome.err
@@ -385,7 +385,7 @@ async def test_what_is_done_can_be_undone(operator: Operator, command: str, undo
 
 
 async def test_a_post_prints_its_id_for_the_next_to_reply_to(operator: Operator) -> None:
-    """Alone on stdout; what X stored stands beside it. And it can be deleted."""
+    """The id alone is on stdout, and what X stored on stderr. The post can be deleted."""
     house, person = operator
     first = await run("post", "One. Rock & roll", **person)
     assert first.err == "Posted as X stored it: One. Rock & roll\n"
@@ -419,7 +419,7 @@ async def test_the_text_may_come_from_stdin(operator: Operator) -> None:
 
 
 async def test_files_are_uploaded_and_attached(operator: Operator, tmp_path: Path) -> None:
-    """By the post itself, or beforehand; people are told the ids."""
+    """By the post itself or beforehand; the ids are printed."""
     house, person = operator
     file = tmp_path / "dot.png"
     file.write_bytes(PNG)
@@ -565,12 +565,12 @@ async def test_explanations_of_reasons_contain_no_placeholders() -> None:
 
 
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
-    """What is no id is not sent; what is not this key's is not there."""
+    """A malformed id is not sent; a request of another key is not found."""
     assert [(await run("explain", one, **operator[1])).code for one in ("../livez", "req_none")] == [2, 3]
 
 
 async def test_a_refusal_sent_before_the_upload_ends_is_received(tmp_path: Path) -> None:
-    """A gateway that answers and reads no more is no unknown outcome."""
+    """A gateway that answers before it has read everything is not an unknown outcome."""
     file = tmp_path / "large.png"
     file.write_bytes(PNG + bytes(16 << 20))
     body = b'{"error":{"code":"missing_api_key","message":"No.","fix":"","request_id":"req_1"}}'
@@ -584,7 +584,7 @@ async def test_a_refusal_sent_before_the_upload_ends_is_received(tmp_path: Path)
 
 
 async def test_look_ups_print_users_and_posts(operator: Operator) -> None:
-    """A user, their posts, and who is there at all."""
+    """A user, their posts, and a search for users."""
     person = operator[1]
     assert (await run("user", "@grace", **person)).out.startswith(f"@grace\nGrace\n{GRACE}\n")
     posts = await run("posts", "grace", **person)
@@ -674,7 +674,7 @@ async def test_a_key_may_be_given_rules(operator: Operator) -> None:
 
 
 async def test_a_keys_rules_can_be_changed_alongside_a_running_gateway(operator: Operator) -> None:
-    """It holds from the very next answer on; what is not named stays; lifted, a rule is gone."""
+    """A rule applies from the next answer on; other rules stay; a lifted rule no longer applies."""
     house, person = operator
     made = (await run("keys", "create", "--label", "agent", "--json", *RULED, **person)).document
     mine = {"authorization": f"Bearer {made['api_key']}"}
@@ -699,7 +699,7 @@ async def test_a_keys_rules_can_be_changed_alongside_a_running_gateway(operator:
 
 
 async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
-    """So that a script can keep it; what a person should know stands beside it."""
+    """A script can capture it; the notes for people are on stderr."""
     outcome = await run("keys", "create", "--label", "agent", **operator[1])
     assert outcome.out.startswith("bw_test_")
     assert outcome.out.count("\n") == 1
@@ -1016,7 +1016,7 @@ async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str)
 async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """auth/status is of the older link. At the end nobody says that nobody approved."""
+    """auth/status shows the older link. At the end the command does not claim that approval is missing."""
     monkeypatch.setattr("birdwire.cli.commands.accounts.ASK_EVERY_S", 0)
     monkeypatch.setattr("birdwire.cli.commands.accounts.WAIT_S", 0)
     last = {"outcome": "approved", "expires_at": "then"}
@@ -1076,7 +1076,7 @@ ENDS = {
     ],
 )
 async def test_every_end_of_a_link_is_a_sentence(outcome: str, reason: str | None, words: str) -> None:
-    """Without placeholders that nobody filled. What is open or approved goes on."""
+    """Without unfilled placeholders. An open or approved link continues."""
     with pytest.raises(Stop) as stop:
         check_attempt({"outcome": outcome, "reason": reason})
     assert (stop.value.code, words in stop.value.message) == (3, True)
@@ -1163,7 +1163,7 @@ async def test_the_operator_unlinks_a_key_without_its_secret(tmp_path: Path) -> 
 
 
 async def test_check_reports_every_problem_and_no_secret(tmp_path: Path) -> None:
-    """Client id, vault key and database at once, each with the next step; exit 2."""
+    """Client id, vault key and database in one run, each with the next step; exit 2."""
     secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
     database = f"sqlite:///{tmp_path}/nowhere/birdwire.db"
     given = {"BIRDWIRE_VAULT_KEY": secret, "BIRDWIRE_X_CLIENT_SECRET": secret, "BIRDWIRE_DATABASE_URL": database}
@@ -1512,7 +1512,7 @@ async def test_without_arguments_the_commands_are_listed() -> None:
 
 
 async def test_acting_loads_neither_server_nor_database() -> None:
-    """So that a command answers at once."""
+    """A command starts quickly."""
     code = (
         "import sys; sys.argv = ['birdwire', 'like', 'x']\n"
         "try: __import__('birdwire.cli').cli.main()\n"

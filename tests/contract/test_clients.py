@@ -29,7 +29,7 @@ GENERATOR = Path(sys.prefix) / "generator" / "bin"
 """The environment of openapi-python-client, which `make setup-dev` makes."""
 
 PYTHON_CONFIG: dict[str, list[str]] = {"post_hooks": []}
-"""Nobody reads this client: its code need not be formatted."""
+"""People do not read this client: its code need not be formatted."""
 
 REPORTED = "Unsupported content_type application/yaml"
 """All that openapi-python-client leaves out: the answer of /openapi.yaml, a type that it does not know."""

@@ -50,7 +50,7 @@ def pods() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_an_example_names_only_settings_that_there_are(path: Path) -> None:
-    """A name that is none would keep the gateway from starting."""
+    """An unknown name would keep the gateway from starting."""
     known = {name.upper() for name in Settings.model_fields} | CLIENT_NAMES
     assert set(re.findall(rf"\b{PREFIX}(\w+)", path.read_text())) <= known
 
@@ -71,7 +71,7 @@ def test_kubernetes_adds_no_variables_of_its_own() -> None:
 
 
 def test_a_pod_is_confined() -> None:
-    """No root, no more rights than it was born with, nothing to write but /tmp, no token of the cluster."""
+    """No root, no added privileges, nothing writable but /tmp, no token of the cluster."""
     for pod in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["automountServiceAccountToken"] is False
@@ -171,7 +171,7 @@ def test_images_have_plain_names_and_secrets_are_no_examples() -> None:
 
 
 def test_compose_gives_a_gateway_time_and_no_rights() -> None:
-    """Every service of ours; only fronts have a port that is open to others."""
+    """Every service we define; only fronts open a port to other machines."""
     services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
     for name, service in services.items():
         if service["image"].startswith("birdwire"):
@@ -271,7 +271,7 @@ async def test_the_plain_example_runs_two_replicas_that_are_one(plain: dict[str,
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
+    """Return the first of this many consecutive free ports."""
     while True:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))

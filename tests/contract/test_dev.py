@@ -121,7 +121,7 @@ async def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 async def test_the_printed_line_is_all_that_a_first_like_needs(dev: tuple[Program, dict[str, Any]]) -> None:
-    """Its members are the documented ones, and the key likes the post at once."""
+    """Its members are the documented ones, and the key likes the post immediately."""
     _, offer = dev
     assert list(offer) == [
         "gateway",
@@ -217,7 +217,7 @@ async def test_a_user_unknown_to_the_sandbox_cannot_be_linked(tmp_path: Path) ->
 
 
 async def test_after_a_kill_the_next_start_goes_on(tmp_path: Path) -> None:
-    """Same keys, still linked, on other ports; and the limit of the earlier start is gone."""
+    """Same keys, still linked, on other ports; the limit of the earlier start no longer applies."""
     async with started(tmp_path, "dev", "--json", "--link", "grace", "--rpm", "7", *FREE_PORTS) as first:
         before = json.loads(await first.line())
         answer = await like(before, before["api_key"])

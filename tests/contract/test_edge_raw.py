@@ -79,7 +79,7 @@ LONG_S = 3_600.0
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body, and says who called and how much came."""
+    """Read the body, and return the caller's address and the body's size."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
@@ -110,7 +110,7 @@ async def say(send: Send, value: object) -> None:
 
 
 async def eager(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers at once and reads no body."""
+    """Answer immediately without reading the body."""
     await (lifespan(receive, send) if scope["type"] == "lifespan" else say(send, scope["path"]))
 
 
@@ -168,7 +168,7 @@ TRICKLES = {
 @pytest.mark.trust("G15")
 @pytest.mark.parametrize(("start", "drop"), TRICKLES.values(), ids=TRICKLES)
 async def test_a_deadline_is_for_the_whole_and_not_for_each_read(start: bytes, drop: bytes) -> None:
-    """Who trickles is answered 408 and cut off, though a byte comes every moment."""
+    """A client that trickles gets a 408 and is cut off, although bytes keep arriving."""
     async with serving(app, SHORT) as served:
         got = answers(await drip(served, start, drop))
     assert [one.status for one in got] == [408]
@@ -181,7 +181,7 @@ async def test_a_deadline_is_for_the_whole_and_not_for_each_read(start: bytes, d
     "start", [b"GET /livez HTTP/1.1\r\nHost: a\r\n", like(b"Content-Length: 5")], ids=["heads", "bodies"]
 )
 async def test_many_half_open_requests_are_closed_while_others_are_served(start: bytes) -> None:
-    """200 halves, each answered 408; a whole request beside them gets its answer."""
+    """200 half requests each get a 408; a complete request meanwhile gets its answer."""
     async with serving(app, EdgeLimits(head_s=SOON_S, body_s=SOON_S, connections=500)) as served:
         *halves, whole_one = await asyncio.gather(*(served.talk(start) for _ in range(200)), served.talk(PROBE))
     assert {answers(raw)[0].status for raw in halves} == {408}
@@ -232,7 +232,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off() -> None:
 
 
 async def test_a_reader_that_takes_nothing_cannot_hold_a_closing_connection() -> None:
-    """The last answer's bytes, too, are kept for the write deadline only: a stop waits for no more than that."""
+    """The last answer's bytes, too, are kept for the write deadline only: a stop waits no longer than that."""
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
         await (lifespan(receive, send) if scope["type"] == "lifespan" else say(send, "x" * 8_000_000))
@@ -337,14 +337,14 @@ async def test_a_body_that_fails_after_its_answer_gets_no_second_one() -> None:
 
 
 async def test_a_connection_continues_after_an_unread_body() -> None:
-    """The app answered at once; the body is read and dropped, and the next request is served."""
+    """The app answered immediately; the body is read and dropped, and the next request is served."""
     async with serving(eager, EdgeLimits()) as served:
         got = answers(await served.talk(sized(b" " * 10_000) + PROBE))
     assert [one.status for one in got] == [200, 200]
 
 
 async def test_a_half_closed_connection_gets_its_responses() -> None:
-    """A half-closed connection gets the answers it is owed, then the end; what is not whole is refused at once."""
+    """A half-closed connection gets its answers, then the end; an incomplete request is refused immediately."""
     gated = Gated()
     async with serving(gated, EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S)) as served:
         answered = asyncio.create_task(served.talk(get() * 1_000, eof=True))
@@ -445,7 +445,7 @@ WAITING = {
 
 @pytest.mark.parametrize(("sent", "told"), WAITING.values(), ids=WAITING)
 async def test_a_full_server_evicts_connections_that_it_waits_for(sent: bytes, told: bytes) -> None:
-    """The one that has kept it waiting longest ends, with 503 if it had begun to ask; the newer one goes on."""
+    """The connection that waited longest is closed, with 503 if its request had started; the newer one continues."""
     limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, connections=2)
     async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
         waiting = [await served.open() for _ in range(2)]
@@ -471,7 +471,7 @@ def edges(served: Served) -> list[protocol.EdgeProtocol]:
 
 
 async def test_a_reserved_path_is_answered_by_a_full_server() -> None:
-    """Though nobody can be evicted, and though others sit in the places where heads are read."""
+    """Even if no connection can be evicted and other connections hold the places where heads are read."""
     gated = Gated()
     limits = EdgeLimits(
         head_s=LONG_S, connections=1, connections_refused=3, reserved=frozenset({"/livez"}), linger_s=LONG_S
@@ -498,7 +498,7 @@ async def test_a_reserved_path_is_answered_by_a_full_server() -> None:
 
 
 async def test_one_address_cannot_take_every_connection() -> None:
-    """Its own cap is lower; who is exempt from it is not counted by address."""
+    """Its own cap is lower; an exempt caller is not counted by address."""
     for uncapped, statuses in (((), {503}), (("127.0.0.0/8",), {200})):
         async with serving(app, EdgeLimits(connections_each=1, uncapped=uncapped)) as served, asyncio.timeout(GUARD_S):
             reader, writer = await served.open()
@@ -524,7 +524,7 @@ async def test_an_address_over_its_cap_evicts_no_other_connection() -> None:
 
 
 async def test_connections_beyond_the_limit_of_503_responses_are_closed() -> None:
-    """Beyond the refused ones that are still being told, a connection ends without a word."""
+    """Beyond the connections that are being sent a 503, a connection is closed without a response."""
     limits = EdgeLimits(connections_each=0, uncapped=(), connections_refused=1, linger_s=LONG_S, write_s=LONG_S)
     async with asyncio.timeout(GUARD_S):
         async with serving(app, limits) as served:
@@ -535,7 +535,7 @@ async def test_connections_beyond_the_limit_of_503_responses_are_closed() -> Non
             await hang_up(writer)
 
 
-# Who calls.
+# The caller's address.
 
 PROXY = ("127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32")
 FORWARDED = {
@@ -615,7 +615,7 @@ async def test_a_path_may_have_its_own_body_limit() -> None:
 
 
 async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
-    """An idle connection ends at once, half a request soon; a request under way and the one behind it are answered."""
+    """Idle connections end immediately, half requests soon; a running request and the next one are answered."""
     gated = Gated()
     limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, linger_s=SOON_S)
     async with asyncio.timeout(GUARD_S):

@@ -26,12 +26,12 @@ async def test_a_linked_key_likes_a_post(linked: RunningGateway) -> None:
 
 
 async def test_a_second_like_answers_like_the_first(linked: RunningGateway) -> None:
-    """Liking twice is no error."""
+    """Liking twice is not an error."""
     assert [(await linked.like()).content for _ in range(2)] == [b'{"data":{"liked":true}}'] * 2
 
 
 async def test_an_unlike_takes_the_like_back_once_and_again(linked: RunningGateway) -> None:
-    """Unliking what is not liked is no error either."""
+    """Unliking a post that is not liked is not an error either."""
     await linked.like()
     answers = [(await linked.call("unlike_twitter", {"tweet_id": POST})).content for _ in range(2)]
     assert answers == [b'{"data":{"liked":false}}'] * 2

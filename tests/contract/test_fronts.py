@@ -58,7 +58,7 @@ class Fronted:
     tls: ssl.SSLContext
 
     async def talk(self, sent: bytes) -> bytes:
-        """Send at once, and read until the front ends the connection, which it may do with a reset."""
+        """Send everything in one write, and read until the front ends the connection, which may be a reset."""
         got = bytearray()
         async with asyncio.timeout(GUARD_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls, limit=1 << 22)
@@ -80,7 +80,7 @@ class Fronted:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a free loopback port."""
     with bound() as listener:
         return int(listener.getsockname()[1])
 
@@ -237,7 +237,7 @@ async def test_a_front_tells_who_called_and_no_caller_can(fronted: Fronted) -> N
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.trust("G15")
 async def test_a_front_caps_the_connections_of_an_address(fronted: Fronted) -> None:
-    """Of those that send nothing, too, one address has so many at most; another is served meanwhile."""
+    """The cap includes silent connections; another address is served meanwhile."""
     opened = [asyncio.create_task(stay(fronted.port)) for _ in range(EACH + 3)]
     async with asyncio.timeout(GUARD_S):
         for _, ended in zip(range(3), asyncio.as_completed(opened), strict=False):

@@ -1,4 +1,4 @@
-"""Guesses of keys, states and undo tokens cost the database next to nothing, and lock nobody out."""
+"""Guesses of keys, states and undo tokens cost the database next to nothing, and block no valid key."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_one_guess_is_one_look_up(
 
 
 async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(house: RunningGateway) -> None:
-    """More at once than the address may fail."""
+    """More concurrent keys than the address may guess."""
     raw_keys = [(await house.gateway.keys.create("test", "one of many"))[1] for _ in range(2 * FAILED_A_MINUTE)]
     with statements("api_secrets") as seen:
         answers = await asyncio.gather(
@@ -186,12 +186,12 @@ class _Closing:
 
 
 class StillClock(Clock):
-    """Moves when it is told to."""
+    """A clock that a test moves."""
 
     now_s = 0.0
 
     def monotonic(self) -> float:
-        """The told time."""
+        """Return the time that the test set."""
         return self.now_s
 
 
@@ -231,7 +231,7 @@ async def test_an_allowance_comes_back_and_its_memory_is_bounded() -> None:
 
 
 async def test_keys_waiting_for_a_look_up_are_bounded_and_looked_up_together() -> None:
-    """One statement for all; beyond the bound a caller is refused at once."""
+    """One statement for all; beyond the bound a caller is refused immediately."""
     store = Store()
     lookups = GuessLimiter(StillClock(), round_s=0.05)
     for _ in range(FAILED_A_MINUTE):

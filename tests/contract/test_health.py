@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_process_that_is_shutting_down_reports_it_and_still_serves(linked: RunningGateway) -> None:
-    """/readyz turns red at once; calls are answered, and each answer is its connection's last."""
+    """/readyz turns red immediately; calls are answered, and each answer is its connection's last."""
     assert (await linked.bare.get("/readyz")).json() == {"status": "ready"}
     linked.gateway.health.drain()
     answer = await linked.bare.get("/readyz")
@@ -43,7 +43,7 @@ async def test_a_process_that_is_shutting_down_starts_no_early_renewal(linked: R
 
 @pytest.mark.trust("F46")
 async def test_a_process_whose_loop_stood_still_is_not_ready(house: RunningGateway) -> None:
-    """The longest stall is measured, also for who asks before the beat has its turn."""
+    """The longest stall is measured, also for a request before the next beat."""
     health = Health(house.gateway.telemetry, StillThere().probe, lambda: None, stalled_s=0.05)
     beating = asyncio.create_task(health.beat())
     await asyncio.sleep(0)

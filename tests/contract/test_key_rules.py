@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def with_rules(house: RunningGateway, **rules: Any) -> None:
-    """Let the house's client use a new key with these rules, linked to ada."""
+    """Make the gateway's client use a new key with these rules, linked to ada."""
     key, house.raw_key = await house.gateway.keys.create("test", "ruled", "growth", rules=KeyRules(**rules))
     house.key_id = key.key_id
     house.client.headers["authorization"] = f"Bearer {house.raw_key}"
@@ -66,7 +66,7 @@ async def test_the_link_of_an_expired_key_ends_a_day_later(linked: RunningGatewa
 async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_the_account(
     house: RunningGateway,
 ) -> None:
-    """X might end both. The link is gone here; the last key's tokens are revoked."""
+    """X might end both. The link is deleted here; the last key's tokens are revoked."""
     await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
     await house.link("ada")
     first, raw_key = house.key_id, house.raw_key
@@ -317,7 +317,7 @@ async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(c
 
 
 async def test_an_unconfirmed_link_ends_after_ten_minutes(confirming: RunningGateway) -> None:
-    """Revoked at X, gone here."""
+    """Revoked at X, deleted here."""
     state = state_of(await confirming.consent("ada"))
     await confirming.link("ada")
     confirming.clock.advance(minutes=10, seconds=1)

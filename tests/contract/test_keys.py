@@ -1,4 +1,4 @@
-"""API keys: their form, their life, their limits; beside a running gateway, over HTTP."""
+"""API keys: their form, lifecycle and limits, alongside a running gateway and over HTTP."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_the_old_secret_lives_on_for_the_overlap(house: RunningGateway) ->
 
 
 async def test_at_most_two_secrets_of_a_key_live(house: RunningGateway) -> None:
-    """A second rotation ends the oldest at once; both spend one allowance."""
+    """A second rotation ends the oldest immediately; both use one allowance."""
     _, second = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
     _, third = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
     assert [(await asked(house, key))[0] for key in (house.raw_key, second, third)] == [401, 200, 200]

@@ -109,7 +109,7 @@ async def test_loads_during_the_exchange_show_its_end_and_one_offers_the_undo(ho
 
 
 async def test_loads_during_an_exchange_that_fails_show_why(house: RunningGateway) -> None:
-    """Only a load after its end is told that the link was used."""
+    """Only a load after its end reports that the link was used."""
     redirect = changed(await house.consent("ada"), code="wrong")
     await house.fault("POST", "/2/oauth2/token", {"delay_s": 1})
     loads = [asyncio.create_task(land(house, redirect)) for _ in range(20)]
@@ -179,7 +179,7 @@ async def test_a_callback_that_the_store_fails_keeps_no_later_load(
 
 
 async def test_an_undo_works_once(house: RunningGateway) -> None:
-    """The link is gone here and at X; the second press is told so."""
+    """The link is deleted here and at X; the second press gets a page that states it."""
     page = await house.link("ada")
     undone = await press_undo(house, page)
     assert undone.status_code == 200
@@ -338,7 +338,7 @@ async def test_a_reload_elsewhere_shows_no_undo_but_the_way_to_x(house: RunningG
 
 
 async def test_a_planted_cookie_does_not_keep_ours_out(house: RunningGateway) -> None:
-    """Who has made the link knows its state, and so the cookie's name."""
+    """The person who started the link knows its state, and so the cookie's name."""
     redirect = await house.consent("ada")
     state = parse_qs(urlsplit(redirect).query)["state"][0]
     ((_, planted),) = write(hash_of(state), "planted", ["/"], secure=False)
@@ -359,7 +359,7 @@ async def test_the_keys_holder_cannot_take_the_undo_away(house: RunningGateway) 
 
 
 async def test_a_reload_after_an_undo_says_already_undone(house: RunningGateway) -> None:
-    """Of the undo's page, and of the page before it, there in any browser. Programs are told as before."""
+    """The undo's page, and the page before it in any browser. The answer to programs is unchanged."""
     redirect = await house.consent("ada")
     page = await house.bare.get(redirect, headers=HTML)
     assert "<h1>Undone</h1>" in (await press_undo(house, page)).text
@@ -552,7 +552,7 @@ async def test_the_callback_redirects_nowhere(house: RunningGateway) -> None:
 
 @pytest.mark.trust("T15")
 async def test_a_label_with_markup_is_shown_as_text(house: RunningGateway) -> None:
-    """The key's label is the operator's word, but a page trusts nobody's."""
+    """The operator sets the key's label, but a page trusts no input."""
     theirs = await other_key(house, "<b onmouseover=alert(1)>&\"'")
     house.client.headers.update(theirs)
     page = await house.link("ada")

@@ -1,4 +1,4 @@
-"""A link from auth_url to undo: who may begin it, end it and take it back, and what is kept when something fails."""
+"""A link from auth_url to undo: permissions to start, end and undo it, and its state after failures."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def states(house: RunningGateway) -> int:
 
 @pytest.mark.trust("O17")
 async def test_starting_a_link_uses_the_keys_allowance(house: RunningGateway) -> None:
-    """Nobody gets states for free."""
+    """A state costs one call of the allowance."""
     await house.gateway.keys.change(house.key_id, rpm=2)
     assert [(await house.call("auth_twitter")).status_code for _ in range(3)] == [200, 200, 429]
 
@@ -147,7 +147,7 @@ async def test_starting_a_link_uses_the_keys_allowance(house: RunningGateway) ->
 @pytest.mark.trust("G12")
 @pytest.mark.trust("O1")
 async def test_two_hundred_concurrent_callbacks_exchange_one_code_once(house: RunningGateway) -> None:
-    """One wins; the others are told that the link was used, or is there."""
+    """One wins; the others get an answer that the link was used or is complete."""
     redirect = await house.consent("ada")
     answers = await asyncio.gather(*(land(house, redirect) for _ in range(200)))
     assert await exchanges(house) == 1
@@ -362,7 +362,7 @@ async def test_a_401_of_the_new_token_leaves_the_link_pending(house: RunningGate
 
 
 async def test_an_old_link_goes_on_while_a_new_one_is_pending(linked: RunningGateway) -> None:
-    """The new pair waits beside it, and takes over when X names it."""
+    """The new pair is pending alongside it, and replaces it when X names the account."""
     await linked.fault("GET", "/2/users/me", {"status": 503}, times=2)
     assert "Almost linked" in (await linked.link("ada")).text
     assert (await linked.status())["state"] == "active"
@@ -491,7 +491,7 @@ async def test_a_scope_missing_from_the_reply_counts_as_granted_as_asked(house: 
 
 @pytest.mark.trust("O10")
 async def test_another_account_does_not_replace_a_link_unasked(linked: RunningGateway) -> None:
-    """409; the old link is untouched, and the new pair is revoked at X and gone here."""
+    """409; the old link is unchanged, and the new pair is revoked at X and deleted here."""
     page = await linked.link("grace")
     assert page.status_code == 409
     assert "@grace" in page.text
@@ -580,7 +580,7 @@ async def test_a_link_that_was_started_before_the_pin_is_held_to_it(linked: Runn
 
 
 async def test_a_pin_is_to_the_account_whatever_its_name(house: RunningGateway) -> None:
-    """After a rename at X the same account links again; a stranger who took the old name does not."""
+    """After a rename at X the same account links again; another account with the old name does not."""
     await pin(house)
     await house.link("ada")
     await house.call("unlink_twitter")

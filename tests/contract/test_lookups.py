@@ -103,7 +103,7 @@ async def test_a_query_that_cannot_be_names_its_parameter(
 
 
 async def test_an_operator_can_switch_look_ups_off(tmp_path: Path) -> None:
-    """One by one: what is off is no endpoint."""
+    """One by one: a disabled look-up has no endpoint."""
     async with RunningGateway.built(tmp_path, reads="user/info") as house:
         await house.link("ada")
         assert (await get(house, "user/info", userName="grace")).status_code == 200

@@ -1,4 +1,4 @@
-"""What the gateway counts and measures, as Prometheus reads it; and who may read it."""
+"""The gateway's metrics as Prometheus reads them, and access to them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_metrics_are_off_unless_the_operator_wants_them(house: RunningGate
 
 
 async def test_on_the_main_port_they_need_the_token(tmp_path: Path) -> None:
-    """A missing or wrong one is refused in the one shape; an API key is none."""
+    """A missing or wrong token gets the standard error; an API key is not accepted."""
     async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         for sent in ({}, {"authorization": f"Bearer {house.raw_key}"}, {"authorization": TOKEN}):
             answer = await house.bare.get("/metrics", headers=sent)
@@ -48,7 +48,7 @@ async def test_on_the_main_port_they_need_the_token(tmp_path: Path) -> None:
 
 
 async def test_a_port_of_their_own_needs_no_token_and_leaves_the_main_port_without(tmp_path: Path) -> None:
-    """And what is asked there is no traffic: it is counted and logged nowhere."""
+    """Requests to it are not counted and not logged."""
     async with RunningGateway.built(tmp_path, metrics_port=0) as house, serving(house.gateway.metrics_server()) as url:
         assert (await house.bare.get("/metrics")).status_code == 404
         for _ in range(2):
@@ -124,7 +124,7 @@ async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
 
 
 def test_a_name_has_a_bounded_number_of_series() -> None:
-    """What would be one more counts as `other`, so that nobody can fill the memory."""
+    """Any further value counts as `other`, so that callers cannot fill the memory."""
     counted = Metrics(max_series=3)
     for number in range(10):
         counted.add("birdwire_x_calls_total", f"GET /{number}", "2xx")

@@ -123,7 +123,7 @@ AT_THE_TOKEN_ENDPOINT = {
 }
 
 ELSEWHERE = {"revoke-no-hint", "unauthorized"}
-"""Nobody sees the first: a revocation is repeated in the background. The second has a test of its own."""
+"""The first is invisible: a revocation is retried in the background. The second has its own test."""
 
 
 def judge(answer: httpx2.Response | Got, reason: str, upstream: int | None = None) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def judge(answer: httpx2.Response | Got, reason: str, upstream: int | None = Non
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def place(shared_house: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """The shared house; ordered faults end with the test, and what was learned of X is long over."""
+    """Return the shared gateway; afterwards remove faults, and let windows and breakers expire."""
     yield shared_house
     shared_house.clock.advance(hours=25)
     await shared_house.x.delete("/_sandbox/faults")
@@ -282,7 +282,7 @@ async def test_each_refusal_of_a_caller_has_the_shape(place: RunningGateway, rea
 
 @pytest.mark.trust("#255")
 async def test_the_call_over_the_limit_has_the_shape(house: RunningGateway) -> None:
-    """With a Retry-After that is no earlier than the reset."""
+    """With a Retry-After not earlier than the reset."""
     await house.gateway.keys.change(house.key_id, rpm=1)
     await house.client.get(API + "auth/status")
     answer = await house.client.get(API + "auth/status")
@@ -356,7 +356,7 @@ def test_every_429_and_503_knows_how_long_to_wait() -> None:
 
 
 def test_every_declared_reason_is_used() -> None:
-    """A row that nothing can reach is a promise to nobody."""
+    """An unreachable row would document an error that never occurs."""
     elsewhere = "".join(text for path, text in SOURCES.items() if path.name != "errors.py")
     fields = {f"{name}_{end}" for name in FIELDS for end in ("missing", "malformed")}
     unused = {reason for reason in PROBLEMS if f'"{reason}"' not in elsewhere}
@@ -364,7 +364,7 @@ def test_every_declared_reason_is_used() -> None:
 
 
 def test_every_refusal_fills_what_its_sentences_leave_open() -> None:
-    """Where the reason is written out, the values stand beside it."""
+    """A literal reason is passed together with its values."""
     found = 0
     for path, text in SOURCES.items():
         for node in ast.walk(ast.parse(text)):

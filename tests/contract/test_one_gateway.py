@@ -1,4 +1,4 @@
-"""One gateway to a database file, whatever path leads it there; SQLite's own locks go on beside that one."""
+"""One gateway per database file, by any path; SQLite's own locks work alongside that lock."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_a_second_gateway_is_refused_and_commands_go_on(town: Street, tmp_
 
 
 async def test_sqlites_own_locks_hold_under_ours_and_after_it(tmp_path: Path) -> None:
-    """Another process's write is waited for, and ours keeps it out."""
+    """A write waits for that of another process, and excludes it in turn."""
     file = tmp_path / "birdwire.db"
 
     async def both_ways() -> None:

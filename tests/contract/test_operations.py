@@ -200,7 +200,7 @@ POST_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 async def test_a_post_that_cannot_be_names_its_field(
     shared_house: RunningGateway, body: dict[str, Any], code: str, reason: str
 ) -> None:
-    """Every constraint of the contract, told by its field, before X is asked."""
+    """Every constraint of the contract is reported by its field before X is called."""
     before = len(await shared_house.calls("/2/tweets"))
     answer = await shared_house.call("post_twitter", body)
     error = answer.json()["error"]
@@ -273,7 +273,7 @@ async def test_the_tiers_refusal_is_explained_in_every_form_x_gives_it(
 
 
 async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_the_tier(linked: RunningGateway) -> None:
-    """What other tenants' calls met, such as the operator's unpaid bill, is none of a key's business."""
+    """Refusals of other tenants' calls, such as the operator's unpaid bill, are not shown to a key."""
     _, other = await linked.gateway.keys.create("test", "another tenant", "free")
     linked.client.headers["authorization"] = f"Bearer {other}"
     await linked.link("grace")
@@ -338,7 +338,7 @@ async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: Runn
 async def test_a_user_is_named_by_one_id(
     shared_house: RunningGateway, name: str, body: dict[str, Any], code: str, reason: str
 ) -> None:
-    """A string of digits and nothing beside it; X is not asked otherwise."""
+    """A string of digits and no other member; otherwise X is not called."""
     before = len(await shared_house.calls("/2/users/", method="POST"))
     answer = await shared_house.call(name, body)
     assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["reason"]) == (400, code, reason)
@@ -347,6 +347,6 @@ async def test_a_user_is_named_by_one_id(
 
 @pytest.mark.trust("#215")
 async def test_following_oneself_is_refused_as_x_refuses_it(linked: RunningGateway) -> None:
-    """400 or 403, never a success and never a fault of ours."""
+    """400 or 403, never a success and never an internal error."""
     answer = await linked.call("follow_twitter", {"target_user_id": await user_id(linked, "ada")})
     assert answer.status_code in {400, 403}

@@ -1,4 +1,4 @@
-"""More than can be done at once: sheds are fast and say when to come back, and what matters is still served."""
+"""Overload: rejections are fast and state when to retry, and essential calls are still served."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Turnstile:
         self.url = ""
 
     async def seen(self, kind: bytes, times: int) -> None:
-        """Wait until so many more have come by."""
+        """Wait until this many more have arrived."""
         async with asyncio.timeout(20):
             for _ in range(times):
                 await self._seen[kind].acquire()
@@ -75,7 +75,7 @@ class Turnstile:
 
 @contextlib.asynccontextmanager
 async def behind(directory: Path, held: int, **options: Any) -> AsyncIterator[tuple[RunningGateway, Turnstile]]:
-    """A linked house, with so many likes on their way to X that wait at the turnstile; all answered in the end."""
+    """Start a linked gateway with this many likes held on their way to X; all are answered in the end."""
     async with contextlib.AsyncExitStack() as stack:
         sandbox = create_sandbox()
         x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
@@ -104,7 +104,7 @@ def counted(house: RunningGateway, name: str) -> dict[tuple[str, ...], float]:
 
 
 async def queued(house: RunningGateway, number: int) -> None:
-    """Wait until so many calls wait to run."""
+    """Wait until this many calls are queued."""
     async with asyncio.timeout(20):
         while counted(house, "calls_queued")["calls",] != number:  # noqa: ASYNC110 - it happens in the gateway
             await asyncio.sleep(0)

@@ -365,7 +365,7 @@ async def late_edit(house: RunningGateway, name: str) -> httpx2.Response:
 
 
 async def broken(house: RunningGateway, name: str) -> httpx2.Response:
-    """A fault of ours: a key whose row holds what Birdwire never writes there."""
+    """Cause an internal error: a key whose row has a value that Birdwire never writes."""
     key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
     with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)) as database:
         database.execute("UPDATE api_keys SET actions = '{' WHERE key_id = ?", (key.key_id,))
@@ -447,14 +447,14 @@ ROWS = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def published(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
-    """One house for all rows."""
+    """Start one gateway for all rows."""
     async with RunningGateway.built(tmp_path_factory.mktemp("published")) as house:
         yield house
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def fresh(published: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """The house with a key of its own, linked to ada; after it X is as before, and what was learned of X is over."""
+    """Give the gateway a new key, linked to ada; afterwards reset the sandbox, and let windows and breakers expire."""
     _, published.raw_key = await published.gateway.keys.create("test", "row", "growth", None)
     published.client.headers["authorization"] = f"Bearer {published.raw_key}"
     await published.link("ada")

@@ -97,7 +97,7 @@ def fits(promised: Any, found: Any) -> bool:
 
 
 class Reader:
-    """Somebody who does what a page says, with the dev gateway's real addresses and key."""
+    """A reader who follows a page, with the dev gateway's real addresses and key."""
 
     def __init__(self, offer: dict[str, Any]) -> None:
         self._key = offer["api_key"]
@@ -183,7 +183,7 @@ def test_a_page_s_examples_answer_what_the_page_says(reader: Reader, page: str) 
 
 
 def test_the_first_screen_has_the_two_commands_and_a_like() -> None:
-    """Somebody who reads thirty lines can run, test and like."""
+    """A reader of thirty lines can run, test and like."""
     screen = "\n".join(README.splitlines()[:32])
     assert all(word in screen for word in ("make run", "make test", "like_twitter", '{"data":{"liked":true}}'))
 
@@ -230,7 +230,7 @@ def test_every_setting_exists(page: str) -> None:
 
 @cache
 def parameters(name: str, sub: str) -> frozenset[str] | None:
-    """The options of a command, or None if there is no such command."""
+    """Return the options of a command, or None for an unknown command."""
     if name not in {row.name for row in COMMANDS}:
         return None
     command = load(name)

@@ -1,4 +1,4 @@
-"""The relay dialect: clients in the field are served unchanged, and nobody else sees a byte of it."""
+"""The relay dialect: existing clients are served unchanged, and no other client sees it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_post_in_the_old_spelling(linked: RunningGateway, key: dict[str,
 
 
 async def test_the_first_part_of_a_thread_has_a_type_and_no_id(linked: RunningGateway, key: dict[str, str]) -> None:
-    """The type is a hint, no more."""
+    """The type is only a hint."""
     answer = await send(linked, "post_twitter", {**key, "content": "one", "type": "reply"})
     assert answer.json()["msg"] == "ok"
     quote = await send(linked, "post_twitter", {**key, "content": "two", "type": "quote", "quote_tweet_id": POST})
@@ -175,7 +175,7 @@ async def test_a_field_of_any_type_of_bytes_is_a_field(linked: RunningGateway) -
 
 
 async def test_an_empty_part_alongside_a_file_is_not_a_second_file(linked: RunningGateway) -> None:
-    """A form's own input that nobody filled in."""
+    """An empty input of a form."""
     files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
         ("media", (None, "")),

@@ -72,7 +72,7 @@ def explained(house: RunningGateway, document: dict[str, Any], report: Path) -> 
 
 
 async def schemathesis(house: RunningGateway, directory: Path, *options: str) -> tuple[int | None, str]:
-    """Run it on the house as it comes, with nothing switched off; how it ended, and what it said."""
+    """Run schemathesis with every check; return its exit code and output."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{house.settings.base_url}/openapi.json"),
         *("--max-examples", str(EXAMPLES), "--seed", SEED, "--no-color"),

@@ -23,7 +23,7 @@ REFRESH = {"grant_type": "refresh_token"}
 
 
 async def test_a_like_after_two_hours_refreshes_once_by_itself(linked: RunningGateway) -> None:
-    """X ends access tokens after two hours; nobody has to notice."""
+    """X expires access tokens after two hours; callers do not notice."""
     await linked.advance_x(7_300)
     assert (await linked.like()).status_code == 200
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
@@ -101,7 +101,7 @@ async def test_a_failure_that_does_not_refuse_the_token_keeps_the_link(
 
 
 async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: RunningGateway) -> None:
-    """With seconds left, an outage of the token endpoint is nobody's problem yet."""
+    """With seconds left, an outage of the token endpoint does not affect callers yet."""
     linked.clock.advance(seconds=7_150)
     await linked.fault("POST", "/2/oauth2/token", {"status": 503}, times=None)
     assert (await linked.like()).status_code == 200
@@ -109,7 +109,7 @@ async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: Ru
 
 @pytest.mark.trust("F33")
 async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: RunningGateway) -> None:
-    """X once answered 401 to everybody for two hours: that is no reason to lose a link or to burn tokens."""
+    """X once answered 401 to every caller for two hours: no link may be lost, and no token used up."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "unauthorized"}, times=None)
     reasons = [(await linked.like()).json()["error"]["reason"] for _ in range(3)]
     assert reasons == ["x_session_expired"] * 3
@@ -146,7 +146,7 @@ async def test_a_refresh_without_a_new_refresh_token_keeps_the_old_one(linked: R
 
 
 async def test_a_link_without_offline_access_ends_with_its_token(linked: RunningGateway) -> None:
-    """X gave no refresh token: the end is told as it is."""
+    """X issued no refresh token: the true end is reported."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
     assert (await linked.like()).status_code == 200
@@ -158,7 +158,7 @@ async def test_a_link_without_offline_access_ends_with_its_token(linked: Running
 
 @pytest.mark.trust("O12")
 async def test_a_link_without_offline_access_serves_until_its_token_ends(linked: RunningGateway) -> None:
-    """There is nothing to renew it by, so the time for a renewal is no end."""
+    """It cannot be renewed, so the time of renewal does not end it."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
     linked.clock.advance(seconds=7_100)
@@ -197,7 +197,7 @@ async def test_unlinking_ends_the_session_here_and_at_x(linked: RunningGateway) 
 
 
 async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: RunningGateway) -> None:
-    """X is down: the link is gone here at once, and revoked there when X is back."""
+    """While X is down the link is deleted here immediately; it is revoked at X once X is back."""
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
     assert (await linked.like()).json()["error"]["reason"] == "x_not_linked"
@@ -219,7 +219,7 @@ async def test_tokens_to_be_revoked_before_a_long_stop_are_revoked_after_it(link
 
 
 async def test_revoking_a_key_ends_its_session(linked: RunningGateway) -> None:
-    """The next call is 401, and X is told to end the tokens."""
+    """The next call gets 401, and the tokens are revoked at X."""
     await linked.gateway.keys.revoke(linked.key_id)
     assert (await linked.like()).json()["error"]["code"] == "revoked_api_key"
     await linked.gateway.sessions.sweep()

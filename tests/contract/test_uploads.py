@@ -26,7 +26,7 @@ END = b"\r\n--b--\r\n"
 
 
 def field(name: str, value: str) -> bytes:
-    """Return a part of a form that is no file."""
+    """Return a part of a form that is not a file."""
     return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
 
 
@@ -72,7 +72,7 @@ class Place:
     async def sender(
         self, key: str | None, *chunks: bytes, size: int | None = None, name: str = "upload_media"
     ) -> Sender:
-        """Start to send a body, announced with its `size`, or in HTTP's chunks if there is none."""
+        """Start to send a body with a Content-Length of `size`, or chunked without one."""
         url = urlsplit(str(self.house.client.base_url))
         sender = Sender(*await asyncio.open_connection(url.hostname, url.port))
         self.senders.append(sender)
@@ -186,7 +186,7 @@ async def test_a_key_sends_two_files_and_all_keys_eight(place: Place) -> None:
 
 
 async def test_an_upload_counts_among_the_calls_of_its_key(tmp_path: Path) -> None:
-    """From its first file on: it takes the place of a running call, and waits for one if there is none."""
+    """From its first file on: it takes the place of a running call, or waits for a free one."""
     async with built(tmp_path, max_calls_each=1, max_calls_each_queued=0) as place:
         sender = await place.sender(place.house.raw_key, FILE, size=len(FILE) + len(END))
         await place.until("uploads_running", 1)

@@ -158,7 +158,7 @@ async def test_a_backup_put_back_through_a_link_replaces_the_file_that_serves(to
 
 @pytest.mark.trust("T22")
 async def test_a_postgresql_that_was_put_back_is_marked(tmp_path: Path, postgres: Postgres) -> None:
-    """Its own tools copy it; the mark is ours, and refused while a gateway serves."""
+    """PostgreSQL's tools copy it; Birdwire sets the mark, and refuses to while a gateway serves."""
     async with street(tmp_path, postgres.database()) as town:
         at = await town.serve()
         await town.link(at)

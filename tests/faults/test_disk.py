@@ -37,11 +37,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a file system of its own needs root on Linux")
     place = tmp_path / "disk"
     place.mkdir()
-    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], check=True)  # noqa: S603 - ours
+    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], check=True)  # noqa: S603 - our own command
     try:
         yield place
     finally:
-        subprocess.run(["/bin/umount", "--lazy", str(place)], check=True)  # noqa: S603 - ours
+        subprocess.run(["/bin/umount", "--lazy", str(place)], check=True)  # noqa: S603 - our own command
 
 
 @pytest_asyncio.fixture
@@ -64,11 +64,11 @@ def fill(place: Path) -> None:
 
 def remount(place: Path, how: str) -> None:
     """Let the file system take writes (`rw`), or not (`ro`)."""
-    subprocess.run(["/bin/mount", "-o", f"remount,{how}", str(place)], check=True)  # noqa: S603 - ours
+    subprocess.run(["/bin/mount", "-o", f"remount,{how}", str(place)], check=True)  # noqa: S603 - our own command
 
 
 async def serves_again(town: Street, at: Serving) -> None:
-    """Until a like is done and the gateway is ready; nobody helped."""
+    """Wait until a like succeeds and the gateway is ready, without help."""
     async with asyncio.timeout(40):
         while (await town.like(at)).status_code != 200:
             pass
@@ -187,7 +187,7 @@ async def test_damage_that_sqlite_cannot_say_in_characters_is_damage(tmp_path: P
 
 
 async def _tokens(url: str, owners: dict[str, str]) -> bool:
-    """Whether every account's token is there; a wrong one fails the test at once."""
+    """Return whether every account's token is present; a wrong one fails the test immediately."""
     complete = True
     async with processes(url, 1) as (_, (a,)):
         a.x.answers.put_nowait(LOST)

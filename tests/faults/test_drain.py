@@ -1,4 +1,4 @@
-"""A real gateway that is told to end: it says so, finishes what runs, and ends well; told twice, it ends at once."""
+"""A real gateway that gets a signal reports it, finishes its calls and exits 0; a second signal stops it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def until_draining(street_: Street, served: Serving) -> httpx2.Response:
 
 @pytest.mark.trust("F9")
 async def test_a_gateway_that_is_asked_to_stop_finishes_its_calls_first(tmp_path: Path) -> None:
-    """/readyz turns red, a call under way is answered, and calls that come meanwhile too; then it is gone, with 0."""
+    """/readyz turns red, running and new calls are answered, and the process exits with 0."""
     async with street(tmp_path) as place:
         served = await place.serve()
         await place.link(served)

@@ -181,7 +181,7 @@ async def _migration_cut_short(town: Street) -> None:
 
 
 async def test_a_point_fails_delays_and_counts() -> None:
-    """As it was told, and only there."""
+    """As configured, and only there."""
     points = Failpoints("refresh_after_reply=raise*2, refresh_after_claim=delay(0)")
     await points.reach("refresh_after_claim")
     await points.reach("refresh_after_reply")

@@ -1,4 +1,4 @@
-"""Callers who mean harm, against a real process: half requests by the thousand, broken ones by the million."""
+"""Hostile callers against a real process: half requests by the thousand, broken ones by the million."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def talk(where: tuple[str, int], sent: bytes) -> bytes:
 
 
 async def asking(place: Street, served: Serving) -> float:
-    """The 99th percentile of so many ordinary calls, in seconds."""
+    """Return the 99th percentile of this many ordinary calls, in seconds."""
     took = []
     for _ in range(NORMAL):
         began = time.monotonic()

@@ -45,12 +45,12 @@ async def town(tmp_path: Path) -> AsyncIterator[Street]:
 
 
 class Load:
-    """Callers who note what they were told; a caller without an answer was told nothing."""
+    """Callers that record each acknowledged answer; a lost answer counts as none."""
 
     def __init__(self, town: Street) -> None:
         self.town = town
         self.journal: set[str] = set()
-        self.links: dict[str, str] = {}  # Authorization header: the user that it was told to act as
+        self.links: dict[str, str] = {}  # Authorization header: the user that it acts as
         self.named: dict[str, tuple[int, bytes]] = {}  # Idempotency-Key: what was answered
         self.refused: Counter[str] = Counter()
         self._number = 0
@@ -119,7 +119,7 @@ async def test_acknowledged_work_survives_every_kill(town: Street) -> None:
         await load.run(at, chance.uniform(0.05, 0.9))
         town.let_leases_end()
         at = await town.serve()
-    # The last one stays. Whatever was told is asked for again.
+    # The last gateway stays. Every acknowledged answer is requested again.
     for name, (number, content) in list(load.named.items())[-200:]:
         answer = await town.call(at, "post_twitter", {"text": f"Number {number}"}, **{"idempotency-key": name})
         assert answer.content == content
@@ -225,7 +225,7 @@ async def test_an_x_that_is_slower_than_the_lease_is_asked_once_in_each(
 )
 @pytest.mark.trust("F11")
 async def test_syncs_that_fail_lose_nothing_that_was_acknowledged(town: Street) -> None:
-    """Every fifth sync of the disk fails: what callers were told is there in the end, and the file is whole."""
+    """Every fifth sync of the disk fails: acknowledged work is present in the end, and the file is intact."""
     failing = "enable_random name=posix/io/sync/*,probability=0.2,failinfo=5"
     clean = await town.serve()
     await town.link(clean)

@@ -1,4 +1,4 @@
-"""Many posts, lost answers, dead processes, a hundred callers at once: no post twice, and no verdict that is not true.
+"""Many posts, lost answers, dead processes, a hundred concurrent callers: no duplicate post and no wrong verdict.
 
 FAULTS_POSTS sets how many posts are sent in all, FAULTS_KILLS how many processes are killed.
 """
@@ -45,7 +45,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 async def keys(house: RunningGateway) -> list[str]:
-    """The house's own key, linked to ada, and one more for each other account."""
+    """Link the gateway's own key to ada, and one more key to each other account."""
     await house.link("ada")
     made = [house.raw_key]
     for username in ACCOUNTS[1:]:
@@ -84,7 +84,9 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
             house.clock.advance(seconds=1)
             await house.advance_x(1)
             await house.gateway.reconciler.round()
-        meanwhile_s = asyncio.get_running_loop().time() - began_at  # that this machine took beside the moved time
+        meanwhile_s = (
+            asyncio.get_running_loop().time() - began_at
+        )  # that this machine took in addition to the moved time
         there = collections.Counter(post["text"] for post in (await house.state())["posts"])
         found = outcomes(tmp_path)
         for number, answer in answers:

@@ -1,4 +1,4 @@
-"""A random walk over HTTP beside a small model: links, likes, posts, lost answers, ends of tokens, keys and processes.
+"""A random walk over HTTP against a small model: links, likes, posts, lost answers, ends of tokens, keys and processes.
 
 FAULTS_STEPS sets how many steps are taken in all; a failing walk prints the steps that lead there.
 """
@@ -160,7 +160,7 @@ class Walk(RuleBasedStateMachine):
         posts = self.model.posts[str(self.model.linked)]
         if how == "refused for now":
             assert answer.status_code == 429
-            self.wait(901)  # until then nobody would ask X again
+            self.wait(901)  # until then X would not be called again
         elif how == "lost before":
             assert answer.json()["error"]["reason"] == "outcome_unknown"
         elif text in posts:
@@ -204,7 +204,7 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.model.revoked)
     @rule()
     def give_a_new_key(self) -> None:
-        """It is linked to nobody."""
+        """The key has no linked account."""
         self.run(self._new_key())
 
     @rule()

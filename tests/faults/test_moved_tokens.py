@@ -36,7 +36,7 @@ async def test_a_link_that_was_moved_in_the_database_is_not_used(tmp_path: Path,
         connection = sqlite3.connect(tmp_path / "birdwire.db")
         with contextlib.closing(connection), connection:
             value = thief.key_id if column == "key_id" else SOMEBODY
-            connection.execute(f"UPDATE x_sessions SET {column} = ? WHERE key_id = ?", (value, victim.key_id))  # noqa: S608 - a column of ours
+            connection.execute(f"UPDATE x_sessions SET {column} = ? WHERE key_id = ?", (value, victim.key_id))  # noqa: S608 - our own column
         async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
             house.client.headers["authorization"] = f"Bearer {thiefs if column == 'key_id' else victims}"
             assert reason_of(await house.like()) == "x_session_expired"

@@ -1,4 +1,4 @@
-"""The way to X through a line that misbehaves, and an X that fails altogether: what callers are told, and how soon."""
+"""A faulty network to X, and a failing X: the answers that callers get, and how soon."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def reason(answer: httpx2.Response) -> tuple[int, str | None]:
 
 @contextlib.asynccontextmanager
 async def through_a_line(house: RunningGateway, **options: Any) -> AsyncIterator[tuple[RunningGateway, TcpProxy]]:
-    """A second gateway whose way to X is a line that can be told to misbehave."""
+    """Start a second gateway whose connection to X passes a proxy with configurable faults."""
     url = urlsplit(str(house.settings.x_api_url))
     proxy = TcpProxy(bound(), (str(url.hostname), int(url.port or 0)))
     await proxy.open()

@@ -1,4 +1,4 @@
-"""Lost answers to posts: each is looked for in the account's timeline, and what is told of it is true, or unknown."""
+"""Lost answers to posts: each post is searched for in the account's timeline, and its outcome is true or unknown."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
 
 
 async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: RunningGateway) -> None:
-    """X keeps it out of timelines, so there is no place to look."""
+    """X excludes it from timelines, so it cannot be searched for."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Only for ads", "k", nullcast=True)
     await look(linked, 3, 60)
@@ -122,7 +122,7 @@ async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(lin
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_two_posts_that_cannot_be_distinguished_stay_unknown(linked: RunningGateway) -> None:
-    """One of them is there, and nobody can say which; after a day that is the last word."""
+    """One of them exists, and it is undecidable which; after a day that is final."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     lost = [await post(linked, "Twins", key) for key in ("one", "two")]
@@ -136,7 +136,7 @@ async def test_two_posts_that_cannot_be_distinguished_stay_unknown(linked: Runni
 
 
 async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: RunningGateway) -> None:
-    """The second call is refused, and the first is looked for at once."""
+    """The second call is refused, and the first is searched for immediately."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     first = await post(linked, "Said once", "one")
     second = await post(linked, "Said once", "two")
@@ -185,7 +185,7 @@ async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(
 
 @pytest.mark.trust("F39")
 async def test_a_caller_that_disconnects_can_ask_for_the_outcome(linked: RunningGateway) -> None:
-    """The caller has gone; what became of the post is written down all the same."""
+    """The caller disconnected; the outcome of the post is recorded all the same."""
     await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
     with pytest.raises(httpx2.ReadTimeout):
         await linked.call("post_twitter", {"text": "Gone"}, headers={"idempotency-key": "k"}, timeout=0.1)
@@ -207,7 +207,7 @@ async def test_half_a_character_in_xs_answer_spoils_no_post(linked: RunningGatew
 @pytest.mark.trust("G6")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_running_post_is_not_mistaken_for_a_lost_one_with_the_same_text(linked: RunningGateway) -> None:
-    """X never saw the first; the second is in the timeline before its caller has the answer: it is nobody else's."""
+    """X never saw the first; the timeline shows the second before its answer arrives."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Once more", "k")
     await linked.fault("POST", "/2/tweets", {"trickle_bps": 150})
@@ -237,7 +237,7 @@ async def test_a_call_succeeds_if_the_store_cannot_record_xs_limits_and_prices(t
 
 @pytest.mark.trust("G6")
 async def test_a_bug_after_the_send_leaves_the_outcome_unknown(tmp_path: Path) -> None:
-    """Its caller does not hear "try again"; the post is looked for at once, and the log names the bug."""
+    """Its caller is not asked to retry; the post is searched for immediately, and the log names the bug."""
     async with RunningGateway.built(tmp_path, failpoints="post_after_send=raise") as house:
         await house.link("ada")
         first = await post(house, "There", "k")

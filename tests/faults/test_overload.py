@@ -1,4 +1,4 @@
-"""Three times as many calls as can be done: as much gets done as before, and the rest is told so at once."""
+"""Three times the capacity in calls: the throughput stays, and the rest is rejected immediately."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEAD = (
 
 @dataclass
 class Load:
-    """Likes of different posts, by keys in turn; what was answered, and how long those took who were sent away."""
+    """Likes of different posts by keys in turn, with the statuses and the durations of rejections."""
 
     place: Street
     where: tuple[str, int]
@@ -106,7 +106,7 @@ class Load:
 @pytest.mark.trust("F47")
 @pytest.mark.timeout(300)
 async def test_three_times_too_much_costs_next_to_nothing(tmp_path: Path) -> None:
-    """Goodput stays; each call that is shed is told so at once, and when to come back."""
+    """Goodput stays; each rejected call is answered immediately, with when to retry."""
     async with street(tmp_path) as place:
         served = await place.serve(max_calls=str(AT_ONCE), max_calls_queued="5")
         for number in range(KEYS):

@@ -114,7 +114,7 @@ async def test_the_apps_window_applies_to_every_account(linked: RunningGateway) 
 async def test_the_wait_goes_by_xs_own_clock_within_the_windows_length(
     linked: RunningGateway, skew_s: int, least_s: int, most_s: int
 ) -> None:
-    """The reset minus X's Date; ours plays no part in it."""
+    """The reset minus X's Date; our own clock does not matter."""
     linked.clock.advance(minutes=10)
     await linked.configure(likes_per_15m=1, date_skew_s=skew_s)
     await linked.like()
@@ -129,7 +129,7 @@ async def test_the_wait_goes_by_xs_own_clock_within_the_windows_length(
 async def test_a_reset_that_cannot_be_holds_the_window_for_a_moment(
     linked: RunningGateway, reset: str | None, wait_s: int
 ) -> None:
-    """As long as the caller is told; then X is asked again."""
+    """For the stated wait; then X is called again."""
     headers = {"x-rate-limit-remaining": "0"} | ({"x-rate-limit-reset": reset} if reset else {})
     await linked.fault("POST", LIKES, {"status": 429, "headers": headers})
     assert [refusal(await linked.like())[2] for _ in range(2)] == [wait_s, wait_s]
@@ -140,7 +140,7 @@ async def test_a_reset_that_cannot_be_holds_the_window_for_a_moment(
 
 @pytest.mark.parametrize("headers", [{}, {"x-rate-limit-remaining": "7", "x-rate-limit-limit": "50"}])
 async def test_a_429_that_shows_no_window_holds_none(linked: RunningGateway, headers: dict[str, str]) -> None:
-    """It is passed on with a wait; the next call asks X, who knows better."""
+    """It is passed on with a wait; the next call goes to X."""
     await linked.fault("POST", LIKES, {"status": 429, "headers": headers})
     assert refusal(await linked.like()) == (429, "x_window_15m", 60)
     assert (await linked.like()).status_code == 200
@@ -150,7 +150,7 @@ async def test_a_429_that_shows_no_window_holds_none(linked: RunningGateway, hea
     ("error", "reason"), [("usage-capped", "x_usage_capped"), ("spend-cap", "x_spend_cap"), ("client-not-enrolled", "")]
 )
 async def test_caps_credits_and_tiers_are_no_windows(linked: RunningGateway, error: str, reason: str) -> None:
-    """Waiting does not cure them, and they are told by their own names."""
+    """Waiting does not help, and they have their own reasons."""
     await linked.fault("POST", LIKES, {"error": error})
     assert (await linked.like()).json()["error"]["reason"] == (reason or "x_tier_lacks_action")
     assert (await linked.like()).status_code == 200
@@ -180,7 +180,7 @@ async def test_the_last_call_of_a_window_is_not_spent_on_a_second_try(linked: Ru
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_another_gateway_on_the_database_knows_what_one_learned(linked: RunningGateway) -> None:
-    """And asks X no more than the first; a window that was learned of later wins."""
+    """It does not call X either; a window learned later takes precedence."""
     async with another_gateway(linked) as other:
         await linked.configure(likes_per_15m=3)
         await linked.like()
@@ -201,7 +201,7 @@ async def test_another_gateway_on_the_database_knows_what_one_learned(linked: Ru
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_restart_forgets_no_window(linked: RunningGateway) -> None:
-    """The gateway that starts knows what the one before it was told."""
+    """A starting gateway knows the windows that its predecessor learned."""
     await linked.configure(likes_per_15m=1)
     async with another_gateway(linked) as first:
         assert (await first.like()).status_code == 200

@@ -31,7 +31,7 @@ async def refreshes(house: RunningGateway) -> list[dict[str, Any]]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for something that happens beside us."""
+    """Wait for a condition that another task fulfils."""
     async with asyncio.timeout(20):
         while not await condition():  # noqa: ASYNC110 - it happens in another program
             await asyncio.sleep(0)
@@ -51,7 +51,7 @@ async def row(house: RunningGateway) -> dict[str, Any]:
 
 
 async def test_a_token_is_renewed_early_and_no_caller_waits(linked: RunningGateway) -> None:
-    """Ten minutes before its end: the call goes on with the old token, the new one comes beside it."""
+    """Ten minutes before its end the call uses the old token while the new one is fetched."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})
     assert (await linked.like()).status_code == 200
@@ -75,7 +75,7 @@ async def test_a_token_with_time_left_is_not_renewed(linked: RunningGateway) -> 
 @pytest.mark.trust("R3")
 @pytest.mark.trust("F4")
 async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(linked: RunningGateway) -> None:
-    """X rotated, and its answer is gone: no second send inside the lease, one after it, then the owner is asked."""
+    """X rotated, and its answer is lost: one more request, after the lease, then a new link is required."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"drop": "after_apply"})
     await linked.like()
@@ -122,7 +122,7 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: R
 @pytest.mark.trust("R9")
 @pytest.mark.parametrize("left_s", [-100, 600])
 async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: RunningGateway, left_s: int) -> None:
-    """X answered, so nothing of ours is under way: the next try follows after 1, then 2 seconds, and is not early."""
+    """X answered, so no request is in flight: the next attempt follows after 1, then 2 seconds, and not earlier."""
     await near_the_end(linked, left_s)
     await linked.fault("POST", TOKEN, {"status": 503}, times=2)
     waits = []

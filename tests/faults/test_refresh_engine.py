@@ -1,4 +1,4 @@
-"""One refresh among processes that share a row: who asks X, who waits, whose pair is kept, and when a link is over."""
+"""One refresh among processes that share a row: which calls X, which waits, which pair is kept, when a link ends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_process_waits_for_what_another_one_asks(two: Two) -> None:
 
 
 async def test_a_process_asks_itself_once_the_other_could_not_send(two: Two) -> None:
-    """Nothing reached X: the mark is gone, and the next one may try."""
+    """Nothing reached X: the mark is removed, and the next process may try."""
     clock, (a, b) = two
     key_id = await a.link()
     clock.advance(seconds=7_300)
@@ -77,7 +77,7 @@ async def test_a_process_asks_itself_once_the_other_could_not_send(two: Two) -> 
 
 
 async def test_no_caller_waits_for_an_answer_that_is_known_to_be_lost(two: Two) -> None:
-    """The lease runs on, but callers hear at once that X did not answer."""
+    """The lease continues, but callers learn immediately that X did not answer."""
     clock, (a, b) = two
     key_id = await a.link()
     clock.advance(seconds=7_300)
@@ -235,7 +235,7 @@ async def test_in_the_early_window_no_caller_sees_that_a_process_stands_still(tw
 
 
 async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> None:
-    """Nobody has the answer: until the end all goes on, then the owner is asked, and X no third time."""
+    """The answer is lost: calls work until the token expires, then a new link is required; X gets no third request."""
     clock, (a, _) = two
     key_id = await a.link()
     clock.advance(seconds=6_600)
@@ -328,7 +328,7 @@ async def test_a_pause_that_another_process_made_needless_does_not_lengthen_the_
 
 
 async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(two: Two) -> None:
-    """The rest is begun by later calls; an account whose token has expired does not wait for them."""
+    """Later calls start the rest; an account whose token has expired does not wait for them."""
     clock, (a, _) = two
     expired = await a.link("expired")
     clock.advance(seconds=6_600)
@@ -417,7 +417,7 @@ async def test_a_token_moved_to_another_row_is_never_used(two: Two) -> None:
 @pytest.mark.trust("T7")
 @pytest.mark.trust("R8")
 async def test_the_pair_of_an_older_generation_is_never_used(two: Two) -> None:
-    """Put back from an old copy, it does not open beside the newer generation; nor does one column as the other."""
+    """Restored from an old copy, it does not open in the newer generation; nor does one column as the other."""
     clock, (a, _) = two
     key_id = await a.link()
     old = await a.row(key_id)
@@ -433,7 +433,7 @@ async def test_the_pair_of_an_older_generation_is_never_used(two: Two) -> None:
 
 
 async def test_a_damaged_access_token_is_renewed(two: Two) -> None:
-    """The refresh token is whole: nobody has to link again."""
+    """The refresh token is intact: a new link is not required."""
     _, (a, _) = two
     key_id = await a.link()
     await swap(a, "UPDATE x_sessions SET access_ct = ?", b"damaged")
@@ -454,7 +454,7 @@ async def test_a_link_that_ended_while_a_call_waited_no_longer_serves_it(two: Tw
 @pytest.mark.trust("G4")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_the_call_after_a_new_link_goes_through_it(database_url: str) -> None:
-    """In the process that made the link at once, however late the news of it comes."""
+    """In the process that made the link, immediately, however late the change feed reports it."""
     async with processes(database_url, 1) as (_, (a,)):
         key_id = await a.link()
         await remembered(a, key_id)
@@ -474,7 +474,7 @@ async def remembered(process: Process, key_id: str) -> None:
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_link_that_is_named_while_its_pair_is_renewed_stays_in_use(database_url: str) -> None:
-    """X names the account late, when the first pair is about to end: the renewal beside it must not undo the name."""
+    """X names the account just before the first pair expires: the concurrent renewal must not undo the name."""
     async with processes(database_url, 1) as (clock, (a,)):
         key, _ = await a.keys.create("test", "ada", "free")
         row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)

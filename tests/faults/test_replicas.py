@@ -37,7 +37,7 @@ ARMED = scaled("ARMED", 1, 100)
 LET_GO_S = (0.0, 0.05, 0.5, 1.1, 1.5)
 """When the bodies of such calls become whole, from the change on."""
 TARGETS = itertools.count(1_900_000_000_000_000_000)
-"""A post of its own for each key, by which its writes are told apart at X. There are none such."""
+"""A post id for each key, which identifies its writes at X. No such posts exist."""
 ADA = "2244994945"
 DEGRADED = "x-ratelimit-degraded"
 
@@ -50,9 +50,9 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, re
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30) -> None:
-    """Wait for something that happens in other processes."""
+    """Wait for a condition that other processes fulfil."""
     async with asyncio.timeout(within_s):
-        while not await condition():  # noqa: ASYNC110 - nobody tells
+        while not await condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -63,7 +63,7 @@ async def exchanges(fleet: Fleet) -> list[dict[str, Any]]:
 
 
 async def flood(fleet: Fleet, headers: dict[str, str], calls: int) -> list[httpx2.Response]:
-    """So many calls of one key, by a few callers at each replica."""
+    """Make this many calls of one key, by a few callers at each replica."""
 
     async def caller(replica: int, calls: int) -> list[httpx2.Response]:
         return [await fleet.status(replica, headers) for _ in range(calls)]
@@ -152,7 +152,7 @@ class Callers:
                 self.last = max(self.last, began)
                 warm.set()
         finally:
-            warm.set()  # whatever went wrong is told by the task
+            warm.set()  # the task reports any failure
 
 
 @pytest.mark.trust("G4", "T9")

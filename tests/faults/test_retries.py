@@ -145,7 +145,7 @@ async def test_a_call_with_an_unreadable_reply_is_not_retried(linked: RunningGat
 
 @pytest.mark.trust("F23")
 async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: RunningGateway) -> None:
-    """Nothing was sent, so sending it is no repetition."""
+    """Nothing was sent, so sending it does not repeat it."""
     url = urlsplit(str(linked.settings.x_api_url))
     proxy = TcpProxy(bound(), (str(url.hostname), int(url.port or 0)))
     await proxy.open()

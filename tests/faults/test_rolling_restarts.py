@@ -53,7 +53,7 @@ class Front:
     async def all_up(self) -> None:
         """Wait until it sends calls to both."""
         async with asyncio.timeout(30):
-            while not self.control.exists() or await self.up() < 2:  # noqa: ASYNC110 - nobody tells
+            while not self.control.exists() or await self.up() < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.05)
 
 
@@ -90,7 +90,7 @@ class Load:
     ended: bool = False
 
     async def call(self, headers: dict[str, str]) -> None:
-        """Like and ask, over one kept connection, until told to end."""
+        """Like and request the status over one kept connection, until stopped."""
         async with httpx2.AsyncClient(base_url=self.url + API, headers=headers, timeout=30) as client:
             turn = 0
             while not self.ended:

@@ -1,4 +1,4 @@
-"""Many sessions that end at once, many callers each, several replicas: X is asked once for each, and nobody notices."""
+"""Many sessions that expire together, many callers, several replicas: one refresh for each, and no caller notices."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CALLERS = scaled("CALLERS", 5, 20)
 REPLICAS = scaled("REPLICAS", 2, 3)
 FREEZE_S = scaled("FREEZE_S", 1, 60)
 AT_ONCE = scaled("AT_ONCE", 30, 150)
-"""Calls at once, over all replicas: their own caps allow more."""
+"""Concurrent calls over all replicas, below their own caps."""
 
 pytestmark = pytest.mark.timeout(120 + FREEZE_S + SESSIONS * CALLERS)
 
@@ -76,7 +76,7 @@ async def approved(town: Street) -> Tokens:
 
 
 async def populate(town: Street, number: int, left: timedelta) -> list[str]:
-    """So many linked keys whose access tokens have this long left by the gateways' clocks; their raw keys."""
+    """Create linked keys whose access tokens expire in this time by the gateways' clocks; return the raw keys."""
     vault, now = Vault(read_key_file(town.directory / "vault.key")), Clock().now()
     pairs, raw_keys = SealedTokens(vault, Clock()), [mint("test", os.urandom(32)) for _ in range(number)]
     rows: list[list[dict[str, object]]] = [[], [], []]
@@ -156,7 +156,7 @@ class Storm:
                 self.refreshes[call["status"]] += 1
 
     async def rage(self, raw_keys: list[str]) -> None:
-        """Every key's callers, key by key, as many at once as the caps let in.
+        """Run every key's callers, key by key, as many concurrently as the caps allow.
 
         All act as one account, whose likes of one post would run one after another: so each is of the next post.
         """
@@ -176,7 +176,7 @@ class Storm:
 
 @pytest.mark.trust("G1", "F36", "F37", "F19")
 async def test_x_is_asked_once_for_each_session(tmp_path: Path, postgres: Postgres, redis: Redis) -> None:
-    """All are over at once; Redis is emptied meanwhile. No spent token comes twice, and no caller sees an error."""
+    """All expire together while Redis is flushed. No used token is sent twice, and no caller sees an error."""
     async with street(tmp_path, postgres.database()) as town:
         settings = {"redis_url": redis.url, "max_calls_each": "100", "max_calls_queued": "500"}
         replicas = [await town.serve(**settings) for _ in range(REPLICAS)]

@@ -1,4 +1,4 @@
-"""The change from one vault key to another: beside a running gateway, interrupted, too early, and to its end."""
+"""The change from one vault key to another: alongside a running gateway, interrupted, too early, and complete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_sealed_column_is_changed_along() -> None:
 
 
 def multiply(directory: Path, vault: Vault, rows: int) -> None:
-    """Put more sealed values beside those of the one linked account: revocations, due in a year."""
+    """Add more sealed values to those of the linked account: revocations, due in a year."""
     connection = sqlite3.connect(directory / "birdwire.db")
     with contextlib.closing(connection), connection:
         for number in range(rows):
@@ -60,7 +60,7 @@ def multiply(directory: Path, vault: Vault, rows: int) -> None:
 
 
 def _place(sealed: store.Sealed, row: str) -> Any:
-    from birdwire.store.encryption.vault import Place  # noqa: PLC0415 - beside its one use
+    from birdwire.store.encryption.vault import Place  # noqa: PLC0415 - next to its one use
 
     return Place(sealed.table.name, row, sealed.column.name)
 
@@ -80,7 +80,7 @@ async def rotate(directory: Path, *files: Path) -> list[int]:
 
 @pytest.mark.trust("F8")
 async def test_every_value_is_resealed_while_the_gateway_reads_and_renews(tmp_path: Path) -> None:
-    """No read fails, no refresh is lost, and at zero the old key is needed by nobody."""
+    """No read fails, no refresh is lost, and at zero the old key is no longer needed."""
     sandbox, old, new = create_sandbox(), tmp_path / "vault.key", tmp_path / "new.key"
     create_key_file(new)
     async with serving(sandbox_config(sandbox)) as x_url:

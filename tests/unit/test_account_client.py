@@ -1,4 +1,4 @@
-"""A line to X whose own parts fail: what its caller is told of the call."""
+"""A call to X whose own parts fail: the outcome that its caller gets."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_nothing_is_sent_if_the_store_cannot_confirm_the_permit(
 
 
 async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(tmp_path: Path) -> None:
-    """Nobody need look for the post: X said no, and was not asked again."""
+    """The post need not be searched for: X refused it, and was not called again."""
     both = _Unauthorized()
     lines = _lines(tmp_path, both)
     with pytest.raises(GatewayError) as error:

@@ -1,4 +1,4 @@
-"""The house itself: who may import whom, and the few rules that keep a thing in its one place."""
+"""The structure of the code: allowed imports, and the rules that keep each thing in one place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """The modules of ours that a module imports, also for type checking alone or inside a function."""
+    """Return the Birdwire modules that a module imports, also for type checking or inside a function."""
     found = set()
     for node in ast.walk(tree):
         names = []
@@ -99,7 +99,7 @@ def test_packages_import_what_the_table_allows() -> None:
 
 
 def test_the_graph_of_modules_has_at_most_fifteen_levels() -> None:
-    """A reader who follows imports down must arrive."""
+    """A reader can follow imports down in a few steps."""
     levels: dict[str, int] = {}
     for name in TopologicalSorter(GRAPH).static_order():
         levels[name] = 1 + max((levels[one] for one in GRAPH.get(name, ())), default=0)
@@ -210,7 +210,7 @@ LOCKS = [*(f"requirements/{name}.txt" for name in ("runtime", "dev", "generator"
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.trust("T21")
 def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
-    """Where packages come from is the installer's business; what they are is ours."""
+    """The installer decides where packages come from; the lock decides what they are."""
     text = (ROOT / lock).read_text()
     for word in ("://", "--find-links", "--extra-index-url", "--index-url", "--trusted-host", "-e "):
         assert word not in text

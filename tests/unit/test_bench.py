@@ -49,7 +49,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_the_table_ranks_by_cpu_and_names_missing_contenders() -> None:
-    """The cheapest first; and nobody is left out silently."""
+    """The cheapest first; no contender is left out silently."""
     page = report.page(result(run("node-undici", 1, 65), run("birdwire", 1, 60), run("nginx", 1, 12), rounds=1))
     assert page.index("The nginx") < page.index("The birdwire") < page.index("The node-undici")
     assert "- not run: caddy: not installed: caddy." in page

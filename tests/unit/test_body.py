@@ -90,7 +90,7 @@ def test_any_object_fits_or_its_field_is_named(model: type[Body], value: dict[st
 
 
 def nested(depth: int) -> bytes:
-    """An object with so many levels."""
+    """Return an object with this many levels."""
     return b'{"a":' * depth + b"1" + b"}" * depth
 
 
@@ -176,7 +176,7 @@ def call(*headers: tuple[str, str], body: bytes = b'{"tweet_id":"1"}') -> Call:
 
 
 async def no_files(_: object) -> NoReturn:
-    """Who reads here takes none."""
+    """Refuse files: these readers take none."""
     raise AssertionError
 
 

@@ -37,7 +37,7 @@ def breaker(clock: Still) -> CircuitBreaker:
 
 
 def fail(breaker: CircuitBreaker, times: int, *accounts: str, endpoint: str = LIKE) -> None:
-    """So many failures, of these accounts in turn."""
+    """Record this many failures, of these accounts in turn."""
     for n in range(times):
         breaker.failed(endpoint, accounts[n % len(accounts)])
 
@@ -81,7 +81,7 @@ def test_an_answer_in_between_resets_the_count(breaker: CircuitBreaker) -> None:
 
 
 def test_failures_of_long_ago_do_not_count(breaker: CircuitBreaker, clock: Still) -> None:
-    """Nobody called in between, so nobody knows."""
+    """No call was made in between, so nothing is known."""
     fail(breaker, FEWEST - 1, "1")
     clock.now_s += FORGOTTEN_S + 1
     fail(breaker, 1, "1")
@@ -90,7 +90,7 @@ def test_failures_of_long_ago_do_not_count(breaker: CircuitBreaker, clock: Still
 
 @pytest.mark.trust("F32")
 def test_one_probe_passes_every_few_seconds_and_its_answer_closes_it(breaker: CircuitBreaker, clock: Still) -> None:
-    """A probe that hangs holds back nobody but those of the next seconds."""
+    """A probe that hangs delays only the calls of the next seconds."""
     fail(breaker, FEWEST, "1", "2")
     for _ in range(3):
         clock.now_s += PROBE_EVERY_S - 0.5

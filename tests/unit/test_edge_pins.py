@@ -22,7 +22,7 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Heard:
-    """A parser's listener that writes down what it is told."""
+    """A listener that records the parser's callbacks."""
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
@@ -128,7 +128,7 @@ LET_THROUGH = {
 
 @pytest.mark.parametrize("data", LET_THROUGH.values(), ids=LET_THROUGH)
 def test_the_parser_lets_through(data: bytes) -> None:
-    """These the edge has to refuse itself; a parser that refuses them too makes a check of ours needless."""
+    """The edge has to refuse these itself; if the parser starts to refuse them, the edge's check is redundant."""
     assert ("end",) in Heard().feed(data)
 
 

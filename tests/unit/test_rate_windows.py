@@ -48,7 +48,7 @@ def clock() -> Still:
 
 @pytest.fixture
 def ledger(clock: Still, tmp_path: Path) -> RateWindows:
-    """One that was told nothing, on a database that is not there."""
+    """Windows without any replies, on a missing database."""
     return RateWindows(Database(f"sqlite:///{tmp_path / 'none' / 'b.db'}"), clock, "app")
 
 

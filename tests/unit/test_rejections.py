@@ -9,7 +9,7 @@ from birdwire.runtime.clock import Clock
 
 
 def call(number: int, key_id: str | None) -> Call:
-    """A call of a key, or of nobody known."""
+    """Build a call of a key, or of no known key."""
     made = Call("POST", "/", request_id=f"req_{number}")
     made.note["operation"] = "like_twitter"
     if key_id is not None:

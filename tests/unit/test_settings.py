@@ -1,4 +1,4 @@
-"""Settings: one name each, all problems at once, no secret shown."""
+"""Settings: one name each, all problems reported together, no secret shown."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_gateway_and_metrics_cannot_share_a_port(*, host: str, metrics_host: str
 
 
 def test_a_metrics_token_that_is_too_short_is_counted_in_characters() -> None:
-    """It is no list, and has no items."""
+    """It is not a list and has no items."""
     assert problems(metrics_token="short") == ["BIRDWIRE_METRICS_TOKEN must have at least 16 characters."]
 
 

@@ -24,7 +24,7 @@ EDIT = {"edit_options": {"previous_post_id": "98"}}
 
 
 def asked(text: str | None = None, **more: Any) -> Sought:
-    """How a post that was asked for is told."""
+    """How a requested post is recognised."""
     words = sought(PostTwitter.model_validate(({"text": text} if text is not None else {}) | more))
     assert words is not None
     return Sought.read(words)

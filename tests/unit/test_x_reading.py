@@ -56,7 +56,7 @@ def bare(status: int, title: str = "Forbidden", **more: object) -> dict[str, obj
 
 @pytest.mark.parametrize("status", [200, 201])
 def test_a_success_is_reduced_to_what_is_passed_on(status: int) -> None:
-    """X's other members, and errors beside the data, are left out."""
+    """X's other members, and errors alongside the data, are left out."""
     body = {"data": {"liked": True, "rest_id": "1"}, "errors": [{"title": "x"}], "meta": {}}
     assert read(reply(status, body), LIKE, NOW) == {"liked": True}
 
@@ -92,7 +92,7 @@ def test_a_body_that_is_not_an_object_is_malformed(status: int, body: str) -> No
 
 @pytest.mark.parametrize("body", ["", "<html>", "[]", "null"])
 def test_a_404_without_an_object_does_not_mean_a_missing_post(body: str) -> None:
-    """It means that there is no such endpoint."""
+    """It means that the endpoint does not exist."""
     assert reason(reply(404, body)) == "x_endpoint_gone"
 
 
@@ -135,7 +135,7 @@ ORDER: list[tuple[str, Reply, str, str]] = [
 
 @pytest.mark.parametrize(("answer", "like", "unlike"), [pytest.param(*rest, id=name) for name, *rest in ORDER])
 def test_each_question_is_asked_in_its_turn(answer: Reply, like: str, unlike: str) -> None:
-    """Bills and enrolment before all else, windows, what is gone, sentences, and the rest."""
+    """Bills and enrolment first, then windows, missing objects, messages, and the rest."""
     assert (reason(answer, LIKE), reason(answer, UNLIKE)) == (like, unlike)
 
 
@@ -162,7 +162,7 @@ def test_a_page_of_errors_alone_is_no_empty_page() -> None:
 
 
 def test_a_page_with_errors_that_say_nothing_of_it_is_a_page() -> None:
-    """X may add errors of types that nobody knows yet."""
+    """X may add errors of new types."""
     odd = {"errors": [{"type": NEW + "odd", "title": "Odd"}], "meta": {"result_count": 0}}
     assert read(reply(200, odd), Reading(TimelinePage, about="user", whole=True), NOW)["data"] == []
 
@@ -290,7 +290,7 @@ def test_a_days_window_may_be_waited_for_a_day() -> None:
     ("date", "wait_s"), [("2026-09-19", 43_200), ("2026-09-01", 86_400), ("soon", 86_400), (7, 86_400)]
 )
 def test_a_spending_limit_is_waited_for_until_its_date(date: object, wait_s: int) -> None:
-    """00:00 UTC of it; a day if it is none or past."""
+    """00:00 UTC of that date; a day for an invalid or past date."""
     body = {"title": "SpendCapReached", "reset_date": date}
     assert refusal(reply(403, body)).retry_after_s == wait_s
 
@@ -348,7 +348,7 @@ def outcome(answer: Reply, reading: Reading) -> dict[str, Any] | GatewayError:
 def test_any_json_under_any_status_is_data_or_a_refusal(
     status: int, body: Any, headers: dict[str, str], reading: Reading
 ) -> None:
-    """No reply of X, however odd, is a bug of ours."""
+    """No reply of X, however odd, causes an internal error."""
     said = outcome(Reply(status, headers, json.dumps(body).encode()), reading)
     assert isinstance(said, dict) or len(said.upstream or {}) == 4
     assert len(json.dumps(said if isinstance(said, dict) else said.upstream)) < 1_000

@@ -97,7 +97,7 @@ async def test_a_malformed_id_is_refused(x: SandboxClient, wrong: Any) -> None:
     "body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"tweet_id":NaN}', b'{"a":"\\ud800"}', b"\xff"]
 )
 async def test_a_body_that_is_not_an_object_is_refused(x: SandboxClient, body: bytes) -> None:
-    """X's 400, never a failure of ours."""
+    """X's 400, never a failure of the sandbox."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, content=body)
     assert answer.status_code == 400
@@ -152,7 +152,7 @@ async def test_bookmarking_and_back(x: SandboxClient) -> None:
 
 
 async def test_following_answers_by_the_target(x: SandboxClient) -> None:
-    """Open: following; protected: pending; nobody: 200 with errors; suspended and oneself: the bare 403."""
+    """Open: following; protected: pending; unknown: 200 with errors; suspended and oneself: the bare 403."""
     token = (await x.link())["access_token"]
 
     async def follow(target: str) -> httpx2.Response:
@@ -175,7 +175,7 @@ async def test_following_answers_by_the_target(x: SandboxClient) -> None:
 
 
 async def test_a_blocking_author_cannot_be_followed_nor_seen(x: SandboxClient) -> None:
-    """Blocks are planted; their posts are as gone."""
+    """Blocks are set up; posts of a blocking author count as deleted."""
     await x.control("seed", users=[{"username": "grace", "blocks": ["ada"]}])
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", FOLLOWING, json={"target_user_id": OTHER_USER_ID})

@@ -1,4 +1,4 @@
-"""The control surface: who may use it, what it refuses, what it changes."""
+"""The control surface: its access rules, refusals and changes."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_an_invalid_request_is_refused_and_changes_nothing(
     [(b"{", 400), (b"[]", 400), (b'{"advance_s":NaN}', 400), (b'{"a":"\\ud800"}', 400), (b"", 400)],
 )
 async def test_only_json_objects_are_read(x: SandboxClient, content: bytes, status: int) -> None:
-    """Also NaN, which is no JSON."""
+    """NaN is refused too, which is not JSON."""
     headers = {"content-type": "application/json"}
     assert (await x.http.post("/_sandbox/clock", content=content, headers=headers)).status_code == status
 
@@ -185,7 +185,7 @@ async def test_calls_are_numbered_and_say_who_did_what(x: SandboxClient) -> None
 
 
 async def test_a_reset_undoes_all_but_grants_and_numbers(x: SandboxClient) -> None:
-    """A linked app stays linked unless told otherwise."""
+    """A linked app stays linked unless requested otherwise."""
     token = (await x.link())["access_token"]
     await x.call(token, "POST", f"/2/users/{ADA}/likes", json={"tweet_id": VISIBLE_POST_ID})
     await x.control("config", likes_per_15m=1)

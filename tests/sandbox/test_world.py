@@ -80,7 +80,7 @@ async def test_a_clean_end_keeps_everything(start: Callable[[], SandboxClient]) 
 
 
 async def test_the_file_is_private_and_holds_no_token(start: Callable[[], SandboxClient], tmp_path: Path) -> None:
-    """0600, digests only, and no half-written file beside it."""
+    """0600, digests only, and no partially written file next to it."""
     tokens = await start().link()
     file = tmp_path / "deep" / "world.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

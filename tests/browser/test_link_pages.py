@@ -121,7 +121,7 @@ async def test_the_page_requests_nothing_from_other_hosts(house: RunningGateway,
 
 
 async def test_no_other_site_can_frame_the_page(house: RunningGateway, browser: Browser) -> None:
-    """So nobody can lure a click onto the button."""
+    """No other site can trick a person into clicking the button."""
     page = await browser.new_page()
     redirect = await house.consent("ada")
     await page.goto(house.settings.base_url + "/livez")

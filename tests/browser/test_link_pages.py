@@ -43,7 +43,7 @@ async def test_a_person_links_an_account_by_two_clicks(house: RunningGateway, pa
     assert (await house.like()).status_code == 200
 
 
-async def test_a_reload_keeps_the_button_and_another_browser_has_none(
+async def test_a_reload_keeps_the_button_and_another_browser_lacks_it(
     house: RunningGateway, page: Page, browser: Browser
 ) -> None:
     """The cookie of the first load comes along, though X sent the person here; elsewhere the way to X is named."""
@@ -61,7 +61,7 @@ async def test_a_reload_keeps_the_button_and_another_browser_has_none(
     assert (await house.status())["linked"] is False
 
 
-async def test_a_person_who_did_not_mean_it_undoes_it_by_one_click(house: RunningGateway, page: Page) -> None:
+async def test_a_person_undoes_an_unwanted_link_with_one_click(house: RunningGateway, page: Page) -> None:
     """The button is a plain form that the page's own policy allows."""
     await approve(house, page)
     linked = page.url

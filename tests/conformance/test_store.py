@@ -283,7 +283,7 @@ async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
     assert len(await entries(pair.second)) == 27
 
 
-async def test_a_saved_change_says_whether_its_row_was_there_and_announces_its_key(pair: Pair) -> None:
+async def test_a_saved_change_reports_whether_its_row_existed_and_announces_its_key(pair: Pair) -> None:
     """Of many concurrent changes, those without a row change and announce nothing."""
     await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(0, 40, 2)))
     await heard(pair.second, set())
@@ -397,7 +397,7 @@ async def test_a_database_of_something_else_is_refused(empty_url: str) -> None:
         await database.close()
 
 
-async def test_a_probe_says_whether_a_write_would_be_taken(pair: Pair) -> None:
+async def test_a_probe_reports_whether_a_write_would_be_accepted(pair: Pair) -> None:
     """A success holds for a second."""
     await pair.first.probe()
     await pair.first.probe()

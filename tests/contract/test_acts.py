@@ -106,7 +106,7 @@ def last(database: str) -> dict[str, Any]:
     return dict(run("log", "--acts", "--limit", "1", BIRDWIRE_DATABASE_URL=database)["acts"][0])
 
 
-def test_every_command_says_whether_it_leaves_an_act() -> None:
+def test_every_command_declares_whether_it_records_an_act() -> None:
     """A command that is in no table fails here, and then below for want of a way to try it."""
     local = {path for path, panel in commands() if panel in (RUN, OPERATE) or path[0] == "accounts"} - OVER_HTTP
     assert local == set(ACTS_OF_COMMANDS)

@@ -190,7 +190,7 @@ def outcome(got: Got | httpx2.Response) -> tuple[int, str]:
 
 
 @kinds(*CHANGES)
-async def test_a_slow_body_is_refused_by_what_holds_when_it_is_whole(
+async def test_a_slow_body_is_checked_against_the_rules_at_its_end(
     shared: RunningGateway, change: Change, refused: tuple[int, str]
 ) -> None:
     """The post is not sent. Its allowance was charged once, and its Idempotency-Key is free."""

@@ -89,7 +89,7 @@ async def test_only_one_whole_and_right_key_in_its_header_is_a_key(
 
 
 @pytest.mark.trust("#21")
-async def test_a_key_that_was_revoked_says_so(place: RunningGateway) -> None:
+async def test_a_revoked_key_is_refused_as_revoked(place: RunningGateway) -> None:
     """Only the whole right secret learns that it was once good."""
     key, raw_key = await place.gateway.keys.create("test", "short-lived", "free")
     await place.gateway.keys.revoke(key.key_id)
@@ -579,7 +579,7 @@ async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(
 
 
 @pytest.mark.parametrize("target", [*READ_BY_ALL, "/", "/nowhere"])
-async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: RunningGateway, target: str) -> None:
+async def test_a_head_of_a_public_page_is_a_get_without_its_body(place: RunningGateway, target: str) -> None:
     """The same status and headers (RFC 9110 §9.1), on a connection that goes on."""
     plain: dict[str, Any] = {"target": target, "body": b"", "types": (), "authorization": lambda _: []}
     head, get = [await exchange(place, Sent(method=method, **plain)) for method in ("HEAD", "GET")]
@@ -592,7 +592,7 @@ async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: Runn
 
 
 @pytest.mark.parametrize("target", READ_BY_ALL)
-async def test_what_all_may_read_says_that_it_takes_head(place: RunningGateway, target: str) -> None:
+async def test_public_pages_list_head_as_allowed(place: RunningGateway, target: str) -> None:
     """In the Allow of another method."""
     got = await judge(place, Sent(target=target), NOT_ALLOWED)
     assert got.headers["allow"] == "GET, HEAD"

@@ -171,7 +171,7 @@ async def test_json_is_the_gateways_answer(operator: Operator) -> None:
     assert (await run("unlike", POST, **operator[1])).out == f"{POST}: no longer liked\n"
 
 
-async def test_a_refusal_says_why_what_to_do_and_which_request(operator: Operator) -> None:
+async def test_a_refusal_states_the_reason_the_fix_and_the_request(operator: Operator) -> None:
     """On stderr for people; with --json the gateway's own document on stdout; exit 3."""
     outcome = await run("like", "404", "--json", **operator[1])
     error = outcome.document["error"]
@@ -273,7 +273,7 @@ async def test_an_answer_without_the_required_id_is_reported(arguments: tuple[st
     assert (outcome.code, "but returned no id" in outcome.err) == (6, True)
 
 
-async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
+async def test_a_gateways_message_cannot_control_the_terminal() -> None:
     """Escape sequences and line breaks in a message are shown as blanks, and brackets are not markup."""
     error = {"message": "\x1b[2Jbad\r\nnews [red]now[/red]", "fix": "\x9b31mhide", "request_id": "req_1"}
     body = json.dumps({"error": error}).encode()
@@ -465,7 +465,7 @@ async def test_a_post_that_cannot_be_is_refused_before_anything_is_sent(argument
     assert words in outcome.err
 
 
-async def test_a_lost_post_says_how_to_ask_again_without_posting_twice(operator: Operator) -> None:
+async def test_a_lost_post_states_how_to_retry_without_posting_twice(operator: Operator) -> None:
     """Exit 7; under the same name it is not sent again, and the journal tells what is known."""
     house, person = operator
     await house.fault("POST", "/2/tweets", {"drop": "after_apply"})
@@ -490,7 +490,7 @@ async def test_a_lost_post_says_how_to_ask_again_without_posting_twice(operator:
     assert "0.015 US dollars" in explained.out
 
 
-async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> None:
+async def test_the_log_shows_requests_without_post_text(operator: Operator) -> None:
     """Of every key, newest first; by key, kind, state and age."""
     house, person = operator
     await run("post", "Words that are nobody's business", **person)
@@ -529,7 +529,7 @@ async def test_the_log_names_what_it_accepts(operator: Operator, wrong: tuple[st
     assert advice in outcome.err
 
 
-async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> None:
+async def test_explain_covers_birdwires_own_refusals(tmp_path: Path) -> None:
     """The id that the command line shows with any such refusal: of a write, a look-up, a link, or the key's limit."""
     async with RunningGateway.built(tmp_path, rpm=11) as house:
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
@@ -708,7 +708,7 @@ async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
     assert "just now" not in outcome.err
 
 
-async def test_a_key_in_a_new_database_says_where_it_is(tmp_path: Path) -> None:
+async def test_creating_a_key_in_a_new_database_reports_its_path(tmp_path: Path) -> None:
     """Without settings the database is made in the folder, and no gateway knows the key."""
     url = f"sqlite:///{tmp_path}/birdwire.db"
     outcome = await run("keys", "create", "--label", "early", BIRDWIRE_DATABASE_URL=url)
@@ -928,7 +928,7 @@ async def test_the_readme_s_narrow_key_is_linked_by_the_readme_s_command(operato
     assert refused.document["error"]["reason"] == "key_not_allowed"
 
 
-async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_path: Path) -> None:
+async def test_a_link_for_a_key_reports_why_it_failed(operator: Operator, tmp_path: Path) -> None:
     """Before anything is stored: a key that cannot be used here, what its rules say, and settings that are missing."""
     house, settings = operator[0], settings_of(operator[0])
     keys = house.gateway.keys
@@ -1013,7 +1013,7 @@ async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str)
         assert (code, document["username"]) == (0, "grace")
 
 
-async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
+async def test_a_link_that_waits_behind_an_older_one_shows_how_to_confirm_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """auth/status shows the older link. At the end the command does not claim that approval is missing."""
@@ -1035,7 +1035,7 @@ async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
     assert "Nobody approved" not in shown
 
 
-async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
+async def test_linking_ends_when_the_owner_denies_it(tmp_path: Path) -> None:
     """Asked at the gateway: exit 3 and a sentence, within one poll."""
     async with RunningGateway.built(tmp_path) as house, Waiting.started(house, "gateway") as waiting:
         decision = {"auth_url": await waiting.line("http"), "username": "ada", "action": "deny"}
@@ -1225,7 +1225,7 @@ async def ready(tmp_path: Path) -> dict[str, str]:
         ("TRUSTED_PROXIES", "::/0", "Every address is trusted as a proxy"),
     ],
 )
-async def test_check_notes_what_is_legal_and_unwise(ready: dict[str, str], name: str, value: str, note: str) -> None:
+async def test_check_notes_valid_but_unwise_settings(ready: dict[str, str], name: str, value: str, note: str) -> None:
     """With the next step, and exit 0; sound settings get no note."""
     sound = await run("check", "--json", **ready)
     assert (sound.code, sound.document["problems"], sound.document["notes"]) == (0, [], [])
@@ -1332,7 +1332,7 @@ async def test_check_distinguishes_wrong_credentials_from_an_unreachable_x(opera
     assert (failing.code, "note: X's answer (HTTP 503" in failing.out) == (0, True)
 
 
-async def test_check_says_whether_redis_answers(ready: dict[str, str], redis: Redis) -> None:
+async def test_check_reports_whether_redis_answers(ready: dict[str, str], redis: Redis) -> None:
     """A gateway starts without it, so it is a note; why it does not answer is said without the password."""
     assert "Redis" not in (await run("check", **ready)).out
     assert "ok: Redis answers" in (await run("check", **ready, BIRDWIRE_REDIS_URL=redis.url)).out
@@ -1453,7 +1453,7 @@ async def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
-async def test_the_list_of_commands_says_what_each_says_of_itself(row: Any) -> None:
+async def test_the_list_of_commands_shows_each_commands_own_summary(row: Any) -> None:
     """One sentence, the same in both places."""
     command = load(row.name)
     assert command.help.splitlines()[0] == row.summary
@@ -1526,7 +1526,7 @@ async def test_acting_loads_neither_server_nor_database() -> None:
     assert out == b"[]\n"
 
 
-async def test_limits_shows_the_allowance_and_what_x_said_is_left(operator: Operator) -> None:
+async def test_limits_shows_the_allowance_and_xs_remaining_calls(operator: Operator) -> None:
     """As a table, and for programs."""
     house, environment = operator
     await house.like()
@@ -1540,7 +1540,7 @@ async def test_limits_shows_the_allowance_and_what_x_said_is_left(operator: Oper
     assert document["limits"]["like_twitter"]["24h"]["limit"] == 1_000
 
 
-async def test_limits_says_why_nothing_is_known_of_xs(operator: Operator) -> None:
+async def test_limits_shows_why_xs_limits_are_unknown(operator: Operator) -> None:
     """The key's own allowance is there all the same."""
     house, environment = operator
     _, raw_key = await house.gateway.keys.create("test", "unlinked", "free", None)

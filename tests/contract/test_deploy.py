@@ -189,7 +189,7 @@ def in_bytes(size: str) -> int:
     return int(number) << {"m": 20, "g": 30}[unit[0].lower()]
 
 
-def test_there_is_room_for_the_uploads_that_are_taken_at_once() -> None:
+def test_there_is_room_for_the_concurrent_uploads() -> None:
     """What they may hold fits into each example's /tmp, with some to spare, and so does one of the largest size."""
     settings = Settings()
     services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]

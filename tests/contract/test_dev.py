@@ -250,7 +250,7 @@ async def test_people_get_a_page_to_open_and_curls_that_work_when_pasted(tmp_pat
 
 
 @pytest.mark.trust("F51")
-async def test_serve_says_where_it_answers_and_ends_on_sigterm(tmp_path: Path) -> None:
+async def test_serve_prints_its_address_and_stops_on_sigterm(tmp_path: Path) -> None:
     """One line once it answers; settings from a file; its log is JSON, one object a line."""
     create_key_file(tmp_path / "vault.key")
     (tmp_path / "birdwire.toml").write_text(

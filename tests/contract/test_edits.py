@@ -95,7 +95,7 @@ async def test_x_decides_on_edits_of_posts_missing_from_the_journal(place: Runni
         assert "X Premium" in answer.json()["error"]["fix"]
 
 
-async def test_a_refusal_that_is_no_edit_s_says_nothing_of_edits(place: RunningGateway) -> None:
+async def test_a_refusal_of_another_call_does_not_mention_edits(place: RunningGateway) -> None:
     """The same reason, without X's rules for them."""
     await place.fault("POST", "/2/tweets", {"error": "not-permitted-action"})
     answer = await place.call("post_twitter", {"text": "refused"})

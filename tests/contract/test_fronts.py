@@ -222,7 +222,7 @@ async def test_every_request_has_its_one_answer_through_a_front(fronted: Fronted
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_front_tells_who_called_and_no_caller_can(fronted: Fronted) -> None:
+async def test_only_a_front_can_set_the_callers_address(fronted: Fronted) -> None:
     """A request with made-up addresses arrives with the front's word alone; and ordinary ones pass as they are."""
     sent = get(b"X-Forwarded-For: 192.0.2.1", b"Forwarded: for=192.0.2.1", b"Connection: close")
     assert [one.status for one in answers(await fronted.talk(sent), frozenset())] == [200]

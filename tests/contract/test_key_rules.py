@@ -298,7 +298,7 @@ async def test_a_named_link_that_waits_is_reported_instead_of_one_that_is_over(c
     assert (await house.like(POST)).status_code == 200
 
 
-async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(confirming: RunningGateway) -> None:
+async def test_a_late_confirmation_reports_the_state_of_the_link(confirming: RunningGateway) -> None:
     """Open, denied, undone, expired."""
 
     async def refused(redirect: str) -> str:

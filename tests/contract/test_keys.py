@@ -51,7 +51,7 @@ async def beside(house: RunningGateway) -> AsyncIterator[Keys]:
 
 
 @pytest.mark.parametrize("mode", ["live", "test"])
-def test_a_key_says_its_kind_and_has_256_random_bits(mode: str) -> None:
+def test_a_key_shows_its_kind_and_has_256_random_bits(mode: str) -> None:
     """43 characters of base62 and a checksum of 6."""
     keys = {mint(mode) for _ in range(5_000)}  # type: ignore[arg-type]
     assert len(keys) == 5_000
@@ -250,7 +250,7 @@ async def test_a_key_that_cannot_be_is_not_made(house: RunningGateway, label: st
     assert len(await house.gateway.keys.list()) == before
 
 
-async def test_an_enterprise_key_says_its_own_limit(house: RunningGateway) -> None:
+async def test_an_enterprise_key_requires_its_own_limit(house: RunningGateway) -> None:
     """And cannot go back to a tier's that has none."""
     key, raw_key = await house.gateway.keys.create("test", "own", "enterprise", 5)
     assert [(await asked(house, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]

@@ -70,7 +70,7 @@ async def test_markup_in_an_error_or_a_state_is_not_repeated(house: RunningGatew
         assert payload not in page.text
 
 
-async def test_a_page_never_says_that_nothing_was_linked_once_the_pair_is_kept(house: RunningGateway) -> None:
+async def test_a_page_never_reports_that_nothing_was_linked_once_the_pair_is_stored(house: RunningGateway) -> None:
     """X names the account, and the store takes no writes just then: the next call links it, so the undo is offered."""
     await house.fault("GET", "/2/users/me", {"delay_s": 0.5})
     landing = asyncio.create_task(house.link("ada"))
@@ -238,7 +238,7 @@ async def test_an_undo_of_a_link_that_waits_ends_the_older_link_of_its_account(c
     assert (await confirming.like(POST)).status_code == 200
 
 
-async def test_an_undo_during_a_relink_ends_nothing_and_says_so(
+async def test_an_undo_during_a_relink_ends_nothing_and_reports_it(
     house: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newer link comes between the look-up and the undo's own transaction."""
@@ -358,7 +358,7 @@ async def test_the_keys_holder_cannot_take_the_undo_away(house: RunningGateway) 
     assert reason_of(await land(house, redirect)) == "state_unknown"
 
 
-async def test_a_reload_after_an_undo_says_already_undone(house: RunningGateway) -> None:
+async def test_a_reload_after_an_undo_shows_already_undone(house: RunningGateway) -> None:
     """The undo's page, and the page before it in any browser. The answer to programs is unchanged."""
     redirect = await house.consent("ada")
     page = await house.bare.get(redirect, headers=HTML)
@@ -374,7 +374,7 @@ async def test_a_reload_after_an_undo_says_already_undone(house: RunningGateway)
     assert wrong.status_code == 400
 
 
-async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: RunningGateway) -> None:
+async def test_a_reload_of_a_link_that_no_longer_works_reports_it(house: RunningGateway) -> None:
     """Its key has expired or been revoked, or its access cannot be renewed; the undo stays while it is valid."""
 
     async def reload(url: str) -> str:
@@ -402,7 +402,7 @@ async def test_a_reload_of_a_link_that_no_longer_works_says_so(house: RunningGat
     assert "<h1>This link no longer works</h1>" in await reload(redirect)
 
 
-async def test_an_older_page_says_that_its_link_has_ended(house: RunningGateway) -> None:
+async def test_an_older_page_shows_that_its_link_has_ended(house: RunningGateway) -> None:
     """It was replaced, or the key's holder ended it: not that nothing was linked, nor that there is no access now."""
     for replaced in (True, False):
         redirect = await house.consent("ada")
@@ -464,7 +464,7 @@ async def test_a_page_of_another_site_cannot_press_undo(house: RunningGateway) -
     assert (await house.bare.post(API + "auth/undo", data=form, headers=HTML | {"origin": own})).status_code == 200
 
 
-async def test_the_page_says_what_the_key_may_do(house: RunningGateway) -> None:
+async def test_the_page_lists_what_the_key_may_do(house: RunningGateway) -> None:
     """In words, from the key's rules and from what the owner granted; a reload says the same."""
     await house.gateway.keys.change(
         house.key_id,

@@ -43,7 +43,7 @@ ADA = "2244994945"
 # The authorize URL.
 
 
-async def test_an_auth_url_asks_for_what_all_operations_need(house: RunningGateway) -> None:
+async def test_an_auth_url_requests_the_scopes_of_all_operations(house: RunningGateway) -> None:
     """S256, a state of 256 bits, the fixed redirect URI, and offline.access, without which nothing lasts."""
     answer = (await house.call("auth_twitter")).json()
     assert list(answer) == ["auth_url", "state", "expires_at"]
@@ -72,7 +72,7 @@ def test_verifiers_are_unique_and_of_the_form_of_rfc_7636() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._~-]{43,128}", verifier) for verifier in verifiers)
 
 
-async def test_narrowed_scopes_keep_what_a_link_cannot_do_without(house: RunningGateway) -> None:
+async def test_narrowed_scopes_keep_the_required_ones(house: RunningGateway) -> None:
     """Reading the account's name, and offline.access."""
     scopes = query_of(await begin(house, scopes=["like.write", "like.write"]))["scope"].split()
     assert scopes == ["like.write", "tweet.read", "users.read", "offline.access"]
@@ -265,7 +265,7 @@ async def test_reloading_the_page_after_a_link_is_harmless(house: RunningGateway
     assert await exchanges(house) == 1
 
 
-async def test_reloading_after_a_link_that_failed_says_used(house: RunningGateway) -> None:
+async def test_reloading_after_a_failed_link_shows_used(house: RunningGateway) -> None:
     """No account came of it, so nothing is claimed."""
     redirect = changed(await house.consent("ada"), code="wrong")
     assert [reason_of(await land(house, redirect)) for _ in range(2)] == ["code_rejected", "state_used"]
@@ -289,7 +289,7 @@ async def test_reloading_after_a_link_that_failed_says_used(house: RunningGatewa
     ],
 )
 @pytest.mark.trust("O4")
-async def test_an_exchange_that_fails_says_whose_fault_it_was(
+async def test_a_failed_exchange_reports_who_must_act(
     house: RunningGateway, do: dict[str, Any], status: int, reason: str
 ) -> None:
     """Nothing is linked, the page offers a new start, and a new link works."""
@@ -392,7 +392,7 @@ async def test_the_scopes_that_the_owner_granted_are_the_ones_kept(house: Runnin
 
 @pytest.mark.parametrize("granted", [["users.read"], ["tweet.read"], ["media.write", "offline.access"]])
 @pytest.mark.trust("O11")
-async def test_a_link_that_x_would_never_name_says_so_everywhere(house: RunningGateway, granted: list[str]) -> None:
+async def test_a_link_that_x_would_never_name_is_reported_everywhere(house: RunningGateway, granted: list[str]) -> None:
     """Page, auth/status, confirmation and every call name the missing scope and the next step; X is not asked."""
     lacking = [scope for scope in ("tweet.read", "users.read") if scope not in granted]
     redirect = await house.consent("ada", scopes=[*granted, "like.write"])
@@ -435,7 +435,7 @@ async def test_an_old_link_goes_on_when_a_new_approval_lacks_a_scope(linked: Run
     assert len(await linked.calls("/2/users/me")) == asked
 
 
-async def test_the_status_says_what_became_of_the_last_attempt(house: RunningGateway) -> None:
+async def test_the_status_shows_the_outcome_of_the_last_attempt(house: RunningGateway) -> None:
     """So an app that sent the owner to X's page need not guess why no link came of it."""
 
     async def last() -> tuple[str, str | None]:
@@ -458,7 +458,7 @@ async def test_the_status_says_what_became_of_the_last_attempt(house: RunningGat
     assert await last() == ("refused", "account_mismatch")
 
 
-async def test_usable_says_whether_calls_go_through(house: RunningGateway) -> None:
+async def test_usable_shows_whether_calls_go_through(house: RunningGateway) -> None:
     """False without a link, before it is named, and after its end; true while it can be renewed."""
     assert (await house.status())["usable"] is False
     await house.fault("GET", "/2/users/me", {"status": 503})

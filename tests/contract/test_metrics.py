@@ -82,7 +82,7 @@ async def test_every_name_of_the_table_is_there_and_no_other_of_ours(tmp_path: P
         assert {name for name, row in METRICS.items() if row.watched} - silent <= set(await scrape(house))
 
 
-async def test_requests_and_calls_to_x_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
+async def test_requests_and_calls_to_x_are_counted_by_outcome(tmp_path: Path) -> None:
     """Operation, class of status and reason; endpoint at X without ids, and outcome."""
     async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
         await house.link("ada")

@@ -339,7 +339,7 @@ def placeholders(reason: str) -> set[str]:
     return {name for text in (problem.message, problem.fix) for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
-def test_every_reason_says_whole_sentences() -> None:
+def test_every_reason_has_complete_sentences() -> None:
     """What happened, and what to do."""
     for reason, problem in PROBLEMS.items():
         assert problem.message[0].isupper() or problem.message[0] in "@{`" or reason.endswith("_malformed"), reason
@@ -363,7 +363,7 @@ def test_every_declared_reason_is_used() -> None:
     assert unused - fields - set(SEND_REASONS.values()) == set()
 
 
-def test_every_refusal_fills_what_its_sentences_leave_open() -> None:
+def test_every_refusal_fills_its_placeholders() -> None:
     """A literal reason is passed together with its values."""
     found = 0
     for path, text in SOURCES.items():

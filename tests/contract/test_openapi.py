@@ -152,7 +152,7 @@ async def test_the_served_documents_are_the_document(shared_house: RunningGatewa
         assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_every_field_says_what_it_is_with_an_example_that_is_taken() -> None:
+def test_every_field_has_a_description_and_a_valid_example() -> None:
     """The description, a form, and an example, for every member that a caller may send."""
     for endpoint in endpoints(Settings()):
         for name, _ in fields(endpoint.takes):
@@ -289,7 +289,7 @@ def test_the_examples_of_requests_are_taken() -> None:
     assert seen > len(OPERATIONS)
 
 
-def test_every_reason_stands_where_it_may_come() -> None:
+def test_every_reason_is_documented_where_it_can_occur() -> None:
     """Except what no listed call answers: another method, and the metrics, which the operator has to switch on."""
     told = {
         reason
@@ -326,7 +326,7 @@ def test_every_refusal_shows_one_that_fits_its_schema() -> None:
         assert "unknown" in PROBLEMS[error["reason"]].message or not re.search(r"\bunknown\b", error["message"]), name
 
 
-def test_refusals_are_told_by_their_status() -> None:
+def test_refusals_are_grouped_by_status() -> None:
     """Each with the headers that the status demands."""
     demanded = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After"}
     for _, _, operation in OPERATION_LIST:

@@ -68,7 +68,7 @@ async def test_a_user_that_is_not_there_is_not_found(linked: RunningGateway) -> 
     assert (error["code"], error["reason"]) == ("resource-not-found", "user_not_found")
 
 
-async def test_a_thread_an_edit_and_a_deletion_stand_in_xs_state(linked: RunningGateway) -> None:
+async def test_a_thread_an_edit_and_a_deletion_change_xs_state(linked: RunningGateway) -> None:
     """Three posts in a row, the first edited, the last deleted."""
     first = await post(linked, text="one")
     second = await post(linked, text="two", reply={"in_reply_to_tweet_id": first})

@@ -175,7 +175,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.parametrize("page", CONSOLE_PAGES)
-def test_a_page_s_examples_answer_what_the_page_says(reader: Reader, page: str) -> None:
+def test_a_page_s_examples_return_what_the_page_shows(reader: Reader, page: str) -> None:
     """Every console block, from top to bottom, against a running gateway and sandbox."""
     for block in blocks(page, "console"):
         for step in steps(block):
@@ -310,7 +310,7 @@ def test_the_map_names_every_module_of_the_gateway() -> None:
     assert sorted(named) == sorted(modules)
 
 
-def test_the_guide_says_how_long_every_table_is_kept() -> None:
+def test_the_guide_states_how_long_every_table_is_kept() -> None:
     """Nothing is stored that docs/operating.md does not own up to."""
     chapter = text_of("docs/operating.md").split("## Retention")[1].split("\n## ")[0]
     store = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "birdwire" / "store").rglob("*.py"))

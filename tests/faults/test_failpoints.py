@@ -56,7 +56,7 @@ REFRESHES = [
 
 @pytest.mark.trust("R6")
 @pytest.mark.parametrize(("point", "asked", "lost"), REFRESHES)
-async def test_a_refresh_that_is_cut_short_ends_well_or_says_so(
+async def test_an_interrupted_refresh_succeeds_or_is_reported(
     tmp_path: Path, point: str, asked: int, lost: str | None
 ) -> None:
     """X is asked again once at most, after the lease; and a link is lost only where X's answer was."""
@@ -93,7 +93,7 @@ async def _refresh_cut_short(town: Street, point: str, asked: int, lost: str | N
 
 @pytest.mark.trust("F7")
 @pytest.mark.parametrize("point", ["link_after_exchange", "link_after_persist"])
-async def test_a_link_that_is_cut_short_is_there_or_made_again(tmp_path: Path, point: str) -> None:
+async def test_an_interrupted_link_is_complete_or_can_be_repeated(tmp_path: Path, point: str) -> None:
     """What was stored is named later; what was not is said, and a new link works."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()
@@ -119,7 +119,7 @@ async def _link_cut_short(town: Street, point: str) -> None:
 
 
 @pytest.mark.parametrize(("point", "sent"), [("post_after_started", 0), ("post_after_send", 1)])
-async def test_a_post_that_is_cut_short_is_never_sent_again(town: Street, point: str, sent: int) -> None:
+async def test_an_interrupted_post_is_never_sent_again(town: Street, point: str, sent: int) -> None:
     """The same Idempotency-Key afterwards tells what is known; X has the post once at most."""
 
     async def post(at: Any) -> None:
@@ -139,7 +139,7 @@ async def test_a_post_that_is_cut_short_is_never_sent_again(town: Street, point:
 
 
 @pytest.mark.trust("F8")
-async def test_a_change_of_the_vault_key_that_is_cut_short_goes_on(tmp_path: Path) -> None:
+async def test_an_interrupted_change_of_the_vault_key_continues(tmp_path: Path) -> None:
     """What was not committed is as it was; the next run does the rest."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()
@@ -163,7 +163,7 @@ async def _rotation_cut_short(town: Street) -> None:
 
 
 @pytest.mark.trust("F8")
-async def test_a_migration_that_is_cut_short_leaves_the_schema_that_was(tmp_path: Path) -> None:
+async def test_an_interrupted_migration_leaves_the_old_schema(tmp_path: Path) -> None:
     """All of a version or nothing: the next one starts from the same."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()

@@ -87,7 +87,7 @@ async def test_the_timeline_decides_the_outcome_of_a_lost_post(
         ("line one\n\nline two", {}),
     ],
 )
-async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
+async def test_a_lost_post_is_recognised_by_its_text_however_x_writes_it(
     linked: RunningGateway, text: str, more: dict[str, Any]
 ) -> None:
     """Short links, entities, normal forms; what it answers and quotes."""
@@ -97,7 +97,7 @@ async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
     assert (await outcome(linked, first))["state"] == "found"
 
 
-async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: RunningGateway) -> None:
+async def test_a_post_that_is_not_visible_stays_unknown_with_the_reason(linked: RunningGateway) -> None:
     """X excludes it from timelines, so it cannot be searched for."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Only for ads", "k", nullcast=True)

@@ -149,7 +149,7 @@ async def test_a_429_that_shows_no_window_holds_none(linked: RunningGateway, hea
 @pytest.mark.parametrize(
     ("error", "reason"), [("usage-capped", "x_usage_capped"), ("spend-cap", "x_spend_cap"), ("client-not-enrolled", "")]
 )
-async def test_caps_credits_and_tiers_are_no_windows(linked: RunningGateway, error: str, reason: str) -> None:
+async def test_caps_credits_and_tiers_are_not_windows(linked: RunningGateway, error: str, reason: str) -> None:
     """Waiting does not help, and they have their own reasons."""
     await linked.fault("POST", LIKES, {"error": error})
     assert (await linked.like()).json()["error"]["reason"] == (reason or "x_tier_lacks_action")

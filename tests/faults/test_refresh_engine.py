@@ -210,7 +210,7 @@ async def test_writes_alongside_a_refresh_touch_no_token(two: Two) -> None:
 
 
 @pytest.mark.trust("F38", "G1")
-async def test_in_the_early_window_no_caller_sees_that_a_process_stands_still(two: Two) -> None:
+async def test_a_frozen_process_fails_no_caller_in_the_early_window(two: Two) -> None:
     """X refuses the second try, but the old access token lives: it is used, and the late answer mends all."""
     clock, (a, b) = two
     key_id = await a.link()

@@ -164,7 +164,7 @@ async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: Runn
 
 
 @pytest.mark.trust("F33")
-async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: RunningGateway) -> None:
+async def test_a_token_that_cannot_be_renewed_causes_no_retry(linked: RunningGateway) -> None:
     """The refresh engine has its own patience."""
     await linked.fault("POST", LIKES, {"error": "unauthorized"})
     await linked.fault("POST", "/2/oauth2/token", {"status": 500})

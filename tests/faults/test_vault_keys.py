@@ -170,7 +170,7 @@ async def birdwire(*arguments: str, **environment: str) -> tuple[int, Any]:
     return result.exit_code, json.loads(result.stdout)
 
 
-async def test_the_command_says_when_the_old_key_may_go(tmp_path: Path) -> None:
+async def test_the_command_reports_when_the_old_key_can_be_removed(tmp_path: Path) -> None:
     """Not before; and a start without it is refused until then."""
     old, new = tmp_path / "vault.key", tmp_path / "new.key"
     vault = Vault(create_key_file(old))

@@ -33,7 +33,7 @@ async def like(x: SandboxClient, token: str, post_id: str = VISIBLE_POST_ID) -> 
     return await x.call(token, "POST", LIKES, json={"tweet_id": post_id})
 
 
-async def test_without_a_good_token_x_says_unauthorized(x: SandboxClient) -> None:
+async def test_x_answers_unauthorized_without_a_valid_token(x: SandboxClient) -> None:
     """X's own bytes: two blanks of indentation, application/problem+json."""
     for headers in ({}, {"authorization": "Bearer made-up"}, {"authorization": "Basic YTpi"}):
         answer = await x.http.get("/2/users/me", headers=headers)
@@ -197,7 +197,7 @@ async def test_a_deleted_or_hidden_post_cannot_be_found(x: SandboxClient, post_i
         assert answer.json()["errors"] == [{"message": GONE}]
 
 
-async def test_a_hidden_post_can_be_refused_in_other_words(x: SandboxClient) -> None:
+async def test_a_hidden_post_can_be_refused_with_another_message(x: SandboxClient) -> None:
     """The switch `invisible`; a deleted post stays not found."""
     token = (await x.link())["access_token"]
     await x.control("config", invisible="not-authorized")

@@ -169,7 +169,7 @@ async def test_the_consent_call_is_documented(x: SandboxClient) -> None:
     assert (await x.control("consent", **body)).keys() == {"redirect_to"}
 
 
-async def test_calls_are_numbered_and_say_who_did_what(x: SandboxClient) -> None:
+async def test_calls_are_numbered_and_name_the_user_and_operation(x: SandboxClient) -> None:
     """since=N, grant_type at the token endpoint, user_id at the API; control calls are not X's."""
     token = (await x.link())["access_token"]
     await x.call(token, "GET", "/2/users/me")
@@ -218,7 +218,7 @@ async def test_the_seed_can_be_put_back_and_added_to(x: SandboxClient) -> None:
     assert any(user["username"] == "eve" for user in state["users"])
 
 
-async def test_the_front_page_says_what_this_is(x: SandboxClient) -> None:
+async def test_the_front_page_explains_the_sandbox(x: SandboxClient) -> None:
     """Accounts, endpoints and control calls."""
     page = (await x.http.get("/")).text
     for part in ("not X", "@grace", VISIBLE_POST_ID, "/2/users/{id}/likes", "/_sandbox/faults"):

@@ -136,7 +136,7 @@ async def test_what_the_specification_forbids_is_a_400(x: SandboxClient, token: 
         ("http://a.b " * 2, 2 * 23 + 2),
     ],
 )
-def test_a_text_weighs_what_x_says(text: str, weight: int) -> None:
+def test_a_text_has_the_weight_that_x_counts(text: str, weight: int) -> None:
     """X's page on counting characters."""
     assert post_text.weight(text) == weight
 

@@ -128,7 +128,7 @@ def test_no_module_grows_past_five_hundred_lines() -> None:
         assert len(path.read_text().splitlines()) <= 500, name
 
 
-def test_every_module_says_what_it_owns_in_its_first_line() -> None:
+def test_every_module_states_what_it_owns_in_its_first_line() -> None:
     """A sentence, on the first line."""
     for name, tree in TREES.items():
         first = (ast.get_docstring(tree) or "").splitlines()[0]
@@ -136,7 +136,7 @@ def test_every_module_says_what_it_owns_in_its_first_line() -> None:
 
 
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "base", "manager", "misc", "core"])
-def test_no_module_is_named_after_nothing(word: str) -> None:
+def test_no_module_has_a_meaningless_name(word: str) -> None:
     """A name that would fit any module fits none."""
     assert not [name for name in MODULES if word in name.split(".")]
 
@@ -195,7 +195,7 @@ def test_secrets_are_never_compared_by_equals() -> None:
             assert not words & SECRETS, f"{name}:{node.lineno}"
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     """A sentence each, which `birdwire check --help` shows."""
     from birdwire.cli.commands.check import SETTINGS  # noqa: PLC0415 - the command line is heavy to import
 

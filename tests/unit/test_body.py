@@ -195,7 +195,7 @@ async def refusal(sent: Call) -> str:
         *(("multipart/form-data; boundary=x",), ("multipart/form-data",), ("application/json; charset=utf-16",)),
     ],
 )
-async def test_an_empty_body_is_no_body_whatever_its_type(types: tuple[str, ...]) -> None:
+async def test_an_empty_body_counts_as_missing_whatever_its_type(types: tuple[str, ...]) -> None:
     """Whether that will do is for the call to say."""
     headers = [("content-type", value) for value in types]
     assert await read(call(*headers, body=b""), LIMIT, no_files) == Parsed("none")
@@ -258,7 +258,7 @@ FORM = ("content-type", "application/x-www-form-urlencoded")
 MULTIPART = ("content-type", "multipart/form-data; boundary=x")
 
 
-async def test_a_form_keeps_what_comes_twice() -> None:
+async def test_a_form_keeps_repeated_fields() -> None:
     """It has no other way to write a list."""
     parsed = await read(call(FORM, body=b"a=1&b=2&a=3&c="), LIMIT, no_files)
     assert (parsed.kind, parsed.fields) == ("form", {"a": ["1", "3"], "b": "2", "c": ""})

@@ -300,7 +300,7 @@ async def test_the_transport_is_closed_before_the_protocol_hears_of_the_end() ->
     assert b"connection: close" in pipe.sent
 
 
-async def test_a_cycle_that_lost_its_peer_sends_nothing_and_says_so() -> None:
+async def test_a_cycle_that_lost_its_peer_sends_nothing_and_reports_it() -> None:
     """The edge sets `disconnected` and wakes it, to answer in its place."""
     protocol, pipe = connected()
     protocol.data_received(HEAD + b"Content-Length: 5\r\n\r\n")

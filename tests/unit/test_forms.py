@@ -108,7 +108,7 @@ async def test_a_large_file_is_written_and_read_by_another_thread(monkeypatch: p
 
 
 @pytest.mark.trust("F10")
-async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_accepts_no_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 with Retry-After, and started files are deleted."""
     closed: list[IO[bytes]] = []
 
@@ -126,7 +126,7 @@ async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.trust("F10")
-async def test_a_disk_that_is_full_at_any_byte_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_is_full_at_any_byte_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at one that is still in a buffer when the body ends; every file is closed, and leaves nothing there."""
     files: list[IO[bytes]] = []
 

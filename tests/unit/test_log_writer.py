@@ -62,7 +62,7 @@ def test_a_reader_that_stopped_costs_lines_and_nothing_else(pipe: tuple[int, Tex
     assert lines[-1] == "last"
 
 
-def test_a_reader_that_went_away_costs_lines_and_nothing_else() -> None:
+def test_a_reader_that_closed_costs_lines_and_nothing_else() -> None:
     """Every line is dropped and counted."""
     read_end, write_end = os.pipe()
     os.close(read_end)

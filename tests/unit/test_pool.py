@@ -151,7 +151,7 @@ class TestRequest:
                 b'Content-Length: 16\r\n\r\n{"tweet_id":"1"}' % peer.port
             ]
 
-    async def test_a_get_says_no_length_and_an_empty_post_says_zero(self) -> None:
+    async def test_a_get_has_no_content_length_and_an_empty_post_has_zero(self) -> None:
         """RFC 9110 §8.6."""
         async with talk() as (peer, upstream):
             await upstream.send(ME, deadline_s=5)

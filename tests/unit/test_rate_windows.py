@@ -102,7 +102,7 @@ def test_a_clock_that_is_set_back_holds_nothing_for_longer_than_a_window_lasts(
     assert held(ledger) is None
 
 
-def test_a_limit_that_was_raised_counts_at_once(ledger: RateWindows) -> None:
+def test_a_raised_limit_counts_immediately(ledger: RateWindows) -> None:
     """Another limit is another window."""
     ledger.learn(LIKE, ADA, reply(0))
     raised = dict(reply(40).headers) | {"x-rate-limit-limit": "100"}

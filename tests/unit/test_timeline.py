@@ -122,7 +122,7 @@ def made(post_id: str, text: str, at_s: float) -> TimelinePost:
         ([lost("a", "x", 0), lost("b", "y", 0)], [made("1", "y", 0), made("2", "x", 0)], {"a": "2", "b": "1"}),
     ],
 )
-def test_a_lost_post_gets_its_own_or_none(
+def test_a_lost_post_is_matched_to_itself_or_to_none(
     rows: Sequence[Lost], posts: Sequence[TimelinePost], verdicts: dict[str, str | None]
 ) -> None:
     """Where several could be the one, none is; as many as were lost go in the order of time."""

@@ -148,7 +148,7 @@ def test_a_key_file_that_everybody_may_read_is_refused(tmp_path: Path, mode: int
         read_key_file(path)
 
 
-def test_a_key_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_key_file_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     """Missing, a folder, or bytes that are not text."""
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"\xff\xfe\x00")

@@ -153,7 +153,7 @@ def test_a_missing_account_is_a_missing_user_when_users_are_asked_about() -> Non
     assert (reason(reply(200, body), ME), reason(reply(200, body))) == ("user_not_found", "tweet_not_found")
 
 
-def test_a_page_of_errors_alone_is_no_empty_page() -> None:
+def test_a_page_of_errors_alone_is_not_an_empty_page() -> None:
     """A timeline that may not be seen is not one without posts, even if X counts none."""
     hidden = {"errors": [{"type": OLD + "not-authorized-for-resource"}], "meta": {"result_count": 0}}
     page = Reading(TimelinePage, about="user", whole=True)

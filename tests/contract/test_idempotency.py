@@ -168,8 +168,8 @@ async def test_a_call_that_a_crash_cut_off_is_unknown_or_free(tmp_path: Path) ->
             async with contextlib.AsyncExitStack() as second, gateway(tmp_path, sandbox, x_url, second) as again:
                 again.client.headers["authorization"] = f"Bearer {raw_key}"
                 await again.x.delete("/_sandbox/faults")
-                running = await once(again, "post_twitter", {"text": "cut"}, "post")
-                assert running.json()["error"]["reason"] == "idempotency_in_flight"
+                in_flight = await once(again, "post_twitter", {"text": "cut"}, "post")
+                assert in_flight.json()["error"]["reason"] == "idempotency_in_flight"
                 again.clock.advance(seconds=30)  # the first is not heard of any more
                 post = await once(again, "post_twitter", {"text": "cut"}, "post")
                 like = await once(again, "like_twitter", {"tweet_id": POST}, "like")

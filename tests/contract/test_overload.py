@@ -84,11 +84,11 @@ async def behind(directory: Path, held: int, **options: Any) -> AsyncIterator[tu
         await another_key(house)
         await house.link("ada")
         await turnstile.seen(EXCHANGE, 1)
-        running = [asyncio.create_task(house.like(str(number))) for number in range(held)]
+        likes = [asyncio.create_task(house.like(str(number))) for number in range(held)]
         await turnstile.seen(LIKE, held)
         yield house, turnstile
         turnstile.open.set()
-        assert {answer.status_code for answer in await asyncio.gather(*running)} <= {403, 404}
+        assert {answer.status_code for answer in await asyncio.gather(*likes)} <= {403, 404}
 
 
 async def another_key(house: RunningGateway) -> None:

@@ -6,10 +6,10 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 GENERATOR = $(VENV)/generator
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
-.PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-profile clean
+.PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-instructions bench-profile clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.runtime ## create the virtual environment with the runtime dependencies
 
@@ -53,6 +53,9 @@ bench: setup ## what a like costs here, beside nginx, Node, FastAPI and others: 
 
 bench-growth: setup ## what it costs with many accounts, a long journal, replicas (options: ARGS="--help")
 	@$(BIN)/python -m bench.growth $(ARGS)
+
+bench-instructions: setup ## count the instructions and bytecodes of a like (options: ARGS="--help"); needs valgrind, nginx
+	@$(BIN)/python -m bench.instructions $(ARGS)
 
 bench-profile: setup ## where the microseconds of a like go (options: ARGS="--help")
 	@$(BIN)/python -m bench.profile $(ARGS)

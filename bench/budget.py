@@ -1,64 +1,91 @@
-"""The CPU budget of a like: what was booked on modules, by the parts of the way that a reader knows."""
+"""The budget of a like: its bytecodes by the parts of Birdwire, and the table of docs/design.md."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
 PARTS: Mapping[str, str] = {
-    "Bytes in, bytes out": "edge lane door head asgi",
-    "Who asks, and whether they may": "keys recall permit limits redis crowd health rules",
-    "The steps between": "gate call clock errors order flight",
-    "The body, and X's call made of it": "body form pairs dialect operations post text",
-    "The session and its token": "sessions refresh vault keyring revocations",
-    "Asking X, and reading its answer": "line x upstream connection breaker capabilities ledger windows",
-    "The journal row, on the disk": "journal idempotency prices presence reconcile store",
-    "The log line, the metrics": "telemetry log metrics chores",
-    "The event loop": "(loop and greenlets)",
+    "edge": "HTTP server: bytes in, bytes out",
+    "api": "Requests, answers and errors as data",
+    "gateway": "The steps of a call",
+    "keys": "API key, its rules and rate limits",
+    "accounts": "X account and its tokens",
+    "x.client": "HTTP client: asking X, reading its answer",
+    "x.limits": "X's rate limits, circuit breaker, order of writes",
+    "x.catalog": "X's operations and prices",
+    "outcomes": "Journal, idempotency",
+    "store": "Database",
+    "runtime": "Log line, metrics, clock",
+    "(loop)": "Event loop",
 }
-"""Each part, and the modules that are it, with those below them."""
+"""Each package and the part that it is. A longer prefix takes precedence; the order is that of the table."""
 
-OTHER, THREADS = "Everything else", "Other threads: waiting for the disk"
-MARKS = ("<!-- budget: written by make bench-profile -->", "<!-- end of budget -->")
-
-
-def part_of(module: str) -> str:
-    """The part that a module belongs to."""
-    first = module.partition(".")[0]
-    return next((part for part, names in PARTS.items() if first in names.split() or names == module), OTHER)
+OTHER = "(other)"
+LOOP = "(loop)"
+OURS = "birdwire."
+RUNNER = "asyncio.runners"
+MARKS = ("<!-- budget: written by make bench-instructions -->", "<!-- end of budget -->")
 
 
-def parts(found: Mapping[str, Any]) -> dict[str, float]:
-    """Microseconds of a like by part. The sampler's own cost is taken off: shares of what a like costs without it."""
-    shares: Counter[str] = Counter()
-    for place, seconds in found["booked"].items():
-        shares[part_of(place.partition("|")[0])] += seconds
-    used = {name: sum(times) for name, times in found["threads"].items()}
-    cpu_us, whole = found["plain"].cpu_us, sum(used.values()) or 1.0
-    main_us, booked = cpu_us * used["main"] / whole, sum(shares.values()) or 1.0
-    told = {part: shares[part] / booked * main_us for part in (*PARTS, OTHER) if shares[part]}
-    return told | {THREADS: cpu_us - main_us}
+class Owner(NamedTuple):
+    """The innermost function of Birdwire, and the library that it has called into, if any."""
+
+    module: str
+    function: str
+    library: str
 
 
-def table(found: Mapping[str, Any], described: Mapping[str, Any], made_at: str, commit: str) -> str:
-    """The budget for people."""
-    plain, threads = found["plain"], found["threads"].values()
-    system = sum(times[1] for times in threads) / (sum(map(sum, threads)) or 1.0)
-    lines = [
-        "| Part of the way | CPU µs |",
-        "|---|--:|",
-        *(f"| {part} | {us:.1f} |" for part, us in parts(found).items()),
-        f"| **A like** | **{plain.cpu_us:.1f}** |",
+def owner(frame: FrameType | None) -> Owner:
+    """Return the owner of a running frame. LOOP owns what no function of Birdwire called."""
+    library = ""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.startswith(OURS):
+            return Owner(name.removeprefix(OURS), frame.f_code.co_qualname, library)
+        if name == RUNNER:
+            break
+        library = library or _library(name)
+        frame = frame.f_back
+    return Owner(LOOP, "", library)
+
+
+def _library(module: str) -> str:
+    """Return a module's library. A named tuple's methods have a module of their own, named after the tuple."""
+    return "collections" if module.startswith("namedtuple_") else module.partition(".")[0]
+
+
+def package_of(module: str) -> str:
+    """Return the package of PARTS that a module belongs to, or OTHER."""
+    fitting = [package for package in PARTS if f"{module}.".startswith(f"{package}.")]
+    return max(fitting, key=len, default=OTHER)
+
+
+def packages(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytecodes of a like by package, in the order of PARTS; libraries count for their caller."""
+    found: Counter[str] = Counter()
+    for place, count in counts.items():
+        found[package_of(place.partition("|")[0])] += count
+    return {package: found[package] for package in (*PARTS, OTHER) if found[package]}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the budget for people."""
+    found, cost = result["bytecodes"], result["instructions"]
+    total = sum(found["counts"].values())
+    lines = ["| Part | Package | Bytecodes | Share |", "|---|---|--:|--:|"]
+    for package, count in packages(found["counts"]).items():
+        shown = "" if package in {LOOP, OTHER} else f"`{package}`"
+        lines.append(f"| {PARTS.get(package, 'Everything else')} | {shown} | {count:,} | {count / total:.0%} |")
+    lines += [
+        f"| **A like** | | **{total:,}** | |",
         "",
-        f"{made_at[:10]}, commit {commit}, one core of a {described['cpu']}; {plain.connections} connections,",
-        f"{plain.rate:,.0f} likes/s. {system:.0%} of it is the system's own: sockets, and the disk. A like is",
-        f"{_calls(found):.0f} calls of functions, Python's own included.",
+        f"A like is {total:,} bytecodes in {found['frames']:,} frames, and {cost['middle'] / 1000:,.0f} thousand",
+        f"machine instructions (spread {cost['spread']:.1%}) net of background work. {result['made_at'][:10]},",
+        f"commit {result['commit']}, Python {result['machine']['python']}.",
     ]
     return "\n".join(lines)
-
-
-def _calls(found: Mapping[str, Any]) -> float:
-    return float(sum(found["calls"].values()) / max(1, found["counted"].requests))

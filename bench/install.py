@@ -25,11 +25,20 @@ def everything() -> None:
         RuntimeError: there is no wrk, or no nginx to stand in X's place.
     """
     programs()
-    for program in ("wrk", "nginx"):
-        if shutil.which(program) is None:
-            raise RuntimeError(f"The benchmark needs {program}. On Debian and Ubuntu: apt-get install {program}")
+    require("wrk", "nginx")
     _python()
     _node()
+
+
+def require(*programs: str) -> None:
+    """Check that these programs are installed, each from the package of its name.
+
+    Raises:
+        RuntimeError: some are not; it states how to install them.
+    """
+    missing = " ".join(program for program in programs if shutil.which(program) is None)
+    if missing:
+        raise RuntimeError(f"The benchmark needs {missing}. On Debian and Ubuntu: sudo apt-get install {missing}")
 
 
 def programs() -> None:

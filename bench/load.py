@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 PATH = "/apis/v1/twitter/like_twitter"
 SCRIPT = Path(__file__).parent / "peers" / "like.lua"
 TIMEOUT_S = 20
+CALLER_S = 120.0
+BODY = b'{"tweet_id":"1346889436626259968"}'
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +103,37 @@ class Load:
             )
         told: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
         return told
+
+
+class Caller:
+    """One connection with one key that sends likes one at a time, each in one piece, for a server that is counted."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), CALLER_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+        self._request = head.encode() + BODY
+
+    def send(self) -> None:
+        """Send a like."""
+        self._socket.sendall(self._request)
+
+    def receive(self) -> None:
+        """Read the answer to the last like.
+
+        Raises:
+            RuntimeError: the like was refused, or the connection was closed.
+        """
+        read = b""
+        while not (found := _LENGTH.search(read)) or len(read.partition(b"\r\n\r\n")[2]) < int(found[1]):
+            piece = self._socket.recv(1 << 16)
+            read += piece
+            if not piece:
+                break
+        if not read.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"a like was refused: {read.decode(errors='replace')}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()

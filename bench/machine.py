@@ -103,13 +103,13 @@ def start(
     return Process(name, running, log, port)
 
 
-def answering(process: Process, ready: Callable[[], bool] | None = None) -> None:
+def answering(process: Process, ready: Callable[[], bool] | None = None, longest_s: float = START_S) -> None:
     """Wait until a process is ready: as it says itself, or else listens on its port.
 
     Raises:
         RuntimeError: it ended, or was not ready in time.
     """
-    ends_at = time.monotonic() + START_S
+    ends_at = time.monotonic() + longest_s
     while time.monotonic() < ends_at:
         if process.running.poll() is not None:
             raise RuntimeError(f"{process.name} ended at its start; see {process.log.name}")

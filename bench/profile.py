@@ -1,28 +1,25 @@
-"""`python -m bench.profile`: where the microseconds of a like go: user and system, threads, modules, functions.
+"""`python -m bench.profile`: the microseconds of a like: user and system, by thread, module and function.
 
 A timer on the process's CPU interrupts the main thread every millisecond of work; what the thread has used since the
-last time is booked on the innermost function of ours that is running, with what it calls. System calls and C code are
-booked on their caller; reading a socket, on the first of ours to run after it. Then all calls are counted: their
-number does not depend on what else the machine does.
+last time is booked on the innermost function of Birdwire that is running, with what it calls. System calls and C code
+are booked on their caller; reading a socket, on the first function of Birdwire to run after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import cProfile
 import json
-import os
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import budget, contenders, engines, install, machine, report, seed
+from bench import contenders, engines, install, seed
+from bench.budget import owner
 from bench.load import Load
 from bench.machine import LOAD_CORE, TICK_S, answering, free_port, start
 
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 WORK = HERE / ".work"
 EVERY_S = 0.001
-LOOP = "cli.servers"
-OURS = f"{os.sep}birdwire{os.sep}"
 
 
 class Sampler:
@@ -58,65 +53,25 @@ class Sampler:
 
     def _sample(self, _number: int, frame: FrameType | None) -> None:
         now_s = time.thread_time()
-        self.booked[_place(frame)] += now_s - self._last_s  # type: ignore[assignment]
+        self.booked["|".join(owner(frame))] += now_s - self._last_s  # type: ignore[assignment]
         self._last_s = time.thread_time()
 
 
-def _place(frame: FrameType | None) -> str:
-    """`module|function|library`: the innermost frame of ours, and the package that it has called into, if any."""
-    library = ""
-    while frame is not None:
-        code = frame.f_code
-        _, ours, path = code.co_filename.rpartition(OURS)
-        if ours:
-            name = path.removesuffix(".py").replace(os.sep, ".")
-            if name == LOOP and code.co_name == "run":
-                break
-            return f"{name}|{code.co_qualname}|{library}"
-        library = library or _package(code.co_filename)
-        frame = frame.f_back
-    return f"(loop and greenlets)||{library or 'uvloop'}"
-
-
-def _package(path: str) -> str:
-    _, installed, rest = path.rpartition(f"site-packages{os.sep}")
-    return rest.partition(os.sep)[0].removesuffix(".py") if installed else Path(path).stem
-
-
 def serve(out: Path) -> None:
-    """Be `birdwire serve`. Each SIGUSR1 is the next step: sample; count calls instead; write both to `out`."""
+    """Be `birdwire serve`. The first SIGUSR1 starts the sampler; the second writes its figures to `out`."""
     from birdwire.cli import main  # noqa: PLC0415 - in the measured process alone
 
-    sampler, counter = Sampler(), cProfile.Profile()
-
-    def count() -> None:
-        sampler.end()
-        counter.enable()
+    sampler = Sampler()
 
     def write() -> None:
-        counter.disable()
-        out.with_suffix(".part").write_text(json.dumps({"booked": sampler.booked, "calls": _counted(counter)}))
+        sampler.end()
+        out.with_suffix(".part").write_text(json.dumps({"booked": sampler.booked}))
         out.with_suffix(".part").rename(out)
 
-    steps = iter((sampler.begin, count, write))
+    steps = iter((sampler.begin, write))
     signal.signal(signal.SIGUSR1, lambda *_: next(steps)())
     sys.argv = ["birdwire", "serve"]
     main()
-
-
-def _counted(counter: cProfile.Profile) -> dict[str, int]:
-    """How often each function ran; a coroutine counts each time that it goes on."""
-    calls: Counter[str] = Counter()
-    for entry in counter.getstats():
-        code = entry.code
-        if isinstance(code, str):
-            name = code
-        else:
-            _, ours, path = code.co_filename.rpartition(OURS)
-            place = path.removesuffix(".py").replace(os.sep, ".") if ours else _package(code.co_filename)
-            name = f"{place}.{code.co_qualname}"
-        calls[name] += entry.callcount
-    return dict(calls)
 
 
 def threads(process: Process) -> dict[str, tuple[float, float]]:
@@ -164,13 +119,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sampled = load.run(process, 2, options.connections)
         process.running.send_signal(signal.SIGUSR1)
         after = threads(process)
-        counted = load.run(process, 3, options.connections)
-        process.running.send_signal(signal.SIGUSR1)
         answering(process, out.exists)
         return {
             "plain": plain,
             "sampled": sampled,
-            "counted": counted,
             "threads": {name: _less(used, before.get(name, (0.0, 0.0))) for name, used in after.items()},
             **json.loads(out.read_text()),
         }
@@ -204,9 +156,6 @@ def told(found: dict[str, Any], most: int) -> str:
     for title, booked in (("module, with what it calls", modules), ("function > library", functions)):
         lines += ["", f"{title:<76}{'us':>8}"]
         lines += [f"{name:<76}{seconds / likes * 1e6:>8.1f}" for name, seconds in booked.most_common(most)]
-    calls = {name: count / found["counted"].requests for name, count in found["calls"].items()}
-    lines += ["", f"{'function, of ' + format(sum(calls.values()), '.0f') + ' calls for a like':<76}{'calls':>8}"]
-    lines += [f"{name:<76}{count:>8.1f}" for name, count in Counter(calls).most_common(most)]
     return "\n".join(lines)
 
 
@@ -218,20 +167,13 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40, help="rows of a table (default: 40)")
     parser.add_argument("--postgres", action="store_true", help="on PostgreSQL and Redis")
     parser.add_argument("--tls", action="store_true", help="TLS to X")
-    parser.add_argument("--docs", action="store_true", help="also renew the budget in docs/design.md")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return
     install.programs()
-    found = measure(options)
-    print(told(found, options.most))
-    made_at, commit = datetime.now(UTC).isoformat(), machine.output(["git", "rev-parse", "--short", "HEAD"])
-    table = budget.table(found, machine.described(), made_at, commit)
-    print(f"\n{table}")
-    if options.docs:
-        report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, table)
+    print(told(measure(options), options.most))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, li
 from ulid import ULID
 
 from birdwire.app import create_app, open_vault
-from birdwire.keys.registry import MAX_RPM, mint
+from birdwire.keys.rules import MAX_RPM
+from birdwire.keys.secrets import mint
 from birdwire.settings import Settings
 from birdwire.store.encryption.vault import Place
 from birdwire.store.tables.api_keys import api_keys, api_secrets
@@ -74,8 +75,8 @@ async def link(environment: dict[str, str], keys: Sequence[str], *, linked: bool
             key, _ = await gateway.keys.create("test", f"bench {number}", "enterprise", MAX_RPM, raw_key)
             if not linked:
                 continue
-            row, _ = await gateway.sessions.keep(key.key_id, tokens, SCOPES, None)
-            await gateway.sessions.name(row["session_id"], str(int(USER_ID) + number), f"bench_{number}")
+            row, _ = await gateway.links.store_pending(key.key_id, tokens, SCOPES, None)
+            await gateway.links.name(row.session_id, str(int(USER_ID) + number), f"bench_{number}")
 
 
 def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:

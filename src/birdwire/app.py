@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
-from birdwire.accounts.acts import ActLog
-from birdwire.accounts.client import AccountClients
-from birdwire.accounts.endpoints import Confirm, LinkEndpoints
-from birdwire.accounts.linking import AuthTwitter, LinkStarts
+from birdwire.accounts.bodies import AuthTwitter, Confirm
+from birdwire.accounts.callbacks import Callbacks
+from birdwire.accounts.client import AccountClients, RetryBudget
+from birdwire.accounts.endpoints import LinkEndpoints
+from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
+from birdwire.accounts.links import Links
 from birdwire.accounts.pages import Pages
+from birdwire.accounts.refresh import Refresher
 from birdwire.accounts.sessions import Sessions
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty
@@ -31,12 +34,16 @@ from birdwire.gateway.refusal_details import RefusalDetails
 from birdwire.gateway.upload_limits import UploadLimits
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
-from birdwire.keys.rate_limit import LocalRateLimit, SharedRateLimit
-from birdwire.keys.registry import LINK, UNLINK, Keys
+from birdwire.keys.rate_limit import LocalRateLimit
+from birdwire.keys.redis_rate_limit import SharedRateLimit
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import LINK, UNLINK
+from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
-from birdwire.outcomes.leases import BEAT_EVERY_S, ProcessLeases
+from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
+from birdwire.outcomes.report import OutcomeReports
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
@@ -59,7 +66,7 @@ from birdwire.x.client.auth_server import AuthServer
 from birdwire.x.client.pool import ConnectionPool
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
-from birdwire.x.limits.rate_windows import EXCHANGE_EVERY_S, RateWindows
+from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
 from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
@@ -109,9 +116,10 @@ class Gateway:
     metrics_app: Starlette
     routes: list[Route]
     keys: Keys
+    links: Links
     sessions: Sessions
-    lines: AccountClients
-    capabilities: Capabilities
+    clients: AccountClients
+    order: WriteOrder
     health: Health
     room: ConnectionBudget
     reconciler: Reconciler
@@ -174,7 +182,7 @@ def open_vault(settings: Settings) -> Vault:
     if settings.vault_key_file is not None:
         return Vault(read_key_file(settings.vault_key_file), *others)
     raise VaultError(
-        "There is no vault key: make one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
+        "No vault key is set. Create one with `birdwire vault create FILE` and set BIRDWIRE_VAULT_KEY_FILE."
     )
 
 
@@ -227,53 +235,37 @@ def create_app(
     once = Idempotency(database, vault, journal, presence, clock)
     capabilities = Capabilities(database, clock, settings.x_client_id)
     confirm = settings.link_mode == "confirm"
-    sessions = Sessions(
-        database, vault, authserver, clock, telemetry, settings.issuer, failpoints, recall, lookups, confirm=confirm
+    links = Links(database, vault, authserver, recall, lookups, clock, telemetry, settings.issuer, confirm=confirm)
+    refresher = Refresher(
+        database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
+    sessions = Sessions(links, refresher, recall, clock, x.me)
     log_of_acts = ActLog(database, recall, telemetry)
     health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
     ledger = RateWindows(database, clock, settings.x_client_id)
-    authorizations = LinkStarts(settings, database, vault, clock)
-    oauth = LinkEndpoints(
-        settings,
-        database,
-        vault,
-        authorizations,
-        authserver,
-        x,
-        sessions,
-        keys,
-        capabilities,
-        ledger,
-        clock,
-        failpoints,
-        lookups,
+    requests, callbacks = (
+        AuthorizationRequests(settings, database, vault, clock),
+        Callbacks[Linked](database, lookups, clock),
     )
+    linking = Linking(settings, requests, callbacks, authserver, links, sessions, keys, clock, failpoints)
+    oauth = LinkEndpoints(requests, linking, links, capabilities, ledger, clock)
     limits = allowances(settings, clock, telemetry)
-    lines = AccountClients(
-        sessions,
-        x,
-        ledger,
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
-        clock,
-        settings.x_deadline_s,
-        telemetry.metrics,
-    )
-    reconciler = Reconciler(database, journal, presence, lines, clock, telemetry)
+    breaker, order = CircuitBreaker(clock, telemetry), WriteOrder()
+    clients = AccountClients(sessions, x, ledger, breaker, RetryBudget(), clock, settings.x_deadline_s)
+    reconciler = Reconciler(database, journal, presence, sessions, x, clients, clock, telemetry)
     lanes, uploads = concurrency(settings, telemetry.metrics)
     gate = Pipeline(
         keys,
         limits,
-        oauth,
         sessions,
         recall,
-        lines,
+        clients,
+        ledger,
+        order,
         LookupRunner(clock),
         capabilities,
         journal,
         once,
-        presence,
         Prices.load(),
         RefusalDetails(journal, x, clock),
         lanes["calls"],
@@ -290,31 +282,30 @@ def create_app(
 
     chores = BackgroundTasks(
         telemetry,
-        ("sweep", SWEEP_EVERY_S, sessions.sweep),
+        ("sweep", SWEEP_EVERY_S, links.sweep),
         ("health", 0.0, health.beat),
-        ("presence", BEAT_EVERY_S, presence.beat),
+        ("presence", RENEW_EVERY_S, presence.renew),
         ("journal", 1.0, journal.flush),
         ("reconcile", 1.0, reconciler.round),
-        ("ledger", EXCHANGE_EVERY_S, ledger.exchange),
+        ("ledger", SYNC_INTERVAL_S, ledger.sync),
         ("idempotency", TIDY_EVERY_S, once.tidy),
         ("acts", ACTS_EVERY_S, log_of_acts.round),
         ("purge", TIDY_EVERY_S, partial(journal.purge, timedelta(days=settings.journal_days))),
         expected=StorageDownError,
     )
 
-    work: tuple[Part, ...] = (chores, lookups, oauth, sessions, journal, log_of_acts, presence)
+    work: tuple[Part, ...] = (chores, lookups, callbacks, sessions, links, journal, log_of_acts, presence)
     closing = (*work, *upstreams.values(), limits, ledger, database)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await prepare(
-            database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=partial(resealed, telemetry)
-        )
+        progress = partial(resealed, telemetry)
+        await prepare(database, vault, clock, upgrade=upgrade, failpoints=failpoints, progress=progress)
         await log_of_acts.start()
         await presence.start(alone=alone)
         await reconciler.recover()
         await limits.start()
-        await ledger.exchange()
+        await ledger.sync()
         chores.start()
         try:
             yield
@@ -324,12 +315,25 @@ def create_app(
             telemetry.flush()
 
     watch(telemetry.metrics, upstreams, lanes, uploads, limits, journal)
-    every = routes(gate, oauth, journal, Pages(oauth, settings.base_url), health, telemetry.metrics, settings)
+    clients.watch(telemetry.metrics)
+    every = routes(gate, oauth, journal, Pages(linking, settings.base_url), health, telemetry.metrics, settings)
     app = asgi.create(every, lifespan=lifespan, telemetry=telemetry)
     quiet = Telemetry(log, clock, "warning")  # a look at the metrics is no traffic
     metrics_app = asgi.create([metrics_route(telemetry.metrics, settings)], telemetry=quiet)
     return Gateway(
-        app, metrics_app, every, keys, sessions, lines, capabilities, health, room, reconciler, telemetry, settings
+        app,
+        metrics_app,
+        every,
+        keys,
+        links,
+        sessions,
+        clients,
+        order,
+        health,
+        room,
+        reconciler,
+        telemetry,
+        settings,
     )
 
 
@@ -475,7 +479,7 @@ def routes(
         key_route("POST", "unlink_twitter", oauth.unlink, Empty, UNLINK),
         key_route("GET", "auth/status", oauth.status, Empty),
         key_route("POST", "auth/confirm", oauth.confirm, Confirm, LINK),
-        key_route("GET", "requests/{request_id}", journal.request, Empty),
+        key_route("GET", "requests/{request_id}", OutcomeReports(journal).request, Empty),
     ]
     if settings.relay_dialect:
         own = [replace(route, path=path) for route in own for path in relay_dialect.aliases(route.path)]

@@ -64,77 +64,83 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8700, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    port: int = Field(8700, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
     public_url: str = Field(
         "",
-        description="Public address of this gateway, such as https://birdwire.example.com; "
-        "the callback URL is built from it. Default: http://HOST:PORT.",
+        description="Public URL of this gateway, such as https://birdwire.example.com. "
+        "The callback URL is derived from it. Default: http://HOST:PORT.",
     )
     database_url: str = Field(
         "sqlite:///birdwire.db",
         repr=False,
-        description="The database: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST:PORT/NAME "
-        "to run several gateways.",
+        description="Database URL: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST:PORT/NAME "
+        "if several gateways share the database.",
     )
     redis_url: SecretStr | None = Field(
         None,
-        description="Redis or Valkey in which several gateways count calls together: redis://HOST:PORT/DATABASE, or "
-        "rediss:// for TLS.",
+        description="URL of the Redis or Valkey server in which several gateways share their rate limits: "
+        "redis://HOST:PORT/DATABASE, or rediss:// for TLS.",
     )
     vault_key_file: Path | None = Field(
         None,
         description="File with the vault key: 32 bytes in base64, not readable by others. "
-        "`birdwire vault create FILE` makes one.",
+        "`birdwire vault create FILE` creates one.",
     )
-    vault_key: SecretStr | None = Field(None, description="The vault key itself, if it cannot be a file.")
+    vault_key: SecretStr | None = Field(
+        None, description="The vault key itself, for deployments that cannot use a file."
+    )
     vault_other_key_files: str = Field(
         "",
-        description="Files with older vault keys, separated by commas: they decrypt but do not encrypt. Used while "
-        "one vault key replaces another.",
+        description="Comma-separated files with older vault keys, which decrypt but do not encrypt. Used while one "
+        "vault key replaces another.",
     )
     x_client_id: str = Field("", description="The OAuth 2.0 client id of your X app.")
     x_client_secret: SecretStr | None = Field(
-        None, description="The client secret of your X app; leave it out if the app is a public client."
+        None, description="The client secret of your X app. Omit it if the app is a public client."
     )
-    x_api_url: str = Field("https://api.x.com", description="X's API. A loopback address counts as the sandbox.")
-    x_authorize_url: str = Field("https://x.com/i/oauth2/authorize", description="X's consent page.")
+    x_api_url: str = Field(
+        "https://api.x.com", description="Base URL of X's API. A loopback address counts as the sandbox."
+    )
+    x_authorize_url: str = Field("https://x.com/i/oauth2/authorize", description="URL of X's consent page.")
     x_proxy: SecretStr | None = Field(
         None,
-        description="HTTP proxy on the way to X, such as http://proxy.example.com:3128. "
-        "The environment's proxy variables are not read.",
+        description="HTTP proxy for calls to X, such as http://proxy.example.com:3128. "
+        "The environment's proxy variables are ignored.",
     )
     x_connections: int = Field(100, ge=1, le=10_000, description="Maximum number of connections to X.")
     x_deadline_s: float = Field(15.0, gt=0, le=120, description="Maximum duration of one call to X, in seconds.")
     link_mode: Literal["open", "confirm"] = Field(
         "open",
-        description="How an account is linked. open: by the approval of the person who opens the auth_url; "
-        "confirm: only once the key's holder has confirmed the account, too.",
+        description="When a link becomes active. open: as soon as the person with the auth_url approves it at X; "
+        "confirm: once the key's holder has also confirmed the account.",
     )
     extra_scopes: str = Field(
         "",
-        description="X scopes that callers may ask for in addition to those that the operations need, separated by "
-        "commas, such as dm.read,dm.write.",
+        description="Comma-separated X scopes that callers may request in addition to those that the operations need, "
+        "such as dm.read,dm.write.",
     )
     relay_dialect: bool = Field(
         default=True,
-        description="Whether older clients are served: key in the body, their spellings, envelope and paths.",
+        description="Whether to support the relay dialect of older clients: API key in the body, other field names, "
+        "response envelope and paths.",
     )
     reads: str = Field(
         ",".join(LOOK_UPS),
-        description="The look-ups that are offered, separated by commas; X bills each call.",
+        description="Comma-separated look-ups that this gateway offers. X bills each call.",
     )
     trusted_proxies: str = Field(
         "",
-        description="Addresses or networks of the proxies in front whose X-Forwarded-For is trusted, separated by "
-        "commas.",
+        description="Comma-separated addresses or networks of the reverse proxies whose X-Forwarded-For header is "
+        "trusted.",
     )
-    hosts: str = Field("", description="Host names that requests may be sent to, separated by commas; empty: any.")
+    hosts: str = Field("", description="Comma-separated host names that requests may be sent to. Default: any.")
     max_connections: int = Field(1_000, ge=1, le=100_000, description="Maximum number of connections from callers.")
     max_connections_each: int = Field(
         200,
         ge=1,
         le=100_000,
-        description="Maximum number of connections from one address; trusted proxies and loopback are not limited.",
+        description="Maximum number of connections from one address. Trusted proxies and loopback addresses are "
+        "exempt.",
     )
     max_calls: int = Field(200, ge=1, le=100_000, description="Maximum number of calls that run concurrently.")
     max_calls_each: int = Field(
@@ -147,7 +153,8 @@ class Settings(BaseModel):
         90,
         ge=0,
         le=100_000,
-        description="Calls of one key that may wait in addition to its max_calls_each; more are refused with 429.",
+        description="Maximum number of calls of one key that wait to run, in addition to its max_calls_each. Further "
+        "calls are refused with 429.",
     )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Maximum size of a JSON body, in bytes.")
     max_post_bytes: int = Field(
@@ -161,43 +168,47 @@ class Settings(BaseModel):
     )
     max_uploads: int = Field(8, ge=1, le=1_000, description="Maximum number of concurrent calls with files.")
     max_uploads_each: int = Field(
-        2, ge=1, le=1_000, description="Maximum number of concurrent calls with files of one key."
+        2, ge=1, le=1_000, description="Maximum number of concurrent calls with files per key."
     )
     max_spooled_bytes: int = Field(
         256 << 20,
         ge=1 << 20,
         le=1 << 40,
-        description="Total size of uploads in progress at most; the folder for temporary files needs as much space.",
+        description="Maximum total size of uploads in progress, in bytes. The folder for temporary files needs this "
+        "much space.",
     )
     upload_deadline_s: float = Field(
-        120.0, gt=0, le=3_600, description="Time in which an upload must arrive, in seconds."
+        120.0, gt=0, le=3_600, description="Maximum time to receive an upload, in seconds."
     )
     request_deadline_s: float = Field(
-        10.0, gt=0, le=120, description="Time in which a request's head, and then its body, must arrive, in seconds."
+        10.0, gt=0, le=120, description="Maximum time to receive a request's headers, and then its body, in seconds."
     )
     drain_notice_s: float = Field(
         2.0,
         ge=0,
         le=60,
-        description="Seconds from the signal to shut down, which turns /readyz red, until the gateway stops listening.",
+        description="Seconds from the shutdown signal, after which /readyz returns 503, until the gateway stops "
+        "listening.",
     )
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Port on which /metrics is answered; 0 takes any free one. Default: none."
+        None, ge=0, le=65535, description="Port that serves /metrics; 0 selects a free one. Default: none."
     )
-    metrics_host: str = Field("127.0.0.1", description="Address on which the metrics port listens.")
+    metrics_host: str = Field("127.0.0.1", description="Address that the metrics port listens on.")
     metrics_token: SecretStr | None = Field(
         None,
         min_length=16,
-        description="Bearer token that protects /metrics; without a metrics_port, /metrics is on the main port.",
+        description="Bearer token that protects /metrics. Without a metrics_port, the main port serves /metrics.",
     )
-    journal_days: int = Field(90, ge=2, le=36_500, description="Days for which the journal of writes is kept.")
+    journal_days: int = Field(
+        90, ge=2, le=36_500, description="Number of days for which the journal of writes is kept."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged to standard error."
+        "info", description="Minimum level of the messages that are logged to standard error."
     )
 
     failpoints: str = Field(
         "",
-        description="For tests towards the sandbox: where this process is to end, fail or wait.",
+        description="For tests with the sandbox: points at which this process is killed, fails or waits.",
     )
 
     @field_validator("x_client_secret")
@@ -243,7 +254,7 @@ class Settings(BaseModel):
 
     def _failpoint_faults(self) -> Faults:
         if self.failpoints and self.issuer != "sandbox":
-            return [("failpoints", "failpoints are for the sandbox, and x_api_url is none")]
+            return [("failpoints", "failpoints require the sandbox, but x_api_url is not a loopback address")]
         try:
             Failpoints(self.failpoints)
         except ValueError as error:
@@ -258,18 +269,18 @@ class Settings(BaseModel):
                 continue
             parts = _split(url)
             if parts is None or parts.query or parts.fragment or parts.username:
-                faults.append((name, f"{name} must be an http(s) URL without query or user"))
+                faults.append((name, f"{name} must be an http or https URL without a query or user name"))
             elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-                faults.append((name, f"{name} must be https, since it is not on this machine"))
+                faults.append((name, f"{name} must use https, because its host is not a loopback address"))
         public = _split(self.public_url)
         if public is not None and public.path not in ("", "/"):
-            faults.append(("public_url", "public_url must be without a path"))
+            faults.append(("public_url", "public_url must not have a path"))
         return faults
 
     def _host_faults(self) -> Faults:
         hosts = [host.lower() for host in listed(self.hosts)]
         faults = [
-            ("hosts", f"hosts contains {host}, which is not a host name without scheme, port and path")
+            ("hosts", f"hosts contains {host}, which is not a host name without scheme, port or path")
             for host in hosts
             if not _is_host(host)
         ]
@@ -278,8 +289,8 @@ class Settings(BaseModel):
             name = public.hostname or ""
             name = f"[{name}]" if ":" in name else name
             if name not in hosts:
-                consequence = "X's redirect there would be refused; add it, or correct public_url"
-                faults.append(("hosts", f"hosts does not contain {name}, where the callback is: {consequence}"))
+                consequence = "X's redirect would be refused; add it, or correct public_url"
+                faults.append(("hosts", f"hosts does not contain {name}, the host of the callback URL: {consequence}"))
         return faults
 
     @property
@@ -451,6 +462,6 @@ def _sentence(error: ErrorDetails) -> str:
         return f"{name} must have at least {error['ctx']['min_length']} characters."
     if error["type"] == "extra_forbidden":
         meant = difflib.get_close_matches(place, Settings.model_fields, 1)
-        hint = f"do you mean {PREFIX}{meant[0].upper()}?" if meant else "`birdwire check --help` lists them."
+        hint = f"did you mean {PREFIX}{meant[0].upper()}?" if meant else "`birdwire check --help` lists them."
         return f"{name} is not a setting; {hint}"
     return f"{name}: {error['msg']}."

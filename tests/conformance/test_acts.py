@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from birdwire.accounts.acts import ActLog
 from birdwire.keys.cache import KeyCache
+from birdwire.outcomes.acts import ActLog
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
@@ -123,8 +123,8 @@ async def test_more_acts_than_one_round_reads_are_all_logged(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next rounds go on where it stopped."""
-    monkeypatch.setattr("birdwire.accounts.acts.MAX_READ", 7)
-    monkeypatch.setattr("birdwire.accounts.acts.OVERLAP", 3)
+    monkeypatch.setattr("birdwire.outcomes.acts.MAX_READ", 7)
+    monkeypatch.setattr("birdwire.outcomes.acts.OVERLAP", 3)
     async with opened(database_url) as database:
         listener = Listener(database)
         await listener.acts.start()
@@ -164,4 +164,4 @@ async def test_the_database_refuses_to_change_an_act(database_url: str, engine: 
             await act(connection, "next")
         async with database.read() as connection:
             rows = await acts.listed(connection, None, None, 10)
-        assert [(row["subject"], row["who"]) for row in rows] == [("next", BY.who), ("kept", BY.who)]
+        assert [(row.subject, row.who) for row in rows] == [("next", BY.who), ("kept", BY.who)]

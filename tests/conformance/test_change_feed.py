@@ -90,7 +90,7 @@ async def told(database: Database) -> object:
 CHANGES: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
     "a key's limit": lambda connection: api_keys.change(connection, KEY, {"rpm": 7}),
     "a key's end": lambda connection: api_keys.revoke(connection, KEY, NOW),
-    "a secret's end": lambda connection: api_keys.let_secret_die(connection, b"1", NOW),
+    "a secret's end": lambda connection: api_keys.expire_secret(connection, b"1", NOW),
     "a new secret": lambda connection: api_keys.add_secret(
         connection, {"secret_hash": b"2", "key_id": KEY, "hint": "", "created_at": NOW}
     ),

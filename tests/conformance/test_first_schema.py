@@ -99,7 +99,7 @@ async def test_every_pair_of_tokens_opens(database: Database, vault: Vault) -> N
     pairs = SealedTokens(vault, first_schema.clock())
     async with database.read() as connection:
         rows = await x_sessions.list_all(connection)
-    assert sorted(row["state"] for row in rows) == ["active"] * 7 + ["needs_relink"] + ["pending"] * 3
+    assert sorted(row.state for row in rows) == ["active"] * 7 + ["needs_relink"] + ["pending"] * 3
     assert all(pairs.open(row, "access") and pairs.open(row, "refresh") for row in rows)
 
 
@@ -107,12 +107,12 @@ async def test_links_end_a_day_after_their_keys(database: Database) -> None:
     """Links of keys that never expire keep the end that they had, if any."""
     async with database.read() as connection:
         rows = await x_sessions.list_all(connection)
-        expiries = {row["key_id"]: row["expires_at"] for row in await store_keys.list_all(connection)}
+        expiries = {row.key_id: row.expires_at for row in await store_keys.list_all(connection)}
     labels = {key["key_id"]: label for label, key in first_schema.KEYS.items()}
     after = {
-        labels[row["key_id"]]: row["over_at"] - (expiries[row["key_id"]] or row["created_at"])
+        labels[row.key_id]: row.over_at - (expiries[row.key_id] or row.created_at)
         for row in rows
-        if row["over_at"] is not None
+        if row.over_at is not None
     }
     assert after == {
         "every rule": timedelta(days=1),
@@ -157,7 +157,7 @@ async def test_an_older_pair_does_not_open_once_all_are_resealed(old: Database, 
         [row, *_] = await x_sessions.list_all(connection)
     await prepare(old, vault, clock, upgrade=False)
     async with old.write() as connection:
-        await x_sessions.change(connection, row["session_id"], row["gen"], {"access_ct": row["access_ct"]})
+        await x_sessions.change(connection, row.session_id, row.gen, {"access_ct": row.access_ct})
     await prepare(old, vault, clock, upgrade=False)
     assert await pairs_of(old, vault) == (21, 1)
 
@@ -167,8 +167,8 @@ async def test_a_pair_that_cannot_be_opened_does_not_block_the_start(old: Databa
     await old.prepare(upgrade=True)
     async with old.write() as connection:
         [row, *_] = await x_sessions.list_all(connection)
-        damaged = row["access_ct"][:-1] + bytes([row["access_ct"][-1] ^ 1])
-        await x_sessions.change(connection, row["session_id"], row["gen"], {"access_ct": damaged})
+        damaged = row.access_ct[:-1] + bytes([row.access_ct[-1] ^ 1])
+        await x_sessions.change(connection, row.session_id, row.gen, {"access_ct": damaged})
     told: list[tuple[int, int]] = []
     await prepare(old, vault, first_schema.clock(), upgrade=False, progress=lambda *counts: told.append(counts))
     assert (told[-1], await pairs_of(old, vault)) == ((21, 1), (21, 1))
@@ -199,7 +199,7 @@ async def test_acts_are_recorded_from_now_on_and_kept(database: Database) -> Non
                 await connection.execute(text(change))
     async with database.read() as connection:
         [row] = await acts.listed(connection, key_id, None, 10)
-    assert (row["who"], row["act"], row["after"]) == ("ada", "key.changed", {"rpm": 7})
+    assert (row.who, row.act, row.after) == ("ada", "key.changed", {"rpm": 7})
 
 
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
@@ -208,16 +208,16 @@ async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:
     journal = Journal(database, vault, ProcessLeases(database, clock), clock, Telemetry(io.StringIO(), clock))
     async with database.read() as connection:
         rows = await listed(connection, {}, None, 100_000)
-    states = [row["state"] for row in rows]
+    states = [row.state for row in rows]
     assert {state: states.count(state) for state in states} == {
         "confirmed": 6_953,
         "refused": 3_035,
         "not_sent": 3,
         "unknown": 10,
     }
-    sealed = [row for row in rows if row["words_ct"] is not None]
+    sealed = [row for row in rows if row.words_ct is not None]
     assert len(sealed) > 900
-    assert all(journal.words(row) for row in sealed)
+    assert all(journal.unseal(row) for row in sealed)
 
 
 async def test_every_sealed_value_is_of_the_one_vault_key(database: Database, vault: Vault) -> None:

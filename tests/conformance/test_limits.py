@@ -13,7 +13,8 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdwire.keys.rate_limit import WINDOW_S, Allowance, LocalRateLimit, RateLimit, SharedRateLimit, failures_from
+from birdwire.keys.rate_limit import WINDOW_S, Allowance, LocalRateLimit, RateLimit, failures_from
+from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.runtime.telemetry import Telemetry
 from harness.gateway import MovableClock
 

@@ -16,9 +16,10 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from birdwire.api.errors import GatewayError
+from birdwire.api.messages import Answer
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.idempotency import Idempotency, Named
-from birdwire.outcomes.journal import MOST_WAITING, Entry, Journal, Record
+from birdwire.outcomes.journal import MAX_WAITING, Entry, Journal, Record
 from birdwire.outcomes.leases import ProcessLeases
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
@@ -154,6 +155,45 @@ async def test_a_slow_process_does_not_send_a_call_that_another_took_over(both: 
         await second.once.hold(second.key_id, "req_2")
 
 
+@pytest.mark.parametrize(
+    ("error", "repeatable", "again"),
+    [
+        (None, False, "replayed"),
+        (GatewayError("tweet_not_found", outcome="refused", upstream={"status": 404}), False, "replayed"),
+        (GatewayError("x_window_15m", outcome="refused", upstream={"status": 429}), False, "released"),
+        (GatewayError("x_unreachable"), False, "released"),
+        (GatewayError("x_timeout", outcome="unknown"), True, "released"),
+        (GatewayError("x_timeout", outcome="unknown"), False, "unknown"),
+        (RuntimeError("a bug"), True, "released"),
+        (RuntimeError("a bug"), False, "unknown"),
+    ],
+    ids=["answered", "refused", "refused for now", "not sent", "unknown, repeatable", "unknown", "bug", "bug, post"],
+)
+async def test_the_end_of_an_attempt_decides_what_the_next_call_under_its_name_gets(
+    both: tuple[Process, Process],
+    error: Exception | None,
+    repeatable: bool,  # noqa: FBT001 - a parameter
+    again: str,
+) -> None:
+    """A final answer is replayed, a name that may be used again is released, and the rest is unknown."""
+    first, second = both
+    with contextlib.suppress(GatewayError, RuntimeError):
+        async with first.once.attempt(first.named("req_1", repeatable=repeatable)) as attempt:
+            assert attempt.replay is None
+            if not repeatable:
+                await first.record("req_1").begin()
+            if error is not None:
+                raise error
+            attempt.answer = Answer.of({"data": {"id": "7"}}, 201)
+    try:
+        async with second.once.attempt(second.named("req_2", repeatable=repeatable)) as attempt:
+            found = "released" if attempt.replay is None else "replayed"
+            attempt.answer = Answer.of({}, 200)
+    except GatewayError as refusal:
+        found = {"outcome_unknown": "unknown"}.get(refusal.reason, refusal.reason)
+    assert found == again
+
+
 async def test_one_of_fifty_concurrent_takeovers_wins(both: tuple[Process, Process]) -> None:
     """The others hear that it runs."""
     first, second = both
@@ -176,10 +216,10 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch(mode=0o600)
     database, clock, vault = Database(f"sqlite:///{tmp_path / 'empty.db'}"), MovableClock(), Vault(bytes(32))
     journal = a_journal(database, vault, clock)
-    like = [Entry(f"req_{number:05}", "key_1", "1", "like_twitter", "2", b"asked") for number in range(MOST_WAITING)]
+    like = [Entry(f"req_{number:05}", "key_1", "1", "like_twitter", "2", b"asked") for number in range(MAX_WAITING)]
     for entry in like:
         await journal.open(entry).confirmed(200, {"liked": True})
-    assert journal.waiting == MOST_WAITING
+    assert journal.waiting == MAX_WAITING
     with pytest.raises(GatewayError) as error:
         journal.open(like[0])
     assert (reason(error), error.value.outcome) == ("storage_unavailable", "not_sent")
@@ -190,7 +230,7 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     assert journal.waiting == 0
     found = await journal.find("req_00000")
     assert found is not None
-    assert (found["state"], found["data"]) == ("confirmed", {"liked": True})
+    assert (found.state, found.data) == ("confirmed", {"liked": True})
     await database.close()
 
 
@@ -226,7 +266,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> N
         await rename("away", "journal")
         await journal.flush()
         assert (journal.waiting, journal.refused) == (0, 3)
-        post = journal.open(Entry("req_222", "key_1", "1", "post_twitter", "", b"asked", sought="private words"))
+        post = journal.open(Entry("req_222", "key_1", "1", "post_twitter", "", b"asked", signature="private words"))
         await post.begin()
         with pytest.raises(GatewayError) as error:
             await post.confirmed(too_large, {"id": "7", "text": "private words"})
@@ -260,8 +300,8 @@ async def test_post_text_is_sealed_at_rest_and_returned_to_its_key(both: tuple[P
     await record.begin()
     await record.confirmed(201, {"id": "7", "text": "private words"})
     found: Any = await second.journal.find("req_1")
-    assert (found["data"], found["x_id"], found["cost_microusd"]) == ({"id": "7", "text": "private words"}, "7", 15_000)
-    assert b"private" not in found["words_ct"]
+    assert (found.data, found.x_id, found.cost_microusd) == ({"id": "7", "text": "private words"}, "7", 15_000)
+    assert b"private" not in found.words_ct
 
 
 async def test_nothing_is_sent_if_the_idempotency_key_cannot_be_checked(tmp_path: Path) -> None:

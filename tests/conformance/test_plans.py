@@ -24,6 +24,9 @@ from birdwire.store.tables import (
     vault_keys,
     x_sessions,
 )
+from birdwire.store.tables.idempotency import NameState
+from birdwire.store.tables.journal import State
+from harness.session_rows import session_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -39,8 +42,8 @@ NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
 SMALL = ("processes", "vault_keys", "alembic_version")
 """A row for each gateway that runs, for each vault key, for the schema."""
 
-NAME = {"key_id": "key_1", "name": "n", "request_id": "req_1", "state": "started"}
-OVER = {"session_id": "xs_1", "issuer": "x", "user_id": "1"}
+OVER = session_row(user_id="1")
+STARTED = NameState.STARTED
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
 
 STATEMENTS: dict[str, Work] = {
@@ -54,31 +57,31 @@ STATEMENTS: dict[str, Work] = {
     "a key is revoked or changed: its sessions": lambda c: x_sessions.end_with_key(c, "key_1"),
     "sweep: another link of the account": lambda c: x_sessions.shared(c, OVER, NOW),
     "a key is held": lambda c: api_keys.hold(c, "key_1"),
-    "start, reconcile: what was begun": lambda c: journal.hasten(c, NOW),
+    "start, reconcile: what was begun": lambda c: journal.expedite_started(c, NOW),
     "reconcile: what is due": lambda c: journal.due(c, NOW, 1_000),
     "reconcile: an account's": lambda c: journal.open_of(c, "1", 1_000),
-    "reconcile: an account's, now": lambda c: journal.hurry(c, "1", NOW),
+    "reconcile: an account's, now": lambda c: journal.expedite(c, "1", NOW),
     "reconcile: posts that are known": lambda c: journal.made(c, ["1", "2"]),
     "a refused edit: what is known of the post": lambda c: journal.of_post(c, "1", "2"),
-    "reconcile: a row": lambda c: journal.change(c, "req_1", {"looks": 1}, while_in=["unknown"]),
+    "reconcile: a row": lambda c: journal.change(c, "req_1", {"looks": 1}, while_in=State.UNKNOWN),
     "reconcile: an account's turn": lambda c: reconciliations.claim(c, "1", NOW, NOW),
     "reconcile: its end": lambda c: reconciliations.release(c, "1", NOW),
-    "reconcile: turns of long ago": lambda c: reconciliations.forget(c, NOW),
+    "reconcile: turns of long ago": lambda c: reconciliations.purge(c, NOW),
     "journal: a row that was begun": lambda c: journal.get(c, "req_1"),
     "purge": lambda c: journal.purge(c, "req_1", NOW, 500),
-    "names: of long ago": lambda c: idempotency.forget(c, NOW, 500),
+    "names: of long ago": lambda c: idempotency.purge(c, NOW, 500),
     "names: one that was found": lambda c: idempotency.find(c, "key_1", "n"),
-    "names: one that changes": lambda c: idempotency.change(c, NAME, PUT),
+    "names: one that changes": lambda c: idempotency.change(c, "key_1", "n", PUT, held_by="req_1", while_in=STARTED),
     "names: one that ends": lambda c: idempotency.settle(c, "key_1", "n", "req_1", PUT),
     "names: one that goes": lambda c: idempotency.remove(c, "key_1", "n", "req_1"),
     "names: whether one is held": lambda c: idempotency.holds(c, "key_1", "req_1"),
     "ledger: what others saw": lambda c: rate_windows.changed(c, "client", NOW, NOW, 1_000),
-    "ledger: windows that are over": lambda c: rate_windows.forget(c, NOW),
-    "presence": lambda c: processes.beat(c, "gw_1", NOW),
+    "ledger: windows that are over": lambda c: rate_windows.purge(c, NOW),
+    "presence": lambda c: processes.renew(c, "gw_1", NOW),
     "presence: whether one runs": lambda c: processes.alive(c, "gw_1", NOW),
-    "presence: of long ago": lambda c: processes.forget(c, NOW),
+    "presence: of long ago": lambda c: processes.purge(c, NOW),
     "start: the vault's keys": vault_keys.list_all,
-    "start: the only process": lambda c: processes.only(c, "gw_1"),
+    "start: the only process": lambda c: processes.remove_others(c, "gw_1"),
     "first call: a key": lambda c: api_keys.find(c, b"hash"),
     "first calls: several keys": lambda c: api_keys.find_all(c, [b"hash", b"hush"]),
     "first call: its session": lambda c: x_sessions.of_key(c, "key_1", "x"),
@@ -182,7 +185,7 @@ async def test_a_session_that_is_over_is_found_among_those_that_are_not(database
             connection, row | {"session_id": "other", "issuer": "y", "over_at": NOW, "created_at": NOW}
         )
         found = await x_sessions.over(connection, "x", NOW, 10)
-        assert [one["session_id"] for one in found] == ["long", "over"]
+        assert [one.session_id for one in found] == ["long", "over"]
         await api_keys.revoke(connection, "key_1", NOW)
         await x_sessions.end_with_key(connection, "key_1")
         assert len(await x_sessions.over(connection, "x", NOW, 10)) == 4

@@ -99,7 +99,7 @@ async def entries(database: Database) -> dict[str, Any]:
     """What the journal holds, by request."""
     async with database.read() as connection:
         rows = await journal.listed(connection, {"key_id": KEY}, None, 1_000)
-        return {row["request_id"]: row for row in rows}
+        return {row.request_id: row for row in rows}
 
 
 async def test_a_process_reads_exactly_what_another_wrote(pair: Pair) -> None:
@@ -111,8 +111,8 @@ async def test_a_process_reads_exactly_what_another_wrote(pair: Pair) -> None:
         key, session = await api_keys.get(connection, "key_2"), await x_sessions.get(connection, "xs_1")
     assert key is not None
     assert session is not None
-    assert (key["label"], key["expires_at"], key["actions"], key["ips"]) == ("Zoë 🐦", NOW, ["like_twitter"], None)
-    assert (session["access_ct"], session["refresh_ct"], session["tries"]) == (b"\x00\xff", None, 0)
+    assert (key.label, key.expires_at, key.actions, key.ips) == ("Zoë 🐦", NOW, ["like_twitter"], None)
+    assert (session.access_ct, session.refresh_ct, session.tries) == (b"\x00\xff", None, 0)
 
 
 async def test_a_block_that_fails_leaves_nothing(pair: Pair) -> None:
@@ -208,13 +208,13 @@ async def test_changes_to_one_key_are_serialised(pair: Pair) -> None:
             await api_keys.hold(connection, KEY)
             row = await api_keys.get(connection, KEY)
             assert row is not None
-            await api_keys.change(connection, KEY, {"rpm": row["rpm"] + 1})
+            await api_keys.change(connection, KEY, {"rpm": (row.rpm or 0) + 1})
 
     await pair.all_at_once(30, raise_limit)
     async with pair.first.read() as connection:
         row = await api_keys.get(connection, KEY)
     assert row is not None
-    assert row["rpm"] == 31
+    assert row.rpm == 31
 
 
 async def test_leases_are_counted_by_one_clock(pair: Pair, engine: str) -> None:
@@ -234,7 +234,7 @@ async def test_an_append_returns_once_its_row_is_readable(pair: Pair) -> None:
     """Another process sees it, with its values as their columns keep them."""
     await pair.first.append(ADD, an_entry("req_1", settled_at=NOW))
     row = (await entries(pair.second))["req_1"]
-    assert (row["data"], row["created_at"], row["settled_at"], row["target"]) == ({"liked": True}, NOW, NOW, None)
+    assert (row.data, row.created_at, row.settled_at, row.target) == ({"liked": True}, NOW, NOW, None)
 
 
 async def test_rows_of_many_callers_are_all_there(pair: Pair) -> None:
@@ -265,8 +265,8 @@ async def test_appends_keep_their_order(pair: Pair) -> None:
         )
     )
     found = await entries(pair.second)
-    assert {row["state"] for row in found.values()} == {"confirmed"}
-    assert [found[f"req_{number}"]["data"] for number in range(40)] == [{"n": number} for number in range(40)]
+    assert {row.state for row in found.values()} == {"confirmed"}
+    assert [found[f"req_{number}"].data for number in range(40)] == [{"n": number} for number in range(40)]
 
 
 async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
@@ -290,7 +290,7 @@ async def test_a_saved_change_reports_whether_its_row_existed_and_announces_its_
     done = {"state": "refused", "data": None, "settled_at": NOW}
     saves = (pair.first.save(SETTLE, {"of": f"req_{number}", **done}, f"key_{number}") for number in range(40))
     assert await asyncio.gather(*saves) == [number % 2 == 0 for number in range(40)]
-    assert {row["state"] for row in (await entries(pair.second)).values()} == {"refused"}
+    assert {row.state for row in (await entries(pair.second)).values()} == {"refused"}
     await heard(pair.second, {f"key_{number}" for number in range(0, 40, 2)})
 
 
@@ -377,7 +377,7 @@ async def test_a_newer_schema_is_refused(pair: Pair, *, upgrade: bool) -> None:
     """Old code on a new schema would write what the new code does not expect."""
     async with pair.first.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="newer Birdwire"):
+    with pytest.raises(StoreError, match="newer version of Birdwire"):
         await pair.second.prepare(upgrade=upgrade)
 
 
@@ -389,7 +389,7 @@ async def test_a_database_of_something_else_is_refused(empty_url: str) -> None:
     try:
         async with database.write() as connection:
             await connection.execute(text("CREATE TABLE birds (name VARCHAR)"))
-        with pytest.raises(StoreError, match="not Birdwire's"):
+        with pytest.raises(StoreError, match="do not belong to Birdwire"):
             await database.prepare(upgrade=True)
         async with database.read() as connection:
             assert (await connection.execute(text("SELECT * FROM birds"))).all() == []

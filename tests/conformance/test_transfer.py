@@ -91,15 +91,15 @@ async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url:
     assert (used.exit_code, "is not empty" in used.stderr) == (2, True)
     with run_servers.alone(lock_of(tmp_path / "birdwire.db"), "", ""):
         served = await migrate(tmp_path, empty_url)
-    assert (served.exit_code, "A gateway serves" in served.stderr) == (2, True)
+    assert (served.exit_code, "A gateway is using" in served.stderr) == (2, True)
     (tmp_path / "vault.key").rename(tmp_path / "old.key")
     (tmp_path / "other").mkdir()
     assert (await run("vault", "create", str(tmp_path / "vault.key"))).exit_code == 0
     other = await migrate(tmp_path, empty_url)
-    assert (other.exit_code, "not the one that this database was sealed with" in other.stderr) == (2, True)
+    assert (other.exit_code, "This database was encrypted with a different vault key" in other.stderr) == (2, True)
     assert (tmp_path / "birdwire.db").exists()
     missing = await migrate(tmp_path / "other", empty_url)
-    assert (missing.exit_code, "There is no" in missing.stderr) == (2, True)
+    assert (missing.exit_code, "does not exist" in missing.stderr) == (2, True)
     file = await migrate(tmp_path, f"sqlite:///{tmp_path / 'third.db'}")
     assert (file.exit_code, "is an SQLite file, too" in file.stderr) == (2, True)
     assert reason_of(await house.like()) == "x_not_linked"

@@ -36,7 +36,7 @@ async def admitted(process: Process, raw_key: str) -> tuple[Key, XSession]:
     async with asyncio.timeout(20):
         while True:
             key = await process.keys.find(raw_key, "test")
-            links = await process.sessions.links(key.key_id)
+            links = await process.links.of_key(key.key_id)
             assert links.current is not None
             session = await process.sessions.open(links.current)
             process.sessions.remember(links, session)
@@ -48,8 +48,8 @@ async def admitted(process: Process, raw_key: str) -> tuple[Key, XSession]:
 async def linked(process: Process) -> str:
     """A linked account; its raw API key."""
     key, raw_key = await process.keys.create("test", "ada", "free")
-    row, _ = await process.sessions.keep(key.key_id, pair(1), ["like.write"], None)
-    await process.sessions.name(row["session_id"], "1", "ada")
+    row, _ = await process.links.store_pending(key.key_id, pair(1), ["like.write"], None)
+    await process.links.name(row.session_id, "1", "ada")
     return raw_key
 
 
@@ -128,10 +128,10 @@ async def test_what_the_cache_does_not_hold_counts_until_there_is_news(database_
     async with processes(database_url, 1) as (clock, (here,)):
         raw_key = await linked(here)
         key, session = await admitted(here, raw_key)
-        here.recall.forget(key.key_id)
+        here.recall.invalidate(key.key_id)
         key = await here.keys.find(raw_key, "test")
         one = permit(here, clock, key)
         one.check(session)
-        here.recall.forget("another key")
+        here.recall.invalidate("another key")
         with pytest.raises(StaleError):
             one.check(session)

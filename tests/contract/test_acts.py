@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from birdwire.cli import COMMANDS, OPERATE, RUN, build, inputs, load
 from birdwire.cli.commands.log import change
-from birdwire.keys.registry import KeyRules, Keys
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import KeyRules
 from birdwire.store.database import Database
 from birdwire.store.tables.acts import MAX_REPEATED, MAX_VALUE
 from birdwire.surfaces.site.documents import DOCUMENTS
@@ -251,7 +252,7 @@ async def test_a_link_that_the_gateway_ends_is_its_act(linked: RunningGateway) -
     linked.clock.advance(seconds=7_300)
     assert reason_of(await linked.like()) == "x_session_expired"
     await linked.gateway.keys.revoke(linked.key_id)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     rows = (await recorded(linked.settings.database_url))[-3:]
     assert [(row["act"], row["who"], row["after"]) for row in rows if row["act"] != "key.revoked"] == [
         ("link.needs_relink", "birdwire", {"why": "refused"}),
@@ -271,7 +272,7 @@ async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming:
         if end == "narrow":
             await house.gateway.keys.change(house.key_id, actions=("like_twitter",))
         house.clock.advance(minutes=11, days=2 if end == "expire" else 0)
-        await house.gateway.sessions.sweep()
+        await house.gateway.links.sweep()
         newest = (await recorded(house.settings.database_url))[-1]
         whys.append((newest["act"], newest["after"]["why"]))
     assert whys == [("link.expired", why) for why in ("not_confirmed", "key_may_not_link", "key_expired")]
@@ -417,4 +418,4 @@ def test_people_read_acts_in_eighty_columns(operated: Operated) -> None:
     assert {row["subject"] for row in narrowed} == {key_id}
     assert run("log", "--acts", "--key", "key_none", BIRDWIRE_DATABASE_URL=database) == {"acts": []}
     wrong = CliRunner().invoke(build(), ["log", "--acts", "--state", "found"], env={"BIRDWIRE_DATABASE_URL": database})
-    assert (wrong.exit_code, "Leave them out with --acts." in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "--operation and --state do not apply to --acts." in wrong.stderr) == (2, True)

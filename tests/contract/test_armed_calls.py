@@ -171,7 +171,7 @@ async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | N
     finally:
         await database.close()
     assert row is not None
-    return row["state"], row["reason"]
+    return row.state, row.reason
 
 
 def slow_call(house: RunningGateway, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
@@ -247,7 +247,7 @@ async def queued(house: RunningGateway, held: Held) -> AsyncIterator[asyncio.Tas
         await come()
         unlike = asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST}))
         async with asyncio.timeout(20):
-            while not house.gateway.lines.order.waiting:  # noqa: ASYNC110 - nothing else tells
+            while not house.gateway.order.waiting:  # noqa: ASYNC110 - nothing else tells
                 await asyncio.sleep(0)
         yield unlike
     await like
@@ -300,7 +300,7 @@ def lose_link(house: RunningGateway) -> Awaitable[object]:
 
 async def revocations(house: RunningGateway) -> int:
     """End what is over, and return how many tokens X was asked to revoke so far."""
-    await house.gateway.sessions.sweep()
+    await house.gateway.links.sweep()
     return len(await house.calls("/2/oauth2/revoke"))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from birdwire.keys.registry import mint
+from birdwire.keys.secrets import mint
 from birdwire.sandbox.state import seed
 from birdwire.surfaces.site.documents import DOCUMENTS
 from harness.gateway import API, PNG, POST
@@ -463,7 +463,7 @@ def form(part: str, content: bytes) -> bytes:
 MULTIPART = ("multipart/form-data; boundary=x",)
 NO_FILE = (400, "missing_parameter", "media_files_missing")
 BAD_FILE = (400, "invalid-request", "media_files_malformed")
-AS_PART = "as a part of a multipart form: curl -F media_files=@FILE."
+AS_PART = "as part of a multipart form: curl -F media_files=@FILE."
 
 
 @pytest.mark.parametrize("name", ["media_files", "media", "media_file", "file"])
@@ -483,7 +483,7 @@ async def test_a_file_needs_no_filename(place: RunningGateway, name: str) -> Non
         ("upload_media", form('name="media_files"', b""), MULTIPART, NO_FILE, f"Send the file {AS_PART}"),
         ("upload_media", form('name="picture"', b"a.png"), MULTIPART, NO_FILE, f"Send the file {AS_PART}"),
         ("upload_media", form('name="media"', b"a.png"), MULTIPART, BAD_FILE, f"an image, a GIF or a video {AS_PART}"),
-        ("upload_media", form('name="picture"', PNG), MULTIPART, FORMLESS, "a file needs a filename"),
+        ("upload_media", form('name="picture"', PNG), MULTIPART, FORMLESS, "if it is a file, add a filename"),
         ("upload_media", PNG, ("image/png",), WRONG_TYPE, f"Send the file {AS_PART}"),
         ("upload_media", PNG, FORM, WRONG_TYPE, f"Send the file {AS_PART}"),
         ("upload_media", b"a=b", FORM, WRONG_TYPE, f"Send the file {AS_PART}"),
@@ -491,7 +491,7 @@ async def test_a_file_needs_no_filename(place: RunningGateway, name: str) -> Non
         ("upload_media", ONE, FORM, WRONG_TYPE, f"Send the file {AS_PART}"),
         ("upload_media", ONE, MULTIPART, WRONG_TYPE, f"Send the file {AS_PART}"),
         ("upload_media", ONE, ("application/json",), NO_FILE, f"Send the file {AS_PART}"),
-        ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "its part tweet_id is not UTF-8 text"),
+        ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "the part tweet_id is not UTF-8 text"),
     ],
 )
 async def test_a_body_without_a_file_is_refused_with_how_to_send_one(  # the columns of the table

@@ -25,7 +25,7 @@ from birdwire.cli.commands.accounts import check_attempt
 from birdwire.cli.commands.post import FIELDS, ROWS
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.output import Stop, meaning, remedy
-from birdwire.keys.registry import KeyRules
+from birdwire.keys.rules import KeyRules
 from birdwire.settings import PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
@@ -159,7 +159,7 @@ async def test_an_invalid_reference_to_a_post_is_refused_before_anything_is_sent
     """Exit 2, though no gateway runs and no key is set: a leading dash after -- is a value like any other."""
     outcome = await run("like", "--", target)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "is not a post's id or address" in outcome.err
+    assert "is not a post's id or URL" in outcome.err
 
 
 async def test_json_is_the_gateways_answer(operator: Operator) -> None:
@@ -208,7 +208,7 @@ async def test_an_unreachable_gateway_is_reported_plainly() -> None:
         pass
     outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert outcome.code == 6
-    assert f"No gateway answers at {url}" in outcome.err
+    assert f"Cannot connect to a gateway at {url}" in outcome.err
     assert "birdwire dev" in outcome.err
 
 
@@ -249,7 +249,7 @@ async def test_a_response_not_from_a_gateway_is_rejected() -> None:
     async with gateway_that_answers(raw) as url:
         outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert outcome.code == 6
-    assert "answered HTTP 404, but is not a Birdwire gateway" in outcome.err
+    assert "answered with HTTP 404, but it is not a Birdwire gateway" in outcome.err
     assert "Go away" not in outcome.err
 
 
@@ -270,7 +270,7 @@ async def test_an_answer_without_the_required_id_is_reported(arguments: tuple[st
     raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
     async with gateway_that_answers(raw) as url:
         outcome = await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
-    assert (outcome.code, "but returned no id" in outcome.err) == (6, True)
+    assert (outcome.code, "but did not return an id" in outcome.err) == (6, True)
 
 
 async def test_a_gateways_message_cannot_control_the_terminal() -> None:
@@ -310,7 +310,7 @@ async def test_the_key_may_come_from_a_file(operator: Operator, tmp_path: Path) 
     elsewhere = person | {"BIRDWIRE_API_KEY": "bw_test_wrong"}
     assert (await run("like", POST, "--api-key-file", str(file), **elsewhere)).code == 0
     missing = await run("like", POST, "--api-key-file", str(tmp_path / "none"), **person)
-    assert (missing.code, "cannot be read: FileNotFoundError" in missing.err) == (2, True)
+    assert (missing.code, "Cannot read the API key file" in missing.err) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["", "two words", "bw_test_\u00e9", "a\nHost: b"])
@@ -359,7 +359,7 @@ async def test_an_invalid_reference_to_a_user_is_refused_before_anything_is_sent
     """Exit 2, though no gateway runs and no key is set."""
     outcome = await run("follow", "--", user)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "is not a user's id, @username or address" in outcome.err
+    assert "is not a user's id, @username or profile URL" in outcome.err
 
 
 async def test_a_gateway_without_look_ups_requires_an_id(tmp_path: Path) -> None:
@@ -368,8 +368,8 @@ async def test_a_gateway_without_look_ups_requires_an_id(tmp_path: Path) -> None
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         outcome = await run("follow", "@grace", **person)
     assert (outcome.code, outcome.out) == (3, "")
-    assert "cannot find the id of @grace" in outcome.err
-    assert "Fix: Give the user's id." in outcome.err
+    assert "the id of @grace is unknown" in outcome.err
+    assert "Fix: Use the user's id instead." in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ async def test_a_post_prints_its_id_for_the_next_to_reply_to(operator: Operator)
     """The id alone is on stdout, and what X stored on stderr. The post can be deleted."""
     house, person = operator
     first = await run("post", "One. Rock & roll", **person)
-    assert first.err == "Posted as X stored it: One. Rock & roll\n"
+    assert first.err == "Posted. Text as stored by X: One. Rock & roll\n"
     second = (
         await run("post", "Two", "--reply-to", f"https://x.com/ada/status/{first.out.strip()}", "--json", **person)
     ).document
@@ -450,7 +450,7 @@ async def test_a_file_that_x_does_not_take_is_refused(operator: Operator, tmp_pa
         (("hi", "--poll", "Yes|No"), "duration_minutes"),
         (("hi", "--poll", "Yes", "--poll-minutes", "60"), "options"),
         (("hi", "--poll", "A|B", "--poll-minutes", "60", "--quote", POST), "poll"),
-        (("hi", "--reply-to", "grace"), "not a post's id or address"),
+        (("hi", "--reply-to", "grace"), "not a post's id or URL"),
         (("hi", "--media-id", POST, "--tag", "a b"), "not a user's id"),
         (("hi", "--community", "birds"), "community_id"),
         (("hi", "--reply-settings", "nobody"), "nobody"),
@@ -487,7 +487,7 @@ async def test_a_lost_post_states_how_to_retry_without_posting_twice(operator: O
     explained = await run("explain", request_id, **person)
     assert "the post is in the account's timeline" in explained.out
     assert "text: Lost?" in explained.out
-    assert "0.015 US dollars" in explained.out
+    assert "$0.015" in explained.out
 
 
 async def test_the_log_shows_requests_without_post_text(operator: Operator) -> None:
@@ -511,14 +511,17 @@ async def test_the_log_shows_requests_without_post_text(operator: Operator) -> N
         assert {row["operation"] for row in rows} == {found}
     narrowed = ("--state", "refused", "--since", "1h", "--key", house.key_id)
     assert (await run("log", *narrowed, "--json", **person)).document["requests"][0] == listed[0]
-    assert "No write matches." in (await run("log", "--key", "key_none", **person)).out
+    assert "No writes match these filters." in (await run("log", "--key", "key_none", **person)).out
 
 
 @pytest.mark.parametrize(
     ("wrong", "advice"),
     [
         (("--state", "lost"), "'lost'"),
-        (("--since", "yesterday"), "'yesterday' is not a time.\nFix: Use 24h, 7d or 2026-09-22T10:00Z."),
+        (
+            ("--since", "yesterday"),
+            "'yesterday' is not a valid time.\nFix: Use an age such as 24h or 7d, or a time such as 2026-09-22T10:00Z.",
+        ),
         (("--operation", "shout"), "'shout'"),
     ],
 )
@@ -549,7 +552,7 @@ async def test_explain_covers_birdwires_own_refusals(tmp_path: Path) -> None:
     assert (told.document["status"], told.document["reason"]) == (403, "x_not_linked")
     assert "No X account is linked to this API key." in explained.out
     assert explained.out.splitlines()[-1].endswith("have the account's owner open the auth_url.")
-    assert (foreign.code, "in the gateway's log under this id" in foreign.err) == (3, True)
+    assert (foreign.code, "in the gateway's log by this id" in foreign.err) == (3, True)
     assert (also.document["operation"], also.document["state"]) == ("user/info", "not_sent")
     assert "This key has used up its calls per minute." in limit.out
     assert "X bills" not in limit.out
@@ -591,7 +594,7 @@ async def test_look_ups_print_users_and_posts(operator: Operator) -> None:
     assert posts.out.splitlines()[0].split() == ["ID", "CREATED_AT", "TEXT"]
     assert POST in posts.out
     assert (await run("search", "gra", **person)).out.splitlines()[1].split() == [GRACE, "grace", "Grace"]
-    assert (await run("search", "zzz", **person)).out == "Nobody was found.\n"
+    assert (await run("search", "zzz", **person)).out == "No users were found.\n"
 
 
 async def test_look_ups_in_json_are_the_gateways_answers(operator: Operator) -> None:
@@ -694,7 +697,7 @@ async def test_a_keys_rules_can_be_changed_alongside_a_running_gateway(operator:
     refused = await run("like", POST, "--json", **person | {"BIRDWIRE_API_KEY": made["api_key"]})
     assert refused.document["error"]["reason"] == "key_not_allowed"
     text = await run(*change, "--lift", "rpm,actions,return-to,text-limit,expires-in,account", **person)
-    assert text.out == f"{made['key_id']}: 3000 calls a minute.\n"
+    assert text.out == f"{made['key_id']}: 3000 calls per minute.\n"
     assert await limit() == "3000"
 
 
@@ -703,16 +706,19 @@ async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
     outcome = await run("keys", "create", "--label", "agent", **operator[1])
     assert outcome.out.startswith("bw_test_")
     assert outcome.out.count("\n") == 1
-    assert "not shown again" in outcome.err
-    assert "It is in the database " in outcome.err
-    assert "just now" not in outcome.err
+    assert "will not be shown again" in outcome.err
+    assert "The key is stored in the database " in outcome.err
+    assert "just created" not in outcome.err
 
 
 async def test_creating_a_key_in_a_new_database_reports_its_path(tmp_path: Path) -> None:
     """Without settings the database is made in the folder, and no gateway knows the key."""
     url = f"sqlite:///{tmp_path}/birdwire.db"
     outcome = await run("keys", "create", "--label", "early", BIRDWIRE_DATABASE_URL=url)
-    assert f"It is in the database {tmp_path}/birdwire.db, which was created just now. Only a gateway" in outcome.err
+    assert (
+        f"The key is stored in the database {tmp_path}/birdwire.db, which was just created. Only a gateway"
+        in outcome.err
+    )
 
 
 async def test_a_rule_is_lifted_by_the_name_that_the_log_shows(operator: Operator) -> None:
@@ -723,7 +729,7 @@ async def test_a_rule_is_lifted_by_the_name_that_the_log_shows(operator: Operato
     rules = (await run("keys", "change", made["key_id"], *lifted, "--json", **person)).document["rules"]
     assert [rules[name] for name in ("daily_writes", "expires_at", "account_username")] == [None] * 3
     unknown = await run("keys", "change", made["key_id"], "--lift", "label", **person)
-    assert "--lift label: it is not one of rpm, expires-in, actions" in unknown.err
+    assert "--lift: label is not one of rpm, expires-in, actions" in unknown.err
 
 
 async def test_a_network_is_kept_without_the_bits_of_a_host(operator: Operator) -> None:
@@ -737,7 +743,7 @@ async def test_a_network_is_kept_without_the_bits_of_a_host(operator: Operator) 
 async def test_a_custom_key_without_a_limit_is_named_so(operator: Operator) -> None:
     """Not as one of another tier."""
     outcome = await run("keys", "create", "--label", "x", "--tier", "custom", **operator[1])
-    assert "Error: A custom key needs its own limit (--rpm)." in outcome.err
+    assert "Error: A key of the tier custom requires its own limit (--rpm)." in outcome.err
 
 
 async def test_a_key_that_is_malformed_is_looked_for_where_the_command_line_takes_it(operator: Operator) -> None:
@@ -814,7 +820,7 @@ async def test_all_problems_of_the_settings_are_reported_together(tmp_path: Path
         "- BIRDWIRE_PRO",
         "- database_url",
     ]
-    assert "BIRDWIRE_PROT is not a setting; do you mean BIRDWIRE_PORT?" in outcome.err
+    assert "BIRDWIRE_PROT is not a setting; did you mean BIRDWIRE_PORT?" in outcome.err
     nowhere = await run("check", "--config", str(tmp_path / "none.toml"))
     assert (nowhere.code, "cannot be read: No such file or directory." in nowhere.err) == (2, True)
 
@@ -852,7 +858,7 @@ async def test_the_status_of_an_account_reads_as_sentences(tmp_path: Path) -> No
         await house.x.post(f"/_sandbox/users/{(await house.status())['user_id']}/revoke_app")
         await house.like()
         over = (await run("accounts", "status", **person)).out.splitlines()
-        assert over[0] == "@ada must be linked again: X refused to renew the access."
+        assert over[0] == "@ada must be linked again: X refused to renew the tokens."
         assert over[2] == "Not renewed yet; no renewal is planned."
 
 
@@ -879,11 +885,9 @@ async def test_the_status_shows_what_x_recently_allowed_and_refused(tmp_path: Pa
         found = (await run("check", "--live", "--json", **person)).document
     assert re.search(r"^X refuses like_twitter: X .+\.$", status.out, re.MULTILINE)
     assert "\nX allows unlike_twitter.\n" in status.out
-    assert (
-        f"ok: X can be reached at {house.settings.x_api_url}\nok: X accepts the client id and secret\n" in checked.out
-    )
-    assert re.search(r"^X refused like_twitter, last \S+Z: X .+\.$", checked.out, re.MULTILINE)
-    assert re.search(r"^X allowed unlike_twitter, last \S+Z$", checked.out, re.MULTILINE)
+    assert f"ok: X is reachable at {house.settings.x_api_url}\nok: X accepts the client id and secret\n" in checked.out
+    assert re.search(r"^X refused like_twitter, most recently at \S+Z: X .+\.$", checked.out, re.MULTILINE)
+    assert re.search(r"^X allowed unlike_twitter, most recently at \S+Z$", checked.out, re.MULTILINE)
     assert [(one["operation"], one["allowed"]) for one in found["capabilities"]] == [
         ("like_twitter", False),
         ("unlike_twitter", True),
@@ -945,16 +949,16 @@ async def test_a_link_for_a_key_reports_why_it_failed(operator: Operator, tmp_pa
         (2, "There is no key key_none", ("key_none",), {}),
         (3, "revoked", (revoked,), {}),
         (3, "bw_live_", (live,), {}),
-        (3, "meant for @ada", (pinned, "--expect", "@grace"), {}),
-        (3, "does not ask X for the scope dm.read", (pinned, "--scopes", "like.write,dm.read"), {}),
+        (3, "expects @ada", (pinned, "--expect", "@grace"), {}),
+        (3, "does not request the scope dm.read from X", (pinned, "--scopes", "like.write,dm.read"), {}),
         (3, "tweet.write", (pinned, "--scopes", "tweet.write"), {}),
         (3, "return_to", (pinned, "--return-to", "https://app.example"), {}),
         (3, "expected_username", (pinned, "--expect", "ada lovelace"), {}),
         (2, "BIRDWIRE_X_CLIENT_ID", (pinned,), {"BIRDWIRE_X_CLIENT_ID": ""}),
         (2, "callback URL", (pinned,), {"BIRDWIRE_PUBLIC_URL": "", "BIRDWIRE_PORT": "0"}),
         (2, "vault key", (pinned,), {"BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "other.key")}),
-        (2, "There is no database", (pinned,), {"BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path}/none.db"}),
-        (2, "exclude", (pinned, "--api-key-file", "file"), {}),
+        (2, "none.db does not exist", (pinned,), {"BIRDWIRE_DATABASE_URL": f"sqlite:///{tmp_path}/none.db"}),
+        (2, "mutually exclusive", (pinned, "--api-key-file", "file"), {}),
         (2, "KEY_ID", ("--config", "file"), {}),
     ):
         outcome = await run("accounts", "link", *arguments, "--json", **settings | changes)
@@ -1032,7 +1036,7 @@ async def test_a_link_that_waits_behind_an_older_one_shows_how_to_confirm_it(
     shown = outcome.err + outcome.out
     assert "birdwire accounts confirm @USERNAME --state abc" in shown
     assert "The approval was not confirmed within 10 minutes." in shown
-    assert "Nobody approved" not in shown
+    assert "was not approved" not in shown
 
 
 async def test_linking_ends_when_the_owner_denies_it(tmp_path: Path) -> None:
@@ -1043,7 +1047,7 @@ async def test_linking_ends_when_the_owner_denies_it(tmp_path: Path) -> None:
         await house.bare.get(decided.json()["redirect_to"])
         code, document = await waiting.end()
         assert (code, document["error"]["message"]) == (3, ENDS["denied"])
-        assert document["error"]["fix"] == "Run the command again for a new page."
+        assert document["error"]["fix"] == "Run the command again to get a new page."
 
 
 async def test_linking_ends_when_the_page_has_expired(tmp_path: Path) -> None:
@@ -1058,8 +1062,8 @@ async def test_linking_ends_when_the_page_has_expired(tmp_path: Path) -> None:
 
 
 ENDS = {
-    "denied": "The account's owner denied access on X's page; nothing was linked.",
-    "expired": "Nobody approved within 10 minutes.",
+    "denied": "The account's owner denied access on X's consent page. Nothing was linked.",
+    "expired": "The link was not approved within 10 minutes.",
 }
 
 
@@ -1067,7 +1071,7 @@ ENDS = {
     ("outcome", "reason", "words"),
     [
         ("refused", "consent_denied", ENDS["denied"]),
-        ("refused", "account_mismatch", "Another X account approved"),
+        ("refused", "account_mismatch", "A different X account approved"),
         ("refused", "x_scope_missing", "did not approve users.read and tweet.read"),
         ("refused", "code_rejected", "X refused the authorization code"),
         ("refused", "of_a_newer_version", "of_a_newer_version."),
@@ -1091,24 +1095,24 @@ async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_
         person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
         begun = (await run("accounts", "link", "--json", **person)).document
         await approve(house, begun["auth_url"], "ada")
-        assert (await run("accounts", "status", **person)).out.startswith("@ada approved, and the link is waiting")
+        assert (await run("accounts", "status", **person)).out.startswith("@ada approved. The link is waiting")
         wrong = await run("accounts", "confirm", "@grace", "--state", begun["state"], "--json", **person)
         assert (wrong.code, wrong.document["error"]["reason"]) == (3, "account_mismatch")
         done = await run("accounts", "confirm", "@ada", "--state", begun["auth_url"], **person)
         assert (done.code, done.out) == (0, "This key acts as @ada.\n")
         settings = settings_of(house)
         none = await run("accounts", "confirm", house.key_id, **settings)
-        assert (none.code, "is waiting to be confirmed" in none.err) == (3, True)
+        assert (none.code, "is waiting for confirmation" in none.err) == (3, True)
         await house.call("unlink_twitter")
         async with Waiting.started(house, "database") as waiting:
             await approve(house, await waiting.line("http"), "grace")
             assert await waiting.line("@grace") == (
-                f"@grace approved. To activate the link: birdwire accounts confirm {house.key_id} --expect @grace"
+                f"@grace approved. To activate the link, run: birdwire accounts confirm {house.key_id} --expect @grace"
             )
             unnamed = await run("accounts", "confirm", house.key_id, **settings)
             assert (unnamed.code, f"{house.key_id} --expect @grace" in unnamed.err) == (2, True)
             wrong = await run("accounts", "confirm", house.key_id, "--expect", "@ada", **settings)
-            assert (wrong.code, "@grace approved, not @ada. The link still waits" in wrong.err) == (3, True)
+            assert (wrong.code, "@grace approved, not @ada. The link keeps waiting" in wrong.err) == (3, True)
             done = await run("accounts", "confirm", house.key_id, "--expect", "@grace", "--json", **settings)
             assert (done.document["username"], done.document["state"]) == ("grace", "active")
             assert (await waiting.end())[0] == 0
@@ -1120,15 +1124,15 @@ async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("confirm", "@ada"), "needs --state"),
-        (("confirm", "@ada", "--state", "s", "--expect", "ada"), "takes no --expect"),
-        (("confirm", "@ada", "--state", "s", "--config", "file"), "--config needs a KEY_ID"),
-        (("confirm", "key_1", "--state", "s"), "--state needs an @USERNAME"),
-        (("confirm", "key_1", "--api-key-file", "file"), "exclude each other"),
+        (("confirm", "@ada"), "requires --state"),
+        (("confirm", "@ada", "--state", "s", "--expect", "ada"), "excludes --expect"),
+        (("confirm", "@ada", "--state", "s", "--config", "file"), "--config requires KEY_ID"),
+        (("confirm", "key_1", "--state", "s"), "--state requires @USERNAME"),
+        (("confirm", "key_1", "--api-key-file", "file"), "are mutually exclusive"),
         (("confirm", "key_1"), "BIRDWIRE_X_CLIENT_ID is not set"),
-        (("unlink", "key_1"), "`birdwire dev` keeps none in its folder"),
-        (("unlink", "--config", "file"), "--config needs a KEY_ID"),
-        (("unlink", "key_1", "--api-key-file", "file"), "exclude each other"),
+        (("unlink", "key_1"), "A `birdwire dev` gateway has no settings"),
+        (("unlink", "--config", "file"), "--config requires KEY_ID"),
+        (("unlink", "key_1", "--api-key-file", "file"), "are mutually exclusive"),
     ],
 )
 async def test_options_of_accounts_that_do_not_fit_are_a_usage_error(arguments: tuple[str, ...], words: str) -> None:
@@ -1171,7 +1175,7 @@ async def test_check_reports_every_problem_and_no_secret(tmp_path: Path) -> None
     problems = outcome.document["problems"]
     assert (outcome.code, outcome.document["ok"], len(problems)) == (2, False, 3)
     assert ["CLIENT_ID" in problems[0], "vault key" in problems[1], "database" in problems[2]] == [True] * 3
-    for problem, fix in zip(problems, ("Set it to", "Copy the whole line", "Make the folder"), strict=True):
+    for problem, fix in zip(problems, ("Set it to", "Copy the whole line", "Create the folder"), strict=True):
         assert fix in problem
     assert secret not in outcome.out + outcome.err
 
@@ -1187,7 +1191,7 @@ async def test_check_goes_on_where_single_settings_are_wrong(tmp_path: Path) -> 
     }
     outcome = await run("check", "--json", **given)
     assert outcome.code == 2
-    begins = ("BIRDWIRE_PORT: ", "BIRDWIRE_NO_SUCH ", "public_url ", "BIRDWIRE_X_CLIENT_ID ", "There is no vault key")
+    begins = ("BIRDWIRE_PORT: ", "BIRDWIRE_NO_SUCH ", "public_url ", "BIRDWIRE_X_CLIENT_ID ", "No vault key is set")
     found = outcome.document["problems"]
     assert [problem.startswith(start) for problem, start in zip(found, begins, strict=False)] == [True] * 5
     assert "nowhere" in found[5]
@@ -1217,10 +1221,14 @@ async def ready(tmp_path: Path) -> dict[str, str]:
     ("name", "value", "note"),
     [
         ("TRUSTED_PROXIES", "", "Set BIRDWIRE_TRUSTED_PROXIES to"),
-        ("HOST", "0.0.0.0", "listens on 0.0.0.0 in plain HTTP"),  # noqa: S104 - nothing listens here
-        ("PUBLIC_URL", "", "Only a browser on this machine can finish a link: the callback is on 127.0.0.1."),
+        ("HOST", "0.0.0.0", "listens on 0.0.0.0 over plain HTTP"),  # noqa: S104 - nothing listens here
+        (
+            "PUBLIC_URL",
+            "",
+            "Only a browser on this machine can complete a link, because the callback URL is on 127.0.0.1.",
+        ),
         ("PUBLIC_URL", "http://localhost:8700", "Set BIRDWIRE_PUBLIC_URL to"),
-        ("REDIS_URL", "redis://127.0.0.1:1", "Redis does not answer"),
+        ("REDIS_URL", "redis://127.0.0.1:1", "Redis does not respond"),
         ("TRUSTED_PROXIES", "10.0.0.1,0.0.0.0/0", "Every address is trusted as a proxy"),
         ("TRUSTED_PROXIES", "::/0", "Every address is trusted as a proxy"),
     ],
@@ -1238,9 +1246,7 @@ async def test_check_notes_metrics_that_the_network_can_read(ready: dict[str, st
     """Unless a token protects them, or they are for this machine alone."""
     given = ready | {"BIRDWIRE_METRICS_PORT": "9700", "BIRDWIRE_METRICS_HOST": "10.0.0.1"}
     (note,) = (await run("check", "--json", **given)).document["notes"]
-    assert note.startswith(
-        "The metrics on 10.0.0.1, port 9700, can be read without a token. Set BIRDWIRE_METRICS_TOKEN"
-    )
+    assert note.startswith("The metrics on 10.0.0.1 port 9700 can be read without a token. Set BIRDWIRE_METRICS_TOKEN")
     for sound in ({"BIRDWIRE_METRICS_TOKEN": "a token for the tests"}, {"BIRDWIRE_METRICS_HOST": "127.0.0.1"}):
         assert (await run("check", "--json", **given | sound)).document["notes"] == []
 
@@ -1249,9 +1255,9 @@ async def test_a_wrong_setting_hides_no_note_on_another(ready: dict[str, str]) -
     """A port that cannot be has nothing to do with the proxies, nor with a callback that is set."""
     given = {"BIRDWIRE_PORT": "70000", "BIRDWIRE_TRUSTED_PROXIES": "", "BIRDWIRE_PUBLIC_URL": "https://localhost"}
     outcome = await run("check", "--json", **ready | given)
-    assert [note.split(":")[0] for note in outcome.document["notes"]] == [
-        "Only a browser on this machine can finish a link",
-        "The public URL is https, and no proxy is trusted",
+    assert [note.partition(". ")[0] for note in outcome.document["notes"]] == [
+        "Only a browser on this machine can complete a link, because the callback URL is on localhost",
+        "The public URL is https, but no proxy is trusted",
     ]
     assert len(outcome.document["problems"]) == 1
 
@@ -1269,7 +1275,7 @@ async def test_a_file_that_is_not_a_database_is_named(ready: dict[str, str], tmp
     file.write_text("x_client_id = 1\n" * 100)
     file.chmod(0o600)
     (problem,) = (await run("check", "--json", **ready)).document["problems"]
-    assert problem.startswith(f"{file} is not a database of Birdwire. Check BIRDWIRE_DATABASE_URL")
+    assert problem.startswith(f"{file} is not a Birdwire database. Check BIRDWIRE_DATABASE_URL")
 
 
 async def test_check_notes_a_settings_file_that_others_may_read(ready: dict[str, str], tmp_path: Path) -> None:
@@ -1290,7 +1296,7 @@ async def test_check_notes_a_settings_file_that_others_may_read(ready: dict[str,
 async def test_an_empty_client_secret_makes_no_confidential_client(ready: dict[str, str]) -> None:
     """A template that was not filled in leaves the app a public client."""
     outcome = await run("check", **ready, BIRDWIRE_X_CLIENT_SECRET="")
-    assert "ok: The X app is used as a public client (no secret)" in outcome.out
+    assert "ok: The X app is a public client (no secret)" in outcome.out
 
 
 async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Path) -> None:
@@ -1304,7 +1310,7 @@ async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Pat
     assert (await run("check", "--live", **right)).code == 0
     assert (await run("vault", "create", str(tmp_path / "vault.key"))).code == 0
     wrong = await run("check", **right | {"BIRDWIRE_VAULT_KEY_FILE": str(tmp_path / "vault.key")})
-    assert (wrong.code, "is not the one that this database was sealed with" in wrong.err) == (2, True)
+    assert (wrong.code, "This database was encrypted with a different vault key" in wrong.err) == (2, True)
 
 
 async def test_check_distinguishes_wrong_credentials_from_an_unreachable_x(operator: Operator) -> None:
@@ -1320,25 +1326,25 @@ async def test_check_distinguishes_wrong_credentials_from_an_unreachable_x(opera
     assert (await run("check", **given)).code == 0
     wrong = await run("check", "--live", **given)
     assert (wrong.code, "canary" in wrong.out + wrong.err) == (2, False)
-    assert "X does not accept the client id and secret (HTTP 401 unauthorized_client)." in wrong.err
-    assert f"ok: X can be reached at {house.settings.x_api_url}" in wrong.out
+    assert "X rejects the client id and secret (HTTP 401 unauthorized_client)." in wrong.err
+    assert f"ok: X is reachable at {house.settings.x_api_url}" in wrong.out
     away = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere})
-    assert (away.code, f"{nowhere} cannot be reached" in away.err, "accept" in away.err) == (2, True, False)
-    assert [one.err.splitlines()[0] for one in (wrong, away)] == ["Error: Ready to start, but not to act at X:"] * 2
+    assert (away.code, f"Cannot reach {nowhere}" in away.err, "rejects" in away.err) == (2, True, False)
+    assert [one.err.splitlines()[0] for one in (wrong, away)] == ["Error: Ready to start, but not to act on X:"] * 2
     neither = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere, "BIRDWIRE_VAULT_KEY_FILE": "none"})
     assert neither.err.startswith("Error: Not ready to start:\n")
     await house.fault("POST", "/2/oauth2/token", {"status": 503})
     failing = await run("check", "--live", **given)
-    assert (failing.code, "note: X's answer (HTTP 503" in failing.out) == (0, True)
+    assert (failing.code, "note: X's response (HTTP 503" in failing.out) == (0, True)
 
 
 async def test_check_reports_whether_redis_answers(ready: dict[str, str], redis: Redis) -> None:
     """A gateway starts without it, so it is a note; why it does not answer is said without the password."""
     assert "Redis" not in (await run("check", **ready)).out
-    assert "ok: Redis answers" in (await run("check", **ready, BIRDWIRE_REDIS_URL=redis.url)).out
+    assert "ok: Redis responds" in (await run("check", **ready, BIRDWIRE_REDIS_URL=redis.url)).out
     outcome = await run("check", **ready, BIRDWIRE_REDIS_URL=f"redis://nobody:canary@127.0.0.1:{redis.port}")
     assert outcome.code == 0
-    assert "note: Redis does not answer (WRONGPASS)" in outcome.out
+    assert "note: Redis does not respond (WRONGPASS)" in outcome.out
     assert "canary" not in outcome.out + outcome.err
 
 
@@ -1346,7 +1352,7 @@ async def test_check_leaves_no_database_behind(tmp_path: Path) -> None:
     """It only looks, and says that the first start will make it."""
     file = tmp_path / "birdwire.db"
     outcome = await run("check", "--json", BIRDWIRE_DATABASE_URL=f"sqlite:///{file}")
-    assert f"The database {file} will be made by the first start" in outcome.document["passed"]
+    assert f"The database {file} will be created at the first start" in outcome.document["passed"]
     assert not file.exists()
 
 
@@ -1360,7 +1366,7 @@ async def test_a_missing_database_is_reported_and_not_created(tmp_path: Path, wo
     await run("vault", "create", str(key))
     file = tmp_path / "birdwire.db"
     outcome = await run(*words, BIRDWIRE_DATABASE_URL=f"sqlite:///{file}", BIRDWIRE_VAULT_KEY_FILE=str(key))
-    assert (outcome.code, outcome.out, f"There is no database {file}." in outcome.err) == (2, "", True)
+    assert (outcome.code, outcome.out, f"The database {file} does not exist." in outcome.err) == (2, "", True)
     assert "--config FILE" in outcome.err
     assert not file.exists()
 
@@ -1424,11 +1430,11 @@ async def test_serve_refuses_without_an_x_app(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("proxy",), "--to"),
-        (("proxy", "--to", "localhost"), "not a host with a port"),
-        (("proxy", "--to", "127.0.0.1:port"), "not a host with a port"),
-        (("proxy", "--to", "http://127.0.0.1:8701/path"), "not a host with a port"),
-        (("--port", "0", "proxy", "--to", "127.0.0.1:9"), "Put it after: birdwire sandbox proxy --port"),
-        (("--json", "proxy", "--to", "127.0.0.1:9"), "Put it after: birdwire sandbox proxy --json"),
+        (("proxy", "--to", "localhost"), "is not a valid address"),
+        (("proxy", "--to", "127.0.0.1:port"), "is not a valid address"),
+        (("proxy", "--to", "http://127.0.0.1:8701/path"), "is not a valid address"),
+        (("--port", "0", "proxy", "--to", "127.0.0.1:9"), "Use: birdwire sandbox proxy --port"),
+        (("--json", "proxy", "--to", "127.0.0.1:9"), "Use: birdwire sandbox proxy --json"),
         (("prox",), "prox"),
     ],
 )
@@ -1449,7 +1455,7 @@ async def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     assert "--json" in outcome.out
     assert "\x1b" not in outcome.out
     assert "<bool>" not in outcome.out
-    assert path == ("keys", "list") or f"Example: birdwire {' '.join(path)}" in outcome.out
+    assert f"Example: birdwire {' '.join(path)}" in outcome.out
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
@@ -1506,7 +1512,7 @@ async def test_a_crash_shows_no_values_of_variables() -> None:
 async def test_without_arguments_the_commands_are_listed() -> None:
     """And --version names the version."""
     listed = (await run()).out
-    assert "Begin with: birdwire dev" in listed
+    assert "To get started, run: birdwire dev" in listed
     assert "<bool>" not in listed
     assert (await run("--version")).out.startswith("birdwire 0.")
 
@@ -1546,4 +1552,4 @@ async def test_limits_shows_why_xs_limits_are_unknown(operator: Operator) -> Non
     _, raw_key = await house.gateway.keys.create("test", "unlinked", "free", None)
     told = await run("limits", **{**environment, "BIRDWIRE_API_KEY": raw_key})
     assert len(told.out.splitlines()) == 2
-    assert told.err == "X's rate limits are not known: no X account is linked to this key.\n"
+    assert told.err == "X's rate limits are unknown: no X account is linked to this key.\n"

@@ -27,6 +27,7 @@ from birdwire.store.encryption.key_files import create_key_file, read_key_file
 from birdwire.store.encryption.vault import Vault
 from harness.acts import recorded
 from harness.gateway import API, bound
+from harness.session_rows import session_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,7 +163,8 @@ async def test_no_key_or_token_is_in_clear_in_the_folder_or_the_log(dev: tuple[P
         database.row_factory = sqlite3.Row
         [row] = database.execute("SELECT * FROM x_sessions").fetchall()
     pairs = SealedTokens(vault, Clock())
-    tokens = [pairs.open(dict(row), "access"), pairs.open(dict(row), "refresh")]
+    session = session_row(**dict(row))
+    tokens = [pairs.open(session, "access"), pairs.open(session, "refresh")]
     files = [path for path in program.folder.rglob("*") if path.is_file()]
     assert {"birdwire.db", "sandbox.json", "stderr.txt"} <= {path.name for path in files}
     for secret in (*tokens, offer["api_key"], offer["unlinked_key"]):
@@ -183,7 +185,7 @@ async def test_a_second_start_in_the_same_folder_is_refused(
     data = str(dev[0].folder / ".birdwire")
     code, out, errors = await command(tmp_path, "dev", "--data", data, *FREE_PORTS)
     assert (code, out) == (2, "")
-    assert "Another `birdwire dev`, or a `birdwire serve`, works in" in errors
+    assert "Another `birdwire dev` or `birdwire serve` is using" in errors
 
 
 @pytest.mark.trust("F51")
@@ -195,7 +197,7 @@ async def test_serve_stays_off_a_folder_in_which_dev_works(dev: tuple[Program, d
     (tmp_path / "birdwire.toml").write_text("\n".join(lines), "utf-8")
     code, out, errors = await command(tmp_path, "serve", "--port", "0", "--config", "birdwire.toml")
     assert (code, out) == (2, "")
-    assert "Another gateway serves the database" in errors
+    assert "Another gateway is using the database" in errors
 
 
 async def test_a_port_in_use_is_reported_plainly(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ async def test_a_port_in_use_is_reported_plainly(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         code, out, errors = await command(tmp_path, "dev", "--port", str(port), "--sandbox-port", "0")
     assert (code, out) == (2, "")
-    assert f"Port {port} of 127.0.0.1 is in use" in errors
+    assert f"Port {port} on 127.0.0.1 is in use" in errors
     assert "--port 0" in errors
     assert "Traceback" not in errors
 
@@ -261,7 +263,7 @@ async def test_serve_prints_its_address_and_stops_on_sigterm(tmp_path: Path) -> 
         assert list(gateway) == ["gateway"]
         code, out, errors = await command(tmp_path, "serve", "--port", "0", "--config", "birdwire.toml")
         assert (code, out) == (2, "")
-        assert "Another gateway serves the database" in errors
+        assert "Another gateway is using the database" in errors
         async with httpx2.AsyncClient(base_url=gateway["gateway"]) as client:
             assert (await client.get("/readyz")).json() == {"status": "ready"}
         assert await program.end(signal.SIGTERM) == 0

@@ -66,7 +66,7 @@ async def test_the_journal_records_why_an_edit_was_refused(place: RunningGateway
     assert refused(answer) == REFUSED
     fix = answer.json()["error"]["fix"]
     assert "X Premium" in fix
-    assert "within an hour" in fix
+    assert "within one hour" in fix
     assert "30 minutes" in fix
     await place.advance_x(1_800)
     answer = await edit(place, old)

@@ -14,8 +14,15 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from birdwire.api.errors import GatewayError
-from birdwire.keys.guess_limit import FAILED_A_MINUTE, MOST_ADDRESSES, MOST_WAITING, ROUND_S, GuessLimiter
-from birdwire.keys.registry import Keys, mint
+from birdwire.keys.guess_limit import (
+    MAX_ADDRESSES,
+    MAX_FAILURES_PER_MINUTE,
+    MAX_WAITING,
+    ROUND_INTERVAL_S,
+    GuessLimiter,
+)
+from birdwire.keys.registry import Keys
+from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.store.database import Database
 from harness.gateway import API, POST, MovableClock, RunningGateway
@@ -114,9 +121,9 @@ async def test_a_storm_of_guesses_costs_a_few_look_ups_and_blocks_no_valid_key(
                 page = await house.link()
                 assert page.status_code == 200
                 assert (await press_undo(house, page)).status_code == 200
-        rounds = (time.monotonic() - started) * (1 / ROUND_S + FAILED_A_MINUTE / 60)
+        rounds = (time.monotonic() - started) * (1 / ROUND_INTERVAL_S + MAX_FAILURES_PER_MINUTE / 60)
         own = 10  # the link's own statements
-        assert len(seen) <= FAILED_A_MINUTE + rounds + own
+        assert len(seen) <= MAX_FAILURES_PER_MINUTE + rounds + own
         assert len(seen) < reasons.total()
         assert set(reasons) == expected
 
@@ -134,7 +141,7 @@ async def test_one_guess_is_one_look_up(
 
 async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(house: RunningGateway) -> None:
     """More concurrent keys than the address may guess."""
-    raw_keys = [(await house.gateway.keys.create("test", "one of many"))[1] for _ in range(2 * FAILED_A_MINUTE)]
+    raw_keys = [(await house.gateway.keys.create("test", "one of many"))[1] for _ in range(2 * MAX_FAILURES_PER_MINUTE)]
     with statements("api_secrets") as seen:
         answers = await asyncio.gather(
             *(
@@ -153,9 +160,11 @@ async def test_a_used_link_cannot_be_loaded_without_end(house: RunningGateway) -
     redirect = await house.consent("ada")
     assert (await house.bare.get(redirect, headers=HTML)).status_code == 200
     with statements("link_states") as seen:
-        answers = await asyncio.gather(*(house.bare.get(redirect, headers=HTML) for _ in range(2 * FAILED_A_MINUTE)))
+        answers = await asyncio.gather(
+            *(house.bare.get(redirect, headers=HTML) for _ in range(2 * MAX_FAILURES_PER_MINUTE))
+        )
     assert {answer.status_code for answer in answers} == {200}
-    assert len(seen) < 1.5 * FAILED_A_MINUTE
+    assert len(seen) < 1.5 * MAX_FAILURES_PER_MINUTE
 
 
 async def test_a_key_that_was_found_before_is_not_a_guess(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ async def test_a_key_that_was_found_before_is_not_a_guess(tmp_path: Path) -> Non
         await database.prepare(upgrade=False)
         key, raw_key = await keys.create("test", "old")
         assert (await keys.find(raw_key, "test", "192.0.2.1")).label == "old"
-        for _ in range(FAILED_A_MINUTE):
+        for _ in range(MAX_FAILURES_PER_MINUTE):
             with pytest.raises(GatewayError, match="key_unknown"):
                 await keys.find(mint("test"), "test", "192.0.2.1")
         await keys.change(key.key_id, label="new")
@@ -220,11 +229,14 @@ async def test_an_allowance_comes_back_and_its_memory_is_bounded() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         return len(store.asked) > before
 
-    assert [await direct(f"2001:db8::{n:x}") for n in range(FAILED_A_MINUTE + 1)] == [*[True] * FAILED_A_MINUTE, False]
+    assert [await direct(f"2001:db8::{n:x}") for n in range(MAX_FAILURES_PER_MINUTE + 1)] == [
+        *[True] * MAX_FAILURES_PER_MINUTE,
+        False,
+    ]
     assert await direct("2001:db8:0:1::1")
     clock.now_s += 2
     assert [await direct("2001:db8::1") for _ in range(3)] == [True, True, False]
-    for n in range(MOST_ADDRESSES):
+    for n in range(MAX_ADDRESSES):
         await lookups.run(f"10.0.{n >> 8}.{n & 255}", store.find, b"a")
     assert await direct("2001:db8::1")
     await lookups.close()
@@ -234,12 +246,12 @@ async def test_keys_waiting_for_a_look_up_are_bounded_and_looked_up_together() -
     """One statement for all; beyond the bound a caller is refused immediately."""
     store = Store()
     lookups = GuessLimiter(StillClock(), round_s=0.05)
-    for _ in range(FAILED_A_MINUTE):
+    for _ in range(MAX_FAILURES_PER_MINUTE):
         await lookups.run("192.0.2.1", store.find, secrets.token_bytes(32))
-    asked = [lookups.run("192.0.2.1", store.find, secrets.token_bytes(32)) for _ in range(MOST_WAITING + 1)]
+    asked = [lookups.run("192.0.2.1", store.find, secrets.token_bytes(32)) for _ in range(MAX_WAITING + 1)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert {str(answer) for answer in answers} == {"auth_failures"}
-    assert store.asked == [1] * FAILED_A_MINUTE + [MOST_WAITING]
+    assert store.asked == [1] * MAX_FAILURES_PER_MINUTE + [MAX_WAITING]
     await lookups.close()
 
 
@@ -254,10 +266,10 @@ async def test_a_failed_look_up_fails_all_its_callers_and_the_next_round_succeed
 
     store = Store()
     lookups = GuessLimiter(StillClock(), round_s=0.01)
-    for _ in range(FAILED_A_MINUTE + 1):
+    for _ in range(MAX_FAILURES_PER_MINUTE + 1):
         with pytest.raises(AwayError):
             await lookups.run("192.0.2.1", away, b"a")
-    for _ in range(FAILED_A_MINUTE):
+    for _ in range(MAX_FAILURES_PER_MINUTE):
         assert await lookups.run("192.0.2.1", store.find, b"a") is None
     waiting = await asyncio.gather(*(lookups.run("192.0.2.1", away, b"a") for _ in range(3)), return_exceptions=True)
     assert {type(answer) for answer in waiting} == {AwayError}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.outcomes.rejections import MOST_EACH
+from birdwire.outcomes.rejections import MAX_PER_KEY
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from harness.gateway import API, PNG, POST, gateway, serving
@@ -202,7 +202,7 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: RunningGateway) -> 
 async def test_a_caller_that_polls_pushes_out_no_refusal(house: RunningGateway) -> None:
     """Only what acts or looks something up is remembered."""
     refused = await house.like()
-    for number in range(MOST_EACH):
+    for number in range(MAX_PER_KEY):
         assert (await house.client.get(API + f"requests/req_{number}")).status_code == 404
         assert (await house.client.get(API + "auth/status?now=1")).status_code == 400
     told = (await house.client.get(API + f"requests/{refused.headers['x-request-id']}")).json()
@@ -234,7 +234,7 @@ async def test_a_post_that_could_not_be_recorded_is_not_sent_again(linked: Runni
         other.execute("BEGIN IMMEDIATE")
         first = await posting
     assert (first.status_code, first.json()["error"]["reason"]) == (503, "storage_unavailable")
-    assert "X did what was asked" in first.json()["error"]["message"]
+    assert "X carried out the write" in first.json()["error"]["message"]
     seen = set()
     async with asyncio.timeout(20):
         while 201 not in seen:

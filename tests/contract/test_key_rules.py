@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from birdwire.keys.registry import KeyRuleError, KeyRules, mint
+from birdwire.keys.rules import KeyRuleError, KeyRules
+from birdwire.keys.secrets import mint
 from harness.gateway import API, POST
 from harness.linking import HTML, begin, land, press_undo, reason_of
 
@@ -49,15 +50,15 @@ async def test_the_link_of_an_expired_key_ends_a_day_later(linked: RunningGatewa
     keys = linked.gateway.keys
     await keys.change(linked.key_id, expires_at=linked.clock.now() + timedelta(hours=1))
     linked.clock.advance(hours=24, minutes=50)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert (await linked.like()).json()["error"]["reason"] == "key_expired"
     await keys.change(linked.key_id, expires_at=linked.clock.now() + timedelta(hours=1))
     assert (await like_of_a_live_key(linked)).status_code == 200
     linked.clock.advance(hours=24, minutes=50)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert await linked.calls("/2/oauth2/revoke") == []
     linked.clock.advance(minutes=11)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [200, 200]
     await keys.change(linked.key_id, expires_at=None)
     assert (await like_of_a_live_key(linked)).json()["error"]["reason"] == "x_not_linked"
@@ -73,7 +74,7 @@ async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_th
     await with_rules(house)
     await house.link("ada")
     house.clock.advance(hours=25, seconds=1)
-    await house.gateway.sessions.sweep()
+    await house.gateway.links.sweep()
     assert await house.calls("/2/oauth2/revoke") == []
     assert (await house.like()).status_code == 200
     await house.gateway.keys.change(first, expires_at=None)
@@ -81,7 +82,7 @@ async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_th
     assert told.json()["linked"] is False
     await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(hours=1))
     house.clock.advance(hours=25, seconds=1)
-    await house.gateway.sessions.sweep()
+    await house.gateway.links.sweep()
     assert len(await house.calls("/2/oauth2/revoke")) == 2
 
 
@@ -321,7 +322,7 @@ async def test_an_unconfirmed_link_ends_after_ten_minutes(confirming: RunningGat
     state = state_of(await confirming.consent("ada"))
     await confirming.link("ada")
     confirming.clock.advance(minutes=10, seconds=1)
-    await confirming.gateway.sessions.sweep()
+    await confirming.gateway.links.sweep()
     assert (await confirming.status())["linked"] is False
     assert len(await confirming.calls("/2/oauth2/revoke")) == 2
     assert (await confirm(confirming, state, "ada")).status_code == 400
@@ -329,7 +330,7 @@ async def test_an_unconfirmed_link_ends_after_ten_minutes(confirming: RunningGat
 
 async def test_a_link_has_the_end_of_its_key_once_it_is_confirmed(confirming: RunningGateway) -> None:
     """Before that it has ten minutes, whatever becomes of the key's own end."""
-    keys, sessions = confirming.gateway.keys, confirming.gateway.sessions
+    keys, links = confirming.gateway.keys, confirming.gateway.links
     for confirmed in (False, True):
         await keys.change(confirming.key_id, expires_at=confirming.clock.now() + timedelta(hours=1))
         redirect = await confirming.consent("ada")
@@ -338,11 +339,11 @@ async def test_a_link_has_the_end_of_its_key_once_it_is_confirmed(confirming: Ru
         if confirmed:
             await confirm(confirming, state_of(redirect), "ada")
         confirming.clock.advance(minutes=11)
-        await sessions.sweep()
+        await links.sweep()
         assert (await confirming.status())["linked"] is confirmed
     assert len(await confirming.calls("/2/oauth2/revoke")) == 2
     confirming.clock.advance(hours=26)
-    await sessions.sweep()
+    await links.sweep()
     assert len(await confirming.calls("/2/oauth2/revoke")) == 4
 
 

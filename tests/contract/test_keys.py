@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from birdwire.api.errors import GatewayError
-from birdwire.keys.registry import MAX_LABEL, MAX_RPM, TIERS, KeyRuleError, Keys, check_form, mint
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import MAX_LABEL_CHARS, MAX_RPM, TIERS, KeyRuleError
+from birdwire.keys.secrets import check_form, mint
 from birdwire.store.database import Database
 from harness.gateway import API
 
@@ -234,7 +236,7 @@ async def test_a_change_that_cannot_be_changes_nothing(house: RunningGateway) ->
     [
         *(
             ("", "free", None),
-            ("x" * (MAX_LABEL + 1), "free", None),
+            ("x" * (MAX_LABEL_CHARS + 1), "free", None),
             ("a\nb", "free", None),
             ("a\x1b[31m", "free", None),
         ),

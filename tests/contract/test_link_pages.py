@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from birdwire.accounts.linking import MOST_PENDING, hash_of
+from birdwire.accounts.linking import MAX_STATES, hash_of
 from birdwire.accounts.undo_cookie import write
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import api_keys
@@ -51,7 +51,7 @@ async def test_an_error_of_x_is_not_called_a_denial(house: RunningGateway) -> No
     """The page says whose it is and does not repeat it; the act has it, bounded."""
     redirect = changed(await house.consent("ada", "deny"), error="server_error" + "<" * 100)
     page = await house.bare.get(redirect, headers=HTML)
-    assert "X reported an error instead of an approval; nothing was linked." in page.text
+    assert "X returned an error instead of an approval; nothing was linked." in page.text
     assert "server_error" not in page.text
     assert "denied on" not in page.text
     denied = (await recorded(house.settings.database_url))[-1]
@@ -350,7 +350,7 @@ async def test_the_keys_holder_cannot_take_the_undo_away(house: RunningGateway) 
     """However many links they make; after its ten minutes the state goes as others do."""
     redirect = await house.consent("ada")
     first = await house.bare.get(redirect, headers=HTML)
-    for _ in range(MOST_PENDING + 1):
+    for _ in range(MAX_STATES + 1):
         (await house.call("auth_twitter")).raise_for_status()
     assert undo_token(await house.bare.get(redirect, headers=HTML)) == undo_token(first)
     house.clock.advance(minutes=10, seconds=1)
@@ -413,7 +413,7 @@ async def test_an_older_page_shows_that_its_link_has_ended(house: RunningGateway
         assert "<h1>This link has ended</h1>" in again.text
         assert "<h1>Nothing left to undo</h1>" in pressed.text
         for told in (again.text, pressed.text):
-            assert "a newer link took its place, or the people who run the app ended it" in told
+            assert "a newer link replaced it, the people who run the app ended it" in told
             assert 'href="https://x.com/settings/connected_apps"' in told
         assert reason_of(await land(house, redirect)) == "state_used"
 
@@ -422,16 +422,16 @@ async def test_an_account_owner_reads_what_happened_in_their_own_words(linked: R
     """What the API says to developers stays in the small print, with its commands as code."""
     mismatch = await linked.link("grace")
     assert "You approved as @grace; the app asked for @ada." in mismatch.text
-    assert "Switch to @ada at X, then ask for a new link." in mismatch.text
+    assert "Switch to @ada on X, then ask for a new link." in mismatch.text
     unticked = await linked.link("ada", scopes=["users.read"])
-    assert "You unticked a permission that is needed: see posts." in unticked.text
+    assert "You unticked a required permission: see posts." in unticked.text
     assert "<code>birdwire accounts link KEY_ID</code>" in unticked.text
     assert "`" not in unticked.text
     cut = await linked.bare.get(API + "oauth_callback", headers=HTML)
     assert "This address is incomplete." in cut.text
     assert "Open the link again from where you got it." in cut.text
     await linked.fault("POST", "/2/oauth2/token", {"status": 500})
-    assert "X had a problem just now; nothing was linked." in (await linked.link("ada")).text
+    assert "X is having a problem at the moment." in (await linked.link("ada")).text
 
 
 async def test_the_address_of_the_undo_explains_itself_to_a_browser(house: RunningGateway) -> None:
@@ -488,7 +488,7 @@ async def test_the_page_of_a_key_that_may_do_nothing_on_x_claims_nothing_else(tm
         for _ in range(2):
             page = await house.bare.get(redirect, headers=HTML)
             assert "is linked to @ada" in page.text
-            assert "At present it is not allowed to do anything on X." in page.text
+            assert "It is currently not allowed to do anything on X." in page.text
             assert "act on X as" not in page.text
             house.bare.cookies.clear()
 

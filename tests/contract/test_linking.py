@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from birdwire.keys.registry import KeyRuleError
+from birdwire.keys.rules import KeyRuleError
 from birdwire.store.tables.link_states import link_states
 from birdwire.x.client.auth_server import DEFAULT_SCOPES, new_verifier
 from harness.gateway import API, GRACE, PNG, gateway

@@ -8,17 +8,16 @@ import io
 import json
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import pytest_asyncio
 from pydantic import BaseModel
 
 import birdwire
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
-from birdwire.accounts.pages import Undo
-from birdwire.api.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe
+from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
+from birdwire.api.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe, reason_named
+from birdwire.api.reasons import FieldReason, OwnReason
 from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.runtime.clock import Clock
@@ -357,10 +356,15 @@ def test_every_429_and_503_knows_how_long_to_wait() -> None:
 
 def test_every_declared_reason_is_used() -> None:
     """An unreachable row would document an error that never occurs."""
-    elsewhere = "".join(text for path, text in SOURCES.items() if path.name != "errors.py")
+    elsewhere = "".join(text for path, text in SOURCES.items() if path.name not in {"errors.py", "reasons.py"})
     fields = {f"{name}_{end}" for name in FIELDS for end in ("missing", "malformed")}
     unused = {reason for reason in PROBLEMS if f'"{reason}"' not in elsewhere}
     assert unused - fields - set(SEND_REASONS.values()) == set()
+
+
+def test_the_type_of_reasons_names_every_reason_and_no_other() -> None:
+    """The type checker finds an undeclared reason only if the two lists agree."""
+    assert sorted((*get_args(OwnReason), *get_args(FieldReason))) == sorted(PROBLEMS)
 
 
 def test_every_refusal_fills_its_placeholders() -> None:
@@ -385,7 +389,7 @@ def test_every_refusal_fills_its_placeholders() -> None:
 def test_reasons_that_are_raised_by_a_variable_leave_nothing_open(name: str) -> None:
     """They come with no values, so their sentences must need none."""
     assert placeholders(name) == set()
-    assert "unknown" not in " ".join(describe(GatewayError(name)))
+    assert "unknown" not in " ".join(describe(GatewayError(reason_named(name))))
 
 
 def test_a_window_without_a_known_reset_leaves_nothing_open() -> None:

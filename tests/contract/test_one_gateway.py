@@ -87,9 +87,9 @@ def test_no_path_or_link_leads_around_the_lock(file: Path, way: str) -> None:
     (root / "link.db").symlink_to(file)
     if way == "hard link":
         (root / "hard.db").hardlink_to(file)
-    with alone(settings(file)), pytest.raises(Stop, match="Another gateway serves"), alone(settings(others[way])):
+    with alone(settings(file)), pytest.raises(Stop, match="Another gateway is using"), alone(settings(others[way])):
         pass
-    with alone(settings(others[way])), pytest.raises(Stop, match="Another gateway serves"), alone(settings(file)):
+    with alone(settings(others[way])), pytest.raises(Stop, match="Another gateway is using"), alone(settings(file)):
         pass
 
 
@@ -103,7 +103,7 @@ def test_the_lock_of_earlier_versions_is_taken_too(file: Path, name: str) -> Non
     (root / "etc" / "birdwire.db").symlink_to(file)
     with lock_of(root / name).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(Stop, match="Another gateway serves"), alone(settings(root / "etc" / "birdwire.db")):
+        with pytest.raises(Stop, match="Another gateway is using"), alone(settings(root / "etc" / "birdwire.db")):
             pass
 
 
@@ -113,12 +113,12 @@ async def test_a_second_gateway_is_refused_and_commands_go_on(town: Street, tmp_
     (tmp_path / "folder").symlink_to(tmp_path)
     url = f"sqlite:///{tmp_path / 'folder' / 'birdwire.db'}"
     (tmp_path / "hard.db").hardlink_to(tmp_path / "birdwire.db")
-    with pytest.raises(Stop, match="Another gateway serves"), alone(settings(tmp_path / "hard.db")):
+    with pytest.raises(Stop, match="Another gateway is using"), alone(settings(tmp_path / "hard.db")):
         pass
     (code, document), _ = await asyncio.gather(
         town.command("serve", "--port", "0", database_url=url), town.key("another")
     )
-    assert (code, "Another gateway serves" in document["error"]["message"]) == (2, True)
+    assert (code, "Another gateway is using" in document["error"]["message"]) == (2, True)
     assert (await town.call(at, "auth_twitter", authorization=f"Bearer {town.raw_keys[1]}")).status_code == 200
     await at.kill()
     with alone(settings(tmp_path / "folder" / "birdwire.db")):

@@ -17,13 +17,11 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 import birdwire
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
-from birdwire.accounts.pages import Undo
+from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, check
 from birdwire.api.errors import PROBLEMS, REQUIRED, GatewayError
-from birdwire.keys.registry import MAX_TEXT
+from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.settings import Settings
 from birdwire.surfaces import reference
 from birdwire.surfaces.openapi.document import document
@@ -252,7 +250,7 @@ def mutants(value: Any) -> Iterator[Any]:
 def taken(model: type[Body], value: Any) -> bool:
     """What the code says."""
     try:
-        body = check(value, model, {"text_limit": MAX_TEXT})
+        body = check(value, model, {"text_limit": MAX_TEXT_LIMIT})
     except GatewayError:
         return False
     return not isinstance(body, AuthTwitter) or set(body.scopes) <= set(DEFAULT_SCOPES)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from birdwire.accounts.refresh import MOST_AT_ONCE
+from birdwire.accounts.refresh import MAX_CONCURRENT
 from birdwire.app import TOKEN_CONNECTIONS
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
@@ -196,4 +196,4 @@ async def test_calls_wait_for_a_connection_to_x_as_long_as_for_their_turn(tmp_pa
 
 def test_tokens_find_a_connection_alongside_all_renewals() -> None:
     """A link and a revocation wait for none of them."""
-    assert TOKEN_CONNECTIONS > MOST_AT_ONCE
+    assert TOKEN_CONNECTIONS > MAX_CONCURRENT

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from birdwire.api.errors import PROBLEMS
 from birdwire.cli import COMMANDS, build, load
-from birdwire.keys.registry import mint
+from birdwire.keys.secrets import mint
 from birdwire.settings import CALLBACK_PATH, CLIENT_NAMES, PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS

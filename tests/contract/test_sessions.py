@@ -202,10 +202,10 @@ async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: Runn
     await linked.call("unlink_twitter")
     assert (await linked.like()).json()["error"]["reason"] == "x_not_linked"
     linked.clock.advance(minutes=1)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [503, 503, 200, 200]
     linked.clock.advance(days=1)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert len(await linked.calls("/2/oauth2/revoke")) == 4
 
 
@@ -214,7 +214,7 @@ async def test_tokens_to_be_revoked_before_a_long_stop_are_revoked_after_it(link
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
     linked.clock.advance(days=30)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [503, 503, 200, 200]
 
 
@@ -222,7 +222,7 @@ async def test_revoking_a_key_ends_its_session(linked: RunningGateway) -> None:
     """The next call gets 401, and the tokens are revoked at X."""
     await linked.gateway.keys.revoke(linked.key_id)
     assert (await linked.like()).json()["error"]["code"] == "revoked_api_key"
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert len(await linked.calls("/2/oauth2/revoke")) == 2
 
 
@@ -253,7 +253,7 @@ async def test_nothing_secret_lies_in_the_database_or_the_log(linked: RunningGat
     await linked.bare.get(redirect)
     await linked.bare.get(API + f"like_twitter?api_key={linked.raw_key}")
     await linked.like(POST)
-    row = (await linked.gateway.sessions.links(linked.key_id)).current
+    row = (await linked.gateway.links.of_key(linked.key_id)).current
     assert row is not None
     session = await linked.gateway.sessions.open(row)
     vault_key = (linked.directory / "vault.key").read_text().strip()

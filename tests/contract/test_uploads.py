@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from birdwire.keys.registry import NO_RULES, KeyRules
+from birdwire.keys.rules import NO_RULES, KeyRules
 from harness.gateway import API, PNG, RunningGateway
 
 if TYPE_CHECKING:

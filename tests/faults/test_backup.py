@@ -61,7 +61,7 @@ async def test_a_backup_under_load_holds_all_that_was_acknowledged_before_it(tow
     secrets = (town.raw_keys[0], (town.directory / "vault.key").read_text().strip())
     assert not [secret for secret in secrets if secret.encode() in file.read_bytes()]
     code, document = await town.command("backup", str(file))
-    assert (code, "is there already" in document["error"]["message"]) == (2, True)
+    assert (code, "already exists" in document["error"]["message"]) == (2, True)
 
 
 @pytest.mark.trust("T22")
@@ -75,7 +75,7 @@ async def test_a_spent_token_from_a_backup_is_presented_once(town: Street) -> No
     await town.expire()
     assert (await town.like(at)).status_code == 200  # the backup's token is spent by this
     code, document = await town.command("restore", str(file))
-    assert (code, "A gateway serves the database" in document["error"]["message"]) == (2, True)
+    assert (code, "A gateway is using the database" in document["error"]["message"]) == (2, True)
     assert document["error"]["fix"] == "Stop the gateway first."
     await at.kill()
     code, document = await town.command("restore", str(file))
@@ -165,7 +165,7 @@ async def test_a_postgresql_that_was_put_back_is_marked(tmp_path: Path, postgres
         code, document = await town.command("backup", str(tmp_path / "copy"))
         assert (code, "pg_dump" in document["error"]["fix"]) == (2, True)
         code, document = await town.command("restore", "--mark")
-        assert (code, "Gateways serve this database" in document["error"]["message"]) == (2, True)
+        assert (code, "Gateways are connected to this database" in document["error"]["message"]) == (2, True)
         await at.kill()
         await asyncio.to_thread(postgres.stop)  # so that the server notices
         await asyncio.to_thread(postgres.start)

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 import httpx2
 import pytest
 
-from birdwire.accounts.refresh import MOST_AT_ONCE
+from birdwire.accounts.refresh import MAX_CONCURRENT
 from birdwire.store.encryption.key_files import read_key_file
 from birdwire.store.encryption.vault import Vault
 from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens
@@ -137,8 +137,8 @@ async def linked(town: Street, x: X, owners: range) -> list[str]:
     try:
         for owner in owners:
             key, raw_key = await process.keys.create("test", f"key {owner}", "custom", 1_000_000)
-            row, _ = await process.sessions.keep(key.key_id, x.pair(owner), list(DEFAULT_SCOPES), None)
-            await process.sessions.name(row["session_id"], str(owner), f"user{owner}")
+            row, _ = await process.links.store_pending(key.key_id, x.pair(owner), list(DEFAULT_SCOPES), None)
+            await process.links.name(row.session_id, str(owner), f"user{owner}")
             raw_keys.append(raw_key)
     finally:
         await process.sessions.close()
@@ -184,10 +184,10 @@ async def test_fifty_pairs_that_come_together_are_stored_together(
     async with place(tmp_path, postgres.database() if postgres else None) as (town, x, settings):
         at = await town.serve(**settings)
         for number in range(ROUNDS):
-            raw_keys = await linked(town, x, range(number * MOST_AT_ONCE, (number + 1) * MOST_AT_ONCE))
+            raw_keys = await linked(town, x, range(number * MAX_CONCURRENT, (number + 1) * MAX_CONCURRENT))
             calls = [asyncio.create_task(like(town, at, raw_key)) for raw_key in raw_keys]
-            await x.asked(MOST_AT_ONCE)
-            play([(0.0, x.reply)] * MOST_AT_ONCE)
+            await x.asked(MAX_CONCURRENT)
+            play([(0.0, x.reply)] * MAX_CONCURRENT)
             answers = await asyncio.gather(*calls)
             assert {answer and answer.status_code for answer in answers} == {200}
         await at.kill()
@@ -202,7 +202,7 @@ async def test_fifty_pairs_that_come_together_are_stored_together(
             most=max(windows),
             bound=round(bound_ms, 1),
         )
-        assert len(windows) == ROUNDS * MOST_AT_ONCE
+        assert len(windows) == ROUNDS * MAX_CONCURRENT
         if LONG:
             assert percentile(windows, 0.99) <= bound_ms
 

@@ -192,7 +192,7 @@ async def _tokens(url: str, owners: dict[str, str]) -> bool:
     async with processes(url, 1) as (_, (a,)):
         a.x.answers.put_nowait(LOST)
         for key_id, owner in owners.items():
-            links = await a.sessions.links(key_id)
+            links = await a.links.of_key(key_id)
             if links.current is None:
                 complete = False
                 continue

@@ -195,7 +195,7 @@ async def test_a_point_fails_delays_and_counts() -> None:
 @pytest.mark.parametrize("x_api_url", ["https://api.x.com", "https://192.0.2.1"])
 def test_failpoints_are_refused_off_the_sandbox(x_api_url: str) -> None:
     """However they are written."""
-    with pytest.raises(SettingsError, match="failpoints are for the sandbox"):
+    with pytest.raises(SettingsError, match="failpoints require the sandbox"):
         Settings.load({"BIRDWIRE_FAILPOINTS": "migration=kill", "BIRDWIRE_X_API_URL": x_api_url})
 
 

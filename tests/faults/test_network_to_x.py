@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from birdwire.sandbox.control.tcp_proxy import Slicer, TcpProxy, Toxics
-from birdwire.x.limits.circuit_breaker import PROBE_EVERY_S
+from birdwire.x.limits.circuit_breaker import PROBE_INTERVAL_S
 from harness.fault_scale import record, scaled
 from harness.gateway import API, GRACE, POST, RunningGateway, bound, gateway
 
@@ -136,7 +136,7 @@ async def test_a_storm_of_failures_is_not_made_worse(linked: RunningGateway) -> 
         await call(n)
     asked = len(await linked.calls("/2/")) - before
     await linked.x.delete("/_sandbox/faults")
-    linked.clock.advance(seconds=PROBE_EVERY_S)
+    linked.clock.advance(seconds=PROBE_INTERVAL_S)
     probes = [reason(await linked.call(name, body)) for name, body in STORM]
     p50, p99 = (sorted(times)[int(len(times) * share)] * 1000 for share in (0.5, 0.99))
     calls = sum(ends.values())

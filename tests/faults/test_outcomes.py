@@ -229,9 +229,9 @@ async def test_a_call_succeeds_if_the_store_cannot_record_xs_limits_and_prices(t
     """They are taken after X's answer: its caller must get it, and not hear that nothing was asked of X."""
     nowhere = Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}")
     record = Capabilities(nowhere, MovableClock(), "client")
-    await record.note("post_twitter", None, "key_1")
-    await record.note("post_twitter", "x_not_enrolled", "key_1")
-    assert not await record.lately_allowed("post_twitter")
+    await record.record("post_twitter", None, "key_1")
+    await record.record("post_twitter", "x_not_enrolled", "key_1")
+    assert not await record.recently_allowed("post_twitter")
     await nowhere.close()
 
 

@@ -55,7 +55,7 @@ async def another_gateway(house: RunningGateway) -> AsyncIterator[RunningGateway
 async def exchange(*houses: RunningGateway) -> None:
     """What the background does every few seconds, and now and then in full: now in full, whenever it last was."""
     for house in houses:
-        await house.gateway.lines.ledger.exchange(everything=True)
+        await house.gateway.clients.windows.sync(everything=True)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from birdwire.keys.rate_limit import RateLimit, SharedRateLimit
+from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.sandbox.control.tcp_proxy import TcpProxy, Toxics
 from harness.gateway import API, MovableClock, RunningGateway
@@ -29,6 +29,7 @@ from harness.gateway import API, MovableClock, RunningGateway
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from birdwire.keys.rate_limit import RateLimit
     from harness.engines import Redis
 
 PATIENT_S = 20.0

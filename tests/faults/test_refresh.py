@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from birdwire.store.tables.x_sessions import SessionRow
     from harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
@@ -43,11 +44,11 @@ async def near_the_end(house: RunningGateway, left_s: int = 600) -> None:
     await house.advance_x(7_200 - left_s)
 
 
-async def row(house: RunningGateway) -> dict[str, Any]:
+async def row(house: RunningGateway) -> SessionRow:
     """The session's row."""
-    current = (await house.gateway.sessions.links(house.key_id)).current
+    current = (await house.gateway.links.of_key(house.key_id)).current
     assert current is not None
-    return dict(current)
+    return current
 
 
 async def test_a_token_is_renewed_early_and_no_caller_waits(linked: RunningGateway) -> None:
@@ -55,10 +56,10 @@ async def test_a_token_is_renewed_early_and_no_caller_waits(linked: RunningGatew
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})
     assert (await linked.like()).status_code == 200
-    assert (await row(linked))["gen"] == 1
+    assert (await row(linked)).gen == 1
 
     async def renewed() -> bool:
-        return bool((await row(linked))["gen"] == 2)
+        return bool((await row(linked)).gen == 2)
 
     await until(renewed)
     assert (await linked.like()).status_code == 200
@@ -81,7 +82,7 @@ async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(link
     await linked.like()
 
     async def lost() -> bool:
-        return bool((await row(linked))["refresh_state"] == "presented" and len(await refreshes(linked)) == 1)
+        return bool((await row(linked)).refresh_state == "presented" and len(await refreshes(linked)) == 1)
 
     await until(lost)
     answers = await asyncio.gather(*(linked.like() for _ in range(20)))
@@ -116,7 +117,7 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: R
     assert len(await refreshes(linked)) == 1
     linked.clock.advance(seconds=LEASE_S)
     assert (await linked.like()).status_code == 200
-    assert (await row(linked))["refresh_state"] == "idle"
+    assert (await row(linked)).refresh_state == "idle"
 
 
 @pytest.mark.trust("R9")
@@ -144,7 +145,7 @@ async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: Runn
     assert (await linked.like()).status_code == 200
 
     async def renewed() -> bool:
-        return bool((await row(linked))["gen"] == 2)
+        return bool((await row(linked)).gen == 2)
 
     await until(renewed)
     assert len(await refreshes(linked)) == 3
@@ -154,7 +155,7 @@ def released(house: RunningGateway, tries: int) -> Callable[[], Awaitable[bool]]
     """Whether X was asked this often, and the last claim is released."""
 
     async def seen() -> bool:
-        return len(await refreshes(house)) == tries and (await row(house))["refresh_state"] == "idle"
+        return len(await refreshes(house)) == tries and (await row(house)).refresh_state == "idle"
 
     return seen
 
@@ -219,14 +220,14 @@ async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, a
             await house.fault("POST", TOKEN, {"drop": "after_apply" if applied else "before_apply"})
             await house.like()
             house.key_id = key.key_id
-            assert (await row(house))["refresh_state"] == "presented"
+            assert (await row(house)).refresh_state == "presented"
         async with gateway(tmp_path, sandbox, x_url, stack) as again:
             again.client.headers["authorization"] = f"Bearer {raw_key}"
             again.key_id = key.key_id
             assert (await again.like()).status_code == 502
             again.clock.advance(seconds=LEASE_S)
             assert (await again.like()).status_code == (403 if applied else 200)
-            assert (await row(again))["state"] == ("needs_relink" if applied else "active")
+            assert (await row(again)).state == ("needs_relink" if applied else "active")
             assert len(await refreshes(again)) == 2
 
 
@@ -253,7 +254,7 @@ async def test_a_store_that_is_busy_when_the_new_pair_comes_loses_nothing(linked
         assert not liking.done()
         other.execute("ROLLBACK")
     assert (await liking).status_code == 200
-    assert (await row(linked))["gen"] == 2
+    assert (await row(linked)).gen == 2
 
 
 @pytest.mark.trust("F42")
@@ -273,7 +274,7 @@ async def test_an_unlink_during_a_refresh_wins(linked: RunningGateway) -> None:
     assert (await linked.status())["linked"] is False
 
     linked.clock.advance(minutes=1)
-    await linked.gateway.sessions.sweep()
+    await linked.gateway.links.sweep()
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")].count(200) == 4
 
 

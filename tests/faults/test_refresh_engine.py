@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from birdwire.accounts.refresh import MOST_AT_ONCE, MOST_IN_BACKGROUND
+from birdwire.accounts.refresh import MAX_CONCURRENT, MAX_IN_BACKGROUND
 from birdwire.api.errors import GatewayError
 from birdwire.store.tables.acts import GATEWAY
 from harness.auth_server import FAILED, LOST, NOT_SENT, REFUSED, SECRET, pair, processes
@@ -100,7 +100,7 @@ async def test_a_late_pair_never_overwrites_a_newer_one(two: Two) -> None:
     assert await b.token(key_id) == f"{SECRET}-at-b2"
     a.x.answers.put_nowait(pair(2, "a"))
     assert await late == f"{SECRET}-at-b2"
-    assert (await a.row(key_id))["gen"] == 2
+    assert (await a.row(key_id)).gen == 2
     assert '"outcome":"late"' in a.log.getvalue()
 
 
@@ -115,10 +115,10 @@ async def test_a_late_pair_saves_a_link_that_was_given_up(two: Two) -> None:
     clock.advance(seconds=LEASE_S)
     b.x.answers.put_nowait(REFUSED)
     assert await reason(asyncio.create_task(b.token(key_id))) == "x_session_expired"
-    assert ((await b.row(key_id))["state"], (await b.row(key_id))["why"]) == ("needs_relink", "refresh_lost_reply")
+    assert ((await b.row(key_id)).state, (await b.row(key_id)).why) == ("needs_relink", "refresh_lost_reply")
     a.x.answers.put_nowait(pair(2))
     assert await late == f"{SECRET}-at-2"
-    assert ((await b.row(key_id))["state"], (await b.row(key_id))["why"]) == ("active", None)
+    assert ((await b.row(key_id)).state, (await b.row(key_id)).why) == ("active", None)
 
 
 @pytest.mark.trust("F43")
@@ -130,12 +130,12 @@ async def test_a_new_link_during_a_refresh_wins(two: Two, same: bool) -> None:  
     clock.advance(seconds=7_300)
     late = asyncio.create_task(a.token(key_id))
     await a.asked(1)
-    row, _ = await a.sessions.keep(key_id, pair(1, "new"), ["like.write"], None if same else "bob")
-    await a.sessions.name(row["session_id"], "id of ada" if same else "id of bob", "ada" if same else "bob")
+    row, _ = await a.links.store_pending(key_id, pair(1, "new"), ["like.write"], None if same else "bob")
+    await a.links.name(row.session_id, "id of ada" if same else "id of bob", "ada" if same else "bob")
     a.x.answers.put_nowait(pair(2))
     assert await reason(late) == "x_not_linked"
     assert await a.token(key_id) == f"{SECRET}-at-new1"
-    await a.sessions.sweep()
+    await a.links.sweep()
     assert (f"refresh_token {SECRET}-rt-2" in a.x.revoked) is not same
     assert f"refresh_token {SECRET}-rt-new1" not in a.x.revoked
 
@@ -173,7 +173,7 @@ async def test_a_link_lives_through_years_of_renewals(two: Two) -> None:
         assert await process.token(key_id) == f"{SECRET}-at-{number + 2}"
     sent = sorted([*a.x.sent, *b.x.sent])
     assert len(set(sent)) == len(sent) == GENERATIONS
-    assert (await a.row(key_id))["gen"] == GENERATIONS + 1
+    assert (await a.row(key_id)).gen == GENERATIONS + 1
     record("renewals of one link, turn by turn of two processes", runs=GENERATIONS, lost=0)
 
 
@@ -203,10 +203,10 @@ async def test_writes_alongside_a_refresh_touch_no_token(two: Two) -> None:
     await a.asked(1)
     await b.keys.change(key_id, rpm=5)
     await b.link("other")
-    await b.sessions.sweep()
+    await b.links.sweep()
     a.x.answers.put_nowait(pair(2))
     assert await asking == f"{SECRET}-at-2"
-    assert (await b.token(key_id), (await b.row(key_id))["gen"]) == (f"{SECRET}-at-2", 2)
+    assert (await b.token(key_id), (await b.row(key_id)).gen) == (f"{SECRET}-at-2", 2)
 
 
 @pytest.mark.trust("F38", "G1")
@@ -222,7 +222,7 @@ async def test_a_frozen_process_fails_no_caller_in_the_early_window(two: Two) ->
     await b.asked(1)
     b.x.answers.put_nowait(REFUSED)
     async with asyncio.timeout(20):
-        while (await b.row(key_id))["refresh_state"] != "over":
+        while (await b.row(key_id)).refresh_state != "over":
             assert await b.token(key_id) == f"{SECRET}-at-ada1"
     clock.advance(minutes=3)
     assert await b.token(key_id) == f"{SECRET}-at-ada1"
@@ -231,7 +231,7 @@ async def test_a_frozen_process_fails_no_caller_in_the_early_window(two: Two) ->
     async with asyncio.timeout(20):
         while await b.token(key_id) != f"{SECRET}-at-2":
             pass
-    assert ((await b.row(key_id))["refresh_state"], (await b.row(key_id))["why"]) == ("idle", None)
+    assert ((await b.row(key_id)).refresh_state, (await b.row(key_id)).why) == ("idle", None)
 
 
 async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> None:
@@ -243,16 +243,16 @@ async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> Non
     await a.token(key_id)
     await a.asked(1)
     async with asyncio.timeout(20):
-        while (await a.row(key_id))["presented_by"] is not None:
+        while (await a.row(key_id)).presented_by is not None:
             pass
     clock.advance(seconds=LEASE_S)
     a.x.answers.put_nowait(REFUSED)
     async with asyncio.timeout(20):
-        while (await a.row(key_id))["refresh_state"] != "over":
+        while (await a.row(key_id)).refresh_state != "over":
             assert await a.token(key_id) == f"{SECRET}-at-ada1"
     clock.advance(seconds=600)
     assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
-    assert ((await a.row(key_id))["state"], (await a.row(key_id))["why"]) == ("needs_relink", "refresh_lost_reply")
+    assert ((await a.row(key_id)).state, (await a.row(key_id)).why) == ("needs_relink", "refresh_lost_reply")
     assert len(a.x.sent) == 2
 
 
@@ -268,7 +268,7 @@ async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:
     await b.asked(1)
     a.x.answers.put_nowait(NOT_SENT)
     assert await reason(late) == "x_unreachable"
-    assert ((await a.row(key_id))["refresh_state"], (await a.row(key_id))["tries"]) == ("presented", 2)
+    assert ((await a.row(key_id)).refresh_state, (await a.row(key_id)).tries) == ("presented", 2)
     b.x.answers.put_nowait(pair(2))
     assert await second == f"{SECRET}-at-2"
 
@@ -285,7 +285,7 @@ async def test_a_refusal_is_named_by_whether_x_may_have_rotated_before(two: Two,
         await reason(asyncio.create_task(a.token(key_id)))
         clock.advance(seconds=LEASE_S)
     why = "refused" if before == [NOT_SENT] else "refresh_lost_reply"
-    assert ((await a.row(key_id))["state"], (await a.row(key_id))["why"]) == ("needs_relink", why)
+    assert ((await a.row(key_id)).state, (await a.row(key_id)).why) == ("needs_relink", why)
     assert len(a.x.sent) == len(before) + 1
 
 
@@ -332,35 +332,35 @@ async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(t
     clock, (a, _) = two
     expired = await a.link("expired")
     clock.advance(seconds=6_600)
-    key_ids = [await a.link(f"user{number}") for number in range(MOST_IN_BACKGROUND + 4)]
+    key_ids = [await a.link(f"user{number}") for number in range(MAX_IN_BACKGROUND + 4)]
     clock.advance(seconds=6_600)
     for key_id in key_ids:
         await a.token(key_id)
-    await a.asked(MOST_IN_BACKGROUND)
+    await a.asked(MAX_IN_BACKGROUND)
     asking = asyncio.create_task(a.token(expired))
-    await a.asked(MOST_IN_BACKGROUND + 1)
+    await a.asked(MAX_IN_BACKGROUND + 1)
     for number in range(len(key_ids) + 1):
         a.x.answers.put_nowait(pair(number))
     await asking
     async with asyncio.timeout(20):
-        while {(await a.row(key_id))["gen"] for key_id in key_ids} != {2}:
+        while {(await a.row(key_id)).gen for key_id in key_ids} != {2}:
             for key_id in key_ids:
                 await a.token(key_id)
-    assert a.x.max_running == MOST_IN_BACKGROUND + 1
+    assert a.x.max_running == MAX_IN_BACKGROUND + 1
 
 
 @pytest.mark.trust("F36")
 async def test_fifty_refreshes_run_concurrently_and_the_rest_wait(two: Two) -> None:
     """A rush at the end of many tokens neither floods X nor loses anybody."""
     clock, (a, _) = two
-    key_ids = [await a.link(f"user{number}") for number in range(MOST_AT_ONCE + 30)]
+    key_ids = [await a.link(f"user{number}") for number in range(MAX_CONCURRENT + 30)]
     clock.advance(seconds=7_300)
     asking = [asyncio.create_task(a.token(key_id)) for key_id in key_ids]
-    await a.asked(MOST_AT_ONCE)
+    await a.asked(MAX_CONCURRENT)
     for number in range(len(key_ids)):
         a.x.answers.put_nowait(pair(number))
     assert len(set(await asyncio.gather(*asking))) == len(key_ids)
-    assert (a.x.max_running, len(set(a.x.sent))) == (MOST_AT_ONCE, len(key_ids))
+    assert (a.x.max_running, len(set(a.x.sent))) == (MAX_CONCURRENT, len(key_ids))
 
 
 @pytest.mark.trust("R4")
@@ -401,16 +401,14 @@ async def test_a_token_moved_to_another_row_is_never_used(two: Two) -> None:
     one, other = await a.link("one"), await a.link("other")
     rows = [await a.row(one), await a.row(other)]
     for row, theirs in zip(rows, reversed(rows), strict=True):
-        await swap(
-            a, "UPDATE x_sessions SET access_ct = ? WHERE session_id = ?", theirs["access_ct"], row["session_id"]
-        )
+        await swap(a, "UPDATE x_sessions SET access_ct = ? WHERE session_id = ?", theirs.access_ct, row.session_id)
     a.x.answers.put_nowait(pair(2, "one"))
     assert await a.token(one) == f"{SECRET}-at-one2"
     for row, theirs in zip(rows, reversed(rows), strict=True):
-        columns = (theirs["access_ct"], theirs["refresh_ct"], row["session_id"])
+        columns = (theirs.access_ct, theirs.refresh_ct, row.session_id)
         await swap(a, "UPDATE x_sessions SET access_ct = ?, refresh_ct = ? WHERE session_id = ?", *columns)
     assert await reason(asyncio.create_task(a.token(other))) == "x_session_expired"
-    assert ((await a.row(other))["state"], (await a.row(other))["why"]) == ("needs_relink", "damaged")
+    assert ((await a.row(other)).state, (await a.row(other)).why) == ("needs_relink", "damaged")
     assert a.x.sent == [f"{SECRET}-rt-one1"]
 
 
@@ -425,7 +423,7 @@ async def test_the_pair_of_an_older_generation_is_never_used(two: Two) -> None:
     a.x.answers.put_nowait(pair(2))
     await a.token(key_id)
     columns = "UPDATE x_sessions SET access_ct = ?, refresh_ct = ?"
-    await swap(a, columns, old["access_ct"], old["refresh_ct"])
+    await swap(a, columns, old.access_ct, old.refresh_ct)
     assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
     await swap(a, "UPDATE x_sessions SET state = 'active', access_ct = refresh_ct")
     assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
@@ -447,7 +445,7 @@ async def test_a_link_that_ended_while_a_call_waited_no_longer_serves_it(two: Tw
     _, (a, b) = two
     key_id = await a.link()
     await remembered(a, key_id)
-    assert await b.sessions.unlink(key_id, GATEWAY)
+    assert await b.links.unlink(key_id, GATEWAY)
     assert a.sessions.ready(key_id) is None
 
 
@@ -458,8 +456,8 @@ async def test_the_call_after_a_new_link_goes_through_it(database_url: str) -> N
     async with processes(database_url, 1) as (_, (a,)):
         key_id = await a.link()
         await remembered(a, key_id)
-        row, _ = await a.sessions.keep(key_id, pair(2, "grace"), ["like.write"], "grace")
-        await a.sessions.name(row["session_id"], "id of grace", "grace")
+        row, _ = await a.links.store_pending(key_id, pair(2, "grace"), ["like.write"], "grace")
+        await a.links.name(row.session_id, "id of grace", "grace")
         assert a.sessions.ready(key_id) is None
 
 
@@ -467,7 +465,7 @@ async def remembered(process: Process, key_id: str) -> None:
     """Use the link until it is remembered."""
     async with asyncio.timeout(10):
         while process.sessions.ready(key_id) is None:
-            links = await process.sessions.links(key_id)
+            links = await process.links.of_key(key_id)
             assert links.current is not None
             process.sessions.remember(links, await process.sessions.open(links.current))
 
@@ -477,16 +475,16 @@ async def test_a_link_that_is_named_while_its_pair_is_renewed_stays_in_use(datab
     """X names the account just before the first pair expires: the concurrent renewal must not undo the name."""
     async with processes(database_url, 1) as (clock, (a,)):
         key, _ = await a.keys.create("test", "ada", "free")
-        row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)
+        row, _ = await a.links.store_pending(key.key_id, pair(1), ["like.write"], None)
         clock.advance(seconds=7_000)
         await a.sessions.open(row)  # the old token still works, so users/me is asked with it
         await a.asked(1)
-        await a.sessions.name(row["session_id"], "id of ada", "ada")
+        await a.links.name(row.session_id, "id of ada", "ada")
         a.x.answers.put_nowait(pair(2))
         await a.sessions.close()
-        links = await a.sessions.links(key.key_id)
+        links = await a.links.of_key(key.key_id)
         assert links.pending is None
-        assert (await a.row(key.key_id))["state"] == "active"
+        assert (await a.row(key.key_id)).state == "active"
         assert await a.token(key.key_id) == f"{SECRET}-at-2"
 
 
@@ -495,11 +493,11 @@ async def test_a_link_that_is_named_while_x_refuses_its_renewal_is_lost_aloud(da
     """It was in use by then, so its owner is asked to link again; it is not taken away like a pair that never was."""
     async with processes(database_url, 1) as (clock, (a,)):
         key, _ = await a.keys.create("test", "ada", "free")
-        row, _ = await a.sessions.keep(key.key_id, pair(1), ["like.write"], None)
+        row, _ = await a.links.store_pending(key.key_id, pair(1), ["like.write"], None)
         clock.advance(seconds=7_000)
         await a.sessions.open(row)
         await a.asked(1)
-        await a.sessions.name(row["session_id"], "id of ada", "ada")
+        await a.links.name(row.session_id, "id of ada", "ada")
         a.x.answers.put_nowait(REFUSED)
         await a.sessions.close()
-        assert (await a.row(key.key_id))["state"] == "needs_relink"
+        assert (await a.row(key.key_id)).state == "needs_relink"

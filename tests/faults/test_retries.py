@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from birdwire.sandbox.control.tcp_proxy import TcpProxy, Toxics
-from birdwire.x.limits.circuit_breaker import FEWEST, PROBE_EVERY_S
+from birdwire.x.limits.circuit_breaker import FAILURE_THRESHOLD, PROBE_INTERVAL_S
 from harness.gateway import API, GRACE, PNG, POST, RunningGateway, bound, gateway
 
 if TYPE_CHECKING:
@@ -217,11 +217,11 @@ async def test_an_unlike_waits_for_the_like_before_it(linked: RunningGateway) ->
     """So that what came last holds."""
     await linked.fault("POST", LIKES, {"delay_s": 0.2})
     like = asyncio.create_task(linked.like())
-    await until(lambda: linked.gateway.lines.running)
+    await until(lambda: linked.gateway.clients.budget.running)
     unlike = asyncio.create_task(
         linked.call("unlike_twitter", {"tweet_id": "0" + POST[1:] if POST[0] == "0" else POST})
     )
-    await until(lambda: linked.gateway.lines.order.waiting)
+    await until(lambda: linked.gateway.order.waiting)
     assert [reason(await one) for one in (like, unlike)] == [(200, None)] * 2
     assert [call["method"] for call in await linked.calls("/2/users/") if "likes" in call["path"]] == ["POST", "DELETE"]
     assert (await linked.state())["likes"] == []
@@ -234,7 +234,7 @@ async def test_a_like_is_dropped_when_an_unlike_has_come_before_its_second_try(l
     async def unlike() -> None:
         if not unlikes:
             unlikes.append(asyncio.create_task(linked.call("unlike_twitter", {"tweet_id": POST})))
-            await until(lambda: linked.gateway.lines.order.waiting)
+            await until(lambda: linked.gateway.order.waiting)
 
     linked.clock.meanwhile = unlike
     await linked.fault("POST", LIKES, {"drop": "after_apply"})
@@ -271,7 +271,7 @@ async def test_calls_on_other_targets_and_of_other_accounts_do_not_wait(linked: 
     """Only what undoes each other is in a queue."""
     await linked.fault("POST", LIKES, {"delay_s": 1})
     like = asyncio.create_task(linked.like())
-    await until(lambda: linked.gateway.lines.running)
+    await until(lambda: linked.gateway.clients.budget.running)
     async with another_key(linked, "grace") as grace:
         calls = (
             linked.call("bookmark_twitter", {"tweet_id": POST}),
@@ -289,12 +289,12 @@ async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) ->
         await house.link("ada")
         await house.fault("POST", LIKES, {"delay_s": 1}, times=None)
         like = asyncio.create_task(house.like())
-        await until(lambda: house.gateway.lines.running)
+        await until(lambda: house.gateway.clients.budget.running)
         unlikes = [asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]
         assert reason(await like) == (502, "x_timeout")
         ends = {reason(await unlike) for unlike in unlikes}
         assert ends <= {(502, "x_timeout"), (502, "x_unreachable"), (200, None)}  # as soon as there is time to send
-        assert house.gateway.lines.order.waiting == 0
+        assert house.gateway.order.waiting == 0
 
 
 # An X that fails altogether.
@@ -311,14 +311,14 @@ async def test_calls_to_a_failing_x_are_paused_until_it_recovers(linked: Running
         answers += await asyncio.gather(*(linked.like() for _ in range(callers)))
     assert {reason(answer) for answer in answers} == {(502, "x_5xx"), (502, "x_breaker_open")}
     asked = len(await linked.calls("/2/users/", method="POST"))
-    assert FEWEST <= asked <= 1.2 * len(answers)
+    assert FAILURE_THRESHOLD <= asked <= 1.2 * len(answers)
     last = answers[-1]
     assert last.json()["error"]["retryable"]
-    assert 1 <= int(last.headers["retry-after"]) <= PROBE_EVERY_S
+    assert 1 <= int(last.headers["retry-after"]) <= PROBE_INTERVAL_S
     await linked.x.delete("/_sandbox/faults")
     assert reason(await linked.like()) == (502, "x_breaker_open")
     assert reason(await linked.call("bookmark_twitter", {"tweet_id": POST})) == (200, None)
-    linked.clock.advance(seconds=PROBE_EVERY_S)
+    linked.clock.advance(seconds=PROBE_INTERVAL_S)
     assert [reason(await linked.like()) for _ in range(3)] == [(200, None)] * 3
 
 
@@ -326,7 +326,7 @@ async def test_calls_to_a_failing_x_are_paused_until_it_recovers(linked: Running
 async def test_a_storm_of_refusals_opens_no_breaker(linked: RunningGateway) -> None:
     """4xx and 429 are answers: X is there."""
     await linked.fault("*", LIKES, {"error": "not-permitted-action"}, times=None)
-    for _ in range(2 * FEWEST):
+    for _ in range(2 * FAILURE_THRESHOLD):
         assert (await linked.like()).status_code == 403
     await linked.x.delete("/_sandbox/faults")
     assert reason(await linked.like()) == (200, None)
@@ -336,7 +336,7 @@ async def test_one_accounts_outage_affects_no_other_account(linked: RunningGatew
     """X fails for ada alone: grace is not refused."""
     ada = (await linked.status())["user_id"]
     await linked.fault("POST", f"/2/users/{ada}/likes", {"status": 500}, times=None)
-    for _ in range(FEWEST):
+    for _ in range(FAILURE_THRESHOLD):
         await linked.like()
     assert reason(await linked.like()) == (502, "x_breaker_open")
     async with another_key(linked, "grace") as grace:
@@ -349,6 +349,6 @@ async def test_an_unreachable_x_opens_the_breaker(linked: RunningGateway) -> Non
     with bound() as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with second(linked, x_api_url=nowhere) as lost:
-        ends = [reason(await lost.like()) for _ in range(FEWEST)]
+        ends = [reason(await lost.like()) for _ in range(FAILURE_THRESHOLD)]
     assert ends[0] == (502, "x_unreachable")
     assert ends[-1] == (502, "x_breaker_open")

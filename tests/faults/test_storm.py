@@ -19,8 +19,8 @@ import httpx2
 import pytest
 from sqlalchemy import insert
 
-from birdwire.accounts.tokens import SealedTokens
-from birdwire.keys.registry import mint
+from birdwire.accounts.tokens import Binding, SealedTokens
+from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.store.database import Database
 from birdwire.store.encryption.key_files import read_key_file
@@ -104,7 +104,8 @@ async def populate(town: Street, number: int, left: timedelta) -> list[str]:
             "username": "ada",
             "linked_at": now,
         }
-        session |= pairs.seal(session, 1, await approved(town)) | {"expires_at": now + left}
+        binding = Binding(session_id, key_id, "sandbox", "2244994945")
+        session |= pairs.seal(binding, 1, await approved(town)) | {"expires_at": now + left}
         for row, many in zip((key, secret, session), rows, strict=True):
             many.append({**row, "created_at": now - timedelta(hours=1)})
     database = Database(town.database_url)

@@ -133,7 +133,7 @@ async def test_a_value_that_changed_since_it_was_read_is_not_overwritten(linked:
         async with database.write() as connection:
             await store.replace(connection, sealed, [(row, b"stale")])
             (newer,) = await store.others(connection, sealed, other, None, 10)
-            assert newer["gen"] == row["gen"] + 1
+            assert newer.gen == row.gen + 1
     finally:
         await database.close()
     assert (await linked.like()).status_code == 200
@@ -185,14 +185,14 @@ async def test_the_command_reports_when_the_old_key_can_be_removed(tmp_path: Pat
     await database.close()
     multiply(tmp_path, vault, 3)
     code, document = await birdwire("vault", "rotate", **after)
-    assert (code, "not the one" in document["error"]["message"]) == (2, True)
+    assert (code, "a different vault key" in document["error"]["message"]) == (2, True)
     code, document = await birdwire("vault", "status", **before)
     assert (code, [(row["values"], row["seals"]) for row in document["vault_keys"]]) == (0, [(3, True)])
     code, document = await birdwire("vault", "rotate", **both)
     assert (code, document["retired"], document["left"]) == (0, [vault.key_id], 0)
     assert (await birdwire("check", **after))[0] == 0
     code, document = await birdwire("check", **before)
-    assert (code, "not the one" in document["problems"][0]) == (2, True)
+    assert (code, "a different vault key" in document["problems"][0]) == (2, True)
 
 
 async def test_a_key_that_is_still_needed_is_asked_for_by_name(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ async def test_a_command_lists_no_vault_key_that_a_running_gateway_lacks(linked:
     old = str(linked.directory / "vault.key")
     both = {"BIRDWIRE_VAULT_KEY_FILE": str(new), "BIRDWIRE_VAULT_OTHER_KEY_FILES": old}
     code, document = await birdwire("accounts", "link", linked.key_id, **environment | both)
-    assert (code, "do not know this vault key" in document["error"]["message"]) == (2, True)
+    assert (code, "do not have this vault key" in document["error"]["message"]) == (2, True)
     assert (await birdwire("check", **environment, BIRDWIRE_VAULT_KEY_FILE=old))[0] == 0
     code, _ = await birdwire("accounts", "link", linked.key_id, **environment, BIRDWIRE_VAULT_KEY_FILE=old)
     assert code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from birdwire.accounts.acts import told
+from birdwire.outcomes.acts import document
 from birdwire.store.database import Database
 from birdwire.store.tables import acts
 
@@ -17,7 +17,7 @@ async def recorded(url: str, since: int = 0) -> list[dict[str, Any]]:
     database = Database(url)
     try:
         async with database.read() as connection:
-            return [told(row) for row in await acts.after(connection, since, 10_000)]
+            return [document(row) for row in await acts.after(connection, since, 10_000)]
     finally:
         await database.close()
 

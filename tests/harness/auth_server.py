@@ -8,6 +8,8 @@ import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from birdwire.accounts.links import Links
+from birdwire.accounts.refresh import Refresher
 from birdwire.accounts.sessions import Sessions
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
@@ -23,8 +25,8 @@ from harness.gateway import MovableClock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sqlalchemy import RowMapping
-
+    from birdwire.store.tables.x_sessions import SessionRow
+    from birdwire.x.client.api import Account
     from birdwire.x.client.auth_server import AuthServer
 
 SECRET = "canary"
@@ -69,29 +71,36 @@ class ScriptedAuthServer:
         self.revoked.append(f"{hint} {token}")
 
 
+async def _unnamed(_access_token: str, _deadline_s: float) -> Account:
+    raise AssertionError("X is not asked for a name")
+
+
 class Process:
-    """The sessions of one process; several processes may share a database."""
+    """The links and sessions of one process; several processes may share a database."""
 
     def __init__(self, url: str, vault: Vault, clock: MovableClock) -> None:
         self.x, self.log = ScriptedAuthServer(), io.StringIO()
         self.database = Database(url)
         telemetry = Telemetry(self.log, clock)
         self.recall, x = KeyCache(self.database, clock), cast("AuthServer", self.x)
-        self.sessions = Sessions(
-            self.database, vault, x, clock, telemetry, "sandbox", Failpoints(), self.recall, GuessLimiter(clock)
+        self.links = Links(self.database, vault, x, self.recall, GuessLimiter(clock), clock, telemetry, "sandbox")
+        tokens, revocations = self.links.tokens, self.links.revocations
+        refresher = Refresher(
+            self.database, tokens, x, revocations, self.links.require_relink, clock, telemetry, Failpoints()
         )
+        self.sessions = Sessions(self.links, refresher, self.recall, clock, _unnamed)
         self.keys = Keys(self.database, clock, self.recall)
 
     async def link(self, label: str = "ada") -> str:
         """Link an account with token pair 1 and return its key's id."""
         key, _ = await self.keys.create("test", label, "free")
-        row, _ = await self.sessions.keep(key.key_id, pair(1, label), ["like.write"], None)
-        await self.sessions.name(row["session_id"], f"id of {label}", label)
+        row, _ = await self.links.store_pending(key.key_id, pair(1, label), ["like.write"], None)
+        await self.links.name(row.session_id, f"id of {label}", label)
         return key.key_id
 
-    async def row(self, key_id: str) -> RowMapping:
+    async def row(self, key_id: str) -> SessionRow:
         """Return the row of the key's current link."""
-        row = (await self.sessions.links(key_id)).current
+        row = (await self.links.of_key(key_id)).current
         assert row is not None
         return row
 
@@ -118,4 +127,5 @@ async def processes(url: str, number: int) -> AsyncIterator[tuple[MovableClock, 
     finally:
         for process in made:
             await process.sessions.close()
+            await process.links.close()
             await process.database.close()

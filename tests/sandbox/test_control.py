@@ -228,4 +228,4 @@ async def test_the_front_page_explains_the_sandbox(x: SandboxClient) -> None:
 async def test_removing_an_unknown_user_is_404(x: SandboxClient) -> None:
     """404, as JSON."""
     answer = await x.http.post("/_sandbox/users/5/revoke_app")
-    assert (answer.status_code, answer.json()) == (404, {"error": "nobody of that id here"})
+    assert (answer.status_code, answer.json()) == (404, {"error": "there is no user with this id"})

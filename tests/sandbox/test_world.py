@@ -94,7 +94,7 @@ async def test_a_broken_file_is_refused_by_name(tmp_path: Path) -> None:
     """Never silently started over."""
     file = tmp_path / "world.json"
     file.write_text("{")
-    with pytest.raises(ValueError, match=r"world\.json is not a sandbox's world"):
+    with pytest.raises(ValueError, match=r"world\.json is not a valid sandbox state file"):
         create_sandbox(world_path=file)
 
 

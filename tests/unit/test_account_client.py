@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from birdwire.accounts.client import AccountClients
+from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.sessions import Sessions, XSession
 from birdwire.accounts.write_permit import StaleError, WritePermit
 from birdwire.api.errors import GatewayError
@@ -18,7 +18,6 @@ from birdwire.x.client.pool import Reply
 from birdwire.x.client.requests import Reading, XRequest
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
 from birdwire.x.limits.rate_windows import RateWindows
-from birdwire.x.limits.write_order import WriteOrder
 from harness.gateway import MovableClock
 
 if TYPE_CHECKING:
@@ -94,18 +93,16 @@ class _Unsure:
         return SESSION
 
 
-def _lines(folder: Path, both: object) -> AccountClients:
+def _clients(folder: Path, both: object) -> AccountClients:
     clock = MovableClock()
-    telemetry = Telemetry(io.StringIO(), clock)
     return AccountClients(
         cast("Sessions", both),
         cast("X", both),
         RateWindows(Database(f"sqlite:///{folder / 'none.db'}"), clock, "client"),
-        CircuitBreaker(clock, telemetry),
-        WriteOrder(),
+        CircuitBreaker(clock, Telemetry(io.StringIO(), clock)),
+        RetryBudget(),
         clock,
         15.0,
-        telemetry.metrics,
     )
 
 
@@ -117,19 +114,19 @@ async def test_nothing_is_sent_if_the_store_cannot_confirm_the_permit(
 ) -> None:
     """A retry that is not sent leaves the answer to the try before it."""
     both = _Permitted(failures)
-    line = _lines(tmp_path, both).open(SESSION, cast("WritePermit", both))
+    client = _clients(tmp_path, both).open(SESSION, cast("WritePermit", both))
     like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
     with pytest.raises(GatewayError) as error:
-        await line.ask(like, Reading(Liked))
+        await client.ask(like, Reading(Liked))
     assert ((error.value.reason, error.value.outcome), both.asked) == (told, failures)
 
 
 async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(tmp_path: Path) -> None:
     """The post need not be searched for: X refused it, and was not called again."""
     both = _Unauthorized()
-    lines = _lines(tmp_path, both)
+    clients = _clients(tmp_path, both)
     with pytest.raises(GatewayError) as error:
-        await lines.open(SESSION).ask(XRequest("POST", "/2/tweets", endpoint="POST /2/tweets"), Reading(Posted))
+        await clients.open(SESSION).ask(XRequest("POST", "/2/tweets", endpoint="POST /2/tweets"), Reading(Posted))
     assert (error.value.reason, error.value.outcome, both.asked) == ("storage_unavailable", "not_sent", 1)
 
 
@@ -148,8 +145,8 @@ async def test_a_lost_try_stays_unknown_when_the_try_after_its_renewal_is_not_se
 ) -> None:
     """X's 401 was about the second try; the first one may have been applied."""
     both = _Unsure(renewal)
-    line = _lines(tmp_path, both).open(SESSION, cast("WritePermit", both))
+    client = _clients(tmp_path, both).open(SESSION, cast("WritePermit", both))
     like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
     with pytest.raises(GatewayError) as error:
-        await line.ask(like, Reading(Liked))
+        await client.ask(like, Reading(Liked))
     assert (error.value.reason, error.value.outcome, both.asked) == (reason, "unknown", 2)

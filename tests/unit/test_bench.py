@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
+import socket
 import sys
+import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import budget, machine, report
+from bench import budget, bytecodes, callgrind, instructions, machine, report
 from bench.contenders import CONTENDERS, PEERS, Place
-from bench.load import Run
+from bench.load import Caller, Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,18 +96,169 @@ def test_the_table_of_the_readme_is_replaced_between_its_marks(tmp_path: Path) -
         assert "The caddy" not in text
 
 
-def test_the_budget_s_parts_add_up_to_what_a_like_costs() -> None:
-    """Without the sampler's own cost; the other threads have a row of their own."""
-    found = {
-        "plain": Run("birdwire", 1, 32, 60_000, 10_000, 80.0, 0.0, 1, 1, 1, 60.0, 0, 0),
-        "booked": {"edge|Edge.read|": 3.0, "store.sqlite|_put|": 1.0, "(loop and greenlets)||uvloop": 1.0},
-        "threads": {"main": (4.0, 2.0), "python 7": (1.0, 1.0)},
+COUNTS = {
+    "edge.protocol|": 300,
+    "edge.protocol|uvicorn": 100,
+    "x.client.pool|": 60,
+    "x.limits.windows|": 40,
+    "store.engines.group_commit|concurrent": 80,
+    "app|": 20,
+    "(loop)|asyncio": 200,
+}
+
+
+def test_the_budget_s_parts_add_up_to_a_like() -> None:
+    """Libraries count for their caller; the longer prefix takes precedence; nothing is left out."""
+    found = budget.packages(COUNTS)
+    assert found == {
+        "edge": 400,
+        "x.client": 60,
+        "x.limits": 40,
+        "store": 80,
+        budget.LOOP: 200,
+        budget.OTHER: 20,
     }
-    parts = budget.parts(found)
-    assert parts["Bytes in, bytes out"] == pytest.approx(36.0)
-    assert parts["The journal row, on the disk"] == pytest.approx(12.0)
-    assert parts["The event loop"] == pytest.approx(12.0)
-    assert sum(parts.values()) == pytest.approx(80.0)
+    assert list(found) == sorted(found, key=[*budget.PARTS, budget.OTHER].index)
+    assert sum(found.values()) == sum(COUNTS.values())
+
+
+def test_a_package_is_not_a_prefix_of_a_name() -> None:
+    """Such as x of x_tokens, or edge of edges."""
+    assert budget.package_of("edge") == "edge"
+    assert budget.package_of("edges") == budget.OTHER
+
+
+def counted() -> dict[str, Any]:
+    """Return a result of bench.instructions."""
+    spans = [callgrind.Span(10, loaded, 2.0, 500, 5.0) for loaded in (10_200, 10_400, 10_300)]
+    return {
+        "made_at": "2026-04-18T07:00:00+00:00",
+        "commit": "abc1234",
+        "machine": machine.described(),
+        "bytecodes": {"counts": COUNTS, "frames": 30, "likes": 20, "alike": 15},
+        "instructions": {
+            **asdict(callgrind.Cost.of(spans)),
+            "runs": [asdict(span) for span in spans],
+            "libraries": {"libc.so.6": 10, "libpython3.11.so": 90},
+        },
+    }
+
+
+def test_background_work_is_taken_off_a_like() -> None:
+    """At the rate of the idle stretches, over the time that the likes took."""
+    spans = [
+        callgrind.Span(10, 10_200, 2.0, 400, 4.0),
+        callgrind.Span(10, 10_500, 4.0, 600, 6.0),
+        callgrind.Span(10, 10_400, 2.0, 0, 0.0),
+    ]
+    cost = callgrind.Cost.of(spans)
+    assert cost.idle_rate == pytest.approx(100.0)
+    assert cost.middle == pytest.approx(1_010.0)
+    assert cost.spread == pytest.approx(20.0 / 1_010.0)
+
+
+PROFILE = """# callgrind format
+events: Ir
+summary: 1234
+
+ob=(1) /usr/lib/libpython3.11.so.1.0
+fl=(1) ceval.c
+fn=(1) eval
+10 100
++5 20
+cob=(2) /lib/x86_64-linux-gnu/libc.so.6
+cfn=(2) malloc
+calls=3 40
++1 1000
+* 4
+
+ob=(2)
+fn=(2)
+40 110
+
+totals: 1234
+"""
+
+
+def test_a_callgrind_profile_is_read() -> None:
+    """Its total, and what each library costs itself: what it calls counts for the library called."""
+    assert callgrind.instructions(PROFILE) == 1234
+    assert callgrind.by_library(PROFILE) == {"libpython3.11.so.1.0": 124, "libc.so.6": 110}
+
+
+def test_a_profile_that_was_cut_off_is_refused() -> None:
+    """A missing total must not become a zero."""
+    with pytest.raises(ValueError, match="no summary"):
+        callgrind.instructions("# callgrind format\nevents: Ir\n")
+
+
+def test_the_page_and_the_budget_state_both_counts() -> None:
+    """And the page of one alone states that one."""
+    result = counted()
+    page, table = instructions.page(result), budget.table(result)
+    assert "## 800 bytecodes" in page
+    assert "| libpython3.11.so | 90.0% |" in page
+    assert "| HTTP server: bytes in, bytes out | `edge` | 400 | 50% |" in table
+    assert "| **A like** | | **800** | |" in table
+    del result["instructions"]
+    assert "bytecodes" in instructions.page(result)
+
+
+def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One sentence, no traceback."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["bench.instructions", "--only", "instructions"])
+    with pytest.raises(SystemExit) as ended:
+        instructions.main()
+    assert ended.value.code == (
+        "The benchmark needs nginx valgrind. On Debian and Ubuntu: sudo apt-get install nginx valgrind"
+    )
+
+
+def test_bytecodes_are_counted_on_their_owner_in_every_thread() -> None:
+    """The same work has the same count each time; a library counts for the module of Birdwire that called it."""
+    counts = bytecodes.Counts()
+    module: dict[str, Any] = {"__name__": "birdwire.edge.protocol", "basename": posixpath.basename}
+    exec("def work():\n    basename('a')\n", module)  # noqa: S102 - a module of Birdwire with one function
+    counts.install()
+    try:
+        counts.take()
+        found = []
+        for _ in range(3):
+            module["work"]()
+            thread = threading.Thread(target=module["work"])
+            thread.start()
+            thread.join()
+            found.append({place: n for place, n in counts.take().items() if place.startswith("edge.protocol|")})
+    finally:
+        counts.remove()
+    assert found[0] == found[1] == found[2]
+    assert found[0].keys() == {"edge.protocol|", "edge.protocol|posixpath"}
+
+
+def test_the_commonest_like_is_the_one_shown() -> None:
+    """One that coincides with a periodic task has other counts."""
+    counts, times = bytecodes.commonest([{"a|": 5, "frames": 1}, {"a|": 9, "frames": 2}, {"frames": 1, "a|": 5}])
+    assert (counts, times) == ({"a|": 5, "frames": 1}, 2)
+
+
+def test_a_caller_reads_whole_answers_and_raises_on_a_refusal() -> None:
+    """Also one that comes in pieces."""
+    head = b"HTTP/1.1 %d OK\r\nContent-Length: 2\r\n\r\n"
+    pieces = [(head % 200)[:20], (head % 200)[20:], b"{", b"}", head % 503 + b"{}"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        caller = Caller(listener.getsockname()[1], "bw_test_key")
+        connection, _ = listener.accept()
+        with connection:
+            caller.send()
+            assert b"Authorization: Bearer bw_test_key\r\n" in connection.recv(1 << 16)
+            for piece in pieces[:4]:
+                connection.sendall(piece)
+            caller.receive()
+            connection.sendall(pieces[4])
+            with pytest.raises(RuntimeError, match="503"):
+                caller.receive()
+        caller.close()
 
 
 def test_the_pages_that_the_benchmark_renews_have_its_marks() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.bodies import AuthTwitter
 from birdwire.api.body import MAX_DEPTH, Body, Parsed, check, parse, read
 from birdwire.api.errors import GatewayError, describe
 from birdwire.api.messages import Call
@@ -154,7 +154,7 @@ def test_only_ascii_digits_are_an_id(text: str) -> None:
     try:
         check({"tweet_id": text}, TweetTarget)
     except GatewayError as error:
-        refused = error.reason
+        refused: str = error.reason
     else:
         refused = ""
     assert refused == ("" if good else "tweet_id_malformed")
@@ -378,7 +378,7 @@ async def test_binary_data_without_a_filename_is_refused_with_a_hint(more: bytes
     sent = call(MULTIPART, body=parts(DISPOSITION + more + b"\r\n\r\n\x89PNG"))
     with pytest.raises(GatewayError) as caught:
         await read(sent, LIMIT, no_files)
-    message = "The form cannot be read: its part media is not UTF-8 text; a file needs a filename."
+    message = "The form cannot be parsed: the part media is not UTF-8 text; if it is a file, add a filename."
     assert describe(caught.value)[0] == message
 
 

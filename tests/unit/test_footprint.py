@@ -30,7 +30,7 @@ from birdwire.settings import Settings
 async def start():
     gateway = serve.create_app(Settings.load(dict(os.environ)), log=io.StringIO())
     async with gateway.app.router.lifespan_context(gateway.app):
-        Output(as_json=False).lines("Birdwire answers")
+        Output(as_json=False).lines("Birdwire is ready")
 
 asyncio.run(start())
 print(*sys.modules)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from birdwire.api.messages import Call
-from birdwire.keys.registry import mint
+from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.log_writer import MAX_BUFFER_BYTES, LogWriter
 from birdwire.runtime.telemetry import Telemetry

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from birdwire.keys.permissions import WORDS, may
-from birdwire.keys.registry import ACTIONS, LINK, UNLINK, KeyRules
+from birdwire.keys.permissions import PHRASES, describe
+from birdwire.keys.rules import ACTIONS, LINK, UNLINK, KeyRules
 from birdwire.settings import LOOK_UPS
 
 READING = "look up users, read posts and search for users"
@@ -45,14 +45,14 @@ END = datetime(2027, 3, 1, 12, tzinfo=UTC)
 )
 def test_the_rules_are_one_sentence(rules: KeyRules, scopes: set[str] | None, words: str) -> None:
     """After "may": the actions, the daily cap, the last day."""
-    assert may(rules, LOOK_UPS, scopes) == words
+    assert describe(rules, LOOK_UPS, scopes) == words
 
 
 def test_a_look_up_that_is_not_offered_is_left_out() -> None:
     """The operator's setting `reads` names those that are."""
-    assert may(KeyRules(actions=("user/info", "user/search")), ["user/search"]) == "search for users"
+    assert describe(KeyRules(actions=("user/info", "user/search")), ["user/search"]) == "search for users"
 
 
 def test_every_action_on_x_has_a_description() -> None:
     """A new operation or look-up has to be described to an account's owner, too."""
-    assert {*WORDS, LINK, UNLINK} == set(ACTIONS)
+    assert {*PHRASES, LINK, UNLINK} == set(ACTIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Call
-from birdwire.outcomes.rejections import MOST_EACH, MOST_KEYS, Rejections
+from birdwire.outcomes.rejections import MAX_KEYS, MAX_PER_KEY, Rejections
 from birdwire.runtime.clock import Clock
 
 
@@ -20,10 +20,10 @@ def call(number: int, key_id: str | None) -> Call:
 def test_refusals_take_a_bounded_memory() -> None:
     """The oldest give way: of a key, and the keys that were not refused for longest."""
     rejections = Rejections(Clock())
-    for number in range(MOST_EACH + 1):
+    for number in range(MAX_PER_KEY + 1):
         rejections.add(call(number, "key_1"), GatewayError("x_not_linked"))
-    assert [rejections.find("key_1", f"req_{number}") is None for number in (0, 1, MOST_EACH)] == [True, False, False]
-    for number in range(MOST_KEYS):
+    assert [rejections.find("key_1", f"req_{number}") is None for number in (0, 1, MAX_PER_KEY)] == [True, False, False]
+    for number in range(MAX_KEYS):
         rejections.add(call(0, f"other_{number}"), GatewayError("x_not_linked"))
     assert rejections.find("key_1", "req_1") is None
     assert rejections.find("other_0", "req_0") is not None

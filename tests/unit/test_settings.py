@@ -59,7 +59,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, raw: bytes) -> None
 def test_all_problems_are_reported_together() -> None:
     """One sentence each, by the variable's name."""
     said = problems(port="70000", x_deadline_s="0", log_level="loud", no_such="1", public_url="http://birdwire.test")
-    assert said.pop() == "public_url must be https, since it is not on this machine."
+    assert said.pop() == "public_url must use https, because its host is not a loopback address."
     assert [line.split(":")[0].split(" ")[0] for line in sorted(said)] == [
         "BIRDWIRE_LOG_LEVEL",
         "BIRDWIRE_NO_SUCH",

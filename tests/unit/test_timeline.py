@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.outcomes.reconciler import Lost, match
+from birdwire.outcomes.post_matching import LostPost, Signature, match, signature_of
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.prices import Prices
-from birdwire.x.catalog.timeline import Sought, TimelinePost, request, sought
+from birdwire.x.catalog.timeline import TimelinePost, request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,11 +24,11 @@ REPLY = {"reply": {"in_reply_to_tweet_id": "7"}}
 EDIT = {"edit_options": {"previous_post_id": "98"}}
 
 
-def asked(text: str | None = None, **more: Any) -> Sought:
+def asked(text: str | None = None, **more: Any) -> Signature:
     """How a requested post is recognised."""
-    words = sought(PostTwitter.model_validate(({"text": text} if text is not None else {}) | more))
+    words = signature_of(PostTwitter.model_validate(({"text": text} if text is not None else {}) | more))
     assert words is not None
-    return Sought.read(words)
+    return Signature.decode(words)
 
 
 def shown(text: str, *, post_id: str = "99", **more: Any) -> TimelinePost:
@@ -49,7 +50,7 @@ T = "https://t.co/1"
 MEDIUM = "https://x.com/ada/status/99/photo/1"
 QUOTED = "https://twitter.com/grace/status/7"
 
-SAME: list[tuple[str, Sought, TimelinePost]] = [
+SAME: list[tuple[str, Signature, TimelinePost]] = [
     ("plain", asked("hello"), shown("hello")),
     ("entities", asked("a & b < c"), shown("a &amp; b &lt; c")),
     ("an entity that was meant", asked("&amp;"), shown("&amp;amp;")),
@@ -70,7 +71,7 @@ SAME: list[tuple[str, Sought, TimelinePost]] = [
     ("a long text", asked("long " * 50), shown("long l…", note_tweet={"text": "long " * 50})),
 ]  # fmt: skip
 
-OTHER: list[tuple[str, Sought, TimelinePost]] = [
+OTHER: list[tuple[str, Signature, TimelinePost]] = [
     ("other words", asked("hello"), shown("hullo")),
     ("other case", asked("hello"), shown("Hello")),
     ("another link", asked("https://a.example"), shown(T, **link(T, "https://b.example"))),
@@ -85,22 +86,22 @@ OTHER: list[tuple[str, Sought, TimelinePost]] = [
 
 
 @pytest.mark.parametrize(("wanted", "post"), [row[1:] for row in SAME], ids=[row[0] for row in SAME])
-def test_a_post_is_known_however_x_writes_it(wanted: Sought, post: TimelinePost) -> None:
+def test_a_post_is_known_however_x_writes_it(wanted: Signature, post: TimelinePost) -> None:
     """What X itself changes makes no other post."""
-    assert wanted.is_like(post)
+    assert wanted.matches(post)
 
 
 @pytest.mark.parametrize(("wanted", "post"), [row[1:] for row in OTHER], ids=[row[0] for row in OTHER])
-def test_another_post_is_another(wanted: Sought, post: TimelinePost) -> None:
+def test_another_post_is_another(wanted: Signature, post: TimelinePost) -> None:
     """Other words, other targets."""
-    assert not wanted.is_like(post)
+    assert not wanted.matches(post)
 
 
-def lost(name: str, text: str, sent_s: float) -> Lost:
+def lost(name: str, text: str, sent_s: float) -> LostPost:
     """A lost post, sent at a second, its answer missed one second later."""
     at = NOW + timedelta(seconds=sent_s)
-    row: Any = {"request_id": name, "created_at": at, "lost_at": at + timedelta(seconds=1)}
-    return Lost(row, asked(text), at - timedelta(seconds=5), at + timedelta(seconds=61))
+    row: Any = SimpleNamespace(request_id=name, created_at=at, lost_at=at + timedelta(seconds=1))
+    return LostPost(row, asked(text), at - timedelta(seconds=5), at + timedelta(seconds=61))
 
 
 def made(post_id: str, text: str, at_s: float) -> TimelinePost:
@@ -123,7 +124,7 @@ def made(post_id: str, text: str, at_s: float) -> TimelinePost:
     ],
 )
 def test_a_lost_post_is_matched_to_itself_or_to_none(
-    rows: Sequence[Lost], posts: Sequence[TimelinePost], verdicts: dict[str, str | None]
+    rows: Sequence[LostPost], posts: Sequence[TimelinePost], verdicts: dict[str, str | None]
 ) -> None:
     """Where several could be the one, none is; as many as were lost go in the order of time."""
     found = match(rows, posts)
@@ -133,7 +134,7 @@ def test_a_lost_post_is_matched_to_itself_or_to_none(
 @pytest.mark.parametrize("more", [{"nullcast": True}, {"community_id": "1"}, {"for_super_followers_only": True}])
 def test_a_post_that_no_timeline_shows_is_not_searched_for(more: dict[str, Any]) -> None:
     """There would be nothing to find."""
-    assert sought(PostTwitter.model_validate({"text": "x", **more})) is None
+    assert signature_of(PostTwitter.model_validate({"text": "x", **more})) is None
 
 
 def test_a_post_without_a_time_is_as_old_as_its_id() -> None:
@@ -181,4 +182,4 @@ def test_a_post_costs_by_its_kind(body: dict[str, Any], price: int | None) -> No
 def test_a_character_reference_with_thousands_of_digits_is_text() -> None:
     """Python refuses to read such a number."""
     text = f"&#{'9' * 5_000};"
-    assert Sought(text, None, None, None).is_like(shown(text))
+    assert Signature(text, None, None, None).matches(shown(text))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.accounts.tokens import SealedTokens
+from birdwire.accounts.tokens import SealedTokens, binding_of
 from birdwire.runtime.clock import Clock
 from birdwire.store.encryption.vault import DamagedError, Place, Vault, VaultError
 from birdwire.x.client.auth_server import Tokens
+from harness.session_rows import session_row
+
+if TYPE_CHECKING:
+    from birdwire.accounts.tokens import Kind
+    from birdwire.store.tables.x_sessions import SessionRow
 
 VAULT = Vault(os.urandom(32))
 PAIRS = SealedTokens(VAULT, Clock())
@@ -18,10 +24,13 @@ OWNER = {"session_id": "xs_1", "key_id": "key_1", "issuer": "x", "user_id": "12"
 TOKENS = Tokens("the access token", "the refresh token", 7_200, None)
 
 
-def sealed(**owner: Any) -> dict[str, Any]:
+KINDS: tuple[Kind, ...] = ("access", "refresh")
+
+
+def sealed(**owner: Any) -> SessionRow:
     """A row with a pair of generation 3."""
-    row = OWNER | owner
-    return row | PAIRS.seal(row, 3, TOKENS)
+    row = session_row(**OWNER | owner)
+    return replace(row, **PAIRS.seal(binding_of(row), 3, TOKENS))
 
 
 @pytest.mark.parametrize("user_id", ["12", None])
@@ -47,8 +56,8 @@ def test_a_pair_opens_where_it_was_sealed(user_id: str | None) -> None:
 )
 def test_a_moved_pair_does_not_open(moved: dict[str, Any]) -> None:
     """Whichever column of the row was changed beneath it."""
-    row = sealed() | moved
-    for kind in ("access", "refresh"):
+    row = replace(sealed(), **moved)
+    for kind in KINDS:
         with pytest.raises(DamagedError):
             PAIRS.open(row, kind)
 
@@ -56,8 +65,8 @@ def test_a_moved_pair_does_not_open(moved: dict[str, Any]) -> None:
 def test_the_two_tokens_of_a_pair_cannot_change_places() -> None:
     """Or a refresh token would be sent as an access token."""
     row = sealed()
-    row["access_ct"], row["refresh_ct"] = row["refresh_ct"], row["access_ct"]
-    for kind in ("access", "refresh"):
+    row = replace(row, access_ct=row.refresh_ct or b"", refresh_ct=row.access_ct)
+    for kind in KINDS:
         with pytest.raises(DamagedError):
             PAIRS.open(row, kind)
 
@@ -65,17 +74,18 @@ def test_the_two_tokens_of_a_pair_cannot_change_places() -> None:
 def test_a_pair_without_an_account_is_resealed_for_the_one_that_x_named() -> None:
     """Afterwards it opens as that account's alone."""
     row = sealed(user_id=None)
-    named = row | PAIRS.rename(row, "12")
+    named = replace(row, **PAIRS.rename(row, "12"))
     assert (PAIRS.open(named, "access"), PAIRS.open(named, "refresh")) == ("the access token", "the refresh token")
     with pytest.raises(DamagedError):
-        PAIRS.open(named | {"user_id": None}, "access")
+        PAIRS.open(replace(named, user_id=None), "access")
 
 
 def test_a_damaged_token_stays_damaged_under_a_name() -> None:
     """The other one opens, and nothing is raised."""
     row = sealed(user_id=None)
-    row["refresh_ct"] = row["refresh_ct"][:-1] + bytes([row["refresh_ct"][-1] ^ 1])
-    named = row | PAIRS.rename(row, "12")
+    assert row.refresh_ct is not None
+    row = replace(row, refresh_ct=row.refresh_ct[:-1] + bytes([row.refresh_ct[-1] ^ 1]))
+    named = replace(row, **PAIRS.rename(row, "12"))
     assert PAIRS.open(named, "access") == "the access token"
     with pytest.raises(VaultError):
         PAIRS.open(named, "refresh")
@@ -83,6 +93,6 @@ def test_a_damaged_token_stays_damaged_under_a_name() -> None:
 
 def test_a_pair_of_form_1_does_not_open() -> None:
     """It is bound to its row alone; only the first start on an older version's database reads it."""
-    row = sealed() | {"access_ct": VAULT.seal("the access token", Place("x_sessions", "xs_1", "access_ct", 3))}
+    row = replace(sealed(), access_ct=VAULT.seal("the access token", Place("x_sessions", "xs_1", "access_ct", 3)))
     with pytest.raises(DamagedError):
         PAIRS.open(row, "access")

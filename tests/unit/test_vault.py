@@ -72,7 +72,7 @@ def test_a_value_opens_in_its_own_place_only(elsewhere: Place) -> None:
 def test_another_key_is_distinguished_from_damage() -> None:
     """The operator must know which of the two it is."""
     blob = Vault(KEY).seal(SECRET, PLACE)
-    with pytest.raises(VaultError, match="another vault key"):
+    with pytest.raises(VaultError, match="a different vault key"):
         Vault(os.urandom(KEY_BYTES)).open(blob, PLACE)
 
 
@@ -133,7 +133,7 @@ def test_a_key_file_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_key_file(path) == key
-    with pytest.raises(VaultError, match="cannot be made"):
+    with pytest.raises(VaultError, match="cannot be created"):
         create_key_file(path)
     assert read_key_file(path) == key
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_command
+
 from birdwire.api.errors import PROBLEMS
-from birdwire.cli import COMMANDS, load
+from birdwire.cli import COMMANDS, build, load
+from birdwire.runtime.metrics import METRICS
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi.document import document
 
@@ -43,12 +47,6 @@ REPLACED = {
 }
 """What is not to be written any more, and the form that took its place."""
 
-UNUSED = re.compile(
-    r"\b(whoever|anew|at once|begun|mended|told|of ours|ran out|lacks)\b|(?<!there )\bis (no (?!longer)|none\b)",
-    re.IGNORECASE,
-)
-"""Words that callers and operators do not read in errors, in help, or in the description of the API."""
-
 
 def written() -> dict[str, str]:
     """Return each file's text by its path, on one line, as a sentence may break anywhere; but not this file's."""
@@ -71,17 +69,12 @@ def test_a_replaced_form_is_not_written_any_more() -> None:
     assert [(path, old, REPLACED[old]) for path, text in texts.items() for old in REPLACED if old in text] == []
 
 
-def test_errors_help_and_descriptions_use_plain_words() -> None:
-    """Every refusal, every command and its options, and what the OpenAPI document says in words."""
-    read = [f"{problem.message} {problem.fix}" for problem in PROBLEMS.values()]
-    read += [text for row in COMMANDS for text in (row.summary, *_help(load(row.name)))]
-    read += _descriptions(document(Settings()))
-    assert len(read) > 500
-    assert [text for text in read if UNUSED.search(text)] == []
-
-
 def _help(command: Any) -> list[str]:
-    own = [command.help or "", *(getattr(option, "help", None) or "" for option in command.params)]
+    own = [
+        command.help or "",
+        command.epilog or "",
+        *(getattr(option, "help", None) or "" for option in command.params),
+    ]
     return [*own, *(text for inner in getattr(command, "commands", {}).values() for text in _help(inner))]
 
 
@@ -166,3 +159,32 @@ def test_the_patterns_find_what_they_name_and_pass_good_english() -> None:
         "It keeps away from the database. Look at the log. The link has ended. Nobody else is allowed to."
     )
     assert private({"": good}) == []
+
+
+def test_texts_for_callers_and_operators_use_plain_words() -> None:
+    """Refusals, settings, metrics, the OpenAPI document, and what people read on the pages of a link."""
+    texts = {reason: f"{problem.message} {problem.fix}" for reason, problem in PROBLEMS.items()}
+    texts |= {name: info.description or "" for name, info in Settings.model_fields.items()}
+    texts |= {name: f"{row.meaning} {' '.join(row.labels.values())}" for name, row in METRICS.items()}
+    texts |= {text: text for text in _descriptions(document(Settings()))}
+    pages = [page for page in (ROOT / "src").rglob("*.html") if "sandbox" not in page.parts]
+    texts |= {page.name: re.sub(r"{[{%].*?[%}]}|<.*?>", " ", page.read_text()) for page in pages}
+    assert private(texts) == []
+
+
+def test_the_command_line_and_the_sandbox_use_plain_words() -> None:
+    """Check every help text, option, message and docstring, and the sandbox's pages."""
+    commands = [get_command(build()), *(load(row.name) for row in COMMANDS)]
+    texts = {f"help {number}": text for number, text in enumerate(t for one in commands for t in _help(one))}
+    source = ROOT / "src" / "birdwire"
+    for path in (path for part in ("cli", "sandbox") for path in (source / part).rglob("*.py")):
+        strings = (
+            node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)
+        )
+        texts[str(path.relative_to(ROOT))] = "\n".join(
+            text for text in strings if isinstance(text, str) and " " in text
+        )
+    pages = (source / "sandbox").rglob("*.html")
+    texts |= {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in pages}
+    assert len(texts) > 300
+    assert private(texts) == []

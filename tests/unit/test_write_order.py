@@ -9,7 +9,7 @@ import pytest
 
 from birdwire.api.errors import GatewayError
 from birdwire.x.catalog.operations import OPERATIONS
-from birdwire.x.limits.write_order import MOST_WAITING, Ticket, WriteOrder, canonical
+from birdwire.x.limits.write_order import MAX_QUEUED_CALLS, Ticket, WriteOrder, canonical
 
 LIKE, UNLIKE = [next(row for row in OPERATIONS if row.name == name) for name in ("like_twitter", "unlike_twitter")]
 POST = next(row for row in OPERATIONS if row.name == "post_twitter")
@@ -29,7 +29,7 @@ def joined(order: WriteOrder, operation: object = LIKE, target: str = "7", accou
 
 def empty(order: WriteOrder) -> bool:
     """Whether nothing is kept."""
-    return vars(order) == {"_lanes": {}}
+    return vars(order) == {"_queues": {}}
 
 
 @pytest.mark.parametrize(("given", "meant"), [("7", "7"), ("007", "7"), ("0", "0"), ("000", "0"), ("", "")])
@@ -55,7 +55,7 @@ async def test_calls_come_in_the_order_in_which_they_joined() -> None:
     async def one(n: int) -> None:
         turn = joined(order, LIKE if n % 2 else UNLIKE, "7" if n % 3 else "07")
         try:
-            await turn.come(60)
+            await turn.wait_turn(60)
             came.append(n)
             await asyncio.sleep(0)
         finally:
@@ -77,7 +77,7 @@ async def test_accounts_and_targets_have_queues_of_their_own() -> None:
     order = WriteOrder()
     turns = [joined(order), joined(order, UNLIKE, "8"), joined(order, UNLIKE, "7", "2")]
     for turn in turns:
-        await turn.come(0)
+        await turn.wait_turn(0)
         order.leave(turn)
     assert order.join("1", POST, "", nobody) is None
     order.leave(None)
@@ -89,12 +89,12 @@ async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
     order = WriteOrder()
     first, second, third = joined(order), joined(order, UNLIKE), joined(order)
     with pytest.raises(GatewayError) as caught:
-        await second.come(0)
+        await second.wait_turn(0)
     assert (caught.value.reason, caught.value.outcome) == ("x_timeout", "not_sent")
     order.leave(second)
-    assert not await first.overtaken()
+    assert not await first.superseded()
     order.leave(first)
-    await third.come(0)
+    await third.wait_turn(0)
     order.leave(third)
     assert empty(order)
 
@@ -103,15 +103,15 @@ async def test_only_the_opposite_overtakes() -> None:
     """A second like says nothing against the first."""
     order = WriteOrder()
     first, _ = joined(order), joined(order)
-    assert not await first.overtaken()
+    assert not await first.superseded()
     joined(order, UNLIKE)
-    assert await first.overtaken()
+    assert await first.superseded()
 
 
 def test_a_queue_has_an_end() -> None:
     """The call after that is refused, and may come again."""
     order = WriteOrder()
-    for _ in range(MOST_WAITING):
+    for _ in range(MAX_QUEUED_CALLS):
         joined(order)
     with pytest.raises(GatewayError) as caught:
         joined(order)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from birdwire.api.errors import GatewayError
 from birdwire.x.catalog.operations import Liked
 from birdwire.x.catalog.timeline import TimelinePage
-from birdwire.x.client.api import Account, Unauthorized, read
+from birdwire.x.client.api import Account
 from birdwire.x.client.pool import Reply
+from birdwire.x.client.replies import Unauthorized, read
 from birdwire.x.client.requests import Reading
 
 NOW = datetime(2026, 9, 18, 12, tzinfo=UTC)

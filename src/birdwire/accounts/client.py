@@ -1,22 +1,39 @@
-"""The line to X of one call: what is asked, with what token, how often and for how long. Never a word to the caller.
+"""The X client of one call: its token, its attempts and its deadline. It never answers the caller.
 
-It alone repeats a call: what was not sent, and what may be sent twice without harm. It must never repeat after a 4xx or
-429, past the deadline, beyond the budget of retries, or what a newer call has undone.
+It is the only place that repeats a request: one that was not sent, or one that may be sent twice without harm. It must
+never repeat after a 4xx or 429, after the deadline, beyond the retry budget, or what a newer call has undone.
+
+Each attempt ends in one of these ways:
+
+| Attempt | Next |
+|---|---|
+| 2xx, or a 4xx that means the same | return the answer |
+| 401, the first of the call | renew the token once, then start again with a full count of retries |
+| 401 after a renewal | raise x_session_expired; the link stays |
+| the permit is stale | read the key and the link again, then attempt again |
+| not sent, and the failure may pass | retry |
+| maybe applied, and the request is repeatable | retry |
+| anything else | raise |
+| the database does not answer | raise the failure of the last attempt, or storage_unavailable |
+
+Once X may have applied an attempt, no later failure of the same request is reported as `not_sent`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.accounts.write_permit import StaleError
 from birdwire.api.errors import GatewayError
+from birdwire.runtime.backoff import Backoff
 from birdwire.store.database import StorageDownError
-from birdwire.x.client.api import Unauthorized, read
+from birdwire.x.client.replies import Unauthorized, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Self
 
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.accounts.write_permit import WritePermit
@@ -27,225 +44,263 @@ if TYPE_CHECKING:
     from birdwire.x.client.requests import Reading, XRequest
     from birdwire.x.limits.circuit_breaker import CircuitBreaker
     from birdwire.x.limits.rate_windows import RateWindows
-    from birdwire.x.limits.write_order import Ticket, WriteOrder
+    from birdwire.x.limits.write_order import Ticket
 
-MOST_RETRIES = 2
-FEWEST_RETRYING = 3
-RETRYING_SHARE = 0.2
-"""Of the calls that run, so many may be at a retry, and FEWEST_RETRYING always."""
-FIRST_PAUSE_S = 0.25
-LEAST_LEFT_S = 1.0
-"""A try for which less time is left is not begun."""
+MAX_RETRIES = 2
+BACKOFF = Backoff(initial_s=0.5)
+MIN_RETRYING_CALLS = 3
+MAX_RETRYING_SHARE = 0.2
+"""At most this share of the running calls may be retrying, and always MIN_RETRYING_CALLS of them."""
+MIN_ATTEMPT_S = 1.0
+"""An attempt is not started with less time left."""
 SLOW_CONNECT_S = 1.0
-"""An address that takes longer to refuse is swallowing connections: the next try would wait as long for nothing."""
+"""An address that takes longer to refuse drops connections silently: the next attempt would wait as long in vain."""
 
-_PASSING = frozenset({"x_unreachable", "x_timeout", "x_5xx"})
-"""X's failures that may pass; only these are worth another try, and only these count for the breaker."""
+_TRANSIENT = frozenset({"x_unreachable", "x_timeout", "x_5xx"})
+"""Failures of X that may pass: only these are worth a retry, and only these count for the circuit breaker."""
 
 
-class AccountClients:
-    """Every line of this process: they share the budget of retries. The counts are for the metrics."""
+class RetryBudget:
+    """Bounds the calls of this process that are retrying, so that a failing X gets fewer requests than callers send."""
 
-    def __init__(
-        self,
-        sessions: Sessions,
-        x: X,
-        ledger: RateWindows,
-        breaker: CircuitBreaker,
-        order: WriteOrder,
-        clock: Clock,
-        deadline_s: float,
-        metrics: Metrics,
-    ) -> None:
-        self.sessions = sessions
-        self.x = x
-        self.ledger = ledger
-        self.breaker = breaker
-        self.order = order
-        self.clock = clock
-        self.deadline_s = deadline_s
+    def __init__(self) -> None:
         self.running = 0
         self.retrying = 0
         self.retries = 0
-        metrics.watch("birdwire_x_retries_total", lambda: self.retries)
-        metrics.watch("birdwire_x_spared_total", lambda: {("window",): ledger.refused, ("breaker",): breaker.refused})
-        metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
+
+    def allows(self) -> bool:
+        """Return whether one more call may start to retry."""
+        return self.retrying < max(MIN_RETRYING_CALLS, int(self.running * MAX_RETRYING_SHARE))
+
+
+@dataclass(frozen=True, slots=True)
+class AccountClients:
+    """Opens the client of each call. Its parts are shared by all of them."""
+
+    sessions: Sessions
+    x: X
+    windows: RateWindows
+    breaker: CircuitBreaker
+    budget: RetryBudget
+    clock: Clock
+    deadline_s: float
 
     def open(self, session: XSession, permit: WritePermit | None = None) -> AccountClient:
-        """A line for one call of a linked account. Each write is checked against the `permit`, if there is one."""
+        """Return a client for one call of a linked account. Each write is checked against the `permit`, if any."""
         return AccountClient(self, session, permit)
 
-    def may_retry(self) -> bool:
-        """Whether the budget has room for one more call at its retries."""
-        return self.retrying < max(FEWEST_RETRYING, int(self.running * RETRYING_SHARE))
+    def watch(self, metrics: Metrics) -> None:
+        """Have the metrics read how often X was asked again, and how often it was spared."""
+        windows, breaker, budget = self.windows, self.breaker, self.budget
+        metrics.watch("birdwire_x_retries_total", lambda: budget.retries)
+        metrics.watch("birdwire_x_spared_total", lambda: {("window",): windows.refused, ("breaker",): breaker.refused})
+        metrics.watch("birdwire_x_breakers_open", lambda: len(breaker.open))
 
 
 class AccountClient:
-    """One call's way to X: its session, renewed once if X answers 401."""
+    """One call's access to X: its session, whose token is renewed once if X answers 401."""
 
-    def __init__(self, lines: AccountClients, session: XSession, permit: WritePermit | None) -> None:
-        self._lines = lines
-        self._clock = lines.clock
+    __slots__ = ("_permit", "_renewed", "_session", "_shared")
+
+    def __init__(self, shared: AccountClients, session: XSession, permit: WritePermit | None) -> None:
+        self._shared = shared
         self._session = session
         self._permit = permit
         self._renewed = False
-        self._unsure = False  # whether X may have applied an earlier try of what is asked now
 
     @property
     def user_id(self) -> str:
         """The linked account."""
         return self._session.user_id
 
-    async def ask(self, request: XRequest, reading: Reading, turn: Ticket | None = None) -> dict[str, Any]:
-        """Ask X within the deadline, waiting for one's turn included; what that means for a repetition is above.
+    async def ask(self, request: XRequest, reading: Reading, ticket: Ticket | None = None) -> dict[str, Any]:
+        """Send a request to X, and return what its answer says. The deadline includes the wait for the ticket's turn.
 
         Raises:
-            GatewayError: X's refusal, or why it could not be asked. `superseded`: a newer call undoes this one.
+            GatewayError: X's refusal, or the reason why X could not be asked. `superseded`: a newer call undoes this.
         """
-        lines, ends_at = self._lines, self._clock.monotonic() + self._lines.deadline_s
-        self._unsure = False
-        lines.ledger.check(request.endpoint, self.user_id)
-        if turn is not None:
-            lines.breaker.check(request.endpoint, self.user_id)  # a refusal need not wait for its turn
-            await turn.come(lines.deadline_s)
-        lines.breaker.admit(request.endpoint, self.user_id)
-        lines.running += 1
-        try:
-            return await self._ask_renewing(request, reading, turn, ends_at)
-        finally:
-            lines.running -= 1
-
-    async def _ask_renewing(
-        self, request: XRequest, reading: Reading, turn: Ticket | None, ends_at: float
-    ) -> dict[str, Any]:
-        """Ask; on a 401, which was not applied, once more with a new token. After a second 401 the link stays."""
-        try:
-            return await self._persist(request, reading, turn, ends_at)
-        except Unauthorized as error:
-            if self._renewed:
-                raise self._give_up(error) from None
-            upstream = error.upstream
-        try:
-            async with asyncio.timeout(max(0.0, ends_at - self._clock.monotonic())):
-                self._session, self._renewed = await self._lines.sessions.renew(self._session, upstream), True
-        except TimeoutError:
-            raise self._not_sent(GatewayError("x_timeout")) from None  # the renewal itself goes on
-        except StorageDownError:  # X's 401 was its last word
-            raise self._not_sent(GatewayError("storage_unavailable", half="X did not do what was asked")) from None
-        except GatewayError as error:
-            raise self._not_sent(error) from None
-        try:
-            return await self._persist(request, reading, turn, ends_at)
-        except Unauthorized as error:
-            raise self._give_up(error) from None
-
-    async def _persist(
-        self, request: XRequest, reading: Reading, turn: Ticket | None, ends_at: float
-    ) -> dict[str, Any]:
-        """Ask until there is an answer, or no reason to ask again."""
-        lines, tries = self._lines, 0
-        failure: GatewayError | None = None
-        try:
+        shared, account, clock = self._shared, self.user_id, self._shared.clock
+        ends_at = clock.monotonic() + shared.deadline_s
+        shared.windows.check(request.endpoint, account)
+        if ticket is not None:
+            # An open breaker refuses the call before it waits for its turn.
+            shared.breaker.check(request.endpoint, account)
+            await ticket.wait_turn(shared.deadline_s)
+        shared.breaker.admit(request.endpoint, account)
+        stale = False
+        with _Attempts(shared.budget, ends_at) as attempts:
             while True:
-                began_at = self._clock.monotonic()
+                if not stale:
+                    attempts.started_at = clock.monotonic()
                 try:
-                    return read(await self._send_permitted(request, ends_at), reading, self._clock.now())
+                    if stale and self._permit is not None:
+                        stale = False
+                        self._session = await self._readmit(self._permit, ends_at)
+                    return read(await self._send(request, ends_at), reading, clock.now())
+                except StaleError:
+                    stale = True
+                    continue
                 except StorageDownError:
-                    raise failure or self._not_sent(
-                        GatewayError("storage_unavailable", half="nothing was sent to X")
-                    ) from None
+                    unsent = GatewayError("storage_unavailable", half="nothing was sent to X")
+                    raise attempts.failure or attempts.failed(unsent) from None
                 except GatewayError as error:
-                    self._not_sent(error)
-                    if not self._may_repeat(request, error, tries, began_at, ends_at):
-                        raise
-                    failure, self._unsure = error, error.outcome == "unknown"
-                lines.retrying += not tries
-                tries += 1
-                await self._clock.pause(FIRST_PAUSE_S * 2**tries)
-                if turn is not None and await self._overtaken(turn, failure):
-                    raise GatewayError("superseded", outcome=failure.outcome, upstream=failure.upstream)
-                lines.retries += 1
-        finally:
-            lines.retrying -= tries > 0
+                    failure = attempts.failed(error)
+                if isinstance(failure, Unauthorized):
+                    await self._renew(failure, attempts)
+                elif self._may_retry(request, failure, attempts):
+                    await self._prepare_retry(ticket, failure, attempts)
+                else:
+                    raise failure
 
-    def _may_repeat(self, request: XRequest, error: GatewayError, tries: int, began_at: float, ends_at: float) -> bool:
-        """Whether another try does no harm, has a chance, and is left in time, quota, budget and breaker."""
-        now, lines = self._clock.monotonic(), self._lines
-        harmless = error.outcome == "not_sent" or request.repeatable or request.method == "GET"
-        hopeless = error.reason == "x_unreachable" and now - began_at >= SLOW_CONNECT_S
-        return (
-            error.reason in _PASSING
-            and harmless
-            and not hopeless
-            and tries < MOST_RETRIES
-            and ends_at - now > LEAST_LEFT_S + FIRST_PAUSE_S * 2 ** (tries + 1)
-            and self._quota_allows(request, error, tries)
-            and lines.breaker.closed(request.endpoint, self.user_id)
-            and (tries > 0 or lines.may_retry())
-        )
+    async def _send(self, request: XRequest, ends_at: float) -> Reply:
+        """Send once, and report X's reaction to the rate windows and the circuit breaker.
 
-    def _quota_allows(self, request: XRequest, error: GatewayError, tries: int) -> bool:
-        """Whether X's windows, as last told, have a call left beside those that may have been counted since."""
-        spare = self._lines.ledger.spare(request.endpoint, self.user_id)
-        return spare is None or spare > (0 if error.outcome == "not_sent" else tries + 1)
-
-    async def _overtaken(self, turn: Ticket, failure: GatewayError) -> bool:
-        try:
-            return await turn.overtaken()
-        except StorageDownError:
-            raise failure from None  # nobody can tell, so it is not tried again
-
-    async def _send_permitted(self, request: XRequest, ends_at: float) -> Reply:
-        """Send once; a write only while the call's key and link allow it, as they are at that moment.
+        A write passes the permit's check right before its first byte.
 
         Raises:
             GatewayError: there is no reply, or the call may no longer write.
-            StorageDownError: nothing was sent, since nobody can tell whether it may.
+            StaleError: the permit must be renewed first. Nothing was sent.
         """
-        permit = self._permit
-        if permit is None or request.method == "GET":
-            return await self._send(request, ends_at)
-        while True:
-            try:
-                return await self._send(request, ends_at, partial(permit.check, self._session))
-            except StaleError:
-                self._session = await self._readmitted(permit, ends_at)
-
-    async def _readmitted(self, permit: WritePermit, ends_at: float) -> XSession:
+        shared, session, permit = self._shared, self._session, self._permit
+        left_s = ends_at - shared.clock.monotonic()
+        if left_s <= 0:
+            raise GatewayError("x_timeout", outcome="not_sent")
+        may_send = None if permit is None or request.method == "GET" else partial(permit.check, session)
         try:
-            async with asyncio.timeout(max(0.0, ends_at - self._clock.monotonic())):
+            reply = await shared.x.send(session.access_token, request, left_s, may_send)
+        except GatewayError as error:
+            if error.reason in _TRANSIENT:
+                shared.breaker.record_failure(request.endpoint, session.user_id)
+            raise
+        shared.windows.record(request.endpoint, session.user_id, reply)
+        if reply.status >= 500:
+            shared.breaker.record_failure(request.endpoint, session.user_id)
+        else:
+            shared.breaker.record_answer(request.endpoint, session.user_id)
+        return reply
+
+    async def _readmit(self, permit: WritePermit, ends_at: float) -> XSession:
+        """Return the session with which the call may still write.
+
+        Raises:
+            GatewayError: the call may no longer write. Nothing was sent.
+            StorageDownError: the database cannot answer whether it may.
+        """
+        try:
+            async with asyncio.timeout(self._left_s(ends_at)):
                 return await permit.renew(self._session)
         except TimeoutError:
             raise GatewayError("x_timeout", outcome="not_sent") from None
         except GatewayError as error:
-            error.outcome = "not_sent"  # whatever X answered, it was asked about the link
+            # Whatever X answered, it was asked about the link and not about this request.
+            error.outcome = "not_sent"
             raise
 
-    async def _send(self, request: XRequest, ends_at: float, may_send: Callable[[], None] | None = None) -> Reply:
-        """Send once, and tell ledger and breaker what X did."""
-        lines, left_s = self._lines, ends_at - self._clock.monotonic()
-        if left_s <= 0:
-            raise GatewayError("x_timeout", outcome="not_sent")
+    async def _renew(self, refusal: Unauthorized, attempts: _Attempts) -> None:
+        """Renew the token after a 401, which proves that X did not apply the attempt.
+
+        Raises:
+            GatewayError: the token could not be renewed, or X refused the renewed one.
+        """
+        sessions, session = self._shared.sessions, self._session
+        if self._renewed:
+            sessions.hold_off(session)
+            account = f"@{session.username}"
+            raise GatewayError("x_session_expired", account=account, outcome="refused", upstream=refusal.upstream)
+        attempts.start_again()
         try:
-            reply = await lines.x.send(self._session.access_token, request, left_s, may_send)
+            async with asyncio.timeout(self._left_s(attempts.ends_at)):
+                self._session = await sessions.renew(session, refusal.upstream)
+        except TimeoutError:
+            # The renewal goes on without this call.
+            failure = GatewayError("x_timeout")
+        except StorageDownError:
+            failure = GatewayError("storage_unavailable", half="X did not carry out the call")
         except GatewayError as error:
-            if error.reason in _PASSING:
-                lines.breaker.failed(request.endpoint, self.user_id)
-            raise
-        lines.ledger.learn(request.endpoint, self.user_id, reply)
-        if reply.status >= 500:
-            lines.breaker.failed(request.endpoint, self.user_id)
+            failure = error
         else:
-            lines.breaker.answered(request.endpoint, self.user_id)
-        return reply
+            self._renewed = True
+            return
+        raise attempts.failed(failure)
 
-    def _not_sent(self, error: GatewayError) -> GatewayError:
-        """What was not sent is unknown all the same if an earlier try may have been applied."""
-        if self._unsure and error.outcome == "not_sent":
+    def _may_retry(self, request: XRequest, failure: GatewayError, attempts: _Attempts) -> bool:
+        """Return whether a retry does no harm, has a chance, and is left in time, quota, budget and breaker."""
+        shared, now = self._shared, self._shared.clock.monotonic()
+        harmless = failure.outcome == "not_sent" or request.repeatable or request.method == "GET"
+        hopeless = failure.reason == "x_unreachable" and now - attempts.started_at >= SLOW_CONNECT_S
+        return (
+            failure.reason in _TRANSIENT
+            and harmless
+            and not hopeless
+            and attempts.retries < MAX_RETRIES
+            and attempts.ends_at - now > MIN_ATTEMPT_S + BACKOFF.pause_s(attempts.retries)
+            and self._quota_allows(request, failure, attempts)
+            and shared.breaker.is_closed(request.endpoint, self.user_id)
+            and (attempts.retries > 0 or shared.budget.allows())
+        )
+
+    def _quota_allows(self, request: XRequest, failure: GatewayError, attempts: _Attempts) -> bool:
+        """Return whether X's windows, as last reported, have a call left besides those it may have counted since."""
+        remaining = self._shared.windows.remaining(request.endpoint, self.user_id)
+        return remaining is None or remaining > (0 if failure.outcome == "not_sent" else attempts.retries + 1)
+
+    async def _prepare_retry(self, ticket: Ticket | None, failure: GatewayError, attempts: _Attempts) -> None:
+        """Pause before a retry.
+
+        Raises:
+            GatewayError: `superseded`, or the failure itself if the database cannot answer whether it is.
+        """
+        pause_s = BACKOFF.pause_s(attempts.retries)
+        attempts.count_retry()
+        await self._shared.clock.pause(pause_s)
+        if ticket is not None:
+            try:
+                superseded = await ticket.superseded()
+            except StorageDownError:
+                raise failure from None
+            if superseded:
+                raise GatewayError("superseded", outcome=failure.outcome, upstream=failure.upstream)
+        self._shared.budget.retries += 1
+
+    def _left_s(self, ends_at: float) -> float:
+        return max(0.0, ends_at - self._shared.clock.monotonic())
+
+
+class _Attempts:
+    """The attempts at one request. While it is entered, the call counts as running in the budget."""
+
+    __slots__ = ("_budget", "_maybe_applied", "ends_at", "failure", "retries", "started_at")
+
+    def __init__(self, budget: RetryBudget, ends_at: float) -> None:
+        self._budget = budget
+        self._maybe_applied = False
+        self.ends_at = ends_at
+        self.started_at = 0.0
+        self.retries = 0
+        self.failure: GatewayError | None = None
+
+    def __enter__(self) -> Self:
+        self._budget.running += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.retrying -= self.retries > 0
+        self._budget.running -= 1
+
+    def start_again(self) -> None:
+        """Forget the failures so far, but not that X may have applied the request."""
+        self._budget.retrying -= self.retries > 0
+        self.retries, self.failure = 0, None
+
+    def count_retry(self) -> None:
+        """Count one more retry; at the first one, the call starts to count as retrying in the budget."""
+        self._budget.retrying += not self.retries
+        self.retries += 1
+
+    def failed(self, error: GatewayError) -> GatewayError:
+        """Record and return a failure: `not_sent` becomes `unknown` if X may have applied an earlier attempt."""
+        if self._maybe_applied and error.outcome == "not_sent":
             error.outcome = "unknown"
+        self._maybe_applied = self._maybe_applied or error.outcome == "unknown"
+        self.failure = error
         return error
-
-    def _give_up(self, error: Unauthorized) -> GatewayError:
-        self._lines.sessions.hold_off(self._session)
-        account = f"@{self._session.username}"
-        return GatewayError("x_session_expired", account=account, outcome="refused", upstream=error.upstream)

@@ -1,4 +1,4 @@
-"""The few HTML pages a person meets (callback, undo), with their headers. All is escaped; nothing is loaded."""
+"""The HTML pages of a link (callback, undo) with their headers. Every value is escaped; no page loads anything."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from markupsafe import Markup, escape
-from pydantic import Field
 
 from birdwire.accounts import undo_cookie
-from birdwire.accounts.endpoints import Undone
-from birdwire.api.body import Body, check, read
+from birdwire.accounts.bodies import Undo
+from birdwire.accounts.linking import Undone
+from birdwire.api.body import check, read
 from birdwire.api.errors import GatewayError, describe, render
 from birdwire.api.forms import wrong_type
 from birdwire.api.messages import JSON_TYPE, Answer
@@ -24,7 +24,7 @@ from birdwire.store.database import StorageDownError
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from birdwire.accounts.endpoints import LinkEndpoints
+    from birdwire.accounts.linking import Linking
     from birdwire.api.messages import Call, Headers
 
 _FORM_LIMIT = 1_000
@@ -33,15 +33,15 @@ PATHS = (CALLBACK_PATH, UNDO_PATH)
 Words = tuple[str, str, str]
 """A page's heading, what it says, and what to do. `{message}` and the refusal's values are filled in."""
 
-_NOT_LINKED = ("Nothing was linked", "{message}", "Go back to where you came from, and ask for a new link.")
+_NOT_LINKED = ("Nothing was linked", "{message}", "Go back to where you got the link, and ask for a new one.")
 _NOT_UNDONE = (
     "Nothing was undone",
     "{message}",
     "To end the access anyway, remove the app at x.com/settings/connected_apps.",
 )
 _END = (
-    "The app can no longer act through this link: a newer link took its place, or the people who run the app ended it, "
-    "or it never came into use."
+    "The app can no longer act through this link: a newer link replaced it, the people who run the app ended it, or it "
+    "never became active."
 )
 _NEWER = (
     "If you approved a newer link, the app can still act for you. To end that, remove the app at "
@@ -49,55 +49,49 @@ _NEWER = (
 )
 _OPENED = (
     "Nothing was undone",
-    'The button "This was not me: undo" leads here. Opened in another way, this address does nothing.',
-    "To end the access, press it within 10 minutes of the link, or remove the app at x.com/settings/connected_apps.",
+    'This address works only through the button "This was not me: undo".',
+    "To end the access, press it within 10 minutes of linking, or remove the app at x.com/settings/connected_apps.",
 )
 _TICK = (
-    "On X's page, leave the boxes ticked that let the app see posts and accounts: without them, X does not say "
-    "which account this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
+    "On X's page, leave the boxes for seeing posts and accounts ticked: without them, X does not report which account "
+    "this is. Ask for a new link, or remove the app at x.com/settings/connected_apps."
 )
 _BY_REASON: dict[str, Words] = {
     "account_mismatch": (
         "Nothing was linked",
         "You approved as @{username}; the app asked for {expected}.",
-        "Switch to {expected} at X, then ask for a new link.",
+        "Switch to {expected} on X, then ask for a new link.",
     ),
     "callback_malformed": (
         "Nothing was linked",
         "This address is incomplete.",
         "Open the link again from where you got it.",
     ),
-    "x_scope_missing": ("This link cannot be used", "You unticked a permission that is needed: {permissions}.", _TICK),
+    "x_scope_missing": ("This link cannot be used", "You unticked a required permission: {permissions}.", _TICK),
 }
 """What an account's owner reads on the callback page where a refusal's own sentence is for developers."""
 
 _X_FAILED = (
     "Nothing was linked",
-    "X had a problem just now; nothing was linked.",
-    "Wait a minute. Then go back to where you came from, and ask for a new link.",
+    "X is having a problem at the moment.",
+    "Wait a minute. Then go back to where you got the link, and ask for a new one.",
 )
 _PERMISSIONS = {"users.read": "see accounts", "tweet.read": "see posts"}
 """Scopes without which no link works, as an account's owner understands them."""
 
 
-class Undo(Body):
-    """What ends a link that was not meant."""
-
-    undo_token: str = Field(description="the one-time token of the page after the link")
-
-
 class Pages:
-    """GET oauth_callback and POST auth/undo. Who asks for JSON gets JSON, refusals in the envelope."""
+    """GET oauth_callback and POST auth/undo. A client that asks for JSON gets JSON, with refusals in the envelope."""
 
-    def __init__(self, oauth: LinkEndpoints, base_url: str) -> None:
-        self._oauth = oauth
+    def __init__(self, linking: Linking, base_url: str) -> None:
+        self._linking = linking
         self._origin = _origin(base_url)
 
     @cached_property
     def _templates(self) -> Environment:
         import jinja2  # noqa: PLC0415 - 2 MiB, until somebody links an account
 
-        loader = jinja2.PackageLoader("birdwire", "templates")
+        loader = jinja2.PackageLoader("birdwire.accounts", "templates")
         templates = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
@@ -122,9 +116,9 @@ class Pages:
         )
 
     async def callback(self, call: Call) -> Answer:
-        """What X sends the account's owner back to."""
+        """Answer X's redirect of the account's owner, with a page or JSON."""
         try:
-            linked = await self._oauth.callback(call)
+            linked = await self._linking.callback(call)
         except GatewayError as error:
             if "undone" in error.values and not _wants_json(call):
                 return self._page("undone.html", undone=Undone(error.values["undone"], again=True))
@@ -140,15 +134,15 @@ class Pages:
         return page.adding(undo_cookie.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))
 
     async def callback_head(self, call: Call) -> Answer:
-        """Answer a HEAD without looking at what X sent along: a link preview or a scanner must not use it up."""
+        """Answer a HEAD without reading its parameters: a link preview or a scanner must not use up the state."""
         page = (*self._headers, ("referrer-policy", "no-referrer"))
         return Answer(200, (("content-type", JSON_TYPE),) if _wants_json(call) else page)
 
     async def undo(self, call: Call) -> Answer:
-        """The "this was not me" of the page after a link."""
+        """Process the page's button "This was not me: undo"."""
         try:
             self._check_site(call)
-            undone = await self._oauth.undo(await _undo_token(call), call)
+            undone = await self._linking.undo(await _undo_token(call), call)
         except GatewayError as error:
             words = ("Nothing left to undo", _END, _NEWER) if "ended" in error.values else _NOT_UNDONE
             return self._refusal(error, call, words)
@@ -169,7 +163,7 @@ class Pages:
         return self._refusal(error, call, _OPENED)
 
     def _check_site(self, call: Call) -> None:
-        """Refuse what a page of another site sends, by Fetch Metadata, or by Origin where a browser has none.
+        """Refuse a request from another site's page, by Fetch Metadata, or by Origin if the browser sends none.
 
         Raises:
             GatewayError: origin_not_allowed.
@@ -187,23 +181,24 @@ class Pages:
         message, fix = describe(error)
         headers = tuple(pair for pair in answer.headers if pair[0] != "content-type")
         values = {**error.values, "message": message}
-        heading, said, advice = (text.format(**values) for text in words)
-        told: dict[str, Any] = {"heading": heading, "message": said, "advice": advice, "fix": fix}
-        page = self._page("problem.html", answer.status, reason=error.reason, request_id=call.request_id, **told)
+        heading, text, advice = (template.format(**values) for template in words)
+        shown: dict[str, Any] = {"heading": heading, "message": text, "advice": advice, "fix": fix}
+        page = self._page("problem.html", answer.status, reason=error.reason, request_id=call.request_id, **shown)
         return page.adding(headers)
 
     def _page(self, template: str, status: int = 200, *, forms: bool = False, **values: object) -> Answer:
-        """Render a page. Under no-referrer a browser would send a form of it with `Origin: null`."""
+        """Render a page. With no-referrer, a browser would send the page's form with `Origin: null`."""
         policy = ("referrer-policy", "same-origin" if forms else "no-referrer")
         body = self._templates.get_template(template).render(**values)
         return Answer(status, (*self._headers, policy), body.encode())
 
 
 def _words(error: GatewayError) -> Words:
-    """What the callback page says of a refusal."""
+    """Return what the callback page says about a refusal."""
     if "ended" in error.values:
         return ("This link has ended", _END, _NEWER)
-    if error.problem.whose == "x_outage":  # each of them comes before X has given any token
+    # Each of these refusals precedes the first token from X.
+    if error.problem.whose == "x_outage":
         return _X_FAILED
     if error.reason == "x_scope_missing":
         scopes = error.values["scope"].split()
@@ -221,7 +216,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def _code(text: str) -> Markup:
-    """Escape a text and show what it has between backticks as code."""
+    """Escape a text, and show its parts between backticks as code."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped here
 
 
@@ -231,7 +226,7 @@ def _wants_json(call: Call) -> bool:
 
 
 async def _undo_token(call: Call) -> str:
-    """The one field of the page's form, or of a JSON body."""
+    """Return the one field of the page's form, or of a JSON body."""
     parsed = await read(call, _FORM_LIMIT, _no_files)
     if parsed.kind == "multipart":
         raise _no_form()

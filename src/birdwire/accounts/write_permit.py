@@ -1,7 +1,7 @@
-"""The permission of one call to write at X: its key and its link, checked again right before each request is sent.
+"""The permit of one call to write to X: its key and its link, checked again right before each write is sent.
 
-Between a call's admission and its first byte at X there may be a slow body, an upload, a queue, a retry. `check` asks
-only the cache, and must never wait; what it cannot answer is read again by `renew`.
+Between a call's admission and its first byte to X there may be a slow body, an upload, a queue or a retry. `check`
+reads only the cache, and must never wait; `renew` reads the database when the cache cannot answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
 
 FRESH_S = 1.0
-"""How long a permission that was read again counts when no cache can hold it: the change feed is down, or very busy."""
+"""How long a renewed permit is valid if the cache cannot hold it: the change feed is down, or very busy."""
 
 Readmit = Callable[["Key"], Awaitable[tuple["Key", "XSession"]]]
 """Return the key and its session as they are now, or raise the refusal that a new call would get."""
@@ -29,7 +29,7 @@ class StaleError(Exception):
 
 
 class WritePermit:
-    """What one call was admitted by: the key's rules and the link in use."""
+    """The key's rules and the link under which one call was admitted."""
 
     __slots__ = ("_clock", "_fresh_until", "_key", "_keys", "_readmit", "_recall", "_sessions", "_turn")
 
@@ -43,35 +43,36 @@ class WritePermit:
         self._key = key
         self._readmit = readmit
         self._fresh_until = clock.monotonic() + FRESH_S
-        self._turn: int | None = None  # in which it was read again, if it was
+        # The cache's turn of the last renewal, if there was one.
+        self._turn: int | None = None
 
     def check(self, session: XSession) -> None:
-        """Check that the call may still write through a session. Costs microseconds and never waits.
+        """Check that the call may still write through a session. It takes microseconds and never waits.
 
         Raises:
-            StaleError: `renew` first.
+            StaleError: call `renew` first.
             GatewayError: key_revoked, key_expired.
         """
-        turn = self._recall.catch_up()
+        turn = self._recall.poll()
         self._key.check(self._clock.now(), self._key.mode)
         if self._keys.remembers(self._key) and self._sessions.remembers(self._key.key_id, session):
             return
-        # The cache may be full, or unable to hold anything: then what was read a moment ago has to do.
+        # The cache may be full, or unable to hold anything: then the last read counts for FRESH_S.
         if self._turn is None:
-            changed = turn != self._key.turn
+            changed = turn != self._key.epoch
         else:
             changed = self._recall.changed_since(self._key.key_id, self._turn)
         if changed or self._clock.monotonic() >= self._fresh_until:
             raise StaleError
 
     async def renew(self, session: XSession) -> XSession:
-        """Read the key and its link again; return the session to go on with, which has the newest token.
+        """Read the key and its link again, and return the session to use from here on, which has the newest token.
 
         Raises:
-            GatewayError: what a new call would be refused with; x_not_linked if another account is linked now.
+            GatewayError: the refusal that a new call would get; x_not_linked if another account is linked now.
             StorageDownError: the database does not answer.
         """
-        began, turn = self._clock.monotonic(), self._recall.catch_up()
+        began, turn = self._clock.monotonic(), self._recall.poll()
         self._key, newer = await self._readmit(self._key)
         if newer.user_id != session.user_id:
             raise GatewayError("x_not_linked")

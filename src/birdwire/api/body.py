@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from birdwire.api.errors import PROBLEMS, GatewayError, excerpt
+from birdwire.api.errors import PROBLEMS, GatewayError, excerpt, reason_named
 from birdwire.api.forms import Multipart, looks_like_json, other_type, too_large, untyped_json, urlencoded, wrong_type
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ class Body(BaseModel):
             raise PydanticCustomError("null", "null")
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
         if not all(map(_whole, texts)):
-            raise PydanticCustomError("string_unicode", "half a character")
+            raise PydanticCustomError("string_unicode", "unpaired surrogate")
         return value
 
 
 class Empty(Body):
-    """A call that takes nothing."""
+    """No fields."""
 
 
 @dataclass(slots=True)
@@ -101,12 +101,12 @@ async def read(
     if not types and looks_like_json(raw):
         raise untyped_json(file_names)
     if not usable:
-        raise wrong_type("JSON, as one Content-Type: application/json")
+        raise wrong_type("JSON with a single Content-Type: application/json")
     if [value.strip().lower() for value in call.header_values("content-encoding")] not in ([], ["identity"]):
-        raise wrong_type("JSON, as an uncompressed body")
+        raise wrong_type("JSON in an uncompressed body")
     charset = parameter.strip().lower().replace('"', "")
     if charset not in ("", "charset=utf-8"):
-        raise wrong_type("JSON, as UTF-8")
+        raise wrong_type("JSON in UTF-8")
     if name == "application/json":
         return Parsed("json", parse(raw))
     if looks_like_json(raw):
@@ -138,7 +138,7 @@ def read_query(query: str) -> Parsed:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
     except ValueError:
-        raise GatewayError("http_malformed", detail="the query cannot be read") from None
+        raise GatewayError("http_malformed", detail="the query string cannot be parsed") from None
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise GatewayError("duplicate_field", field="a query parameter")
@@ -192,7 +192,9 @@ def parse(raw: bytes) -> dict[str, Any]:
     except RecursionError:
         raise GatewayError("json_malformed", detail="it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise GatewayError("json_malformed", detail=f"see line {error.lineno}, column {error.colno}") from None
+        raise GatewayError(
+            "json_malformed", detail=f"syntax error at line {error.lineno}, column {error.colno}"
+        ) from None
     if not isinstance(value, dict):
         raise GatewayError("body_not_object", example='{"tweet_id": "1346889436626259968"}')
     if _depth(value) > MAX_DEPTH:
@@ -211,7 +213,7 @@ def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, 
     except ValidationError as error:
         found = min(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 2))
     if found["type"] in PROBLEMS:  # a rule of the model, which raises with the reason as its type
-        raise GatewayError(found["type"], **found.get("ctx", {}))
+        raise GatewayError(reason_named(found["type"]), **found.get("ctx", {}))
     path = [part for part in found["loc"] if isinstance(part, str)]
     name = path[-1]
     if found["type"] == "extra_forbidden":
@@ -219,8 +221,9 @@ def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, 
         raise GatewayError("unknown_field", field=excerpt(".".join(path)), known=known)
     wanted = _wanted(model, path)
     if found["type"] == "missing":
-        raise GatewayError(f"{name}_missing", wanted=wanted)
-    raise GatewayError(f"{name}_malformed", detail=_detail(found["type"], found["input"]), wanted=wanted)
+        raise GatewayError(reason_named(f"{name}_missing"), wanted=wanted)
+    detail = _detail(found["type"], found["input"])
+    raise GatewayError(reason_named(f"{name}_malformed"), detail=detail, wanted=wanted)
 
 
 _ORDER = {"missing": 0, "extra_forbidden": 1}
@@ -229,7 +232,7 @@ _ORDER = {"missing": 0, "extra_forbidden": 1}
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if not all(map(_whole, value)):
-        raise GatewayError("json_malformed", detail="the name of a field contains an unpaired surrogate")
+        raise GatewayError("json_malformed", detail="a field name contains an unpaired surrogate")
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -294,28 +297,28 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 def _detail(kind: str, sent: object) -> str:
     if kind == "string_type" and isinstance(sent, int | float) and not isinstance(sent, bool):
-        return "it is a number, and large numbers lose digits on the way; send it as a string"
+        return "it is a number, and large numbers lose digits in transit; send it as a string"
     if kind == "string_pattern_mismatch" and isinstance(sent, str) and "/" in sent and "status" in sent:
-        return "it looks like a link; send only the digits at its end"
-    return _SAYINGS.get(kind, "it does not fit")
+        return "it looks like a link; send only the digits at the end of the link"
+    return _SAYINGS.get(kind, "it is invalid")
 
 
 _SAYINGS = {
     "string_type": "it is not a string",
     "string_unicode": "it contains an unpaired surrogate",
-    "string_pattern_mismatch": "it has the wrong form",
+    "string_pattern_mismatch": "it has the wrong format",
     "list_type": "it is not a list",
     "string_too_short": "it is too short",
     "string_too_long": "it is too long",
     "too_short": "it has too few items",
     "too_long": "it has too many items",
-    "bool_type": "it is neither true nor false",
+    "bool_type": "it is not true or false",
     "int_type": "it is not a whole number",
     "greater_than_equal": "it is too small",
     "less_than_equal": "it is too large",
     "literal_error": "it is not one of the allowed values",
     "model_type": "it is not an object",
     "dict_type": "it is not an object",
-    "null": "it is null; leave it out instead",
-    "control_character": "it has a control character",
+    "null": "it is null; omit it instead",
+    "control_character": "it contains a control character",
 }

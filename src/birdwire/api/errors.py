@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from birdwire.api.messages import Answer, Call, Headers
 
+if TYPE_CHECKING:
+    from birdwire.api.reasons import Reason
+
 Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
+Outcome = Literal["refused", "not_sent", "unknown"]
 
 TYPES = {
     401: "authentication_error",
@@ -23,7 +27,7 @@ TYPES = {
 
 LINK = "Call POST /apis/v1/twitter/auth_twitter, or ask the operator to run `birdwire accounts link KEY_ID`, and have the account's owner"
 RELINK = f"{LINK} approve again."
-ENTERPRISE = "likes, follows and quote posts need X Enterprise access since 2026-04-20"
+ENTERPRISE = "since 2026-04-20, likes, follows and quote posts require X Enterprise access"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,112 +57,112 @@ PROBLEMS: dict[str, Problem] = {
     # 400: the body
     "json_malformed": Problem(400, "json_parse_error", "caller", "The body is not valid JSON: {detail}.", "Send one JSON object in UTF-8."),
     "body_not_object": Problem(400, "json_parse_error", "caller", "The body is JSON, but not an object.", "Send one JSON object, such as {example}."),
-    "duplicate_field": Problem(400, "json_parse_error", "caller", "The request has {field} twice.", "Send each field once."),
-    "unknown_field": Problem(400, _INVALID, "caller", "Unknown field: {field}.", "Remove it. This call takes {known}."),
-    "unexpected_query": Problem(400, _INVALID, "caller", "This call takes no query parameters, but the URL has {field}.", "Put the parameters in the JSON body."),
-    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be read: {detail}.", "Send a well-formed form, or JSON wherever the call takes it."),
+    "duplicate_field": Problem(400, "json_parse_error", "caller", "The request contains {field} more than once.", "Send each field once."),
+    "unknown_field": Problem(400, _INVALID, "caller", "Unknown field: {field}.", "Remove it. This call accepts {known}."),
+    "unexpected_query": Problem(400, _INVALID, "caller", "This call accepts no query parameters, but the URL contains {field}.", "Remove the query string. The parameters of a POST call belong in its JSON body."),
+    "form_malformed": Problem(400, _INVALID, "caller", "The form cannot be parsed: {detail}.", "Send a valid form, or JSON if the call accepts it."),
     "mutually_exclusive": Problem(400, _INVALID, "caller", "These fields are mutually exclusive: {fields}.", "Send only one of them."),
     "text_missing": Problem(400, "missing_parameter", "caller", "`text` is missing.", _CONTENT),
     "text_empty": Problem(400, _INVALID, "caller", "The text is empty, and there is nothing else to post.", _CONTENT),
-    "text_too_long": Problem(400, _INVALID, "caller", "The text's weighted length is {length}; this key may post at most {limit}.", "Shorten the text (a link counts as 23 characters, a CJK character or an emoji as 2), or ask the operator to raise the key's limit."),
-    "media_files_missing": Problem(400, "missing_parameter", "caller", "`media_files` is missing.", "Send the file as a part of a multipart form: curl -F media_files=@FILE."),
-    "media_files_malformed": Problem(400, _INVALID, "caller", "media_files is malformed: {detail}.", "Send {wanted} as a part of a multipart form: curl -F media_files=@FILE."),
+    "text_too_long": Problem(400, _INVALID, "caller", "The text's weighted length is {length}; the maximum for this key is {limit}.", "Shorten the text (a link counts as 23 characters, a CJK character or an emoji as 2), or ask the operator to raise the key's limit."),
+    "media_files_missing": Problem(400, "missing_parameter", "caller", "`media_files` is missing.", "Send the file as part of a multipart form: curl -F media_files=@FILE."),
+    "media_files_malformed": Problem(400, _INVALID, "caller", "`media_files` is malformed: {detail}.", "Send {wanted} as part of a multipart form: curl -F media_files=@FILE."),
     "media_too_large": Problem(400, _INVALID, "caller", "X accepts {kind} files of at most {limit} MiB.", "Send a smaller file."),
-    "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the medium: {message}", "Send it in another encoding; see X's media best practices."),
-    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not ask X for the scope {scope}.", "Use only these scopes: {known}. The operator can add others with the setting extra_scopes."),
+    "media_rejected": Problem(400, _INVALID, "x_rule", "X could not process the media file: {message}", "Encode the file differently; see X's media best practices."),
+    "scope_unknown": Problem(400, _INVALID, "caller", "This gateway does not request the scope {scope} from X.", "Use only these scopes: {known}. The operator can add others with the setting extra_scopes."),
     "return_to_not_allowed": Problem(400, _INVALID, "caller", "This key is not allowed to use this return_to URL.", "Remove return_to, or ask the operator to allow the URL for this key."),
     # 400: HTTP itself
-    "http_malformed": Problem(400, _INVALID, "caller", "The request is not well-formed HTTP: {detail}.", "Send the request with an ordinary HTTP client."),
-    "host_not_allowed": Problem(400, _INVALID, "caller", "The Host header names a host that this gateway does not serve.", "Call the gateway by its public name."),
-    "idempotency_key_malformed": Problem(400, _INVALID, "caller", "The Idempotency-Key is not 1 to 255 printable ASCII characters, or was sent twice.", "Send one, such as a UUID."),
-    "duplicate_header": Problem(400, _INVALID, "caller", "The request has the header {field} twice.", "Send the header once."),
-    "prefetch": Problem(400, _INVALID, "caller", "This page can be opened only once, so Birdwire does not answer a prefetch of it.", "Open the page yourself."),
+    "http_malformed": Problem(400, _INVALID, "caller", "The request is not valid HTTP: {detail}.", "Use a standard HTTP client."),
+    "host_not_allowed": Problem(400, _INVALID, "caller", "The Host header names a host that this gateway does not serve.", "Call the gateway by its public host name."),
+    "idempotency_key_malformed": Problem(400, _INVALID, "caller", "The Idempotency-Key header must be 1 to 255 printable ASCII characters and be sent only once.", "Send one valid key, such as a UUID."),
+    "duplicate_header": Problem(400, _INVALID, "caller", "The request contains the header {field} more than once.", "Send the header once."),
+    "prefetch": Problem(400, _INVALID, "caller", "This page can be opened only once, so Birdwire refuses prefetch requests.", "Open the page yourself."),
     # 400: the callback
-    "callback_malformed": Problem(400, _INVALID, "account_owner", "X's answer is incomplete or has a parameter twice.", _NEW_LINK),
+    "callback_malformed": Problem(400, _INVALID, "account_owner", "X's redirect is incomplete or repeats a parameter.", _NEW_LINK),
     "state_unknown": Problem(400, _INVALID, "account_owner", "This link is unknown or has expired.", _NEW_LINK),
     "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
-    "state_used": Problem(400, _INVALID, "account_owner", "This link was already used, and no account is linked through it now.", _NEW_LINK),
-    "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was made for another authorization server.", _NEW_LINK),
+    "state_used": Problem(400, _INVALID, "account_owner", "This link has already been used, and no account is linked through it.", _NEW_LINK),
+    "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was created for a different authorization server.", _NEW_LINK),
     "consent_denied": Problem(400, _INVALID, "account_owner", "{what}; nothing was linked.", "If that was a mistake, link again with POST /apis/v1/twitter/auth_twitter."),
-    "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it was wrong, used, or older than 30 seconds.", _NEW_LINK),
-    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo is no longer valid: it was used, its 10 minutes are over, or its link has ended in another way.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
-    # 400: X's word on what was sent
-    "x_invalid_request": Problem(400, _INVALID, "caller", "X refused a parameter: {message}", "Correct the field named in the message."),
-    "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps put at most one cashtag ($TICKER) into a post.", "Keep one cashtag; write the others without the $."),
+    "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it is invalid, was already used, or is older than 30 seconds.", _NEW_LINK),
+    "undo_unknown": Problem(400, _INVALID, "account_owner", "This undo is no longer valid: it was already used, its 10 minutes have passed, or the link has ended in another way.", "Unlink with POST /apis/v1/twitter/unlink_twitter, or remove the app at https://x.com/settings/connected_apps."),
+    # 400: X rejected a parameter
+    "x_invalid_request": Problem(400, _INVALID, "caller", "X rejected a parameter: {message}", "Correct the field named in the message."),
+    "x_cashtag_limit": Problem(400, _INVALID, "x_rule", "X lets self-serve apps use at most one cashtag ($TICKER) in a post.", "Keep one cashtag and write the others without the $."),
     # 401
     "key_missing": Problem(401, "missing_api_key", "caller", "The request has no API key.", _SEND_KEY),
     "key_in_query": Problem(401, "missing_api_key", "caller", "The API key is in the URL, where logs and proxies record it. It was ignored.", f"{_SEND_KEY} Rotate the key if the URL was sent over a network."),
     "key_malformed": Problem(401, _KEY, "caller", "The API key is malformed. Birdwire keys start with bw_live_ or bw_test_.", f"{_SEND_KEY} {_CHECK_KEY}"),
-    "key_unknown": Problem(401, _KEY, "caller", "This gateway has no such API key.", _CHECK_KEY),
-    "key_mismatch": Problem(401, _KEY, "caller", "The header and the body carry different API keys.", "Send one key, in the Authorization header."),
+    "key_unknown": Problem(401, _KEY, "caller", "This API key does not exist on this gateway.", _CHECK_KEY),
+    "key_mismatch": Problem(401, _KEY, "caller", "The header and the body contain different API keys.", "Send one key, in the Authorization header."),
     "key_expired": Problem(401, _KEY, "caller", "This API key expired on {expired}.", "Ask the operator for a new key."),
     "key_revoked": Problem(401, "revoked_api_key", "caller", "This API key has been revoked, or replaced by a rotation.", "Use the new key, or ask the operator for one."),
     "metrics_token_wrong": Problem(401, _KEY, "operator", "The metrics endpoint requires the metrics token.", "Send the header `Authorization: Bearer <BIRDWIRE_METRICS_TOKEN>`."),
     # 403
-    "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "A {given} key was sent to a gateway that serves {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
-    "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key may not be used from your address.", "Call from an address that the operator allowed for this key."),
+    "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "This is a {given} key, but this gateway accepts only {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
+    "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key cannot be used from your IP address.", "Call from an IP address that the operator has allowed for this key."),
     "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request comes from a page of another site.", "Press the button on Birdwire's own page."),
-    "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key is not allowed to use {what}.", "Ask the operator for a key that is allowed to."),
+    "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key is not allowed to use {what}.", "Ask the operator for a key that allows it."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
     "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not active yet: {why}.", "{remedy}.", retryable=True),
-    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The link does not include a scope that is needed: {scope}.", f"{LINK} approve {{scope}}."),
+    "x_scope_missing": Problem(403, _FORBIDDEN, "account_owner", "The link does not include a required scope: {scope}.", f"{LINK} approve {{scope}}."),
     "x_session_expired": Problem(403, _FORBIDDEN, "account_owner", "X no longer accepts the session of {account}: it expired, or the app was removed from the account's connected apps.", RELINK),
-    "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a person.", RELINK),
-    "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to another X account than the one linked.", RELINK),
-    "x_user_suspended": Problem(403, _FORBIDDEN, "account_owner", "X has suspended or locked the linked account.", "The account's owner resolves it on x.com, or links another account."),
-    "x_tier_lacks_action": Problem(403, _FORBIDDEN, "x_rule", "X does not offer this action at the access level of the gateway's X app.", f"Operator: {ENTERPRISE}. To build without it, use the sandbox (`birdwire dev`)."),
-    "x_not_enrolled": Problem(403, _FORBIDDEN, "operator", "X refuses this gateway's X app: it is not enrolled for this endpoint.", f"Operator: in X's developer console put the app into the pay-per-use package and the Production environment. Note that {ENTERPRISE}."),
-    "x_user_not_enrolled": Problem(403, _FORBIDDEN, "x_billing", "X bills this call to the linked account, which has no pay-per-use developer account.", "The account's owner must create a developer account in X's developer console and enrol it in pay-per-use."),
-    "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Operator: add credits in X's developer console."),
-    "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only when mentioned or quoted, or have the operator get Enterprise access."),
-    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "{edits}Check the account and the post on x.com; if all accounts see this, the operator checks the X app's package and credits."),
+    "x_not_user_token": Problem(403, _FORBIDDEN, "account_owner", "The stored X token belongs to an app, not to a user.", RELINK),
+    "x_account_mismatch": Problem(403, _FORBIDDEN, "account_owner", "The stored X session belongs to a different X account than the linked one.", RELINK),
+    "x_user_suspended": Problem(403, _FORBIDDEN, "account_owner", "X has suspended or locked the linked account.", "Ask the account's owner to resolve this on x.com or to link another account."),
+    "x_tier_lacks_action": Problem(403, _FORBIDDEN, "x_rule", "X does not offer this action at the access level of the gateway's X app.", f"Ask the operator about the X app's access level: {ENTERPRISE}. To develop without it, use the sandbox (`birdwire dev`)."),
+    "x_not_enrolled": Problem(403, _FORBIDDEN, "operator", "X refused this gateway's X app because it is not enrolled for this endpoint.", f"Ask the operator to move the X app to the pay-per-use package and the Production environment in X's developer console. Note that {ENTERPRISE}."),
+    "x_user_not_enrolled": Problem(403, _FORBIDDEN, "x_billing", "X bills this call to the linked account, which has no pay-per-use developer account.", "Ask the account's owner to create a developer account in X's developer console and to enrol it in pay-per-use."),
+    "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Ask the operator to add credits in X's developer console."),
+    "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only to authors who mentioned or quoted this account, or ask the operator to get X Enterprise access."),
+    "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "{edits}Check the account and the post on x.com. If every account gets this, ask the operator to check the X app's package and credits."),
     # 404
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check {target}."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's id or name; the posts of a protected account are visible only to its approved followers."),
-    "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post replied to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
-    "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no write with this id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
+    "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post to reply to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
+    "request_not_found": Problem(404, "resource-not-found", "caller", "This key has no write with this request id, or its record has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not accept {method}.", "Use {allow}."),
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the whole request within 10 seconds.", retryable=True),
     "body_too_large": Problem(413, "body_too_large", "caller", "The body is larger than {limit} bytes.", "Send a smaller body."),
     "uri_too_long": Problem(414, "uri_too_long", "caller", "The path and query are longer than {limit} bytes.", "Put the parameters in the JSON body."),
-    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call takes {wanted}.", "{how}."),
+    "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call accepts {wanted}.", "{how}."),
     "headers_too_large": Problem(431, "headers_too_large", "caller", "The request has too many headers, or they are too large.", "Send fewer or shorter headers (100 headers, 16 KiB in all)."),
     # 409
-    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The account is @{username}, but this key is meant for {expected}. Nothing was changed.", "Approve as {expected}. To link another account, unlink first or name it as expected_username; if the operator pinned the key to {expected}, only the operator can change that."),
-    "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Send the same call again after the seconds in Retry-After to get the first call's response.", retryable=True),
-    "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was used for another call.", "Use a new key for each new call."),
-    "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post: the account already posted the same text.", "Change the text."),
-    "edit_window_closed": Problem(409, _CONFLICT, "x_rule", "The post can no longer be edited: X's edit window is an hour at most from the first version.", "Post a correction as a reply, or delete the post and post it again."),
-    "superseded": Problem(409, _CONFLICT, "caller", "A newer call asks for the opposite, so Birdwire did not retry this one after its first attempt failed.", "Send this call again only if you want it instead of the newer one."),
-    "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the present state: {message}", "Check the post on x.com and try again."),
+    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The X account is @{username}, but this key expects {expected}. Nothing was changed.", "Approve as {expected}. To link a different account, unlink first or send its name as expected_username. If the operator pinned the key to {expected}, only the operator can change that."),
+    "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Retry after the delay in Retry-After to get the first call's response.", retryable=True),
+    "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was already used for a different call.", "Use a new Idempotency-Key for each new call."),
+    "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post because the account has already posted the same text.", "Change the text."),
+    "edit_window_closed": Problem(409, _CONFLICT, "x_rule", "The post can no longer be edited: X allows edits for at most one hour after the first version.", "Post a correction as a reply, or delete the post and post it again."),
+    "superseded": Problem(409, _CONFLICT, "caller", "A newer call requests the opposite, so Birdwire did not retry this one after its first attempt failed.", "Send this call again only if you want it instead of the newer one."),
+    "x_conflict": Problem(409, _CONFLICT, "x_rule", "X reports a conflict with the current state: {message}", "Check the post on x.com and try again."),
     # 429
-    "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has used up its {limit} calls per minute.", "Wait for the seconds in Retry-After; the operator can raise the key's limit.", retryable=True),
-    "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer calls concurrently, or retry after the seconds in Retry-After; the operator can raise the limit.", retryable=True),
-    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Your address sent too many invalid keys, links, or undo tokens.", "Wait for the seconds in Retry-After, then send a valid one.", retryable=True),
+    "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has used up its {limit} calls per minute.", "Retry after the delay in Retry-After, or ask the operator to raise the key's limit.", retryable=True),
+    "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer concurrent calls, retry after the delay in Retry-After, or ask the operator to raise the limit.", retryable=True),
+    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Your IP address sent too many invalid keys, links, or undo tokens.", "Wait for the delay in Retry-After, then send a valid one.", retryable=True),
     "daily_cap": Problem(429, "quota_exceeded", "operator", "This key has used up its {limit} writes for today (UTC).", "Wait until midnight UTC, or ask the operator to raise the key's cap.", retryable=True),
-    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's limit for this account and action is used up for this 15-minute window.", "Try again {reset}.", retryable=True),
+    "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "X's 15-minute limit for this account and action is used up.", "Try again {reset}.", retryable=True),
     "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "X's 24-hour limit for this account and action is used up.", "Try again {reset}.", retryable=True),
-    "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app's {period} usage cap is used up.", "The operator raises the cap in X's developer console, or waits for the next billing cycle."),
-    "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway reached its spending limit; it resets on {reset_date}.", "Wait until then, or the operator raises the limit in X's developer console.", retryable=True),
+    "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app's {period} usage cap is used up.", "Ask the operator to raise the cap in X's developer console, or wait for the next billing cycle."),
+    "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway has reached its spending limit, which resets on {reset_date}.", "Wait until then, or ask the operator to raise the limit in X's developer console.", retryable=True),
     # 500, 503: ourselves
-    "internal": Problem(500, "internal_error", "birdwire", "Something broke inside Birdwire.", "Try again; if it lasts, give the operator the request_id.", retryable=True),
-    "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire is at capacity.", "Try again after the seconds in Retry-After.", retryable=True),
-    "draining": Problem(503, "overloaded", "birdwire", "This Birdwire process is shutting down.", "Try again after the seconds in Retry-After; another process takes over.", retryable=True),
-    "storage_unavailable": Problem(503, "storage_unavailable", "operator", "Birdwire's database does not answer; {half}.", "Try again after the seconds in Retry-After; the operator checks the disk and the database.", retryable=True),
+    "internal": Problem(500, "internal_error", "birdwire", "An internal error occurred in Birdwire.", "Try again. If the error persists, send the request_id to the operator.", retryable=True),
+    "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire is at capacity.", "Retry after the delay in Retry-After.", retryable=True),
+    "draining": Problem(503, "overloaded", "birdwire", "This Birdwire process is shutting down.", "Retry after the delay in Retry-After. Another process takes over.", retryable=True),
+    "storage_unavailable": Problem(503, "storage_unavailable", "operator", "Birdwire's database is not responding; {half}.", "Retry after the delay in Retry-After. If the error persists, ask the operator to check the disk and the database.", retryable=True),
     # 502: X
-    "x_unreachable": Problem(502, "upstream_unavailable", "x_outage", "X could not be reached; nothing was sent.", "Try again in a few seconds; if it lasts, the operator checks the network and the X base URL.", retryable=True),
-    "x_tls": Problem(502, "upstream_unavailable", "operator", "No secure connection to X could be made; nothing was sent.", "The operator checks the clock, the CA certificates and any proxy in between.", retryable=True),
+    "x_unreachable": Problem(502, "upstream_unavailable", "x_outage", "Birdwire could not reach X. Nothing was sent.", "Try again in a few seconds. If the error persists, ask the operator to check the network and the setting x_api_url.", retryable=True),
+    "x_tls": Problem(502, "upstream_unavailable", "operator", "Birdwire could not establish a secure connection to X. Nothing was sent.", "Ask the operator to check the clock, the CA certificates and any proxy on the way to X.", retryable=True),
     "x_5xx": Problem(502, "upstream_unavailable", "x_outage", "X failed to process the call.", "Try again in a few seconds.", retryable=True),
-    "x_breaker_open": Problem(502, "upstream_unavailable", "x_outage", "X keeps failing on this endpoint, so Birdwire has paused calls to it and probes it every few seconds. Nothing was sent.", "Try again after the seconds in Retry-After.", retryable=True),
-    "x_renewal_failed": Problem(502, "upstream_unavailable", "x_outage", "X answered a request to renew the linked account's access with a server error.", "Try again after the seconds in Retry-After. The account does not have to be linked again.", retryable=True),
-    "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not answer in time.", "Try again in a few seconds; what this call asks for is safe to repeat.", retryable=True),
-    "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's answer was lost: X may or may not have done this.", "Do not send it again under another Idempotency-Key. Birdwire looks for a lost post for a minute: ask GET /apis/v1/twitter/requests/REQUEST_ID, or repeat the call with the same Idempotency-Key. An upload may simply be sent again."),
-    "not_applied": Problem(502, "upstream_unavailable", "x_outage", "X's answer was lost, and the post is not in the account's timeline: X did not do this.", "Post again, under a new Idempotency-Key."),
-    "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X refused the gateway's own client id or secret.", "Operator: check the X app's client id, secret and client type. No account has to be linked again."),
-    "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X sent a response that Birdwire cannot read.", "Try again in a few seconds; if it lasts, see X's status page.", retryable=True),
-    "x_endpoint_gone": Problem(502, "upstream_bad_reply", "x_outage", "X answered 404 without a body: it does not offer this endpoint now, or refuses the token.", "See X's status page; if it lasts, the operator checks the X base URL and the access level."),
+    "x_breaker_open": Problem(502, "upstream_unavailable", "x_outage", "X keeps failing on this endpoint, so Birdwire has paused calls to it and probes it every few seconds. Nothing was sent.", "Retry after the delay in Retry-After.", retryable=True),
+    "x_renewal_failed": Problem(502, "upstream_unavailable", "x_outage", "X returned a server error when Birdwire tried to renew the linked account's access.", "Retry after the delay in Retry-After. The account does not have to be linked again.", retryable=True),
+    "x_timeout": Problem(502, "upstream_timeout", "x_outage", "X did not respond in time.", "Try again in a few seconds. This call is safe to repeat.", retryable=True),
+    "outcome_unknown": Problem(502, "outcome_unknown", "x_outage", "X's response was lost: X may or may not have carried out the call.", "Do not send a post again with another Idempotency-Key. Birdwire searches for a lost post for a minute: poll GET /apis/v1/twitter/requests/REQUEST_ID, or repeat the call with the same Idempotency-Key. If it was an upload, upload the file again: nothing was published."),
+    "not_applied": Problem(502, "upstream_unavailable", "x_outage", "X's response was lost, and the post is not in the account's timeline: X did not publish it.", "Post again with a new Idempotency-Key."),
+    "x_client_credentials": Problem(502, "upstream_unavailable", "operator", "X rejected the gateway's client id or secret.", "Ask the operator to check the X app's client id, secret and client type. Accounts do not have to be linked again."),
+    "x_reply_malformed": Problem(502, "upstream_bad_reply", "x_outage", "X sent a response that Birdwire cannot read.", "Try again in a few seconds. If the error persists, check X's status page.", retryable=True),
+    "x_endpoint_gone": Problem(502, "upstream_bad_reply", "x_outage", "X returned 404 without a body: either it does not currently offer this endpoint, or it rejected the token.", "Check X's status page. If the error persists, ask the operator to check the setting x_api_url and the X app's access level."),
 }  # fmt: skip
 """Reason -> Problem. A closed set: raising any other reason is a KeyError, and a test keeps every row reachable."""
 
@@ -184,7 +188,9 @@ for _field in FIELDS:
     if _field in REQUIRED:  # text and media_files have rows of their own
         _missing = Problem(400, _code, "caller", f"`{_field}` is missing.", f"Send {_field}: {{wanted}}.")
         PROBLEMS.setdefault(f"{_field}_missing", _missing)
-    _malformed = Problem(400, _INVALID, "caller", f"{_field} is malformed: {{detail}}.", f"Send {_field}: {{wanted}}.")
+    _malformed = Problem(
+        400, _INVALID, "caller", f"`{_field}` is malformed: {{detail}}.", f"Send {_field}: {{wanted}}."
+    )
     PROBLEMS.setdefault(f"{_field}_malformed", _malformed)
 
 RETRY_AFTER_S = {
@@ -203,7 +209,7 @@ RETRY_AFTER_S = {
 """Retry-After of a reason when the raiser knows no better: every 429 and 503 carries one."""
 
 
-SEND_REASONS = {"unreachable": "x_unreachable", "tls": "x_tls", "busy": "overloaded", "timeout": "x_timeout", "cut": "x_5xx", "malformed": "x_reply_malformed"}  # fmt: skip
+SEND_REASONS: dict[str, Reason] = {"unreachable": "x_unreachable", "tls": "x_tls", "busy": "overloaded", "timeout": "x_timeout", "cut": "x_5xx", "malformed": "x_reply_malformed"}  # fmt: skip
 """The reason for a call to X that brought no reply, by what cut it short."""
 
 
@@ -217,11 +223,11 @@ class GatewayError(Exception):
 
     def __init__(
         self,
-        reason: str,
+        reason: Reason,
         *,
         retry_after_s: int | None = None,
         upstream: dict[str, object] | None = None,
-        outcome: Literal["refused", "not_sent", "unknown"] = "not_sent",
+        outcome: Outcome = "not_sent",
         headers: Headers = (),
         **values: Any,
     ) -> None:
@@ -230,9 +236,19 @@ class GatewayError(Exception):
         self.problem = PROBLEMS[reason]
         self.retry_after_s = retry_after_s if retry_after_s is not None else RETRY_AFTER_S.get(reason)
         self.upstream = upstream
-        self.outcome: Literal["refused", "not_sent", "unknown"] = outcome
+        self.outcome: Outcome = outcome
         self.headers = headers
         self.values = values
+
+
+def reason_named(name: str) -> Reason:
+    """Return a computed name as a reason.
+
+    Raises:
+        KeyError: PROBLEMS does not declare it.
+    """
+    PROBLEMS[name]
+    return cast("Reason", name)
 
 
 _DEFAULTS = {"reset": "in a minute"}

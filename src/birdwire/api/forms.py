@@ -74,7 +74,7 @@ def looks_like_json(raw: bytes) -> bool:
     return raw.lstrip()[:1] == b"{"
 
 
-def wrong_type(wanted: str = "JSON, as Content-Type: application/json", how: str = _AS_JSON) -> GatewayError:
+def wrong_type(wanted: str = "JSON with Content-Type: application/json", how: str = _AS_JSON) -> GatewayError:
     """The refusal of a body by its Content-Type, or by how it is coded."""
     return GatewayError("unsupported_media_type", wanted=wanted, how=how)
 
@@ -89,8 +89,8 @@ def other_type(file_names: Collection[str]) -> GatewayError:
     if not file_names:
         return wrong_type()
     name = next(iter(file_names))
-    how = f"Send the file as a part of a multipart form: curl -F {name}=@FILE"
-    return wrong_type("a file, as multipart/form-data", how)
+    how = f"Send the file as part of a multipart form: curl -F {name}=@FILE"
+    return wrong_type("a file in a multipart/form-data body", how)
 
 
 def broken(detail: str) -> GatewayError:
@@ -109,7 +109,7 @@ def urlencoded(raw: bytes) -> dict[str, Any]:
             raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS
         )
     except ValueError:
-        raise broken(f"it is not name=value pairs in ASCII, {MAX_FIELDS} at most") from None
+        raise broken(f"it must consist of at most {MAX_FIELDS} name=value pairs in ASCII") from None
     fields: dict[str, Any] = {}
     for name, value in pairs:
         _add(fields, name, value)
@@ -166,7 +166,7 @@ class _Files:
             else:
                 await asyncio.to_thread(self._write, waiting)
         except OSError:
-            raise GatewayError("storage_unavailable", half="nothing was asked of X") from None
+            raise GatewayError("storage_unavailable", half="nothing was sent to X") from None
 
     async def parts(self) -> tuple[Part, ...]:
         """All files, whole, each at its start."""
@@ -177,7 +177,7 @@ class _Files:
             for part in parts:
                 part.file.seek(0)  # which writes what was still to be written
         except OSError:
-            raise GatewayError("storage_unavailable", half="nothing was asked of X") from None
+            raise GatewayError("storage_unavailable", half="nothing was sent to X") from None
         return parts
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ class Multipart:
             return self._fields, await self._files.parts()
         except MultipartParseError:
             self._files.close()
-            raise broken("it is not multipart as RFC 7578 has it") from None
+            raise broken("it is not valid multipart/form-data (RFC 7578)") from None
         except BaseException:
             self._files.close()
             raise
@@ -267,18 +267,18 @@ class Multipart:
                 take(len(piece))
                 await self._files.write(least=IN_MEMORY)
         if self.size and not self._ended:
-            raise broken("it ends early")
+            raise broken("it ends before the final boundary")
 
     def _look(self, first: bytes) -> None:
         """Check, before a body is parsed, that it can be: its boundary is known, and it is not JSON instead."""
         if looks_like_json(first):
             raise untyped_json(self._file_names)
         if not 0 < len(self._boundary) <= MAX_BOUNDARY:
-            raise broken(f"its Content-Type names no boundary of 1 to {MAX_BOUNDARY} characters")
+            raise broken(f"its Content-Type has no boundary of 1 to {MAX_BOUNDARY} characters")
 
     def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
         if len(buffer) + len(data) > most:
-            raise broken(f"the head of a part has more than {most} bytes")
+            raise broken(f"the headers of a part are larger than {most} bytes")
         buffer += data
 
     def _begin(self) -> None:
@@ -301,7 +301,7 @@ class Multipart:
         kind, options = parse_options_header(disposition)
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         if kind != b"form-data" or not 0 < len(self._field) <= MAX_NAME or "\ufffd" in self._field:
-            raise broken(f"a part has no name of 1 to {MAX_NAME} characters")
+            raise broken(f"a part has no valid name of 1 to {MAX_NAME} characters")
         content_type = self._head.get(b"content-type", b"").lower()
         self._file_ahead = (
             self._field in self._file_names
@@ -332,7 +332,9 @@ class Multipart:
         try:
             _add(self._fields, self._field, self._data.decode("utf-8"))
         except UnicodeDecodeError:
-            raise broken(f"its part {excerpt(self._field)} is not UTF-8 text; a file needs a filename") from None
+            raise broken(
+                f"the part {excerpt(self._field)} is not UTF-8 text; if it is a file, add a filename"
+            ) from None
 
     def _finish(self) -> None:
         self._ended = True

@@ -1,4 +1,19 @@
-"""The command line: which commands there are, and main(). A family's module is loaded only when it is used."""
+"""The command line: the table of commands, and main(). A command's module is imported only when the command runs.
+
+Operator commands work on the database of the settings, also while a gateway runs. Commands that act on X or look
+something up are HTTP clients of a running gateway. Every command prints text for people or, with --json, one JSON
+document, and exits with a code of `output.ExitCode`. Secrets come from the environment, a file or a prompt, never from
+argv.
+
+Read in this order:
+
+1. `output`: results, errors and exit codes.
+2. `inputs`: settings, dev folder, gateway URL, API key.
+3. `commands`: one module for each command or group of commands.
+4. `gateway_client`, `targets`: the HTTP client, and how posts and users are named.
+5. `database`, `linking`, `links`: work on the database, beyond single commands.
+6. `run_servers`: servers, signals and graceful shutdown, for dev, serve and sandbox.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +30,18 @@ from birdwire.runtime.private_files import keep_memory_private
 from birdwire.x.catalog.operations import OPERATIONS, Operation
 
 OFFERED = tuple(row for row in OPERATIONS if list(row.body.model_fields) == [row.target])
-"""Operations whose body is one id: each is a command."""
+"""Operations whose body is a single id. Each of them is a command."""
 
 RUN, OPERATE, ACT, LOOK = "Run", "Operate", "Act on X", "Look up"
 
 
-_UsageError: Any = typer.BadParameter.__base__  # which Typer itself does not export
+# Typer does not export its own UsageError.
+_UsageError: Any = typer.BadParameter.__base__
 _AS_JSON = "birdwire.as_json"
 
 
 class Row(NamedTuple):
-    """A command: its name, the module that holds it, where and how the list of commands shows it."""
+    """A command: its name, its module, and its panel and summary in the list of commands."""
 
     name: str
     module: str
@@ -34,30 +50,30 @@ class Row(NamedTuple):
 
 
 def name_of(operation: Operation) -> str:
-    """The command of an operation."""
+    """Return the name of an operation's command."""
     return operation.name.removesuffix("_twitter").removesuffix("_media").replace("_", "-")
 
 
 ACTIONS = {name: row.name for row in OPERATIONS for name in (name_of(row), row.name.removesuffix("_twitter"))}
-"""Short names of actions: those of the commands, and like for like_twitter."""
+"""Short names of actions, such as `like` for `like_twitter`: those of the commands, and those without `_twitter`."""
 
 COMMANDS = (
-    Row("dev", "dev", RUN, "Start a gateway and a sandbox on this machine, to build and test against."),
+    Row("dev", "dev", RUN, "Start a gateway and a sandbox on this machine, for development and testing."),
     Row("serve", "serve", RUN, "Start the gateway."),
-    Row("sandbox", "sandbox", RUN, "Start the sandbox alone."),
-    Row("check", "check", OPERATE, "Report everything that is wrong with settings, vault key and database."),
-    Row("migrate", "migrate", OPERATE, "Bring the database up to this version."),
-    Row("keys", "keys", OPERATE, "Create, list, rotate and revoke API keys."),
-    Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X's tokens at rest."),
-    Row("backup", "backup", OPERATE, "Copy the database into one file, while the gateway runs."),
+    Row("sandbox", "sandbox", RUN, "Start only the sandbox, a local stand-in for X's API."),
+    Row("check", "check", OPERATE, "Check the settings, the vault key and the database, and report every problem."),
+    Row("migrate", "migrate", OPERATE, "Upgrade the database to this version of Birdwire."),
+    Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
+    Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X tokens at rest."),
+    Row("backup", "backup", OPERATE, "Back up the database to a file while the gateway runs."),
     Row(
         "restore",
         "backup",
         OPERATE,
-        "Replace the database with a backup, and mark its links: X may have renewed their tokens since.",
+        "Restore the database from a backup, and mark its links for verification.",
     ),
-    Row("log", "log", OPERATE, "List recent writes to X, newest first, with their outcomes."),
-    Row("accounts", "accounts", ACT, "Link X accounts to API keys, and see what is linked."),
+    Row("log", "log", OPERATE, "List recent writes to X and their outcomes, newest first."),
+    Row("accounts", "accounts", ACT, "Link X accounts to API keys, and manage the links."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")
         for operation in OPERATIONS
@@ -65,25 +81,25 @@ COMMANDS = (
     Row("user", "lookups", LOOK, "Look up a user by name."),
     Row("posts", "lookups", LOOK, "Read a user's newest posts."),
     Row("search", "lookups", LOOK, "Search for users."),
-    Row("limits", "limits", LOOK, "Show the key's own allowance, and X's rate limits, as X last reported them."),
-    Row("explain", "log", LOOK, "Show what became of a write by this API key, and what to do about it."),
+    Row("limits", "limits", LOOK, "Show the API key's rate limit, and X's rate limits as X last reported them."),
+    Row("explain", "log", LOOK, "Show the outcome of a write that this API key made, and what to do next."),
 )
 
 
 class Commands(TyperGroup):
-    """The commands by name. The list shows rows of COMMANDS; the command itself is loaded when it is called."""
+    """The commands by name. The list shows the rows of COMMANDS; a command is loaded only when it is called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the options before the command, and see whether a program is to read what comes."""
+        """Parse the options before the command, and record whether --json appears anywhere."""
         ctx.meta[_AS_JSON] = "--json" in args
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The options before the command."""
+        """Return the options before the command."""
         return _without_types(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Name, command and the arguments left for it."""
+        """Return the name, the loaded command, and its arguments."""
         name, listed, rest = super().resolve_command(ctx, args)
         if listed is None:
             return name, None, rest
@@ -92,7 +108,7 @@ class Commands(TyperGroup):
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; one that cannot be understood is refused in JSON, too, if that was asked for."""
+        """Run the command. With --json, a usage error is also printed as JSON."""
         try:
             return super().invoke(ctx)
         except _UsageError as error:
@@ -104,7 +120,7 @@ class Commands(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """The command of a row of COMMANDS."""
+    """Load the command of a row of COMMANDS."""
     row = next(row for row in COMMANDS if row.name == name)
     family: Any = get_command(importlib.import_module(f"birdwire.cli.commands.{row.module}").app)
     command = getattr(family, "commands", {}).get(name, family)
@@ -113,7 +129,7 @@ def load(name: str) -> Any:
 
 
 def _tidy(command: Any, parent: Any) -> None:
-    """Take from the help of a command, and of those below it, what says nothing."""
+    """Remove redundant types from the help of a command and its subcommands."""
     context = typer.Context(command, parent=parent, info_name=command.name)
     _without_types(command.get_params(context))
     for below in getattr(command, "commands", {}).values():
@@ -121,7 +137,7 @@ def _tidy(command: Any, parent: Any) -> None:
 
 
 def _without_types(params: list[Any]) -> list[Any]:
-    """The options, of which a flag does not seem to take a value: the help would call its type <bool>."""
+    """Return the options with each flag's metavar cleared. Otherwise the help shows <bool>, as if it took a value."""
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""
@@ -129,12 +145,12 @@ def _without_types(params: list[Any]) -> list[Any]:
 
 
 def build() -> typer.Typer:
-    """The whole command line."""
+    """Build the whole command line."""
     app = family(
         cls=Commands,
-        help="A self-hosted gateway through which an app or an AI agent acts on X, with one API key.",
-        epilog="Begin with: birdwire dev\n\nActing and looking up asks the gateway at BIRDWIRE_URL, by default"
-        " http://127.0.0.1:8700, with the API key in BIRDWIRE_API_KEY.",
+        help="Birdwire is a self-hosted gateway through which an app or an AI agent acts on X with one API key.",
+        epilog="To get started, run: birdwire dev\n\nThe commands that act on X or look something up call the gateway"
+        " at BIRDWIRE_URL (default: http://127.0.0.1:8700) with the API key in BIRDWIRE_API_KEY.",
         add_completion=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -145,13 +161,13 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. Each command holds a secret: an API key, or the vault's."""
+    """Run the command line. The memory is kept private because each command holds a secret: an API or a vault key."""
     keep_memory_private()
     build()(prog_name="birdwire")
 
 
 def _listed() -> None:
-    """Stand for a command in the list."""
+    """Stand in for a command in the list of commands."""
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001 - Typer calls it so
@@ -166,5 +182,5 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options before the command."""
+    """Accept the options before the command."""
     del version

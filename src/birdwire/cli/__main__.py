@@ -1,4 +1,4 @@
-"""`python -m birdwire.cli`."""
+"""Entry point of `python -m birdwire.cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database of the settings, for commands that work on it beside a running gateway; needs no vault key."""
+"""Opens the database of the settings for commands, also while a gateway runs; needs no vault key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from birdwire.cli import run_servers
 from birdwire.cli.inputs import os_user
 from birdwire.cli.output import ExitCode, Stop
-from birdwire.keys.registry import KeyRuleError
+from birdwire.keys.rules import KeyRuleError
 from birdwire.store.database import Database, StorageDownError, StoreError, file_of
 from birdwire.store.encryption.vault import VaultError
 from birdwire.store.tables.acts import Actor
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What keys, database and vault refuse, as the end of a command.
+    """Translate the errors of keys, database and vault into the end of a command.
 
     Raises:
-        Stop: in place of their own exceptions.
+        Stop: replaces their own exceptions.
     """
     try:
         yield
@@ -37,44 +37,45 @@ def refusals() -> Iterator[None]:
     except StorageDownError as error:
         raise Stop(
             ExitCode.UPSTREAM,
-            f"The database does not answer ({error}).",
-            "Check the disk, and which other programs use the database.",
+            f"The database does not respond ({error}).",
+            "Check the disk, and whether another program uses the database.",
         ) from None
 
 
 def operator() -> Actor:
-    """Return the person at the command line, as the record of acts names them."""
+    """Return the person who runs the command, as the record of acts names them."""
     return Actor(os_user(), "cli")
 
 
 def there(file: Path) -> None:
-    """Go on only if there is such a database file.
+    """Check that a database file exists.
 
     Raises:
-        Stop: there is none.
+        Stop: it does not exist, or is empty.
     """
-    if not file.is_file() or not file.stat().st_size:  # an empty file is what a lock leaves where nothing was made
+    # An empty file counts as missing, because taking the lock creates one.
+    if not file.is_file() or not file.stat().st_size:
         raise Stop(
             ExitCode.USAGE,
-            f"There is no database {file}.",
-            "Name the settings with --config FILE, or the folder of `birdwire dev` with --data .birdwire",
+            f"The database {file} does not exist.",
+            "Use --config FILE for the gateway's settings, or --data .birdwire for the folder of `birdwire dev`.",
         )
 
 
 def lock_of(file: Path) -> Path:
-    """The file beside a database file that is locked, too: gateways of earlier versions lock it alone."""
+    """Return the lock file next to a database file, which gateways of earlier versions lock instead of the database."""
     return file.with_name(f"{file.name}.lock")
 
 
 @contextmanager
 def held(file: Path, message: str, fix: str) -> Iterator[None]:
-    """Keep every other gateway off an SQLite file during the block, whatever path or link leads it there.
+    """Lock an SQLite file against every other gateway during the block, regardless of the path or link that it uses.
 
-    The process must have no connection to the file when the block begins or ends: when it closes any descriptor of the
-    file, the system drops the locks that SQLite holds on it.
+    The process must have no connection to the file when the block starts or ends: when it closes any descriptor of the
+    file, the operating system drops the locks that SQLite holds on it.
 
     Raises:
-        Stop: another process holds it (`message`, `fix`), or it cannot be made.
+        Stop: another process holds the lock (`message`, `fix`), or the lock file cannot be created.
     """
     named, file = file, Path(os.path.realpath(file))
     with ExitStack() as stack:
@@ -87,29 +88,29 @@ def held(file: Path, message: str, fix: str) -> Iterator[None]:
 
 
 def alone(settings: Settings, *, to_serve: bool = True) -> AbstractContextManager[object]:
-    """Keep every other gateway off an SQLite file during the block; PostgreSQL serves any number.
+    """Lock an SQLite file against every other gateway during the block; PostgreSQL supports several gateways.
 
     Raises:
-        Stop: another gateway serves it; or, if this process is not `to_serve` it, any gateway.
+        Stop: another gateway uses the file.
     """
     file = file_of(settings.database_url)
     if file is None:
         return nullcontext()
     if not to_serve:
-        return held(file, f"A gateway serves the database {file}.", "Stop the gateway first.")
+        return held(file, f"A gateway is using the database {file}.", "Stop the gateway first.")
     return held(
         file,
-        f"Another gateway serves the database {file}.",
-        "Only one process can serve a database file: stop the other one, or give this one its own file.",
+        f"Another gateway is using the database {file}.",
+        "Only one gateway can use a database file. Stop the other gateway, or set another BIRDWIRE_DATABASE_URL.",
     )
 
 
 @asynccontextmanager
 async def opened(settings: Settings, *, new: bool = False) -> AsyncIterator[Database]:
-    """The database, closed at the end. A file that is not there is made only where it may be `new`.
+    """Open the database, and close it at the end. A missing file is created only with `new`.
 
     Raises:
-        Stop: it cannot be used, or there is none.
+        Stop: the database is unusable, or its file does not exist.
     """
     with refusals():
         file = file_of(settings.database_url)

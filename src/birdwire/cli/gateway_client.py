@@ -1,4 +1,4 @@
-"""HTTP to a running gateway: bounded, without redirects; never sends a key over plain HTTP to another machine."""
+"""HTTP client for a running gateway: bounded, without redirects, and never plain HTTP with a key to another machine."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ API = "/apis/v1/twitter"
 
 _EXITS = {401: ExitCode.AUTH, 429: ExitCode.LIMIT}
 _LINK = (
-    "Run `birdwire accounts link`, or have the operator run `birdwire accounts link KEY_ID`, and have the account's "
-    "owner open the page."
+    "Run `birdwire accounts link`, or ask the operator to run `birdwire accounts link KEY_ID`. Then have the account's "
+    "owner open the page that the command prints."
 )
-_KEY = "Check BIRDWIRE_API_KEY, or the file of --api-key-file: copy the whole key again, and nothing else."
+_KEY = "Check BIRDWIRE_API_KEY or the file given with --api-key-file, and copy the whole key again."
 _FIXES = {"x_not_linked": _LINK, "x_session_expired": _LINK, "key_malformed": _KEY}
-"""Reason -> what a person at a terminal does; the gateway's own fix is for programs that call it."""
+"""Fixes by reason for a person at a terminal; the gateway's own fixes are for programs that call it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What a request carries."""
+    """Content of a request."""
 
     body: bytes | Iterator[bytes] | None = field(default=None, repr=False)
     content_type: str = ""
@@ -49,7 +49,7 @@ class _Content:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back."""
+    """A gateway's response."""
 
     status: int
     body: bytes
@@ -57,7 +57,7 @@ class Reply:
 
     @property
     def document(self) -> dict[str, Any] | None:
-        """The body as a JSON object, or None if it is none."""
+        """Return the body as a JSON object; None for any other body."""
         try:
             value = json.loads(self.body)
         except ValueError:
@@ -66,10 +66,10 @@ class Reply:
 
 
 class GatewayClient:
-    """One gateway, asked under one key or none, each time within `deadline_s`.
+    """Client for one gateway with one key or none; each request must finish within `deadline_s`.
 
     Raises:
-        Stop: the URL cannot be used, or is no place to send a key to.
+        Stop: the URL is invalid, or is plain HTTP to another machine.
     """
 
     def __init__(self, url: str, raw_key: str | None = None, *, deadline_s: float = DEADLINE_S) -> None:
@@ -87,22 +87,22 @@ class GatewayClient:
         if not self._tls and not _is_loopback(self._host):
             raise Stop(
                 ExitCode.USAGE,
-                f"{printable(self.url, 100)} is plain HTTP to another machine: anybody on the way could read the key.",
+                f"{printable(self.url, 100)} is plain HTTP to another machine: the network could read the API key.",
                 "Use an https:// URL.",
             )
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> dict[str, Any]:
-        """The answer's JSON document.
+        """Send a request and return the response's JSON document.
 
         Raises:
-            Stop: the gateway refused, cannot be reached, or is no gateway.
+            Stop: the gateway refused the request, is unreachable, or is not a Birdwire gateway.
         """
         return self._told(self.call(method, path, body, idempotency_key=idempotency_key))
 
     def look(self, path: str) -> tuple[dict[str, Any], Message]:
-        """A GET's JSON document, and the headers beside it.
+        """Send a GET request and return the response's JSON document and headers.
 
         Raises:
             Stop: as for `ask`.
@@ -111,7 +111,7 @@ class GatewayClient:
         return self._told(reply), reply.headers
 
     def upload(self, path: str, part: str, file: IO[bytes]) -> dict[str, Any]:
-        """Send a file as the part of a multipart body (RFC 7578), without its name; the answer's JSON document.
+        """Send a file, without its name, as a multipart body (RFC 7578) and return the response's JSON document.
 
         Raises:
             Stop: as for `ask`.
@@ -133,10 +133,10 @@ class GatewayClient:
     def call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Reply:
-        """One request, sent once.
+        """Send a request once, without retries.
 
         Raises:
-            Stop: there was no answer; UNKNOWN if the request may have been carried out.
+            Stop: no complete response arrived; UNKNOWN if the gateway may have carried the request out.
         """
         raw = None if body is None else json.dumps(body).encode()
         content = _Content(raw, "application/json", len(raw or b""), idempotency_key)
@@ -144,17 +144,18 @@ class GatewayClient:
 
     def _send(self, method: str, path: str, content: _Content, deadline_s: float) -> Reply:
         connection = self._connect()
-        deadline = Timer(deadline_s, _hang_up, [connection.sock])  # the socket's own timeout is each read's
+        # The socket's own timeout limits each read, not the whole request.
+        deadline = Timer(deadline_s, _hang_up, [connection.sock])
         deadline.daemon = True
         deadline.start()
         try:
             connection.sock.settimeout(deadline_s)
             return self._exchange(connection, method, path, content)
         except (OSError, http.client.HTTPException) as error:
-            message = f"{self.url} took the request, but sent no complete response ({type(error).__name__})."
+            message = f"{self.url} received the request but sent no complete response ({type(error).__name__})."
             if method == "GET":
-                raise Stop(ExitCode.UPSTREAM, message, "Nothing was changed; try again.") from None
-            fix = "It may have been carried out. Check on x.com, or repeat the call if it is safe to repeat."
+                raise Stop(ExitCode.UPSTREAM, message, "Nothing was changed. Try again.") from None
+            fix = "The call may have been carried out. Check on x.com before you repeat it."
             raise Stop(ExitCode.UNKNOWN, message, fix) from None
         finally:
             deadline.cancel()
@@ -173,8 +174,8 @@ class GatewayClient:
             why = error.strerror or type(error).__name__
             raise Stop(
                 ExitCode.UPSTREAM,
-                f"No gateway answers at {self.url} ({why}).",
-                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to its address.",
+                f"Cannot connect to a gateway at {self.url} ({why}).",
+                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to the gateway's URL.",
             ) from None
         return connection
 
@@ -186,7 +187,7 @@ class GatewayClient:
             headers |= {"Content-Type": content.content_type, "Content-Length": str(content.length)}
         if content.idempotency_key is not None:
             headers["Idempotency-Key"] = content.idempotency_key
-        # Who refuses an upload before its end may stop reading, but has answered.
+        # A gateway that refuses an upload early may stop reading, but it has sent its response.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, content.body, headers)
         answer = connection.getresponse()
@@ -206,8 +207,8 @@ class GatewayClient:
         if not isinstance(error, dict) or "message" not in error:
             return Stop(
                 ExitCode.UPSTREAM,
-                f"{self.url} answered HTTP {status}, but is not a Birdwire gateway.",
-                "Set BIRDWIRE_URL to the address of the gateway.",
+                f"{self.url} answered with HTTP {status}, but it is not a Birdwire gateway.",
+                "Set BIRDWIRE_URL to the gateway's URL.",
             )
         code = _EXITS.get(status, ExitCode.UPSTREAM if status >= 500 else ExitCode.REFUSED)
         if error.get("code") == "outcome_unknown":
@@ -218,13 +219,13 @@ class GatewayClient:
 
 
 def data_of(document: dict[str, Any]) -> dict[str, Any]:
-    """The answer's data; nothing, if what answered is no Birdwire."""
+    """Return the response's data; empty if the response is not Birdwire's."""
     data = document.get("data")
     return data if isinstance(data, dict) else {}
 
 
 def _chunks(head: bytes, file: IO[bytes], size: int, tail: bytes) -> Iterator[bytes]:
-    """The body piece by piece, exactly as long as was promised: a file that grew meanwhile is cut."""
+    """Yield the body in chunks, exactly as long as Content-Length: a file that has grown meanwhile is truncated."""
     yield head
     while size > 0 and (chunk := file.read(min(CHUNK, size))):
         size -= len(chunk)
@@ -241,7 +242,7 @@ def _hang_up(connected: socket.socket) -> None:
 def _bad_url(url: str) -> Stop:
     return Stop(
         ExitCode.USAGE,
-        f"{printable(url, 100)} is not the URL of a gateway.",
+        f"{printable(url, 100)} is not a valid gateway URL.",
         "Set BIRDWIRE_URL to scheme, host and port only, such as http://127.0.0.1:8700.",
     )
 

@@ -1,7 +1,7 @@
-"""What a command takes from around it: settings, a dev folder, the gateway's URL, an API key.
+"""Inputs of a command from its environment: settings, a dev folder, the gateway's URL, an API key.
 
-The only place of the command line that reads the environment. A secret comes from there, a file or a prompt, never from
-argv.
+No other module of the command line reads the environment. A secret comes from the environment, a file or a prompt,
+never from argv.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8700"
 DEFAULT_FOLDER = Path(".birdwire")
 DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
-"""What a dev folder holds."""
+"""Names of the files in a dev folder."""
 
 _LONGEST_KEY_FILE = 4_096
 
@@ -35,21 +35,21 @@ ConfigOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Use this folder of `birdwire dev` instead of the settings."),
+    typer.Option("--data", metavar="DIR", help="Folder of a `birdwire dev` gateway, in place of settings."),
 ]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, else a prompt."
+        "--api-key-file", metavar="FILE", help="File with the API key. Default: BIRDWIRE_API_KEY, or a prompt."
     ),
 ]
 
 
 def read_settings(config: Path | None = None, data: Path | None = None, **changes: str | None) -> Settings:
-    """The gateway's settings; `changes` go before the environment, and a dev folder before all.
+    """Return the gateway's settings. `changes` take precedence over the environment, and a dev folder over both.
 
     Raises:
-        Stop: with everything that is wrong.
+        Stop: the settings are invalid; it lists every problem.
     """
     from birdwire.settings import PREFIX, Settings, SettingsError  # noqa: PLC0415 - most commands need no settings
 
@@ -57,7 +57,7 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
         database = data / DATABASE
         if not database.is_file():
             raise Stop(
-                ExitCode.USAGE, f"There is no {database}.", f"Create the folder with: birdwire dev --data {data}"
+                ExitCode.USAGE, f"{database} does not exist.", f"To create the folder, run: birdwire dev --data {data}"
             )
         return Settings(
             database_url=f"sqlite:///{database}", vault_key_file=data / VAULT_KEY, x_api_url="http://127.0.0.1"
@@ -66,15 +66,15 @@ def read_settings(config: Path | None = None, data: Path | None = None, **change
     try:
         return load_settings(config, given)
     except SettingsError as error:
-        message = "\n- ".join(("The settings cannot be used:", *error.problems))
-        raise Stop(ExitCode.USAGE, message, "`birdwire check --help` describes each setting.") from None
+        message = "\n- ".join(("The settings are invalid:", *error.problems))
+        raise Stop(ExitCode.USAGE, message, "Run `birdwire check --help` for a description of each setting.") from None
 
 
 def load_settings(config: Path | None = None, given: Mapping[str, str] | None = None) -> Settings:
-    """Return the settings of the file and the environment; what is `given` takes precedence.
+    """Return the settings of the file and the environment; `given` takes precedence over both.
 
     Raises:
-        SettingsError: with everything that is wrong.
+        SettingsError: the settings are invalid; it lists every problem.
     """
     from birdwire.settings import Settings  # noqa: PLC0415 - as above
 
@@ -82,7 +82,7 @@ def load_settings(config: Path | None = None, given: Mapping[str, str] | None = 
 
 
 def settings_file(config: Path | None = None) -> Path | None:
-    """Return the settings file: the one that was named, else the environment's; None if there is none."""
+    """Return the path of the settings file: `config`, else the environment's; None without either."""
     from birdwire.settings import config_file  # noqa: PLC0415 - as above
 
     return config_file(os.environ, config)
@@ -91,28 +91,29 @@ def settings_file(config: Path | None = None) -> Path | None:
 def os_user() -> str:
     """Return the name of the OS user who runs the command, for the record of acts.
 
-    It is that of the process's real user id, not one that the environment claims; under sudo, which only root may
-    claim, it is that of the user who called sudo.
+    The name comes from the process's real user id, because environment variables can be forged. For root, SUDO_UID is
+    trusted: it names the user who called sudo.
     """
     user_id = os.getuid()
     if user_id == 0 and os.environ.get("SUDO_UID", "").isdecimal():
         user_id = int(os.environ["SUDO_UID"])
     try:
         return pwd.getpwuid(user_id).pw_name
-    except (KeyError, OverflowError):  # as in most containers
+    # In most containers the user id has no name.
+    except (KeyError, OverflowError):
         return f"uid {user_id}"
 
 
 def gateway_url() -> str:
-    """Where the gateway is that a command talks to."""
+    """Return the URL of the gateway that a command calls."""
     return os.environ.get("BIRDWIRE_URL") or DEFAULT_URL
 
 
 def read_key(file: Path | None) -> str:
-    """The API key, from the file, the environment or a prompt.
+    """Return the API key from the file, the environment or a prompt.
 
     Raises:
-        Stop: there is none.
+        Stop: there is no key, or it is malformed.
     """
     if file is not None:
         raw_key = _read_file(file)
@@ -124,10 +125,14 @@ def read_key(file: Path | None) -> str:
         raise Stop(
             ExitCode.AUTH,
             "This command needs an API key.",
-            "Set BIRDWIRE_API_KEY, or name a file with --api-key-file FILE.",
+            "Set BIRDWIRE_API_KEY, or use --api-key-file FILE.",
         )
     if not raw_key.isascii() or not raw_key.isprintable() or " " in raw_key:
-        raise Stop(ExitCode.AUTH, "That is not a valid API key.", "Copy the whole key again, and nothing else.")
+        raise Stop(
+            ExitCode.AUTH,
+            "That is not a valid API key.",
+            "Copy the key again, without spaces, quotes or other characters around it.",
+        )
     return raw_key
 
 
@@ -136,4 +141,4 @@ def _read_file(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read(_LONGEST_KEY_FILE).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Stop(ExitCode.USAGE, f"The API key file {path} cannot be read: {type(error).__name__}.") from None
+        raise Stop(ExitCode.USAGE, f"Cannot read the API key file {path}: {type(error).__name__}.") from None

@@ -1,4 +1,4 @@
-"""Confirming and ending a key's link on the database, for the operator: needs no running gateway, and no key."""
+"""Confirms and ends a key's link directly on the database, as the operator: needs no running gateway and no key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from birdwire.accounts.sessions import Sessions
+from birdwire.accounts.links import Links
 from birdwire.api.errors import GatewayError, describe
 from birdwire.app import open_vault, to_x
 from birdwire.cli.database import opened, operator, refusals
@@ -16,7 +16,6 @@ from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock
-from birdwire.runtime.failpoints import Failpoints
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.x.client.auth_server import AuthServer
@@ -27,75 +26,76 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
 
 CONNECTIONS = 2
-"""To X's token endpoint, for the revocation of a pair."""
+"""Maximum number of connections to X's token endpoint, to revoke a link's two tokens."""
 
 
 async def confirm(settings: Settings, key_id: str, username: str | None) -> dict[str, Any]:
-    """Activate the link of a key that waits for a confirmation; return it as auth/status describes it.
+    """Activate a key's link that is waiting for confirmation; return it as auth/status describes it.
 
     Raises:
-        Stop: none waits, no `username` is given, or another account than that approved it.
+        Stop: no link is waiting, `username` is missing, or a different account approved.
     """
-    async with _sessions(settings, key_id) as sessions:
-        row = (await sessions.links(key_id)).pending
-        if row is None or row["user_id"] is None or (row["over_at"] is not None and row["over_at"] <= Clock().now()):
+    async with _links(settings, key_id) as links:
+        row = (await links.of_key(key_id)).pending
+        over = row is not None and row.over_at is not None and row.over_at <= Clock().now()
+        if row is None or row.username is None or over:
             raise Stop(
                 ExitCode.REFUSED,
-                f"No link of {key_id} is waiting to be confirmed.",
-                "A link waits for 10 minutes, in link mode confirm: see `birdwire accounts list`.",
+                f"No link of {key_id} is waiting for confirmation.",
+                "In link mode confirm, a link waits for 10 minutes after the approval. Check its state with `birdwire "
+                "accounts list`.",
             )
-        approved = f"@{row['username']}"
-        again = f"To activate the link of {approved}: birdwire accounts confirm {key_id} --expect {approved}"
+        approved = f"@{row.username}"
+        again = f"To activate the link of {approved}, run: birdwire accounts confirm {key_id} --expect {approved}"
         if username is None:
-            raise Stop(ExitCode.USAGE, f"{approved} approved. Name the account that you mean with --expect.", again)
-        if row["username"].lower() != username.lower():
-            why = f"{approved} approved, not @{username}. The link still waits, for 10 minutes from the approval."
+            raise Stop(ExitCode.USAGE, f"{approved} approved. Confirm the account with --expect.", again)
+        if row.username.lower() != username.lower():
+            why = f"{approved} approved, not @{username}. The link keeps waiting until 10 minutes after the approval."
             raise Stop(ExitCode.REFUSED, why, again)
         try:
-            row = await sessions.activate(row["session_id"], operator())
+            row = await links.activate(row.session_id, operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
         return described(row)
 
 
 async def unlink(settings: Settings, key_id: str) -> bool:
-    """End the link of a key and revoke it at X, or leave that to a gateway if X does not answer; whether there was one.
+    """End a key's link and return whether there was one. If X cannot revoke the tokens now, the gateway will later.
 
     Raises:
-        Stop: the database cannot be used.
+        Stop: the database is unusable.
     """
-    async with _sessions(settings, key_id) as sessions:
-        return await sessions.unlink(key_id, operator())
+    async with _links(settings, key_id) as links:
+        return await links.unlink(key_id, operator())
 
 
 @asynccontextmanager
-async def _sessions(settings: Settings, key_id: str) -> AsyncIterator[Sessions]:
-    """Open the sessions of a database that has the key.
+async def _links(settings: Settings, key_id: str) -> AsyncIterator[Links]:
+    """Open the links of a database that has the key.
 
     Raises:
-        Stop: settings are missing, there is no such key, or the database cannot be used.
+        Stop: settings are missing, the key does not exist, or the database is unusable.
     """
     check_client(settings)
     clock = Clock()
     with refusals():
         async with opened(settings) as database:
-            vault, upstream, lookups = open_vault(settings), to_x(settings, CONNECTIONS), GuessLimiter(clock)
+            vault, upstream, guesses = open_vault(settings), to_x(settings, CONNECTIONS), GuessLimiter(clock)
             await KeyRotation(database, vault, clock, by=operator()).enlist(starting=False)
             await Keys(database, clock).get(key_id)
-            sessions = Sessions(
+            links = Links(
                 database,
                 vault,
                 AuthServer(settings, upstream),
+                KeyCache(database, clock),
+                guesses,
                 clock,
                 Telemetry(io.StringIO(), clock, "error"),
                 settings.issuer,
-                Failpoints(settings.failpoints),
-                KeyCache(database, clock),
-                lookups,
             )
             try:
-                yield sessions
+                yield links
             finally:
-                await lookups.close()
-                await sessions.close()
+                await guesses.close()
+                await links.close()
                 await upstream.close()

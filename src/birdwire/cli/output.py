@@ -1,4 +1,4 @@
-"""What a command says and how it exits: one JSON document for programs, or text for people. Decides nothing else."""
+"""Output of a command and its exit code: one JSON document for programs, or text for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from birdwire.api.errors import PROBLEMS, GatewayError, describe
+from birdwire.api.errors import PROBLEMS, GatewayError, describe, reason_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ _WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +")
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")
+    bool, typer.Option("--json", help="Print one JSON document to stdout, and text for people to stderr.")
 ]
 
 
 class ExitCode(IntEnum):
-    """How a command ends."""
+    """Exit codes of a command."""
 
     OK = 0
     USAGE = 2
@@ -42,10 +42,10 @@ class ExitCode(IntEnum):
 
 
 class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason
-    """The end of a command that could not do what it was asked: how it exits, why, and what to do about it.
+    """Ends a command that failed: the exit code, the cause, and the next step.
 
-    `document` is the JSON document of a gateway's refusal, and `reason` its reason; without one, a document is made of
-    the rest.
+    `document` is the JSON document of the gateway's refusal and `reason` its reason. Without a refusal, the document
+    is built from the other parts.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason
 
 
 class Output:
-    """Where a command's words go. Terminal colours follow NO_COLOR; the text itself is never read as markup."""
+    """Writes a command's output. Terminal colours follow NO_COLOR; text is never interpreted as markup."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -82,7 +82,7 @@ class Output:
         return _console(stderr=True)
 
     def result(self, document: dict[str, Any], *lines: str | Text) -> None:
-        """What the command was for, as a program or a person reads it."""
+        """Print the command's result: the document for programs, or the lines for people."""
         if self.as_json:
             _document(document)
         else:
@@ -91,7 +91,7 @@ class Output:
     def table(
         self, document: dict[str, Any], rows: Sequence[dict[str, Any]], columns: Sequence[str], none: str
     ) -> None:
-        """The document for programs; its rows as lines in columns for people, `none` without any."""
+        """Print the document for programs, or its rows as a table for people; without rows, print `none`."""
         cells = [[_WORD_BEGINS.sub("_", name).upper() for name in columns]]
         cells += [[_cell(row.get(name)) for name in columns] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -99,7 +99,7 @@ class Output:
         self.result(document, *(lines if rows else [none]))
 
     def lines(self, *lines: str | Text) -> None:
-        """Text for people only."""
+        """Print text for people only."""
         stream = sys.stderr if self.as_json else sys.stdout
         for line in lines:
             if isinstance(line, str):
@@ -110,16 +110,16 @@ class Output:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Show that something is waited for."""
+        """Show a progress message while the block runs."""
         with self._errors.status(text):
             yield
 
     def aside(self, text: str) -> None:
-        """A remark beside the result."""
+        """Print a remark to stderr, alongside the result."""
         self._errors.print(text, style="dim")
 
     def stop(self, stop: Stop) -> None:
-        """Why the command ends."""
+        """Print why the command ends, and the next step."""
         from rich.text import Text  # noqa: PLC0415 - as in _console
 
         self._errors.print(Text.assemble(("Error: ", "bold red"), stop.message))
@@ -133,7 +133,7 @@ class Output:
 
 @contextmanager
 def saying(*, as_json: bool) -> Iterator[Output]:
-    """A command's words; a Stop inside is said and becomes the exit code."""
+    """Yield the command's output. A Stop raised inside is printed and becomes the exit code."""
     say = Output(as_json=as_json)
     try:
         yield say
@@ -143,18 +143,19 @@ def saying(*, as_json: bool) -> Iterator[Output]:
 
 
 def family(**options: Any) -> typer.Typer:
-    """Commands that belong together, with help in Markdown and tracebacks without values."""
+    """Return a Typer app for related commands, with help in Markdown and tracebacks without values."""
     given: dict[str, Any] = {
         "no_args_is_help": True,
         "add_completion": False,
         "rich_markup_mode": "markdown",
-        "pretty_exceptions_enable": False,  # they print local variables, and so secrets
+        # Pretty tracebacks print local variables, which include secrets.
+        "pretty_exceptions_enable": False,
     }
     return typer.Typer(**(given | options))
 
 
 def printable(text: object, length: int = 500) -> str:
-    """Text of another machine as one line that moves no cursor and colours nothing."""
+    """Return text from another machine as a single line without control characters."""
     line = "".join(char if char.isprintable() else " " for char in str(text)[: length + 1])
     return line if len(line) <= length else f"{line[:length]}..."
 
@@ -165,22 +166,22 @@ def _cell(value: object) -> str:
 
 
 def meaning(reason: object) -> str:
-    """A refusal's reason as sentences that need no values of the refusal; if there are none, the reason itself."""
+    """Describe a refusal's reason in sentences that need none of the refusal's values; else return the reason."""
     name = str(reason)
     return (name in PROBLEMS and _described(name)[0]) or f"{printable(name, 60)}."
 
 
 def remedy(reason: object) -> str:
-    """Return what to do about a refusal, by its reason; empty if only the refusal itself could say it."""
+    """Return the fix for a reason; empty if the fix depends on the refusal's own values."""
     name = str(reason)
     return _described(name)[1] if name in PROBLEMS else ""
 
 
 def _described(reason: str) -> tuple[str, str]:
-    """Message and fix of a reason, without the sentences that hold what only the refusal itself had."""
+    """Return message and fix of a reason, without the sentences that depend on the refusal's own values."""
     problem = PROBLEMS[reason]
     names = {name for _, name, _, _ in Formatter().parse(problem.message + problem.fix) if name}
-    message, fix = describe(GatewayError(reason, **dict.fromkeys(names, _UNKNOWN) | _IN_GENERAL))
+    message, fix = describe(GatewayError(reason_named(reason), **dict.fromkeys(names, _UNKNOWN) | _IN_GENERAL))
     message = _UNKNOWN_END.sub(".", message).replace(f"its {_UNKNOWN} ", "its ")
     caused = _UNKNOWN not in _SENTENCE_ENDS.split(message)[0]
     return _known(message) if caused else "", _known(fix)
@@ -189,7 +190,7 @@ def _described(reason: str) -> tuple[str, str]:
 _UNKNOWN = "\0"
 _UNKNOWN_END = re.compile(rf"[:;] {_UNKNOWN}\.?(?= |$)")
 _IN_GENERAL: dict[str, Any] = {"account": "the linked account", "edits": "", "target": "the post's id"}
-"""What placeholders stand for in any refusal."""
+"""Values for placeholders that have a general meaning in any refusal."""
 
 
 def _known(text: str) -> str:

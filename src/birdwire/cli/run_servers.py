@@ -1,4 +1,4 @@
-"""Runs servers on bound sockets in one event loop, from ready to a signal: the gateway's and the sandbox's."""
+"""Runs the gateway's and the sandbox's servers on bound sockets in one event loop, until a signal."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _OBJECTS_A_LOOK = 20_000
 _LOCK_TRIES = 10
 
 DRAIN_S = 25
-"""How long calls under way may take to end once nothing new is let in."""
+"""How long running calls may take to finish after the server stops accepting new ones."""
 
 CUT_OFF_S = 5.0
-"""How long calls that were cut off may take to clean up after themselves."""
+"""How long aborted calls may take to clean up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """How the first server ends: it is told to `begin`, and goes on for `notice_s` while it sends its callers away.
+    """Graceful shutdown of the first server: it calls `begin`, then serves for another `notice_s`.
 
-    In that time the load balancer notices it, and every connection ends with an answer that says so.
+    In that time the load balancer sees the failing readiness check, and each connection closes with its next response.
     """
 
     begin: Callable[[], None]
@@ -57,19 +57,19 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that listens, and the URL it answers at."""
+    """A listening socket and its URL."""
 
     socket: socket.socket
     url: str
 
     @property
     def port(self) -> int:
-        """The port, also where any free one was asked for."""
+        """Return the port, also if any free one was requested."""
         return int(self.socket.getsockname()[1])
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to its caller, so that several end in order, and says when it is up."""
+    """A server that leaves signals to its caller, so that several stop in order, and reports when it is up."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -77,24 +77,24 @@ class _Server(uvicorn.Server):
         self._ending = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start accepting connections."""
         await super().startup(sockets)
         self.up.set()
 
     def drain(self) -> None:
-        """Let each connection end with its next answer."""
+        """Close each connection after its next response."""
         for connection in self.server_state.connections:
             if isinstance(connection, EdgeProtocol):
                 connection.drain()
 
     def hurry(self) -> None:
-        """End without waiting for calls under way; before its turn to end has come, the server still serves."""
+        """Stop without waiting for running calls. A server whose shutdown has not started yet continues to serve."""
         self.force_exit = True
         if self._ending:
             self._cut_off()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End. In a hurry calls are cut off; what the app has opened is closed all the same, which uvicorn skips."""
+        """Shut down. A forced shutdown aborts calls but still runs the app's lifespan shutdown, which uvicorn skips."""
         self._ending = True
         if self.force_exit:
             self._cut_off()
@@ -114,33 +114,33 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield
 
 
 class _NotCutOff(logging.Filter):
-    """Drops uvicorn's reports of calls that were cut off: an ending server does so, and no bug."""
+    """Drops uvicorn's reports of aborted calls: a server that shuts down aborts them on purpose."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep everything else."""
+        """Keep every other record."""
         return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def listen(host: str, port: int, option: str) -> Listener:
-    """Take a port; 0 takes any free one.
+    """Listen on a port; 0 selects any free one.
 
     Raises:
-        Stop: it cannot be had; `option` names what to change.
+        Stop: the port is unavailable; `option` is the setting to change.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         taken = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            message = f"Port {port} of {host} is in use by another program."
-            fix = f"End that program, or choose another port: {option} {port + 10}, or {option} 0 for any free one."
+            message = f"Port {port} on {host} is in use by another program."
+            fix = f"Stop that program, or choose another port: {option} {port + 10}, or {option} 0 for any free one."
         else:
-            message = f"Cannot listen on {host}, port {port}: {error.strerror or type(error).__name__}."
+            message = f"Cannot listen on {host} port {port}: {error.strerror or type(error).__name__}."
             fix = "Choose another address or port."
         raise Stop(ExitCode.USAGE, message, fix) from None
     shown = f"[{host}]" if ":" in host else host
@@ -148,21 +148,21 @@ def listen(host: str, port: int, option: str) -> Listener:
 
 
 def alone(path: Path, message: str, fix: str) -> IO[bytes]:
-    """A file that is locked until it is closed, or its process ends in whatever way.
+    """Lock a file until it is closed or the process ends, even by a crash.
 
     Raises:
-        Stop: another process holds it (`message`, `fix`), or it cannot be made.
+        Stop: another process holds the lock (`message`, `fix`), or the file cannot be created.
     """
     for _ in range(_LOCK_TRIES):
         try:
-            # For its owner alone: a user who can open it can lock it, and so keep the gateway from starting.
+            # The mode is 0600 because a user who can open the file can lock it, and so prevent the gateway's start.
             lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
         except OSError as error:
             raise Stop(ExitCode.USAGE, f"{path} cannot be written: {error.strerror}.") from None
         try:
             if sys.platform != "win32":
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A restore may have replaced the file between the two calls above: then this lock guards the old one.
+            # If a restore replaced the file between the two calls above, this lock protects the old file.
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
         except OSError:
@@ -173,21 +173,22 @@ def alone(path: Path, message: str, fix: str) -> IO[bytes]:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on the fastest loop there is, with all the open files that this process may have."""
+    """Run a coroutine on the fastest available event loop, with the maximum number of open files."""
     raise_limit()
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(main)
-    for number in _SIGNALS:  # all is done: one more signal must not replace the exit code
+    # The work is finished: another signal must not change the exit code.
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 async def serve(
     pairs: list[tuple[uvicorn.Config, Listener]], ready: Callable[[], Awaitable[None]], drain: Drain | None = None
 ) -> None:
-    """Serve until SIGINT, SIGTERM or the end of a server; `ready` runs once all answer.
+    """Serve until SIGINT, SIGTERM or the exit of a server; `ready` runs once all servers accept connections.
 
-    They end one after the other, so that the first may still use the second. A second signal waits for no call, but for
-    a renewal of tokens: the old ones are spent.
+    The servers stop in order, so that the first can still use the second. A second signal aborts running calls, but
+    still waits for a token renewal, because the old refresh token is already spent.
     """
     loop, stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     servers = [_Server(config) for config, _ in pairs]
@@ -199,7 +200,8 @@ async def serve(
                 server.hurry()
         stop.set()
 
-    for number in _SIGNALS:  # for as long as the loop runs
+    # The handlers stay installed for as long as the loop runs.
+    for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
     uvicorns, cut_off = logging.getLogger("uvicorn.error"), _NotCutOff()
     uvicorns.addFilter(cut_off)
@@ -230,9 +232,9 @@ async def serve(
 
 
 def _leave_what_stays() -> None:
-    """Have the garbage collector pass by what was made up to now, all of which stays, and come less often.
+    """Exclude the existing, long-lived objects from garbage collection, and make collections rarer.
 
-    A like makes a few hundred objects and no cycles: looking for some after every 700 took 3 % of its CPU.
+    A like creates a few hundred objects and no cycles. A collection after every 700 objects took 3 % of its CPU time.
     """
     gc.collect()
     gc.freeze()
@@ -240,12 +242,12 @@ def _leave_what_stays() -> None:
 
 
 def gateway_config(gateway: Gateway) -> uvicorn.Config:
-    """How the gateway is served."""
+    """Return the server configuration of the gateway."""
     return gateway.server(timeout_graceful_shutdown=DRAIN_S)
 
 
 def sandbox_config(app: ASGIApp) -> uvicorn.Config:
-    """How the sandbox is served."""
+    """Return the server configuration of the sandbox."""
     from birdwire.sandbox import server as sandbox_server  # noqa: PLC0415 - a gateway that serves has no sandbox
 
     return sandbox_server.config(app, timeout_graceful_shutdown=DRAIN_S)

@@ -1,4 +1,4 @@
-"""What names a post or a user on the command line: an id, an address on x.com, a @username. Guesses nothing."""
+"""Parses a post or a user on the command line: an id, an x.com URL, or a @username. Rejects anything ambiguous."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES = frozenset(
     {"about", "compose", "download", "explore", "hashtag", "home", "i", "intent", "jobs", "login", "logout", "messages"}
     | {"notifications", "privacy", "search", "settings", "share", "signup", "tos"}
 )
-"""First parts of X's own paths: pages, not people."""
+"""First path segments that X reserves for its own pages: they are not usernames."""
 
 _HOST_PREFIX = re.compile(r"(www|mobile|m)\.")
 _POST_PATH = re.compile(r"/(?:[A-Za-z0-9_]{1,20}|i/web)/status(?:es)?/([0-9]{1,19})(?:/(?:photo|video)/[0-9])?/?")
@@ -33,16 +33,16 @@ _ID = re.compile(r"[0-9]{1,19}")
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A post or a user as somebody named it: by id, or, for a user only, by username without the @."""
+    """A post or a user as the command line names it: by id, or for a user also by username, without the @."""
 
     item_id: str | None = None
     username: str | None = None
 
     def find(self, gateway: GatewayClient) -> str:
-        """The id; a username costs a look-up, which X bills.
+        """Return the id. A username requires a user look-up, which X bills.
 
         Raises:
-            Stop: there is no such user, or the gateway looks nobody up.
+            Stop: the user does not exist, or the gateway does not offer look-ups of users.
         """
         if self.item_id is not None:
             return self.item_id
@@ -51,20 +51,20 @@ class Named:
         except Stop as stop:
             if stop.reason != "route_unknown":
                 raise
-            message = f"This gateway does not look up users, so it cannot find the id of @{self.username}."
-            raise Stop(ExitCode.REFUSED, message, "Give the user's id.", document=stop.document) from None
+            message = f"This gateway does not offer user look-ups, so the id of @{self.username} is unknown."
+            raise Stop(ExitCode.REFUSED, message, "Use the user's id instead.", document=stop.document) from None
         user_id = data_of(found).get("id")
         if not isinstance(user_id, str) or not _ID.fullmatch(user_id):
-            raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username}, but returned no id.")
+            raise Stop(ExitCode.UPSTREAM, f"{gateway.url} found @{self.username} but did not return an id.")
         return user_id
 
     def shown(self, item_id: str) -> str:
-        """The name that people read, once the id is known."""
+        """Return the name to print for people, once the id is known."""
         return item_id if self.username is None else f"@{self.username} ({item_id})"
 
 
 class Kind(NamedTuple):
-    """What a target may be: how a command asks for it, says what it wants, and reads it."""
+    """A kind of target: its argument, its description in errors, an example, and its parser."""
 
     argument: Any
     wanted: str
@@ -72,10 +72,10 @@ class Kind(NamedTuple):
     read: Callable[[str], Named | None]
 
     def named(self, text: str) -> Named:
-        """What a text names; nothing is asked for it.
+        """Parse a target; does not call the gateway.
 
         Raises:
-            Stop: nothing of this kind.
+            Stop: the text does not name a target of this kind.
         """
         named = self.read(text)
         if named is None:
@@ -105,7 +105,7 @@ def _user(text: str) -> Named | None:
 
 
 def _on_x(text: str) -> SplitResult | None:
-    """The parts of an address on x.com; None if it is none."""
+    """Return the parts of an x.com URL; None for any other text."""
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         host = parts.netloc.lower()
@@ -115,9 +115,7 @@ def _on_x(text: str) -> SplitResult | None:
     return parts if here and text.isprintable() else None
 
 
-PostArgument = Annotated[str, typer.Argument(metavar="ID_OR_URL", help="The post's id, or its address on x.com.")]
-UserArgument = Annotated[
-    str, typer.Argument(metavar="USER", help="The user's id, @username, or the address of their page on x.com.")
-]
-POST = Kind(PostArgument, "a post's id or address", "https://x.com/grace/status/1346889436626259968", _post)
-USER = Kind(UserArgument, "a user's id, @username or address", "@grace", _user)
+PostArgument = Annotated[str, typer.Argument(metavar="ID_OR_URL", help="The post's id or its URL on x.com.")]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id, @username, or profile URL on x.com.")]
+POST = Kind(PostArgument, "a post's id or URL", "https://x.com/grace/status/1346889436626259968", _post)
+USER = Kind(UserArgument, "a user's id, @username or profile URL", "@grace", _user)

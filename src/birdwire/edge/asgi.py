@@ -90,7 +90,7 @@ class Front:
 
     async def _answer(self, raw_path: bytes, call: Call) -> Answer:
         if _BAD_ESCAPE.search(raw_path):
-            raise GatewayError("http_malformed", detail="a percent sign in the path stands for nothing")
+            raise GatewayError("http_malformed", detail="the path contains an invalid percent-encoding")
         # No path needs an escape, so an escaped spelling of one is not that path.
         if not self._methods or b"%" in raw_path:
             raise GatewayError("route_unknown")

@@ -224,11 +224,11 @@ class EdgeProtocol(HttpToolsProtocol):
                 raise GatewayError("headers_too_large")
             # An HTTP/0.9 request line: no header would ever follow.
             if before == _IDLE and SIMPLE_REQUEST.search(piece):
-                raise malformed("it names no version of HTTP")
+                raise malformed("it has no HTTP version")
         elif before == _BODY:
             self._framing += len(piece)
             if self._framing > self._limits.framing_bytes:
-                raise malformed("the body has more framing than content")
+                raise malformed("its chunked framing is larger than its content")
 
     def _reparse_without_upgrade(self, rest: bytes | memoryview) -> None:
         """Parse a request again without its Upgrade header: the parser stops there, and no upgrade is offered."""
@@ -247,7 +247,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return cause
         if cause is not None:
             return self._crash(cause)
-        return malformed(PARSER_ERRORS.get(type(error), "its head or its framing breaks a rule of RFC 9112"))
+        return malformed(PARSER_ERRORS.get(type(error), "its headers or framing violate RFC 9112"))
 
     def _crash(self, error: BaseException) -> GatewayError:
         if self._connections.telemetry is not None:
@@ -256,7 +256,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _at_eof(self) -> None:
         if self._phase in (_HEAD, _BODY):
-            self._refuse(malformed("it ends early"))
+            self._refuse(malformed("it is incomplete"))
         elif self._running is None:
             self._close()
 
@@ -293,7 +293,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Check what the parser leaves open in a complete head, then let uvicorn start the request."""
         told, version = self._deciding, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise malformed("this is HTTP/1.1")
+            raise malformed("its HTTP version is not 1.1 or 1.0")
         host = checked_host(told.get(b"host", ()), version, self._limits.hosts)
         if self.url[:1] != b"/" or b"#" in self.url:
             self.url = origin_form(self.parser.get_method(), self.url, host)

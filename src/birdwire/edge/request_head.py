@@ -27,8 +27,8 @@ SIMPLE_REQUEST = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 """A request line without a version, as HTTP/0.9 had it."""
 
 PARSER_ERRORS = {
-    httptools.HttpParserInvalidMethodError: "its method is none that HTTP knows",
-    httptools.HttpParserInvalidURLError: "its target holds a character that no URL has",
+    httptools.HttpParserInvalidMethodError: "the request method is unknown",
+    httptools.HttpParserInvalidURLError: "the request target contains a character that is not allowed in a URL",
 }
 """Details for the parser's errors that need more than the general sentence."""
 
@@ -41,7 +41,7 @@ def checked_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) 
     """
     if len(hosts) != 1:
         if hosts or version == "1.1":
-            raise malformed("it needs exactly one Host header")
+            raise malformed("it must have exactly one Host header")
         return b""
     name = host_name(hosts[0])
     if allowed and name not in allowed:
@@ -54,7 +54,7 @@ def host_name(host: bytes) -> str:
     """Return the name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(host)
     if match is None:
-        raise malformed("the Host header is not a host")
+        raise malformed("the Host header is not a valid host")
     return match[1].decode().lower()
 
 
@@ -67,7 +67,7 @@ def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
     if match is None or b"#" in target:
         raise malformed("the request target is not a path")
     if match[1].lower() != (host or match[1]).lower():
-        raise malformed("the request target and the Host header disagree")
+        raise malformed("the request target and the Host header name different hosts")
     return (match[2] or b"/") + (match[3] or b"")
 
 
@@ -79,12 +79,12 @@ def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str
     """
     if codings:
         if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
-            raise malformed("Transfer-Encoding must be just `chunked`, without a Content-Length")
+            raise malformed("Transfer-Encoding must be `chunked` alone, without Content-Length")
         return None
     if not lengths:
         return 0
     if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
-        raise malformed("Content-Length must be one number")
+        raise malformed("Content-Length must be a single number")
     return int(lengths[0])
 
 

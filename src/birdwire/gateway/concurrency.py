@@ -74,7 +74,7 @@ class ConcurrencyLimiter:
     async def _wait(self, key_id: str, of_key: int) -> None:
         turns = self._waiting.get(key_id, deque())
         if of_key + len(turns) >= self._most_of_key:
-            raise self._exceeded(f"at most {self._most_of_key} may run or wait")
+            raise self._exceeded(f"at most {self._most_of_key} may run or wait at a time")
         if self.queued >= self._most_queued:
             raise self._shed("full")
         loop = asyncio.get_running_loop()
@@ -125,7 +125,7 @@ class ConcurrencyLimiter:
         if turn.done():
             return
         if self._each.get(key_id, 0) >= self._most_each:
-            detail = f"{self._most_each} are running, and this one waited {self._wait_s:g} seconds"
+            detail = f"{self._most_each} are running, and this call waited {self._wait_s:g} seconds"
             turn.set_exception(self._exceeded(detail))
         else:
             turn.set_exception(self._shed("late"))

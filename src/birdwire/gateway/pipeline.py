@@ -16,22 +16,21 @@ from typing import TYPE_CHECKING, Any
 from birdwire.accounts.write_permit import WritePermit
 from birdwire.api import relay_dialect
 from birdwire.api.body import Body, Empty, Parsed, check, check_kind, read, read_query, within
-from birdwire.api.errors import GatewayError, excerpt, refuse, render
+from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.api.messages import Answer
 from birdwire.keys.context import CallContext
 from birdwire.keys.rate_limit import failures_from
-from birdwire.keys.registry import raw_key_of
+from birdwire.keys.secrets import raw_key_of
 from birdwire.outcomes import idempotency
 from birdwire.outcomes.journal import Entry, fingerprint
+from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
-from birdwire.x.catalog.timeline import sought
 from birdwire.x.client.requests import Reading
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
     from birdwire.accounts.client import AccountClient, AccountClients
-    from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.api.forms import Part, Take
     from birdwire.api.messages import Call, Headers
@@ -40,10 +39,10 @@ if TYPE_CHECKING:
     from birdwire.gateway.upload_limits import Upload, UploadLimits
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.rate_limit import RateLimit
-    from birdwire.keys.registry import Key, Keys, Mode
+    from birdwire.keys.registry import Key, Keys
+    from birdwire.keys.secrets import Mode
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.journal import Journal
-    from birdwire.outcomes.leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.runtime.telemetry import Telemetry
@@ -51,6 +50,8 @@ if TYPE_CHECKING:
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.catalog.prices import Prices
     from birdwire.x.limits.capabilities import Capabilities
+    from birdwire.x.limits.rate_windows import RateWindows
+    from birdwire.x.limits.write_order import WriteOrder
 
 Work = Callable[[CallContext], Awaitable[Answer]]
 
@@ -103,15 +104,15 @@ class Pipeline:
         self,
         keys: Keys,
         limits: RateLimit,
-        oauth: LinkEndpoints,
         sessions: Sessions,
         recall: KeyCache,
-        lines: AccountClients,
+        clients: AccountClients,
+        windows: RateWindows,
+        order: WriteOrder,
         reads: LookupRunner,
         capabilities: Capabilities,
         journal: Journal,
         once: Idempotency,
-        presence: ProcessLeases,
         prices: Prices,
         refusals: RefusalDetails,
         crowd: ConcurrencyLimiter,
@@ -128,15 +129,15 @@ class Pipeline:
     ) -> None:
         self._keys = keys
         self._limits = limits
-        self._oauth = oauth
         self._sessions = sessions
         self._recall = recall
-        self._lines = lines
+        self._clients = clients
+        self._windows = windows
+        self._order = order
         self._reads = reads
         self._capabilities = capabilities
         self._journal = journal
         self._idempotency = once
-        self._presence = presence
         self._prices = prices
         self._refusals = refusals
         self._crowd = crowd
@@ -175,7 +176,7 @@ class Pipeline:
             if relayed and answer.status < 400:
                 answer = relay_dialect.say(answer)
         except StorageDownError:
-            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was asked of X"), takes, call)
+            answer = self._refuse(GatewayError("storage_unavailable", half="nothing was sent to X"), takes, call)
         except GatewayError as error:
             answer = self._refuse(error, takes, call)
         finally:
@@ -285,25 +286,13 @@ class Pipeline:
         if name is None:
             name = idempotency.new_name()
             visit.headers += (("idempotency-key", name),)
-        asked, once = idempotency.fingerprint(call, parsed), self._idempotency
+        asked = idempotency.fingerprint(call, parsed)
         named = idempotency.Named(key.key_id, name, asked, call.request_id, takes.repeatable)
-        with self._presence.running(call.request_id):
-            told = await once.begin(named)
-            if told is not None:
-                return told
-            end = partial(once.release if takes.repeatable else once.lose, named)
-            try:
-                answer = await work(CallContext(call, key, parsed))
-                end = partial(once.keep, named, answer)
-            except GatewayError as error:
-                if _definite(error):
-                    end = partial(once.keep, named, render(error, call.request_id))
-                elif takes.repeatable or error.outcome != "unknown":
-                    end = partial(once.release, named)
-                raise
-            finally:
-                await end()
-            return answer
+        async with self._idempotency.attempt(named) as attempt:
+            if attempt.replay is not None:
+                return attempt.replay
+            attempt.answer = await work(CallContext(call, key, parsed))
+            return attempt.answer
 
     async def _before_file(self, takes: Takes, call: Call, visit: _Visit, fields: dict[str, Any]) -> tuple[int, Take]:
         """Check all that needs no file before the first byte of one is taken, then wait for a place among the calls.
@@ -315,7 +304,7 @@ class Pipeline:
         if not takes.file_limit:  # no call of this route takes a file: what it sends stays small
             return takes.limit, lambda _: None
         _allow(key, takes.action)
-        await self._session(key, takes.file_scopes)
+        await self._sessions.session_for(key, takes.file_scopes)
         visit.upload = self._uploads.start(key.key_id, _announced(call))
         await self._crowd.enter(key.key_id)
         visit.place = key.key_id
@@ -327,14 +316,14 @@ class Pipeline:
         call, key, parsed = context.call, context.key, context.parsed
         body = check(media.fields_of(operation, parsed), operation.body, {"text_limit": key.rules.text_limit})
         files = media.files_of(operation, parsed)
-        session = await self._session(key, operation.scopes)
+        session = await self._sessions.session_for(key, operation.scopes)
         self._check_link(session, call)
-        self._lines.ledger.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
+        self._windows.check(operation.endpoint, session.user_id)  # before it costs one of the key's writes
         await self._keys.spend_write(key)
         permit = WritePermit(
             self._keys, self._sessions, self._recall, self._clock, key, partial(self._readmit, operation, call)
         )
-        line = self._lines.open(session, permit)
+        line = self._clients.open(session, permit)
         entry = Entry(
             call.request_id,
             key.key_id,
@@ -343,7 +332,7 @@ class Pipeline:
             canonical(str(getattr(body, operation.target, ""))),
             fingerprint(operation.name, parsed.fields),
             self._prices.of(operation, body),
-            sought(body),
+            signature_of(body),
         )
         record = self._journal.open(entry)
         try:
@@ -364,12 +353,12 @@ class Pipeline:
         except GatewayError as error:
             raise await record.failed(error) from None
         except StorageDownError:
-            if record.begun:
+            if record.started:
                 raise await record.failed(GatewayError("outcome_unknown", outcome="unknown")) from None
             half = "nothing was published"  # files may be at X by now, where nobody sees them
             raise await record.failed(GatewayError("storage_unavailable", half=half)) from None
         except Exception as error:
-            if not record.begun:
+            if not record.started:
                 raise
             self._telemetry.crash(
                 call.request_id, error
@@ -394,7 +383,7 @@ class Pipeline:
     async def _readmit(self, operation: Operation, call: Call, key: Key) -> tuple[Key, XSession]:
         """Return a running call's key and session as they are now, or refuse it as a new call would be."""
         key = await self._again(key, call, operation.name)
-        return key, await self._session(key, operation.scopes)
+        return key, await self._sessions.session_for(key, operation.scopes)
 
     async def _upload(self, file: Part, line: AccountClient) -> dict[str, Any]:
         try:
@@ -418,50 +407,28 @@ class Pipeline:
         reading = Reading(
             operation.answer,
             enterprise=enterprise,
-            lately_allowed=enterprise and await self._capabilities.lately_allowed(name),
+            recently_allowed=enterprise and await self._capabilities.recently_allowed(name),
             about=operation.about,
             already=operation.already,
         )
         asked_later = partial(self._journal.asked_later, entry, operation.opposite)
-        turn = self._lines.order.join(line.user_id, operation, entry.target, asked_later)
+        turn = self._order.join(line.user_id, operation, entry.target, asked_later)
         try:
             data = await line.ask(operation.upstream(line.user_id, body), reading, turn)
         except GatewayError as error:
-            await self._capabilities.note(name, error.reason, entry.key_id)
+            await self._capabilities.record(name, error.reason, entry.key_id)
             raise await self._refusals.explain(error, body, line.user_id) from None
         finally:
-            self._lines.order.leave(turn)
-        await self._capabilities.note(name, None, entry.key_id)
+            self._order.leave(turn)
+        await self._capabilities.record(name, None, entry.key_id)
         return data
 
     async def _look(self, look_up: Lookup, context: CallContext) -> Answer:
         key, parsed = context.key, context.parsed
         query = check(parsed.fields, look_up.query)
-        session = await self._session(key, look_up.scopes)
-        line = self._lines.open(session)
+        session = await self._sessions.session_for(key, look_up.scopes)
+        line = self._clients.open(session)
         return Answer.of(await look_up.look(self._reads, session.user_id, query, line.ask))
-
-    async def _session(self, key: Key, scopes: tuple[str, ...]) -> XSession:
-        session = self._sessions.ready(key.key_id) or await self._open(key)
-        lacking = [scope for scope in scopes if scope not in session.scopes]
-        if lacking:
-            raise GatewayError("x_scope_missing", scope=" ".join(lacking))
-        return session
-
-    async def _open(self, key: Key) -> XSession:
-        """The key's session, from the store."""
-        links = await self._oauth.settle(await self._sessions.links(key.key_id))
-        if links.current is None:
-            raise GatewayError("x_not_linked")
-        session = await self._sessions.open(links.current)
-        self._sessions.remember(links, session)
-        return session
-
-
-def _definite(error: GatewayError) -> bool:
-    """Whether X itself said no for good: its 401s and 429s, and what may be tried again, are no such word."""
-    temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
-    return error.outcome == "refused" and not temporary
 
 
 def _allow(key: Key, action: str) -> None:

@@ -28,8 +28,8 @@ _POSTS = ("tweet_id", "quote_tweet_id", "reply.in_reply_to_tweet_id", _EDITED)
 """The fields of all calls that name a post."""
 
 _PREMIUM = (
-    "X lets accounts with X Premium edit a post, five times at most and within an hour of its first version (one page "
-    "of X says 30 minutes); polls, reposts, replies to others and posts in communities cannot be edited. "
+    "X lets X Premium accounts edit a post at most five times, within one hour of its first version (30 minutes "
+    "according to one of X's pages). Polls, reposts, replies to others and community posts cannot be edited. "
 )
 _VAGUE = frozenset({"x_refused", "x_invalid_request", "x_conflict", "tweet_not_found"})
 """Refusals that an edit may meet for any cause: X has not published its own words for them."""
@@ -65,4 +65,4 @@ class RefusalDetails:
 def _posts_named(body: Body) -> str:
     """The fields of a body that name a post, for people."""
     named = [name for name in _POSTS if name.partition(".")[0] in body.model_fields_set]
-    return " and ".join(named) or "the ids that were sent"
+    return " and ".join(named) or "the ids in the request"

@@ -34,7 +34,7 @@ class UploadLimits:
         of_key = self._each.get(key_id, 0)
         if of_key >= self._most_each:
             self._metrics.add("birdwire_calls_shed_total", "key")
-            raise GatewayError("concurrency_exceeded", detail=f"at most {self._most_each} may send files")
+            raise GatewayError("concurrency_exceeded", detail=f"at most {self._most_each} may send files at a time")
         if self.running >= self._most or self.bytes + announced > self._most_bytes:
             raise self._shed()
         self._each[key_id] = of_key + 1

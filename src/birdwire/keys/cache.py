@@ -1,6 +1,6 @@
-"""What the store said of a key recently, so that a call need not ask it again. It holds no truth: news empties it.
+"""In-memory cache of API keys and their sessions, invalidated by the store's change feed.
 
-To read a key and its session from the store costs many times the CPU of all the rest of a like.
+A read of a key and its session from the store costs many times the CPU of all the rest of a like.
 """
 
 from __future__ import annotations
@@ -14,73 +14,79 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
 
-MOST_KEYS = 20_000
-"""Keys remembered at most, some 2 KiB each; the one remembered longest gives way."""
+MAX_KEYS = 20_000
+"""Cached keys, of about 2 KiB each; the key cached longest ago is evicted first."""
 
 
 class KeyCache:
-    """Values by key and name. Everything of a key is forgotten when anybody, here or elsewhere, changed it."""
+    """Values by key and name. Every value of a key is dropped when any process changes the key.
+
+    `epoch` rises with each invalidation: a value read from the store may be cached only while the epoch in which the
+    read started is still the current one.
+    """
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._known: dict[str, tuple[float, dict[object, Any]]] = {}
-        self._looked: asyncio.AbstractEventLoop | None = None
-        self._news: dict[str, int] = {}  # by key: the turn that its last change began, the newest at the end
-        self.turn = 0
+        self._cached: dict[str, tuple[float, dict[object, Any]]] = {}
+        self._polled_in: asyncio.AbstractEventLoop | None = None
+        # By key: the epoch that its last change started, newest last.
+        self._changes: dict[str, int] = {}
+        self.epoch = 0
 
-    def catch_up(self) -> int:
-        """Forget what has changed, and say which turn this is: a value read from the store from here on is of it.
+    def poll(self) -> int:
+        """Drop what has changed and return the current epoch, to which values read from here on belong.
 
-        The store is asked once in a turn of the loop: whatever comes in after a change is worked on in a later one.
+        The change feed is read once per iteration of the event loop: a call that arrives after a change is served in a
+        later iteration.
         """
         loop = asyncio.get_running_loop()
-        if self._looked is loop:
-            return self.turn
-        self._looked = loop
-        loop.call_soon(self._look_again)
+        if self._polled_in is loop:
+            return self.epoch
+        self._polled_in = loop
+        loop.call_soon(self._allow_poll)
         changed = self._database.changed()
         if changed is ALL:
-            self._known.clear()
-            self.turn += 1
+            self._cached.clear()
+            self.epoch += 1
         elif changed:
             for key_id in changed:
-                self.forget(key_id)
-        return self.turn
+                self.invalidate(key_id)
+        return self.epoch
 
-    def _look_again(self) -> None:
-        self._looked = None
+    def _allow_poll(self) -> None:
+        self._polled_in = None
 
-    def forget(self, key_id: str) -> None:
-        """It changed: what is being read of it now may be what was before."""
-        self._known.pop(key_id, None)
-        self.turn += 1
-        self._news.pop(key_id, None)
-        self._news[key_id] = self.turn
-        if len(self._news) > MOST_KEYS:
-            del self._news[next(iter(self._news))]
+    def invalidate(self, key_id: str) -> None:
+        """Drop a key that changed; a read of it that is in progress may still return the earlier state."""
+        self._cached.pop(key_id, None)
+        self.epoch += 1
+        self._changes.pop(key_id, None)
+        self._changes[key_id] = self.epoch
+        if len(self._changes) > MAX_KEYS:
+            del self._changes[next(iter(self._changes))]
 
-    def changed_since(self, key_id: str, turn: int) -> bool:
-        """Return whether a change of this key was announced after a turn, as of the last `catch_up`."""
-        return self._news.get(key_id, -1) > turn
+    def changed_since(self, key_id: str, epoch: int) -> bool:
+        """Return whether a change of this key was announced after an epoch, as of the last `poll`."""
+        return self._changes.get(key_id, -1) > epoch
 
     def get(self, key_id: str, name: object) -> Any | None:
-        """What is remembered as of the last `catch_up`; None: nothing."""
-        until, values = self._known.get(key_id, _NOTHING)
+        """Return a cached value as of the last `poll`, or None."""
+        until, values = self._cached.get(key_id, _NOTHING)
         return values.get(name) if until > self._clock.monotonic() else None
 
-    def put(self, key_id: str, name: object, value: object, turn: int) -> None:
-        """Remember what was read in a turn, unless there was news since: it might be older than the news."""
-        if turn != self.catch_up():
+    def put(self, key_id: str, name: object, value: object, epoch: int) -> None:
+        """Cache a value that was read in an epoch, unless a later change may have made it stale."""
+        if epoch != self.poll():
             return
-        until, values = self._known.get(key_id, _NOTHING)
+        until, values = self._cached.get(key_id, _NOTHING)
         now = self._clock.monotonic()
         if until <= now:
-            self._known.pop(key_id, None)
-            if len(self._known) >= MOST_KEYS:
-                del self._known[next(iter(self._known))]
+            self._cached.pop(key_id, None)
+            if len(self._cached) >= MAX_KEYS:
+                del self._cached[next(iter(self._cached))]
             values = {}
-            self._known[key_id] = (now + self._database.trusted_s, values)
+            self._cached[key_id] = (now + self._database.trusted_s, values)
         values[name] = value
 
 

@@ -1,6 +1,6 @@
-"""Look-ups of secrets that this process has not seen before, limited by caller's address before the database is asked.
+"""Limits database look-ups of secrets that this process has not seen before, by the caller's address.
 
-Never refuses a secret that is known to be good: an address over its allowance shares one look-up with all the others.
+A valid secret is never refused: addresses over their allowance share one batched look-up.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from birdwire.api.errors import GatewayError
 from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
-
     from birdwire.runtime.clock import Clock
 
-FAILED_A_MINUTE = 60
-"""Failed look-ups that an address may make directly: as many at once, and one more with each second."""
+MAX_FAILURES_PER_MINUTE = 60
+"""Failed look-ups that an address may make directly: this many in a burst, and one more each second."""
 
-ROUND_S = 0.2
-"""Time between two shared look-ups: five a second in all, one statement each, on one reader."""
+ROUND_INTERVAL_S = 0.2
+"""Time between two shared look-ups: five per second in total, one statement each, on one reader."""
 
-MOST_ADDRESSES = 10_000
-MOST_WAITING = 1_000
+MAX_ADDRESSES = 10_000
+MAX_WAITING = 1_000
 
-Rows = Mapping[bytes, "RowMapping"]
-Find = Callable[[Sequence[bytes]], Awaitable[Rows]]
-"""Reads the rows of several secrets in one statement, by the secrets' hashes; what does not exist is left out."""
+Row = TypeVar("Row")
+Find = Callable[[Sequence[bytes]], Awaitable[Mapping[bytes, Row]]]
+"""Reads the rows of several secrets in one statement, by the secrets' hashes; secrets without a row are left out."""
 
 
 @dataclass(slots=True)
@@ -38,35 +36,36 @@ class _Allowance:
     """A token bucket: `left` look-ups as of `at`."""
 
     at: float
-    left: float = FAILED_A_MINUTE
+    left: float = MAX_FAILURES_PER_MINUTE
 
 
-def _always(_: RowMapping) -> bool:
+def _always(_: object) -> bool:
     return True
 
 
 class GuessLimiter:
-    """Limits what guesses cost. A look-up that finds something good is free; one that does not, counts.
+    """Limits what guessing costs. A look-up that finds a valid secret is free; one that does not counts.
 
-    An address over its allowance is not refused unheard, since it may be a proxy's, with good callers behind it: its
-    look-ups wait for the next round, in which all that wait are looked up together. What costs the database something
-    is the number of statements, so a good secret is found within a second however many bad ones wait with it.
+    An address over its allowance is not refused outright, since it may be a proxy with valid callers behind it: its
+    look-ups wait for the next round, which looks up all waiting secrets together. The cost to the database is the
+    number of statements, so a valid secret is found within a second however many invalid ones wait with it.
     """
 
-    def __init__(self, clock: Clock, *, round_s: float = ROUND_S) -> None:
+    def __init__(self, clock: Clock, *, round_s: float = ROUND_INTERVAL_S) -> None:
         self._clock = clock
         self._round_s = round_s
-        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()  # least recently used first
-        self._waiting: dict[Find, dict[bytes, asyncio.Future[RowMapping | None]]] = {}
+        # The least recently used address comes first.
+        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+        self._waiting: dict[Find[Any], dict[bytes, asyncio.Future[Any]]] = {}
         self._rounds: asyncio.Task[None] | None = None
 
     async def run(
-        self, peer: str, find: Find, secret_hash: bytes, good: Callable[[RowMapping], bool] = _always
-    ) -> RowMapping | None:
-        """Return the row of a secret, if it exists. A row that is not `good`, such as a used one, counts as a failure.
+        self, peer: str, find: Find[Row], secret_hash: bytes, valid: Callable[[Row], bool] = _always
+    ) -> Row | None:
+        """Return the row of a secret, if it exists. A row that is not `valid`, such as a used one, counts as a failure.
 
         Raises:
-            GatewayError: auth_failures: there is none, and the address is over its allowance.
+            GatewayError: auth_failures: there is no row, and the address is over its allowance.
         """
         allowance = self._allowance(failures_from(peer))
         if allowance.left < 1:
@@ -78,13 +77,13 @@ class GuessLimiter:
         counts = False
         try:
             row = (await find([secret_hash])).get(secret_hash)
-            counts = row is None or not good(row)
+            counts = row is None or not valid(row)
         finally:
             allowance.left += not counts
         return row
 
     async def close(self) -> None:
-        """Stop the rounds, and let nobody wait for another."""
+        """Stop the rounds and cancel every waiting look-up."""
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.gather(self._rounds, return_exceptions=True)
@@ -96,48 +95,53 @@ class GuessLimiter:
         now = self._clock.monotonic()
         allowance = self._allowances.get(name)
         if allowance is None:
-            if len(self._allowances) >= MOST_ADDRESSES:
+            if len(self._allowances) >= MAX_ADDRESSES:
                 self._allowances.popitem(last=False)
             allowance = self._allowances[name] = _Allowance(now)
         self._allowances.move_to_end(name)
-        allowance.left = min(FAILED_A_MINUTE, allowance.left + (now - allowance.at) * FAILED_A_MINUTE / 60)
+        allowance.left = min(
+            MAX_FAILURES_PER_MINUTE, allowance.left + (now - allowance.at) * MAX_FAILURES_PER_MINUTE / 60
+        )
         allowance.at = now
         return allowance
 
-    async def _share(self, find: Find, secret_hash: bytes) -> RowMapping | None:
-        """Wait for the next round, and return what it found.
+    async def _share(self, find: Find[Row], secret_hash: bytes) -> Row | None:
+        """Wait for the next round and return the row that it found.
 
         Raises:
-            GatewayError: auth_failures: too many wait already.
+            GatewayError: auth_failures: too many look-ups are waiting.
         """
-        future = self._waiting.get(find, {}).get(secret_hash)
+        future: asyncio.Future[Row | None] | None = self._waiting.get(find, {}).get(secret_hash)
         if future is None:
-            if sum(map(len, self._waiting.values())) >= MOST_WAITING:
+            if sum(map(len, self._waiting.values())) >= MAX_WAITING:
                 raise GatewayError("auth_failures")
             future = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(find, {})[secret_hash] = future
         if self._rounds is None or self._rounds.done():
             self._rounds = asyncio.create_task(self._run())
-        return await asyncio.shield(future)
+        found: Row | None = await asyncio.shield(future)
+        return found
 
     async def _run(self) -> None:
-        """One look-up a round, of one kind of secret; kinds take turns. Ends when nobody waits."""
+        """Do one look-up per round, of one kind of secret, round-robin, until no look-up is waiting."""
         while self._waiting:
             await asyncio.sleep(self._round_s)
             find = next(iter(self._waiting))
             await _settle(find, self._waiting.pop(find))
 
 
-async def _settle(find: Find, futures: Mapping[bytes, asyncio.Future[RowMapping | None]]) -> None:
+async def _settle(find: Find[Any], futures: Mapping[bytes, asyncio.Future[Any]]) -> None:
     try:
         rows = await find(list(futures))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+    except Exception as error:  # noqa: BLE001 - the waiting callers raise it
         for future in futures.values():
             future.set_exception(error)
-            future.exception()  # retrieved here, in case every caller has gone
+            # Mark it as retrieved, in case every caller has disconnected.
+            future.exception()
     else:
         for secret_hash, future in futures.items():
             future.set_result(rows.get(secret_hash))
     finally:
+        # This affects only futures that have no result because the gateway is shutting down.
         for future in futures.values():
-            future.cancel()  # only what is not settled: the gateway is ending
+            future.cancel()

@@ -1,4 +1,4 @@
-"""What a key may do on X, in words for people who do not know what a key is: one sentence, drawn from its rules."""
+"""Describes what a key may do on X in one sentence, for people who do not know what an API key is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from birdwire.x.catalog.operations import OPERATIONS
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from birdwire.keys.registry import KeyRules
+    from birdwire.keys.rules import KeyRules
 
-WORDS = {
+PHRASES = {
     "like_twitter": "like posts",
     "unlike_twitter": "unlike posts",
     "follow_twitter": "follow accounts",
@@ -28,33 +28,33 @@ WORDS = {
     "user/last_tweets": "read posts",
     "user/search": "search for users",
 }
-"""Each operation and look-up, after "may"."""
+"""Each operation and look-up, as it reads after "may"."""
 
 IMPLIED = {row.name: row.opposite for row in OPERATIONS if row.name.startswith("un")} | {"upload_media": "post_twitter"}
-"""What goes without saying where the other action is named."""
+"""Actions that are left out where the action that implies them is listed."""
 
 SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in LOOKUPS}
-"""What each operation and look-up needs the account's owner to allow."""
+"""The OAuth scopes that each operation and look-up needs."""
 
 _WRITES = frozenset(row.name for row in OPERATIONS)
 
 
-def may(rules: KeyRules, reads: Collection[str], scopes: Collection[str] | None = None) -> str:
+def describe(rules: KeyRules, reads: Collection[str], scopes: Collection[str] | None = None) -> str:
     """Return what a key may do on X, such as `like posts and post, up to 50 actions a day, until 1 March 2027`.
 
     `reads` are the look-ups that this gateway offers. `scopes` are those that the account's owner granted, if they are
-    known: what needs another one is left out. Empty if nothing is left.
+    known: an action that needs another scope is left out. Returns an empty text if no action is left.
     """
     actions = [
         name
-        for name in WORDS
+        for name in PHRASES
         if rules.allow(name)
         and (name in _WRITES or name in reads)
         and (scopes is None or all(scope in scopes for scope in SCOPES[name]))
     ]
     if not actions:
         return ""
-    parts = [_listed([WORDS[name] for name in actions if IMPLIED.get(name) not in actions])]
+    parts = [_joined([PHRASES[name] for name in actions if IMPLIED.get(name) not in actions])]
     if rules.daily_writes is not None and not _WRITES.isdisjoint(actions):
         parts.append(f"up to {rules.daily_writes} action{'' if rules.daily_writes == 1 else 's'} a day")
     if rules.expires_at is not None:
@@ -62,5 +62,5 @@ def may(rules: KeyRules, reads: Collection[str], scopes: Collection[str] | None 
     return ", ".join(parts)
 
 
-def _listed(words: Sequence[str]) -> str:
+def _joined(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -1,7 +1,7 @@
-"""One connection to a Redis or Valkey server, kept up. Speaks RESP2, and knows nothing of what its scripts mean.
+"""One connection to a Redis or Valkey server, kept open. Speaks RESP2, and does not know what its scripts mean.
 
-The commands of one turn of the event loop leave in one write, and replies are matched in order. A caller gets
-an answer within the budget or an error: it never waits for a server, and never sends twice.
+The commands of one iteration of the event loop are sent in one write, and replies are matched in order. A caller gets a
+reply within the budget, or an error: it never waits longer for the server, and no command is sent twice.
 """
 
 from __future__ import annotations
@@ -25,26 +25,38 @@ if TYPE_CHECKING:
     Word = str | int | bytes
 
 BUDGET_S: Final = 0.05
-CONNECT_S: Final = 1.0  # name, TCP, TLS, log-in, in all
-PROBE_S: Final = 0.25  # between looks whether a late server is back
-BEAT_S: Final = 2.0  # between looks whether a quiet server is there
-SILENT_S: Final = 2.0  # a command unanswered for so long: the connection is given up
-PAUSES_S: Final = (0.1, 1.6)  # between tries to connect: the first, and what doubling it ends at
-SETTLED_S: Final = 10.0  # a connection that lived so long was a good one
-MAX_WAITING: Final = 10_000
-MAX_REPLY: Final = 65_536
+CONNECT_TIMEOUT_S: Final = 1.0
+"""For the name's resolution, TCP, TLS and authentication together."""
 
-_LAST_LOOK_S = 0.005
-_NOT_YET: Final = object()
+PROBE_INTERVAL_S: Final = 0.25
+"""Between probes of a server that is late."""
+
+IDLE_PROBE_INTERVAL_S: Final = 2.0
+"""Between probes of a server that answers."""
+
+MAX_SILENCE_S: Final = 2.0
+"""A connection with a command that has had no reply for this long is closed."""
+
+INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.1, 1.6
+"""Between attempts to connect; each pause is twice the one before."""
+
+MIN_GOOD_CONNECTION_S: Final = 10.0
+"""A connection that lasted this long resets the backoff."""
+
+MAX_WAITING: Final = 10_000
+MAX_REPLY_BYTES: Final = 65_536
+
+_SECOND_CHECK_S = 0.005
+_INCOMPLETE: Final = object()
 _CODE = re.compile(r"[A-Z]{1,20}")
 
 
-class RedisAwayError(Exception):
-    """No answer in time, or none to be expected; whether the command was carried out is unknown."""
+class RedisUnavailableError(Exception):
+    """The server did not reply in time, or cannot be reached; whether it executed the command is unknown."""
 
 
-class RedisRefusedError(RedisAwayError):
-    """The server said no: `code` is the first word of it, such as NOSCRIPT; the rest may quote what was sent."""
+class RedisRefusedError(RedisUnavailableError):
+    """The server refused a command. `code` is its error's first word, such as NOSCRIPT; others may quote arguments."""
 
     def __init__(self, text: str) -> None:
         found = _CODE.match(text)
@@ -54,7 +66,7 @@ class RedisRefusedError(RedisAwayError):
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script; Redis knows it by the SHA-1 of its text once it has run it."""
+    """A Lua script. Redis identifies it by the SHA-1 of its text once it has run it."""
 
     text: str
     sha: str = field(init=False, repr=False)
@@ -66,9 +78,9 @@ class Script:
 class RedisConnection:
     """A server at redis[s]://[[user]:password@]host[:port][/database], reached over one connection at a time.
 
-    `up` says whether it answered recently, and within the budget; `changed(up, why)` is called when that turns, and
-    when there is another reason for it. `probe` is run every few seconds to find out, so it may as well be of use. The
-    certificate of a rediss server is verified against the system's authorities, or those of SSL_CERT_FILE.
+    `up` is whether the server replied recently within the budget; `changed(up, why)` is called when that or the reason
+    changes. `probe` runs every few seconds to find out, so it may do useful work. The certificate of a rediss server is
+    verified against the system's authorities, or those of SSL_CERT_FILE.
     """
 
     def __init__(
@@ -91,33 +103,33 @@ class RedisConnection:
         if parts.path.strip("/"):
             self._greeting.append(("SELECT", int(parts.path.strip("/"))))
         self._probe, self._changed, self._budget_s = probe, changed, budget_s
-        self._line: _Line | None = None
+        self._protocol: _Protocol | None = None
         self._task: asyncio.Task[None] | None = None
-        self._told: tuple[bool, str] | None = None
+        self._reported: tuple[bool, str] | None = None
         self._known = asyncio.Event()
         self.up = False
 
     def __repr__(self) -> str:
         return f"Redis({self._host}:{self._port})"
 
-    async def start(self, wait_s: float = CONNECT_S) -> None:
-        """Begin to connect; returns when that is known to have worked or not, or after `wait_s`."""
+    async def start(self, wait_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Start to connect; return when the first attempt has succeeded or failed, or after `wait_s`."""
         self._task = asyncio.create_task(self._keep())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._known.wait()
 
     async def close(self) -> None:
-        """End the connection; nobody is answered any more."""
+        """Close the connection; commands that are waiting fail."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def run(self, script: Script, key: str, *arguments: Word) -> Any:
-        """What a script with one key returns: bytes, an int, None, or a list of them.
+        """Run a script with one key and return its result: bytes, an int, None, or a list of them.
 
         Raises:
-            RedisAwayError: within the budget, no answer.
+            RedisUnavailableError: there was no reply within the budget.
         """
         try:
             return await self._ask("EVALSHA", script.sha, 1, key, *arguments)
@@ -127,157 +139,163 @@ class RedisConnection:
         return await self._ask("EVAL", script.text, 1, key, *arguments)
 
     def distrust(self, why: str) -> None:
-        """Give up the connection: what came over it cannot have been an answer."""
-        if self._line is not None:
-            self._line.end(why)
+        """Close the connection: what it delivered cannot have been a reply to the command."""
+        if self._protocol is not None:
+            self._protocol.end(why)
 
     def _ask(self, *words: Word) -> asyncio.Future[Any]:
-        if self._line is None:
-            raise RedisAwayError("not connected")
-        return self._line.send(words)
+        if self._protocol is None:
+            raise RedisUnavailableError("not connected")
+        return self._protocol.send(words)
 
-    # The one task: connects, watches, connects again.
+    # The one task: connect, watch the connection, reconnect.
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        pause_s, most_s = PAUSES_S
+        pause_s = INITIAL_BACKOFF_S
         while True:
-            began = loop.time()
+            started_at = loop.time()
             try:
-                line = await self._connect()
-            except (OSError, UnicodeError, RedisAwayError) as error:
-                self._turn(up=False, why=str(error) if isinstance(error, RedisAwayError) else type(error).__name__)
+                protocol = await self._connect()
+            except (OSError, UnicodeError, RedisUnavailableError) as error:
+                self._report(
+                    up=False, why=str(error) if isinstance(error, RedisUnavailableError) else type(error).__name__
+                )
             else:
-                await self._attend(line)
-                if loop.time() - began > SETTLED_S:
-                    pause_s = PAUSES_S[0]
+                await self._watch(protocol)
+                if loop.time() - started_at > MIN_GOOD_CONNECTION_S:
+                    pause_s = INITIAL_BACKOFF_S
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - spread, not secrecy
-            pause_s = min(2 * pause_s, most_s)
+            pause_s = min(2 * pause_s, MAX_BACKOFF_S)
 
-    async def _connect(self) -> _Line:
+    async def _connect(self) -> _Protocol:
         loop = asyncio.get_running_loop()
-        line = _Line(lambda: self._turn(up=False, why="late"))
+        protocol = _Protocol(lambda: self._report(up=False, why="late"))
         try:
-            async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(lambda: line, self._host, self._port, ssl=self._tls)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.create_connection(lambda: protocol, self._host, self._port, ssl=self._tls)
                 for words in self._greeting:
-                    await line.send(words)
+                    await protocol.send(words)
         except BaseException:
-            line.end("not greeted")
+            protocol.end("not greeted")
             raise
-        line.hurry(self._budget_s)
-        return line
+        protocol.greeted(self._budget_s)
+        return protocol
 
-    async def _attend(self, line: _Line) -> None:
-        """Stay with a connection until it ends, and end it if it is silent."""
-        self._line = line
+    async def _watch(self, protocol: _Protocol) -> None:
+        """Probe a connection until it ends, and close it if it is silent."""
+        self._protocol = protocol
         try:
-            while line.why is None:
+            while protocol.why is None:
                 try:
                     await self._probe()
-                except RedisAwayError as error:
-                    self._turn(up=False, why=str(error))
+                except RedisUnavailableError as error:
+                    self._report(up=False, why=str(error))
                 else:
-                    self._turn(up=line.why is None, why=line.why or "")
-                if line.silent_s() > SILENT_S:
-                    line.end("silent")
+                    self._report(up=protocol.why is None, why=protocol.why or "")
+                if protocol.silence_s() > MAX_SILENCE_S:
+                    protocol.end("silent")
                 elif self.up:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(BEAT_S):
-                            await line.troubled.wait()
-                if not self.up and line.why is None:
-                    line.troubled.clear()
-                    await asyncio.sleep(PROBE_S)
+                        async with asyncio.timeout(IDLE_PROBE_INTERVAL_S):
+                            await protocol.troubled.wait()
+                if not self.up and protocol.why is None:
+                    protocol.troubled.clear()
+                    await asyncio.sleep(PROBE_INTERVAL_S)
         finally:
-            self._line = None
-            line.end("closed")
-            self._turn(up=False, why=line.why or "closed")
+            self._protocol = None
+            protocol.end("closed")
+            self._report(up=False, why=protocol.why or "closed")
 
-    def _turn(self, *, up: bool, why: str = "") -> None:
+    def _report(self, *, up: bool, why: str = "") -> None:
         self.up = up
         self._known.set()
-        if self._told != (up, why):
+        if self._reported != (up, why):
             self._changed(up, why)
-        self._told = up, why
+        self._reported = up, why
 
 
-class _Line(asyncio.Protocol):
-    """One connection: commands out, replies in, each within `budget_s` of its command."""
+class _Protocol(asyncio.Protocol):
+    """One connection: it sends commands and matches replies, each of which is due within `budget_s` of its command."""
 
     def __init__(self, late: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._late = late
-        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._unread = 0
         self._out: list[bytes] = []
-        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()  # the given up too, until their reply comes
-        self._look_at: asyncio.TimerHandle | None = None
+        # A command whose caller was given an error stays here until its reply arrives.
+        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._check_timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
-        self._budget_s = CONNECT_S
+        self._budget_s = CONNECT_TIMEOUT_S
         self.troubled = asyncio.Event()
-        self.why: str | None = None  # why it ended, once it has
+        # Why it ended, once it has.
+        self.why: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The transport is there."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by shape only
+        """Store the transport."""
+        # uvloop's transport has the methods of asyncio's, but is not a subclass.
+        self._transport = cast("asyncio.Transport", transport)
         if self.why is not None:
             self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The server, or the way to it, is gone."""
+        """Fail the commands that are waiting: the server closed the connection, or the network did."""
         self.end("lost" if error is None else type(error).__name__)
 
     def send(self, words: tuple[Word, ...]) -> asyncio.Future[Any]:
-        """Ask; what is sent in one turn of the loop leaves in one write."""
+        """Send a command; the commands of one iteration of the loop are sent in one write."""
         if self.why is not None or len(self._waiting) >= MAX_WAITING:
-            raise RedisAwayError(self.why or "too many wait")
+            raise RedisUnavailableError(self.why or "too many wait")
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub names a tuple of one
+        self._out.append(hiredis.pack_command(words))  # type: ignore[arg-type]  # the stub declares a tuple of one
         reply = self._loop.create_future()
         self._waiting.append((self._loop.time(), reply))
-        if self._look_at is None:
-            self._look_at = self._loop.call_later(self._budget_s - _LAST_LOOK_S, self._look)
+        if self._check_timer is None:
+            self._check_timer = self._loop.call_later(self._budget_s - _SECOND_CHECK_S, self._check)
         return reply
 
-    def hurry(self, budget_s: float) -> None:
-        """The greeting is over: from now on the budget is that of a call."""
+    def greeted(self, budget_s: float) -> None:
+        """Apply the budget of a call from now on: the greeting is complete."""
         self._budget_s = budget_s
-        if self._look_at is not None:
-            self._look_at.cancel()
-            self._look_at = None
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+            self._check_timer = None
 
-    def silent_s(self) -> float:
-        """For how long the oldest command has had no reply."""
+    def silence_s(self) -> float:
+        """Return for how long the oldest command has had no reply."""
         return self._loop.time() - self._waiting[0][0] if self._waiting else 0.0
 
     def end(self, why: str) -> None:
-        """Close at once and tell everyone who waits. The first reason stays."""
+        """Close immediately and fail every command that is waiting. The first reason is kept."""
         if self.why is not None:
             return
         self.why = why
-        if self._look_at is not None:
-            self._look_at.cancel()
+        if self._check_timer is not None:
+            self._check_timer.cancel()
         if self._transport is not None:
             self._transport.abort()
         self._give_up(why)
 
     def data_received(self, data: bytes) -> None:
-        """Replies, whole or in part."""
+        """Parse replies, whole or in part."""
         self._unread += len(data)
         try:
             self._reader.feed(data)
-            while self.why is None and (reply := self._reader.gets()) is not _NOT_YET:
+            while self.why is None and (reply := self._reader.gets()) is not _INCOMPLETE:
                 self._unread = 0
                 self._take(reply)
         except hiredis.HiredisError:
             self.end("garbage")
-        if self._unread > MAX_REPLY:
+        if self._unread > MAX_REPLY_BYTES:
             self.end("too much")
 
     def _take(self, reply: object) -> None:
         if not self._waiting:
-            self.end("garbage")  # nobody asked
+            # No command is waiting for it.
+            self.end("garbage")
             return
         waiter = self._waiting.popleft()[1]
         refused = RedisRefusedError(str(reply)) if isinstance(reply, hiredis.ReplyError) else None
@@ -286,25 +304,26 @@ class _Line(asyncio.Protocol):
                 waiter.set_result(reply)
             else:
                 waiter.set_exception(refused)
+        # The server is loading, read-only or out of memory: the next command would be refused as well.
         if refused is not None and refused.code != "NOSCRIPT":
-            self.end(refused.code)  # loading, read-only, out of memory: nothing that the next call would not meet
+            self.end(refused.code)
 
     def _flush(self) -> None:
         out, self._out = self._out, []
         if self._transport is not None and self.why is None:
             self._transport.write(b"".join(out))
 
-    def _look(self, *, last: bool = False) -> None:
-        """See whether the oldest command is late. Twice, since this loop may be the late one, its replies unread."""
-        self._look_at = None
+    def _check(self, *, last: bool = False) -> None:
+        """Check whether the oldest command is late; twice, since this loop may be late itself, with replies unread."""
+        self._check_timer = None
         oldest = next((asked_at for asked_at, reply in self._waiting if not reply.done()), None)
         if oldest is None:
             return
-        left_s = oldest + self._budget_s - _LAST_LOOK_S - self._loop.time()
+        left_s = oldest + self._budget_s - _SECOND_CHECK_S - self._loop.time()
         if left_s > 0:
-            self._look_at = self._loop.call_later(left_s, self._look)
+            self._check_timer = self._loop.call_later(left_s, self._check)
         elif not last:
-            self._look_at = self._loop.call_later(_LAST_LOOK_S, lambda: self._look(last=True))
+            self._check_timer = self._loop.call_later(_SECOND_CHECK_S, lambda: self._check(last=True))
         else:
             self._late()
             self._give_up("late")
@@ -312,5 +331,5 @@ class _Line(asyncio.Protocol):
     def _give_up(self, why: str) -> None:
         for _, reply in self._waiting:
             if not reply.done():
-                reply.set_exception(RedisAwayError(why))
+                reply.set_exception(RedisUnavailableError(why))
         self.troubled.set()

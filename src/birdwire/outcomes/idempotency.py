@@ -1,6 +1,6 @@
-"""Idempotency-Key: one call is done once, and its answer told again (IETF draft-ietf-httpapi-idempotency-key-header).
+"""Idempotency-Key: a call is done once and its answer replayed (IETF draft-ietf-httpapi-idempotency-key-header).
 
-A row says that a call began before anything is done: neither a second caller nor a crash can make it happen twice.
+A row is stored before anything is done, so that neither a second caller nor a crash can make the call happen twice.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import hashlib
 import json
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ulid import ULID
 
-from birdwire.api.errors import GatewayError
+from birdwire.api.errors import GatewayError, render
 from birdwire.api.messages import Answer
-from birdwire.keys.registry import KEY_FORM
-from birdwire.outcomes.journal import DONE
+from birdwire.keys.secrets import KEY_PATTERN
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import idempotency as store
+from birdwire.store.tables.idempotency import NameState
+from birdwire.store.tables.journal import APPLIED, OPEN, RESENDABLE, State
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
+    from types import TracebackType
+
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.api.body import Parsed
@@ -35,15 +37,15 @@ if TYPE_CHECKING:
     from birdwire.store.encryption.vault import Vault
 
 KEPT_FOR = timedelta(hours=24)
-MOST_LATE = 10_000
-_AT_ONCE = 500
+MAX_LATE = 10_000
+_PURGE_BATCH = 500
 REPLAYED = (("idempotent-replayed", "true"),)
 
 _FORM = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 def name_of(call: Call) -> str | None:
-    """The call's Idempotency-Key; `"k"` and `k` are one.
+    """Return the call's Idempotency-Key; `"k"` and `k` are the same.
 
     Raises:
         GatewayError: idempotency_key_malformed.
@@ -56,18 +58,19 @@ def name_of(call: Call) -> str | None:
         name = name[1:-1]
     if len(given) > 1 or not _FORM.fullmatch(name):
         raise GatewayError("idempotency_key_malformed")
-    if KEY_FORM.search(name):  # it serves as a name, but is not stored
+    # An API key works as a name, but must not be stored.
+    if KEY_PATTERN.search(name):
         return f"sha256 {hashlib.sha256(name.encode()).hexdigest()}"
     return name
 
 
 def new_name() -> str:
-    """A key for a caller that sent none, so that the outcome can be asked for."""
+    """Return a name for a call that has none, so that its outcome can be asked for."""
     return f"idem_{ULID()}"
 
 
 def fingerprint(call: Call, parsed: Parsed) -> bytes:
-    """What a call asks for, whatever its white space, the order of its members, or which of its paths was taken."""
+    """Return a hash of what a call asks for, independent of white space, the order of members, and the route's path."""
     digest = hashlib.sha256(call.path.rsplit("/", 1)[-1].encode())
     digest.update(json.dumps(parsed.fields, sort_keys=True).encode())
     for part in parsed.files:
@@ -76,7 +79,7 @@ def fingerprint(call: Call, parsed: Parsed) -> bytes:
 
 
 class Named(NamedTuple):
-    """A call with an Idempotency-Key: whose key, the name, what it asks for, and which request it is."""
+    """A call with an Idempotency-Key: its API key, the name, a hash of what it asks for, and its request id."""
 
     key_id: str
     name: str
@@ -85,99 +88,169 @@ class Named(NamedTuple):
     repeatable: bool
 
 
-class Idempotency:
-    """The calls of one database that have an Idempotency-Key, for 24 hours; each API key has its own.
+class Attempt:
+    """One call under its Idempotency-Key, as an async context manager.
 
-    What became of a call that must not be repeated is the journal's to say; here stands only whose name it is.
+    Inside the block, `replay` is the answer of an earlier call under the same name. If it is None, the caller does the
+    work and sets `answer`. The end of the block stores a final answer (or a final refusal), releases the name if the
+    call may be repeated or was not sent, and marks the outcome as unknown otherwise.
     """
 
-    def __init__(
-        self, database: Database, vault: Vault, journal: Journal, presence: ProcessLeases, clock: Clock
+    def __init__(self, idempotency: Idempotency, leases: ProcessLeases, call: Named) -> None:
+        self._idempotency = idempotency
+        self._running = leases.running(call.request_id)
+        self._call = call
+        self.replay: Answer | None = None
+        self.answer: Answer | None = None
+
+    async def __aenter__(self) -> Self:
+        self._running.__enter__()
+        try:
+            self.replay = await self._idempotency.begin(self._call)
+        except BaseException:
+            self._running.__exit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            if self.replay is None:
+                await self._end(error)
+        finally:
+            self._running.__exit__(None, None, None)
+
+    async def _end(self, error: BaseException | None) -> None:
+        refusal = error if isinstance(error, GatewayError) else None
+        final = self.answer if error is None else None
+        if refusal is not None and is_final(refusal):
+            final = render(refusal, self._call.request_id)
+        if final is not None:
+            await self._idempotency.store(self._call, final)
+        elif self._call.repeatable or (refusal is not None and refusal.outcome != "unknown"):
+            await self._idempotency.release(self._call)
+        else:
+            await self._idempotency.mark_unknown(self._call)
+
+
+def is_final(error: GatewayError) -> bool:
+    """Return whether X itself refused for good: its 401s and 429s, and refusals that may be retried, are not final."""
+    temporary = error.problem.retryable or error.reason in ("x_session_expired", "x_usage_capped")
+    return error.outcome == "refused" and not temporary
+
+
+class Idempotency:
+    """The calls of one database that have an Idempotency-Key, for 24 hours; each API key has its own names.
+
+    The journal records what became of a call that must not be repeated; this table only records which call holds a
+    name.
+    """
+
+    def __init__(self, database: Database, vault: Vault, journal: Journal, leases: ProcessLeases, clock: Clock) -> None:
         self._database = database
         self._vault = vault
         self._journal = journal
-        self._presence = presence
+        self._leases = leases
         self._clock = clock
         self._late: dict[Named, dict[str, Any] | None] = {}
 
+    def attempt(self, call: Named) -> Attempt:
+        """Return the context manager in which a call is done once."""
+        return Attempt(self, self._leases, call)
+
     async def begin(self, call: Named) -> Answer | None:
-        """None: this is the first, and it is written down that it began. Else the answer of the first.
+        """Store that a call starts and return None; or return the answer of an earlier call under the same name.
 
         Raises:
             GatewayError: idempotency_in_flight, idempotency_key_reused, outcome_unknown, not_applied.
         """
         now = self._clock.now()
-        begun = {**call._asdict(), "owner": self._presence.me, "state": "started", "created_at": now}
+        started = {**call._asdict(), "owner": self._leases.me, "state": NameState.STARTED, "created_at": now}
         async with self._database.write() as connection:
-            if await store.add(connection, begun):
+            if await store.add(connection, started):
                 return None
             row = await store.find(connection, call.key_id, call.name)
-            if row is None:  # it was freed in between
+            # The earlier call released the name in between.
+            if row is None:
                 raise _in_flight()
-            if row["created_at"] < now - KEPT_FOR:
-                await self._take(connection, row, begun)
+            if row.created_at < now - KEPT_FOR:
+                await self._take(connection, row, started)
                 return None
-            if row["asked"] != call.asked:
+            if row.asked != call.asked:
                 raise GatewayError("idempotency_key_reused")
-            runs = row["state"] == "started" and await self._presence.runs(connection, row["owner"], row["request_id"])
-            if row["repeatable"] and row["state"] == "started" and not runs:  # cut off: again does no harm
-                await self._take(connection, row, begun)
+            in_progress = row.state == NameState.STARTED
+            runs = in_progress and await self._leases.runs(connection, row.owner, row.request_id)
+            # A crash interrupted the call, and repeating it does no harm.
+            if row.repeatable and in_progress and not runs:
+                await self._take(connection, row, started)
                 return None
-        if row["state"] == "kept":
-            with contextlib.suppress(VaultError):  # changed at rest, or its vault key is missing: ask the journal
-                body = json.loads(self._vault.open(row["body"], _place(call.key_id, call.name)))
-                return Answer.of(body, row["status"], REPLAYED)
-        return await self._of_journal(row, begun, runs=runs)
+        if row.state == NameState.KEPT and row.body is not None and row.status is not None:
+            # If the row was changed at rest or its vault key is missing, the journal answers.
+            with contextlib.suppress(VaultError):
+                body = json.loads(self._vault.open(row.body, _place(call.key_id, call.name)))
+                return Answer.of(body, row.status, REPLAYED)
+        return await self._from_journal(row, started, runs=runs)
 
-    async def _take(self, connection: AsyncConnection, row: RowMapping, begun: dict[str, Any]) -> None:
-        if not await store.change(connection, row, begun | {"status": None, "body": None}):
-            raise _in_flight()  # another caller was quicker
-
-    async def _of_journal(self, row: RowMapping, begun: dict[str, Any], *, runs: bool) -> Answer | None:
-        """Answer from the journal: no kept answer can be read, and the call must not simply be repeated.
-
-        A call that has a kept answer finished. If the journal does not know it, it is unknown, even where repeating
-        does no harm by itself: an opposite call may have come since, which a repetition would undo.
-        """
-        known = await self._journal.find(row["request_id"])
-        state = known["state"] if known else None
-        if known is not None and state in DONE:
-            return Answer.of({"data": known["data"]}, known["status"], REPLAYED)
-        if known is not None and state == "not_found":
-            raise GatewayError("not_applied", headers=REPLAYED)
-        if runs and state in (None, "started"):
-            raise _in_flight()
-        if known is not None and state in ("started", "unknown"):
-            await self._journal.hurry(known["user_id"])
-            raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
-        if known is None and row["state"] == "kept":
-            raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
-        await self._take_over(row, begun)
-        return None
-
-    async def _take_over(self, row: RowMapping, begun: dict[str, Any]) -> None:
-        """Do what was refused, not sent, or cut off before it was sent; the process that began it may only be slow.
-
-        That process writes into the journal and then looks whether the name is still its own (`hold`); here the name is
-        taken first, and the journal read then. So at least one of the two sees the other, and does not send.
-        """
-        async with self._database.write() as connection:
-            await self._take(connection, row, begun)
-        known = await self._journal.find(row["request_id"])
-        if known is not None and known["state"] not in ("refused", "not_sent"):
-            async with self._database.write() as connection:
-                await store.change(connection, begun, {"request_id": row["request_id"], "state": "unknown"})
-            raise GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
-
-    async def hold(self, key_id: str, request_id: str) -> None:
-        """See, after the journal was written, that the call still has its name.
+    async def _take(self, connection: AsyncConnection, row: store.NameRow, started: dict[str, Any]) -> None:
+        """Take a name over from the call that holds it.
 
         Raises:
-            GatewayError: idempotency_in_flight: this process was so slow that another took the call over.
-            GatewayError: storage_unavailable: nobody can tell, so nothing may be sent.
+            GatewayError: idempotency_in_flight: another caller was faster.
         """
-        if self._presence.sure:
+        values = started | {"status": None, "body": None}
+        if not await store.change(connection, row.key_id, row.name, values, held_by=row.request_id, while_in=row.state):
+            raise _in_flight()
+
+    async def _from_journal(self, row: store.NameRow, started: dict[str, Any], *, runs: bool) -> Answer | None:
+        """Answer from the journal: no stored answer can be read, and the call must not simply be repeated.
+
+        A call with a stored answer has finished. If the journal does not know it, its outcome is unknown, even where
+        repeating it does no harm by itself: it would undo an opposite call that has come since.
+        """
+        known = await self._journal.find(row.request_id)
+        state = None if known is None else known.state
+        if known is not None and known.status is not None and state in APPLIED:
+            return Answer.of({"data": known.data}, known.status, REPLAYED)
+        if state == State.NOT_FOUND:
+            raise GatewayError("not_applied", headers=REPLAYED)
+        if runs and state in (None, State.STARTED):
+            raise _in_flight()
+        if known is not None and state in OPEN:
+            await self._journal.expedite(known.user_id)
+            raise _unknown()
+        if known is None and row.state == NameState.KEPT:
+            raise _unknown()
+        await self._take_over(row, started)
+        return None
+
+    async def _take_over(self, row: store.NameRow, started: dict[str, Any]) -> None:
+        """Take over the name of a call that was refused, not sent, or interrupted before it was sent.
+
+        The process that started it may only be slow. That process writes into the journal and then checks whether it
+        still holds the name (`hold`); here the name is taken first and the journal read afterwards. So at least one of
+        the two sees the other, and does not send.
+        """
+        async with self._database.write() as connection:
+            await self._take(connection, row, started)
+        known = await self._journal.find(row.request_id)
+        if known is not None and known.state not in RESENDABLE:
+            values = {"request_id": row.request_id, "state": NameState.UNKNOWN}
+            held_by = str(started["request_id"])
+            async with self._database.write() as connection:
+                await store.change(
+                    connection, row.key_id, row.name, values, held_by=held_by, while_in=NameState.STARTED
+                )
+            raise _unknown()
+
+    async def hold(self, key_id: str, request_id: str) -> None:
+        """Check, after the journal was written, that the call still holds its name.
+
+        Raises:
+            GatewayError: idempotency_in_flight: this process was so slow that another one took the call over.
+            GatewayError: storage_unavailable: it cannot be checked, so nothing may be sent.
+        """
+        if self._leases.certain:
             return
         try:
             async with self._database.read() as connection:
@@ -187,28 +260,30 @@ class Idempotency:
         if not holds:
             raise _in_flight()
 
-    async def keep(self, call: Named, answer: Answer) -> None:
-        """The call is answered for good. The answer is sealed: it may hold a link's state, or the words of a post."""
+    async def store(self, call: Named, answer: Answer) -> None:
+        """Store a final answer. It is encrypted, since it may contain a link's state or the text of a post."""
         body = self._vault.seal(answer.body.decode(), _place(call.key_id, call.name))
-        await self._end(call, {"state": "kept", "status": answer.status, "body": body})
+        await self._settle(call, {"state": NameState.KEPT, "status": answer.status, "body": body})
 
-    async def lose(self, call: Named) -> None:
-        """Nobody knows what became of the call: it must never be done again under this name."""
-        await self._end(call, {"state": "unknown"})
+    async def mark_unknown(self, call: Named) -> None:
+        """Record that the outcome is unknown: the call must never be done again under this name."""
+        await self._settle(call, {"state": NameState.UNKNOWN})
 
     async def release(self, call: Named) -> None:
-        """Nothing was done, or doing it again does no harm: the name is free."""
-        await self._end(call, None)
+        """Release the name: nothing was done, or repeating the call does no harm."""
+        await self._settle(call, None)
 
-    async def _end(self, call: Named, values: dict[str, Any] | None) -> None:
-        if not self._journal.waiting:  # else the store is down, and the caller need not wait for it twice
+    async def _settle(self, call: Named, values: dict[str, Any] | None) -> None:
+        # While rows of the journal are waiting, the store is down, and the caller need not wait for it twice.
+        if not self._journal.waiting:
             try:
                 await self._write(call, values)
             except StorageDownError:
                 pass
             else:
                 return
-        if len(self._late) < MOST_LATE:  # the row says that it runs, which is safe, until `tidy` can correct it
+        # Until `tidy` corrects it, the row says that the call runs, which is safe.
+        if len(self._late) < MAX_LATE:
             self._late[call] = values
 
     async def _write(self, call: Named, values: dict[str, Any] | None) -> None:
@@ -219,23 +294,28 @@ class Idempotency:
                 await store.settle(connection, call.key_id, call.name, call.request_id, values)
 
     async def tidy(self) -> None:
-        """Write down the ends that the store did not take; forget what is a day old, a few rows a transaction.
+        """Write what the store did not take earlier, and delete rows older than a day, in small transactions.
 
         Raises:
-            StorageDownError: the store refuses writes still.
+            StorageDownError: the store still refuses writes.
         """
         for call in list(self._late):
-            values = self._late[call] = self._late.pop(call)  # to the end, so that a refused one delays no other
+            # Move it to the end, so that a write that is refused delays no other.
+            values = self._late[call] = self._late.pop(call)
             await self._write(call, values)
             del self._late[call]
-        dropped = _AT_ONCE
-        while dropped == _AT_ONCE:
+        deleted = _PURGE_BATCH
+        while deleted == _PURGE_BATCH:
             async with self._database.write() as connection:
-                dropped = await store.forget(connection, self._clock.now() - KEPT_FOR, _AT_ONCE)
+                deleted = await store.purge(connection, self._clock.now() - KEPT_FOR, _PURGE_BATCH)
 
 
 def _in_flight() -> GatewayError:
     return GatewayError("idempotency_in_flight", retry_after_s=1)
+
+
+def _unknown() -> GatewayError:
+    return GatewayError("outcome_unknown", outcome="unknown", headers=REPLAYED)
 
 
 def _place(key_id: str, name: str) -> Place:

@@ -1,8 +1,8 @@
-"""What was asked of X and what became of it: a row for each write, durable before its answer. Words are sealed.
+"""The journal of writes: what was asked of X and what became of it, durable before the caller is answered.
 
-What must never be sent twice is written down before it is sent. While the store refuses writes, what is safe to repeat
-goes on, and its rows wait in memory, as many as MOST_WAITING; then it is refused before it is sent, too. A row that the
-store will never take is logged, counted and set aside.
+A write that must never be sent twice is recorded before it is sent. While the store refuses writes, writes that are
+safe to repeat go on, and up to MAX_WAITING of their rows wait in memory; beyond that, they are refused before they are
+sent. A row that the store will never take is logged, counted and dropped. The text of a post is stored encrypted.
 """
 
 from __future__ import annotations
@@ -12,58 +12,53 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ulid import ULID
 
-from birdwire.api.body import Empty, check
-from birdwire.api.errors import GatewayError
-from birdwire.api.messages import Answer
+from birdwire.api.errors import GatewayError, Outcome
 from birdwire.outcomes.leases import LEASE
 from birdwire.outcomes.rejections import Rejections
-from birdwire.runtime.clock import rfc3339
 from birdwire.store.database import RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import journal as store
+from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import RowMapping
-
-    from birdwire.keys.context import CallContext
     from birdwire.outcomes.leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database
     from birdwire.store.encryption.vault import Vault
 
-State = Literal["started", "confirmed", "refused", "not_sent", "unknown", "found", "not_found"]
-Outcome = Literal["confirmed", "refused", "not_sent", "unknown"]
-Why = Literal["looking", "no_read", "several_match", "too_many_posts", "not_linked", "not_in_timeline", "upload"]
-
 DELETE = "delete_twitter"
-DONE = ("confirmed", "found")
-FIRST_LOOK = timedelta(seconds=2)
-MOST_WAITING = 10_000
-_AT_ONCE = 500
-_TOGETHER = 100
+FIRST_CHECK_AFTER = timedelta(seconds=2)
+MAX_WAITING = 10_000
+_PURGE_BATCH = 500
+_FLUSH_BATCH = 100
 
-_HALVES = {
-    "confirmed": "X did what was asked, but it could not be recorded",
-    "refused": "X refused what was asked, and that could not be recorded",
-    "not_sent": "nothing was sent to X",
-    "unknown": "X may have done what was asked, and that could not be recorded",
+_UNRECORDED: dict[State, tuple[Outcome, str]] = {
+    State.CONFIRMED: ("unknown", "X carried out the write, but the outcome could not be recorded"),
+    State.REFUSED: ("refused", "X refused the write, but the outcome could not be recorded"),
+    State.NOT_SENT: ("not_sent", "nothing was sent to X"),
+    State.UNKNOWN: ("unknown", "X may have carried out the write, but the outcome could not be recorded"),
 }
+"""The states in which a call may end, each with the outcome and the words of its refusal if the store is down.
+
+Without a record a confirmed write cannot be looked up later, so it is unknown to a caller that asks again.
+"""
 
 
 @dataclass(slots=True)
 class Entry:
-    """One write asked of X: who asks, through which account, for what; what X bills for it, in millionths of a dollar.
+    """One write asked of X: the key, the account, the operation, and what X bills for it, in millionths of a dollar.
 
-    `sought` is how a post is told in a timeline (see timeline.py), for operations that must never be sent twice.
+    `signature` identifies a post in its account's timeline (see post_matching.py), for operations that must never be
+    sent twice.
     """
 
     request_id: str
@@ -73,59 +68,70 @@ class Entry:
     target: str
     asked: bytes
     cost: int | None = None
-    sought: str | None = field(default=None, repr=False)
+    signature: str | None = field(default=None, repr=False)
 
 
 def fingerprint(operation: str, fields: Mapping[str, Any]) -> bytes:
-    """What a write asks for, whatever its white space and the order of its members; what files hold is left out."""
-    return hashlib.sha256(f"{operation}\n{_in_order(fields)}".encode()).digest()
+    """Return a hash of what a write asks for, independent of the order of its members; files are not included."""
+    return hashlib.sha256(f"{operation}\n{_encode_sorted(fields)}".encode()).digest()
 
 
-_in_order = json.JSONEncoder(sort_keys=True).encode  # made once: `json.dumps` would make one for each call
+# It is created once: `json.dumps` would create an encoder for each call.
+_encode_sorted = json.JSONEncoder(sort_keys=True).encode
+
+
+class _Waiting(NamedTuple):
+    """A row that the store did not take: one to be added, or the outcome of one that was started."""
+
+    kind: Literal["add", "settle"]
+    row: dict[str, Any]
+
+
+_NULLS: dict[str, Any] = dict.fromkeys(store.journal.c.keys())
 
 
 class Journal:
     """The journal of one database."""
 
     def __init__(
-        self, database: Database, vault: Vault, presence: ProcessLeases, clock: Clock, telemetry: Telemetry
+        self, database: Database, vault: Vault, leases: ProcessLeases, clock: Clock, telemetry: Telemetry
     ) -> None:
         self._database = database
         self._vault = vault
-        self._presence = presence
+        self._leases = leases
         self._clock = clock
         self._telemetry = telemetry
         self.rejections = Rejections(clock)
-        self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._flushing = asyncio.Lock()
-        self.ended: Counter[str] = Counter()
-        """Writes by their outcome, since the start."""
+        self.ended: Counter[State] = Counter()
+        """Writes by the state in which their calls ended, since the start."""
         self.refused = 0
-        """Rows that the database refused and that were set aside, since the start."""
+        """Rows that the database refused and that were deleted, since the start."""
 
     @property
     def waiting(self) -> int:
-        """How many rows wait in memory for the store to take them."""
+        """Return how many rows are waiting in memory for the store to take them."""
         return len(self._waiting)
 
     def open(self, entry: Entry) -> Record:
-        """The record of one write.
+        """Return the record of one write.
 
         Raises:
-            GatewayError: storage_unavailable: there is no room for it, and nothing may be sent.
+            GatewayError: storage_unavailable: too many rows are waiting, and nothing may be sent.
         """
-        if len(self._waiting) >= MOST_WAITING:
-            raise _unrecorded("not_sent")
+        if len(self._waiting) >= MAX_WAITING:
+            raise _unrecorded(State.NOT_SENT)
         return Record(self, entry)
 
     async def begin(self, entry: Entry) -> None:
-        """Write down that a write is about to be sent."""
+        """Record that a write is about to be sent."""
         now = self._clock.now()
         row = {
             **_row(entry),
-            "state": "started",
-            "words_ct": None if entry.sought is None else self._seal(entry, entry.sought),
-            "owner": self._presence.me,
+            "state": State.STARTED,
+            "words_ct": None if entry.signature is None else self.seal(entry.request_id, entry.signature),
+            "owner": self._leases.me,
             "created_at": now,
             "due_at": now + LEASE,
         }
@@ -133,96 +139,101 @@ class Journal:
             await self._database.append(store.ADD, row)
         except StorageDownError as error:
             if isinstance(error, RowRefusedError):
-                self._set_aside(entry.request_id, "started")
-            raise _unrecorded("not_sent") from None
+                self._drop(entry.request_id, State.STARTED)
+            raise _unrecorded(State.NOT_SENT) from None
 
-    async def end(self, entry: Entry, outcome: Outcome, values: dict[str, Any], *, begun: bool) -> None:
-        """Write down what became of it; a row that was not begun is added."""
+    async def end(self, entry: Entry, outcome: State, values: dict[str, Any], *, started: bool) -> None:
+        """Record what became of a write; a row that was not started is added."""
         self.ended[outcome] += 1
         now = self._clock.now()
         data = dict(values["data"]) if values.get("data") else None
-        words = data.pop("text", None) if data and begun else None
+        text = data.pop("text", None) if data and started else None
         values = values | {"data": data, "state": outcome, "settled_at": now}
-        if outcome == "confirmed":
-            if begun and data is not None:
+        if outcome is State.CONFIRMED:
+            if started and data is not None:
                 values["x_id"] = data.get("id") or data.get("media_id")
             elif entry.operation == DELETE and data is not None and data.get("deleted"):
                 values["x_id"] = entry.target
-        elif outcome == "unknown" and begun:
-            words = entry.sought
-            values |= {"settled_at": None, "lost_at": now, **_to_look(entry, now)}
-        if words is not None:
-            values["words_ct"] = self._seal(entry, words)
-        if begun:
+        elif outcome is State.UNKNOWN and started:
+            text = entry.signature
+            why = why_lost(entry.operation, searchable=text is not None)
+            due_at = now + FIRST_CHECK_AFTER if why is Why.LOOKING else None
+            values |= {"settled_at": None, "lost_at": now, "why": why, "due_at": due_at}
+        if text is not None:
+            values["words_ct"] = self.seal(entry.request_id, text)
+        if started:
             await self._settle(entry, outcome, values)
         else:
             await self._add({**_row(entry), **values, "created_at": now})
-        if values.get("reason") == "duplicate_post":  # evidence that a lost one was done
-            await self.hurry(entry.user_id)
+        # X calls a post a duplicate: that is evidence that it made a lost one.
+        if values.get("reason") == "duplicate_post":
+            await self.expedite(entry.user_id)
 
     async def _add(self, row: dict[str, Any]) -> None:
-        if not self._waiting:  # else the store is down: trying it again with each call would hold all of them up
+        # While rows are waiting, the store is down: trying it again for each call would block all of them.
+        if not self._waiting:
             try:
                 await self._database.append(store.ADD, row)
             except RowRefusedError:
-                self._set_aside(row["request_id"], row["state"])
+                self._drop(row["request_id"], row["state"])
                 return
             except StorageDownError:
                 pass
             else:
                 return
-        self._waiting[row["request_id"]] = ("add", row)
+        self._waiting[row["request_id"]] = _Waiting("add", row)
 
-    async def _settle(self, entry: Entry, outcome: Outcome, values: dict[str, Any]) -> None:
+    async def _settle(self, entry: Entry, outcome: State, values: dict[str, Any]) -> None:
         row = store.settled(entry.request_id, values)
         try:
             await self._database.append(store.SETTLE, row)
         except StorageDownError as error:
-            if isinstance(error, RowRefusedError):  # the row still says `started`, and is looked after as a lost one
-                self._set_aside(entry.request_id, outcome)
+            # A row whose outcome is refused stays `started`, and the reconciler handles it as a lost one.
+            if isinstance(error, RowRefusedError):
+                self._drop(entry.request_id, outcome)
             else:
-                self._waiting[entry.request_id] = ("settle", row)
+                self._waiting[entry.request_id] = _Waiting("settle", row)
             raise _unrecorded(outcome) from None
 
-    def _set_aside(self, request_id: str, state: str) -> None:
-        """Log and count a row that the database refuses: it would be refused for ever."""
+    def _drop(self, request_id: str, state: State) -> None:
+        """Log and count a row that the database refuses: it would refuse it every time."""
         self.refused += 1
         self._telemetry.event("error", "journal_row_refused", request_id=request_id, state=state)
 
-    async def hurry(self, user_id: str) -> None:
-        """Look for an account's lost posts now: somebody asks, or X called a post a duplicate, of one maybe."""
-        with contextlib.suppress(StorageDownError):  # then it is only looked for a little later
+    async def expedite(self, user_id: str) -> None:
+        """Let the reconciler check an account's lost posts now: a caller asks, or X called a post a duplicate."""
+        # If the store is down, they are only checked a little later.
+        with contextlib.suppress(StorageDownError):
             async with self._database.write() as connection:
-                await store.hurry(connection, user_id, self._clock.now())
+                await store.expedite(connection, user_id, self._clock.now())
 
     async def flush(self) -> None:
-        """Write down what had to wait; due every second.
+        """Write the waiting rows; due every second.
 
         Raises:
-            StorageDownError: the store refuses writes still.
+            StorageDownError: the store still refuses writes.
         """
         async with self._flushing:
             while self._waiting:
-                batch = list(self._waiting.items())[:_TOGETHER]
+                batch = list(self._waiting.items())[:_FLUSH_BATCH]
                 results = await asyncio.gather(*(self._write(*item) for item in batch), return_exceptions=True)
                 for fault in results:
                     if fault is not None:
                         raise fault
 
-    async def _write(self, request_id: str, waits: tuple[str, dict[str, Any]]) -> None:
-        """Write one row that had to wait. The rows of a batch share a transaction, and one that is refused fails alone.
+    async def _write(self, request_id: str, waiting: _Waiting) -> None:
+        """Write one waiting row. The rows of a batch share a transaction, and one that is refused fails alone.
 
         Raises:
-            StorageDownError: the store refuses writes still.
+            StorageDownError: the store still refuses writes.
         """
-        kind, row = waits
         try:
-            await self._database.append(store.ADD if kind == "add" else store.SETTLE, row)
+            await self._database.append(store.ADD if waiting.kind == "add" else store.SETTLE, waiting.row)
         except RowRefusedError:
-            # An added row may be there already: the answer of the commit that wrote it may have been lost.
-            if kind == "settle" or not await self._stored(request_id):
-                self._set_aside(request_id, row["state" if kind == "add" else "new_state"])
-        if self._waiting.get(request_id) is waits:
+            # An added row may be stored already: the answer of the commit that wrote it may have been lost.
+            if waiting.kind == "settle" or not await self._stored(request_id):
+                self._drop(request_id, waiting.row["state" if waiting.kind == "add" else "new_state"])
+        if self._waiting.get(request_id) is waiting:
             del self._waiting[request_id]
 
     async def _stored(self, request_id: str) -> bool:
@@ -230,155 +241,116 @@ class Journal:
             return await store.get(connection, request_id) is not None
 
     async def close(self) -> None:
-        """Try once more to write down what waits; what the store does not take is lost, as the log has said."""
+        """Try once more to write the waiting rows; what the store does not take is lost, as the log has reported."""
         with contextlib.suppress(StorageDownError):
             await self.flush()
 
     async def purge(self, keep: timedelta) -> None:
-        """Drop what is older, a few rows a transaction, so that nobody waits long."""
+        """Delete older rows in small transactions, so that no other write waits long."""
         before = self._clock.now() - keep
-        dropped = _AT_ONCE
-        while dropped == _AT_ONCE:
+        deleted = _PURGE_BATCH
+        while deleted == _PURGE_BATCH:
             async with self._database.write() as connection:
-                dropped = await store.purge(connection, f"req_{ULID.from_datetime(before)}", before, _AT_ONCE)
+                deleted = await store.purge(connection, f"req_{ULID.from_datetime(before)}", before, _PURGE_BATCH)
             await asyncio.sleep(0)
 
-    async def find(self, request_id: str) -> dict[str, Any] | None:
-        """A row as it is known here, with the data as it was answered.
+    async def find(self, request_id: str) -> JournalRow | None:
+        """Return a row as this process knows it, with the data as it was answered.
 
         Raises:
             StorageDownError: the database does not answer.
         """
         async with self._database.read() as connection:
-            found = await store.get(connection, request_id)
-        row = None if found is None else dict(found)
-        kind, waits = self._waiting.get(request_id, ("", {}))
-        if kind == "add":
-            row = dict.fromkeys(store.journal.c.keys()) | waits
-        elif kind == "settle" and row is not None:
-            row |= {name.removeprefix("new_"): value for name, value in waits.items() if name.startswith("new_")}
-        if row is not None and row["data"] is not None and row["words_ct"] is not None and row["state"] in DONE:
-            row["data"] = {**row["data"], "text": self.words(row)}
+            row = await store.get(connection, request_id)
+        waiting = self._waiting.get(request_id)
+        if waiting is not None and waiting.kind == "add":
+            row = JournalRow(**(_NULLS | waiting.row))
+        elif waiting is not None and row is not None:
+            row = replace(row, **store.outcome_in(waiting.row))
+        if row is not None and row.data is not None and row.words_ct is not None and row.state in APPLIED:
+            row = replace(row, data={**row.data, "text": self.unseal(row)})
         return row
 
-    def words(self, row: Mapping[str, Any] | RowMapping) -> str | None:
-        """What is sealed in a row: how a post is told in a timeline, or, once X has it, its text."""
-        if row["words_ct"] is None:
+    def unseal(self, row: JournalRow) -> str | None:
+        """Decrypt a row's text: the signature by which a post is searched for or, once X has the post, its text."""
+        if row.words_ct is None:
             return None
         try:
-            return self._vault.open(row["words_ct"], _place(row["request_id"]))
-        except VaultError:  # changed at rest
+            return self._vault.open(row.words_ct, _place(row.request_id))
+        except VaultError:
+            # It was changed at rest.
             return None
 
-    def sealed(self, request_id: str, words: str) -> bytes:
-        """Words for a row; half a character, which only X could send, becomes `?`, as in an answer."""
-        return self._vault.seal(words.encode("utf-8", "replace").decode(), _place(request_id))
-
-    async def request(self, context: CallContext) -> Answer:
-        """What became of one write of the key's, or of a call that was refused here: GET requests/{request_id}.
-
-        Raises:
-            GatewayError: request_not_found; another key's requests are none either.
-        """
-        check(context.parsed.fields, Empty)
-        key, request_id = context.key, context.call.path.rsplit("/", 1)[-1]
-        row = await self.find(request_id)
-        if row is not None and row["key_id"] == key.key_id:
-            return Answer.of(told(row))
-        rejection = self.rejections.find(key.key_id, request_id)
-        if rejection is None:
-            raise GatewayError("request_not_found")
-        return Answer.of(rejection)
+    def seal(self, request_id: str, text: str) -> bytes:
+        """Encrypt the text of a row; a lone surrogate, which only X could send, becomes `?`, as in an answer."""
+        return self._vault.seal(text.encode("utf-8", "replace").decode(), _place(request_id))
 
     async def asked_later(self, entry: Entry, operation: str) -> bool:
-        """Whether any process was asked later to do `operation` to the same target, and may have done it.
+        """Return whether a later call asked for `operation` on the same target, and X may have done it.
 
         Raises:
-            StorageDownError: nobody knows.
+            StorageDownError: it cannot be known.
         """
         async with self._database.read() as connection:
             return await store.newer(connection, entry.request_id, entry.user_id, operation, entry.target)
 
     async def knows_of_post(self, user_id: str, post_id: str) -> tuple[bool, bool]:
-        """Whether an account made a post through this gateway, and whether it deleted it.
+        """Return whether an account created a post through this gateway, and whether it deleted it.
 
         Raises:
             StorageDownError: the database does not answer.
         """
         async with self._database.read() as connection:
-            operations = {row["operation"] for row in await store.of_post(connection, user_id, post_id)}
+            operations = await store.of_post(connection, user_id, post_id)
         return "post_twitter" in operations, DELETE in operations
-
-    def _seal(self, entry: Entry, words: str) -> bytes:
-        return self.sealed(entry.request_id, words)
 
 
 class Record:
-    """One write on its way: opened, begun if it must never be sent twice, ended."""
+    """The record of one write in progress: opened, started if it must never be sent twice, and ended."""
 
     def __init__(self, journal: Journal, entry: Entry) -> None:
         self._journal = journal
         self._entry = entry
-        self._begun = False
+        self._started = False
 
     async def begin(self) -> None:
-        """Write down, durably, that it is about to be sent.
+        """Record durably that the write is about to be sent.
 
         Raises:
-            GatewayError: storage_unavailable; then nothing may be sent.
+            GatewayError: storage_unavailable: nothing may be sent.
         """
         await self._journal.begin(self._entry)
-        self._begun = True
+        self._started = True
 
     @property
-    def begun(self) -> bool:
-        """Whether it was written down as about to be sent: from then on it may have been."""
-        return self._begun
+    def started(self) -> bool:
+        """Return whether `begin` has recorded the write: from then on it may have been sent."""
+        return self._started
 
     async def confirmed(self, status: int, data: dict[str, Any]) -> None:
-        """X did it, and said so. On the disk when this returns, unless it is safe to repeat and the store is down.
+        """Record that X confirmed it; durable on return, unless the write is safe to repeat and the store is down.
 
         Raises:
-            GatewayError: storage_unavailable: it was begun, and its end could not be written down.
+            GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
         values = {"status": status, "data": data}
-        await self._journal.end(self._entry, "confirmed", values, begun=self._begun)
+        await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started)
 
     async def failed(self, error: GatewayError) -> GatewayError:
-        """It was refused, not sent, or nobody knows; the error as the caller must hear it.
+        """Record that it was refused, not sent, or is unknown; return the error for the caller.
 
         Raises:
-            GatewayError: storage_unavailable: it was begun, and its end could not be written down.
+            GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
-        if self._begun and error.outcome == "unknown":
+        if self._started and error.outcome == "unknown":
             error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
         values = {"status": error.problem.status, "reason": error.reason}
-        await self._journal.end(self._entry, error.outcome, values, begun=self._begun)
+        await self._journal.end(self._entry, State(error.outcome), values, started=self._started)
         return error
 
 
-def told(row: Mapping[str, Any] | RowMapping) -> dict[str, Any]:
-    """A row as its caller hears it; what is not known is null."""
-    settled_at, cost = row["settled_at"], _cost(row)
-    return {
-        **{name: row[name] for name in ("request_id", "operation", "state", "status", "reason", "data")},
-        "created_at": rfc3339(row["created_at"]),
-        "settled_at": None if settled_at is None else rfc3339(settled_at),
-        "why": row["why"],
-        "cost_usd": None if cost is None else cost / 1_000_000,
-    }
-
-
-def _cost(row: Mapping[str, Any] | RowMapping) -> int | None:
-    """What X bills for it: nothing for what was not sent, its list's price for what it did; else not known."""
-    if row["state"] in DONE:
-        cost: int | None = row["cost_microusd"]
-        return cost
-    return 0 if row["state"] == "not_sent" else None
-
-
 def _row(entry: Entry) -> dict[str, Any]:
-    """The columns that are known from the start; what a row leaves out is null."""
+    """Return the columns that are known from the start; columns that a row leaves out become null."""
     return {
         "request_id": entry.request_id,
         "key_id": entry.key_id,
@@ -392,18 +364,18 @@ def _row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _to_look(entry: Entry, now: datetime) -> dict[str, Any]:
-    """When a lost write is first looked for, or why it never is."""
-    if entry.sought is not None:
-        return {"why": "looking", "due_at": now + FIRST_LOOK}
-    return {"why": "upload" if entry.operation == "upload_media" else "not_in_timeline"}
+def why_lost(operation: str, *, searchable: bool) -> Why:
+    """Return why the outcome of a write is unknown when its answer has just been lost."""
+    if searchable:
+        return Why.LOOKING
+    return Why.UPLOAD if operation == "upload_media" else Why.NOT_IN_TIMELINE
 
 
 def _place(request_id: str) -> Place:
     return Place("journal", request_id, "words_ct")
 
 
-def _unrecorded(outcome: Outcome) -> GatewayError:
-    """The store is down. What X did cannot be looked up later, so it is unknown to a caller that asks again."""
-    known: Literal["refused", "not_sent", "unknown"] = "unknown" if outcome == "confirmed" else outcome
-    return GatewayError("storage_unavailable", half=_HALVES[outcome], outcome=known)
+def _unrecorded(state: State) -> GatewayError:
+    """Return the refusal of a write whose state the store does not take."""
+    outcome, half = _UNRECORDED[state]
+    return GatewayError("storage_unavailable", half=half, outcome=outcome)

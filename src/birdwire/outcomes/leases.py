@@ -1,7 +1,8 @@
-"""Which processes run, and what this one is at: how a call that runs is told from one that a crash cut off.
+"""Process leases and heartbeats: they distinguish a running call from one that a crash interrupted.
 
-Each process renews a row of its own; one whose row ran out counts as dead. It may only be slow: so who acts for it must
-leave a mark that it looks for before it sends anything, and `sure` says when that look may be left out.
+Each process renews a lease; one whose lease expired counts as dead. It may only be slow: so a process that takes over
+its call must leave a mark, which the slow process checks before it sends anything. `certain` tells a process that its
+lease cannot have expired, so that it may skip this check.
 """
 
 from __future__ import annotations
@@ -23,67 +24,68 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
 
-BEAT_EVERY_S = 5.0
+RENEW_EVERY_S = 5.0
 LEASE = timedelta(seconds=20)
 
 
 class ProcessLeases:
-    """This process among those of one database."""
+    """This process among the processes of one database."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self.me = f"gw_{ULID()}"
         self._database = database
         self._clock = clock
         self._running: set[str] = set()
-        self._sure_until = float("-inf")
+        self._certain_until = float("-inf")
 
     async def start(self, *, alone: bool) -> None:
-        """Say that this process runs. `alone`: something else guarantees that no other does, so all others are dead.
+        """Acquire the lease. `alone`: something else guarantees that no other process runs, so all others are dead.
 
         Raises:
-            StorageDownError: it could not be said.
+            StorageDownError: the lease was not stored.
         """
-        await self.beat()
+        await self.renew()
         if alone:
             async with self._database.write() as connection:
-                await store.only(connection, self.me)
+                await store.remove_others(connection, self.me)
 
-    async def beat(self) -> None:
-        """Say it again; due every BEAT_EVERY_S.
+    async def renew(self) -> None:
+        """Renew the lease; due every RENEW_EVERY_S.
 
         Raises:
-            StorageDownError: it could not be said.
+            StorageDownError: the lease was not stored.
         """
-        began_at = self._clock.monotonic()
+        started_at = self._clock.monotonic()
         async with self._database.write() as connection:
             at = await now(connection, self._clock)
-            await store.beat(connection, self.me, at + LEASE)
-            await store.forget(connection, at - 10 * LEASE)
-        self._sure_until = began_at + LEASE.total_seconds()
+            await store.renew(connection, self.me, at + LEASE)
+            await store.purge(connection, at - 10 * LEASE)
+        self._certain_until = started_at + LEASE.total_seconds()
 
     async def close(self) -> None:
-        """This process ends: nothing of it runs any more."""
-        self._sure_until = float("-inf")
-        with contextlib.suppress(StorageDownError):  # its row runs out by itself
+        """Release the lease: nothing of this process runs any longer."""
+        self._certain_until = float("-inf")
+        # If the store is down, the lease expires by itself.
+        with contextlib.suppress(StorageDownError):
             async with self._database.write() as connection:
                 await store.remove(connection, self.me)
 
     @property
-    def sure(self) -> bool:
-        """Whether no other process can count this one as dead yet."""
-        return self._clock.monotonic() < self._sure_until
+    def certain(self) -> bool:
+        """Return whether no other process can count this one as dead yet."""
+        return self._clock.monotonic() < self._certain_until
 
     @contextlib.contextmanager
     def running(self, request_id: str) -> Iterator[None]:
-        """A call that runs here for as long as the block does."""
+        """Register a call as running here until the block ends."""
         self._running.add(request_id)
         try:
             yield
         finally:
             self._running.discard(request_id)
 
-    async def runs(self, connection: AsyncConnection, owner: str, request_id: str) -> bool:
-        """Whether a call that a process began may still be running."""
+    async def runs(self, connection: AsyncConnection, owner: str | None, request_id: str) -> bool:
+        """Return whether a call that the process `owner` started may still be running."""
         if owner == self.me:
             return request_id in self._running
-        return await store.alive(connection, owner, await now(connection, self._clock))
+        return owner is not None and await store.alive(connection, owner, await now(connection, self._clock))

@@ -1,8 +1,8 @@
-"""Finds out what became of lost posts: reads the account's own timeline, and tells the journal. Never sends a post.
+"""Reconciles lost posts: reads the account's own timeline and records in the journal what X did. Never sends a post.
 
-A post is lost when X's answer to it was, or when its process died. It is looked for after 2, 10, 30 and 60 seconds. One
-match: X has it. None, in two readings of which one came after a minute: X does not. Otherwise nobody knows; the row
-says why, and it is looked for more and more rarely until a day has gone by.
+A post is lost if X's answer to it was lost, or if its process died. It is searched for after 2, 10, 30 and 60 seconds.
+One match: X has it. No match in two readings, the later one more than a minute after the post was lost: X does not have
+it. Otherwise the outcome stays unknown, the row states why, and the search is repeated less and less often for a day.
 """
 
 from __future__ import annotations
@@ -14,53 +14,50 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
-from birdwire.outcomes.journal import FIRST_LOOK
+from birdwire.outcomes.journal import FIRST_CHECK_AFTER, why_lost
 from birdwire.outcomes.leases import LEASE
+from birdwire.outcomes.post_matching import LostPost, Signature, match
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as shared_now
 from birdwire.store.tables import journal as store
 from birdwire.store.tables import reconciliations
-from birdwire.x.catalog.timeline import Sought, TimelinePage, TimelinePost, request
+from birdwire.store.tables.journal import JournalRow, State, Why
+from birdwire.x.catalog.timeline import TimelinePage, TimelinePost, request
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import RowMapping
-
     from birdwire.accounts.client import AccountClient, AccountClients
-    from birdwire.outcomes.journal import Journal, Why
+    from birdwire.accounts.sessions import Sessions
+    from birdwire.outcomes.journal import Journal
     from birdwire.outcomes.leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database
+    from birdwire.x.client.api import X
 
-LOOKS_S = (2, 10, 30, 60, 300, 900, 3_600, 6 * 3_600, 24 * 3_600)
-SURE_AFTER = timedelta(seconds=60)
-SURE_READS = 2
-BEFORE, AFTER = timedelta(seconds=5), timedelta(seconds=60)
-UNKNOWN_SKEW, SAME_SKEW = timedelta(minutes=15), timedelta(seconds=2)
+CHECKS_AFTER_S = (2, 10, 30, 60, 300, 900, 3_600, 6 * 3_600, 24 * 3_600)
+"""When a lost post is searched for, in seconds after it was lost."""
+
+CERTAIN_AFTER, MIN_READS = timedelta(seconds=60), 2
+"""A post that is in no timeline is not found after this time and this number of complete readings."""
+
+MARGIN_BEFORE, MARGIN_AFTER = timedelta(seconds=5), timedelta(seconds=60)
+"""How far before the call, and after the loss, X may have created a post."""
+
+UNKNOWN_SKEW, MAX_SKEW_CHANGE = timedelta(minutes=15), timedelta(seconds=2)
 SCOPES = frozenset({"tweet.read", "users.read"})
-READ_S, CLAIM = 30.0, timedelta(seconds=60)
+MAX_READ_S, CLAIM = 30.0, timedelta(seconds=60)
 PAUSE, LATER_PAUSE = timedelta(seconds=1), timedelta(seconds=30)
-MOST_ROWS, MOST_PAGES, MOST_KEYS, AT_ONCE = 1_000, 20, 3, 8
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A post that is looked for: its row, how it is told, and between which moments of X's clock it was made."""
-
-    row: RowMapping
-    sought: Sought
-    since: datetime
-    until: datetime
+MAX_ROWS, MAX_PAGES, MAX_KEYS, MAX_CONCURRENT = 1_000, 20, 3, 8
 
 
 @dataclass(slots=True)
 class Read:
-    """What was read of a timeline: the posts that no row has yet, back to `since`; or why nothing was.
+    """What was read of a timeline: the posts that no row has yet, back to `since`; or why nothing was read.
 
-    `skew`: how far X's clock was taken to be before ours.
+    `skew`: how far X's clock was assumed to be ahead of ours.
     """
 
     skew: timedelta | None = None
@@ -69,47 +66,52 @@ class Read:
     why: Why | None = None
     wait_s: float = 0.0
 
-    def window(self, row: RowMapping) -> tuple[datetime, datetime]:
-        """Between which moments of X's clock a lost post was made, if it was."""
+    def window(self, row: JournalRow) -> tuple[datetime, datetime]:
+        """Return the moments of X's clock between which X created a lost post, if it did."""
         slow = -UNKNOWN_SKEW if self.skew is None else min(self.skew, timedelta())
         fast = UNKNOWN_SKEW if self.skew is None else max(self.skew, timedelta())
-        ends_at = row["lost_at"] + AFTER + fast if row["lost_at"] else datetime.max.replace(tzinfo=UTC)  # it still runs
-        return row["created_at"] - BEFORE + slow, ends_at
+        # A call without `lost_at` still runs.
+        ends_at = row.lost_at + MARGIN_AFTER + fast if row.lost_at else datetime.max.replace(tzinfo=UTC)
+        return row.created_at - MARGIN_BEFORE + slow, ends_at
 
 
 class Reconciler:
-    """The looking after of one database's journal."""
+    """Reconciles the open rows of one database's journal with what X did."""
 
     def __init__(
         self,
         database: Database,
         journal: Journal,
-        presence: ProcessLeases,
-        lines: AccountClients,
+        leases: ProcessLeases,
+        sessions: Sessions,
+        x: X,
+        clients: AccountClients,
         clock: Clock,
         telemetry: Telemetry,
     ) -> None:
         self._database = database
         self._journal = journal
-        self._presence = presence
-        self._lines = lines
+        self._leases = leases
+        self._sessions = sessions
+        self._x = x
+        self._clients = clients
         self._clock = clock
         self._telemetry = telemetry
         self._round = asyncio.Lock()
 
     async def recover(self) -> None:
-        """At start: what a process that is gone had begun is unknown.
+        """Mark, at start, what a dead process had started as unknown.
 
         Raises:
             StorageDownError: the database does not answer.
         """
         async with self._database.write() as connection:
-            await store.hasten(connection, self._clock.now())
-            await reconciliations.forget(connection, self._clock.now() - timedelta(seconds=LOOKS_S[-1]))
+            await store.expedite_started(connection, self._clock.now())
+            await reconciliations.purge(connection, self._clock.now() - timedelta(seconds=CHECKS_AFTER_S[-1]))
         await self._mark(await self._due())
 
     async def round(self) -> None:
-        """Look after what is due; every second. Who asks for one while another runs waits for that first.
+        """Check the rows that are due; due every second. A round that is requested while one runs waits for it.
 
         Raises:
             StorageDownError: the database does not answer.
@@ -118,49 +120,48 @@ class Reconciler:
             rows = await self._due()
             if rows:
                 await self._mark(rows)
-                await self._look_at(dict.fromkeys(row["user_id"] for row in rows if row["state"] == "unknown"))
+                await self._check_all(dict.fromkeys(row.user_id for row in rows if row.state is State.UNKNOWN))
 
-    async def _look_at(self, accounts: Iterable[str]) -> None:
-        turns = asyncio.Semaphore(AT_ONCE)
+    async def _check_all(self, accounts: Iterable[str]) -> None:
+        limit = asyncio.Semaphore(MAX_CONCURRENT)
 
         async def one(user_id: str) -> None:
-            async with turns:
+            async with limit:
                 try:
-                    await self._look(user_id)
-                except Exception as error:  # noqa: BLE001 - one account's trouble must not end the looks at others
+                    await self._check(user_id)
+                except Exception as error:  # noqa: BLE001 - one account's failure must not stop the checks of others
                     self._telemetry.crash("reconcile", error)
 
         async with asyncio.TaskGroup() as group:
             for user_id in accounts:
                 group.create_task(one(user_id))
 
-    async def _due(self) -> Sequence[RowMapping]:
+    async def _due(self) -> Sequence[JournalRow]:
         async with self._database.read() as connection:
-            return await store.due(connection, self._clock.now(), MOST_ROWS)
+            return await store.due(connection, self._clock.now(), MAX_ROWS)
 
-    async def _mark(self, rows: Sequence[RowMapping]) -> None:
-        """Of what was begun and has not ended: what no living process runs is unknown from now on."""
+    async def _mark(self, rows: Sequence[JournalRow]) -> None:
+        """Mark as unknown what was started, has not ended, and is run by no live process."""
         count, now = 0, self._clock.now()
         for row in rows:
-            if row["state"] != "started":
+            if row.state is not State.STARTED:
                 continue
             async with self._database.write() as connection:
-                if await self._presence.runs(connection, row["owner"], row["request_id"]):
+                if await self._leases.runs(connection, row.owner, row.request_id):
                     values: dict[str, Any] = {"due_at": now + LEASE}
                 else:
-                    values = {"state": "unknown", "status": 502, "reason": "outcome_unknown"}
-                    values |= {"lost_at": row["created_at"], "why": "looking", "due_at": row["created_at"] + FIRST_LOOK}
-                    if row["words_ct"] is None:
-                        upload = row["operation"] == "upload_media"
-                        values |= {"why": "upload" if upload else "not_in_timeline", "due_at": None}
-                changed = await store.change(connection, row["request_id"], values, while_in=["started"])
+                    why = why_lost(row.operation, searchable=row.words_ct is not None)
+                    due_at = row.created_at + FIRST_CHECK_AFTER if why is Why.LOOKING else None
+                    values = {"state": State.UNKNOWN, "status": 502, "reason": "outcome_unknown"}
+                    values |= {"lost_at": row.created_at, "why": why, "due_at": due_at}
+                changed = await store.change(connection, row.request_id, values, while_in=State.STARTED)
             count += changed and "state" in values
         if count:
             self._telemetry.event("warning", "outcomes_unknown", count=count)
 
-    # One account: claim it, read its timeline, compare, write down.
+    # One account: claim it, read its timeline, compare, record.
 
-    async def _look(self, user_id: str) -> None:
+    async def _check(self, user_id: str) -> None:
         async with self._database.write() as connection:
             at = await shared_now(connection, self._clock)
             if not await reconciliations.claim(connection, user_id, at, at + CLAIM):
@@ -168,149 +169,128 @@ class Reconciler:
         now = self._clock.now()
         try:
             async with self._database.read() as connection:
-                rows = await store.open_of(connection, user_id, MOST_ROWS)
-            due = [row for row in rows if row["state"] == "unknown" and row["due_at"] <= now]
+                rows = await store.open_of(connection, user_id, MAX_ROWS)
+            due = [row for row in rows if row.state is State.UNKNOWN and row.due_at is not None and row.due_at <= now]
             if due:
                 read = await self._read(user_id, due)
-                # Whatever X shows was begun before it was read, so it has a row by now: its own, not a lost one's. In
-                # this order: a post that is answered between these two questions is known by the second.
+                # Whatever X shows was started before it was read, so it has a row by now: its own, not a lost one's. In
+                # this order: a post that is answered between these two queries is known by the second.
                 async with self._database.read() as connection:
-                    rows = await store.open_of(connection, user_id, MOST_ROWS)
+                    rows = await store.open_of(connection, user_id, MAX_ROWS)
                     known = await store.made(connection, [post.id for post in read.posts])
                 read.posts = [post for post in read.posts if post.id not in known]
-                await self._judge(rows, {row["request_id"] for row in due}, read)
-            fresh = any(row["lost_at"] and row["lost_at"] > now - SURE_AFTER - LATER_PAUSE for row in rows)
+                await self._judge(rows, {row.request_id for row in due}, read)
+            recent = any(row.lost_at and row.lost_at > now - CERTAIN_AFTER - LATER_PAUSE for row in rows)
         except StorageDownError:
-            return  # the claim runs out by itself
+            # The claim expires by itself.
+            return
         async with self._database.write() as connection:
             at = await shared_now(connection, self._clock)
-            await reconciliations.release(connection, user_id, at + (PAUSE if fresh else LATER_PAUSE))
+            await reconciliations.release(connection, user_id, at + (PAUSE if recent else LATER_PAUSE))
 
-    async def _read(self, user_id: str, due: Sequence[RowMapping]) -> Read:
-        """The account's posts since the oldest that is due; every page, up to MOST_PAGES."""
-        read = Read(self._lines.x.skew())
+    async def _read(self, user_id: str, due: Sequence[JournalRow]) -> Read:
+        """Read the account's posts since the oldest that is due: every page, up to MAX_PAGES."""
+        read = Read(self._x.skew())
         try:
-            line = await self._line(user_id, due)
-            if line is None:
-                return Read(why="not_linked")
-            async with asyncio.timeout(READ_S):
-                await self._pages(line, due, read)
-                skew = self._lines.x.skew()
-                if skew is not None and read.skew is not None and skew < read.skew - SAME_SKEW:
-                    read = Read(skew)  # X's clock is further behind than was thought: the reading began too late
-                    await self._pages(line, due, read)
+            client = await self._client(user_id, due)
+            if client is None:
+                return Read(why=Why.NOT_LINKED)
+            async with asyncio.timeout(MAX_READ_S):
+                await self._read_pages(client, due, read)
+                skew = self._x.skew()
+                if skew is not None and read.skew is not None and skew < read.skew - MAX_SKEW_CHANGE:
+                    # X's clock is further behind than was assumed: the reading started too late.
+                    read = Read(skew)
+                    await self._read_pages(client, due, read)
         except (GatewayError, TimeoutError) as error:
-            return Read(why="no_read", wait_s=getattr(error, "retry_after_s", None) or 0.0)
+            return Read(why=Why.NO_READ, wait_s=getattr(error, "retry_after_s", None) or 0.0)
         return read
 
-    async def _line(self, user_id: str, due: Sequence[RowMapping]) -> AccountClient | None:
-        """A way to X through a link of a key that asked for one of these posts."""
-        for key_id in list(dict.fromkeys(row["key_id"] for row in due))[:MOST_KEYS]:
-            current = (await self._lines.sessions.links(key_id)).current
-            if current is None or current["user_id"] != user_id or current["state"] != "active":
-                continue
-            session = await self._lines.sessions.open(current)
-            if session.scopes >= SCOPES:
-                return self._lines.open(session)
+    async def _client(self, user_id: str, due: Sequence[JournalRow]) -> AccountClient | None:
+        """Return a client of the account, through a link of a key that asked for one of these posts."""
+        for key_id in list(dict.fromkeys(row.key_id for row in due))[:MAX_KEYS]:
+            session = await self._sessions.acting_as(key_id, user_id)
+            if session is not None and session.scopes >= SCOPES:
+                return self._clients.open(session)
         return None
 
-    async def _pages(self, line: AccountClient, due: Sequence[RowMapping], read: Read) -> None:
+    async def _read_pages(self, client: AccountClient, due: Sequence[JournalRow], read: Read) -> None:
         page, until = None, None
         read.since = min(read.window(row)[0] for row in due)
         last = max(read.window(row)[1] for row in due)
-        if last < self._clock.now() - AFTER:
+        if last < self._clock.now() - MARGIN_AFTER:
             until = last
-        for _ in range(MOST_PAGES):
-            asked = request(line.user_id, read.since, until, page)
-            answer = await line.ask(asked, Reading(TimelinePage, about="user", whole=True))
+        for _ in range(MAX_PAGES):
+            asked = request(client.user_id, read.since, until, page)
+            answer = await client.ask(asked, Reading(TimelinePage, about="user", whole=True))
             found = TimelinePage.model_validate(answer)
             read.posts += found.data
             page = found.next_token
             if page is None:
                 break
         else:
-            read.since, read.why = min(post.at for post in read.posts), "too_many_posts"
+            read.since, read.why = min(post.at for post in read.posts), Why.TOO_MANY_POSTS
 
-    async def _judge(self, rows: Sequence[RowMapping], due: set[str], read: Read) -> None:
+    async def _judge(self, rows: Sequence[JournalRow], due: set[str], read: Read) -> None:
         lost = []
         for row in rows:
-            words = self._journal.words(row)
-            if words is not None:
-                lost.append(Lost(row, Sought.read(words), *read.window(row)))
+            text = self._journal.unseal(row)
+            if text is not None:
+                lost.append(LostPost(row, Signature.decode(text), *read.window(row)))
         matches = match(lost, read.posts) if read.since is not None else {}
         for one in lost:
-            if one.row["state"] != "unknown":
-                continue  # it only stands for its own post
-            request_id = one.row["request_id"]
+            # A row that is not unknown takes part only to claim its own post.
+            if one.row.state is not State.UNKNOWN:
+                continue
+            request_id = one.row.request_id
             post = matches.get(request_id)
             if isinstance(post, TimelinePost):
                 await self._found(one.row, post)
             elif request_id in due:
-                covered = read.since is not None and read.since <= one.since
-                why = ("several_match" if request_id in matches else "looking") if covered else (read.why or "no_read")
+                why, covered = read.why or Why.NO_READ, read.since is not None and read.since <= one.since
+                if covered:
+                    why = Why.SEVERAL_MATCH if request_id in matches else Why.LOOKING
                 await self._not_found(one.row, why, read, covered=covered)
 
-    async def _found(self, row: RowMapping, post: TimelinePost) -> None:
+    async def _found(self, row: JournalRow, post: TimelinePost) -> None:
         values = {
-            "state": "found",
+            "state": State.FOUND,
             "status": 201,
             "reason": None,
             "why": None,
             "data": {"id": post.id},
             "x_id": post.id,
-            "words_ct": self._journal.sealed(row["request_id"], html.unescape(post.text)),
+            "words_ct": self._journal.seal(row.request_id, html.unescape(post.text)),
             "settled_at": self._clock.now(),
             "due_at": None,
         }
         await self._change(row, values)
 
-    async def _not_found(self, row: RowMapping, why: Why, read: Read, *, covered: bool) -> None:
-        """It was not told apart in a reading, or there was none: that was the last word, or there is another look."""
-        now, reads = self._clock.now(), row["reads"] + covered
-        ends_at = row["lost_at"] + timedelta(seconds=LOOKS_S[-1])
-        values: dict[str, Any] = {"looks": row["looks"] + 1, "reads": reads, "why": why}
-        if why == "looking" and reads >= SURE_READS and now >= row["lost_at"] + SURE_AFTER:
-            values |= {"state": "not_found", "reason": "not_applied", "why": None, "settled_at": now}
+    async def _not_found(self, row: JournalRow, why: Why, read: Read, *, covered: bool) -> None:
+        """Record a reading without a match, or its failure: settle the row, end the search, or schedule a check."""
+        now, reads, lost_at = self._clock.now(), row.reads + covered, row.lost_at or row.created_at
+        ends_at = lost_at + timedelta(seconds=CHECKS_AFTER_S[-1])
+        certain = why is Why.LOOKING and now >= lost_at + CERTAIN_AFTER
+        values: dict[str, Any] = {"looks": row.looks + 1, "reads": reads, "why": why}
+        if certain and reads >= MIN_READS:
+            values |= {"state": State.NOT_FOUND, "reason": "not_applied", "why": None, "settled_at": now}
             values |= {"words_ct": None, "due_at": None}
         elif now >= ends_at:
             values |= {"words_ct": None, "due_at": None}
         else:
-            later = (row["lost_at"] + timedelta(seconds=after_s) for after_s in LOOKS_S)
+            later = (lost_at + timedelta(seconds=after_s) for after_s in CHECKS_AFTER_S)
             due_at = min((at for at in later if at > now), default=ends_at)
-            if why == "looking" and now >= row["lost_at"] + SURE_AFTER:
-                due_at = now + PAUSE  # one more reading is all that lacks
+            # Only one more reading is missing.
+            if certain:
+                due_at = now + PAUSE
             values["due_at"] = max(due_at, now + timedelta(seconds=read.wait_s))
         await self._change(row, values)
 
-    async def _change(self, row: RowMapping, values: dict[str, Any]) -> None:
+    async def _change(self, row: JournalRow, values: dict[str, Any]) -> None:
         async with self._database.write() as connection:
-            changed = await store.change(connection, row["request_id"], values, while_in=["unknown"])
+            changed = await store.change(connection, row.request_id, values, while_in=State.UNKNOWN)
         if changed and values["due_at"] is None:
-            state, seconds = values.get("state", "unknown"), (self._clock.now() - row["lost_at"]).total_seconds()
+            state = values.get("state", State.UNKNOWN)
+            seconds = (self._clock.now() - (row.lost_at or row.created_at)).total_seconds()
             self._telemetry.metrics.add("birdwire_lost_posts_total", state)
-            self._telemetry.event(
-                "info", "outcome", request_id=row["request_id"], state=state, seconds=round(seconds, 1)
-            )
-
-
-def match(lost: Sequence[Lost], posts: Sequence[TimelinePost]) -> dict[str, TimelinePost | None]:
-    """Which post is which lost one's, by request; None where several could be. Without a match there is no entry.
-
-    Posts that are told alike go to their rows in the order of time, if there are as many of the one as of the other.
-    """
-    could = {
-        one.row["request_id"]: [
-            post for post in posts if one.since <= post.at <= one.until and one.sought.is_like(post)
-        ]
-        for one in lost
-    }
-    verdicts: dict[str, TimelinePost | None] = {}
-    for alike in dict.fromkeys(one.sought for one in lost):
-        rows = [one.row for one in lost if one.sought == alike and could[one.row["request_id"]]]
-        rows.sort(key=lambda row: row["created_at"])
-        theirs = {post.id: post for row in rows for post in could[row["request_id"]]}
-        ordered = sorted(theirs.values(), key=lambda post: int(post.id))
-        for place, row in enumerate(rows):
-            alone = len(ordered) == len(rows) and ordered[place] in could[row["request_id"]]
-            verdicts[row["request_id"]] = ordered[place] if alone else None
-    return verdicts
+            self._telemetry.event("info", "outcome", request_id=row.request_id, state=state, seconds=round(seconds, 1))

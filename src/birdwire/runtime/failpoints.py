@@ -17,16 +17,16 @@ Result = TypeVar("Result")
 
 POINTS: dict[str, str] = {
     "refresh_before_claim": "the refresh token is about to be marked as presented",
-    "refresh_after_claim": "it is marked, and nothing has been sent",
-    "refresh_after_send": "it is on its way to X, and no response has arrived",
-    "refresh_after_reply": "X's new pair of tokens has arrived, and is not stored",
-    "refresh_in_persist": "the new pair is written, and not committed",
-    "refresh_after_persist": "the new pair is stored, and no caller has it",
-    "link_after_exchange": "X has issued a pair for the code, and it is not stored",
-    "link_after_persist": "the pair of a link is stored, and X has not named the account",
-    "post_after_started": "a post is journaled as started, and not sent",
-    "post_after_send": "a post is on its way to X, and no response has arrived",
-    "rotation": "some values are resealed, and not committed",
+    "refresh_after_claim": "the refresh token is marked, and nothing has been sent",
+    "refresh_after_send": "the refresh token has been sent to X, and no response has arrived",
+    "refresh_after_reply": "X's new token pair has arrived, and is not stored",
+    "refresh_in_persist": "the new token pair is written, and not committed",
+    "refresh_after_persist": "the new token pair is stored, and not used yet",
+    "link_after_exchange": "X has returned a token pair for the authorization code, and it is not stored",
+    "link_after_persist": "the token pair of a link is stored, and X has not named the account",
+    "post_after_started": "a post is recorded as started, and not sent",
+    "post_after_send": "a post has been sent to X, and no response has arrived",
+    "rotation": "some values are re-encrypted, and not committed",
     "migration": "the schema is changed, and not committed",
 }
 """Every failpoint, with the state at that place."""
@@ -100,8 +100,10 @@ def _read(part: str) -> tuple[str, _Action]:
     found = _FORM.fullmatch(part)
     if found is None or found["name"] not in POINTS:
         known = ", ".join(POINTS)
-        raise ValueError(f"failpoints: {part!r:.60} is not POINT=kill, raise or delay(SECONDS), with POINT of {known}")
+        raise ValueError(
+            f"failpoints: {part!r:.60} is not POINT=kill, POINT=raise or POINT=delay(SECONDS); points: {known}"
+        )
     delay_s = float(found["delay"] or 0)
     if delay_s > _MAX_DELAY_S:
-        raise ValueError(f"failpoints: a delay is {_MAX_DELAY_S:.0f} seconds at most")
+        raise ValueError(f"failpoints: the maximum delay is {_MAX_DELAY_S:.0f} seconds")
     return found["name"], _Action(found["action"].partition("(")[0], delay_s, int(found["nth"] or 0))

@@ -55,26 +55,26 @@ class Row:
 
 
 _OPERATION = "the call's name; `other` for pages, documents, health checks, and requests refused before they had one"
-_ENDPOINT = "method and path at X, with `:id` for what varies"
+_ENDPOINT = "method and path at X, with `:id` in place of ids and names"
 _SERVER_ERRORS = tuple(reason for reason, problem in PROBLEMS.items() if problem.status >= 500)
 _REPLIES = ("2xx", "3xx", "4xx", "5xx", "401", "429")
 _RENEWALS = ("success", "late", "refused", "held", "not_sent", "lost_reply", "x_5xx", "operator_fault", "wait_timeout", "persist_failure")  # fmt: skip
 
 METRICS: dict[str, Row] = {
-    "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "why it was refused (see errors.md), or empty"}),
-    "birdwire_server_errors_total": Row("counter", "Requests answered with 5xx.", {"reason": "why (see errors.md)"}, starts=_SERVER_ERRORS),
-    "birdwire_request_seconds": Row("histogram", "Seconds from a request's head to its answer.", {"operation": _OPERATION}),
-    "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, with `401` and `429` counted separately, or why there was no reply: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
+    "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "the reason of the refusal (see errors.md), or empty"}),
+    "birdwire_server_errors_total": Row("counter", "Requests answered with 5xx.", {"reason": "the reason (see errors.md)"}, starts=_SERVER_ERRORS),
+    "birdwire_request_seconds": Row("histogram", "Seconds from a request's headers to its response.", {"operation": _OPERATION}),
+    "birdwire_x_calls_total": Row("counter", "Calls to X.", {"endpoint": _ENDPOINT, "outcome": "`2xx` to `5xx`, with `401` and `429` counted separately, or why X sent no response: `unreachable`, `tls`, `busy`, `timeout`, `cut`, `malformed`"}),
     "birdwire_x_outcomes_total": Row("counter", "Calls to X, over all endpoints.", {"outcome": "as above"}, starts=(*_REPLIES, *SEND_REASONS)),
-    "birdwire_x_call_seconds": Row("histogram", "Seconds until X replied.", {"endpoint": _ENDPOINT}),
+    "birdwire_x_call_seconds": Row("histogram", "Seconds until X responded.", {"endpoint": _ENDPOINT}),
     "birdwire_x_retries_total": Row("counter", "Calls to X that were retries.", watched=True),
     "birdwire_x_spared_total": Row("counter", "Calls not sent to X because they would have failed.", {"why": "`window`: X's limit is used up; `breaker`: the circuit breaker of the endpoint is open"}, watched=True),
     "birdwire_x_breakers_open": Row("gauge", "Circuit breakers that are open for all accounts.", watched=True),
-    "birdwire_x_connections": Row("gauge", "Connections to X.", {"pool": "`calls`, or `tokens`: renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
+    "birdwire_x_connections": Row("gauge", "Connections to X.", {"pool": "`calls`, or `tokens` for renewals, links and revocations", "state": "`idle` or `busy`"}, watched=True),
     "birdwire_x_connections_opened_total": Row("counter", "Connections to X opened.", {"pool": "as above"}, watched=True),
     "birdwire_refreshes_total": Row("counter", "Renewals of X tokens.", {"outcome": "`success`, `late` (another process stored newer tokens first), `refused`, `held` (X's answer does not prove a refusal), `not_sent`, `lost_reply`, `wait_timeout`, `persist_failure`, `x_5xx`, `operator_fault`"}, starts=_RENEWALS),
-    "birdwire_links_total": Row("counter", "Links by outcome, in the process that saw it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or the confirmation came too late, or the key expired)"}, watched=True),
-    "birdwire_calls_running": Row("gauge", "Calls in progress.", {"lane": "`calls`, or `reserved`: status and revocation"}, watched=True),
+    "birdwire_links_total": Row("counter", "Links by outcome, counted by the process that recorded it.", {"outcome": "`linked`, `undone` (by the account's owner), `denied`, `mismatch` (another account approved), `unlinked` (by the key's holder, or with its revoked key), `expired` (the approval or the confirmation came too late, or the key expired)"}, watched=True),
+    "birdwire_calls_running": Row("gauge", "Calls in progress.", {"lane": "`calls`, or `reserved` for status and revocation"}, watched=True),
     "birdwire_calls_queued": Row("gauge", "Calls waiting for a slot.", {"lane": "as above"}, watched=True),
     "birdwire_calls_shed_total": Row("counter", "Calls refused because too many were in progress.", {"why": "`full`, `late` (waited too long) or `uploads` (no upload slot or no room for its bytes): the gateway is at capacity; `key`: that key's own limit"}, starts=("full", "late", "uploads", "key")),
     "birdwire_uploads_running": Row("gauge", "Uploads in progress.", watched=True),
@@ -83,13 +83,13 @@ METRICS: dict[str, Row] = {
     "birdwire_lost_posts_total": Row("counter", "Lost posts whose reconciliation has finished.", {"state": "`found`, `not_found`, or `unknown` after a day without a verdict"}, starts=("found", "not_found", "unknown")),
     "birdwire_journal_waiting": Row("gauge", "Journal rows waiting in memory for the database.", watched=True),
     "birdwire_journal_refused_total": Row("counter", "Journal rows that the database refused; each was logged and dropped from the queue.", watched=True),
-    "birdwire_limits_degraded_total": Row("counter", "Calls counted locally because the shared counters did not answer in time.", watched=True),
+    "birdwire_limits_degraded_total": Row("counter", "Calls counted locally because the shared counters did not respond in time.", watched=True),
     "birdwire_replicas": Row("gauge", "Gateways that share the counters, as last reported by Redis; 1 without Redis.", watched=True),
     "birdwire_connections": Row("gauge", "Connections from callers.", watched=True),
     "birdwire_log_lines_dropped_total": Row("counter", "Log lines dropped because the reader was too slow.", watched=True),
     "birdwire_loop_lag_seconds": Row("gauge", "The longest stall of the event loop in the last 15 seconds.", watched=True),
     "birdwire_draining": Row("gauge", "1 while the process shuts down.", watched=True),
-    "birdwire_build_info": Row("gauge", "Always 1.", {"version": "of Birdwire", "python": "of Python"}, watched=True),
+    "birdwire_build_info": Row("gauge", "Always 1.", {"version": "the version of Birdwire", "python": "the version of Python"}, watched=True),
 }  # fmt: skip
 """Every metric. Prometheus's standard process metrics (`process_*`) are exported as well."""
 

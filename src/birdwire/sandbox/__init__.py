@@ -1,4 +1,4 @@
-"""A stand-in for X on this machine: its consent page, tokens, API, limits and failures, for tests and for building against.
+"""A stand-in for X on this machine: consent page, tokens, API, limits and failures, for tests and development.
 
 Owns an independent second implementation of what X documents, written from X's documentation. `app` builds it and
 `server` serves it; `oauth` answers X's OAuth 2.0 endpoints, `api` X's API, `state` holds the simulated world, `control`

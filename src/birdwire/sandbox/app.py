@@ -1,4 +1,4 @@
-"""Composition of the sandbox: builds every part, lists every route. Nothing else constructs."""
+"""Composition root of the sandbox: builds every part and lists every route. No other module constructs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def create_sandbox(
     world_path: Path | None = None,
     app_name: str = "Birdwire (local)",
 ) -> Starlette:
-    """The sandbox as an ASGI app; `app.state.clients` holds its credentials.
+    """Return the sandbox as an ASGI app; `app.state.clients` contains its credentials.
 
-    Without `clients` they are those of the stored world, or made at random. Without `redirect_uris` every loopback
-    URI counts as registered. `world_path` is the file in which the world outlives a restart.
+    Without `clients`, the credentials are those of the stored world, or random. Without `redirect_uris`, every
+    loopback URI counts as registered. `world_path` is the file that keeps the world across restarts.
     """
     platform = Simulator(clients=clients, redirect_uris=redirect_uris, world_path=world_path, app_name=app_name)
     pages, faults, calls = Pages(), Faults(), Calls(platform)
@@ -65,7 +65,8 @@ def create_sandbox(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        platform.save()  # a world that cannot be written is found out before the first call
+        # An unwritable world must fail before the first call.
+        platform.save()
         yield
         platform.save()
 
@@ -87,5 +88,5 @@ def create_sandbox(
 
 
 async def _no_endpoint(_request: Request, _error: Exception) -> Response:
-    """X's answer where it has no such endpoint: 404, no body, no limits."""
+    """Return X's answer for an unknown endpoint: 404, without body and rate limits."""
     return Response(status_code=404)

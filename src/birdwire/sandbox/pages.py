@@ -1,4 +1,4 @@
-"""The sandbox's HTML: templates, and the headers that keep a page to itself. Everything shown is escaped."""
+"""The sandbox's HTML pages: templates and security headers. All values are escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 
 
 class Pages:
-    """Renders a template under a strict policy: no script, no frame, one style sheet known by its hash."""
+    """Renders templates under a strict Content-Security-Policy: no scripts, no frames, one style sheet by its hash."""
 
     def __init__(self) -> None:
         loader = PackageLoader("birdwire.sandbox")
@@ -23,7 +23,7 @@ class Pages:
         self._style_hash = b64encode(sha256(style.encode()).digest()).decode()
 
     def page(self, name: str, status: int = 200, form_action: str = "", **values: Any) -> HTMLResponse:
-        """The page; `form_action` is an origin besides our own that a form may lead to."""
+        """Render a page; `form_action` is another origin that its form may redirect to."""
         text = self._templates.get_template(name).render(style=self._style, **values)
         policy = (
             f"default-src 'none'; style-src 'sha256-{self._style_hash}'; img-src data:; "

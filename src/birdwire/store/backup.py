@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Column, Integer, Table, func, select, text, update
 
 from birdwire.store.schema import Instant, StoreError, insert, metadata
-from birdwire.store.tables.x_sessions import x_sessions
+from birdwire.store.tables.x_sessions import LinkState, x_sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,9 +55,9 @@ def take(source: Path, target: Path, at: datetime) -> int:
         _sync(target.parent)
         return target.stat().st_size
     except OSError as error:
-        raise StoreError(f"The backup {target} cannot be made: {error.strerror or type(error).__name__}.") from None
+        raise StoreError(f"The backup {target} cannot be created: {error.strerror or type(error).__name__}.") from None
     except sqlite3.Error as error:
-        raise StoreError(f"The backup {target} cannot be made: {type(error).__name__}.") from None
+        raise StoreError(f"The backup {target} cannot be created: {type(error).__name__}.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -78,12 +78,12 @@ def stage(copy: Path, target: Path) -> Path:
         with contextlib.closing(sqlite3.connect(new)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     except OSError as error:
-        raise StoreError(f"The backup {copy} cannot be put back: {error.strerror}.") from None
+        raise StoreError(f"The backup {copy} cannot be restored: {error.strerror}.") from None
     except sqlite3.Error:
         found = "no database"
     if found != "ok":
         discard(new)
-        raise StoreError(f"The backup {copy} is damaged; nothing was changed.")
+        raise StoreError(f"The backup {copy} is damaged. Nothing was changed.")
     return new
 
 
@@ -121,7 +121,7 @@ async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
 
     A link that has ended stays ended; a mark from before stays.
     """
-    live = x_sessions.c.state.in_(("active", "pending")) & x_sessions.c.refresh_ct.is_not(None)
+    live = x_sessions.c.state.in_((LinkState.ACTIVE, LinkState.PENDING)) & x_sessions.c.refresh_ct.is_not(None)
     sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
     query = select(restores.c.epoch, restores.c.snapshot_at).where(restores.c.restored_at.is_(None))
     made = (await connection.execute(query.order_by(restores.c.epoch.desc()).limit(1))).first()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
-from sqlalchemy import BigInteger, Column, Index, MetaData, Table, column, inspect, select, table
+from sqlalchemy import BigInteger, Column, Index, MetaData, String, Table, column, inspect, select, table
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
@@ -62,6 +63,30 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else _EPOCH + int(value) * _MICROSECOND
 
 
+Member = TypeVar("Member", bound=StrEnum)
+
+
+class EnumText(TypeDecorator[Member]):
+    """A member of a StrEnum, stored as its value."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, enum: type[Member]) -> None:
+        super().__init__()
+        self.enum = enum
+
+    def process_bind_param(self, value: Member | str | None, dialect: Dialect) -> str | None:
+        """To the column."""
+        del dialect
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Member | None:
+        """From the column."""
+        del dialect
+        return None if value is None else self.enum(value)
+
+
 def index_of_some(name: str, *columns: Column[Any]) -> Index:
     """Return a partial index of the rows whose last column is not null.
 
@@ -104,7 +129,7 @@ def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], Non
     if found == HEAD:
         return
     if found is None and tables:
-        raise StoreError("The database holds tables that are not Birdwire's; give it a database of its own.")
+        raise StoreError("The database contains tables that do not belong to Birdwire. Use a separate database.")
     _change(connection, found, upgrade=upgrade)
     migrated()
 
@@ -119,7 +144,9 @@ def _change(connection: Connection, found: str | None, *, upgrade: bool) -> None
     config.attributes["connection"] = connection
     script = alembic.script.ScriptDirectory.from_config(config)
     if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
-        raise StoreError("The database was made by a newer Birdwire; install that version.")
+        raise StoreError("The database was created by a newer version of Birdwire. Install that version.")
     if found is not None and not upgrade:
-        raise StoreError("The database was made by an older Birdwire; make a backup, then run: birdwire migrate")
+        raise StoreError(
+            "The database was created by an older version of Birdwire. Make a backup, then run: birdwire migrate"
+        )
     alembic.command.upgrade(config, "head")

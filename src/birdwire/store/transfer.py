@@ -60,7 +60,7 @@ async def copy_rows(source: AsyncConnection, target: AsyncConnection, progress: 
     """
     for table in TABLES:
         if (await target.execute(select(*table.primary_key.columns).limit(1))).first() is not None:
-            raise StoreError("The database of the settings is not empty; nothing was changed.")
+            raise StoreError("The database in the settings is not empty. Nothing was changed.")
     moved = 0
     for table in TABLES:
         query = select(table).order_by(*table.primary_key.columns)

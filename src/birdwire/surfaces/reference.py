@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 _SHAPE = """\
 Every refusal is one JSON object, `error`, with `type`, `code`, `message`, `request_id`, `reason`, `fix`, `whose`, \
-`retryable` and, if X answered, `upstream`. What stands in braces below is filled in."""
+`retryable` and, if X responded, `upstream`. Birdwire replaces the text in braces below with the details of \
+the refusal."""
 _SOURCES = """\
-From the environment, or by their short names from a TOML file that `--config` or `BIRDWIRE_CONFIG` names; the \
-environment wins."""
+Set these options in the environment, or by their short names in the TOML file that `--config` or `BIRDWIRE_CONFIG` \
+names. Environment variables take precedence."""
 _COUNTED = """\
-`GET /metrics` in Prometheus's text format: on a port of its own (`BIRDWIRE_METRICS_PORT`), or with a token \
-(`BIRDWIRE_METRICS_TOKEN`) on the main one. Besides these: `process_*` for processor time, memory and open files. \
-No label names a user, a key or an id."""
-_MADE = "<!-- Made by `make docs` from the code; edits are lost. -->"
+`GET /metrics` returns these in the Prometheus text format: on a separate port (`BIRDWIRE_METRICS_PORT`), or on the \
+main port with a token (`BIRDWIRE_METRICS_TOKEN`). In addition, `process_*` reports processor time, memory and open \
+files. No label contains a user, a key or an id."""
+_MADE = "<!-- Generated from the code by `make docs`. Do not edit. -->"
 
 
 def pages() -> dict[str, str]:
@@ -61,16 +62,16 @@ def _operations() -> str:
 def _call(call: Listed) -> list[str]:
     blocks = [f"### {call.method} {call.path}", f"{call.summary}. {call.description}", f"```sh\n{call.curl}\n```"]
     if call.takes:
-        blocks += ["Takes:", _members("Required", call.takes)]
+        blocks += ["Request:", _members("Required", call.takes)]
     if call.answers:
-        blocks += [f"Answers {call.status}:", _members("Always", call.answers)]
+        blocks += [f"Response {call.status}:", _members("Always", call.answers)]
     refused = [(status, ", ".join(f"`{reason}`" for reason in reasons)) for status, reasons in call.refusals.items()]
-    return [*blocks, "Refuses:", _table(("Status", "Reasons"), refused)]
+    return [*blocks, "Refusals:", _table(("Status", "Reasons"), refused)]
 
 
 def _members(always: str, members: Iterable[Member]) -> str:
     rows = [(f"`{one.name}`", "yes" if one.required else "", one.form, one.words) for one in members]
-    return _table(("Field", always, "Form", "Meaning"), rows)
+    return _table(("Field", always, "Type", "Meaning"), rows)
 
 
 def _errors() -> str:

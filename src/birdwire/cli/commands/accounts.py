@@ -1,4 +1,4 @@
-"""`birdwire accounts`: link an X account to an API key, confirm, see and unlink it; and the operator's list of all."""
+"""`birdwire accounts`: link, show, confirm and unlink the X account of an API key; list all linked accounts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
 
 WAIT_S = 600.0
-ASK_EVERY_S = 2.0  # well inside the lowest tier's 60 calls a minute
+# The interval stays well below the 60 calls per minute of the lowest tier.
+ASK_EVERY_S = 2.0
 
 app = family()
 
@@ -28,34 +29,38 @@ def link(
     key_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KEY_ID]", help="Key to link, for the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
+            metavar="[KEY_ID]", help="Key to link, as the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
         ),
     ] = None,
     *,
     expect: Annotated[
-        str | None, typer.Option(metavar="USERNAME", help="X account that must approve; any other is refused.")
+        str | None, typer.Option(metavar="USERNAME", help="X account that must approve. Birdwire refuses any other.")
     ] = None,
     scopes: Annotated[
-        str | None, typer.Option(metavar="SCOPE,...", help="X scopes to ask for. Default: all that the key can use.")
+        str | None, typer.Option(metavar="SCOPE,...", help="X scopes to request. Default: all that the key can use.")
     ] = None,
     return_to: Annotated[
-        str | None, typer.Option(metavar="URL", help="Page that follows the link; the key must allow it.")
+        str | None, typer.Option(metavar="URL", help="Page to open after the approval. The key must allow it.")
     ] = None,
     wait: Annotated[
         bool | None,
-        typer.Option("--wait/--no-wait", help="Wait up to 10 minutes for the approval. Default: yes, without --json."),
+        typer.Option("--wait/--no-wait", help="Wait up to 10 minutes for the approval. Default: wait unless --json."),
     ] = None,
     config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Link an X account to a key: print a page to open, and wait until the account's owner has approved.
+    """Link an X account to an API key.
 
-    With KEY_ID, work on the database with the gateway's settings (public_url, database_url, vault key, x_client_id),
-    for any key and without its secret. Without KEY_ID, ask the gateway with the API key, which must be allowed to
-    `link`. The page works once, for 10 minutes.
+    Prints the URL of X's consent page and waits until the account's owner has approved there. The URL is valid for 10
+    minutes and works once.
 
-    With --json, print auth_url, state and expires_at and do not wait; with --wait, print the linked account instead.
+    Without KEY_ID, the command calls the gateway with the API key, whose actions must include `link`. With KEY_ID, it
+    works directly on the database: it needs the gateway's settings (public_url, database_url, vault key, x_client_id)
+    and links any key without knowing its secret.
+
+    With --json, the command prints auth_url, state and expires_at and does not wait. With --json --wait, it waits and
+    prints the linked account instead.
 
     Example: birdwire accounts link key_01K... --expect ada
     """
@@ -76,7 +81,9 @@ def link(
 
 @app.command()
 def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Show which X account the API key acts as, and what X recently let the gateway's X app do. Never a token.
+    """Show the X account that the API key acts as.
+
+    Also shows which operations X recently allowed or refused. Never shows a token.
 
     Example: birdwire accounts status
     """
@@ -89,24 +96,29 @@ def status(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
 def confirm(
     which: Annotated[
         str,
-        typer.Argument(metavar="KEY_ID|@USERNAME", help="Key whose link waits, for the operator; or the account."),
+        typer.Argument(
+            metavar="KEY_ID|@USERNAME", help="Key whose link to confirm, as the operator; or account that approved."
+        ),
     ],
     *,
     expect: Annotated[
-        str | None, typer.Option(metavar="USERNAME", help="With KEY_ID, required: X account that must have approved.")
+        str | None, typer.Option(metavar="USERNAME", help="X account that must have approved. Required with KEY_ID.")
     ] = None,
     state: Annotated[
         str | None,
-        typer.Option(metavar="STATE", help="With @USERNAME: state of the link, or its auth_url, as `link` printed it."),
+        typer.Option(
+            metavar="STATE", help="The link's state or auth_url, as `link` printed it. Required with @USERNAME."
+        ),
     ] = None,
     config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Confirm a link that is waiting for the key's holder (link mode `confirm`).
+    """Confirm a link that an account's owner has approved (link mode `confirm`).
 
-    With @USERNAME and --state, ask the gateway with the API key. With KEY_ID, work on the database with the gateway's
-    settings, as the operator: `birdwire accounts list` shows the account that approved.
+    With @USERNAME and --state, the command calls the gateway with the API key. With KEY_ID and --expect, the operator
+    confirms directly on the database, with the gateway's settings. `birdwire accounts list` shows which account
+    approved.
 
     Example: birdwire accounts confirm key_01K... --expect ada
     """
@@ -114,12 +126,12 @@ def confirm(
         username = which.removeprefix("@") if which.startswith("@") else None
         _check_place("confirm", which if username is None else None, config, api_key_file)
         if username is None and state is not None:
-            raise Stop(ExitCode.USAGE, "--state needs an @USERNAME.", "With KEY_ID, use --expect USERNAME.")
+            raise Stop(ExitCode.USAGE, "--state requires @USERNAME.", "With KEY_ID, use --expect USERNAME instead.")
         if username is not None and (state is None or expect is not None):
             raise Stop(
                 ExitCode.USAGE,
-                "An @USERNAME needs --state, and takes no --expect.",
-                "`birdwire accounts link` printed the state; the operator can confirm by KEY_ID.",
+                "@USERNAME requires --state and excludes --expect.",
+                "Use the state that `birdwire accounts link` printed. The operator can confirm with KEY_ID instead.",
             )
         if username is None:
             from birdwire.cli import links  # noqa: PLC0415 - as in _linked
@@ -136,17 +148,21 @@ def confirm(
 def unlink(
     key_id: Annotated[
         str | None,
-        typer.Argument(metavar="[KEY_ID]", help="Key to unlink, for the operator. Default: the API key, over HTTP."),
+        typer.Argument(
+            metavar="[KEY_ID]", help="Key to unlink, as the operator. Default: the key in BIRDWIRE_API_KEY, over HTTP."
+        ),
     ] = None,
     *,
     config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Unlink the X account from a key: delete its tokens here, and revoke them at X.
+    """Unlink the X account from an API key.
 
-    With KEY_ID, work on the database with the gateway's settings, for any key and without its secret. Without KEY_ID,
-    ask the gateway with the API key, which must be allowed to `unlink`.
+    Birdwire deletes the account's tokens from the database and revokes them at X.
+
+    Without KEY_ID, the command calls the gateway with the API key, whose actions must include `unlink`. With KEY_ID,
+    it works directly on the database with the gateway's settings, and unlinks any key without knowing its secret.
 
     Example: birdwire accounts unlink
     """
@@ -154,40 +170,42 @@ def unlink(
         _check_place("unlink", key_id, config, api_key_file)
         if key_id is None:
             gateway = GatewayClient(gateway_url(), read_key(api_key_file))
-            say.result(gateway.ask("POST", f"{API}/unlink_twitter"), "No X account is linked to this key any more.")
+            say.result(gateway.ask("POST", f"{API}/unlink_twitter"), "The X account was unlinked from this key.")
             return
         from birdwire.cli import links  # noqa: PLC0415 - as in _linked
 
         ended = asyncio.run(links.unlink(read_settings(config), key_id))
-        text = f"No X account is linked to {key_id} any more." if ended else f"No X account was linked to {key_id}."
+        text = f"The X account was unlinked from {key_id}." if ended else f"No X account was linked to {key_id}."
         say.result({"data": {"linked": False}}, text)
 
 
 @app.command("list")
 def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """List every linked account, from the database. For the operator; never a token.
+    """List all linked X accounts, as the operator.
+
+    Reads the database. Never shows a token.
 
     Example: birdwire accounts list --data .birdwire
     """
     with saying(as_json=as_json) as say:
         rows = asyncio.run(_linked(read_settings(config, data)))
         columns = ("label", "key_id", "username", "state", "why", "access_expires_at", "refreshed_at", "linked_at")
-        say.table({"accounts": rows}, rows, columns, "No account is linked yet.")
+        say.table({"accounts": rows}, rows, columns, "No X account is linked yet.")
 
 
 def _check_place(command: str, key_id: str | None, config: object, api_key_file: object) -> None:
-    """Check that the options fit to where the command works: on the database with a KEY_ID, else over HTTP.
+    """Check the options: with a KEY_ID the command works on the database, without one over HTTP.
 
     Raises:
-        Stop: they do not.
+        Stop: an option does not apply.
     """
     if (config if key_id is None else api_key_file) is not None:
-        why = "--config needs a KEY_ID." if key_id is None else "--api-key-file and a KEY_ID exclude each other."
+        why = "--config requires KEY_ID." if key_id is None else "--api-key-file and KEY_ID are mutually exclusive."
         raise Stop(ExitCode.USAGE, why, f"See `birdwire accounts {command} --help`.")
 
 
 def _state_in(text: str) -> str:
-    """Return a link's state, given as such or as the auth_url that has it."""
+    """Return a link's state, given as the state itself or as the auth_url that contains it."""
     return parse_qs(urlsplit(text).query).get("state", [text])[0]
 
 
@@ -196,7 +214,7 @@ def _status(gateway: GatewayClient) -> dict[str, Any]:
 
 
 class _OverHttp:
-    """The API key's link, asked of the gateway."""
+    """Links the API key over HTTP."""
 
     def __init__(self, gateway: GatewayClient) -> None:
         self._gateway = gateway
@@ -205,19 +223,19 @@ class _OverHttp:
 
     @property
     def confirm(self) -> str:
-        """The command that confirms the link."""
+        """Return the command that confirms the link."""
         return f"birdwire accounts confirm @USERNAME --state {printable(self._begun.get('state'))}"
 
     async def start(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer of auth_twitter."""
+        """Start the link and return the response of auth_twitter."""
         self._before = _status(self._gateway)
         self._begun = self._gateway.ask("POST", f"{API}/auth_twitter", body)
         return self._begun
 
     async def poll(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what became of the link, if it is the last that was started, and the key's status if it is its link.
+        """Return the link's attempt, if it is the key's latest, and the key's status, if the link changed it.
 
-        A gateway that is busy or away is asked again.
+        Both are empty if the gateway is busy or unreachable, so that the caller polls again.
         """
         try:
             status = _status(self._gateway)
@@ -239,19 +257,19 @@ async def _link_key(say: Output, settings: Settings, key_id: str, body: dict[str
 
 
 async def _link(say: Output, link: _OverHttp | Linking, body: dict[str, Any], *, waits: bool) -> None:
-    """Start a link, show its page, and wait for the approval if asked to.
+    """Start a link, print its auth_url, and wait for the approval if `waits`.
 
     Raises:
-        Stop: the link was refused, or nobody approved it in time.
+        Stop: the link was refused, or was not approved and confirmed in time.
     """
     begun = await link.start(body)
     page = printable(begun.get("auth_url"), 4_000)
     if not waits:
         say.result(begun, page)
         return
-    say.lines("Open this page and allow access:\n", page, "")
+    say.lines("Open this page in a browser and allow access:\n", page, "")
     ends_at, approved, told = time.monotonic() + WAIT_S, False, False
-    with say.waiting("Waiting for approval. Ctrl-C stops waiting; the page stays valid."):
+    with say.waiting("Waiting for approval. Press Ctrl-C to stop waiting; the page remains valid."):
         while True:
             attempt, status = await link.poll()
             check_attempt(attempt)
@@ -268,37 +286,37 @@ async def _link(say: Output, link: _OverHttp | Linking, body: dict[str, Any], *,
 
 
 def _confirming(attempt: dict[str, Any], status: dict[str, Any], command: str) -> str | None:
-    """Return how to confirm a link that was approved and waits. While an older one serves, auth/status is of that."""
+    """Return how to confirm an approved link. While an older link is active, auth/status describes the older one."""
     if status.get("state") == "pending" and status.get("username"):
         name = printable(f"@{status['username']}")
-        return f"{name} approved. To activate the link: {command.replace('@USERNAME', name)}"
+        return f"{name} approved. To activate the link, run: {command.replace('@USERNAME', name)}"
     if not status and attempt.get("outcome") == "approved":
-        return f"An account approved. In link mode confirm, activate its link: {command}"
+        return f"An account approved. If the gateway uses link mode confirm, run: {command}"
     return None
 
 
-_AGAIN = "Run the command again for a new page."
-_EXPIRED = ("Nobody approved within 10 minutes.", _AGAIN)
+_AGAIN = "Run the command again to get a new page."
+_EXPIRED = ("The link was not approved within 10 minutes.", _AGAIN)
 _UNCONFIRMED = ("The approval was not confirmed within 10 minutes.", _AGAIN)
 _ENDS = {
-    "consent_denied": "The account's owner denied access on X's page; nothing was linked.",
-    "account_mismatch": "Another X account approved than the one that the key is meant for; nothing was changed.",
+    "consent_denied": "The account's owner denied access on X's consent page. Nothing was linked.",
+    "account_mismatch": "A different X account approved than the one that the key expects. Nothing was changed.",
     "x_scope_missing": "The account's owner did not approve users.read and tweet.read, so X does not name the account.",
 }
-"""How a refused link ends, for people, where the refusal's own sentence needs values or speaks to the owner."""
+"""Messages for a refused link, for reasons whose own message needs values or addresses the account's owner."""
 
 
 def check_attempt(attempt: dict[str, Any]) -> None:
-    """Check that a link may still come of an attempt.
+    """Check that an attempt to link may still succeed.
 
     Raises:
-        Stop: the owner denied or undid it, it expired, or it failed.
+        Stop: the account's owner denied or undid it, it expired, or it failed.
     """
     outcome, reason = attempt.get("outcome"), attempt.get("reason")
     if outcome == "expired":
         raise Stop(ExitCode.REFUSED, *_EXPIRED)
     if outcome == "undone":
-        raise Stop(ExitCode.REFUSED, "The account's owner undid the link.", "Ask them before you link it again.")
+        raise Stop(ExitCode.REFUSED, "The account's owner undid the link.", "Ask the owner before you link it again.")
     if outcome == "refused":
         raise Stop(ExitCode.REFUSED, _ENDS.get(str(reason)) or meaning(reason), _AGAIN)
 
@@ -306,28 +324,28 @@ def check_attempt(attempt: dict[str, Any]) -> None:
 def _told(status: dict[str, Any]) -> str:
     if not status.get("linked"):
         why = f": {_why(status)}" if status.get("why") else "."
-        return printable(f"No X account is linked to this key{why} Link one with: birdwire accounts link")
+        return printable(f"No X account is linked to this key{why} To link one, run: birdwire accounts link")
     name = f"@{status['username']}" if status.get("username") else ""
     if status.get("state") == "needs_relink":
         return printable(f"{name or 'The account'} must be linked again: {_why(status)}")
     if status.get("state") == "pending" and not name:
-        return "X has not named the linked account yet. Birdwire asks X again with the key's next call."
+        return "X has not named the linked account yet. Birdwire will ask X again on the key's next call."
     if status.get("state") == "pending":
-        return printable(f"{name} approved, and the link is waiting to be confirmed: see `birdwire accounts confirm`.")
+        return printable(f"{name} approved. The link is waiting for confirmation: see `birdwire accounts confirm`.")
     return printable(f"This key acts as {name}.")
 
 
 WHYS = {
-    "refused": "X refused to renew the access.",
-    "refresh_lost_reply": "X's answer to a renewal was lost, and the new tokens with it.",
-    "no_refresh_token": "the access expired, and X had given no refresh token.",
+    "refused": "X refused to renew the tokens.",
+    "refresh_lost_reply": "X's response to a token renewal was lost, and the new tokens with it.",
+    "no_refresh_token": "the access token expired, and X had not issued a refresh token.",
     "scope_missing": "X does not name the account until its owner approves users.read and tweet.read.",
-    "damaged": "the stored token was changed in the database.",
-    "restored": "the link came from a backup; the next renewal will show whether X still accepts it.",
-    "restored_backup": "the link came from a backup, and X had renewed the access since.",
-    "undone_by_owner": "the account's owner undid the link; ask them before you link it again.",
+    "damaged": "the stored tokens were modified in the database.",
+    "restored": "the link was restored from a backup. The next token renewal will show whether X still accepts it.",
+    "restored_backup": "the link was restored from a backup, and X had renewed its tokens since.",
+    "undone_by_owner": "the account's owner undid the link. Ask the owner before you link it again.",
 }
-"""What auth/status returns as `why`, for people; reads on after a colon."""
+"""The values of `why` in auth/status as text for people. Each continues a sentence after a colon."""
 
 
 def _why(status: dict[str, Any]) -> str:
@@ -336,7 +354,7 @@ def _why(status: dict[str, Any]) -> str:
 
 
 def _session(status: dict[str, Any]) -> list[str]:
-    """Until when X's access lasts, and when it is renewed; why, where `_told` does not have it."""
+    """Describe when the access token expires and is renewed; also `why`, where `_told` does not show it."""
     if not status.get("linked"):
         return []
     last, planned = status.get("refreshed_at"), status.get("next_refresh_at")
@@ -353,7 +371,7 @@ def _session(status: dict[str, Any]) -> list[str]:
 
 
 def _record(status: dict[str, Any]) -> list[str]:
-    """What X recently answered to each operation."""
+    """Describe which operations X recently allowed or refused."""
     known = status.get("capabilities")
     lines = [
         f"X allows {name}." if found.get("allowed") else f"X refuses {name}: {meaning(found.get('reason'))}"
@@ -364,8 +382,8 @@ def _record(status: dict[str, Any]) -> list[str]:
 
 
 async def _linked(settings: Settings) -> list[dict[str, Any]]:
-    # Loaded here since only this command of the family works on the database.
-    from birdwire.accounts.sessions import standing  # noqa: PLC0415 - see above
+    # These modules are imported here because only this subcommand works on the database.
+    from birdwire.accounts.links import reported_state  # noqa: PLC0415 - see above
     from birdwire.cli.database import opened  # noqa: PLC0415 - see above
     from birdwire.keys.registry import Keys  # noqa: PLC0415 - see above
     from birdwire.runtime.clock import Clock, rfc3339  # noqa: PLC0415 - see above
@@ -378,15 +396,15 @@ async def _linked(settings: Settings) -> list[dict[str, Any]]:
             rows = await x_sessions.list_all(connection)
     return [
         {
-            "key_id": row["key_id"],
-            "label": labels.get(row["key_id"]),
-            "user_id": row["user_id"],
-            "username": row["username"],
-            **dict(zip(("state", "why"), standing(row, clock.now()), strict=True)),
-            "generation": row["gen"],
-            "access_expires_at": rfc3339(row["expires_at"]),
-            "refreshed_at": rfc3339(row["refreshed_at"]) if row["refreshed_at"] else None,
-            "linked_at": rfc3339(row["linked_at"]) if row["linked_at"] else None,
+            "key_id": row.key_id,
+            "label": labels.get(row.key_id),
+            "user_id": row.user_id,
+            "username": row.username,
+            **dict(zip(("state", "why"), reported_state(row, clock.now()), strict=True)),
+            "generation": row.gen,
+            "access_expires_at": rfc3339(row.expires_at),
+            "refreshed_at": rfc3339(row.refreshed_at) if row.refreshed_at else None,
+            "linked_at": rfc3339(row.linked_at) if row.linked_at else None,
         }
         for row in rows
     ]

@@ -1,4 +1,4 @@
-"""`birdwire like` and its siblings: one command for each row of OPERATIONS that is about one post or user."""
+"""`birdwire like` and similar commands: one for each row of OPERATIONS that takes a single post or user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _outcome(shown: str, document: dict[str, Any]) -> str:
-    """`1346889436626259968: liked`: what the answer says is true now, in its own words; else what no longer is."""
+    """Describe the outcome, such as `1346889436626259968: liked`, or `no longer liked` if the values are false."""
     data = {name: value for name, value in data_of(document).items() if value is not None}
     words = [name for name, value in data.items() if value] or [f"no longer {name}" for name in data]
     return printable(f"{shown}: {', '.join(words).replace('_', ' ')}")
@@ -37,8 +37,8 @@ def _command(operation: Operation) -> Callable[..., None]:
     act.__annotations__["target"] = kind.argument
     act.__doc__ = f"""{operation.summary}.
 
-    Acts as the X account that is linked to the API key, through the gateway at BIRDWIRE_URL
-    (default {DEFAULT_URL}).
+    Birdwire acts as the X account that is linked to the API key. The command calls the gateway at BIRDWIRE_URL
+    (default: {DEFAULT_URL}).
 
     Example: birdwire {name_of(operation)} {kind.example}
     """

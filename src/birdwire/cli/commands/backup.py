@@ -1,4 +1,4 @@
-"""`birdwire backup` and `birdwire restore`: the database as one file, taken while it serves, and put back."""
+"""`birdwire backup` and `birdwire restore`: copy the database to a file while it is in use, and restore it."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ app = family()
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it; must not exist yet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write. It must not exist yet.")],
     *,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the database into one file, while the gateway runs.
+    """Back up the database to a file while the gateway runs.
 
-    The backup is useless without the vault key: keep that elsewhere. For PostgreSQL, use its own tool, pg_dump.
+    The backup is useless without the vault key. Keep a copy of the vault key, too, but in a different place.
+
+    This command is for SQLite. For PostgreSQL, use pg_dump.
 
     Example: birdwire backup --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
@@ -46,50 +48,53 @@ def backup(
         if database is None:
             raise Stop(
                 ExitCode.USAGE,
-                "Back up a PostgreSQL database with PostgreSQL's own tools.",
-                "pg_dump --format=custom --file=FILE DATABASE; after pg_restore: birdwire restore --mark",
+                "This command does not back up PostgreSQL databases.",
+                "Use pg_dump --format=custom --file=FILE DATABASE. After pg_restore, run: birdwire restore --mark",
             )
         there(database)
         if file.exists():
             raise Stop(
-                ExitCode.USAGE, f"{file} is there already.", "Choose another file; a backup is never overwritten."
+                ExitCode.USAGE, f"{file} already exists.", "Choose another file. Birdwire never overwrites a backup."
             )
         size = copies.take(database, file, at)
         document = {"file": str(file.resolve()), "bytes": size, "snapshot_at": rfc3339(at)}
-        say.result(document, f"The database as of {rfc3339(at)} is in {file}: {size:,} bytes.")
+        say.result(document, f"Backed up the database as of {rfc3339(at)} to {file} ({size:,} bytes).")
 
 
 @app.command()
 def restore(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A backup that `birdwire backup` made.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Backup made with `birdwire backup`.")] = None,
     *,
     mark: Annotated[
-        bool, typer.Option("--mark", help="Restore no file: only mark the links, as after pg_restore.")
+        bool, typer.Option("--mark", help="Only mark the links, without restoring a file. Use it after pg_restore.")
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace the database with a backup, and mark its links: X may have renewed their tokens since.
+    """Restore the database from a backup, and mark its links for verification.
 
-    Refused while a gateway runs. The replaced database is kept alongside. If X has renewed a link's tokens since the
-    backup, the next renewal finds that out, and the account must be linked again.
+    Stop the gateway first. The replaced database is kept in the same folder.
+
+    The tokens in a backup are invalid if X has renewed them since. Birdwire verifies each marked link at its next token
+    renewal. If X rejects the tokens, the account must be linked again.
 
     Example: birdwire restore --config /etc/birdwire/birdwire.toml /backup/birdwire.db
     """
     with saying(as_json=as_json) as say, refusals():
         if (file is None) is not mark:
-            raise Stop(ExitCode.USAGE, "Name either the backup to restore or --mark.")
+            raise Stop(ExitCode.USAGE, "Use either FILE, the backup to restore, or --mark.")
         settings, began_at = read_settings(config, data), time.monotonic()
         vault = open_vault(settings)
         target = file_of(settings.database_url)
         if target is not None:
-            target = Path(os.path.realpath(target))  # the file itself is replaced, not a link to it
+            # The file itself must be replaced, not a symbolic link to it.
+            target = Path(os.path.realpath(target))
         if file is not None and target is None:
             raise Stop(
                 ExitCode.USAGE,
-                "Restore a PostgreSQL database with PostgreSQL's own tools.",
-                "pg_restore --clean --if-exists --dbname=DATABASE FILE; then: birdwire restore --mark",
+                "This command does not restore PostgreSQL databases.",
+                "Use pg_restore --clean --if-exists --dbname=DATABASE FILE, then run: birdwire restore --mark",
             )
         with alone(settings, to_serve=False):
             if file is None or target is None:
@@ -104,19 +109,20 @@ def restore(
         }
         say.result(
             document,
-            f"The database is as of {document['snapshot_at'] or 'its backup'}; {sessions:,} links will be checked at"
-            " their next renewal.",
+            f"The database has the state of {document['snapshot_at'] or 'its backup'}. "
+            f"Links to verify at their next token renewal: {sessions:,}.",
             *([f"The replaced database is kept in {kept}."] if kept else []),
-            "Keys that were revoked after the backup are valid again: revoke them before you start the gateway.",
+            "API keys that were revoked after the backup are valid again. Revoke them before you start the gateway.",
         )
 
 
 def _put_back(file: Path, target: Path, settings: Settings, vault: Vault) -> tuple[Path | None, copies.Marked]:
-    """Check and mark a copy of the backup, then let it take the database's place; where that one is kept."""
+    """Check and mark a copy of the backup, then replace the database with it; return where the old one is kept."""
     new = copies.stage(file, target)
     try:
         copy = settings.model_copy(update={"database_url": f"{SQLITE}{new}"})
-        marked = asyncio.run(_mark(copy, vault, upgrade=True))  # the backup may be an older version's
+        # A backup of an older version has an older schema.
+        marked = asyncio.run(_mark(copy, vault, upgrade=True))
         return copies.switch(new, target), marked
     finally:
         copies.discard(new)
@@ -129,7 +135,11 @@ async def _mark(settings: Settings, vault: Vault, *, upgrade: bool) -> copies.Ma
         await KeyRotation(database, vault, Clock()).check()
         async with database.write() as connection:
             if others := await copies.count_gateways(connection):
-                raise Stop(ExitCode.USAGE, f"Gateways serve this database ({others} connections).", "Stop them first.")
+                raise Stop(
+                    ExitCode.USAGE,
+                    f"Gateways are connected to this database ({others} connections).",
+                    "Stop all of them first.",
+                )
             now = Clock().now()
             links, snapshot_at = await copies.mark_restored(connection, now)
             restored = {"snapshot_at": snapshot_at, "links": links}

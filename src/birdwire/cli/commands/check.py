@@ -1,4 +1,4 @@
-"""`birdwire check`: whether the gateway can start, and which of its settings are legal but unwise."""
+"""`birdwire check`: reports whether the gateway can start, and which settings are valid but unwise."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from birdwire.x.limits.capabilities import Capability
 
 MADE_UP = "birdwire-check-made-up-refresh-token"
-"""X refuses it, but only to a client whose id and secret it accepts."""
+"""A token that does not exist. X rejects the token itself only if it accepts the client id and secret."""
 
 _FIELDS = (f"{PREFIX}{name.upper()}: {field.description}" for name, field in Settings.model_fields.items())
-SETTINGS = "\n\n".join(("Settings, in the environment or, in lower case without BIRDWIRE_, in a TOML file:", *_FIELDS))
+SETTINGS = "\n\n".join(
+    ("Settings (environment variables; in a TOML file, use lower case without BIRDWIRE_):", *_FIELDS)
+)
 
 app = family()
 
@@ -51,21 +53,21 @@ def check(
     live: Annotated[
         bool,
         typer.Option(
-            "--live", help="Also ask X whether it accepts the client id and secret, and show what it allowed."
+            "--live", help="Also ask X whether it accepts the client id and secret, and show what X recently allowed."
         ),
     ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Report everything that is wrong with settings, vault key and database.
+    """Check the settings, the vault key and the database, and report every problem.
 
-    Exits 2 if there is a problem, else 0. With a problem the gateway cannot start. A note names what is legal but
-    unwise, such as a Redis that does not answer: a gateway starts without it. The command changes nothing and shows no
-    secret.
+    Exits with 2 if there is a problem, and with 0 otherwise. A problem prevents the gateway from starting. A note is
+    only a warning, for example about a Redis server that does not respond. The command changes nothing and shows no
+    secrets.
 
-    With --live it also sends X's token endpoint one request, with the client id, the secret and a made-up refresh
-    token, and shows from the database which operations X recently allowed or refused. If X cannot be reached or does
-    not accept the client, that is a problem, too: the gateway starts, but cannot act at X.
+    With --live, the command also sends one request to X's token endpoint, with the client id, the client secret and an
+    invalid refresh token, and shows which operations X recently allowed or refused. It reports a problem if X is
+    unreachable or rejects the client: the gateway would start, but could not act on X.
 
     Example: birdwire check --config /etc/birdwire/birdwire.toml --live
     """
@@ -83,7 +85,7 @@ def check(
         lines = [f"{one.level}: {one.text}" for one in found if one.level != "problem"] + list(_told(known or ()))
         if broken:
             say.lines(*lines)
-            headline = "Ready to start, but not to act at X:" if startable else "Not ready to start:"
+            headline = "Ready to start, but not to act on X:" if startable else "Not ready to start:"
             message = "\n- ".join((headline, *(one.text for one in broken)))
             raise Stop(ExitCode.USAGE, message, document=document)
         say.result(document, *lines)
@@ -91,7 +93,7 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: a problem keeps the gateway from its work, a note does not. `fix` is the next step."""
+    """A finding of a check: a problem prevents the gateway's work, a note does not. `fix` is the next step."""
 
     level: Literal["ok", "note", "problem"]
     message: str
@@ -99,13 +101,13 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """The finding and its next step as sentences."""
+        """Return the finding and its next step as sentences."""
         return f"{self.message} {self.fix}".strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check, left out while a setting that it `needs` is wrong."""
+    """One check. It is skipped while a setting that it `needs` is invalid."""
 
     look: Callable[[Settings], Iterator[Finding]]
     needs: tuple[str, ...]
@@ -127,7 +129,7 @@ def _problems(found: list[Finding]) -> list[Finding]:
 
 
 def _settings(config: Path | None) -> tuple[Settings | None, frozenset[str], list[Finding]]:
-    """Return the settings, as far as they can be used, the names of the wrong ones, and what was found."""
+    """Return the valid settings, the names of the invalid ones, and the findings."""
     found: list[Finding] = []
     try:
         settings: Settings | None = load_settings(config)
@@ -137,9 +139,11 @@ def _settings(config: Path | None) -> tuple[Settings | None, frozenset[str], lis
         found = [Finding("problem", problem) for problem in error.problems]
     file = settings_file(config)
     if file is not None:
-        with contextlib.suppress(OSError):  # then it could not be read, which was found above
+        # An unreadable file is already among the findings.
+        with contextlib.suppress(OSError):
             fault = private_files.fault(file, "config file")
-            if fault is not None and f"{fault}." not in [one.message for one in found]:  # no secret is in it
+            # The fault is already a problem if the file contains a secret; otherwise it is only worth a note.
+            if fault is not None and f"{fault}." not in [one.message for one in found]:
                 found.append(Finding("note", f"{fault}."))
     return settings, wrong, found
 
@@ -155,13 +159,13 @@ def _own_callback(settings: Settings) -> Iterator[Finding]:
 
 
 def _callback(settings: Settings) -> Iterator[Finding]:
-    yield Finding("ok", f"The callback to register at X is {settings.redirect_uri}")
+    yield Finding("ok", f"The callback URL to register with X is {settings.redirect_uri}")
     host = urlsplit(settings.base_url).hostname or ""
     if settings.issuer == "x" and (is_loopback(host) or is_any(host)):
         yield Finding(
             "note",
-            f"Only a browser on this machine can finish a link: the callback is on {host}.",
-            "Set BIRDWIRE_PUBLIC_URL to the address at which the accounts' owners reach this gateway.",
+            f"Only a browser on this machine can complete a link, because the callback URL is on {host}.",
+            "Set BIRDWIRE_PUBLIC_URL to the URL at which the accounts' owners reach this gateway.",
         )
 
 
@@ -169,8 +173,9 @@ def _listener(settings: Settings) -> Iterator[Finding]:
     if not is_loopback(settings.host):
         yield Finding(
             "note",
-            f"Birdwire listens on {settings.host} in plain HTTP, in which API keys can be read on the way.",
-            f"Let only the proxy that terminates TLS reach port {settings.port}, or set BIRDWIRE_HOST to 127.0.0.1.",
+            f"Birdwire listens on {settings.host} over plain HTTP, so the network can read API keys.",
+            f"Allow only the proxy that terminates TLS to reach port {settings.port}, or set BIRDWIRE_HOST to "
+            "127.0.0.1.",
         )
 
 
@@ -178,15 +183,15 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
     if settings.public_url.startswith("https:") and not settings.trusted_proxies:
         yield Finding(
             "note",
-            "The public URL is https, and no proxy is trusted: every caller seems to have the proxy's address, so that "
-            "one caller's invalid keys slow down all others.",
+            "The public URL is https, but no proxy is trusted. Every caller appears to have the proxy's address, so "
+            "one caller's invalid keys slow down all callers.",
             "Set BIRDWIRE_TRUSTED_PROXIES to the address of the proxy that terminates TLS.",
         )
 
     if any(ipaddress.ip_network(network).prefixlen == 0 for network in listed(settings.trusted_proxies)):
         yield Finding(
             "note",
-            "Every address is trusted as a proxy: a caller can claim any address in X-Forwarded-For, and so use a key "
+            "Every address is trusted as a proxy. A caller can claim any address in X-Forwarded-For, and so use a key "
             "from outside its --ips.",
             "Set BIRDWIRE_TRUSTED_PROXIES to the address of the proxy that terminates TLS.",
         )
@@ -196,8 +201,8 @@ def _metrics(settings: Settings) -> Iterator[Finding]:
     if settings.metrics_port is not None and settings.metrics_token is None and not is_loopback(settings.metrics_host):
         yield Finding(
             "note",
-            f"The metrics on {settings.metrics_host}, port {settings.metrics_port}, can be read without a token.",
-            "Set BIRDWIRE_METRICS_TOKEN, or let only Prometheus reach that port.",
+            f"The metrics on {settings.metrics_host} port {settings.metrics_port} can be read without a token.",
+            "Set BIRDWIRE_METRICS_TOKEN, or allow only Prometheus to reach that port.",
         )
 
 
@@ -206,30 +211,31 @@ def _client(settings: Settings) -> Iterator[Finding]:
         yield Finding("problem", "BIRDWIRE_X_CLIENT_ID is not set.", "Set it to the OAuth 2.0 client id of your X app.")
         return
     kind = "a public client (no secret)" if settings.x_client_secret is None else "a confidential client"
-    yield Finding("ok", f"The X app is used as {kind}")
+    yield Finding("ok", f"The X app is {kind}")
 
 
 def _vault(settings: Settings) -> Iterator[Finding]:
     open_vault(settings)
-    yield Finding("ok", "The vault key can be read")
+    yield Finding("ok", "The vault key is readable")
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
     path = file_of(settings.database_url)
     if path is None or path.exists():
         vault = None
-        with contextlib.suppress(VaultError):  # which _vault reports
+        # The check _vault reports this error.
+        with contextlib.suppress(VaultError):
             vault = open_vault(settings)
         asyncio.run(_open(settings, vault))
-        whose = "of this version" if vault is None else "of this version and vault key"
-        yield Finding("ok", f"The database {place_of(settings.database_url)} is {whose}")
+        whose = "this version" if vault is None else "this version and this vault key"
+        yield Finding("ok", f"The database {place_of(settings.database_url)} matches {whose}")
     elif path.parent.is_dir():
-        yield Finding("ok", f"The database {path} will be made by the first start")
+        yield Finding("ok", f"The database {path} will be created at the first start")
     else:
         yield Finding(
             "problem",
             f"The folder of the database {path} does not exist.",
-            "Make the folder, or correct BIRDWIRE_DATABASE_URL.",
+            "Create the folder, or correct BIRDWIRE_DATABASE_URL.",
         )
 
 
@@ -240,41 +246,42 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     if why:
         yield Finding(
             "note",
-            f"Redis does not answer ({why}); until it does, each gateway enforces its share of the limits by itself.",
-            "Check BIRDWIRE_REDIS_URL and the server.",
+            f"Redis does not respond ({why}). Until it does, each gateway enforces its share of the rate limits.",
+            "Check BIRDWIRE_REDIS_URL and the Redis server.",
         )
     else:
-        yield Finding("ok", "Redis answers")
+        yield Finding("ok", "Redis responds")
 
 
 def _x(settings: Settings) -> Iterator[Finding]:
-    """Tell wrong credentials from an X that cannot be reached, by what X says to a made-up refresh token."""
+    """Distinguish wrong credentials from an unreachable X, by X's response to an invalid refresh token."""
     error = asyncio.run(_refused(settings))
     if error is not None and error.upstream is None:
         yield Finding(
             "problem",
-            f"{settings.x_api_url} cannot be reached: {meaning(error.reason)}",
+            f"Cannot reach {settings.x_api_url}: {meaning(error.reason)}",
             "Check the network, BIRDWIRE_X_API_URL and BIRDWIRE_X_PROXY.",
         )
         return
     upstream = (error and error.upstream) or {"status": 200}
     said = f"HTTP {upstream['status']} {upstream.get('type', '')}".rstrip()
-    yield Finding("ok", f"X can be reached at {settings.x_api_url}")
+    yield Finding("ok", f"X is reachable at {settings.x_api_url}")
     if error is not None and error.meaning is Meaning.REFUSED:
         yield Finding("ok", "X accepts the client id and secret")
     elif error is not None and error.meaning is Meaning.OPERATOR:
-        if settings.x_client_id:  # else _client has said what is wrong
+        # Without a client id, the check _client reports the problem.
+        if settings.x_client_id:
             yield Finding(
                 "problem",
-                f"X does not accept the client id and secret ({said}).",
+                f"X rejects the client id and secret ({said}).",
                 "Copy both again from X's developer console (OAuth 2.0 keys). A confidential client (web app, bot) "
-                "needs its secret, a public one (native or single-page app) must have none.",
+                "requires its secret; for a public client (native or single-page app), leave the secret out.",
             )
     else:
         yield Finding(
             "note",
-            f"X's answer ({said}) does not tell whether it accepts the client id and secret.",
-            "Try again later, and check that BIRDWIRE_X_API_URL is X's API.",
+            f"X's response ({said}) does not show whether X accepts the client id and secret.",
+            "Try again later, and check that BIRDWIRE_X_API_URL is the URL of X's API.",
         )
 
 
@@ -289,10 +296,10 @@ CHECKS = (
     Check(_database, ("database_url",)),
     Check(_redis, ("redis_url",)),
 )
-"""What a start needs, and what is unwise, in the order in which it is shown."""
+"""Checks of what a start requires and of what is unwise, in the order in which they are shown."""
 
 LIVE_CHECKS = (Check(_x, ("x_api_url", "x_proxy", "x_client_id", "x_client_secret")),)
-"""What a call to X needs; these ask X."""
+"""Checks of what a call to X requires. They send a request to X."""
 
 
 def _document(found: list[Finding], known: list[Capability] | None) -> dict[str, Any]:
@@ -306,12 +313,12 @@ def _document(found: list[Finding], known: list[Capability] | None) -> dict[str,
 
 
 def _told(known: Iterable[Capability]) -> Iterator[str]:
-    """What X recently said of each operation, for people."""
+    """Describe for people whether X recently allowed or refused each operation."""
     for one in known:
         if one.allowed:
-            yield f"X allowed {one.operation}, last {_plain(one.allowed_at)}"
+            yield f"X allowed {one.operation}, most recently at {_plain(one.allowed_at)}"
         else:
-            yield f"X refused {one.operation}, last {_plain(one.refused_at)}: {meaning(one.reason)}"
+            yield f"X refused {one.operation}, most recently at {_plain(one.refused_at)}: {meaning(one.reason)}"
 
 
 def _plain(value: object) -> object:
@@ -325,7 +332,7 @@ async def _open(settings: Settings, vault: Vault | None) -> None:
 
 
 def _record(settings: Settings) -> list[Capability] | None:
-    """Return what X recently said of each operation; None if the database cannot be read, which _database reports."""
+    """Return X's recent status of each operation; None if the database is unreadable, which _database reports."""
     path = file_of(settings.database_url)
     if path is None or path.exists():
         with contextlib.suppress(Stop):
@@ -339,7 +346,7 @@ async def _known(settings: Settings) -> list[Capability]:
 
 
 async def _counters(url: str) -> str:
-    """Why Redis does not run a script for us; empty if it does."""
+    """Return why Redis cannot run a script; empty if it can."""
     told: list[str] = []
 
     async def probe() -> None:
@@ -352,7 +359,7 @@ async def _counters(url: str) -> str:
 
 
 async def _refused(settings: Settings) -> TokenError | None:
-    """What X's token endpoint says to a made-up refresh token; None if it answers with tokens, which X does not."""
+    """Return the error of X's token endpoint for an invalid refresh token; None if it returns tokens."""
     proxy = settings.x_proxy.get_secret_value() if settings.x_proxy else None
     upstream = ConnectionPool(settings.x_api_url, proxy=proxy, user_agent=f"birdwire/{__version__}")
     try:

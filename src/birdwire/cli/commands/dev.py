@@ -1,4 +1,4 @@
-"""`birdwire dev`: a gateway and a sandbox in one process, on loopback, kept in one folder. Reads no settings."""
+"""`birdwire dev`: a gateway and a sandbox in one process, on loopback, with their files in one folder. No settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from birdwire.cli.database import held, operator, refusals
 from birdwire.cli.gateway_client import API, GatewayClient
 from birdwire.cli.inputs import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
-from birdwire.keys.registry import MAX_RPM, Keys, mint
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import MAX_RPM
+from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.state.seed import OTHER_USER_ID, OTHER_USERNAME, PEOPLE, VISIBLE_POST_ID
@@ -44,32 +46,32 @@ TIER = "starter"
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where a dev gateway keeps everything, so that the next start goes on where this one ends."""
+    """Folder of a dev gateway. It keeps all state, so that the next start continues with it."""
 
     path: Path
 
     @property
     def database_url(self) -> str:
-        """The database in it."""
+        """Return the URL of the folder's database."""
         return f"sqlite:///{self.path / DATABASE}"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Vault]:
-        """Make the folder (0700) if it is not there, keep others out of it, and open its vault.
+        """Create the folder (0700) if it does not exist, lock it, and open its vault.
 
         Raises:
-            Stop: it cannot be used, or another process works in it.
+            Stop: the folder is unusable, or another process uses it.
         """
         try:
             if not self.path.exists():
                 self.path.mkdir(mode=0o700, parents=True)
                 (self.path / ".gitignore").write_text("*\n", "utf-8")
         except OSError as error:
-            raise Stop(ExitCode.USAGE, f"The folder {self.path} cannot be used: {error.strerror}.") from None
+            raise Stop(ExitCode.USAGE, f"Cannot use the folder {self.path}: {error.strerror}.") from None
         with held(
             self.path / DATABASE,
-            f"Another `birdwire dev`, or a `birdwire serve`, works in {self.path}.",
-            "Use that one, end it, or choose another folder: --data DIR",
+            f"Another `birdwire dev` or `birdwire serve` is using {self.path}.",
+            "Use that gateway, stop it, or choose another folder with --data DIR.",
         ):
             key_file = self.path / VAULT_KEY
             yield Vault(read_key_file(key_file) if key_file.exists() else create_key_file(key_file))
@@ -77,7 +79,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a dev gateway offers, once it answers."""
+    """What a dev gateway prints once it is ready."""
 
     gateway: str
     sandbox: str
@@ -88,7 +90,7 @@ class Ready:
     folder: Path
 
     def document(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the JSON document for programs."""
         return {
             "gateway": self.gateway,
             "sandbox": self.sandbox,
@@ -101,21 +103,21 @@ class Ready:
         }
 
     def text(self) -> Iterator[str | Text]:
-        """For people. Pasted as it is, the curl works."""
-        yield Text("\nBirdwire runs, with a sandbox behind it. Nothing leaves this machine.\n", style="bold")
+        """Yield the text for people. The curl command works when pasted."""
+        yield Text("\nBirdwire is running with a sandbox in place of X. Nothing leaves this machine.\n", style="bold")
         yield f"  Gateway   {self.gateway}"
         yield f"  Sandbox   {self.sandbox}"
         yield f"  API key   {self.api_key}"
         if self.auth_url is not None:
             yield Text(
-                "\n1. Open this page, choose ada and press Authorize app (it works once, for 10 minutes):\n",
+                "\n1. Open this page, choose ada and click Authorize app (valid once, for 10 minutes):\n",
                 style="bold",
             )
             yield Text(f"{self.auth_url}", style="cyan")
             yield Text("\n2. Like a post:\n", style="bold")
         else:
             username = (self.linked or {}).get("username")
-            yield Text(f"\nThe key acts as @{username} of the sandbox. Like a post:\n", style="bold")
+            yield Text(f"\nThe key acts as the sandbox's user @{username}. Like a post:\n", style="bold")
         yield (
             f"curl {self.gateway}{API}/like_twitter \\\n"
             f"  -H 'Authorization: Bearer {self.api_key}' \\\n"
@@ -123,48 +125,51 @@ class Ready:
             f"""  -d '{{"tweet_id": "{VISIBLE_POST_ID}"}}'"""
         )
         command = _command()
-        yield Text("\nOr with the commands, in another terminal:\n", style="bold")
+        yield Text("\nOr use the command line in another terminal:\n", style="bold")
         if self.gateway != DEFAULT_URL:
             yield f"export BIRDWIRE_URL={self.gateway}"
         yield f"export BIRDWIRE_API_KEY={self.api_key}"
         yield f"{command} like {VISIBLE_POST_ID}"
         yield f"{command} post 'Hello from Birdwire'"
         yield Text(
-            "\nSee X refuse likes, as it does to apps without Enterprise access (tier enterprise allows them again):\n",
+            "\nMake the sandbox refuse likes, as X does without Enterprise access (to undo, set tier to enterprise):\n",
             style="bold",
         )
         yield (
             f"curl {self.sandbox}/_sandbox/config -H 'Content-Type: application/json' "
             """-d '{"tier": "self_serve_2026_04", "tier_refusal": "client-not-enrolled"}'"""
         )
-        yield Text(f"\nEverything is kept in {self.folder}. Ctrl-C stops it.\n", style="dim")
+        yield Text(f"\nAll state is kept in {self.folder}. Press Ctrl-C to stop.\n", style="dim")
 
 
 @app.command()
 def dev(
     *,
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="The gateway's port; 0 takes any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port of the gateway; 0 selects any free port.")
     ] = 8700,
     sandbox_port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="The sandbox's port; 0 takes any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port of the sandbox; 0 selects any free port.")
     ] = 8701,
     data: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the database, the vault key and the sandbox's state.")
     ] = DEFAULT_FOLDER,
     rpm: Annotated[
-        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls a minute for both keys.")
+        int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute for each of the two keys.")
     ] = None,
-    link: Annotated[str | None, typer.Option(metavar="USERNAME", help="Link this user of the sandbox: ada.")] = None,
+    link: Annotated[
+        str | None, typer.Option(metavar="USERNAME", help="Link this user of the sandbox at the start, such as ada.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request to stderr.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a gateway and a sandbox on this machine, to build and test against.
+    """Start a gateway and a sandbox on this machine, for development and testing.
 
-    Prints an API key, a page to link an account with, and a curl that likes a post. No X account, X app or network
-    is needed. A second start on the same folder keeps the keys and the link.
+    Prints an API key, a page on which to link an account, and a curl command that likes a post. You need no X account,
+    no X app and no network. The next start in the same folder keeps the keys and the link.
 
-    With --json: one line, once both answer, with gateway, sandbox, api_key, unlinked_key, linked and ids to try.
+    With --json, the command prints one line once both servers are ready. It contains gateway, sandbox, api_key,
+    unlinked_key (a key without an account), linked, and example ids.
 
     Example: birdwire dev --link ada
     """
@@ -215,7 +220,7 @@ async def _serve(
 
 
 def _command() -> str:
-    """How a shell in this folder finds the command line: by its name if it is on the path, else beside Python."""
+    """Return the command to run birdwire in this folder: its name if it is on PATH, else its path next to Python."""
     beside = Path(sys.executable).with_name("birdwire")
     if which("birdwire") is not None or not beside.is_file():
         return "birdwire"
@@ -231,7 +236,7 @@ def _sandbox(folder: Folder) -> Starlette:
 
 
 async def _keys(folder: Folder, vault: Vault, rpm: int | None) -> tuple[str, str]:
-    """The two keys: the same at every start, since they follow from the vault key."""
+    """Return the two keys. They are derived from the vault key, so every start prints the same keys."""
     database, clock = Database(folder.database_url), Clock()
     try:
         await prepare(database, vault, clock, upgrade=True)
@@ -242,7 +247,7 @@ async def _keys(folder: Folder, vault: Vault, rpm: int | None) -> tuple[str, str
 
 
 async def _key(keys: Keys, vault: Vault, label: str, rpm: int | None) -> str:
-    """The first key of this label that was not revoked or rotated away."""
+    """Return the first key with this label that was not revoked or rotated."""
     for number in count():
         raw_key = mint("test", vault.derive(f"api key {label} {number}"))
         key, _ = await keys.create("test", label, TIER, secret=raw_key)
@@ -256,7 +261,7 @@ async def _key(keys: Keys, vault: Vault, label: str, rpm: int | None) -> str:
 
 
 def _link(gateway: GatewayClient, sandbox_url: str, username: str | None) -> tuple[dict[str, Any] | None, str | None]:
-    """Whom the key acts as, after linking `username` if asked to; and, if nobody, a page to link an account with."""
+    """Link `username` if given. Return the account that the key acts as, or else a page on which to link one."""
     linked = _linked(gateway)
     if username is None:
         return linked, None if linked else gateway.ask("POST", f"{API}/auth_twitter")["auth_url"]
@@ -264,7 +269,7 @@ def _link(gateway: GatewayClient, sandbox_url: str, username: str | None) -> tup
         _consent(gateway, sandbox_url, username)
         linked = _linked(gateway)
     if not _is(linked, username):
-        raise _unlinkable(username, "X does not say that this is the account")
+        raise _unlinkable(username, "the gateway does not report it as linked")
     return linked, None
 
 
@@ -278,7 +283,7 @@ def _is(linked: dict[str, Any] | None, username: str) -> bool:
 
 
 def _consent(gateway: GatewayClient, sandbox_url: str, username: str) -> None:
-    """What a person does in the browser."""
+    """Approve in the sandbox, as a person does in the browser."""
     body = {"expected_username": username}
     auth_url = gateway.ask("POST", f"{API}/auth_twitter", body)["auth_url"]
     consent = {"auth_url": auth_url, "username": username, "action": "allow"}
@@ -290,5 +295,5 @@ def _consent(gateway: GatewayClient, sandbox_url: str, username: str) -> None:
 
 def _unlinkable(username: str, why: str) -> Stop:
     names = ", ".join(person.username for person in PEOPLE if not person.suspended)
-    message = f"{printable(username, 20)} could not be linked in the sandbox: {why}."
+    message = f"Cannot link {printable(username, 20)} in the sandbox: {why}."
     return Stop(ExitCode.REFUSED, message, f"Choose one of {names}.")

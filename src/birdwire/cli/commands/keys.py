@@ -1,4 +1,4 @@
-"""`birdwire keys`: API keys, on the database, beside a running gateway. A key's secret is shown once."""
+"""`birdwire keys`: manages API keys in the database, also while a gateway runs. Shows a key's secret only once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened, operator
 from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
-from birdwire.keys.registry import MAX_RPM, MAX_TEXT, TIERS, KeyRules, Keys
+from birdwire.keys.registry import Keys
+from birdwire.keys.rules import MAX_RPM, MAX_TEXT_LIMIT, TIERS, KeyRules
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.database import file_of, place_of
 
@@ -29,10 +30,10 @@ Result = TypeVar("Result")
 DAY_S = 86_400
 MAX_LIFE_S = 100 * 366 * DAY_S
 
-KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As shown by `birdwire keys list`.")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, from `birdwire keys list`.")]
 
 RpmOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute, instead of the tier's.")
+    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Calls per minute. Default: the tier's.")
 ]
 ExpiresOption = Annotated[
     int | None, typer.Option(min=1, max=MAX_LIFE_S, metavar="SECONDS", help="Seconds until the key expires.")
@@ -46,18 +47,21 @@ ActionsOption = Annotated[
 ]
 IpsOption = Annotated[
     str | None,
-    typer.Option(metavar="CIDR,...", help="Networks the key may be used from, such as 192.0.2.0/24. Default: any."),
+    typer.Option(metavar="CIDR,...", help="IP networks the key may be used from, such as 192.0.2.0/24. Default: any."),
 ]
 ReturnToOption = Annotated[
-    str | None, typer.Option(metavar="URL,...", help="Pages that may be named as return_to. Default: none.")
+    str | None, typer.Option(metavar="URL,...", help="Allowed return_to pages of the key's links. Default: none.")
 ]
 DailyOption = Annotated[
-    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Maximum number of writes per day (UTC).")
+    int | None, typer.Option(min=1, max=MAX_RPM, metavar="N", help="Maximum number of writes to X per day (UTC).")
 ]
 TextOption = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MAX_TEXT, metavar="N", help="Maximum length of a post. X allows Premium accounts more than 280."
+        min=1,
+        max=MAX_TEXT_LIMIT,
+        metavar="N",
+        help="Maximum length of a post. Default: 280; set more for Premium accounts.",
     ),
 ]
 
@@ -75,7 +79,7 @@ LIFTED = {
     "text-limit": "text_limit",
     "account": "account_username",
 }
-"""What `change --lift` removes: a rule as its option names it -> as `birdwire log --acts` does. Both are accepted."""
+"""Rules that `change --lift` removes: the option's name -> the name in `birdwire log --acts`. Both are accepted."""
 
 app = family()
 
@@ -83,9 +87,11 @@ app = family()
 @app.command()
 def create(
     *,
-    label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is; the page after a link shows it.")],
+    label: Annotated[
+        str, typer.Option(metavar="TEXT", help="Name of the app or person that uses the key. Shown on link pages.")
+    ],
     tier: Annotated[
-        str, typer.Option(metavar="TIER", help=f"Tier of the key, which sets its calls per minute: {', '.join(TIERS)}.")
+        str, typer.Option(metavar="TIER", help=f"Tier, which sets the calls per minute: {', '.join(TIERS)}.")
     ] = "free",
     rpm: RpmOption = None,
     expires_in: ExpiresOption = None,
@@ -99,10 +105,10 @@ def create(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create an API key and show it, once.
+    """Create an API key and print it. The key is shown only once.
 
-    The key works immediately, also on a running gateway. Give it no more than its app needs: its rules hold even if
-    somebody talks the app into something else.
+    A running gateway accepts the key immediately. Allow only what the app needs: the gateway enforces these rules even
+    if someone tricks the app or agent into trying something else.
 
     Example: birdwire keys create --label "My agent" --tier starter --actions like,post --daily-writes 50
     """
@@ -114,19 +120,21 @@ def create(
         key, raw_key = _on(settings, lambda keys: keys.create(settings.mode, label, tier, rpm, rules=rules), new=True)
         say.result(_created(key, raw_key), raw_key)
         if not as_json:
-            say.aside(f"{key.key_id}, {_terms(key)}. The key is not shown again.")
-            made = "which was created just now. Only a gateway on this database accepts it" if new else ""
-            say.aside(f"It is in the database {place_of(settings.database_url)}{made and f', {made}'}.")
+            say.aside(f"{key.key_id}: {_terms(key)}. The key will not be shown again.")
+            made = ", which was just created. Only a gateway that uses this database accepts the key" if new else ""
+            say.aside(f"The key is stored in the database {place_of(settings.database_url)}{made}.")
 
 
 @app.command()
 def change(
     key_id: KeyId,
     *,
-    label: Annotated[str | None, typer.Option(metavar="TEXT", help="Whose key it is.")] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Name of the app or person that uses the key.")
+    ] = None,
     tier: Annotated[
         str | None,
-        typer.Option(metavar="TIER", help=f"Tier of the key, which sets its calls per minute: {', '.join(TIERS)}."),
+        typer.Option(metavar="TIER", help=f"Tier, which sets the calls per minute: {', '.join(TIERS)}."),
     ] = None,
     rpm: RpmOption = None,
     expires_in: ExpiresOption = None,
@@ -141,9 +149,11 @@ def change(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change the rules that are named. Other rules, the key itself, its link and its history stay.
+    """Change the label, tier or rules of a key.
 
-    The change applies from the next call on; with several replicas, everywhere within a second.
+    A rule whose option is left out stays unchanged; --lift removes a rule. The key's secret, its link and its history
+    stay unchanged, too. The change applies to the next call; with several replicas, it applies on all of them within a
+    second.
 
     Example: birdwire keys change key_01K... --actions like,unlike --lift daily-writes
     """
@@ -155,18 +165,27 @@ def change(
             column = LIFTED.get(name, name)
             known = column in LIFTED.values()
             if not known or column in changes:
-                why = "is both set and lifted" if known else f"is not one of {', '.join(LIFTED)}"
-                raise Stop(ExitCode.USAGE, f"--lift {name}: it {why}.")
+                why = "is also set by another option" if known else f"is not one of {', '.join(LIFTED)}"
+                raise Stop(ExitCode.USAGE, f"--lift: {name} {why}.")
             changes[column] = None
         if not changes:
-            raise Stop(ExitCode.USAGE, "There is nothing to change.", "Name a rule to change; see --help.")
+            raise Stop(
+                ExitCode.USAGE,
+                "There is nothing to change.",
+                "Set at least one option; see `birdwire keys change --help`.",
+            )
         key = _on(read_settings(config, data), lambda keys: keys.change(key_id, **changes))
         say.result(_row(key), f"{key.key_id}: {_terms(key)}.")
 
 
 @app.command("list")
 def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """List every key: label, limits, rules, last four characters, and whether it was revoked. Never a key itself."""
+    """List all keys with their labels, limits and rules.
+
+    Shows the last four characters of each key, never the whole key. Revoked keys are listed, too.
+
+    Example: birdwire keys list
+    """
     with saying(as_json=as_json) as say:
         found = _on(read_settings(config, data), lambda keys: keys.list())
         rows = [
@@ -175,7 +194,8 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
         ]
         told = [row | {"rules": "; ".join(_told(key.rules)) or None} for row, (key, _) in zip(rows, found, strict=True)]
         columns = ("key_id", "label", "mode", "tier", "rpm", "hint", "created_at", "revoked_at", "rules")
-        say.table({"keys": rows}, told, columns, "There are no keys yet: birdwire keys create --label LABEL")
+        none = "There are no keys yet. To create one, run: birdwire keys create --label TEXT"
+        say.table({"keys": rows}, told, columns, none)
 
 
 @app.command()
@@ -185,16 +205,17 @@ def rotate(
     overlap: Annotated[
         int,
         typer.Option(
-            min=0, max=DAY_S, metavar="SECONDS", help="How long the old key still works; 0 revokes it immediately."
+            min=0, max=DAY_S, metavar="SECONDS", help="How long the old key remains valid; 0 revokes it immediately."
         ),
     ] = DAY_S,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a key a new secret and show it, once. The linked X account, limits and history stay.
+    """Replace a key's secret and print the new key. The new key is shown only once.
 
-    The old key keeps working for a day, so that nothing breaks meanwhile; if it leaked, use --overlap 0.
+    The linked X account, the rules and the history remain. The old key remains valid for a day, so that you can
+    replace it without downtime. If the old key has leaked, use --overlap 0.
 
     Example: birdwire keys rotate key_01K... --overlap 0
     """
@@ -203,19 +224,23 @@ def rotate(
         key, raw_key = _on(settings, lambda keys: keys.rotate(key_id, timedelta(seconds=overlap)))
         say.result(_created(key, raw_key) | {"old_key_works_s": overlap}, raw_key)
         if not as_json:
-            say.aside(f"The old key works for another {overlap} seconds." if overlap else "The old key works no more.")
+            valid = f"The old key remains valid for {overlap} seconds."
+            say.aside(valid if overlap else "The old key has been revoked.")
 
 
 @app.command()
 def revoke(key_id: KeyId, *, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Revoke a key immediately and for good. A running gateway revokes its X session within seconds.
+    """Revoke a key immediately and permanently.
+
+    A running gateway also revokes the tokens of the key's X account within seconds.
 
     Example: birdwire keys revoke key_01K...
     """
     with saying(as_json=as_json) as say:
         key = _on(read_settings(config, data), lambda keys: keys.revoke(key_id))
         revoked_at = rfc3339(key.revoked_at or Clock().now())
-        say.result({"key_id": key.key_id, "label": key.label, "revoked_at": revoked_at}, f"{key.key_id} is revoked.")
+        text = f"{key.key_id} has been revoked."
+        say.result({"key_id": key.key_id, "label": key.label, "revoked_at": revoked_at}, text)
 
 
 def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: bool = False) -> Result:
@@ -231,15 +256,15 @@ def _created(key: Key, raw_key: str) -> dict[str, object]:
 
 
 def _row(key: Key) -> dict[str, object]:
-    """A key for programs, without anything secret."""
+    """Return a key's public data for programs."""
     rules = asdict(key.rules) | {"expires_at": _time(key.rules.expires_at)}
     names = ("key_id", "label", "mode", "tier", "rpm")
     return {name: getattr(key, name) for name in names} | {"rules": rules}
 
 
 def _terms(key: Key) -> str:
-    """A key's limit and rules in a few words."""
-    return "; ".join([f"{key.rpm} calls a minute", *_told(key.rules)])
+    """Summarize a key's rate limit and rules."""
+    return "; ".join([f"{key.rpm} calls per minute", *_told(key.rules)])
 
 
 def _rules(
@@ -251,7 +276,7 @@ def _rules(
     text_limit: int | None,
     account: str | None,
 ) -> dict[str, Any]:
-    """The rules that were named, as KeyRules has them."""
+    """Return the given rules as fields of KeyRules."""
     named = {
         "expires_at": None if expires_in is None else Clock().now() + timedelta(seconds=expires_in),
         "actions": tuple(ACTIONS.get(name, name) for name in _listed("--actions", actions)),
@@ -265,25 +290,28 @@ def _rules(
 
 
 def _listed(option: str, text: str | None) -> tuple[str, ...]:
-    """The items of a list, none if the option is absent. An empty one is refused: no rule would mean no bound."""
+    """Split an option's list. An empty item is refused, because an empty rule would mean no restriction."""
     if text is None:
         return ()
     items = tuple(item.strip() for item in text.split(","))
     if not all(items):
-        raise Stop(ExitCode.USAGE, f"{option} has an empty item.", f"Name one or more, or leave {option} out.")
+        raise Stop(
+            ExitCode.USAGE, f"{option} contains an empty item.", f"List one or more values, or leave {option} out."
+        )
     return items
 
 
 def _network(text: str) -> str:
-    """Return a network without the bits of a host in it, such as 127.0.0.0/8 for 127.0.0.1/8; all else as it is."""
+    """Return a network without host bits, such as 127.0.0.0/8 for 127.0.0.1/8; any other text unchanged."""
     try:
         return str(ip_network(text, strict=False)) if "/" in text else text
-    except ValueError:  # which the rules refuse
+    # The key's rules report the error.
+    except ValueError:
         return text
 
 
 def _told(rules: KeyRules) -> Iterator[str]:
-    """What holds for a key, a few words each."""
+    """Describe each rule of a key in a few words."""
     if rules.expires_at is not None:
         yield f"until {_time(rules.expires_at)}"
     if rules.actions:
@@ -291,9 +319,9 @@ def _told(rules: KeyRules) -> Iterator[str]:
     if rules.ips:
         yield f"from {', '.join(rules.ips)}"
     if rules.daily_writes is not None:
-        yield f"{rules.daily_writes} writes a day"
+        yield f"{rules.daily_writes} writes per day"
     if rules.text_limit is not None:
-        yield f"posts of {rules.text_limit}"
+        yield f"posts of at most {rules.text_limit} characters"
     if rules.return_to:
         yield f"returns to {', '.join(rules.return_to)}"
     if rules.account_username is not None:

@@ -1,4 +1,4 @@
-"""`birdwire limits`: what is left of an API key's own limit, and of X's rate limits for its account."""
+"""`birdwire limits`: shows what remains of an API key's rate limit and of X's rate limits for its account."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ app = family()
 
 @app.command()
 def limits(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
-    """Show the key's own allowance, and X's rate limits, as X last reported them.
+    """Show the API key's rate limit, and X's rate limits as X last reported them.
+
+    The first row is the key's own limit at Birdwire. The other rows are X's limits for the linked account; showing
+    them does not call X.
 
     Example: birdwire limits
     """
@@ -33,12 +36,13 @@ def limits(*, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -
         rows = [_row("any call", "60s", allowance), *_rows(windows)]
         say.table({"allowance": allowance, "limits": windows}, rows, COLUMNS, "")
         if len(rows) == 1 and not as_json:
-            why = "X has not been called recently" if status.get("linked") else "no X account is linked to this key"
-            say.aside(f"X's rate limits are not known: {why}.")
+            linked = status.get("linked")
+            why = "Birdwire has not called X recently" if linked else "no X account is linked to this key"
+            say.aside(f"X's rate limits are unknown: {why}.")
 
 
 def _allowance(headers: Message) -> dict[str, Any]:
-    """The key's calls a minute, off the answer's headers; null where the gateway did not say."""
+    """Return the key's rate limit from the response's headers; null where a header is missing."""
     limit, remaining, reset = (int(text) if (text := headers.get(name) or "").isdecimal() else None for name in OURS)
     reset_at = None if reset is None else rfc3339(datetime.fromtimestamp(reset, UTC))
     return {"limit": limit, "remaining": remaining, "reset_at": reset_at}

@@ -1,4 +1,4 @@
-"""`birdwire log`: every key's writes, for the operator. `birdwire explain`: the outcome of one, for its caller."""
+"""`birdwire log`: writes of all keys, for the operator. `birdwire explain`: the outcome of one, for its caller."""
 
 from __future__ import annotations
 
@@ -6,67 +6,69 @@ import asyncio
 import re
 import textwrap
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from birdwire.accounts.acts import told as told_act
 from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened
 from birdwire.cli.gateway_client import API, GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
-from birdwire.outcomes.journal import State, told
+from birdwire.outcomes.acts import document as act_document
+from birdwire.outcomes.report import report
 from birdwire.runtime.clock import Clock
 from birdwire.store.tables import acts as store_acts
 from birdwire.store.tables import journal as store
+from birdwire.store.tables.journal import STATES, JournalRow, State, Why
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import RowMapping
-
     from birdwire.settings import Settings
 
-STATES = get_args(State)
 MOST = 10_000
 WIDTH = 80
 COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
 
-MEANINGS: dict[str, tuple[str, str]] = {
-    "started": ("The call is running, or its process has just died.", "Ask again in half a minute."),
-    "confirmed": ("X confirmed it.", ""),
-    "refused": ("X refused it. Nothing was changed.", ""),
-    "not_sent": ("Nothing was sent to X.", "You can send it again."),
-    "unknown": ("X's answer was lost. X may have done it.", ""),
-    "found": ("X's answer was lost, but X did it: the post is in the account's timeline.", "Do not send it again."),
-    "not_found": (
-        "X's answer was lost, and X did not do it: the post is not in the account's timeline.",
+MEANINGS: dict[State, tuple[str, str]] = {
+    State.STARTED: ("The call is still running, or its process has just crashed.", "Check again in 30 seconds."),
+    State.CONFIRMED: ("X confirmed the call.", ""),
+    State.REFUSED: ("X refused the call. Nothing was changed.", ""),
+    State.NOT_SENT: ("Nothing was sent to X.", "You can send it again."),
+    State.UNKNOWN: ("X's response was lost, so X may or may not have carried out the call.", ""),
+    State.FOUND: (
+        "X's response was lost, but X carried out the call: the post is in the account's timeline.",
+        "Do not send it again.",
+    ),
+    State.NOT_FOUND: (
+        "X's response was lost, and X did not carry out the call: the post is not in the account's timeline.",
         "You can send it again, with a new Idempotency-Key.",
     ),
 }
-SAID = "The response to the call said what to correct; docs/errors.md lists every reason."
-"""The advice for a refusal whose own fix is not known here."""
-WHYS: dict[str, tuple[str, str]] = {
-    "looking": (
-        "Birdwire is looking for it in the account's timeline.",
-        "Ask again in a minute; do not send it again.",
+SAID = "See the fix in the original response, or look up the reason in docs/errors.md."
+"""The advice for a refusal whose fix depends on values that only the original response contains."""
+WHYS: dict[Why, tuple[str, str]] = {
+    Why.LOOKING: (
+        "Birdwire is searching the account's timeline for the post.",
+        "Check again in a minute. Do not send it again yet.",
     ),
-    "no_read": (
-        "Birdwire could not read the account's timeline yet.",
-        "Look at the account on x.com, or ask again later.",
+    Why.NO_READ: (
+        "Birdwire has not been able to read the account's timeline yet.",
+        "Check the account on x.com, or run this command again later.",
     ),
-    "several_match": ("Several posts could be this one.", "Look at the account on x.com."),
-    "too_many_posts": (
-        "The account has posted too much since then for Birdwire to read.",
-        "Look at the account on x.com.",
+    Why.SEVERAL_MATCH: ("Several posts in the account's timeline match this one.", "Check the account on x.com."),
+    Why.TOO_MANY_POSTS: (
+        "The account has published too many posts since then for Birdwire to search.",
+        "Check the account on x.com.",
     ),
-    "not_linked": ("The account is no longer linked, so Birdwire cannot look.", "Look at the account on x.com."),
-    "not_in_timeline": (
-        "Such a post does not appear in timelines, so Birdwire cannot look.",
-        "Look at x.com before you send it again.",
+    Why.NOT_LINKED: (
+        "The account is no longer linked, so Birdwire cannot search its timeline.",
+        "Check the account on x.com.",
     ),
-    "upload": ("X deletes an upload that no post uses.", "Upload it again."),
+    Why.NOT_IN_TIMELINE: (
+        "Posts of this kind do not appear in timelines, so Birdwire cannot search for it.",
+        "Check on x.com before you send it again.",
+    ),
+    Why.UPLOAD: ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
 }
 
 _AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -79,28 +81,31 @@ app = family()
 @app.command()
 def log(
     *,
-    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Show one API key's writes.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Filter by API key.")] = None,
     operation: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Show one operation, such as like or post.")
+        str | None, typer.Option(metavar="NAME", help="Filter by operation, such as like or post.")
     ] = None,
     state: Annotated[str | None, typer.Option(metavar="STATE", help=f"Filter by state: {', '.join(STATES)}.")] = None,
-    acts: Annotated[bool, typer.Option("--acts", help="List changes of keys and links, and who made them.")] = False,
+    acts: Annotated[
+        bool, typer.Option("--acts", help="List changes of keys, links and the database instead of writes.")
+    ] = False,
     since: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="Show writes since then: 90s, 15m, 24h, 7d, or a time: 2026-09-22T10:00Z."),
+        typer.Option(metavar="WHEN", help="Filter by age (90s, 15m, 24h, 7d) or start time (2026-09-22T10:00Z)."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of rows.")] = 50,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List recent writes to X, newest first, with their outcomes.
+    """List recent writes to X and their outcomes, newest first.
 
-    Reads the database, so it shows the calls of every key, and works while the gateway runs. Texts of posts are not
-    shown: they are encrypted, and only their caller can ask for them. Costs are estimates from X's price list.
+    Reads the database, so it lists the writes of every key and works while the gateway runs. It does not show the
+    texts of posts: they are encrypted, and only the caller can request them. Costs are estimates from X's price list.
 
-    With --acts, list each change of an API key, a link or the database: who made it (an OS user, a key over HTTP, an
-    account's owner on a page, or birdwire itself), and what was changed. --key, --since and --limit narrow both lists.
+    With --acts, the command lists changes of API keys, links and the database instead: what was changed, and who
+    changed it (an OS user, a key over HTTP, an account's owner on a link page, or birdwire itself). --key, --since and
+    --limit filter both lists.
 
     Example: birdwire log --state unknown --since 24h
     """
@@ -109,33 +114,42 @@ def log(
         settings, at = read_settings(config, data), _at(since)
         if acts:
             if operation or state:
-                raise Stop(ExitCode.USAGE, "--operation and --state are not about acts.", "Leave them out with --acts.")
+                raise Stop(
+                    ExitCode.USAGE,
+                    "--operation and --state do not apply to --acts.",
+                    "Leave them out. To filter acts, use --key, --since and --limit.",
+                )
             _list_acts(say, asyncio.run(_acts(settings, key, at, limit)), narrowed=bool(key or since))
             return
         wanted = {name: value for name, value in equal.items() if value}
         rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, at, limit))]
-        none = "No write matches." if wanted or since else "There are no writes yet."
+        none = "No writes match these filters." if wanted or since else "There are no writes yet."
         shown = [row | {"cost_usd": f"{row['cost_usd']:.3f}"} if row["cost_usd"] is not None else row for row in rows]
         say.table({"requests": rows}, shown, COLUMNS, none)
 
 
 @app.command()
 def explain(
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The X-Request-Id of the call: req_...")],
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="Id of the call, from its X-Request-Id header: req_...")
+    ],
     *,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what became of a write by this API key, and what to do about it.
+    """Show the outcome of a write that this API key made, and what to do next.
 
-    A call that Birdwire refused itself is known to the process that refused it, for a while.
+    The outcomes of writes are kept in the database. A call that Birdwire itself refused is kept only for a short time,
+    in the memory of the process that refused it.
 
     Example: birdwire explain req_01K...
     """
     with saying(as_json=as_json) as say:
         if not _REQUEST_ID.fullmatch(request_id):
             raise Stop(
-                ExitCode.USAGE, f"{printable(request_id, 60)!r} is not a request id.", "Use one such as req_01K..."
+                ExitCode.USAGE,
+                f"{printable(request_id, 60)!r} is not a valid request id.",
+                "Copy the id from the response's X-Request-Id header; it looks like req_01K...",
             )
         gateway = GatewayClient(gateway_url(), read_key(api_key_file))
         try:
@@ -146,49 +160,49 @@ def explain(
 
 
 def _unknown(stop: Stop) -> Stop:
-    """The refusal of an id that this gateway does not know, with what a person may still do."""
+    """Return the refusal of an unknown id, with what a person can still do."""
     fix = (
-        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. Look-ups that X refused are not "
-        "recorded. If Birdwire refused it a while ago, or another replica did, the operator finds the refusal in the "
-        "gateway's log under this id."
+        "Check the id, and that BIRDWIRE_API_KEY is the key that made the request. Birdwire does not record look-ups "
+        "that X refused. It keeps its own refusals only for a short time, on the replica that answered: the operator "
+        "can find them in the gateway's log by this id."
     )
     return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
 
 
 def _explained(document: dict[str, Any]) -> list[str]:
-    """The outcome in a few sentences: what was asked, what became of it, why, what to do."""
+    """Describe the outcome in a few sentences: the request, the outcome, the cause, the next step."""
     state, why = str(document.get("state")), str(document.get("why"))
-    happened, advice = MEANINGS.get(state, (f"It is {printable(state, 60)}.", ""))
+    happened, advice = MEANINGS[State(state)] if state in STATES else (f"Its state is {printable(state, 60)}.", "")
     lines = [
-        f"{printable(document.get('operation'), 60)}, asked at {printable(document.get('created_at'), 40)}",
+        f"{printable(document.get('operation'), 60)}, requested at {printable(document.get('created_at'), 40)}",
         happened,
     ]
-    if state == "unknown" and why in WHYS:
-        lines.append(WHYS[why][0])
-        advice = WHYS[why][1]
-    elif document.get("reason") and state != "not_found":
+    if state == State.UNKNOWN and why in WHYS:
+        cause, advice = WHYS[Why(why)]
+        lines.append(cause)
+    elif document.get("reason") and state != State.NOT_FOUND:
         lines.append(meaning(document["reason"]))
-        advice = (remedy(document["reason"]) or SAID) if state == "not_sent" else advice
+        advice = (remedy(document["reason"]) or SAID) if state == State.NOT_SENT else advice
     found = document.get("data")
     if isinstance(found, dict):
         lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
     if isinstance(document.get("cost_usd"), float) and document["cost_usd"]:
-        lines.append(f"X bills about {document['cost_usd']:.3f} US dollars for it.")
+        lines.append(f"Estimated cost at X: ${document['cost_usd']:.3f}")
     return [*lines, advice] if advice else lines
 
 
-async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> Sequence[RowMapping]:
+async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> list[JournalRow]:
     async with opened(settings) as database, database.read() as connection:
         return await store.listed(connection, equal, since, limit)
 
 
 async def _acts(settings: Settings, key_id: str | None, since: datetime | None, limit: int) -> list[dict[str, Any]]:
     async with opened(settings) as database, database.read() as connection:
-        return [told_act(row) for row in await store_acts.listed(connection, key_id, since, limit)]
+        return [act_document(row) for row in await store_acts.listed(connection, key_id, since, limit)]
 
 
 def _list_acts(say: Output, rows: list[dict[str, Any]], *, narrowed: bool) -> None:
-    """Show who did what, and below each act its subject and what became of which field."""
+    """Print each act with who did it, and below it the subject and the changed fields."""
     lines = []
     for row in rows:
         by = "the key itself" if row["who"] == row["subject"] else row["who"]
@@ -196,11 +210,12 @@ def _list_acts(say: Output, rows: list[dict[str, Any]], *, narrowed: bool) -> No
         changes = [f"{name}: {change(row, name)}" for name in fields]
         lines += _wrapped(f"{row['at']}  {row['act']}, by {by} ({row['via']})", "")
         lines += _wrapped("; ".join((row["subject"], *changes)), "  ")
-    say.result({"acts": rows}, *(lines or ["No act matches." if narrowed else "There are no acts yet."]))
+    none = "No acts match these filters." if narrowed else "There are no acts yet."
+    say.result({"acts": rows}, *(lines or [none]))
 
 
 def change(row: dict[str, Any], name: str) -> str:
-    """Return what a field was, and what it is: a field that an act only took away is none now."""
+    """Return a field's old and new value, such as `free -> starter`; a field that the act removed becomes `none`."""
     values = [fields[name] for fields in (row["before"], row["after"]) if fields is not None and name in fields]
     if name not in (row["after"] or ()):
         values.append(None)
@@ -212,10 +227,10 @@ def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(printable(text, 4_000), WIDTH, initial_indent=indent, subsequent_indent="    ")
 
 
-def _shown(row: RowMapping) -> dict[str, Any]:
-    """A row as the operator sees it: nothing of it is sealed."""
-    document = told(row)
-    more = {"key_id": row["key_id"], "user_id": row["user_id"], "about": row["target"] or row["x_id"]}
+def _shown(row: JournalRow) -> dict[str, Any]:
+    """Return a row for the operator, without its encrypted fields."""
+    document = report(row)
+    more = {"key_id": row.key_id, "user_id": row.user_id, "about": row.target or row.x_id}
     return {"request_id": document.pop("request_id"), **more, **document}
 
 
@@ -224,18 +239,20 @@ def _operation(name: str | None) -> str | None:
         return None
     found: str = ACTIONS.get(name, name)
     if found not in ACTIONS.values():
-        raise Stop(ExitCode.USAGE, f"There is no operation {printable(name, 60)!r}.", f"One of: {', '.join(ACTIONS)}")
+        message = f"{printable(name, 60)!r} is not a valid operation."
+        raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(ACTIONS)}")
     return found
 
 
 def _state(name: str | None) -> str | None:
     if name is not None and name not in STATES:
-        raise Stop(ExitCode.USAGE, f"There is no state {printable(name, 60)!r}.", f"One of: {', '.join(STATES)}")
+        message = f"{printable(name, 60)!r} is not a valid state."
+        raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(STATES)}")
     return name
 
 
 def _at(text: str | None) -> datetime | None:
-    """A moment, or how long ago it was."""
+    """Parse a time, or an age such as 24h."""
     if text is None:
         return None
     ago = _AGO.fullmatch(text)
@@ -245,6 +262,8 @@ def _at(text: str | None) -> datetime | None:
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise Stop(
-            ExitCode.USAGE, f"{printable(text, 60)!r} is not a time.", "Use 24h, 7d or 2026-09-22T10:00Z."
+            ExitCode.USAGE,
+            f"{printable(text, 60)!r} is not a valid time.",
+            "Use an age such as 24h or 7d, or a time such as 2026-09-22T10:00Z.",
         ) from None
     return at.astimezone()

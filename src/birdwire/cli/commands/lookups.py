@@ -1,4 +1,4 @@
-"""`birdwire user`, `posts` and `search`: the look-ups, which X bills."""
+"""`birdwire user`, `posts` and `search`: look-ups, which X bills."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ app = family()
 
 @app.command()
 def user(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The user's @username, or the address of their page.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The user's @username or profile URL on x.com.")],
     *,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look up a user by name.
 
+    X bills each look-up.
+
     Example: birdwire user @grace
     """
     with saying(as_json=as_json) as say:
         username = USER.named(name).username
         if username is None:
-            raise Stop(ExitCode.USAGE, f"{name} is an id; this command takes a username.", "Use one such as @grace")
+            raise Stop(ExitCode.USAGE, f"{name} is an id, but this command needs a username.", "Use one such as @grace")
         document = _look("user/info", api_key_file, userName=username)
         say.result(document, *_described(data_of(document)))
 
@@ -41,12 +43,14 @@ def posts(
     who: UserArgument,
     *,
     cursor: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Continue after a page: its next_cursor.")
+        str | None, typer.Option(metavar="CURSOR", help="Show the next page: next_cursor of the previous page.")
     ] = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read a user's newest posts.
+
+    X bills each look-up.
 
     Example: birdwire posts @grace
     """
@@ -55,26 +59,29 @@ def posts(
         whose = {"userId": named.item_id} if named.username is None else {"userName": named.username}
         document = _look("user/last_tweets", api_key_file, **whose, cursor=cursor)
         say.table(
-            document, _rows(data_of(document).get("tweets")), ("id", "createdAt", "text"), "There are no posts to see."
+            document, _rows(data_of(document).get("tweets")), ("id", "createdAt", "text"), "There are no posts to show."
         )
         if document.get("has_next_page") and not as_json:
-            say.aside(f"There are more: birdwire posts {who} --cursor {printable(document.get('next_cursor'))}")
+            cursor = printable(document.get("next_cursor"))
+            say.aside(f"To show more, run: birdwire posts {who} --cursor {cursor}")
 
 
 @app.command()
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="Words to search for in names.")],
+    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="Words to search for in users' names.")],
     *,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search for users.
 
+    X bills each look-up.
+
     Example: birdwire search grace
     """
     with saying(as_json=as_json) as say:
         document = _look("user/search", api_key_file, query=" ".join(words))
-        say.table(document, _rows(document.get("users")), ("id", "userName", "name"), "Nobody was found.")
+        say.table(document, _rows(document.get("users")), ("id", "userName", "name"), "No users were found.")
 
 
 def _look(name: str, api_key_file: Any, **query: str | None) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def _rows(found: object) -> list[dict[str, Any]]:
 
 
 def _described(found: dict[str, Any]) -> list[str]:
-    """A user in a few lines; what X did not say is left out."""
+    """Describe a user in a few lines, without the fields that X did not return."""
     names = ("name", "id", "description")
     lines = [f"@{printable(found.get('userName'))}", *(printable(found[name]) for name in names if found.get(name))]
     numbers = [f"{found[name]} {word}" for name, word in COUNTED.items() if isinstance(found.get(name), int)]

@@ -1,4 +1,4 @@
-"""`birdwire migrate`: the step that a new version may need, and the move from a file to a server."""
+"""`birdwire migrate`: upgrades the database for a new version, and moves from SQLite to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -35,16 +35,19 @@ app = family()
 def migrate(
     *,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Also copy everything from this SQLite database.")
+        Path | None, typer.Option("--from", metavar="FILE", help="Also move all data from this SQLite database.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the database up to this version.
+    """Upgrade the database to this version of Birdwire.
 
-    Stop the gateway and make a backup first. With --from, the command copies everything from an SQLite database into
-    the database of the settings, which must be empty: keys keep working, and accounts stay linked. It then renames the
-    file, so that no gateway starts on it again: two of them would use up each other's tokens.
+    Stop the gateway and make a backup first.
+
+    With --from, the command also moves all data from an SQLite database to the PostgreSQL database in the settings.
+    The PostgreSQL database must be empty. API keys remain valid and accounts remain linked. The command then renames
+    the SQLite file, so that no gateway uses it again: two gateways with copies of the same tokens would invalidate
+    each other's tokens.
 
     Example: birdwire migrate --config /etc/birdwire/birdwire.toml
     """
@@ -55,12 +58,12 @@ def migrate(
             say.result({"database": "up to date", "version": __version__}, "The database is up to date.")
             return
         if not source.is_file():
-            raise Stop(ExitCode.USAGE, f"There is no {source}.")
+            raise Stop(ExitCode.USAGE, f"{source} does not exist.", "Check the path given with --from.")
         if file_of(settings.database_url) is not None:
             raise Stop(
                 ExitCode.USAGE,
-                "The database of the settings is an SQLite file, too.",
-                "Set database_url to a PostgreSQL database.",
+                "The database in the settings is an SQLite file, too.",
+                "Set BIRDWIRE_DATABASE_URL to a PostgreSQL database.",
             )
         left = settings.model_copy(update={"database_url": f"{SQLITE}{source}"})
         with alone(left, to_serve=False):
@@ -69,22 +72,23 @@ def migrate(
             kept = source.rename(source.with_name(source.name + MOVED))
         say.result(
             {"rows": moved, "kept": str(kept)},
-            f"{moved:,} rows are now in the database of the settings. The old database is kept in {kept}.",
+            f"Moved {moved:,} rows to PostgreSQL. The old database is kept in {kept}.",
         )
 
 
 async def _check_unserved(database: Database) -> None:
-    """Check that no gateway of an earlier version is connected: it would end every link whose tokens are resealed.
+    """Check that no gateway of an earlier version is connected: it would end each link whose tokens are re-encrypted.
 
     Raises:
-        Stop: one is, and the schema has to change.
+        Stop: a gateway is connected, and the schema must change.
     """
     async with database.read() as connection:
         others = await backup.count_gateways(connection)
     if not others:
         return
     try:
-        await database.prepare(upgrade=False)  # if the schema is up to date, they may go on
+        # If the schema is current, the gateways may stay connected.
+        await database.prepare(upgrade=False)
     except StoreError:
         raise Stop(
             ExitCode.USAGE,
@@ -104,14 +108,14 @@ async def _migrate(settings: Settings) -> None:
 
 
 async def _move(source: Settings, target: Settings, say: Output) -> int:
-    """How many rows. The vault key of the settings must open them, or the move would lose every link."""
+    """Move all rows and return how many. The vault key must decrypt them, or the move would lose every link."""
     said_at = time.monotonic()
 
     def progress(moved: int) -> None:
         nonlocal said_at
         if time.monotonic() - said_at >= SAY_EVERY_S:
             said_at = time.monotonic()
-            say.aside(f"{moved:,} rows")
+            say.aside(f"{moved:,} rows moved")
 
     async with opened(source) as old, opened(target) as new:
         await KeyRotation(old, open_vault(target), Clock()).check()

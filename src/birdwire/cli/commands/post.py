@@ -1,4 +1,4 @@
-"""`birdwire post` and `birdwire upload`: every field of a post as an option, and the files to attach."""
+"""`birdwire post` and `birdwire upload`: publish a post, with each of its fields as an option, and upload media."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 MOST_STDIN = 65_536
-UNCHECKED = {"text_limit": sys.maxsize}  # how long a text may be is the key's own rule, and the gateway's to say
+# The maximum length of a text is a rule of the key, so only the gateway checks it.
+UNCHECKED = {"text_limit": sys.maxsize}
 PART = "media_files"
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -36,7 +37,7 @@ app = family()
 
 
 class Row(NamedTuple):
-    """A field's option: its flag, and what its help says."""
+    """A field's option: its flag, metavar and help."""
 
     flag: str
     metavar: str | None
@@ -44,28 +45,28 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "reply.in_reply_to_tweet_id": Row("--reply-to", "ID_OR_URL", "The post to reply to."),
-    "reply.auto_populate_reply_metadata": Row("--auto-metadata", None, "X accepts it and ignores it."),
-    "reply.exclude_reply_user_ids": Row("--exclude", "USER", "A user whom the reply does not mention; repeatable."),
-    "quote_tweet_id": Row("--quote", "ID_OR_URL", "The post to quote."),
-    "media.media_ids": Row("--media-id", "ID", "Media id that `birdwire upload` printed; repeatable, at most 4."),
-    "media.tagged_user_ids": Row("--tag", "USER", "A user to tag in the media; repeatable."),
-    "poll.options": Row("--poll", "A|B", "A poll of 2 to 4 options, each of 25 characters at most."),
-    "poll.duration_minutes": Row("--poll-minutes", "N", "How long the poll is open: 5 to 10080."),
+    "reply.in_reply_to_tweet_id": Row("--reply-to", "ID_OR_URL", "Post to reply to."),
+    "reply.auto_populate_reply_metadata": Row("--auto-metadata", None, "Has no effect: X accepts and ignores it."),
+    "reply.exclude_reply_user_ids": Row("--exclude", "USER", "User to leave out of the reply's mentions; repeatable."),
+    "quote_tweet_id": Row("--quote", "ID_OR_URL", "Post to quote."),
+    "media.media_ids": Row("--media-id", "ID", "Media id from `birdwire upload`; repeatable, at most 4."),
+    "media.tagged_user_ids": Row("--tag", "USER", "User to tag in the media; repeatable."),
+    "poll.options": Row("--poll", "A|B", "Poll with 2 to 4 options of at most 25 characters each."),
+    "poll.duration_minutes": Row("--poll-minutes", "N", "Duration of the poll in minutes, 5 to 10080."),
     "poll.reply_settings": Row("--poll-reply-settings", None, "Who may reply to the poll."),
-    "card_uri": Row("--card", "URI", "The URI of a card."),
-    "direct_message_deep_link": Row("--dm-link", "URL", "A link that leads into a direct message."),
-    "geo.place_id": Row("--place", "ID", "X's id of a place."),
-    "reply_settings": Row("--reply-settings", None, "Who may reply, if not everyone."),
-    "for_super_followers_only": Row("--super-followers", None, "Show it to super followers only."),
-    "nullcast": Row("--nullcast", None, "Keep it out of timelines."),
-    "paid_partnership": Row("--paid-partnership", None, "Label it as a paid partnership."),
-    "made_with_ai": Row("--made-with-ai", None, "Label its media as made with AI."),
-    "community_id": Row("--community", "ID", "The community to post in."),
-    "share_with_followers": Row("--share-with-followers", None, "Show a community's post to all followers."),
-    "edit_options.previous_post_id": Row("--edit", "ID_OR_URL", "The post that this one replaces."),
+    "card_uri": Row("--card", "URI", "URI of a card to attach."),
+    "direct_message_deep_link": Row("--dm-link", "URL", "Link that opens a direct message conversation."),
+    "geo.place_id": Row("--place", "ID", "X's id of the place to attach."),
+    "reply_settings": Row("--reply-settings", None, "Who may reply. Default: everyone."),
+    "for_super_followers_only": Row("--super-followers", None, "Show the post only to super followers."),
+    "nullcast": Row("--nullcast", None, "Do not show the post in timelines."),
+    "paid_partnership": Row("--paid-partnership", None, "Label the post as a paid partnership."),
+    "made_with_ai": Row("--made-with-ai", None, "Label the post's media as made with AI."),
+    "community_id": Row("--community", "ID", "Community to post in."),
+    "share_with_followers": Row("--share-with-followers", None, "Show a community post to all followers, too."),
+    "edit_options.previous_post_id": Row("--edit", "ID_OR_URL", "Post to edit: the new post replaces it."),
 }
-"""The names that people use. A field without a row goes by its own, with its own description."""
+"""Options by field. A field without a row uses its own name and description."""
 
 POSTS = frozenset({"reply.in_reply_to_tweet_id", "quote_tweet_id", "edit_options.previous_post_id"})
 USERS = frozenset({"reply.exclude_reply_user_ids", "media.tagged_user_ids"})
@@ -73,7 +74,7 @@ OPTIONS_OF_POLL = "poll.options"
 
 
 class Field(NamedTuple):
-    """One field of a post: its dotted place, and its value's type: bool, int, str, list[str] or some literals."""
+    """One field of a post: its dotted path, the type of its value (bool, int, str, list[str] or Literal), its help."""
 
     place: str
     kind: Any
@@ -81,18 +82,18 @@ class Field(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The parameter of the command."""
+        """Return the name of the command's parameter."""
         return self.place.replace(".", "__")
 
     @property
     def row(self) -> Row:
-        """Its option."""
+        """Return the field's option."""
         own = self.place.rpartition(".")[2].replace("_", "-")
         words = f"{self.description[:1].upper()}{self.description[1:]}."
         return ROWS.get(self.place, Row(f"--{own}", None if self.kind is bool else "TEXT", words))
 
     def parameter(self) -> inspect.Parameter:
-        """It as Typer reads it. What is true or false is off by itself, so there is no turning it off."""
+        """Return the parameter for Typer. A flag is off by default, so it has no --no-... form."""
         flag, metavar, words = self.row
         kind: Any = str if self.place == OPTIONS_OF_POLL else self.kind
         asked: Any = typer.Option(False if kind is bool else None, flag, metavar=metavar, help=words)
@@ -101,7 +102,7 @@ class Field(NamedTuple):
 
 
 def fields(model: type[Body], above: str = "") -> Iterator[Field]:
-    """A body's fields but the text; in place of an object, its fields."""
+    """Yield a body's fields except the text; nested objects are flattened."""
     for name, field in model.model_fields.items():
         place, kind = f"{above}{name}", _kind(field)
         if isinstance(kind, type) and issubclass(kind, Body):
@@ -111,7 +112,7 @@ def fields(model: type[Body], above: str = "") -> Iterator[Field]:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type of a field's value, without None and bounds."""
+    """Return the type of a field's value, without None and constraints."""
     kind: Any = field.annotation
     if NoneType in get_args(kind):
         [kind] = (one for one in get_args(kind) if one is not NoneType)
@@ -126,18 +127,18 @@ FIELDS = tuple(fields(PostTwitter))
 def post(
     text: Annotated[
         str | None,
-        typer.Argument(metavar="TEXT", help="The post's text; - reads it from stdin, without its last line break."),
+        typer.Argument(metavar="TEXT", help="Text of the post; - reads it from stdin, without the final line break."),
     ] = None,
     *,
     media: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="An image, GIF or video to upload and attach; repeatable."
+            metavar="FILE", exists=True, dir_okay=False, help="Image, GIF or video to upload and attach; repeatable."
         ),
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Name of this post: within a day, the same name does not post twice."),
+        typer.Option(metavar="KEY", help="Idempotency key: Birdwire posts at most once per key within a day."),
     ] = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -145,13 +146,14 @@ def post(
 ) -> None:
     """Post, reply, quote, or edit a post.
 
-    Acts as the X account that is linked to the API key. Prints the new post's id, so that the next can reply to it.
-    Exit 7 means that X may or may not have taken the post; the error then says how to ask again without posting
-    twice.
+    Birdwire acts as the X account that is linked to the API key. The command prints the new post's id.
+
+    Exit code 7 means that X may or may not have published the post. The error then shows how to repeat the command
+    without posting twice.
 
     - Reply: `birdwire post "Thanks!" --reply-to https://x.com/grace/status/1346889436626259968`
-    - With pictures: `birdwire post "Two birds" --media one.jpg --media two.jpg`
-    - A poll: `birdwire post "Tea?" --poll "Yes|No" --poll-minutes 60`
+    - Images: `birdwire post "Two birds" --media one.jpg --media two.jpg`
+    - Poll: `birdwire post "Tea?" --poll "Yes|No" --poll-minutes 60`
 
     Example: birdwire post "Hello from the command line"
     """
@@ -170,11 +172,11 @@ def post(
         data = data_of(document)
         say.result(document, printable(data.get("id")))
         if not as_json:
-            say.aside(f"Posted as X stored it: {printable(data.get('text'))}")
+            say.aside(f"Posted. Text as stored by X: {printable(data.get('text'))}")
 
 
 def _signature() -> inspect.Signature:
-    """What `post` takes as Typer sees it: its own parameters, and one for each field."""
+    """Return the signature of `post` for Typer: its own parameters, and one for each field."""
     own = [one for one in inspect.signature(post, eval_str=True).parameters.values() if one.name != "given"]
     return inspect.Signature([*own[:2], *(field.parameter() for field in FIELDS), *own[2:]])
 
@@ -186,7 +188,7 @@ app.command()(post)
 @app.command()
 def upload(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An image, a GIF or a video.")
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Image, GIF or video to upload.")
     ],
     *,
     api_key_file: KeyFileOption = None,
@@ -194,7 +196,8 @@ def upload(
 ) -> None:
     """Upload an image, GIF or video to attach to a post.
 
-    Prints the media id, for `birdwire post --media-id`. X deletes media that no post uses within a day.
+    The command prints the media id for `birdwire post --media-id`. Use it within a day, because X deletes media that
+    no post uses.
 
     Example: birdwire upload bird.png
     """
@@ -207,7 +210,7 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         return path.open("rb")
     except OSError as error:
-        raise Stop(ExitCode.USAGE, f"{path} cannot be read: {error.strerror}.") from None
+        raise Stop(ExitCode.USAGE, f"Cannot read {path}: {error.strerror}.") from None
 
 
 def _read() -> str:
@@ -217,12 +220,12 @@ def _read() -> str:
     except UnicodeDecodeError:
         raise Stop(ExitCode.USAGE, "The text on stdin is not UTF-8.") from None
     if len(raw) > MOST_STDIN:
-        raise Stop(ExitCode.USAGE, "The text on stdin is longer than any post.")
+        raise Stop(ExitCode.USAGE, f"The text on stdin is too long: at most {MOST_STDIN:,} bytes are allowed.")
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _body(text: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The body of post_twitter: what was given, each in its place."""
+    """Build the body of post_twitter from the given options."""
     body: dict[str, Any] = {} if text is None else {"text": text}
     for field in FIELDS:
         value = given[field.name]
@@ -241,13 +244,13 @@ def _body(text: str | None, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(body: dict[str, Any], files: int, idempotency_key: str) -> None:
-    """See, before anything is sent or uploaded, that the post can be: files and users stand as some id each.
+    """Validate the post before anything is uploaded or sent. Files and usernames are replaced by placeholder ids.
 
     Raises:
-        Stop: with what the gateway would say.
+        Stop: the gateway would refuse the post; message and fix are the gateway's.
     """
     if not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise Stop(ExitCode.USAGE, "An idempotency key is 1 to 255 printable ASCII characters.")
+        raise Stop(ExitCode.USAGE, "An idempotency key must consist of 1 to 255 printable ASCII characters.")
     tried: dict[str, Any] = {name: dict(value) if isinstance(value, dict) else value for name, value in body.items()}
     if files:
         media = tried.setdefault("media", {})
@@ -270,10 +273,10 @@ def _find_users(gateway: GatewayClient, body: dict[str, Any]) -> None:
 
 
 def _send(gateway: GatewayClient, body: dict[str, Any], name: str, *, files: bool) -> dict[str, Any]:
-    """Post it, under a name by which it can be asked for again.
+    """Send the post with an idempotency key, so that it can be repeated safely.
 
     Raises:
-        Stop: as the gateway's refusal; with how to ask again, if nobody knows what became of it.
+        Stop: the gateway refused the post. If the outcome is unknown, the fix shows how to repeat the command.
     """
     try:
         return gateway.ask("POST", f"{API}/post_twitter", body, idempotency_key=name)
@@ -281,7 +284,7 @@ def _send(gateway: GatewayClient, body: dict[str, Any], name: str, *, files: boo
         if stop.code == ExitCode.UNKNOWN:
             ids = "".join(f" --media-id {one}" for one in body["media"]["media_ids"]) if files else ""
             again = f"--idempotency-key {shlex.quote(name)}{ids and f' and, in place of --media,{ids}'}"
-            stop.fix = f"Look at the account on x.com, or repeat the command with {again}: it is not posted twice."
+            stop.fix = f"Check the account on x.com, or repeat the command with {again}: Birdwire will not post twice."
         raise
 
 
@@ -290,5 +293,5 @@ def _upload(say: Output, gateway: GatewayClient, file: IO[bytes]) -> dict[str, A
     with say.waiting(f"Uploading {name}"):
         document = gateway.upload(f"{API}/upload_media", PART, file)
     if not isinstance(data_of(document).get("media_id"), str):
-        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} took {name}, but returned no id.")
+        raise Stop(ExitCode.UPSTREAM, f"{gateway.url} received {name} but did not return an id.")
     return document

@@ -1,4 +1,4 @@
-"""`birdwire sandbox` and `birdwire sandbox proxy`: the sandbox alone, and a line that misbehaves, until a signal."""
+"""`birdwire sandbox` and `birdwire sandbox proxy`: run only the sandbox, or a fault-injecting TCP proxy."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ def sandbox(
     context: typer.Context,
     *,
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 selects any free port.")
     ] = 8701,
     redirect_uri: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="A callback registered for the app; repeatable. Default: any on loopback."),
+        typer.Option(metavar="URL", help="Allowed callback URL of the app; repeatable. Default: any loopback URL."),
     ] = None,
     world: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File that keeps the sandbox's state across restarts.")
+        Path | None, typer.Option(metavar="FILE", help="File that keeps the sandbox's state. Default: memory only.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start the sandbox alone.
+    """Start only the sandbox, a local stand-in for X's API.
 
-    It answers as X does: consent page, tokens, likes, limits, and errors on demand. On loopback only.
+    The sandbox behaves like X, with a consent page, tokens, posts, likes and rate limits, and it can produce errors on
+    demand. It listens on loopback only. `birdwire dev` starts a gateway and a sandbox together.
 
-    With --json: one line with sandbox, client_id, client_secret and public_client_id, once it answers.
+    With --json, the command prints one line with sandbox, client_id, client_secret and public_client_id once the
+    sandbox is ready.
 
     Example: birdwire sandbox --redirect-uri http://127.0.0.1:8700/apis/v1/twitter/oauth_callback
     """
@@ -49,7 +51,7 @@ def sandbox(
         try:
             sandbox_app = create_sandbox(redirect_uris=redirect_uri or (), world_path=world)
         except (ValueError, OSError) as error:
-            raise Stop(ExitCode.USAGE, f"The sandbox cannot start: {error}.") from None
+            raise Stop(ExitCode.USAGE, f"Cannot start the sandbox: {error}.") from None
         listener = run_servers.listen(HOST, port, "--port")
         clients = sandbox_app.state.clients
 
@@ -62,7 +64,7 @@ def sandbox(
             }
             say.result(
                 document,
-                f"The sandbox answers at {listener.url}. A gateway reaches it with:\n",
+                f"The sandbox is ready at {listener.url}. To use it, start a gateway with these settings:\n",
                 f"export BIRDWIRE_X_API_URL={listener.url}",
                 f"export BIRDWIRE_X_AUTHORIZE_URL={listener.url}/i/oauth2/authorize",
                 f"export BIRDWIRE_X_CLIENT_ID={clients.client_id}",
@@ -75,26 +77,29 @@ def sandbox(
 @app.command()
 def proxy(
     *,
-    to: Annotated[str, typer.Option(metavar="ADDRESS", help="Where it connects to: HOST:PORT, or a URL with both.")],
+    to: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Server to forward to: HOST:PORT, or a URL with host and port.")
+    ],
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 takes any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port to listen on; 0 selects any free port.")
     ] = 8702,
     control_port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="Port of the control URL; 0 takes any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port of the control URL; 0 selects any free port.")
     ] = 8703,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a TCP proxy that misbehaves on demand: slow, cut, silent, gone.
+    """Start a TCP proxy that injects network faults on demand.
 
-    Put it in front of the sandbox, a database or a cache to see how the gateway copes. On loopback only. Control it
-    through its control URL: GET /proxy shows the faults in force, POST /proxy sets them, DELETE /proxy ends them.
+    Put the proxy in front of the sandbox, a database or Redis to see how the gateway handles faults. The proxy listens
+    on loopback only. Control it through its control URL: GET /proxy shows the active faults, POST /proxy sets them,
+    DELETE /proxy removes them. Examples for POST:
 
-    - Slow, both ways: `{"direction": "both", "latency_s": 2}`
-    - A trickle: `{"bandwidth_bps": 100}`
-    - The request is carried out, the answer lost: `{"drop": "after_apply"}`
-    - Gone: `{"down": true}`
+    - Delay both directions: `{"direction": "both", "latency_s": 2}`
+    - Limit the bandwidth: `{"bandwidth_bps": 100}`
+    - Forward the request but lose the response: `{"drop": "after_apply"}`
+    - Refuse all connections: `{"down": true}`
 
-    With --json: one line with proxy (HOST:PORT), control and to, once it is ready.
+    With --json, the command prints one line with proxy (HOST:PORT), control and to once the proxy is ready.
 
     Example: birdwire sandbox proxy --to 127.0.0.1:8701
     """
@@ -109,7 +114,7 @@ def proxy(
         async def ready() -> None:
             say.result(
                 {"proxy": f"{HOST}:{line.port}", "control": orders, "to": to},
-                f"{HOST}:{line.port} forwards everything to {to}. Lose every answer, check, and end the fault:\n",
+                f"{HOST}:{line.port} forwards to {to}. The commands below lose all answers, show the fault, end it:\n",
                 f"""curl {orders} -H 'Content-Type: application/json' -d '{{"drop": "after_apply"}}'""",
                 f"curl {orders}",
                 f"curl {orders} -X DELETE",
@@ -120,7 +125,7 @@ def proxy(
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or a URL."""
+    """Return host and port of `HOST:PORT` or a URL."""
     try:
         parts = urlsplit(text if "://" in text else f"//{text}")
         host, port = parts.hostname, parts.port
@@ -128,16 +133,18 @@ def _address(text: str) -> tuple[str, int]:
         host = port = None
     if not host or not port or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
         raise Stop(
-            ExitCode.USAGE, f"{printable(text, 60)!r} is not a host with a port.", "Use one such as --to 127.0.0.1:8701"
+            ExitCode.USAGE,
+            f"{printable(text, 60)!r} is not a valid address.",
+            "Use host and port, such as --to 127.0.0.1:8701",
         )
     return host, port
 
 
 def _refuse_options(context: typer.Context) -> None:
-    """Refuse options of the sandbox where it is not the sandbox that starts."""
+    """Refuse options of the sandbox before a subcommand, which would ignore them."""
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
-            message = f"{option} comes before {context.invoked_subcommand}, which would not see it."
-            raise Stop(ExitCode.USAGE, message, f"Put it after: birdwire sandbox {context.invoked_subcommand} {option}")
+            message = f"{option} must come after {context.invoked_subcommand}, not before it."
+            raise Stop(ExitCode.USAGE, message, f"Use: birdwire sandbox {context.invoked_subcommand} {option}")

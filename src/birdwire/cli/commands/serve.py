@@ -1,4 +1,4 @@
-"""`birdwire serve`: the gateway, until a signal."""
+"""`birdwire serve`: runs the gateway until a signal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ app = family()
 def serve(
     *,
     host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on; overrides the settings.")
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on. Overrides the settings.")
     ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65_535, metavar="N", help="Port to listen on; overrides the settings. 0 takes any free one."
+            min=0, max=65_535, metavar="N", help="Port to listen on; 0 selects any free port. Overrides the settings."
         ),
     ] = None,
     config: ConfigOption = None,
@@ -41,10 +41,12 @@ def serve(
 ) -> None:
     """Start the gateway.
 
-    Settings come from the environment and from a TOML file; `birdwire check --help` lists them. Logs go to stderr,
-    one JSON object a line. SIGTERM and Ctrl-C let running calls end first.
+    Settings come from environment variables and from a TOML file. For a description of each setting, run `birdwire
+    check --help`; to validate your settings, run `birdwire check`. Logs go to stderr, one JSON object per line. On
+    SIGTERM or Ctrl-C, the gateway finishes running calls before it exits.
 
-    With --json: one line with gateway, and metrics if they have a port, once it answers.
+    With --json, the command prints one line once the gateway is ready. It contains gateway and, if the metrics have
+    their own port, metrics.
 
     Example: birdwire serve --config /etc/birdwire/birdwire.toml
     """
@@ -53,8 +55,8 @@ def serve(
         if not settings.x_client_id:
             raise Stop(
                 ExitCode.USAGE,
-                "BIRDWIRE_X_CLIENT_ID is not set: X must know which app asks.",
-                "Set it to the OAuth 2.0 client id of your X app. To try Birdwire without one: birdwire dev",
+                "BIRDWIRE_X_CLIENT_ID is not set.",
+                "Set it to the OAuth 2.0 client id of your X app. To try Birdwire without an X app, run: birdwire dev",
             )
         open_vault(settings)
         with alone(settings):
@@ -68,8 +70,8 @@ def serve(
 def _run(settings: Settings, listener: run_servers.Listener, metrics: run_servers.Listener | None, say: Output) -> None:
     async def ready() -> None:
         document = {"gateway": listener.url} | ({"metrics": f"{metrics.url}/metrics"} if metrics else {})
-        lines = [f"Birdwire answers at {listener.url}", f"Its callback is {settings.redirect_uri}"]
-        say.result(document, *lines, *([f"Its metrics are at {document['metrics']}"] if metrics else []))
+        lines = [f"Birdwire is ready at {listener.url}", f"Callback URL: {settings.redirect_uri}"]
+        say.result(document, *lines, *([f"Metrics: {document['metrics']}"] if metrics else []))
 
     async def run() -> None:
         await _check_database(settings, say)
@@ -83,14 +85,14 @@ def _run(settings: Settings, listener: run_servers.Listener, metrics: run_server
 
 
 async def _check_database(settings: Settings, say: Output) -> None:
-    """Refuse before anything is answered, in one sentence, what the gateway's own start would refuse."""
+    """Check the database before the start, so that a problem ends the command with one sentence."""
     database, said_at = Database(settings.database_url), time.monotonic()
 
     def progress(values: int, unreadable: int) -> None:
         nonlocal said_at
         if time.monotonic() - said_at >= SAY_EVERY_S:
             said_at = time.monotonic()
-            say.aside(f"Resealing X tokens for this version: {values:,} done, {unreadable:,} cannot be opened")
+            say.aside(f"Re-encrypting X tokens for this version: {values:,} done, {unreadable:,} cannot be decrypted")
 
     try:
         failpoints = Failpoints(settings.failpoints)

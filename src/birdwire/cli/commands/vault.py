@@ -1,4 +1,4 @@
-"""`birdwire vault`: the keys that seal X's tokens at rest, and the change from one to another."""
+"""`birdwire vault`: creates, inspects and rotates the vault keys that encrypt X tokens at rest."""
 
 from __future__ import annotations
 
@@ -29,42 +29,50 @@ if TYPE_CHECKING:
 
 SAY_EVERY_S = 1.0
 ROUNDS = 5
-"""How often what a running gateway changed meanwhile is gone after; each round meets far less than the one before."""
+"""Maximum number of passes. Each pass re-encrypts what a running gateway wrote during the previous one."""
 
 app = family()
 
 
 @app.command()
 def create(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to keep the key; must not exist yet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write the key to. It must not exist yet.")],
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Create a vault key in a file that only you can read.
 
-    Without this key the X tokens in the database are lost. Keep a copy, but not where the database's backups are.
+    If you lose this key, the X tokens in the database are lost. Keep a copy of it, in a different place than the
+    backups of the database.
 
     Example: birdwire vault create /etc/birdwire/vault.key
     """
     with saying(as_json=as_json) as say:
         if not file.parent.is_dir():
             raise Stop(
-                ExitCode.USAGE, f"There is no folder {file.parent}.", f"mkdir -m 700 -p {shlex.quote(str(file.parent))}"
+                ExitCode.USAGE,
+                f"The folder {file.parent} does not exist.",
+                f"To create it, run: mkdir -m 700 -p {shlex.quote(str(file.parent))}",
             )
         try:
             key_id = Vault(create_key_file(file)).key_id
         except VaultError as error:
-            raise Stop(ExitCode.USAGE, str(error), "Choose another file; a key is never overwritten.") from None
+            raise Stop(
+                ExitCode.USAGE, str(error), "Choose another file. Birdwire never overwrites a vault key."
+            ) from None
         say.result(
             {"file": str(file.resolve()), "vault_key_id": key_id},
-            f"The vault key is in {file}. Use it with:",
+            f"Wrote a new vault key to {file}. To use it, run:",
             f"export BIRDWIRE_VAULT_KEY_FILE={shlex.quote(str(file.resolve()))}",
         )
 
 
 @app.command()
 def status(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Count the encrypted values in the database by vault key.
+    """Show how many values in the database each vault key encrypts.
+
+    In the output, SEALS is yes for the key that encrypts new values, and GIVEN is yes for each key that the settings
+    contain.
 
     Example: birdwire vault status --config /etc/birdwire/birdwire.toml
     """
@@ -79,11 +87,12 @@ def status(*, config: ConfigOption = None, data: DataOption = None, as_json: Jso
 
 @app.command()
 def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Re-encrypt every value with the vault key of the settings, while the gateway runs.
+    """Re-encrypt every value in the database with the current vault key.
 
-    First create the new key, set BIRDWIRE_VAULT_KEY_FILE to it and BIRDWIRE_VAULT_OTHER_KEY_FILES to the old one, and
-    restart the gateway. Keep the old key until this command says that it is no longer used. The command can be
-    interrupted and run again.
+    First, create the new key with `birdwire vault create`. Set BIRDWIRE_VAULT_KEY_FILE to the new key and
+    BIRDWIRE_VAULT_OTHER_KEY_FILES to the old one, and restart the gateway. Then run this command while the gateway
+    runs. Keep the old key until the command reports that it is no longer used. You can interrupt the command and run
+    it again.
 
     Example: birdwire vault rotate --config /etc/birdwire/birdwire.toml
     """
@@ -95,15 +104,15 @@ def rotate(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
         if left or unreadable:
             raise Stop(
                 ExitCode.REFUSED,
-                f"{left:,} values are still sealed with another vault key, {unreadable:,} of them with a key that was"
-                " not given, or damaged. Keep every old key.",
-                "Run this again; `birdwire vault status` shows which key sealed them.",
+                f"{left:,} values are still encrypted with another vault key. {unreadable:,} of them cannot be"
+                " decrypted: their key is not in the settings, or they are damaged. Keep every old key.",
+                "Run this command again. `birdwire vault status` shows which keys encrypt the remaining values.",
                 document=document,
             )
         say.result(
             document,
-            f"Every value is sealed with the vault key {vault.key_id}.",
-            *(f"The vault key {key_id} is no longer used here." for key_id in retired),
+            f"Every value is encrypted with the vault key {vault.key_id}.",
+            *(f"The vault key {key_id} is no longer used by this database." for key_id in retired),
             "Remove BIRDWIRE_VAULT_OTHER_KEY_FILES from the settings. Keep the old key for as long as you keep"
             " backups that need it.",
         )
@@ -115,13 +124,13 @@ async def _counts(settings: Settings, vault: Vault) -> list[Count]:
 
 
 def _unserved(settings: Settings) -> AbstractContextManager[None]:
-    """What holds back gateways that could not open what this vault key seals.
+    """Lock the database against gateways that do not know this vault key and could not decrypt its values.
 
     Raises:
-        Stop: there may be one.
+        Stop: such a gateway may be running.
     """
-    message = "The gateway that serves this database does not know this vault key yet."
-    fix = "Restart it with this key and the old one; then run this again."
+    message = "The gateway that uses this database does not know this vault key yet."
+    fix = "Restart the gateway with this key and the old one, then run this command again."
     file = file_of(settings.database_url)
     if file is None:
         raise Stop(ExitCode.USAGE, message, fix)
@@ -129,7 +138,7 @@ def _unserved(settings: Settings) -> AbstractContextManager[None]:
 
 
 async def _rotate(settings: Settings, vault: Vault, say: Output) -> tuple[list[str], int, int]:
-    """The keys that are retired, how many values others still seal, and how many of these cannot be opened."""
+    """Return the retired keys, how many values use other keys, and how many of these cannot be decrypted."""
     async with opened(settings) as database:
         known = await KeyRotation(database, vault, Clock()).known()
     if not known:
@@ -138,7 +147,8 @@ async def _rotate(settings: Settings, vault: Vault, say: Output) -> tuple[list[s
                 await KeyRotation(database, vault, Clock(), by=operator()).enlist()
     async with opened(settings) as database:
         keyring = KeyRotation(database, vault, Clock(), Failpoints(settings.failpoints), by=operator())
-        await keyring.bind()  # of a database that no gateway of this version has served yet
+        # If no gateway of this version has used the database yet, its values are still in the older form.
+        await keyring.bind()
         counts = await keyring.counts()
         total = sum(one.values for one in counts if not one.seals)
         said_at = time.monotonic()
@@ -147,7 +157,7 @@ async def _rotate(settings: Settings, vault: Vault, say: Output) -> tuple[list[s
             nonlocal said_at
             if time.monotonic() - said_at >= SAY_EVERY_S:
                 said_at = time.monotonic()
-                say.aside(f"{done:,} of {total:,}")
+                say.aside(f"{done:,} of {total:,} values re-encrypted")
 
         for _ in range(ROUNDS):
             unreadable = await keyring.reseal(progress)

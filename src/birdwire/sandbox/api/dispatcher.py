@@ -1,4 +1,4 @@
-"""The one way of every API call: token, windows, bill, scopes, ids, body, then the endpoint's own handler."""
+"""Processes every API call in the same order: token, rate limits, billing, scopes, ids, body, then the handler."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 ID = re.compile(r"[0-9]{1,19}", re.ASCII)
 USERNAME = re.compile(r"[A-Za-z0-9_]{1,15}", re.ASCII)
 JSON_BYTES = 1024 * 1024
-FAULT = "birdwire.sandbox.fault"  # in a request's scope: the id of the refusal that it is to meet
+# Key in a request's ASGI scope: the id of the refusal that a fault requests for it.
+FAULT = "birdwire.sandbox.fault"
 BILLS = {"spend_cap": "spend-cap", "usage_cap": "usage-capped", "user_not_enrolled": "user-not-enrolled"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One admitted call: who asks, for what. `body` is the JSON object or the form, {} without one."""
+    """One admitted call. `viewer` is the user who calls; `body` is the JSON object or the form, {} without a body."""
 
     viewer: User
     ids: Mapping[str, str]
@@ -43,8 +44,8 @@ class Call:
 class Endpoint:
     """One row of X's API.
 
-    `own` names the path parameter that must be the caller's id. `body` lists the members a JSON body may have (None:
-    no body is read). `per_15m`, `per_24h` and `app_per_24h` are numbers or names of switches.
+    `own` names the path parameter that must be the caller's id. `body` lists the members that a JSON body may have
+    (None: the body is ignored). `per_15m`, `per_24h` and `app_per_24h` are numbers or names of switches.
     """
 
     method: str
@@ -56,16 +57,17 @@ class Endpoint:
     app_per_24h: int | str | None = None
     own: str | None = None
     body: frozenset[str] | None = None
-    lenient: bool = False  # 2.166 let this body have members that it does not know
+    # Generation 2.166 accepts unknown members in this body.
+    lenient: bool = False
     read: Callable[[Request], Any] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """As the switch `limits` names it."""
+        """Return the endpoint's name in the switch `limits`."""
         return f"{self.method} {self.path}"
 
     def windows(self, platform: Simulator, user_id: str) -> list[Window]:
-        """The limits that a call of this user falls under."""
+        """Return the rate limits that apply to a call of this user."""
 
         def number(limit: int | str) -> int:
             return limit if isinstance(limit, int) else getattr(platform.config, limit)
@@ -81,13 +83,13 @@ class Endpoint:
 
 
 class ApiDispatcher:
-    """One row at work: admits the call, hands it on, and dresses the answer."""
+    """Serves one endpoint: admits the call, runs its handler, and adds the rate limit headers to the answer."""
 
     def __init__(self, platform: Simulator, endpoint: Endpoint) -> None:
         self._platform, self._endpoint = platform, endpoint
 
     async def answer(self, request: Request) -> Response:
-        """Answer one request."""
+        """Process one request."""
         readings: list[Reading] = []
         try:
             answer = await self._answer(request, readings)
@@ -123,7 +125,7 @@ class ApiDispatcher:
         return answer
 
     def _count(self, grant: Grant | None, readings: list[Reading]) -> bool:
-        """Count the call in its windows, if there was room; nobody's windows read as nobody has touched them."""
+        """Count the call in its windows if none is used up. Without a valid token, the windows read as unused."""
         platform, now_s = self._platform, self._platform.clock.epoch_s()
         windows = self._endpoint.windows(platform, grant.user_id if grant else "")
         if grant is None:
@@ -134,7 +136,7 @@ class ApiDispatcher:
         return free
 
     def _bill(self) -> None:
-        """X's billing refusals, which come before its limits and leave their headers alone."""
+        """Refuse the call for billing reasons, as X does: before rate limits, and without changing their headers."""
         config = self._platform.config
         if config.billing == "credits_depleted":
             raise self._platform.catalogue.refusal(config.credits_form)
@@ -170,18 +172,18 @@ class ApiDispatcher:
 
 
 def _bearer(request: Request) -> str:
-    """The bearer token, "" without one."""
+    """Return the bearer token, or "" without one."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def routes(platform: Simulator, endpoints: Sequence[Endpoint]) -> list[Route]:
-    """Starlette's routes for these rows."""
+    """Return Starlette's routes for these rows."""
     return [Route(row.path, ApiDispatcher(platform, row).answer, methods=[row.method]) for row in endpoints]
 
 
 def dressed(platform: Simulator, answer: Answer, readings: Sequence[Reading] = ()) -> Response:
-    """The answer as a response, with the windows' headers beneath its own."""
+    """Return the answer as a response. Its own headers take precedence over the windows' headers."""
     headers: dict[str, str] = {}
     for reading in readings:
         headers |= reading.headers()
@@ -193,7 +195,7 @@ def dressed(platform: Simulator, answer: Answer, readings: Sequence[Reading] = (
 
 
 async def read_bounded(request: Request, limit: int) -> bytes:
-    """The request's body; X's 413 beyond `limit` bytes."""
+    """Return the request's body; answer with X's 413 if it exceeds `limit` bytes."""
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -212,12 +214,12 @@ async def read_bounded(request: Request, limit: int) -> bytes:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """The request's JSON object."""
+    """Return the request's JSON object."""
     return parse_json(await read_bounded(request, JSON_BYTES))
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """The JSON object in these bytes; X's 400 if there is none."""
+    """Parse a JSON object; answer with X's 400 if the bytes are not one."""
     try:
         return json_object(raw)
     except ValueError as error:
@@ -225,10 +227,11 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in these bytes; ValueError for all else, NaN and halves of surrogate pairs included."""
+    """Parse a JSON object; raise ValueError for anything else, including NaN and unpaired surrogates."""
     try:
         body = json.loads(raw, parse_constant=_no_constant)
-        json.dumps(body, ensure_ascii=False).encode()  # what cannot be said again is not taken in
+        # A body that cannot be encoded again, such as an unpaired surrogate, is refused.
+        json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise ValueError("not valid JSON") from None
     if not isinstance(body, dict):
@@ -241,7 +244,7 @@ def _no_constant(name: str) -> Any:
 
 
 def required_id(call: Call, name: str) -> str:
-    """A body's id, as X's pattern wants it."""
+    """Return an id from the body; answer with X's 400 if it does not match X's pattern."""
     value = call.body.get(name)
     if not isinstance(value, str) or not ID.fullmatch(value):
         shown = value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""Likes, reposts, bookmarks and follows, and their undoing: each as often as one likes, always with the same answer."""
+"""Likes, reposts, bookmarks, follows, and their removal. All are idempotent: a repeated call has the same answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOOKMARK = "tweet.read users.read bookmark.write"
 
 
 def refuse_by_tier(platform: Simulator, *, undoing: bool = False) -> None:
-    """Raise the tier's refusal of what only Enterprise may do; undoing is free unless the switch says otherwise."""
+    """Refuse what only Enterprise access allows. Undoing is allowed unless a switch refuses it, too."""
     config = platform.config
     if config.tier == "enterprise" or (undoing and not config.tier_refuses_deletes):
         return
@@ -26,12 +26,12 @@ def refuse_by_tier(platform: Simulator, *, undoing: bool = False) -> None:
 
 
 def switched_refusal(platform: Simulator, name: str) -> Refusal:
-    """The refusal that a switch names: an id of the catalogue, or `forbidden` for the bare 403."""
+    """Return the refusal that a switch names: an id of the catalogue, or `forbidden` for the plain 403."""
     return platform.catalogue.refusal("missing-scope" if name == "forbidden" else name)
 
 
 def reachable_post(platform: Simulator, viewer: User, post_id: str) -> Post:
-    """The post, if it is there and the viewer may see it; else X's 400, or what the switch `invisible` says."""
+    """Return the post; raise X's 400 if it does not exist, or the refusal of the switch `invisible` if it is hidden."""
     post = platform.world.live_post(post_id)
     if post is None:
         raise platform.catalogue.refusal("like-tweet-gone")
@@ -101,7 +101,7 @@ def _target(platform: Simulator, user_id: str) -> User:
 
 
 def follow(platform: Simulator, call: Call) -> Answer:
-    """POST /2/users/{id}/following. Oneself, a suspended and a blocking target get the bare 403."""
+    """POST /2/users/{id}/following. A follow of oneself, a suspended or a blocking user gets the plain 403."""
     target_id = required_id(call, "target_user_id")
     refuse_by_tier(platform)
     target = _target(platform, target_id)

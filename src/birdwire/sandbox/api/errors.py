@@ -1,4 +1,4 @@
-"""How X says no: every refusal X is known to send, by id, and the forms that carry ids. Decides nothing."""
+"""X's refusals: the catalogue of every refusal that X is known to send, by id, and the forms that contain ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTS = {"2.166": "https://api.twitter.com/2/problems/", "2.167": "https://api.x
 
 @dataclass(frozen=True)
 class Answer:
-    """What X sends back: `body` is JSON (None: no body at all)."""
+    """X's answer. `body` is JSON, or None for an empty body."""
 
     status: int
     body: Any
@@ -28,17 +28,18 @@ class Answer:
     content_type: str | None = JSON
 
     def encoded(self, generation: str) -> bytes:
-        """The body's bytes, problem types spelt as that generation of the API does ("mixed": as they are)."""
+        """Encode the body, with problem types in that API generation's spelling ("mixed" keeps them as they are)."""
         if self.body is None:
             return b""
         body = _spelt(self.body, HOSTS[generation]) if generation in HOSTS else self.body
-        indent = 2 if self.content_type == PROBLEM else None  # X prints these over several lines
+        # X prints problem documents over several lines.
+        indent = 2 if self.content_type == PROBLEM else None
         separators = None if indent else (",", ":")
         return json.dumps(body, ensure_ascii=False, indent=indent, separators=separators).encode()
 
 
 class Refusal(Exception):  # noqa: N818 - X refuses; nothing went wrong here
-    """Raised by an endpoint in place of its answer."""
+    """Raised by an endpoint to refuse the call."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -46,7 +47,7 @@ class Refusal(Exception):  # noqa: N818 - X refuses; nothing went wrong here
 
 
 def _spelt(value: Any, host: str) -> Any:
-    """The same JSON with the host of every problem type replaced."""
+    """Return the JSON with the host of every problem type replaced."""
     if isinstance(value, list):
         return [_spelt(entry, host) for entry in value]
     if not isinstance(value, dict):
@@ -61,7 +62,7 @@ def _spelt(value: Any, host: str) -> Any:
 
 
 class Catalogue:
-    """X's refusals by id, as they were seen on the wire."""
+    """X's refusals by id, as recorded from X."""
 
     def __init__(self) -> None:
         text = files(__package__).joinpath("errors.json").read_text(encoding="utf-8")
@@ -71,11 +72,11 @@ class Catalogue:
         return name in self._entries
 
     def ids(self) -> list[str]:
-        """Every id, sorted."""
+        """Return every id, sorted."""
         return sorted(self._entries)
 
     def answer(self, name: str, now_s: int) -> Answer:
-        """The refusal as seen; limits that it mentions reset 15 minutes or a day after `now_s`."""
+        """Return the refusal as recorded. Its rate limits reset 15 minutes or a day after `now_s`."""
         entry = self._entries[name]
         headers = dict(entry["headers"])
         for header in entry["headers"]:
@@ -85,13 +86,13 @@ class Catalogue:
         return Answer(entry["status"], deepcopy(entry["body"]), headers, entry["content_type"])
 
     def refusal(self, name: str) -> Refusal:
-        """The refusal by that id without headers of its own: the endpoint's real ones go along."""
+        """Return the refusal without its recorded headers, because the endpoint adds its real ones."""
         entry = self._entries[name]
         return Refusal(Answer(entry["status"], deepcopy(entry["body"]), {}, entry["content_type"]))
 
 
 def invalid(message: str, **parameters: str) -> Refusal:
-    """X's 400 for a wrong parameter; `parameters` are the names and values at fault."""
+    """Return X's 400 for a wrong parameter; `parameters` are the invalid names and values."""
     error: dict[str, Any] = (
         {"parameters": {name: [value[:100]] for name, value in parameters.items()}} if parameters else {}
     )
@@ -109,7 +110,7 @@ def invalid(message: str, **parameters: str) -> Refusal:
 
 
 def not_found(kind: str, value: str, parameter: str) -> dict[str, str]:
-    """The entry of `errors` in a 200 about a thing that is not there; `kind` is tweet or user."""
+    """Return the entry of `errors` in a 200 for a missing resource; `kind` is tweet or user."""
     return {
         "value": value,
         "detail": f"Could not find {kind} with {parameter}: [{value}].",
@@ -122,7 +123,7 @@ def not_found(kind: str, value: str, parameter: str) -> dict[str, str]:
 
 
 def not_authorized(kind: str, value: str, parameter: str) -> dict[str, str]:
-    """The entry of `errors` in a 200 about a thing that the asker may not see."""
+    """Return the entry of `errors` in a 200 for a resource that the caller may not see."""
     return {
         "value": value,
         "detail": f"Sorry, you are not authorized to see the {kind.capitalize()} with {parameter}: [{value}].",
@@ -136,5 +137,5 @@ def not_authorized(kind: str, value: str, parameter: str) -> dict[str, str]:
 
 
 def oauth_error(error: str, description: str, status: int = 400) -> Answer:
-    """The token endpoint's form of an error."""
+    """Return an error in the token endpoint's format."""
     return Answer(status, {"error": error, "error_description": description})

@@ -1,4 +1,4 @@
-"""What X tells about people and posts: look-ups, timelines, search. Reads only; what is gone is a 200 with errors."""
+"""Look-ups of users and posts, timelines and search. Read-only; a missing resource is a 200 with errors, as at X."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def posts(platform: Simulator, call: Call) -> Answer:
 
 
 def _seen(platform: Simulator, viewer: User, post_id: str, parameter: str) -> Post | dict[str, str]:
-    """The post, or the entry of `errors` in its place."""
+    """Return the post, or the entry of `errors` in its place."""
     post = platform.world.live_post(post_id)
     if post is None:
         return not_found("tweet", post_id, parameter)
@@ -104,7 +104,7 @@ def _seen(platform: Simulator, viewer: User, post_id: str, parameter: str) -> Po
 
 
 def timeline(platform: Simulator, call: Call) -> Answer:
-    """GET /2/users/{id}/tweets: newest first, the pinned one in its place."""
+    """GET /2/users/{id}/tweets: newest first, the pinned post in chronological order."""
     user = platform.world.users.get(call.ids["id"])
     if user is None or user.suspended:
         return Answer(200, {"errors": [not_found("user", call.ids["id"], "id")]})
@@ -140,7 +140,7 @@ def search_users(platform: Simulator, call: Call) -> Answer:
 
 
 def search_posts(platform: Simulator, call: Call) -> Answer:
-    """GET /2/tweets/search/recent: the last seven days."""
+    """GET /2/tweets/search/recent: the posts of the last seven days."""
     query = call.query.get("query", "")
     if not 0 < len(query) <= QUERY_LENGTH:
         raise invalid("The `query` query parameter can not be empty", query=query)
@@ -158,7 +158,7 @@ def search_posts(platform: Simulator, call: Call) -> Answer:
 
 
 def _page_of_posts(platform: Simulator, call: Call, rows: Sequence[Post], *, least: int, usual: int) -> Answer:
-    """One page of posts, newest first, between the ids and times asked for."""
+    """Return one page of posts, newest first, between the requested ids and times."""
     size = _number(call, "max_results", least, 100, usual)
     names = [name for name in ("pagination_token", "next_token") if name in call.query]
     below = min([_page_start(call, name) for name in names] + [_id(call, "until_id", 10**19)])
@@ -183,7 +183,7 @@ def _page_of_posts(platform: Simulator, call: Call, rows: Sequence[Post], *, lea
 
 
 def _includes(platform: Simulator, rows: Sequence[Post], fields: Fields) -> dict[str, Any]:
-    """The authors, if their expansion was asked for."""
+    """Return the authors, if the query requests their expansion."""
     if "author_id" not in fields.expansions or not rows:
         return {}
     authors = dict.fromkeys(post.author_id for post in rows)
@@ -191,13 +191,13 @@ def _includes(platform: Simulator, rows: Sequence[Post], fields: Fields) -> dict
 
 
 def _partial(found: list[dict[str, Any]], errors: list[dict[str, str]]) -> Answer:
-    """Data and errors side by side, each only if there is some."""
+    """Return data and errors, each only if it is not empty."""
     body: dict[str, Any] = {"data": found} if found else {}
     return Answer(200, body | ({"errors": errors} if errors else {}))
 
 
 def _listed(call: Call, name: str, pattern: re.Pattern[str]) -> list[str]:
-    """A query's list of 1 to 100 values."""
+    """Return a query parameter's list of 1 to 100 values."""
     values = call.query.get(name, "").split(",")
     if len(values) > IDS_AT_ONCE:
         raise invalid(f"The number of values in the `{name}` query parameter list must be 1 to {IDS_AT_ONCE}")
@@ -231,7 +231,7 @@ def _id(call: Call, name: str, usual: int) -> int:
 
 
 def _time(call: Call, name: str) -> datetime | None:
-    """An RFC 3339 time."""
+    """Parse an RFC 3339 time."""
     value = call.query.get(name)
     if value is None:
         return None
@@ -243,12 +243,12 @@ def _time(call: Call, name: str) -> datetime | None:
 
 
 def _token(last_id: str) -> str:
-    """A page token: opaque to clients."""
+    """Return a page token, which is opaque to clients."""
     return urlsafe_b64encode(f"p1:{last_id}".encode()).rstrip(b"=").decode()
 
 
 def _page_start(call: Call, name: str) -> int:
-    """The id after which a page goes on; 0 without a token."""
+    """Return the id after which a page continues; 0 without a token."""
     value = call.query.get(name)
     if value is None:
         return 0

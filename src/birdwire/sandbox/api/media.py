@@ -1,4 +1,4 @@
-"""Uploads: in one go or in segments, then processed for a while, then good for a post. Counts bytes and keeps none."""
+"""Uploads, whole or in segments, and their processing until a post can use them. Counts bytes and stores none."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ if TYPE_CHECKING:
     from birdwire.sandbox.state.world import User
 
 SCOPES = "media.write"
-UPLOAD_BYTES = 24 * 1024 * 1024  # an upload in one go, as base64 in JSON at worst
-LIFETIME_S = 1_295_999  # X's own example, 15 days
+# The largest whole upload, encoded as base64 in JSON.
+UPLOAD_BYTES = 24 * 1024 * 1024
+# 15 days, as in X's own example.
+LIFETIME_S = 1_295_999
 LAST_SEGMENT = 999
 MEGABYTE = 1_000_000
 MULTIPART = b"multipart/form-data"
 PARTS = 10
-logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)  # it writes callers' bytes to standard error
-IN_MEMORY = {"MAX_MEMORY_FILE_SIZE": UPLOAD_BYTES}  # the body is bounded, so no part need go to a disk
+# The parser would log callers' bytes to standard error.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)
+# The body is bounded, so its parts can stay in memory.
+IN_MEMORY = {"MAX_MEMORY_FILE_SIZE": UPLOAD_BYTES}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a media category takes: types, the most bytes, the prefix of its keys."""
+    """A media category: its media types, maximum size, and the prefix of its media keys."""
 
     types: frozenset[str]
     most_bytes: int
@@ -76,7 +80,7 @@ def initialize(platform: Simulator, call: Call) -> Answer:
 
 
 def append(platform: Simulator, call: Call) -> Answer:
-    """POST /2/media/upload/{id}/append: a segment, in any order, again if need be."""
+    """POST /2/media/upload/{id}/append: a segment, in any order; a segment may be repeated."""
     media = _own(platform, call.viewer, call.ids["id"])
     content, index = _content(call.body), call.body.get("segment_index")
     if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) <= len(str(LAST_SEGMENT)):
@@ -91,7 +95,7 @@ def append(platform: Simulator, call: Call) -> Answer:
 
 
 def finalize(platform: Simulator, call: Call) -> Answer:
-    """POST /2/media/upload/{id}/finalize. Segments must be whole; once done, it answers the same again."""
+    """POST /2/media/upload/{id}/finalize. Requires all segments; a repeated call returns the same answer."""
     media = _own(platform, call.viewer, call.ids["id"])
     if media.finalized_at is None:
         if not platform.uploads.close(media.id, media.total_bytes):
@@ -109,7 +113,7 @@ def status(platform: Simulator, call: Call) -> Answer:
 
 
 def upload(platform: Simulator, call: Call) -> Answer:
-    """POST /2/media/upload: all in one go."""
+    """POST /2/media/upload: a whole upload in one request."""
     kind, content = _kind(call.body.get("media_category")), _content(call.body)
     if not 0 < len(content) <= kind.most_bytes:
         raise invalid(f"The media must have 1 to {kind.most_bytes} bytes")
@@ -121,7 +125,7 @@ def upload(platform: Simulator, call: Call) -> Answer:
 
 
 def attachable(platform: Simulator, viewer: User, media_ids: Sequence[str]) -> bool:
-    """Whether these go with one post: own, processed, not run out; four photos, or one GIF, or one video."""
+    """Check that one post can use these: the user's own, processed, not expired; four photos, one GIF or one video."""
     found = [platform.world.media.get(media_id) for media_id in media_ids]
     now = platform.clock.now()
     for media in found:
@@ -160,7 +164,7 @@ def _new(platform: Simulator, call: Call, kind: Kind, size: int) -> Media:
 
 
 def _own(platform: Simulator, viewer: User, media_id: str) -> Media:
-    """The upload; the bare 403 if there is none of this account's."""
+    """Return the upload; answer with the plain 403 if the account has no such upload."""
     media = platform.world.media.get(media_id)
     if media is None or viewer.id not in media.owner_ids or media.expires_at <= platform.clock.now():
         raise platform.catalogue.refusal("missing-scope")
@@ -168,7 +172,7 @@ def _own(platform: Simulator, viewer: User, media_id: str) -> Media:
 
 
 def _progress(platform: Simulator, media: Media) -> float:
-    """How much of the processing is done, 0 to 1."""
+    """Return the processed fraction, 0 to 1."""
     if media.finalized_at is None:
         return 0.0
     needed_s = 0 if KINDS[media.category].processed_at_once else platform.config.media_processing_s
@@ -177,7 +181,7 @@ def _progress(platform: Simulator, media: Media) -> float:
 
 
 def _state(platform: Simulator, media: Media) -> str:
-    """X's word for how far it is."""
+    """Return X's name for the state of the processing."""
     progress = _progress(platform, media)
     if progress >= 1:
         return "succeeded" if KINDS[media.category].processed_at_once else platform.config.media_result
@@ -203,7 +207,7 @@ def _data(platform: Simulator, media: Media) -> dict[str, Any]:
 
 
 def _content(body: Any) -> bytes:
-    """The media itself: bytes of a form, or base64 of a JSON body."""
+    """Return the media's bytes, from a form or as base64 in a JSON body."""
     content = body.get("media")
     if isinstance(content, str):
         try:
@@ -223,7 +227,7 @@ async def read_media(request: Request) -> dict[str, Any]:
 
 
 def _parts(raw: bytes, boundary: bytes | None) -> dict[str, Any]:
-    """The parts of a multipart form: `media` as bytes, whether it has a filename or not, and all others as text."""
+    """Return the parts of a multipart form: `media` as bytes, with or without a filename, and all others as text."""
     parts: dict[str, Any] = {}
 
     def keep(name: bytes | None, content: bytes) -> None:

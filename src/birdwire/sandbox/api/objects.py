@@ -1,4 +1,4 @@
-"""Users and posts as X's answers show them: only the fields asked for, spelt as asked for."""
+"""Users and posts in X's answers: only the requested fields, in the requested spelling."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ EXPANDED = frozenset({"author_id", "referenced_posts"})
 
 
 class Fields:
-    """What a query asks for. Unknown fields and expansions are dropped without a word, as X does.
+    """The fields that a query requests. Unknown fields and expansions are ignored silently, as X does.
 
-    `newer` says whether posts are called posts (2.167) or tweets: as the query spells it, else as the generation does.
+    `newer` is true if the answer calls posts "posts" (2.167) and not "tweets": as the query does, else as the
+    generation does.
     """
 
     def __init__(self, platform: Simulator, query: Mapping[str, str]) -> None:
@@ -35,7 +36,7 @@ def _names(query: Mapping[str, str], name: str) -> frozenset[str]:
 
 
 def user_object(platform: Simulator, user: User, fields: Fields) -> dict[str, Any]:
-    """A user: id, name, username, and what was asked for."""
+    """Return a user: id, name, username, and the requested fields."""
     world = platform.world
     answer: dict[str, Any] = {"id": user.id, "name": user.name, "username": user.username}
     following = [pending for pending in world.follows.get(user.id, {}).values() if not pending]
@@ -59,7 +60,7 @@ def user_object(platform: Simulator, user: User, fields: Fields) -> dict[str, An
 
 
 def post_object(platform: Simulator, post: Post, fields: Fields) -> dict[str, Any]:
-    """A post: id, text, its history, and what was asked for."""
+    """Return a post: id, text, edit history, and the requested fields."""
     world = platform.world
     history = "edit_history_post_ids" if fields.newer else "edit_history_tweet_ids"
     answer: dict[str, Any] = {"id": post.id, "text": post_text.displayed(post.text), history: post.edit_history}
@@ -80,13 +81,14 @@ def post_object(platform: Simulator, post: Post, fields: Fields) -> dict[str, An
         "public_metrics": _metrics(platform, post),
     }
     asked = fields.post | fields.expansions
-    if fields.newer:  # these two are expansions there, and no fields
+    # In the newer generation these two are only expansions, not fields.
+    if fields.newer:
         asked -= EXPANDED - fields.expansions
     return answer | {name: value for name, value in more.items() if name in asked and value is not None}
 
 
 def _metrics(platform: Simulator, post: Post) -> dict[str, int]:
-    """A post's counts, those that the generations name differently under both names."""
+    """Return a post's counts. Counts that the generations name differently appear under both names."""
     world = platform.world
     live = [one for one in world.posts.values() if not one.deleted]
     return {
@@ -100,7 +102,7 @@ def _metrics(platform: Simulator, post: Post) -> dict[str, int]:
 
 
 def _conversation(platform: Simulator, post: Post) -> str:
-    """The id of the post that the thread began with; a thread that was planted in a circle ends where it began."""
+    """Return the id of the thread's first post. In a circular thread (from fixtures), the walk stops at its start."""
     seen = {post.id}
     while post.in_reply_to_tweet_id in platform.world.posts and post.in_reply_to_tweet_id not in seen:
         post = platform.world.posts[post.in_reply_to_tweet_id]

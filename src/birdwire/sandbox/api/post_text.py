@@ -1,4 +1,4 @@
-"""What X reads in a post's text: its weight, links, mentions, cashtags. A rough measure, and on purpose its own."""
+"""X's reading of a post's text: weight, links, mentions, cashtags. An approximation, independent of Birdwire's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{_ONE}(?:
 
 
 def weight(text: str) -> int:
-    """The weighted length: a link 23, an emoji 2, a CJK character 2, most others 1."""
+    """Return the weighted length: a link counts 23, an emoji 2, a CJK character 2, most others 1."""
     links = LINK.findall(text)
     rest = LINK.sub("", text)
     emoji = EMOJI.findall(rest)
@@ -31,32 +31,32 @@ def weight(text: str) -> int:
 
 
 def mentions(text: str) -> set[str]:
-    """The names that the text mentions, in small letters."""
+    """Return the usernames that the text mentions, in lower case."""
     return {name.lower() for name in MENTION.findall(text)}
 
 
 def cashtags(text: str) -> int:
-    """How many cashtags the text holds."""
+    """Return the number of cashtags in the text."""
     return len(CASHTAG.findall(text))
 
 
 def short_link(url: str) -> str:
-    """What X puts in a link's place: the same for the same link."""
+    """Return X's short link for a URL, always the same for the same URL."""
     return f"https://t.co/{sha256(url.encode()).hexdigest()[:10]}"
 
 
 def shortened(text: str) -> str:
-    """The text with X's short links."""
+    """Return the text with X's short links."""
     return LINK.sub(lambda match: short_link(match[0]), text)
 
 
 def displayed(text: str) -> str:
-    """The text as look-ups show it: short links, and `&`, `<`, `>` escaped."""
+    """Return the text as look-ups show it: with short links, and `&`, `<`, `>` escaped."""
     return html.escape(shortened(text), quote=False)
 
 
 def entities(text: str) -> dict[str, list[dict[str, Any]]]:
-    """Links and mentions with their places in the displayed text."""
+    """Return links and mentions with their positions in the displayed text."""
     shown = displayed(text)
     originals = {short_link(url): url for url in LINK.findall(text)}
     urls = [

@@ -1,4 +1,4 @@
-"""Writing and deleting posts: what may be said, by whom, in answer to what. Reads nothing back."""
+"""Creates and deletes posts, with X's rules on texts, replies, quotes and edits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class Reply(_Part):
-    """What a post answers to. auto_populate_reply_metadata is accepted and dropped, as X says."""
+    """Post that is replied to. auto_populate_reply_metadata is accepted and ignored, as X documents."""
 
     in_reply_to_tweet_id: Id
     auto_populate_reply_metadata: bool | None = None
@@ -41,14 +41,14 @@ class Reply(_Part):
 
 
 class Attached(_Part):
-    """Uploads that go with a post."""
+    """Uploads attached to a post."""
 
     media_ids: Annotated[list[Id], Field(min_length=1, max_length=PHOTOS)]
     tagged_user_ids: Annotated[list[Id], Field(max_length=10)] | None = None
 
 
 class Poll(_Part):
-    """A poll. reply_settings is accepted and dropped, as X says."""
+    """A poll. reply_settings is accepted and ignored, as X documents."""
 
     options: Annotated[list[Annotated[str, Field(min_length=1, max_length=25)]], Field(min_length=2, max_length=4)]
     duration_minutes: Annotated[int, Field(ge=5, le=10_080)]
@@ -56,13 +56,13 @@ class Poll(_Part):
 
 
 class Geo(_Part):
-    """Where a post is from."""
+    """Location of a post."""
 
     place_id: Annotated[str, Field(max_length=100)]
 
 
 class Edit(_Part):
-    """Which post a post is the next version of."""
+    """Post that an edit replaces."""
 
     previous_post_id: Id
 
@@ -104,7 +104,7 @@ def create(platform: Simulator, call: Call) -> Answer:
     _check_new(platform, call.viewer, text, previous)
     post = _write(platform, call.viewer, draft, text, previous)
     data: dict[str, Any] = {"id": post.id, "text": post_text.shortened(post.text)}
-    # 2.166 has no history here, 2.167 spells it with posts, and live X keeps the older spelling.
+    # 2.166 returns no edit history here, 2.167 names it after posts, and live X keeps the older name.
     if platform.config.generation == "2.167":
         data["edit_history_post_ids"] = post.edit_history
     elif platform.config.generation == "mixed":
@@ -137,7 +137,7 @@ def _check_words(platform: Simulator, draft: Draft, text: str) -> None:
 
 
 def _check_reply(platform: Simulator, viewer: User, target_id: str) -> None:
-    """A reply needs a target that is there, whose author lets this account in, and in some tiers a summons."""
+    """Check that the reply's target exists, that its author allows the reply, and, in some tiers, a summons."""
     world = platform.world
     target = world.live_post(target_id)
     if target is None or not world.may_see_user(viewer, world.users[target.author_id]):
@@ -158,13 +158,13 @@ def _check_reply(platform: Simulator, viewer: User, target_id: str) -> None:
 
 
 def _summoned(platform: Simulator, viewer: User, target: Post) -> bool:
-    """Whether the target's author mentioned the account or quoted one of its posts there."""
+    """Return whether the target mentions the account or quotes one of its posts."""
     quoted = platform.world.posts.get(target.quote_tweet_id or "")
     return viewer.id in target.mentions or (quoted is not None and quoted.author_id == viewer.id)
 
 
 def _editable(platform: Simulator, viewer: User, draft: Draft) -> Post | None:
-    """The post that is edited, or None for a new one. X's refusal of an edit is not known, so a switch chooses it."""
+    """Return the edited post; None for a new one. X's refusal of an edit is undocumented, so a switch selects it."""
     if draft.edit_options is None:
         return None
     world = platform.world
@@ -199,7 +199,8 @@ def _write(platform: Simulator, viewer: User, draft: Draft, text: str, previous:
     names = post_text.mentions(text)
     replied_to = draft.reply.in_reply_to_tweet_id if draft.reply else None
     quoted = draft.quote_tweet_id
-    if previous is not None:  # an edit changes words, never what they answer to
+    # An edit changes the text, never the post that it replies to or quotes.
+    if previous is not None:
         replied_to, quoted = previous.in_reply_to_tweet_id, previous.quote_tweet_id
     post = world.posts[post_id] = Post(
         id=post_id,
@@ -220,7 +221,7 @@ def _write(platform: Simulator, viewer: User, draft: Draft, text: str, previous:
 
 
 def delete(platform: Simulator, call: Call) -> Answer:
-    """DELETE /2/tweets/{id}: all versions of one's own post. One that is gone: 404; another's: the bare 403."""
+    """DELETE /2/tweets/{id}: delete all versions of the caller's post. 404 if deleted; plain 403 for others' posts."""
     post_id = call.ids["id"]
     post = platform.world.posts.get(post_id)
     if post is None or post.deleted:

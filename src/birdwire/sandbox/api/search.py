@@ -1,4 +1,4 @@
-"""X's search language, as far as this goes: words, phrases, and a few operators. Knows nothing of pages."""
+"""A subset of X's search language: words, phrases, and a few operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TERM = re.compile(r'-?(?:"[^"]*"|[^\s()"]+)')
 
 
 def matches(world: World, post: Post, query: str) -> bool:
-    """Whether the post fits every term; a term with a minus in front must not fit. OR is not known here."""
+    """Return whether the post matches every term; a term with a leading minus must not match. OR is unsupported."""
     for term in TERM.findall(query):
         wanted = not term.startswith("-")
         if _fits(world, post, term.removeprefix("-")) is not wanted:

@@ -1,4 +1,4 @@
-"""The sandbox's own surface under /_sandbox: look, move, break. For this machine alone, and never X's."""
+"""The sandbox's control API under /_sandbox: inspect, change and break it. From this machine only; X has none of it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from birdwire.sandbox.control.traffic import Calls
     from birdwire.sandbox.state.simulator import Simulator
 
-BODY_BYTES = 8 * 1024 * 1024  # a fault may order an answer of several megabytes
+# A fault may contain an answer of several megabytes.
+BODY_BYTES = 8 * 1024 * 1024
 NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class ControlError(Exception):
-    """A control call that is refused: an HTTP status and a sentence."""
+    """Refusal of a control call: an HTTP status and a message."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -39,25 +40,25 @@ class ControlError(Exception):
 
 
 class Control:
-    """The control calls; CALLS lists them for people."""
+    """The control calls. CALLS describes them for people."""
 
     CALLS = (
-        ("GET", "/_sandbox/state", "the people, posts, likes, follows, reposts and bookmarks"),
-        ("GET", "/_sandbox/calls", "the calls that came, after number ?since=N"),
+        ("GET", "/_sandbox/state", "Show the users, posts, likes, follows, reposts and bookmarks"),
+        ("GET", "/_sandbox/calls", "Show the recorded calls after number ?since=N"),
         (
             "POST",
             "/_sandbox/reset",
-            "the seed, the defaults and the wall clock again; grants stay unless grants is false",
+            "Restore the seed, the default switches and the real time; delete the grants only if grants is false",
         ),
-        ("POST", "/_sandbox/seed", "put the seed back, or add and change the users and posts that you send"),
-        ("POST", "/_sandbox/clock", "move the clock by advance_s"),
-        ("GET", "/_sandbox/config", "every switch and its value"),
-        ("POST", "/_sandbox/config", "set any of them"),
-        ("GET", "/_sandbox/faults", "the faults that wait"),
-        ("POST", "/_sandbox/faults", "order a fault"),
-        ("DELETE", "/_sandbox/faults", "forget all faults"),
-        ("POST", "/_sandbox/consent", "what the consent page would do, for scripts"),
-        ("POST", "/_sandbox/users/{id}/revoke_app", "remove the app from a person's connected apps"),
+        ("POST", "/_sandbox/seed", "Restore the seed, or add and change the users and posts in the body"),
+        ("POST", "/_sandbox/clock", "Move the clock forward by advance_s seconds; a negative number moves it back"),
+        ("GET", "/_sandbox/config", "Show every switch and its value"),
+        ("POST", "/_sandbox/config", "Set switches"),
+        ("GET", "/_sandbox/faults", "Show the pending faults"),
+        ("POST", "/_sandbox/faults", "Add a fault"),
+        ("DELETE", "/_sandbox/faults", "Delete all faults"),
+        ("POST", "/_sandbox/consent", "Approve or deny a request as the consent page does, from a script"),
+        ("POST", "/_sandbox/users/{id}/revoke_app", "Remove the app from a user's connected apps"),
     )
 
     def __init__(
@@ -67,7 +68,7 @@ class Control:
         self._endpoints = [endpoint.name for endpoint in endpoints]
 
     def routes(self) -> list[Route]:
-        """Where they are."""
+        """Return the routes of the control calls."""
         handlers = (
             self._state,
             self._list_calls,
@@ -91,7 +92,7 @@ class Control:
     async def _list_calls(self, request: Request) -> Any:
         since = request.query_params.get("since", "0")
         if not NUMBER.fullmatch(since):
-            raise ControlError("since: a whole number, please")
+            raise ControlError("since must be a whole number")
         return {"calls": self._calls.since(int(since))}
 
     async def _reset(self, request: Request) -> Any:
@@ -113,11 +114,11 @@ class Control:
     async def _clock(self, request: Request) -> Any:
         body = await _body(request, {"advance_s": float})
         if "advance_s" not in body:
-            raise ControlError("advance_s: missing")
+            raise ControlError("advance_s is missing")
         try:
             self._platform.advance(body["advance_s"])
         except (ValueError, OverflowError):
-            raise ControlError("advance_s: the clock moves by ten years at most") from None
+            raise ControlError("advance_s: the clock can move by at most ten years") from None
         return {"now": self._platform.clock.now().isoformat(), "offset_s": self._platform.clock.offset_s}
 
     async def _read_config(self, _request: Request) -> Any:
@@ -141,7 +142,7 @@ class Control:
         raw = await read_object(request)
         wanted = raw["do"].get("error") if isinstance(raw.get("do"), dict) else None
         if isinstance(wanted, str) and wanted not in self._platform.catalogue:
-            raise ControlError(f"do.error: one of {', '.join(self._platform.catalogue.ids())}")
+            raise ControlError(f"do.error must be one of {', '.join(self._platform.catalogue.ids())}")
         try:
             self._faults.add(raw)
         except ValueError as error:
@@ -155,38 +156,38 @@ class Control:
         body = await _body(request, {"auth_url": str, "username": str, "action": str, "scopes": list})
         absent = [name for name in ("auth_url", "username", "action") if name not in body]
         if absent:
-            raise ControlError(f"{absent[0]}: missing")
+            raise ControlError(f"{absent[0]} is missing")
         if body["action"] not in {"allow", "deny"}:
-            raise ControlError("action: allow or deny")
+            raise ControlError("action must be allow or deny")
         user = self._platform.world.user_named(body["username"])
         if user is None:
-            raise ControlError("username: nobody of that name here")
+            raise ControlError("username: there is no user with this name")
         try:
             url = urlsplit(body["auth_url"])
             if url.path != PATH:
-                raise ControlError(f"auth_url: its path must be {PATH}")
+                raise ControlError(f"auth_url: the path must be {PATH}")
             ask = self._consent.ask(url.query)
         except ValueError as error:
             known = isinstance(error, AskError)
-            raise ControlError(f"auth_url: {error if known else 'not a URL'}") from None
+            raise ControlError(f"auth_url: {error if known else 'not a valid URL'}") from None
         scopes = body.get("scopes", list(ask.scopes))
         stray = [scope for scope in scopes if scope not in ask.scopes]
         if stray or not scopes:
-            raise ControlError("scopes: some of those asked for, at least one")
+            raise ControlError("scopes must contain at least one of the requested scopes, and no others")
         return {"redirect_to": self._consent.answer(ask, user, allow=body["action"] == "allow", scopes=scopes)}
 
     async def _revoke_app(self, request: Request) -> Any:
         await _body(request, {}, optional=True)
         user_id = request.path_params["id"]
         if user_id not in self._platform.world.users:
-            raise ControlError("nobody of that id here", 404)
+            raise ControlError("there is no user with this id", 404)
         ended = self._platform.grants.remove_app(user_id)
         await self._platform.saved()
         return {"revoked": ended}
 
 
 def guarded(handle: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
-    """Starlette's endpoint for one control call: this machine only, JSON out."""
+    """Wrap a control call as a Starlette endpoint: it admits this machine only, and returns JSON."""
 
     async def guarded(request: Request) -> Response:
         try:
@@ -195,14 +196,14 @@ def guarded(handle: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], 
         except ControlError as error:
             body, status = {"error": str(error)}, error.status
         except Refusal:
-            body, status = {"error": f"a body has {BODY_BYTES} bytes at most"}, 413
+            body, status = {"error": f"the body must not exceed {BODY_BYTES} bytes"}, 413
         return JSONResponse(body, status, {"cache-control": "no-store"})
 
     return guarded
 
 
 def _admit(request: Request) -> None:
-    """Refuse other machines, foreign names for this one (DNS rebinding), and pages of other origins."""
+    """Refuse other machines, foreign host names (DNS rebinding), and web pages of other origins."""
     peer = request.client.host if request.client else ""
     host = request.headers.get("host", "")
     try:
@@ -210,20 +211,20 @@ def _admit(request: Request) -> None:
     except ValueError:
         name = ""
     if not is_loopback(peer) or not is_loopback(name):
-        raise ControlError("the sandbox is controlled from its own machine, under a loopback name", 403)
+        raise ControlError("control calls must come from this machine and use a loopback host name", 403)
     origin = request.headers.get("origin")
     if origin is not None and origin != f"{request.url.scheme}://{host}":
-        raise ControlError("the sandbox is not controlled by pages of other origins", 403)
+        raise ControlError("control calls from web pages of other origins are refused", 403)
 
 
 async def read_object(request: Request, *, optional: bool = False) -> dict[str, Any]:
-    """The body, a JSON object; nothing at all is {} where it is optional."""
+    """Return the body, a JSON object. If it is optional, an empty body is {}."""
     raw = await read_bounded(request, BODY_BYTES)
     if optional and not raw:
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ControlError("Content-Type: application/json, please", 415)
+        raise ControlError("Content-Type must be application/json", 415)
     try:
         return json_object(raw)
     except ValueError as error:
@@ -231,7 +232,7 @@ async def read_object(request: Request, *, optional: bool = False) -> dict[str, 
 
 
 async def _body(request: Request, members: dict[str, type], *, optional: bool = False) -> dict[str, Any]:
-    """The body with its members checked: unknown ones and wrong types are refused."""
+    """Return the body; refuse unknown members and wrong types."""
     body = await read_object(request, optional=optional)
     for name, value in body.items():
         if name not in members:
@@ -243,12 +244,12 @@ async def _body(request: Request, members: dict[str, type], *, optional: bool = 
         if kind is list:
             right = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not right:
-            raise ControlError(f"{name}: wrong type")
+            raise ControlError(f"{name} has the wrong type")
     return body
 
 
 def _state(platform: Simulator) -> dict[str, Any]:
-    """The world as a caller may know it."""
+    """Return the public part of the world."""
     world = platform.world
     users = [
         {

@@ -1,4 +1,4 @@
-"""Faults to order: which calls they hit, and what they do to them. First in, first hit."""
+"""Faults on demand: which calls they affect, and how. The oldest matching fault applies."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\z
 HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e\t]{0,4000}\z")]
 
 
-class ConnectionDropped(Exception):  # noqa: N818 - what happened, told to a client in the same process
-    """The connection ended without an answer: what a drop is where there is no connection to cut."""
+class ConnectionDropped(Exception):  # noqa: N818 - an event, reported to a client in the same process
+    """The connection ended without an answer. Stands for a drop where no real connection exists."""
 
 
 class Match(BaseModel):
-    """Which calls: a method or `*`, and a path with `*` and `?` as wildcards."""
+    """The calls that a fault affects: a method or `*`, and a path with `*` and `?` as wildcards."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -30,9 +30,9 @@ class Match(BaseModel):
 
 
 class Effect(BaseModel):
-    """What happens: one thing, and before it a delay if one is wanted.
+    """What the fault does: exactly one effect, optionally after a delay.
 
-    With `status` comes a body: JSON, or text as it stands (`body`), or any bytes (`body_base64`, say gzip).
+    `status` may have a body: JSON or plain text (`body`), or any bytes, such as gzip (`body_base64`).
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -52,17 +52,18 @@ class Effect(BaseModel):
         things = [self.status, self.error, self.drop, self.trickle_bps, self.truncate]
         chosen = sum(thing is not None for thing in things)
         if chosen > 1 or (chosen == 0 and self.delay_s is None):
-            raise ValueError("one of status, error, drop, delay_s, trickle_bps, truncate (delay_s also beside another)")
+            names = "status, error, drop, delay_s, trickle_bps, truncate"
+            raise ValueError(f"exactly one of {names} is required; delay_s can be combined with another")
         made_up = self.body is not None or self.body_base64 is not None or bool(self.headers)
         if self.status is None and made_up:
-            raise ValueError("body, body_base64 and headers go with status")
+            raise ValueError("body, body_base64 and headers require status")
         if self.body is not None and self.body_base64 is not None:
-            raise ValueError("body or body_base64, not both")
+            raise ValueError("body and body_base64 are mutually exclusive")
         self.made_up_body()
         return self
 
     def made_up_body(self) -> tuple[bytes, str]:
-        """The ordered body's bytes and their content type; ValueError if the base64 is none."""
+        """Return the fault's body and its content type; raise ValueError for invalid base64."""
         if self.body_base64 is not None:
             return b64decode(self.body_base64, validate=True), "application/octet-stream"
         if isinstance(self.body, str):
@@ -71,7 +72,7 @@ class Effect(BaseModel):
 
 
 class Order(BaseModel):
-    """A fault as ordered over HTTP. `times` null: until deleted."""
+    """A fault as requested over HTTP. If `times` is null, the fault applies until it is deleted."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -87,13 +88,13 @@ class _Fault:
 
 
 class Faults:
-    """The faults that wait."""
+    """The pending faults."""
 
     def __init__(self) -> None:
         self._waiting: list[_Fault] = []
 
     def add(self, raw: Any) -> Order:
-        """Order a fault; ValueError says what is wrong with it."""
+        """Add a fault; raise ValueError with the problem if it is invalid."""
         try:
             order = Order.model_validate(raw)
         except ValidationError as error:
@@ -102,12 +103,12 @@ class Faults:
                 "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
             ) from None
         if len(self._waiting) >= FAULTS_AT_ONCE:
-            raise ValueError(f"{FAULTS_AT_ONCE} faults wait already")
+            raise ValueError(f"there are already {FAULTS_AT_ONCE} pending faults")
         self._waiting.append(_Fault(order, order.times))
         return order
 
     def take(self, method: str, path: str) -> Effect | None:
-        """What is to happen to this call, spending one of its times; None for most calls."""
+        """Return the effect on this call and count one of the fault's times; None if no fault matches."""
         for fault in self._waiting:
             wanted = fault.order.match
             if wanted.method.upper() not in {"*", method} or not fnmatchcase(path, wanted.path):
@@ -120,11 +121,11 @@ class Faults:
         return None
 
     def listed(self) -> list[dict[str, Any]]:
-        """What waits, in order; `times` is what is left."""
+        """Return the pending faults in order; `times` is the remaining number."""
         return [fault.order.model_dump(exclude_defaults=True) | {"times": fault.left} for fault in self._waiting]
 
     def clear(self) -> int:
-        """Forget all; how many there were."""
+        """Delete all faults and return their number."""
         count = len(self._waiting)
         self._waiting.clear()
         return count

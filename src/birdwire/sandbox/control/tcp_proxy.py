@@ -1,7 +1,7 @@
-"""A TCP proxy that misbehaves on demand: slow, cut, silent, gone. Knows nothing of what passes through it.
+"""A TCP proxy that injects network faults on demand, independent of the protocol that it forwards.
 
-It stands before X, a database or a cache in a fault test, and is told over a loopback HTTP port of its own:
-GET /proxy (what is in force), POST /proxy (set any of it), DELETE /proxy (behave again).
+In fault tests it runs in front of X, a database or Redis. It is controlled over its own loopback HTTP port:
+GET /proxy (show the active faults), POST /proxy (set faults), DELETE /proxy (remove all faults).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ CHUNK = 64 * 1024
 TICK_S = 0.05
 CONNECT_S = 10
 CONNECTIONS = 1000
-HELD_S = 600  # how long an end is hidden
+# How long `half_open` hides the end of a connection.
+HELD_S = 600
 Seconds = Annotated[int | float, Field(ge=0, le=3600)]
 
 
 class Slicer(BaseModel):
-    """Pieces of so many bytes, with a pause before each."""
+    """Splits data into pieces of `bytes` bytes, with a pause before each."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -42,12 +43,13 @@ class Slicer(BaseModel):
 
 
 class Toxics(BaseModel):
-    """What is wrong with the line. Null: nothing of that kind.
+    """The active faults. Null disables a fault.
 
-    `direction` says which way the data suffers: up (to the target), down (to the client), or both. `down` refuses
-    connections and ends those there are. `timeout_s` swallows data and then ends the connection (0: never).
-    `reset_peer_s` resets that long after the first byte. `limit_data` ends after so many bytes. `half_open` swallows
-    data and hides the end. `drop` ends a connection at the request's first byte, or at the answer's first.
+    `direction` selects the affected data: up (to the target), down (to the client), or both. `down` refuses
+    connections and closes the existing ones. `timeout_s` discards data and closes the connection after that time (0:
+    never). `reset_peer_s` resets the connection that long after the first byte. `limit_data` closes it after that many
+    bytes. `half_open` discards data and hides the end of the connection. `drop` closes the connection at the first
+    byte of the request (`before_apply`) or of the answer (`after_apply`).
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -65,7 +67,7 @@ class Toxics(BaseModel):
     drop: Literal["before_apply", "after_apply"] | None = None
 
     def changed(self, changes: dict[str, Any]) -> Toxics:
-        """A copy with these changed; ValueError names what is wrong."""
+        """Return a copy with these changes; raise ValueError with the problems if they are invalid."""
         try:
             return Toxics.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
@@ -75,12 +77,12 @@ class Toxics(BaseModel):
             ) from None
 
 
-class _Cut(Exception):  # noqa: N818 - an order carried out, no error
-    """This connection ends now."""
+class _Cut(Exception):  # noqa: N818 - a requested fault, not an error
+    """Closes this connection."""
 
 
 class TcpProxy:
-    """The line: accepts on a socket, connects to `to`, and carries bytes both ways."""
+    """Accepts connections on a socket, connects to `to`, and forwards bytes in both directions."""
 
     def __init__(self, listener: socket.socket, to: tuple[str, int]) -> None:
         self._listener: socket.socket | None = listener
@@ -93,17 +95,17 @@ class TcpProxy:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return the port that it listens on."""
         port: int = self._address[1]
         return port
 
     @property
     def connections(self) -> int:
-        """How many there are."""
+        """Return the number of open connections."""
         return len(self._lines)
 
     async def set(self, toxics: Toxics) -> None:
-        """Have these in force from now on, also on the connections that there are."""
+        """Activate these faults, also for existing connections."""
         self.toxics = toxics
         if toxics.down:
             await self.close()
@@ -111,14 +113,15 @@ class TcpProxy:
             await self.open()
 
     async def open(self) -> None:
-        """Begin to accept."""
+        """Start accepting connections."""
         if self._server is None:
             listener = self._listener or socket.create_server(self._address[:2], family=self._family)
-            self._listener = None  # the server's from now on; a refusal needs the port closed, not merely unheard
+            # The server owns the socket now. To refuse connections, the port must be closed, not only ignored.
+            self._listener = None
             self._server = await asyncio.start_server(self._accept, sock=listener, limit=CHUNK)
 
     async def close(self) -> None:
-        """End everything."""
+        """Stop accepting, and close every connection."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -135,7 +138,8 @@ class TcpProxy:
         try:
             await self._carry(reader, writer)
         except asyncio.CancelledError:
-            reset(writer)  # told to end, and this is its end: Python 3.11's streams would log the cancellation
+            # The cancellation ends here, because Python 3.11's streams would log it.
+            reset(writer)
         finally:
             self._lines.discard(line)
 
@@ -143,11 +147,13 @@ class TcpProxy:
         try:
             async with asyncio.timeout(CONNECT_S):
                 far_reader, far_writer = await asyncio.open_connection(*self._to, limit=CHUNK)
-        except OSError:  # TimeoutError is one
+        # TimeoutError is an OSError.
+        except OSError:
             reset(writer)
             return
         for end in (writer, far_writer):
-            end.transport.set_write_buffer_limits(0)  # drained means sent: then a cut loses nothing that was carried
+            # Without a write buffer, drained data has been sent, so a cut loses no data that counts as forwarded.
+            end.transport.set_write_buffer_limits(0)
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump("up", reader, far_writer))
@@ -164,7 +170,7 @@ class TcpProxy:
     async def _pump(
         self, way: Literal["up", "down"], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Carry one way until its end, suffering whatever is in force at each moment."""
+        """Forward one direction until its end, and apply the faults that are active at each moment."""
         sent = 0
         while data := await reader.read(CHUNK):
             toxics = self.toxics
@@ -191,7 +197,7 @@ class TcpProxy:
 
     @staticmethod
     async def _suffer(toxics: Toxics) -> None:
-        """The waits and ends that come before any byte goes on."""
+        """Apply the delays and cuts that precede forwarding."""
         if toxics.latency_s is not None:
             await asyncio.sleep(toxics.latency_s)
         for wait_s in (toxics.reset_peer_s, toxics.timeout_s or None):
@@ -217,7 +223,7 @@ class TcpProxy:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection with a reset, not an end of stream."""
+    """Close a connection with a reset instead of an end of stream."""
     ours = writer.get_extra_info("socket")
     with suppress(OSError), socket.socket(fileno=os.dup(ours.fileno())) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -225,9 +231,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 def create_proxy(listener: socket.socket, to: tuple[str, int]) -> Starlette:
-    """The control surface as an ASGI app, whose lifespan opens and closes the line; `app.state.proxy` is the Proxy.
+    """Return the control API as an ASGI app, whose lifespan opens and closes the proxy (`app.state.proxy`).
 
-    `listener` is a bound, listening socket (the app closes it at its end); `to` is the target's host and port.
+    `listener` is a bound, listening socket, which the app closes at its end. `to` is the target's host and port.
     """
     proxy = TcpProxy(listener, to)
 

@@ -1,4 +1,4 @@
-"""What passes between a client and X: the log of calls, X's headers and date, and faults on the wire."""
+"""Middleware between clients and the simulated X: the log of calls, X's headers and Date, and faults on the wire."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TICK_S = 0.05
 
 
 class Calls:
-    """The last calls to X, numbered from 1 for as long as the sandbox runs."""
+    """Log of the most recent calls to X, numbered from 1 since the sandbox started."""
 
     def __init__(self, platform: Simulator) -> None:
         self._platform = platform
@@ -39,7 +39,7 @@ class Calls:
         self._n = 0
 
     def begin(self, method: str, path: str) -> dict[str, Any]:
-        """Note a call; its answerer fills in `status` (null: no answer, or none yet), `user_id`, `grant_type`."""
+        """Record a call. Its handler sets `status` (null: no answer yet, or none at all), `user_id`, `grant_type`."""
         self._n += 1
         at = self._platform.clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
         call: dict[str, Any] = {"n": self._n, "at": at, "method": method, "path": path[:500], "status": None}
@@ -47,11 +47,11 @@ class Calls:
         return call
 
     def since(self, n: int) -> list[dict[str, Any]]:
-        """The kept calls with a greater number."""
+        """Return the recorded calls with a greater number."""
         return [call for call in self._kept if call["n"] > n]
 
     def clear(self) -> None:
-        """Forget the calls; the numbers go on."""
+        """Delete the recorded calls; the numbering continues."""
         self._kept.clear()
 
 
@@ -70,7 +70,7 @@ class Traffic:
         self._faults, self._calls = faults, calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, or let its fault happen."""
+        """Forward one request, or apply its fault."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -100,7 +100,8 @@ class Traffic:
         elif effect.status is not None:
             await _made_up(effect)(scope, receive, send)
         elif effect.error is not None and self._meets_endpoint(scope):
-            scope[FAULT] = effect.error  # the endpoint refuses by it, with its own windows' headers
+            # The endpoint sends this refusal with its own rate limit headers.
+            scope[FAULT] = effect.error
             await self._app(scope, receive, send)
         elif effect.error is not None:
             answer = self._platform.catalogue.answer(effect.error, self._platform.clock.epoch_s())
@@ -133,7 +134,7 @@ class Traffic:
         return any(route.matches(scope)[0] is Match.FULL for route in self._endpoints)
 
     def _dated(self, send: Send) -> Send:
-        """`send` that writes Date, by the sandbox's clock and its skew."""
+        """Return a `send` that sets Date from the sandbox's clock and the switch date_skew_s."""
 
         async def dated(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -144,7 +145,7 @@ class Traffic:
         return dated
 
     def _as_x(self, send: Send) -> Send:
-        """`send` that adds the headers that X puts on every answer."""
+        """Return a `send` that adds the headers of every answer of X."""
         began = asyncio.get_running_loop().time()
 
         async def marked(message: Message) -> None:
@@ -162,7 +163,7 @@ class Traffic:
 
 
 def _made_up(effect: Effect) -> Response:
-    """The answer that a fault orders."""
+    """Return the answer that a fault specifies."""
     headers = {name.lower(): value for name, value in effect.headers.items()}
     body, kind = effect.made_up_body()
     if body:
@@ -171,11 +172,11 @@ def _made_up(effect: Effect) -> Response:
 
 
 async def _nowhere(_message: Message) -> None:
-    """A `send` whose messages reach nobody."""
+    """Discard a message."""
 
 
 async def _answered(app: ASGIApp, scope: Scope, receive: Receive) -> tuple[Message, bytes]:
-    """The app's whole answer, kept back."""
+    """Return the app's whole answer without sending it."""
     messages: list[Message] = []
 
     async def keep(message: Message) -> None:
@@ -187,7 +188,7 @@ async def _answered(app: ASGIApp, scope: Scope, receive: Receive) -> tuple[Messa
 
 
 async def _drop(scope: Scope, receive: Receive, *, flush: bool = False) -> None:
-    """Cut the connection without a word; in the same process, raise."""
+    """Cut the connection without an answer; raise if the client is in the same process."""
     wire = scope.get("extensions", {}).get(WIRE)
     if wire is None:
         raise ConnectionDropped

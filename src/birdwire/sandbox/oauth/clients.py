@@ -1,4 +1,4 @@
-"""The app that X knows: its clients, the redirect URIs registered for it, and how a client proves who it is."""
+"""The app registered at the simulated X: its clients, its redirect URIs, and client authentication."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ALPHANUMERIC = string.ascii_letters + string.digits
 
 @dataclass(frozen=True)
 class Client:
-    """A client of the app; without a secret it is a public one."""
+    """A client of the app. A client without a secret is public."""
 
     client_id: str
     client_secret: str | None = field(default=None, repr=False)
 
     @property
     def confidential(self) -> bool:
-        """Whether it has a secret to prove itself with."""
+        """Return whether the client has a secret."""
         return self.client_secret is not None
 
 
@@ -39,7 +39,7 @@ class Clients:
     public_client_id: str
 
     def find(self, client_id: str) -> Client | None:
-        """The client of that id."""
+        """Return the client with this id."""
         if client_id == self.client_id:
             return Client(self.client_id, self.client_secret)
         if client_id == self.public_client_id:
@@ -48,7 +48,7 @@ class Clients:
 
 
 def new_clients() -> Clients:
-    """Clients with ids in X's form and a secret, all at random."""
+    """Return clients with random ids in X's format and a random secret."""
     return Clients(_client_id(), secrets.token_urlsafe(38), _client_id())
 
 
@@ -58,7 +58,7 @@ def _client_id() -> str:
 
 
 def redirect_uri_known(redirect_uri: str, registered: Sequence[str]) -> bool:
-    """Whether X would send a person back there: an exact match, or any loopback URI if none is registered."""
+    """Return whether X would redirect there: an exact match, or any loopback URI if none is registered."""
     if registered:
         return redirect_uri in registered
     try:
@@ -72,7 +72,7 @@ def redirect_uri_known(redirect_uri: str, registered: Sequence[str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
+    """Return whether a host name or address is loopback."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -82,7 +82,7 @@ def is_loopback(host: str) -> bool:
 
 
 def basic_credentials(header: str | None) -> tuple[str, str] | None:
-    """Id and secret of an Authorization: Basic header (RFC 6749 §2.3.1: both form-encoded), or None."""
+    """Return id and secret of an Authorization: Basic header (RFC 6749 §2.3.1: both form-encoded), or None."""
     scheme, _, value = (header or "").partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -94,10 +94,10 @@ def basic_credentials(header: str | None) -> tuple[str, str] | None:
 
 
 def authenticate(clients: Clients, header: str | None, form: Mapping[str, str]) -> Client | str:
-    """The client that asks, or the id of X's refusal.
+    """Return the authenticated client, or the id of X's refusal.
 
-    Basic with or without client_id is for the confidential client, client_id alone for the public one; each other
-    pairing is refused, as X refuses the form that does not fit the app's type.
+    The confidential client uses Basic, with or without client_id; the public client uses client_id alone. Any other
+    combination is refused, as X refuses a form that does not match the app's type.
     """
     if header:
         credentials = basic_credentials(header)

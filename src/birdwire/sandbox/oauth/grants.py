@@ -1,4 +1,4 @@
-"""Codes and tokens: issue, exchange, refresh, revoke. Keeps SHA-256 digests only; a text leaves once, to its client."""
+"""Codes and tokens: issue, exchange, refresh, revoke. Stores only SHA-256 digests; a client receives each text once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 CODES_AT_ONCE = 10_000
 GRANTS_AT_ONCE = 100_000
-SPENT_KEPT = 50  # spent refresh tokens remembered for each grant, so that their reuse is noticed
+# Spent refresh tokens kept per grant, to detect their reuse.
+SPENT_KEPT = 50
 
 
 def digest(text: str) -> str:
-    """What is stored of a token."""
+    """Return the stored form of a token."""
     return sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a client asks a person for, as it stood in the authorize URL."""
+    """A client's authorization request, from the authorize URL."""
 
     client_id: str
     redirect_uri: str
@@ -50,22 +51,23 @@ class _Code:
 
 
 class Grants:
-    """The authorization server's memory, on top of the world's grants."""
+    """State of the authorization server, based on the world's grants."""
 
     def __init__(self, world: World, clock: Clock) -> None:
         self._world, self._clock = world, clock
         self._codes: dict[str, _Code] = {}
-        self._holder: dict[str, str] = {}  # digest of a token -> id of its grant
+        # Digest of a token -> id of its grant.
+        self._holder: dict[str, str] = {}
         self.adopt(world)
 
     def adopt(self, world: World) -> None:
-        """Serve the grants of this world from now on; codes on their way are gone."""
+        """Use the grants of this world from now on; outstanding codes become invalid."""
         self._world = world
         self._codes.clear()
         self._holder = {token: grant.id for grant in world.grants.values() for token in grant.tokens}
 
     def issue_code(self, ask: Ask, user_id: str, scopes: tuple[str, ...], code_s: float) -> str:
-        """A one-time authorization code for what the person allowed."""
+        """Issue a one-time authorization code for the scopes that the user allowed."""
         now = self._clock.now()
         self._codes = {key: code for key, code in self._codes.items() if code.expires_at > now}
         if len(self._codes) >= CODES_AT_ONCE:
@@ -75,7 +77,7 @@ class Grants:
         return text
 
     def exchange(self, client: Client, form: dict[str, str], config: Switches) -> dict[str, Any] | None:
-        """The token answer for a code, or None if code, client, redirect URI or verifier do not fit."""
+        """Return the token answer for a code; None if code, client, redirect URI or verifier do not match."""
         code = self._codes.pop(digest(form.get("code", "")), None)
         now = self._clock.now()
         if code is None or not code.issued_at <= now < code.expires_at:
@@ -91,7 +93,7 @@ class Grants:
         return self._issue(grant, None, config)
 
     def refresh(self, client: Client, text: str, config: Switches) -> dict[str, Any] | None:
-        """The token answer for a refresh token, by the configured mode; None if it is refused."""
+        """Return the token answer for a refresh token, by the configured mode; None if the token is refused."""
         grant, token = self._find(text, "refresh")
         if grant is None or token is None or grant.client_id != client.client_id:
             return None
@@ -104,13 +106,13 @@ class Grants:
     def _spend(self, grant: Grant, token: Token, config: Switches) -> None:
         token.spent_at = self._clock.now()
         if config.refresh_mode == "parent_of_active":
-            # Siblings were born of one parent used twice: one of them going on ends the others.
+            # Siblings come from one parent that was used twice. The use of one sibling ends the others.
             for other in grant.tokens.values():
                 if other.kind == "refresh" and other.parent == token.parent and other.spent_at is None:
                     other.spent_at = token.spent_at
 
     def _may_repeat(self, grant: Grant, token: Token, config: Switches) -> bool:
-        """Whether a spent refresh token may be used again; ends the family where the mode says so."""
+        """Return whether a spent refresh token may be used again; end the token family if the mode requires it."""
         match config.refresh_mode:
             case "grace":
                 spent_at = token.spent_at
@@ -149,7 +151,7 @@ class Grants:
         return text
 
     def _prune(self, grant: Grant) -> None:
-        """Forget what can no longer matter, so that a grant stays small for as long as it lives."""
+        """Delete tokens that no longer matter, so that a grant stays small."""
         now = self._clock.now()
         spent = [one for one in grant.tokens.values() if one.spent_at is not None]
         old = spent[: max(0, len(spent) - SPENT_KEPT)]
@@ -159,14 +161,14 @@ class Grants:
             del self._holder[token.digest]
 
     def access(self, text: str) -> Grant | None:
-        """The grant that an access token stands for, if it is good now."""
+        """Return the grant of an access token, if the token is valid now."""
         grant, token = self._find(text, "access")
         if grant is None or token is None or token.expires_at is None:
             return None
         return grant if self._clock.now() < token.expires_at else None
 
     def revoke(self, client: Client, text: str) -> None:
-        """End a token; a refresh token takes its whole grant along (RFC 7009 §2.1). Unknown ones are fine."""
+        """Revoke a token; a refresh token ends its whole grant (RFC 7009 §2.1). An unknown token is not an error."""
         for kind in ("refresh", "access"):
             grant, token = self._find(text, kind)
             if grant is None or token is None or grant.client_id != client.client_id:
@@ -178,14 +180,14 @@ class Grants:
                 del self._holder[token.digest]
 
     def remove_app(self, user_id: str) -> int:
-        """End all that a person granted, as under their connected apps; how many grants that were."""
+        """End all grants of a user, as removal from the connected apps does; return their number."""
         mine = [grant for grant in self._world.grants.values() if grant.user_id == user_id]
         for grant in mine:
             self._end(grant)
         return len(mine)
 
     def app_token(self) -> str:
-        """A token for the app alone, without a person."""
+        """Issue a token for the app alone, without a user."""
         text = "A" * 22 + secrets.token_urlsafe(60)
         self._world.app_tokens.add(digest(text))
         while len(self._world.app_tokens) > SPENT_KEPT:
@@ -193,7 +195,7 @@ class Grants:
         return text
 
     def is_app_token(self, text: str) -> bool:
-        """Whether this is a token for the app alone."""
+        """Return whether this is a token for the app alone."""
         return digest(text) in self._world.app_tokens
 
     def _find(self, text: str, kind: str) -> tuple[Grant | None, Token | None]:
@@ -209,14 +211,14 @@ class Grants:
         self._world.grants.pop(grant.id, None)
 
     def _text(self, kind: str) -> str:
-        """A token in X's own form: 45 characters, the milliseconds of issue, `at`, `rt` or `ac`."""
+        """Return a token in X's format: 45 characters, the time of issue in milliseconds, `at`, `rt` or `ac`."""
         letters = "".join(secrets.choice(ALPHANUMERIC) for _ in range(45))
         millis = int(self._clock.now().timestamp() * 1000)
         return urlsafe_b64encode(f"{letters}:{millis}:1:1:{kind}:1".encode()).rstrip(b"=").decode()
 
 
 def _verified(ask: Ask, verifier: str) -> bool:
-    """Whether the verifier is the one behind the challenge (RFC 7636 §4.6)."""
+    """Return whether the verifier matches the challenge (RFC 7636 §4.6)."""
     if ask.code_challenge_method == "plain":
         answer = verifier
     else:

@@ -1,4 +1,4 @@
-"""X's token endpoint and revocation, as they answer on the wire. What a grant is and does stands in `grants`."""
+"""X's token and revocation endpoints on the wire. `grants` implements the grants themselves."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CODE_WRONG = "Value passed for the authorization code was invalid."
 
 
 async def read_parameters(request: Request) -> dict[str, str]:
-    """Read the parameters from the query and the body, a form or a JSON object; refuse one that is repeated.
+    """Read the parameters from the query and the body, a form or a JSON object; refuse repeated parameters.
 
-    RFC 6749 §3.2 knows the form alone. X reads all three: SDKs in the field depend on each.
+    RFC 6749 §3.2 defines only the form. X reads all three, and SDKs depend on each.
     """
     raw = await read_bounded(request, FORM_BYTES)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -60,13 +60,13 @@ def _decoded(urlencoded: bytes) -> list[tuple[str, Any]]:
 
 
 class TokenServer:
-    """The three endpoints that take a client's credentials."""
+    """The three endpoints that require a client's credentials."""
 
     def __init__(self, platform: Simulator) -> None:
         self._platform = platform
 
     def routes(self) -> list[Route]:
-        """Where they are."""
+        """Return the routes of the three endpoints."""
         return [
             Route("/2/oauth2/token", self.token, methods=["POST"]),
             Route("/2/oauth2/revoke", self.revoke, methods=["POST"]),
@@ -74,19 +74,19 @@ class TokenServer:
         ]
 
     async def token(self, request: Request) -> Response:
-        """POST /2/oauth2/token: a pair for a code or a refresh token, which is on the disk before the answer leaves."""
+        """POST /2/oauth2/token: two tokens for a code or a refresh token, on disk before the answer is sent."""
         return await self._answered(request, self._issue)
 
     async def revoke(self, request: Request) -> Response:
-        """POST /2/oauth2/revoke. Needs token_type_hint, against X's own example."""
+        """POST /2/oauth2/revoke. Requires token_type_hint, in contrast to X's own example."""
         return await self._answered(request, self._revoke)
 
     async def app_token(self, request: Request) -> Response:
-        """POST /oauth2/token: a token for the app alone, which no endpoint here takes: all ask for a person's."""
+        """POST /oauth2/token: a token for the app alone. No endpoint here accepts it: all require a user's token."""
         return await self._answered(request, self._issue_app_token)
 
     async def _answered(self, request: Request, decide: Callable[[Client, dict[str, str]], Answer]) -> Response:
-        """The way of all three: the parameters, the client, the decision, then the world on the disk."""
+        """Process a request of all three: parameters, client, decision, then write the world to disk."""
         platform = self._platform
         try:
             form = await read_parameters(request)
@@ -131,7 +131,7 @@ class TokenServer:
 
 
 def _needed(form: dict[str, str], name: str) -> str:
-    """The parameter's value; X's refusal of a form without it."""
+    """Return the parameter's value; answer with X's refusal if it is missing."""
     if not form.get(name):
         raise Refusal(oauth_error("invalid_request", f"Missing required parameter [{name}]."))
     return form[name]

@@ -1,4 +1,4 @@
-"""The sandbox's time: the wall clock plus an offset that a caller may move. Nothing else here may ask for the time."""
+"""The sandbox's clock: the real time plus an adjustable offset. No other module of the sandbox reads the time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FURTHEST = timedelta(days=3650)
 
 
 def wall() -> datetime:
-    """The machine's time, aware, UTC."""
+    """Return the machine's time, timezone-aware, in UTC."""
     return datetime.now(UTC)
 
 
 class Clock:
-    """A clock that can be moved by up to ten years, forwards and back."""
+    """A clock that can be moved by up to ten years, forwards and backwards."""
 
     def __init__(self, source: Callable[[], datetime] = wall) -> None:
         self._source = source
@@ -25,25 +25,25 @@ class Clock:
 
     @property
     def offset_s(self) -> float:
-        """How far this clock is ahead of its source, in seconds."""
+        """Return how far this clock is ahead of its source, in seconds."""
         return self._offset.total_seconds()
 
     def now(self) -> datetime:
-        """The time, aware, UTC."""
+        """Return the time, timezone-aware, in UTC."""
         return self._source() + self._offset
 
     def epoch_s(self) -> int:
-        """The time as whole UNIX seconds."""
+        """Return the time in whole UNIX seconds."""
         return int(self.now().timestamp())
 
     def advance(self, seconds: float) -> None:
-        """Move by `seconds`; ValueError beyond ten years from the source."""
+        """Move the clock by `seconds`; raise ValueError beyond ten years from the source."""
         offset = self._offset + timedelta(seconds=seconds)
         if abs(offset) > FURTHEST:
-            raise ValueError("the clock moves by ten years at most")
+            raise ValueError("the clock can move by at most ten years")
         self._offset = offset
 
     def set_offset(self, seconds: float) -> None:
-        """Stand `seconds` ahead of the source."""
+        """Set the clock `seconds` ahead of the source."""
         self._offset = timedelta()
         self.advance(seconds)

@@ -1,4 +1,4 @@
-"""Users and posts that a caller plants: what may be said of them, checked whole before any of it takes effect."""
+"""Users and posts that a caller adds. The whole request is validated before any of it takes effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class PlannedUser(BaseModel):
-    """A user by name: made if there is none, else changed in what is given. `blocks` are names."""
+    """A user by username, created or else changed in the given members. `blocks` contains usernames."""
 
     model_config = STRICT
 
@@ -36,7 +36,7 @@ class PlannedUser(BaseModel):
 
 
 class PlannedPost(BaseModel):
-    """A post by one of the users; with the id of one that exists it replaces that one's text and state."""
+    """A post of one of the users. The id of an existing post replaces that post."""
 
     model_config = STRICT
 
@@ -49,7 +49,7 @@ class PlannedPost(BaseModel):
 
 
 class Plan(BaseModel):
-    """What to plant. Empty: the seed."""
+    """Users and posts to add. An empty plan restores the seed."""
 
     model_config = STRICT
 
@@ -58,7 +58,7 @@ class Plan(BaseModel):
 
     @classmethod
     def read(cls, raw: dict[str, Any]) -> Plan:
-        """The plan; ValueError says what is wrong with it."""
+        """Parse a plan; raise ValueError with the problems if it is invalid."""
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -68,7 +68,7 @@ class Plan(BaseModel):
             ) from None
 
     def plant(self, world: World, now: datetime) -> None:
-        """Let it be so; ValueError, with nothing changed, if a name belongs to nobody or an id to another."""
+        """Apply the plan; raise ValueError, with nothing changed, for an unknown username or another user's id."""
         if not self.users and not self.posts:
             plant(world)
             return
@@ -88,17 +88,17 @@ class Plan(BaseModel):
         }
         for name in [post.author for post in self.posts] + [name for user in self.users for name in user.blocks or []]:
             if name.lower() not in names:
-                raise ValueError(f"nobody is called {name}")
+                raise ValueError(f"there is no user {name}")
         for user in self.users:
             known = world.user_named(user.username)
             if user.id and ((known and known.id != user.id) or (not known and user.id in world.users)):
-                raise ValueError(f"user {user.username}: the id cannot be {user.id}")
+                raise ValueError(f"user {user.username}: {user.id} is not this user's id, or is another user's id")
 
 
 def _named(world: World, username: str) -> User:
     user = world.user_named(username)
     if user is None:
-        raise ValueError(f"nobody is called {username}")
+        raise ValueError(f"there is no user {username}")
     return user
 
 

@@ -1,4 +1,4 @@
-"""X's rate windows: fixed spans that begin with the first call counted in them. Knows no endpoint and no clock."""
+"""X's rate limit windows: fixed spans that start with the first call counted in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Window:
-    """One limit that a call falls under; `header` is the prefix of its three answer headers."""
+    """One limit that applies to a call; `header` is the prefix of its three response headers."""
 
     key: Hashable
     limit: int
@@ -24,14 +24,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Reading:
-    """Where a window stands: what is left, and the UNIX second at which it resets."""
+    """State of a window: the remaining calls, and the UNIX second at which it resets."""
 
     window: Window
     remaining: int
     reset: int
 
     def headers(self) -> dict[str, str]:
-        """X's three headers for this window."""
+        """Return X's three headers for this window."""
         prefix = self.window.header
         return {
             f"{prefix}-limit": str(self.window.limit),
@@ -44,10 +44,11 @@ class RateLimits:
     """Counts calls by window."""
 
     def __init__(self) -> None:
-        self._spans: dict[Hashable, tuple[int, int]] = {}  # key -> (reset, calls counted)
+        # Key -> (reset, counted calls).
+        self._spans: dict[Hashable, tuple[int, int]] = {}
 
     def take(self, windows: Sequence[Window], now_s: int) -> tuple[bool, list[Reading]]:
-        """Count one call in every window, or in none if one of them is used up; True if it was counted."""
+        """Count one call in every window, or in none if one of them is used up. Return True if it was counted."""
         spans = [self._span(window, now_s) for window in windows]
         free = all(used < window.limit for window, (_, used) in zip(windows, spans, strict=True))
         readings = []
@@ -59,7 +60,7 @@ class RateLimits:
 
     def _span(self, window: Window, now_s: int) -> tuple[int, int]:
         reset, used = self._spans.get(window.key, (0, 0))
-        # A clock that was moved back must not leave a window open for longer than it is long.
+        # After the clock moved back, a window must not last longer than its length.
         if reset <= now_s or reset > now_s + window.length_s:
             return now_s + window.length_s, 0
         return reset, used

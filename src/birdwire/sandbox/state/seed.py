@@ -1,4 +1,4 @@
-"""The people and posts of a fresh sandbox. Ids are fixed, so that examples keep working; nothing here is random."""
+"""The users and posts of a new sandbox. Their ids are fixed, so that examples keep working."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from datetime import UTC, datetime
 
 from birdwire.sandbox.state.world import Post, User, World, snowflake_time
 
-VISIBLE_POST_ID = "1346889436626259968"  # by grace: the post that examples like
-DELETED_POST_ID = "1346889436626259969"  # by grace, gone
-PROTECTED_POST_ID = "1445880548472328192"  # by pat, whose posts only followers see
-SUSPENDED_POST_ID = "1445880548472328193"  # by gus
+# A post by grace, which the examples like.
+VISIBLE_POST_ID = "1346889436626259968"
+# A deleted post by grace.
+DELETED_POST_ID = "1346889436626259969"
+# A post by pat, whose posts only followers can see.
+PROTECTED_POST_ID = "1445880548472328192"
+# A post by gus, who is suspended.
+SUSPENDED_POST_ID = "1445880548472328193"
 OTHER_USER_ID = "2244994946"
 OTHER_USERNAME = "grace"
 
 
 @dataclass(frozen=True)
 class Person:
-    """One seeded user with posts: (id, text) pairs."""
+    """One user of the seed, with posts as (id, text)."""
 
     id: str
     username: str
@@ -88,7 +92,7 @@ PEOPLE = (
 
 
 def plant(world: World) -> None:
-    """Put the seed into the world: its people and posts as they were at first, all else untouched."""
+    """Restore the seed's users and posts in the world; leave everything else unchanged."""
     joined_at = datetime(2013, 12, 14, 4, 35, 55, tzinfo=UTC)
     for person in PEOPLE:
         world.users[person.id] = User(

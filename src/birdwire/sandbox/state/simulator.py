@@ -1,4 +1,4 @@
-"""X as one thing: the world, the clock, the switches, and when the world is written down. Speaks no HTTP."""
+"""The simulated X without HTTP: the world, the clock, the switches, and when the world is written to disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAVE_AFTER_S = 0.2
 
 
 class Simulator:
-    """Everything the endpoints work on."""
+    """State that the endpoints work on."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Simulator:
         self.grants = Grants(self.world, self.clock)
 
     def _register(self, clients: Clients | None) -> Clients:
-        """The clients given, else those of the stored world, else new ones."""
+        """Return the given clients, else those of the stored world, else new ones."""
         known = self.world.registration
         if clients is None and known is not None:
             return Clients(known.client_id, known.client_secret, known.public_client_id)
@@ -59,7 +59,7 @@ class Simulator:
         return chosen
 
     def reset(self, *, keep_grants: bool = True) -> None:
-        """Back to the seed, the defaults and the wall clock; what people granted stays unless told otherwise."""
+        """Restore the seed, the default switches and the real time. Grants are kept unless `keep_grants` is false."""
         old = self.world
         self.world = _fresh()
         self.world.registration = old.registration
@@ -75,18 +75,18 @@ class Simulator:
         self.changed()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock; ValueError beyond its reach."""
+        """Move the clock; raise ValueError beyond its range."""
         self.clock.advance(seconds)
         self.world.clock_offset_s = self.clock.offset_s
         self.changed()
 
     def changed(self) -> None:
-        """Have the world written down soon; many changes make one write."""
+        """Schedule a write of the world; several changes share one write."""
         if self._file is not None and self._due is None:
             self._due = asyncio.get_running_loop().call_later(SAVE_AFTER_S, self.save)
 
     async def saved(self) -> None:
-        """Return once all that has happened is on the disk; calls at the same time share one write."""
+        """Return once every change so far is on disk; concurrent calls share one write."""
         if self._file is None:
             return
         if self._writing is None:
@@ -94,12 +94,13 @@ class Simulator:
         await asyncio.shield(self._writing)
 
     async def _write(self) -> None:
-        await asyncio.sleep(0)  # changes from here on wait for the next write
+        # Changes after this point wait for the next write.
+        await asyncio.sleep(0)
         self._writing = None
         self.save()
 
     def save(self) -> None:
-        """Write the world down now; OSError if the disk refuses."""
+        """Write the world to disk now; raise OSError if that fails."""
         if self._due is not None:
             self._due.cancel()
             self._due = None

@@ -1,4 +1,4 @@
-"""The sandbox's switches: each a name, its values and its default. Changes are all or nothing."""
+"""The sandbox's switches: names, values and defaults. A change is applied completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
 
 class Switches(BaseModel):
-    """How this X behaves just now. Immutable: `changed` makes another."""
+    """The current behaviour of the simulated X. Immutable: `changed` returns a new one."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -41,7 +41,7 @@ class Switches(BaseModel):
     date_skew_s: Annotated[int | float, Field(ge=-315_360_000, le=315_360_000)] = 0
 
     def changed(self, changes: dict[str, Any]) -> Switches:
-        """A copy with these members changed; ValueError names every unknown name and wrong value."""
+        """Return a copy with these members changed; raise ValueError with every unknown name and invalid value."""
         try:
             return Switches.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
@@ -53,7 +53,7 @@ class Switches(BaseModel):
 
 
 def _explained(error: Any) -> str:
-    """One of pydantic's findings as a short sentence that names the switch."""
+    """Describe one validation error in a short sentence that names the switch."""
     name = ".".join(str(part) for part in error["loc"][:2]) if error["loc"][:1] == ("limits",) else error["loc"][0]
     if error["type"] == "extra_forbidden":
         return f"unknown name {name!r}"

@@ -1,4 +1,4 @@
-"""What exists at this X: people, posts, what they did, and the apps they let in. Never holds a token in clear."""
+"""The simulated X's data: users, posts, engagement, and the grants to apps. Never contains a token in plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SNOWFLAKE_EPOCH_MS = 1288834974657
 
 @dataclass
 class User:
-    """A person at X; `blocks` holds user ids, `premium` allows edits."""
+    """A user. `blocks` contains user ids; `premium` allows edits."""
 
     id: str
     username: str
@@ -35,7 +35,7 @@ class User:
 
 @dataclass
 class Post:
-    """A post; `edit_history` lists the ids of all its versions, oldest first."""
+    """A post. `edit_history` lists the ids of all its versions, oldest first."""
 
     id: str
     author_id: str
@@ -55,7 +55,7 @@ class Post:
 
 @dataclass
 class Media:
-    """An upload; chunks in flight live elsewhere, since they need not outlive the process."""
+    """An upload. Unfinished segments are kept elsewhere, because they need not survive the process."""
 
     id: str
     media_key: str
@@ -69,7 +69,7 @@ class Media:
 
 @dataclass
 class Token:
-    """One access or refresh token, by the SHA-256 of its text."""
+    """One access or refresh token, identified by the SHA-256 of its text."""
 
     digest: str
     kind: Literal["access", "refresh"]
@@ -81,7 +81,7 @@ class Token:
 
 @dataclass
 class Grant:
-    """What one person allowed one client: the family of tokens that came of it."""
+    """The permission that one user gave one client, with its family of tokens."""
 
     id: str
     user_id: str
@@ -93,7 +93,7 @@ class Grant:
 
 @dataclass
 class Registration:
-    """The app's own credentials, so that a restarted sandbox is the same app to its clients."""
+    """The app's credentials, kept so that they remain valid after a restart of the sandbox."""
 
     client_id: str
     client_secret: str = field(repr=False)
@@ -102,13 +102,15 @@ class Registration:
 
 @dataclass
 class World:
-    """Everything that outlives a restart. Ids map to what they name; pairs are (user id, post id)."""
+    """Everything that survives a restart. Mappings are by id; tuples are (user id, post id)."""
 
     users: dict[str, User] = field(default_factory=dict)
     posts: dict[str, Post] = field(default_factory=dict)
     likes: set[tuple[str, str]] = field(default_factory=set)
-    follows: dict[str, dict[str, bool]] = field(default_factory=dict)  # source -> target -> pending
-    retweets: dict[str, dict[str, str]] = field(default_factory=dict)  # user -> post -> id of the repost
+    # Source -> target -> pending.
+    follows: dict[str, dict[str, bool]] = field(default_factory=dict)
+    # User -> post -> id of the repost.
+    retweets: dict[str, dict[str, str]] = field(default_factory=dict)
     bookmarks: set[tuple[str, str]] = field(default_factory=set)
     media: dict[str, Media] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
@@ -118,22 +120,22 @@ class World:
     last_id: int = 0
 
     def new_id(self, now: datetime) -> str:
-        """A snowflake that was never given out before."""
+        """Return a snowflake id that was never issued before."""
         millis = int(now.timestamp() * 1000) - SNOWFLAKE_EPOCH_MS
         self.last_id = max(self.last_id + 1, millis << 22)
         return str(self.last_id)
 
     def user_named(self, username: str) -> User | None:
-        """The user of that name, in any case of letters."""
+        """Return the user with this username, ignoring case."""
         wanted = username.lower()
         return next((user for user in self.users.values() if user.username.lower() == wanted), None)
 
     def follows_openly(self, source_id: str, target_id: str) -> bool:
-        """Whether `source` follows `target` and was let in."""
+        """Return whether `source` follows `target` and was accepted."""
         return self.follows.get(source_id, {}).get(target_id) is False
 
     def may_see_user(self, viewer: User, author: User) -> bool:
-        """Whether the viewer may see what this author posts."""
+        """Return whether the viewer may see this author's posts."""
         if viewer.id == author.id:
             return True
         if author.suspended or viewer.id in author.blocks:
@@ -141,33 +143,33 @@ class World:
         return not author.protected or self.follows_openly(viewer.id, author.id)
 
     def live_post(self, post_id: str) -> Post | None:
-        """The post, if it exists, is not deleted, and its author is not suspended."""
+        """Return the post, if it exists, is not deleted, and its author is not suspended."""
         post = self.posts.get(post_id)
         if post is None or post.deleted or self.users[post.author_id].suspended:
             return None
         return post
 
     def posts_of(self, author_id: str) -> list[Post]:
-        """The author's posts that are not deleted, newest first, each in its last version only."""
+        """Return the author's posts that are not deleted, newest first, each only in its latest version."""
         mine = [post for post in self.posts.values() if post.author_id == author_id and not post.deleted]
         mine = [post for post in mine if not post.edit_history or post.edit_history[-1] == post.id]
         return sorted(mine, key=lambda post: int(post.id), reverse=True)
 
 
 def snowflake_time(snowflake: str) -> datetime:
-    """When an id was given out."""
+    """Return when an id was issued."""
     return datetime.fromtimestamp(((int(snowflake) >> 22) + SNOWFLAKE_EPOCH_MS) / 1000, UTC)
 
 
 class WorldFile:
-    """A world in a file (JSON, 0600), replaced whole and synced, so that a crash leaves the old one or the new one."""
+    """A world in a file (JSON, 0600), replaced atomically and synced: a crash leaves either the old or the new one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._adapter = TypeAdapter(World)
 
     def load(self) -> World | None:
-        """The stored world, or None without a file; ValueError names the file if it cannot be read as one."""
+        """Return the stored world, or None without a file; raise ValueError if the file is invalid."""
         try:
             raw = self._path.read_bytes()
         except FileNotFoundError:
@@ -175,12 +177,13 @@ class WorldFile:
         try:
             return self._adapter.validate_json(raw)
         except ValueError as error:
-            raise ValueError(f"{self._path} is not a sandbox's world: delete it to start over") from error
+            raise ValueError(f"{self._path} is not a valid sandbox state file; delete it to start over") from error
 
     def save(self, world: World) -> None:
-        """Write the world; it is on the disk when this returns."""
+        """Write the world and return once it is on disk."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)  # made 0600
+        # mkstemp creates the file with mode 0600.
+        handle, name = mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(self._adapter.dump_json(world))

@@ -26,11 +26,11 @@ def decode_key(text: str) -> bytes:
         key = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise VaultError(
-            "The vault key is not base64. Copy the whole line that `birdwire vault create` wrote."
+            "The vault key is not valid base64. Copy the whole line that `birdwire vault create` wrote."
         ) from None
     if len(key) != KEY_BYTES:
         raise VaultError(
-            f"The vault key must be {KEY_BYTES} bytes in base64, but has {len(key)}. "
+            f"The vault key must be {KEY_BYTES} bytes in base64, but it has {len(key)} bytes. "
             "Copy the whole line that `birdwire vault create` wrote."
         )
     return key
@@ -48,10 +48,10 @@ def read_key_file(path: Path) -> bytes:
     except (OSError, UnicodeDecodeError) as error:
         raise VaultError(
             f"The vault key file {path} cannot be read: {type(error).__name__}. "
-            "Name the file that `birdwire vault create FILE` made."
+            "Set the path of a file that `birdwire vault create FILE` wrote."
         ) from None
     if not stat.S_ISREG(mode):
-        raise VaultError(f"The vault key file {path} is not a file.")
+        raise VaultError(f"The vault key file {path} is not a regular file.")
     if fault is not None:
         raise VaultError(fault)
     return decode_key(text)
@@ -71,5 +71,5 @@ def create_key_file(path: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise VaultError(f"The vault key file {path} cannot be made: {error.strerror}.") from None
+        raise VaultError(f"The vault key file {path} cannot be created: {error.strerror}.") from None
     return key

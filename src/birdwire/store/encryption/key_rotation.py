@@ -20,12 +20,10 @@ from birdwire.store.tables import acts, store_facts, vault_keys
 from birdwire.store.tables import sealed_columns as store
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
-
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.store.encryption.vault import Vault
-    from birdwire.store.tables.sealed_columns import Sealed
+    from birdwire.store.tables.sealed_columns import Sealed, SealedValue
 
 Progress = Callable[[int, int], None]
 """Called with the number of values resealed so far, and of those that could not be opened."""
@@ -75,7 +73,7 @@ class KeyRotation:
             VaultError: a key is missing or wrong.
         """
         async with self._database.read() as connection:
-            proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
+            proofs = {row.key_id: row.proof_ct for row in await vault_keys.list_all(connection)}
         self._prove(proofs)
 
     async def enlist(self, *, starting: bool = True) -> None:
@@ -89,12 +87,12 @@ class KeyRotation:
         """
         async with self._database.write() as connection:
             await lock_database(connection)
-            proofs = {row["key_id"]: row["proof_ct"] for row in await vault_keys.list_all(connection)}
+            proofs = {row.key_id: row.proof_ct for row in await vault_keys.list_all(connection)}
             self._prove(proofs)
             key_id = self._vault.key_id
             if not starting and proofs and key_id not in proofs:
                 raise VaultError(
-                    "The gateways of this database do not know this vault key yet. Restart them with this key and the"
+                    "The gateways on this database do not have this vault key yet. Restart them with this key and the"
                     " old one. Nothing was changed."
                 )
             if key_id not in proofs:
@@ -106,13 +104,13 @@ class KeyRotation:
         missing = sorted(set(proofs) - set(self._vault.key_ids))
         if missing and len(missing) == len(proofs):
             raise VaultError(
-                "This vault key is not the one that this database was sealed with; nothing was changed. "
-                "Name that one's file in BIRDWIRE_VAULT_KEY_FILE."
+                "This database was encrypted with a different vault key. Nothing was changed. "
+                "Set BIRDWIRE_VAULT_KEY_FILE to the file with that key."
             )
         if missing:
             raise VaultError(
-                f"The vault key {missing[0]} is still in use: name its file in BIRDWIRE_VAULT_OTHER_KEY_FILES until "
-                "`birdwire vault rotate` says that it may go. Nothing was changed."
+                f"The vault key {missing[0]} is still in use. Keep its file in BIRDWIRE_VAULT_OTHER_KEY_FILES until "
+                "`birdwire vault rotate` reports that it can be removed. Nothing was changed."
             )
         for key_id, proof in proofs.items():
             self._vault.open(proof, _place(key_id))
@@ -120,13 +118,13 @@ class KeyRotation:
     async def known(self) -> bool:
         """Return whether the sealing key is listed, so that every gateway on this database can open its values."""
         async with self._database.read() as connection:
-            return self._vault.key_id in {row["key_id"] for row in await vault_keys.list_all(connection)}
+            return self._vault.key_id in {row.key_id for row in await vault_keys.list_all(connection)}
 
     async def counts(self) -> list[Count]:
         """Count the values that each key sealed, the sealing key first. Reads the first bytes of every sealed value."""
         found: Counter[str] = Counter()
         async with self._database.read() as connection:
-            listed = {row["key_id"] for row in await vault_keys.list_all(connection)}
+            listed = {row.key_id for row in await vault_keys.list_all(connection)}
             for sealed in store.SEALED:
                 for begin, number in (await store.count(connection, sealed, HEAD_BYTES)).items():
                     found[begin[1:].hex()] += number
@@ -194,18 +192,18 @@ class KeyRotation:
         new, broken = [], 0
         async with self._database.read() as connection:
             rows = await store.others(connection, sealed, here, after, size)
-        for row in rows:
-            place = _place_of(sealed, row)
+        for value in rows:
+            place = _place_of(sealed, value)
             found = place._replace(bound=()) if unbound else place
             try:
-                new.append((row, self._vault.seal(self._vault.open(row["blob"], found), place)))
+                new.append((value, self._vault.seal(self._vault.open(value.blob, found), place)))
             except VaultError:
                 broken += 1
         if new:
             async with self._database.write() as connection:
                 await store.replace(connection, sealed, new)
                 await self._failpoints.reach("rotation")
-        last = tuple(rows[-1][column.name] for column in sealed.key) if len(rows) == size else None
+        last = rows[-1].key if len(rows) == size else None
         return len(new), broken, last
 
 
@@ -213,8 +211,7 @@ def _place(key_id: str) -> Place:
     return Place("vault_keys", key_id, "proof_ct")
 
 
-def _place_of(sealed: Sealed, row: RowMapping) -> Place:
-    key = (row[column.name] for column in sealed.key)
-    parts = (part.hex() if isinstance(part, bytes) else str(part) for part in key)
-    bound = tuple(row[column.name] or "" for column in sealed.bound)
-    return Place(sealed.table.name, "/".join(parts), sealed.column.name, row["gen"], bound)
+def _place_of(sealed: Sealed, value: SealedValue) -> Place:
+    parts = (part.hex() if isinstance(part, bytes) else str(part) for part in value.key)
+    bound = tuple(column or "" for column in value.bound)
+    return Place(sealed.table.name, "/".join(parts), sealed.column.name, value.gen, bound)

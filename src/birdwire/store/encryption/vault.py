@@ -85,15 +85,15 @@ class Vault:
             VaultError: it was sealed with a key that was not given.
         """
         if blob[: len(FORM_1)] != place.form or len(blob) < _BODY_AT:
-            raise DamagedError(f"A sealed value in {place.table}.{place.column} is damaged.")
+            raise DamagedError(f"An encrypted value in {place.table}.{place.column} is damaged.")
         key_id, nonce = blob[len(FORM_1) : HEAD_BYTES], blob[HEAD_BYTES:_BODY_AT]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise VaultError(f"A value in {place.table}.{place.column} was sealed with another vault key.")
+            raise VaultError(f"A value in {place.table}.{place.column} was encrypted with a different vault key.")
         try:
             plain = cipher.decrypt(nonce, blob[_BODY_AT:], _bind(place, key_id))
         except InvalidTag:
-            raise DamagedError(f"A sealed value in {place.table}.{place.column} was changed or moved.") from None
+            raise DamagedError(f"An encrypted value in {place.table}.{place.column} was changed or moved.") from None
         return plain.decode()
 
     def derive(self, purpose: str) -> bytes:
@@ -111,7 +111,7 @@ def blob_head(key_id: str, form: bytes = FORM_1) -> bytes:
 
 def _id_of(key: bytes) -> bytes:
     if len(key) != KEY_BYTES:
-        raise VaultError(f"The vault key must be {KEY_BYTES} bytes, but has {len(key)}.")
+        raise VaultError(f"The vault key must be {KEY_BYTES} bytes long, but it has {len(key)} bytes.")
     return hashlib.sha256(b"birdwire vault key id" + key).digest()[:_ID_BYTES]
 
 

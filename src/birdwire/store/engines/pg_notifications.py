@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from birdwire.runtime.backoff import Backoff
 from birdwire.store.engines.change_feed import ALL, CHANNEL, NOTHING
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 PING_S = 1.5
 TRUST_S = 4.0
 """Maximum age of the listener's last successful ping: less than the 5 s in which a revocation must take effect."""
-MAX_PAUSE_S = 2.0
+RECONNECT = Backoff(initial_s=0.05, max_s=2.0)
 
 
 class PgNotifications:
@@ -59,7 +60,7 @@ class PgNotifications:
 
     async def _listen(self) -> None:
         """Keep a connection open until cancelled, with backoff after each failure."""
-        pause_s = 0.05
+        pauses = iter(RECONNECT)
         while True:
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 connection = await self._connect()
@@ -67,13 +68,12 @@ class PgNotifications:
                     await connection.add_listener(CHANNEL, self._on_notification)
                     # Notifications sent before this moment were missed.
                     self._gap = True
-                    pause_s = 0.05
+                    pauses = iter(RECONNECT)
                     await self._watch(connection)
                 finally:
                     self._alive_until = 0.0
                     connection.terminate()
-            await asyncio.sleep(pause_s)
-            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+            await asyncio.sleep(next(pauses))
 
     async def _watch(self, connection: Any) -> None:
         """Ping the connection until it is closed: a broken network path raises no event of its own."""

@@ -9,7 +9,6 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from birdwire.runtime import private_files
+from birdwire.runtime.backoff import Backoff
+from birdwire.runtime.slots import Slots
 from birdwire.store.engines.change_feed import FileChangeFeed, announce_all
 from birdwire.store.engines.group_commit import REFUSED
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
@@ -41,7 +42,7 @@ SWITCH_TRIES, SWITCH_PAUSE_S = 250, 0.02
 WRITE_WAIT_S = 5.0
 """Maximum total wait of a write: in the queue, and for another process that writes."""
 
-INITIAL_PAUSE_S, MAX_PAUSE_S = 0.001, 0.05
+BUSY_PAUSES = Backoff(initial_s=0.001, max_s=0.05)
 _PRAGMAS = ("synchronous=FULL", f"busy_timeout={BUSY_MS}", "foreign_keys=ON", "secure_delete=ON")
 _REFUSALS = (
     sqlite3.IntegrityError,
@@ -65,7 +66,7 @@ class SQLite:
         # A separate pool, so that a write does not wait for readers.
         self._writer = _engine(path, 1)
         self._file: tuple[int, int] | None = None
-        self._write_queue = _WriteQueue()
+        self._write_slot = Slots(1)
         self._appender: sqlite3.Connection | None = None
         self.changes = FileChangeFeed(path)
         self._disk = ThreadPoolExecutor(1, "birdwire-disk")
@@ -91,7 +92,7 @@ class SQLite:
         """Return one transaction, which excludes all other writers from its first statement on."""
         ends_at = asyncio.get_running_loop().time() + WRITE_WAIT_S
         try:
-            async with self._write_queue.acquire(ends_at), self._writer.connect() as connection:
+            async with self._hold_write_slot(ends_at), self._writer.connect() as connection:
                 await _begin(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), ends_at)
                 try:
                     yield connection
@@ -119,6 +120,23 @@ class SQLite:
         except sqlite3.Error as error:
             raise StorageDownError(type(error).__name__) from None
 
+    @asynccontextmanager
+    async def _hold_write_slot(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
+        """Hold the only write slot: SQLite has one writer, and waiting here is cheaper and fairer than its busy loop.
+
+        Raises:
+            StorageDownError: the slot was not free by `ends_at`, a time of the loop's clock.
+        """
+        if not self._write_slot.try_acquire():
+            try:
+                await self._write_slot.wait(ends_at, urgent=urgent)
+            except TimeoutError:
+                raise StorageDownError("other writes took too long") from None
+        try:
+            yield
+        finally:
+            self._write_slot.release()
+
     async def _append_connection(self) -> sqlite3.Connection:
         if self._appender is None:
             return await asyncio.get_running_loop().run_in_executor(self._disk, self._open_appender)
@@ -132,7 +150,7 @@ class SQLite:
         disk, runs in the other thread. Waiting for another process needs no thread.
         """
         run, ends_at = asyncio.get_running_loop().run_in_executor, since + WRITE_WAIT_S
-        async with self._write_queue.acquire(ends_at, urgent=urgent):
+        async with self._hold_write_slot(ends_at, urgent=urgent):
             try:
                 connection = await self._append_connection()
 
@@ -219,7 +237,7 @@ class SQLite:
             raise StoreError(fault)
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreError(
-                f"The database {self._path} cannot be opened: this process may not read and write it. "
+                f"The database {self._path} cannot be opened: this process has no permission to read and write it. "
                 "Run Birdwire as the file's owner."
             )
 
@@ -245,57 +263,6 @@ def _make_private(path: Path) -> None:
         new.unlink()
 
 
-class _WriteQueue:
-    """A queue of writers: SQLite has one writer, and waiting here is cheaper and fairer than its busy loop.
-
-    The lock passes on in the order of arrival, to urgent writers first.
-    """
-
-    def __init__(self) -> None:
-        self._locked = False
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._ordinary: deque[asyncio.Future[None]] = deque()
-
-    @asynccontextmanager
-    async def acquire(self, ends_at: float, *, urgent: bool = False) -> AsyncIterator[None]:
-        """Hold the write lock for the time of the block.
-
-        Raises:
-            StorageDownError: it was not acquired by `ends_at`, a time of the loop's clock.
-        """
-        if self._locked:
-            await self._wait(self._urgent if urgent else self._ordinary, ends_at)
-        self._locked = True
-        try:
-            yield
-        finally:
-            self._pass_on()
-
-    async def _wait(self, queue: deque[asyncio.Future[None]], ends_at: float) -> None:
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(mine)
-        try:
-            async with asyncio.timeout_at(ends_at):
-                await mine
-        except BaseException as error:
-            if mine.done() and not mine.cancelled():
-                # The lock was passed on in the same iteration of the loop.
-                self._pass_on()
-            if isinstance(error, TimeoutError):
-                raise StorageDownError("other writes took too long") from None
-            raise
-
-    def _pass_on(self) -> None:
-        for queue in (self._urgent, self._ordinary):
-            while queue:
-                following = queue.popleft()
-                if not following.done():
-                    # The lock stays held, so that a newcomer cannot overtake.
-                    following.set_result(None)
-                    return
-        self._locked = False
-
-
 def _engine(path: Path, connections: int) -> AsyncEngine:
     return create_async_engine(
         # In a URL string, `%2E` and `?` would name another file.
@@ -311,8 +278,8 @@ def _engine(path: Path, connections: int) -> AsyncEngine:
 
 async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None:
     """Begin a transaction once no other process writes; raise the driver's error after `ends_at`."""
-    loop, pause_s = asyncio.get_running_loop(), INITIAL_PAUSE_S
-    while True:
+    loop = asyncio.get_running_loop()
+    for pause_s in BUSY_PAUSES:
         try:
             await begin()
         except (sqlite3.OperationalError, OperationalError) as error:
@@ -322,7 +289,6 @@ async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None
         else:
             return
         await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(MAX_PAUSE_S, 2 * pause_s)
 
 
 def _execute(connection: sqlite3.Connection, unit: Unit) -> int:
@@ -397,6 +363,6 @@ def _is_damaged(path: Path) -> bool:
     except sqlite3.Error as error:
         if error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_NOTADB:
             raise StoreError(
-                f"{path} is not a database of Birdwire. Check BIRDWIRE_DATABASE_URL, or restore a backup."
+                f"{path} is not a Birdwire database. Check BIRDWIRE_DATABASE_URL, or restore a backup."
             ) from None
         raise StorageDownError(type(error).__name__) from None

@@ -1,18 +1,19 @@
-"""Acts, as rows that are only ever added: who did what to keys, links and the store, written with the change itself."""
+"""Acts: append-only rows of who changed which key, link or database, written with the change itself."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sqlalchemy import JSON, Column, Index, Integer, RowMapping, String, Table, func, insert, select
+from sqlalchemy import JSON, Column, Index, Integer, String, Table, func, insert, select
 
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.engines.change_feed import announce
 from birdwire.store.schema import Instant, json_text, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -40,20 +41,20 @@ Act = Literal[
 
 
 class Actor(NamedTuple):
-    """Who acts, and on which way: an OS user by the command line, a key by HTTP, an account's owner by a page."""
+    """Who acts, and through what: an OS user by the command line, a key by HTTP, an account's owner by a page."""
 
     who: str
     via: Literal["cli", "http", "page", "gateway"]
 
 
 GATEWAY = Actor("birdwire", "gateway")
-"""The gateway itself: what expires, and what X ends."""
+"""The gateway itself, which records what expires and what X ends."""
 
 UNNAMED_OWNER = "account_owner"
 """Stands for an account's owner where X has not named the account."""
 
 DATABASE = "database"
-"""The subject of an act on the whole database. The others' are a key's id, and a vault key's."""
+"""The subject of an act on the whole database. Other subjects are the ids of API keys and of vault keys."""
 
 MAX_WHO, MAX_VALUE = 100, 1_000
 """Characters of `who`, and of one changed field as JSON."""
@@ -61,10 +62,10 @@ MAX_WHO, MAX_VALUE = 100, 1_000
 REPEATABLE = frozenset(
     {"link.started", "link.approved", "link.named", "link.denied", "link.mismatched", "link.expired"}
 )
-"""Acts that callers can repeat without end and without changing a link in use; so is the end of a pending link."""
+"""Acts that callers can repeat without limit and without changing a link in use. So is the end of a pending link."""
 
 MAX_REPEATED, REPEATED_WITHIN = 20, timedelta(minutes=10)
-"""How many acts of one REPEATABLE kind are recorded of one key, so that a caller cannot fill the disk with them."""
+"""How many acts of one REPEATABLE kind are recorded per key, so that a caller cannot fill the disk with them."""
 
 acts = Table(
     "acts",
@@ -83,6 +84,20 @@ acts = Table(
 """before, after: the fields that the act changed, never a secret. The database refuses to change or delete a row."""
 
 
+@dataclass(frozen=True, slots=True)
+class ActRow:
+    """A row of `acts`, with its columns in their order."""
+
+    number: int
+    at: datetime
+    who: str
+    via: str
+    act: Act
+    subject: str
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+
+
 async def append(
     connection: AsyncConnection,
     at: datetime,
@@ -93,57 +108,54 @@ async def append(
     before: Mapping[str, object] | None = None,
     after: Mapping[str, object] | None = None,
 ) -> None:
-    """Record an act in the transaction that does it, and announce it to the gateways, which log it."""
+    """Record an act in the transaction that makes the change, and announce it to the gateways, which log it."""
     repeatable = act in REPEATABLE or (before is not None and before.get("state") == "pending")
     if repeatable and by.via != "cli":
-        query = _newest(subject, act).offset(MAX_REPEATED - 1)
-        earlier = (await connection.execute(query)).mappings().first()
-        if earlier is not None and earlier["at"] > at - REPEATED_WITHIN:
+        earlier = (await connection.execute(_newest(subject, act).offset(MAX_REPEATED - 1))).first()
+        if earlier is not None and earlier.at > at - REPEATED_WITHIN:
             return
     row = {"at": at, "who": by.who[:MAX_WHO], "via": by.via, "act": act, "subject": subject}
     await connection.execute(insert(acts).values(**row, before=_bounded(before), after=_bounded(after)))
     await announce(connection, subject)
 
 
-async def listed(
-    connection: AsyncConnection, subject: str | None, since: datetime | None, limit: int
-) -> Sequence[RowMapping]:
+async def listed(connection: AsyncConnection, subject: str | None, since: datetime | None, limit: int) -> list[ActRow]:
     """Return the newest acts, the last one first."""
     query = select(acts).order_by(acts.c.number.desc()).limit(limit)
     if subject is not None:
         query = query.where(acts.c.subject == subject)
     if since is not None:
         query = query.where(acts.c.at >= since)
-    return (await connection.execute(query)).mappings().all()
+    return [ActRow(*row) for row in await connection.execute(query)]
 
 
-async def after(connection: AsyncConnection, number: int, limit: int) -> Sequence[RowMapping]:
+async def after(connection: AsyncConnection, number: int, limit: int) -> list[ActRow]:
     """Return the first acts with a higher number than this one."""
     query = select(acts).where(acts.c.number > number).order_by(acts.c.number).limit(limit)
-    return (await connection.execute(query)).mappings().all()
+    return [ActRow(*row) for row in await connection.execute(query)]
 
 
 async def last(connection: AsyncConnection) -> int:
-    """Return the highest number; 0 if there is no act."""
+    """Return the highest number, or 0 if there is no act."""
     return int((await connection.execute(select(func.coalesce(func.max(acts.c.number), 0)))).scalar_one())
 
 
 async def undone_since(connection: AsyncConnection, key_id: str, since: datetime) -> bool:
-    """Return whether the last link of a key was undone by the account's owner, after this moment."""
-    undone = (await connection.execute(_newest(key_id, "link.undone"))).mappings().first()
-    if undone is None or undone["at"] <= since:
+    """Return whether the account's owner undid the key's last link after the given time."""
+    undone = (await connection.execute(_newest(key_id, "link.undone"))).first()
+    if undone is None or undone.at <= since:
         return False
-    linked = (await connection.execute(_newest(key_id, "link.activated"))).mappings().first()
-    return linked is None or bool(linked["number"] < undone["number"])
+    linked = (await connection.execute(_newest(key_id, "link.activated"))).first()
+    return linked is None or bool(linked.number < undone.number)
 
 
 def _newest(subject: str, act: Act) -> Select[Any]:
-    """Select the last act of a kind; the index finds it, however many there are."""
+    """Select the last act of a kind; an index finds it, however many acts there are."""
     return select(acts).where(acts.c.subject == subject, acts.c.act == act).order_by(acts.c.number.desc()).limit(1)
 
 
 def _bounded(fields: Mapping[str, object] | None) -> dict[str, object] | None:
-    """Return fields as JSON takes them, with a length in place of a value that is too long."""
+    """Return fields as JSON can hold them; the length replaces a value that is too long."""
     if fields is None:
         return None
     values = {name: rfc3339(value) if isinstance(value, datetime) else value for name, value in fields.items()}

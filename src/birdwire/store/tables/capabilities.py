@@ -1,15 +1,15 @@
-"""What X recently let an X app do, as rows."""
+"""What X recently allowed an X app to do, and which refusals a key's own calls met, as rows."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, RowMapping, String, Table, select
+from sqlalchemy import Column, String, Table, select
 
 from birdwire.store.schema import Instant, insert, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,13 +33,35 @@ refusals_met = Table(
     Column("reason", String, nullable=False),
     Column("met_at", Instant, nullable=False),
 )
-"""Which key's own calls met a refusal of the X app, and when it was news last."""
+"""Which key's own calls met a refusal of the X app. met_at: when the refusal was last stored."""
 
 
-async def of_app(connection: AsyncConnection, client_id: str) -> Sequence[RowMapping]:
-    """Everything known of one X app."""
+@dataclass(frozen=True, slots=True)
+class CapabilityRow:
+    """A row of `capabilities`, with its columns in their order."""
+
+    client_id: str
+    operation: str
+    allowed_at: datetime | None
+    refused_at: datetime | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalMetRow:
+    """A row of `refusals_met`, with its columns in their order."""
+
+    key_id: str
+    client_id: str
+    operation: str
+    reason: str
+    met_at: datetime
+
+
+async def of_app(connection: AsyncConnection, client_id: str) -> list[CapabilityRow]:
+    """Return every operation whose status is stored for an X app."""
     query = select(capabilities).where(capabilities.c.client_id == client_id)
-    return (await connection.execute(query)).mappings().all()
+    return [CapabilityRow(*row) for row in await connection.execute(query)]
 
 
 async def put(
@@ -50,16 +72,16 @@ async def put(
     refused_at: datetime | None,
     reason: str | None,
 ) -> None:
-    """The newest word on one operation."""
-    word = {"allowed_at": allowed_at, "refused_at": refused_at, "reason": reason}
-    query = insert(connection, capabilities).values(client_id=client_id, operation=operation, **word)
-    await connection.execute(query.on_conflict_do_update(index_elements=["client_id", "operation"], set_=word))
+    """Store the newest status of an operation."""
+    status = {"allowed_at": allowed_at, "refused_at": refused_at, "reason": reason}
+    query = insert(connection, capabilities).values(client_id=client_id, operation=operation, **status)
+    await connection.execute(query.on_conflict_do_update(index_elements=["client_id", "operation"], set_=status))
 
 
-async def met_by(connection: AsyncConnection, key_id: str, client_id: str) -> Sequence[RowMapping]:
+async def met_by(connection: AsyncConnection, key_id: str, client_id: str) -> list[RefusalMetRow]:
     """Return the refusals that a key's calls met."""
     query = select(refusals_met).where(refusals_met.c.key_id == key_id, refusals_met.c.client_id == client_id)
-    return (await connection.execute(query)).mappings().all()
+    return [RefusalMetRow(*row) for row in await connection.execute(query)]
 
 
 async def put_met(
@@ -67,6 +89,6 @@ async def put_met(
 ) -> None:
     """Store the newest refusal that a key's call of an operation met."""
     keys = {"key_id": key_id, "client_id": client_id, "operation": operation}
-    word = {"reason": reason, "met_at": met_at}
-    query = insert(connection, refusals_met).values(**keys, **word)
-    await connection.execute(query.on_conflict_do_update(index_elements=list(keys), set_=word))
+    refusal = {"reason": reason, "met_at": met_at}
+    query = insert(connection, refusals_met).values(**keys, **refusal)
+    await connection.execute(query.on_conflict_do_update(index_elements=list(keys), set_=refusal))

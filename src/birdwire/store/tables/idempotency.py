@@ -1,7 +1,9 @@
-"""Calls with an Idempotency-Key, as rows."""
+"""Calls with an Idempotency-Key, as rows: one for each key and name, for a day."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
@@ -11,7 +13,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    RowMapping,
     String,
     Table,
     delete,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from birdwire.store.schema import Instant, insert, metadata
+from birdwire.store.schema import EnumText, Instant, insert, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,18 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class NameState(StrEnum):
+    """The state of the call that holds a name."""
+
+    STARTED = "started"
+    KEPT = "kept"
+    """It is answered, and its answer is stored."""
+
+    UNKNOWN = "unknown"
+    """Its outcome is unknown: it must never be done again under this name."""
+
 
 idempotency = Table(
     "idempotency",
@@ -38,13 +51,29 @@ idempotency = Table(
     Column("repeatable", Boolean, nullable=False),
     Column("request_id", String, nullable=False),
     Column("owner", String, nullable=False),
-    Column("state", String, nullable=False),
+    Column("state", EnumText(NameState), nullable=False),
     Column("status", Integer),
     Column("body", LargeBinary),
     Column("created_at", Instant, nullable=False),
     Index("idempotency_age", "created_at"),
 )
-"""state: started, kept (with the answer), unknown. request_id: the call that has the name now; owner: its process."""
+"""request_id: the call that holds the name now; owner: its process. status, body: the stored answer, encrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameRow:
+    """A row of `idempotency`, with its columns in their order."""
+
+    key_id: str
+    name: str
+    asked: bytes = field(repr=False)
+    repeatable: bool
+    request_id: str
+    owner: str
+    state: NameState
+    status: int | None
+    body: bytes | None = field(repr=False)
+    created_at: datetime
 
 
 def _same(key_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -52,46 +81,52 @@ def _same(key_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bo
 
 
 async def add(connection: AsyncConnection, row: Mapping[str, object]) -> bool:
-    """A call that begins; whether it is the first of its name."""
+    """Insert a call that starts, given by its columns; return whether no call holds its name yet."""
     query = insert(connection, idempotency).values(row).on_conflict_do_nothing()
     return (await connection.execute(query)).rowcount == 1
 
 
-async def find(connection: AsyncConnection, key_id: str, name: str) -> RowMapping | None:
-    """A call by its name."""
-    query = select(idempotency).where(*_same(key_id, name))
-    return (await connection.execute(query)).mappings().first()
+async def find(connection: AsyncConnection, key_id: str, name: str) -> NameRow | None:
+    """Return the call that holds a name."""
+    row = (await connection.execute(select(idempotency).where(*_same(key_id, name)))).first()
+    return None if row is None else NameRow(*row)
 
 
 async def change(
-    connection: AsyncConnection, row: Mapping[str, object] | RowMapping, values: Mapping[str, object]
+    connection: AsyncConnection,
+    key_id: str,
+    name: str,
+    values: Mapping[str, object],
+    *,
+    held_by: str,
+    while_in: NameState,
 ) -> bool:
-    """Change a name that the same call as in `row` still has, in the same state; whether it had."""
-    same = [idempotency.c[name] == row[name] for name in ("key_id", "name", "request_id", "state")]
+    """Change a name that the call `held_by` still holds, in the same state; return whether it does."""
+    same = (*_same(key_id, name), idempotency.c.request_id == held_by, idempotency.c.state == while_in)
     return (await connection.execute(update(idempotency).where(*same).values(values))).rowcount == 1
 
 
 async def settle(
     connection: AsyncConnection, key_id: str, name: str, request_id: str, values: Mapping[str, object]
 ) -> None:
-    """How a call ended, if it still has the name."""
+    """Store how a call ended, if it still holds the name."""
     query = update(idempotency).where(*_same(key_id, name), idempotency.c.request_id == request_id)
     await connection.execute(query.values(values))
 
 
 async def remove(connection: AsyncConnection, key_id: str, name: str, request_id: str) -> None:
-    """As if the call had not been, if it still has the name."""
+    """Delete a call, if it still holds the name."""
     await connection.execute(delete(idempotency).where(*_same(key_id, name), idempotency.c.request_id == request_id))
 
 
 async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bool:
-    """Whether some name is this call's."""
+    """Return whether a call still holds its name."""
     query = select(idempotency.c.name).where(idempotency.c.key_id == key_id, idempotency.c.request_id == request_id)
     return (await connection.execute(query)).first() is not None
 
 
-async def forget(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Drop up to `limit` calls that began before a moment; how many were dropped."""
+async def purge(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Delete up to `limit` calls that started before a moment; return the number deleted."""
     names = tuple_(idempotency.c.key_id, idempotency.c.name)
     old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before)
     oldest = old.order_by(idempotency.c.created_at).limit(limit)

@@ -1,8 +1,10 @@
-"""What was asked of X and what became of it, as rows."""
+"""The journal: what was asked of X and what became of it, with the table of states from which every query derives."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import (
     JSON,
@@ -10,7 +12,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    RowMapping,
     String,
     Table,
     bindparam,
@@ -20,14 +21,78 @@ from sqlalchemy import (
     update,
 )
 
-from birdwire.store.schema import Instant, index_of_some, metadata
+from birdwire.store.schema import EnumText, Instant, index_of_some, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class State(StrEnum):
+    """The state of a write."""
+
+    STARTED = "started"
+    CONFIRMED = "confirmed"
+    REFUSED = "refused"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+    FOUND = "found"
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a state means: whether X did what was asked, and whether the state is final.
+
+    `reconciled`: the state is a verdict of the search for a write whose answer was lost.
+    """
+
+    applied: Literal["yes", "maybe", "no"]
+    final: bool
+    reconciled: bool = False
+
+
+STATES: dict[State, Meaning] = {
+    State.STARTED: Meaning("maybe", final=False),
+    State.CONFIRMED: Meaning("yes", final=True),
+    State.REFUSED: Meaning("no", final=True),
+    State.NOT_SENT: Meaning("no", final=True),
+    State.UNKNOWN: Meaning("maybe", final=False),
+    State.FOUND: Meaning("yes", final=True, reconciled=True),
+    State.NOT_FOUND: Meaning("no", final=True, reconciled=True),
+}
+"""The table of states. Every list of states is derived from it."""
+
+APPLIED = frozenset(state for state, meaning in STATES.items() if meaning.applied == "yes")
+"""X did what was asked."""
+
+NOT_APPLIED = frozenset(state for state, meaning in STATES.items() if meaning.applied == "no")
+"""X did not do what was asked."""
+
+OPEN = frozenset(state for state, meaning in STATES.items() if not meaning.final)
+"""The state may still change."""
+
+RECONCILED = frozenset(state for state, meaning in STATES.items() if meaning.reconciled)
+"""The search for a lost write ended with a verdict."""
+
+RESENDABLE = NOT_APPLIED - RECONCILED
+"""The caller was told that X did not do it, so the same Idempotency-Key may be used for another attempt."""
+
+
+class Why(StrEnum):
+    """Why the outcome of a write is unknown."""
+
+    LOOKING = "looking"
+    NO_READ = "no_read"
+    SEVERAL_MATCH = "several_match"
+    TOO_MANY_POSTS = "too_many_posts"
+    NOT_LINKED = "not_linked"
+    NOT_IN_TIMELINE = "not_in_timeline"
+    UPLOAD = "upload"
+
 
 journal = Table(
     "journal",
@@ -38,10 +103,10 @@ journal = Table(
     Column("operation", String, nullable=False),
     Column("target", String),
     Column("asked", LargeBinary, nullable=False),
-    Column("state", String, nullable=False),
+    Column("state", EnumText(State), nullable=False),
     Column("status", Integer),
     Column("reason", String),
-    Column("why", String),
+    Column("why", EnumText(Why)),
     Column("data", JSON(none_as_null=True)),
     Column("x_id", String),
     Column("words_ct", LargeBinary),
@@ -55,122 +120,145 @@ journal = Table(
     Column("reads", Integer, nullable=False, server_default="0"),
     Index("journal_key", "key_id", "created_at"),
 )
-"""state: started, confirmed, refused, not_sent, unknown, found, not_found. asked: a SHA-256 of what was asked for.
+"""asked: the SHA-256 of what was asked for. owner: the process that started the write.
 
-x_id: what X made, or the post that it deleted. words_ct: a post's words, sealed. cost_microusd: what X bills if it does
-it. owner: the process that began it. due_at: when somebody must look after it (started: whether its process lives;
-unknown: whether X has it); looks and reads: how often that was tried, and how often it worked.
+x_id: what X created, or the post that it deleted. words_ct: the text of a post, encrypted. cost_microusd: what X bills
+if it does the write. due_at: when the reconciler must check the row (started: whether its process is alive; unknown:
+whether X has the post); looks and reads: how many such checks there were, and how many could read the timeline.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRow:
+    """A row of `journal`, with its columns in their order."""
+
+    request_id: str
+    key_id: str
+    user_id: str
+    operation: str
+    target: str | None
+    asked: bytes = field(repr=False)
+    state: State
+    status: int | None
+    reason: str | None
+    why: Why | None
+    data: dict[str, Any] | None = field(repr=False)
+    x_id: str | None
+    words_ct: bytes | None = field(repr=False)
+    cost_microusd: int | None
+    owner: str | None
+    created_at: datetime
+    settled_at: datetime | None
+    lost_at: datetime | None
+    due_at: datetime | None
+    looks: int
+    reads: int
+
 
 index_of_some("journal_made", journal.c.x_id)
 index_of_some("journal_due", journal.c.due_at)
 index_of_some("journal_account", journal.c.user_id, journal.c.due_at)
 
 ADD = insert(journal)
-"""One write that was asked of X."""
+"""Insert one write."""
 
-_SETTLED = ("state", "status", "reason", "why", "data", "x_id", "words_ct", "settled_at", "lost_at", "due_at")
+_OUTCOME = ("state", "status", "reason", "why", "data", "x_id", "words_ct", "settled_at", "lost_at", "due_at")
+"""The columns that record what became of a write."""
 
 SETTLE = (
     update(journal)
     .where(journal.c.request_id == bindparam("of"))
-    .values({name: bindparam(f"new_{name}") for name in _SETTLED})
+    .values({name: bindparam(f"new_{name}") for name in _OUTCOME})
 )
-"""What became of it: parameters are `of`, the request's id, and the columns with new_ before."""
+"""Store what became of a write. Its parameters are `of`, the request's id, and new_COLUMN for each column."""
 
 
 def settled(request_id: str, values: Mapping[str, object]) -> dict[str, object]:
-    """The parameters of SETTLE; columns that are not named become null."""
-    return {"of": request_id} | {f"new_{name}": values.get(name) for name in _SETTLED}
+    """Return the parameters of SETTLE; columns that `values` does not name become null."""
+    return {"of": request_id} | {f"new_{name}": values.get(name) for name in _OUTCOME}
+
+
+def outcome_in(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that parameters of SETTLE set."""
+    return {name: parameters[f"new_{name}"] for name in _OUTCOME}
 
 
 async def change(
-    connection: AsyncConnection, request_id: str, values: Mapping[str, object], *, while_in: Collection[str]
+    connection: AsyncConnection, request_id: str, values: Mapping[str, object], *, while_in: State
 ) -> bool:
-    """Change a row while it is in one of these states; whether it was."""
-    same = (journal.c.request_id == request_id, journal.c.state.in_(while_in))
+    """Change a row that is still in a state; return whether it was."""
+    same = (journal.c.request_id == request_id, journal.c.state == while_in)
     return (await connection.execute(update(journal).where(*same).values(values))).rowcount == 1
 
 
-async def get(connection: AsyncConnection, request_id: str) -> RowMapping | None:
-    """One row."""
-    query = select(journal).where(journal.c.request_id == request_id)
-    return (await connection.execute(query)).mappings().first()
-
-
-async def find(connection: AsyncConnection, key_id: str, request_id: str) -> RowMapping | None:
-    """One row of a key."""
-    query = select(journal).where(journal.c.request_id == request_id, journal.c.key_id == key_id)
-    return (await connection.execute(query)).mappings().first()
+async def get(connection: AsyncConnection, request_id: str) -> JournalRow | None:
+    """Return one row."""
+    row = (await connection.execute(select(journal).where(journal.c.request_id == request_id))).first()
+    return None if row is None else JournalRow(*row)
 
 
 async def newer(connection: AsyncConnection, request_id: str, user_id: str, operation: str, target: str) -> bool:
-    """Whether a later request, by the ids' time, asked for `operation` on the target and may have had it done."""
+    """Return whether a later request, by the ids' time, asked for `operation` on the target, and X may have done it."""
     query = select(journal.c.request_id).where(
         journal.c.request_id > request_id,
         journal.c.user_id == user_id,
         journal.c.operation == operation,
         journal.c.target == target,
-        journal.c.state.not_in(("refused", "not_sent")),
+        journal.c.state.not_in(NOT_APPLIED),
     )
     return (await connection.execute(query.limit(1))).first() is not None
 
 
 async def listed(
     connection: AsyncConnection, equal: Mapping[str, str], since: datetime | None, limit: int
-) -> Sequence[RowMapping]:
-    """The newest rows, by their ids, whose columns equal these values."""
+) -> list[JournalRow]:
+    """Return the newest rows, by their ids, whose columns equal these values."""
     wanted: list[ColumnElement[bool]] = [journal.c[name] == value for name, value in equal.items()]
     if since is not None:
         wanted.append(journal.c.created_at >= since)
     query = select(journal).where(*wanted).order_by(journal.c.request_id.desc()).limit(limit)
-    return (await connection.execute(query)).mappings().all()
+    return [JournalRow(*row) for row in await connection.execute(query)]
 
 
-async def due(connection: AsyncConnection, now: datetime, limit: int) -> Sequence[RowMapping]:
-    """Rows that somebody must look after, the longest overdue first."""
+async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[JournalRow]:
+    """Return rows that must be checked, starting with the longest overdue."""
     query = select(journal).where(journal.c.due_at <= now).order_by(journal.c.due_at).limit(limit)
-    return (await connection.execute(query)).mappings().all()
+    return [JournalRow(*row) for row in await connection.execute(query)]
 
 
-async def open_of(connection: AsyncConnection, user_id: str, limit: int) -> Sequence[RowMapping]:
-    """An account's rows that are looked for, due or not, and those that were begun and have not ended; oldest first."""
-    wanted = (
-        journal.c.due_at.is_not(None),
-        journal.c.state.in_(("started", "unknown")),
-        journal.c.user_id == user_id,
-    )
+async def open_of(connection: AsyncConnection, user_id: str, limit: int) -> list[JournalRow]:
+    """Return an account's open rows that are to be checked, due or not yet due; oldest first."""
+    wanted = (journal.c.due_at.is_not(None), journal.c.state.in_(OPEN), journal.c.user_id == user_id)
     query = select(journal).where(*wanted).order_by(journal.c.created_at).limit(limit)
-    return (await connection.execute(query)).mappings().all()
+    return [JournalRow(*row) for row in await connection.execute(query)]
 
 
 async def made(connection: AsyncConnection, x_ids: Collection[str]) -> frozenset[str]:
-    """Those of X's ids that some row has already."""
+    """Return those of X's ids that a row already has."""
     query = select(journal.c.x_id).where(journal.c.x_id.in_(x_ids))
     return frozenset((await connection.execute(query)).scalars())
 
 
-async def of_post(connection: AsyncConnection, user_id: str, post_id: str) -> Sequence[RowMapping]:
-    """An account's rows that made or deleted a post."""
+async def of_post(connection: AsyncConnection, user_id: str, post_id: str) -> frozenset[str]:
+    """Return the operations through which an account created or deleted a post."""
     query = select(journal.c.operation).where(journal.c.x_id == post_id, journal.c.user_id == user_id)
-    return (await connection.execute(query.limit(10))).mappings().all()
+    return frozenset((await connection.execute(query.limit(10))).scalars())
 
 
-async def hasten(connection: AsyncConnection, now: datetime) -> None:
-    """What was begun and has not ended is due now."""
-    await connection.execute(
-        update(journal).where(journal.c.due_at > now, journal.c.state == "started").values(due_at=now)
-    )
+async def expedite_started(connection: AsyncConnection, now: datetime) -> None:
+    """Make every started row due now."""
+    wanted = (journal.c.due_at > now, journal.c.state == State.STARTED)
+    await connection.execute(update(journal).where(*wanted).values(due_at=now))
 
 
-async def hurry(connection: AsyncConnection, user_id: str, now: datetime) -> None:
-    """An account's rows that are looked for are due now."""
-    wanted = (journal.c.due_at > now, journal.c.state == "unknown", journal.c.user_id == user_id)
+async def expedite(connection: AsyncConnection, user_id: str, now: datetime) -> None:
+    """Make the rows of an account's lost posts due now."""
+    wanted = (journal.c.due_at > now, journal.c.state == State.UNKNOWN, journal.c.user_id == user_id)
     await connection.execute(update(journal).where(*wanted).values(due_at=now))
 
 
 async def purge(connection: AsyncConnection, before_id: str, before: datetime, limit: int) -> int:
-    """Drop up to `limit` of the oldest rows made before a moment (ids rise with time); how many were dropped."""
+    """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many."""
     old = select(journal.c.request_id).where(journal.c.request_id < before_id, journal.c.created_at < before)
     oldest = old.order_by(journal.c.request_id).limit(limit)
     return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount

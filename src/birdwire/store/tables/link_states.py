@@ -1,14 +1,15 @@
-"""Pending links: one row per `state` given out, kept for a while after its use."""
+"""Authorization requests of links: one row per OAuth `state`, kept for a while after its use."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, ForeignKey, Index, LargeBinary, RowMapping, String, Table, delete, insert, select, update
+from sqlalchemy import Column, ForeignKey, Index, LargeBinary, String, Table, delete, insert, select, update
 
 from birdwire.store.schema import Instant, metadata
 from birdwire.store.tables.api_keys import api_keys
-from birdwire.store.tables.x_sessions import x_sessions
+from birdwire.store.tables.x_sessions import SessionRow, x_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,20 +37,61 @@ link_states = Table(
     Index("link_states_key", "key_id", "created_at"),
     Index("link_states_end", "expires_at"),
 )
-"""taken_at: the callback began. ended_at: it ended, with a session or with a refusal (JSON: its reason and values)."""
+"""taken_at: the callback started. ended_at: it finished, with a session or with a refusal (JSON: reason and values)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateRow:
+    """A row of `link_states`, with its columns in their order."""
+
+    state_hash: bytes = field(repr=False)
+    key_id: str
+    issuer: str
+    redirect_uri: str
+    verifier_ct: bytes = field(repr=False)
+    scopes: str
+    expected_username: str | None
+    return_to: str | None
+    created_at: datetime
+    expires_at: datetime
+    taken_at: datetime | None
+    session_id: str | None
+    ended_at: datetime | None
+    refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StateKey:
+    """What the callback page needs of a state's key."""
+
+    label: str
+    actions: Sequence[str] | None
+    daily_writes: int | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    return_to: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StateOutcome:
+    """A state, its key, and the session that it led to, if that still exists."""
+
+    state: StateRow
+    key: StateKey
+    session: SessionRow | None
 
 
 async def add(connection: AsyncConnection, state: Mapping[str, object]) -> None:
-    """A new state."""
+    """Insert a new state, given by its columns."""
     await connection.execute(insert(link_states).values(state))
 
 
 async def trim(
     connection: AsyncConnection, key_id: str, *, keep: int, ended_before: datetime, expired_before: datetime
 ) -> None:
-    """Drop a key's oldest states over `keep`, used or not, and every state that expired before a given time.
+    """Delete a key's oldest states beyond `keep`, used or not, and every state that expired before a given time.
 
-    A state whose callback is under way stays, and so does one that led to a link, until a time after its end: the
+    A state whose callback is running stays, and so does one that led to a link, until a given time after its end: the
     page of that link still offers its undo.
     """
     await connection.execute(delete(link_states).where(link_states.c.expires_at < expired_before))
@@ -60,67 +102,67 @@ async def trim(
     await connection.execute(delete(link_states).where(link_states.c.state_hash.in_(surplus)))
 
 
-async def take(connection: AsyncConnection, state_hash: bytes, taken_at: datetime) -> RowMapping | None:
-    """Use a state up, if nobody did before: one statement, so that a thousand at once still have one winner."""
+async def take(connection: AsyncConnection, state_hash: bytes, taken_at: datetime) -> StateRow | None:
+    """Mark a state as used unless it was: one statement, so that a thousand concurrent callers have one winner."""
     query = update(link_states).where(link_states.c.state_hash == state_hash, link_states.c.taken_at.is_(None))
-    taken = await connection.execute(query.values(taken_at=taken_at).returning(*link_states.c))
-    return taken.mappings().first()
+    row = (await connection.execute(query.values(taken_at=taken_at).returning(*link_states.c))).first()
+    return None if row is None else StateRow(*row)
 
 
 async def drop_open(connection: AsyncConnection, key_id: str) -> None:
-    """Drop the states of a key that have not led to a session, those whose callback is under way included."""
+    """Delete a key's states that have not led to a session, including those whose callback is running."""
     await connection.execute(
         delete(link_states).where(link_states.c.key_id == key_id, link_states.c.session_id.is_(None))
     )
 
 
-async def find(connection: AsyncConnection, state_hash: bytes) -> RowMapping | None:
-    """A state, taken or not."""
-    query = select(link_states).where(link_states.c.state_hash == state_hash)
-    return (await connection.execute(query)).mappings().first()
+async def find(connection: AsyncConnection, state_hash: bytes) -> StateRow | None:
+    """Return a state, used or not."""
+    row = (await connection.execute(select(link_states).where(link_states.c.state_hash == state_hash))).first()
+    return None if row is None else StateRow(*row)
 
 
-async def outcomes(connection: AsyncConnection, state_hashes: Sequence[bytes]) -> dict[bytes, RowMapping]:
-    """Return states, taken or not, by hash; with each its key, and the session it led to if that still exists.
+_KEY = [api_keys.c[name] for name in ("label", "actions", "daily_writes", "expires_at", "revoked_at", "return_to")]
+_KEY_AT = len(link_states.c)
+_SESSION_AT = _KEY_AT + len(_KEY)
 
-    `state`, `expires_at` and what follows them are the session's.
-    """
+
+async def outcomes(connection: AsyncConnection, state_hashes: Sequence[bytes]) -> dict[bytes, StateOutcome]:
+    """Return states, used or not, by hash, each with its key and the session that it led to."""
     led_to = link_states.c.session_id == x_sessions.c.session_id
-    query = select(
-        link_states.c.state_hash,
-        *(link_states.c[name] for name in ("session_id", "taken_at", "ended_at", "return_to", "refusal")),
-        *(api_keys.c[name] for name in ("label", "actions", "daily_writes", "revoked_at")),
-        api_keys.c.expires_at.label("key_expires_at"),
-        api_keys.c.return_to.label("return_to_allowed"),
-        *(x_sessions.c[name] for name in ("state", "why", "username", "scopes", "undo_hash", "undo_until")),
-        *(x_sessions.c[name] for name in ("expires_at", "refresh_ct", "refresh_state")),
-    ).select_from(link_states.join(api_keys).outerjoin(x_sessions, led_to))
-    rows = (await connection.execute(query.where(link_states.c.state_hash.in_(state_hashes)))).mappings()
-    return {row["state_hash"]: row for row in rows}
+    joined = link_states.join(api_keys).outerjoin(x_sessions, led_to)
+    query = select(*link_states.c, *_KEY, *x_sessions.c).select_from(joined)
+    found = {}
+    for row in await connection.execute(query.where(link_states.c.state_hash.in_(state_hashes))):
+        state, key, session = StateRow(*row[:_KEY_AT]), StateKey(*row[_KEY_AT:_SESSION_AT]), row[_SESSION_AT:]
+        # The first column of a session is its primary key: it is null if there is none.
+        found[state.state_hash] = StateOutcome(state, key, None if session[0] is None else SessionRow(*session))
+    return found
 
 
-async def newest(connection: AsyncConnection, key_id: str, issuer: str) -> RowMapping | None:
-    """Return the state that a key was given last."""
+async def newest(connection: AsyncConnection, key_id: str, issuer: str) -> StateRow | None:
+    """Return the state that was made last for a key."""
     query = select(link_states).where(link_states.c.key_id == key_id, link_states.c.issuer == issuer)
-    return (await connection.execute(query.order_by(link_states.c.created_at.desc()).limit(1))).mappings().first()
+    row = (await connection.execute(query.order_by(link_states.c.created_at.desc()).limit(1))).first()
+    return None if row is None else StateRow(*row)
 
 
 async def note_session(connection: AsyncConnection, state_hash: bytes, session_id: str) -> bool:
-    """Store which session a taken state led to; whether the state is still there."""
+    """Store which session a used state led to; return whether the state still exists."""
     query = update(link_states).where(link_states.c.state_hash == state_hash)
     return (await connection.execute(query.values(session_id=session_id))).rowcount == 1
 
 
 async def refuse(connection: AsyncConnection, key_id: str, session_id: str, refusal: str) -> None:
-    """Record why the state that led to one of a key's sessions has no link any more."""
+    """Store why the state that led to one of a key's sessions has no link any longer."""
     query = update(link_states).where(link_states.c.key_id == key_id, link_states.c.session_id == session_id)
     await connection.execute(query.values(refusal=refusal))
 
 
 async def end(connection: AsyncConnection, state_hash: bytes, ended_at: datetime, refusal: str | None) -> None:
-    """Record that the callback of a taken state has ended, and why nothing was linked, if so.
+    """Store that the callback of a used state has finished and, if nothing was linked, why.
 
-    A refusal that is recorded already stays: a call may have ended the link meanwhile.
+    A refusal that is already stored stays: a call may have ended the link in the meantime.
     """
     query = update(link_states).where(link_states.c.state_hash == state_hash).values(ended_at=ended_at)
     await connection.execute(query if refusal is None else query.values(refusal=refusal))

@@ -1,4 +1,4 @@
-"""Which gateway processes run, as rows."""
+"""Leases of the gateway processes of one database, as rows."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ processes = Table(
 )
 
 
-async def beat(connection: AsyncConnection, owner: str, until: datetime) -> None:
-    """A process says that it runs until a moment at least."""
+async def renew(connection: AsyncConnection, owner: str, until: datetime) -> None:
+    """Renew the lease of a process."""
     row = {"owner": owner, "alive_until": until}
     query = insert(connection, processes).values(row)
     await connection.execute(query.on_conflict_do_update(index_elements=["owner"], set_={"alive_until": until}))
 
 
 async def alive(connection: AsyncConnection, owner: str, now: datetime) -> bool:
-    """Whether a process said that it would still run now."""
+    """Return whether a process holds a lease that has not expired."""
     query = select(processes.c.owner).where(processes.c.owner == owner, processes.c.alive_until > now)
     return (await connection.execute(query)).first() is not None
 
 
 async def remove(connection: AsyncConnection, owner: str) -> None:
-    """A process has ended."""
+    """Delete the lease of a process that ends."""
     await connection.execute(delete(processes).where(processes.c.owner == owner))
 
 
-async def forget(connection: AsyncConnection, before: datetime) -> None:
-    """Drop the processes that were alive until before a moment."""
+async def purge(connection: AsyncConnection, before: datetime) -> None:
+    """Delete the leases that expired before a moment."""
     await connection.execute(delete(processes).where(processes.c.alive_until < before))
 
 
-async def only(connection: AsyncConnection, owner: str) -> None:
-    """Drop every process but one."""
+async def remove_others(connection: AsyncConnection, owner: str) -> None:
+    """Delete the leases of all processes except one."""
     await connection.execute(delete(processes).where(processes.c.owner != owner))

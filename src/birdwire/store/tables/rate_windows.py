@@ -1,10 +1,11 @@
-"""What is left of X's windows, as rows: one for an X app, account, endpoint and window."""
+"""What remains of X's rate-limit windows, as rows: one for each X app, account, endpoint and window."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import BigInteger, Column, Index, Integer, RowMapping, String, Table, delete, or_, select, type_coerce
+from sqlalchemy import BigInteger, Column, Index, Integer, String, Table, delete, or_, select, type_coerce
 
 from birdwire.store.schema import Instant, insert, metadata
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 APART_US = 5_000_000
-"""Resets that lie closer together are of the same window: X names whole seconds, by a machine's clock each time."""
+"""Resets closer together than this belong to the same window: X reports whole seconds, each by one machine's clock."""
 
 x_windows = Table(
     "x_windows",
@@ -33,8 +34,22 @@ x_windows = Table(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """A row of `x_windows`, with its columns in their order. `span` names the window, `most` is X's limit."""
+
+    client_id: str
+    user_id: str
+    endpoint: str
+    span: str
+    most: int | None
+    remaining: int
+    reset_at: datetime
+    changed_at: datetime
+
+
 async def put(connection: AsyncConnection, rows: Sequence[Mapping[str, object]]) -> None:
-    """What is left now; a row that knows of a later window, or of less in the same one, stays as it is."""
+    """Store what remains; a row of a later window, or with less remaining in the same one, stays as it is."""
     query = insert(connection, x_windows)
     new, old = query.excluded, x_windows.c
     later = type_coerce(new.reset_at, BigInteger) > type_coerce(old.reset_at, BigInteger) + APART_US
@@ -48,15 +63,15 @@ async def put(connection: AsyncConnection, rows: Sequence[Mapping[str, object]])
 
 
 async def changed(
-    connection: AsyncConnection, client_id: str, after: datetime, now: datetime, most: int
-) -> Sequence[RowMapping]:
-    """The windows of an X app that changed after a time and are not over; those that changed last come last."""
+    connection: AsyncConnection, client_id: str, after: datetime, now: datetime, limit: int
+) -> list[WindowRow]:
+    """Return the windows of an X app that changed after a time and have not ended, in the order of their changes."""
     query = select(x_windows).where(
         x_windows.c.client_id == client_id, x_windows.c.changed_at > after, x_windows.c.reset_at > now
     )
-    return (await connection.execute(query.order_by(x_windows.c.changed_at).limit(most))).mappings().all()
+    return [WindowRow(*row) for row in await connection.execute(query.order_by(x_windows.c.changed_at).limit(limit))]
 
 
-async def forget(connection: AsyncConnection, before: datetime) -> None:
-    """Drop the windows that were over then."""
+async def purge(connection: AsyncConnection, before: datetime) -> None:
+    """Delete the windows that ended before a moment."""
     await connection.execute(delete(x_windows).where(x_windows.c.reset_at < before))

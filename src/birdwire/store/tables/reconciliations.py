@@ -1,4 +1,4 @@
-"""Who looks for an account's lost posts: one process at a time, as rows."""
+"""Claims on the reconciliation of an account's lost posts, as rows: one process at a time holds one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ lookings = Table(
 
 
 async def claim(connection: AsyncConnection, user_id: str, now: datetime, until: datetime) -> bool:
-    """Look for an account's posts until a moment, if nobody does now; whether it is the caller's turn."""
+    """Claim an account until a moment, unless another claim has not expired; return whether the claim was granted."""
     free = (lookings.c.user_id == user_id, lookings.c.until <= now)
     if (await connection.execute(update(lookings).where(*free).values(until=until))).rowcount == 1:
         return True
@@ -32,10 +32,10 @@ async def claim(connection: AsyncConnection, user_id: str, now: datetime, until:
 
 
 async def release(connection: AsyncConnection, user_id: str, until: datetime) -> None:
-    """The look is over; the next may begin at a moment."""
+    """End a claim; the next may start at a moment."""
     await connection.execute(update(lookings).where(lookings.c.user_id == user_id).values(until=until))
 
 
-async def forget(connection: AsyncConnection, before: datetime) -> None:
-    """Drop the accounts that nobody has looked at since before a moment."""
+async def purge(connection: AsyncConnection, before: datetime) -> None:
+    """Delete the claims that expired before a moment."""
     await connection.execute(delete(lookings).where(lookings.c.until < before))

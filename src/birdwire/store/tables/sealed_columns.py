@@ -1,8 +1,8 @@
-"""Every sealed column of every table, in one list, and the few statements that work on all of them alike."""
+"""Every encrypted column of every table, in one list, and the statements that re-encrypt any of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, LargeBinary, bindparam, func, literal, select, tuple_, update
@@ -15,16 +15,16 @@ from birdwire.store.tables.x_sessions import revocations, x_sessions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, RowMapping, Table
+    from sqlalchemy import ColumnElement, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A column that holds sealed values, and what binds them beside the table, row and column.
+    """A column of encrypted values, and what binds them in addition to the table, row and column.
 
-    `gen` is the column of the generation, if there is one. `bound` are further columns of the row: with any, values are
-    sealed in form 2, else in form 1.
+    `gen` is the column of the generation, if there is one. `bound` lists further columns of the row: with any, values
+    are encrypted in form 2, otherwise in form 1.
     """
 
     column: Column[Any]
@@ -33,13 +33,23 @@ class Sealed:
 
     @property
     def table(self) -> Table:
-        """Where it is."""
+        """Return the column's table."""
         return self.column.table
 
     @property
     def key(self) -> tuple[Column[Any], ...]:
-        """The primary key, which names the row."""
+        """Return the columns of the primary key, which identifies the row."""
         return tuple(self.table.primary_key.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedValue:
+    """An encrypted value, with the row's primary key, its generation (0: the table has none) and its bound columns."""
+
+    key: tuple[Any, ...]
+    bound: tuple[str | None, ...]
+    gen: int
+    blob: bytes = field(repr=False)
 
 
 _OWNER = (x_sessions.c.key_id, x_sessions.c.issuer, x_sessions.c.user_id)
@@ -52,11 +62,11 @@ SEALED = (
     Sealed(idempotency.c.body),
     Sealed(journal.c.words_ct),
 )
-"""The proofs in `vault_keys` are not here: each shows its own key, and goes with it."""
+"""The proofs in `vault_keys` are not listed: each proves its own key and is deleted with it."""
 
 
 async def count(connection: AsyncConnection, sealed: Sealed, head_bytes: int) -> dict[bytes, int]:
-    """How many values there are by their first bytes, which say which key sealed them."""
+    """Count values by their first bytes, which identify the key that encrypted them."""
     head = func.substr(sealed.column, 1, head_bytes, type_=LargeBinary)
     query = select(head, func.count()).where(sealed.column.is_not(None)).group_by(head)
     return {bytes(row[0]): int(row[1]) for row in await connection.execute(query)}
@@ -64,31 +74,30 @@ async def count(connection: AsyncConnection, sealed: Sealed, head_bytes: int) ->
 
 async def others(
     connection: AsyncConnection, sealed: Sealed, head: bytes, after: Sequence[Any] | None, limit: int
-) -> Sequence[RowMapping]:
-    """Return the next rows, in the order of their keys, whose value does not begin with `head`.
-
-    Each has the columns of the key and of the binding, `gen` and `blob`.
-    """
+) -> list[SealedValue]:
+    """Return the next values, in the order of their primary keys, that do not begin with `head`."""
     gen = literal(0) if sealed.gen is None else sealed.gen
     query = select(*sealed.key, *sealed.bound, gen.label("gen"), sealed.column.label("blob")).where(
         sealed.column.is_not(None), func.substr(sealed.column, 1, len(head), type_=LargeBinary) != head
     )
     if after is not None:
         query = query.where(tuple_(*sealed.key) > tuple_(*_typed(sealed, after)))
-    return (await connection.execute(query.order_by(*sealed.key).limit(limit))).mappings().all()
+    keys, last = len(sealed.key), len(sealed.key) + len(sealed.bound)
+    rows = await connection.execute(query.order_by(*sealed.key).limit(limit))
+    return [SealedValue(tuple(row[:keys]), tuple(row[keys:last]), row[last], row[last + 1]) for row in rows]
 
 
-async def replace(connection: AsyncConnection, sealed: Sealed, new: Sequence[tuple[RowMapping, bytes]]) -> None:
-    """Put a blob in the place of each one that was read, wherever it still is, and of the same generation."""
+async def replace(connection: AsyncConnection, sealed: Sealed, new: Sequence[tuple[SealedValue, bytes]]) -> None:
+    """Replace each value that was read, if the row still holds it in the same generation."""
     same = [column == bindparam(f"key_{column.name}") for column in sealed.key]
     if sealed.gen is not None:
         same.append(sealed.gen == bindparam("old_gen"))
     query = update(sealed.table).where(*same, sealed.column == bindparam("old_blob"))
     rows = [
-        {f"key_{column.name}": row[column.name] for column in sealed.key}
-        | ({} if sealed.gen is None else {"old_gen": row["gen"]})
-        | {"old_blob": row["blob"], "new_blob": blob}
-        for row, blob in new
+        {f"key_{column.name}": part for column, part in zip(sealed.key, old.key, strict=True)}
+        | ({} if sealed.gen is None else {"old_gen": old.gen})
+        | {"old_blob": old.blob, "new_blob": blob}
+        for old, blob in new
     ]
     await connection.execute(query.values({sealed.column.name: bindparam("new_blob")}), rows)
 

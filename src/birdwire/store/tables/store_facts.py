@@ -1,4 +1,4 @@
-"""What is true of the whole database and no schema version states: one row a fact."""
+"""Facts about the whole database that no schema version states: one row for each fact."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ store_facts = Table(
 )
 
 PAIRS_BOUND = "pairs_bound"
-"""Since when (RFC 3339) every pair of X tokens is sealed in form 2."""
+"""Since when (RFC 3339) every pair of X tokens has been encrypted in form 2."""
 
 
 async def known(connection: AsyncConnection, name: str) -> bool:
-    """Return whether a fact is there."""
+    """Return whether a fact is stored."""
     return (await connection.execute(select(store_facts.c.name).where(store_facts.c.name == name))).first() is not None
 
 
 async def state(connection: AsyncConnection, name: str, value: str) -> None:
-    """Add a fact; the first value stays."""
+    """Store a fact; a value that is already stored stays."""
     query = insert(connection, store_facts).values(name=name, value=value)
     await connection.execute(query.on_conflict_do_nothing(index_elements=["name"]))

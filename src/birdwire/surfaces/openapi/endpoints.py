@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from birdwire.accounts.endpoints import Confirm
-from birdwire.accounts.linking import AuthTwitter
-from birdwire.accounts.pages import Undo
+from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.surfaces.openapi import responses
@@ -78,41 +76,43 @@ CALLBACK = (
 )
 
 BEYOND_SCHEMA: dict[str, dict[str, str]] = {
-    "authTwitterUser": {"return_to_not_allowed": "`return_to` must be one of the URLs that the operator allowed"},
+    "authTwitterUser": {"return_to_not_allowed": "`return_to` must be a URL that the operator allowed for the key"},
     "authConfirm": {"state_unknown": "`state` must be one that auth_twitter returned for this key"},
-    "authUndo": {"undo_unknown": "`undo_token` must be one that a page after a link holds"},
+    "authUndo": {"undo_unknown": "`undo_token` must come from the page after a link"},
     "oauthCallback": {
-        "callback_malformed": "exactly one of `code` and `error` must be there",
+        "callback_malformed": "exactly one of `code` and `error` is required",
         "state_unknown": "`state` must be one that auth_twitter returned",
     },
     "postTwitter": {
-        "place_id_missing": "`geo` must hold a `place_id`",
-        "text_too_long": "the weighted length of `text` counts, not its number of characters",
-        "x_invalid_request": "ids, cards and links must be ones that X accepts",
+        "place_id_missing": "`geo` must contain a `place_id`",
+        "text_too_long": "the limit applies to the weighted length of `text`, not to its number of characters",
+        "x_invalid_request": "X must accept the ids, cards and links",
     },
-    "uploadMedia": {"media_files_malformed": "the first bytes of the file must be those of an image, GIF or video"},
+    "uploadMedia": {
+        "media_files_malformed": "the file must be an image, GIF or video, as recognised by its first bytes"
+    },
     "userLastTweets": {
-        "mutually_exclusive": "exactly one of `userName` and `userId` must be there",
+        "mutually_exclusive": "exactly one of `userName` and `userId` is required",
         "x_invalid_request": "`cursor` must be one that an earlier page returned",
     },
 }
 """Rules that no schema can say, by operation: why a request that fits the schema is still refused with 400."""
 
 _ENTERPRISE = {
-    "always": " X keeps this from its self-serve access levels since 2026-04-20: expect 403 x_tier_lacks_action there.",
-    "quote": " X keeps quote posts from its self-serve access levels since 2026-04-20: expect 403 there.",
+    "always": " Since 2026-04-20, X requires Enterprise access for this: expect 403 x_tier_lacks_action without it.",
+    "quote": " Since 2026-04-20, X requires Enterprise access for quote posts: expect 403 without it.",
     "": "",
 }
 
 
 _POST_RULES = (
     " Send at most one of media, poll, quote_tweet_id and card_uri; text is required unless one of them is sent. The "
-    "weighted length of a text is at most 280 (a link counts as 23, a CJK character or emoji as 2), or what the "
-    "operator set for the key. A geo needs its place_id."
+    "weighted length of the text is limited to 280 or to the operator's limit for the key; a link counts as 23, a CJK "
+    "character or emoji as 2. geo requires place_id."
 )
 
 
-_NEEDS = " A key that lists its actions needs `{}` among them."
+_NEEDS = " If the key's actions are restricted, they must include `{}`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +197,10 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     if row.takes_file:
         reasons += FILES
     repeat = (
-        "Safe to repeat: a second call does no harm."
+        "Safe to repeat."
         if row.repeatable
-        else "Carried out once for each Idempotency-Key; after 502 outcome_unknown, the same key sends nothing."
+        else "Carried out at most once per Idempotency-Key: after 502 outcome_unknown, a call with the same "
+        "Idempotency-Key is not sent to X again."
     )
     rules = _POST_RULES if row.body is PostTwitter else ""
     target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
@@ -209,7 +210,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         "Act",
         _camel(row.name) + "User" * (row.about == "user"),
         row.summary,
-        f"{row.method} {row.path} at X, as the linked account.{rules} {repeat}{_ENTERPRISE[row.enterprise]}",
+        f"Calls {row.method} {row.path} at X as the linked account.{rules} {repeat}{_ENTERPRISE[row.enterprise]}",
         reasons,
         takes=row.body,
         answer=_wrapped(row.answer),
@@ -253,7 +254,7 @@ def _reading(row: Lookup) -> Endpoint:
         "Read",
         _camel(row.name),
         row.summary,
-        "Calls X with the linked account's access; X bills each call.",
+        "Calls X as the linked account. X bills each call.",
         reasons,
         takes=row.query,
         answer=_READ_ANSWERS[row.name],
@@ -270,9 +271,9 @@ def _outcome() -> Endpoint:
         "Act",
         "requestOutcome",
         "Get the outcome of a write",
-        "Takes the X-Request-Id of a write that was made with this key, to learn its outcome when the response was "
-        "lost. A call that Birdwire refused itself is not_sent while its process remembers it. Any other id is 404 "
-        "request_not_found.",
+        "Returns the outcome of a write by its X-Request-Id, for use when the response was lost. The write must have "
+        "been made with this key. A call that Birdwire itself refused is reported as not_sent while the process that "
+        "refused it keeps it in memory. Any other id returns 404 request_not_found.",
         (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
         answer=responses.Request,
         keyed=True,
@@ -287,10 +288,10 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/auth_twitter",
             "Link",
             "authTwitterUser",
-            "Start to link an X account to the key",
-            "Returns the auth_url, X's consent page for the account's owner; it works once, for 10 minutes. X sends "
-            "the owner back to the callback, and from then on calls with this key act as that account."
-            + _NEEDS.format("link"),
+            "Start linking an X account to the key",
+            "Returns the auth_url, X's consent page for the account's owner. It works once and expires after 10 "
+            "minutes. X then redirects the owner to the callback; from then on, calls with this key act "
+            "as that account." + _NEEDS.format("link"),
             (*EDGE, *post(AuthTwitter), *STARTING),
             takes=AuthTwitter,
             answer=responses.LinkStarted,
@@ -302,8 +303,8 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/auth/status",
             "Link",
             "authStatus",
-            "See what is linked to the key",
-            "Never shows a token. Also answers 200 if nothing is linked.",
+            "Get the link status of the key",
+            "Never returns a token. Returns 200 even if no account is linked.",
             (*EDGE, *KEYED, "unexpected_query"),
             answer=responses.LinkStatus,
             keyed=True,
@@ -313,8 +314,8 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/auth/confirm",
             "Link",
             "authConfirm",
-            "Confirm a link that is waiting for the key's holder",
-            "In link mode `confirm`, a link becomes active once the key's holder has named the account that is meant."
+            "Confirm a pending link",
+            "In link mode `confirm`, a link becomes active once the key's holder has named the expected account."
             + _NEEDS.format("link"),
             (*EDGE, *post(Confirm), *CONFIRMING),
             takes=Confirm,
@@ -328,7 +329,7 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             "Link",
             "unlinkTwitterUser",
             "Unlink the key's X account",
-            "Birdwire deletes the session immediately and revokes it at X. Also answers 200 if nothing was linked."
+            "Birdwire deletes the session immediately and revokes it at X. Returns 200 even if no account was linked."
             + _NEEDS.format("unlink"),
             (*EDGE, *post(Empty), "key_not_allowed"),
             answer=responses.UnlinkedData,
@@ -340,9 +341,9 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/oauth_callback",
             "Link",
             "oauthCallback",
-            "The page on which X's consent ends",
-            "X redirects the account's owner here with `code` and `state`, or with `error` (RFC 6749 §4.1.2). It is "
-            "not for apps to call. People get a page; a client that accepts only application/json gets JSON.",
+            "Receive X's redirect from the consent page",
+            "X redirects the account's owner here with `code` and `state`, or with `error` (RFC 6749 §4.1.2). Apps "
+            "do not call it. Browsers get a page; clients that accept only application/json get JSON.",
             (*EDGE, *CALLBACK),
             answer=responses.CallbackData,
             page=True,
@@ -352,9 +353,9 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             f"{API}/auth/undo",
             "Link",
             "authUndo",
-            'The "this was not me" of the page after a link',
-            "The page's one-time token ends the link within 10 minutes: Birdwire deletes the session and revokes it at "
-            "X. It needs no key.",
+            "Undo a link that was made by mistake",
+            "Ends a link with the one-time token from the page after the link, within 10 minutes: Birdwire deletes the "
+            "session and revokes it at X. No API key is required.",
             (
                 *(*EDGE, *BODY, *_field_reasons(Undo)),
                 *("undo_unknown", "origin_not_allowed", "auth_failures", "storage_unavailable"),
@@ -375,14 +376,16 @@ def _about() -> tuple[Endpoint, ...]:
     )
     return (
         *documents,
-        Endpoint("GET", "/livez", "About", "livez", "Whether the process runs", "", EDGE, answer=responses.Alive),
+        Endpoint(
+            "GET", "/livez", "About", "livez", "Check whether the process is running", "", EDGE, answer=responses.Alive
+        ),
         Endpoint(
             "GET",
             "/readyz",
             "About",
             "readyz",
-            "Whether calls can be served",
-            "X is not checked: an outage of X is not a reason to stop sending traffic here.",
+            "Check whether the gateway can serve calls",
+            "Does not check X: an outage at X is not a reason to stop routing traffic to this gateway.",
             (*EDGE, "draining", "storage_unavailable"),
             answer=responses.Ready,
         ),
@@ -393,8 +396,10 @@ def _measured(settings: Settings) -> tuple[Endpoint, ...]:
     """The metrics, if they are answered on the main port."""
     if not settings.metrics_inside:
         return ()
-    words = "For the operator's Prometheus, with the metrics token as Bearer token."
+    words = "For the operator's Prometheus. Requires the metrics token as a Bearer token."
     reasons = (*EDGE, "metrics_token_wrong")
     return (
-        Endpoint("GET", "/metrics", "About", "metrics", "Metrics of this gateway", words, reasons, text="text/plain"),
+        Endpoint(
+            "GET", "/metrics", "About", "metrics", "Get the metrics of this gateway", words, reasons, text="text/plain"
+        ),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from birdwire.outcomes.report import STATES, State
 from birdwire.x.client.requests import ID_PATTERN
 
 Why = Literal[
@@ -22,186 +23,194 @@ Why = Literal[
 
 
 class Said(BaseModel):
-    """An answer: these members, and no others."""
+    """A response with exactly these members."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Capability(Said):
-    """What X last said of an action that it keeps from some apps."""
+    """Whether X last allowed an action that it denies to some apps."""
 
-    allowed: bool = Field(description="whether X let this gateway do it")
+    allowed: bool = Field(description="whether X allowed it for this gateway")
     reason: str | None = Field(description="the reason of X's refusal")
 
 
 class LinkStarted(Said):
-    """A link that waits for the account's owner."""
+    """A link that waits for the account owner's approval."""
 
     auth_url: str = Field(
-        description="X's consent page; the account's owner opens it", json_schema_extra={"format": "uri"}
+        description="X's consent page, for the account's owner to open", json_schema_extra={"format": "uri"}
     )
-    state: str = Field(description="the link's state, which auth/confirm takes")
-    expires_at: str = Field(description="10 minutes from now: RFC 3339, UTC", json_schema_extra={"format": "date-time"})
+    state: str = Field(description="the link's state, which auth/confirm accepts")
+    expires_at: str = Field(
+        description="when the auth_url expires, 10 minutes after this call: RFC 3339, UTC",
+        json_schema_extra={"format": "date-time"},
+    )
 
 
 class Window(Said):
     """One of X's rate windows."""
 
-    limit: int | None = Field(description="how many calls X allows in it; null: not reported")
-    remaining: int = Field(description="how many calls are left")
-    reset_at: str = Field(description="when it resets", json_schema_extra={"format": "date-time"})
+    limit: int | None = Field(description="number of calls that X allows in the window; null: not reported")
+    remaining: int = Field(description="number of calls left")
+    reset_at: str = Field(description="when the window resets", json_schema_extra={"format": "date-time"})
 
 
 class Attempt(Said):
-    """What became of the link that was started last."""
+    """The outcome of the most recently started link."""
 
     outcome: Literal["open", "approved", "refused", "expired", "undone"] = Field(
-        description="open: nobody has approved it yet; approved; refused: see reason; expired: nobody approved it "
-        "within 10 minutes; undone: the account's owner took the approval back"
+        description="open: not approved yet; approved; refused: see reason; expired: not approved within 10 minutes; "
+        "undone: the account's owner took the approval back"
     )
     reason: str | None = Field(description="the reason of a refusal, such as consent_denied")
     expires_at: str = Field(
-        description="the expires_at that auth_twitter returned with it", json_schema_extra={"format": "date-time"}
+        description="the expires_at that auth_twitter returned for this link", json_schema_extra={"format": "date-time"}
     )
 
 
 class LinkStatus(Said):
-    """What is linked to the key. The members that describe a link are null without one."""
+    """The account linked to the key. Without a link, the members that describe one are null."""
 
-    linked: bool = Field(description="whether an account is linked, in any of the states")
+    linked: bool = Field(description="whether an account is linked, in any state")
     usable: bool = Field(
-        description="whether a call would be sent to X, as far as is known: the link is active, and its access is "
-        "valid or can be renewed. What a single call needs besides (its scopes, X's limits, the key's rules) does not "
-        "count"
+        description="whether Birdwire would send a call to X: the link is active, and its access is valid or can be "
+        "renewed. The requirements of individual calls (scopes, X's limits, the key's rules) are not considered"
     )
     user_id: str | None = Field(description="the X account's id")
-    username: str | None = Field(description="the X account's name, without @")
+    username: str | None = Field(description="the X account's username, without @")
     scopes: list[str] | None = Field(description="what the account's owner approved")
     state: Literal["active", "pending", "needs_relink"] | None = Field(
-        description="active; pending: X has yet to name the account, or auth/confirm has yet to be called; "
-        "needs_relink: no call can use it until the account's owner approves again"
+        description="active; pending: X has not reported the account yet, or auth/confirm has not been called yet; "
+        "needs_relink: calls fail until the account's owner approves again"
     )
     access_expires_at: str | None = Field(
         description="when X's access token expires; Birdwire renews it", json_schema_extra={"format": "date-time"}
     )
     linked_at: str | None = Field(description="when the account was linked", json_schema_extra={"format": "date-time"})
-    generation: int | None = Field(description="number of the pair of X tokens: 1 after linking; each renewal adds 1")
+    generation: int | None = Field(
+        description="number of the X token pair: 1 after linking, and 1 more after each renewal"
+    )
     refreshed_at: str | None = Field(
         description="when X's access was last renewed", json_schema_extra={"format": "date-time"}
     )
     next_refresh_at: str | None = Field(
-        description="when it is due to be renewed, by the first call from then on; null if it cannot be",
+        description="the time from which the next call renews X's access; null if it cannot be renewed",
         json_schema_extra={"format": "date-time"},
     )
     why: Why | None = Field(
-        description="of needs_relink: X refused (refused); the owner did not grant users.read and tweet.read, so X "
-        "does not name the account (scope_missing); X's answer to a renewal was lost, and with it the new "
-        "tokens (refresh_lost_reply); there was nothing to renew with (no_refresh_token); the stored token was "
-        "changed (damaged); it came from a backup that was too old (restored_backup). Of active: it came from a "
-        "backup, and X has yet to say whether it still holds (restored); or the old tokens serve until they end "
-        "(refresh_lost_reply). Without a link: the account's owner undid the last one in the last 24 hours "
-        "(undone_by_owner)"
+        description="the cause of the state. needs_relink: refused (X refused the renewal), scope_missing (the owner "
+        "did not grant users.read and tweet.read, so X does not report the account), refresh_lost_reply (X's response "
+        "to a renewal was lost, and the new tokens with it), no_refresh_token, damaged (the stored token was changed), "
+        "restored_backup (the link comes from a backup that is too old). active: restored (the link comes from a "
+        "backup, and X has not confirmed yet that it is still valid), refresh_lost_reply (the old tokens work until "
+        "they expire). Without a link: undone_by_owner (the account's owner undid the last link within the last 24 "
+        "hours)"
     )
     limits: dict[str, dict[str, Window]] | None = Field(
-        description="what X last reported as left of its limits for the account, by operation or look-up and by "
-        "window: 15m, 24h, and 24h_app for what all accounts of the X app share. A window that X has not "
-        "reported is absent"
+        description="X's limits for the account, as last reported by X, by operation or look-up and by window: 15m, "
+        "24h, and 24h_app for the limit that all accounts of the X app share. Windows that X has not reported are "
+        "absent"
     )
     capabilities: dict[str, Capability] | None = Field(
-        description="what X recently let this gateway do, by operation; the reason of a refusal only if this key's own "
-        "calls met it, or if it is the access level of the gateway's X app"
+        description="whether X recently allowed this gateway an operation, by operation. The reason of a refusal is "
+        "included only if this key's own calls were refused, or if it is the access level of the gateway's X app"
     )
     last_attempt: Attempt | None = Field(
-        description="what became of the link that was started last, by auth_twitter or the operator; null: none was "
+        description="outcome of the link that auth_twitter or the operator started most recently; null: none was "
         "started recently"
     )
 
 
 class Unlinked(Said):
-    """That nothing is linked any more."""
+    """No account is linked any more."""
 
     linked: Literal[False] = Field(description="always false")
 
 
 class Request(Said):
-    """What became of a write. What is not known is null."""
+    """The outcome of a write. Unknown members are null."""
 
     request_id: str = Field(description="the X-Request-Id of the call")
     operation: str = Field(description="the operation, such as post_twitter")
-    state: Literal["started", "confirmed", "refused", "not_sent", "unknown", "found", "not_found"] = Field(
-        description="started; confirmed by X; refused; not_sent: nothing reached X; unknown: X may have done it; found "
-        "or not_found: X's answer was lost, and Birdwire looked for the post"
+    state: Annotated[State, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
+        description="started: in progress; confirmed: X carried it out; refused: see reason; not_sent: nothing reached "
+        "X; unknown: X may have carried it out; found, not_found: X's response was lost, and Birdwire "
+        "searched for the post"
     )
     status: int | None = Field(description="the status of the response")
     reason: str | None = Field(description="the reason of a refusal")
     data: dict[str, Any] | None = Field(description="the data of the response")
     created_at: str = Field(description="when the call arrived", json_schema_extra={"format": "date-time"})
-    settled_at: str | None = Field(description="when its outcome was known", json_schema_extra={"format": "date-time"})
+    settled_at: str | None = Field(
+        description="when the outcome became known", json_schema_extra={"format": "date-time"}
+    )
     why: str | None = Field(
         description="why the outcome is unknown: looking, no_read, several_match, too_many_posts, not_linked, "
         "not_in_timeline, upload"
     )
-    cost_usd: float | None = Field(description="what X probably bills for it, in US dollars")
+    cost_usd: float | None = Field(description="estimate of what X bills for the write, in US dollars")
 
 
 class UnlinkedData(Said):
-    """The answer of an unlink or an undo."""
+    """The response to an unlink or an undo."""
 
     data: Unlinked
 
 
 class CallbackDone(Said):
-    """How a link ended."""
+    """The result of the callback."""
 
     linked: Literal[True] = Field(description="always true")
     how: Literal["linked", "pending", "confirm", "already"] = Field(
-        description="linked; pending: X has yet to name it; confirm: auth/confirm is next; already: opened before"
+        description="linked; pending: X has not reported the account yet; confirm: auth/confirm must be called next; "
+        "already: the callback was opened before"
     )
-    username: str | None = Field(description="the X account, if it is known")
+    username: str | None = Field(description="the username of the X account, if known")
 
 
 class CallbackData(Said):
-    """The callback's answer to those who ask for JSON."""
+    """The callback's response to clients that ask for JSON."""
 
     data: CallbackDone
 
 
 class UserShown(Said):
-    """A user; what X does not say is left out."""
+    """A user. Members that X does not report are omitted."""
 
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
-    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
-    name: str = Field(description="the name that is shown")
-    description: str = Field("", description="the user's description of themselves")
-    profilePicture: str = Field("", description="the picture's URL")  # noqa: N815 - the same
+    userName: str = Field(description="the username, without @")  # noqa: N815 - the published name
+    name: str = Field(description="the display name")
+    description: str = Field("", description="the user's profile description")
+    profilePicture: str = Field("", description="the URL of the profile picture")  # noqa: N815 - the same
     createdAt: str = Field("", description="when the account was created, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the same
-    protected: bool = Field(default=False, description="whether only approved followers see the posts")
+    protected: bool = Field(default=False, description="whether only approved followers can see the posts")
     isVerified: bool = Field(default=False, description="whether X has verified the account")  # noqa: N815 - the same
-    followers: int = Field(0, description="how many follow the user")
-    following: int = Field(0, description="how many the user follows")
-    statusesCount: int = Field(0, description="how many posts there are")  # noqa: N815 - the same
+    followers: int = Field(0, description="number of followers")
+    following: int = Field(0, description="number of users that this user follows")
+    statusesCount: int = Field(0, description="number of posts")  # noqa: N815 - the same
 
 
 class UserInfo(Said):
-    """The answer of user/info."""
+    """The response of user/info."""
 
     status: Literal["success"]
     data: UserShown
 
 
 class Author(Said):
-    """Whose post it is."""
+    """The author of a post."""
 
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
-    userName: str = Field(description="the name without @")  # noqa: N815 - the published name
-    name: str = Field(description="the name that is shown")
+    userName: str = Field(description="the username, without @")  # noqa: N815 - the published name
+    name: str = Field(description="the display name")
 
 
 class PostShown(Said):
     """A post."""
 
     id: str = Field(pattern=ID_PATTERN, description="the post's id")
-    text: str = Field(description="its text")
+    text: str = Field(description="the post's text")
     createdAt: str = Field(description="when it was posted, such as Fri Sep 18 04:02:35 +0000 2026")  # noqa: N815 - the published name
     url: str = Field(description="the post's page on x.com")
     author: Author
@@ -214,37 +223,37 @@ class Posts(Said):
 
 
 class Timeline(Said):
-    """The answer of user/last_tweets."""
+    """The response of user/last_tweets."""
 
     status: Literal["success"]
     data: Posts
     has_next_page: bool = Field(description="whether there are older posts")
-    next_cursor: str = Field(description="the cursor of the next page; empty if there is none")
+    next_cursor: str = Field(description="the cursor of the next page; empty on the last page")
 
 
 class UserFound(Said):
-    """A user among those found."""
+    """A user that matches the search."""
 
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
-    screen_name: str = Field(description="the name without @")
-    userName: str = Field(description="the same")  # noqa: N815 - the published name
-    name: str = Field(description="the name that is shown")
+    screen_name: str = Field(description="the username, without @")
+    userName: str = Field(description="same as screen_name")  # noqa: N815 - the published name
+    name: str = Field(description="the display name")
 
 
 class Users(Said):
-    """The answer of user/search."""
+    """The response of user/search."""
 
     status: Literal["success"]
     users: list[UserFound]
 
 
 class Alive(Said):
-    """That the process runs."""
+    """The process is running."""
 
     status: Literal["ok"]
 
 
 class Ready(Said):
-    """That calls can be served."""
+    """The gateway can serve calls."""
 
     status: Literal["ready"]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from birdwire.accounts.linking import AuthTwitter
+from birdwire.accounts.bodies import AuthTwitter
 from birdwire.api.errors import TYPES, Whose
-from birdwire.keys.registry import MAX_TEXT
+from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.x.catalog.post import PostTwitter
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ RULES: dict[type[BaseModel], dict[str, Any]] = {
 """What a model's validators ask beyond its fields: a text unless something else is posted, and what excludes what."""
 
 NARROWER: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
-    (PostTwitter, "text"): {"maxLength": MAX_TEXT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
+    (PostTwitter, "text"): {"maxLength": MAX_TEXT_LIMIT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
 }
 """What is asked of a field in code."""
 
@@ -93,34 +93,34 @@ EXAMPLES: dict[str, Any] = {
 
 
 class Upstream(BaseModel):
-    """What X itself said, shortened."""
+    """X's own error, shortened."""
 
     model_config = ConfigDict(extra="forbid")
 
-    status: int = Field(description="X's status")
+    status: int = Field(description="X's HTTP status")
     type: str = Field(description="X's problem type, or empty")
     title: str = Field(description="X's title, or empty")
-    detail: str = Field(description="X's most telling sentence, or empty")
+    detail: str = Field(description="X's explanation, or empty")
 
 
 class Refusal(BaseModel):
-    """Whose rule it was, and what to do. Branch on `reason`, or on `code`; show `message` and `fix` to people."""
+    """The cause of a refusal, and the next step. Branch on `reason` or `code`; show `message` and `fix` to people."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: str = Field(description="the kind of refusal, which follows from the status")
+    type: str = Field(description="the type of refusal, derived from the status")
     code: str = Field(description="the published code; several reasons share one")
     message: str = Field(description="what is wrong, for people")
     request_id: str = Field(description="identifies this call in the logs", pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$")
     reason: str = Field(description="the exact reason, one of a closed set")
     fix: str = Field(description="what to do about it, for people")
-    whose: Whose = Field(description="who can fix it, or whose rule it is")
+    whose: Whose = Field(description="the party that can fix it or that made the rule")
     retryable: bool = Field(description="whether the same call may succeed later")
-    upstream: Upstream | None = Field(None, description="X's own words, if X answered")
+    upstream: Upstream | None = Field(None, description="X's own error, if X responded")
 
 
 class Error(BaseModel):
-    """Every refusal, from every source, has this one shape."""
+    """The body of every refusal."""
 
     model_config = ConfigDict(extra="forbid")
 

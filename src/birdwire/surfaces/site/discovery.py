@@ -19,10 +19,10 @@ ABOUT = (
     "it posts, replies, likes, follows, reposts, bookmarks and uploads media."
 )
 HOW = (
-    "Call the endpoints of /openapi.json with `Authorization: Bearer <Birdwire API key>` and a JSON body. Without a "
-    "linked account, calls answer 403 x_not_linked: call auth_twitter, or ask the operator for an auth_url if the key "
-    "may not, and have the account's owner open it. In a refusal, error.reason is the cause, error.fix says "
-    "what to do, and error.retryable whether to try again."
+    "Call the endpoints listed in /openapi.json with `Authorization: Bearer <Birdwire API key>` and a JSON body. If no "
+    "account is linked, calls return 403 x_not_linked: get an auth_url from auth_twitter, or from the operator if the "
+    "key is not allowed to call it, and have the account's owner open it. In a refusal, error.reason names the cause, "
+    "error.fix the next step, and error.retryable whether the same call may succeed later."
 )
 
 
@@ -77,7 +77,7 @@ def llms(document: dict[str, Any]) -> str:
         lines += [f"## {section.name}", ""]
         for call in section.calls:
             needed = [member.name for member in call.takes if member.required and "." not in member.name]
-            takes = f" Takes {', '.join(needed)}." if needed else ""
+            takes = f" Requires {', '.join(needed)}." if needed else ""
             lines.append(f"- [{call.method} {call.path}]({url}/docs#{call.anchor}): {call.summary}.{takes}")
         lines.append("")
     return "\n".join(lines)

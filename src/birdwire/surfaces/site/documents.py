@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 DOCUMENTS: dict[str, tuple[str, str]] = {
-    "/openapi.json": ("application/json", "This description, as JSON"),
-    "/openapi.yaml": ("application/yaml", "This description, as YAML"),
-    "/docs": ("text/html", "This description, as a page for people"),
-    "/llms.txt": ("text/plain", "This description in short, for language models"),
-    "/.well-known/agent-card.json": ("application/json", "What an agent can do here"),
-    "/.well-known/ai-plugin.json": ("application/json", "The same as a plugin manifest"),
+    "/openapi.json": ("application/json", "OpenAPI document as JSON"),
+    "/openapi.yaml": ("application/yaml", "OpenAPI document as YAML"),
+    "/docs": ("text/html", "API reference as a web page"),
+    "/llms.txt": ("text/plain", "Summary of the API for language models"),
+    "/.well-known/agent-card.json": ("application/json", "A2A agent card"),
+    "/.well-known/ai-plugin.json": ("application/json", "Plugin manifest"),
 }
 """Path -> media type and summary."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def render(document: dict[str, Any]) -> tuple[Headers, bytes]:
     """The page of a document, and the headers that keep it from loading anything."""
-    loader = jinja2.PackageLoader("birdwire", "templates")
+    loader = jinja2.PackageLoader("birdwire.surfaces.site", "templates")
     templates = jinja2.Environment(
         loader=loader,
         autoescape=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from birdwire.api.body import Body
 from birdwire.api.errors import GatewayError
+from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.x.catalog.post import Id
 from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
 KEEP_USERS_S = 60.0
-MOST_USERS = 1_000
+MAX_USERS = 1_000
 PAGE = 20
 BY_ID, BY_NAME, TIMELINE, SEARCH = (
     "/2/users/{id}",
@@ -34,7 +34,7 @@ _USER_FIELDS = "created_at,description,profile_image_url,protected,public_metric
 
 
 class UserQuery(Body):
-    """Which user."""
+    """The user to look up."""
 
     userName: str = Field(pattern=USERNAME_PATTERN, description="a username of 1 to 15 letters, digits or _")  # noqa: N815 - the published name
 
@@ -42,15 +42,17 @@ class UserQuery(Body):
 class TimelineQuery(Body):
     """Whose posts, and from where on."""
 
-    userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; or userId")  # noqa: N815 - the published name
-    userId: Id | None = Field(None, description="a user's id, 1 to 19 digits; or userName")  # noqa: N815 - the same
-    cursor: str | None = Field(None, pattern=r"^[A-Za-z0-9._~=-]{0,500}$", description="next_cursor of the page before")
+    userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; alternatively, send userId")  # noqa: N815 - the published name
+    userId: Id | None = Field(None, description="a user's id, 1 to 19 digits; alternatively, send userName")  # noqa: N815 - the same
+    cursor: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._~=-]{0,500}$", description="next_cursor of the previous page"
+    )
 
 
 class SearchQuery(Body):
     """What to search for."""
 
-    query: str = Field(pattern=r"^[A-Za-z0-9_' ]{1,50}$", description="1 to 50 letters, digits, blanks, _ or '")
+    query: str = Field(pattern=r"^[A-Za-z0-9_' ]{1,50}$", description="1 to 50 letters, digits, spaces, _ or '")
 
 
 class _User(XData):
@@ -106,7 +108,7 @@ class LookupRunner:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._users: OrderedDict[tuple[str, str], tuple[float, _User]] = OrderedDict()
+        self._users: BoundedDict[tuple[str, str], tuple[float, _User]] = BoundedDict(MAX_USERS)
 
     async def info(self, account: str, query: UserQuery, ask: Ask) -> dict[str, Any]:
         """One user by name."""
@@ -116,7 +118,7 @@ class LookupRunner:
     async def last_tweets(self, account: str, query: TimelineQuery, ask: Ask) -> dict[str, Any]:
         """A user's newest posts, replies left out; a pinned post stands where its time puts it."""
         if (query.userName is None) == (query.userId is None):
-            raise GatewayError("mutually_exclusive", fields="userName and userId (one of them is needed)")
+            raise GatewayError("mutually_exclusive", fields="userName and userId (send exactly one)")
         if query.userId is not None:
             author = _User.model_validate(await ask(_look_up(BY_ID, query.userId), Reading(_User, about="user")))
         else:
@@ -154,8 +156,6 @@ class LookupRunner:
         user = _User.model_validate(found)
         self._users[place] = (now + KEEP_USERS_S, user)
         self._users.move_to_end(place)
-        if len(self._users) > MOST_USERS:
-            self._users.popitem(last=False)
         return user
 
 

@@ -189,7 +189,7 @@ def files_of(operation: Operation, parsed: Parsed) -> list[Part]:
         raise GatewayError("unknown_field", field=excerpt(stray or files[0].name), known=", ".join(names))
     if operation.takes_file and len(files) != 1:
         raise GatewayError(
-            "media_files_malformed", detail="there is more than one file", wanted="one image, GIF or video"
+            "media_files_malformed", detail="the form contains more than one file", wanted="one image, GIF or video"
         )
     for file in files:
         kind_of(file)

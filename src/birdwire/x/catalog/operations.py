@@ -14,7 +14,7 @@ from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
 
 
 class TweetTarget(Body):
-    """A call about one post."""
+    """The post to act on."""
 
     tweet_id: Id = Field(
         description='the post\'s id, a string of 1 to 19 digits, such as "1346889436626259968"',
@@ -23,7 +23,7 @@ class TweetTarget(Body):
 
 
 class UserTarget(Body):
-    """A call about one user."""
+    """The user to act on."""
 
     target_user_id: Id = Field(
         description='the user\'s id, a string of 1 to 19 digits, such as "2244994945"', examples=["2244994945"]
@@ -31,55 +31,55 @@ class UserTarget(Body):
 
 
 class Liked(XData):
-    """What X says after a like or an unlike."""
+    """The result of a like or an unlike."""
 
-    liked: bool = Field(description="whether the linked account likes the post now")
+    liked: bool = Field(description="whether the linked account now likes the post")
 
 
 class Followed(XData):
-    """What X says after a follow."""
+    """The result of a follow."""
 
-    following: bool = Field(description="whether the linked account follows the user now")
-    pending_follow: bool = Field(default=False, description="whether a protected user has yet to accept")
+    following: bool = Field(description="whether the linked account now follows the user")
+    pending_follow: bool = Field(default=False, description="whether a protected user has yet to accept the request")
 
 
 class Unfollowed(XData):
-    """What X says after an unfollow."""
+    """The result of an unfollow."""
 
-    following: bool = Field(description="false: the linked account does not follow the user now")
+    following: bool = Field(description="always false: the linked account no longer follows the user")
 
 
 class Retweeted(XData):
-    """What X says after a repost or its undoing."""
+    """The result of a repost, or of undoing one."""
 
-    retweeted: bool = Field(description="whether the linked account reposts the post now")
+    retweeted: bool = Field(description="whether the linked account has reposted the post")
 
 
 class Bookmarked(XData):
-    """What X says after a bookmark or its undoing."""
+    """The result of a bookmark, or of removing one."""
 
-    bookmarked: bool = Field(description="whether the post is bookmarked now")
+    bookmarked: bool = Field(description="whether the linked account has bookmarked the post")
 
 
 class Deleted(XData):
-    """What X says after a deletion."""
+    """The result of a deletion."""
 
-    deleted: bool = Field(description="whether the post is gone")
+    deleted: bool = Field(description="whether the post has been deleted")
 
 
 class Posted(XData):
-    """What X says after a post or an edit."""
+    """The result of a post or an edit."""
 
-    id: str = Field(pattern=ID_PATTERN, description="the new post's id; an edit has a new one too")
+    id: str = Field(pattern=ID_PATTERN, description="the id of the new post; an edit also has a new id")
     text: str = Field(description="the text as X stored it")
 
 
 class Uploaded(XData):
-    """An uploaded medium, ready to be attached to a post."""
+    """An uploaded media file, ready to be attached to a post."""
 
     media_id: str = Field(description="the id for media.media_ids")
-    media_key: str = Field(description="X's key of the medium")
-    expires_at: str = Field(description="when X forgets it, if no post uses it: RFC 3339, UTC")
+    media_key: str = Field(description="X's media key")
+    expires_at: str = Field(description="when X deletes it if no post uses it: RFC 3339, UTC")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="unlike_twitter",
-        summary="Take a like back",
+        summary="Unlike a post",
         method="DELETE",
         path="/2/users/{user_id}/likes/{tweet_id}",
         body=TweetTarget,
@@ -176,7 +176,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="unfollow_twitter",
-        summary="Stop following a user",
+        summary="Unfollow a user",
         method="DELETE",
         path="/2/users/{user_id}/following/{target_user_id}",
         body=UserTarget,
@@ -226,7 +226,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="unretweet_twitter",
-        summary="Take a repost back",
+        summary="Undo a repost",
         method="DELETE",
         path="/2/users/{user_id}/retweets/{tweet_id}",
         body=TweetTarget,
@@ -250,7 +250,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="unbookmark_twitter",
-        summary="Take a bookmark back",
+        summary="Remove a bookmark",
         method="DELETE",
         path="/2/users/{user_id}/bookmarks/{tweet_id}",
         body=TweetTarget,

@@ -27,12 +27,12 @@ _EXCLUSIVE = ("media", "poll", "quote_tweet_id", "card_uri")
 
 
 class Reply(Body):
-    """Which post this answers."""
+    """The post to reply to, and its mentions."""
 
     in_reply_to_tweet_id: Id = Field(description=f"the id of the post to reply to, {_ID}")
     auto_populate_reply_metadata: bool | None = Field(None, description="true or false; X accepts it and ignores it")
     exclude_reply_user_ids: list[Id] | None = Field(
-        None, max_length=10, description="ids of users to leave out of the reply's mentions, at most 10"
+        None, max_length=10, description="ids of users to exclude from the reply's mentions, at most 10"
     )
 
 
@@ -49,8 +49,8 @@ class Poll(Body):
     options: list[Annotated[str, Field(min_length=1, max_length=25)]] = Field(
         min_length=2, max_length=4, description="2 to 4 options of 1 to 25 characters"
     )
-    duration_minutes: int = Field(ge=5, le=10_080, description="a whole number from 5 to 10080")
-    reply_settings: Audience | None = Field(None, description=_AUDIENCE)
+    duration_minutes: int = Field(ge=5, le=10_080, description="a whole number of minutes from 5 to 10080")
+    reply_settings: Audience | None = Field(None, description=f"who may reply: {_AUDIENCE}")
 
     @field_validator("duration_minutes", mode="before")
     @classmethod
@@ -62,18 +62,18 @@ class Poll(Body):
 class Geo(Body):
     """A place."""
 
-    place_id: str | None = Field(None, min_length=1, max_length=100, description="X's id of a place")
+    place_id: str | None = Field(None, min_length=1, max_length=100, description="X's place id")
 
     @model_validator(mode="after")
     def _names_a_place(self) -> Self:
         """X refuses a place without its id, which the published schema does not require."""
         if self.place_id is None:
-            raise PydanticCustomError("place_id_missing", "missing", {"wanted": "X's id of a place, or leave out geo"})
+            raise PydanticCustomError("place_id_missing", "missing", {"wanted": "X's place id, or omit geo"})
         return self
 
 
 class EditOptions(Body):
-    """Which post this replaces."""
+    """The post to edit."""
 
     previous_post_id: Id = Field(description=f"the id of the post to edit, {_ID}")
 
@@ -81,23 +81,27 @@ class EditOptions(Body):
 class PostTwitter(Body):
     """A new post, or an edit of one."""
 
-    text: str | None = Field(None, description="the post's text, 280 weighted characters at most")
+    text: str | None = Field(None, description="the post's text, at most 280 weighted characters")
     reply: Reply | None = Field(None, description='an object such as {"in_reply_to_tweet_id": "…"}')
     quote_tweet_id: Id | None = Field(None, description=f"the id of the post to quote, {_ID}")
     media: Media | None = Field(None, description='an object such as {"media_ids": ["…"]}')
     poll: Poll | None = Field(None, description='an object such as {"options": ["Yes", "No"], "duration_minutes": 60}')
     card_uri: str | None = Field(None, min_length=1, max_length=2_000, description="the URI of a card")
     direct_message_deep_link: str | None = Field(
-        None, min_length=1, max_length=2_000, description="a link that leads into a direct message"
+        None, min_length=1, max_length=2_000, description="a link that opens a direct message"
     )
     geo: Geo | None = Field(None, description='an object such as {"place_id": "…"}')
     reply_settings: Audience | None = Field(None, description=f"who may reply: {_AUDIENCE}")
-    for_super_followers_only: bool | None = Field(None, description="true or false")
+    for_super_followers_only: bool | None = Field(
+        None, description="true or false; true shows it only to super followers"
+    )
     nullcast: bool | None = Field(None, description="true or false; true keeps it out of timelines")
-    paid_partnership: bool | None = Field(None, description="true or false")
-    made_with_ai: bool | None = Field(None, description="true or false")
+    paid_partnership: bool | None = Field(None, description="true or false; true marks a paid partnership")
+    made_with_ai: bool | None = Field(None, description="true or false; true marks AI-generated media")
     community_id: Id | None = Field(None, description=f"the id of a community, {_ID}")
-    share_with_followers: bool | None = Field(None, description="true or false")
+    share_with_followers: bool | None = Field(
+        None, description="true or false; true also shows a community post to followers"
+    )
     edit_options: EditOptions | None = Field(None, description='an object such as {"previous_post_id": "…"}')
 
     @field_validator("text")

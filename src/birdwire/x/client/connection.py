@@ -1,6 +1,7 @@
-"""One connection to X and the reply that is read on it: bounded, framed by HTTP/1.1, with codings undone.
+"""One connection to X and the reply that is read on it: bounded, framed by HTTP/1.1, with its codings decoded.
 
-It says in every failure whether a byte of the request may have reached X. It knows no pool, and never sends by itself.
+Every failure states whether a byte of the request may have reached X. A connection knows no pool, and sends nothing by
+itself.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
 Cause = Literal["unreachable", "tls", "busy", "timeout", "cut", "malformed"]
 
-MAX_INTERIM: Final = 8  # 1xx replies before the final one
-MAX_FIELDS: Final = 256  # header fields in one reply
-WIRE_FACTOR: Final = 8  # a body of one-byte chunks takes six bytes on the wire for each of its own
+MAX_INTERIM_REPLIES: Final = 8
+"""The number of 1xx replies before the final one."""
+MAX_FIELDS: Final = 256
+"""The number of header fields in one reply."""
+MAX_WIRE_FACTOR: Final = 8
+"""Bytes on the wire for each byte of the body: a body of one-byte chunks takes six."""
 
 _BODILESS: Final = frozenset({204, 304})
 _CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
@@ -32,7 +36,7 @@ class Reply:
     """A whole final reply.
 
     `headers` has lower-case names, repeated fields joined with ", ", no set-cookie, and no field outside ASCII.
-    `body` is what was meant: chunked framing and gzip are undone. The repr shows neither.
+    `body` is decoded: chunked framing and gzip are removed. The repr shows neither.
     """
 
     status: int
@@ -44,15 +48,15 @@ class Reply:
 
 
 class SendFailed(Exception):  # noqa: N818 - it reads as what happened
-    """No whole, valid reply.
+    """There is no whole, valid reply.
 
     `cause` is one of:
-      unreachable  no address, no connection, no tunnel, or closed for good
-      tls          no handshake, or a certificate that does not prove the host
+      unreachable  no address, no connection, no tunnel, or the pool is closed
+      tls          the handshake failed, or the certificate does not match the host
       busy         no connection became free in time
       timeout      the deadline passed
-      cut          the connection ended before the reply did
-      malformed    the reply broke HTTP or a bound
+      cut          the connection closed before the reply was complete
+      malformed    the reply violates HTTP or exceeds a bound
 
     `sent` False: no byte of the request left on a live connection. `sent` True: X may have applied it.
     """
@@ -64,14 +68,14 @@ class SendFailed(Exception):  # noqa: N818 - it reads as what happened
 
 
 class Connection(asyncio.Protocol):
-    """One connection and the reply being read on it: idle, then busy from the write until the reply, then idle or gone.
+    """One connection and the reply being read on it: idle, busy from the write until the reply, then idle or closed.
 
-    Its callbacks from the parser run inside `data_received`. The first end of a call wins; later ones only close.
+    The parser's callbacks run inside `data_received`. The first result of a request counts; later ones only close.
     """
 
-    def __init__(self, max_reply: int, max_head: int, forget: Callable[[Connection], None]) -> None:
+    def __init__(self, max_reply: int, max_head: int, on_lost: Callable[[Connection], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._max_reply, self._max_head, self._forget = max_reply, max_head, forget
+        self._max_reply, self._max_head, self._on_lost = max_reply, max_head, on_lost
         self._parser = HttpResponseParser(self)
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[Reply] | None = None
@@ -81,7 +85,8 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, *, bodiless: bool) -> None:
         self._bodiless, self._until_close, self._gzip = bodiless, False, False
-        self._status = self._interim = self._wire = 0  # the status is 0 until the head of the final reply is whole
+        # The status is 0 until the head of the final reply is complete.
+        self._status = self._interim = self._wire = 0
         self._left = self._max_reply
         self._fields: list[tuple[bytes, bytes]] = []
         self._headers: dict[str, str] = {}
@@ -89,40 +94,42 @@ class Connection(asyncio.Protocol):
         self._inflate: _Decompress | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The transport is there."""
-        tcp = cast("asyncio.Transport", transport)  # uvloop's is one by shape only
+        """Take the transport of a new connection."""
+        # uvloop's transport does not inherit from asyncio's.
+        tcp = cast("asyncio.Transport", transport)
         self.attach(tcp, tcp)
 
     def attach(self, transport: asyncio.Transport, tcp: asyncio.Transport) -> None:
-        """Speak over `transport`, which is `tcp` or TLS upon it."""
+        """Use `transport`, which is `tcp` itself or TLS on top of it."""
         self._transport, self._tcp = transport, tcp
         self._poll = select.poll()
         self._poll.register(tcp.get_extra_info("socket").fileno(), select.POLLIN)
 
     def quiet(self) -> bool:
-        """Whether an idle connection is alive and nothing has come in.
+        """Return whether an idle connection is open and nothing has arrived on it.
 
-        Asks the kernel, since the loop may not have read yet: what came before a request is no answer to it, and
-        a request written after the peer's FIN is lost in a way that nobody can tell from a request that was served.
+        It polls the kernel, since the loop may not have read yet: bytes that arrived before a request do not answer
+        it, and a request written after the peer's FIN is lost in a way that looks like a request that was served.
         """
         return not self._transport.is_closing() and not self._poll.poll(0)
 
     def closing(self) -> bool:
-        """Whether it is closed, or about to be."""
+        """Return whether the connection is closed, or about to be."""
         return self._lost.done() or self._transport.is_closing()
 
     def reusable(self) -> bool:
-        """Whether it is fit for a request: it has had none yet, or read the whole reply to the last one."""
+        """Return whether the connection can take a request: it is new, or has read the whole reply to the last one."""
         return self._clean and not self._transport.is_closing()
 
     def abort(self) -> asyncio.Future[None]:
-        """Close at once, without flushing or a TLS farewell; the future is done when it is closed."""
+        """Close immediately, without flushing or a TLS close_notify. The returned future is done once it is closed."""
         self._transport.abort()
         return self._lost
 
     async def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> Reply:
         """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
-        if not self._loop.time() < ends_at:  # nor if it is no number
+        # Written so that it also holds for NaN.
+        if not self._loop.time() < ends_at:
             raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
         if self.closing():
             raise SendFailed("unreachable", "closed before the request was sent", sent=False)
@@ -130,10 +137,10 @@ class Connection(asyncio.Protocol):
         self._clean = False
         waiter: asyncio.Future[Reply] = self._loop.create_future()
         self._waiter = waiter
-        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no whole reply before the deadline")
+        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no complete reply before the deadline")
         try:
-            # The one write. Once the kernel may have taken a byte, a failure is maybe applied: even a peer that
-            # resets may have read the request first, and no transport tells how much of a write was accepted.
+            # The only write. Once the kernel may have taken a byte, a failure means "maybe applied": even a peer that
+            # resets may have read the request first, and no transport reports how much of a write was accepted.
             self._transport.write(data)
             return await waiter
         finally:
@@ -141,7 +148,7 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     async def tunnel(self, connect: bytes, until: float) -> None:
-        """Have a proxy open a tunnel. Raises ConnectionError unless it answers 2xx and nothing more."""
+        """Open a tunnel through a proxy. Raises ConnectionError unless the proxy answers 2xx and nothing more."""
         try:
             reply = await self.exchange(connect, until, bodiless=True)
         except SendFailed as error:
@@ -150,9 +157,10 @@ class Connection(asyncio.Protocol):
             raise ConnectionError(f"the proxy answered {reply.status}")
 
     def data_received(self, data: bytes) -> None:
-        """More bytes of the reply, or bytes that nobody asked for."""
+        """Feed bytes of the reply to the parser. Bytes that no request is waiting for close the connection."""
         if self._waiter is None or self._waiter.done():
-            self._transport.abort()  # nobody asked: it must not be taken for the next reply
+            # They must not be taken for the reply to the next request.
+            self._transport.abort()
             return
         self._wire += len(data)
         try:
@@ -162,70 +170,72 @@ class Connection(asyncio.Protocol):
         else:
             if not self._status and self._wire > self._max_head:
                 self._fail("malformed", "the head is too large")
-            elif self._wire > self._max_head + WIRE_FACTOR * self._max_reply:
-                self._fail("malformed", "too many bytes for what they hold")
+            elif self._wire > self._max_head + MAX_WIRE_FACTOR * self._max_reply:
+                self._fail("malformed", "too many bytes on the wire for the size of the body")
 
     def eof_received(self) -> None:
-        """The peer says no more: the end of a close-delimited reply, or too early."""
+        """Finish a reply that is delimited by the close; any other reply is cut."""
         if self._until_close:
             self._finish(keep=False)
         else:
             self._fail("cut", "the connection ended before the reply did")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is closed."""
+        """Fail the request under way, and report the loss to the pool."""
         del exc
-        self._fail("cut", "the connection was lost before the reply was whole")
+        self._fail("cut", "the connection was lost before the reply was complete")
         if not self._lost.done():
             self._lost.set_result(None)
-        self._forget(self)
+        self._on_lost(self)
 
     def on_message_begin(self) -> None:
-        """A reply begins."""
+        """Refuse a second final reply."""
         if self._status:
             raise _RefusedError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field, or a trailer, which is dropped."""
+        """Keep a header field. Trailers, which follow the head, are dropped."""
         if self._status:
-            return  # a trailer
+            return
         if len(self._fields) >= MAX_FIELDS:
             self._refuse("too many header fields")
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is whole: frame the body by RFC 9112 §6.3."""
+        """Choose the framing of the body by RFC 9112 §6.3, now that the head is complete."""
         status = self._parser.get_status_code()
         if 100 <= status <= 199 and status != 101:
             self._interim += 1
-            if self._interim > MAX_INTERIM:
+            if self._interim > MAX_INTERIM_REPLIES:
                 self._refuse("too many interim replies")
             self._fields.clear()
             return
         version = self._parser.get_http_version()
         if not 200 <= status <= 599 or version not in {"1.1", "1.0"}:
-            self._refuse("an unknown version, an unasked upgrade or no status of HTTP")
-        # The sum is needed only when one read brought more than a whole head may have.
+            self._refuse("an unknown version, an unrequested upgrade or an invalid status")
+        # The sum is needed only if one read brought more bytes than a whole head may have.
         if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
             self._refuse("the head is too large")
         self._status, self._headers = status, _headers(self._fields)
         transfer = self._headers.get("transfer-encoding")
         if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
-            self._refuse("a transfer coding out of place")  # the parser refuses one beside a Content-Length
+            # The parser itself refuses a transfer coding together with a Content-Length.
+            self._refuse("a misplaced transfer coding")
         coding = self._headers.get("content-encoding", "identity").lower()
         if coding in {"gzip", "x-gzip"}:
             self._gzip = True
         elif coding != "identity":
             self._refuse("an unknown content coding")
         if self._bodiless:
-            self._finish(keep=False)  # the parser cannot be told that no body follows
+            # The parser has no option for a reply without a body.
+            self._finish(keep=False)
         elif transfer is None and "content-length" not in self._headers and status not in _BODILESS:
             self._until_close = True
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Add a part of the body."""
         if not self._status or self._bodiless:
-            self._refuse("a body where none can be")
+            self._refuse("an unexpected body")
         if self._gzip:
             body = self._inflated(body)
         self._left -= len(body)
@@ -237,18 +247,18 @@ class Connection(asyncio.Protocol):
         if self._inflate is None:
             self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         elif self._inflate.eof:
-            self._refuse("bytes after the end of gzip")
+            self._refuse("bytes after the end of the gzip data")
         try:
-            # One byte more than the bound is enough to know, so a bomb is never inflated.
+            # One byte more than the bound is enough to detect a bomb, which is never inflated.
             plain = self._inflate.decompress(body, self._left + 1)
         except zlib.error:
-            self._refuse("broken gzip")
+            self._refuse("invalid gzip data")
         if self._inflate.unused_data:
-            self._refuse("bytes after the end of gzip")
+            self._refuse("bytes after the end of the gzip data")
         return plain
 
     def on_message_complete(self) -> None:
-        """The reply is whole."""
+        """Finish a complete reply."""
         if self._status and not self._bodiless:
             self._finish(keep=self._parser.should_keep_alive())
 
@@ -256,9 +266,9 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         if self._inflate is not None and not self._inflate.eof:
-            self._fail("malformed", "gzip without its end")
+            self._fail("malformed", "truncated gzip")
             return
-        # With part of the request still here, an early reply ends the connection too.
+        # If part of the request is still buffered, an early reply ends the connection too.
         unsent = self._transport.get_write_buffer_size() or self._tcp.get_write_buffer_size()
         self._clean = keep and not unsent
         self._waiter.set_result(Reply(self._status, self._headers, bytes(self._body)))
@@ -281,8 +291,9 @@ def _headers(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in fields:
         key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
+        # A coding outside ASCII is kept, so that it is refused and not ignored.
         if not text.isascii() and key not in _CODINGS:
-            continue  # a coding stays: it is refused for what it is, not overlooked
+            continue
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     headers.pop("set-cookie", None)
     return headers

@@ -1,8 +1,8 @@
-"""HTTP/1.1 towards X: one host, a pool of kept-alive connections, bounded replies, one deadline a call.
+"""The connection pool to X: HTTP/1.1 to one host, kept-alive connections, bounded replies, one deadline per request.
 
-It knows whether a byte of a request may have reached X, and says so in every failure. It must never send a request
-twice, follow a redirect, keep a cookie, read a proxy from the environment, switch verification off, or log what it
-carries. What a reply means, and whether to repeat a call, is for its callers to decide.
+Every failure states whether a byte of the request may have reached X. The pool must never send a request twice, follow
+a redirect, keep a cookie, read a proxy from the environment, disable certificate verification, or log what it carries.
+Its callers decide what a reply means, and whether to repeat a request.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import contextlib
 import re
 import socket
 import ssl
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from birdwire.runtime.slots import Slots
 from birdwire.x.client.connection import Connection, Reply, SendFailed
 
 if TYPE_CHECKING:
@@ -25,17 +25,23 @@ if TYPE_CHECKING:
 
     from birdwire.x.client.connection import Cause
 
-MAX_ADDRESSES: Final = 4  # addresses of the host tried for one connection
+MAX_ADDRESSES: Final = 4
+"""The number of the host's addresses that are tried for one connection."""
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}").fullmatch
-_TARGET: Final = re.compile(r"/[!-\"$-~]*").fullmatch  # origin form: visible ASCII without "#"
-_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110 §5.6.2
-_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?").fullmatch  # RFC 9110 §5.5, without obs-text
-_RESERVED: Final = frozenset({  # written here, or able to change where a message ends
+# The origin form of RFC 9112 §3.2.1: visible ASCII without "#".
+_TARGET: Final = re.compile(r"/[!-\"$-~]*").fullmatch
+# RFC 9110 §5.6.2.
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+# RFC 9110 §5.5, without obs-text.
+_VALUE: Final = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?").fullmatch
+# The pool writes these fields itself, or they could change where a message ends.
+_RESERVED: Final = frozenset({
     "accept", "accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
-_WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})  # say Content-Length: 0 too (RFC 9110 §8.6)
+# These methods send Content-Length even if it is 0 (RFC 9110 §8.6).
+_WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 __all__ = ["ConnectionPool", "Reply", "Request", "SendFailed", "Stats"]
@@ -56,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Connections now: `open` = `idle` + those with a request; slots `in_use`; and how many were `opened` in all."""
+    """Counts of connections: `open` = `idle` + busy ones; slots `in_use`; all that were `opened` since the start."""
 
     open: int
     idle: int
@@ -65,11 +71,11 @@ class Stats:
 
 
 class ConnectionPool:
-    """The pool. `base_url` alone names scheme, host and port; its path comes before every target.
+    """A pool of connections. `base_url` sets scheme, host and port, and its path is prepended to every target.
 
-    `proxy` ("http://user:password@host:port") tunnels https by CONNECT; http goes straight. `ssl_context` is for a
-    private CA: one that does not verify, or allows less than TLS 1.2, is a ValueError. Sizes are in bytes.
-    Must be closed by the event loop that used it.
+    `proxy` ("http://user:password@host:port") tunnels https by CONNECT; plain http does not use it. `ssl_context` is
+    for a private CA: a ValueError is raised if it does not verify, or allows less than TLS 1.2. Sizes are in bytes.
+    The pool must be closed by the event loop that used it.
     """
 
     def __init__(
@@ -91,7 +97,8 @@ class ConnectionPool:
         url = urlsplit(base_url)
         if url.scheme not in {"http", "https"} or not url.hostname or "@" in url.netloc or url.query or url.fragment:
             raise ValueError("the base URL must be http(s)://host[:port][/path]")
-        url.hostname.encode("idna")  # a label too long is a ValueError now, not in a call
+        # A label that is too long raises ValueError here, not in a call.
+        url.hostname.encode("idna")
         self._prefix = url.path.rstrip("/")
         if not _VALUE(user_agent) or not _TARGET(f"{self._prefix}/") or not _TARGET(f"/{url.netloc}"):
             raise ValueError("the base URL and the user agent must be plain ASCII")
@@ -108,37 +115,38 @@ class ConnectionPool:
             self._tls = _verifying(ssl_context)
             if proxy is not None:
                 self._peer, self._tunnel = _through(proxy, f"{host}:{port}")
-        self._connections, self._pool_wait_s = connections, pool_wait_s
+        self._slots, self._pool_wait_s = Slots(connections), pool_wait_s
         self._connect_s, self._tls_s, self._idle_s, self._max_age_s = connect_s, tls_s, idle_s, max_age_s
         self._max_reply, self._max_head = max_reply, max_head
         self._open: set[Connection] = set()
-        self._idle: list[Connection] = []  # last in, first out: the surplus of a rush grows old and is closed
-        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # those who wait for a slot, in order
+        # Last in, first out, so that the surplus of a burst grows old and is closed.
+        self._idle: list[Connection] = []
         self._limits: set[asyncio.Timeout] = set()
-        self._lookup: asyncio.Task[list[str]] | None = None
+        self._dns_query: asyncio.Task[list[str]] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._good_address: str | None = None
-        self._in_use = self._opened = 0
+        self._opened = 0
         self._closed = False
 
     async def send(self, request: Request, *, deadline_s: float, may_send: Callable[[], None] | None = None) -> Reply:
         """Send once and read the whole reply, all within `deadline_s` seconds.
 
-        `may_send` is called with the connection at hand, with no wait between it and the first byte. If it raises,
-        nothing was sent, the connection is kept, and its exception goes to the caller.
+        `may_send` is called once a connection is ready, with no await between it and the first byte. If it raises,
+        nothing is sent, the connection is kept, and the caller gets its exception.
 
-        Raises SendFailed; ValueError, before anything is sent, for a request that could break its own framing.
-        Cancelling it closes the connection in use.
+        Raises SendFailed, or ValueError for a request that could break its own framing, before anything is sent.
+        Cancelling the call closes the connection in use.
         """
         data = self._encode(request)
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
         if self._closed:
             raise SendFailed("unreachable", "closed", sent=False)
-        if self._in_use < self._connections:
-            self._in_use += 1
-        else:
-            await self._slot(loop, ends_at)
+        if not self._slots.try_acquire():
+            try:
+                await self._slots.wait(min(loop.time() + self._pool_wait_s, ends_at))
+            except TimeoutError:
+                raise SendFailed("busy", "no connection became free in time", sent=False) from None
         connection = None
         try:
             connection = self._reuse(loop.time()) or await self._connect(loop, ends_at)
@@ -148,64 +156,43 @@ class ConnectionPool:
         finally:
             if connection is not None:
                 self._keep(loop, connection)
-            self._free_slot()
+            self._slots.release()
 
     async def close(self) -> None:
-        """End every connection and every call. Later calls fail as unreachable, not sent."""
-        self._closed = True  # those who wait for a slot get one from those who end here, and end too
+        """Close every connection and fail every call. Later calls fail as unreachable, not sent."""
+        # Calls that wait for a slot get one from the calls that end here, and then end too.
+        self._closed = True
         now = asyncio.get_running_loop().time()
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(now)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._lookup is not None:
-            self._lookup.cancel()
+        if self._dns_query is not None:
+            self._dns_query.cancel()
         if lost := [connection.abort() for connection in list(self._open)]:
             await asyncio.wait(lost, timeout=1.0)
 
     def stats(self) -> Stats:
-        """The pool as it is now."""
-        return Stats(open=len(self._open), idle=len(self._idle), in_use=self._in_use, opened=self._opened)
+        """Return the pool's current counts."""
+        return Stats(open=len(self._open), idle=len(self._idle), in_use=self._slots.in_use, opened=self._opened)
 
     def _encode(self, request: Request) -> bytes:
         method, target, body = request.method, request.target, request.body
         if not _METHOD(method) or method == "CONNECT" or not _TARGET(target):
-            raise ValueError("the method must be a word in capitals, the target a path in ASCII")
+            raise ValueError("the method must be upper-case letters, the target an ASCII path")
         lines = [method, " ", self._prefix, target, self._fixed]
         for name, value in request.headers:
             if not _NAME(name) or not _VALUE(value):
                 raise ValueError("a header name must be a token, its value visible ASCII")
             if name.lower() in _RESERVED:
-                raise ValueError(f"the header {name} is not the caller's to set")
+                raise ValueError(f"the header {name} cannot be set by the caller")
             lines += (name, ": ", value, "\r\n")
         if body or method in _WITH_LENGTH:
             lines.append(f"Content-Length: {len(body)}\r\n")
         lines.append("\r\n")
         # Head and body in one write: one system call, and one segment for a small request.
         return "".join(lines).encode("ascii") + body
-
-    async def _slot(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> None:
-        turn: asyncio.Future[None] = loop.create_future()
-        self._queue[turn] = None
-        timer = loop.call_at(min(loop.time() + self._pool_wait_s, ends_at), _too_late, turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._free_slot()  # the slot came in the same turn of the loop as the cancellation
-            raise
-        finally:
-            timer.cancel()
-            self._queue.pop(turn, None)
-
-    def _free_slot(self) -> None:
-        while self._queue:
-            turn, _ = self._queue.popitem(last=False)
-            if not turn.done():
-                turn.set_result(None)  # handed over, so that a newcomer cannot overtake
-                return
-        self._in_use -= 1
 
     def _reuse(self, now: float) -> Connection | None:
         while self._idle:
@@ -222,23 +209,25 @@ class ConnectionPool:
             return
         connection.idle_at = loop.time()
         self._idle.append(connection)
-        if self._sweeper is None:  # one timer for the pool, none for each connection
+        # One timer serves the whole pool.
+        if self._sweeper is None:
             self._sweeper = loop.call_later(self._idle_s, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweeper = None
-        while self._idle and loop.time() - self._idle[0].idle_at >= self._idle_s:  # the first is idle the longest
+        # The first connection has been idle the longest.
+        while self._idle and loop.time() - self._idle[0].idle_at >= self._idle_s:
             self._idle.pop(0).abort()
         if self._idle:
             self._sweeper = loop.call_at(self._idle[0].idle_at + self._idle_s, self._sweep, loop)
 
-    def _forget(self, connection: Connection) -> None:
+    def _discard(self, connection: Connection) -> None:
         self._open.discard(connection)
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> Connection:
-        """Raises SendFailed, always with `sent` False: the request itself is not part of this."""
+        """Open a connection. Raises SendFailed, always with `sent` False, since no request has been written yet."""
         cause: Cause = "unreachable"
         transport: asyncio.Transport | None = None
         try:
@@ -249,11 +238,12 @@ class ConnectionPool:
                 async with self._within(min(loop.time() + self._tls_s, ends_at)):
                     connection = await self._secure(loop, transport, self._tls)
             if connection.closing():
-                raise ConnectionError("closed as soon as it was open")
+                raise ConnectionError("closed immediately after it was opened")
         except BaseException as error:
             if transport is not None:
                 transport.abort()
-            if isinstance(error, OSError):  # as TimeoutError, gaierror and SSLError are
+            # TimeoutError, gaierror and SSLError are OSErrors too.
+            if isinstance(error, OSError):
                 raise SendFailed(cause, str(error) or "no answer in time", sent=False) from error
             raise
         self._open.add(connection)
@@ -262,7 +252,7 @@ class ConnectionPool:
 
     @contextlib.asynccontextmanager
     async def _within(self, until: float) -> AsyncIterator[None]:
-        """A time limit that close() can bring forward."""
+        """Apply a deadline, which `close` can bring forward."""
         if self._closed:
             raise ConnectionError("closed")
         async with asyncio.timeout_at(until) as limit:
@@ -273,17 +263,17 @@ class ConnectionPool:
                 self._limits.discard(limit)
 
     async def _dial(self, loop: asyncio.AbstractEventLoop, until: float) -> tuple[asyncio.Transport, Connection]:
-        """TCP to the host, or a tunnel to it (CONNECT, RFC 9110 §9.3.6)."""
-        if self._lookup is None:
-            # One look-up at a time, shared: a resolver that hangs must not fill the loop's thread pool.
-            self._lookup = loop.create_task(_resolve(loop, *self._peer))
-            self._lookup.add_done_callback(self._looked_up)
-        addresses = await asyncio.shield(self._lookup)
+        """Open a TCP connection to the host, or a tunnel through the proxy (CONNECT, RFC 9110 §9.3.6)."""
+        if self._dns_query is None:
+            # All connections share one DNS query at a time: a resolver that hangs must not fill the loop's threads.
+            self._dns_query = loop.create_task(_resolve(loop, *self._peer))
+            self._dns_query.add_done_callback(self._dns_query_done)
+        addresses = await asyncio.shield(self._dns_query)
         addresses = sorted(addresses, key=lambda address: address != self._good_address)[:MAX_ADDRESSES]
         for left in range(len(addresses), 0, -1):
             address, now = addresses[-left], loop.time()
             try:
-                # An equal share of what is left: a dead IPv6 route must not use up the time of IPv4.
+                # Each address gets an equal share of the time left: a dead IPv6 route must not use up IPv4's time.
                 async with asyncio.timeout_at(now + (until - now) / left):
                     transport, connection = await loop.create_connection(self._connection, address, self._peer[1])
                 break
@@ -299,16 +289,18 @@ class ConnectionPool:
                 raise
         return transport, connection
 
-    def _looked_up(self, task: asyncio.Task[list[str]]) -> None:
-        self._lookup = None
+    def _dns_query_done(self, task: asyncio.Task[list[str]]) -> None:
+        self._dns_query = None
         if not task.cancelled():
-            task.exception()  # seen, even if every caller has gone
+            # Retrieved here in case every caller was cancelled; otherwise asyncio would log it.
+            task.exception()
 
     async def _secure(
         self, loop: asyncio.AbstractEventLoop, tcp: asyncio.Transport, context: ssl.SSLContext
     ) -> Connection:
         connection = self._connection()
-        connection.attach(tcp, tcp)  # the peer may push or end before the next line has its result
+        # The peer may send data or close before `start_tls` returns.
+        connection.attach(tcp, tcp)
         transport = await loop.start_tls(tcp, connection, context, server_hostname=self._host)
         if transport is None:
             raise ConnectionError("closed in the handshake")
@@ -316,11 +308,11 @@ class ConnectionPool:
         return connection
 
     def _connection(self) -> Connection:
-        return Connection(self._max_reply, self._max_head, self._forget)
+        return Connection(self._max_reply, self._max_head, self._discard)
 
 
 def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:
-    """Where the proxy is, and what opens a tunnel through it (RFC 9110 §9.3.6)."""
+    """Return the proxy's address, and the request that opens a tunnel through it (RFC 9110 §9.3.6)."""
     url = urlsplit(proxy)
     if url.scheme != "http" or not url.hostname:
         raise ValueError("the proxy must be http://[user:password@]host[:port]")
@@ -329,11 +321,6 @@ def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:
         pair = unquote_to_bytes(url.username) + b":" + unquote_to_bytes(url.password or "")
         head += f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
     return (url.hostname, url.port or 80), f"{head}\r\n".encode("ascii")
-
-
-def _too_late(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_exception(SendFailed("busy", "no connection became free in time", sent=False))
 
 
 def _verifying(context: ssl.SSLContext | None) -> ssl.SSLContext:

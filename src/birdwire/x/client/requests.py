@@ -9,21 +9,21 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 ID_PATTERN = r"^[0-9]{1,19}$"
-"""Ids of posts and users. pydantic's engine knows no trailing-newline exception, so this matches whole strings only."""
+"""Ids of posts and users. In pydantic's engine `$` does not match before a trailing newline."""
 
 
 class XData(BaseModel):
-    """The members of X's `data` that an answer passes on; X's other members are left out."""
+    """The members of X's `data` that an answer passes on; other members are dropped."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 @dataclass(slots=True)
 class XRequest:
-    """A call to X's API: method, path below the base URL, and a JSON body or raw content of a type.
+    """A request to X's API: method, path below the base URL, and a JSON body or raw content of a type.
 
-    `endpoint` names it as X's documentation does, by method and path without ids: breaker and limits go by it.
-    `repeatable`: a second send does no harm, as with every GET.
+    `endpoint` is its name in X's documentation, method and path without ids, by which breaker and limits are kept.
+    `repeatable`: sending it twice does no harm, as with every GET.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -37,17 +37,17 @@ class XRequest:
 
 @dataclass(slots=True)
 class Reading:
-    """How to read X's answer to one call.
+    """How to read X's reply to one request.
 
-    `answer` picks what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
-    `enterprise`: X keeps this action from the self-serve access level; `lately_allowed`: it let this app do it not
-    long ago, so a bare Forbidden is about the account or the post. `already` maps an old code of X to the answer it
-    amounts to.
+    `answer` selects what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
+    `enterprise`: X does not offer this action at the self-serve access level. `recently_allowed`: X allowed it to this
+    app recently, so a bare Forbidden is about the account or the post. `already` maps an old error code of X to the
+    answer that it amounts to.
     """
 
     answer: type[XData]
     enterprise: bool = False
-    lately_allowed: bool = False
+    recently_allowed: bool = False
     about: str = "tweet"
     whole: bool = False
     bare: bool = False
@@ -55,4 +55,4 @@ class Reading:
 
 
 Ask = Callable[[XRequest, Reading], Awaitable[dict[str, Any]]]
-"""Sends one call to X for the linked account."""
+"""Sends one request to X for the linked account, and returns its answer."""

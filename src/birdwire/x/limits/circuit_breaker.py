@@ -1,7 +1,7 @@
-"""A breaker for each of X's endpoints: where X keeps failing, it is left alone but for a probe every few seconds.
+"""The circuit breaker of each endpoint of X: while X keeps failing there, only one probe every few seconds passes.
 
-It counts over all accounts what X does: its 5xx, silence and cut connections, against its answers. It must never count
-a 4xx or a 429 as a failure, nor hold one account's trouble against the others. It knows one issuer: its process's.
+It counts X's 5xx, timeouts and cut connections against its answers, over all accounts. It must never count a 4xx or a
+429 as a failure, nor block other accounts for the failures of one. It knows one issuer: that of its process.
 """
 
 from __future__ import annotations
@@ -16,39 +16,44 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
 
-FEWEST = 10
-"""So many failures without an answer between them open a breaker; for all accounts, half of them of a second one."""
-FORGOTTEN_S = 60.0
-PROBE_EVERY_S = 3.0
-MOST = 10_000
+FAILURE_THRESHOLD = 10
+"""The failures without an answer in between that open a circuit. The circuit of all accounts also needs half as many
+from accounts other than the first."""
+FAILURE_WINDOW_S = 60.0
+PROBE_INTERVAL_S = 3.0
+MAX_CIRCUITS = 10_000
 
 _ALL = ""
+"""Stands for the account in the circuit of all accounts."""
+
+_Subject = tuple[str, str]
+"""An endpoint and an account."""
 
 
 @dataclass(slots=True)
 class _Circuit:
-    """What X did at one endpoint, for one account or for all. Open while `probe_at` is set: only probes pass."""
+    """X's failures at one endpoint, for one account or for all. Open while `probe_at` is set: only probes pass."""
 
     failed_at: float
     account: str
     failures: int = 0
     others: int = 0
-    """Failures of other accounts than the first."""
+    """Failures of accounts other than the first."""
     probe_at: float | None = None
 
 
 class CircuitBreaker:
-    """Holds a circuit only where X failed lately, so that a call costs nothing while X is well."""
+    """Holds a circuit only where X failed recently, so that a call costs nothing while X works."""
 
     def __init__(self, clock: Clock, telemetry: Telemetry) -> None:
         self._clock = clock
         self._telemetry = telemetry
-        self._circuits: dict[tuple[str, str], _Circuit] = {}
+        self._circuits: dict[_Subject, _Circuit] = {}
         self.refused = 0
 
     @property
     def open(self) -> list[str]:
-        """The endpoints at which X is left alone, for all accounts."""
+        """The endpoints whose circuit of all accounts is open."""
         return [endpoint for (endpoint, account), one in self._circuits.items() if account == _ALL and one.probe_at]
 
     def check(self, endpoint: str, account: str) -> None:
@@ -65,42 +70,43 @@ class CircuitBreaker:
             raise GatewayError("x_breaker_open", retry_after_s=ceil(wait_s))
 
     def admit(self, endpoint: str, account: str) -> None:
-        """Let a call pass; while open only one every PROBE_EVERY_S, whose end decides.
+        """Let a call pass. While a circuit is open, one probe every PROBE_INTERVAL_S passes, and its result decides.
 
         Raises:
             GatewayError: as `check`.
         """
         self.check(endpoint, account)
         for circuit, _ in self._open(endpoint, account):
-            circuit.probe_at = self._clock.monotonic() + PROBE_EVERY_S  # one that hangs keeps nobody from the next
+            # A probe that hangs does not delay the next one.
+            circuit.probe_at = self._clock.monotonic() + PROBE_INTERVAL_S
 
-    def closed(self, endpoint: str, account: str) -> bool:
-        """Whether a call would pass without being a probe."""
+    def is_closed(self, endpoint: str, account: str) -> bool:
+        """Return whether a call would pass without being a probe."""
         return not self._open(endpoint, account)
 
-    def answered(self, endpoint: str, account: str) -> None:
-        """X answered, be it with a refusal: it is there."""
+    def record_answer(self, endpoint: str, account: str) -> None:
+        """Close the circuits: X answered, whether or not it refused the call."""
         if not self._circuits:
             return
-        for place in ((endpoint, account), (endpoint, _ALL)):
-            circuit = self._circuits.pop(place, None)
+        for subject in ((endpoint, account), (endpoint, _ALL)):
+            circuit = self._circuits.pop(subject, None)
             if circuit is not None and circuit.probe_at is not None:
-                self._tell(place, "closed")
+                self._log(subject, "closed")
 
-    def failed(self, endpoint: str, account: str) -> None:
-        """X did not answer, or with a 5xx."""
+    def record_failure(self, endpoint: str, account: str) -> None:
+        """Count a failure: X did not answer, or answered 5xx."""
         now = self._clock.monotonic()
-        for place in ((endpoint, account), (endpoint, _ALL)):
-            circuit = self._circuits.get(place)
-            if circuit is None or (circuit.probe_at is None and now - circuit.failed_at > FORGOTTEN_S):
-                circuit = self._begin(place, _Circuit(now, account))
+        for subject in ((endpoint, account), (endpoint, _ALL)):
+            circuit = self._circuits.get(subject)
+            if circuit is None or (circuit.probe_at is None and now - circuit.failed_at > FAILURE_WINDOW_S):
+                circuit = self._add(subject, _Circuit(now, account))
             circuit.failed_at = now
             circuit.failures += 1
             circuit.others += circuit.account != account
-            enough = circuit.failures >= FEWEST and (place[1] != _ALL or circuit.others >= FEWEST // 2)
-            if circuit.probe_at is None and enough:
-                circuit.probe_at = now + PROBE_EVERY_S
-                self._tell(place, "open")
+            enough_others = subject[1] != _ALL or circuit.others >= FAILURE_THRESHOLD // 2
+            if circuit.probe_at is None and circuit.failures >= FAILURE_THRESHOLD and enough_others:
+                circuit.probe_at = now + PROBE_INTERVAL_S
+                self._log(subject, "open")
 
     def _open(self, endpoint: str, account: str) -> list[tuple[_Circuit, float]]:
         if not self._circuits:
@@ -108,14 +114,15 @@ class CircuitBreaker:
         both = (self._circuits.get((endpoint, account)), self._circuits.get((endpoint, _ALL)))
         return [(one, one.probe_at) for one in both if one is not None and one.probe_at is not None]
 
-    def _begin(self, place: tuple[str, str], circuit: _Circuit) -> _Circuit:
-        self._circuits.pop(place, None)
-        if len(self._circuits) >= MOST:
-            del self._circuits[next(iter(self._circuits))]  # the oldest
-        self._circuits[place] = circuit
+    def _add(self, subject: _Subject, circuit: _Circuit) -> _Circuit:
+        self._circuits.pop(subject, None)
+        if len(self._circuits) >= MAX_CIRCUITS:
+            # The circuit whose failures started first.
+            del self._circuits[next(iter(self._circuits))]
+        self._circuits[subject] = circuit
         return circuit
 
-    def _tell(self, place: tuple[str, str], state: str) -> None:
-        endpoint, account = place
+    def _log(self, subject: _Subject, state: str) -> None:
+        endpoint, account = subject
         accounts = "all" if account == _ALL else "one"
         self._telemetry.event("warning", "breaker", endpoint=endpoint, accounts=accounts, state=state)

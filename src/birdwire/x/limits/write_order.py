@@ -1,7 +1,7 @@
-"""The order of calls that undo each other: those of one account on one target run one after another, as they came.
+"""The order of writes that undo each other: those of one account on one target run one after another, as they came.
 
-So a like that is tried again never lands after the unlike that came later. Within this process by turns; what other
-processes were asked, the journal knows. It must never hold a call past its deadline.
+So a like that is retried never lands after the unlike that came later. The queues order the calls of this process; the
+journal knows what other processes were asked. A call never waits past its deadline.
 """
 
 from __future__ import annotations
@@ -16,99 +16,100 @@ from birdwire.api.errors import GatewayError
 if TYPE_CHECKING:
     from birdwire.x.catalog.operations import Operation
 
-MOST_WAITING = 100
+MAX_QUEUED_CALLS = 100
 
 AskedLater = Callable[[], Awaitable[bool]]
-"""Whether the opposite was asked for after this call, by the journal."""
+"""Return whether, by the journal, the opposite was asked for after this call."""
 
-_Place = tuple[str, str, str]
+_Subject = tuple[str, str, str]
+"""An account, a pair of opposite operations and a target."""
 
 
 def canonical(item_id: str) -> str:
-    """An id of X without leading zeros: X reads `007` and `7` as the same."""
+    """Return an id of X without leading zeros: X reads `007` and `7` as the same id."""
     return item_id.lstrip("0") or "0" if item_id.isdecimal() else item_id
 
 
 class Ticket:
     """One call's place in its queue."""
 
-    __slots__ = ("_asked_later", "_come", "_lane", "_operation", "place")
+    __slots__ = ("_asked_later", "_operation", "_queue", "_turn", "subject")
 
-    def __init__(self, place: _Place, operation: str, lane: deque[Ticket], asked_later: AskedLater) -> None:
-        self.place = place
+    def __init__(self, subject: _Subject, operation: str, queue: deque[Ticket], asked_later: AskedLater) -> None:
+        self.subject = subject
         self._operation = operation
-        self._lane = lane
+        self._queue = queue
         self._asked_later = asked_later
-        self._come: asyncio.Future[None] | None = None
+        self._turn: asyncio.Future[None] | None = None
 
-    async def come(self, within_s: float) -> None:
-        """Wait until every earlier call of the queue has ended.
+    async def wait_turn(self, timeout_s: float) -> None:
+        """Wait until every earlier call in the queue has finished.
 
         Raises:
-            GatewayError: x_timeout, nothing sent: they took longer than `within_s`.
+            GatewayError: x_timeout, not sent: they took longer than `timeout_s`.
         """
-        if self._lane[0] is self:
+        if self._queue[0] is self:
             return
-        self._come = asyncio.get_running_loop().create_future()
+        self._turn = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(within_s):
-                await self._come
+            async with asyncio.timeout(timeout_s):
+                await self._turn
         except TimeoutError:
             raise GatewayError("x_timeout", outcome="not_sent") from None
 
-    async def overtaken(self) -> bool:
-        """Whether a newer call asks for the opposite, here or in another process.
+    async def superseded(self) -> bool:
+        """Return whether a newer call asks for the opposite, in this process or another one.
 
         Raises:
-            StorageDownError: the journal cannot be asked.
+            StorageDownError: the journal cannot be read.
         """
-        if any(turn._operation != self._operation for turn in self._lane):  # noqa: SLF001 - the same class
+        if any(ticket._operation != self._operation for ticket in self._queue):  # noqa: SLF001 - the same class
             return True
         return await self._asked_later()
 
-    def pass_on(self) -> None:
-        """Leave the queue; the next call comes."""
-        first = self._lane[0] is self
-        self._lane.remove(self)
-        if first and self._lane:
-            come = self._lane[0]._come  # noqa: SLF001 - the same class
-            if come is not None and not come.done():
-                come.set_result(None)
+    def leave(self) -> None:
+        """Leave the queue. If this call was the first one, the next one runs."""
+        first = self._queue[0] is self
+        self._queue.remove(self)
+        if first and self._queue:
+            turn = self._queue[0]._turn  # noqa: SLF001 - the same class
+            if turn is not None and not turn.done():
+                turn.set_result(None)
 
 
 class WriteOrder:
-    """The queues. One exists only while a call is in it."""
+    """The queues. Each exists only while a call is in it."""
 
     def __init__(self) -> None:
-        self._lanes: dict[_Place, deque[Ticket]] = {}
+        self._queues: dict[_Subject, deque[Ticket]] = {}
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for an earlier one."""
-        return sum(len(lane) - 1 for lane in self._lanes.values())
+        """The number of calls that wait for an earlier one."""
+        return sum(len(queue) - 1 for queue in self._queues.values())
 
     def join(self, account: str, operation: Operation, target: str, asked_later: AskedLater) -> Ticket | None:
-        """A turn, to be given to `leave` at the end; None for what has no opposite.
+        """Return a ticket, to be passed to `leave` at the end; None for an operation without an opposite.
 
         Raises:
             GatewayError: overloaded: the queue is full.
         """
         if not operation.opposite:
             return None
-        place = (account, min(operation.name, operation.opposite), canonical(target))
-        lane = self._lanes.get(place)
-        if lane is None:
-            lane = self._lanes[place] = deque()
-        elif len(lane) >= MOST_WAITING:
+        subject = (account, min(operation.name, operation.opposite), canonical(target))
+        queue = self._queues.get(subject)
+        if queue is None:
+            queue = self._queues[subject] = deque()
+        elif len(queue) >= MAX_QUEUED_CALLS:
             raise GatewayError("overloaded")
-        turn = Ticket(place, operation.name, lane, asked_later)
-        lane.append(turn)
-        return turn
+        ticket = Ticket(subject, operation.name, queue, asked_later)
+        queue.append(ticket)
+        return ticket
 
-    def leave(self, turn: Ticket | None) -> None:
-        """The call has ended, however it did."""
-        if turn is None:
+    def leave(self, ticket: Ticket | None) -> None:
+        """Take a finished call out of its queue, however it finished."""
+        if ticket is None:
             return
-        turn.pass_on()
-        if not self._lanes[turn.place]:
-            del self._lanes[turn.place]
+        ticket.leave()
+        if not self._queues[ticket.subject]:
+            del self._queues[ticket.subject]

@@ -1,0 +1,204 @@
+"""`python -m bench.instructions`: what a like costs in machine instructions and in bytecodes.
+
+Both hardly depend on the machine or its load, so two versions of the code can be compared from two runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import budget, bytecodes, callgrind, contenders, install, machine, report, seed
+from bench.load import Caller
+from bench.machine import answering, free_port, start
+
+if TYPE_CHECKING:
+    from bench.machine import Process
+
+HERE = Path(__file__).parent
+WORK = HERE / ".work"
+CONNECTIONS = 32
+INSTRUCTIONS, BYTECODES = "instructions", "bytecodes"
+MAX_TRACED, TRACED_S = 100, 300.0
+
+
+def main() -> None:
+    """Measure, print, and write bench/results."""
+    options = _options()
+    wanted = [options.only] if options.only else [BYTECODES, INSTRUCTIONS]
+    try:
+        install.require("nginx", *(["valgrind"] if INSTRUCTIONS in wanted else []))
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None
+    result: dict[str, Any] = {
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": machine.output(["git", "rev-parse", "--short", "HEAD"]),
+        "machine": machine.described(),
+    }
+    if BYTECODES in wanted:
+        result[BYTECODES] = count_bytecodes(min(options.likes, MAX_TRACED))
+    if INSTRUCTIONS in wanted:
+        result[INSTRUCTIONS] = count_instructions(options.likes, options.runs)
+    print(f"\n{page(result)}")
+    if not options.only:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "instructions.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / "instructions.md").write_text(page(result))
+    if options.docs:
+        report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, budget.table(result))
+
+
+def count_bytecodes(likes: int) -> dict[str, Any]:
+    """Return the bytecodes of the commonest like of one connection."""
+    x, place, environment, port = _prepared(1)
+    out = WORK / "bytecodes.json"
+    more = ["--out", out, "--port", port, "--key", place.keys[0], "--likes", likes]
+    process = start("birdwire", [sys.executable, "-m", "bench.served", *more], WORK, env=environment, port=port)
+    try:
+        answering(process, out.exists, TRACED_S)
+    finally:
+        _stop(process, x)
+    counts, times = bytecodes.commonest(json.loads(out.read_text()))
+    frames = counts.pop(bytecodes.FRAMES)
+    print(f"{sum(counts.values()):,} bytecodes for a like", flush=True)
+    return {"counts": counts, "frames": frames, "likes": likes, "alike": times}
+
+
+def count_instructions(likes: int, runs: int) -> dict[str, Any]:
+    """Return the instructions of a like of CONNECTIONS connections, and each run's figures."""
+    x, place, environment, port = _prepared(CONNECTIONS)
+    command = callgrind.argv(WORK, [sys.executable, "-m", "bench.served"])
+    process = start("birdwire", command, WORK, env=environment, port=port)
+    try:
+        answering(process, longest_s=callgrind.START_S)
+        meter = callgrind.Meter(process, WORK)
+        spans, libraries = callgrind.measure(meter, lambda: [Caller(port, key) for key in place.keys], likes, runs)
+    finally:
+        _stop(process, x)
+    return {
+        **asdict(callgrind.Cost.of(spans)),
+        "runs": [asdict(span) for span in spans],
+        "libraries": dict(libraries.most_common()),
+    }
+
+
+def _prepared(connections: int) -> tuple[Process, contenders.Place, dict[str, str], int]:
+    """Start nginx in place of X, and link the keys of a new gateway."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir()
+    x, place = contenders.x(WORK, seed.raw_keys(connections))
+    port = free_port()
+    environment = seed.settings(WORK, port, place.x_url, seed.vault_key())
+    asyncio.run(seed.link(environment, place.keys))
+    # Sets of strings iterate in the same order in each run.
+    return x, place, environment | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent)}, port
+
+
+def _stop(process: Process, x: Process) -> None:
+    """Kill the gateway: the periodic task that would notice SIGTERM sleeps."""
+    process.running.kill()
+    process.stop()
+    x.stop()
+
+
+def page(result: dict[str, Any]) -> str:
+    """Return what was measured, for people."""
+    described = result["machine"]
+    lines = [
+        "# Instructions and bytecodes of a like",
+        "",
+        f"{result['made_at']}, commit {result['commit']}. {described['cpu']}, {described['system']},",
+        f"Python {described['python']}. To repeat it: `make bench-instructions`.",
+    ]
+    if INSTRUCTIONS in result:
+        lines += _instructions(result[INSTRUCTIONS])
+    if BYTECODES in result:
+        lines += _bytecodes(result[BYTECODES])
+    return "\n".join([*lines, ""])
+
+
+def _instructions(found: dict[str, Any]) -> list[str]:
+    libraries = Counter(found["libraries"])
+    return [
+        "",
+        f"## {found['middle'] / 1000:,.0f} thousand instructions",
+        "",
+        f"The median of {len(found['runs'])} runs; their spread, max less min, is {found['spread']:.1%} of it.",
+        "`birdwire serve` runs under callgrind, which does not see the kernel's instructions.",
+        f"{CONNECTIONS} connections each send a like and await the answer, all in step.",
+        f"Background work is taken off: {found['idle_rate'] / 1000:,.0f} thousand instructions per second, counted",
+        "between the runs.",
+        "",
+        "| Run | Likes | Instructions per like | Background taken off |",
+        "|--:|--:|--:|--:|",
+        *(
+            f"| {number} | {run['likes']:,} | {run['loaded'] / run['likes'] - _background(found, run):,.0f} "
+            f"| {_background(found, run):,.0f} |"
+            for number, run in enumerate(found["runs"], 1)
+        ),
+        "",
+        "| Library | Share of the instructions |",
+        "|---|--:|",
+        *(f"| {name} | {count / libraries.total():.1%} |" for name, count in libraries.most_common(12)),
+    ]
+
+
+def _background(found: dict[str, Any], run: dict[str, Any]) -> float:
+    return float(found["idle_rate"] * run["loaded_s"] / run["likes"])
+
+
+def _bytecodes(found: dict[str, Any]) -> list[str]:
+    counts: dict[str, int] = found["counts"]
+    modules: Counter[str] = Counter()
+    own: Counter[str] = Counter()
+    libraries: Counter[str] = Counter()
+    for place, count in counts.items():
+        module, library = place.split("|")
+        modules[module] += count
+        (libraries if library else own)[library or module] += count
+    return [
+        "",
+        f"## {modules.total():,} bytecodes",
+        "",
+        f"They run in {found['frames']:,} frames; one connection. {found['alike']} of {found['likes']} likes have",
+        "exactly these counts; the others coincide with periodic work.",
+        "",
+        "| Package | Bytecodes | Share |",
+        "|---|--:|--:|",
+        *(f"| {name} | {count:,} | {count / modules.total():.1%} |" for name, count in budget.packages(counts).items()),
+        "",
+        "| Module | Bytecodes | Its own | In libraries |",
+        "|---|--:|--:|--:|",
+        *(f"| {name} | {count:,} | {own[name]:,} | {count - own[name]:,} |" for name, count in modules.most_common()),
+        "",
+        "| Library | Bytecodes |",
+        "|---|--:|",
+        *(f"| {name} | {count:,} |" for name, count in libraries.most_common()),
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench-instructions ARGS=…", description=__doc__)
+    parser.add_argument("--only", choices=[INSTRUCTIONS, BYTECODES], help="measure one of the two, and print it only")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs under callgrind (default: 5)")
+    parser.add_argument(
+        "--likes", type=int, default=320, help="number of likes in a run; bytecodes need 100 at most (default: 320)"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument("--docs", action="store_true", help="also replace the budget in docs/design.md")
+    options = parser.parse_args()
+    if options.docs and options.only:
+        parser.error("--docs needs both measurements; leave out --only")
+    return options
+
+
+if __name__ == "__main__":
+    main()

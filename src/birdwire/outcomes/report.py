@@ -1,0 +1,64 @@
+"""Reports a write's outcome to its caller: GET requests/{request_id}, and the same document for the operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from birdwire.api.body import Empty, check
+from birdwire.api.errors import GatewayError
+from birdwire.api.messages import Answer
+from birdwire.runtime.clock import rfc3339
+from birdwire.store.tables.journal import APPLIED, STATES, JournalRow, State
+
+if TYPE_CHECKING:
+    from birdwire.keys.context import CallContext
+    from birdwire.outcomes.journal import Journal
+
+
+class OutcomeReports:
+    """The endpoint that reports the outcome of a key's writes, and of its calls that were refused in this process."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def request(self, context: CallContext) -> Answer:
+        """Answer GET requests/{request_id}.
+
+        Raises:
+            GatewayError: request_not_found: it is unknown, or another key's.
+        """
+        check(context.parsed.fields, Empty)
+        key_id, request_id = context.key.key_id, context.call.path.rsplit("/", 1)[-1]
+        row = await self._journal.find(request_id)
+        if row is None or row.key_id != key_id:
+            row = self._journal.rejections.find(key_id, request_id)
+        if row is None:
+            raise GatewayError("request_not_found")
+        return Answer.of(report(row))
+
+
+def report(row: JournalRow) -> dict[str, Any]:
+    """Return a row as its caller may read it; what is not known is null."""
+    cost = _cost_microusd(row)
+    return {
+        "request_id": row.request_id,
+        "operation": row.operation,
+        "state": row.state,
+        "status": row.status,
+        "reason": row.reason,
+        "data": row.data,
+        "created_at": rfc3339(row.created_at),
+        "settled_at": None if row.settled_at is None else rfc3339(row.settled_at),
+        "why": row.why,
+        "cost_usd": None if cost is None else cost / 1_000_000,
+    }
+
+
+def _cost_microusd(row: JournalRow) -> int | None:
+    """Return what X bills: the listed price of what it did, nothing for what was not sent, None if it is not known."""
+    if row.state in APPLIED:
+        return row.cost_microusd
+    return 0 if row.state == State.NOT_SENT else None
+
+
+__all__ = ["STATES", "OutcomeReports", "State", "report"]

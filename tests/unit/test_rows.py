@@ -1,0 +1,50 @@
+"""Rows leave the store as dataclasses that agree with their tables, and one table defines every list of states."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import pytest
+
+from birdwire.cli.commands.log import MEANINGS, WHYS
+from birdwire.runtime.metrics import METRICS
+from birdwire.store.tables import api_keys, capabilities, idempotency, journal, rate_windows, vault_keys
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, OPEN, RECONCILED, RESENDABLE, STATES, State, Why
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+
+ROWS: list[tuple[type, Table]] = [
+    (api_keys.KeyRow, api_keys.api_keys),
+    (api_keys.SecretRow, api_keys.api_secrets),
+    (capabilities.CapabilityRow, capabilities.capabilities),
+    (capabilities.RefusalMetRow, capabilities.refusals_met),
+    (idempotency.NameRow, idempotency.idempotency),
+    (journal.JournalRow, journal.journal),
+    (rate_windows.WindowRow, rate_windows.x_windows),
+    (vault_keys.VaultKeyRow, vault_keys.vault_keys),
+]
+
+
+@pytest.mark.parametrize(("row", "table"), ROWS, ids=[table.name for _, table in ROWS])
+def test_a_row_has_the_columns_of_its_table_in_their_order(row: type, table: Table) -> None:
+    """Rows are built by position, so a column that moved would be read as another one."""
+    assert [field.name for field in fields(row)] == [column.name for column in table.columns]
+    nullable = {field.name for field in fields(row) if str(field.type).endswith("| None")}
+    assert nullable == {column.name for column in table.columns if column.nullable}
+
+
+def test_the_table_of_states_defines_every_list_of_states() -> None:
+    """A new state must be decided on once, and nowhere be forgotten."""
+    assert list(STATES) == list(State)
+    assert set(MEANINGS) == set(STATES)
+    assert set(WHYS) == set(Why)
+    assert set(METRICS["birdwire_lost_posts_total"].starts) == RECONCILED | {State.UNKNOWN}
+
+
+def test_what_may_have_happened_is_never_final() -> None:
+    """A final state states whether X did it; only an open one may leave that unanswered."""
+    assert set(STATES) == APPLIED | NOT_APPLIED | OPEN
+    assert len(APPLIED) + len(NOT_APPLIED) + len(OPEN) == len(STATES)
+    assert RESENDABLE == {State.REFUSED, State.NOT_SENT}  # noqa: SIM300 - the constant is what is checked

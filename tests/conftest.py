@@ -91,17 +91,17 @@ def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path, database_url: str) -> AsyncIterator[RunningGateway]:
+async def running(tmp_path: Path, database_url: str) -> AsyncIterator[RunningGateway]:
     """Start a fresh gateway and sandbox, with one key and no linked account."""
     async with RunningGateway.built(tmp_path, database_url=database_url) as built:
         yield built
 
 
 @pytest_asyncio.fixture
-async def linked(house: RunningGateway) -> RunningGateway:
+async def linked(running: RunningGateway) -> RunningGateway:
     """Link ada to the key of the fresh gateway."""
-    await house.link("ada")
-    return house
+    await running.link("ada")
+    return running
 
 
 @pytest_asyncio.fixture
@@ -112,7 +112,7 @@ async def confirming(tmp_path: Path) -> AsyncIterator[RunningGateway]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
-async def shared_house(
+async def shared_gateway(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> AsyncIterator[RunningGateway]:
     """Start one linked gateway for a module of tests without side effects, through the lane and the app alone.
@@ -120,6 +120,6 @@ async def shared_house(
     Its rate limit is high enough not to interfere.
     """
     lane = request.param == "lane"
-    async with RunningGateway.built(tmp_path_factory.mktemp("house"), rpm=1_000_000, lane=lane) as built:
+    async with RunningGateway.built(tmp_path_factory.mktemp("running"), rpm=1_000_000, lane=lane) as built:
         await built.link("ada")
         yield built

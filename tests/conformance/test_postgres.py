@@ -282,21 +282,21 @@ async def test_a_gateway_reports_an_unavailable_database_and_recovers_with_it(
     tmp_path: Path, postgres: Postgres, database_url: str
 ) -> None:
     """Not ready, 503 with Retry-After and an outcome that is sure; then all goes on as if nothing had been."""
-    async with RunningGateway.built(tmp_path, database_url=database_url) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path, database_url=database_url) as running:
+        await running.link("ada")
         with stopped(postgres):
-            ready, like = await house.bare.get("/readyz"), await house.like()
+            ready, like = await running.bare.get("/readyz"), await running.like()
             assert [answer.status_code for answer in (ready, like)] == [503, 503]
             assert {answer.json()["error"]["code"] for answer in (ready, like)} == {"storage_unavailable"}
             assert 0 < int(like.headers["retry-after"]) <= 5
-            assert await house.calls("/2/users/", method="POST") == []
-            assert (await house.bare.get("/livez")).status_code == 200
+            assert await running.calls("/2/users/", method="POST") == []
+            assert (await running.bare.get("/livez")).status_code == 200
 
         async def answers() -> bool:
-            return (await house.bare.get("/readyz")).status_code == 200 and (await house.like()).status_code == 200
+            return (await running.bare.get("/readyz")).status_code == 200 and (await running.like()).status_code == 200
 
         await until(answers)
-        assert PASSWORD not in house.log.getvalue()
+        assert PASSWORD not in running.log.getvalue()
 
 
 @pytest.mark.trust("G7")

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from birdwire.edge import protocol
 from birdwire.edge.connections import EdgeLimits
-from harness.edge_server import GUARD_S, Served, gateway, hang_up, serving
+from harness.edge_server import GUARD_S, RunningServer, gateway, hang_up, serving
 from harness.http_corpus import (
     LIKE,
     PROBE,
@@ -40,14 +40,16 @@ SOON_S = 0.2
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
-async def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+async def served(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[RunningServer]:
     """One gateway for all rows but the late ones."""
     async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits(), request.param) as one:
         yield one
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     """One gateway for the rows that are never whole."""
     async with gateway(tmp_path_factory.mktemp("hasty"), EdgeLimits(head_s=SOON_S, body_s=SOON_S)) as one:
         yield one
@@ -55,7 +57,7 @@ async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("row", [marked(row) for row in ROWS])
-async def test_every_byte_has_one_meaning(served: Served, hasty: Served, row: Row) -> None:
+async def test_every_byte_has_one_meaning(served: RunningServer, hasty: RunningServer, row: Row) -> None:
     """The right answers in order, each in our shape; after a refusal by the edge nothing more is read."""
     server = hasty if 408 in row.statuses else served
     got = answers(await server.talk(row.sent + PROBE if row.probe else row.sent), row.heads)
@@ -135,7 +137,7 @@ class Gated:
         await app(scope, receive, send)
 
 
-async def drip(served: Served, start: bytes, drop: bytes) -> bytes:
+async def drip(served: RunningServer, start: bytes, drop: bytes) -> bytes:
     """Send a start, then a drop whenever nothing comes back for a moment; what came until the end."""
     got = b""
     async with asyncio.timeout(GUARD_S):
@@ -465,7 +467,7 @@ async def test_a_full_server_evicts_connections_that_it_waits_for(sent: bytes, t
             await hang_up(writer)
 
 
-def edges(served: Served) -> list[protocol.EdgeProtocol]:
+def edges(served: RunningServer) -> list[protocol.EdgeProtocol]:
     """The connections of a server."""
     return [one for one in served.server.server_state.connections if isinstance(one, protocol.EdgeProtocol)]
 

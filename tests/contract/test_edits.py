@@ -25,9 +25,9 @@ EDITED = "edit_options.previous_post_id"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
     """Start a gateway with a key linked to ada, who may edit her posts."""
-    async with RunningGateway.built(tmp_path_factory.mktemp("edits"), rpm=1_000_000) as house:
-        await house.link("ada")
-        yield house
+    async with RunningGateway.built(tmp_path_factory.mktemp("edits"), rpm=1_000_000) as running:
+        await running.link("ada")
+        yield running
 
 
 async def posted(place: RunningGateway, text: str) -> str:

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from birdwire.edge.connections import EdgeLimits
-from harness.edge_server import GUARD_S, Served, gateway, hang_up
+from harness.edge_server import GUARD_S, RunningServer, gateway, hang_up
 from harness.gateway import bound
-from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, Got, Row, get, like, marked
+from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, RawResponse, Row, get, like, marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +54,7 @@ class Fronted:
 
     name: Name
     port: int
-    served: Served
+    served: RunningServer
     tls: ssl.SSLContext
 
     async def talk(self, sent: bytes) -> bytes:
@@ -177,9 +177,9 @@ async def serves(front: Fronted, process: asyncio.subprocess.Process) -> None:
     pytest.fail(f"{front.name} ended")
 
 
-def answers(raw: bytes, heads: frozenset[int]) -> list[Got]:
+def answers(raw: bytes, heads: frozenset[int]) -> list[RawResponse]:
     """The answers in a stream. A front's own may be in any shape, and may be ended by the connection alone."""
-    found: list[Got] = []
+    found: list[RawResponse] = []
     while raw:
         top, blank, raw = raw.partition(b"\r\n\r\n")
         if not blank:
@@ -191,7 +191,7 @@ def answers(raw: bytes, heads: frozenset[int]) -> list[Got]:
         if match[1] == "100":
             continue
         length = 0 if len(found) in heads else int(headers.get("content-length", len(raw)))
-        found.append(Got(int(match[1]), headers, raw[:length]))
+        found.append(RawResponse(int(match[1]), headers, raw[:length]))
         raw = raw[length:]
     return found
 

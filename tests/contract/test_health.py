@@ -42,9 +42,9 @@ async def test_a_process_that_is_shutting_down_starts_no_early_renewal(linked: R
 
 
 @pytest.mark.trust("F46")
-async def test_a_process_whose_loop_stood_still_is_not_ready(house: RunningGateway) -> None:
+async def test_a_process_whose_loop_stood_still_is_not_ready(running: RunningGateway) -> None:
     """The longest stall is measured, also for a request before the next beat."""
-    health = Health(house.gateway.telemetry, StillThere().probe, lambda: None, stalled_s=0.05)
+    health = Health(running.gateway.telemetry, StillThere().probe, lambda: None, stalled_s=0.05)
     beating = asyncio.create_task(health.beat())
     await asyncio.sleep(0)
     assert (await health.ready(Call("GET", "/readyz"))).status == 200

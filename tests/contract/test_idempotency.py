@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def once(house: RunningGateway, name: str, body: Any, key: str = "k1") -> httpx2.Response:
+async def once(running: RunningGateway, name: str, body: Any, key: str = "k1") -> httpx2.Response:
     """A call with an Idempotency-Key."""
-    return await house.call(name, body, headers={"idempotency-key": key})
+    return await running.call(name, body, headers={"idempotency-key": key})
 
 
 @pytest.mark.trust("#228")
@@ -155,15 +155,15 @@ async def test_a_call_that_a_crash_cut_off_is_unknown_or_free(tmp_path: Path) ->
     sandbox = create_sandbox()
     async with contextlib.AsyncExitStack() as stack:
         x_url = await stack.enter_async_context(serving(sandbox_config(sandbox)))
-        async with gateway(tmp_path, sandbox, x_url, stack) as house:
-            _, raw_key = await house.gateway.keys.create("test", "kept", "free")
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            await house.fault("POST", "/2/*", {"delay_s": 30}, times=None)
-            posting = asyncio.create_task(once(house, "post_twitter", {"text": "cut"}, "post"))
-            liking = asyncio.create_task(once(house, "like_twitter", {"tweet_id": POST}, "like"))
-            while len(await house.calls("/2/", method="POST")) < 4:  # the exchange and revocations aside
-                if len([c for c in await house.calls("/2/") if c["status"] is None]) == 2:
+        async with gateway(tmp_path, sandbox, x_url, stack) as running:
+            _, raw_key = await running.gateway.keys.create("test", "kept", "free")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            await running.fault("POST", "/2/*", {"delay_s": 30}, times=None)
+            posting = asyncio.create_task(once(running, "post_twitter", {"text": "cut"}, "post"))
+            liking = asyncio.create_task(once(running, "like_twitter", {"tweet_id": POST}, "like"))
+            while len(await running.calls("/2/", method="POST")) < 4:  # the exchange and revocations aside
+                if len([c for c in await running.calls("/2/") if c["status"] is None]) == 2:
                     break
             async with contextlib.AsyncExitStack() as second, gateway(tmp_path, sandbox, x_url, second) as again:
                 again.client.headers["authorization"] = f"Bearer {raw_key}"
@@ -199,13 +199,13 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: RunningGateway) -> 
     assert (await linked.client.get(API + "requests/req_none")).status_code == 404
 
 
-async def test_a_caller_that_polls_pushes_out_no_refusal(house: RunningGateway) -> None:
+async def test_a_caller_that_polls_pushes_out_no_refusal(running: RunningGateway) -> None:
     """Only what acts or looks something up is remembered."""
-    refused = await house.like()
+    refused = await running.like()
     for number in range(MAX_PER_KEY):
-        assert (await house.client.get(API + f"requests/req_{number}")).status_code == 404
-        assert (await house.client.get(API + "auth/status?now=1")).status_code == 400
-    told = (await house.client.get(API + f"requests/{refused.headers['x-request-id']}")).json()
+        assert (await running.client.get(API + f"requests/req_{number}")).status_code == 404
+        assert (await running.client.get(API + "auth/status?now=1")).status_code == 400
+    told = (await running.client.get(API + f"requests/{refused.headers['x-request-id']}")).json()
     assert (told["state"], told["reason"]) == ("not_sent", "x_not_linked")
 
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 TOKEN = "a token for the tests"
 
 
-async def scrape(house: RunningGateway) -> dict[str, dict[tuple[str, ...], float]]:
+async def scrape(running: RunningGateway) -> dict[str, dict[tuple[str, ...], float]]:
     """Each sample's name, and its values by those of its labels."""
-    answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
     found: dict[str, dict[tuple[str, ...], float]] = {}
@@ -30,69 +30,72 @@ async def scrape(house: RunningGateway) -> dict[str, dict[tuple[str, ...], float
     return found
 
 
-async def test_metrics_are_off_unless_the_operator_wants_them(house: RunningGateway) -> None:
+async def test_metrics_are_off_unless_the_operator_wants_them(running: RunningGateway) -> None:
     """Neither a port nor a token: no such endpoint."""
-    answer = await house.bare.get("/metrics")
+    answer = await running.bare.get("/metrics")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "route_unknown")
 
 
 async def test_on_the_main_port_they_need_the_token(tmp_path: Path) -> None:
     """A missing or wrong token gets the standard error; an API key is not accepted."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        for sent in ({}, {"authorization": f"Bearer {house.raw_key}"}, {"authorization": TOKEN}):
-            answer = await house.bare.get("/metrics", headers=sent)
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        for sent in ({}, {"authorization": f"Bearer {running.raw_key}"}, {"authorization": TOKEN}):
+            answer = await running.bare.get("/metrics", headers=sent)
             assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "metrics_token_wrong")
             assert list(answer.json()["error"]) == list(MEMBERS)
             assert answer.headers["www-authenticate"] == "Bearer"
-        assert await scrape(house)
+        assert await scrape(running)
 
 
 async def test_a_port_of_their_own_needs_no_token_and_leaves_the_main_port_without(tmp_path: Path) -> None:
     """Requests to it are not counted and not logged."""
-    async with RunningGateway.built(tmp_path, metrics_port=0) as house, serving(house.gateway.metrics_server()) as url:
-        assert (await house.bare.get("/metrics")).status_code == 404
+    async with (
+        RunningGateway.built(tmp_path, metrics_port=0) as running,
+        serving(running.gateway.metrics_server()) as url,
+    ):
+        assert (await running.bare.get("/metrics")).status_code == 404
         for _ in range(2):
-            answer = await house.bare.get(f"{url}/metrics")
+            answer = await running.bare.get(f"{url}/metrics")
             assert 'birdwire_requests_total{operation="other",reason="route_unknown",status="4xx"} 1.0' in answer.text
-        assert (await house.bare.get(f"{url}/livez")).status_code == 404
-        assert house.log.getvalue().count('"event":"request"') == 1
+        assert (await running.bare.get(f"{url}/livez")).status_code == 404
+        assert running.log.getvalue().count('"event":"request"') == 1
 
 
 async def test_a_token_guards_a_port_of_their_own_too(tmp_path: Path) -> None:
     """If both are set."""
     async with (
-        RunningGateway.built(tmp_path, metrics_port=0, metrics_token=SecretStr(TOKEN)) as house,
-        serving(house.gateway.metrics_server()) as url,
+        RunningGateway.built(tmp_path, metrics_port=0, metrics_token=SecretStr(TOKEN)) as running,
+        serving(running.gateway.metrics_server()) as url,
     ):
-        assert (await house.bare.get(f"{url}/metrics")).status_code == 401
-        assert (await house.bare.get("/metrics")).status_code == 404
+        assert (await running.bare.get(f"{url}/metrics")).status_code == 401
+        assert (await running.bare.get("/metrics")).status_code == 404
         sent = {"authorization": f"Bearer {TOKEN}"}
-        assert (await house.bare.get(f"{url}/metrics", headers=sent)).status_code == 200
+        assert (await running.bare.get(f"{url}/metrics", headers=sent)).status_code == 200
 
 
 async def test_every_name_of_the_table_is_there_and_no_other_of_ours(tmp_path: Path) -> None:
     """The table is what the reference is made of; what is watched has an owner that tells it."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
         typed = dict(line.split()[2:4] for line in answer.text.splitlines() if line.startswith("# TYPE"))
         ours = {name: kind for name, kind in typed.items() if name.startswith("birdwire_")}
         assert ours == {name: row.kind for name, row in METRICS.items()}
         assert "process_resident_memory_bytes" in typed
         silent = {"birdwire_writes_total"}  # until there are some
-        assert {name for name, row in METRICS.items() if row.watched} - silent <= set(await scrape(house))
+        assert {name for name, row in METRICS.items() if row.watched} - silent <= set(await scrape(running))
 
 
 async def test_requests_and_calls_to_x_are_counted_by_outcome(tmp_path: Path) -> None:
     """Operation, class of status and reason; endpoint at X without ids, and outcome."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        await running.link("ada")
         for _ in range(2):
-            assert (await house.like()).status_code == 200
-        await house.like("none")
-        await house.fault("POST", "/2/tweets", {"status": 503})
-        await house.call("post_twitter", {"text": "Hello"})
-        await house.bare.get(API + "auth/status")
-        counted = await scrape(house)
+            assert (await running.like()).status_code == 200
+        await running.like("none")
+        await running.fault("POST", "/2/tweets", {"status": 503})
+        await running.call("post_twitter", {"text": "Hello"})
+        await running.bare.get(API + "auth/status")
+        counted = await scrape(running)
     requests, calls = counted["birdwire_requests_total"], counted["birdwire_x_calls_total"]
     assert requests["like_twitter", "", "2xx"] == 2
     assert requests["like_twitter", "tweet_id_malformed", "4xx"] == 1
@@ -110,16 +113,16 @@ async def test_requests_and_calls_to_x_are_counted_by_outcome(tmp_path: Path) ->
 @pytest.mark.trust("G7")
 async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
     """After calls of every kind, nothing of whose they were is in the text."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        await house.link("ada")
-        user_id = str((await house.status())["user_id"])
-        await house.like()
-        await house.client.get(API + "user/info", params={"userName": "grace"})
-        await house.client.get(API + "user/last_tweets", params={"userName": "grace"})
-        await house.client.get(API + "requests/req_01M8")
-        await house.bare.get("/apis/v1/canary?state=canary")
-        answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
-    for private in (user_id, house.key_id, house.raw_key, TOKEN, POST, "ada", "grace", "canary", "req_"):
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        await running.link("ada")
+        user_id = str((await running.status())["user_id"])
+        await running.like()
+        await running.client.get(API + "user/info", params={"userName": "grace"})
+        await running.client.get(API + "user/last_tweets", params={"userName": "grace"})
+        await running.client.get(API + "requests/req_01M8")
+        await running.bare.get("/apis/v1/canary?state=canary")
+        answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    for private in (user_id, running.key_id, running.raw_key, TOKEN, POST, "ada", "grace", "canary", "req_"):
         assert private not in answer.text
 
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def user_id(house: RunningGateway, username: str) -> str:
+async def user_id(running: RunningGateway, username: str) -> str:
     """A seeded user's id."""
-    return str(next(user["id"] for user in (await house.state())["users"] if user["username"] == username))
+    return str(next(user["id"] for user in (await running.state())["users"] if user["username"] == username))
 
 
-async def post(house: RunningGateway, **body: Any) -> str:
+async def post(running: RunningGateway, **body: Any) -> str:
     """Post something; its id."""
-    answer = await house.call("post_twitter", body)
+    answer = await running.call("post_twitter", body)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["data"]["id"])
 
@@ -198,15 +198,15 @@ POST_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("body", "code", "reason"), POST_REFUSALS)
 async def test_a_post_that_cannot_be_names_its_field(
-    shared_house: RunningGateway, body: dict[str, Any], code: str, reason: str
+    shared_gateway: RunningGateway, body: dict[str, Any], code: str, reason: str
 ) -> None:
     """Every constraint of the contract is reported by its field before X is called."""
-    before = len(await shared_house.calls("/2/tweets"))
-    answer = await shared_house.call("post_twitter", body)
+    before = len(await shared_gateway.calls("/2/tweets"))
+    answer = await shared_gateway.call("post_twitter", body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["reason"]) == (400, code, reason)
     assert "unknown" not in error["message"] + error["fix"] or reason == "unknown_field"
-    assert len(await shared_house.calls("/2/tweets")) == before
+    assert len(await shared_gateway.calls("/2/tweets")) == before
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -222,9 +222,9 @@ async def test_a_post_that_cannot_be_names_its_field(
         "a < b & c",
     ],
 )
-async def test_a_text_that_fits_is_posted_unchanged(shared_house: RunningGateway, text: str) -> None:
+async def test_a_text_that_fits_is_posted_unchanged(shared_gateway: RunningGateway, text: str) -> None:
     """Counted as X counts, and never altered."""
-    answer = await shared_house.call("post_twitter", {"text": text})
+    answer = await shared_gateway.call("post_twitter", {"text": text})
     assert (answer.status_code, answer.json()["data"]["text"]) == (201, text)
 
 
@@ -336,13 +336,13 @@ async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: Runn
     ],
 )
 async def test_a_user_is_named_by_one_id(
-    shared_house: RunningGateway, name: str, body: dict[str, Any], code: str, reason: str
+    shared_gateway: RunningGateway, name: str, body: dict[str, Any], code: str, reason: str
 ) -> None:
     """A string of digits and no other member; otherwise X is not called."""
-    before = len(await shared_house.calls("/2/users/", method="POST"))
-    answer = await shared_house.call(name, body)
+    before = len(await shared_gateway.calls("/2/users/", method="POST"))
+    answer = await shared_gateway.call(name, body)
     assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["reason"]) == (400, code, reason)
-    assert len(await shared_house.calls("/2/users/", method="POST")) == before
+    assert len(await shared_gateway.calls("/2/users/", method="POST")) == before
 
 
 @pytest.mark.trust("#215")

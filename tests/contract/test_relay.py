@@ -25,14 +25,14 @@ def key(linked: RunningGateway) -> dict[str, str]:
 
 
 async def send(
-    house: RunningGateway, name: str, body: dict[str, Any], how: str = "json", base: str = API
+    running: RunningGateway, name: str, body: dict[str, Any], how: str = "json", base: str = API
 ) -> httpx2.Response:
     """Without a header, in one of three encodings."""
     if how == "json":
-        return await house.bare.post(base + name, json=body)
+        return await running.bare.post(base + name, json=body)
     if how == "form":
-        return await house.bare.post(base + name, data=body)
-    return await house.bare.post(base + name, files={name: (None, value) for name, value in body.items()})
+        return await running.bare.post(base + name, data=body)
+    return await running.bare.post(base + name, files={name: (None, value) for name, value in body.items()})
 
 
 @pytest.mark.parametrize("how", ["json", "form", "multipart"])
@@ -148,9 +148,9 @@ async def test_without_the_member_nothing_of_it_is_there(linked: RunningGateway)
 @pytest.fixture
 async def plain(tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A gateway whose operator turned the dialect off."""
-    async with RunningGateway.built(tmp_path, relay_dialect=False) as house:
-        await house.link("ada")
-        yield house
+    async with RunningGateway.built(tmp_path, relay_dialect=False) as running:
+        await running.link("ada")
+        yield running
 
 
 async def test_an_operator_can_turn_it_off(plain: RunningGateway) -> None:

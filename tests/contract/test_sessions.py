@@ -233,18 +233,18 @@ async def test_a_restart_finds_the_link_as_it_was(tmp_path: Path, public: bool) 
     async with serving(sandbox_config(sandbox)) as x_url:
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, public=public) as house,
+            gateway(tmp_path, sandbox, x_url, stack, public=public) as running,
         ):
-            _, raw_key = await house.gateway.keys.create("test", "kept", "free")
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
+            _, raw_key = await running.gateway.keys.create("test", "kept", "free")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, public=public) as house,
+            gateway(tmp_path, sandbox, x_url, stack, public=public) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.advance_x(7_300)
-            assert (await house.like()).content == b'{"data":{"liked":true}}'
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.advance_x(7_300)
+            assert (await running.like()).content == b'{"data":{"liked":true}}'
 
 
 async def test_nothing_secret_lies_in_the_database_or_the_log(linked: RunningGateway) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from birdwire.runtime.file_limits import ConnectionBudget
-from harness.processes import street
+from harness.processes import deploy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ async def asked(host: str, port: int, callers: int) -> Counter[int]:
 @pytest.mark.timeout(120)
 async def test_with_64_open_files_it_sheds_and_recovers(tmp_path: Path) -> None:
     """Of many open connections some are served, the rest refused or closed; the process does not spin, and recovers."""
-    async with street(tmp_path) as place:
+    async with deploy(tmp_path) as place:
         served = await place.serve(*FEW)
         await place.link(served)
         await place.client.aclose()

@@ -25,26 +25,26 @@ LOST: dict[str, tuple[dict[str, Any], bool]] = {
 """How an answer is lost: the fault to order, and whether X has the post all the same."""
 
 
-async def post(house: RunningGateway, text: str, key: str, **more: Any) -> httpx2.Response:
+async def post(running: RunningGateway, text: str, key: str, **more: Any) -> httpx2.Response:
     """Post under an Idempotency-Key."""
-    return await house.call("post_twitter", {"text": text, **more}, headers={"idempotency-key": key})
+    return await running.call("post_twitter", {"text": text, **more}, headers={"idempotency-key": key})
 
 
-async def outcome(house: RunningGateway, answer: httpx2.Response) -> dict[str, Any]:
+async def outcome(running: RunningGateway, answer: httpx2.Response) -> dict[str, Any]:
     """What requests/{id} says of a call."""
-    return dict((await house.client.get(API + f"requests/{answer.headers['x-request-id']}")).json())
+    return dict((await running.client.get(API + f"requests/{answer.headers['x-request-id']}")).json())
 
 
-async def look(house: RunningGateway, *after_s: float) -> None:
+async def look(running: RunningGateway, *after_s: float) -> None:
     """Let time pass, and look whenever a look is due."""
     for seconds in after_s:
-        house.clock.advance(seconds=seconds)
-        await house.gateway.reconciler.round()
+        running.clock.advance(seconds=seconds)
+        await running.gateway.reconciler.round()
 
 
-async def times(house: RunningGateway, text: str) -> int:
+async def times(running: RunningGateway, text: str) -> int:
     """How often X has a post of this text."""
-    return sum(one["text"] == text and not one["deleted"] for one in (await house.state())["posts"])
+    return sum(one["text"] == text and not one["deleted"] for one in (await running.state())["posts"])
 
 
 @pytest.mark.trust("G6")
@@ -161,26 +161,26 @@ async def test_no_timeline_of_an_unlinked_account_is_read(linked: RunningGateway
 @pytest.mark.parametrize("skew_s", [-600, 600])
 @pytest.mark.parametrize("how", ["clock", "date"])
 async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(
-    house: RunningGateway, skew_s: int, how: str
+    running: RunningGateway, skew_s: int, how: str
 ) -> None:
     """X's Date says how far it is off; what X has is found, and what it has not is not."""
     if how == "date":
-        await house.configure(date_skew_s=skew_s)
+        await running.configure(date_skew_s=skew_s)
     elif skew_s > 0:
-        await house.advance_x(skew_s)
+        await running.advance_x(skew_s)
     else:
-        house.clock.advance(seconds=-skew_s)
-    await house.link("ada")
-    await house.fault("POST", "/2/tweets", {"drop": "after_apply"})
-    there = await post(house, "There", "there")
-    await house.fault("POST", "/2/tweets", {"drop": "before_apply"})
-    away = await post(house, "Away", "away")
+        running.clock.advance(seconds=-skew_s)
+    await running.link("ada")
+    await running.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    there = await post(running, "There", "there")
+    await running.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    away = await post(running, "Away", "away")
     for seconds in (3, 30, 30, 3):
-        house.clock.advance(seconds=seconds)
-        await house.advance_x(seconds)
-        await house.gateway.reconciler.round()
-    assert (await outcome(house, there))["state"] == "found"
-    assert (await outcome(house, away))["state"] == "not_found"
+        running.clock.advance(seconds=seconds)
+        await running.advance_x(seconds)
+        await running.gateway.reconciler.round()
+    assert (await outcome(running, there))["state"] == "found"
+    assert (await outcome(running, away))["state"] == "not_found"
 
 
 @pytest.mark.trust("F39")
@@ -238,12 +238,12 @@ async def test_a_call_succeeds_if_the_store_cannot_record_xs_limits_and_prices(t
 @pytest.mark.trust("G6")
 async def test_a_bug_after_the_send_leaves_the_outcome_unknown(tmp_path: Path) -> None:
     """Its caller is not asked to retry; the post is searched for immediately, and the log names the bug."""
-    async with RunningGateway.built(tmp_path, failpoints="post_after_send=raise") as house:
-        await house.link("ada")
-        first = await post(house, "There", "k")
+    async with RunningGateway.built(tmp_path, failpoints="post_after_send=raise") as running:
+        await running.link("ada")
+        first = await post(running, "There", "k")
         assert (first.status_code, first.json()["error"]["reason"]) == (502, "outcome_unknown")
-        assert "FailpointError" in house.log.getvalue()
-        await look(house, 3)
-        assert (await outcome(house, first))["state"] == "found"
-        assert (await post(house, "There", "k")).status_code == 201
-        assert await times(house, "There") == 1
+        assert "FailpointError" in running.log.getvalue()
+        await look(running, 3)
+        assert (await outcome(running, first))["state"] == "found"
+        assert (await post(running, "There", "k")).status_code == 201
+        assert await times(running, "There") == 1

@@ -15,12 +15,12 @@ import pytest
 
 from harness.fault_scale import percentile, record, scaled
 from harness.gateway import API
-from harness.processes import street
+from harness.processes import deploy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.processes import Street
+    from harness.processes import Deployment
 
 SECONDS = scaled("OVERLOAD_S", 2, 20)
 """How long each part takes; 20 seconds assert the figures, too."""
@@ -41,7 +41,7 @@ HEAD = (
 class Load:
     """Likes of different posts by keys in turn, with the statuses and the durations of rejections."""
 
-    place: Street
+    place: Deployment
     where: tuple[str, int]
     statuses: Counter[int] = field(default_factory=Counter)
     shed_s: list[float] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Load:
 @pytest.mark.timeout(300)
 async def test_three_times_too_much_costs_next_to_nothing(tmp_path: Path) -> None:
     """Goodput stays; each rejected call is answered immediately, with when to retry."""
-    async with street(tmp_path) as place:
+    async with deploy(tmp_path) as place:
         served = await place.serve(max_calls=str(AT_ONCE), max_calls_queued="5")
         for number in range(KEYS):
             if number:

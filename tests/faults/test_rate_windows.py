@@ -22,40 +22,40 @@ def refusal(answer: httpx2.Response) -> tuple[int, str, int]:
     return answer.status_code, error["reason"], int(answer.headers["retry-after"])
 
 
-async def asked(house: RunningGateway) -> int:
+async def asked(running: RunningGateway) -> int:
     """How often X was asked to like."""
-    return len(await house.calls("/2/users/", method="POST"))
+    return len(await running.calls("/2/users/", method="POST"))
 
 
 @contextlib.asynccontextmanager
-async def another_account(house: RunningGateway, username: str = "grace") -> AsyncIterator[httpx2.AsyncClient]:
+async def another_account(running: RunningGateway, username: str = "grace") -> AsyncIterator[httpx2.AsyncClient]:
     """A client with a key of its own, linked to another account."""
-    _, raw_key = await house.gateway.keys.create("test", username, "growth", None)
-    async with httpx2.AsyncClient(base_url=house.client.base_url, timeout=30) as client:
+    _, raw_key = await running.gateway.keys.create("test", username, "growth", None)
+    async with httpx2.AsyncClient(base_url=running.client.base_url, timeout=30) as client:
         client.headers["authorization"] = f"Bearer {raw_key}"
         auth_url = (await client.post(API + "auth_twitter")).json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": "allow"}
-        redirect = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
-        assert (await house.bare.get(redirect)).status_code == 200
+        redirect = (await running.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
+        assert (await running.bare.get(redirect)).status_code == 200
         yield client
 
 
 @contextlib.asynccontextmanager
-async def another_gateway(house: RunningGateway) -> AsyncIterator[RunningGateway]:
+async def another_gateway(running: RunningGateway) -> AsyncIterator[RunningGateway]:
     """A second gateway on the same database."""
     async with contextlib.AsyncExitStack() as stack:
-        options: dict[str, Any] = {"database_url": house.settings.database_url}
+        options: dict[str, Any] = {"database_url": running.settings.database_url}
         other = await stack.enter_async_context(
-            gateway(house.directory, house.sandbox, str(house.settings.x_api_url), stack, **options)
+            gateway(running.directory, running.sandbox, str(running.settings.x_api_url), stack, **options)
         )
-        other.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        other.client.headers["authorization"] = f"Bearer {running.raw_key}"
         yield other
 
 
-async def exchange(*houses: RunningGateway) -> None:
+async def exchange(*gateways: RunningGateway) -> None:
     """What the background does every few seconds, and now and then in full: now in full, whenever it last was."""
-    for house in houses:
-        await house.gateway.clients.windows.sync(everything=True)
+    for running in gateways:
+        await running.gateway.clients.windows.sync(everything=True)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ async def test_another_gateway_on_the_database_knows_what_one_learned(linked: Ru
         assert refusal(await other.like())[:2] == (429, "x_window_15m")
         assert refusal(await linked.like())[:2] == (429, "x_window_15m")
         assert await asked(linked) == 3
-        for house in (linked, other):
-            house.clock.advance(minutes=15)
+        for running in (linked, other):
+            running.clock.advance(minutes=15)
         await linked.advance_x(900)
         assert (await linked.like()).status_code == 200
         await exchange(linked, other)

@@ -358,17 +358,17 @@ async def test_a_cancelled_caller_does_not_shift_redis_replies(redis: Redis) -> 
 async def test_an_answer_says_that_it_was_counted_here(tmp_path: Path, redis: Redis) -> None:
     """Over HTTP: the header is on successes and refusals, and absent once Redis is back."""
     redis.ask("FLUSHALL")
-    async with RunningGateway.built(tmp_path, rpm=4, redis_url=redis.url) as house:
+    async with RunningGateway.built(tmp_path, rpm=4, redis_url=redis.url) as running:
         redis.stop()
         try:
             async with asyncio.timeout(20):
-                while DEGRADED not in (await house.client.get(API + "auth/status")).headers:
+                while DEGRADED not in (await running.client.get(API + "auth/status")).headers:
                     pass
-            statuses = [await house.client.get(API + "auth/status") for _ in range(5)]
+            statuses = [await running.client.get(API + "auth/status") for _ in range(5)]
             assert {answer.headers[DEGRADED] for answer in statuses} == {"local"}
             assert statuses[-1].status_code == 429
         finally:
             redis.start()
         async with asyncio.timeout(5):
-            while DEGRADED in (await house.client.get(API + "auth/status")).headers:
+            while DEGRADED in (await running.client.get(API + "auth/status")).headers:
                 pass

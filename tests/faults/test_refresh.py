@@ -26,9 +26,9 @@ TOKEN = "/2/oauth2/token"
 LEASE_S = 31
 
 
-async def refreshes(house: RunningGateway) -> list[dict[str, Any]]:
+async def refreshes(running: RunningGateway) -> list[dict[str, Any]]:
     """The refresh calls that X got; one without an answer has no status."""
-    return (await house.calls(TOKEN))[1:]  # the first is the link's exchange
+    return (await running.calls(TOKEN))[1:]  # the first is the link's exchange
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -38,15 +38,15 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0)
 
 
-async def near_the_end(house: RunningGateway, left_s: int = 600) -> None:
+async def near_the_end(running: RunningGateway, left_s: int = 600) -> None:
     """Move both clocks on, so that the token has this long left."""
-    house.clock.advance(seconds=7_200 - left_s)
-    await house.advance_x(7_200 - left_s)
+    running.clock.advance(seconds=7_200 - left_s)
+    await running.advance_x(7_200 - left_s)
 
 
-async def row(house: RunningGateway) -> SessionRow:
+async def row(running: RunningGateway) -> SessionRow:
     """The session's row."""
-    current = (await house.gateway.links.of_key(house.key_id)).current
+    current = (await running.gateway.links.of_key(running.key_id)).current
     assert current is not None
     return current
 
@@ -151,11 +151,11 @@ async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: Runn
     assert len(await refreshes(linked)) == 3
 
 
-def released(house: RunningGateway, tries: int) -> Callable[[], Awaitable[bool]]:
+def released(running: RunningGateway, tries: int) -> Callable[[], Awaitable[bool]]:
     """Whether X was asked this often, and the last claim is released."""
 
     async def seen() -> bool:
-        return len(await refreshes(house)) == tries and (await row(house)).refresh_state == "idle"
+        return len(await refreshes(running)) == tries and (await row(running)).refresh_state == "idle"
 
     return seen
 
@@ -212,15 +212,15 @@ async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, a
     sandbox = create_sandbox()
     async with contextlib.AsyncExitStack() as stack:
         x_url = await stack.enter_async_context(serving(sandbox_config(sandbox)))
-        async with gateway(tmp_path, sandbox, x_url, stack) as house:
-            key, raw_key = await house.gateway.keys.create("test", "kept", "free")
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            await house.advance_x(7_300)
-            await house.fault("POST", TOKEN, {"drop": "after_apply" if applied else "before_apply"})
-            await house.like()
-            house.key_id = key.key_id
-            assert (await row(house)).refresh_state == "presented"
+        async with gateway(tmp_path, sandbox, x_url, stack) as running:
+            key, raw_key = await running.gateway.keys.create("test", "kept", "free")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            await running.advance_x(7_300)
+            await running.fault("POST", TOKEN, {"drop": "after_apply" if applied else "before_apply"})
+            await running.like()
+            running.key_id = key.key_id
+            assert (await row(running)).refresh_state == "presented"
         async with gateway(tmp_path, sandbox, x_url, stack) as again:
             again.client.headers["authorization"] = f"Bearer {raw_key}"
             again.key_id = key.key_id

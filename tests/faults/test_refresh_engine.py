@@ -366,26 +366,26 @@ async def test_fifty_refreshes_run_concurrently_and_the_rest_wait(two: Two) -> N
 @pytest.mark.trust("R4")
 async def test_while_a_pair_is_not_stored_nothing_is_asked_and_nothing_is_ready(tmp_path: Path) -> None:
     """The store fails between X's answer and the commit: red, no replay, and it heals without help."""
-    async with RunningGateway.built(tmp_path) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path) as running:
+        await running.link("ada")
         other = sqlite3.connect(tmp_path / "birdwire.db", isolation_level=None, check_same_thread=False)
-        await house.advance_x(7_300)
-        await house.fault("POST", "/2/oauth2/token", {"delay_s": 0.3})
-        liking = asyncio.create_task(house.like())
+        await running.advance_x(7_300)
+        await running.fault("POST", "/2/oauth2/token", {"delay_s": 0.3})
+        liking = asyncio.create_task(running.like())
         with contextlib.closing(other):
             async with asyncio.timeout(20):
-                while len(await house.calls("/2/oauth2/token")) < 2:
+                while len(await running.calls("/2/oauth2/token")) < 2:
                     pass
                 await asyncio.to_thread(other.execute, "ALTER TABLE x_sessions RENAME TO elsewhere")
-                while not house.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
+                while not running.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
                     await asyncio.sleep(0)
-            assert (await house.bare.get("/readyz")).status_code == 503
-            assert (await house.bare.get("/livez")).status_code == 200
+            assert (await running.bare.get("/readyz")).status_code == 503
+            assert (await running.bare.get("/livez")).status_code == 200
             await asyncio.to_thread(other.execute, "ALTER TABLE elsewhere RENAME TO x_sessions")
         assert (await liking).status_code == 200
-        assert (await house.bare.get("/readyz")).status_code == 200
-        assert len(await house.calls("/2/oauth2/token")) == 2
-        assert '"outcome":"persist_failure"' in house.log.getvalue()
+        assert (await running.bare.get("/readyz")).status_code == 200
+        assert len(await running.calls("/2/oauth2/token")) == 2
+        assert '"outcome":"persist_failure"' in running.log.getvalue()
 
 
 async def swap(process: Process, statement: str, *values: object) -> None:

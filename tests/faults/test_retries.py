@@ -36,27 +36,27 @@ async def until(true: Callable[[], object]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def second(house: RunningGateway, **options: Any) -> AsyncIterator[RunningGateway]:
+async def second(running: RunningGateway, **options: Any) -> AsyncIterator[RunningGateway]:
     """Another gateway on the same database."""
-    x_url = str(house.settings.x_api_url)
+    x_url = str(running.settings.x_api_url)
     async with contextlib.AsyncExitStack() as stack:
         other = await stack.enter_async_context(
-            gateway(house.directory, house.sandbox, options.pop("x_api_url", x_url), stack, **options)
+            gateway(running.directory, running.sandbox, options.pop("x_api_url", x_url), stack, **options)
         )
-        other.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        other.client.headers["authorization"] = f"Bearer {running.raw_key}"
         yield other
 
 
 @contextlib.asynccontextmanager
-async def another_key(house: RunningGateway, username: str) -> AsyncIterator[httpx2.AsyncClient]:
+async def another_key(running: RunningGateway, username: str) -> AsyncIterator[httpx2.AsyncClient]:
     """A client with a key of its own, linked to another account."""
-    _, raw_key = await house.gateway.keys.create("test", username, "growth", None)
-    async with httpx2.AsyncClient(base_url=house.client.base_url, timeout=30) as client:
+    _, raw_key = await running.gateway.keys.create("test", username, "growth", None)
+    async with httpx2.AsyncClient(base_url=running.client.base_url, timeout=30) as client:
         client.headers["authorization"] = f"Bearer {raw_key}"
         auth_url = (await client.post(API + "auth_twitter")).json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": "allow"}
-        redirect = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
-        assert (await house.bare.get(redirect)).status_code == 200
+        redirect = (await running.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
+        assert (await running.bare.get(redirect)).status_code == 200
         yield client
 
 
@@ -175,11 +175,11 @@ async def test_a_token_that_cannot_be_renewed_causes_no_retry(linked: RunningGat
 @pytest.mark.trust("F26")
 async def test_no_attempt_is_started_without_time_for_it(tmp_path: Path) -> None:
     """The deadline is one for all tries."""
-    async with RunningGateway.built(tmp_path, x_deadline_s=1.5) as house:
-        await house.link("ada")
-        await house.fault("POST", LIKES, {"status": 503}, times=None)
-        assert reason(await house.like()) == (502, "x_5xx")
-        assert len(await house.calls("/2/users/", method="POST")) == 1
+    async with RunningGateway.built(tmp_path, x_deadline_s=1.5) as running:
+        await running.link("ada")
+        await running.fault("POST", LIKES, {"status": 503}, times=None)
+        assert reason(await running.like()) == (502, "x_5xx")
+        assert len(await running.calls("/2/users/", method="POST")) == 1
 
 
 @pytest.mark.trust("F39")
@@ -202,11 +202,11 @@ async def test_the_outcome_of_a_call_is_recorded_after_its_caller_disconnects(li
     assert len((await linked.state())["likes"]) == 1
 
 
-def journalled(house: RunningGateway) -> list[tuple[str, str]]:
+def journalled(running: RunningGateway) -> list[tuple[str, str]]:
     """The journal's operations and states."""
     import sqlite3  # noqa: PLC0415 - a look from outside
 
-    with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db")) as database:
+    with contextlib.closing(sqlite3.connect(running.directory / "birdwire.db")) as database:
         return database.execute("select operation, state from journal order by request_id").fetchall()
 
 
@@ -285,16 +285,16 @@ async def test_calls_on_other_targets_and_of_other_accounts_do_not_wait(linked: 
 
 async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) -> None:
     """Nothing of it was sent."""
-    async with RunningGateway.built(tmp_path, x_deadline_s=0.3) as house:
-        await house.link("ada")
-        await house.fault("POST", LIKES, {"delay_s": 1}, times=None)
-        like = asyncio.create_task(house.like())
-        await until(lambda: house.gateway.clients.budget.running)
-        unlikes = [asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]
+    async with RunningGateway.built(tmp_path, x_deadline_s=0.3) as running:
+        await running.link("ada")
+        await running.fault("POST", LIKES, {"delay_s": 1}, times=None)
+        like = asyncio.create_task(running.like())
+        await until(lambda: running.gateway.clients.budget.running)
+        unlikes = [asyncio.create_task(running.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]
         assert reason(await like) == (502, "x_timeout")
         ends = {reason(await unlike) for unlike in unlikes}
         assert ends <= {(502, "x_timeout"), (502, "x_unreachable"), (200, None)}  # as soon as there is time to send
-        assert house.gateway.order.waiting == 0
+        assert running.gateway.order.waiting == 0
 
 
 # An X that fails altogether.

@@ -84,31 +84,31 @@ async def test_every_value_is_resealed_while_the_gateway_reads_and_renews(tmp_pa
     sandbox, old, new = create_sandbox(), tmp_path / "vault.key", tmp_path / "new.key"
     create_key_file(new)
     async with serving(sandbox_config(sandbox)) as x_url:
-        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
-            _, raw_key = await house.gateway.keys.create("test", "kept", "custom", 1_000_000)
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            await house.call("auth_twitter")  # a link under way has a sealed value, too
-            posted = await house.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
+        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as running:
+            _, raw_key = await running.gateway.keys.create("test", "kept", "custom", 1_000_000)
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            await running.call("auth_twitter")  # a link under way has a sealed value, too
+            posted = await running.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
         multiply(tmp_path, Vault(read_key_file(old)), ROWS)
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new, vault_other_key_files=str(old)) as house,
+            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new, vault_other_key_files=str(old)) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
             rotating = asyncio.create_task(rotate(tmp_path, new, old))
             statuses = set()
             while not rotating.done():
-                statuses.add((await house.like()).status_code)
-                await house.advance_x(7_300)  # so that the next like must renew
+                statuses.add((await running.like()).status_code)
+                await running.advance_x(7_300)  # so that the next like must renew
             assert (await rotating, statuses) == ([0, 0], {200})
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new) as house,
+            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            assert (await house.like()).status_code == 200
-            again = await house.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            assert (await running.like()).status_code == 200
+            again = await running.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
             assert (again.content, again.headers["idempotent-replayed"]) == (posted.content, "true")
         await everything_opens(tmp_path, new)
 

@@ -22,7 +22,7 @@ async def recorded(url: str, since: int = 0) -> list[dict[str, Any]]:
         await database.close()
 
 
-async def acts_of(house: RunningGateway) -> list[tuple[str, str, str]]:
+async def acts_of(running: RunningGateway) -> list[tuple[str, str, str]]:
     """Return the act, its actor and its channel for each act on a gateway's key."""
-    rows = await recorded(house.settings.database_url)
-    return [(row["act"], row["who"], row["via"]) for row in rows if row["subject"] == house.key_id]
+    rows = await recorded(running.settings.database_url)
+    return [(row["act"], row["who"], row["via"]) for row in rows if row["subject"] == running.key_id]

@@ -33,7 +33,7 @@ GUARD_S = 20.0
 
 
 @dataclass
-class Served:
+class RunningServer:
     """A running server, its key and its log."""
 
     port: int
@@ -68,7 +68,7 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
 @contextlib.asynccontextmanager
 async def serving(
     app: ASGIApp, limits: EdgeLimits, log: io.StringIO | None = None, **options: Any
-) -> AsyncIterator[Served]:
+) -> AsyncIterator[RunningServer]:
     """Serve an app through the edge, which logs to `log`."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -77,14 +77,14 @@ async def serving(
     server = uvicorn.Server(edge_server.config(app, limits=limits, telemetry=Telemetry(log, Clock()), **options))
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals
     try:
-        yield Served(listener.getsockname()[1], "", log, server)
+        yield RunningServer(listener.getsockname()[1], "", log, server)
     finally:
         server.should_exit = True
         await asyncio.wait_for(task, GUARD_S)
 
 
 @contextlib.asynccontextmanager
-async def gateway(directory: Path, limits: EdgeLimits, way: str = "lane") -> AsyncIterator[Served]:
+async def gateway(directory: Path, limits: EdgeLimits, way: str = "lane") -> AsyncIterator[RunningServer]:
     """Serve the real app, or the lane in front of it, with a key that has no linked account."""
     settings = Settings.model_validate(
         {

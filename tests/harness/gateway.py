@@ -99,11 +99,11 @@ class RunningGateway:
         async with contextlib.AsyncExitStack() as stack:
             sandbox = create_sandbox()
             x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
-            async with gateway(directory, sandbox, x_url, stack, public=public, **options) as house:
-                key, house.raw_key = await house.gateway.keys.create("test", "test key", "growth", rpm)
-                house.key_id = key.key_id
-                house.client.headers["authorization"] = f"Bearer {house.raw_key}"
-                yield house
+            async with gateway(directory, sandbox, x_url, stack, public=public, **options) as running:
+                key, running.raw_key = await running.gateway.keys.create("test", "test key", "growth", rpm)
+                running.key_id = key.key_id
+                running.client.headers["authorization"] = f"Bearer {running.raw_key}"
+                yield running
 
     async def call(self, name: str, body: object = None, **options: Any) -> httpx2.Response:
         """POST to an endpoint of the API, with a JSON body if one is given."""

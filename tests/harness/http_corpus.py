@@ -66,7 +66,7 @@ def framed(body: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class Got:
+class RawResponse:
     """One answer."""
 
     status: int
@@ -79,9 +79,9 @@ class Got:
         return json.loads(self.body)["error"]["reason"] if self.status >= 400 and self.body else None
 
 
-def answers(raw: bytes, heads: Collection[int] = ()) -> list[Got]:
+def answers(raw: bytes, heads: Collection[int] = ()) -> list[RawResponse]:
     """Parse the answers in a stream; those numbered in `heads` answer a HEAD and have no body."""
-    found: list[Got] = []
+    found: list[RawResponse] = []
     while raw:
         top, _, raw = raw.partition(b"\r\n\r\n")
         line, *fields = top.decode("latin-1").split("\r\n")
@@ -90,13 +90,13 @@ def answers(raw: bytes, heads: Collection[int] = ()) -> list[Got]:
         headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
         assert len(headers) == len(fields), "a header occurs twice"
         length = 0 if len(found) in heads or match[1] == "100" else int(headers["content-length"])
-        found.append(Got(int(match[1]), headers, raw[:length]))
+        found.append(RawResponse(int(match[1]), headers, raw[:length]))
         assert len(raw) >= length, "an answer is cut short"
         raw = raw[length:]
     return found
 
 
-def check_shape(got: Got, *, empty: bool = False) -> None:
+def check_shape(got: RawResponse, *, empty: bool = False) -> None:
     """Check that Birdwire wrote the answer, in any layer: fixed headers, a request id, an envelope for a refusal."""
     assert got.headers["x-content-type-options"] == "nosniff"
     assert got.headers["cache-control"] == "no-store"

@@ -31,14 +31,14 @@ def changed(url: str, **parameters: str | None) -> str:
     return f"{url.partition('?')[0]}?{urlencode({name: value for name, value in query.items() if value is not None})}"
 
 
-async def begin(house: RunningGateway, **body: object) -> str:
+async def begin(running: RunningGateway, **body: object) -> str:
     """Start a link and return its auth_url."""
-    return str((await house.call("auth_twitter", body or None)).raise_for_status().json()["auth_url"])
+    return str((await running.call("auth_twitter", body or None)).raise_for_status().json()["auth_url"])
 
 
-async def land(house: RunningGateway, url: str, **headers: str) -> httpx2.Response:
+async def open_callback(running: RunningGateway, url: str, **headers: str) -> httpx2.Response:
     """Open the callback without a key, as JSON."""
-    return await house.bare.get(url, headers={**JSON, **headers})
+    return await running.bare.get(url, headers={**JSON, **headers})
 
 
 def reason_of(answer: httpx2.Response) -> str:
@@ -53,22 +53,22 @@ def undo_token(page: httpx2.Response) -> str:
     return found.group(1)
 
 
-async def press_undo(house: RunningGateway, page: httpx2.Response) -> httpx2.Response:
+async def press_undo(running: RunningGateway, page: httpx2.Response) -> httpx2.Response:
     """Submit the page's undo form, as a browser without scripts and cookies would."""
-    return await house.bare.post(API + "auth/undo", data={"undo_token": undo_token(page)}, headers=HTML)
+    return await running.bare.post(API + "auth/undo", data={"undo_token": undo_token(page)}, headers=HTML)
 
 
-async def exchanges(house: RunningGateway) -> int:
+async def exchanges(running: RunningGateway) -> int:
     """Return how often a code was presented to X."""
-    return len(await house.calls("/2/oauth2/token", **EXCHANGE))
+    return len(await running.calls("/2/oauth2/token", **EXCHANGE))
 
 
-async def revoked(house: RunningGateway) -> list[int]:
+async def revoked(running: RunningGateway) -> list[int]:
     """Return the statuses with which X answered revocations."""
-    return [call["status"] for call in await house.calls("/2/oauth2/revoke")]
+    return [call["status"] for call in await running.calls("/2/oauth2/revoke")]
 
 
-async def other_key(house: RunningGateway, label: str = "other key") -> dict[str, str]:
+async def other_key(running: RunningGateway, label: str = "other key") -> dict[str, str]:
     """Create another key and return its Authorization header."""
-    _, raw_key = await house.gateway.keys.create("test", label, "growth")
+    _, raw_key = await running.gateway.keys.create("test", label, "growth")
     return {"authorization": f"Bearer {raw_key}"}

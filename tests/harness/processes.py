@@ -39,7 +39,7 @@ def environment(**given: str) -> dict[str, str]:
 
 
 @dataclass
-class Serving:
+class GatewayProcess:
     """One gateway process and its log."""
 
     process: subprocess.Popen[bytes]
@@ -62,7 +62,7 @@ class Serving:
 
 
 @dataclass
-class Street:
+class Deployment:
     """A database, a vault key, a sandbox, and any number of gateways. `x` calls the sandbox."""
 
     directory: Path
@@ -71,7 +71,7 @@ class Street:
     x_url: str
     x: httpx2.AsyncClient
     client: httpx2.AsyncClient
-    served: list[Serving] = field(default_factory=list)
+    served: list[GatewayProcess] = field(default_factory=list)
     raw_keys: list[str] = field(default_factory=list)
     port: int = 0
 
@@ -88,7 +88,7 @@ class Street:
             "x_authorize_url": f"{self.x_url}/i/oauth2/authorize",
         }
 
-    async def serve(self, *launcher: str, **settings: str) -> Serving:
+    async def serve(self, *launcher: str, **settings: str) -> GatewayProcess:
         """Start a gateway, through a launcher if one is given, and return once it answers. All share one public URL."""
         log = self.directory / f"serve-{len(self.served)}.log"
         listener = bound()
@@ -111,7 +111,7 @@ class Street:
             process.kill()
             await asyncio.to_thread(process.wait, START_S)
             raise ChildProcessError(log.read_text())
-        started = Serving(process, str(json.loads(line)["gateway"]), log)
+        started = GatewayProcess(process, str(json.loads(line)["gateway"]), log)
         self.served.append(started)
         return started
 
@@ -126,28 +126,28 @@ class Street:
         self.raw_keys.append(raw_key)
         return raw_key
 
-    async def call(self, at: Serving, name: str, body: object = None, **headers: str) -> httpx2.Response:
+    async def call(self, at: GatewayProcess, name: str, body: object = None, **headers: str) -> httpx2.Response:
         """POST to an endpoint with the first key, or with another Authorization header."""
         given = {"authorization": f"Bearer {self.raw_keys[0]}", **headers}
         return await self.client.post(at.url + API + name, json=body or {}, headers=given)
 
-    async def like(self, at: Serving) -> httpx2.Response:
+    async def like(self, at: GatewayProcess) -> httpx2.Response:
         """Like a post with the first key."""
         return await self.call(at, "like_twitter", {"tweet_id": POST})
 
-    async def status(self, at: Serving) -> dict[str, Any]:
+    async def status(self, at: GatewayProcess) -> dict[str, Any]:
         """Return the answer of auth/status to the first key."""
         headers = {"authorization": f"Bearer {self.raw_keys[0]}"}
         return dict((await self.client.get(f"{at.url}{API}auth/status", headers=headers)).json())
 
-    async def consent(self, at: Serving, username: str = "ada", **headers: str) -> str:
+    async def consent(self, at: GatewayProcess, username: str = "ada", **headers: str) -> str:
         """Start a link, approve it, and return the callback URL at this gateway."""
         auth_url = (await self.call(at, "auth_twitter", **headers)).raise_for_status().json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": "allow"}
         answer = (await self.x.post("/_sandbox/consent", json=decision)).raise_for_status()
         return at.url + "/" + str(answer.json()["redirect_to"]).split("/", 3)[3]
 
-    async def link(self, at: Serving, username: str = "ada", **headers: str) -> None:
+    async def link(self, at: GatewayProcess, username: str = "ada", **headers: str) -> None:
         """Link an account to the first key, or to another."""
         (await self.client.get(await self.consent(at, username, **headers))).raise_for_status()
 
@@ -165,7 +165,7 @@ class Street:
         body = {"match": {"method": "POST", "path": path}, "times": times, "do": do}
         (await self.x.post("/_sandbox/faults", json=body)).raise_for_status()
 
-    def let_leases_end(self) -> None:
+    def expire_leases(self) -> None:
         """Move the start of running refreshes back by an hour, so that their leases have expired; SQLite only."""
         connection = sqlite3.connect(self.directory / "birdwire.db", timeout=30)
         with contextlib.closing(connection), connection:
@@ -191,7 +191,7 @@ class Street:
 
 
 @contextlib.asynccontextmanager
-async def street(directory: Path, database_url: str | None = None) -> AsyncIterator[Street]:
+async def deploy(directory: Path, database_url: str | None = None) -> AsyncIterator[Deployment]:
     """Start a sandbox with one API key, and kill every started process at the end."""
     create_key_file(directory / "vault.key")
     sandbox = create_sandbox()
@@ -201,7 +201,7 @@ async def street(directory: Path, database_url: str | None = None) -> AsyncItera
         httpx2.AsyncClient(base_url=x_url, timeout=60, limits=CONNECTIONS) as x,
         httpx2.AsyncClient(timeout=60, limits=CONNECTIONS) as client,
     ):
-        made = Street(directory, url, sandbox, x_url, x, client)
+        made = Deployment(directory, url, sandbox, x_url, x, client)
         await made.key()
         plenty = dict.fromkeys(("likes_per_15m", "likes_per_24h", "posts_per_15m", "posts_per_24h"), 1_000_000)
         (await x.post("/_sandbox/config", json=plenty)).raise_for_status()

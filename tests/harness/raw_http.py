@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 Refusal = tuple[int, str, str]
-Row = tuple[int, str, "Sent", "Refusal | None"]
+Row = tuple[int, str, "RawRequest", "Refusal | None"]
 
 MEMBERS = ["type", "code", "message", "request_id", "reason", "fix", "whose", "retryable"]
 EAGER = 18_000
@@ -41,7 +41,7 @@ def bearer(key: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Sent:
+class RawRequest:
     """One request, as bytes on the wire."""
 
     body: bytes = json.dumps({"tweet_id": POST}).encode()
@@ -63,7 +63,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Got:
+class RawResponse:
     """One answer."""
 
     status: int
@@ -76,15 +76,15 @@ class Got:
         return dict(json.loads(self.body)["error"])
 
 
-class Slow:
+class SlowRequest:
     """A request whose last byte is held back while the gateway, which has admitted its key, waits for it."""
 
-    def __init__(self, sent: Sent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, sent: RawRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._last, self._reader, self._writer = sent.body[-1:], reader, writer
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def started(cls, gateway_url: str, key: str, sent: Sent) -> AsyncIterator[Slow]:
+    async def started(cls, gateway_url: str, key: str, sent: RawRequest) -> AsyncIterator[SlowRequest]:
         """Send all but the last byte. The gateway sends 100 Continue only after it has admitted the key."""
         url = urlsplit(gateway_url)
         raw = replace(sent, more=(*sent.more, ("Expect", "100-continue"))).raw(url.netloc, key)
@@ -98,24 +98,24 @@ class Slow:
         finally:
             writer.close()
 
-    async def finish(self) -> Got:
+    async def finish(self) -> RawResponse:
         """Send the last byte and return the answer."""
         self._writer.write(self._last)
         return await answer_in(self._reader)
 
 
-async def exchange(house: RunningGateway, sent: Sent, key: str | None = None) -> Got:
+async def exchange(running: RunningGateway, sent: RawRequest, key: str | None = None) -> RawResponse:
     """Send the request and return its answer; exactly one must arrive before the connection ends."""
-    url = urlsplit(str(house.client.base_url))
+    url = urlsplit(str(running.client.base_url))
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
-        writer.write(sent.raw(url.netloc, key or house.raw_key)[:EAGER])
+        writer.write(sent.raw(url.netloc, key or running.raw_key)[:EAGER])
         return await answer_in(reader, sent.method)
     finally:
         writer.close()
 
 
-async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> Got:
+async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> RawResponse:
     """Read the one answer that arrives before the connection ends."""
     raw = await asyncio.wait_for(reader.read(), 15)
     head, _, body = raw.partition(b"\r\n\r\n")
@@ -123,10 +123,10 @@ async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> Got:
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     assert len(headers) == len(lines), "a header occurs twice"
     assert len(body) == (0 if method == "HEAD" else int(headers["content-length"]))
-    return Got(int(first.split()[1]), headers, body)
+    return RawResponse(int(first.split()[1]), headers, body)
 
 
-def inspect(got: Got, refusal: Refusal) -> None:
+def inspect(got: RawResponse, refusal: Refusal) -> None:
     """Check the shape of a refusal, the headers of every answer, and that no input is echoed unescaped."""
     status, code, reason = refusal
     error = got.error
@@ -145,21 +145,23 @@ def inspect(got: Got, refusal: Refusal) -> None:
     assert not any(name.startswith("access-control") for name in got.headers)
 
 
-async def last_call(house: RunningGateway) -> int:
+async def last_call(running: RunningGateway) -> int:
     """Return the number of the last call that X received."""
-    calls = (await house.x.get("/_sandbox/calls")).json()["calls"]
+    calls = (await running.x.get("/_sandbox/calls")).json()["calls"]
     return int(calls[-1]["n"]) if calls else 0
 
 
-async def judge(house: RunningGateway, sent: Sent, refusal: Refusal | None, key: str | None = None) -> Got:
+async def judge(
+    running: RunningGateway, sent: RawRequest, refusal: Refusal | None, key: str | None = None
+) -> RawResponse:
     """Send a row's request and check its answer. A refusal must not reach X; None means that the call is served."""
-    before = await last_call(house)
-    got = await exchange(house, sent, key)
+    before = await last_call(running)
+    got = await exchange(running, sent, key)
     if refusal is None:
         assert got.status == 200, got.body
         return got
     inspect(got, refusal)
-    assert await last_call(house) == before, "X was called"
+    assert await last_call(running) == before, "X was called"
     return got
 
 

@@ -36,7 +36,7 @@ END_S = 45
 NOWHERE = "http://127.0.0.1:9"
 """The public URL, where nothing listens: a test sends each callback to the replica it chooses."""
 
-METRICS_TOKEN = "fleet-metrics-token"
+METRICS_TOKEN = "cluster-metrics-token"
 PLENTY = 1_000_000
 UNLIKE = "DELETE /2/users/{id}/likes/{tweet_id}"
 NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY, UNLIKE: PLENTY}}
@@ -58,7 +58,7 @@ class Replica:
 
 
 @dataclass
-class Fleet:
+class Cluster:
     """The replicas and their clients. `keys` works on the database as the command line does."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def built(
         cls, folder: Path, postgres: Postgres, redis: Redis | None, replicas: int = 3, **settings: str
-    ) -> AsyncIterator[Fleet]:
+    ) -> AsyncIterator[Cluster]:
         """Migrate a new database, start the replicas, and stop them. `settings` are the gateways', in upper case."""
         async with contextlib.AsyncExitStack() as stack:
             sandbox = create_sandbox()
@@ -100,10 +100,10 @@ class Fleet:
             x = await stack.enter_async_context(httpx2.AsyncClient(base_url=x_url, timeout=30, limits=CONNECTIONS))
             (await x.post("/_sandbox/config", json=NO_LIMITS)).raise_for_status()
             client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=CONNECTIONS))
-            fleet = cls(folder, environment, Keys(database, Clock()), x, client)
-            stack.push_async_callback(fleet.close)
-            fleet.replicas += await asyncio.gather(*(fleet.start(str(number)) for number in range(replicas)))
-            yield fleet
+            cluster = cls(folder, environment, Keys(database, Clock()), x, client)
+            stack.push_async_callback(cluster.close)
+            cluster.replicas += await asyncio.gather(*(cluster.start(str(number)) for number in range(replicas)))
+            yield cluster
 
     async def start(self, name: str, port: int = 0, **settings: str) -> Replica:
         """Start one more gateway, on a free port or the given one, and return once it answers."""

@@ -1,4 +1,4 @@
-"""What every test has: traffic to loopback only, and a gateway with a sandbox on real sockets."""
+"""Fixtures of every test: traffic to loopback only, and a gateway with a sandbox on real sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuse to connect anywhere else, whatever library asks (PEP 578)."""
+    """Fail on a connection to any other machine, by any library (PEP 578)."""
     if event != "socket.connect" or not isinstance(arguments[1], tuple):
         return
     host = str(arguments[1][0])
@@ -34,20 +34,20 @@ sys.addaudithook(_only_loopback)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """One PostgreSQL server for all tests of a process; each makes itself a database. Who stops it starts it again."""
+    """Start one PostgreSQL server per test process; each test creates a database. A test that stops it restarts it."""
     with closing(Postgres()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[Redis]:
-    """One Redis server for all tests of a process. Who stops it starts it again, and who fills it uses its own keys."""
+    """Start one Redis server per test process. A test that stops it restarts it; each test uses its own keys."""
     with closing(Redis()) as server:
         yield server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `engines` once on each of them."""
+    """Run a test marked `engines` once on each of them."""
     marker = metafunc.definition.get_closest_marker("engines")
     if marker is not None and "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", marker.args)
@@ -55,13 +55,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def engine() -> str:
-    """What the store runs on: sqlite, or what the mark `engines` says."""
+    """Return the store's engine: sqlite, or the one set by the mark `engines`."""
     return "sqlite"
 
 
 @pytest.fixture(scope="session")
 def prepared(postgres: Postgres) -> str:
-    """A database with our tables, to be copied: that takes a tenth of the time that making them takes."""
+    """Create a template database with the schema: a copy takes a tenth of the time of a migration."""
 
     async def prepare(url: str) -> None:
         database = Database(url)
@@ -75,7 +75,7 @@ def prepared(postgres: Postgres) -> str:
 
 @pytest.fixture
 def empty_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """A test's own database, without tables."""
+    """Return the URL of the test's own database, without tables."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path / 'birdwire.db'}"
     return str(request.getfixturevalue("postgres").database())
@@ -83,7 +83,7 @@ def empty_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> st
 
 @pytest.fixture
 def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """A test's own database, new."""
+    """Return the URL of the test's own new database."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path / 'birdwire.db'}"
     template = request.getfixturevalue("prepared")
@@ -91,35 +91,35 @@ def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path, database_url: str) -> AsyncIterator[RunningGateway]:
-    """A fresh gateway and sandbox, with one key and nothing linked."""
+async def running(tmp_path: Path, database_url: str) -> AsyncIterator[RunningGateway]:
+    """Start a fresh gateway and sandbox, with one key and no linked account."""
     async with RunningGateway.built(tmp_path, database_url=database_url) as built:
         yield built
 
 
 @pytest_asyncio.fixture
-async def linked(house: RunningGateway) -> RunningGateway:
-    """The same, with ada linked to the key."""
-    await house.link("ada")
-    return house
+async def linked(running: RunningGateway) -> RunningGateway:
+    """Link ada to the key of the fresh gateway."""
+    await running.link("ada")
+    return running
 
 
 @pytest_asyncio.fixture
 async def confirming(tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A house whose links wait for the key's holder."""
+    """Start a gateway whose links wait for confirmation by the key's holder."""
     async with RunningGateway.built(tmp_path, link_mode="confirm") as built:
         yield built
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
-async def shared_house(
+async def shared_gateway(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> AsyncIterator[RunningGateway]:
-    """One linked house for a whole module of tests that leave no trace, by the lane and by the app alone.
+    """Start one linked gateway for a module of tests without side effects, through the lane and the app alone.
 
-    Its limit is out of the way.
+    Its rate limit is high enough not to interfere.
     """
     lane = request.param == "lane"
-    async with RunningGateway.built(tmp_path_factory.mktemp("house"), rpm=1_000_000, lane=lane) as built:
+    async with RunningGateway.built(tmp_path_factory.mktemp("running"), rpm=1_000_000, lane=lane) as built:
         await built.link("ada")
         yield built

@@ -1,4 +1,4 @@
-"""A headless Chromium on loopback. Where there is none, the tests say so aloud; in CI they fail."""
+"""A headless Chromium on loopback. Without Chromium the tests are skipped with a warning; in CI they fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS = [
 
 @pytest_asyncio.fixture
 async def browser() -> AsyncIterator[Browser]:
-    """The browser, which asks no network but this machine for anything."""
+    """Start the browser, which connects to this machine only."""
     if CHROMIUM is None:
         if os.environ.get("CI") == "true":
             pytest.fail("there is no Chromium, and CI must run the browser tests")
@@ -40,14 +40,14 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A fresh page without scripts: nothing here may need them."""
+    """Open a fresh page without scripts: no page of Birdwire may need them."""
     context = await browser.new_context(java_script_enabled=False)
     yield await context.new_page()
     await context.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A skipped line is easily missed: say it in red."""
+    """Print a warning in red, because a skipped test is easily missed."""
     skipped = [report for report in terminalreporter.getreports("skipped") if "tests/browser" in report.nodeid]
     if skipped:
         terminalreporter.write_line(

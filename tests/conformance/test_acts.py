@@ -43,7 +43,7 @@ class Listener:
         return [json.loads(line)["subject"] for line in self._log.getvalue().splitlines()]
 
     async def hear(self, number: int) -> list[str]:
-        """Go round until so many acts are logged."""
+        """Run rounds until this many acts are logged."""
         async with asyncio.timeout(20):
             while len(self.subjects()) < number:
                 await self.acts.round()
@@ -67,7 +67,7 @@ async def act(connection: AsyncConnection, subject: str) -> None:
     await acts.append(connection, Clock().now(), BY, "key.changed", subject)
 
 
-async def test_each_gateway_logs_what_any_process_commits_and_nothing_of_before(database_url: str) -> None:
+async def test_each_gateway_logs_acts_that_any_process_commits_after_its_start(database_url: str) -> None:
     """Two gateways and a command line; what was rolled back is not logged."""
     async with opened(database_url) as first, opened(database_url) as second, opened(database_url) as other:
         async with other.write() as connection:
@@ -91,7 +91,7 @@ async def test_each_gateway_logs_what_any_process_commits_and_nothing_of_before(
             assert listener.subjects() == ["one", "two", "three"]
 
 
-async def test_without_news_nothing_is_read(database_url: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_read_without_changes(database_url: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of a gateway at rest costs what the feed costs."""
     if engine != "sqlite":
         monkeypatch.setattr("birdwire.store.engines.pg_notifications.PgNotifications.changed", lambda _: frozenset())

@@ -1,4 +1,4 @@
-"""Caches learn at once what another process changed, and are not trusted when they could not."""
+"""Caches learn of changes by other processes immediately, and are not trusted while they cannot."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ async def other(database_url: str) -> AsyncIterator[Database]:
 
 
 async def settled(database: Database) -> None:
-    """Ask until all is told."""
+    """Poll until every change has been reported."""
     async with asyncio.timeout(20):
         while database.changed():  # noqa: ASYNC110 - a server answers
             await asyncio.sleep(0)
 
 
 async def told(database: Database) -> object:
-    """The next that is told."""
+    """Return the next reported change."""
     async with asyncio.timeout(20):
         while not (changed := database.changed()):  # noqa: ASYNC110 - another process tells
             await asyncio.sleep(0)
@@ -102,7 +102,7 @@ CHANGES: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
 
 @pytest.mark.trust("G4")
 @pytest.mark.parametrize("change", CHANGES)
-async def test_what_another_process_changes_is_told(
+async def test_a_change_by_another_process_is_reported(
     gateway: Database, other: Database, engine: str, change: str
 ) -> None:
     """On one file at the very next question, on PostgreSQL as soon as the notification is here."""
@@ -112,8 +112,8 @@ async def test_what_another_process_changes_is_told(
     assert not gateway.changed()
 
 
-async def test_what_is_taken_back_is_not_told(gateway: Database, other: Database) -> None:
-    """A change is told with its commit."""
+async def test_a_rolled_back_change_is_not_announced(gateway: Database, other: Database) -> None:
+    """A change is announced with its commit."""
 
     async def fail() -> None:
         async with other.write() as connection:
@@ -127,7 +127,7 @@ async def test_what_is_taken_back_is_not_told(gateway: Database, other: Database
     assert await told(gateway) == {KEY}
 
 
-async def test_what_came_late_is_told_by_nobody(gateway: Database, other: Database) -> None:
+async def test_a_write_for_an_old_generation_announces_no_change(gateway: Database, other: Database) -> None:
     """A write that finds another generation changes nothing."""
     async with other.write() as connection:
         assert not await x_sessions.change(connection, "xs_1", 9, {"gen": 10})
@@ -143,7 +143,7 @@ async def test_the_first_answer_is_that_everything_may_have_changed(gateway: Dat
 
 
 @pytest.mark.engines("sqlite")
-async def test_who_was_away_for_too_long_trusts_nothing(gateway: Database, other: Database) -> None:
+async def test_a_process_behind_the_trimmed_change_feed_drops_its_caches(gateway: Database, other: Database) -> None:
     """The past is trimmed; a process stopped meanwhile must not take the rest for all."""
     async with other.write() as connection:
         for number in range(3):
@@ -180,7 +180,7 @@ async def test_saves_in_one_transaction_trim_the_past_too(gateway: Database) -> 
 
 @pytest.mark.engines("sqlite")
 async def test_a_file_that_cannot_be_asked_makes_no_cache_trusted(database_url: str) -> None:
-    """There is no such table, or no such file: whatever it is, nothing is known."""
+    """The table or the file is missing; either way nothing is known."""
     database = Database(database_url)
     assert [database.changed(), database.changed()] == [ALL, ALL]
     await database.close()
@@ -189,7 +189,7 @@ async def test_a_file_that_cannot_be_asked_makes_no_cache_trusted(database_url: 
 @pytest.mark.engines("postgres")
 @pytest.mark.trust("G4")
 async def test_a_lost_listener_makes_no_cache_trusted(gateway: Database, other: Database) -> None:
-    """What is said while nobody listens is made good by distrust, once it listens again."""
+    """Changes missed while the listener is down are covered by distrust once it listens again."""
     async with other.write() as connection:
         await connection.execute(text(f"SELECT pg_terminate_backend(pid) {LISTENERS}"))
     assert await told(gateway) is ALL
@@ -201,7 +201,7 @@ async def test_a_lost_listener_makes_no_cache_trusted(gateway: Database, other: 
 
 @pytest.mark.engines("postgres")
 @pytest.mark.trust("F15", "G4")
-async def test_while_the_server_is_away_no_cache_is_trusted(gateway: Database, postgres: Postgres) -> None:
+async def test_no_cache_is_trusted_while_the_server_is_unavailable(gateway: Database, postgres: Postgres) -> None:
     """A revoked key must not live on in a memory; afterwards all is heard again."""
     postgres.stop()
     try:
@@ -215,7 +215,7 @@ async def test_while_the_server_is_away_no_cache_is_trusted(gateway: Database, p
 @pytest.mark.engines("postgres")
 @pytest.mark.trust("G4")
 async def test_a_listener_that_hears_nothing_is_noticed(gateway: Database, other: Database) -> None:
-    """A connection whose other end is gone without a word looks alive: only an answer proves it."""
+    """A connection whose peer vanished silently looks alive: only an answer proves that it is."""
     async with other.read() as connection:
         process = (await connection.execute(text(f"SELECT pid {LISTENERS}"))).scalar_one()
     os.kill(process, signal.SIGSTOP)
@@ -227,7 +227,7 @@ async def test_a_listener_that_hears_nothing_is_noticed(gateway: Database, other
 
 
 @pytest.mark.engines("postgres")
-async def test_nobody_listens_who_was_never_asked(gateway: Database, other: Database) -> None:
+async def test_short_commands_open_no_listener(gateway: Database, other: Database) -> None:
     """Commands of a moment open no connection for it, and a gateway just one."""
     await settled(gateway)
     async with other.read() as connection:

@@ -42,7 +42,7 @@ LABELS = {
 
 @pytest_asyncio.fixture
 async def vault(tmp_path: Path) -> Vault:
-    """The vault of the old database, whose file lies beside the key."""
+    """Return the vault of the old database, whose key file is next to it."""
     first_schema.unpack(tmp_path)
     return Vault(read_key_file(tmp_path / "vault.key"))
 
@@ -162,7 +162,7 @@ async def test_an_older_pair_does_not_open_once_all_are_resealed(old: Database, 
     assert await pairs_of(old, vault) == (21, 1)
 
 
-async def test_a_pair_that_cannot_be_opened_does_not_hold_up_the_start(old: Database, vault: Vault) -> None:
+async def test_a_pair_that_cannot_be_opened_does_not_block_the_start(old: Database, vault: Vault) -> None:
     """It is counted, and left as it is."""
     await old.prepare(upgrade=True)
     async with old.write() as connection:
@@ -175,7 +175,7 @@ async def test_a_pair_that_cannot_be_opened_does_not_hold_up_the_start(old: Data
 
 
 async def test_the_vault_key_can_be_changed_before_the_first_start(old: Database, vault: Vault, tmp_path: Path) -> None:
-    """The values of the older version are resealed with the new key, and the old one is needed by nobody."""
+    """The older version's values are resealed with the new key, and the old key is no longer needed."""
     await old.prepare(upgrade=True)
     new = Vault(create_key_file(tmp_path / "new.key"))
     both = Vault(read_key_file(tmp_path / "new.key"), read_key_file(tmp_path / "vault.key"))

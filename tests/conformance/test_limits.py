@@ -46,7 +46,7 @@ class Counters:
         return allowance
 
     async def granted(self, times: int, rpm: int, name: str = "key_a") -> int:
-        """How many of so many calls at once, spread over the takers, are granted."""
+        """Make this many concurrent calls, spread over the takers, and return how many are granted."""
         return sum([answer.granted for answer in await asyncio.gather(*(self.take(rpm, name) for _ in range(times)))])
 
     def advance(self, seconds: int) -> None:
@@ -103,13 +103,13 @@ async def test_a_call_leaves_after_a_minute_and_not_before(three: Counters) -> N
 
 
 async def test_a_refused_call_is_not_counted(three: Counters) -> None:
-    """Who waits as told is served, however often they asked."""
+    """A caller that waits for the stated time is served, however often it called before."""
     assert await three.granted(50, 2) == 2
     three.advance(WINDOW_S)
     assert await three.granted(50, 2) == 2
 
 
-async def test_a_raised_limit_holds_at_once_and_a_lowered_one_too(three: Counters) -> None:
+async def test_a_raised_or_lowered_limit_applies_immediately(three: Counters) -> None:
     """With a lowered one, the reset is when fewer calls are left than it allows."""
     for _ in range(5):
         assert (await three.take(5)).granted
@@ -122,7 +122,7 @@ async def test_a_raised_limit_holds_at_once_and_a_lowered_one_too(three: Counter
     assert (await three.take(2)).granted
 
 
-async def test_the_answer_says_what_is_left_and_when_the_oldest_leaves(three: Counters) -> None:
+async def test_the_answer_states_the_remaining_calls_and_the_reset(three: Counters) -> None:
     """In whole seconds, never too early; the reset as a duration and as a time agree."""
     first = await three.take(3)
     assert (first.granted, first.limit, first.remaining, first.reset_in_s) == (True, 3, 2, 60)
@@ -135,7 +135,7 @@ async def test_the_answer_says_what_is_left_and_when_the_oldest_leaves(three: Co
     assert not any(name == "x-ratelimit-degraded" for name, _ in second.headers())
 
 
-async def test_names_have_nothing_to_do_with_each_other(three: Counters) -> None:
+async def test_each_name_has_its_own_limit(three: Counters) -> None:
     """One key's flood is its own."""
     assert await three.granted(20, 5, "key_a") == 5
     assert await three.granted(20, 7, "key_b") == 7
@@ -148,7 +148,7 @@ async def test_names_have_nothing_to_do_with_each_other(three: Counters) -> None
     )
 )
 @pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_it_is_what_a_naive_count_would_be(kind: str, redis: Redis, steps: list[tuple[int, str, int]]) -> None:
+def test_the_limiter_matches_a_naive_count_of_calls(kind: str, redis: Redis, steps: list[tuple[int, str, int]]) -> None:
     """A list of all calls, counted again each time, grants the same and leaves the same."""
 
     async def check() -> None:
@@ -169,7 +169,7 @@ def test_it_is_what_a_naive_count_would_be(kind: str, redis: Redis, steps: list[
 
 
 async def test_memory_follows_the_calls_of_the_last_minute(redis: Redis) -> None:
-    """A thousand callers who went leave nothing: neither here, nor in Redis, which forgets by itself."""
+    """A thousand inactive callers leave nothing in memory or in Redis, where entries expire."""
     clock = MovableClock()
     local = LocalRateLimit(clock)
     for number in range(1_000):
@@ -205,7 +205,7 @@ async def test_a_big_key_costs_hardly_more_than_a_small_one(redis: Redis) -> Non
 
 
 @pytest.mark.parametrize(("ahead_s", "granted"), [(30, 0), (90, 2)])
-async def test_a_clock_of_redis_set_back_locks_nobody_out_for_long(redis: Redis, ahead_s: int, granted: int) -> None:
+async def test_setting_the_clock_of_redis_back_blocks_no_key_for_long(redis: Redis, ahead_s: int, granted: int) -> None:
     """Times yet to come still count, unless they are more than a minute off: then counting starts over."""
     async with counters("redis", redis) as three:
         assert await three.granted(2, 2) == 2
@@ -213,7 +213,7 @@ async def test_a_clock_of_redis_set_back_locks_nobody_out_for_long(redis: Redis,
         assert await three.granted(5, 2) == granted
 
 
-async def test_the_name_for_bad_keys_is_what_one_subscriber_has() -> None:
+async def test_failed_keys_are_limited_by_ipv4_address_or_ipv6_64() -> None:
     """An IPv4 address; of IPv6 the /64, or a guesser would have 2^64 of them."""
     assert failures_from("192.0.2.7") != failures_from("192.0.2.8")
     assert failures_from("2001:db8:1:2::1") == failures_from("2001:db8:1:2:ffff::9")

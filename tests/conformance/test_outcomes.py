@@ -1,4 +1,4 @@
-"""The journal and the Idempotency-Keys on both engines: who may do what, when a process is slow or the store away."""
+"""The journal and Idempotency-Keys on both engines, with slow processes and an unavailable store."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Process:
         return self.journal.open(Entry(request_id, self.key_id, "1", operation, "", b"asked", 15_000, None))
 
     async def vanish(self) -> None:
-        """Others take this process for dead: its row is gone, and it has not noticed."""
+        """Other processes consider this one dead: its row is deleted, and it has not noticed."""
         await self.presence.close()
 
 
@@ -103,8 +103,8 @@ def reason(error: pytest.ExceptionInfo[GatewayError]) -> str:
     return error.value.reason
 
 
-async def test_what_runs_anywhere_is_in_flight_everywhere(both: tuple[Process, Process]) -> None:
-    """Told from the row of its process, not from memory."""
+async def test_a_call_running_in_one_process_is_in_flight_in_all(both: tuple[Process, Process]) -> None:
+    """The state comes from the row of its process, not from memory."""
     first, second = both
     with first.presence.running("req_1"):
         assert await first.once.begin(first.named("req_1")) is None
@@ -116,7 +116,7 @@ async def test_what_runs_anywhere_is_in_flight_everywhere(both: tuple[Process, P
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
-async def test_what_a_dead_process_had_not_sent_is_done_by_another(
+async def test_a_call_that_a_dead_process_had_not_sent_is_taken_over(
     both: tuple[Process, Process],
     repeatable: bool,  # noqa: FBT001 - a parameter
 ) -> None:
@@ -128,7 +128,7 @@ async def test_what_a_dead_process_had_not_sent_is_done_by_another(
         assert await second.once.begin(second.named("req_2", repeatable=repeatable)) is None
 
 
-async def test_what_a_dead_process_may_have_sent_is_unknown(both: tuple[Process, Process]) -> None:
+async def test_a_call_that_a_dead_process_may_have_sent_is_unknown(both: tuple[Process, Process]) -> None:
     """It stands in the journal."""
     first, second = both
     with first.presence.running("req_1"):
@@ -140,7 +140,7 @@ async def test_what_a_dead_process_may_have_sent_is_unknown(both: tuple[Process,
         assert reason(error) == "outcome_unknown"
 
 
-async def test_a_process_that_was_only_slow_does_not_send_what_another_took_over(both: tuple[Process, Process]) -> None:
+async def test_a_slow_process_does_not_send_a_call_that_another_took_over(both: tuple[Process, Process]) -> None:
     """It looks whether the name is still its own, after it has written that it is about to send."""
     first, second = both
     with first.presence.running("req_1"):
@@ -194,7 +194,7 @@ async def test_the_end_of_an_attempt_decides_what_the_next_call_under_its_name_g
     assert found == again
 
 
-async def test_fifty_that_take_over_are_one(both: tuple[Process, Process]) -> None:
+async def test_one_of_fifty_concurrent_takeovers_wins(both: tuple[Process, Process]) -> None:
     """The others hear that it runs."""
     first, second = both
     await first.once.begin(first.named("req_0"))
@@ -212,7 +212,7 @@ async def test_fifty_that_take_over_are_one(both: tuple[Process, Process]) -> No
 
 @pytest.mark.trust("F10")
 async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
-    """Without a store nothing that must not be repeated begins; the rest goes on, until there is no more room."""
+    """Without a store no unsafe call starts; the others continue until the queue is full."""
     (tmp_path / "empty.db").touch(mode=0o600)
     database, clock, vault = Database(f"sqlite:///{tmp_path / 'empty.db'}"), MovableClock(), Vault(bytes(32))
     journal = a_journal(database, vault, clock)
@@ -280,7 +280,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> N
     assert "private" not in log.getvalue()
 
 
-async def test_old_rows_go_and_new_ones_stay(both: tuple[Process, Process]) -> None:
+async def test_old_rows_are_deleted_and_new_ones_kept(both: tuple[Process, Process]) -> None:
     """By the days that the operator chose."""
     first, _ = both
     old, new = "req_01K00000000000000000000000", "req_7ZZZZZZZZZZZZZZZZZZZZZZZZZ"
@@ -293,7 +293,7 @@ async def test_old_rows_go_and_new_ones_stay(both: tuple[Process, Process]) -> N
     assert await first.journal.find(new) is not None
 
 
-async def test_the_words_of_a_post_are_sealed_and_told_to_who_asks(both: tuple[Process, Process]) -> None:
+async def test_post_text_is_sealed_at_rest_and_returned_to_its_key(both: tuple[Process, Process]) -> None:
     """Not in the data of the row, which anybody with the file could read."""
     first, second = both
     record = first.record("req_1")
@@ -304,7 +304,7 @@ async def test_the_words_of_a_post_are_sealed_and_told_to_who_asks(both: tuple[P
     assert b"private" not in found.words_ct
 
 
-async def test_who_cannot_look_whether_the_name_is_its_own_sends_nothing(tmp_path: Path) -> None:
+async def test_nothing_is_sent_if_the_idempotency_key_cannot_be_checked(tmp_path: Path) -> None:
     """The refusal is one of our own, so that the journal says that nothing was sent."""
     database, clock, vault = (
         Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}"),

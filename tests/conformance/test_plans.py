@@ -148,7 +148,7 @@ def whole(steps: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_what_runs_by_itself_reads_no_table_whole(database: Database, name: str) -> None:
+async def test_background_work_scans_no_whole_table(database: Database, name: str) -> None:
     """With a million sessions and ten million rows, neither a start nor a round of the chores takes longer."""
     with overheard() as heard:
         async with database.write() as connection:

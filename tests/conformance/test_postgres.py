@@ -71,7 +71,7 @@ class Wire:
     cuts: int = 0
     opened: int = 0
     dead: int = 0
-    """The first so many connections carry nothing any more, as behind a firewall that has forgotten them."""
+    """The first N connections silently drop all data, as behind a firewall that has forgotten them."""
 
     swallowed: list[bytes] = field(default_factory=list)
     carrying: set[asyncio.Task[None]] = field(default_factory=set)
@@ -163,7 +163,7 @@ async def has(database: Database, key_id: str) -> bool:
 
 @pytest.mark.trust("F16")
 @pytest.mark.parametrize("cut", ["before", "after"])
-async def test_a_commit_whose_answer_is_lost_is_told_as_it_was(
+async def test_a_commit_whose_answer_is_lost_is_reported_correctly(
     over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
 ) -> None:
     """PostgreSQL knows what became of the transaction: the block ends well or says that nothing was changed."""
@@ -184,7 +184,7 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_it_was(
 
 @pytest.mark.trust("F16")
 @pytest.mark.parametrize("cut", ["before", "after"])
-async def test_rows_whose_commits_answer_is_lost_are_told_as_they_are(
+async def test_rows_whose_commits_answer_is_lost_are_reported_correctly(
     over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
 ) -> None:
     """No row is said to be there that is not, and none is said to be lost that is there."""
@@ -266,7 +266,7 @@ async def test_appends_that_meet_a_deadlock_are_written_again(database: Database
 
 @pytest.mark.trust("F12")
 async def test_a_database_that_takes_no_writes_is_not_ready(database: Database, database_url: str) -> None:
-    """A standby, or a server told to be read only, answers reads: that is not enough."""
+    """A standby or a read-only server answers reads, which is not enough."""
     name = urlsplit(database_url).path[1:]
     async with database.write() as connection:
         await connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
@@ -278,29 +278,29 @@ async def test_a_database_that_takes_no_writes_is_not_ready(database: Database, 
 
 
 @pytest.mark.trust("F15")
-async def test_a_gateway_says_that_its_database_is_away_and_comes_back_with_it(
+async def test_a_gateway_reports_an_unavailable_database_and_recovers_with_it(
     tmp_path: Path, postgres: Postgres, database_url: str
 ) -> None:
     """Not ready, 503 with Retry-After and an outcome that is sure; then all goes on as if nothing had been."""
-    async with RunningGateway.built(tmp_path, database_url=database_url) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path, database_url=database_url) as running:
+        await running.link("ada")
         with stopped(postgres):
-            ready, like = await house.bare.get("/readyz"), await house.like()
+            ready, like = await running.bare.get("/readyz"), await running.like()
             assert [answer.status_code for answer in (ready, like)] == [503, 503]
             assert {answer.json()["error"]["code"] for answer in (ready, like)} == {"storage_unavailable"}
             assert 0 < int(like.headers["retry-after"]) <= 5
-            assert await house.calls("/2/users/", method="POST") == []
-            assert (await house.bare.get("/livez")).status_code == 200
+            assert await running.calls("/2/users/", method="POST") == []
+            assert (await running.bare.get("/livez")).status_code == 200
 
         async def answers() -> bool:
-            return (await house.bare.get("/readyz")).status_code == 200 and (await house.like()).status_code == 200
+            return (await running.bare.get("/readyz")).status_code == 200 and (await running.like()).status_code == 200
 
         await until(answers)
-        assert PASSWORD not in house.log.getvalue()
+        assert PASSWORD not in running.log.getvalue()
 
 
 @pytest.mark.trust("G7")
-async def test_the_password_of_the_database_is_told_nowhere(tmp_path: Path) -> None:
+async def test_the_database_password_is_disclosed_nowhere(tmp_path: Path) -> None:
     """Not in the settings' text, nor in a refusal, nor by a command."""
     with bound() as listener:
         place = f"127.0.0.1:{listener.getsockname()[1]}/birdwire"
@@ -318,7 +318,7 @@ async def test_the_password_of_the_database_is_told_nowhere(tmp_path: Path) -> N
 
 
 async def test_commands_work_on_a_server_as_on_a_file(empty_url: str) -> None:
-    """Migrate, keys and check, beside whatever gateways serve it."""
+    """Migrate, keys and check run alongside running gateways."""
 
     async def run(*words: str) -> str:
         environment = {"BIRDWIRE_DATABASE_URL": empty_url, "BIRDWIRE_X_CLIENT_ID": "app"}
@@ -378,7 +378,7 @@ async def test_a_row_too_large_for_an_index_fails_alone(database: Database) -> N
     assert [type(result) for result in results] == [type(None), RowRefusedError, type(None)]
 
 
-async def test_a_connection_that_was_dropped_without_a_word_is_replaced_before_it_is_used(
+async def test_a_silently_dropped_connection_is_replaced_before_it_is_used(
     over_the_wire: Database, database: Database, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pair that waits to be stored waits for a probe, not for the end of all patience."""

@@ -73,7 +73,7 @@ async def count(database: Database) -> int:
 
 
 async def test_a_new_file_is_the_owners_alone(tmp_path: Path) -> None:
-    """Nobody else on the machine reads it."""
+    """No other user of the machine can read it."""
     async with opened(tmp_path / "birdwire.db") as database:
         await database.prepare(upgrade=False)
     assert modes(tmp_path) == {0o600}
@@ -106,7 +106,7 @@ async def test_a_damaged_file_is_refused_and_left_alone(file: Path, place: str) 
 
 
 @pytest.mark.trust("F14")
-async def test_rows_wait_for_another_process_without_holding_up_the_loop(file: Path) -> None:
+async def test_rows_wait_for_another_process_without_blocking_the_loop(file: Path) -> None:
     """A command that writes for a while delays the rows, and nothing else."""
     async with opened(file) as database:
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
@@ -122,7 +122,7 @@ async def test_rows_wait_for_another_process_without_holding_up_the_loop(file: P
 
 
 @pytest.mark.trust("F14")
-async def test_what_waits_behind_another_process_waits_five_seconds_in_all(file: Path) -> None:
+async def test_waits_for_another_process_do_not_add_up_beyond_five_seconds(file: Path) -> None:
     """Ten transactions, rows and a saved pair wait together, and the waits do not add up."""
 
     async def waited(writing: Awaitable[object]) -> float:
@@ -221,7 +221,7 @@ async def test_a_file_that_cannot_be_opened_is_not_ready(tmp_path: Path) -> None
             await database.ready(journal.SETTLE)
 
 
-async def test_more_rows_than_can_wait_are_refused_at_once(file: Path) -> None:
+async def test_rows_beyond_the_queue_limit_are_refused_immediately(file: Path) -> None:
     """A disk that stands still costs refusals, not memory."""
     async with opened(file) as database:
         rows = (database.append(journal.ADD, an_entry(2_000 + number)) for number in range(MAX_QUEUED + 7))
@@ -271,7 +271,7 @@ async def test_a_file_has_the_very_name_that_the_settings_give(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("gone", ["moved", "deleted"])
-async def test_a_file_that_is_gone_is_noticed(tmp_path: Path, gone: str) -> None:
+async def test_a_deleted_file_is_noticed(tmp_path: Path, gone: str) -> None:
     """Writes would go on into a file that no start would find again."""
     path = tmp_path / "birdwire.db"
     async with opened(path) as database:
@@ -285,7 +285,7 @@ async def test_a_file_that_is_gone_is_noticed(tmp_path: Path, gone: str) -> None
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
-async def test_what_lies_beside_the_file_must_be_private_too(tmp_path: Path, suffix: str) -> None:
+async def test_files_alongside_the_database_must_be_private_too(tmp_path: Path, suffix: str) -> None:
     """SQLite reads committed rows from there."""
     path = tmp_path / "birdwire.db"
     async with opened(path) as database:

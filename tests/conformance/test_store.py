@@ -48,7 +48,7 @@ class Pair:
         return (self.first, self.second)[number % 2]
 
     async def all_at_once(self, number: int, work: Callable[[Database], Awaitable[Any]]) -> list[Any]:
-        """The same work many times, a hundred at once, half of it by each."""
+        """Run the same work many times, a hundred concurrently, half in each process."""
         room = asyncio.Semaphore(100)
 
         async def one(turn: int) -> Any:
@@ -102,7 +102,7 @@ async def entries(database: Database) -> dict[str, Any]:
         return {row.request_id: row for row in rows}
 
 
-async def test_what_one_process_wrote_another_reads_as_it_was(pair: Pair) -> None:
+async def test_a_process_reads_exactly_what_another_wrote(pair: Pair) -> None:
     """Bytes, times to the microsecond, lists, words beyond ASCII, and nothing."""
     async with pair.first.write() as connection:
         await api_keys.add(connection, a_key(key_id="key_2", label="Zoë 🐦", expires_at=NOW))
@@ -160,7 +160,7 @@ async def test_a_generation_is_written_once(pair: Pair) -> None:
 
 @pytest.mark.trust("G12", "O1")
 async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
-    """A thousand callbacks at once make one exchange; those for whom there was no connection in time make none."""
+    """A thousand concurrent callbacks make one exchange; callbacks without a connection in time make none."""
     row = {"state_hash": b"s", "key_id": KEY, "issuer": "x", "redirect_uri": "r", "verifier_ct": b"v", "scopes": ""}
     async with pair.first.write() as connection:
         await link_states.add(connection, row | {"created_at": NOW, "expires_at": NOW})
@@ -175,8 +175,8 @@ async def test_a_state_is_taken_once_by_a_thousand(pair: Pair) -> None:
 
 
 @pytest.mark.trust("F40")
-async def test_a_call_by_name_begins_once(pair: Pair) -> None:
-    """Fifty with one Idempotency-Key at once: one is the first, and the others can see it."""
+async def test_a_call_with_an_idempotency_key_starts_once(pair: Pair) -> None:
+    """Of fifty concurrent calls with one Idempotency-Key, one is the first, and the others see it."""
     row = {"key_id": KEY, "name": "n", "asked": b"a", "repeatable": True, "state": "started", "created_at": NOW}
     row |= {"request_id": "req_1", "owner": "gw_1"}
 
@@ -190,7 +190,7 @@ async def test_a_call_by_name_begins_once(pair: Pair) -> None:
 
 
 async def test_a_daily_cap_is_exact(pair: Pair) -> None:
-    """Of fifty writes at once as many pass as the day has left, whichever process counts; the next day starts over."""
+    """Of fifty concurrent writes as many pass as the day has left, in either process; the next day starts over."""
 
     async def spend(database: Database, day: str = "2026-04-18") -> bool:
         async with database.write() as connection:
@@ -200,8 +200,8 @@ async def test_a_daily_cap_is_exact(pair: Pair) -> None:
     assert await spend(pair.first, "2026-04-19")
 
 
-async def test_what_hangs_on_a_key_changes_one_at_a_time(pair: Pair) -> None:
-    """Who looks before it changes begins with the key's row, and so loses nobody's change."""
+async def test_changes_to_one_key_are_serialised(pair: Pair) -> None:
+    """A change that reads first locks the key's row, and so loses no other change."""
 
     async def raise_limit(database: Database) -> None:
         async with database.write() as connection:
@@ -230,7 +230,7 @@ async def test_leases_are_counted_by_one_clock(pair: Pair, engine: str) -> None:
     assert (at - datetime.now(UTC) > timedelta(hours=12)) == (engine == "sqlite")
 
 
-async def test_an_appended_row_is_there_when_its_caller_goes_on(pair: Pair) -> None:
+async def test_an_append_returns_once_its_row_is_readable(pair: Pair) -> None:
     """Another process sees it, with its values as their columns keep them."""
     await pair.first.append(ADD, an_entry("req_1", settled_at=NOW))
     row = (await entries(pair.second))["req_1"]
@@ -283,8 +283,8 @@ async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
     assert len(await entries(pair.second)) == 27
 
 
-async def test_a_saved_change_says_whether_its_row_was_there_and_announces_its_key(pair: Pair) -> None:
-    """Many at once: those without a row change and announce nothing."""
+async def test_a_saved_change_reports_whether_its_row_existed_and_announces_its_key(pair: Pair) -> None:
+    """Of many concurrent changes, those without a row change and announce nothing."""
     await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(0, 40, 2)))
     await heard(pair.second, set())
     done = {"state": "refused", "data": None, "settled_at": NOW}
@@ -309,7 +309,7 @@ async def test_a_saved_change_that_is_refused_fails_alone(pair: Pair) -> None:
     assert results[:5] + results[6:] == [True] * 9
 
 
-async def test_all_who_are_saved_together_know_it_before_one_goes_on(pair: Pair) -> None:
+async def test_a_group_commit_notifies_all_waiters_before_any_continues(pair: Pair) -> None:
     """What a stored pair's call does next must not make another's time until the disk look longer."""
     await asyncio.gather(*(pair.first.append(ADD, an_entry(f"req_{number}", data=None)) for number in range(10)))
     order: list[str] = []
@@ -336,8 +336,8 @@ async def heard(database: Database, key_ids: set[str]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_caller_that_goes_away_takes_no_other_along(pair: Pair) -> None:
-    """Its row is written or not; those beside it are."""
+async def test_a_cancelled_caller_cancels_no_other(pair: Pair) -> None:
+    """Its own row may be written or not; the others are."""
     waiting = [asyncio.create_task(pair.first.append(ADD, an_entry(f"req_{number}"))) for number in range(10)]
     await asyncio.sleep(0)
     waiting[3].cancel()
@@ -346,7 +346,7 @@ async def test_a_caller_that_goes_away_takes_no_other_along(pair: Pair) -> None:
     assert len(await entries(pair.second)) >= 9
 
 
-async def test_closing_writes_what_waits_and_takes_no_more(pair: Pair, database_url: str) -> None:
+async def test_closing_writes_queued_rows_and_accepts_no_new_ones(pair: Pair, database_url: str) -> None:
     """Nothing that was taken is lost."""
     third = Database(database_url)
     waiting = asyncio.gather(*(third.append(ADD, an_entry(f"req_{number}")) for number in range(50)))
@@ -359,7 +359,7 @@ async def test_closing_writes_what_waits_and_takes_no_more(pair: Pair, database_
 
 
 @pytest.mark.trust("F48")
-async def test_any_number_may_make_a_new_database_ready_at_once(empty_url: str) -> None:
+async def test_any_number_of_processes_can_prepare_a_new_database_concurrently(empty_url: str) -> None:
     """Replicas start together: one makes the tables, the others find them."""
     databases = [Database(empty_url) for _ in range(6)]
     try:
@@ -397,7 +397,7 @@ async def test_a_database_of_something_else_is_refused(empty_url: str) -> None:
         await database.close()
 
 
-async def test_a_probe_says_whether_a_write_would_be_taken(pair: Pair) -> None:
+async def test_a_probe_reports_whether_a_write_would_be_accepted(pair: Pair) -> None:
     """A success holds for a second."""
     await pair.first.probe()
     await pair.first.probe()
@@ -405,8 +405,8 @@ async def test_a_probe_says_whether_a_write_would_be_taken(pair: Pair) -> None:
         assert (await connection.execute(select(1))).scalar() == 1
 
 
-async def test_an_append_that_breaks_leaves_nobody_waiting() -> None:
-    """A bug in the writing is told to those in the transaction, and to those who wait for the next."""
+async def test_a_failed_append_leaves_no_caller_waiting() -> None:
+    """A bug in the writer fails the callers of the transaction, and those that wait for the next."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def broken(take: Take, _: float) -> list[int]:

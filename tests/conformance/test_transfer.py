@@ -49,7 +49,7 @@ async def contents(url: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_every_table_is_moved_but_what_belongs_to_processes() -> None:
+def test_every_table_is_moved_except_those_of_processes() -> None:
     """A new table is in the list, or a reason stands here."""
     assert {table.name for table in TABLES} == set(metadata.tables) - {"changes", "processes"}
 
@@ -59,12 +59,12 @@ async def test_a_file_becomes_a_server(tmp_path: Path, empty_url: str) -> None:
     sandbox = create_sandbox()
     async with contextlib.AsyncExitStack() as every:
         x_url = await every.enter_async_context(serving(sandbox_config(sandbox)))
-        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
-            _, raw_key = await house.gateway.keys.create("test", "kept", "free", secret=None)
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            liked = (await house.like()).headers["x-request-id"]
-        before = await contents(house.settings.database_url)
+        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as running:
+            _, raw_key = await running.gateway.keys.create("test", "kept", "free", secret=None)
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            liked = (await running.like()).headers["x-request-id"]
+        before = await contents(running.settings.database_url)
         moved = await migrate(tmp_path, empty_url)
         assert moved.exit_code == 0, moved.stderr
         after = await contents(empty_url)
@@ -74,20 +74,20 @@ async def test_a_file_becomes_a_server(tmp_path: Path, empty_url: str) -> None:
         assert not (tmp_path / "birdwire.db").exists()
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, database_url=empty_url) as house,
+            gateway(tmp_path, sandbox, x_url, stack, database_url=empty_url) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.advance_x(7_300)
-            assert (await house.like()).status_code == 200
-            told = await house.client.get(f"/apis/v1/twitter/requests/{liked}")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.advance_x(7_300)
+            assert (await running.like()).status_code == 200
+            told = await running.client.get(f"/apis/v1/twitter/requests/{liked}")
             assert told.json()["state"] == "confirmed"
 
 
-async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url: str, house: RunningGateway) -> None:
+async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url: str, running: RunningGateway) -> None:
     """Into a database that is in use, with another vault key, or from no file: refused, and the file stays."""
     async with RunningGateway.built(tmp_path, database_url=f"sqlite:///{tmp_path / 'birdwire.db'}") as old:
         await old.link("ada")
-    used = await migrate(tmp_path, house.settings.database_url)
+    used = await migrate(tmp_path, running.settings.database_url)
     assert (used.exit_code, "is not empty" in used.stderr) == (2, True)
     with run_servers.alone(lock_of(tmp_path / "birdwire.db"), "", ""):
         served = await migrate(tmp_path, empty_url)
@@ -102,4 +102,4 @@ async def test_nothing_is_moved_where_it_does_not_fit(tmp_path: Path, empty_url:
     assert (missing.exit_code, "does not exist" in missing.stderr) == (2, True)
     file = await migrate(tmp_path, f"sqlite:///{tmp_path / 'third.db'}")
     assert (file.exit_code, "is an SQLite file, too" in file.stderr) == (2, True)
-    assert reason_of(await house.like()) == "x_not_linked"
+    assert reason_of(await running.like()) == "x_not_linked"

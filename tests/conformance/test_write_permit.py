@@ -103,7 +103,7 @@ async def test_the_pair_that_another_process_renewed_is_used(database_url: str) 
         one.check(newer)
 
 
-async def test_what_no_cache_can_hold_is_read_again_and_counts_for_a_second(database_url: str) -> None:
+async def test_without_a_change_feed_a_permit_is_read_again_and_valid_for_a_second(database_url: str) -> None:
     """While nothing is heard of the database, a call neither trusts what is older nor reads for ever."""
     async with processes(database_url, 1) as (clock, (here,)):
         raw_key = await linked(here)
@@ -124,7 +124,7 @@ async def test_what_no_cache_can_hold_is_read_again_and_counts_for_a_second(data
 
 
 async def test_what_the_cache_does_not_hold_counts_until_there_is_news(database_url: str) -> None:
-    """Of any key: then nobody can tell whose it was."""
+    """News of any key invalidates it, because the change may concern its own key."""
     async with processes(database_url, 1) as (clock, (here,)):
         raw_key = await linked(here)
         key, session = await admitted(here, raw_key)

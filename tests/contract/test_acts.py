@@ -1,4 +1,4 @@
-"""Who did what to keys and links: every command and route that changes one leaves an act, and none leaves two."""
+"""Acts on keys and links: every command and route that changes one records exactly one act."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
 from harness.acts import acts_of, recorded
 from harness.gateway import API, RunningGateway
-from harness.linking import begin, changed, land, press_undo, query_of, reason_of, undo_token
+from harness.linking import begin, changed, open_callback, press_undo, query_of, reason_of, undo_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +107,7 @@ def last(database: str) -> dict[str, Any]:
     return dict(run("log", "--acts", "--limit", "1", BIRDWIRE_DATABASE_URL=database)["acts"][0])
 
 
-def test_every_command_says_whether_it_leaves_an_act() -> None:
+def test_every_command_declares_whether_it_records_an_act() -> None:
     """A command that is in no table fails here, and then below for want of a way to try it."""
     local = {path for path, panel in commands() if panel in (RUN, OPERATE) or path[0] == "accounts"} - OVER_HTTP
     assert local == set(ACTS_OF_COMMANDS)
@@ -177,7 +177,7 @@ def test_a_command_that_writes_leaves_an_act_of_the_os_user(operated: Operated, 
 
 
 def test_an_act_records_the_changed_fields_alone(operated: Operated) -> None:
-    """Before and after; what was named and stays as it was is no change."""
+    """Before and after; a field set to its current value is not a change."""
     assert operated.acts["keys", "create"]["after"] == {"label": "audited", "tier": "free"}
     changed_key = operated.acts["keys", "change"]
     assert (changed_key["before"], changed_key["after"]) == ({"rpm": None}, {"rpm": 7})
@@ -185,7 +185,7 @@ def test_an_act_records_the_changed_fields_alone(operated: Operated) -> None:
     assert (set(started), started["expected_username"]) == ({"scopes", "expected_username"}, "ada")
 
 
-def test_sudo_names_the_person_behind_it_and_nobody_else_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sudo_uid_is_believed_from_root_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may claim anything anyway; another user's environment is not believed."""
     nobody = pwd.getpwnam("nobody")
     monkeypatch.setenv("SUDO_UID", str(nobody.pw_uid))
@@ -202,20 +202,20 @@ def test_sudo_names_the_person_behind_it_and_nobody_else_may(monkeypatch: pytest
 
 
 async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming: RunningGateway) -> None:
-    """Each route is in one of the two tables; the key's holder, the owner and the gateway are told apart."""
-    house = confirming
-    served = {f"{route.method} {route.path.removeprefix(API)}" for route in house.gateway.routes}
+    """Each route is in one of the two tables; the key's holder, the owner and the gateway are distinguished."""
+    running = confirming
+    served = {f"{route.method} {route.path.removeprefix(API)}" for route in running.gateway.routes}
     served = {name for name in served if not name.startswith("POST /") and not name.startswith("GET /apis")}
     assert served == set(ACTS_OF_ROUTES) | ROUTES_WITHOUT
-    holder, owner = (house.key_id, "http"), ("@ada", "page")
-    url = await house.consent("ada")
-    page = await house.bare.get(url, headers={"accept": "text/html"})
-    confirmed = await house.call("auth/confirm", {"state": query_of(url)["state"], "username": "ada"})
+    holder, owner = (running.key_id, "http"), ("@ada", "page")
+    url = await running.consent("ada")
+    page = await running.bare.get(url, headers={"accept": "text/html"})
+    confirmed = await running.call("auth/confirm", {"state": query_of(url)["state"], "username": "ada"})
     assert confirmed.status_code == 200
-    assert (await press_undo(house, page)).status_code == 200
-    await house.link("ada", {"expected_username": "ada"})
-    assert (await house.call("unlink_twitter")).status_code == 200
-    assert await acts_of(house) == [
+    assert (await press_undo(running, page)).status_code == 200
+    await running.link("ada", {"expected_username": "ada"})
+    assert (await running.call("unlink_twitter")).status_code == 200
+    assert await acts_of(running) == [
         ("key.created", "birdwire", "gateway"),
         ("link.started", *holder),
         ("link.approved", "account_owner", "page"),
@@ -227,11 +227,11 @@ async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming
         ("link.activated", *owner),
         ("link.unlinked", *holder),
     ]
-    last_act = (await recorded(house.settings.database_url))[-1]
+    last_act = (await recorded(running.settings.database_url))[-1]
     assert last_act["before"] == {"user_id": "2244994945", "username": "ada", "state": "active"}
 
 
-async def test_what_changes_nothing_leaves_no_act(linked: RunningGateway) -> None:
+async def test_a_call_that_changes_nothing_records_no_act(linked: RunningGateway) -> None:
     """Calls, look-ups, an unlink without a link, a second revocation, a change to what is."""
     await linked.call("unlink_twitter")
     before = await acts_of(linked)
@@ -261,49 +261,49 @@ async def test_a_link_that_the_gateway_ends_is_its_act(linked: RunningGateway) -
 
 
 async def test_the_end_of_a_link_that_was_never_in_use_has_its_cause(confirming: RunningGateway) -> None:
-    """Nobody confirmed it; its key may no longer link; its key expired before X named the account."""
-    house, whys = confirming, []
+    """The link was not confirmed, or its key lost the action, or its key expired before X named the account."""
+    running, whys = confirming, []
     for end in ("lapse", "narrow", "expire"):
-        await house.gateway.keys.change(house.key_id, actions=None)
+        await running.gateway.keys.change(running.key_id, actions=None)
         if end == "expire":
-            await house.fault("GET", "/2/users/me", {"status": 503})
-            await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(hours=1))
-        await house.link("ada")
+            await running.fault("GET", "/2/users/me", {"status": 503})
+            await running.gateway.keys.change(running.key_id, expires_at=running.clock.now() + timedelta(hours=1))
+        await running.link("ada")
         if end == "narrow":
-            await house.gateway.keys.change(house.key_id, actions=("like_twitter",))
-        house.clock.advance(minutes=11, days=2 if end == "expire" else 0)
-        await house.gateway.links.sweep()
-        newest = (await recorded(house.settings.database_url))[-1]
+            await running.gateway.keys.change(running.key_id, actions=("like_twitter",))
+        running.clock.advance(minutes=11, days=2 if end == "expire" else 0)
+        await running.gateway.links.sweep()
+        newest = (await recorded(running.settings.database_url))[-1]
         whys.append((newest["act"], newest["after"]["why"]))
     assert whys == [("link.expired", why) for why in ("not_confirmed", "key_may_not_link", "key_expired")]
 
 
-async def test_a_caller_cannot_fill_the_disk_with_acts(house: RunningGateway) -> None:
+async def test_a_caller_cannot_fill_the_disk_with_acts(running: RunningGateway) -> None:
     """Of links that are only started, some are recorded each ten minutes; the operator's own always are."""
     for _ in range(MAX_REPEATED + 3):
-        await begin(house)
-    assert [act for act, *_ in await acts_of(house)].count("link.started") == MAX_REPEATED
-    house.clock.advance(seconds=601)
-    await begin(house)
-    assert [act for act, *_ in await acts_of(house)].count("link.started") == MAX_REPEATED + 1
+        await begin(running)
+    assert [act for act, *_ in await acts_of(running)].count("link.started") == MAX_REPEATED
+    running.clock.advance(seconds=601)
+    await begin(running)
+    assert [act for act, *_ in await acts_of(running)].count("link.started") == MAX_REPEATED + 1
 
 
-async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(house: RunningGateway) -> None:
+async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(running: RunningGateway) -> None:
     """A link that was never in use is ended as often as it is started."""
-    await house.fault("GET", "/2/users/me", {"status": 503}, times=None)
+    await running.fault("GET", "/2/users/me", {"status": 503}, times=None)
     for _ in range(MAX_REPEATED + 3):
-        await press_undo(house, await house.link("ada"))
-    assert [act for act, *_ in await acts_of(house)].count("link.undone") == MAX_REPEATED
-    await house.x.delete("/_sandbox/faults")
-    assert (await press_undo(house, await house.link("ada"))).status_code == 200
-    assert [act for act, *_ in await acts_of(house)].count("link.undone") == MAX_REPEATED + 1
+        await press_undo(running, await running.link("ada"))
+    assert [act for act, *_ in await acts_of(running)].count("link.undone") == MAX_REPEATED
+    await running.x.delete("/_sandbox/faults")
+    assert (await press_undo(running, await running.link("ada"))).status_code == 200
+    assert [act for act, *_ in await acts_of(running)].count("link.undone") == MAX_REPEATED + 1
 
 
-async def test_a_long_field_is_recorded_by_its_length(house: RunningGateway) -> None:
+async def test_a_long_field_is_recorded_by_its_length(running: RunningGateway) -> None:
     """A key with a thousand networks leaves a short row."""
     ips = tuple(f"10.{number // 256}.{number % 256}.0/24" for number in range(1_000))
-    await house.gateway.keys.create("test", "many", rules=KeyRules(ips=ips))
-    row = (await recorded(house.settings.database_url))[-1]
+    await running.gateway.keys.create("test", "many", rules=KeyRules(ips=ips))
+    row = (await recorded(running.settings.database_url))[-1]
     assert row["after"]["ips"].endswith(" characters")
     assert len(json.dumps(row)) < MAX_VALUE
 
@@ -311,80 +311,80 @@ async def test_a_long_field_is_recorded_by_its_length(house: RunningGateway) -> 
 # What the undo leaves.
 
 
-async def test_an_undo_shows_for_a_day(house: RunningGateway) -> None:
+async def test_an_undo_shows_for_a_day(running: RunningGateway) -> None:
     """In auth/status, until there is another link."""
-    assert (await house.status())["why"] is None
-    assert (await press_undo(house, await house.link("ada"))).status_code == 200
-    status = await house.status()
+    assert (await running.status())["why"] is None
+    assert (await press_undo(running, await running.link("ada"))).status_code == 200
+    status = await running.status()
     assert (status["linked"], status["why"]) == (False, "undone_by_owner")
     told = {name for name, value in status.items() if value is not None}
     assert told == {"linked", "usable", "why", "last_attempt"}
-    person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+    person = {"BIRDWIRE_URL": running.settings.base_url, "BIRDWIRE_API_KEY": running.raw_key}
     shown = await asyncio.to_thread(CliRunner().invoke, build(), ["accounts", "status"], env=person)
     assert "the account's owner undid the link" in shown.stdout
-    house.clock.advance(seconds=86_398)
-    assert (await house.status())["why"] == "undone_by_owner"
-    house.clock.advance(seconds=3)
-    assert (await house.status())["why"] is None
-    assert (await press_undo(house, await house.link("ada"))).status_code == 200
-    assert (await house.status())["why"] == "undone_by_owner"
-    await house.link("ada")
-    assert (await house.status())["why"] is None
-    await house.call("unlink_twitter")
-    assert (await house.status())["why"] is None
+    running.clock.advance(seconds=86_398)
+    assert (await running.status())["why"] == "undone_by_owner"
+    running.clock.advance(seconds=3)
+    assert (await running.status())["why"] is None
+    assert (await press_undo(running, await running.link("ada"))).status_code == 200
+    assert (await running.status())["why"] == "undone_by_owner"
+    await running.link("ada")
+    assert (await running.status())["why"] is None
+    await running.call("unlink_twitter")
+    assert (await running.status())["why"] is None
 
 
 async def test_links_are_counted_by_outcome_from_zero(tmp_path: Path) -> None:
     """Each series is there before its first event."""
     outcomes = ("linked", "undone", "denied", "mismatch", "unlinked", "expired")
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
         counts = dict.fromkeys(outcomes, 0)
 
         async def rise(*names: str) -> None:
             for name in names:
                 counts[name] += 1
-            answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+            answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
             found = re.findall(r'^birdwire_links_total\{outcome="(\w+)"\} (\d+)\.0$', answer.text, re.MULTILINE)
             assert {outcome: int(times) for outcome, times in found} == counts
 
         await rise()
-        await land(house, await house.consent("ada", "deny"))
+        await open_callback(running, await running.consent("ada", "deny"))
         await rise("denied")
-        page = await house.link("ada")
+        page = await running.link("ada")
         await rise("linked")
-        await land(house, await house.consent("grace"))
+        await open_callback(running, await running.consent("grace"))
         await rise("mismatch")
-        await press_undo(house, page)
+        await press_undo(running, page)
         await rise("undone")
-        await press_undo(house, page)
+        await press_undo(running, page)
         await rise()
-        late = await house.consent("ada")
-        house.clock.advance(seconds=601)
-        assert reason_of(await land(house, late)) == "state_expired"
+        late = await running.consent("ada")
+        running.clock.advance(seconds=601)
+        assert reason_of(await open_callback(running, late)) == "state_expired"
         await rise("expired")
-        await house.link("ada")
-        await house.call("unlink_twitter")
+        await running.link("ada")
+        await running.call("unlink_twitter")
         await rise("linked", "unlinked")
 
 
 # The log.
 
 
-async def test_a_gateway_logs_each_act_once_whoever_did_it(tmp_path: Path) -> None:
+async def test_a_gateway_logs_each_act_once_for_every_kind_of_actor(tmp_path: Path) -> None:
     """An undo as a warning; those of other processes, too; never a token, a state or a key."""
-    async with RunningGateway.built(tmp_path) as house:
-        url = await house.consent("ada")
-        page = await house.bare.get(url, headers={"accept": "text/html"})
-        await press_undo(house, page)
-        await land(house, changed(await house.consent("ada"), code=None, error="access_denied"))
-        other = Database(house.settings.database_url)
-        await Keys(other, house.clock).rotate(
-            (await house.gateway.keys.create("test", "x"))[0].key_id, timedelta(minutes=1)
+    async with RunningGateway.built(tmp_path) as running:
+        url = await running.consent("ada")
+        page = await running.bare.get(url, headers={"accept": "text/html"})
+        await press_undo(running, page)
+        await open_callback(running, changed(await running.consent("ada"), code=None, error="access_denied"))
+        other = Database(running.settings.database_url)
+        await Keys(other, running.clock).rotate(
+            (await running.gateway.keys.create("test", "x"))[0].key_id, timedelta(minutes=1)
         )
         await other.close()
-        secrets = (query_of(url)["state"], query_of(url)["code"], undo_token(page), house.raw_key)
-    events = [event for line in house.log.getvalue().splitlines() if (event := json.loads(line))["event"] == "act"]
-    acts = [row for row in await recorded(house.settings.database_url) if row["act"] != "vault.key_added"]
+        secrets = (query_of(url)["state"], query_of(url)["code"], undo_token(page), running.raw_key)
+    events = [event for line in running.log.getvalue().splitlines() if (event := json.loads(line))["event"] == "act"]
+    acts = [row for row in await recorded(running.settings.database_url) if row["act"] != "vault.key_added"]
     assert [{name: event[name] for name in acts[0]} for event in events] == acts
     assert {event["act"] for event in events if event["level"] == "warning"} == {"link.undone"}
     assert {"key.rotated", "link.denied"} < {event["act"] for event in events}
@@ -400,7 +400,7 @@ async def test_a_gateway_logs_each_act_once_whoever_did_it(tmp_path: Path) -> No
         (None, {"state": "active"}, "active"),
     ],
 )
-def test_a_field_that_an_act_took_away_is_not_shown_as_there(
+def test_a_field_that_an_act_removed_is_not_shown_as_set(
     before: dict[str, Any] | None, after: dict[str, Any] | None, shown: str
 ) -> None:
     """`state: active` below `link.undone` would be the opposite of what happened."""

@@ -34,19 +34,21 @@ TOKEN = "a token for the tests"
 REFRESH = "/2/oauth2/token"
 DAY_S = 86_400
 HELD_S = 29.5
+STALL_S = 1.3
+"""A stall of the event loop above the alert's threshold of one second."""
 
 
 @contextlib.contextmanager
-def file_of(house: RunningGateway) -> Iterator[sqlite3.Connection]:
-    """The gateway's database, behind its back."""
-    file = house.directory / "birdwire.db"
+def file_of(running: RunningGateway) -> Iterator[sqlite3.Connection]:
+    """Open the gateway's database directly."""
+    file = running.directory / "birdwire.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
         yield connection
 
 
 @contextlib.contextmanager
 def holding() -> Iterator[asyncio.Event]:
-    """Have X, which runs in this process, answer what a fault delays by HELD_S once the event is set."""
+    """Make the sandbox, which runs in this process, answer calls delayed by HELD_S once the event is set."""
     release, sleep = asyncio.Event(), asyncio.sleep
 
     async def held(delay: float, result: Any = None) -> Any:
@@ -57,139 +59,139 @@ def holding() -> Iterator[asyncio.Event]:
         yield release
 
 
-async def renew(house: RunningGateway, **refusal: Any) -> None:
-    """Have a token renewed, which X refuses."""
-    await house.link("ada")
-    await house.advance_x(7_300)
-    await house.fault("POST", REFRESH, refusal)
-    assert (await house.like()).status_code in (403, 502)
+async def renew(running: RunningGateway, **refusal: Any) -> None:
+    """Cause a token renewal that X refuses."""
+    await running.link("ada")
+    await running.advance_x(7_300)
+    await running.fault("POST", REFRESH, refusal)
+    assert (await running.like()).status_code in (403, 502)
 
 
-async def lose_a_link(house: RunningGateway) -> None:
-    """X no longer takes the refresh token."""
+async def lose_a_link(running: RunningGateway) -> None:
+    """Make X refuse the refresh token."""
     body = {"error": "invalid_request", "error_description": "Value passed for the token was invalid."}
-    await renew(house, status=400, body=body)
+    await renew(running, status=400, body=body)
 
 
-async def refuse_the_app(house: RunningGateway) -> None:
-    """X takes the client id or secret for wrong."""
-    await renew(house, status=401, body={"error": "unauthorized_client"})
+async def refuse_the_app(running: RunningGateway) -> None:
+    """Make X refuse the client id or secret."""
+    await renew(running, status=401, body={"error": "unauthorized_client"})
 
 
-async def store_no_tokens(house: RunningGateway) -> None:
-    """The table of X sessions is away when X's answer comes."""
-    await house.link("ada")
-    await house.advance_x(7_300)
-    await house.fault("POST", REFRESH, {"delay_s": HELD_S})
-    with holding() as release, file_of(house) as database:
+async def store_no_tokens(running: RunningGateway) -> None:
+    """Make the table of X sessions unavailable when X's answer arrives."""
+    await running.link("ada")
+    await running.advance_x(7_300)
+    await running.fault("POST", REFRESH, {"delay_s": HELD_S})
+    with holding() as release, file_of(running) as database:
         async with asyncio.timeout(20):
-            liking = asyncio.create_task(house.like())
-            while len(await house.calls(REFRESH)) < 2:
+            liking = asyncio.create_task(running.like())
+            while len(await running.calls(REFRESH)) < 2:
                 pass
             await asyncio.to_thread(database.execute, "ALTER TABLE x_sessions RENAME TO elsewhere")
             release.set()
-            while not house.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
+            while not running.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
                 await asyncio.sleep(0)
             await asyncio.to_thread(database.execute, "ALTER TABLE elsewhere RENAME TO x_sessions")
             await liking
 
 
-async def take_no_writes(house: RunningGateway) -> None:
-    """The table of the journal is away."""
-    await house.link("ada")
-    with file_of(house) as database:
+async def take_no_writes(running: RunningGateway) -> None:
+    """Make the table of the journal unavailable."""
+    await running.link("ada")
+    with file_of(running) as database:
         database.execute("ALTER TABLE journal RENAME TO elsewhere")
-        assert (await house.call("post_twitter", {"text": "Hello"})).status_code == 503
+        assert (await running.call("post_twitter", {"text": "Hello"})).status_code == 503
         database.execute("ALTER TABLE elsewhere RENAME TO journal")
 
 
-async def refuse_a_row(house: RunningGateway) -> None:
+async def refuse_a_row(running: RunningGateway) -> None:
     """The database refuses one row, and would for ever."""
-    await house.link("ada")
-    with file_of(house) as database:
+    await running.link("ada")
+    with file_of(running) as database:
         database.execute("CREATE TRIGGER no BEFORE INSERT ON journal BEGIN SELECT RAISE(ABORT, 'no'); END")
-        assert (await house.like()).status_code == 200
+        assert (await running.like()).status_code == 200
         database.execute("DROP TRIGGER no")
 
 
-async def leave_a_post_unknown(house: RunningGateway) -> None:
+async def leave_a_post_unknown(running: RunningGateway) -> None:
     """X's answer is lost, and the timeline cannot be read for a day."""
-    await house.link("ada")
-    await house.fault("GET", "/2/users/*/tweets", {"status": 503}, times=None)
-    await house.fault("POST", "/2/tweets", {"drop": "before_apply"})
-    assert (await house.call("post_twitter", {"text": "Lost?"})).status_code == 502
+    await running.link("ada")
+    await running.fault("GET", "/2/users/*/tweets", {"status": 503}, times=None)
+    await running.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    assert (await running.call("post_twitter", {"text": "Lost?"})).status_code == 502
     async with asyncio.timeout(20):
-        while '"event":"outcome"' not in house.log.getvalue():
-            house.clock.advance(seconds=DAY_S)
-            await house.gateway.reconciler.round()
+        while '"event":"outcome"' not in running.log.getvalue():
+            running.clock.advance(seconds=DAY_S)
+            await running.gateway.reconciler.round()
 
 
-async def fail_at_x(house: RunningGateway) -> None:
+async def fail_at_x(running: RunningGateway) -> None:
     """One call fails at X, and its retry does not."""
-    await house.link("ada")
-    await house.fault("POST", "/2/users/*/likes", {"status": 503})
-    assert (await house.like()).status_code == 200
+    await running.link("ada")
+    await running.fault("POST", "/2/users/*/likes", {"status": 503})
+    assert (await running.like()).status_code == 200
 
 
-async def fail_for_all(house: RunningGateway) -> None:
+async def fail_for_all(running: RunningGateway) -> None:
     """X fails for two accounts again and again."""
-    await house.link("ada")
-    _, other = await house.gateway.keys.create("test", "other", "growth")
+    await running.link("ada")
+    _, other = await running.gateway.keys.create("test", "other", "growth")
     theirs = {"authorization": f"Bearer {other}"}
-    auth_url = (await house.call("auth_twitter", headers=theirs)).json()["auth_url"]
+    auth_url = (await running.call("auth_twitter", headers=theirs)).json()["auth_url"]
     consent = {"auth_url": auth_url, "username": "alan", "action": "allow"}
-    redirect_to = (await house.x.post("/_sandbox/consent", json=consent)).json()["redirect_to"]
-    (await house.bare.get(redirect_to)).raise_for_status()
-    await house.fault("POST", "/2/users/*/likes", {"status": 503}, times=None)
+    redirect_to = (await running.x.post("/_sandbox/consent", json=consent)).json()["redirect_to"]
+    (await running.bare.get(redirect_to)).raise_for_status()
+    await running.fault("POST", "/2/users/*/likes", {"status": 503}, times=None)
     async with asyncio.timeout(20):
-        while '"event":"breaker"' not in house.log.getvalue() or '"accounts":"all"' not in house.log.getvalue():
-            await house.like()
-            await house.call("like_twitter", {"tweet_id": "1"}, headers=theirs)
+        while '"event":"breaker"' not in running.log.getvalue() or '"accounts":"all"' not in running.log.getvalue():
+            await running.like()
+            await running.call("like_twitter", {"tweet_id": "1"}, headers=theirs)
 
 
-async def use_a_limit_up(house: RunningGateway) -> None:
+async def use_a_limit_up(running: RunningGateway) -> None:
     """X allows one like; the second is not sent."""
-    await house.link("ada")
-    await house.configure(likes_per_15m=1)
-    assert [(await house.like()).status_code for _ in range(2)] == [200, 429]
+    await running.link("ada")
+    await running.configure(likes_per_15m=1)
+    assert [(await running.like()).status_code for _ in range(2)] == [200, 429]
 
 
-async def meet_a_bug(house: RunningGateway) -> None:
-    """A row of the database that no version of ours wrote."""
-    with file_of(house) as database:
+async def meet_a_bug(running: RunningGateway) -> None:
+    """Write a row that no version of Birdwire writes."""
+    with file_of(running) as database:
         database.execute("UPDATE api_keys SET ips = '[1.5]'")
-    assert (await house.like()).json()["error"]["reason"] == "internal"
+    assert (await running.like()).json()["error"]["reason"] == "internal"
 
 
-async def count_alone(house: RunningGateway) -> None:
-    """Redis is not there."""
-    assert (await house.like()).headers["x-ratelimit-degraded"] == "local"
+async def count_alone(running: RunningGateway) -> None:
+    """Call a gateway whose Redis is unreachable."""
+    assert (await running.like()).headers["x-ratelimit-degraded"] == "local"
 
 
-async def stand_still(house: RunningGateway) -> None:
-    """The event loop is blocked."""
-    del house
-    time.sleep(1.3)  # noqa: ASYNC251 - that is the point
+async def stand_still(running: RunningGateway) -> None:
+    """Block the event loop."""
+    del running
+    time.sleep(STALL_S)  # noqa: ASYNC251 - blocking the loop is what is tested
 
 
-async def be_full(house: RunningGateway) -> None:
-    """One call runs, and there is no place for another."""
-    await house.link("ada")
-    await house.fault("POST", "/2/users/*/likes", {"delay_s": HELD_S})
+async def be_full(running: RunningGateway) -> None:
+    """Run one call, so that there is no place for another."""
+    await running.link("ada")
+    await running.fault("POST", "/2/users/*/likes", {"delay_s": HELD_S})
     with holding() as release:
         async with asyncio.timeout(20):
-            first = asyncio.create_task(house.like())
-            while (await house.x.get("/_sandbox/faults")).json()["faults"]:
+            first = asyncio.create_task(running.like())
+            while (await running.x.get("/_sandbox/faults")).json()["faults"]:
                 pass
-            assert (await house.like()).status_code == 503
+            assert (await running.like()).status_code == 503
             release.set()
             await first
 
 
-async def lose_the_log(house: RunningGateway) -> None:
-    """Nobody takes the log's lines."""
-    house.log.close()
-    await house.bare.get("/livez")
+async def lose_the_log(running: RunningGateway) -> None:
+    """Close the stream that takes the log's lines."""
+    running.log.close()
+    await running.bare.get("/livez")
     await asyncio.sleep(0)
 
 
@@ -215,9 +217,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-async def scrape(house: RunningGateway) -> dict[str, float]:
-    """Every series of ours, by its name and labels as Prometheus writes them."""
-    answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+async def scrape(running: RunningGateway) -> dict[str, float]:
+    """Return every series of Birdwire by its name and labels, as Prometheus writes them."""
+    answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     found = {}
     for family in text_string_to_metric_families(answer.raise_for_status().text):
         for sample in family.samples:
@@ -266,10 +268,10 @@ def promtool(directory: Path, alert: str, before: dict[str, float], after: dict[
 async def test_an_alert_fires_on_its_first_event(tmp_path: Path, alert: str) -> None:
     """A gateway is scraped before the event and after it; what the alert rests on exists before."""
     settings = {"metrics_token": SecretStr(TOKEN)} | SETTINGS.get(alert, {})
-    async with RunningGateway.built(tmp_path, rpm=1_000, **settings) as house:
-        before = await scrape(house)
-        await EVENTS[alert](house)
-        after = await scrape(house)
+    async with RunningGateway.built(tmp_path, rpm=1_000, **settings) as running:
+        before = await scrape(running)
+        await EVENTS[alert](running)
+        after = await scrape(running)
     assert promtool(tmp_path, alert, before, after) == ""
 
 
@@ -281,7 +283,7 @@ def test_the_guide_has_the_alerts_of_the_rules_file() -> None:
     assert rows == [(alert, note["summary"], note["description"]) for alert, note in notes.items()]
 
 
-def test_what_the_alerts_rest_on_is_counted_from_the_start() -> None:
+def test_counters_used_by_alerts_exist_from_the_start() -> None:
     """A labelled counter with no series at 0 would hide its first event."""
     named = {name for rule in ALERTS.values() for name in re.findall(r"birdwire_\w+", rule["expr"])}
     assert named <= METRICS.keys()

@@ -1,4 +1,4 @@
-"""A call that was admitted before its key or link changed: what has not begun at X by then is not sent."""
+"""Calls admitted before their key or link changed: requests to X not yet started by then are not sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from birdwire.store.tables import journal
 from birdwire.x.catalog.media import CHUNK
 from harness.gateway import API, POST, RunningGateway, gateway, serving
 from harness.linking import JSON, reason_of
-from harness.raw_http import Got, Sent, Slow
+from harness.raw_http import RawRequest, RawResponse, SlowRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,35 +37,35 @@ JPEG = b"\xff\xd8\xff" + bytes(2 * CHUNK)
 """Three parts of an upload."""
 
 
-async def revoke(house: RunningGateway) -> None:
+async def revoke(running: RunningGateway) -> None:
     """Revoke the key."""
-    await house.gateway.keys.revoke(house.key_id)
+    await running.gateway.keys.revoke(running.key_id)
 
 
-async def rotate(house: RunningGateway) -> None:
+async def rotate(running: RunningGateway) -> None:
     """Rotate the key without an overlap."""
-    await house.gateway.keys.rotate(house.key_id, timedelta())
+    await running.gateway.keys.rotate(running.key_id, timedelta())
 
 
-async def expire(house: RunningGateway) -> None:
+async def expire(running: RunningGateway) -> None:
     """Let the key expire."""
-    house.clock.advance(minutes=1)
+    running.clock.advance(minutes=1)
 
 
-async def unlink(house: RunningGateway) -> None:
+async def unlink(running: RunningGateway) -> None:
     """Unlink the account."""
-    (await house.call("unlink_twitter")).raise_for_status()
+    (await running.call("unlink_twitter")).raise_for_status()
 
 
-async def relink(house: RunningGateway, username: str) -> None:
+async def relink(running: RunningGateway, username: str) -> None:
     """Link an account in place of the one that is linked."""
-    answer = await house.link(username, {"expected_username": username})
+    answer = await running.link(username, {"expected_username": username})
     assert answer.status_code == 200
 
 
 def narrow(**rules: Any) -> Change:
     """Change the key's rules."""
-    return lambda house: house.gateway.keys.change(house.key_id, **rules)
+    return lambda running: running.gateway.keys.change(running.key_id, **rules)
 
 
 CHANGES: dict[str, tuple[Change, tuple[int, str]]] = {
@@ -111,7 +111,7 @@ class Held:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def shared_database(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The setting that names the module's database; none: the house's own file."""
+    """Return the setting for the module's database; empty for the gateway's own file."""
     if request.param == "sqlite":
         return {}
     template = request.getfixturevalue("prepared")
@@ -122,7 +122,7 @@ def shared_database(request: pytest.FixtureRequest) -> dict[str, Any]:
 async def shared(
     tmp_path_factory: pytest.TempPathFactory, shared_database: dict[str, Any]
 ) -> AsyncIterator[RunningGateway]:
-    """One house for the module; every test makes a key of its own."""
+    """Start one gateway for the module; every test creates its own key."""
     async with RunningGateway.built(tmp_path_factory.mktemp("armed"), **shared_database) as built:
         yield built
 
@@ -135,36 +135,36 @@ async def waiting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
         held = Held(sandbox)
         x_url = await stack.enter_async_context(serving(sandbox_config(held, log_level="error")))
         folder = tmp_path_factory.mktemp("held")
-        house = await stack.enter_async_context(gateway(folder, sandbox, x_url, stack, x_deadline_s=120))
-        yield house, held
+        running = await stack.enter_async_context(gateway(folder, sandbox, x_url, stack, x_deadline_s=120))
+        yield running, held
 
 
-async def armed(house: RunningGateway) -> RunningGateway:
-    """The house with a new key, which is linked to ada and expires in a minute."""
-    key, house.raw_key = await house.gateway.keys.create("test", "armed", "growth")
-    house.key_id = key.key_id
-    house.client.headers["authorization"] = f"Bearer {house.raw_key}"
-    await house.link("ada")
-    await house.gateway.keys.change(key.key_id, expires_at=house.clock.now() + timedelta(minutes=1))
-    return house
+async def armed(running: RunningGateway) -> RunningGateway:
+    """Give the gateway a new key, which is linked to ada and expires in a minute."""
+    key, running.raw_key = await running.gateway.keys.create("test", "armed", "growth")
+    running.key_id = key.key_id
+    running.client.headers["authorization"] = f"Bearer {running.raw_key}"
+    await running.link("ada")
+    await running.gateway.keys.change(key.key_id, expires_at=running.clock.now() + timedelta(minutes=1))
+    return running
 
 
-async def heard(house: RunningGateway, refused: tuple[int, str]) -> None:
+async def heard(running: RunningGateway, refused: tuple[int, str]) -> None:
     """Wait until the gateway has heard of the change: until it refuses a new call."""
     async with asyncio.timeout(20):
-        while (answer := await house.like()).status_code == 200:  # noqa: ASYNC110 - nothing else tells
+        while (answer := await running.like()).status_code == 200:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0.01)
     assert (answer.status_code, reason_of(answer)) == refused
 
 
-async def writes(house: RunningGateway, path: str) -> int:
+async def writes(running: RunningGateway, path: str) -> int:
     """How many writes X got so far, other than those of links."""
-    return len([call for call in await house.calls(path) if call["method"] != "GET"])
+    return len([call for call in await running.calls(path) if call["method"] != "GET"])
 
 
-async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | None]:
+async def recorded(running: RunningGateway, request_id: str) -> tuple[str, str | None]:
     """State and reason of a write in the journal."""
-    database = Database(house.settings.database_url)
+    database = Database(running.settings.database_url)
     try:
         async with database.read() as connection:
             row = await journal.get(connection, request_id)
@@ -174,15 +174,15 @@ async def recorded(house: RunningGateway, request_id: str) -> tuple[str, str | N
     return row.state, row.reason
 
 
-def slow_call(house: RunningGateway, sent: Sent) -> contextlib.AbstractAsyncContextManager[Slow]:
-    """A call of the house's key whose last byte waits."""
-    return Slow.begun(str(house.client.base_url), house.raw_key, sent)
+def slow_call(running: RunningGateway, sent: RawRequest) -> contextlib.AbstractAsyncContextManager[SlowRequest]:
+    """Start a call of the gateway's key whose last byte is held back."""
+    return SlowRequest.started(str(running.client.base_url), running.raw_key, sent)
 
 
-def outcome(got: Got | httpx2.Response) -> tuple[int, str]:
+def outcome(got: RawResponse | httpx2.Response) -> tuple[int, str]:
     """Status and reason."""
-    body = got.body if isinstance(got, Got) else got.content
-    status = got.status if isinstance(got, Got) else got.status_code
+    body = got.body if isinstance(got, RawResponse) else got.content
+    status = got.status if isinstance(got, RawResponse) else got.status_code
     return status, str(json.loads(body).get("error", {}).get("reason", ""))
 
 
@@ -190,49 +190,51 @@ def outcome(got: Got | httpx2.Response) -> tuple[int, str]:
 
 
 @kinds(*CHANGES)
-async def test_a_slow_body_is_refused_by_what_holds_when_it_is_whole(
+async def test_a_slow_body_is_checked_against_the_rules_at_its_end(
     shared: RunningGateway, change: Change, refused: tuple[int, str]
 ) -> None:
     """The post is not sent. Its allowance was charged once, and its Idempotency-Key is free."""
-    house = await armed(shared)
-    before = await writes(house, "/2/tweets")
-    sent = Sent(b'{"text": "armed"}', target=API + "post_twitter", more=(("Idempotency-Key", "armed"),))
-    async with slow_call(house, sent) as slow:
-        await change(house)
-        await heard(house, refused)
+    running = await armed(shared)
+    before = await writes(running, "/2/tweets")
+    sent = RawRequest(b'{"text": "armed"}', target=API + "post_twitter", more=(("Idempotency-Key", "armed"),))
+    async with slow_call(running, sent) as slow:
+        await change(running)
+        await heard(running, refused)
         got = await slow.finish()
     assert outcome(got) == refused
-    assert await writes(house, "/2/tweets") == before
-    assert outcome(await house.call("post_twitter", {"text": "armed"}, headers={"idempotency-key": "armed"})) == refused
+    assert await writes(running, "/2/tweets") == before
+    assert (
+        outcome(await running.call("post_twitter", {"text": "armed"}, headers={"idempotency-key": "armed"})) == refused
+    )
 
 
 async def test_a_slow_body_never_acts_as_an_account_that_was_linked_since(shared: RunningGateway) -> None:
     """What was meant for ada is not posted as grace."""
-    house = await armed(shared)
-    before = await writes(house, "/2/tweets")
-    sent = Sent(b'{"text": "meant for ada"}', target=API + "post_twitter")
-    async with slow_call(house, sent) as slow:
-        await relink(house, "grace")
-        house.clock.advance(seconds=2)
+    running = await armed(shared)
+    before = await writes(running, "/2/tweets")
+    sent = RawRequest(b'{"text": "meant for ada"}', target=API + "post_twitter")
+    async with slow_call(running, sent) as slow:
+        await relink(running, "grace")
+        running.clock.advance(seconds=2)
         assert outcome(await slow.finish()) == (403, "x_not_linked")
-    assert await writes(house, "/2/tweets") == before
+    assert await writes(running, "/2/tweets") == before
 
 
-async def test_a_slow_body_begins_no_link_with_a_key_that_was_revoked(shared: RunningGateway) -> None:
+async def test_a_slow_body_starts_no_link_with_a_revoked_key(shared: RunningGateway) -> None:
     """What needs no X is bound by the key, too."""
-    house = await armed(shared)
-    async with slow_call(house, Sent(b"{}", target=API + "auth_twitter")) as slow:
-        await revoke(house)
-        await heard(house, (401, "key_revoked"))
+    running = await armed(shared)
+    async with slow_call(running, RawRequest(b"{}", target=API + "auth_twitter")) as slow:
+        await revoke(running)
+        await heard(running, (401, "key_revoked"))
         assert outcome(await slow.finish()) == (401, "key_revoked")
 
 
 async def test_a_slow_body_is_served_by_a_key_that_changed_in_nothing_that_matters(shared: RunningGateway) -> None:
     """A new label, a new limit, an overlap: the call goes on."""
-    house = await armed(shared)
-    async with slow_call(house, Sent()) as slow:
-        await house.gateway.keys.change(house.key_id, label="renamed", rpm=50)
-        await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
+    running = await armed(shared)
+    async with slow_call(running, RawRequest()) as slow:
+        await running.gateway.keys.change(running.key_id, label="renamed", rpm=50)
+        await running.gateway.keys.rotate(running.key_id, timedelta(hours=1))
         assert (await slow.finish()).status == 200
 
 
@@ -240,68 +242,68 @@ async def test_a_slow_body_is_served_by_a_key_that_changed_in_nothing_that_matte
 
 
 @contextlib.asynccontextmanager
-async def queued(house: RunningGateway, held: Held) -> AsyncIterator[asyncio.Task[httpx2.Response]]:
+async def queued(running: RunningGateway, held: Held) -> AsyncIterator[asyncio.Task[httpx2.Response]]:
     """An unlike that waits for a like, which X holds until the block ends."""
     async with held.holding("/likes") as come:
-        like = asyncio.create_task(house.like())
+        like = asyncio.create_task(running.like())
         await come()
-        unlike = asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST}))
+        unlike = asyncio.create_task(running.call("unlike_twitter", {"tweet_id": POST}))
         async with asyncio.timeout(20):
-            while not house.gateway.order.waiting:  # noqa: ASYNC110 - nothing else tells
+            while not running.gateway.order.waiting:  # noqa: ASYNC110 - nothing else tells
                 await asyncio.sleep(0)
         yield unlike
     await like
 
 
 @kinds(*CHANGES)
-async def test_a_queued_call_is_not_begun_after_the_change(
+async def test_a_queued_call_is_not_started_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The call on the wire ends; the one behind it is refused before its first byte."""
-    house, held = await armed(waiting[0]), waiting[1]
-    before = await writes(house, "/2/users/")
-    async with queued(house, held) as unlike:
-        await change(house)
+    running, held = await armed(waiting[0]), waiting[1]
+    before = await writes(running, "/2/users/")
+    async with queued(running, held) as unlike:
+        await change(running)
     answer = await unlike
     assert outcome(answer) == refused
-    assert await writes(house, "/2/users/") == before + 1
-    assert await recorded(house, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
+    assert await writes(running, "/2/users/") == before + 1
+    assert await recorded(running, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
 
 
 async def test_a_queued_call_never_acts_as_an_account_that_was_linked_since(
     waiting: tuple[RunningGateway, Held],
 ) -> None:
     """It was recorded as ada's, so it is neither ada's nor grace's now."""
-    house, held = await armed(waiting[0]), waiting[1]
-    before = await writes(house, "/2/users/")
-    async with queued(house, held) as unlike:
-        await relink(house, "grace")
+    running, held = await armed(waiting[0]), waiting[1]
+    before = await writes(running, "/2/users/")
+    async with queued(running, held) as unlike:
+        await relink(running, "grace")
     assert outcome(await unlike) == (403, "x_not_linked")
-    assert await writes(house, "/2/users/") == before + 1
-    assert (await house.status())["username"] == "grace"
+    assert await writes(running, "/2/users/") == before + 1
+    assert (await running.status())["username"] == "grace"
 
 
 async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tuple[RunningGateway, Held]) -> None:
     """The same account was linked again, and the token that the call was admitted with has ended at X."""
-    house, held = await armed(waiting[0]), waiting[1]
-    async with queued(house, held) as unlike:
-        await house.advance_x(7_200)
-        await relink(house, "ada")
+    running, held = await armed(waiting[0]), waiting[1]
+    async with queued(running, held) as unlike:
+        await running.advance_x(7_200)
+        await relink(running, "ada")
     assert outcome(await unlike) == (200, "")
 
 
 # While a link is under way.
 
 
-def lose_link(house: RunningGateway) -> Awaitable[object]:
+def lose_link(running: RunningGateway) -> Awaitable[object]:
     """Take the action `link` from the key."""
-    return house.gateway.keys.change(house.key_id, actions=("like_twitter",))
+    return running.gateway.keys.change(running.key_id, actions=("like_twitter",))
 
 
-async def revocations(house: RunningGateway) -> int:
+async def revocations(running: RunningGateway) -> int:
     """End what is over, and return how many tokens X was asked to revoke so far."""
-    await house.gateway.links.sweep()
-    return len(await house.calls("/2/oauth2/revoke"))
+    await running.gateway.links.sweep()
+    return len(await running.calls("/2/oauth2/revoke"))
 
 
 @pytest.mark.parametrize(
@@ -311,18 +313,18 @@ async def test_a_callback_links_nothing_once_its_key_has_lost_the_action(
     waiting: tuple[RunningGateway, Held], path: str, reason: str
 ) -> None:
     """Whether X is asked for the pair just then or whose it is: the pair is revoked, and the older link goes on."""
-    house, held = await armed(waiting[0]), waiting[1]
-    before = await revocations(house)
-    redirect = await house.consent("grace", body={"expected_username": "grace"})
+    running, held = await armed(waiting[0]), waiting[1]
+    before = await revocations(running)
+    redirect = await running.consent("grace", body={"expected_username": "grace"})
     async with held.holding(path) as come:
-        landing = asyncio.create_task(house.bare.get(redirect, headers=JSON))
+        landing = asyncio.create_task(running.bare.get(redirect, headers=JSON))
         await come()
-        await lose_link(house)
+        await lose_link(running)
     answer = await landing
     assert (answer.is_error, reason_of(answer)) == (True, reason)
-    assert await revocations(house) == before + 2
-    assert (await house.like()).status_code == 200
-    assert (await house.status())["username"] == "ada"
+    assert await revocations(running) == before + 2
+    assert (await running.like()).status_code == 200
+    assert (await running.status())["username"] == "ada"
 
 
 @pytest.mark.parametrize("later", [{}, {"expires_at": None}], ids=["at once", "after another change"])
@@ -330,29 +332,29 @@ async def test_a_pair_that_x_has_not_named_ends_with_the_action(
     waiting: tuple[RunningGateway, Held], later: dict[str, object]
 ) -> None:
     """The next call asks X nothing about it, and nothing that hangs on the key's end brings it back."""
-    house = await armed(waiting[0])
-    before = await revocations(house)
-    await house.fault("GET", "/2/users/me", {"status": 503})
-    assert "Almost linked" in (await house.link("grace", {"expected_username": "grace"})).text
-    await lose_link(house)
+    running = await armed(waiting[0])
+    before = await revocations(running)
+    await running.fault("GET", "/2/users/me", {"status": 503})
+    assert "Almost linked" in (await running.link("grace", {"expected_username": "grace"})).text
+    await lose_link(running)
     if later:
-        await house.gateway.keys.change(house.key_id, **later)
-    asked = len(await house.calls("/2/users/me"))
-    assert (await house.like()).status_code == 200
-    assert (len(await house.calls("/2/users/me")), (await house.status())["username"]) == (asked, "ada")
-    assert await revocations(house) == before + 2
+        await running.gateway.keys.change(running.key_id, **later)
+    asked = len(await running.calls("/2/users/me"))
+    assert (await running.like()).status_code == 200
+    assert (len(await running.calls("/2/users/me")), (await running.status())["username"]) == (asked, "ada")
+    assert await revocations(running) == before + 2
 
 
-async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: tuple[RunningGateway, Held]) -> None:
+async def test_a_call_admitted_before_the_change_starts_no_link(waiting: tuple[RunningGateway, Held]) -> None:
     """Its write comes after the change, for which it waits."""
-    house = await armed(waiting[0])
-    other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
+    running = await armed(waiting[0])
+    other = sqlite3.connect(running.directory / "birdwire.db", isolation_level=None)
     with contextlib.closing(other):
         other.execute("BEGIN IMMEDIATE")
-        change = asyncio.ensure_future(lose_link(house))
-        begun = asyncio.create_task(house.call("auth_twitter", {}))
+        change = asyncio.ensure_future(lose_link(running))
+        begun = asyncio.create_task(running.call("auth_twitter", {}))
         for _ in range(20):  # until it has reached its write, in the same event loop
-            (await house.bare.get("/livez")).raise_for_status()
+            (await running.bare.get("/livez")).raise_for_status()
         assert not change.done()
         other.execute("ROLLBACK")
         await change
@@ -363,42 +365,42 @@ async def test_a_link_is_not_begun_by_a_call_that_was_admitted_before(waiting: t
 
 
 @kinds("revoked", "expired", "unlinked")
-async def test_no_retry_is_begun_after_the_change(
+async def test_no_retry_is_started_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """X's 503 leaves open whether the first try was applied, and so it stays recorded."""
-    house, _ = await armed(waiting[0]), waiting[1]
-    before = await writes(house, "/2/users/")
-    await house.fault("POST", "/2/users/*/likes", {"status": 503})
+    running, _ = await armed(waiting[0]), waiting[1]
+    before = await writes(running, "/2/users/")
+    await running.fault("POST", "/2/users/*/likes", {"status": 503})
 
     async def meanwhile() -> None:
-        house.clock.meanwhile = None
-        await change(house)
+        running.clock.meanwhile = None
+        await change(running)
 
-    house.clock.meanwhile = meanwhile
-    answer = await house.like()
+    running.clock.meanwhile = meanwhile
+    answer = await running.like()
     assert outcome(answer) == refused
-    assert await writes(house, "/2/users/") == before + 1
-    assert await recorded(house, answer.json()["error"]["request_id"]) == ("unknown", refused[1])
+    assert await writes(running, "/2/users/") == before + 1
+    assert await recorded(running, answer.json()["error"]["request_id"]) == ("unknown", refused[1])
 
 
 async def test_what_was_read_again_does_not_count_after_news_of_the_key(waiting: tuple[RunningGateway, Held]) -> None:
     """A call whose key changed while it waited has read it again; a revocation after that stops its retry as well."""
-    house, held = await armed(waiting[0]), waiting[1]
-    await house.fault("DELETE", "/2/users/*/likes/*", {"status": 503})
+    running, held = await armed(waiting[0]), waiting[1]
+    await running.fault("DELETE", "/2/users/*/likes/*", {"status": 503})
 
     async def meanwhile() -> None:
-        house.clock.meanwhile = None
-        await revoke(house)
+        running.clock.meanwhile = None
+        await revoke(running)
 
-    before = len(await house.calls("/2/users/", method="DELETE"))
-    async with queued(house, held) as unlike:
-        await house.gateway.keys.change(house.key_id, label="renamed")
-        house.clock.meanwhile = meanwhile
+    before = len(await running.calls("/2/users/", method="DELETE"))
+    async with queued(running, held) as unlike:
+        await running.gateway.keys.change(running.key_id, label="renamed")
+        running.clock.meanwhile = meanwhile
     answer = await unlike
     assert outcome(answer) == CHANGES["revoked"][1]
-    assert len(await house.calls("/2/users/", method="DELETE")) == before + 1
-    assert await recorded(house, answer.json()["error"]["request_id"]) == ("unknown", "key_revoked")
+    assert len(await running.calls("/2/users/", method="DELETE")) == before + 1
+    assert await recorded(running, answer.json()["error"]["request_id"]) == ("unknown", "key_revoked")
 
 
 # Between the parts of an upload, and between the uploads and the post.
@@ -409,30 +411,30 @@ async def test_no_further_part_of_an_upload_is_sent_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The part on the wire ends; neither the next one nor the end of the upload is sent."""
-    house, held = await armed(waiting[0]), waiting[1]
-    before = await writes(house, "/2/media")
+    running, held = await armed(waiting[0]), waiting[1]
+    before = await writes(running, "/2/media")
     files = {"media": ("a.jpg", JPEG, "image/jpeg")}
     async with held.holding("/append") as come:
-        upload = asyncio.create_task(house.client.post(API + "upload_media", files=files))
+        upload = asyncio.create_task(running.client.post(API + "upload_media", files=files))
         await come()
-        await change(house)
+        await change(running)
     answer = await upload
     assert outcome(answer) == refused
-    assert await writes(house, "/2/media") == before + 2  # the beginning and one part
-    assert await recorded(house, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
+    assert await writes(running, "/2/media") == before + 2  # the beginning and one part
+    assert await recorded(running, answer.json()["error"]["request_id"]) == ("not_sent", refused[1])
 
 
 async def test_an_upload_whose_parts_are_all_sent_ends_and_is_recorded(waiting: tuple[RunningGateway, Held]) -> None:
     """Its key was revoked while X took the end of it."""
-    house, held = await armed(waiting[0]), waiting[1]
+    running, held = await armed(waiting[0]), waiting[1]
     async with held.holding("/finalize") as come:
         files = {"media": ("a.jpg", JPEG[:100], "image/jpeg")}
-        upload = asyncio.create_task(house.client.post(API + "upload_media", files=files))
+        upload = asyncio.create_task(running.client.post(API + "upload_media", files=files))
         await come()
-        await revoke(house)
+        await revoke(running)
     answer = await upload
     assert answer.status_code == 200
-    assert await recorded(house, answer.headers["x-request-id"]) == ("confirmed", None)
+    assert await recorded(running, answer.headers["x-request-id"]) == ("confirmed", None)
 
 
 @pytest.mark.parametrize(
@@ -444,43 +446,43 @@ async def test_a_post_goes_by_the_rules_that_hold_when_its_files_are_uploaded(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
     """The files went before; the post does not follow."""
-    house, held = await armed(waiting[0]), waiting[1]
-    before = await writes(house, "/2/tweets")
+    running, held = await armed(waiting[0]), waiting[1]
+    before = await writes(running, "/2/tweets")
     files: dict[str, Any] = {
-        "aisa_api_key": (None, house.raw_key),
+        "aisa_api_key": (None, running.raw_key),
         "content": (None, "with a picture"),
         "media_files": ("a.jpg", JPEG[:100], "image/jpeg"),
     }
     async with held.holding("/finalize") as come:
-        post = asyncio.create_task(house.bare.post(API + "post_twitter", files=files))
+        post = asyncio.create_task(running.bare.post(API + "post_twitter", files=files))
         await come()
-        await change(house)
+        await change(running)
     answer = await post
     assert outcome(answer) == refused
-    assert await writes(house, "/2/tweets") == before
-    assert (await recorded(house, answer.json()["error"]["request_id"]))[0] == "not_sent"
+    assert await writes(running, "/2/tweets") == before
+    assert (await recorded(running, answer.json()["error"]["request_id"]))[0] == "not_sent"
 
 
 async def test_a_post_that_the_store_stops_after_its_files_is_recorded(waiting: tuple[RunningGateway, Held]) -> None:
     """Whether it may go on cannot be read: nothing was published, and the journal says so."""
-    house, held = await armed(waiting[0]), waiting[1]
-    before = await writes(house, "/2/tweets")
+    running, held = await armed(waiting[0]), waiting[1]
+    before = await writes(running, "/2/tweets")
     files: dict[str, Any] = {
-        "aisa_api_key": (None, house.raw_key),
+        "aisa_api_key": (None, running.raw_key),
         "content": (None, "with a picture"),
         "media_files": ("a.jpg", JPEG[:100], "image/jpeg"),
     }
-    other = sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)
+    other = sqlite3.connect(running.directory / "birdwire.db", isolation_level=None)
     with contextlib.closing(other):
         try:
             async with held.holding("/finalize") as come:
-                post = asyncio.create_task(house.bare.post(API + "post_twitter", files=files))
+                post = asyncio.create_task(running.bare.post(API + "post_twitter", files=files))
                 await come()
-                await house.gateway.keys.change(house.key_id, label="to be read again")
+                await running.gateway.keys.change(running.key_id, label="to be read again")
                 other.execute("ALTER TABLE api_keys RENAME TO away")
             answer = await post
         finally:
             other.execute("ALTER TABLE away RENAME TO api_keys")
     assert outcome(answer) == (503, "storage_unavailable")
-    assert await writes(house, "/2/tweets") == before
-    assert (await recorded(house, answer.json()["error"]["request_id"]))[0] == "not_sent"
+    assert await writes(running, "/2/tweets") == before
+    assert (await recorded(running, answer.json()["error"]["request_id"]))[0] == "not_sent"

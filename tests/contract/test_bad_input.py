@@ -17,7 +17,7 @@ from birdwire.keys.secrets import mint
 from birdwire.sandbox.state import seed
 from birdwire.surfaces.site.documents import DOCUMENTS
 from harness.gateway import API, PNG, POST
-from harness.raw_http import Refusal, Row, Sent, bearer, exchange, inspect, judge, last_call, rows
+from harness.raw_http import RawRequest, Refusal, Row, bearer, exchange, inspect, judge, last_call, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(shared_house: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """The shared house, with X's own limit out of the way."""
-    await shared_house.configure(likes_per_15m=1_000_000, likes_per_24h=1_000_000)
-    yield shared_house
+async def place(shared_gateway: RunningGateway) -> AsyncIterator[RunningGateway]:
+    """Raise X's own limit on the shared gateway."""
+    await shared_gateway.configure(likes_per_15m=1_000_000, likes_per_24h=1_000_000)
+    yield shared_gateway
 
 
 # The key.
@@ -44,7 +44,7 @@ TWICE = (400, "invalid-request", "duplicate_header")
 
 def wrong(number: int, what: str, refusal: Refusal | None, form: Callable[[str], list[str]], **more: Any) -> Row:
     """A row about the Authorization header."""
-    return number, what, Sent(authorization=form, **more), refusal
+    return number, what, RawRequest(authorization=form, **more), refusal
 
 
 KEYS = [
@@ -82,26 +82,26 @@ KEYS = [
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(KEYS))
 async def test_only_one_whole_and_right_key_in_its_header_is_a_key(
-    place: RunningGateway, sent: Sent, refusal: Refusal | None
+    place: RunningGateway, sent: RawRequest, refusal: Refusal | None
 ) -> None:
     """Anything else is refused before its owner could be asked about."""
     await judge(place, sent, refusal)
 
 
 @pytest.mark.trust("#21")
-async def test_a_key_that_was_revoked_says_so(place: RunningGateway) -> None:
+async def test_a_revoked_key_is_refused_as_revoked(place: RunningGateway) -> None:
     """Only the whole right secret learns that it was once good."""
     key, raw_key = await place.gateway.keys.create("test", "short-lived", "free")
     await place.gateway.keys.revoke(key.key_id)
-    await judge(place, Sent(), (401, "revoked_api_key", "key_revoked"), raw_key)
-    await judge(place, Sent(), MALFORMED, raw_key[:-1] + "AB"[raw_key[-1] == "A"])
+    await judge(place, RawRequest(), (401, "revoked_api_key", "key_revoked"), raw_key)
+    await judge(place, RawRequest(), MALFORMED, raw_key[:-1] + "AB"[raw_key[-1] == "A"])
 
 
 @pytest.mark.trust("#23")
 async def test_a_live_key_is_of_no_use_at_a_sandbox(place: RunningGateway) -> None:
     """403, with both kinds named."""
     _, raw_key = await place.gateway.keys.create("live", "real", "free")
-    got = await judge(place, Sent(), (403, "client-forbidden", "mode_mismatch"), raw_key)
+    got = await judge(place, RawRequest(), (403, "client-forbidden", "mode_mismatch"), raw_key)
     assert got.error["message"].index("bw_live_") < got.error["message"].index("bw_test_")
 
 
@@ -109,8 +109,8 @@ async def test_a_live_key_is_of_no_use_at_a_sandbox(place: RunningGateway) -> No
 async def test_a_key_without_a_link_is_refused_after_its_body(place: RunningGateway) -> None:
     """A wrong body is named first: the caller can fix it immediately."""
     _, raw_key = await place.gateway.keys.create("test", "new", "free")
-    await judge(place, Sent(), (403, "client-forbidden", "x_not_linked"), raw_key)
-    await judge(place, Sent(b"{}"), (400, "invalid-request", "tweet_id_missing"), raw_key)
+    await judge(place, RawRequest(), (403, "client-forbidden", "x_not_linked"), raw_key)
+    await judge(place, RawRequest(b"{}"), (400, "invalid-request", "tweet_id_missing"), raw_key)
 
 
 # The id.
@@ -139,7 +139,7 @@ async def test_an_id_is_a_string_of_one_to_nineteen_ascii_digits(
     place: RunningGateway, operation: str, value: str
 ) -> None:
     """No sign, blank, newline, other digit, number or structure passes, whatever it would mean elsewhere."""
-    sent = Sent(b'{"tweet_id":' + value.encode() + b"}", target=API + operation)
+    sent = RawRequest(b'{"tweet_id":' + value.encode() + b"}", target=API + operation)
     await judge(place, sent, ID_MALFORMED)
 
 
@@ -149,7 +149,7 @@ async def test_an_id_is_a_string_of_one_to_nineteen_ascii_digits(
 )
 async def test_the_two_usual_mistakes_name_their_fix(place: RunningGateway, value: str, advice: str) -> None:
     """A number, and a link to the post."""
-    got = await judge(place, Sent(b'{"tweet_id":' + value.encode() + b"}"), ID_MALFORMED)
+    got = await judge(place, RawRequest(b'{"tweet_id":' + value.encode() + b"}"), ID_MALFORMED)
     assert advice in got.error["message"]
 
 
@@ -166,7 +166,7 @@ async def test_the_two_usual_mistakes_name_their_fix(place: RunningGateway, valu
 async def test_digits_that_x_does_not_know_reach_it_as_they_are(place: RunningGateway, tweet_id: str) -> None:
     """Text from end to end, so that no integer type can overflow or cut zeros."""
     before = await last_call(place)
-    got = await exchange(place, Sent(json.dumps({"tweet_id": tweet_id}).encode(), target=API + "unlike_twitter"))
+    got = await exchange(place, RawRequest(json.dumps({"tweet_id": tweet_id}).encode(), target=API + "unlike_twitter"))
     inspect(got, (404, "resource-not-found", "tweet_not_found"))
     calls = (await place.x.get("/_sandbox/calls", params={"since": before})).json()["calls"]
     assert [call["path"].rpartition("/")[2] for call in calls] == [tweet_id]
@@ -181,13 +181,13 @@ ONE = b'{"tweet_id":"1"}'
 
 
 def padded(size: int) -> bytes:
-    """A good body of exactly so many bytes."""
+    """Return a valid body of exactly this many bytes."""
     body = json.dumps({"tweet_id": POST}).encode()
     return body[:-1] + b" " * (size - len(body)) + b"}"
 
 
 BODIES: list[Row] = [
-    (number, what, Sent(body), refusal)
+    (number, what, RawRequest(body), refusal)
     for number, what, body, refusal in [
         (35, "no id", b"{}", ID_MISSING),
         (83, "NaN", b'{"tweet_id":NaN}', BROKEN),
@@ -237,7 +237,9 @@ BODIES: list[Row] = [
 
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(BODIES))
-async def test_a_body_is_one_strict_json_object(place: RunningGateway, sent: Sent, refusal: Refusal | None) -> None:
+async def test_a_body_is_one_strict_json_object(
+    place: RunningGateway, sent: RawRequest, refusal: Refusal | None
+) -> None:
     """Whatever two parsers could read differently is refused."""
     await judge(place, sent, refusal)
 
@@ -261,7 +263,7 @@ async def test_what_breaks_the_grammar_of_json_is_refused(place: RunningGateway)
     assert len(texts) > 90
     for text in texts:
         for body in (text, f'{{"tweet_id":{text}}}'):
-            inspect(await exchange(place, Sent(body.encode())), BROKEN)
+            inspect(await exchange(place, RawRequest(body.encode())), BROKEN)
 
 
 @pytest.mark.trust("#123")
@@ -282,7 +284,7 @@ async def test_what_breaks_the_grammar_of_json_is_refused(place: RunningGateway)
 )
 async def test_what_json_leaves_open_is_refused_too(place: RunningGateway, value: bytes) -> None:
     """Huge numbers, lone surrogates and wrong UTF-8: parsers disagree on them, so none passes."""
-    got = await exchange(place, Sent(b'{"tweet_id":' + value + b"}"))
+    got = await exchange(place, RawRequest(b'{"tweet_id":' + value + b"}"))
     inspect(got, BROKEN if got.error["code"] == "json_parse_error" else ID_MALFORMED)
 
 
@@ -336,11 +338,11 @@ NAUGHTY = [
 
 
 @pytest.mark.trust("#124")
-async def test_naughty_strings_are_no_ids(place: RunningGateway) -> None:
+async def test_naughty_strings_are_refused_as_ids(place: RunningGateway) -> None:
     """Reserved words, scripts, injections, odd blanks, odd digits: the same dry refusal for all."""
     for text in NAUGHTY:
-        inspect(await exchange(place, Sent(json.dumps({"tweet_id": text}).encode())), ID_MALFORMED)
-        inspect(await exchange(place, Sent(json.dumps({"tweet_id": "1", text: 1}).encode())), UNKNOWN)
+        inspect(await exchange(place, RawRequest(json.dumps({"tweet_id": text}).encode())), ID_MALFORMED)
+        inspect(await exchange(place, RawRequest(json.dumps({"tweet_id": "1", text: 1}).encode())), UNKNOWN)
 
 
 # The content type.
@@ -353,7 +355,7 @@ ZIPPED = gzip.compress(ONE)
 
 def typed(number: int, what: str, refusal: Refusal | None, *types: str, **more: Any) -> Row:
     """A row about the content type."""
-    return number, what, Sent(types=types, **more), refusal
+    return number, what, RawRequest(types=types, **more), refusal
 
 
 TYPES = [
@@ -384,7 +386,7 @@ TYPES = [
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(TYPES))
 async def test_a_body_is_json_by_name_and_uncompressed(
-    place: RunningGateway, sent: Sent, refusal: Refusal | None
+    place: RunningGateway, sent: RawRequest, refusal: Refusal | None
 ) -> None:
     """Nothing is guessed from a body's looks, and nothing is inflated."""
     await judge(place, sent, refusal)
@@ -394,25 +396,27 @@ async def test_a_body_is_json_by_name_and_uncompressed(
 @pytest.mark.parametrize("name", ["like_twitter", "auth/confirm"])
 async def test_a_body_that_is_needed_is_not_empty(place: RunningGateway, name: str, types: tuple[str, ...]) -> None:
     """Whatever its Content-Type: that is not what it lacks."""
-    got = await judge(place, Sent(b"", target=API + name, types=types), BROKEN)
+    got = await judge(place, RawRequest(b"", target=API + name, types=types), BROKEN)
     assert "the body is empty" in got.error["message"]
 
 
 async def test_a_post_without_a_body_lacks_its_text(place: RunningGateway) -> None:
     """No one field is required, so the answer names what may be sent."""
-    await judge(place, Sent(b"", target=API + "post_twitter"), (400, "missing_parameter", "text_missing"))
+    await judge(place, RawRequest(b"", target=API + "post_twitter"), (400, "missing_parameter", "text_missing"))
 
 
 @pytest.mark.parametrize("types", [(), FORM, ("text/plain;charset=UTF-8",), ("multipart/form-data; boundary=x",)])
-async def test_json_by_another_name_is_told_which_header_to_add(place: RunningGateway, types: tuple[str, ...]) -> None:
+async def test_json_with_another_content_type_is_refused_with_the_header_to_add(
+    place: RunningGateway, types: tuple[str, ...]
+) -> None:
     """Which is what curl's -d, urllib and fetch leave out."""
     for name in ("like_twitter", "auth_twitter"):
-        got = await judge(place, Sent(ONE, target=API + name, types=types), WRONG_TYPE)
+        got = await judge(place, RawRequest(ONE, target=API + name, types=types), WRONG_TYPE)
         assert got.error["fix"] == "Add the header Content-Type: application/json."
 
 
 async def test_curl_sends_an_empty_body_and_json_as_a_form(place: RunningGateway) -> None:
-    """The first is no body; the second lacks a header."""
+    """The first is not a body; the second has no Content-Type."""
 
     async def curl(name: str, data: str, key: str) -> dict[str, Any]:
         command = ("curl", "--silent", "--noproxy", "*", "--data", data, "--header", f"Authorization: Bearer {key}")
@@ -430,7 +434,7 @@ async def test_curl_sends_an_empty_body_and_json_as_a_form(place: RunningGateway
 
 
 async def test_urllib_calls_every_body_a_form(place: RunningGateway) -> None:
-    """Also an empty one, which is no body."""
+    """An empty one too, which does not count as a body."""
     _, unlinked = await place.gateway.keys.create("test", "new", "free")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -467,7 +471,7 @@ AS_PART = "as part of a multipart form: curl -F media_files=@FILE."
 @pytest.mark.parametrize("name", ["media_files", "media", "media_file", "file"])
 async def test_a_file_needs_no_filename(place: RunningGateway, name: str) -> None:
     """Its part's name tells that it is one."""
-    sent = Sent(form(f'name="{name}"', PNG), target=API + "upload_media", types=MULTIPART)
+    sent = RawRequest(form(f'name="{name}"', PNG), target=API + "upload_media", types=MULTIPART)
     before = await last_call(place)
     got = await judge(place, sent, None)
     assert json.loads(got.body)["data"]["media_id"].isdigit()
@@ -492,11 +496,11 @@ async def test_a_file_needs_no_filename(place: RunningGateway, name: str) -> Non
         ("like_twitter", form('name="tweet_id"', b"\xff"), MULTIPART, FORMLESS, "the part tweet_id is not UTF-8 text"),
     ],
 )
-async def test_what_is_no_file_is_told_how_to_send_one(  # the columns of the table
+async def test_a_body_without_a_file_is_refused_with_how_to_send_one(  # the columns of the table
     place: RunningGateway, target: str, body: bytes, types: tuple[str, ...], refusal: Refusal, words: str
 ) -> None:
     """As the part that it must be."""
-    got = await exchange(place, Sent(body, target=API + target, types=types))
+    got = await exchange(place, RawRequest(body, target=API + target, types=types))
     assert (got.status, got.error["code"], got.error["reason"]) == refusal
     assert words in got.error["message"] + got.error["fix"]
 
@@ -511,7 +515,7 @@ QUERY = (400, "invalid-request", "unexpected_query")
 
 def at(number: int, what: str, refusal: Refusal | None, target: str, **more: Any) -> Row:
     """A row about the path."""
-    return number, what, Sent(target=target, **more), refusal
+    return number, what, RawRequest(target=target, **more), refusal
 
 
 PATHS = [
@@ -544,7 +548,7 @@ PATHS = [
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(PATHS))
 async def test_a_path_has_one_spelling_and_its_own_methods(
-    place: RunningGateway, sent: Sent, refusal: Refusal | None
+    place: RunningGateway, sent: RawRequest, refusal: Refusal | None
 ) -> None:
     """No redirect, no normalising, no CORS."""
     got = await judge(place, sent, refusal)
@@ -570,17 +574,17 @@ async def test_a_head_is_refused_where_a_key_is_needed_or_a_post(
 ) -> None:
     """405 with Allow, as RFC 9110 §9.3.2 has it the headers only: a look-up may cost money."""
     before = await last_call(place)
-    got = await exchange(place, Sent(method="HEAD", body=b"", types=(), target=target))
+    got = await exchange(place, RawRequest(method="HEAD", body=b"", types=(), target=target))
     assert (got.status, got.headers["allow"], got.body) == (405, allow, b"")
     assert int(got.headers["content-length"]) > 0
     assert await last_call(place) == before
 
 
 @pytest.mark.parametrize("target", [*READ_BY_ALL, "/", "/nowhere"])
-async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: RunningGateway, target: str) -> None:
+async def test_a_head_of_a_public_page_is_a_get_without_its_body(place: RunningGateway, target: str) -> None:
     """The same status and headers (RFC 9110 §9.1), on a connection that goes on."""
     plain: dict[str, Any] = {"target": target, "body": b"", "types": (), "authorization": lambda _: []}
-    head, get = [await exchange(place, Sent(method=method, **plain)) for method in ("HEAD", "GET")]
+    head, get = [await exchange(place, RawRequest(method=method, **plain)) for method in ("HEAD", "GET")]
     for got in (head, get):
         del got.headers["x-request-id"], got.headers["date"]
     assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
@@ -590,9 +594,9 @@ async def test_a_head_of_what_all_may_read_is_a_get_without_its_body(place: Runn
 
 
 @pytest.mark.parametrize("target", READ_BY_ALL)
-async def test_what_all_may_read_says_that_it_takes_head(place: RunningGateway, target: str) -> None:
+async def test_public_pages_list_head_as_allowed(place: RunningGateway, target: str) -> None:
     """In the Allow of another method."""
-    got = await judge(place, Sent(target=target), NOT_ALLOWED)
+    got = await judge(place, RawRequest(target=target), NOT_ALLOWED)
     assert got.headers["allow"] == "GET, HEAD"
 
 
@@ -645,7 +649,7 @@ ELSEWHERE = (
 
 def asked(number: int, what: str, refusal: Refusal, **body: object) -> Row:
     """A row about auth_twitter."""
-    return number, what, Sent(json.dumps(body).encode(), target=API + "auth_twitter"), refusal
+    return number, what, RawRequest(json.dumps(body).encode(), target=API + "auth_twitter"), refusal
 
 
 def back(number: int, what: str, refusal: Refusal, query: str, **more: Any) -> Row:
@@ -653,7 +657,7 @@ def back(number: int, what: str, refusal: Refusal, query: str, **more: Any) -> R
     wanted = (("Accept", "application/json"), *more.pop("more", ()))
     target = f"{API}oauth_callback{'?' * bool(query)}{query}"
     plain: dict[str, Any] = {"method": "GET", "body": b"", "types": (), "authorization": lambda _: [], **more}
-    return number, what, Sent(target=target, more=wanted, **plain), refusal
+    return number, what, RawRequest(target=target, more=wanted, **plain), refusal
 
 
 LINKING = [
@@ -697,9 +701,9 @@ LINKING = [
 
 @pytest.mark.parametrize(("sent", "refusal"), rows(LINKING))
 async def test_what_a_link_is_asked_or_answered_with_is_checked_first(
-    place: RunningGateway, sent: Sent, refusal: Refusal
+    place: RunningGateway, sent: RawRequest, refusal: Refusal
 ) -> None:
-    """Nothing is exchanged, and the envelope answers who asks for JSON."""
+    """Nothing is exchanged, and a client that asks for JSON gets the envelope."""
     await judge(place, sent, refusal)
 
 
@@ -728,7 +732,7 @@ async def test_an_undo_takes_its_own_token_and_nothing_else(
     """By the page's form or as JSON; it needs no key, so it tells no allowance."""
     wanted = (("Accept", "application/json"),)
     got = await exchange(
-        place, Sent(body, target=API + "auth/undo", types=types, authorization=lambda _: [], more=wanted)
+        place, RawRequest(body, target=API + "auth/undo", types=types, authorization=lambda _: [], more=wanted)
     )
     assert (got.status, got.error["code"], got.error["reason"]) == refusal
     assert "x-ratelimit-limit" not in got.headers
@@ -743,4 +747,4 @@ async def test_every_route_of_a_key_refuses_the_same_keys(place: RunningGateway,
         ((lambda _: ["Bearer x"]), MALFORMED),
         ((lambda _: [f"Bearer {mint('test')}"]), (401, "invalid_api_key", "key_unknown")),
     ):
-        await judge(place, Sent(b"", method, API + target, (), form), refusal)
+        await judge(place, RawRequest(b"", method, API + target, (), form), refusal)

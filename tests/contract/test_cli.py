@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from harness.engines import Redis
 
 ADA = "2244994945"
+TRICKLE_S = 0.02
+"""Pause of a slow peer between two bytes: far shorter than the client's deadline, which only the total exceeds."""
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -82,15 +84,15 @@ async def run(*arguments: str, stdin: str | bytes | None = None, **environment: 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningGateway, dict[str, str]]]:
     """A gateway of this module, linked to ada, and the environment of a person at its machine."""
-    async with RunningGateway.built(tmp_path_factory.mktemp("house"), rpm=1_000_000) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path_factory.mktemp("running"), rpm=1_000_000) as running:
+        await running.link("ada")
         yield (
-            house,
+            running,
             {
-                "BIRDWIRE_URL": house.settings.base_url,
-                "BIRDWIRE_API_KEY": house.raw_key,
-                "BIRDWIRE_DATABASE_URL": house.settings.database_url,
-                "BIRDWIRE_X_API_URL": house.settings.x_api_url,
+                "BIRDWIRE_URL": running.settings.base_url,
+                "BIRDWIRE_API_KEY": running.raw_key,
+                "BIRDWIRE_DATABASE_URL": running.settings.database_url,
+                "BIRDWIRE_X_API_URL": running.settings.x_api_url,
             },
         )
 
@@ -153,7 +155,7 @@ async def test_a_post_may_be_named_by_its_id_or_any_of_its_addresses(operator: O
         "https://[x.com/grace/status/1",
     ],
 )
-async def test_what_names_no_post_is_refused_before_anything_is_sent(target: str) -> None:
+async def test_an_invalid_reference_to_a_post_is_refused_before_anything_is_sent(target: str) -> None:
     """Exit 2, though no gateway runs and no key is set: a leading dash after -- is a value like any other."""
     outcome = await run("like", "--", target)
     assert (outcome.code, outcome.out) == (2, "")
@@ -169,7 +171,7 @@ async def test_json_is_the_gateways_answer(operator: Operator) -> None:
     assert (await run("unlike", POST, **operator[1])).out == f"{POST}: no longer liked\n"
 
 
-async def test_a_refusal_says_why_what_to_do_and_which_request(operator: Operator) -> None:
+async def test_a_refusal_states_the_reason_the_fix_and_the_request(operator: Operator) -> None:
     """On stderr for people; with --json the gateway's own document on stdout; exit 3."""
     outcome = await run("like", "404", "--json", **operator[1])
     error = outcome.document["error"]
@@ -177,30 +179,30 @@ async def test_a_refusal_says_why_what_to_do_and_which_request(operator: Operato
     assert outcome.err == f"Error: {error['message']}\nFix: {error['fix']}\nRequest: {error['request_id']}\n"
 
 
-async def test_the_exit_code_tells_whose_turn_it_is(operator: Operator) -> None:
+async def test_the_exit_code_shows_who_has_to_act(operator: Operator) -> None:
     """4 for the key, 3 for a missing link, 5 for a limit, 6 for X."""
-    house, person = operator
-    limited, limited_key = await house.gateway.keys.create("test", "limited", "free", 1)
-    _, revoked_key = revoked = await house.gateway.keys.create("test", "revoked", "free")
-    await house.gateway.keys.revoke(revoked[0].key_id)
+    running, person = operator
+    limited, limited_key = await running.gateway.keys.create("test", "limited", "free", 1)
+    _, revoked_key = revoked = await running.gateway.keys.create("test", "revoked", "free")
+    await running.gateway.keys.revoke(revoked[0].key_id)
     codes = [
         (await run("like", POST, **person | {"BIRDWIRE_API_KEY": key})).code
         for key in (revoked_key, limited_key, limited_key)
     ]
     assert (limited.rpm, codes) == (1, [4, 3, 5])
-    _, unlinked_key = await house.gateway.keys.create("test", "unlinked", "free")
+    _, unlinked_key = await running.gateway.keys.create("test", "unlinked", "free")
     assert (
         "Fix: Run `birdwire accounts link`"
         in (await run("like", POST, **person | {"BIRDWIRE_API_KEY": unlinked_key})).err
     )
-    await house.fault("POST", "/2/users/*/likes", {"status": 503}, times=None)
+    await running.fault("POST", "/2/users/*/likes", {"status": 503}, times=None)
     try:
         assert (await run("like", POST, **person)).code == 6
     finally:
-        (await house.x.delete("/_sandbox/faults")).raise_for_status()
+        (await running.x.delete("/_sandbox/faults")).raise_for_status()
 
 
-async def test_a_gateway_that_is_not_there_is_said_plainly() -> None:
+async def test_an_unreachable_gateway_is_reported_plainly() -> None:
     """Exit 6, and how to start one."""
     async with gateway_that_answers(b"") as url:
         pass
@@ -216,7 +218,7 @@ async def test_a_gateway_that_is_not_there_is_said_plainly() -> None:
     ids=["closed", "half an answer", "no HTTP"],
 )
 async def test_an_answer_that_got_lost_is_an_unknown_outcome(raw: bytes) -> None:
-    """The request was sent, so nobody can say that it did nothing: exit 7."""
+    """The request was sent, so it may have taken effect: exit 7."""
     async with gateway_that_answers(raw) as url:
         outcome = await run("like", POST, "--json", BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert (outcome.code, outcome.document["error"]["code"]) == (7, "unknown")
@@ -232,7 +234,7 @@ async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: i
             while not writer.is_closing():
                 writer.write(b"y")
                 await writer.drain()
-                await asyncio.sleep(0.02)  # the pace of the peer, not a wait of the test
+                await asyncio.sleep(TRICKLE_S)
 
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
         gateway = GatewayClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", deadline_s=0.2)
@@ -241,8 +243,8 @@ async def test_an_answer_that_trickles_ends_at_the_deadline(method: str, code: i
     assert stopped.value.code == code
 
 
-async def test_what_is_no_gateway_is_not_believed() -> None:
-    """Exit 6, without a word of what it said."""
+async def test_a_response_not_from_a_gateway_is_rejected() -> None:
+    """Exit 6, without quoting the response."""
     raw = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nGo away!!"
     async with gateway_that_answers(raw) as url:
         outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
@@ -255,7 +257,7 @@ async def test_what_is_no_gateway_is_not_believed() -> None:
 @pytest.mark.parametrize(
     "document", [b"{}", b'{"data":[1],"users":1}', b'{"data":{"tweets":[1],"id":{}},"users":[[]]}']
 )
-async def test_an_answer_of_another_shape_is_no_crash(arguments: tuple[str, ...], document: bytes) -> None:
+async def test_an_answer_of_another_shape_causes_no_crash(arguments: tuple[str, ...], document: bytes) -> None:
     """The status said that it went well, and that is believed."""
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(document), document)
     async with gateway_that_answers(raw) as url:
@@ -263,16 +265,16 @@ async def test_an_answer_of_another_shape_is_no_crash(arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize("arguments", [("follow", "@a"), ("upload", __file__)])
-async def test_an_answer_without_the_id_that_is_needed_is_said(arguments: tuple[str, ...]) -> None:
-    """Exit 6: whatever answers is no Birdwire."""
+async def test_an_answer_without_the_required_id_is_reported(arguments: tuple[str, ...]) -> None:
+    """Exit 6: the server is not a Birdwire gateway."""
     raw = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":{}}'
     async with gateway_that_answers(raw) as url:
         outcome = await run(*arguments, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert (outcome.code, "but did not return an ID" in outcome.err) == (6, True)
 
 
-async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
-    """Escape sequences and line breaks in a message are shown as blanks, and brackets are no markup."""
+async def test_a_gateways_message_cannot_control_the_terminal() -> None:
+    """Escape sequences and line breaks in a message are shown as blanks, and brackets are not markup."""
     error = {"message": "\x1b[2Jbad\r\nnews [red]now[/red]", "fix": "\x9b31mhide", "request_id": "req_1"}
     body = json.dumps({"error": error}).encode()
     raw = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -294,7 +296,7 @@ async def test_a_gateways_words_cannot_play_with_the_terminal() -> None:
     ],
 )
 async def test_a_key_is_never_sent_to_a_doubtful_address(url: str) -> None:
-    """Plain HTTP to another machine, and what is no plain base URL, is refused before a connection is made."""
+    """Plain HTTP to another machine, and anything but a plain base URL, is refused before a connection is made."""
     outcome = await run("like", POST, BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert (outcome.code, outcome.out) == (2, "")
     assert "bw_test_x" not in outcome.err
@@ -302,9 +304,9 @@ async def test_a_key_is_never_sent_to_a_doubtful_address(url: str) -> None:
 
 async def test_the_key_may_come_from_a_file(operator: Operator, tmp_path: Path) -> None:
     """The file goes before the environment; a missing one is said."""
-    house, person = operator
+    running, person = operator
     file = tmp_path / "key"
-    file.write_text(f"{house.raw_key}\n", "utf-8")
+    file.write_text(f"{running.raw_key}\n", "utf-8")
     elsewhere = person | {"BIRDWIRE_API_KEY": "bw_test_wrong"}
     assert (await run("like", POST, "--api-key-file", str(file), **elsewhere)).code == 0
     missing = await run("like", POST, "--api-key-file", str(tmp_path / "none"), **person)
@@ -353,17 +355,17 @@ async def test_a_protected_user_has_yet_to_accept(operator: Operator) -> None:
         "grace@example.com",
     ],
 )
-async def test_what_names_no_user_is_refused_before_anything_is_sent(user: str) -> None:
+async def test_an_invalid_reference_to_a_user_is_refused_before_anything_is_sent(user: str) -> None:
     """Exit 2, though no gateway runs and no key is set."""
     outcome = await run("follow", "--", user)
     assert (outcome.code, outcome.out) == (2, "")
     assert "is not a user's id, @username or profile URL" in outcome.err
 
 
-async def test_a_gateway_that_looks_nobody_up_wants_an_id(tmp_path: Path) -> None:
+async def test_a_gateway_without_look_ups_requires_an_id(tmp_path: Path) -> None:
     """Its operator switched look-ups off; the refusal says what works."""
-    async with RunningGateway.built(tmp_path, reads="") as house:
-        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+    async with RunningGateway.built(tmp_path, reads="") as running:
+        person = {"BIRDWIRE_URL": running.settings.base_url, "BIRDWIRE_API_KEY": running.raw_key}
         outcome = await run("follow", "@grace", **person)
     assert (outcome.code, outcome.out) == (3, "")
     assert "the id of @grace is unknown" in outcome.err
@@ -383,29 +385,29 @@ async def test_what_is_done_can_be_undone(operator: Operator, command: str, undo
 
 
 async def test_a_post_prints_its_id_for_the_next_to_reply_to(operator: Operator) -> None:
-    """Alone on stdout; what X stored stands beside it. And it can be deleted."""
-    house, person = operator
+    """The id alone is on stdout, and what X stored on stderr. The post can be deleted."""
+    running, person = operator
     first = await run("post", "One. Rock & roll", **person)
     assert first.err == "Posted. Text as stored by X: One. Rock & roll\n"
     second = (
         await run("post", "Two", "--reply-to", f"https://x.com/ada/status/{first.out.strip()}", "--json", **person)
     ).document
-    assert (await house.post_of(second["data"]["id"]))["in_reply_to_tweet_id"] == first.out.strip()
+    assert (await running.post_of(second["data"]["id"]))["in_reply_to_tweet_id"] == first.out.strip()
     deleted = await run("delete", first.out.strip(), **person)
     assert (deleted.code, deleted.out) == (0, f"{first.out.strip()}: deleted\n")
 
 
 async def test_options_become_the_body_of_the_post(operator: Operator) -> None:
     """Poll, quote and flags, as X got them."""
-    house, person = operator
+    running, person = operator
     asked = await run(
         "post", "Tea?", "--poll", "Yes | No", "--poll-minutes", "60", "--made-with-ai", "--json", **person
     )
-    assert (await house.post_of(asked.document["data"]["id"]))["poll"]["options"] == ["Yes", "No"]
+    assert (await running.post_of(asked.document["data"]["id"]))["poll"]["options"] == ["Yes", "No"]
     quoted = await run(
         "post", "--quote", f"x.com/grace/status/{POST}", "--reply-settings", "mentionedUsers", "--json", **person
     )
-    assert (await house.post_of(quoted.document["data"]["id"]))["quote_tweet_id"] == POST
+    assert (await running.post_of(quoted.document["data"]["id"]))["quote_tweet_id"] == POST
 
 
 async def test_the_text_may_come_from_stdin(operator: Operator) -> None:
@@ -417,28 +419,28 @@ async def test_the_text_may_come_from_stdin(operator: Operator) -> None:
 
 
 async def test_files_are_uploaded_and_attached(operator: Operator, tmp_path: Path) -> None:
-    """By the post itself, or beforehand; people are told the ids."""
-    house, person = operator
+    """By the post itself or beforehand; the ids are printed."""
+    running, person = operator
     file = tmp_path / "dot.png"
     file.write_bytes(PNG)
     uploaded = (await run("upload", str(file), **person)).out.strip()
     users = ("--tag", "@grace", "--tag", ADA)
     outcome = await run("post", "Dots", "--media", str(file), "--media-id", uploaded, *users, "--json", **person)
     assert outcome.code == 0, outcome.err
-    media_ids = (await house.post_of(outcome.document["data"]["id"]))["media_ids"]
+    media_ids = (await running.post_of(outcome.document["data"]["id"]))["media_ids"]
     assert (media_ids[0], len(media_ids)) == (uploaded, 2)
     assert f"dot.png as {media_ids[1]}" in outcome.err
 
 
 async def test_a_file_that_x_does_not_take_is_refused(operator: Operator, tmp_path: Path) -> None:
     """By the gateway, in one sentence: before X is asked for anything."""
-    house, person = operator
+    running, person = operator
     file = tmp_path / "notes.txt"
     file.write_text("words", "utf-8")
-    before = await house.calls("/2/media")
+    before = await running.calls("/2/media")
     outcome = await run("upload", str(file), "--json", **person)
     assert (outcome.code, outcome.document["error"]["reason"]) == (3, "media_files_malformed")
-    assert await house.calls("/2/media") == before
+    assert await running.calls("/2/media") == before
 
 
 @pytest.mark.parametrize(
@@ -463,24 +465,24 @@ async def test_a_post_that_cannot_be_is_refused_before_anything_is_sent(argument
     assert words in outcome.err
 
 
-async def test_a_lost_post_says_how_to_ask_again_without_posting_twice(operator: Operator) -> None:
+async def test_a_lost_post_states_how_to_retry_without_posting_twice(operator: Operator) -> None:
     """Exit 7; under the same name it is not sent again, and the journal tells what is known."""
-    house, person = operator
-    await house.fault("POST", "/2/tweets", {"drop": "after_apply"})
-    before = len(await house.calls("/2/tweets", method="POST"))
+    running, person = operator
+    await running.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    before = len(await running.calls("/2/tweets", method="POST"))
     lost = await run("post", "Lost?", **person)
     name = lost.err.split("--idempotency-key ")[1].split(":")[0]
     again = await run("post", "Lost?", "--idempotency-key", name, **person)
     assert (lost.code, again.code) in {(7, 7), (7, 0)}
-    assert len(await house.calls("/2/tweets", method="POST")) == before + 1
+    assert len(await running.calls("/2/tweets", method="POST")) == before + 1
     request_id = lost.err.rsplit("Request: ", 1)[1].strip()
     told = await run("explain", request_id, "--json", **person)
     assert (told.code, told.document["operation"]) == (0, "post_twitter")
     assert told.document["state"] in {"unknown", "found"}
     async with asyncio.timeout(20):
         while told.document["state"] != "found":  # the gateway may be at a look of its own, which a round leaves to it
-            house.clock.advance(seconds=3)
-            await house.gateway.reconciler.round()
+            running.clock.advance(seconds=3)
+            await running.gateway.reconciler.round()
             told = await run("explain", request_id, "--json", **person)
     explained = await run("explain", request_id, **person)
     assert "the post is in the account's timeline" in explained.out
@@ -488,9 +490,9 @@ async def test_a_lost_post_says_how_to_ask_again_without_posting_twice(operator:
     assert "$0.015" in explained.out
 
 
-async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> None:
+async def test_the_log_shows_requests_without_post_text(operator: Operator) -> None:
     """Of every key, newest first; by key, kind, state and age."""
-    house, person = operator
+    running, person = operator
     await run("post", "Words that are nobody's business", **person)
     await run("like", "404", **person)
     listed = (await run("log", "--limit", "2", "--json", **person)).document["requests"]
@@ -498,7 +500,7 @@ async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> 
         ("like_twitter", "refused"),
         ("post_twitter", "confirmed"),
     ]
-    assert (listed[0]["key_id"], listed[0]["about"], listed[0]["reason"]) == (house.key_id, "404", "tweet_not_found")
+    assert (listed[0]["key_id"], listed[0]["about"], listed[0]["reason"]) == (running.key_id, "404", "tweet_not_found")
     assert listed[1]["cost_usd"] == 0.015
     text = await run("log", **person)
     assert listed[0]["request_id"] in text.out
@@ -507,7 +509,7 @@ async def test_the_log_shows_what_was_asked_and_no_words(operator: Operator) -> 
     for given, found in (("like", "like_twitter"), ("post", "post_twitter")):
         rows = (await run("log", "--operation", given, "--json", **person)).document["requests"]
         assert {row["operation"] for row in rows} == {found}
-    narrowed = ("--state", "refused", "--since", "1h", "--key", house.key_id)
+    narrowed = ("--state", "refused", "--since", "1h", "--key", running.key_id)
     assert (await run("log", *narrowed, "--json", **person)).document["requests"][0] == listed[0]
     assert "No writes match these filters." in (await run("log", "--key", "key_none", **person)).out
 
@@ -530,11 +532,11 @@ async def test_the_log_names_what_it_accepts(operator: Operator, wrong: tuple[st
     assert advice in outcome.err
 
 
-async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> None:
+async def test_explain_covers_birdwires_own_refusals(tmp_path: Path) -> None:
     """The id that the command line shows with any such refusal: of a write, a look-up, a link, or the key's limit."""
-    async with RunningGateway.built(tmp_path, rpm=11) as house:
-        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
-        _, other = await house.gateway.keys.create("test", "other", "free")
+    async with RunningGateway.built(tmp_path, rpm=11) as running:
+        person = {"BIRDWIRE_URL": running.settings.base_url, "BIRDWIRE_API_KEY": running.raw_key}
+        _, other = await running.gateway.keys.create("test", "other", "free")
         unlinked = await run("like", POST, **person)
         request_id = unlinked.err.rsplit("Request: ", 1)[1].strip()
         told = await run("explain", request_id, "--json", **person)
@@ -544,7 +546,7 @@ async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> Non
         also = await run("explain", looked.err.rsplit("Request: ", 1)[1].strip(), "--json", **person)
         while (limited := await run("like", POST, **person)).code != 5:
             pass
-        house.clock.advance(seconds=61)
+        running.clock.advance(seconds=61)
         limit = await run("explain", limited.err.rsplit("Request: ", 1)[1].strip(), **person)
     assert (told.document["operation"], told.document["state"]) == ("like_twitter", "not_sent")
     assert (told.document["status"], told.document["reason"]) == (403, "x_not_linked")
@@ -556,7 +558,7 @@ async def test_explain_knows_what_birdwire_refused_itself(tmp_path: Path) -> Non
     assert "X bills" not in limit.out
 
 
-async def test_what_is_told_of_a_reason_has_no_blanks() -> None:
+async def test_explanations_of_reasons_contain_no_placeholders() -> None:
     """A sentence that only the refusal itself could fill is left out; the cause always stands there, or its name."""
     for reason in PROBLEMS:
         assert not re.search(r"…|\x00|[{}]", meaning(reason) + remedy(reason)), reason
@@ -566,12 +568,12 @@ async def test_what_is_told_of_a_reason_has_no_blanks() -> None:
 
 
 async def test_explain_knows_only_what_it_can(operator: Operator) -> None:
-    """What is no id is not sent; what is not this key's is not there."""
+    """A malformed id is not sent; a request of another key is not found."""
     assert [(await run("explain", one, **operator[1])).code for one in ("../livez", "req_none")] == [2, 3]
 
 
-async def test_who_refuses_an_upload_before_its_end_is_heard(tmp_path: Path) -> None:
-    """A gateway that answers and reads no more is no unknown outcome."""
+async def test_a_refusal_sent_before_the_upload_ends_is_received(tmp_path: Path) -> None:
+    """A gateway that answers before it has read everything is not an unknown outcome."""
     file = tmp_path / "large.png"
     file.write_bytes(PNG + bytes(16 << 20))
     body = b'{"error":{"code":"missing_api_key","message":"No.","fix":"","request_id":"req_1"}}'
@@ -584,8 +586,8 @@ async def test_who_refuses_an_upload_before_its_end_is_heard(tmp_path: Path) -> 
 # Look-ups.
 
 
-async def test_people_can_look_around(operator: Operator) -> None:
-    """A user, their posts, and who is there at all."""
+async def test_look_ups_print_users_and_posts(operator: Operator) -> None:
+    """A user, their posts, and a search for users."""
     person = operator[1]
     assert (await run("user", "@grace", **person)).out.startswith(f"@grace\nGrace\n{GRACE}\n")
     posts = await run("posts", "grace", **person)
@@ -610,9 +612,9 @@ async def test_look_ups_in_json_are_the_gateways_answers(operator: Operator) -> 
 # Keys.
 
 
-async def test_keys_are_made_rotated_and_revoked_beside_a_running_gateway(operator: Operator) -> None:
+async def test_keys_are_made_rotated_and_revoked_alongside_a_running_gateway(operator: Operator) -> None:
     """Each holds from the gateway's very next answer on; the vault key is not needed."""
-    house, person = operator
+    running, person = operator
     made = (
         await run("keys", "create", "--label", "agent", "--tier", "starter", "--rpm", "90", "--json", **person)
     ).document
@@ -620,7 +622,7 @@ async def test_keys_are_made_rotated_and_revoked_beside_a_running_gateway(operat
     assert (made["label"], made["tier"], made["rpm"], made["api_key"][:8]) == ("agent", "starter", 90, "bw_test_")
 
     async def asked(raw_key: str) -> str:
-        answer = await house.bare.get("/apis/v1/twitter/auth/status", headers={"authorization": f"Bearer {raw_key}"})
+        answer = await running.bare.get("/apis/v1/twitter/auth/status", headers={"authorization": f"Bearer {raw_key}"})
         return "ok" if answer.status_code == 200 else str(answer.json()["error"]["code"])
 
     assert await asked(made["api_key"]) == "ok"
@@ -674,14 +676,14 @@ async def test_a_key_may_be_given_rules(operator: Operator) -> None:
     assert "as @ada only" in text
 
 
-async def test_what_a_key_may_do_can_be_changed_beside_a_running_gateway(operator: Operator) -> None:
-    """It holds from the very next answer on; what is not named stays; lifted, a rule is gone."""
-    house, person = operator
+async def test_a_keys_rules_can_be_changed_alongside_a_running_gateway(operator: Operator) -> None:
+    """A rule applies from the next answer on; other rules stay; a lifted rule no longer applies."""
+    running, person = operator
     made = (await run("keys", "create", "--label", "agent", "--json", *RULED, **person)).document
     mine = {"authorization": f"Bearer {made['api_key']}"}
 
     async def limit() -> str:
-        return str((await house.bare.get("/apis/v1/twitter/auth/status", headers=mine)).headers["x-ratelimit-limit"])
+        return str((await running.bare.get("/apis/v1/twitter/auth/status", headers=mine)).headers["x-ratelimit-limit"])
 
     assert await limit() == "60"
     change = ("keys", "change", made["key_id"])
@@ -700,7 +702,7 @@ async def test_what_a_key_may_do_can_be_changed_beside_a_running_gateway(operato
 
 
 async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
-    """So that a script can keep it; what a person should know stands beside it."""
+    """A script can capture it; the notes for people are on stderr."""
     outcome = await run("keys", "create", "--label", "agent", **operator[1])
     assert outcome.out.startswith("bw_test_")
     assert outcome.out.count("\n") == 1
@@ -709,7 +711,7 @@ async def test_a_new_key_is_alone_on_stdout(operator: Operator) -> None:
     assert "just created" not in outcome.err
 
 
-async def test_a_key_in_a_new_database_says_where_it_is(tmp_path: Path) -> None:
+async def test_creating_a_key_in_a_new_database_reports_its_path(tmp_path: Path) -> None:
     """Without settings the database is made in the folder, and no gateway knows the key."""
     url = f"sqlite:///{tmp_path}/birdwire.db"
     outcome = await run("keys", "create", "--label", "early", BIRDWIRE_DATABASE_URL=url)
@@ -752,18 +754,18 @@ async def test_a_key_that_is_malformed_is_looked_for_where_the_command_line_take
 
 async def test_the_list_of_keys_shows_no_key(operator: Operator) -> None:
     """Only its last four characters."""
-    house, person = operator
+    running, person = operator
     listed = await run("keys", "list", "--json", **person)
-    mine = next(key for key in listed.document["keys"] if key["key_id"] == house.key_id)
+    mine = next(key for key in listed.document["keys"] if key["key_id"] == running.key_id)
     assert (mine["label"], mine["mode"], mine["hint"], mine["revoked_at"]) == (
         "test key",
         "test",
-        house.raw_key[-4:],
+        running.raw_key[-4:],
         None,
     )
     text = await run("keys", "list", **person)
-    assert house.key_id in text.out
-    assert house.raw_key not in listed.out + text.out
+    assert running.key_id in text.out
+    assert running.raw_key not in listed.out + text.out
 
 
 @pytest.mark.parametrize(
@@ -808,7 +810,7 @@ async def test_what_cannot_be_asked_of_keys_is_a_usage_error(operator: Operator,
     assert "Traceback" not in outcome.err
 
 
-async def test_every_problem_of_the_settings_is_said_at_once(tmp_path: Path) -> None:
+async def test_all_problems_of_the_settings_are_reported_together(tmp_path: Path) -> None:
     """Not one at a time."""
     database = f"mysql://{tmp_path}"
     outcome = await run("keys", "list", BIRDWIRE_PORT="many", BIRDWIRE_PROT="1", BIRDWIRE_DATABASE_URL=database)
@@ -828,13 +830,13 @@ async def test_every_problem_of_the_settings_is_said_at_once(tmp_path: Path) -> 
 
 async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) -> None:
     """Over HTTP with the key alone; the operator's list comes from the database."""
-    house, person = operator
-    key, raw_key = await house.gateway.keys.create("test", "theirs", "free")
+    running, person = operator
+    key, raw_key = await running.gateway.keys.create("test", "theirs", "free")
     theirs = person | {"BIRDWIRE_API_KEY": raw_key}
     assert "No X account is linked" in (await run("accounts", "status", **theirs)).out
     begun = (await run("accounts", "link", "--expect", "alan", "--json", **theirs)).document
     assert list(begun) == ["auth_url", "state", "expires_at"]
-    await approve(house, begun["auth_url"], "alan")
+    await approve(running, begun["auth_url"], "alan")
     assert (await run("accounts", "status", **theirs)).out.splitlines()[0] == "This key acts as @alan."
     listed = (await run("accounts", "list", "--json", **theirs)).document["accounts"]
     mine = next(row for row in listed if row["key_id"] == key.key_id)
@@ -847,43 +849,45 @@ async def test_accounts_are_linked_looked_at_and_unlinked(operator: Operator) ->
 
 async def test_the_status_of_an_account_reads_as_sentences(tmp_path: Path) -> None:
     """Not renewed yet; then to be linked again, with the reason."""
-    async with RunningGateway.built(tmp_path) as house:
-        await house.link("ada")
-        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+    async with RunningGateway.built(tmp_path) as running:
+        await running.link("ada")
+        person = {"BIRDWIRE_URL": running.settings.base_url, "BIRDWIRE_API_KEY": running.raw_key}
         fresh = (await run("accounts", "status", **person)).out.splitlines()
         assert fresh[0] == "This key acts as @ada."
         assert fresh[2].startswith("Not renewed yet; the next renewal is due at ")
-        await house.x.post(f"/_sandbox/users/{(await house.status())['user_id']}/revoke_app")
-        await house.like()
+        await running.x.post(f"/_sandbox/users/{(await running.status())['user_id']}/revoke_app")
+        await running.like()
         over = (await run("accounts", "status", **person)).out.splitlines()
         assert over[0] == "@ada must be linked again: X refused to renew the tokens."
         assert over[2] == "Not renewed yet; no renewal is planned."
 
 
-async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> None:
+async def test_the_status_shows_what_x_recently_allowed_and_refused(tmp_path: Path) -> None:
     """The key's holder over HTTP, the operator from the database."""
-    async with RunningGateway.built(tmp_path) as house:
-        await house.link("ada")
-        await house.configure(tier="self_serve_2026_04", tier_refusal="client-not-enrolled")
+    async with RunningGateway.built(tmp_path) as running:
+        await running.link("ada")
+        await running.configure(tier="self_serve_2026_04", tier_refusal="client-not-enrolled")
         assert [
-            (await house.like()).status_code,
-            (await house.call("unlike_twitter", {"tweet_id": POST})).status_code,
+            (await running.like()).status_code,
+            (await running.call("unlike_twitter", {"tweet_id": POST})).status_code,
         ] == [403, 200]
         person = {
-            "BIRDWIRE_URL": house.settings.base_url,
-            "BIRDWIRE_API_KEY": house.raw_key,
-            "BIRDWIRE_DATABASE_URL": house.settings.database_url,
-            "BIRDWIRE_X_API_URL": house.settings.x_api_url,
-            "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
-            "BIRDWIRE_X_CLIENT_SECRET": house.sandbox.state.clients.client_secret,
-            "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
+            "BIRDWIRE_URL": running.settings.base_url,
+            "BIRDWIRE_API_KEY": running.raw_key,
+            "BIRDWIRE_DATABASE_URL": running.settings.database_url,
+            "BIRDWIRE_X_API_URL": running.settings.x_api_url,
+            "BIRDWIRE_X_CLIENT_ID": running.settings.x_client_id,
+            "BIRDWIRE_X_CLIENT_SECRET": running.sandbox.state.clients.client_secret,
+            "BIRDWIRE_VAULT_KEY_FILE": str(running.settings.vault_key_file),
         }
         status = await run("accounts", "status", **person)
         checked = await run("check", "--live", **person)
         found = (await run("check", "--live", "--json", **person)).document
     assert re.search(r"^X refuses like_twitter: X .+\.$", status.out, re.MULTILINE)
     assert "\nX allows unlike_twitter.\n" in status.out
-    assert f"ok: X is reachable at {house.settings.x_api_url}\nok: X accepts the client ID and secret\n" in checked.out
+    assert (
+        f"ok: X is reachable at {running.settings.x_api_url}\nok: X accepts the client ID and secret\n" in checked.out
+    )
     assert re.search(r"^X refused like_twitter, most recently at \S+Z: X .+\.$", checked.out, re.MULTILINE)
     assert re.search(r"^X allowed unlike_twitter, most recently at \S+Z$", checked.out, re.MULTILINE)
     assert [(one["operation"], one["allowed"]) for one in found["capabilities"]] == [
@@ -892,24 +896,24 @@ async def test_people_see_what_x_lately_allowed_and_why_not(tmp_path: Path) -> N
     ]
 
 
-def settings_of(house: RunningGateway) -> dict[str, str]:
+def settings_of(running: RunningGateway) -> dict[str, str]:
     """A gateway's settings as its operator's environment has them, without the API key and the client secret."""
     names = ("public_url", "database_url", "vault_key_file", "x_client_id", "x_api_url", "x_authorize_url")
-    return {f"BIRDWIRE_{name.upper()}": str(getattr(house.settings, name)) for name in names}
+    return {f"BIRDWIRE_{name.upper()}": str(getattr(running.settings, name)) for name in names}
 
 
-async def approve(house: RunningGateway, auth_url: str, username: str) -> None:
+async def approve(running: RunningGateway, auth_url: str, username: str) -> None:
     """Approve a page as a user of the sandbox, and come back to the gateway."""
     decision = {"auth_url": auth_url, "username": username, "action": "allow"}
-    redirect_to = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()["redirect_to"]
-    (await house.bare.get(redirect_to)).raise_for_status()
+    redirect_to = (await running.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()["redirect_to"]
+    (await running.bare.get(redirect_to)).raise_for_status()
 
 
 async def test_the_readme_s_narrow_key_is_linked_by_the_readme_s_command(operator: Operator, tmp_path: Path) -> None:
     """Steps 7 and 8 of going live, as they stand: the operator needs neither the key's secret nor its actions."""
-    house = operator[0]
+    running = operator[0]
     config = tmp_path / "birdwire.toml"
-    settings = settings_of(house)
+    settings = settings_of(running)
     lines = [f'{name.removeprefix("BIRDWIRE_").lower()} = "{value}"' for name, value in settings.items()]
     config.write_text("\n".join(lines))
     commands = re.findall(r"^ +birdwire ((?:keys create|accounts link) .+)$", README, re.MULTILINE)
@@ -924,16 +928,16 @@ async def test_the_readme_s_narrow_key_is_linked_by_the_readme_s_command(operato
     real["KEY_ID"] = made["key_id"]
     begun = await follow(link)
     assert list(begun) == ["auth_url", "state", "expires_at"]
-    await approve(house, begun["auth_url"], "ada")
+    await approve(running, begun["auth_url"], "ada")
     assert (await run("like", POST, **operator[1] | {"BIRDWIRE_API_KEY": made["api_key"]})).code == 0
     refused = await run("accounts", "unlink", "--json", **operator[1] | {"BIRDWIRE_API_KEY": made["api_key"]})
     assert refused.document["error"]["reason"] == "key_not_allowed"
 
 
-async def test_a_link_for_a_key_says_why_it_cannot_be(operator: Operator, tmp_path: Path) -> None:
+async def test_a_link_for_a_key_reports_why_it_failed(operator: Operator, tmp_path: Path) -> None:
     """Before anything is stored: a key that cannot be used here, what its rules say, and settings that are missing."""
-    house, settings = operator[0], settings_of(operator[0])
-    keys = house.gateway.keys
+    running, settings = operator[0], settings_of(operator[0])
+    keys = running.gateway.keys
     made = [
         (await keys.create("test", "pinned", rules=KeyRules(account_username="ada", actions=("like_twitter",))))[0],
         (await keys.create("test", "revoked"))[0],
@@ -974,11 +978,11 @@ class Waiting:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def started(cls, house: RunningGateway, at: str) -> AsyncIterator[Waiting]:
+    async def started(cls, running: RunningGateway, at: str) -> AsyncIterator[Waiting]:
         """Wait at the gateway with the API key, or on the database with the operator's settings."""
-        which: tuple[str, ...] = () if at == "gateway" else (house.key_id,)
-        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
-        environment = person if at == "gateway" else settings_of(house)
+        which: tuple[str, ...] = () if at == "gateway" else (running.key_id,)
+        person = {"BIRDWIRE_URL": running.settings.base_url, "BIRDWIRE_API_KEY": running.raw_key}
+        environment = person if at == "gateway" else settings_of(running)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "birdwire.cli", "accounts", "link", *which, "--json", "--wait"),
             stdout=asyncio.subprocess.PIPE,
@@ -1009,16 +1013,16 @@ class Waiting:
 @pytest.mark.parametrize("at", ["gateway", "database"])
 async def test_linking_waits_until_the_account_is_there(tmp_path: Path, at: str) -> None:
     """The page is on stderr while it waits; the one document on stdout is the link."""
-    async with RunningGateway.built(tmp_path) as house, Waiting.started(house, at) as waiting:
-        await approve(house, await waiting.line("http"), "grace")
+    async with RunningGateway.built(tmp_path) as running, Waiting.started(running, at) as waiting:
+        await approve(running, await waiting.line("http"), "grace")
         code, document = await waiting.end()
         assert (code, document["username"]) == (0, "grace")
 
 
-async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
+async def test_a_link_that_waits_behind_an_older_one_shows_how_to_confirm_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """auth/status is of the older link. At the end nobody says that nobody approved."""
+    """auth/status shows the older link. At the end the command does not claim that approval is missing."""
     monkeypatch.setattr("birdwire.cli.commands.accounts.ASK_EVERY_S", 0)
     monkeypatch.setattr("birdwire.cli.commands.accounts.WAIT_S", 0)
     last = {"outcome": "approved", "expires_at": "then"}
@@ -1037,12 +1041,12 @@ async def test_a_link_that_waits_behind_an_older_one_says_how_to_confirm_it(
     assert "was not approved" not in shown
 
 
-async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
+async def test_linking_ends_when_the_owner_denies_it(tmp_path: Path) -> None:
     """Asked at the gateway: exit 3 and a sentence, within one poll."""
-    async with RunningGateway.built(tmp_path) as house, Waiting.started(house, "gateway") as waiting:
+    async with RunningGateway.built(tmp_path) as running, Waiting.started(running, "gateway") as waiting:
         decision = {"auth_url": await waiting.line("http"), "username": "ada", "action": "deny"}
-        decided = (await house.x.post("/_sandbox/consent", json=decision)).raise_for_status()
-        await house.bare.get(decided.json()["redirect_to"])
+        decided = (await running.x.post("/_sandbox/consent", json=decision)).raise_for_status()
+        await running.bare.get(decided.json()["redirect_to"])
         code, document = await waiting.end()
         assert (code, document["error"]["message"]) == (3, ENDS["denied"])
         assert document["error"]["fix"] == "Run the command again to get a new page."
@@ -1050,9 +1054,9 @@ async def test_linking_ends_when_the_owner_says_no(tmp_path: Path) -> None:
 
 async def test_linking_ends_when_the_page_has_expired(tmp_path: Path) -> None:
     """Read from the database: the same."""
-    async with RunningGateway.built(tmp_path) as house, Waiting.started(house, "database") as waiting:
+    async with RunningGateway.built(tmp_path) as running, Waiting.started(running, "database") as waiting:
         await waiting.line("http")
-        database = sqlite3.connect(house.directory / "birdwire.db")
+        database = sqlite3.connect(running.directory / "birdwire.db")
         with contextlib.closing(database), database:  # the command has the time of the system, which nothing can move
             database.execute("UPDATE link_states SET expires_at = created_at")
         code, document = await waiting.end()
@@ -1078,7 +1082,7 @@ ENDS = {
     ],
 )
 async def test_every_end_of_a_link_is_a_sentence(outcome: str, reason: str | None, words: str) -> None:
-    """Without placeholders that nobody filled. What is open or approved goes on."""
+    """Without unfilled placeholders. An open or approved link continues."""
     with pytest.raises(Stop) as stop:
         check_attempt({"outcome": outcome, "reason": reason})
     assert (stop.value.code, words in stop.value.message) == (3, True)
@@ -1089,32 +1093,33 @@ async def test_every_end_of_a_link_is_a_sentence(outcome: str, reason: str | Non
 
 async def test_a_link_that_waits_is_confirmed_by_its_holder_or_the_operator(tmp_path: Path) -> None:
     """By the account and the link's state over HTTP, by the key's id on the database; another account is refused."""
-    async with RunningGateway.built(tmp_path, link_mode="confirm") as house:
-        person = {"BIRDWIRE_URL": house.settings.base_url, "BIRDWIRE_API_KEY": house.raw_key}
+    async with RunningGateway.built(tmp_path, link_mode="confirm") as running:
+        person = {"BIRDWIRE_URL": running.settings.base_url, "BIRDWIRE_API_KEY": running.raw_key}
         begun = (await run("accounts", "link", "--json", **person)).document
-        await approve(house, begun["auth_url"], "ada")
+        await approve(running, begun["auth_url"], "ada")
         assert (await run("accounts", "status", **person)).out.startswith("@ada approved. The link is waiting")
         wrong = await run("accounts", "confirm", "@grace", "--state", begun["state"], "--json", **person)
         assert (wrong.code, wrong.document["error"]["reason"]) == (3, "account_mismatch")
         done = await run("accounts", "confirm", "@ada", "--state", begun["auth_url"], **person)
         assert (done.code, done.out) == (0, "This key acts as @ada.\n")
-        settings = settings_of(house)
-        none = await run("accounts", "confirm", house.key_id, **settings)
+        settings = settings_of(running)
+        none = await run("accounts", "confirm", running.key_id, **settings)
         assert (none.code, "is waiting for confirmation" in none.err) == (3, True)
-        await house.call("unlink_twitter")
-        async with Waiting.started(house, "database") as waiting:
-            await approve(house, await waiting.line("http"), "grace")
+        await running.call("unlink_twitter")
+        async with Waiting.started(running, "database") as waiting:
+            await approve(running, await waiting.line("http"), "grace")
             assert await waiting.line("@grace") == (
-                f"@grace approved. To activate the link, run: birdwire accounts confirm {house.key_id} --expect @grace"
+                "@grace approved. To activate the link, run: "
+                f"birdwire accounts confirm {running.key_id} --expect @grace"
             )
-            unnamed = await run("accounts", "confirm", house.key_id, **settings)
-            assert (unnamed.code, f"{house.key_id} --expect @grace" in unnamed.err) == (2, True)
-            wrong = await run("accounts", "confirm", house.key_id, "--expect", "@ada", **settings)
+            unnamed = await run("accounts", "confirm", running.key_id, **settings)
+            assert (unnamed.code, f"{running.key_id} --expect @grace" in unnamed.err) == (2, True)
+            wrong = await run("accounts", "confirm", running.key_id, "--expect", "@ada", **settings)
             assert (wrong.code, "@grace approved, not @ada. The link keeps waiting" in wrong.err) == (3, True)
-            done = await run("accounts", "confirm", house.key_id, "--expect", "@grace", "--json", **settings)
+            done = await run("accounts", "confirm", running.key_id, "--expect", "@grace", "--json", **settings)
             assert (done.document["username"], done.document["state"]) == ("grace", "active")
             assert (await waiting.end())[0] == 0
-        assert (await house.like()).status_code == 200
+        assert (await running.like()).status_code == 200
         acts = (await run("log", "--acts", "--json", **settings)).document["acts"]
         assert [act["via"] for act in acts if act["act"] == "link.activated"].count("cli") == 1
 
@@ -1141,20 +1146,20 @@ async def test_options_of_accounts_that_do_not_fit_are_a_usage_error(arguments: 
 
 async def test_the_operator_unlinks_a_key_without_its_secret(tmp_path: Path) -> None:
     """Deleted here and revoked at X; the running gateway refuses the next call."""
-    async with RunningGateway.built(tmp_path) as house:
-        await house.link("ada")
-        assert (await house.like()).status_code == 200
-        secret = house.settings.x_client_secret
+    async with RunningGateway.built(tmp_path) as running:
+        await running.link("ada")
+        assert (await running.like()).status_code == 200
+        secret = running.settings.x_client_secret
         assert secret is not None
-        settings = settings_of(house) | {"BIRDWIRE_X_CLIENT_SECRET": secret.get_secret_value()}
-        done = await run("accounts", "unlink", house.key_id, "--json", **settings)
+        settings = settings_of(running) | {"BIRDWIRE_X_CLIENT_SECRET": secret.get_secret_value()}
+        done = await run("accounts", "unlink", running.key_id, "--json", **settings)
         assert (done.code, done.document) == (0, {"data": {"linked": False}})
-        assert [call["status"] for call in await house.calls("/2/oauth2/revoke")] == [200, 200]
+        assert [call["status"] for call in await running.calls("/2/oauth2/revoke")] == [200, 200]
         async with asyncio.timeout(5):  # another process's change reaches the gateway within a second
-            while (await house.like()).json().get("error", {}).get("reason") != "x_not_linked":
+            while (await running.like()).json().get("error", {}).get("reason") != "x_not_linked":
                 pass
-        again = await run("accounts", "unlink", house.key_id, **settings)
-        assert (again.code, again.out) == (0, f"No X account was linked to {house.key_id}.\n")
+        again = await run("accounts", "unlink", running.key_id, **settings)
+        assert (again.code, again.out) == (0, f"No X account was linked to {running.key_id}.\n")
         missing = await run("accounts", "unlink", "key_none", **settings)
         assert (missing.code, "There is no key key_none" in missing.err) == (2, True)
         acts = (await run("log", "--acts", "--json", **settings)).document["acts"]
@@ -1164,8 +1169,8 @@ async def test_the_operator_unlinks_a_key_without_its_secret(tmp_path: Path) -> 
 # Before a start.
 
 
-async def test_check_says_everything_that_is_wrong_and_no_secret(tmp_path: Path) -> None:
-    """Client id, vault key and database at once, each with the next step; exit 2."""
+async def test_check_reports_every_problem_and_no_secret(tmp_path: Path) -> None:
+    """Client id, vault key and database in one run, each with the next step; exit 2."""
     secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
     database = f"sqlite:///{tmp_path}/nowhere/birdwire.db"
     given = {"BIRDWIRE_VAULT_KEY": secret, "BIRDWIRE_X_CLIENT_SECRET": secret, "BIRDWIRE_DATABASE_URL": database}
@@ -1231,7 +1236,7 @@ async def ready(tmp_path: Path) -> dict[str, str]:
         ("TRUSTED_PROXIES", "::/0", "Every address is trusted as a proxy"),
     ],
 )
-async def test_check_notes_what_is_legal_and_unwise(ready: dict[str, str], name: str, value: str, note: str) -> None:
+async def test_check_notes_valid_but_unwise_settings(ready: dict[str, str], name: str, value: str, note: str) -> None:
     """With the next step, and exit 0; sound settings get no note."""
     sound = await run("check", "--json", **ready)
     assert (sound.code, sound.document["problems"], sound.document["notes"]) == (0, [], [])
@@ -1260,7 +1265,7 @@ async def test_a_wrong_setting_hides_no_note_on_another(ready: dict[str, str]) -
     assert len(outcome.document["problems"]) == 1
 
 
-async def test_without_a_client_id_nothing_is_said_of_the_client(ready: dict[str, str]) -> None:
+async def test_a_missing_client_id_is_a_single_problem(ready: dict[str, str]) -> None:
     """It is one problem, and not fine as a public client, too."""
     outcome = await run("check", "--json", **ready | {"BIRDWIRE_X_CLIENT_ID": ""})
     assert len(outcome.document["problems"]) == 1
@@ -1299,11 +1304,11 @@ async def test_an_empty_client_secret_makes_no_confidential_client(ready: dict[s
 
 async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Path) -> None:
     """With it all is well, live X included; with another one nothing would open."""
-    house, person = operator
+    running, person = operator
     right = person | {
-        "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
-        "BIRDWIRE_X_CLIENT_SECRET": house.sandbox.state.clients.client_secret,
-        "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
+        "BIRDWIRE_X_CLIENT_ID": running.settings.x_client_id,
+        "BIRDWIRE_X_CLIENT_SECRET": running.sandbox.state.clients.client_secret,
+        "BIRDWIRE_VAULT_KEY_FILE": str(running.settings.vault_key_file),
     }
     assert (await run("check", "--live", **right)).code == 0
     assert (await run("vault", "create", str(tmp_path / "vault.key"))).code == 0
@@ -1311,32 +1316,32 @@ async def test_check_knows_the_right_vault_key(operator: Operator, tmp_path: Pat
     assert (wrong.code, "This database was encrypted with a different vault key" in wrong.err) == (2, True)
 
 
-async def test_check_tells_wrong_credentials_from_an_x_that_cannot_be_reached(operator: Operator) -> None:
+async def test_check_distinguishes_wrong_credentials_from_an_unreachable_x(operator: Operator) -> None:
     """Only if asked to; an X that is merely out of order is a note."""
-    house, person = operator
+    running, person = operator
     async with gateway_that_answers(b"") as nowhere:
         pass
     given = person | {
-        "BIRDWIRE_X_CLIENT_ID": house.settings.x_client_id,
+        "BIRDWIRE_X_CLIENT_ID": running.settings.x_client_id,
         "BIRDWIRE_X_CLIENT_SECRET": "canary",
-        "BIRDWIRE_VAULT_KEY_FILE": str(house.settings.vault_key_file),
+        "BIRDWIRE_VAULT_KEY_FILE": str(running.settings.vault_key_file),
     }
     assert (await run("check", **given)).code == 0
     wrong = await run("check", "--live", **given)
     assert (wrong.code, "canary" in wrong.out + wrong.err) == (2, False)
     assert "X rejects the client ID and secret (HTTP 401 unauthorized_client)." in wrong.err
-    assert f"ok: X is reachable at {house.settings.x_api_url}" in wrong.out
+    assert f"ok: X is reachable at {running.settings.x_api_url}" in wrong.out
     away = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere})
     assert (away.code, f"Cannot reach {nowhere}" in away.err, "rejects" in away.err) == (2, True, False)
     assert [one.err.splitlines()[0] for one in (wrong, away)] == ["Error: Ready to start, but not to act on X:"] * 2
     neither = await run("check", "--live", **given | {"BIRDWIRE_X_API_URL": nowhere, "BIRDWIRE_VAULT_KEY_FILE": "none"})
     assert neither.err.startswith("Error: Not ready to start:\n")
-    await house.fault("POST", "/2/oauth2/token", {"status": 503})
+    await running.fault("POST", "/2/oauth2/token", {"status": 503})
     failing = await run("check", "--live", **given)
     assert (failing.code, "note: X's response (HTTP 503" in failing.out) == (0, True)
 
 
-async def test_check_says_whether_redis_answers(ready: dict[str, str], redis: Redis) -> None:
+async def test_check_reports_whether_redis_answers(ready: dict[str, str], redis: Redis) -> None:
     """A gateway starts without it, so it is a note; why it does not answer is said without the password."""
     assert "Redis" not in (await run("check", **ready)).out
     assert "ok: Redis responds" in (await run("check", **ready, BIRDWIRE_REDIS_URL=redis.url)).out
@@ -1358,9 +1363,7 @@ LOOKING = [("log",), ("accounts", "list"), ("keys", "list"), ("keys", "revoke", 
 
 
 @pytest.mark.parametrize("words", LOOKING, ids=" ".join)
-async def test_who_looks_in_the_wrong_place_is_told_and_leaves_nothing_there(
-    tmp_path: Path, words: tuple[str, ...]
-) -> None:
+async def test_a_missing_database_is_reported_and_not_created(tmp_path: Path, words: tuple[str, ...]) -> None:
     """An empty list out of a database made that moment would be believed."""
     key = tmp_path / "vault.key"
     await run("vault", "create", str(key))
@@ -1459,7 +1462,7 @@ async def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
-async def test_the_list_of_commands_says_what_each_says_of_itself(row: Any) -> None:
+async def test_the_list_of_commands_shows_each_commands_own_summary(row: Any) -> None:
     """One sentence, the same in both places."""
     command = load(row.name)
     assert command.help.splitlines()[0] == row.summary
@@ -1518,7 +1521,7 @@ async def test_without_arguments_the_commands_are_listed() -> None:
 
 
 async def test_acting_loads_neither_server_nor_database() -> None:
-    """So that a command answers at once."""
+    """A command starts quickly."""
     code = (
         "import sys; sys.argv = ['birdwire', 'like', 'x']\n"
         "try: __import__('birdwire.cli').cli.main()\n"
@@ -1532,10 +1535,10 @@ async def test_acting_loads_neither_server_nor_database() -> None:
     assert out == b"[]\n"
 
 
-async def test_limits_shows_the_allowance_and_what_x_said_is_left(operator: Operator) -> None:
+async def test_limits_shows_the_allowance_and_xs_remaining_calls(operator: Operator) -> None:
     """As a table, and for programs."""
-    house, environment = operator
-    await house.like()
+    running, environment = operator
+    await running.like()
     told = await run("limits", **environment)
     lines = told.out.splitlines()
     assert lines[0].split() == ["OPERATION", "WINDOW", "LIMIT", "REMAINING", "RESET_AT"]
@@ -1546,10 +1549,10 @@ async def test_limits_shows_the_allowance_and_what_x_said_is_left(operator: Oper
     assert document["limits"]["like_twitter"]["24h"]["limit"] == 1_000
 
 
-async def test_limits_says_why_nothing_is_known_of_xs(operator: Operator) -> None:
+async def test_limits_shows_why_xs_limits_are_unknown(operator: Operator) -> None:
     """The key's own allowance is there all the same."""
-    house, environment = operator
-    _, raw_key = await house.gateway.keys.create("test", "unlinked", "free", None)
+    running, environment = operator
+    _, raw_key = await running.gateway.keys.create("test", "unlinked", "free", None)
     told = await run("limits", **{**environment, "BIRDWIRE_API_KEY": raw_key})
     assert len(told.out.splitlines()) == 2
     assert told.err == "X's rate limits are unknown: no X account is linked to this key.\n"

@@ -29,7 +29,7 @@ GENERATOR = Path(sys.prefix) / "generator" / "bin"
 """The environment of openapi-python-client, which `make setup-dev` makes."""
 
 PYTHON_CONFIG: dict[str, list[str]] = {"post_hooks": []}
-"""Nobody reads this client: its code need not be formatted."""
+"""People do not read this client: its code need not be formatted."""
 
 REPORTED = "Unsupported content_type application/yaml"
 """All that openapi-python-client leaves out: the answer of /openapi.yaml, a type that it does not know."""
@@ -37,10 +37,10 @@ REPORTED = "Unsupported content_type application/yaml"
 REFUSAL = {"status": 404, "reason": "tweet_not_found", "whose": "caller", "retryable": False}
 
 
-async def document_of(house: RunningGateway, directory: Path) -> Path:
+async def document_of(running: RunningGateway, directory: Path) -> Path:
     """Save the document as the gateway serves it."""
     path = directory / "openapi.json"
-    path.write_bytes((await house.bare.get("/openapi.json")).raise_for_status().content)
+    path.write_bytes((await running.bare.get("/openapi.json")).raise_for_status().content)
     return path
 
 
@@ -72,22 +72,22 @@ async def node(script: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-async def check(house: RunningGateway, printed: str) -> None:
+async def check(running: RunningGateway, printed: str) -> None:
     """Compare what a client read in the typed answers with what X has."""
     said: dict[str, Any] = json.loads(printed)
     assert said["liked"] is True
-    assert {"user_id": "2244994945", "tweet_id": POST} in (await house.state())["likes"]
-    post = await house.post_of(said["post_id"])
+    assert {"user_id": "2244994945", "tweet_id": POST} in (await running.state())["likes"]
+    post = await running.post_of(said["post_id"])
     assert (post["text"], post["media_ids"]) == ("Generated", [said["media_id"]])
     assert said["text"] == "Generated"
     assert REFUSAL.items() <= said.items()
     assert said["fix"]
 
 
-def given(house: RunningGateway) -> str:
+def given(running: RunningGateway) -> str:
     """What a client needs to know. It travels in the environment, as a key should."""
     return json.dumps(
-        {"url": house.settings.base_url, "key": house.raw_key, "tweet_id": POST, "image": PNG.hex()},
+        {"url": running.settings.base_url, "key": running.raw_key, "tweet_id": POST, "image": PNG.hex()},
     )
 
 
@@ -137,10 +137,10 @@ async def test_a_typescript_client_is_generated_and_acts(linked: RunningGateway,
     ],
     ids=["redocly", "spectral"],
 )
-async def test_linters_find_nothing(house: RunningGateway, tmp_path: Path, command: tuple[str, ...]) -> None:
+async def test_linters_find_nothing(running: RunningGateway, tmp_path: Path, command: tuple[str, ...]) -> None:
     """Neither an error nor a warning, under the rules that each recommends."""
     javascript.require_node()
-    path = await document_of(house, tmp_path)
+    path = await document_of(running, tmp_path)
     program, *options = command
     if "spectral" in program:
         ruleset = tmp_path / "spectral.yaml"

@@ -26,11 +26,11 @@ HALVES = {
 
 @pytest.mark.trust("G15")
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
-async def test_half_open_connections_from_several_addresses_keep_nobody_out(tmp_path: Path, half: bytes) -> None:
+async def test_half_open_connections_from_several_addresses_block_no_other_caller(tmp_path: Path, half: bytes) -> None:
     """More of them than there are places: health answers each time, and a link is ended."""
-    async with RunningGateway.built(tmp_path, max_connections=SLOTS) as house:
-        assert (await house.link()).status_code == 200
-        url = urlsplit(str(house.client.base_url))
+    async with RunningGateway.built(tmp_path, max_connections=SLOTS) as running:
+        assert (await running.link()).status_code == 200
+        url = urlsplit(str(running.client.base_url))
         halves = [
             await asyncio.open_connection(url.hostname, url.port, local_addr=(f"127.0.0.{2 + number % 6}", 0))
             for number in range(SLOTS + SLOTS // 10)
@@ -39,16 +39,16 @@ async def test_half_open_connections_from_several_addresses_keep_nobody_out(tmp_
             for _, writer in halves:
                 writer.write(half)
             for _ in range(38):
-                assert await ask(house, "GET", "/livez") == (200, {"status": "ok"})
-            assert await ask(house, "POST", API + "unlink_twitter") == (200, {"data": {"linked": False}})
+                assert await ask(running, "GET", "/livez") == (200, {"status": "ok"})
+            assert await ask(running, "POST", API + "unlink_twitter") == (200, {"data": {"linked": False}})
         finally:
             for _, writer in halves:
                 with contextlib.suppress(OSError):
                     await hang_up(writer)
 
 
-async def ask(house: RunningGateway, method: str, path: str) -> tuple[int, object]:
+async def ask(running: RunningGateway, method: str, path: str) -> tuple[int, object]:
     """The status and document of an answer, by a connection of its own."""
-    async with httpx2.AsyncClient(base_url=house.client.base_url, timeout=30) as client:
-        answer = await client.request(method, path, headers={"authorization": f"Bearer {house.raw_key}"})
+    async with httpx2.AsyncClient(base_url=running.client.base_url, timeout=30) as client:
+        answer = await client.request(method, path, headers={"authorization": f"Bearer {running.raw_key}"})
         return answer.status_code, answer.json()

@@ -50,7 +50,7 @@ def pods() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_an_example_names_only_settings_that_there_are(path: Path) -> None:
-    """A name that is none would keep the gateway from starting."""
+    """An unknown name would keep the gateway from starting."""
     known = {name.upper() for name in Settings.model_fields} | CLIENT_NAMES
     assert set(re.findall(rf"\b{PREFIX}(\w+)", path.read_text())) <= known
 
@@ -65,13 +65,13 @@ def test_kubernetes_would_take_the_manifests(version: str) -> None:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_kubernetes_puts_no_names_of_its_own_beside_ours() -> None:
+def test_kubernetes_adds_no_variables_of_its_own() -> None:
     """For a Service named birdwire it would set BIRDWIRE_PORT to a URL."""
     assert [pod["enableServiceLinks"] for pod in pods()] == [False, False]
 
 
 def test_a_pod_is_confined() -> None:
-    """No root, no more rights than it was born with, nothing to write but /tmp, no token of the cluster."""
+    """No root, no added privileges, nothing writable but /tmp, no token of the cluster."""
     for pod in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["automountServiceAccountToken"] is False
@@ -93,7 +93,7 @@ def test_a_pod_has_time_to_end_its_calls() -> None:
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
-def test_what_selects_a_pod_finds_it() -> None:
+def test_every_selector_matches_only_the_deployments_pods() -> None:
     """Service, budget and autoscaler mean the Deployment's pods, and not the Job's."""
     labels = of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert of_kind("Service")["spec"]["selector"] == labels
@@ -171,7 +171,7 @@ def test_images_have_plain_names_and_secrets_are_no_examples() -> None:
 
 
 def test_compose_gives_a_gateway_time_and_no_rights() -> None:
-    """Every service of ours; only fronts have a port that is open to others."""
+    """Every service we define; only fronts open a port to other machines."""
     services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
     for name, service in services.items():
         if service["image"].startswith("birdwire"):
@@ -189,7 +189,7 @@ def in_bytes(size: str) -> int:
     return int(number) << {"m": 20, "g": 30}[unit[0].lower()]
 
 
-def test_there_is_room_for_the_uploads_that_are_taken_at_once() -> None:
+def test_there_is_room_for_the_concurrent_uploads() -> None:
     """What they may hold fits into each example's /tmp, with some to spare, and so does one of the largest size."""
     settings = Settings()
     services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
@@ -271,7 +271,7 @@ async def test_the_plain_example_runs_two_replicas_that_are_one(plain: dict[str,
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
+    """Return the first of this many consecutive free ports."""
     while True:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))

@@ -122,7 +122,7 @@ async def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 async def test_the_printed_line_is_all_that_a_first_like_needs(dev: tuple[Program, dict[str, Any]]) -> None:
-    """Its members are the documented ones, and the key likes the post at once."""
+    """Its members are the documented ones, and the key likes the post immediately."""
     _, offer = dev
     assert list(offer) == [
         "gateway",
@@ -200,7 +200,7 @@ async def test_serve_stays_off_a_folder_in_which_dev_works(dev: tuple[Program, d
     assert "Another gateway is using the database" in errors
 
 
-async def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_plainly(tmp_path: Path) -> None:
     """One sentence, and the option that helps."""
     with bound() as taken:
         port = taken.getsockname()[1]
@@ -219,7 +219,7 @@ async def test_a_user_unknown_to_the_sandbox_cannot_be_linked(tmp_path: Path) ->
 
 
 async def test_after_a_kill_the_next_start_goes_on(tmp_path: Path) -> None:
-    """Same keys, still linked, on other ports; and the limit of the earlier start is gone."""
+    """Same keys, still linked, on other ports; the limit of the earlier start no longer applies."""
     async with started(tmp_path, "dev", "--json", "--link", "grace", "--rpm", "7", *FREE_PORTS) as first:
         before = json.loads(await first.line())
         answer = await like(before, before["api_key"])
@@ -252,7 +252,7 @@ async def test_people_get_a_page_to_open_and_curls_that_work_when_pasted(tmp_pat
 
 
 @pytest.mark.trust("F51")
-async def test_serve_says_where_it_answers_and_ends_on_sigterm(tmp_path: Path) -> None:
+async def test_serve_prints_its_address_and_stops_on_sigterm(tmp_path: Path) -> None:
     """One line once it answers; settings from a file; its log is JSON, one object a line."""
     create_key_file(tmp_path / "vault.key")
     (tmp_path / "birdwire.toml").write_text(
@@ -280,9 +280,7 @@ async def test_sandbox_offers_its_credentials_in_one_line(tmp_path: Path) -> Non
         assert await program.end(signal.SIGTERM) == 0
 
 
-async def test_the_proxy_carries_until_it_is_told_to_be_gone(
-    dev: tuple[Program, dict[str, Any]], tmp_path: Path
-) -> None:
+async def test_the_proxy_forwards_until_it_is_stopped(dev: tuple[Program, dict[str, Any]], tmp_path: Path) -> None:
     """One line with where to connect and where to order; the orders are obeyed."""
     gateway = dev[1]["gateway"]
     ports = ("--port", "0", "--control-port", "0")

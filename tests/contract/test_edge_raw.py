@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from birdwire.edge import protocol
 from birdwire.edge.connections import EdgeLimits
-from harness.edge_server import GUARD_S, Served, gateway, hang_up, serving
+from harness.edge_server import GUARD_S, RunningServer, gateway, hang_up, serving
 from harness.http_corpus import (
     LIKE,
     PROBE,
@@ -40,14 +40,16 @@ SOON_S = 0.2
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lane", "app"])
-async def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+async def served(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[RunningServer]:
     """One gateway for all rows but the late ones."""
     async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits(), request.param) as one:
         yield one
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     """One gateway for the rows that are never whole."""
     async with gateway(tmp_path_factory.mktemp("hasty"), EdgeLimits(head_s=SOON_S, body_s=SOON_S)) as one:
         yield one
@@ -55,7 +57,7 @@ async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("row", [marked(row) for row in ROWS])
-async def test_every_byte_has_one_meaning(served: Served, hasty: Served, row: Row) -> None:
+async def test_every_byte_has_one_meaning(served: RunningServer, hasty: RunningServer, row: Row) -> None:
     """The right answers in order, each in our shape; after a refusal by the edge nothing more is read."""
     server = hasty if 408 in row.statuses else served
     got = answers(await server.talk(row.sent + PROBE if row.probe else row.sent), row.heads)
@@ -79,7 +81,7 @@ LONG_S = 3_600.0
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body, and says who called and how much came."""
+    """Read the body, and return the caller's address and the body's size."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
@@ -110,7 +112,7 @@ async def say(send: Send, value: object) -> None:
 
 
 async def eager(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers at once and reads no body."""
+    """Answer immediately without reading the body."""
     await (lifespan(receive, send) if scope["type"] == "lifespan" else say(send, scope["path"]))
 
 
@@ -135,7 +137,7 @@ class Gated:
         await app(scope, receive, send)
 
 
-async def drip(served: Served, start: bytes, drop: bytes) -> bytes:
+async def drip(served: RunningServer, start: bytes, drop: bytes) -> bytes:
     """Send a start, then a drop whenever nothing comes back for a moment; what came until the end."""
     got = b""
     async with asyncio.timeout(GUARD_S):
@@ -168,7 +170,7 @@ TRICKLES = {
 @pytest.mark.trust("G15")
 @pytest.mark.parametrize(("start", "drop"), TRICKLES.values(), ids=TRICKLES)
 async def test_a_deadline_is_for_the_whole_and_not_for_each_read(start: bytes, drop: bytes) -> None:
-    """Who trickles is answered 408 and cut off, though a byte comes every moment."""
+    """A client that trickles gets a 408 and is cut off, although bytes keep arriving."""
     async with serving(app, SHORT) as served:
         got = answers(await drip(served, start, drop))
     assert [one.status for one in got] == [408]
@@ -181,21 +183,21 @@ async def test_a_deadline_is_for_the_whole_and_not_for_each_read(start: bytes, d
     "start", [b"GET /livez HTTP/1.1\r\nHost: a\r\n", like(b"Content-Length: 5")], ids=["heads", "bodies"]
 )
 async def test_many_half_open_requests_are_closed_while_others_are_served(start: bytes) -> None:
-    """200 halves, each answered 408; a whole request beside them gets its answer."""
+    """200 half requests each get a 408; a complete request meanwhile gets its answer."""
     async with serving(app, EdgeLimits(head_s=SOON_S, body_s=SOON_S, connections=500)) as served:
         *halves, whole_one = await asyncio.gather(*(served.talk(start) for _ in range(200)), served.talk(PROBE))
     assert {answers(raw)[0].status for raw in halves} == {408}
     assert answers(whole_one)[0].status == 200
 
 
-async def test_a_silent_connection_is_closed_without_a_word() -> None:
+async def test_a_silent_connection_is_closed_without_a_response() -> None:
     """Nothing was asked, so nothing is answered; empty lines are nothing."""
     async with serving(app, SHORT) as served:
         assert await served.talk(b"") == b""
         assert await served.talk(b"\r\n") == b""
 
 
-async def test_an_idle_connection_is_closed_without_a_word() -> None:
+async def test_an_idle_connection_is_closed_without_a_response() -> None:
     """One answer, then the end after the idle time, though a head may take long."""
     async with serving(app, EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=SOON_S)) as served:
         got = answers(await served.talk(get()))
@@ -232,7 +234,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off() -> None:
 
 
 async def test_a_reader_that_takes_nothing_cannot_hold_a_closing_connection() -> None:
-    """The last answer's bytes, too, are kept for the write deadline only: a stop waits for no more than that."""
+    """The last answer's bytes, too, are kept for the write deadline only: a stop waits no longer than that."""
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
         await (lifespan(receive, send) if scope["type"] == "lifespan" else say(send, "x" * 8_000_000))
@@ -336,15 +338,15 @@ async def test_a_body_that_fails_after_its_answer_gets_no_second_one() -> None:
                 await hang_up(writer)
 
 
-async def test_a_connection_goes_on_after_a_body_that_nobody_read() -> None:
-    """The app answered at once; the body is read and dropped, and the next request is served."""
+async def test_a_connection_continues_after_an_unread_body() -> None:
+    """The app answered immediately; the body is read and dropped, and the next request is served."""
     async with serving(eager, EdgeLimits()) as served:
         got = answers(await served.talk(sized(b" " * 10_000) + PROBE))
     assert [one.status for one in got] == [200, 200]
 
 
-async def test_who_sends_no_more_is_still_answered() -> None:
-    """A half-closed connection gets the answers it is owed, then the end; what is not whole is refused at once."""
+async def test_a_half_closed_connection_gets_its_responses() -> None:
+    """A half-closed connection gets its answers, then the end; an incomplete request is refused immediately."""
     gated = Gated()
     async with serving(gated, EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S)) as served:
         answered = asyncio.create_task(served.talk(get() * 1_000, eof=True))
@@ -358,7 +360,7 @@ async def test_who_sends_no_more_is_still_answered() -> None:
         assert await served.talk(b"", eof=True) == b""
 
 
-async def test_a_refusal_reaches_who_sends_on_regardless() -> None:
+async def test_a_client_that_keeps_sending_receives_the_refusal() -> None:
     """The whole answer to a large body arrives: the connection is read out before it ends."""
     async with serving(app, EdgeLimits()) as served:
         for _ in range(20):
@@ -366,7 +368,7 @@ async def test_a_refusal_reaches_who_sends_on_regardless() -> None:
             assert [one.status for one in got] == [413]
 
 
-async def test_who_never_stops_sending_is_cut_off() -> None:
+async def test_draining_a_refused_body_is_bounded() -> None:
     """The reading-out has a bound."""
     loop = asyncio.get_running_loop()
     async with serving(app, EdgeLimits(linger_s=LONG_S)) as served, asyncio.timeout(GUARD_S):
@@ -419,7 +421,7 @@ async def test_a_bug_in_the_app_is_answered_in_the_one_shape() -> None:
 # How many.
 
 
-async def test_a_full_server_says_so_and_takes_the_next_one_when_there_is_room() -> None:
+async def test_a_full_server_answers_503_and_accepts_again_once_there_is_room() -> None:
     """While all are being answered: 503 with Retry-After. One leaves, one may come."""
     gated = Gated()
     async with serving(gated, EdgeLimits(connections=1)) as served, asyncio.timeout(GUARD_S):
@@ -444,8 +446,8 @@ WAITING = {
 
 
 @pytest.mark.parametrize(("sent", "told"), WAITING.values(), ids=WAITING)
-async def test_a_full_server_evicts_whom_it_waits_for(sent: bytes, told: bytes) -> None:
-    """The one that has kept it waiting longest ends, with 503 if it had begun to ask; the newer one goes on."""
+async def test_a_full_server_evicts_connections_that_it_waits_for(sent: bytes, told: bytes) -> None:
+    """The connection that waited longest is closed, with 503 if its request had started; the newer one continues."""
     limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, connections=2)
     async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
         waiting = [await served.open() for _ in range(2)]
@@ -465,13 +467,13 @@ async def test_a_full_server_evicts_whom_it_waits_for(sent: bytes, told: bytes) 
             await hang_up(writer)
 
 
-def edges(served: Served) -> list[protocol.EdgeProtocol]:
+def edges(served: RunningServer) -> list[protocol.EdgeProtocol]:
     """The connections of a server."""
     return [one for one in served.server.server_state.connections if isinstance(one, protocol.EdgeProtocol)]
 
 
 async def test_a_reserved_path_is_answered_by_a_full_server() -> None:
-    """Though nobody can be evicted, and though others sit in the places where heads are read."""
+    """Even if no connection can be evicted and other connections hold the places where heads are read."""
     gated = Gated()
     limits = EdgeLimits(
         head_s=LONG_S, connections=1, connections_refused=3, reserved=frozenset({"/livez"}), linger_s=LONG_S
@@ -498,7 +500,7 @@ async def test_a_reserved_path_is_answered_by_a_full_server() -> None:
 
 
 async def test_one_address_cannot_take_every_connection() -> None:
-    """Its own cap is lower; who is exempt from it is not counted by address."""
+    """Its own cap is lower; an exempt caller is not counted by address."""
     for uncapped, statuses in (((), {503}), (("127.0.0.0/8",), {200})):
         async with serving(app, EdgeLimits(connections_each=1, uncapped=uncapped)) as served, asyncio.timeout(GUARD_S):
             reader, writer = await served.open()
@@ -508,7 +510,7 @@ async def test_one_address_cannot_take_every_connection() -> None:
             await hang_up(writer)
 
 
-async def test_an_address_over_its_cap_evicts_nobody() -> None:
+async def test_an_address_over_its_cap_evicts_no_other_connection() -> None:
     """It is refused, and the connections of other addresses stay."""
     limits = EdgeLimits(connections=2, connections_each=1, uncapped=(), head_s=LONG_S, idle_s=LONG_S)
     async with serving(app, limits) as served, asyncio.timeout(GUARD_S):
@@ -523,8 +525,8 @@ async def test_an_address_over_its_cap_evicts_nobody() -> None:
         await hang_up(other)
 
 
-async def test_too_many_to_be_told_so_are_cut_off() -> None:
-    """Beyond the refused ones that are still being told, a connection ends without a word."""
+async def test_connections_beyond_the_limit_of_503_responses_are_closed() -> None:
+    """Beyond the connections that are being sent a 503, a connection is closed without a response."""
     limits = EdgeLimits(connections_each=0, uncapped=(), connections_refused=1, linger_s=LONG_S, write_s=LONG_S)
     async with asyncio.timeout(GUARD_S):
         async with serving(app, limits) as served:
@@ -535,7 +537,7 @@ async def test_too_many_to_be_told_so_are_cut_off() -> None:
             await hang_up(writer)
 
 
-# Who calls.
+# The caller's address.
 
 PROXY = ("127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32")
 FORWARDED = {
@@ -615,7 +617,7 @@ async def test_a_path_may_have_its_own_body_limit() -> None:
 
 
 async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
-    """An idle connection ends at once, half a request soon; a request under way and the one behind it are answered."""
+    """Idle connections end immediately, half requests soon; a running request and the next one are answered."""
     gated = Gated()
     limits = EdgeLimits(head_s=LONG_S, body_s=LONG_S, idle_s=LONG_S, linger_s=SOON_S)
     async with asyncio.timeout(GUARD_S):
@@ -635,7 +637,7 @@ async def test_a_stop_closes_idle_connections_and_finishes_what_runs() -> None:
     assert got[-1].headers["connection"] == "close"
 
 
-async def test_a_stop_that_loses_patience_gives_no_answer() -> None:
+async def test_a_call_cut_off_by_a_stop_gets_no_answer() -> None:
     """X may have been asked by then: "internal, try again" would have a post done twice."""
     async with asyncio.timeout(GUARD_S):
         gated = Gated()

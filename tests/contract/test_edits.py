@@ -24,10 +24,10 @@ EDITED = "edit_options.previous_post_id"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
-    """A house whose key ada is linked to; she may edit her posts."""
-    async with RunningGateway.built(tmp_path_factory.mktemp("edits"), rpm=1_000_000) as house:
-        await house.link("ada")
-        yield house
+    """Start a gateway with a key linked to ada, who may edit her posts."""
+    async with RunningGateway.built(tmp_path_factory.mktemp("edits"), rpm=1_000_000) as running:
+        await running.link("ada")
+        yield running
 
 
 async def posted(place: RunningGateway, text: str) -> str:
@@ -52,7 +52,7 @@ REFUSED = (403, "client-forbidden", "x_refused")
 
 
 @pytest.mark.parametrize("words", ["forbidden", "not-permitted-action", "not-permitted-feature"])
-async def test_the_journal_tells_why_an_edit_was_refused(place: RunningGateway, words: str) -> None:
+async def test_the_journal_records_why_an_edit_was_refused(place: RunningGateway, words: str) -> None:
     """Whatever words X has for it: too old, by X's clock; deleted through this gateway; or neither."""
     await place.configure(edit_refusal=words)
     old, deleted, young = [await posted(place, f"{words} {name}") for name in ("old", "deleted", "young")]
@@ -87,7 +87,7 @@ async def test_x_decides_how_long_a_post_can_be_edited(place: RunningGateway) ->
     await place.configure(edit_window_s=3_600)
 
 
-async def test_of_a_post_that_the_journal_does_not_know_x_has_the_last_word(place: RunningGateway) -> None:
+async def test_x_decides_on_edits_of_posts_missing_from_the_journal(place: RunningGateway) -> None:
     """With its rules for edits in the fix; another account's, and one that X alone knows."""
     for post_id in (POST, seed.DELETED_POST_ID):
         answer = await edit(place, post_id)
@@ -95,7 +95,7 @@ async def test_of_a_post_that_the_journal_does_not_know_x_has_the_last_word(plac
         assert "X Premium" in answer.json()["error"]["fix"]
 
 
-async def test_a_refusal_that_is_no_edit_s_says_nothing_of_edits(place: RunningGateway) -> None:
+async def test_a_refusal_of_another_call_does_not_mention_edits(place: RunningGateway) -> None:
     """The same reason, without X's rules for them."""
     await place.fault("POST", "/2/tweets", {"error": "not-permitted-action"})
     answer = await place.call("post_twitter", {"text": "refused"})

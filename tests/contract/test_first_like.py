@@ -26,12 +26,12 @@ async def test_a_linked_key_likes_a_post(linked: RunningGateway) -> None:
 
 
 async def test_a_second_like_answers_like_the_first(linked: RunningGateway) -> None:
-    """Liking twice is no error."""
+    """Liking twice is not an error."""
     assert [(await linked.like()).content for _ in range(2)] == [b'{"data":{"liked":true}}'] * 2
 
 
 async def test_an_unlike_takes_the_like_back_once_and_again(linked: RunningGateway) -> None:
-    """Unliking what is not liked is no error either."""
+    """Unliking a post that is not liked is not an error either."""
     await linked.like()
     answers = [(await linked.call("unlike_twitter", {"tweet_id": POST})).content for _ in range(2)]
     assert answers == [b'{"data":{"liked":false}}'] * 2
@@ -46,14 +46,14 @@ async def test_a_post_that_cannot_be_seen_is_not_found(linked: RunningGateway, t
     assert answer.json()["error"]["reason"] == "tweet_not_found"
 
 
-async def test_a_key_without_a_link_is_told_how_to_get_one(house: RunningGateway) -> None:
+async def test_a_key_without_a_link_is_refused_with_how_to_link(running: RunningGateway) -> None:
     """The refusal that everybody meets first names the next call."""
-    error = (await house.like()).json()["error"]
+    error = (await running.like()).json()["error"]
     assert (error["code"], error["reason"], error["whose"]) == ("client-forbidden", "x_not_linked", "account_owner")
     assert "/apis/v1/twitter/auth_twitter" in error["fix"]
 
 
-async def test_every_answer_to_a_known_key_tells_its_allowance(linked: RunningGateway) -> None:
+async def test_every_answer_to_a_known_key_states_its_allowance(linked: RunningGateway) -> None:
     """Both spellings of the contract and the IETF draft's, on success and refusal alike."""
     for answer in (
         await linked.like(),
@@ -67,18 +67,18 @@ async def test_every_answer_to_a_known_key_tells_its_allowance(linked: RunningGa
         assert answer.headers["x-request-id"].startswith("req_")
 
 
-async def test_the_call_over_the_limit_waits_for_the_window(house: RunningGateway) -> None:
+async def test_the_call_over_the_limit_waits_for_the_window(running: RunningGateway) -> None:
     """429 with a whole Retry-After and the allowance; after the wait the key works again."""
-    await house.gateway.keys.change(house.key_id, rpm=2)
-    first, second, third = [await house.client.get(API + "auth/status") for _ in range(3)]
+    await running.gateway.keys.change(running.key_id, rpm=2)
+    first, second, third = [await running.client.get(API + "auth/status") for _ in range(3)]
     assert [first.status_code, second.status_code, third.status_code] == [200, 200, 429]
     assert third.json()["error"]["code"] == "rate_limit_exceeded"
     assert third.headers["x-ratelimit-remaining"] == "0"
-    house.clock.advance(seconds=int(third.headers["retry-after"]))
-    assert (await house.client.get(API + "auth/status")).status_code == 200
+    running.clock.advance(seconds=int(third.headers["retry-after"]))
+    assert (await running.client.get(API + "auth/status")).status_code == 200
 
 
-async def test_a_hundred_callers_at_once_are_admitted_exactly_up_to_the_limit(linked: RunningGateway) -> None:
+async def test_a_hundred_concurrent_callers_are_admitted_exactly_up_to_the_limit(linked: RunningGateway) -> None:
     """The window is exact, not roughly so."""
     await linked.gateway.keys.change(linked.key_id, rpm=20)
     linked.clock.advance(minutes=2)

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from birdwire.edge.connections import EdgeLimits
-from harness.edge_server import GUARD_S, Served, gateway, hang_up
+from harness.edge_server import GUARD_S, RunningServer, gateway, hang_up
 from harness.gateway import bound
-from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, Got, Row, get, like, marked
+from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, RawResponse, Row, get, like, marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,11 +54,11 @@ class Fronted:
 
     name: Name
     port: int
-    served: Served
+    served: RunningServer
     tls: ssl.SSLContext
 
     async def talk(self, sent: bytes) -> bytes:
-        """Send at once, and read until the front ends the connection, which it may do with a reset."""
+        """Send everything in one write, and read until the front ends the connection, which may be a reset."""
         got = bytearray()
         async with asyncio.timeout(GUARD_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls, limit=1 << 22)
@@ -80,7 +80,7 @@ class Fronted:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a free loopback port."""
     with bound() as listener:
         return int(listener.getsockname()[1])
 
@@ -177,9 +177,9 @@ async def serves(front: Fronted, process: asyncio.subprocess.Process) -> None:
     pytest.fail(f"{front.name} ended")
 
 
-def answers(raw: bytes, heads: frozenset[int]) -> list[Got]:
+def answers(raw: bytes, heads: frozenset[int]) -> list[RawResponse]:
     """The answers in a stream. A front's own may be in any shape, and may be ended by the connection alone."""
-    found: list[Got] = []
+    found: list[RawResponse] = []
     while raw:
         top, blank, raw = raw.partition(b"\r\n\r\n")
         if not blank:
@@ -191,7 +191,7 @@ def answers(raw: bytes, heads: frozenset[int]) -> list[Got]:
         if match[1] == "100":
             continue
         length = 0 if len(found) in heads else int(headers.get("content-length", len(raw)))
-        found.append(Got(int(match[1]), headers, raw[:length]))
+        found.append(RawResponse(int(match[1]), headers, raw[:length]))
         raw = raw[length:]
     return found
 
@@ -222,7 +222,7 @@ async def test_every_request_has_its_one_answer_through_a_front(fronted: Fronted
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_front_tells_who_called_and_no_caller_can(fronted: Fronted) -> None:
+async def test_only_a_front_can_set_the_callers_address(fronted: Fronted) -> None:
     """A request with made-up addresses arrives with the front's word alone; and ordinary ones pass as they are."""
     sent = get(b"X-Forwarded-For: 192.0.2.1", b"Forwarded: for=192.0.2.1", b"Connection: close")
     assert [one.status for one in answers(await fronted.talk(sent), frozenset())] == [200]
@@ -237,7 +237,7 @@ async def test_a_front_tells_who_called_and_no_caller_can(fronted: Fronted) -> N
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.trust("G15")
 async def test_a_front_caps_the_connections_of_an_address(fronted: Fronted) -> None:
-    """Of those that send nothing, too, one address has so many at most; another is served meanwhile."""
+    """The cap includes silent connections; another address is served meanwhile."""
     opened = [asyncio.create_task(stay(fronted.port)) for _ in range(EACH + 3)]
     async with asyncio.timeout(GUARD_S):
         for _, ended in zip(range(3), asyncio.as_completed(opened), strict=False):

@@ -1,4 +1,4 @@
-"""Guesses of keys, states and undo tokens cost the database next to nothing, and lock nobody out."""
+"""Guesses of keys, states and undo tokens cost the database next to nothing, and block no valid key."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def statements(table: str) -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-async def guess_key(house: RunningGateway) -> httpx2.Response:
+async def guess_key(running: RunningGateway) -> httpx2.Response:
     """A call with a well-formed key that does not exist."""
-    return await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {mint('test')}"})
+    return await running.bare.get(API + "auth/status", headers={"authorization": f"Bearer {mint('test')}"})
 
 
-async def guess_state(house: RunningGateway) -> httpx2.Response:
+async def guess_state(running: RunningGateway) -> httpx2.Response:
     """A callback with a state that does not exist."""
     url = f"{API}oauth_callback?code=a&state={secrets.token_urlsafe(32)}"
-    return await house.bare.get(url, headers=JSON)
+    return await running.bare.get(url, headers=JSON)
 
 
-async def guess_undo(house: RunningGateway) -> httpx2.Response:
+async def guess_undo(running: RunningGateway) -> httpx2.Response:
     """An undo with a token that does not exist."""
-    return await house.bare.post(API + "auth/undo", json={"undo_token": secrets.token_urlsafe(32)}, headers=JSON)
+    return await running.bare.post(API + "auth/undo", json={"undo_token": secrets.token_urlsafe(32)}, headers=JSON)
 
 
 GUESSES: dict[str, tuple[Callable[[RunningGateway], Awaitable[httpx2.Response]], str, set[str]]] = {
@@ -80,7 +80,7 @@ GUESSES: dict[str, tuple[Callable[[RunningGateway], Awaitable[httpx2.Response]],
 
 @contextlib.asynccontextmanager
 async def storm(
-    house: RunningGateway, guess: Callable[[RunningGateway], Awaitable[httpx2.Response]]
+    running: RunningGateway, guess: Callable[[RunningGateway], Awaitable[httpx2.Response]]
 ) -> AsyncIterator[Counter[str]]:
     """Guess from the same address the whole time, at least STORM times; how often each refusal came."""
     reasons: Counter[str] = Counter()
@@ -88,7 +88,7 @@ async def storm(
 
     async def attacker() -> None:
         while next(left, None) is not None or not over.is_set():
-            reasons[reason_of(await guess(house))] += 1
+            reasons[reason_of(await guess(running))] += 1
             if "auth_failures" in reasons:
                 exhausted.set()
 
@@ -105,7 +105,7 @@ async def storm(
 @pytest.mark.trust("T11")
 @pytest.mark.parametrize("proxies", ["", "127.0.0.1"], ids=["direct", "behind one proxy"])
 @pytest.mark.parametrize(("guess", "table", "expected"), GUESSES.values(), ids=GUESSES)
-async def test_a_storm_of_guesses_costs_a_few_look_ups_and_locks_nobody_out(
+async def test_a_storm_of_guesses_costs_a_few_look_ups_and_blocks_no_valid_key(
     tmp_path: Path,
     guess: Callable[[RunningGateway], Awaitable[httpx2.Response]],
     table: str,
@@ -113,14 +113,14 @@ async def test_a_storm_of_guesses_costs_a_few_look_ups_and_locks_nobody_out(
     proxies: str,
 ) -> None:
     """From the attacker's own address a new key works, a real link is made, and undone."""
-    async with RunningGateway.built(tmp_path, trusted_proxies=proxies) as house:
+    async with RunningGateway.built(tmp_path, trusted_proxies=proxies) as running:
         started = time.monotonic()
         with statements(table) as seen:
-            async with storm(house, guess) as reasons:
-                assert (await house.status())["linked"] is False  # the key's first call
-                page = await house.link()
+            async with storm(running, guess) as reasons:
+                assert (await running.status())["linked"] is False  # the key's first call
+                page = await running.link()
                 assert page.status_code == 200
-                assert (await press_undo(house, page)).status_code == 200
+                assert (await press_undo(running, page)).status_code == 200
         rounds = (time.monotonic() - started) * (1 / ROUND_INTERVAL_S + MAX_FAILURES_PER_MINUTE / 60)
         own = 10  # the link's own statements
         assert len(seen) <= MAX_FAILURES_PER_MINUTE + rounds + own
@@ -130,22 +130,27 @@ async def test_a_storm_of_guesses_costs_a_few_look_ups_and_locks_nobody_out(
 
 @pytest.mark.parametrize(("guess", "table", "expected"), GUESSES.values(), ids=GUESSES)
 async def test_one_guess_is_one_look_up(
-    house: RunningGateway, guess: Callable[[RunningGateway], Awaitable[httpx2.Response]], table: str, expected: set[str]
+    running: RunningGateway,
+    guess: Callable[[RunningGateway], Awaitable[httpx2.Response]],
+    table: str,
+    expected: set[str],
 ) -> None:
     """And no write."""
     with statements(table) as seen:
-        assert reason_of(await guess(house)) in expected - {"auth_failures"}
+        assert reason_of(await guess(running)) in expected - {"auth_failures"}
     assert len(seen) == 1
     assert seen[0].startswith("SELECT")
 
 
-async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(house: RunningGateway) -> None:
-    """More at once than the address may fail."""
-    raw_keys = [(await house.gateway.keys.create("test", "one of many"))[1] for _ in range(2 * MAX_FAILURES_PER_MINUTE)]
+async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(running: RunningGateway) -> None:
+    """More concurrent keys than the address may guess."""
+    raw_keys = [
+        (await running.gateway.keys.create("test", "one of many"))[1] for _ in range(2 * MAX_FAILURES_PER_MINUTE)
+    ]
     with statements("api_secrets") as seen:
         answers = await asyncio.gather(
             *(
-                house.bare.post(
+                running.bare.post(
                     API + "like_twitter", json={"tweet_id": POST}, headers={"authorization": f"Bearer {key}"}
                 )
                 for key in raw_keys
@@ -155,13 +160,13 @@ async def test_good_keys_behind_one_address_are_all_served_by_a_cold_process(hou
     assert len(seen) <= len(raw_keys)
 
 
-async def test_a_used_link_cannot_be_loaded_without_end(house: RunningGateway) -> None:
+async def test_a_used_link_cannot_be_loaded_without_end(running: RunningGateway) -> None:
     """Parallel loads all get the outcome's page, from a few look-ups."""
-    redirect = await house.consent("ada")
-    assert (await house.bare.get(redirect, headers=HTML)).status_code == 200
+    redirect = await running.consent("ada")
+    assert (await running.bare.get(redirect, headers=HTML)).status_code == 200
     with statements("link_states") as seen:
         answers = await asyncio.gather(
-            *(house.bare.get(redirect, headers=HTML) for _ in range(2 * MAX_FAILURES_PER_MINUTE))
+            *(running.bare.get(redirect, headers=HTML) for _ in range(2 * MAX_FAILURES_PER_MINUTE))
         )
     assert {answer.status_code for answer in answers} == {200}
     assert len(seen) < 1.5 * MAX_FAILURES_PER_MINUTE
@@ -195,12 +200,12 @@ class _Closing:
 
 
 class StillClock(Clock):
-    """Moves when it is told to."""
+    """A clock that a test moves."""
 
     now_s = 0.0
 
     def monotonic(self) -> float:
-        """The told time."""
+        """Return the time that the test set."""
         return self.now_s
 
 
@@ -242,8 +247,8 @@ async def test_an_allowance_comes_back_and_its_memory_is_bounded() -> None:
     await lookups.close()
 
 
-async def test_what_waits_for_the_next_look_up_is_bounded_and_looked_up_together() -> None:
-    """One statement for all; beyond the bound a caller is refused at once."""
+async def test_keys_waiting_for_a_look_up_are_bounded_and_looked_up_together() -> None:
+    """One statement for all; beyond the bound a caller is refused immediately."""
     store = Store()
     lookups = GuessLimiter(StillClock(), round_s=0.05)
     for _ in range(MAX_FAILURES_PER_MINUTE):
@@ -255,7 +260,7 @@ async def test_what_waits_for_the_next_look_up_is_bounded_and_looked_up_together
     await lookups.close()
 
 
-async def test_a_look_up_that_fails_tells_all_who_wait_and_the_next_round_goes_on() -> None:
+async def test_a_failed_look_up_fails_all_its_callers_and_the_next_round_succeeds() -> None:
     """A database that is away costs no allowance."""
 
     class AwayError(Exception):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def test_a_process_that_is_about_to_end_says_so_and_still_serves(linked: RunningGateway) -> None:
-    """/readyz turns red at once; calls are answered, and each answer is its connection's last."""
+async def test_a_process_that_is_shutting_down_reports_it_and_still_serves(linked: RunningGateway) -> None:
+    """/readyz turns red immediately; calls are answered, and each answer is its connection's last."""
     assert (await linked.bare.get("/readyz")).json() == {"status": "ready"}
     linked.gateway.health.drain()
     answer = await linked.bare.get("/readyz")
@@ -30,7 +30,7 @@ async def test_a_process_that_is_about_to_end_says_so_and_still_serves(linked: R
     assert answer.headers["connection"] == "close"
 
 
-async def test_a_process_that_is_about_to_end_begins_no_early_renewal(linked: RunningGateway) -> None:
+async def test_a_process_that_is_shutting_down_starts_no_early_renewal(linked: RunningGateway) -> None:
     """Another can do it in time; a call whose token has ended is still served."""
     linked.gateway.health.drain()
     linked.clock.advance(seconds=7_200 - 600)
@@ -42,9 +42,9 @@ async def test_a_process_that_is_about_to_end_begins_no_early_renewal(linked: Ru
 
 
 @pytest.mark.trust("F46")
-async def test_a_process_whose_loop_stood_still_is_not_ready(house: RunningGateway) -> None:
-    """The longest stall is measured, also for who asks before the beat has its turn."""
-    health = Health(house.gateway.telemetry, StillThere().probe, lambda: None, stalled_s=0.05)
+async def test_a_process_whose_loop_stood_still_is_not_ready(running: RunningGateway) -> None:
+    """The longest stall is measured, also for a request before the next beat."""
+    health = Health(running.gateway.telemetry, StillThere().probe, lambda: None, stalled_s=0.05)
     beating = asyncio.create_task(health.beat())
     await asyncio.sleep(0)
     assert (await health.ready(Call("GET", "/readyz"))).status == 200

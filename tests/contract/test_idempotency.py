@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def once(house: RunningGateway, name: str, body: Any, key: str = "k1") -> httpx2.Response:
+async def once(running: RunningGateway, name: str, body: Any, key: str = "k1") -> httpx2.Response:
     """A call with an Idempotency-Key."""
-    return await house.call(name, body, headers={"idempotency-key": key})
+    return await running.call(name, body, headers={"idempotency-key": key})
 
 
 @pytest.mark.trust("#228")
-async def test_a_replay_tells_the_first_answer_again(linked: RunningGateway) -> None:
+async def test_a_replay_returns_the_first_answer(linked: RunningGateway) -> None:
     """Same status, same body, one post; white space and the order of members do not matter."""
     first = await once(linked, "post_twitter", {"text": "once", "made_with_ai": True})
     raw = b'{ "made_with_ai" : true, "text": "once" }'
@@ -41,7 +41,7 @@ async def test_a_replay_tells_the_first_answer_again(linked: RunningGateway) -> 
 
 
 @pytest.mark.trust("F40")
-async def test_a_hundred_at_once_are_one_post(linked: RunningGateway) -> None:
+async def test_a_hundred_concurrent_requests_make_one_post(linked: RunningGateway) -> None:
     """The rest hear that it runs, or how it ended."""
     answers = await asyncio.gather(*(once(linked, "post_twitter", {"text": "one of many"}) for _ in range(100)))
     assert {answer.status_code for answer in answers} <= {201, 409}
@@ -64,7 +64,7 @@ async def test_the_same_key_for_another_call_is_a_conflict(
 
 
 @pytest.mark.trust("#223")
-async def test_quotes_around_a_key_are_none_of_it(linked: RunningGateway) -> None:
+async def test_quotes_are_not_part_of_an_idempotency_key(linked: RunningGateway) -> None:
     """The draft writes it as a quoted string, Stripe does not."""
     await once(linked, "post_twitter", {"text": "quoted"}, '"k"')
     assert (await once(linked, "post_twitter", {"text": "quoted"}, "k")).headers["idempotent-replayed"] == "true"
@@ -90,7 +90,7 @@ async def test_a_key_is_new_again_after_a_day(linked: RunningGateway) -> None:
 
 @pytest.mark.trust("#219")
 @pytest.mark.parametrize("key", ["", '""', "a" * 256, "caf\u00e9".encode("latin-1"), b"a\tb", [b"a", b"b"]])
-async def test_a_key_that_is_none_is_refused(linked: RunningGateway, key: Any) -> None:
+async def test_a_malformed_idempotency_key_is_refused(linked: RunningGateway, key: Any) -> None:
     """Empty, too long, not ASCII, a control character, two of them."""
     values = key if isinstance(key, list) else [key if isinstance(key, bytes) else key.encode()]
     headers = [*linked.client.headers.raw, *((b"idempotency-key", value) for value in values)]
@@ -101,7 +101,7 @@ async def test_a_key_that_is_none_is_refused(linked: RunningGateway, key: Any) -
     }
 
 
-async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: RunningGateway) -> None:
+async def test_a_refusal_by_x_is_replayed_and_one_by_birdwire_is_not(linked: RunningGateway) -> None:
     """X's word is final for the key; what never reached X may be fixed and sent again."""
     refused = [await once(linked, "like_twitter", {"tweet_id": "404"}, "x") for _ in range(2)]
     assert [answer.status_code for answer in refused] == [404, 404]
@@ -112,7 +112,7 @@ async def test_a_refusal_by_x_is_told_again_and_ours_is_not(linked: RunningGatew
 
 
 @pytest.mark.parametrize("error", ["unauthorized", "rate-limited", "unavailable"])
-async def test_what_may_be_tried_again_may_be_with_the_same_key(linked: RunningGateway, error: str) -> None:
+async def test_a_retryable_call_can_use_its_idempotency_key_again(linked: RunningGateway, error: str) -> None:
     """X's 401 and 429 were not applied, and a like does no harm twice."""
     await linked.fault("POST", "/2/users/*/likes", {"error": error}, times=3)
     assert (await once(linked, "like_twitter", {"tweet_id": POST})).status_code != 200
@@ -155,21 +155,21 @@ async def test_a_call_that_a_crash_cut_off_is_unknown_or_free(tmp_path: Path) ->
     sandbox = create_sandbox()
     async with contextlib.AsyncExitStack() as stack:
         x_url = await stack.enter_async_context(serving(sandbox_config(sandbox)))
-        async with gateway(tmp_path, sandbox, x_url, stack) as house:
-            _, raw_key = await house.gateway.keys.create("test", "kept", "free")
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            await house.fault("POST", "/2/*", {"delay_s": 30}, times=None)
-            posting = asyncio.create_task(once(house, "post_twitter", {"text": "cut"}, "post"))
-            liking = asyncio.create_task(once(house, "like_twitter", {"tweet_id": POST}, "like"))
-            while len(await house.calls("/2/", method="POST")) < 4:  # the exchange and revocations aside
-                if len([c for c in await house.calls("/2/") if c["status"] is None]) == 2:
+        async with gateway(tmp_path, sandbox, x_url, stack) as running:
+            _, raw_key = await running.gateway.keys.create("test", "kept", "free")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            await running.fault("POST", "/2/*", {"delay_s": 30}, times=None)
+            posting = asyncio.create_task(once(running, "post_twitter", {"text": "cut"}, "post"))
+            liking = asyncio.create_task(once(running, "like_twitter", {"tweet_id": POST}, "like"))
+            while len(await running.calls("/2/", method="POST")) < 4:  # the exchange and revocations aside
+                if len([c for c in await running.calls("/2/") if c["status"] is None]) == 2:
                     break
             async with contextlib.AsyncExitStack() as second, gateway(tmp_path, sandbox, x_url, second) as again:
                 again.client.headers["authorization"] = f"Bearer {raw_key}"
                 await again.x.delete("/_sandbox/faults")
-                running = await once(again, "post_twitter", {"text": "cut"}, "post")
-                assert running.json()["error"]["reason"] == "idempotency_in_flight"
+                in_flight = await once(again, "post_twitter", {"text": "cut"}, "post")
+                assert in_flight.json()["error"]["reason"] == "idempotency_in_flight"
                 again.clock.advance(seconds=30)  # the first is not heard of any more
                 post = await once(again, "post_twitter", {"text": "cut"}, "post")
                 like = await once(again, "like_twitter", {"tweet_id": POST}, "like")
@@ -199,13 +199,13 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: RunningGateway) -> 
     assert (await linked.client.get(API + "requests/req_none")).status_code == 404
 
 
-async def test_a_caller_that_polls_pushes_out_no_refusal(house: RunningGateway) -> None:
+async def test_a_caller_that_polls_pushes_out_no_refusal(running: RunningGateway) -> None:
     """Only what acts or looks something up is remembered."""
-    refused = await house.like()
+    refused = await running.like()
     for number in range(MAX_PER_KEY):
-        assert (await house.client.get(API + f"requests/req_{number}")).status_code == 404
-        assert (await house.client.get(API + "auth/status?now=1")).status_code == 400
-    told = (await house.client.get(API + f"requests/{refused.headers['x-request-id']}")).json()
+        assert (await running.client.get(API + f"requests/req_{number}")).status_code == 404
+        assert (await running.client.get(API + "auth/status?now=1")).status_code == 400
+    told = (await running.client.get(API + f"requests/{refused.headers['x-request-id']}")).json()
     assert (told["state"], told["reason"]) == ("not_sent", "x_not_linked")
 
 
@@ -213,7 +213,7 @@ async def test_a_caller_that_polls_pushes_out_no_refusal(house: RunningGateway) 
     ("do", "state"),
     [({"status": 503}, "unknown"), ({"drop": "after_apply"}, "unknown"), ({"error": "duplicate-post"}, "refused")],
 )
-async def test_the_journal_tells_what_is_known_of_a_post(
+async def test_the_journal_reports_what_is_known_of_a_post(
     linked: RunningGateway, do: dict[str, Any], state: str
 ) -> None:
     """Unknown is named."""
@@ -310,7 +310,7 @@ async def test_a_kept_answer_is_sealed(linked: RunningGateway) -> None:
 
 
 @pytest.mark.trust("G16")
-async def test_a_kept_answer_that_was_damaged_is_told_by_the_journal(linked: RunningGateway) -> None:
+async def test_a_damaged_stored_answer_is_rebuilt_from_the_journal(linked: RunningGateway) -> None:
     """Answer what the journal knows, repeat what X refused, call the rest unknown, and do nothing a second time."""
     calls: dict[str, tuple[str, dict[str, str]]] = {
         "post": ("post_twitter", {"text": "kept"}),

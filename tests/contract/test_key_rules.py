@@ -12,7 +12,7 @@ import pytest
 from birdwire.keys.rules import KeyRuleError, KeyRules
 from birdwire.keys.secrets import mint
 from harness.gateway import API, POST
-from harness.linking import HTML, begin, land, press_undo, reason_of
+from harness.linking import HTML, begin, open_callback, press_undo, reason_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def with_rules(house: RunningGateway, **rules: Any) -> None:
-    """Let the house's client use a new key with these rules, linked to ada."""
-    key, house.raw_key = await house.gateway.keys.create("test", "ruled", "growth", rules=KeyRules(**rules))
-    house.key_id = key.key_id
-    house.client.headers["authorization"] = f"Bearer {house.raw_key}"
+async def with_rules(running: RunningGateway, **rules: Any) -> None:
+    """Make the gateway's client use a new key with these rules, linked to ada."""
+    key, running.raw_key = await running.gateway.keys.create("test", "ruled", "growth", rules=KeyRules(**rules))
+    running.key_id = key.key_id
+    running.client.headers["authorization"] = f"Bearer {running.raw_key}"
 
 
-async def like_of_a_live_key(house: RunningGateway) -> httpx2.Response:
+async def like_of_a_live_key(running: RunningGateway) -> httpx2.Response:
     """A like, once the gateway has heard that its key lives: PostgreSQL tells of a change within a second."""
     async with asyncio.timeout(20):
-        while (answer := await house.like()).status_code == 401:
+        while (answer := await running.like()).status_code == 401:
             pass
     return answer
 
 
-async def test_a_key_ends_when_it_should(house: RunningGateway) -> None:
+async def test_a_key_ends_when_it_should(running: RunningGateway) -> None:
     """401 with its own reason, from that moment on."""
-    await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
-    assert (await house.client.get(API + "auth/status")).status_code == 200
-    house.clock.advance(hours=1)
-    answer = await house.client.get(API + "auth/status")
+    await with_rules(running, expires_at=running.clock.now() + timedelta(hours=1))
+    assert (await running.client.get(API + "auth/status")).status_code == 200
+    running.clock.advance(hours=1)
+    answer = await running.client.get(API + "auth/status")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_expired")
 
 
@@ -65,37 +65,37 @@ async def test_the_link_of_an_expired_key_ends_a_day_later(linked: RunningGatewa
 
 
 async def test_tokens_of_an_expired_key_are_not_revoked_while_another_key_has_the_account(
-    house: RunningGateway,
+    running: RunningGateway,
 ) -> None:
-    """X might end both. The link is gone here; the last key's tokens are revoked."""
-    await with_rules(house, expires_at=house.clock.now() + timedelta(hours=1))
-    await house.link("ada")
-    first, raw_key = house.key_id, house.raw_key
-    await with_rules(house)
-    await house.link("ada")
-    house.clock.advance(hours=25, seconds=1)
-    await house.gateway.links.sweep()
-    assert await house.calls("/2/oauth2/revoke") == []
-    assert (await house.like()).status_code == 200
-    await house.gateway.keys.change(first, expires_at=None)
-    told = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
+    """X might end both. The link is deleted here; the last key's tokens are revoked."""
+    await with_rules(running, expires_at=running.clock.now() + timedelta(hours=1))
+    await running.link("ada")
+    first, raw_key = running.key_id, running.raw_key
+    await with_rules(running)
+    await running.link("ada")
+    running.clock.advance(hours=25, seconds=1)
+    await running.gateway.links.sweep()
+    assert await running.calls("/2/oauth2/revoke") == []
+    assert (await running.like()).status_code == 200
+    await running.gateway.keys.change(first, expires_at=None)
+    told = await running.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
     assert told.json()["linked"] is False
-    await house.gateway.keys.change(house.key_id, expires_at=house.clock.now() + timedelta(hours=1))
-    house.clock.advance(hours=25, seconds=1)
-    await house.gateway.links.sweep()
-    assert len(await house.calls("/2/oauth2/revoke")) == 2
+    await running.gateway.keys.change(running.key_id, expires_at=running.clock.now() + timedelta(hours=1))
+    running.clock.advance(hours=25, seconds=1)
+    await running.gateway.links.sweep()
+    assert len(await running.calls("/2/oauth2/revoke")) == 2
 
 
-async def test_a_key_does_only_what_it_may(house: RunningGateway) -> None:
+async def test_a_key_does_only_what_it_may(running: RunningGateway) -> None:
     """The rest is refused before X is asked, and its link asks X for no more than it needs."""
-    await with_rules(house, actions=("like_twitter", "link"))
-    await house.link("ada")
-    assert (await house.like()).status_code == 200
-    answer = await house.call("post_twitter", {"text": "no"})
+    await with_rules(running, actions=("like_twitter", "link"))
+    await running.link("ada")
+    assert (await running.like()).status_code == 200
+    answer = await running.call("post_twitter", {"text": "no"})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "key_not_allowed")
-    assert (await house.client.get(API + "user/info?userName=grace")).json()["error"]["reason"] == "key_not_allowed"
-    assert set((await house.status())["scopes"]) == {"like.write", "tweet.read", "users.read", "offline.access"}
-    asked = await house.call("auth_twitter", {"scopes": ["tweet.write"]})
+    assert (await running.client.get(API + "user/info?userName=grace")).json()["error"]["reason"] == "key_not_allowed"
+    assert set((await running.status())["scopes"]) == {"like.write", "tweet.read", "users.read", "offline.access"}
+    asked = await running.call("auth_twitter", {"scopes": ["tweet.write"]})
     assert asked.json()["error"]["reason"] == "key_not_allowed"
 
 
@@ -124,38 +124,38 @@ async def test_a_link_that_the_key_started_ends_with_its_action(linked: RunningG
     """Else a key could keep an approval in reserve for the time after it was narrowed."""
     redirect = await linked.consent("grace", body={"expected_username": "grace"})
     await linked.gateway.keys.change(linked.key_id, actions=("like_twitter",))
-    assert reason_of(await land(linked, redirect)) == "state_unknown"
+    assert reason_of(await open_callback(linked, redirect)) == "state_unknown"
     assert (await linked.status())["username"] == "ada"
 
 
-async def test_a_key_with_both_actions_links_and_unlinks(house: RunningGateway) -> None:
+async def test_a_key_with_both_actions_links_and_unlinks(running: RunningGateway) -> None:
     """They bring no scope of their own."""
-    await with_rules(house, actions=("link", "unlink"))
-    await house.link("ada")
-    assert set((await house.status())["scopes"]) == {"tweet.read", "users.read", "offline.access"}
-    assert (await house.call("unlink_twitter")).status_code == 200
-    assert (await house.like()).json()["error"]["reason"] == "key_not_allowed"
+    await with_rules(running, actions=("link", "unlink"))
+    await running.link("ada")
+    assert set((await running.status())["scopes"]) == {"tweet.read", "users.read", "offline.access"}
+    assert (await running.call("unlink_twitter")).status_code == 200
+    assert (await running.like()).json()["error"]["reason"] == "key_not_allowed"
 
 
-async def test_a_key_works_only_from_its_addresses(house: RunningGateway) -> None:
+async def test_a_key_works_only_from_its_addresses(running: RunningGateway) -> None:
     """A network that holds us is fine; another is not."""
-    await with_rules(house, ips=("127.0.0.0/8",))
-    assert (await house.client.get(API + "auth/status")).status_code == 200
-    await with_rules(house, ips=("192.0.2.0/24", "2001:db8::/32"))
-    answer = await house.client.get(API + "auth/status")
+    await with_rules(running, ips=("127.0.0.0/8",))
+    assert (await running.client.get(API + "auth/status")).status_code == 200
+    await with_rules(running, ips=("192.0.2.0/24", "2001:db8::/32"))
+    answer = await running.client.get(API + "auth/status")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "ip_not_allowed")
     assert "x-ratelimit-limit" in answer.headers
 
 
-async def test_a_daily_cap_holds_until_midnight(house: RunningGateway) -> None:
+async def test_a_daily_cap_holds_until_midnight(running: RunningGateway) -> None:
     """Writes count, other calls do not; Retry-After leads to the next day."""
-    await with_rules(house, daily_writes=2)
-    await house.link("ada")
-    assert [(await house.like()).status_code for _ in range(3)] == [200, 200, 429]
-    refused = await house.like()
+    await with_rules(running, daily_writes=2)
+    await running.link("ada")
+    assert [(await running.like()).status_code for _ in range(3)] == [200, 200, 429]
+    refused = await running.like()
     assert (refused.json()["error"]["code"], refused.json()["error"]["reason"]) == ("quota_exceeded", "daily_cap")
-    house.clock.advance(seconds=int(refused.headers["retry-after"]))
-    assert (await house.like()).status_code == 200
+    running.clock.advance(seconds=int(refused.headers["retry-after"]))
+    assert (await running.like()).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -176,59 +176,59 @@ async def test_a_daily_cap_holds_until_midnight(house: RunningGateway) -> None:
         "https://app.example/done#x",
     ],
 )
-async def test_people_are_sent_nowhere_but_where_the_key_may(house: RunningGateway, return_to: str) -> None:
+async def test_people_are_sent_nowhere_but_where_the_key_may(running: RunningGateway, return_to: str) -> None:
     """Exactly the allowed address, nothing like it."""
-    await with_rules(house, return_to=("https://app.example/done",))
-    answer = await house.call("auth_twitter", {"return_to": return_to})
+    await with_rules(running, return_to=("https://app.example/done",))
+    answer = await running.call("auth_twitter", {"return_to": return_to})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "return_to_not_allowed")
 
 
-async def test_the_page_leads_back_to_the_app(house: RunningGateway) -> None:
+async def test_the_page_leads_back_to_the_app(running: RunningGateway) -> None:
     """By a link that the person chooses, never by a redirect."""
-    await with_rules(house, return_to=("https://app.example/done",))
-    page = await house.link("ada", {"return_to": "https://app.example/done"})
+    await with_rules(running, return_to=("https://app.example/done",))
+    page = await running.link("ada", {"return_to": "https://app.example/done"})
     assert page.status_code == 200
     assert 'href="https://app.example/done"' in page.text
 
 
-async def test_the_examples_of_the_document_begin_a_link(house: RunningGateway) -> None:
+async def test_the_examples_of_the_document_begin_a_link(running: RunningGateway) -> None:
     """With any key: the example of return_to is the gateway's own URL, where the page is already, without a button."""
-    document = (await house.bare.get("/openapi.json")).json()
+    document = (await running.bare.get("/openapi.json")).json()
     fields = document["components"]["schemas"]["AuthTwitter"]["properties"]
-    page = await house.link("ada", {name: schema["examples"][0] for name, schema in fields.items()})
+    page = await running.link("ada", {name: schema["examples"][0] for name, schema in fields.items()})
     assert page.status_code == 200
-    assert house.settings.base_url in fields["return_to"]["examples"]
-    assert f'href="{house.settings.base_url}"' not in page.text
+    assert running.settings.base_url in fields["return_to"]["examples"]
+    assert f'href="{running.settings.base_url}"' not in page.text
 
 
-async def test_the_page_leads_nowhere_that_the_key_may_no_longer(house: RunningGateway) -> None:
+async def test_the_page_leads_nowhere_that_the_key_may_no_longer(running: RunningGateway) -> None:
     """The address was allowed when the link began, and is not when the page is shown, or shown again."""
-    await with_rules(house, return_to=("https://app.example/done",))
-    redirect = await house.consent("ada", body={"return_to": "https://app.example/done"})
-    await house.gateway.keys.change(house.key_id, return_to=None)
+    await with_rules(running, return_to=("https://app.example/done",))
+    redirect = await running.consent("ada", body={"return_to": "https://app.example/done"})
+    await running.gateway.keys.change(running.key_id, return_to=None)
     for _ in range(2):
-        page = await house.bare.get(redirect, headers={"accept": "text/html"})
+        page = await running.bare.get(redirect, headers={"accept": "text/html"})
         assert page.status_code == 200
         assert "app.example" not in page.text
 
 
-async def test_too_many_bad_keys_from_one_address_are_slowed(house: RunningGateway) -> None:
+async def test_too_many_bad_keys_from_one_address_are_slowed(running: RunningGateway) -> None:
     """Guessing gets 429; a good key from the same address still works."""
     bad = {"authorization": f"Bearer {mint('test')}"}
-    answers = [await house.bare.get(API + "auth/status", headers=bad) for _ in range(61)]
+    answers = [await running.bare.get(API + "auth/status", headers=bad) for _ in range(61)]
     assert {answer.status_code for answer in answers[:60]} == {401}
     assert (answers[60].status_code, answers[60].json()["error"]["reason"]) == (429, "auth_failures")
     assert int(answers[60].headers["retry-after"]) >= 1
-    assert (await house.client.get(API + "auth/status")).status_code == 200
+    assert (await running.client.get(API + "auth/status")).status_code == 200
 
 
-async def test_a_key_of_a_premium_account_posts_longer_texts(house: RunningGateway) -> None:
+async def test_a_key_of_a_premium_account_posts_longer_texts(running: RunningGateway) -> None:
     """The limit is the key's, and still a limit."""
-    await with_rules(house, text_limit=1_000)
-    await house.link("ada")
-    refused = await house.call("post_twitter", {"text": "a" * 1_001})
+    await with_rules(running, text_limit=1_000)
+    await running.link("ada")
+    refused = await running.call("post_twitter", {"text": "a" * 1_001})
     assert refused.json()["error"]["reason"] == "text_too_long"
-    assert len(await house.calls("/2/tweets")) == 0
+    assert len(await running.calls("/2/tweets")) == 0
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ async def test_a_key_of_a_premium_account_posts_longer_texts(house: RunningGatew
         {"account_username": "ada lovelace"},
     ],
 )
-async def test_a_rule_that_cannot_be_kept_is_refused(house: RunningGateway, rules: dict[str, Any]) -> None:
+async def test_a_rule_that_cannot_be_kept_is_refused(running: RunningGateway, rules: dict[str, Any]) -> None:
     """At creation, not at the first call."""
     with pytest.raises(KeyRuleError):
-        await house.gateway.keys.create("test", "bad", rules=KeyRules(**rules))
+        await running.gateway.keys.create("test", "bad", rules=KeyRules(**rules))
 
 
 def state_of(auth_url: str) -> str:
@@ -255,9 +255,9 @@ def state_of(auth_url: str) -> str:
     return parse_qs(urlsplit(auth_url).query)["state"][0]
 
 
-async def confirm(house: RunningGateway, state: str, username: str) -> Any:
+async def confirm(running: RunningGateway, state: str, username: str) -> Any:
     """POST auth/confirm."""
-    return await house.call("auth/confirm", {"state": state, "username": username})
+    return await running.call("auth/confirm", {"state": state, "username": username})
 
 
 async def test_a_link_may_wait_for_the_keys_holder(confirming: RunningGateway) -> None:
@@ -279,27 +279,27 @@ async def test_a_link_may_wait_for_the_keys_holder(confirming: RunningGateway) -
 
 async def test_a_named_link_that_waits_is_reported_instead_of_one_that_is_over(confirming: RunningGateway) -> None:
     """To start again would end it. Before X names it, the older link's end is reported."""
-    house = confirming
-    await house.link("ada", {"expected_username": "ada"})
-    user_id = (await house.status())["user_id"]
-    (await house.x.post(f"/_sandbox/users/{user_id}/revoke_app")).raise_for_status()
-    house.clock.advance(hours=3)
-    assert (await house.like()).json()["error"]["reason"] == "x_session_expired"
-    await house.fault("GET", "/2/users/me", {"status": 503}, times=2)
-    redirect = await house.consent("ada")
-    await house.bare.get(redirect)
-    assert (await house.like()).json()["error"]["reason"] == "x_session_expired"
-    assert (await house.status())["state"] == "needs_relink"
-    house.clock.advance(seconds=5)
+    running = confirming
+    await running.link("ada", {"expected_username": "ada"})
+    user_id = (await running.status())["user_id"]
+    (await running.x.post(f"/_sandbox/users/{user_id}/revoke_app")).raise_for_status()
+    running.clock.advance(hours=3)
+    assert (await running.like()).json()["error"]["reason"] == "x_session_expired"
+    await running.fault("GET", "/2/users/me", {"status": 503}, times=2)
+    redirect = await running.consent("ada")
+    await running.bare.get(redirect)
+    assert (await running.like()).json()["error"]["reason"] == "x_session_expired"
+    assert (await running.status())["state"] == "needs_relink"
+    running.clock.advance(seconds=5)
     for _ in range(2):
-        assert (await house.like()).json()["error"]["reason"] == "x_link_pending"
-        status = await house.status()
+        assert (await running.like()).json()["error"]["reason"] == "x_link_pending"
+        status = await running.status()
         assert (status["state"], status["username"], status["usable"]) == ("pending", "ada", False)
-    await confirm(house, state_of(redirect), "ada")
-    assert (await house.like(POST)).status_code == 200
+    await confirm(running, state_of(redirect), "ada")
+    assert (await running.like(POST)).status_code == 200
 
 
-async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(confirming: RunningGateway) -> None:
+async def test_a_late_confirmation_reports_the_state_of_the_link(confirming: RunningGateway) -> None:
     """Open, denied, undone, expired."""
 
     async def refused(redirect: str) -> str:
@@ -317,8 +317,8 @@ async def test_a_confirmation_that_comes_too_late_says_what_became_of_the_link(c
     assert await refused(auth_url) == "state_expired"
 
 
-async def test_a_link_that_nobody_confirms_ends_after_ten_minutes(confirming: RunningGateway) -> None:
-    """Revoked at X, gone here."""
+async def test_an_unconfirmed_link_ends_after_ten_minutes(confirming: RunningGateway) -> None:
+    """Revoked at X, deleted here."""
     state = state_of(await confirming.consent("ada"))
     await confirming.link("ada")
     confirming.clock.advance(minutes=10, seconds=1)

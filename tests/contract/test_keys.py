@@ -1,4 +1,4 @@
-"""API keys: their form, their life, their limits; beside a running gateway, over HTTP."""
+"""API keys: their form, lifecycle and limits, alongside a running gateway and over HTTP."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def refusal(raw_key: str) -> str:
     return caught.value.reason
 
 
-async def asked(house: RunningGateway, raw_key: str) -> tuple[int, str]:
+async def asked(running: RunningGateway, raw_key: str) -> tuple[int, str]:
     """What auth/status answers to a key."""
-    answer = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
+    answer = await running.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
     return answer.status_code, "" if answer.status_code == 200 else str(answer.json()["error"]["reason"])
 
 
 @contextlib.asynccontextmanager
-async def beside(house: RunningGateway) -> AsyncIterator[Keys]:
+async def beside(running: RunningGateway) -> AsyncIterator[Keys]:
     """Another program's hands on the same database, as `birdwire keys` has them."""
-    database = Database(house.settings.database_url)
+    database = Database(running.settings.database_url)
     try:
-        yield Keys(database, house.clock)
+        yield Keys(database, running.clock)
     finally:
         await database.close()
 
@@ -53,7 +53,7 @@ async def beside(house: RunningGateway) -> AsyncIterator[Keys]:
 
 
 @pytest.mark.parametrize("mode", ["live", "test"])
-def test_a_key_says_its_kind_and_has_256_random_bits(mode: str) -> None:
+def test_a_key_shows_its_kind_and_has_256_random_bits(mode: str) -> None:
     """43 characters of base62 and a checksum of 6."""
     keys = {mint(mode) for _ in range(5_000)}  # type: ignore[arg-type]
     assert len(keys) == 5_000
@@ -93,13 +93,13 @@ def test_the_kind_is_part_of_the_checksum() -> None:
 # Shown once.
 
 
-async def test_a_key_is_shown_once(house: RunningGateway) -> None:
+async def test_a_key_is_shown_once(running: RunningGateway) -> None:
     """Afterwards its last four characters, and nothing in the database that leads back."""
-    _, raw_key = await house.gateway.keys.create("test", "shown", "free")
-    listed = await house.gateway.keys.list()
+    _, raw_key = await running.gateway.keys.create("test", "shown", "free")
+    listed = await running.gateway.keys.list()
     assert [hint for key, hint in listed if key.label == "shown"] == [raw_key[-4:]]
     assert raw_key not in repr(listed)
-    kept = b"".join(path.read_bytes() for path in house.directory.glob("birdwire.db*"))
+    kept = b"".join(path.read_bytes() for path in running.directory.glob("birdwire.db*"))
     assert raw_key.encode() not in kept
     assert raw_key[8:-6].encode() not in kept
 
@@ -107,22 +107,22 @@ async def test_a_key_is_shown_once(house: RunningGateway) -> None:
 # Rotation and revocation, from another program.
 
 
-async def test_a_key_made_by_another_program_works_at_once(house: RunningGateway) -> None:
+async def test_a_key_made_by_another_program_works_immediately(running: RunningGateway) -> None:
     """On the same database, while the gateway runs."""
-    async with beside(house) as keys:
+    async with beside(running) as keys:
         _, raw_key = await keys.create("test", "from outside", "free")
-        assert await asked(house, raw_key) == (200, "")
+        assert await asked(running, raw_key) == (200, "")
 
 
 @pytest.mark.trust("T9")
 @pytest.mark.trust("G4")
-async def test_a_key_revoked_by_another_program_ends_at_once(house: RunningGateway) -> None:
+async def test_a_key_revoked_by_another_program_stops_working_immediately(running: RunningGateway) -> None:
     """With the next request; revoking twice changes nothing."""
-    async with beside(house) as keys:
-        first = await keys.revoke(house.key_id)
-        assert await asked(house, house.raw_key) == (401, "key_revoked")
-        house.clock.advance(hours=1)
-        assert (await keys.revoke(house.key_id)).revoked_at == first.revoked_at
+    async with beside(running) as keys:
+        first = await keys.revoke(running.key_id)
+        assert await asked(running, running.raw_key) == (401, "key_revoked")
+        running.clock.advance(hours=1)
+        assert (await keys.revoke(running.key_id)).revoked_at == first.revoked_at
 
 
 async def test_a_rotated_key_keeps_its_link(linked: RunningGateway) -> None:
@@ -134,101 +134,101 @@ async def test_a_rotated_key_keeps_its_link(linked: RunningGateway) -> None:
     assert (await linked.like()).status_code == 200
 
 
-async def test_the_old_secret_lives_on_for_the_overlap(house: RunningGateway) -> None:
+async def test_the_old_secret_lives_on_for_the_overlap(running: RunningGateway) -> None:
     """Both work, then the old one is 401."""
-    _, raw_key = await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
-    assert await asked(house, house.raw_key) == await asked(house, raw_key) == (200, "")
-    house.clock.advance(hours=1)
-    assert await asked(house, house.raw_key) == (401, "key_revoked")
-    assert await asked(house, raw_key) == (200, "")
+    _, raw_key = await running.gateway.keys.rotate(running.key_id, timedelta(hours=1))
+    assert await asked(running, running.raw_key) == await asked(running, raw_key) == (200, "")
+    running.clock.advance(hours=1)
+    assert await asked(running, running.raw_key) == (401, "key_revoked")
+    assert await asked(running, raw_key) == (200, "")
 
 
-async def test_at_most_two_secrets_of_a_key_live(house: RunningGateway) -> None:
-    """A second rotation ends the oldest at once; both spend one allowance."""
-    _, second = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
-    _, third = await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
-    assert [(await asked(house, key))[0] for key in (house.raw_key, second, third)] == [401, 200, 200]
-    await house.gateway.keys.change(house.key_id, rpm=3)
-    house.clock.advance(minutes=2)
-    assert [(await asked(house, key))[0] for key in (second, third, second, third)] == [200, 200, 200, 429]
+async def test_at_most_two_secrets_of_a_key_live(running: RunningGateway) -> None:
+    """A second rotation ends the oldest immediately; both use one allowance."""
+    _, second = await running.gateway.keys.rotate(running.key_id, timedelta(hours=24))
+    _, third = await running.gateway.keys.rotate(running.key_id, timedelta(hours=24))
+    assert [(await asked(running, key))[0] for key in (running.raw_key, second, third)] == [401, 200, 200]
+    await running.gateway.keys.change(running.key_id, rpm=3)
+    running.clock.advance(minutes=2)
+    assert [(await asked(running, key))[0] for key in (second, third, second, third)] == [200, 200, 200, 429]
 
 
-async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(house: RunningGateway) -> None:
+async def test_a_shorter_overlap_is_never_lengthened_by_the_next_rotation(running: RunningGateway) -> None:
     """A secret that was to die in an hour does not live for a day."""
-    await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
-    await house.gateway.keys.rotate(house.key_id, timedelta(hours=24))
-    assert await asked(house, house.raw_key) == (401, "key_revoked")
+    await running.gateway.keys.rotate(running.key_id, timedelta(hours=1))
+    await running.gateway.keys.rotate(running.key_id, timedelta(hours=24))
+    assert await asked(running, running.raw_key) == (401, "key_revoked")
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(house: RunningGateway) -> None:
+async def test_a_clock_that_is_put_back_brings_no_rotated_key_back_to_life(running: RunningGateway) -> None:
     """The newest secret is the one without an end, whatever the times say: the next rotation is of that."""
-    _, second = await house.gateway.keys.rotate(house.key_id, timedelta(0))
-    house.clock.advance(hours=-1)
-    assert await asked(house, house.raw_key) == (401, "key_revoked")
-    _, third = await house.gateway.keys.rotate(house.key_id, timedelta(0))
-    house.clock.advance(minutes=5)
-    _, fourth = await house.gateway.keys.rotate(house.key_id, timedelta(minutes=30))
-    assert await asked(house, second) == (401, "key_revoked")
-    assert [(await asked(house, raw_key))[0] for raw_key in (third, fourth)] == [200, 200]
+    _, second = await running.gateway.keys.rotate(running.key_id, timedelta(0))
+    running.clock.advance(hours=-1)
+    assert await asked(running, running.raw_key) == (401, "key_revoked")
+    _, third = await running.gateway.keys.rotate(running.key_id, timedelta(0))
+    running.clock.advance(minutes=5)
+    _, fourth = await running.gateway.keys.rotate(running.key_id, timedelta(minutes=30))
+    assert await asked(running, second) == (401, "key_revoked")
+    assert [(await asked(running, raw_key))[0] for raw_key in (third, fourth)] == [200, 200]
 
 
 @pytest.mark.parametrize("overlap", [timedelta(hours=24, seconds=1), timedelta(seconds=-1)])
-async def test_an_overlap_has_its_bounds(house: RunningGateway, overlap: timedelta) -> None:
+async def test_an_overlap_has_its_bounds(running: RunningGateway, overlap: timedelta) -> None:
     """And a refused rotation changes nothing."""
     with pytest.raises(KeyRuleError, match="24 hours"):
-        await house.gateway.keys.rotate(house.key_id, overlap)
-    assert await asked(house, house.raw_key) == (200, "")
+        await running.gateway.keys.rotate(running.key_id, overlap)
+    assert await asked(running, running.raw_key) == (200, "")
 
 
-async def test_a_revoked_key_cannot_be_rotated_back_to_life(house: RunningGateway) -> None:
+async def test_a_revoked_key_cannot_be_rotated_back_to_life(running: RunningGateway) -> None:
     """Nor can a key that never was."""
-    _, raw_key = await house.gateway.keys.rotate(house.key_id, timedelta(hours=1))
-    await house.gateway.keys.revoke(house.key_id)
-    assert {await asked(house, key) for key in (raw_key, house.raw_key)} == {(401, "key_revoked")}
+    _, raw_key = await running.gateway.keys.rotate(running.key_id, timedelta(hours=1))
+    await running.gateway.keys.revoke(running.key_id)
+    assert {await asked(running, key) for key in (raw_key, running.raw_key)} == {(401, "key_revoked")}
     with pytest.raises(KeyRuleError, match="revoked"):
-        await house.gateway.keys.rotate(house.key_id, timedelta(0))
+        await running.gateway.keys.rotate(running.key_id, timedelta(0))
     with pytest.raises(KeyRuleError, match="no key"):
-        await house.gateway.keys.rotate("key_none", timedelta(0))
+        await running.gateway.keys.rotate("key_none", timedelta(0))
 
 
 # Tiers and limits.
 
 
 @pytest.mark.parametrize(("tier", "rpm"), [("free", 60), ("starter", 600), ("growth", 3_000)])
-async def test_a_tier_names_its_limit(house: RunningGateway, tier: str, rpm: int) -> None:
+async def test_a_tier_names_its_limit(running: RunningGateway, tier: str, rpm: int) -> None:
     """On the answer's headers."""
-    _, raw_key = await house.gateway.keys.create("test", tier, tier)
-    answer = await house.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
+    _, raw_key = await running.gateway.keys.create("test", tier, tier)
+    answer = await running.bare.get(API + "auth/status", headers={"authorization": f"Bearer {raw_key}"})
     assert answer.headers["x-ratelimit-limit-requests"] == str(rpm)
     assert answer.headers["x-ratelimit-remaining-requests"] == str(rpm - 1)
 
 
-async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(house: RunningGateway) -> None:
+async def test_a_key_may_have_a_limit_of_its_own_and_lose_it_again(running: RunningGateway) -> None:
     """Below or above its tier's; the change holds from the next call on."""
 
     async def limit() -> str:
-        return str((await house.client.get(API + "auth/status")).headers["x-ratelimit-limit"])
+        return str((await running.client.get(API + "auth/status")).headers["x-ratelimit-limit"])
 
     assert await limit() == "3000"
-    async with beside(house) as keys:
+    async with beside(running) as keys:
         for rpm, shown in ((7, "7"), (5_000, "5000"), (None, "3000")):
-            await keys.change(house.key_id, rpm=rpm)
+            await keys.change(running.key_id, rpm=rpm)
             assert await limit() == shown
 
 
-async def test_a_change_that_cannot_be_changes_nothing(house: RunningGateway) -> None:
+async def test_a_change_that_cannot_be_changes_nothing(running: RunningGateway) -> None:
     """Nor does one of a key that is revoked, or never was."""
     for changes in ({"label": ""}, {"tier": "gold"}, {"rpm": 0}, {"actions": ("dance",)}, {"ips": ("here",)}):
         with pytest.raises(KeyRuleError):
-            await house.gateway.keys.change(house.key_id, **changes)
+            await running.gateway.keys.change(running.key_id, **changes)
     with pytest.raises(KeyRuleError, match="no key"):
-        await house.gateway.keys.change("key_none", rpm=5)
-    assert await house.gateway.keys.get(house.key_id) == (await house.gateway.keys.list())[0][0]
-    assert (await house.client.get(API + "auth/status")).headers["x-ratelimit-limit"] == "3000"
-    await house.gateway.keys.revoke(house.key_id)
+        await running.gateway.keys.change("key_none", rpm=5)
+    assert await running.gateway.keys.get(running.key_id) == (await running.gateway.keys.list())[0][0]
+    assert (await running.client.get(API + "auth/status")).headers["x-ratelimit-limit"] == "3000"
+    await running.gateway.keys.revoke(running.key_id)
     with pytest.raises(KeyRuleError, match="revoked"):
-        await house.gateway.keys.change(house.key_id, rpm=5)
+        await running.gateway.keys.change(running.key_id, rpm=5)
 
 
 @pytest.mark.parametrize(
@@ -244,20 +244,22 @@ async def test_a_change_that_cannot_be_changes_nothing(house: RunningGateway) ->
         ("x", "free", MAX_RPM + 1),
     ],
 )
-async def test_a_key_that_cannot_be_is_not_made(house: RunningGateway, label: str, tier: str, rpm: int | None) -> None:
+async def test_a_key_that_cannot_be_is_not_made(
+    running: RunningGateway, label: str, tier: str, rpm: int | None
+) -> None:
     """Nothing is written."""
-    before = len(await house.gateway.keys.list())
+    before = len(await running.gateway.keys.list())
     with pytest.raises(KeyRuleError):
-        await house.gateway.keys.create("test", label, tier, rpm)
-    assert len(await house.gateway.keys.list()) == before
+        await running.gateway.keys.create("test", label, tier, rpm)
+    assert len(await running.gateway.keys.list()) == before
 
 
-async def test_an_enterprise_key_says_its_own_limit(house: RunningGateway) -> None:
+async def test_an_enterprise_key_requires_its_own_limit(running: RunningGateway) -> None:
     """And cannot go back to a tier's that has none."""
-    key, raw_key = await house.gateway.keys.create("test", "own", "enterprise", 5)
-    assert [(await asked(house, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]
+    key, raw_key = await running.gateway.keys.create("test", "own", "enterprise", 5)
+    assert [(await asked(running, raw_key))[0] for _ in range(6)] == [200] * 5 + [429]
     with pytest.raises(KeyRuleError, match="--rpm"):
-        await house.gateway.keys.change(key.key_id, rpm=None)
+        await running.gateway.keys.change(key.key_id, rpm=None)
 
 
 def test_the_tiers_are_those_of_the_contract() -> None:
@@ -266,14 +268,14 @@ def test_the_tiers_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.trust("#23")
-async def test_a_live_key_is_refused_by_a_sandboxs_gateway_wherever_it_is_sent(house: RunningGateway) -> None:
+async def test_a_live_key_is_refused_by_a_sandboxs_gateway_wherever_it_is_sent(running: RunningGateway) -> None:
     """403 on every route of a key; no allowance is spent."""
-    _, raw_key = await house.gateway.keys.create("live", "real", "free")
+    _, raw_key = await running.gateway.keys.create("live", "real", "free")
     headers = {"authorization": f"Bearer {raw_key}"}
     for answer in (
-        await house.bare.get(API + "auth/status", headers=headers),
-        await house.bare.post(API + "auth_twitter", headers=headers),
-        await house.bare.post(API + "like_twitter", headers=headers, json={"tweet_id": "1"}),
+        await running.bare.get(API + "auth/status", headers=headers),
+        await running.bare.post(API + "auth_twitter", headers=headers),
+        await running.bare.post(API + "like_twitter", headers=headers, json={"tweet_id": "1"}),
     ):
         assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "mode_mismatch")
 
@@ -291,12 +293,12 @@ async def test_one_keys_link_is_nothing_to_another(linked: RunningGateway) -> No
     assert (await linked.like()).status_code == 200
 
 
-async def test_a_given_secret_is_taken_once(house: RunningGateway) -> None:
+async def test_a_given_secret_is_taken_once(running: RunningGateway) -> None:
     """`dev` derives its own, and finds the same key at its next start."""
     secret = mint("test", bytes(32))
-    async with beside(house) as keys:
+    async with beside(running) as keys:
         first, _ = await keys.create("test", "dev", "free", secret=secret)
-    async with beside(house) as keys:
+    async with beside(running) as keys:
         again, raw_key = await keys.create("test", "dev", "free", secret=secret)
     assert (first.key_id, raw_key) == (again.key_id, secret)
 

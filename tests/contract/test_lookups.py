@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import httpx2
 
 
-async def get(house: RunningGateway, path: str, **query: str) -> httpx2.Response:
+async def get(running: RunningGateway, path: str, **query: str) -> httpx2.Response:
     """A look-up."""
-    return await house.client.get(API + path, params=query)
+    return await running.client.get(API + path, params=query)
 
 
 async def test_a_user_is_found_by_name_and_asked_for_once(linked: RunningGateway) -> None:
@@ -103,8 +103,8 @@ async def test_a_query_that_cannot_be_names_its_parameter(
 
 
 async def test_an_operator_can_switch_look_ups_off(tmp_path: Path) -> None:
-    """One by one: what is off is no endpoint."""
-    async with RunningGateway.built(tmp_path, reads="user/info") as house:
-        await house.link("ada")
-        assert (await get(house, "user/info", userName="grace")).status_code == 200
-        assert (await get(house, "user/search", query="grace")).json()["error"]["code"] == "unknown_endpoint"
+    """One by one: a disabled look-up has no endpoint."""
+    async with RunningGateway.built(tmp_path, reads="user/info") as running:
+        await running.link("ada")
+        assert (await get(running, "user/info", userName="grace")).status_code == 200
+        assert (await get(running, "user/search", query="grace")).json()["error"]["code"] == "unknown_endpoint"

@@ -1,4 +1,4 @@
-"""What the gateway counts and measures, as Prometheus reads it; and who may read it."""
+"""The gateway's metrics as Prometheus reads them, and access to them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 TOKEN = "a token for the tests"
 
 
-async def scrape(house: RunningGateway) -> dict[str, dict[tuple[str, ...], float]]:
+async def scrape(running: RunningGateway) -> dict[str, dict[tuple[str, ...], float]]:
     """Each sample's name, and its values by those of its labels."""
-    answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
     found: dict[str, dict[tuple[str, ...], float]] = {}
@@ -30,69 +30,72 @@ async def scrape(house: RunningGateway) -> dict[str, dict[tuple[str, ...], float
     return found
 
 
-async def test_metrics_are_off_unless_the_operator_wants_them(house: RunningGateway) -> None:
+async def test_metrics_are_off_unless_the_operator_wants_them(running: RunningGateway) -> None:
     """Neither a port nor a token: no such endpoint."""
-    answer = await house.bare.get("/metrics")
+    answer = await running.bare.get("/metrics")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "route_unknown")
 
 
 async def test_on_the_main_port_they_need_the_token(tmp_path: Path) -> None:
-    """A missing or wrong one is refused in the one shape; an API key is none."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        for sent in ({}, {"authorization": f"Bearer {house.raw_key}"}, {"authorization": TOKEN}):
-            answer = await house.bare.get("/metrics", headers=sent)
+    """A missing or wrong token gets the standard error; an API key is not accepted."""
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        for sent in ({}, {"authorization": f"Bearer {running.raw_key}"}, {"authorization": TOKEN}):
+            answer = await running.bare.get("/metrics", headers=sent)
             assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "metrics_token_wrong")
             assert list(answer.json()["error"]) == list(MEMBERS)
             assert answer.headers["www-authenticate"] == "Bearer"
-        assert await scrape(house)
+        assert await scrape(running)
 
 
 async def test_a_port_of_their_own_needs_no_token_and_leaves_the_main_port_without(tmp_path: Path) -> None:
-    """And what is asked there is no traffic: it is counted and logged nowhere."""
-    async with RunningGateway.built(tmp_path, metrics_port=0) as house, serving(house.gateway.metrics_server()) as url:
-        assert (await house.bare.get("/metrics")).status_code == 404
+    """Requests to it are not counted and not logged."""
+    async with (
+        RunningGateway.built(tmp_path, metrics_port=0) as running,
+        serving(running.gateway.metrics_server()) as url,
+    ):
+        assert (await running.bare.get("/metrics")).status_code == 404
         for _ in range(2):
-            answer = await house.bare.get(f"{url}/metrics")
+            answer = await running.bare.get(f"{url}/metrics")
             assert 'birdwire_requests_total{operation="other",reason="route_unknown",status="4xx"} 1.0' in answer.text
-        assert (await house.bare.get(f"{url}/livez")).status_code == 404
-        assert house.log.getvalue().count('"event":"request"') == 1
+        assert (await running.bare.get(f"{url}/livez")).status_code == 404
+        assert running.log.getvalue().count('"event":"request"') == 1
 
 
 async def test_a_token_guards_a_port_of_their_own_too(tmp_path: Path) -> None:
     """If both are set."""
     async with (
-        RunningGateway.built(tmp_path, metrics_port=0, metrics_token=SecretStr(TOKEN)) as house,
-        serving(house.gateway.metrics_server()) as url,
+        RunningGateway.built(tmp_path, metrics_port=0, metrics_token=SecretStr(TOKEN)) as running,
+        serving(running.gateway.metrics_server()) as url,
     ):
-        assert (await house.bare.get(f"{url}/metrics")).status_code == 401
-        assert (await house.bare.get("/metrics")).status_code == 404
+        assert (await running.bare.get(f"{url}/metrics")).status_code == 401
+        assert (await running.bare.get("/metrics")).status_code == 404
         sent = {"authorization": f"Bearer {TOKEN}"}
-        assert (await house.bare.get(f"{url}/metrics", headers=sent)).status_code == 200
+        assert (await running.bare.get(f"{url}/metrics", headers=sent)).status_code == 200
 
 
 async def test_every_name_of_the_table_is_there_and_no_other_of_ours(tmp_path: Path) -> None:
     """The table is what the reference is made of; what is watched has an owner that tells it."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
         typed = dict(line.split()[2:4] for line in answer.text.splitlines() if line.startswith("# TYPE"))
         ours = {name: kind for name, kind in typed.items() if name.startswith("birdwire_")}
         assert ours == {name: row.kind for name, row in METRICS.items()}
         assert "process_resident_memory_bytes" in typed
         silent = {"birdwire_writes_total"}  # until there are some
-        assert {name for name, row in METRICS.items() if row.watched} - silent <= set(await scrape(house))
+        assert {name for name, row in METRICS.items() if row.watched} - silent <= set(await scrape(running))
 
 
-async def test_requests_and_calls_to_x_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
+async def test_requests_and_calls_to_x_are_counted_by_outcome(tmp_path: Path) -> None:
     """Operation, class of status and reason; endpoint at X without ids, and outcome."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        await running.link("ada")
         for _ in range(2):
-            assert (await house.like()).status_code == 200
-        await house.like("none")
-        await house.fault("POST", "/2/tweets", {"status": 503})
-        await house.call("post_twitter", {"text": "Hello"})
-        await house.bare.get(API + "auth/status")
-        counted = await scrape(house)
+            assert (await running.like()).status_code == 200
+        await running.like("none")
+        await running.fault("POST", "/2/tweets", {"status": 503})
+        await running.call("post_twitter", {"text": "Hello"})
+        await running.bare.get(API + "auth/status")
+        counted = await scrape(running)
     requests, calls = counted["birdwire_requests_total"], counted["birdwire_x_calls_total"]
     assert requests["like_twitter", "", "2xx"] == 2
     assert requests["like_twitter", "tweet_id_malformed", "4xx"] == 1
@@ -110,21 +113,21 @@ async def test_requests_and_calls_to_x_are_counted_by_what_became_of_them(tmp_pa
 @pytest.mark.trust("G7")
 async def test_no_label_names_a_user_a_key_or_a_secret(tmp_path: Path) -> None:
     """After calls of every kind, nothing of whose they were is in the text."""
-    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as house:
-        await house.link("ada")
-        user_id = str((await house.status())["user_id"])
-        await house.like()
-        await house.client.get(API + "user/info", params={"userName": "grace"})
-        await house.client.get(API + "user/last_tweets", params={"userName": "grace"})
-        await house.client.get(API + "requests/req_01M8")
-        await house.bare.get("/apis/v1/canary?state=canary")
-        answer = await house.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
-    for private in (user_id, house.key_id, house.raw_key, TOKEN, POST, "ada", "grace", "canary", "req_"):
+    async with RunningGateway.built(tmp_path, metrics_token=SecretStr(TOKEN)) as running:
+        await running.link("ada")
+        user_id = str((await running.status())["user_id"])
+        await running.like()
+        await running.client.get(API + "user/info", params={"userName": "grace"})
+        await running.client.get(API + "user/last_tweets", params={"userName": "grace"})
+        await running.client.get(API + "requests/req_01M8")
+        await running.bare.get("/apis/v1/canary?state=canary")
+        answer = await running.bare.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    for private in (user_id, running.key_id, running.raw_key, TOKEN, POST, "ada", "grace", "canary", "req_"):
         assert private not in answer.text
 
 
 def test_a_name_has_a_bounded_number_of_series() -> None:
-    """What would be one more counts as `other`, so that nobody can fill the memory."""
+    """Any further value counts as `other`, so that callers cannot fill the memory."""
     counted = Metrics(max_series=3)
     for number in range(10):
         counted.add("birdwire_x_calls_total", f"GET /{number}", "2xx")
@@ -139,7 +142,7 @@ def test_a_name_has_a_bounded_number_of_series() -> None:
     }
 
 
-def test_what_took_long_stands_in_the_right_buckets() -> None:
+def test_durations_are_counted_in_the_right_buckets() -> None:
     """A bucket counts all that took no longer than its bound (Prometheus's `le`)."""
     counted = Metrics()
     for seconds in (0.001, 0.0011, 99.0):
@@ -149,7 +152,7 @@ def test_what_took_long_stands_in_the_right_buckets() -> None:
     assert (buckets["0.001"], buckets["0.0025"], buckets["30.0"], buckets["+Inf"]) == (1, 2, 2, 3)
 
 
-def test_what_is_counted_cannot_be_watched_as_well() -> None:
+def test_a_counter_cannot_also_be_a_gauge() -> None:
     """One number, one owner."""
     with pytest.raises(ValueError, match="counted"):
         Metrics().watch("birdwire_requests_total", float)

@@ -27,7 +27,7 @@ from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
 from harness.gateway import API, RunningGateway, bound, gateway, serving
 from harness.linking import JSON
-from harness.raw_http import MEMBERS, Got, Sent, exchange, inspect
+from harness.raw_http import MEMBERS, RawRequest, RawResponse, exchange, inspect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -122,12 +122,16 @@ AT_THE_TOKEN_ENDPOINT = {
 }
 
 ELSEWHERE = {"revoke-no-hint", "unauthorized"}
-"""Nobody sees the first: a revocation is repeated in the background. The second has a test of its own."""
+"""The first is invisible: a revocation is retried in the background. The second has its own test."""
 
 
-def judge(answer: httpx2.Response | Got, reason: str, upstream: int | None = None) -> dict[str, Any]:
+def judge(answer: httpx2.Response | RawResponse, reason: str, upstream: int | None = None) -> dict[str, Any]:
     """The whole shape of one refusal; the inside of its envelope."""
-    got = answer if isinstance(answer, Got) else Got(answer.status_code, dict(answer.headers), answer.content)
+    got = (
+        answer
+        if isinstance(answer, RawResponse)
+        else RawResponse(answer.status_code, dict(answer.headers), answer.content)
+    )
     status, code, whose, retryable = MEANS[reason]
     inspect(got, (status, code, reason))
     error = got.error
@@ -147,11 +151,11 @@ def judge(answer: httpx2.Response | Got, reason: str, upstream: int | None = Non
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def place(shared_house: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """The shared house; ordered faults end with the test, and what was learned of X is long over."""
-    yield shared_house
-    shared_house.clock.advance(hours=25)
-    await shared_house.x.delete("/_sandbox/faults")
+async def place(shared_gateway: RunningGateway) -> AsyncIterator[RunningGateway]:
+    """Return the shared gateway; afterwards remove faults, and let windows and breakers expire."""
+    yield shared_gateway
+    shared_gateway.clock.advance(hours=25)
+    await shared_gateway.x.delete("/_sandbox/faults")
 
 
 # X's own refusals.
@@ -214,7 +218,9 @@ async def test_each_refusal_of_the_token_endpoint_reaches_the_callback(place: Ru
     ],
 )
 @pytest.mark.trust("F30")
-async def test_what_cannot_be_read_is_a_bad_reply(place: RunningGateway, do: dict[str, Any], upstream: int) -> None:
+async def test_an_unreadable_reply_is_reported_as_malformed(
+    place: RunningGateway, do: dict[str, Any], upstream: int
+) -> None:
     """Never followed, never guessed."""
     await place.fault("POST", "/2/users/*/likes", do)
     judge(await place.like(), "x_reply_malformed", upstream)
@@ -235,10 +241,10 @@ async def test_a_connection_that_x_cuts_is_an_outage(place: RunningGateway, do: 
 @pytest.mark.trust("F26")
 async def test_an_x_that_stalls_is_given_up_at_the_deadline(tmp_path: Path) -> None:
     """The whole call has one deadline."""
-    async with RunningGateway.built(tmp_path, x_deadline_s=0.2) as house:
-        await house.link("ada")
-        await house.fault("POST", "/2/users/*/likes", {"delay_s": 1}, times=None)
-        judge(await house.like(), "x_timeout")
+    async with RunningGateway.built(tmp_path, x_deadline_s=0.2) as running:
+        await running.link("ada")
+        await running.fault("POST", "/2/users/*/likes", {"delay_s": 1}, times=None)
+        judge(await running.like(), "x_timeout")
 
 
 @pytest.mark.trust("F25")
@@ -259,18 +265,18 @@ async def test_an_x_that_is_not_there_is_unreachable(linked: RunningGateway) -> 
 @pytest.mark.parametrize(
     ("reason", "sent"),
     [
-        ("route_unknown", Sent(target="/nowhere")),
-        ("route_unknown", Sent(target="/", method="GET", body=b"", types=())),
-        ("method_not_allowed", Sent(method="PUT")),
-        ("key_missing", Sent(authorization=lambda _: [])),
-        ("key_malformed", Sent(authorization=lambda _: ["Bearer x"])),
-        ("json_malformed", Sent(b"{")),
-        ("tweet_id_malformed", Sent(b'{"tweet_id":1}')),
-        ("unsupported_media_type", Sent(types=("text/plain",))),
-        ("body_too_large", Sent(b" " * 16_385)),
+        ("route_unknown", RawRequest(target="/nowhere")),
+        ("route_unknown", RawRequest(target="/", method="GET", body=b"", types=())),
+        ("method_not_allowed", RawRequest(method="PUT")),
+        ("key_missing", RawRequest(authorization=lambda _: [])),
+        ("key_malformed", RawRequest(authorization=lambda _: ["Bearer x"])),
+        ("json_malformed", RawRequest(b"{")),
+        ("tweet_id_malformed", RawRequest(b'{"tweet_id":1}')),
+        ("unsupported_media_type", RawRequest(types=("text/plain",))),
+        ("body_too_large", RawRequest(b" " * 16_385)),
     ],
 )
-async def test_each_refusal_of_a_caller_has_the_shape(place: RunningGateway, reason: str, sent: Sent) -> None:
+async def test_each_refusal_of_a_caller_has_the_shape(place: RunningGateway, reason: str, sent: RawRequest) -> None:
     """From the router, the gate and the body alike."""
     got = await exchange(place, sent)
     judge(got, reason)
@@ -278,11 +284,11 @@ async def test_each_refusal_of_a_caller_has_the_shape(place: RunningGateway, rea
 
 
 @pytest.mark.trust("#255")
-async def test_the_call_over_the_limit_has_the_shape(house: RunningGateway) -> None:
-    """With a Retry-After that is no earlier than the reset."""
-    await house.gateway.keys.change(house.key_id, rpm=1)
-    await house.client.get(API + "auth/status")
-    answer = await house.client.get(API + "auth/status")
+async def test_the_call_over_the_limit_has_the_shape(running: RunningGateway) -> None:
+    """With a Retry-After not earlier than the reset."""
+    await running.gateway.keys.change(running.key_id, rpm=1)
+    await running.client.get(API + "auth/status")
+    answer = await running.client.get(API + "auth/status")
     judge(answer, "rpm_exceeded")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
 
@@ -309,12 +315,14 @@ def broken() -> tuple[Starlette, io.StringIO]:
     return app, log
 
 
-async def test_a_bug_shows_nothing_of_itself(house: RunningGateway) -> None:
+async def test_a_bug_shows_nothing_of_itself(running: RunningGateway) -> None:
     """500 in the shape; the log names the exception's type and place, never its text."""
     app, log = broken()
     async with serving(server.config(app, limits=EdgeLimits())) as url:
-        answer = await house.bare.post(url + API + "like_twitter", json={"tweet_id": "1"})
-    got = Got(answer.status_code, {**answer.headers, "x-ratelimit-limit": "-"}, answer.content)  # no key was read yet
+        answer = await running.bare.post(url + API + "like_twitter", json={"tweet_id": "1"})
+    got = RawResponse(
+        answer.status_code, {**answer.headers, "x-ratelimit-limit": "-"}, answer.content
+    )  # no key was read yet
     judge(got, "internal")
     assert "secret-in-an-exception" not in answer.text + log.getvalue()
     crash = json.loads(log.getvalue().splitlines()[0])
@@ -336,7 +344,7 @@ def placeholders(reason: str) -> set[str]:
     return {name for text in (problem.message, problem.fix) for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
-def test_every_reason_says_whole_sentences() -> None:
+def test_every_reason_has_complete_sentences() -> None:
     """What happened, and what to do."""
     for reason, problem in PROBLEMS.items():
         assert problem.message[0].isupper() or problem.message[0] in "@{`" or reason.endswith("_malformed"), reason
@@ -352,8 +360,8 @@ def test_every_429_and_503_knows_how_long_to_wait() -> None:
             assert RETRY_AFTER_S[reason] >= 1
 
 
-def test_no_reason_is_declared_that_nobody_gives() -> None:
-    """A row that nothing can reach is a promise to nobody."""
+def test_every_declared_reason_is_used() -> None:
+    """An unreachable row would document an error that never occurs."""
     elsewhere = "".join(text for path, text in SOURCES.items() if path.name not in {"errors.py", "reasons.py"})
     fields = {f"{name}_{end}" for name in FIELDS for end in ("missing", "malformed")}
     unused = {reason for reason in PROBLEMS if f'"{reason}"' not in elsewhere}
@@ -365,8 +373,8 @@ def test_the_type_of_reasons_names_every_reason_and_no_other() -> None:
     assert sorted((*get_args(OwnReason), *get_args(FieldReason))) == sorted(PROBLEMS)
 
 
-def test_every_refusal_fills_what_its_sentences_leave_open() -> None:
-    """Where the reason is written out, the values stand beside it."""
+def test_every_refusal_fills_its_placeholders() -> None:
+    """A literal reason is passed together with its values."""
     found = 0
     for path, text in SOURCES.items():
         for node in ast.walk(ast.parse(text)):

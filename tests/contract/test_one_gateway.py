@@ -1,4 +1,4 @@
-"""One gateway to a database file, whatever path leads it there; SQLite's own locks go on beside that one."""
+"""One gateway per database file, by any path; SQLite's own locks work alongside that lock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from birdwire.cli.output import Stop
 from birdwire.settings import Settings
 from birdwire.store.database import Database
 from birdwire.store.tables import api_keys
-from harness.processes import Street, street
+from harness.processes import Deployment, deploy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,9 +53,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest_asyncio.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Street]:
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
     """A sandbox and a key; no gateway runs yet."""
-    async with street(tmp_path) as made:
+    async with deploy(tmp_path) as made:
         yield made
 
 
@@ -107,26 +107,28 @@ def test_the_lock_of_earlier_versions_is_taken_too(file: Path, name: str) -> Non
             pass
 
 
-async def test_a_second_gateway_is_refused_and_commands_go_on(town: Street, tmp_path: Path) -> None:
+async def test_a_second_gateway_is_refused_and_commands_go_on(deployment: Deployment, tmp_path: Path) -> None:
     """By a link to the folder as well. What the first one held is free once it is killed."""
-    at = await town.serve()
+    at = await deployment.serve()
     (tmp_path / "folder").symlink_to(tmp_path)
     url = f"sqlite:///{tmp_path / 'folder' / 'birdwire.db'}"
     (tmp_path / "hard.db").hardlink_to(tmp_path / "birdwire.db")
     with pytest.raises(Stop, match="Another gateway is using"), alone(settings(tmp_path / "hard.db")):
         pass
     (code, document), _ = await asyncio.gather(
-        town.command("serve", "--port", "0", database_url=url), town.key("another")
+        deployment.command("serve", "--port", "0", database_url=url), deployment.key("another")
     )
     assert (code, "Another gateway is using" in document["error"]["message"]) == (2, True)
-    assert (await town.call(at, "auth_twitter", authorization=f"Bearer {town.raw_keys[1]}")).status_code == 200
+    assert (
+        await deployment.call(at, "auth_twitter", authorization=f"Bearer {deployment.raw_keys[1]}")
+    ).status_code == 200
     await at.kill()
     with alone(settings(tmp_path / "folder" / "birdwire.db")):
         pass
 
 
 async def test_sqlites_own_locks_hold_under_ours_and_after_it(tmp_path: Path) -> None:
-    """Another process's write is waited for, and ours keeps it out."""
+    """A write waits for that of another process, and excludes it in turn."""
     file = tmp_path / "birdwire.db"
 
     async def both_ways() -> None:

@@ -138,10 +138,10 @@ def test_operations_have_names_of_their_own() -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_served_documents_are_the_document(shared_house: RunningGateway) -> None:
+async def test_the_served_documents_are_the_document(shared_gateway: RunningGateway) -> None:
     """JSON and YAML say the same, and what is served is what the settings make."""
-    wanted = document(shared_house.settings)
-    answers = {path: await shared_house.bare.get(path) for path in DOCUMENTS}
+    wanted = document(shared_gateway.settings)
+    answers = {path: await shared_gateway.bare.get(path) for path in DOCUMENTS}
     assert answers["/openapi.json"].json() == wanted
     assert yaml.safe_load(answers["/openapi.yaml"].text) == wanted
     for path, answer in answers.items():
@@ -150,7 +150,7 @@ async def test_the_served_documents_are_the_document(shared_house: RunningGatewa
         assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_every_field_says_what_it_is_with_an_example_that_is_taken() -> None:
+def test_every_field_has_a_description_and_a_valid_example() -> None:
     """The description, a form, and an example, for every member that a caller may send."""
     for endpoint in endpoints(Settings()):
         for name, _ in fields(endpoint.takes):
@@ -287,7 +287,7 @@ def test_the_examples_of_requests_are_taken() -> None:
     assert seen > len(OPERATIONS)
 
 
-def test_every_reason_stands_where_it_may_come() -> None:
+def test_every_reason_is_documented_where_it_can_occur() -> None:
     """Except what no listed call answers: another method, and the metrics, which the operator has to switch on."""
     told = {
         reason
@@ -324,7 +324,7 @@ def test_every_refusal_shows_one_that_fits_its_schema() -> None:
         assert "unknown" in PROBLEMS[error["reason"]].message or not re.search(r"\bunknown\b", error["message"]), name
 
 
-def test_refusals_are_told_by_their_status() -> None:
+def test_refusals_are_grouped_by_status() -> None:
     """Each with the headers that the status demands."""
     demanded = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After"}
     for _, _, operation in OPERATION_LIST:
@@ -375,9 +375,9 @@ class _Links(HTMLParser):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_page_loads_nothing_and_runs_nothing(shared_house: RunningGateway) -> None:
+async def test_the_page_loads_nothing_and_runs_nothing(shared_gateway: RunningGateway) -> None:
     """Its links stay on it or on this host, each anchor is there, and its policy allows its one style alone."""
-    answer = await shared_house.bare.get("/docs")
+    answer = await shared_gateway.bare.get("/docs")
     page = _Links()
     page.feed(answer.text)
     assert page.tags.isdisjoint({"script", "img", "link", "iframe", "form"})
@@ -386,21 +386,21 @@ async def test_the_page_loads_nothing_and_runs_nothing(shared_house: RunningGate
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
-    for endpoint in endpoints(shared_house.settings):
+    for endpoint in endpoints(shared_gateway.settings):
         assert endpoint.path in answer.text
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_agents_find_every_operation(shared_house: RunningGateway) -> None:
+async def test_agents_find_every_operation(shared_gateway: RunningGateway) -> None:
     """In the card, and in the text for language models; the manifest leads to the description."""
-    card = (await shared_house.bare.get("/.well-known/agent-card.json")).json()
+    card = (await shared_gateway.bare.get("/.well-known/agent-card.json")).json()
     assert {skill["id"] for skill in card["skills"]} == {row.name for row in OPERATIONS}
     assert all(skill["name"] and skill["description"] and skill["tags"] for skill in card["skills"])
     assert {"protocolVersion", "name", "description", "url", "version", "capabilities"} <= card.keys()
-    plugin = (await shared_house.bare.get("/.well-known/ai-plugin.json")).json()
-    assert (await shared_house.bare.get(plugin["api"]["url"])).json()["openapi"] == "3.1.0"
+    plugin = (await shared_gateway.bare.get("/.well-known/ai-plugin.json")).json()
+    assert (await shared_gateway.bare.get(plugin["api"]["url"])).json()["openapi"] == "3.1.0"
     assert len(plugin["description_for_human"]) <= 100
-    text = (await shared_house.bare.get("/llms.txt")).text
+    text = (await shared_gateway.bare.get("/llms.txt")).text
     assert text.startswith("# Birdwire\n\n> ")
     for row in OPERATIONS:
         assert f"/apis/v1/twitter/{row.name}]" in text

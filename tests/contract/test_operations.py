@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 
-async def user_id(house: RunningGateway, username: str) -> str:
+async def user_id(running: RunningGateway, username: str) -> str:
     """A seeded user's id."""
-    return str(next(user["id"] for user in (await house.state())["users"] if user["username"] == username))
+    return str(next(user["id"] for user in (await running.state())["users"] if user["username"] == username))
 
 
-async def post(house: RunningGateway, **body: Any) -> str:
+async def post(running: RunningGateway, **body: Any) -> str:
     """Post something; its id."""
-    answer = await house.call("post_twitter", body)
+    answer = await running.call("post_twitter", body)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["data"]["id"])
 
@@ -68,7 +68,7 @@ async def test_a_user_that_is_not_there_is_not_found(linked: RunningGateway) -> 
     assert (error["code"], error["reason"]) == ("resource-not-found", "user_not_found")
 
 
-async def test_a_thread_an_edit_and_a_deletion_stand_in_xs_state(linked: RunningGateway) -> None:
+async def test_a_thread_an_edit_and_a_deletion_change_xs_state(linked: RunningGateway) -> None:
     """Three posts in a row, the first edited, the last deleted."""
     first = await post(linked, text="one")
     second = await post(linked, text="two", reply={"in_reply_to_tweet_id": first})
@@ -127,7 +127,7 @@ async def test_a_file_that_x_would_not_take_costs_no_call(linked: RunningGateway
     assert len(await linked.calls("/2/media")) == before
 
 
-async def test_nobody_uploads_without_a_key(linked: RunningGateway) -> None:
+async def test_an_upload_requires_a_key(linked: RunningGateway) -> None:
     """The body of a stranger is not read into a file."""
     answer = await linked.bare.post(API + "upload_media", files={"media_files": ("a.png", PNG, "image/png")})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_missing")
@@ -198,15 +198,15 @@ POST_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("body", "code", "reason"), POST_REFUSALS)
 async def test_a_post_that_cannot_be_names_its_field(
-    shared_house: RunningGateway, body: dict[str, Any], code: str, reason: str
+    shared_gateway: RunningGateway, body: dict[str, Any], code: str, reason: str
 ) -> None:
-    """Every constraint of the contract, told by its field, before X is asked."""
-    before = len(await shared_house.calls("/2/tweets"))
-    answer = await shared_house.call("post_twitter", body)
+    """Every constraint of the contract is reported by its field before X is called."""
+    before = len(await shared_gateway.calls("/2/tweets"))
+    answer = await shared_gateway.call("post_twitter", body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["reason"]) == (400, code, reason)
     assert "unknown" not in error["message"] + error["fix"] or reason == "unknown_field"
-    assert len(await shared_house.calls("/2/tweets")) == before
+    assert len(await shared_gateway.calls("/2/tweets")) == before
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -222,9 +222,9 @@ async def test_a_post_that_cannot_be_names_its_field(
         "a < b & c",
     ],
 )
-async def test_a_text_that_fits_is_posted_unchanged(shared_house: RunningGateway, text: str) -> None:
+async def test_a_text_that_fits_is_posted_unchanged(shared_gateway: RunningGateway, text: str) -> None:
     """Counted as X counts, and never altered."""
-    answer = await shared_house.call("post_twitter", {"text": text})
+    answer = await shared_gateway.call("post_twitter", {"text": text})
     assert (answer.status_code, answer.json()["data"]["text"]) == (201, text)
 
 
@@ -273,7 +273,7 @@ async def test_the_tiers_refusal_is_explained_in_every_form_x_gives_it(
 
 
 async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_the_tier(linked: RunningGateway) -> None:
-    """What other tenants' calls met, such as the operator's unpaid bill, is none of a key's business."""
+    """Refusals of other tenants' calls, such as the operator's unpaid bill, are not shown to a key."""
     _, other = await linked.gateway.keys.create("test", "another tenant", "free")
     linked.client.headers["authorization"] = f"Bearer {other}"
     await linked.link("grace")
@@ -305,7 +305,7 @@ async def test_why_x_refuses_the_app_is_shown_to_keys_that_met_it_and_if_it_is_t
     assert await reasons() == ["x_tier_lacks_action", "x_tier_lacks_action"]
 
 
-async def test_a_bare_forbidden_on_what_x_lately_allowed_is_about_the_account(linked: RunningGateway) -> None:
+async def test_a_bare_403_on_a_recently_allowed_operation_concerns_the_account(linked: RunningGateway) -> None:
     """The app may like: so this no is not about its tier."""
     await linked.like()
     await linked.fault("POST", "/2/users/*/likes", {"error": "missing-scope"})
@@ -336,17 +336,17 @@ async def test_every_operation_has_a_route_and_a_row_in_the_journal(linked: Runn
     ],
 )
 async def test_a_user_is_named_by_one_id(
-    shared_house: RunningGateway, name: str, body: dict[str, Any], code: str, reason: str
+    shared_gateway: RunningGateway, name: str, body: dict[str, Any], code: str, reason: str
 ) -> None:
-    """A string of digits and nothing beside it; X is not asked otherwise."""
-    before = len(await shared_house.calls("/2/users/", method="POST"))
-    answer = await shared_house.call(name, body)
+    """A string of digits and no other member; otherwise X is not called."""
+    before = len(await shared_gateway.calls("/2/users/", method="POST"))
+    answer = await shared_gateway.call(name, body)
     assert (answer.status_code, answer.json()["error"]["code"], answer.json()["error"]["reason"]) == (400, code, reason)
-    assert len(await shared_house.calls("/2/users/", method="POST")) == before
+    assert len(await shared_gateway.calls("/2/users/", method="POST")) == before
 
 
 @pytest.mark.trust("#215")
 async def test_following_oneself_is_refused_as_x_refuses_it(linked: RunningGateway) -> None:
-    """400 or 403, never a success and never a fault of ours."""
+    """400 or 403, never a success and never an internal error."""
     answer = await linked.call("follow_twitter", {"target_user_id": await user_id(linked, "ada")})
     assert answer.status_code in {400, 403}

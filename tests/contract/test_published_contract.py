@@ -171,7 +171,7 @@ def test_a_published_endpoint_is_described_as_it_was(name: str) -> None:
     assert {str(status) for status in published.refusals} <= set(ours["responses"])
 
 
-def test_nothing_was_taken_away() -> None:
+def test_no_published_success_status_was_removed() -> None:
     """A success other than the published one would break a client."""
     for name, published in PUBLISHED.items():
         responses = DOCUMENT["paths"][BASE + name]["post"]["responses"]
@@ -198,9 +198,9 @@ async def test_an_action_answers_to_the_byte(
 
 
 @pytest.mark.parametrize("body", [None, {}, {"scopes": ["follows.write", "tweet.read", "users.read"]}])
-async def test_a_link_begins_with_exactly_three_members(house: RunningGateway, body: dict[str, Any] | None) -> None:
+async def test_a_link_begins_with_exactly_three_members(running: RunningGateway, body: dict[str, Any] | None) -> None:
     """The body may be left out."""
-    answer = await house.call("auth_twitter", body)
+    answer = await running.call("auth_twitter", body)
     assert answer.status_code == 200
     assert list(answer.json()) == ["auth_url", "state", "expires_at"]
     assert answer.json()["state"] in answer.json()["auth_url"]
@@ -239,11 +239,11 @@ async def test_a_post_can_be_edited(linked: RunningGateway) -> None:
 @pytest.mark.parametrize("name", [name for name, published in PUBLISHED.items() if published.required])
 @pytest.mark.parametrize("sent", ["", "12a", "+1", "1" * 20, "1\n", 1346889436626259968, None, ["1"]])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_id_that_is_none_is_an_invalid_request(shared_house: RunningGateway, name: str, sent: object) -> None:
+async def test_a_malformed_id_is_an_invalid_request(shared_gateway: RunningGateway, name: str, sent: object) -> None:
     """400 invalid-request, whether it is malformed or absent."""
     field = PUBLISHED[name].required[0]
     for body in ({field: sent}, {}):
-        answer = await shared_house.call(name, body)
+        answer = await shared_gateway.call(name, body)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
         assert answer.json()["error"]["code"] == "invalid-request"
@@ -253,9 +253,11 @@ async def test_an_id_that_is_none_is_an_invalid_request(shared_house: RunningGat
     "more", [{"poll": POSTS["poll"]["poll"]}, {"media": {"media_ids": ["1"]}}, {"card_uri": "card://1"}]
 )
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_excludes_one_another_is_400(shared_house: RunningGateway, more: dict[str, Any]) -> None:
+async def test_mutually_exclusive_fields_are_refused_with_400(
+    shared_gateway: RunningGateway, more: dict[str, Any]
+) -> None:
     """At most one of media, poll, quote_tweet_id and card_uri."""
-    answer = await shared_house.call("post_twitter", {"text": "x", "quote_tweet_id": POST, **more})
+    answer = await shared_gateway.call("post_twitter", {"text": "x", "quote_tweet_id": POST, **more})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "mutually_exclusive")
 
 
@@ -277,106 +279,106 @@ PAST_THE_WINDOW_S = 3_601
 Provoked = Callable[["RunningGateway", str], Awaitable[httpx2.Response]]
 
 
-async def sound(house: RunningGateway, name: str) -> httpx2.Response:
+async def sound(running: RunningGateway, name: str) -> httpx2.Response:
     """A call that was published."""
-    return await house.call(name, BODIES[name])
+    return await running.call(name, BODIES[name])
 
 
 def sent(body: dict[str, Any]) -> Provoked:
     """A call with this body."""
-    return lambda house, name: house.call(name, body)
+    return lambda running, name: running.call(name, body)
 
 
 def authorized(value: str | None) -> Provoked:
     """A call with this Authorization header, or without one."""
     headers = {} if value is None else {"authorization": value}
-    return lambda house, name: house.bare.post(API + name, json=BODIES[name], headers=headers)
+    return lambda running, name: running.bare.post(API + name, json=BODIES[name], headers=headers)
 
 
 def with_x(do: dict[str, Any]) -> Provoked:
     """A call while X does this."""
 
-    async def call(house: RunningGateway, name: str) -> httpx2.Response:
+    async def call(running: RunningGateway, name: str) -> httpx2.Response:
         for path in ("/2/users/*", "/2/tweets"):
-            await house.fault("*", path, do, times=None)
-        return await sound(house, name)
+            await running.fault("*", path, do, times=None)
+        return await sound(running, name)
 
     return call
 
 
-async def revoked(house: RunningGateway, name: str) -> httpx2.Response:
+async def revoked(running: RunningGateway, name: str) -> httpx2.Response:
     """A key that the operator revoked."""
-    key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
-    await house.gateway.keys.revoke(key.key_id)
-    return await authorized(f"Bearer {raw_key}")(house, name)
+    key, raw_key = await running.gateway.keys.create("test", name, "growth", None)
+    await running.gateway.keys.revoke(key.key_id)
+    return await authorized(f"Bearer {raw_key}")(running, name)
 
 
-async def unlinked(house: RunningGateway, name: str) -> httpx2.Response:
+async def unlinked(running: RunningGateway, name: str) -> httpx2.Response:
     """A key without a link."""
-    _, raw_key = await house.gateway.keys.create("test", name, "growth", None)
-    return await authorized(f"Bearer {raw_key}")(house, name)
+    _, raw_key = await running.gateway.keys.create("test", name, "growth", None)
+    return await authorized(f"Bearer {raw_key}")(running, name)
 
 
-async def spent(house: RunningGateway, name: str) -> httpx2.Response:
+async def spent(running: RunningGateway, name: str) -> httpx2.Response:
     """The second call of a key that may make one a minute."""
-    _, raw_key = await house.gateway.keys.create("test", name, "growth", 1)
-    await authorized(f"Bearer {raw_key}")(house, name)
-    return await authorized(f"Bearer {raw_key}")(house, name)
+    _, raw_key = await running.gateway.keys.create("test", name, "growth", 1)
+    await authorized(f"Bearer {raw_key}")(running, name)
+    return await authorized(f"Bearer {raw_key}")(running, name)
 
 
-async def unticked(house: RunningGateway, name: str) -> httpx2.Response:
+async def unticked(running: RunningGateway, name: str) -> httpx2.Response:
     """A link whose owner approved reading alone."""
-    await house.link("ada", scopes=SCOPES)
-    return await sound(house, name)
+    await running.link("ada", scopes=SCOPES)
+    return await sound(running, name)
 
 
-async def ended(house: RunningGateway, name: str) -> httpx2.Response:
+async def ended(running: RunningGateway, name: str) -> httpx2.Response:
     """A link that its owner ended at X."""
-    (await house.x.post("/_sandbox/users/2244994945/revoke_app")).raise_for_status()
-    return await sound(house, name)
+    (await running.x.post("/_sandbox/users/2244994945/revoke_app")).raise_for_status()
+    return await sound(running, name)
 
 
-async def repeated(house: RunningGateway, name: str) -> httpx2.Response:
+async def repeated(running: RunningGateway, name: str) -> httpx2.Response:
     """The same once more: it was in place already."""
-    await sound(house, name)
-    return await sound(house, name)
+    await sound(running, name)
+    return await sound(running, name)
 
 
-async def posted(house: RunningGateway, text: str) -> str:
+async def posted(running: RunningGateway, text: str) -> str:
     """Post something; its id."""
-    return str((await house.call("post_twitter", {"text": text})).raise_for_status().json()["data"]["id"])
+    return str((await running.call("post_twitter", {"text": text})).raise_for_status().json()["data"]["id"])
 
 
-async def edit_of_a_deleted_post(house: RunningGateway, name: str) -> httpx2.Response:
+async def edit_of_a_deleted_post(running: RunningGateway, name: str) -> httpx2.Response:
     """The target is one that this gateway deleted."""
-    previous = await posted(house, "to be deleted")
-    (await house.call("delete_twitter", {"tweet_id": previous})).raise_for_status()
-    return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
+    previous = await posted(running, "to be deleted")
+    (await running.call("delete_twitter", {"tweet_id": previous})).raise_for_status()
+    return await running.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
 
 
-async def late_edit(house: RunningGateway, name: str) -> httpx2.Response:
+async def late_edit(running: RunningGateway, name: str) -> httpx2.Response:
     """The target is older than X's edit window."""
-    previous = await posted(house, "an old post")
-    await house.advance_x(PAST_THE_WINDOW_S)
-    house.clock.advance(seconds=PAST_THE_WINDOW_S)
-    return await house.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
+    previous = await posted(running, "an old post")
+    await running.advance_x(PAST_THE_WINDOW_S)
+    running.clock.advance(seconds=PAST_THE_WINDOW_S)
+    return await running.call(name, {"text": "x", "edit_options": {"previous_post_id": previous}})
 
 
-async def broken(house: RunningGateway, name: str) -> httpx2.Response:
-    """A fault of ours: a key whose row holds what Birdwire never writes there."""
-    key, raw_key = await house.gateway.keys.create("test", name, "growth", None)
-    with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db", isolation_level=None)) as database:
+async def broken(running: RunningGateway, name: str) -> httpx2.Response:
+    """Cause an internal error: a key whose row has a value that Birdwire never writes."""
+    key, raw_key = await running.gateway.keys.create("test", name, "growth", None)
+    with contextlib.closing(sqlite3.connect(running.directory / "birdwire.db", isolation_level=None)) as database:
         database.execute("UPDATE api_keys SET actions = '{' WHERE key_id = ?", (key.key_id,))
-    return await authorized(f"Bearer {raw_key}")(house, name)
+    return await authorized(f"Bearer {raw_key}")(running, name)
 
 
-async def without_x(house: RunningGateway, name: str) -> httpx2.Response:
+async def without_x(running: RunningGateway, name: str) -> httpx2.Response:
     """A gateway on the same database, for which X is where nothing listens."""
     with bound() as listener:
         nowhere = address(listener)
     async with contextlib.AsyncExitStack() as stack:
-        lost = await stack.enter_async_context(gateway(house.directory, house.sandbox, nowhere, stack))
-        lost.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        lost = await stack.enter_async_context(gateway(running.directory, running.sandbox, nowhere, stack))
+        lost.client.headers["authorization"] = f"Bearer {running.raw_key}"
         return await sound(lost, name)
 
 
@@ -445,14 +447,14 @@ ROWS = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def published(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
-    """One house for all rows."""
-    async with RunningGateway.built(tmp_path_factory.mktemp("published")) as house:
-        yield house
+    """Start one gateway for all rows."""
+    async with RunningGateway.built(tmp_path_factory.mktemp("published")) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def fresh(published: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """The house with a key of its own, linked to ada; after it X is as before, and what was learned of X is over."""
+    """Give the gateway a new key, linked to ada; afterwards reset the sandbox, and let windows and breakers expire."""
     _, published.raw_key = await published.gateway.keys.create("test", "row", "growth", None)
     published.client.headers["authorization"] = f"Bearer {published.raw_key}"
     await published.link("ada")

@@ -98,7 +98,7 @@ def fits(promised: Any, found: Any) -> bool:
 
 
 class Reader:
-    """Somebody who does what a page says, with the dev gateway's real addresses and key."""
+    """A reader who follows a page, with the dev gateway's real addresses and key."""
 
     def __init__(self, offer: dict[str, Any]) -> None:
         self._key = offer["api_key"]
@@ -176,7 +176,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.parametrize("page", CONSOLE_PAGES)
-def test_a_page_s_examples_answer_what_the_page_says(reader: Reader, page: str) -> None:
+def test_a_page_s_examples_return_what_the_page_shows(reader: Reader, page: str) -> None:
     """Every console block, from top to bottom, against a running gateway and sandbox."""
     for block in blocks(page, "console"):
         for step in steps(block):
@@ -184,7 +184,7 @@ def test_a_page_s_examples_answer_what_the_page_says(reader: Reader, page: str) 
 
 
 def test_the_first_screen_has_the_two_commands_and_a_like() -> None:
-    """Somebody who reads thirty lines can run, test and like."""
+    """A reader of thirty lines can run, test and like."""
     screen = "\n".join(README.splitlines()[:32])
     assert all(word in screen for word in ("make run", "make test", "like_twitter", '{"data":{"liked":true}}'))
 
@@ -231,7 +231,7 @@ def test_every_setting_exists(page: str) -> None:
 
 @cache
 def parameters(name: str, sub: str) -> frozenset[str] | None:
-    """The options of a command, or None if there is no such command."""
+    """Return the options of a command, or None for an unknown command."""
     if name not in {row.name for row in COMMANDS}:
         return None
     command = load(name)
@@ -311,7 +311,7 @@ def test_the_map_names_every_module_of_the_gateway() -> None:
     assert sorted(named) == sorted(modules)
 
 
-def test_the_guide_says_how_long_every_table_is_kept() -> None:
+def test_the_guide_states_how_long_every_table_is_kept() -> None:
     """Nothing is stored that docs/operating.md does not own up to."""
     chapter = text_of("docs/operating.md").split("## Retention")[1].split("\n## ")[0]
     store = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "birdwire" / "store").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The relay dialect: clients in the field are served unchanged, and nobody else sees a byte of it."""
+"""The relay dialect: existing clients are served unchanged, and no other client sees it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def key(linked: RunningGateway) -> dict[str, str]:
 
 
 async def send(
-    house: RunningGateway, name: str, body: dict[str, Any], how: str = "json", base: str = API
+    running: RunningGateway, name: str, body: dict[str, Any], how: str = "json", base: str = API
 ) -> httpx2.Response:
     """Without a header, in one of three encodings."""
     if how == "json":
-        return await house.bare.post(base + name, json=body)
+        return await running.bare.post(base + name, json=body)
     if how == "form":
-        return await house.bare.post(base + name, data=body)
-    return await house.bare.post(base + name, files={name: (None, value) for name, value in body.items()})
+        return await running.bare.post(base + name, data=body)
+    return await running.bare.post(base + name, files={name: (None, value) for name, value in body.items()})
 
 
 @pytest.mark.parametrize("how", ["json", "form", "multipart"])
@@ -57,7 +57,7 @@ async def test_a_post_in_the_old_spelling(linked: RunningGateway, key: dict[str,
 
 
 async def test_the_first_part_of_a_thread_has_a_type_and_no_id(linked: RunningGateway, key: dict[str, str]) -> None:
-    """The type is a hint, no more."""
+    """The type is only a hint."""
     answer = await send(linked, "post_twitter", {**key, "content": "one", "type": "reply"})
     assert answer.json()["msg"] == "ok"
     quote = await send(linked, "post_twitter", {**key, "content": "two", "type": "quote", "quote_tweet_id": POST})
@@ -128,7 +128,7 @@ async def test_the_same_key_in_header_and_body_is_one_key(linked: RunningGateway
 
 
 @pytest.mark.parametrize("value", [1, None, "", "bw_test_short", ["x"]])
-async def test_a_member_that_is_no_key_is_refused_as_one(linked: RunningGateway, value: object) -> None:
+async def test_a_malformed_key_in_the_body_is_refused_as_a_key(linked: RunningGateway, value: object) -> None:
     """It speaks the dialect, and it speaks it badly."""
     answer = await linked.bare.post(API + "like_twitter", json={"aisa_api_key": value, "tweet_id": POST})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "key_malformed")
@@ -148,9 +148,9 @@ async def test_without_the_member_nothing_of_it_is_there(linked: RunningGateway)
 @pytest.fixture
 async def plain(tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A gateway whose operator turned the dialect off."""
-    async with RunningGateway.built(tmp_path, relay_dialect=False) as house:
-        await house.link("ada")
-        yield house
+    async with RunningGateway.built(tmp_path, relay_dialect=False) as running:
+        await running.link("ada")
+        yield running
 
 
 async def test_an_operator_can_turn_it_off(plain: RunningGateway) -> None:
@@ -174,8 +174,8 @@ async def test_a_field_of_any_type_of_bytes_is_a_field(linked: RunningGateway) -
     assert (await linked.post_of(posted.json()["data"]["id"]))["in_reply_to_tweet_id"] == POST
 
 
-async def test_an_empty_part_beside_a_file_is_no_second_file(linked: RunningGateway) -> None:
-    """A form's own input that nobody filled in."""
+async def test_an_empty_part_alongside_a_file_is_not_a_second_file(linked: RunningGateway) -> None:
+    """An empty input of a form."""
     files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
         ("media", (None, "")),
@@ -198,7 +198,7 @@ async def test_a_bad_file_is_named_if_a_part_before_it_has_the_key(linked: Runni
     assert await reason() == (401, "key_missing")
 
 
-async def test_fields_beside_a_file_stay_small(linked: RunningGateway) -> None:
+async def test_fields_alongside_a_file_stay_small(linked: RunningGateway) -> None:
     """A file may be large; the words around it may not."""
     files: Files = [
         ("aisa_api_key", (None, linked.raw_key)),
@@ -209,7 +209,7 @@ async def test_fields_beside_a_file_stay_small(linked: RunningGateway) -> None:
     assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "body_too_large")
 
 
-async def test_half_a_character_is_no_key(linked: RunningGateway) -> None:
+async def test_an_unpaired_surrogate_is_not_a_key(linked: RunningGateway) -> None:
     """Only an escape can bring one in; no key has it, and nothing of it is hashed."""
     body = rb'{"aisa_api_key":"\ud800","tweet_id":"1"}'
     answer = await linked.bare.post(API + "like_twitter", content=body, headers={"content-type": "application/json"})

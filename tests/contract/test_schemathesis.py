@@ -48,14 +48,14 @@ def failures(report: Path) -> Iterator[tuple[str, str, str, int, str]]:
                     yield finished["phase"], operation, check["name"], response["status_code"], request_id
 
 
-def explained(house: RunningGateway, document: dict[str, Any], report: Path) -> int:
+def explained(running: RunningGateway, document: dict[str, Any], report: Path) -> int:
     """Return how many failures a rule in the document explains; any other fails the test.
 
     Only one kind has an explanation: 400 to what fits the schema, for a reason that the operation's description names.
     Pages show no reason, so the log is asked for it.
     """
     reasons = {}
-    for line in house.log.getvalue().splitlines():
+    for line in running.log.getvalue().splitlines():
         entry = json.loads(line)
         reasons[entry.get("request_id")] = entry.get("reason")
     found = 0
@@ -71,12 +71,12 @@ def explained(house: RunningGateway, document: dict[str, Any], report: Path) -> 
     return found
 
 
-async def schemathesis(house: RunningGateway, directory: Path, *options: str) -> tuple[int | None, str]:
-    """Run it on the house as it comes, with nothing switched off; how it ended, and what it said."""
+async def schemathesis(running: RunningGateway, directory: Path, *options: str) -> tuple[int | None, str]:
+    """Run schemathesis with every check; return its exit code and output."""
     command = [
-        *(sys.executable, "-m", "schemathesis.cli", "run", f"{house.settings.base_url}/openapi.json"),
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{running.settings.base_url}/openapi.json"),
         *("--max-examples", str(EXAMPLES), "--seed", SEED, "--no-color"),
-        *("--header", f"Authorization: Bearer {house.raw_key}"),
+        *("--header", f"Authorization: Bearer {running.raw_key}"),
         *("--report", "ndjson", "--report-ndjson-path", str(directory / "report.ndjson"), *options),
     ]
     process = await asyncio.create_subprocess_exec(
@@ -91,16 +91,16 @@ async def test_schemathesis_finds_nothing_that_the_document_does_not_explain(tmp
 
     On the lane alone: the flood below goes both ways.
     """
-    async with RunningGateway.built(tmp_path, rpm=1_000_000) as house:
-        await house.link("ada")
-        await _every_call(house, tmp_path)
+    async with RunningGateway.built(tmp_path, rpm=1_000_000) as running:
+        await running.link("ada")
+        await _every_call(running, tmp_path)
 
 
-async def _every_call(house: RunningGateway, tmp_path: Path) -> None:
-    document = (await house.bare.get("/openapi.json")).json()
+async def _every_call(running: RunningGateway, tmp_path: Path) -> None:
+    document = (await running.bare.get("/openapi.json")).json()
     for options in (("--exclude-path", UNLINK), ("--include-path", UNLINK)):
-        status, said = await schemathesis(house, tmp_path, *options)
-        found = explained(house, document, tmp_path / "report.ndjson")
+        status, said = await schemathesis(running, tmp_path, *options)
+        found = explained(running, document, tmp_path / "report.ndjson")
         assert status == (1 if found else 0), said[-8_000:]
         for phase in ("Examples", "Coverage", "Fuzzing"):
             assert re.search(f"[✅❌] {phase}", said), said[-8_000:]
@@ -143,9 +143,9 @@ ALIASES = (
 class Flood:
     """Requests that are wrong somewhere, from one seed."""
 
-    def __init__(self, seed: int, house: RunningGateway, raw_key: str) -> None:
+    def __init__(self, seed: int, running: RunningGateway, raw_key: str) -> None:
         self._dice = random.Random(seed)  # noqa: S311 - no secret: the same requests every time
-        self._all = list(endpoints(house.settings))
+        self._all = list(endpoints(running.settings))
         self._bodied = [endpoint for endpoint in self._all if endpoint.examples]
         self._key = raw_key
         self._bodies = [example for endpoint in self._all for example in endpoint.examples.values()]
@@ -214,7 +214,7 @@ MEMBERS = ["type", "code", "message", "request_id", "reason", "fix", "whose", "r
 HEADERS = {401: "www-authenticate", 405: "allow", 429: "retry-after", 503: "retry-after"}
 
 
-async def sent(house: RunningGateway, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
+async def sent(running: RunningGateway, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
     """The answer to a request, without a socket."""
     begun: dict[str, Any] = {}
     answer = io.BytesIO()
@@ -230,7 +230,7 @@ async def sent(house: RunningGateway, scope: dict[str, Any], body: bytes) -> tup
         else:
             answer.write(message.get("body", b""))
 
-    await house.gateway.app(scope, receive, send)
+    await running.gateway.app(scope, receive, send)
     headers = {name.decode(): value.decode("latin-1") for name, value in begun["headers"]}
     return begun["status"], headers, answer.getvalue()
 
@@ -267,22 +267,22 @@ def look(said: tuple[int, dict[str, str], bytes], scope: dict[str, Any], known: 
 
 @pytest.mark.parametrize("seed", range(WAVES))
 async def test_no_request_breaks_the_gateway(
-    shared_house: RunningGateway, seed: int, caplog: pytest.LogCaptureFixture
+    shared_gateway: RunningGateway, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever comes: no 5xx, never outside the envelope, and each reason is one that is described for its path."""
-    key, raw_key = await shared_house.gateway.keys.create("test", f"flood {seed}", "growth", 1_000_000)
-    flood = Flood(seed, shared_house, raw_key)
-    known: Known = {(endpoint.method, endpoint.path): endpoint for endpoint in endpoints(shared_house.settings)}
+    key, raw_key = await shared_gateway.gateway.keys.create("test", f"flood {seed}", "growth", 1_000_000)
+    flood = Flood(seed, shared_gateway, raw_key)
+    known: Known = {(endpoint.method, endpoint.path): endpoint for endpoint in endpoints(shared_gateway.settings)}
     for method, path, alias in ALIASES:
         known[method, alias] = known[method, path]
     reasons: set[str] = set()
     for _ in range(FLOOD // WAVES):
         scope, body = flood.next()
         try:
-            reasons.add(look(await sent(shared_house, scope, body), scope, known))
+            reasons.add(look(await sent(shared_gateway, scope, body), scope, known))
         except Exception as error:
             raise AssertionError(f"{scope['method']} {scope['path']}?{scope['query_string']!r} {body!r}") from error
     assert len(reasons) > 30
-    assert raw_key not in shared_house.log.getvalue()
+    assert raw_key not in shared_gateway.log.getvalue()
     assert caplog.messages == []
-    await shared_house.gateway.keys.revoke(key.key_id)
+    await shared_gateway.gateway.keys.revoke(key.key_id)

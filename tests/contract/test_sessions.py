@@ -23,13 +23,13 @@ REFRESH = {"grant_type": "refresh_token"}
 
 
 async def test_a_like_after_two_hours_refreshes_once_by_itself(linked: RunningGateway) -> None:
-    """X ends access tokens after two hours; nobody has to notice."""
+    """X expires access tokens after two hours; callers do not notice."""
     await linked.advance_x(7_300)
     assert (await linked.like()).status_code == 200
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_forty_callers_at_once_share_one_refresh(linked: RunningGateway) -> None:
+async def test_forty_concurrent_callers_share_one_refresh(linked: RunningGateway) -> None:
     """X's refresh tokens are single use: a second one at the same time would lose the link."""
     await linked.advance_x(7_300)
     answers = await asyncio.gather(*(linked.like() for _ in range(40)))
@@ -58,7 +58,7 @@ async def test_the_removed_app_ends_the_session_for_good(linked: RunningGateway)
     assert len(await linked.calls("/2/oauth2/token", **REFRESH)) == 1
 
 
-async def test_linking_again_mends_a_session_that_ended(linked: RunningGateway) -> None:
+async def test_linking_again_restores_a_session_that_ended(linked: RunningGateway) -> None:
     """The remedy that the refusal names works."""
     await linked.x.post(f"/_sandbox/users/{(await linked.status())['user_id']}/revoke_app")
     await linked.like()
@@ -88,7 +88,7 @@ async def test_a_definite_refusal_ends_the_session_in_either_spelling(linked: Ru
         ({"status": 400, "body": {"error": "invalid_scope", "error_description": "?"}}, "x_reply_malformed"),
     ],
 )
-async def test_what_is_no_refusal_of_the_token_keeps_the_link(
+async def test_a_failure_that_does_not_refuse_the_token_keeps_the_link(
     linked: RunningGateway, do: dict[str, object], reason: str
 ) -> None:
     """Outages, the operator's own faults and nonsense never cost an account its link."""
@@ -101,7 +101,7 @@ async def test_what_is_no_refusal_of_the_token_keeps_the_link(
 
 
 async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: RunningGateway) -> None:
-    """With seconds left, an outage of the token endpoint is nobody's problem yet."""
+    """With seconds left, an outage of the token endpoint does not affect callers yet."""
     linked.clock.advance(seconds=7_150)
     await linked.fault("POST", "/2/oauth2/token", {"status": 503}, times=None)
     assert (await linked.like()).status_code == 200
@@ -109,7 +109,7 @@ async def test_a_refresh_that_fails_early_leaves_the_old_token_in_use(linked: Ru
 
 @pytest.mark.trust("F33")
 async def test_two_401s_in_a_row_keep_the_link_and_spend_one_refresh(linked: RunningGateway) -> None:
-    """X once answered 401 to everybody for two hours: that is no reason to lose a link or to burn tokens."""
+    """X once answered 401 to every caller for two hours: no link may be lost, and no token used up."""
     await linked.fault("POST", "/2/users/*/likes", {"error": "unauthorized"}, times=None)
     reasons = [(await linked.like()).json()["error"]["reason"] for _ in range(3)]
     assert reasons == ["x_session_expired"] * 3
@@ -146,7 +146,7 @@ async def test_a_refresh_without_a_new_refresh_token_keeps_the_old_one(linked: R
 
 
 async def test_a_link_without_offline_access_ends_with_its_token(linked: RunningGateway) -> None:
-    """X gave no refresh token: the end is told as it is."""
+    """X issued no refresh token: the true end is reported."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
     assert (await linked.like()).status_code == 200
@@ -158,7 +158,7 @@ async def test_a_link_without_offline_access_ends_with_its_token(linked: Running
 
 @pytest.mark.trust("O12")
 async def test_a_link_without_offline_access_serves_until_its_token_ends(linked: RunningGateway) -> None:
-    """There is nothing to renew it by, so the time for a renewal is no end."""
+    """It cannot be renewed, so the time of renewal does not end it."""
     await linked.call("unlink_twitter")
     await linked.link("ada", scopes=["tweet.read", "users.read", "like.write"])
     linked.clock.advance(seconds=7_100)
@@ -197,7 +197,7 @@ async def test_unlinking_ends_the_session_here_and_at_x(linked: RunningGateway) 
 
 
 async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: RunningGateway) -> None:
-    """X is down: the link is gone here at once, and revoked there when X is back."""
+    """While X is down the link is deleted here immediately; it is revoked at X once X is back."""
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
     assert (await linked.like()).json()["error"]["reason"] == "x_not_linked"
@@ -209,7 +209,7 @@ async def test_an_unlink_that_x_misses_is_repeated_until_x_hears_it(linked: Runn
     assert len(await linked.calls("/2/oauth2/revoke")) == 4
 
 
-async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(linked: RunningGateway) -> None:
+async def test_tokens_to_be_revoked_before_a_long_stop_are_revoked_after_it(linked: RunningGateway) -> None:
     """Longer than X would be tried for: there is one more try at least."""
     await linked.fault("POST", "/2/oauth2/revoke", {"status": 503}, times=2)
     await linked.call("unlink_twitter")
@@ -218,8 +218,8 @@ async def test_what_was_to_be_revoked_before_a_long_stop_is_revoked_after_it(lin
     assert [call["status"] for call in await linked.calls("/2/oauth2/revoke")] == [503, 503, 200, 200]
 
 
-async def test_a_revoked_key_takes_its_session_along(linked: RunningGateway) -> None:
-    """The next call is 401, and X is told to end the tokens."""
+async def test_revoking_a_key_ends_its_session(linked: RunningGateway) -> None:
+    """The next call gets 401, and the tokens are revoked at X."""
     await linked.gateway.keys.revoke(linked.key_id)
     assert (await linked.like()).json()["error"]["code"] == "revoked_api_key"
     await linked.gateway.links.sweep()
@@ -233,18 +233,18 @@ async def test_a_restart_finds_the_link_as_it_was(tmp_path: Path, public: bool) 
     async with serving(sandbox_config(sandbox)) as x_url:
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, public=public) as house,
+            gateway(tmp_path, sandbox, x_url, stack, public=public) as running,
         ):
-            _, raw_key = await house.gateway.keys.create("test", "kept", "free")
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
+            _, raw_key = await running.gateway.keys.create("test", "kept", "free")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, public=public) as house,
+            gateway(tmp_path, sandbox, x_url, stack, public=public) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.advance_x(7_300)
-            assert (await house.like()).content == b'{"data":{"liked":true}}'
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.advance_x(7_300)
+            assert (await running.like()).content == b'{"data":{"liked":true}}'
 
 
 async def test_nothing_secret_lies_in_the_database_or_the_log(linked: RunningGateway) -> None:

@@ -26,7 +26,7 @@ END = b"\r\n--b--\r\n"
 
 
 def field(name: str, value: str) -> bytes:
-    """Return a part of a form that is no file."""
+    """Return a part of a form that is not a file."""
     return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
 
 
@@ -66,14 +66,14 @@ class Sender:
 class Place:
     """A gateway, and the callers that send it something."""
 
-    house: RunningGateway
+    running: RunningGateway
     senders: list[Sender]
 
     async def sender(
         self, key: str | None, *chunks: bytes, size: int | None = None, name: str = "upload_media"
     ) -> Sender:
-        """Start to send a body, announced with its `size`, or in HTTP's chunks if there is none."""
-        url = urlsplit(str(self.house.client.base_url))
+        """Start to send a body with a Content-Length of `size`, or chunked without one."""
+        url = urlsplit(str(self.running.client.base_url))
         sender = Sender(*await asyncio.open_connection(url.hostname, url.port))
         self.senders.append(sender)
         lines = [f"POST {API}{name} HTTP/1.1", f"Host: {url.netloc}", "Content-Type: multipart/form-data; boundary=b"]
@@ -84,19 +84,19 @@ class Place:
 
     async def key(self, username: str = "", rules: KeyRules = NO_RULES, **link: Any) -> str:
         """Make a key, linked to an account if one is named."""
-        _, raw_key = await self.house.gateway.keys.create("test", "another", "growth", rules=rules)
+        _, raw_key = await self.running.gateway.keys.create("test", "another", "growth", rules=rules)
         if username:
-            own = self.house.client.headers["authorization"]
-            self.house.client.headers["authorization"] = f"Bearer {raw_key}"
-            (await self.house.link(username, **link)).raise_for_status()
-            self.house.client.headers["authorization"] = own
+            own = self.running.client.headers["authorization"]
+            self.running.client.headers["authorization"] = f"Bearer {raw_key}"
+            (await self.running.link(username, **link)).raise_for_status()
+            self.running.client.headers["authorization"] = own
         return raw_key
 
     def gauge(self, name: str) -> float:
         """Return a metric's value."""
         return next(
             sample.value
-            for family in self.house.gateway.telemetry.metrics.collect()
+            for family in self.running.gateway.telemetry.metrics.collect()
             for sample in family.samples
             if sample.name == f"birdwire_{name}" and not sample.labels.get("why", "")
         )
@@ -111,9 +111,9 @@ class Place:
 @contextlib.asynccontextmanager
 async def built(directory: Path, **options: Any) -> AsyncIterator[Place]:
     """Start a gateway with a key that ada is linked to."""
-    async with RunningGateway.built(directory, **options) as house:
-        place = Place(house, [])
-        await house.link("ada")
+    async with RunningGateway.built(directory, **options) as running:
+        place = Place(running, [])
+        await running.link("ada")
         try:
             yield place
         finally:
@@ -150,20 +150,20 @@ async def test_a_file_is_refused_before_its_first_byte(place: Place) -> None:
             assert (status, told) == (403, reason)
             assert "x-ratelimit-remaining" in headers
     assert place.gauge("uploads_running") == place.gauge("uploads_bytes") == 0
-    assert await place.house.calls("/2/media") == []
+    assert await place.running.calls("/2/media") == []
 
 
 async def test_a_bad_key_in_an_earlier_part_is_named(place: Place) -> None:
     """The refusal speaks of that key, not of a missing one."""
-    await place.house.gateway.keys.revoke(place.house.key_id)
-    sender = await place.sender(None, field("aisa_api_key", place.house.raw_key), FILE, size=MIB)
+    await place.running.gateway.keys.revoke(place.running.key_id)
+    sender = await place.sender(None, field("aisa_api_key", place.running.raw_key), FILE, size=MIB)
     assert await sender.status() == (401, "key_revoked")
 
 
 @pytest.mark.trust("T13")
 async def test_a_key_sends_two_files_and_all_keys_eight(place: Place) -> None:
     """The third of a key is 429, the ninth of all 503; a slot is free again when its call ends, however it does."""
-    keys = [place.house.raw_key, *[await place.key("ada") for _ in range(4)]]
+    keys = [place.running.raw_key, *[await place.key("ada") for _ in range(4)]]
     size = len(FILE) + len(END)
     senders = [await place.sender(key, FILE, size=size) for key in keys[:4] for _ in range(2)]
     await place.until("uploads_running", 8)
@@ -171,7 +171,7 @@ async def test_a_key_sends_two_files_and_all_keys_eight(place: Place) -> None:
     assert (status, reason, headers["retry-after"]) == (429, "concurrency_exceeded", "1")
     status, reason, headers = await (await place.sender(keys[4], FILE, size=size)).answer()
     assert (status, reason, headers["retry-after"]) == (503, "overloaded", "1")
-    assert (await place.house.like()).status_code == 200
+    assert (await place.running.like()).status_code == 200
     await senders[0].send(END)
     assert await senders[0].status() == (200, "")
     await senders[2].close()
@@ -186,16 +186,16 @@ async def test_a_key_sends_two_files_and_all_keys_eight(place: Place) -> None:
 
 
 async def test_an_upload_counts_among_the_calls_of_its_key(tmp_path: Path) -> None:
-    """From its first file on: it takes the place of a running call, and waits for one if there is none."""
+    """From its first file on: it takes the place of a running call, or waits for a free one."""
     async with built(tmp_path, max_calls_each=1, max_calls_each_queued=0) as place:
-        sender = await place.sender(place.house.raw_key, FILE, size=len(FILE) + len(END))
+        sender = await place.sender(place.running.raw_key, FILE, size=len(FILE) + len(END))
         await place.until("uploads_running", 1)
-        assert (await place.house.like()).json()["error"]["reason"] == "concurrency_exceeded"
+        assert (await place.running.like()).json()["error"]["reason"] == "concurrency_exceeded"
         other = await place.key("ada")
         assert await (await place.sender(other, FILE, END, size=len(FILE) + len(END))).status() == (200, "")
         await sender.send(END)
         assert await sender.status() == (200, "")
-        assert (await place.house.like()).status_code == 200
+        assert (await place.running.like()).status_code == 200
 
 
 @pytest.mark.trust("T13")
@@ -203,7 +203,7 @@ async def test_room_for_files_is_reserved_as_they_come(tmp_path: Path) -> None:
     """Slow senders hold what they sent, not what they announced; beyond the budget a body is refused with 503."""
     full = (503, "overloaded")
     async with built(tmp_path, max_upload_bytes=MIB, max_spooled_bytes=MIB) as place:
-        keys = [place.house.raw_key, *[await place.key("ada") for _ in range(2)]]
+        keys = [place.running.raw_key, *[await place.key("ada") for _ in range(2)]]
         slow = [await place.sender(key, FILE, size=900 * KIB) for key in keys[:2] for _ in range(2)]
         await place.until("uploads_running", 4)
         bytes_ = 700 * KIB
@@ -225,8 +225,8 @@ async def test_room_for_files_is_reserved_as_they_come(tmp_path: Path) -> None:
 async def test_a_body_without_a_key_has_an_ordinary_bodys_time(tmp_path: Path, *, lane: bool) -> None:
     """A file's time begins when a part has named a valid key; a refused body has an ordinary one's left."""
     async with built(tmp_path, lane=lane, request_deadline_s=1.0) as place:
-        size = len(relay(place.house.raw_key)) + len(FILE) + len(END)
-        keyed = await place.sender(None, relay(place.house.raw_key), FILE, size=size, name="post_twitter")
+        size = len(relay(place.running.raw_key)) + len(FILE) + len(END)
+        keyed = await place.sender(None, relay(place.running.raw_key), FILE, size=size, name="post_twitter")
         await place.until("uploads_running", 1)
         nameless = await place.sender(None, field("content", "x"), size=MIB, name="post_twitter")
         refused = await place.sender(None, FILE, size=MIB)
@@ -242,5 +242,5 @@ async def test_a_body_without_a_key_has_an_ordinary_bodys_time(tmp_path: Path, *
 async def test_a_body_without_a_key_stays_small(place: Place) -> None:
     """What comes before a key counts against the limit of a body without files."""
     large = field("content", "x" * 66_000)
-    sender = await place.sender(None, large, relay(place.house.raw_key), FILE, size=MIB, name="post_twitter")
+    sender = await place.sender(None, large, relay(place.running.raw_key), FILE, size=MIB, name="post_twitter")
     assert await sender.status() == (413, "body_too_large")

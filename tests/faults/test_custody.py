@@ -22,7 +22,7 @@ from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens
 from harness.auth_server import Process
 from harness.fault_scale import LONG, percentile, record, scaled
 from harness.gateway import API, POST, MovableClock, address, bound
-from harness.processes import TOKEN, Serving, Street, street
+from harness.processes import TOKEN, Deployment, GatewayProcess, deploy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -119,20 +119,22 @@ def http(status: int, body: object) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def place(directory: Path, database_url: str | None = None) -> AsyncIterator[tuple[Street, X, dict[str, str]]]:
+async def place(
+    directory: Path, database_url: str | None = None
+) -> AsyncIterator[tuple[Deployment, X, dict[str, str]]]:
     """A database and keys, an X, and the settings of a gateway towards it."""
     x, listener = X(), bound()
-    async with street(directory, database_url) as town:
+    async with deploy(directory, database_url) as deployment:
         server = await asyncio.get_running_loop().create_server(lambda: Line(x), sock=listener)
         async with server:
-            yield town, x, {"x_api_url": address(listener), "x_authorize_url": f"{address(listener)}/authorize"}
+            yield deployment, x, {"x_api_url": address(listener), "x_authorize_url": f"{address(listener)}/authorize"}
 
 
-async def linked(town: Street, x: X, owners: range) -> list[str]:
+async def linked(deployment: Deployment, x: X, owners: range) -> list[str]:
     """Keys with linked accounts whose access tokens have expired; the raw keys."""
     clock = MovableClock()
     clock.advance(hours=-3)
-    process = Process(town.database_url, Vault(read_key_file(town.directory / "vault.key")), clock)
+    process = Process(deployment.database_url, Vault(read_key_file(deployment.directory / "vault.key")), clock)
     raw_keys = []
     try:
         for owner in owners:
@@ -146,10 +148,10 @@ async def linked(town: Street, x: X, owners: range) -> list[str]:
     return raw_keys
 
 
-async def like(town: Street, at: Serving, raw_key: str) -> httpx2.Response | None:
+async def like(deployment: Deployment, at: GatewayProcess, raw_key: str) -> httpx2.Response | None:
     """Like a post; None if the gateway was killed."""
     try:
-        return await town.call(at, "like_twitter", {"tweet_id": POST}, authorization=f"Bearer {raw_key}")
+        return await deployment.call(at, "like_twitter", {"tweet_id": POST}, authorization=f"Bearer {raw_key}")
     except httpx2.HTTPError:
         return None
 
@@ -181,11 +183,11 @@ async def test_fifty_pairs_that_come_together_are_stored_together(
 ) -> None:
     """Every pair is stored; the long form holds the time from X's reply to the disk to its bound."""
     postgres: Postgres | None = request.getfixturevalue("postgres") if engine == "postgres" else None
-    async with place(tmp_path, postgres.database() if postgres else None) as (town, x, settings):
-        at = await town.serve(**settings)
+    async with place(tmp_path, postgres.database() if postgres else None) as (deployment, x, settings):
+        at = await deployment.serve(**settings)
         for number in range(ROUNDS):
-            raw_keys = await linked(town, x, range(number * MAX_CONCURRENT, (number + 1) * MAX_CONCURRENT))
-            calls = [asyncio.create_task(like(town, at, raw_key)) for raw_key in raw_keys]
+            raw_keys = await linked(deployment, x, range(number * MAX_CONCURRENT, (number + 1) * MAX_CONCURRENT))
+            calls = [asyncio.create_task(like(deployment, at, raw_key)) for raw_key in raw_keys]
             await x.asked(MAX_CONCURRENT)
             play([(0.0, x.reply)] * MAX_CONCURRENT)
             answers = await asyncio.gather(*calls)
@@ -211,11 +213,11 @@ async def test_fifty_pairs_that_come_together_are_stored_together(
 async def test_a_kill_just_after_x_replied_loses_few_links_and_names_each(tmp_path: Path) -> None:
     """Eight replies within 5 ms, a kill within 50: a lost link says `refresh_lost_reply`, the others go on."""
     chance, lost, replied = random.Random(5), 0, 0  # noqa: S311 - a test's dice
-    async with place(tmp_path) as (town, x, settings):
-        at = await town.serve(**settings)
+    async with place(tmp_path) as (deployment, x, settings):
+        at = await deployment.serve(**settings)
         for number in range(KILLS):
-            raw_keys = await linked(town, x, range(number * LINKS, (number + 1) * LINKS))
-            calls = [asyncio.create_task(like(town, at, raw_key)) for raw_key in raw_keys]
+            raw_keys = await linked(deployment, x, range(number * LINKS, (number + 1) * LINKS))
+            calls = [asyncio.create_task(like(deployment, at, raw_key)) for raw_key in raw_keys]
             await x.asked(LINKS)
             killed_at = chance.uniform(0, KILLED_WITHIN_S)
             replies = [
@@ -225,30 +227,30 @@ async def test_a_kill_just_after_x_replied_loses_few_links_and_names_each(tmp_pa
             await asyncio.gather(*calls)
             await at.ended()
             x.held.clear()  # X never took those requests
-            stored = generations(town, number)
-            town.let_leases_end()
-            at = await town.serve(**settings)
-            calls = [asyncio.create_task(like(town, at, raw_key)) for raw_key in raw_keys]
+            stored = generations(deployment, number)
+            deployment.expire_leases()
+            at = await deployment.serve(**settings)
+            calls = [asyncio.create_task(like(deployment, at, raw_key)) for raw_key in raw_keys]
             await x.asked(LINKS - len(replies))
             play([(0.0, x.reply)] * len(x.held))
             for answer, raw_key in zip(await asyncio.gather(*calls), raw_keys, strict=True):
                 assert answer is not None
                 if answer.status_code != 200:
                     assert answer.json()["error"]["reason"] == "x_session_expired"
-                    status = await town.client.get(
+                    status = await deployment.client.get(
                         f"{at.url}{API}auth/status", headers={"authorization": f"Bearer {raw_key}"}
                     )
                     assert status.json()["why"] == "refresh_lost_reply"
                     lost += 1
             replied += len(replies)
-            assert generations(town, number) == LINKS - (len(replies) - stored)
+            assert generations(deployment, number) == LINKS - (len(replies) - stored)
     record("killed within 50 ms of 8 replies within 5 ms", runs=KILLS, links=KILLS * LINKS, replied=replied, lost=lost)
     if LONG:
         assert lost <= MOST_LOST * KILLS * LINKS
 
 
-def generations(town: Street, number: int) -> int:
+def generations(deployment: Deployment, number: int) -> int:
     """How many links of a round have a new pair."""
     query = "SELECT count(*) FROM x_sessions WHERE gen = 2 AND CAST(user_id AS INTEGER) / ? = ?"
-    with contextlib.closing(sqlite3.connect(town.directory / "birdwire.db", timeout=30)) as connection:
+    with contextlib.closing(sqlite3.connect(deployment.directory / "birdwire.db", timeout=30)) as connection:
         return int(connection.execute(query, (LINKS, number)).fetchone()[0])

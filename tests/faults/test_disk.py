@@ -20,7 +20,7 @@ from birdwire.store.database import Database, StorageDownError, StoreError
 from birdwire.store.encryption.vault import VaultError
 from harness.auth_server import LOST, SECRET, processes
 from harness.fault_scale import record, scaled
-from harness.processes import Serving, Street, street
+from harness.processes import Deployment, GatewayProcess, deploy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -37,17 +37,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a file system of its own needs root on Linux")
     place = tmp_path / "disk"
     place.mkdir()
-    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], check=True)  # noqa: S603 - ours
+    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], check=True)  # noqa: S603 - our own command
     try:
         yield place
     finally:
-        subprocess.run(["/bin/umount", "--lazy", str(place)], check=True)  # noqa: S603 - ours
+        subprocess.run(["/bin/umount", "--lazy", str(place)], check=True)  # noqa: S603 - our own command
 
 
 @pytest_asyncio.fixture
-async def town(tmp_path: Path, small_disk: Path) -> AsyncIterator[Street]:
+async def deployment(tmp_path: Path, small_disk: Path) -> AsyncIterator[Deployment]:
     """A sandbox and a key, with the database alone on the small disk."""
-    async with street(tmp_path, f"sqlite:///{small_disk / 'birdwire.db'}") as made:
+    async with deploy(tmp_path, f"sqlite:///{small_disk / 'birdwire.db'}") as made:
         yield made
 
 
@@ -64,68 +64,70 @@ def fill(place: Path) -> None:
 
 def remount(place: Path, how: str) -> None:
     """Let the file system take writes (`rw`), or not (`ro`)."""
-    subprocess.run(["/bin/mount", "-o", f"remount,{how}", str(place)], check=True)  # noqa: S603 - ours
+    subprocess.run(["/bin/mount", "-o", f"remount,{how}", str(place)], check=True)  # noqa: S603 - our own command
 
 
-async def serves_again(town: Street, at: Serving) -> None:
-    """Until a like is done and the gateway is ready; nobody helped."""
+async def serves_again(deployment: Deployment, at: GatewayProcess) -> None:
+    """Wait until a like succeeds and the gateway is ready, without help."""
     async with asyncio.timeout(40):
-        while (await town.like(at)).status_code != 200:
+        while (await deployment.like(at)).status_code != 200:
             pass
-        while (await town.client.get(f"{at.url}/readyz")).status_code != 200:
+        while (await deployment.client.get(f"{at.url}/readyz")).status_code != 200:
             pass
 
 
 @pytest.mark.trust("F10", "R4")
-async def test_a_full_disk_refuses_what_must_be_kept_and_spends_no_token(town: Street, small_disk: Path) -> None:
+async def test_a_full_disk_refuses_what_must_be_kept_and_spends_no_token(
+    deployment: Deployment, small_disk: Path
+) -> None:
     """Links and posts are refused before anything is sent; X is asked for no new token; with room all goes on."""
-    at = await town.serve()
-    await town.link(at)
-    assert (await town.like(at)).status_code == 200
+    at = await deployment.serve()
+    await deployment.link(at)
+    assert (await deployment.like(at)).status_code == 200
     fill(small_disk)
     for name, body in (("auth_twitter", None), ("post_twitter", {"text": "full"})):
-        answer = await town.call(at, name, body)
+        answer = await deployment.call(at, name, body)
         assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "storage_unavailable"), name
         assert int(answer.headers["retry-after"]) >= 1
-    assert not [one for one in (await town.x.get("/_sandbox/state")).json()["posts"] if one["text"] == "full"]
-    assert (await town.client.get(f"{at.url}/readyz")).status_code == 503
-    assert (await town.client.get(f"{at.url}/livez")).status_code == 200
-    await town.expire()
-    assert (await town.like(at)).status_code in (502, 503)
-    assert await town.refreshes() == []
+    assert not [one for one in (await deployment.x.get("/_sandbox/state")).json()["posts"] if one["text"] == "full"]
+    assert (await deployment.client.get(f"{at.url}/readyz")).status_code == 503
+    assert (await deployment.client.get(f"{at.url}/livez")).status_code == 200
+    await deployment.expire()
+    assert (await deployment.like(at)).status_code in (502, 503)
+    assert await deployment.refreshes() == []
     (small_disk / "filler").unlink()
-    await serves_again(town, at)
-    assert [call["status"] for call in await town.refreshes()] == [200]
+    await serves_again(deployment, at)
+    assert [call["status"] for call in await deployment.refreshes()] == [200]
 
 
 @pytest.mark.trust("F10", "R4")
-async def test_a_disk_that_fills_up_behind_the_claim_loses_no_pair(town: Street, small_disk: Path) -> None:
+async def test_a_disk_that_fills_up_behind_the_claim_loses_no_pair(deployment: Deployment, small_disk: Path) -> None:
     """X's new pair waits in memory; nothing is presented twice; with room it is stored and used."""
-    at = await town.serve(failpoints="refresh_after_reply=delay(1)*1")
-    await town.link(at)
-    await town.expire()
-    liking = asyncio.create_task(town.like(at))
+    at = await deployment.serve(failpoints="refresh_after_reply=delay(1)*1")
+    await deployment.link(at)
+    await deployment.expire()
+    liking = asyncio.create_task(deployment.like(at))
     async with asyncio.timeout(30):
-        while not await town.refreshes():
+        while not await deployment.refreshes():
             pass
         await asyncio.to_thread(fill, small_disk)
         while "persist_failure" not in at.log.read_text():
-            await town.client.get(f"{at.url}/livez")
-    assert (await town.client.get(f"{at.url}/readyz")).status_code == 503
+            await deployment.client.get(f"{at.url}/livez")
+    assert (await deployment.client.get(f"{at.url}/readyz")).status_code == 503
     (small_disk / "filler").unlink()
     assert (await liking).status_code == 200
-    await serves_again(town, at)
-    status = await town.status(at)
+    await serves_again(deployment, at)
+    status = await deployment.status(at)
     assert (status["state"], status["generation"]) == ("active", 2)
-    assert [call["status"] for call in await town.refreshes()] == [200]
+    assert [call["status"] for call in await deployment.refreshes()] == [200]
 
 
 @pytest.mark.trust("F12")
-async def test_a_disk_that_takes_no_writes_is_named_at_the_start(town: Street, small_disk: Path) -> None:
+async def test_a_disk_that_takes_no_writes_is_named_at_the_start(deployment: Deployment, small_disk: Path) -> None:
     """One sentence, exit 2, nothing half started."""
     remount(small_disk, "ro")
     try:
-        code, document = await town.command("serve", "--port", "0")
+        code, document = await deployment.command("serve", "--port", "0")
     finally:
         remount(small_disk, "rw")
     assert (code, os.strerror(errno.EROFS) in document["error"]["message"]) == (2, True)
@@ -187,7 +189,7 @@ async def test_damage_that_sqlite_cannot_say_in_characters_is_damage(tmp_path: P
 
 
 async def _tokens(url: str, owners: dict[str, str]) -> bool:
-    """Whether every account's token is there; a wrong one fails the test at once."""
+    """Return whether every account's token is present; a wrong one fails the test immediately."""
     complete = True
     async with processes(url, 1) as (_, (a,)):
         a.x.answers.put_nowait(LOST)

@@ -1,4 +1,4 @@
-"""A real gateway that is told to end: it says so, finishes what runs, and ends well; told twice, it ends at once."""
+"""A real gateway that gets a signal reports it, finishes its calls and exits 0; a second signal stops it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import httpx2
 import pytest
 
 from harness.gateway import API
-from harness.processes import START_S, environment, street
+from harness.processes import START_S, deploy, environment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.processes import Serving, Street
+    from harness.processes import Deployment, GatewayProcess
 
 LIKES = "/2/users/*/likes"
 
 
-async def liking(street_: Street, served: Serving, delay_s: float) -> asyncio.Task[httpx2.Response]:
+async def liking(street_: Deployment, served: GatewayProcess, delay_s: float) -> asyncio.Task[httpx2.Response]:
     """A like for which X takes its time, and which has reached X."""
     await street_.fault(LIKES, {"delay_s": delay_s})
     task = asyncio.create_task(street_.like(served))
@@ -34,7 +34,7 @@ async def liking(street_: Street, served: Serving, delay_s: float) -> asyncio.Ta
     return task
 
 
-async def until_draining(street_: Street, served: Serving) -> httpx2.Response:
+async def until_draining(street_: Deployment, served: GatewayProcess) -> httpx2.Response:
     """Ask until it says that it is shutting down."""
     async with asyncio.timeout(30):
         while (answer := await street_.client.get(f"{served.url}/readyz")).status_code == 200:
@@ -43,9 +43,9 @@ async def until_draining(street_: Street, served: Serving) -> httpx2.Response:
 
 
 @pytest.mark.trust("F9")
-async def test_a_gateway_that_is_told_to_end_finishes_first(tmp_path: Path) -> None:
-    """/readyz turns red, a call under way is answered, and calls that come meanwhile too; then it is gone, with 0."""
-    async with street(tmp_path) as place:
+async def test_a_gateway_that_is_asked_to_stop_finishes_its_calls_first(tmp_path: Path) -> None:
+    """/readyz turns red, running and new calls are answered, and the process exits with 0."""
+    async with deploy(tmp_path) as place:
         served = await place.serve()
         await place.link(served)
         running = await liking(place, served, 1.0)
@@ -62,7 +62,7 @@ async def test_a_gateway_that_is_told_to_end_finishes_first(tmp_path: Path) -> N
 
 async def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
     """Calls that X keeps for long do not keep the gateway, and its log stays one JSON object a line."""
-    async with street(tmp_path) as place:
+    async with deploy(tmp_path) as place:
         served = await place.serve(drain_notice_s="60")
         await place.link(served)
         body = {"match": {"method": "GET", "path": "/2/users/by/username/*"}, "times": 1, "do": {"delay_s": 30}}

@@ -16,7 +16,7 @@ from birdwire.runtime.failpoints import POINTS, FailpointError, Failpoints
 from birdwire.settings import Settings, SettingsError
 from birdwire.store.encryption.key_files import create_key_file
 from harness.fault_scale import record, scaled
-from harness.processes import TOKEN, Street, street
+from harness.processes import TOKEN, Deployment, deploy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,15 +29,15 @@ pytestmark = pytest.mark.timeout(60 * ROUNDS)
 
 
 @pytest_asyncio.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Street]:
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
     """A sandbox and a key; no gateway runs yet."""
-    async with street(tmp_path) as made:
+    async with deploy(tmp_path) as made:
         yield made
 
 
-async def dies(town: Street, point: str, do: Callable[[Any], Any], **settings: str) -> None:
+async def dies(deployment: Deployment, point: str, do: Callable[[Any], Any], **settings: str) -> None:
     """Start a gateway that ends at a point, and do what leads there."""
-    at = await town.serve(failpoints=f"{point}=kill", **settings)
+    at = await deployment.serve(failpoints=f"{point}=kill", **settings)
     with pytest.raises(httpx2.HTTPError):
         await do(at)
     assert await at.ended() == KILLED
@@ -56,132 +56,132 @@ REFRESHES = [
 
 @pytest.mark.trust("R6")
 @pytest.mark.parametrize(("point", "asked", "lost"), REFRESHES)
-async def test_a_refresh_that_is_cut_short_ends_well_or_says_so(
+async def test_an_interrupted_refresh_succeeds_or_is_reported(
     tmp_path: Path, point: str, asked: int, lost: str | None
 ) -> None:
     """X is asked again once at most, after the lease; and a link is lost only where X's answer was."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()
-        async with street(place) as town:
-            await _refresh_cut_short(town, point, asked, lost)
+        async with deploy(place) as deployment:
+            await _refresh_cut_short(deployment, point, asked, lost)
     record(f"killed at {point}", runs=ROUNDS, ended_as_documented=ROUNDS, links_lost=ROUNDS * bool(lost))
 
 
-async def _refresh_cut_short(town: Street, point: str, asked: int, lost: str | None) -> None:
+async def _refresh_cut_short(deployment: Deployment, point: str, asked: int, lost: str | None) -> None:
 
     async def refresh(at: Any) -> None:
-        await town.link(at)
-        await town.expire()
+        await deployment.link(at)
+        await deployment.expire()
         if point == "refresh_after_send":
-            await town.fault(TOKEN, {"trickle_bps": 20})
-        await town.like(at)
+            await deployment.fault(TOKEN, {"trickle_bps": 20})
+        await deployment.like(at)
 
-    await dies(town, point, refresh)
-    town.let_leases_end()
-    again = await town.serve()
-    answer = await town.like(again)
-    status = await town.status(again)
-    assert len(await town.refreshes()) == asked
+    await dies(deployment, point, refresh)
+    deployment.expire_leases()
+    again = await deployment.serve()
+    answer = await deployment.like(again)
+    status = await deployment.status(again)
+    assert len(await deployment.refreshes()) == asked
     if lost is None:
         assert (answer.status_code, status["state"], status["generation"]) == (200, "active", 2)
     else:
         assert answer.json()["error"]["reason"] == "x_session_expired"
         assert (status["state"], status["why"]) == ("needs_relink", lost)
-        await town.link(again)
-        assert (await town.like(again)).status_code == 200
+        await deployment.link(again)
+        assert (await deployment.like(again)).status_code == 200
 
 
 @pytest.mark.trust("F7")
 @pytest.mark.parametrize("point", ["link_after_exchange", "link_after_persist"])
-async def test_a_link_that_is_cut_short_is_there_or_made_again(tmp_path: Path, point: str) -> None:
+async def test_an_interrupted_link_is_complete_or_can_be_repeated(tmp_path: Path, point: str) -> None:
     """What was stored is named later; what was not is said, and a new link works."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()
-        async with street(place) as town:
-            await _link_cut_short(town, point)
+        async with deploy(place) as deployment:
+            await _link_cut_short(deployment, point)
     record(f"killed at {point}", runs=ROUNDS, ended_as_documented=ROUNDS)
 
 
-async def _link_cut_short(town: Street, point: str) -> None:
+async def _link_cut_short(deployment: Deployment, point: str) -> None:
 
     async def link(at: Any) -> None:
-        await town.link(at)
+        await deployment.link(at)
 
-    await dies(town, point, link)
-    again = await town.serve()
+    await dies(deployment, point, link)
+    again = await deployment.serve()
     if point == "link_after_persist":
-        assert (await town.status(again))["state"] == "pending"
+        assert (await deployment.status(again))["state"] == "pending"
     else:
-        assert (await town.like(again)).json()["error"]["reason"] == "x_not_linked"
-        await town.link(again)
-    assert (await town.like(again)).status_code == 200
-    assert (await town.status(again))["username"] == "ada"
+        assert (await deployment.like(again)).json()["error"]["reason"] == "x_not_linked"
+        await deployment.link(again)
+    assert (await deployment.like(again)).status_code == 200
+    assert (await deployment.status(again))["username"] == "ada"
 
 
 @pytest.mark.parametrize(("point", "sent"), [("post_after_started", 0), ("post_after_send", 1)])
-async def test_a_post_that_is_cut_short_is_never_sent_again(town: Street, point: str, sent: int) -> None:
+async def test_an_interrupted_post_is_never_sent_again(deployment: Deployment, point: str, sent: int) -> None:
     """The same Idempotency-Key afterwards tells what is known; X has the post once at most."""
 
     async def post(at: Any) -> None:
-        await town.link(at)
-        await town.fault("/2/tweets", {"trickle_bps": 20})
-        await town.call(at, "post_twitter", {"text": "once"}, **{"idempotency-key": "k"})
+        await deployment.link(at)
+        await deployment.fault("/2/tweets", {"trickle_bps": 20})
+        await deployment.call(at, "post_twitter", {"text": "once"}, **{"idempotency-key": "k"})
 
     async def posts() -> int:
-        found = (await town.x.get("/_sandbox/state")).json()["posts"]
+        found = (await deployment.x.get("/_sandbox/state")).json()["posts"]
         return sum(one["text"] == "once" for one in found)
 
-    await dies(town, point, post)
-    again = await town.serve()
-    answer = await town.call(again, "post_twitter", {"text": "once"}, **{"idempotency-key": "k"})
+    await dies(deployment, point, post)
+    again = await deployment.serve()
+    answer = await deployment.call(again, "post_twitter", {"text": "once"}, **{"idempotency-key": "k"})
     assert answer.status_code in (201, 409, 502)
     assert await posts() == sent
 
 
 @pytest.mark.trust("F8")
-async def test_a_change_of_the_vault_key_that_is_cut_short_goes_on(tmp_path: Path) -> None:
+async def test_an_interrupted_change_of_the_vault_key_continues(tmp_path: Path) -> None:
     """What was not committed is as it was; the next run does the rest."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()
-        async with street(place) as town:
-            await _rotation_cut_short(town)
+        async with deploy(place) as deployment:
+            await _rotation_cut_short(deployment)
     record("killed at rotation", runs=ROUNDS, ended_as_documented=ROUNDS)
 
 
-async def _rotation_cut_short(town: Street) -> None:
-    at = await town.serve()
-    await town.link(at)
+async def _rotation_cut_short(deployment: Deployment) -> None:
+    at = await deployment.serve()
+    await deployment.link(at)
     await at.kill()
-    new = town.directory / "new.key"
+    new = deployment.directory / "new.key"
     create_key_file(new)
-    keys = {"vault_key_file": str(new), "vault_other_key_files": str(town.directory / "vault.key")}
-    code, _ = await town.command("vault", "rotate", failpoints="rotation=kill*2", **keys)
+    keys = {"vault_key_file": str(new), "vault_other_key_files": str(deployment.directory / "vault.key")}
+    code, _ = await deployment.command("vault", "rotate", failpoints="rotation=kill*2", **keys)
     assert code == KILLED
-    assert (await town.command("vault", "rotate", **keys))[1]["left"] == 0
-    again = await town.serve(vault_key_file=str(new))
-    assert (await town.like(again)).status_code == 200
+    assert (await deployment.command("vault", "rotate", **keys))[1]["left"] == 0
+    again = await deployment.serve(vault_key_file=str(new))
+    assert (await deployment.like(again)).status_code == 200
 
 
 @pytest.mark.trust("F8")
-async def test_a_migration_that_is_cut_short_leaves_the_schema_that_was(tmp_path: Path) -> None:
+async def test_an_interrupted_migration_leaves_the_old_schema(tmp_path: Path) -> None:
     """All of a version or nothing: the next one starts from the same."""
     for number in range(ROUNDS):
         (place := tmp_path / str(number)).mkdir()
-        async with street(place) as town:
-            await _migration_cut_short(town)
+        async with deploy(place) as deployment:
+            await _migration_cut_short(deployment)
     record("killed at migration", runs=ROUNDS, ended_as_documented=ROUNDS)
 
 
-async def _migration_cut_short(town: Street) -> None:
-    fresh = {"database_url": f"sqlite:///{town.directory / 'fresh.db'}"}
-    assert await town.command("migrate", failpoints="migration=kill", **fresh) == (KILLED, None)
-    assert (await town.command("migrate", **fresh))[0] == 0
-    at = await town.serve(**fresh)
-    assert (await town.client.get(f"{at.url}/readyz")).status_code == 200
+async def _migration_cut_short(deployment: Deployment) -> None:
+    fresh = {"database_url": f"sqlite:///{deployment.directory / 'fresh.db'}"}
+    assert await deployment.command("migrate", failpoints="migration=kill", **fresh) == (KILLED, None)
+    assert (await deployment.command("migrate", **fresh))[0] == 0
+    at = await deployment.serve(**fresh)
+    assert (await deployment.client.get(f"{at.url}/readyz")).status_code == 200
 
 
 async def test_a_point_fails_delays_and_counts() -> None:
-    """As it was told, and only there."""
+    """As configured, and only there."""
     points = Failpoints("refresh_after_reply=raise*2, refresh_after_claim=delay(0)")
     await points.reach("refresh_after_claim")
     await points.reach("refresh_after_reply")
@@ -200,7 +200,7 @@ def test_failpoints_are_refused_off_the_sandbox(x_api_url: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["nowhere=kill", "migration", "migration=die", "migration=delay(1e9)", "=", "a b"])
-def test_a_point_that_is_none_is_refused(setting: str) -> None:
+def test_an_unknown_failpoint_is_refused(setting: str) -> None:
     """A misspelt failpoint would test nothing."""
     with pytest.raises(SettingsError):
         Settings.load({"BIRDWIRE_FAILPOINTS": setting, "BIRDWIRE_X_API_URL": "http://127.0.0.1"})

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from birdwire.runtime.file_limits import ConnectionBudget
-from harness.processes import street
+from harness.processes import deploy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ FEW = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
 CALLERS = 300
 
 
-def test_what_is_too_little_is_shared_out() -> None:
+def test_scarce_file_descriptors_are_split_between_callers_and_x() -> None:
     """Callers and X get their part; plenty changes nothing."""
     wanted = ConnectionBudget(callers=1_000, refused=100, calls=100, tokens=50)
     assert wanted.within(20_000) == wanted
@@ -30,7 +30,7 @@ def test_what_is_too_little_is_shared_out() -> None:
 
 
 async def asked(host: str, port: int, callers: int) -> Counter[int]:
-    """So many callers at once, who stay until all were answered; how many had which status, 0 if they were cut off."""
+    """Run this many concurrent callers until all are answered; return a count by status, 0 for a closed connection."""
     connections = []
     told: Counter[int] = Counter()
 
@@ -59,8 +59,8 @@ async def asked(host: str, port: int, callers: int) -> Counter[int]:
 @pytest.mark.trust("F44")
 @pytest.mark.timeout(120)
 async def test_with_64_open_files_it_sheds_and_recovers(tmp_path: Path) -> None:
-    """Of many who stay, some are served, the rest refused or cut; it does not spin, and goes on when they leave."""
-    async with street(tmp_path) as place:
+    """Of many open connections some are served, the rest refused or closed; the process does not spin, and recovers."""
+    async with deploy(tmp_path) as place:
         served = await place.serve(*FEW)
         await place.link(served)
         await place.client.aclose()

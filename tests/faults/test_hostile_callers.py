@@ -1,4 +1,4 @@
-"""Callers who mean harm, against a real process: half requests by the thousand, broken ones by the million."""
+"""Hostile callers against a real process: half requests by the thousand, broken ones by the million."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from harness.fault_scale import record, scaled
 from harness.gateway import API
-from harness.processes import Serving, Street, street
+from harness.processes import Deployment, GatewayProcess, deploy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,16 +66,16 @@ BROKEN = (
 )
 
 
-def resident_kib(served: Serving) -> int:
+def resident_kib(served: GatewayProcess) -> int:
     """What the process has in memory."""
     lines = Path(f"/proc/{served.process.pid}/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
 @contextlib.asynccontextmanager
-async def gateway(folder: Path) -> AsyncIterator[tuple[Street, Serving, tuple[str, int]]]:
+async def gateway(folder: Path) -> AsyncIterator[tuple[Deployment, GatewayProcess, tuple[str, int]]]:
     """A linked gateway, and where it listens."""
-    async with street(folder) as place:
+    async with deploy(folder) as place:
         served = await place.serve(request_deadline_s=str(DEADLINE_S), max_connections="5000", max_calls_each="100")
         await place.link(served)
         parts = urlsplit(served.url)
@@ -96,8 +96,8 @@ async def talk(where: tuple[str, int], sent: bytes) -> bytes:
             await writer.wait_closed()
 
 
-async def asking(place: Street, served: Serving) -> float:
-    """The 99th percentile of so many ordinary calls, in seconds."""
+async def asking(place: Deployment, served: GatewayProcess) -> float:
+    """Return the 99th percentile of this many ordinary calls, in seconds."""
     took = []
     for _ in range(NORMAL):
         began = time.monotonic()

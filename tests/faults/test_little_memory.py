@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from harness.gateway import API, PNG
-from harness.processes import Serving, street
+from harness.processes import GatewayProcess, deploy
 
 if sys.platform != "win32":
     import resource
@@ -25,7 +25,7 @@ BODIES = 150
 UPLOAD = 48 << 20
 
 
-def in_memory(served: Serving, name: str) -> int:
+def in_memory(served: GatewayProcess, name: str) -> int:
     """A line of the process's status, in bytes."""
     lines = Path(f"/proc/{served.process.pid}/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) << 10
@@ -36,7 +36,7 @@ def in_memory(served: Serving, name: str) -> int:
 @pytest.mark.timeout(120)
 async def test_with_little_memory_the_caps_hold(tmp_path: Path) -> None:
     """150 posts whose bodies stay almost whole, an upload of 48 MiB, which goes to disk; and calls are served."""
-    async with street(tmp_path) as place:
+    async with deploy(tmp_path) as place:
         served = await place.serve(max_calls_each="50")
         await place.link(served)
         parts = urlsplit(served.url)

@@ -1,4 +1,4 @@
-"""Many posts, lost answers, dead processes, a hundred callers at once: no post twice, and no verdict that is not true.
+"""Many posts, lost answers, dead processes, a hundred concurrent callers: no duplicate post and no wrong verdict.
 
 FAULTS_POSTS sets how many posts are sent in all, FAULTS_KILLS how many processes are killed.
 """
@@ -20,7 +20,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from harness.fault_scale import record, scaled
 from harness.gateway import RunningGateway, gateway, serving
-from harness.processes import Street, street
+from harness.processes import Deployment, deploy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,14 +44,14 @@ WAYS: tuple[dict[str, Any], ...] = (
 """How an answer is lost: reset with and without effect, half a body, one that never ends, error pages, silence."""
 
 
-async def keys(house: RunningGateway) -> list[str]:
-    """The house's own key, linked to ada, and one more for each other account."""
-    await house.link("ada")
-    made = [house.raw_key]
+async def keys(running: RunningGateway) -> list[str]:
+    """Link the gateway's own key to ada, and one more key to each other account."""
+    await running.link("ada")
+    made = [running.raw_key]
     for username in ACCOUNTS[1:]:
-        _, raw_key = await house.gateway.keys.create("test", username, "growth", 1_000_000)
-        house.client.headers["authorization"] = f"Bearer {raw_key}"
-        await house.link(username)
+        _, raw_key = await running.gateway.keys.create("test", username, "growth", 1_000_000)
+        running.client.headers["authorization"] = f"Bearer {raw_key}"
+        await running.link(username)
         made.append(raw_key)
     return made
 
@@ -63,29 +63,31 @@ async def test_of_many_posts_with_lost_answers_none_is_doubled_and_every_verdict
     """A tenth of the answers is lost, in every way there is; after a minute nothing is unknown any more."""
     dice = random.Random(POSTS)  # noqa: S311 - which answers are lost, no secret
     answers: list[tuple[int, httpx2.Response]] = []
-    async with RunningGateway.built(tmp_path, rpm=1_000_000, x_deadline_s=DEADLINE_S) as house:
-        await house.configure(**UNBOUND)
-        raw_keys = await keys(house)
+    async with RunningGateway.built(tmp_path, rpm=1_000_000, x_deadline_s=DEADLINE_S) as running:
+        await running.configure(**UNBOUND)
+        raw_keys = await keys(running)
         numbers = iter(range(POSTS))
 
         async def caller() -> None:
             for number in numbers:
                 if dice.random() < LOST_SHARE:
-                    await house.fault("POST", "/2/tweets", dice.choice(WAYS))
+                    await running.fault("POST", "/2/tweets", dice.choice(WAYS))
                 headers = {"authorization": f"Bearer {raw_keys[number % 3]}", "idempotency-key": str(number)}
                 body = {"text": f"post {number}"}
-                answer = await house.call("post_twitter", body, headers=headers, timeout=120)
+                answer = await running.call("post_twitter", body, headers=headers, timeout=120)
                 answers.append((number, answer))
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
-        await house.x.delete("/_sandbox/faults")
+        await running.x.delete("/_sandbox/faults")
         began_at = asyncio.get_running_loop().time()
         for _ in range(65):
-            house.clock.advance(seconds=1)
-            await house.advance_x(1)
-            await house.gateway.reconciler.round()
-        meanwhile_s = asyncio.get_running_loop().time() - began_at  # that this machine took beside the moved time
-        there = collections.Counter(post["text"] for post in (await house.state())["posts"])
+            running.clock.advance(seconds=1)
+            await running.advance_x(1)
+            await running.gateway.reconciler.round()
+        meanwhile_s = (
+            asyncio.get_running_loop().time() - began_at
+        )  # that this machine took in addition to the moved time
+        there = collections.Counter(post["text"] for post in (await running.state())["posts"])
         found = outcomes(tmp_path)
         for number, answer in answers:
             state, unknown_s = found[answer.headers["x-request-id"]]
@@ -119,23 +121,23 @@ async def test_a_hundred_callers_at_two_gateways_are_one_post(tmp_path: Path, da
         ]
         first = both[0]
         _, raw_key = await first.gateway.keys.create("test", "test", "custom", 1_000_000)
-        for house in both:
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
+        for running in both:
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
         await first.link("ada")
         headers = {"idempotency-key": "k"}
         calls = (
-            house.call("post_twitter", {"text": "one of many"}, headers=headers)
-            for house, _ in zip(itertools.cycle(both), range(100), strict=False)
+            running.call("post_twitter", {"text": "one of many"}, headers=headers)
+            for running, _ in zip(itertools.cycle(both), range(100), strict=False)
         )
         answers = await asyncio.gather(*calls)
         assert {answer.status_code for answer in answers} <= {201, 409, 503}
         reasons = {answer.json()["error"]["reason"] for answer in answers if answer.status_code == 409}
         assert reasons <= {"idempotency_in_flight"}
         assert len(await first.calls("/2/tweets", method="POST")) == 1
-        for house in both:
-            again = await house.call("post_twitter", {"text": "one of many"}, headers=headers)
+        for running in both:
+            again = await running.call("post_twitter", {"text": "one of many"}, headers=headers)
             assert (again.status_code, again.headers["idempotent-replayed"]) == (201, "true")
-            other = await house.call("post_twitter", {"text": "another"}, headers=headers)
+            other = await running.call("post_twitter", {"text": "another"}, headers=headers)
             assert other.json()["error"]["reason"] == "idempotency_key_reused"
 
 
@@ -143,27 +145,27 @@ async def test_a_hundred_callers_at_two_gateways_are_one_post(tmp_path: Path, da
 @pytest.mark.timeout(60 + 30 * KILLS)
 async def test_a_post_whose_process_was_killed_is_found_and_not_sent_again(tmp_path: Path) -> None:
     """Between the send and the answer: the next process looks, and the same key tells what X has."""
-    async with street(tmp_path) as town:
-        at = await town.serve()
-        await town.link(at)
+    async with deploy(tmp_path) as deployment:
+        at = await deployment.serve()
+        await deployment.link(at)
         await at.kill()
         for number in range(KILLS):
-            at = await town.serve(failpoints="post_after_send=kill")
-            await town.fault("/2/tweets", {"trickle_bps": 20})
+            at = await deployment.serve(failpoints="post_after_send=kill")
+            await deployment.fault("/2/tweets", {"trickle_bps": 20})
             with contextlib.suppress(httpx2.HTTPError):
-                await post(town, at, number)
+                await post(deployment, at, number)
             await at.ended()
-            again = await town.serve()
+            again = await deployment.serve()
             async with asyncio.timeout(30):
-                while (answer := await post(town, again, number)).status_code != 201:
+                while (answer := await post(deployment, again, number)).status_code != 201:
                     assert answer.json()["error"]["reason"] == "outcome_unknown"
                     await asyncio.sleep(0.1)
             assert answer.headers["idempotent-replayed"] == "true"
-            texts = [one["text"] for one in (await town.x.get("/_sandbox/state")).json()["posts"]]
+            texts = [one["text"] for one in (await deployment.x.get("/_sandbox/state")).json()["posts"]]
             assert texts.count(f"killed {number}") == 1
             await again.kill()
 
 
-async def post(town: Street, at: Any, number: int) -> httpx2.Response:
+async def post(deployment: Deployment, at: Any, number: int) -> httpx2.Response:
     """Post under a name."""
-    return await town.call(at, "post_twitter", {"text": f"killed {number}"}, **{"idempotency-key": f"k{number}"})
+    return await deployment.call(at, "post_twitter", {"text": f"killed {number}"}, **{"idempotency-key": f"k{number}"})

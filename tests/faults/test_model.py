@@ -1,4 +1,4 @@
-"""A random walk over HTTP beside a small model: links, likes, posts, lost answers, ends of tokens, keys and processes.
+"""A random walk over HTTP against a small model: links, likes, posts, lost answers, ends of tokens, keys and processes.
 
 FAULTS_STEPS sets how many steps are taken in all; a failing walk prints the steps that lead there.
 """
@@ -82,17 +82,17 @@ class Walk(RuleBasedStateMachine):
         self.sandbox = create_sandbox()
         self.x_url = await self.stack.enter_async_context(serving(sandbox_config(self.sandbox)))
         await self._start()
-        await self.house.configure(**UNBOUND)
+        await self.running.configure(**UNBOUND)
         await self._new_key()
 
     async def _start(self) -> None:
         made = gateway(Path(self.folder.name), self.sandbox, self.x_url, self.process)
-        self.house: RunningGateway = await self.process.enter_async_context(made)
+        self.running: RunningGateway = await self.process.enter_async_context(made)
 
     async def _new_key(self) -> None:
-        key, raw_key = await self.house.gateway.keys.create("test", "walk", "custom", 1_000_000)
+        key, raw_key = await self.running.gateway.keys.create("test", "walk", "custom", 1_000_000)
         self.key_id, self.raw_key = key.key_id, raw_key
-        self.house.client.headers["authorization"] = f"Bearer {raw_key}"
+        self.running.client.headers["authorization"] = f"Bearer {raw_key}"
         self.model.linked, self.model.revoked = None, False
 
     def teardown(self) -> None:
@@ -104,7 +104,7 @@ class Walk(RuleBasedStateMachine):
 
     def call(self, name: str, body: dict[str, Any], **headers: str) -> httpx2.Response:
         """One call of the key's holder."""
-        return self.run(self.house.call(name, body, headers=headers))
+        return self.run(self.running.call(name, body, headers=headers))
 
     @initialize()
     def begin_linked(self) -> None:
@@ -117,7 +117,7 @@ class Walk(RuleBasedStateMachine):
         if self.model.revoked:
             assert self.call("auth_twitter", {}).status_code == 401
             return
-        answer = self.run(self.house.link(username))
+        answer = self.run(self.running.link(username))
         if self.model.linked in (None, username):
             assert answer.status_code == 200
             self.model.linked = username
@@ -139,7 +139,7 @@ class Walk(RuleBasedStateMachine):
         """Like or unlike; an answer that is lost is asked for again by the gateway itself."""
         path = "/2/users/*/likes" + ("" if on else "/*")
         if lost and not self.model.refuses:
-            self.run(self.house.fault("POST" if on else "DELETE", path, {"drop": "after_apply"}))
+            self.run(self.running.fault("POST" if on else "DELETE", path, {"drop": "after_apply"}))
         answer = self.call("like_twitter" if on else "unlike_twitter", {"tweet_id": tweet_id})
         if self.expected(answer):
             assert answer.json() == {"data": {"liked": on}}
@@ -152,15 +152,15 @@ class Walk(RuleBasedStateMachine):
         self.names += 1
         do, name = LOST[how], f"walk {self.names}"
         if do is not None and not self.model.refuses:
-            self.run(self.house.fault("POST", "/2/tweets", do))
+            self.run(self.running.fault("POST", "/2/tweets", do))
         answer = self.call("post_twitter", {"text": text}, **{"idempotency-key": name})
-        self.run(self.house.x.delete("/_sandbox/faults"))
+        self.run(self.running.x.delete("/_sandbox/faults"))
         if not self.expected(answer, also=(409, 429, 502)):
             return
         posts = self.model.posts[str(self.model.linked)]
         if how == "refused for now":
             assert answer.status_code == 429
-            self.wait(901)  # until then nobody would ask X again
+            self.wait(901)  # until then X would not be called again
         elif how == "lost before":
             assert answer.json()["error"]["reason"] == "outcome_unknown"
         elif text in posts:
@@ -184,38 +184,38 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def let_tokens_end(self) -> None:
         """Two hours go by for everybody: the next call renews."""
-        self.house.clock.advance(hours=2, minutes=1)
-        self.run(self.house.advance_x(7_260))
+        self.running.clock.advance(hours=2, minutes=1)
+        self.run(self.running.advance_x(7_260))
 
     @rule(seconds=st.integers(1, 90))
     def wait(self, seconds: int) -> None:
         """Time goes by, and lost posts are looked for."""
-        self.house.clock.advance(seconds=seconds)
-        self.run(self.house.advance_x(seconds))
-        self.run(self.house.gateway.reconciler.round())
+        self.running.clock.advance(seconds=seconds)
+        self.run(self.running.advance_x(seconds))
+        self.run(self.running.gateway.reconciler.round())
 
     @rule(sure=st.integers(0, 3))
     def revoke(self, sure: int) -> None:
         """The key ends, now and then; what it had linked ends with it."""
         if not self.model.revoked and sure == 3:
-            self.run(self.house.gateway.keys.revoke(self.key_id))
+            self.run(self.running.gateway.keys.revoke(self.key_id))
             self.model.revoked = True
 
     @precondition(lambda self: self.model.revoked)
     @rule()
     def give_a_new_key(self) -> None:
-        """It is linked to nobody."""
+        """The key has no linked account."""
         self.run(self._new_key())
 
     @rule()
     def restart(self) -> None:
         """Another process on the same files; it has no memory of what was."""
-        added, raw_key = self.house.clock.added, self.raw_key
+        added, raw_key = self.running.clock.added, self.raw_key
         self.run(self.process.aclose())
         self.process = contextlib.AsyncExitStack()
         self.run(self._start())
-        self.house.clock.added = added
-        self.house.client.headers["authorization"] = f"Bearer {raw_key}"
+        self.running.clock.added = added
+        self.running.client.headers["authorization"] = f"Bearer {raw_key}"
 
     def expected(self, answer: httpx2.Response, also: tuple[int, ...] = ()) -> bool:
         """Whether the call was served, or failed as the model says."""
@@ -229,7 +229,7 @@ class Walk(RuleBasedStateMachine):
     @invariant()
     def x_is_as_the_model_says(self) -> None:
         """Likes and posts of every account, each text once."""
-        state = self.run(self.house.state())
+        state = self.run(self.running.state())
         likes = {(one["user_id"], one["tweet_id"]) for one in state["likes"] if one["tweet_id"] in TARGETS}
         assert likes == self.model.likes
         for name, user_id in USERS.items():
@@ -240,7 +240,7 @@ class Walk(RuleBasedStateMachine):
     def the_gateway_says_what_is_linked(self) -> None:
         """auth/status, as the model has it."""
         if not self.model.revoked:
-            status = self.run(self.house.status())
+            status = self.run(self.running.status())
             assert (status["linked"], status["username"]) == (self.model.linked is not None, self.model.linked)
 
 

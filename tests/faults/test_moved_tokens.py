@@ -23,39 +23,39 @@ SOMEBODY = "783214"
 
 @pytest.mark.trust("G16")
 @pytest.mark.parametrize("column", ["key_id", "user_id"])
-async def test_a_link_that_was_moved_in_the_database_serves_nobody(tmp_path: Path, column: str) -> None:
+async def test_a_link_that_was_moved_in_the_database_is_not_used(tmp_path: Path, column: str) -> None:
     """The key that it was moved to is refused as after any damage, and X is not called with the token."""
     sandbox = create_sandbox()
     async with serving(sandbox_config(sandbox)) as x_url:
-        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
-            keys = house.gateway.keys
+        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as running:
+            keys = running.gateway.keys
             victim, victims = await keys.create("test", "victim", "free")
             thief, thiefs = await keys.create("test", "thief", "free")
-            house.client.headers["authorization"] = f"Bearer {victims}"
-            await house.link("ada")
+            running.client.headers["authorization"] = f"Bearer {victims}"
+            await running.link("ada")
         connection = sqlite3.connect(tmp_path / "birdwire.db")
         with contextlib.closing(connection), connection:
             value = thief.key_id if column == "key_id" else SOMEBODY
-            connection.execute(f"UPDATE x_sessions SET {column} = ? WHERE key_id = ?", (value, victim.key_id))  # noqa: S608 - a column of ours
-        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
-            house.client.headers["authorization"] = f"Bearer {thiefs if column == 'key_id' else victims}"
-            assert reason_of(await house.like()) == "x_session_expired"
-            status = await house.status()
+            connection.execute(f"UPDATE x_sessions SET {column} = ? WHERE key_id = ?", (value, victim.key_id))  # noqa: S608 - our own column
+        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as running:
+            running.client.headers["authorization"] = f"Bearer {thiefs if column == 'key_id' else victims}"
+            assert reason_of(await running.like()) == "x_session_expired"
+            status = await running.status()
             assert (status["state"], status["why"]) == ("needs_relink", "damaged")
-            assert [call["path"] for call in await house.calls("/2/users") if call["path"].endswith("/likes")] == []
+            assert [call["path"] for call in await running.calls("/2/users") if call["path"].endswith("/likes")] == []
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_a_pair_that_was_renewed_while_x_named_its_account_opens(house: RunningGateway) -> None:
+async def test_a_pair_that_was_renewed_while_x_named_its_account_opens(running: RunningGateway) -> None:
     """The renewal began for a pair without an account, and ends for one that has it."""
-    await house.fault("GET", "/2/users/me", {"status": 503})
-    await house.link("ada")
-    assert (await house.status())["state"] == "pending"
-    house.clock.advance(seconds=7_200 - 300)
-    await house.fault("POST", "/2/oauth2/token", {"delay_s": 0.5})
-    assert (await house.like()).status_code == 200
-    await house.gateway.sessions.close()  # waits for the renewal
-    status = await house.status()
+    await running.fault("GET", "/2/users/me", {"status": 503})
+    await running.link("ada")
+    assert (await running.status())["state"] == "pending"
+    running.clock.advance(seconds=7_200 - 300)
+    await running.fault("POST", "/2/oauth2/token", {"delay_s": 0.5})
+    assert (await running.like()).status_code == 200
+    await running.gateway.sessions.close()  # waits for the renewal
+    status = await running.status()
     assert (status["state"], status["generation"], status["username"]) == ("active", 2, "ada")
-    assert (await house.like()).status_code == 200
-    assert len(await house.calls("/2/oauth2/token")) == 2
+    assert (await running.like()).status_code == 200
+    assert len(await running.calls("/2/oauth2/token")) == 2

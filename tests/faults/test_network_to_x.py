@@ -1,4 +1,4 @@
-"""The way to X through a line that misbehaves, and an X that fails altogether: what callers are told, and how soon."""
+"""A faulty network to X, and a failing X: the answers that callers get, and how soon."""
 
 from __future__ import annotations
 
@@ -37,57 +37,57 @@ def reason(answer: httpx2.Response) -> tuple[int, str | None]:
 
 
 @contextlib.asynccontextmanager
-async def through_a_line(house: RunningGateway, **options: Any) -> AsyncIterator[tuple[RunningGateway, TcpProxy]]:
-    """A second gateway whose way to X is a line that can be told to misbehave."""
-    url = urlsplit(str(house.settings.x_api_url))
+async def through_a_line(running: RunningGateway, **options: Any) -> AsyncIterator[tuple[RunningGateway, TcpProxy]]:
+    """Start a second gateway whose connection to X passes a proxy with configurable faults."""
+    url = urlsplit(str(running.settings.x_api_url))
     proxy = TcpProxy(bound(), (str(url.hostname), int(url.port or 0)))
     await proxy.open()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(proxy.close)
         x_url = f"http://127.0.0.1:{proxy.port}"
         other = await stack.enter_async_context(
-            gateway(house.directory, house.sandbox, x_url, stack, public=False, **options)
+            gateway(running.directory, running.sandbox, x_url, stack, public=False, **options)
         )
-        other.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        other.client.headers["authorization"] = f"Bearer {running.raw_key}"
         yield other, proxy
 
 
 @pytest.mark.trust("F27")
 async def test_a_reply_that_trickles_ends_at_the_deadline_of_the_whole_call(linked: RunningGateway) -> None:
     """However steadily its bytes come."""
-    async with through_a_line(linked, x_deadline_s=0.5) as (house, proxy):
+    async with through_a_line(linked, x_deadline_s=0.5) as (running, proxy):
         await proxy.set(Toxics(slicer=Slicer(bytes=1, delay_s=0.05)))
-        assert reason(await house.like()) == (502, "x_timeout")
-        assert reason(await house.call("post_twitter", {"text": "slow"})) == (502, "outcome_unknown")
+        assert reason(await running.like()) == (502, "x_timeout")
+        assert reason(await running.call("post_twitter", {"text": "slow"})) == (502, "outcome_unknown")
         await proxy.set(Toxics())
-        assert reason(await house.like()) == (200, None)
+        assert reason(await running.like()) == (200, None)
 
 
 @pytest.mark.trust("F29")
 async def test_a_pooled_peer_that_vanished_costs_no_second_post(linked: RunningGateway) -> None:
     """The connection looks alive, and swallows what is sent on it."""
-    async with through_a_line(linked, x_deadline_s=0.5) as (house, proxy):
-        assert reason(await house.call("post_twitter", {"text": "first"})) == (201, None)
+    async with through_a_line(linked, x_deadline_s=0.5) as (running, proxy):
+        assert reason(await running.call("post_twitter", {"text": "first"})) == (201, None)
         await proxy.set(Toxics(half_open=True, direction="both"))
-        assert reason(await house.call("post_twitter", {"text": "second"})) == (502, "outcome_unknown")
+        assert reason(await running.call("post_twitter", {"text": "second"})) == (502, "outcome_unknown")
         await proxy.set(Toxics())
         assert len(await linked.calls("/2/tweets")) == 1
-        assert reason(await house.like()) == (200, None)
+        assert reason(await running.like()) == (200, None)
 
 
 @pytest.mark.trust("F28")
 async def test_a_line_that_resets_is_tried_again_where_that_does_no_harm(linked: RunningGateway) -> None:
     """A like goes through in the end; a post is not sent twice."""
-    async with through_a_line(linked) as (house, proxy):
+    async with through_a_line(linked) as (running, proxy):
 
         async def heal() -> None:
             await proxy.set(Toxics())
 
-        house.clock.meanwhile = heal
+        running.clock.meanwhile = heal
         await proxy.set(Toxics(drop="after_apply"))
-        assert reason(await house.like()) == (200, None)
+        assert reason(await running.like()) == (200, None)
         await proxy.set(Toxics(drop="after_apply"))
-        assert reason(await house.call("post_twitter", {"text": "once"})) == (502, "outcome_unknown")
+        assert reason(await running.call("post_twitter", {"text": "once"})) == (502, "outcome_unknown")
         assert len(await linked.calls("/2/tweets", method="POST")) == 1
 
 
@@ -105,9 +105,9 @@ async def test_a_host_that_speaks_no_tls_gets_no_token(linked: RunningGateway) -
     x_url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(server.close)
-        house = await stack.enter_async_context(gateway(linked.directory, linked.sandbox, x_url, stack))
-        house.client.headers["authorization"] = f"Bearer {linked.raw_key}"
-        assert reason(await house.like()) == (502, "x_tls")
+        running = await stack.enter_async_context(gateway(linked.directory, linked.sandbox, x_url, stack))
+        running.client.headers["authorization"] = f"Bearer {linked.raw_key}"
+        assert reason(await running.like()) == (502, "x_tls")
     assert received.startswith(b"\x16\x03")  # a handshake's first record (RFC 8446 §5.1), and nothing but that
     assert b"Bearer" not in received
 

@@ -1,4 +1,4 @@
-"""Lost answers to posts: each is looked for in the account's timeline, and what is told of it is true, or unknown."""
+"""Lost answers to posts: each post is searched for in the account's timeline, and its outcome is true or unknown."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ LOST: dict[str, tuple[dict[str, Any], bool]] = {
 """How an answer is lost: the fault to order, and whether X has the post all the same."""
 
 
-async def post(house: RunningGateway, text: str, key: str, **more: Any) -> httpx2.Response:
+async def post(running: RunningGateway, text: str, key: str, **more: Any) -> httpx2.Response:
     """Post under an Idempotency-Key."""
-    return await house.call("post_twitter", {"text": text, **more}, headers={"idempotency-key": key})
+    return await running.call("post_twitter", {"text": text, **more}, headers={"idempotency-key": key})
 
 
-async def outcome(house: RunningGateway, answer: httpx2.Response) -> dict[str, Any]:
+async def outcome(running: RunningGateway, answer: httpx2.Response) -> dict[str, Any]:
     """What requests/{id} says of a call."""
-    return dict((await house.client.get(API + f"requests/{answer.headers['x-request-id']}")).json())
+    return dict((await running.client.get(API + f"requests/{answer.headers['x-request-id']}")).json())
 
 
-async def look(house: RunningGateway, *after_s: float) -> None:
+async def look(running: RunningGateway, *after_s: float) -> None:
     """Let time pass, and look whenever a look is due."""
     for seconds in after_s:
-        house.clock.advance(seconds=seconds)
-        await house.gateway.reconciler.round()
+        running.clock.advance(seconds=seconds)
+        await running.gateway.reconciler.round()
 
 
-async def times(house: RunningGateway, text: str) -> int:
+async def times(running: RunningGateway, text: str) -> int:
     """How often X has a post of this text."""
-    return sum(one["text"] == text and not one["deleted"] for one in (await house.state())["posts"])
+    return sum(one["text"] == text and not one["deleted"] for one in (await running.state())["posts"])
 
 
 @pytest.mark.trust("G6")
 @pytest.mark.trust("F28")
 @pytest.mark.engines("sqlite", "postgres")
 @pytest.mark.parametrize(("do", "applied"), LOST.values(), ids=LOST)
-async def test_a_lost_post_is_told_by_what_the_timeline_shows(
+async def test_the_timeline_decides_the_outcome_of_a_lost_post(
     linked: RunningGateway,
     do: dict[str, Any],
     applied: bool,  # noqa: FBT001 - pytest hands it by name
@@ -87,7 +87,7 @@ async def test_a_lost_post_is_told_by_what_the_timeline_shows(
         ("line one\n\nline two", {}),
     ],
 )
-async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
+async def test_a_lost_post_is_recognised_by_its_text_however_x_writes_it(
     linked: RunningGateway, text: str, more: dict[str, Any]
 ) -> None:
     """Short links, entities, normal forms; what it answers and quotes."""
@@ -97,8 +97,8 @@ async def test_a_lost_post_is_known_by_its_words_however_x_writes_them(
     assert (await outcome(linked, first))["state"] == "found"
 
 
-async def test_a_post_that_nobody_can_see_stays_unknown_and_says_why(linked: RunningGateway) -> None:
-    """X keeps it out of timelines, so there is no place to look."""
+async def test_a_post_that_is_not_visible_stays_unknown_with_the_reason(linked: RunningGateway) -> None:
+    """X excludes it from timelines, so it cannot be searched for."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Only for ads", "k", nullcast=True)
     await look(linked, 3, 60)
@@ -121,8 +121,8 @@ async def test_a_timeline_that_cannot_be_read_leaves_it_unknown_until_it_can(lin
 
 
 @pytest.mark.engines("sqlite", "postgres")
-async def test_two_posts_that_are_told_alike_stay_unknown(linked: RunningGateway) -> None:
-    """One of them is there, and nobody can say which; after a day that is the last word."""
+async def test_two_posts_that_cannot_be_distinguished_stay_unknown(linked: RunningGateway) -> None:
+    """One of them exists, and it is undecidable which; after a day that is final."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     lost = [await post(linked, "Twins", key) for key in ("one", "two")]
@@ -136,7 +136,7 @@ async def test_two_posts_that_are_told_alike_stay_unknown(linked: RunningGateway
 
 
 async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: RunningGateway) -> None:
-    """The second call is refused, and the first is looked for at once."""
+    """The second call is refused, and the first is searched for immediately."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     first = await post(linked, "Said once", "one")
     second = await post(linked, "Said once", "two")
@@ -147,7 +147,7 @@ async def test_xs_duplicate_refusal_shows_that_the_lost_one_was_posted(linked: R
     assert await times(linked, "Said once") == 1
 
 
-async def test_an_unlinked_account_is_not_looked_at(linked: RunningGateway) -> None:
+async def test_no_timeline_of_an_unlinked_account_is_read(linked: RunningGateway) -> None:
     """The owner has ended it: nothing is read any more, and the row says so."""
     await linked.fault("POST", "/2/tweets", {"drop": "after_apply"})
     first = await post(linked, "Gone", "k")
@@ -161,31 +161,31 @@ async def test_an_unlinked_account_is_not_looked_at(linked: RunningGateway) -> N
 @pytest.mark.parametrize("skew_s", [-600, 600])
 @pytest.mark.parametrize("how", ["clock", "date"])
 async def test_a_clock_that_is_wrong_by_ten_minutes_changes_no_verdict(
-    house: RunningGateway, skew_s: int, how: str
+    running: RunningGateway, skew_s: int, how: str
 ) -> None:
     """X's Date says how far it is off; what X has is found, and what it has not is not."""
     if how == "date":
-        await house.configure(date_skew_s=skew_s)
+        await running.configure(date_skew_s=skew_s)
     elif skew_s > 0:
-        await house.advance_x(skew_s)
+        await running.advance_x(skew_s)
     else:
-        house.clock.advance(seconds=-skew_s)
-    await house.link("ada")
-    await house.fault("POST", "/2/tweets", {"drop": "after_apply"})
-    there = await post(house, "There", "there")
-    await house.fault("POST", "/2/tweets", {"drop": "before_apply"})
-    away = await post(house, "Away", "away")
+        running.clock.advance(seconds=-skew_s)
+    await running.link("ada")
+    await running.fault("POST", "/2/tweets", {"drop": "after_apply"})
+    there = await post(running, "There", "there")
+    await running.fault("POST", "/2/tweets", {"drop": "before_apply"})
+    away = await post(running, "Away", "away")
     for seconds in (3, 30, 30, 3):
-        house.clock.advance(seconds=seconds)
-        await house.advance_x(seconds)
-        await house.gateway.reconciler.round()
-    assert (await outcome(house, there))["state"] == "found"
-    assert (await outcome(house, away))["state"] == "not_found"
+        running.clock.advance(seconds=seconds)
+        await running.advance_x(seconds)
+        await running.gateway.reconciler.round()
+    assert (await outcome(running, there))["state"] == "found"
+    assert (await outcome(running, away))["state"] == "not_found"
 
 
 @pytest.mark.trust("F39")
-async def test_who_does_not_wait_for_the_answer_can_ask_for_it(linked: RunningGateway) -> None:
-    """The caller has gone; what became of the post is written down all the same."""
+async def test_a_caller_that_disconnects_can_ask_for_the_outcome(linked: RunningGateway) -> None:
+    """The caller disconnected; the outcome of the post is recorded all the same."""
     await linked.fault("POST", "/2/tweets", {"delay_s": 0.5})
     with pytest.raises(httpx2.ReadTimeout):
         await linked.call("post_twitter", {"text": "Gone"}, headers={"idempotency-key": "k"}, timeout=0.1)
@@ -206,8 +206,8 @@ async def test_half_a_character_in_xs_answer_spoils_no_post(linked: RunningGatew
 
 @pytest.mark.trust("G6")
 @pytest.mark.engines("sqlite", "postgres")
-async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(linked: RunningGateway) -> None:
-    """X never saw the first; the second is in the timeline before its caller has the answer: it is nobody else's."""
+async def test_a_running_post_is_not_mistaken_for_a_lost_one_with_the_same_text(linked: RunningGateway) -> None:
+    """X never saw the first; the timeline shows the second before its answer arrives."""
     await linked.fault("POST", "/2/tweets", {"drop": "before_apply"})
     first = await post(linked, "Once more", "k")
     await linked.fault("POST", "/2/tweets", {"trickle_bps": 150})
@@ -225,7 +225,7 @@ async def test_a_post_under_way_is_not_taken_for_a_lost_one_of_the_same_words(li
 
 
 @pytest.mark.trust("F10")
-async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path: Path) -> None:
+async def test_a_call_succeeds_if_the_store_cannot_record_xs_limits_and_prices(tmp_path: Path) -> None:
     """They are taken after X's answer: its caller must get it, and not hear that nothing was asked of X."""
     nowhere = Database(f"sqlite:///{tmp_path / 'nowhere' / 'birdwire.db'}")
     record = Capabilities(nowhere, MovableClock(), "client")
@@ -237,13 +237,13 @@ async def test_notes_of_xs_terms_spoil_no_call_while_the_store_is_away(tmp_path:
 
 @pytest.mark.trust("G6")
 async def test_a_bug_after_the_send_leaves_the_outcome_unknown(tmp_path: Path) -> None:
-    """Its caller does not hear "try again"; the post is looked for at once, and the log names the bug."""
-    async with RunningGateway.built(tmp_path, failpoints="post_after_send=raise") as house:
-        await house.link("ada")
-        first = await post(house, "There", "k")
+    """Its caller is not asked to retry; the post is searched for immediately, and the log names the bug."""
+    async with RunningGateway.built(tmp_path, failpoints="post_after_send=raise") as running:
+        await running.link("ada")
+        first = await post(running, "There", "k")
         assert (first.status_code, first.json()["error"]["reason"]) == (502, "outcome_unknown")
-        assert "FailpointError" in house.log.getvalue()
-        await look(house, 3)
-        assert (await outcome(house, first))["state"] == "found"
-        assert (await post(house, "There", "k")).status_code == 201
-        assert await times(house, "There") == 1
+        assert "FailpointError" in running.log.getvalue()
+        await look(running, 3)
+        assert (await outcome(running, first))["state"] == "found"
+        assert (await post(running, "There", "k")).status_code == 201
+        assert await times(running, "There") == 1

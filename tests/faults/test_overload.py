@@ -1,4 +1,4 @@
-"""Three times as many calls as can be done: as much gets done as before, and the rest is told so at once."""
+"""Three times the capacity in calls: the throughput stays, and the rest is rejected immediately."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ import pytest
 
 from harness.fault_scale import percentile, record, scaled
 from harness.gateway import API
-from harness.processes import street
+from harness.processes import deploy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.processes import Street
+    from harness.processes import Deployment
 
 SECONDS = scaled("OVERLOAD_S", 2, 20)
 """How long each part takes; 20 seconds assert the figures, too."""
 LONG = SECONDS >= 20
 X_S = 0.2  # what X takes for a like
 AT_ONCE = 20
+TICK_S = 0.005
+"""Interval at which the open load starts the calls that are due: short against X_S, so that the rate is even."""
+
 KEYS = 10
 HEAD = (
     f"POST {API}like_twitter HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n"
@@ -36,9 +39,9 @@ HEAD = (
 
 @dataclass
 class Load:
-    """Likes of different posts, by keys in turn; what was answered, and how long those took who were sent away."""
+    """Likes of different posts by keys in turn, with the statuses and the durations of rejections."""
 
-    place: Street
+    place: Deployment
     where: tuple[str, int]
     statuses: Counter[int] = field(default_factory=Counter)
     shed_s: list[float] = field(default_factory=list)
@@ -78,7 +81,7 @@ class Load:
             await writer.wait_closed()
 
     async def closed(self) -> float:
-        """As many callers as places, each with one call after the other; calls done a second."""
+        """Run one caller per place, each with one call after another; return the calls served per second."""
         ends_at = time.monotonic() + SECONDS
 
         async def caller() -> None:
@@ -89,12 +92,12 @@ class Load:
         return self.statuses.total() / SECONDS
 
     async def open(self, rate: float) -> float:
-        """So many calls a second, whatever becomes of them; calls done a second."""
+        """Start calls at a fixed rate, whatever their outcome; return the calls served per second."""
         began = time.monotonic()
         tasks: list[asyncio.Task[None]] = []
         while (passed := time.monotonic() - began) < SECONDS:
             tasks += [asyncio.create_task(self.like()) for _ in range(int(passed * rate) - len(tasks))]
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(TICK_S)
         await asyncio.gather(*tasks)
         return (self.statuses.total() - self.statuses[503]) / SECONDS
 
@@ -103,8 +106,8 @@ class Load:
 @pytest.mark.trust("F47")
 @pytest.mark.timeout(300)
 async def test_three_times_too_much_costs_next_to_nothing(tmp_path: Path) -> None:
-    """Goodput stays; each call that is shed is told so at once, and when to come back."""
-    async with street(tmp_path) as place:
+    """Goodput stays; each rejected call is answered immediately, with when to retry."""
+    async with deploy(tmp_path) as place:
         served = await place.serve(max_calls=str(AT_ONCE), max_calls_queued="5")
         for number in range(KEYS):
             if number:

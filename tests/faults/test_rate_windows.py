@@ -22,40 +22,40 @@ def refusal(answer: httpx2.Response) -> tuple[int, str, int]:
     return answer.status_code, error["reason"], int(answer.headers["retry-after"])
 
 
-async def asked(house: RunningGateway) -> int:
+async def asked(running: RunningGateway) -> int:
     """How often X was asked to like."""
-    return len(await house.calls("/2/users/", method="POST"))
+    return len(await running.calls("/2/users/", method="POST"))
 
 
 @contextlib.asynccontextmanager
-async def another_account(house: RunningGateway, username: str = "grace") -> AsyncIterator[httpx2.AsyncClient]:
+async def another_account(running: RunningGateway, username: str = "grace") -> AsyncIterator[httpx2.AsyncClient]:
     """A client with a key of its own, linked to another account."""
-    _, raw_key = await house.gateway.keys.create("test", username, "growth", None)
-    async with httpx2.AsyncClient(base_url=house.client.base_url, timeout=30) as client:
+    _, raw_key = await running.gateway.keys.create("test", username, "growth", None)
+    async with httpx2.AsyncClient(base_url=running.client.base_url, timeout=30) as client:
         client.headers["authorization"] = f"Bearer {raw_key}"
         auth_url = (await client.post(API + "auth_twitter")).json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": "allow"}
-        redirect = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
-        assert (await house.bare.get(redirect)).status_code == 200
+        redirect = (await running.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
+        assert (await running.bare.get(redirect)).status_code == 200
         yield client
 
 
 @contextlib.asynccontextmanager
-async def another_gateway(house: RunningGateway) -> AsyncIterator[RunningGateway]:
+async def another_gateway(running: RunningGateway) -> AsyncIterator[RunningGateway]:
     """A second gateway on the same database."""
     async with contextlib.AsyncExitStack() as stack:
-        options: dict[str, Any] = {"database_url": house.settings.database_url}
+        options: dict[str, Any] = {"database_url": running.settings.database_url}
         other = await stack.enter_async_context(
-            gateway(house.directory, house.sandbox, str(house.settings.x_api_url), stack, **options)
+            gateway(running.directory, running.sandbox, str(running.settings.x_api_url), stack, **options)
         )
-        other.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        other.client.headers["authorization"] = f"Bearer {running.raw_key}"
         yield other
 
 
-async def exchange(*houses: RunningGateway) -> None:
+async def exchange(*gateways: RunningGateway) -> None:
     """What the background does every few seconds, and now and then in full: now in full, whenever it last was."""
-    for house in houses:
-        await house.gateway.clients.windows.sync(everything=True)
+    for running in gateways:
+        await running.gateway.clients.windows.sync(everything=True)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ async def test_a_window_that_x_refused_for_is_not_asked_again(linked: RunningGat
 
 
 @pytest.mark.trust("F31")
-async def test_one_accounts_window_is_nobody_elses(linked: RunningGateway) -> None:
+async def test_one_accounts_window_affects_no_other_account(linked: RunningGateway) -> None:
     """Grace likes on while ada waits."""
     await linked.configure(likes_per_15m=1)
     assert [(await linked.like()).status_code for _ in range(2)] == [200, 429]
@@ -99,7 +99,7 @@ async def test_one_accounts_window_is_nobody_elses(linked: RunningGateway) -> No
         assert (await grace.post(API + "like_twitter", json={"tweet_id": POST})).status_code == 200
 
 
-async def test_the_apps_window_is_everybodys(linked: RunningGateway) -> None:
+async def test_the_apps_window_applies_to_every_account(linked: RunningGateway) -> None:
     """X counts it for all accounts of the app, and says so."""
     await linked.configure(posts_per_24h=1)
     assert (await linked.call("post_twitter", {"text": "the last one"})).status_code == 201
@@ -114,7 +114,7 @@ async def test_the_apps_window_is_everybodys(linked: RunningGateway) -> None:
 async def test_the_wait_goes_by_xs_own_clock_within_the_windows_length(
     linked: RunningGateway, skew_s: int, least_s: int, most_s: int
 ) -> None:
-    """The reset minus X's Date; ours plays no part in it."""
+    """The reset minus X's Date; our own clock does not matter."""
     linked.clock.advance(minutes=10)
     await linked.configure(likes_per_15m=1, date_skew_s=skew_s)
     await linked.like()
@@ -129,7 +129,7 @@ async def test_the_wait_goes_by_xs_own_clock_within_the_windows_length(
 async def test_a_reset_that_cannot_be_holds_the_window_for_a_moment(
     linked: RunningGateway, reset: str | None, wait_s: int
 ) -> None:
-    """As long as the caller is told; then X is asked again."""
+    """For the stated wait; then X is called again."""
     headers = {"x-rate-limit-remaining": "0"} | ({"x-rate-limit-reset": reset} if reset else {})
     await linked.fault("POST", LIKES, {"status": 429, "headers": headers})
     assert [refusal(await linked.like())[2] for _ in range(2)] == [wait_s, wait_s]
@@ -140,7 +140,7 @@ async def test_a_reset_that_cannot_be_holds_the_window_for_a_moment(
 
 @pytest.mark.parametrize("headers", [{}, {"x-rate-limit-remaining": "7", "x-rate-limit-limit": "50"}])
 async def test_a_429_that_shows_no_window_holds_none(linked: RunningGateway, headers: dict[str, str]) -> None:
-    """It is passed on with a wait; the next call asks X, who knows better."""
+    """It is passed on with a wait; the next call goes to X."""
     await linked.fault("POST", LIKES, {"status": 429, "headers": headers})
     assert refusal(await linked.like()) == (429, "x_window_15m", 60)
     assert (await linked.like()).status_code == 200
@@ -149,8 +149,8 @@ async def test_a_429_that_shows_no_window_holds_none(linked: RunningGateway, hea
 @pytest.mark.parametrize(
     ("error", "reason"), [("usage-capped", "x_usage_capped"), ("spend-cap", "x_spend_cap"), ("client-not-enrolled", "")]
 )
-async def test_caps_credits_and_tiers_are_no_windows(linked: RunningGateway, error: str, reason: str) -> None:
-    """Waiting does not cure them, and they are told by their own names."""
+async def test_caps_credits_and_tiers_are_not_windows(linked: RunningGateway, error: str, reason: str) -> None:
+    """Waiting does not help, and they have their own reasons."""
     await linked.fault("POST", LIKES, {"error": error})
     assert (await linked.like()).json()["error"]["reason"] == (reason or "x_tier_lacks_action")
     assert (await linked.like()).status_code == 200
@@ -180,7 +180,7 @@ async def test_the_last_call_of_a_window_is_not_spent_on_a_second_try(linked: Ru
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_another_gateway_on_the_database_knows_what_one_learned(linked: RunningGateway) -> None:
-    """And asks X no more than the first; a window that was learned of later wins."""
+    """It does not call X either; a window learned later takes precedence."""
     async with another_gateway(linked) as other:
         await linked.configure(likes_per_15m=3)
         await linked.like()
@@ -191,8 +191,8 @@ async def test_another_gateway_on_the_database_knows_what_one_learned(linked: Ru
         assert refusal(await other.like())[:2] == (429, "x_window_15m")
         assert refusal(await linked.like())[:2] == (429, "x_window_15m")
         assert await asked(linked) == 3
-        for house in (linked, other):
-            house.clock.advance(minutes=15)
+        for running in (linked, other):
+            running.clock.advance(minutes=15)
         await linked.advance_x(900)
         assert (await linked.like()).status_code == 200
         await exchange(linked, other)
@@ -201,7 +201,7 @@ async def test_another_gateway_on_the_database_knows_what_one_learned(linked: Ru
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_restart_forgets_no_window(linked: RunningGateway) -> None:
-    """The gateway that starts knows what the one before it was told."""
+    """A starting gateway knows the windows that its predecessor learned."""
     await linked.configure(likes_per_15m=1)
     async with another_gateway(linked) as first:
         assert (await first.like()).status_code == 200
@@ -213,7 +213,7 @@ async def test_a_restart_forgets_no_window(linked: RunningGateway) -> None:
     assert limits["follow_twitter"]["15m"]["remaining"] == 49
 
 
-async def test_the_status_tells_what_is_left(linked: RunningGateway) -> None:
+async def test_the_status_shows_the_remaining_calls(linked: RunningGateway) -> None:
     """By operation or look-up, and by window; nothing is made up."""
     assert (await linked.status())["limits"] == {}
     await linked.configure(likes_per_15m=3)

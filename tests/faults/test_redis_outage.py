@@ -1,4 +1,4 @@
-"""Shared limits when Redis is slow, gone, back, wrong or mad: calls are answered, within the replica's share."""
+"""Shared limits with a slow, unavailable, recovered or faulty Redis: calls are answered within the replica's share."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def mad(
 
 
 def certificate(directory: Path) -> Path:
-    """A certificate for this machine that nobody vouches for, with its key."""
+    """Create a self-signed certificate for this machine, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -114,14 +114,14 @@ async def until(limits: RateLimit, *, local: bool, within_s: float = 20.0) -> No
 
 
 async def seen(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens beside us."""
+    """Wait for a condition that another task fulfils."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nobody tells
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
 
 
 async def granted(limits: RateLimit, times: int, rpm: int) -> int:
-    """How many of so many calls are granted without the shared counters."""
+    """Make this many calls without the shared counters, and return how many are granted."""
     answers = [await limits.take("key_a", rpm) for _ in range(times)]
     assert all(answer.local for answer in answers)
     return sum(answer.granted for answer in answers)
@@ -152,7 +152,7 @@ async def test_without_redis_each_replica_grants_its_share(redis: Redis) -> None
 
 
 @pytest.mark.trust("F18")
-async def test_what_a_replica_granted_before_counts_in_its_share(redis: Redis) -> None:
+async def test_calls_that_a_replica_granted_before_count_in_its_share(redis: Redis) -> None:
     """Or every loss of Redis would be a fresh minute."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as limits:
@@ -168,7 +168,7 @@ async def test_what_a_replica_granted_before_counts_in_its_share(redis: Redis) -
 
 @pytest.mark.trust("F18")
 async def test_a_replica_that_left_or_died_leaves_its_share(redis: Redis) -> None:
-    """One that said so at once, one that did not when it was not heard of for ten seconds."""
+    """A replica that leaves is removed immediately, one that dies after ten seconds without a heartbeat."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as stays:
         async with shared(redis.url, budget_s=PATIENT_S):
@@ -181,8 +181,8 @@ async def test_a_replica_that_left_or_died_leaves_its_share(redis: Redis) -> Non
 
 
 @pytest.mark.trust("F19")
-async def test_a_flushed_redis_begins_its_counts_anew(redis: Redis) -> None:
-    """Scripts and counts are gone; nobody notices but who had used up their minute."""
+async def test_a_flushed_redis_starts_counting_again_from_zero(redis: Redis) -> None:
+    """Scripts and counts are lost; only a caller that had used up its minute notices."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as limits:
         assert [(await limits.take("key_a", 2)).granted for _ in range(3)] == [True, True, False]
@@ -269,7 +269,7 @@ async def test_a_nonsensical_grant_is_not_believed() -> None:
         assert (told.local, told.limit) == (True, 5)
 
 
-async def test_a_server_that_is_not_there_keeps_nobody_waiting() -> None:
+async def test_an_unreachable_server_delays_no_caller() -> None:
     """A gateway starts without it, and counts alone."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -301,7 +301,7 @@ async def test_the_url_gives_user_password_and_database(redis: Redis) -> None:
 
 
 async def test_the_user_that_the_guide_makes_may_do_enough_and_no_more(redis: Redis) -> None:
-    """Counting, beating, leaving; not one command beside, nor another key."""
+    """Counting, heartbeats and leaving; no other command and no other key."""
     guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     (line,) = re.findall(r"^ +(ACL SETUSER gateway .+)$", guide, re.MULTILINE)
     redis.ask("FLUSHALL")
@@ -331,7 +331,7 @@ async def test_a_certificate_that_proves_nothing_gets_no_password(tmp_path: Path
         assert got == []
 
 
-async def test_more_may_not_wait_than_the_bound() -> None:
+async def test_the_number_of_waiting_calls_is_bounded() -> None:
     """A flood at a server that does not answer is counted here, and nothing piles up."""
 
     def answer(data: bytes) -> bytes:
@@ -342,7 +342,7 @@ async def test_more_may_not_wait_than_the_bound() -> None:
         assert all(answer.local and answer.granted for answer in answers)
 
 
-async def test_who_goes_away_while_waiting_shifts_no_reply(redis: Redis) -> None:
+async def test_a_cancelled_caller_does_not_shift_redis_replies(redis: Redis) -> None:
     """A caller's end leaves its reply unread, and everybody else's in place."""
     redis.ask("FLUSHALL")
     async with shared(redis.url, budget_s=PATIENT_S) as limits:
@@ -356,19 +356,19 @@ async def test_who_goes_away_while_waiting_shifts_no_reply(redis: Redis) -> None
 
 
 async def test_an_answer_says_that_it_was_counted_here(tmp_path: Path, redis: Redis) -> None:
-    """From outside: the header, on good answers and on refusals; gone when Redis is back."""
+    """Over HTTP: the header is on successes and refusals, and absent once Redis is back."""
     redis.ask("FLUSHALL")
-    async with RunningGateway.built(tmp_path, rpm=4, redis_url=redis.url) as house:
+    async with RunningGateway.built(tmp_path, rpm=4, redis_url=redis.url) as running:
         redis.stop()
         try:
             async with asyncio.timeout(20):
-                while DEGRADED not in (await house.client.get(API + "auth/status")).headers:
+                while DEGRADED not in (await running.client.get(API + "auth/status")).headers:
                     pass
-            statuses = [await house.client.get(API + "auth/status") for _ in range(5)]
+            statuses = [await running.client.get(API + "auth/status") for _ in range(5)]
             assert {answer.headers[DEGRADED] for answer in statuses} == {"local"}
             assert statuses[-1].status_code == 429
         finally:
             redis.start()
         async with asyncio.timeout(5):
-            while DEGRADED in (await house.client.get(API + "auth/status")).headers:
+            while DEGRADED in (await running.client.get(API + "auth/status")).headers:
                 pass

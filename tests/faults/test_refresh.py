@@ -26,33 +26,33 @@ TOKEN = "/2/oauth2/token"
 LEASE_S = 31
 
 
-async def refreshes(house: RunningGateway) -> list[dict[str, Any]]:
+async def refreshes(running: RunningGateway) -> list[dict[str, Any]]:
     """The refresh calls that X got; one without an answer has no status."""
-    return (await house.calls(TOKEN))[1:]  # the first is the link's exchange
+    return (await running.calls(TOKEN))[1:]  # the first is the link's exchange
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for something that happens beside us."""
+    """Wait for a condition that another task fulfils."""
     async with asyncio.timeout(20):
         while not await condition():  # noqa: ASYNC110 - it happens in another program
             await asyncio.sleep(0)
 
 
-async def near_the_end(house: RunningGateway, left_s: int = 600) -> None:
+async def near_the_end(running: RunningGateway, left_s: int = 600) -> None:
     """Move both clocks on, so that the token has this long left."""
-    house.clock.advance(seconds=7_200 - left_s)
-    await house.advance_x(7_200 - left_s)
+    running.clock.advance(seconds=7_200 - left_s)
+    await running.advance_x(7_200 - left_s)
 
 
-async def row(house: RunningGateway) -> SessionRow:
+async def row(running: RunningGateway) -> SessionRow:
     """The session's row."""
-    current = (await house.gateway.links.of_key(house.key_id)).current
+    current = (await running.gateway.links.of_key(running.key_id)).current
     assert current is not None
     return current
 
 
-async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: RunningGateway) -> None:
-    """Ten minutes before its end: the call goes on with the old token, the new one comes beside it."""
+async def test_a_token_is_renewed_early_and_no_caller_waits(linked: RunningGateway) -> None:
+    """Ten minutes before its end the call uses the old token while the new one is fetched."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})
     assert (await linked.like()).status_code == 200
@@ -66,7 +66,7 @@ async def test_a_token_is_renewed_in_good_time_and_nobody_waits(linked: RunningG
     assert len(await refreshes(linked)) == 1
 
 
-async def test_a_token_with_time_left_is_left_alone(linked: RunningGateway) -> None:
+async def test_a_token_with_time_left_is_not_renewed(linked: RunningGateway) -> None:
     """Half an hour is plenty."""
     await near_the_end(linked, 1_800)
     assert (await linked.like()).status_code == 200
@@ -76,7 +76,7 @@ async def test_a_token_with_time_left_is_left_alone(linked: RunningGateway) -> N
 @pytest.mark.trust("R3")
 @pytest.mark.trust("F4")
 async def test_a_lost_reply_is_repeated_once_after_the_lease_and_then_named(linked: RunningGateway) -> None:
-    """X rotated, and its answer is gone: no second send inside the lease, one after it, then the owner is asked."""
+    """X rotated, and its answer is lost: one more request, after the lease, then a new link is required."""
     await near_the_end(linked)
     await linked.fault("POST", TOKEN, {"drop": "after_apply"})
     await linked.like()
@@ -123,7 +123,7 @@ async def test_a_request_that_x_never_took_is_repeated_after_the_lease(linked: R
 @pytest.mark.trust("R9")
 @pytest.mark.parametrize("left_s", [-100, 600])
 async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: RunningGateway, left_s: int) -> None:
-    """X answered, so nothing of ours is under way: the next try follows after 1, then 2 seconds, and is not early."""
+    """X answered, so no request is in flight: the next attempt follows after 1, then 2 seconds, and not earlier."""
     await near_the_end(linked, left_s)
     await linked.fault("POST", TOKEN, {"status": 503}, times=2)
     waits = []
@@ -151,11 +151,11 @@ async def test_two_server_errors_of_the_token_endpoint_cost_seconds(linked: Runn
     assert len(await refreshes(linked)) == 3
 
 
-def released(house: RunningGateway, tries: int) -> Callable[[], Awaitable[bool]]:
+def released(running: RunningGateway, tries: int) -> Callable[[], Awaitable[bool]]:
     """Whether X was asked this often, and the last claim is released."""
 
     async def seen() -> bool:
-        return len(await refreshes(house)) == tries and (await row(house)).refresh_state == "idle"
+        return len(await refreshes(running)) == tries and (await row(running)).refresh_state == "idle"
 
     return seen
 
@@ -212,15 +212,15 @@ async def test_a_gateway_killed_while_it_asked_leaves_its_mark(tmp_path: Path, a
     sandbox = create_sandbox()
     async with contextlib.AsyncExitStack() as stack:
         x_url = await stack.enter_async_context(serving(sandbox_config(sandbox)))
-        async with gateway(tmp_path, sandbox, x_url, stack) as house:
-            key, raw_key = await house.gateway.keys.create("test", "kept", "free")
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            await house.advance_x(7_300)
-            await house.fault("POST", TOKEN, {"drop": "after_apply" if applied else "before_apply"})
-            await house.like()
-            house.key_id = key.key_id
-            assert (await row(house)).refresh_state == "presented"
+        async with gateway(tmp_path, sandbox, x_url, stack) as running:
+            key, raw_key = await running.gateway.keys.create("test", "kept", "free")
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            await running.advance_x(7_300)
+            await running.fault("POST", TOKEN, {"drop": "after_apply" if applied else "before_apply"})
+            await running.like()
+            running.key_id = key.key_id
+            assert (await row(running)).refresh_state == "presented"
         async with gateway(tmp_path, sandbox, x_url, stack) as again:
             again.client.headers["authorization"] = f"Bearer {raw_key}"
             again.key_id = key.key_id
@@ -279,7 +279,7 @@ async def test_an_unlink_during_a_refresh_wins(linked: RunningGateway) -> None:
 
 
 @pytest.mark.trust("R11")
-async def test_a_caller_that_goes_away_does_not_take_the_refresh_along(linked: RunningGateway) -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_refresh(linked: RunningGateway) -> None:
     """It goes on, and the next caller has its fruit."""
     await linked.advance_x(7_300)
     await linked.fault("POST", TOKEN, {"delay_s": 0.3})

@@ -1,4 +1,4 @@
-"""One refresh among processes that share a row: who asks X, who waits, whose pair is kept, and when a link is over."""
+"""One refresh among processes that share a row: which calls X, which waits, which pair is kept, when a link ends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_process_waits_for_what_another_one_asks(two: Two) -> None:
 
 
 async def test_a_process_asks_itself_once_the_other_could_not_send(two: Two) -> None:
-    """Nothing reached X: the mark is gone, and the next one may try."""
+    """Nothing reached X: the mark is removed, and the next process may try."""
     clock, (a, b) = two
     key_id = await a.link()
     clock.advance(seconds=7_300)
@@ -76,8 +76,8 @@ async def test_a_process_asks_itself_once_the_other_could_not_send(two: Two) -> 
     assert await second == f"{SECRET}-at-2"
 
 
-async def test_nobody_waits_for_an_answer_that_is_known_to_be_lost(two: Two) -> None:
-    """The lease runs on, but callers hear at once that X did not answer."""
+async def test_no_caller_waits_for_an_answer_that_is_known_to_be_lost(two: Two) -> None:
+    """The lease continues, but callers learn immediately that X did not answer."""
     clock, (a, b) = two
     key_id = await a.link()
     clock.advance(seconds=7_300)
@@ -194,7 +194,7 @@ async def test_an_outage_of_weeks_ends_no_link(two: Two) -> None:
 
 
 @pytest.mark.trust("R7")
-async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
+async def test_writes_alongside_a_refresh_touch_no_token(two: Two) -> None:
     """A name, a limit, another link: each changes its own columns."""
     clock, (a, b) = two
     key_id = await a.link()
@@ -210,7 +210,7 @@ async def test_writes_beside_a_refresh_touch_no_token(two: Two) -> None:
 
 
 @pytest.mark.trust("F38", "G1")
-async def test_in_the_early_window_no_caller_sees_that_a_process_stands_still(two: Two) -> None:
+async def test_a_frozen_process_fails_no_caller_in_the_early_window(two: Two) -> None:
     """X refuses the second try, but the old access token lives: it is used, and the late answer mends all."""
     clock, (a, b) = two
     key_id = await a.link()
@@ -235,7 +235,7 @@ async def test_in_the_early_window_no_caller_sees_that_a_process_stands_still(tw
 
 
 async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> None:
-    """Nobody has the answer: until the end all goes on, then the owner is asked, and X no third time."""
+    """The answer is lost: calls work until the token expires, then a new link is required; X gets no third request."""
     clock, (a, _) = two
     key_id = await a.link()
     clock.advance(seconds=6_600)
@@ -328,7 +328,7 @@ async def test_a_pause_that_another_process_made_needless_does_not_lengthen_the_
 
 
 async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(two: Two) -> None:
-    """The rest is begun by later calls; an account whose token has expired does not wait for them."""
+    """Later calls start the rest; an account whose token has expired does not wait for them."""
     clock, (a, _) = two
     expired = await a.link("expired")
     clock.advance(seconds=6_600)
@@ -346,11 +346,11 @@ async def test_eight_renewals_run_in_the_background_and_leave_room_for_callers(t
         while {(await a.row(key_id)).gen for key_id in key_ids} != {2}:
             for key_id in key_ids:
                 await a.token(key_id)
-    assert a.x.most == MAX_IN_BACKGROUND + 1
+    assert a.x.max_running == MAX_IN_BACKGROUND + 1
 
 
 @pytest.mark.trust("F36")
-async def test_fifty_refreshes_run_at_once_and_the_rest_wait(two: Two) -> None:
+async def test_fifty_refreshes_run_concurrently_and_the_rest_wait(two: Two) -> None:
     """A rush at the end of many tokens neither floods X nor loses anybody."""
     clock, (a, _) = two
     key_ids = [await a.link(f"user{number}") for number in range(MAX_CONCURRENT + 30)]
@@ -360,32 +360,32 @@ async def test_fifty_refreshes_run_at_once_and_the_rest_wait(two: Two) -> None:
     for number in range(len(key_ids)):
         a.x.answers.put_nowait(pair(number))
     assert len(set(await asyncio.gather(*asking))) == len(key_ids)
-    assert (a.x.most, len(set(a.x.sent))) == (MAX_CONCURRENT, len(key_ids))
+    assert (a.x.max_running, len(set(a.x.sent))) == (MAX_CONCURRENT, len(key_ids))
 
 
 @pytest.mark.trust("R4")
 async def test_while_a_pair_is_not_stored_nothing_is_asked_and_nothing_is_ready(tmp_path: Path) -> None:
     """The store fails between X's answer and the commit: red, no replay, and it heals without help."""
-    async with RunningGateway.built(tmp_path) as house:
-        await house.link("ada")
+    async with RunningGateway.built(tmp_path) as running:
+        await running.link("ada")
         other = sqlite3.connect(tmp_path / "birdwire.db", isolation_level=None, check_same_thread=False)
-        await house.advance_x(7_300)
-        await house.fault("POST", "/2/oauth2/token", {"delay_s": 0.3})
-        liking = asyncio.create_task(house.like())
+        await running.advance_x(7_300)
+        await running.fault("POST", "/2/oauth2/token", {"delay_s": 0.3})
+        liking = asyncio.create_task(running.like())
         with contextlib.closing(other):
             async with asyncio.timeout(20):
-                while len(await house.calls("/2/oauth2/token")) < 2:
+                while len(await running.calls("/2/oauth2/token")) < 2:
                     pass
                 await asyncio.to_thread(other.execute, "ALTER TABLE x_sessions RENAME TO elsewhere")
-                while not house.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
+                while not running.gateway.sessions.unsaved:  # noqa: ASYNC110 - it happens in the gateway
                     await asyncio.sleep(0)
-            assert (await house.bare.get("/readyz")).status_code == 503
-            assert (await house.bare.get("/livez")).status_code == 200
+            assert (await running.bare.get("/readyz")).status_code == 503
+            assert (await running.bare.get("/livez")).status_code == 200
             await asyncio.to_thread(other.execute, "ALTER TABLE elsewhere RENAME TO x_sessions")
         assert (await liking).status_code == 200
-        assert (await house.bare.get("/readyz")).status_code == 200
-        assert len(await house.calls("/2/oauth2/token")) == 2
-        assert '"outcome":"persist_failure"' in house.log.getvalue()
+        assert (await running.bare.get("/readyz")).status_code == 200
+        assert len(await running.calls("/2/oauth2/token")) == 2
+        assert '"outcome":"persist_failure"' in running.log.getvalue()
 
 
 async def swap(process: Process, statement: str, *values: object) -> None:
@@ -415,7 +415,7 @@ async def test_a_token_moved_to_another_row_is_never_used(two: Two) -> None:
 @pytest.mark.trust("T7")
 @pytest.mark.trust("R8")
 async def test_the_pair_of_an_older_generation_is_never_used(two: Two) -> None:
-    """Put back from an old copy, it does not open beside the newer generation; nor does one column as the other."""
+    """Restored from an old copy, it does not open in the newer generation; nor does one column as the other."""
     clock, (a, _) = two
     key_id = await a.link()
     old = await a.row(key_id)
@@ -431,7 +431,7 @@ async def test_the_pair_of_an_older_generation_is_never_used(two: Two) -> None:
 
 
 async def test_a_damaged_access_token_is_renewed(two: Two) -> None:
-    """The refresh token is whole: nobody has to link again."""
+    """The refresh token is intact: a new link is not required."""
     _, (a, _) = two
     key_id = await a.link()
     await swap(a, "UPDATE x_sessions SET access_ct = ?", b"damaged")
@@ -440,7 +440,7 @@ async def test_a_damaged_access_token_is_renewed(two: Two) -> None:
 
 
 @pytest.mark.trust("G4")
-async def test_a_link_that_ended_while_a_call_waited_serves_it_no_more(two: Two) -> None:
+async def test_a_link_that_ended_while_a_call_waited_no_longer_serves_it(two: Two) -> None:
     """Its key was found before it waited for its turn, or for its body; the link is looked at when it is used."""
     _, (a, b) = two
     key_id = await a.link()
@@ -452,7 +452,7 @@ async def test_a_link_that_ended_while_a_call_waited_serves_it_no_more(two: Two)
 @pytest.mark.trust("G4")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_the_call_after_a_new_link_goes_through_it(database_url: str) -> None:
-    """In the process that made the link at once, however late the news of it comes."""
+    """In the process that made the link, immediately, however late the change feed reports it."""
     async with processes(database_url, 1) as (_, (a,)):
         key_id = await a.link()
         await remembered(a, key_id)
@@ -472,7 +472,7 @@ async def remembered(process: Process, key_id: str) -> None:
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_link_that_is_named_while_its_pair_is_renewed_stays_in_use(database_url: str) -> None:
-    """X names the account late, when the first pair is about to end: the renewal beside it must not undo the name."""
+    """X names the account just before the first pair expires: the concurrent renewal must not undo the name."""
     async with processes(database_url, 1) as (clock, (a,)):
         key, _ = await a.keys.create("test", "ada", "free")
         row, _ = await a.links.store_pending(key.key_id, pair(1), ["like.write"], None)

@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from harness.fault_scale import percentile, record, scaled
 from harness.gateway import API
-from harness.raw_http import Sent, Slow
-from harness.replicas import Fleet
+from harness.raw_http import RawRequest, SlowRequest
+from harness.replicas import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,47 +37,47 @@ ARMED = scaled("ARMED", 1, 100)
 LET_GO_S = (0.0, 0.05, 0.5, 1.1, 1.5)
 """When the bodies of such calls become whole, from the change on."""
 TARGETS = itertools.count(1_900_000_000_000_000_000)
-"""A post of its own for each key, by which its writes are told apart at X. There are none such."""
+"""A post id for each key, which identifies its writes at X. No such posts exist."""
 ADA = "2244994945"
 DEGRADED = "x-ratelimit-degraded"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fleet(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, redis: Redis) -> AsyncIterator[Fleet]:
+async def cluster(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, redis: Redis) -> AsyncIterator[Cluster]:
     """Three replicas, for all tests of the module; each makes its own keys."""
-    async with Fleet.built(tmp_path_factory.mktemp("fleet"), postgres, redis) as built:
+    async with Cluster.built(tmp_path_factory.mktemp("cluster"), postgres, redis) as built:
         yield built
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30) -> None:
-    """Wait for something that happens in other processes."""
+    """Wait for a condition that other processes fulfil."""
     async with asyncio.timeout(within_s):
-        while not await condition():  # noqa: ASYNC110 - nobody tells
+        while not await condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def exchanges(fleet: Fleet) -> list[dict[str, Any]]:
+async def exchanges(cluster: Cluster) -> list[dict[str, Any]]:
     """Return the calls to X's token endpoint; none of these tests lets a token be renewed."""
-    calls = (await fleet.x.get("/_sandbox/calls")).json()["calls"]
+    calls = (await cluster.x.get("/_sandbox/calls")).json()["calls"]
     return [call for call in calls if call["path"] == "/2/oauth2/token"]
 
 
-async def flood(fleet: Fleet, headers: dict[str, str], calls: int) -> list[httpx2.Response]:
-    """So many calls of one key, by a few callers at each replica."""
+async def flood(cluster: Cluster, headers: dict[str, str], calls: int) -> list[httpx2.Response]:
+    """Make this many calls of one key, by a few callers at each replica."""
 
     async def caller(replica: int, calls: int) -> list[httpx2.Response]:
-        return [await fleet.status(replica, headers) for _ in range(calls)]
+        return [await cluster.status(replica, headers) for _ in range(calls)]
 
     callers = [caller(number % 3, calls // 12) for number in range(12)]
     return [answer for answers in await asyncio.gather(*callers) for answer in answers]
 
 
 @pytest.mark.trust("G5")
-async def test_a_hundred_calls_are_a_hundred_over_three_replicas(fleet: Fleet) -> None:
+async def test_a_hundred_calls_are_a_hundred_over_three_replicas(cluster: Cluster) -> None:
     """Exactly, while Redis answers in time; a busy machine may be late for some, which then say so."""
     for _ in range(ROUNDS):
-        _, headers = await fleet.key(rpm=100)
-        answers = await flood(fleet, headers, 240)
+        _, headers = await cluster.key(rpm=100)
+        answers = await flood(cluster, headers, 240)
         granted = sum(answer.status_code == 200 for answer in answers)
         assert {answer.status_code for answer in answers} == {200, 429}
         if not any(DEGRADED in answer.headers for answer in answers):
@@ -87,30 +87,30 @@ async def test_a_hundred_calls_are_a_hundred_over_three_replicas(fleet: Fleet) -
     pytest.fail("Redis was late in every round")
 
 
-async def test_a_link_serves_at_every_replica(fleet: Fleet) -> None:
+async def test_a_link_serves_at_every_replica(cluster: Cluster) -> None:
     """Asked for at one, called back at the second, used at the third."""
-    _, headers = await fleet.key()
-    await fleet.link(headers, begin=0, end=1)
+    _, headers = await cluster.key()
+    await cluster.link(headers, begin=0, end=1)
     for replica in (2, 1, 0):
-        answer = await fleet.like(replica, headers)
+        answer = await cluster.like(replica, headers)
         assert answer.json() == {"data": {"liked": True}}
 
 
 @pytest.mark.trust("G12")
 @pytest.mark.parametrize(("do", "status", "says"), [({}, 200, "@ada is linked"), (REJECTED, 400, "code_rejected")])
 async def test_loads_of_one_callback_share_its_end_at_every_replica(
-    fleet: Fleet, do: dict[str, Any], status: int, says: str
+    cluster: Cluster, do: dict[str, Any], status: int, says: str
 ) -> None:
     """One of them exchanges the code; the others wait for what comes of it."""
-    _, headers = await fleet.key()
-    back = await fleet.consent(headers)
-    calls = len(await exchanges(fleet))
+    _, headers = await cluster.key()
+    back = await cluster.consent(headers)
+    calls = len(await exchanges(cluster))
     fault = {"match": {"method": "POST", "path": "/2/oauth2/token"}, "times": 1, "do": {"delay_s": 1.5, **do}}
-    (await fleet.x.post("/_sandbox/faults", json=fault)).raise_for_status()
+    (await cluster.x.post("/_sandbox/faults", json=fault)).raise_for_status()
     html = {"accept": "text/html"}
-    loads = (fleet.client.get(fleet.replicas[number % 3].url + back, headers=html) for number in range(120))
+    loads = (cluster.client.get(cluster.replicas[number % 3].url + back, headers=html) for number in range(120))
     pages = await asyncio.gather(*loads)
-    assert len(await exchanges(fleet)) - calls == 1
+    assert len(await exchanges(cluster)) - calls == 1
     assert {page.status_code for page in pages} == {status}
     assert all(says in page.text for page in pages)
     assert sum("undo_token" in page.text for page in pages) == (status == 200)
@@ -152,7 +152,7 @@ class Callers:
                 self.last = max(self.last, began)
                 warm.set()
         finally:
-            warm.set()  # whatever went wrong is told by the task
+            warm.set()  # the task reports any failure
 
 
 @pytest.mark.trust("G4", "T9")
@@ -165,25 +165,25 @@ class Callers:
         ("narrowed", (403, "key_not_allowed")),
     ],
 )
-async def test_what_is_taken_away_at_one_place_is_gone_everywhere(
-    fleet: Fleet, kind: str, refused: tuple[int, str]
+async def test_a_revocation_at_one_replica_takes_effect_at_all(
+    cluster: Cluster, kind: str, refused: tuple[int, str]
 ) -> None:
     """Within a second for 99 of 100, under load, by whichever replica it is asked; within five for all."""
 
     async def one() -> float:
-        key_id, headers = await fleet.key()
+        key_id, headers = await cluster.key()
         acts = kind in ("unlinked", "narrowed")
         if acts:
-            await fleet.link(headers)
+            await cluster.link(headers)
 
         async def call(replica: int) -> httpx2.Response:
-            return await (fleet.like if acts else fleet.status)(replica, headers)
+            return await (cluster.like if acts else cluster.status)(replica, headers)
 
         changes: dict[str, Callable[[], Awaitable[object]]] = {
-            "revoked": lambda: fleet.keys.revoke(key_id),
-            "unlinked": lambda: fleet.client.post(fleet.at(0, "unlink_twitter"), headers=headers),
-            "narrowed": lambda: fleet.keys.change(key_id, actions=("unlike_twitter",)),
-            "lowered": lambda: fleet.keys.change(key_id, rpm=1),
+            "revoked": lambda: cluster.keys.revoke(key_id),
+            "unlinked": lambda: cluster.client.post(cluster.at(0, "unlink_twitter"), headers=headers),
+            "narrowed": lambda: cluster.keys.change(key_id, actions=("unlike_twitter",)),
+            "lowered": lambda: cluster.keys.change(key_id, rpm=1),
         }
         callers = Callers(call)
         late_s = await callers.run(changes[kind])
@@ -204,13 +204,13 @@ async def test_what_is_taken_away_at_one_place_is_gone_everywhere(
 class Armed:
     """Calls of one key at every replica, admitted before a change and let go at moments around and after it."""
 
-    def __init__(self, fleet: Fleet, key_id: str, headers: dict[str, str]) -> None:
-        self._fleet, self._key_id, self._headers = fleet, key_id, headers
+    def __init__(self, cluster: Cluster, key_id: str, headers: dict[str, str]) -> None:
+        self._fleet, self._key_id, self._headers = cluster, key_id, headers
         self._target = str(next(TARGETS))
 
-    async def run(self, change: Callable[[Fleet, str, dict[str, str]], Awaitable[float]]) -> list[float]:
+    async def run(self, change: Callable[[Cluster, str, dict[str, str]], Awaitable[float]]) -> list[float]:
         """Seconds from the commit to each write that X got; every call ends."""
-        sent = Sent(
+        sent = RawRequest(
             json.dumps({"tweet_id": self._target}).encode(),
             target=API + "unlike_twitter",
             more=(("X-Forwarded-For", self._headers["x-forwarded-for"]),),
@@ -218,7 +218,7 @@ class Armed:
         raw_key = self._headers["authorization"].split()[1]
         async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
             calls = [
-                (after_s, await stack.enter_async_context(Slow.begun(replica.url, raw_key, sent)))
+                (after_s, await stack.enter_async_context(SlowRequest.started(replica.url, raw_key, sent)))
                 for after_s in LET_GO_S
                 for replica in self._fleet.replicas
             ]
@@ -237,51 +237,51 @@ class Armed:
         return [datetime.fromisoformat(at).timestamp() for at in mine]
 
 
-async def _revoke(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
-    await fleet.keys.revoke(key_id)
+async def _revoke(cluster: Cluster, key_id: str, _: dict[str, str]) -> float:
+    await cluster.keys.revoke(key_id)
     return time.time()
 
 
-async def _rotate(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
-    await fleet.keys.rotate(key_id, timedelta())
+async def _rotate(cluster: Cluster, key_id: str, _: dict[str, str]) -> float:
+    await cluster.keys.rotate(key_id, timedelta())
     return time.time()
 
 
-async def _actions(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
-    await fleet.keys.change(key_id, actions=("like_twitter",))
+async def _actions(cluster: Cluster, key_id: str, _: dict[str, str]) -> float:
+    await cluster.keys.change(key_id, actions=("like_twitter",))
     return time.time()
 
 
-async def _addresses(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
-    await fleet.keys.change(key_id, ips=("192.0.2.0/24",))
+async def _addresses(cluster: Cluster, key_id: str, _: dict[str, str]) -> float:
+    await cluster.keys.change(key_id, ips=("192.0.2.0/24",))
     return time.time()
 
 
-async def _expire(fleet: Fleet, key_id: str, _: dict[str, str]) -> float:
+async def _expire(cluster: Cluster, key_id: str, _: dict[str, str]) -> float:
     expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
-    await fleet.keys.change(key_id, expires_at=expires_at)
+    await cluster.keys.change(key_id, expires_at=expires_at)
     return expires_at.timestamp()
 
 
-async def _unlink(fleet: Fleet, _: str, headers: dict[str, str]) -> float:
-    (await fleet.client.post(fleet.at(0, "unlink_twitter"), headers=headers)).raise_for_status()
+async def _unlink(cluster: Cluster, _: str, headers: dict[str, str]) -> float:
+    (await cluster.client.post(cluster.at(0, "unlink_twitter"), headers=headers)).raise_for_status()
     return time.time()
 
 
-async def _relink(fleet: Fleet, _: str, headers: dict[str, str]) -> float:
-    await fleet.link(headers, begin=1, end=2, username="grace")
+async def _relink(cluster: Cluster, _: str, headers: dict[str, str]) -> float:
+    await cluster.link(headers, begin=1, end=2, username="grace")
     return time.time()
 
 
 @pytest.mark.trust("G4", "T9")
-async def test_no_write_is_begun_a_second_after_its_key_or_link_was_taken_away(fleet: Fleet) -> None:
+async def test_no_write_is_started_a_second_after_its_key_or_link_was_revoked(cluster: Cluster) -> None:
     """Calls that were admitted before, on whichever replica. One second for 99 of 100, five for all."""
     changes = (_revoke, _rotate, _actions, _addresses, _expire, _unlink, _relink)
 
-    async def one(change: Callable[[Fleet, str, dict[str, str]], Awaitable[float]]) -> list[float]:
-        key_id, headers = await fleet.key()
-        await fleet.link(headers)
-        return await Armed(fleet, key_id, headers).run(change)
+    async def one(change: Callable[[Cluster, str, dict[str, str]], Awaitable[float]]) -> list[float]:
+        key_id, headers = await cluster.key()
+        await cluster.link(headers)
+        return await Armed(cluster, key_id, headers).run(change)
 
     late_s: dict[str, list[float]] = {change.__name__: [] for change in changes}
     for _ in range(ARMED):
@@ -295,13 +295,13 @@ async def test_no_write_is_begun_a_second_after_its_key_or_link_was_taken_away(f
 
 
 @pytest.mark.trust("F18")
-async def test_without_redis_calls_are_answered_within_a_share(fleet: Fleet, redis: Redis) -> None:
+async def test_without_redis_calls_are_answered_within_a_share(cluster: Cluster, redis: Redis) -> None:
     """They say so; a revoked key is refused all the same; and it ends within five seconds of Redis's return."""
-    key_id, headers = await fleet.key(rpm=30)
+    key_id, headers = await cluster.key(rpm=30)
 
     async def degraded() -> list[bool]:
-        _, probe = await fleet.key()
-        return [DEGRADED in (await fleet.status(replica, probe)).headers for replica in range(3)]
+        _, probe = await cluster.key()
+        return [DEGRADED in (await cluster.status(replica, probe)).headers for replica in range(3)]
 
     async def all_local() -> bool:
         return all(await degraded())
@@ -310,37 +310,37 @@ async def test_without_redis_calls_are_answered_within_a_share(fleet: Fleet, red
         return not any(await degraded())
 
     async def all_known() -> bool:
-        return {await fleet.metric(replica, "birdwire_replicas") for replica in range(3)} == {3.0}
+        return {await cluster.metric(replica, "birdwire_replicas") for replica in range(3)} == {3.0}
 
     await until(none_local)
     await until(all_known)  # a replica hears of those that started after it by its next beat
     redis.stop()
     try:
         await until(all_local)
-        answers = await flood(fleet, headers, 60)
+        answers = await flood(cluster, headers, 60)
         assert {answer.headers[DEGRADED] for answer in answers} == {"local"}
         assert sum(answer.status_code == 200 for answer in answers) == 30  # ten each
-        await fleet.keys.revoke(key_id)
-        await until(lambda: _refused(fleet, headers), 5)
+        await cluster.keys.revoke(key_id)
+        await until(lambda: _refused(cluster, headers), 5)
     finally:
         redis.start()
     await until(none_local, 5)
-    assert [(await fleet.ready(replica)).status_code for replica in range(3)] == [200] * 3
+    assert [(await cluster.ready(replica)).status_code for replica in range(3)] == [200] * 3
 
 
-async def _refused(fleet: Fleet, headers: dict[str, str]) -> bool:
-    return {(await fleet.status(replica, headers)).status_code for replica in range(3)} == {401}
+async def _refused(cluster: Cluster, headers: dict[str, str]) -> bool:
+    return {(await cluster.status(replica, headers)).status_code for replica in range(3)} == {401}
 
 
 @pytest.mark.trust("F15")
-async def test_without_postgresql_no_replica_is_ready_and_all_recover(fleet: Fleet, postgres: Postgres) -> None:
+async def test_without_postgresql_no_replica_is_ready_and_all_recover(cluster: Cluster, postgres: Postgres) -> None:
     """503 with Retry-After, nothing reached X; five seconds after its return all is as before."""
-    _, headers = await fleet.key()
-    await fleet.link(headers)
-    before = len((await fleet.x.get("/_sandbox/calls")).json()["calls"])
+    _, headers = await cluster.key()
+    await cluster.link(headers)
+    before = len((await cluster.x.get("/_sandbox/calls")).json()["calls"])
 
     async def ready() -> list[int]:
-        return [(await fleet.ready(replica)).status_code for replica in range(3)]
+        return [(await cluster.ready(replica)).status_code for replica in range(3)]
 
     async def red() -> bool:
         return await ready() == [503] * 3
@@ -352,12 +352,12 @@ async def test_without_postgresql_no_replica_is_ready_and_all_recover(fleet: Fle
     try:
         await until(red)
         for replica in range(3):
-            answer = await fleet.like(replica, headers)
+            answer = await cluster.like(replica, headers)
             assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "storage_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
     finally:
         postgres.start()
     await until(green, 5)
-    assert len((await fleet.x.get("/_sandbox/calls")).json()["calls"]) == before
+    assert len((await cluster.x.get("/_sandbox/calls")).json()["calls"]) == before
     for replica in range(3):
-        assert (await fleet.like(replica, headers)).json() == {"data": {"liked": True}}
+        assert (await cluster.like(replica, headers)).json() == {"data": {"liked": True}}

@@ -36,27 +36,27 @@ async def until(true: Callable[[], object]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def second(house: RunningGateway, **options: Any) -> AsyncIterator[RunningGateway]:
+async def second(running: RunningGateway, **options: Any) -> AsyncIterator[RunningGateway]:
     """Another gateway on the same database."""
-    x_url = str(house.settings.x_api_url)
+    x_url = str(running.settings.x_api_url)
     async with contextlib.AsyncExitStack() as stack:
         other = await stack.enter_async_context(
-            gateway(house.directory, house.sandbox, options.pop("x_api_url", x_url), stack, **options)
+            gateway(running.directory, running.sandbox, options.pop("x_api_url", x_url), stack, **options)
         )
-        other.client.headers["authorization"] = f"Bearer {house.raw_key}"
+        other.client.headers["authorization"] = f"Bearer {running.raw_key}"
         yield other
 
 
 @contextlib.asynccontextmanager
-async def another_key(house: RunningGateway, username: str) -> AsyncIterator[httpx2.AsyncClient]:
+async def another_key(running: RunningGateway, username: str) -> AsyncIterator[httpx2.AsyncClient]:
     """A client with a key of its own, linked to another account."""
-    _, raw_key = await house.gateway.keys.create("test", username, "growth", None)
-    async with httpx2.AsyncClient(base_url=house.client.base_url, timeout=30) as client:
+    _, raw_key = await running.gateway.keys.create("test", username, "growth", None)
+    async with httpx2.AsyncClient(base_url=running.client.base_url, timeout=30) as client:
         client.headers["authorization"] = f"Bearer {raw_key}"
         auth_url = (await client.post(API + "auth_twitter")).json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": "allow"}
-        redirect = (await house.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
-        assert (await house.bare.get(redirect)).status_code == 200
+        redirect = (await running.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"]
+        assert (await running.bare.get(redirect)).status_code == 200
         yield client
 
 
@@ -72,7 +72,7 @@ async def test_a_like_that_x_lost_or_cut_is_asked_again(linked: RunningGateway, 
     assert len(await linked.calls("/2/users/", method="POST")) == 3
 
 
-async def test_a_third_failure_is_told(linked: RunningGateway) -> None:
+async def test_a_third_failure_is_returned(linked: RunningGateway) -> None:
     """As X's, and retryable."""
     await linked.fault("POST", LIKES, {"status": 503}, times=3)
     assert reason(await linked.like()) == (502, "x_5xx")
@@ -128,7 +128,7 @@ async def test_a_part_of_an_upload_that_may_have_arrived_is_not_sent_again(linke
 
 @pytest.mark.parametrize("error", ["rate-limited", "not-permitted-action", "invalid-parameter", "credits-depleted-new"])
 @pytest.mark.trust("F31")
-async def test_what_x_refuses_is_not_asked_again(linked: RunningGateway, error: str) -> None:
+async def test_a_call_that_x_refuses_is_not_retried(linked: RunningGateway, error: str) -> None:
     """A refusal is an answer."""
     await linked.fault("POST", LIKES, {"error": error}, times=None)
     assert (await linked.like()).status_code in {400, 403, 429}
@@ -137,7 +137,7 @@ async def test_what_x_refuses_is_not_asked_again(linked: RunningGateway, error: 
 
 @pytest.mark.parametrize("do", [{"status": 200, "body": "<html>"}, {"status": 200}, {"status": 302}])
 @pytest.mark.trust("F30")
-async def test_what_cannot_be_read_is_not_asked_again(linked: RunningGateway, do: dict[str, Any]) -> None:
+async def test_a_call_with_an_unreadable_reply_is_not_retried(linked: RunningGateway, do: dict[str, Any]) -> None:
     """It would be read no better."""
     await linked.fault("POST", LIKES, do)
     assert reason(await linked.like()) == (502, "x_reply_malformed")
@@ -145,7 +145,7 @@ async def test_what_cannot_be_read_is_not_asked_again(linked: RunningGateway, do
 
 @pytest.mark.trust("F23")
 async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: RunningGateway) -> None:
-    """Nothing was sent, so sending it is no repetition."""
+    """Nothing was sent, so sending it does not repeat it."""
     url = urlsplit(str(linked.settings.x_api_url))
     proxy = TcpProxy(bound(), (str(url.hostname), int(url.port or 0)))
     await proxy.open()
@@ -164,7 +164,7 @@ async def test_a_post_that_never_left_is_sent_when_x_is_there_again(linked: Runn
 
 
 @pytest.mark.trust("F33")
-async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: RunningGateway) -> None:
+async def test_a_token_that_cannot_be_renewed_causes_no_retry(linked: RunningGateway) -> None:
     """The refresh engine has its own patience."""
     await linked.fault("POST", LIKES, {"error": "unauthorized"})
     await linked.fault("POST", "/2/oauth2/token", {"status": 500})
@@ -173,17 +173,17 @@ async def test_a_token_that_cannot_be_renewed_is_no_reason_to_ask_again(linked: 
 
 
 @pytest.mark.trust("F26")
-async def test_no_try_is_begun_for_which_no_time_is_left(tmp_path: Path) -> None:
+async def test_no_attempt_is_started_without_time_for_it(tmp_path: Path) -> None:
     """The deadline is one for all tries."""
-    async with RunningGateway.built(tmp_path, x_deadline_s=1.5) as house:
-        await house.link("ada")
-        await house.fault("POST", LIKES, {"status": 503}, times=None)
-        assert reason(await house.like()) == (502, "x_5xx")
-        assert len(await house.calls("/2/users/", method="POST")) == 1
+    async with RunningGateway.built(tmp_path, x_deadline_s=1.5) as running:
+        await running.link("ada")
+        await running.fault("POST", LIKES, {"status": 503}, times=None)
+        assert reason(await running.like()) == (502, "x_5xx")
+        assert len(await running.calls("/2/users/", method="POST")) == 1
 
 
 @pytest.mark.trust("F39")
-async def test_what_becomes_of_a_call_is_written_down_though_its_caller_has_gone(linked: RunningGateway) -> None:
+async def test_the_outcome_of_a_call_is_recorded_after_its_caller_disconnects(linked: RunningGateway) -> None:
     """X was asked; the journal says how it ended."""
     arrived = asyncio.Event()
 
@@ -202,11 +202,11 @@ async def test_what_becomes_of_a_call_is_written_down_though_its_caller_has_gone
     assert len((await linked.state())["likes"]) == 1
 
 
-def journalled(house: RunningGateway) -> list[tuple[str, str]]:
+def journalled(running: RunningGateway) -> list[tuple[str, str]]:
     """The journal's operations and states."""
     import sqlite3  # noqa: PLC0415 - a look from outside
 
-    with contextlib.closing(sqlite3.connect(house.directory / "birdwire.db")) as database:
+    with contextlib.closing(sqlite3.connect(running.directory / "birdwire.db")) as database:
         return database.execute("select operation, state from journal order by request_id").fetchall()
 
 
@@ -267,7 +267,7 @@ async def test_a_like_is_dropped_when_another_process_was_asked_to_unlike(linked
         assert reason(await linked.like()) == (200, None)
 
 
-async def test_calls_on_other_targets_and_of_other_accounts_wait_for_nobody(linked: RunningGateway) -> None:
+async def test_calls_on_other_targets_and_of_other_accounts_do_not_wait(linked: RunningGateway) -> None:
     """Only what undoes each other is in a queue."""
     await linked.fault("POST", LIKES, {"delay_s": 1})
     like = asyncio.create_task(linked.like())
@@ -285,16 +285,16 @@ async def test_calls_on_other_targets_and_of_other_accounts_wait_for_nobody(link
 
 async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) -> None:
     """Nothing of it was sent."""
-    async with RunningGateway.built(tmp_path, x_deadline_s=0.3) as house:
-        await house.link("ada")
-        await house.fault("POST", LIKES, {"delay_s": 1}, times=None)
-        like = asyncio.create_task(house.like())
-        await until(lambda: house.gateway.clients.budget.running)
-        unlikes = [asyncio.create_task(house.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]
+    async with RunningGateway.built(tmp_path, x_deadline_s=0.3) as running:
+        await running.link("ada")
+        await running.fault("POST", LIKES, {"delay_s": 1}, times=None)
+        like = asyncio.create_task(running.like())
+        await until(lambda: running.gateway.clients.budget.running)
+        unlikes = [asyncio.create_task(running.call("unlike_twitter", {"tweet_id": POST})) for _ in range(2)]
         assert reason(await like) == (502, "x_timeout")
         ends = {reason(await unlike) for unlike in unlikes}
         assert ends <= {(502, "x_timeout"), (502, "x_unreachable"), (200, None)}  # as soon as there is time to send
-        assert house.gateway.order.waiting == 0
+        assert running.gateway.order.waiting == 0
 
 
 # An X that fails altogether.
@@ -303,7 +303,7 @@ async def test_the_wait_for_ones_turn_is_part_of_the_deadline(tmp_path: Path) ->
 @pytest.mark.trust("G10")
 @pytest.mark.trust("F32")
 @pytest.mark.parametrize("callers", [1, 20])
-async def test_an_x_that_fails_is_left_alone_until_it_is_well(linked: RunningGateway, callers: int) -> None:
+async def test_calls_to_a_failing_x_are_paused_until_it_recovers(linked: RunningGateway, callers: int) -> None:
     """Few calls more than were asked for, quick refusals, and back with the first probe."""
     await linked.fault("*", LIKES, {"status": 503}, times=None)
     answers = []
@@ -332,7 +332,7 @@ async def test_a_storm_of_refusals_opens_no_breaker(linked: RunningGateway) -> N
     assert reason(await linked.like()) == (200, None)
 
 
-async def test_one_accounts_outage_is_nobody_elses(linked: RunningGateway) -> None:
+async def test_one_accounts_outage_affects_no_other_account(linked: RunningGateway) -> None:
     """X fails for ada alone: grace is not refused."""
     ada = (await linked.status())["user_id"]
     await linked.fault("POST", f"/2/users/{ada}/likes", {"status": 500}, times=None)
@@ -344,7 +344,7 @@ async def test_one_accounts_outage_is_nobody_elses(linked: RunningGateway) -> No
 
 
 @pytest.mark.trust("F25")
-async def test_an_x_that_is_gone_opens_the_breaker(linked: RunningGateway) -> None:
+async def test_an_unreachable_x_opens_the_breaker(linked: RunningGateway) -> None:
     """Refused connections are as good as silence."""
     with bound() as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"

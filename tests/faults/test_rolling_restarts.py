@@ -18,7 +18,7 @@ import pytest
 
 from harness.fault_scale import record, scaled
 from harness.gateway import API, POST, address, bound
-from harness.replicas import Fleet
+from harness.replicas import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,19 +53,19 @@ class Front:
     async def all_up(self) -> None:
         """Wait until it sends calls to both."""
         async with asyncio.timeout(30):
-            while not self.control.exists() or await self.up() < 2:  # noqa: ASYNC110 - nobody tells
+            while not self.control.exists() or await self.up() < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
-async def fronted(fleet: Fleet) -> AsyncIterator[Front]:
+async def fronted(cluster: Cluster) -> AsyncIterator[Front]:
     """Start it, and end it."""
     listener = bound()
     url = address(listener)
     listener.close()
-    control, more = fleet.folder / "haproxy.sock", fleet.folder / "more.cfg"
+    control, more = cluster.folder / "haproxy.sock", cluster.folder / "more.cfg"
     more.write_text(f"global\n    stats socket {control} level user\n", "utf-8")
-    one, two = (replica.url.removeprefix("http://") for replica in fleet.replicas)
+    one, two = (replica.url.removeprefix("http://") for replica in cluster.replicas)
     process = await asyncio.create_subprocess_exec(
         *(shutil.which("haproxy") or "haproxy", "-db", "-f", CONFIG, "-f", more),
         env={"FRONT_PLAIN": url.removeprefix("http://"), "REPLICA_ONE": one, "REPLICA_TWO": two},
@@ -90,7 +90,7 @@ class Load:
     ended: bool = False
 
     async def call(self, headers: dict[str, str]) -> None:
-        """Like and ask, over one kept connection, until told to end."""
+        """Like and request the status over one kept connection, until stopped."""
         async with httpx2.AsyncClient(base_url=self.url + API, headers=headers, timeout=30) as client:
             turn = 0
             while not self.ended:
@@ -111,20 +111,20 @@ class Load:
 async def test_rolling_restarts_under_load_lose_no_request(tmp_path: Path, postgres: Postgres) -> None:
     """SIGTERM, end, start again, back in the pool, the next: every call is answered, and every end is in time and 0."""
     longest_s = 0.0
-    async with Fleet.built(tmp_path, postgres, None, replicas=2) as fleet, fronted(fleet) as front:
+    async with Cluster.built(tmp_path, postgres, None, replicas=2) as cluster, fronted(cluster) as front:
         load, callers = Load(front.url), []
         for number in range(CALLERS):
-            _, headers = await fleet.key()
-            await fleet.link(headers, username=ACCOUNTS[number % len(ACCOUNTS)])
+            _, headers = await cluster.key()
+            await cluster.link(headers, username=ACCOUNTS[number % len(ACCOUNTS)])
             callers.append(asyncio.create_task(load.call(headers)))
         for number in range(RESTARTS):
-            replica = fleet.replicas[number % 2]
+            replica = cluster.replicas[number % 2]
             before = sum(load.answers.values())
             began = time.monotonic()
             assert await replica.end(signal.SIGTERM) == 0
             longest_s = max(longest_s, time.monotonic() - began)
             port = int(replica.url.rpartition(":")[2])
-            fleet.replicas[number % 2] = await fleet.start(str(number % 2), port)
+            cluster.replicas[number % 2] = await cluster.start(str(number % 2), port)
             await front.all_up()
             assert sum(load.answers.values()) > before
         load.ended = True

@@ -1,4 +1,4 @@
-"""Many sessions that end at once, many callers each, several replicas: X is asked once for each, and nobody notices."""
+"""Many sessions that expire together, many callers, several replicas: one refresh for each, and no caller notices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from birdwire.x.client.auth_server import DEFAULT_SCOPES, Tokens
 from harness.fault_scale import record, scaled
 from harness.gateway import API, POST
 from harness.linking import query_of
-from harness.processes import TOKEN, Serving, Street, street
+from harness.processes import TOKEN, Deployment, GatewayProcess, deploy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,16 +43,16 @@ CALLERS = scaled("CALLERS", 5, 20)
 REPLICAS = scaled("REPLICAS", 2, 3)
 FREEZE_S = scaled("FREEZE_S", 1, 60)
 AT_ONCE = scaled("AT_ONCE", 30, 150)
-"""Calls at once, over all replicas: their own caps allow more."""
+"""Concurrent calls over all replicas, below their own caps."""
 
 pytestmark = pytest.mark.timeout(120 + FREEZE_S + SESSIONS * CALLERS)
 
 
-async def approved(town: Street) -> Tokens:
+async def approved(deployment: Deployment) -> Tokens:
     """A pair that X gives for an approval, without a gateway."""
     verifier = secrets.token_urlsafe(32)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-    clients, redirect_uri = town.sandbox.state.clients, "http://127.0.0.1:9/callback"
+    clients, redirect_uri = deployment.sandbox.state.clients, "http://127.0.0.1:9/callback"
     asked = {
         "response_type": "code",
         "client_id": clients.client_id,
@@ -62,22 +62,26 @@ async def approved(town: Street) -> Tokens:
         "code_challenge": challenge,
         "code_challenge_method": "S256",
     }
-    decision = {"auth_url": f"{town.x_url}/i/oauth2/authorize?{urlencode(asked)}", "username": "ada", "action": "allow"}
-    answer = (await town.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()
+    decision = {
+        "auth_url": f"{deployment.x_url}/i/oauth2/authorize?{urlencode(asked)}",
+        "username": "ada",
+        "action": "allow",
+    }
+    answer = (await deployment.x.post("/_sandbox/consent", json=decision)).raise_for_status().json()
     form = {
         "grant_type": "authorization_code",
         "code": query_of(answer["redirect_to"])["code"],
         "redirect_uri": redirect_uri,
         "code_verifier": verifier,
     }
-    told = await town.x.post(TOKEN, data=form, auth=(clients.client_id, clients.client_secret))
+    told = await deployment.x.post(TOKEN, data=form, auth=(clients.client_id, clients.client_secret))
     pair = told.raise_for_status().json()
     return Tokens(pair["access_token"], pair["refresh_token"], pair["expires_in"], tuple(pair["scope"].split()))
 
 
-async def populate(town: Street, number: int, left: timedelta) -> list[str]:
-    """So many linked keys whose access tokens have this long left by the gateways' clocks; their raw keys."""
-    vault, now = Vault(read_key_file(town.directory / "vault.key")), Clock().now()
+async def populate(deployment: Deployment, number: int, left: timedelta) -> list[str]:
+    """Create linked keys whose access tokens expire in this time by the gateways' clocks; return the raw keys."""
+    vault, now = Vault(read_key_file(deployment.directory / "vault.key")), Clock().now()
     pairs, raw_keys = SealedTokens(vault, Clock()), [mint("test", os.urandom(32)) for _ in range(number)]
     rows: list[list[dict[str, object]]] = [[], [], []]
     for index, raw_key in enumerate(raw_keys):
@@ -105,10 +109,10 @@ async def populate(town: Street, number: int, left: timedelta) -> list[str]:
             "linked_at": now,
         }
         binding = Binding(session_id, key_id, "sandbox", "2244994945")
-        session |= pairs.seal(binding, 1, await approved(town)) | {"expires_at": now + left}
+        session |= pairs.seal(binding, 1, await approved(deployment)) | {"expires_at": now + left}
         for row, many in zip((key, secret, session), rows, strict=True):
             many.append({**row, "created_at": now - timedelta(hours=1)})
-    database = Database(town.database_url)
+    database = Database(deployment.database_url)
     try:
         async with database.write() as connection:
             for table, many in zip((api_keys, api_secrets, x_sessions), rows, strict=True):
@@ -128,10 +132,10 @@ def flush(redis: Redis) -> None:
 class Storm:
     """Calls at several replicas, and what came of them."""
 
-    def __init__(self, town: Street, replicas: list[Serving]) -> None:
-        self.town = town
+    def __init__(self, deployment: Deployment, replicas: list[GatewayProcess]) -> None:
+        self.deployment = deployment
         self.replicas = replicas
-        self.client = town.client
+        self.client = deployment.client
         self.answers: Counter[str] = Counter()
         self.refreshes: Counter[int | None] = Counter()
         self.posts = itertools.cycle([POST])
@@ -150,18 +154,18 @@ class Storm:
 
     async def count(self) -> None:
         """Look at what X was asked since: it keeps the last 10,000 calls only."""
-        answer = await self.town.x.get("/_sandbox/calls", params={"since": self._seen})
+        answer = await self.deployment.x.get("/_sandbox/calls", params={"since": self._seen})
         for call in answer.json()["calls"]:
             self._seen = max(self._seen, call["n"])
             if call["path"] == TOKEN and call.get("grant_type") == "refresh_token":
                 self.refreshes[call["status"]] += 1
 
     async def rage(self, raw_keys: list[str]) -> None:
-        """Every key's callers, key by key, as many at once as the caps let in.
+        """Run every key's callers, key by key, as many concurrently as the caps allow.
 
         All act as one account, whose likes of one post would run one after another: so each is of the next post.
         """
-        state = (await self.town.x.get("/_sandbox/state")).json()
+        state = (await self.deployment.x.get("/_sandbox/state")).json()
         hidden = {user["id"] for user in state["users"] if user["protected"] or user["suspended"]}
         seen = [post["id"] for post in state["posts"] if not post["deleted"] and post["author_id"] not in hidden]
         self.posts = itertools.cycle(seen)
@@ -177,12 +181,12 @@ class Storm:
 
 @pytest.mark.trust("G1", "F36", "F37", "F19")
 async def test_x_is_asked_once_for_each_session(tmp_path: Path, postgres: Postgres, redis: Redis) -> None:
-    """All are over at once; Redis is emptied meanwhile. No spent token comes twice, and no caller sees an error."""
-    async with street(tmp_path, postgres.database()) as town:
+    """All expire together while Redis is flushed. No used token is sent twice, and no caller sees an error."""
+    async with deploy(tmp_path, postgres.database()) as deployment:
         settings = {"redis_url": redis.url, "max_calls_each": "100", "max_calls_queued": "500"}
-        replicas = [await town.serve(**settings) for _ in range(REPLICAS)]
-        raw_keys = await populate(town, SESSIONS, -timedelta(seconds=1))
-        storm = Storm(town, replicas)
+        replicas = [await deployment.serve(**settings) for _ in range(REPLICAS)]
+        raw_keys = await populate(deployment, SESSIONS, -timedelta(seconds=1))
+        storm = Storm(deployment, replicas)
         raging = asyncio.create_task(storm.rage(raw_keys))
         async with asyncio.timeout(3_600):
             while sum(storm.answers.values()) < SESSIONS * CALLERS // 2:  # noqa: ASYNC110 - it happens elsewhere
@@ -203,13 +207,13 @@ async def test_x_is_asked_once_for_each_session(tmp_path: Path, postgres: Postgr
 
 
 @pytest.mark.trust("G1", "F38")
-async def test_a_replica_that_stands_still_is_nobodys_trouble(tmp_path: Path, postgres: Postgres) -> None:
+async def test_a_frozen_replica_does_not_affect_the_others(tmp_path: Path, postgres: Postgres) -> None:
     """Stopped with its claims, in the early window: the others serve on; late, it writes its own or nothing."""
-    async with street(tmp_path, postgres.database()) as town:
-        frozen = await town.serve(failpoints="refresh_after_claim=delay(0.5)")
-        others = [await town.serve() for _ in range(REPLICAS - 1)]
-        raw_keys = await populate(town, 10, timedelta(minutes=10))
-        first, rest = Storm(town, [frozen]), Storm(town, others)
+    async with deploy(tmp_path, postgres.database()) as deployment:
+        frozen = await deployment.serve(failpoints="refresh_after_claim=delay(0.5)")
+        others = [await deployment.serve() for _ in range(REPLICAS - 1)]
+        raw_keys = await populate(deployment, 10, timedelta(minutes=10))
+        first, rest = Storm(deployment, [frozen]), Storm(deployment, others)
         await asyncio.gather(*(first.call(0, raw_key) for raw_key in raw_keys))
         frozen.signal(signal.SIGSTOP)
         loop = asyncio.get_running_loop()
@@ -218,7 +222,7 @@ async def test_a_replica_that_stands_still_is_nobodys_trouble(tmp_path: Path, po
             await asyncio.gather(*(rest.call(number, raw_key) for number, raw_key in enumerate(raw_keys)))
         frozen.signal(signal.SIGCONT)
         async with asyncio.timeout(60):
-            while set(await generations(town)) != {2}:
+            while set(await generations(deployment)) != {2}:
                 await asyncio.gather(*(rest.call(number, raw_key) for number, raw_key in enumerate(raw_keys)))
         async with httpx2.AsyncClient(timeout=60) as first.client:  # those from before have been idle too long
             await asyncio.gather(*(first.call(0, raw_key) for raw_key in raw_keys))
@@ -235,9 +239,9 @@ async def test_a_replica_that_stands_still_is_nobodys_trouble(tmp_path: Path, po
         assert rest.refreshes == {200: 10}
 
 
-async def generations(town: Street) -> list[int]:
+async def generations(deployment: Deployment) -> list[int]:
     """Of every link."""
-    database = Database(town.database_url)
+    database = Database(deployment.database_url)
     try:
         async with database.read() as connection:
             return list((await connection.execute(x_sessions.select().with_only_columns(x_sessions.c.gen))).scalars())

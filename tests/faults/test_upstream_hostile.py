@@ -25,22 +25,28 @@ CASES: Final = 1_000  # a long run has 10,000 and more
 MAX_REPLY: Final = 4096
 MAX_HEAD: Final = 2048
 DEADLINE_S: Final = 15.0
+SETTLE_S: Final = 0.001
+"""A moment of virtual time: the loop reaches it only once no socket has anything left to report."""
+
+TEARDOWN_S: Final = 1.0
+"""Virtual time after the last call for the client to close the connections that the peer broke."""
+
 FINE: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
 
 
 class VirtualSelector(selectors.DefaultSelector):
-    """Waits for nothing: when no socket is ready, the clock jumps to the next timer."""
+    """A selector that never waits: when no socket is ready, the clock jumps to the next timer."""
 
     now: float = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Loopback delivers at once, give or take the half millisecond allowed here before the clock jumps."""
+        """Give loopback half a millisecond to deliver before the clock jumps."""
         ready = super().select(0)
         if not ready and timeout != 0:
             ready = super().select(0.0005)
         if not ready and timeout != 0:
             if timeout is None:
-                raise RuntimeError("everything waits, and nothing will happen")
+                raise RuntimeError("every task waits and no timer is set")
             self.now += timeout
         return ready
 
@@ -105,12 +111,12 @@ class Hostile:
         finally:
             await upstream.close()
             server.close()
-            await asyncio.sleep(0.001)  # what was accepted last gets its tasks
+            await asyncio.sleep(SETTLE_S)  # connections accepted last get their tasks
             for writer in self.writers:
                 writer.transport.abort()
             await asyncio.gather(*self.tasks)
             await server.wait_closed()
-            await asyncio.sleep(0.001)  # what was aborted last is closed
+            await asyncio.sleep(SETTLE_S)  # connections aborted last are closed
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -241,7 +247,7 @@ async def _one_case(steps: list[Step], requests: list[tuple[str, int]], *, toget
         assert stats.in_use == 0
         assert stats.idle <= 2
         peer.steps.clear()
-        await asyncio.sleep(1)
+        await asyncio.sleep(TEARDOWN_S)
         assert (await upstream.send(Request("GET", "/last/"), deadline_s=DEADLINE_S)).body == b"fine"
     received = [int(request.split(b"/")[1]) for request in peer.requests if b"/last/" not in request[:20]]
     assert len(received) == len(set(received)), "a request was received twice"

@@ -1,4 +1,4 @@
-"""The change from one vault key to another: beside a running gateway, interrupted, too early, and to its end."""
+"""The change from one vault key to another: alongside a running gateway, interrupted, too early, and complete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_sealed_column_is_changed_along() -> None:
 
 
 def multiply(directory: Path, vault: Vault, rows: int) -> None:
-    """Put more sealed values beside those of the one linked account: revocations, due in a year."""
+    """Add more sealed values to those of the linked account: revocations, due in a year."""
     connection = sqlite3.connect(directory / "birdwire.db")
     with contextlib.closing(connection), connection:
         for number in range(rows):
@@ -60,7 +60,7 @@ def multiply(directory: Path, vault: Vault, rows: int) -> None:
 
 
 def _place(sealed: store.Sealed, row: str) -> Any:
-    from birdwire.store.encryption.vault import Place  # noqa: PLC0415 - beside its one use
+    from birdwire.store.encryption.vault import Place  # noqa: PLC0415 - next to its one use
 
     return Place(sealed.table.name, row, sealed.column.name)
 
@@ -79,36 +79,36 @@ async def rotate(directory: Path, *files: Path) -> list[int]:
 
 
 @pytest.mark.trust("F8")
-async def test_every_value_is_sealed_anew_while_the_gateway_reads_and_renews(tmp_path: Path) -> None:
-    """No read fails, no refresh is lost, and at zero the old key is needed by nobody."""
+async def test_every_value_is_resealed_while_the_gateway_reads_and_renews(tmp_path: Path) -> None:
+    """No read fails, no refresh is lost, and at zero the old key is no longer needed."""
     sandbox, old, new = create_sandbox(), tmp_path / "vault.key", tmp_path / "new.key"
     create_key_file(new)
     async with serving(sandbox_config(sandbox)) as x_url:
-        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as house:
-            _, raw_key = await house.gateway.keys.create("test", "kept", "custom", 1_000_000)
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            await house.link("ada")
-            await house.call("auth_twitter")  # a link under way has a sealed value, too
-            posted = await house.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
+        async with contextlib.AsyncExitStack() as stack, gateway(tmp_path, sandbox, x_url, stack) as running:
+            _, raw_key = await running.gateway.keys.create("test", "kept", "custom", 1_000_000)
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            await running.link("ada")
+            await running.call("auth_twitter")  # a link under way has a sealed value, too
+            posted = await running.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
         multiply(tmp_path, Vault(read_key_file(old)), ROWS)
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new, vault_other_key_files=str(old)) as house,
+            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new, vault_other_key_files=str(old)) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
             rotating = asyncio.create_task(rotate(tmp_path, new, old))
             statuses = set()
             while not rotating.done():
-                statuses.add((await house.like()).status_code)
-                await house.advance_x(7_300)  # so that the next like must renew
+                statuses.add((await running.like()).status_code)
+                await running.advance_x(7_300)  # so that the next like must renew
             assert (await rotating, statuses) == ([0, 0], {200})
         async with (
             contextlib.AsyncExitStack() as stack,
-            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new) as house,
+            gateway(tmp_path, sandbox, x_url, stack, vault_key_file=new) as running,
         ):
-            house.client.headers["authorization"] = f"Bearer {raw_key}"
-            assert (await house.like()).status_code == 200
-            again = await house.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
+            running.client.headers["authorization"] = f"Bearer {raw_key}"
+            assert (await running.like()).status_code == 200
+            again = await running.call("post_twitter", {"text": "once"}, headers={"idempotency-key": "k"})
             assert (again.content, again.headers["idempotent-replayed"]) == (posted.content, "true")
         await everything_opens(tmp_path, new)
 
@@ -121,7 +121,7 @@ async def everything_opens(directory: Path, file: Path) -> None:
 
 
 @pytest.mark.trust("F8")
-async def test_a_value_that_changed_since_it_was_read_is_left_alone(linked: RunningGateway) -> None:
+async def test_a_value_that_changed_since_it_was_read_is_not_overwritten(linked: RunningGateway) -> None:
     """The refresh that came between wins; its row is not touched."""
     database = Database(linked.settings.database_url)
     sealed, other = store.SEALED[0], blob_head("00" * 8)
@@ -170,7 +170,7 @@ async def birdwire(*arguments: str, **environment: str) -> tuple[int, Any]:
     return result.exit_code, json.loads(result.stdout)
 
 
-async def test_the_command_says_when_the_old_key_may_go(tmp_path: Path) -> None:
+async def test_the_command_reports_when_the_old_key_can_be_removed(tmp_path: Path) -> None:
     """Not before; and a start without it is refused until then."""
     old, new = tmp_path / "vault.key", tmp_path / "new.key"
     vault = Vault(create_key_file(old))

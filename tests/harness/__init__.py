@@ -1,1 +1,1 @@
-"""What tests share: gateways, servers, peers, scales."""
+"""Shared test infrastructure: gateways, database and Redis servers, peers, and scales of the fault tests."""

@@ -1,4 +1,4 @@
-"""The record of acts, as tests read it."""
+"""Read the record of acts in tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 async def recorded(url: str, since: int = 0) -> list[dict[str, Any]]:
-    """Every act with a higher number, in order."""
+    """Return every act with a number above `since`, in order."""
     database = Database(url)
     try:
         async with database.read() as connection:
@@ -22,7 +22,7 @@ async def recorded(url: str, since: int = 0) -> list[dict[str, Any]]:
         await database.close()
 
 
-async def acts_of(house: RunningGateway) -> list[tuple[str, str, str]]:
-    """What was done to the key of a house, by whom and on which way."""
-    rows = await recorded(house.settings.database_url)
-    return [(row["act"], row["who"], row["via"]) for row in rows if row["subject"] == house.key_id]
+async def acts_of(running: RunningGateway) -> list[tuple[str, str, str]]:
+    """Return the act, its actor and its channel for each act on a gateway's key."""
+    rows = await recorded(running.settings.database_url)
+    return [(row["act"], row["who"], row["via"]) for row in rows if row["subject"] == running.key_id]

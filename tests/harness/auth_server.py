@@ -1,4 +1,4 @@
-"""Sessions on a real database with an authorization server that answers as a test says: for steps in a given order."""
+"""Sessions on a real database with a scripted authorization server, for steps in a given order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET = "canary"
 
 
 def pair(number: int, owner: str = "") -> Tokens:
-    """The number-th pair."""
+    """Return the token pair with this number."""
     return Tokens(f"{SECRET}-at-{owner}{number}", f"{SECRET}-rt-{owner}{number}", 7_200, ("like.write",))
 
 
@@ -44,20 +44,20 @@ NOT_SENT = TokenError(Meaning.NOT_SENT, "x_unreachable")
 
 
 @dataclass
-class Script:
-    """Stands for X. Each refresh takes the next answer, and waits until the test gives one."""
+class ScriptedAuthServer:
+    """Stand in for X's authorization server. Each refresh takes the next answer, or waits until the test gives one."""
 
     sent: list[str] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
     answers: asyncio.Queue[Tokens | TokenError] = field(default_factory=asyncio.Queue)
     running: int = 0
-    most: int = 0
+    max_running: int = 0
 
     async def refresh(self, refresh_token: str) -> Tokens:
-        """As AuthServer.refresh."""
+        """Refresh as AuthServer does."""
         self.sent.append(refresh_token)
         self.running += 1
-        self.most = max(self.most, self.running)
+        self.max_running = max(self.max_running, self.running)
         try:
             answer = await self.answers.get()
         finally:
@@ -67,7 +67,7 @@ class Script:
         return answer
 
     async def revoke(self, token: str, hint: str) -> None:
-        """As AuthServer.revoke."""
+        """Revoke as AuthServer does."""
         self.revoked.append(f"{hint} {token}")
 
 
@@ -76,10 +76,10 @@ async def _unnamed(_access_token: str, _deadline_s: float) -> Account:
 
 
 class Process:
-    """One process's links and sessions; several may share a database."""
+    """The links and sessions of one process; several processes may share a database."""
 
     def __init__(self, url: str, vault: Vault, clock: MovableClock) -> None:
-        self.x, self.log = Script(), io.StringIO()
+        self.x, self.log = ScriptedAuthServer(), io.StringIO()
         self.database = Database(url)
         telemetry = Telemetry(self.log, clock)
         self.recall, x = KeyCache(self.database, clock), cast("AuthServer", self.x)
@@ -92,24 +92,24 @@ class Process:
         self.keys = Keys(self.database, clock, self.recall)
 
     async def link(self, label: str = "ada") -> str:
-        """A linked account with the pair 1; its key's id."""
+        """Link an account with token pair 1 and return its key's id."""
         key, _ = await self.keys.create("test", label, "free")
         row, _ = await self.links.store_pending(key.key_id, pair(1, label), ["like.write"], None)
         await self.links.name(row.session_id, f"id of {label}", label)
         return key.key_id
 
     async def row(self, key_id: str) -> SessionRow:
-        """The link's row."""
+        """Return the row of the key's current link."""
         row = (await self.links.of_key(key_id)).current
         assert row is not None
         return row
 
     async def token(self, key_id: str) -> str:
-        """The access token that a call would use now."""
+        """Return the access token that a call would use now."""
         return (await self.sessions.open(await self.row(key_id))).access_token
 
     async def asked(self, times: int) -> None:
-        """Until X was asked so often."""
+        """Wait until X has received this many refresh requests."""
         async with asyncio.timeout(20):
             while len(self.x.sent) < times:  # noqa: ASYNC110 - it happens in another task
                 await asyncio.sleep(0)
@@ -117,7 +117,7 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def processes(url: str, number: int) -> AsyncIterator[tuple[MovableClock, list[Process]]]:
-    """So many processes on one new database, and their common clock."""
+    """Run `number` processes on one new database, with one clock."""
     clock, vault = MovableClock(), Vault(bytes(range(KEY_BYTES)))
     made = [Process(url, vault, clock) for _ in range(number)]
     try:

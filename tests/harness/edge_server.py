@@ -1,4 +1,4 @@
-"""A server behind the edge, on a real socket in this process."""
+"""Servers behind the edge, on a real socket in this process."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from birdwire.edge.connections import EdgeLimits
 
 GUARD_S = 20.0
-"""After this a test has hung."""
+"""A test that takes longer has hung."""
 
 
 @dataclass
-class Served:
-    """A running server and what a test may look at."""
+class RunningServer:
+    """A running server, its key and its log."""
 
     port: int
     key: str
@@ -42,11 +42,11 @@ class Served:
     server: uvicorn.Server
 
     async def open(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection, from any loopback address."""
+        """Open a connection from any loopback address."""
         return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22, local_addr=(source, 0))
 
     async def talk(self, sent: bytes, *, eof: bool = False) -> bytes:
-        """Send at once, and read until the server ends the connection."""
+        """Send everything in one write, and read until the server ends the connection."""
         async with asyncio.timeout(GUARD_S):
             reader, writer = await self.open()
             try:
@@ -59,7 +59,7 @@ class Served:
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close, whatever the other side did before."""
+    """Close the connection, whatever the peer did before."""
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
@@ -68,8 +68,8 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
 @contextlib.asynccontextmanager
 async def serving(
     app: ASGIApp, limits: EdgeLimits, log: io.StringIO | None = None, **options: Any
-) -> AsyncIterator[Served]:
-    """Serve an app through the edge, whose lines go to `log`."""
+) -> AsyncIterator[RunningServer]:
+    """Serve an app through the edge, which logs to `log`."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
@@ -77,15 +77,15 @@ async def serving(
     server = uvicorn.Server(edge_server.config(app, limits=limits, telemetry=Telemetry(log, Clock()), **options))
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals
     try:
-        yield Served(listener.getsockname()[1], "", log, server)
+        yield RunningServer(listener.getsockname()[1], "", log, server)
     finally:
         server.should_exit = True
         await asyncio.wait_for(task, GUARD_S)
 
 
 @contextlib.asynccontextmanager
-async def gateway(directory: Path, limits: EdgeLimits, way: str = "lane") -> AsyncIterator[Served]:
-    """Serve the real app, or the lane before it, with a key that is linked to nobody."""
+async def gateway(directory: Path, limits: EdgeLimits, way: str = "lane") -> AsyncIterator[RunningServer]:
+    """Serve the real app, or the lane in front of it, with a key that has no linked account."""
     settings = Settings.model_validate(
         {
             "database_url": f"sqlite:///{directory / 'birdwire.db'}",

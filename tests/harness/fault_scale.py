@@ -1,4 +1,4 @@
-"""How much the fault tests do: a little in every run, much by `make faults`, anything by the environment."""
+"""Scale of the fault tests: short in every run, long with `make faults`, or set by environment variables."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ REPORT = os.environ.get("FAULTS_REPORT", "")
 
 
 def scaled(name: str, short: int, long: int) -> int:
-    """The number for this run: FAULTS_NAME, else the long or the short form's."""
+    """Return the number for this run: FAULTS_NAME if set, else that of the long or short form."""
     return int(os.environ.get(f"FAULTS_{name}", long if LONG else short))
 
 
 def record(what: str, **figures: object) -> None:
-    """A line for the report, if one is written."""
+    """Append a line to the report, if one is requested."""
     if REPORT:
         with Path(REPORT).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"what": what, **figures}) + "\n")
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that this share of them does not exceed; 0 without any."""
+    """Return the value that this share of the values does not exceed; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -1,4 +1,4 @@
-"""A database of the first schema, as a gateway of that version wrote it: on either engine, and in its own time."""
+"""A database of the first schema, as a gateway of that version wrote it, on either engine and at its own time."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ KEYS: dict[str, dict[str, str]] = FILES["keys"]
 
 
 def clock() -> MovableClock:
-    """The time at which it was made: later, half of it would be over."""
+    """Return a clock at the time the database was written: later, half of its rows would have expired."""
     moved = MovableClock()
     moved.added = MADE_AT - datetime.now(UTC)
     return moved
 
 
 def unpack(directory: Path) -> Path:
-    """The file, with its vault key beside it as `vault.key`."""
+    """Unpack the database and, next to it, its vault key `vault.key`; return the database's path."""
     path = directory / "birdwire.db"
     path.write_bytes(lzma.decompress((DATA / "birdwire.db.xz").read_bytes()))
     path.chmod(0o600)
@@ -45,7 +45,7 @@ def unpack(directory: Path) -> Path:
 
 
 async def fill(url: str, directory: Path) -> None:
-    """The same rows in an empty PostgreSQL database, under the schema that they were written in."""
+    """Write the same rows, under their own schema, to an empty PostgreSQL database."""
     source = sa.create_engine(f"sqlite:///{unpack(directory)}")
     target = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
     try:
@@ -58,7 +58,7 @@ async def fill(url: str, directory: Path) -> None:
 
 
 async def make(url: str) -> None:
-    """Make the tables of that schema in an empty PostgreSQL database, without a row."""
+    """Create the tables of that schema in an empty PostgreSQL database, without rows."""
     engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
     try:
         async with engine.begin() as connection:
@@ -75,7 +75,7 @@ def _first_schema(connection: Connection) -> None:
 
 
 def _copy(connection: Connection, source: sa.Engine) -> None:
-    """Every row of every table that both have, those first that others refer to."""
+    """Copy every row of every shared table, referenced tables first."""
     found = sa.MetaData()
     found.reflect(connection)
     with source.connect() as reading:

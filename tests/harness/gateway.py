@@ -1,4 +1,4 @@
-"""A gateway and a sandbox, each on a real socket in the test's own event loop."""
+"""A gateway and a sandbox, each on a real socket in the test's event loop."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ PNG = base64.b64decode(
 
 
 CONNECTIONS = httpx2.Limits(max_connections=500, keepalive_expiry=1)
-"""A client ends an idle connection well before a server does, after 5 seconds: else a call may meet its end."""
+"""A client closes an idle connection well before the server does (5 s), so that no call meets a closing one."""
 
 
 class MovableClock(Clock):
-    """The real time, plus what a test adds."""
+    """The real time plus an offset that a test sets."""
 
     def __init__(self) -> None:
         self.added = timedelta()
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     def now(self) -> datetime:
-        """The moved time of day."""
+        """Return the current time plus the offset."""
         return super().now() + self.added
 
     def adjusted(self, at: datetime) -> datetime:
-        """Moved as well."""
+        """Return a time plus the offset."""
         return at + self.added
 
     def monotonic(self) -> float:
-        """Moved as well."""
+        """Return the monotonic time plus the offset."""
         return super().monotonic() + self.added.total_seconds()
 
     async def pause(self, longest_s: float) -> None:
-        """Move on by the whole pause, in no time; `meanwhile` happens in it."""
+        """Advance by the whole pause without waiting, and run `meanwhile`."""
         self.advance(seconds=longest_s)
         await (self.meanwhile or _nothing)()
 
     def advance(self, **by: float) -> None:
-        """Move on, by the names of a timedelta."""
+        """Advance by the arguments of a timedelta."""
         self.added += timedelta(**by)
 
 
@@ -75,7 +75,7 @@ async def _nothing() -> None:
 
 @dataclass
 class RunningGateway:
-    """The running pair. `client` sends the key; `bare` sends none; `x` talks to the sandbox."""
+    """A running gateway and its sandbox. `client` sends the key, `bare` sends none, `x` calls the sandbox."""
 
     directory: Path
     settings: Settings
@@ -95,18 +95,18 @@ class RunningGateway:
     async def built(
         cls, directory: Path, *, rpm: int | None = None, public: bool = False, **options: Any
     ) -> AsyncIterator[RunningGateway]:
-        """Start both, make a key, and stop both at the end. `public`: X knows the gateway as a public client."""
+        """Start both, create a key, and stop both at the end. `public`: the gateway is a public client of X."""
         async with contextlib.AsyncExitStack() as stack:
             sandbox = create_sandbox()
             x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
-            async with gateway(directory, sandbox, x_url, stack, public=public, **options) as house:
-                key, house.raw_key = await house.gateway.keys.create("test", "test key", "growth", rpm)
-                house.key_id = key.key_id
-                house.client.headers["authorization"] = f"Bearer {house.raw_key}"
-                yield house
+            async with gateway(directory, sandbox, x_url, stack, public=public, **options) as running:
+                key, running.raw_key = await running.gateway.keys.create("test", "test key", "growth", rpm)
+                running.key_id = key.key_id
+                running.client.headers["authorization"] = f"Bearer {running.raw_key}"
+                yield running
 
     async def call(self, name: str, body: object = None, **options: Any) -> httpx2.Response:
-        """POST an endpoint of the API with a JSON body, if any."""
+        """POST to an endpoint of the API, with a JSON body if one is given."""
         if body is not None:
             options["json"] = body
         return await self.client.post(API + name, **options)
@@ -116,44 +116,44 @@ class RunningGateway:
         return await self.call("like_twitter", {"tweet_id": tweet_id})
 
     async def status(self) -> dict[str, Any]:
-        """What auth/status says."""
+        """Return the answer of auth/status."""
         return dict((await self.client.get(API + "auth/status")).json())
 
     async def consent(self, username: str, action: str = "allow", body: object = None, **more: Any) -> str:
-        """Begin a link and decide on X's page; the URL that X redirects to."""
+        """Start a link, decide on X's page, and return the URL that X redirects to."""
         auth_url = (await self.call("auth_twitter", body)).raise_for_status().json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": action, **more}
         answer = (await self.x.post("/_sandbox/consent", json=decision)).raise_for_status()
         return str(answer.json()["redirect_to"])
 
     async def link(self, username: str = "ada", body: object = None, **more: Any) -> httpx2.Response:
-        """Link an account to the key; the callback's answer."""
+        """Link an account to the key and return the callback's answer."""
         return await self.bare.get(await self.consent(username, body=body, **more), headers={"accept": "text/html"})
 
     async def calls(self, path: str = "", **like: str) -> list[dict[str, Any]]:
-        """The calls that X got at a path, with these members."""
+        """Return the calls that X received at a path with these members."""
         calls = (await self.x.get("/_sandbox/calls")).json()["calls"]
         return [call for call in calls if call["path"].startswith(path) and like.items() <= call.items()]
 
     async def state(self) -> dict[str, Any]:
-        """X's own view of its world."""
+        """Return the sandbox's state."""
         return dict((await self.x.get("/_sandbox/state")).json())
 
     async def post_of(self, post_id: str) -> dict[str, Any]:
-        """A post as X keeps it."""
+        """Return a post as the sandbox stores it."""
         return dict(next(post for post in (await self.state())["posts"] if post["id"] == post_id))
 
     async def fault(self, method: str, path: str, do: dict[str, Any], times: int | None = 1) -> None:
-        """Make X fail at an endpoint."""
+        """Add a fault to an endpoint of the sandbox."""
         body = {"match": {"method": method, "path": path}, "times": times, "do": do}
         (await self.x.post("/_sandbox/faults", json=body)).raise_for_status()
 
     async def configure(self, **options: Any) -> None:
-        """Change X's behaviour."""
+        """Change the sandbox's configuration."""
         (await self.x.post("/_sandbox/config", json=options)).raise_for_status()
 
     async def advance_x(self, seconds: float) -> None:
-        """Move X's clock."""
+        """Advance the sandbox's clock."""
         (await self.x.post("/_sandbox/clock", json={"advance_s": seconds})).raise_for_status()
 
 
@@ -168,7 +168,7 @@ async def gateway(
     lane: bool = True,
     **options: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """A gateway in a directory (new or used before) towards a sandbox that runs; without the `lane` the app serves."""
+    """Start a gateway in a new or used directory for a running sandbox; without the `lane` the app serves alone."""
     key_file = directory / "vault.key"
     if not key_file.exists():
         create_key_file(key_file)
@@ -183,7 +183,8 @@ async def gateway(
         "x_client_secret": None if public else SecretStr(clients.client_secret),
         "x_api_url": x_url,
         "x_authorize_url": f"{x_url}/i/oauth2/authorize",
-        "max_calls": 1_000,  # what tests ask at once is no overload, but where they say so
+        # Concurrent calls in tests are not an overload unless a test sets lower limits.
+        "max_calls": 1_000,
         "max_calls_each": 1_000,
     }
     settings = Settings.model_validate(given | options)
@@ -198,7 +199,7 @@ async def gateway(
 
 
 def bound() -> socket.socket:
-    """A listening socket on any free loopback port."""
+    """Return a listening socket on a free loopback port."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
@@ -206,13 +207,13 @@ def bound() -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-    """Its base URL."""
+    """Return the base URL of a listener."""
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextlib.asynccontextmanager
 async def serving(config: uvicorn.Config, listener: socket.socket | None = None) -> AsyncIterator[str]:
-    """Serve in this event loop; the base URL."""
+    """Serve in this event loop and yield the base URL."""
     listener = listener or bound()
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the test runner's signals

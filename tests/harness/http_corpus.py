@@ -1,4 +1,4 @@
-"""Requests as bytes that a wire may carry, and what must come back for each: the corpus of the edge and its fronts."""
+"""Raw HTTP requests and the answers that each must get: the corpus for the edge and its fronts."""
 
 # ruff: noqa: E501 - a row of a table is one line
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LIKE = "/apis/v1/twitter/like_twitter"
 BODY = b'{"tweet_id":"1346889436626259968"}'
 KEY = b"bw-key"
-"""Stands in the rows for the real key."""
+"""Placeholder for the real key in the rows."""
 
 FIELDS = {"type", "code", "message", "request_id", "reason", "fix", "whose", "retryable"}
 PROBE = b"GET /livez HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n"
@@ -27,38 +27,38 @@ PROBE = b"GET /livez HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n"
 
 
 def head(*lines: bytes, start: bytes = b"GET /livez HTTP/1.1", host: bytes | None = b"Host: birdwire.test") -> bytes:
-    """A request's head."""
+    """Build a request head."""
     return b"\r\n".join([start, *([host] if host is not None else []), *lines, b"", b""])
 
 
 def get(*lines: bytes, path: bytes = b"/livez", version: bytes = b"1.1", host: bytes | None = b"Host: a") -> bytes:
-    """A GET."""
+    """Build a GET request."""
     return head(*lines, start=b"GET %b HTTP/%b" % (path, version), host=host)
 
 
 def like(*lines: bytes, body: bytes = b"", path: bytes = LIKE.encode(), version: bytes = b"1.1") -> bytes:
-    """A like with a key; `lines` say how the body ends."""
+    """Build a like with a key; `lines` set the body's framing."""
     fields = (b"Authorization: Bearer " + KEY, b"Content-Type: application/json")
     return head(*fields, *lines, start=b"POST %b HTTP/%b" % (path, version)) + body
 
 
 def sized(body: bytes = BODY, *lines: bytes, path: bytes = LIKE.encode()) -> bytes:
-    """A like with a Content-Length that is right."""
+    """Build a like with a correct Content-Length."""
     return like(b"Content-Length: %d" % len(body), *lines, body=body, path=path)
 
 
 def chunked(*chunks: bytes, trailers: bytes = b"", lines: tuple[bytes, ...] = ()) -> bytes:
-    """A like in chunks."""
+    """Build a chunked like."""
     return like(b"Transfer-Encoding: chunked", *lines, body=coded(*chunks) + b"0\r\n" + trailers + b"\r\n")
 
 
 def coded(*chunks: bytes) -> bytes:
-    """Chunks without their end."""
+    """Build a chunked like without its last chunk."""
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
 
 
 def framed(body: bytes) -> bytes:
-    """A like whose chunks are written out by the row."""
+    """Build a chunked like from the raw bytes of its chunks."""
     return like(b"Transfer-Encoding: chunked", body=body)
 
 
@@ -66,7 +66,7 @@ def framed(body: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class Got:
+class RawResponse:
     """One answer."""
 
     status: int
@@ -75,29 +75,29 @@ class Got:
 
     @property
     def reason(self) -> str | None:
-        """Why it is a refusal, if it is one."""
+        """The reason of a refusal, or None."""
         return json.loads(self.body)["error"]["reason"] if self.status >= 400 and self.body else None
 
 
-def answers(raw: bytes, heads: Collection[int] = ()) -> list[Got]:
-    """The answers in a stream; those numbered in `heads` answer a HEAD and have no body."""
-    found: list[Got] = []
+def answers(raw: bytes, heads: Collection[int] = ()) -> list[RawResponse]:
+    """Parse the answers in a stream; those numbered in `heads` answer a HEAD and have no body."""
+    found: list[RawResponse] = []
     while raw:
         top, _, raw = raw.partition(b"\r\n\r\n")
         line, *fields = top.decode("latin-1").split("\r\n")
         match = re.fullmatch(r"HTTP/1\.1 (\d{3}) .*", line)
         assert match is not None, f"no status line: {line[:100]!r}"
         headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
-        assert len(headers) == len(fields), "a header twice"
+        assert len(headers) == len(fields), "a header occurs twice"
         length = 0 if len(found) in heads or match[1] == "100" else int(headers["content-length"])
-        found.append(Got(int(match[1]), headers, raw[:length]))
-        assert len(raw) >= length, "an answer is cut"
+        found.append(RawResponse(int(match[1]), headers, raw[:length]))
+        assert len(raw) >= length, "an answer is cut short"
         raw = raw[length:]
     return found
 
 
-def check_shape(got: Got, *, empty: bool = False) -> None:
-    """Every answer is ours, whichever layer wrote it: the always-headers, a request id, and the envelope if it refuses."""
+def check_shape(got: RawResponse, *, empty: bool = False) -> None:
+    """Check that Birdwire wrote the answer, in any layer: fixed headers, a request id, an envelope for a refusal."""
     assert got.headers["x-content-type-options"] == "nosniff"
     assert got.headers["cache-control"] == "no-store"
     assert re.fullmatch(r"req_[0-9A-Z]{26}", got.headers["x-request-id"])
@@ -115,12 +115,12 @@ def check_shape(got: Got, *, empty: bool = False) -> None:
     assert error["request_id"] == got.headers["x-request-id"]
 
 
-# The corpus. Each row's bytes are followed by a probe that ends the connection: its answer tells that it was kept.
+# The corpus. Each row's bytes are followed by a probe that ends the connection: its answer shows that the connection stayed open.
 
 
 @dataclass(frozen=True)
 class Row:
-    """Bytes and what must come of them."""
+    """A request as bytes, and the answers that it must get."""
 
     name: str
     sent: bytes
@@ -132,30 +132,30 @@ class Row:
 
 
 def refused(name: str, sent: bytes, status: int = 400, reason: str = "http_malformed", *, probe: bool = True) -> Row:
-    """One answer, then the end; what follows is not read."""
+    """Expect one answer and the end of the connection; later bytes are not read."""
     return Row(name, sent, (status,), (reason,), probe=probe)
 
 
 def taken(name: str, sent: bytes, *statuses: int, reason: str | None = None, heads: tuple[int, ...] = ()) -> Row:
-    """Passed on to the app, and the connection goes on."""
+    """Expect the app to answer and the connection to stay open."""
     return Row(name, sent, statuses or (200,), (reason,) if reason else (), kept=True, heads=frozenset(heads))
 
 
 def whole(name: str, sent: bytes) -> Row:
-    """The app read the body and found it good: only the link is missing."""
+    """Expect the app to accept the body, and to refuse for the missing link alone."""
     return taken(name, sent, 403, reason="x_not_linked")
 
 
 def late(name: str, sent: bytes) -> Row:
-    """Never whole: 408 at the deadline."""
+    """Expect a 408 at the deadline, because the request is never complete."""
     return refused(name, sent, 408, "request_timeout", probe=False)
 
 
 NINETY_NINE = [b"X-%d: 1" % number for number in range(99)]
 
 FRAMING = [
-    refused("#139 a Content-Length beside chunked", like(b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
-    refused("#139 chunked beside a Content-Length", like(b"Transfer-Encoding: chunked", b"Content-Length: 5", body=b"0\r\n\r\n")),
+    refused("#139 a Content-Length alongside chunked", like(b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
+    refused("#139 chunked alongside a Content-Length", like(b"Transfer-Encoding: chunked", b"Content-Length: 5", body=b"0\r\n\r\n")),
     refused("#140 Transfer-Encoding xchunked", like(b"Transfer-Encoding: xchunked", body=b"0\r\n\r\n")),
     refused("#141 chunked, identity", like(b"Transfer-Encoding: chunked, identity", body=b"0\r\n\r\n")),
     refused("identity alone", like(b"Transfer-Encoding: identity")),
@@ -192,7 +192,7 @@ FRAMING = [
     late("chunks without an end", framed(coded(BODY))),
     late("trailers without an end", framed(coded(BODY) + b"0\r\nX: 1\r\n")),
     Row("#152 a Content-Length that is too short", like(b"Content-Length: 2", body=b"{}abc"), (400, 400), ("tweet_id_missing", "http_malformed")),
-    refused("#153 a chunk size that is no number", framed(b"zz\r\n")),
+    refused("#153 a chunk size that is not a number", framed(b"zz\r\n")),
     refused("a chunk size with a minus", framed(b"-1\r\n")),
     refused("a chunk size with 0x", framed(b"0x1\r\na\r\n0\r\n\r\n")),
     refused("a chunk size with a blank behind it", framed(b"1 \r\na\r\n0\r\n\r\n")),
@@ -220,7 +220,7 @@ FRAMING = [
     whole("a Host as trailer", chunked(BODY, trailers=b"Host: evil\r\nContent-Type: text/plain\r\n")),
     taken("trailers do not outlive their request", chunked(BODY, trailers=b"Content-Length: 5\r\n") + get(), 403, 200),
     refused("a Transfer-Encoding as trailer", chunked(BODY, trailers=b"Transfer-Encoding: chunked\r\n")),
-    Row("a Content-Length beside chunked after one as trailer", chunked(BODY, trailers=b"Content-Length: 5\r\n") + chunked(BODY, lines=(b"Content-Length: 5",)), (403, 400)),
+    Row("a Content-Length alongside chunked after one as trailer", chunked(BODY, trailers=b"Content-Length: 5\r\n") + chunked(BODY, lines=(b"Content-Length: 5",)), (403, 400)),
     refused("70 KB of trailers", chunked(BODY, trailers=b"X: %b\r\n" % (b"x" * 70_000))),
     refused("2,000 trailers", chunked(BODY, trailers=b"X-Y: 1234\r\n" * 2_000)),
     refused("#157 bare LFs", b"GET /livez HTTP/1.1\nHost: a\n\n"),
@@ -260,11 +260,11 @@ HOSTS = [
     refused("a Host with a user", get(host=b"Host: u@a")),
     refused("a Host with a blank", get(host=b"Host: a b")),
     refused("two Hosts in one header", get(host=b"Host: a, b")),
-    refused("a Host with a port that is no number", get(host=b"Host: a:b")),
+    refused("a Host with a port that is not a number", get(host=b"Host: a:b")),
     refused("a Host with a port of six digits", get(host=b"Host: a:123456")),
     refused("a Host beyond ASCII", get(host=b"Host: \xc3\xa9.test")),
     refused("a Host in open brackets", get(host=b"Host: [::1")),
-    refused("a Host that is no address in brackets", get(host=b"Host: [evil]")),
+    refused("a Host in brackets that is not an address", get(host=b"Host: [evil]")),
     refused("a Host with a query", get(host=b"Host: a?b")),
     taken("a Host with a port", get(host=b"Host: a:8700")),
     taken("a Host of IPv6", get(host=b"Host: [::1]:8700")),
@@ -309,8 +309,8 @@ SIZES = [
     refused("chunks of 16 KiB and one", chunked(b" " * 16_384, b" "), 413, "body_too_large"),
     refused("a chunk of 1 MB", chunked(b" " * 1_000_000), 413, "body_too_large"),
     refused("chunks of one byte, 20,000 times", chunked(*[b" "] * 20_000), 413, "body_too_large"),
-    taken("a body to a path that nobody knows", sized(path=b"/nowhere"), 404, reason="route_unknown"),
-    refused("a large body to a path that nobody knows", sized(b" " * 20_000, path=b"/nowhere"), 413, "body_too_large"),
+    taken("a body to an unknown path", sized(path=b"/nowhere"), 404, reason="route_unknown"),
+    refused("a large body to an unknown path", sized(b" " * 20_000, path=b"/nowhere"), 413, "body_too_large"),
     taken("a GET with a body", get(b"Content-Length: 2") + b"{}"),
     refused("a GET with a large body", get(b"Content-Length: 20000"), 413, "body_too_large", probe=False),
 ]  # fmt: skip
@@ -345,12 +345,12 @@ PROTOCOLS = [
     Row("Connection: close before another request", get(b"Connection: close") + get(), (200,)),
     Row("a refusal behind 50 requests", get() * 50 + b"nonsense\r\n\r\n", (200,) * 50 + (400,)),
     refused("#176 a method in lower case", head(start=b"get /livez HTTP/1.1")),
-    refused("a method that nobody knows", head(start=b"FETCH /livez HTTP/1.1")),
+    refused("an unknown method", head(start=b"FETCH /livez HTTP/1.1")),
     refused("a method without an end", b"POSTPOSTPOSTPOSTPOST", probe=False),
     whole("#177 Expect 999", sized(BODY, b"Expect: 999")),
-    taken("Expect: 100-continue, and the body at once", sized(BODY, b"Expect: 100-continue"), 100, 403),
+    taken("Expect: 100-continue, and the body immediately", sized(BODY, b"Expect: 100-continue"), 100, 403),
     Row("#178 Expect: 100-continue without a body", like(b"Expect: 100-continue", b"Content-Length: 5"), (100, 408), probe=False),
-    taken("Expect for a path that nobody knows gets no interim answer", get(b"Expect: 100-continue", b"Content-Length: 2", path=b"/nowhere") + b"{}", 404),
+    taken("Expect for an unknown path gets no interim answer", get(b"Expect: 100-continue", b"Content-Length: 2", path=b"/nowhere") + b"{}", 404),
     refused("#179 a websocket", get(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: eA=="), 404, "route_unknown"),
     refused("a WebSocket in capitals", get(b"Connection: keep-alive, UPGRADE", b"Upgrade: WebSocket"), 404, "route_unknown"),
     taken("a websocket without Connection", get(b"Upgrade: websocket")),
@@ -364,7 +364,7 @@ PROTOCOLS = [
     Row("h2c in HTTP/1.0", get(b"Connection: Upgrade", b"Upgrade: h2c", version=b"1.0"), (200,)),
     refused("h2c with two lengths", like(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 2", b"Content-Length: 2", body=b"{}")),
     refused("h2c with a large body", like(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 20000"), 413, "body_too_large", probe=False),
-    taken("an Upgrade to what nobody knows", get(b"Connection: Upgrade", b"Upgrade: TLS/1.0")),
+    taken("an Upgrade to an unknown protocol", get(b"Connection: Upgrade", b"Upgrade: TLS/1.0")),
 ]  # fmt: skip
 
 METHODS = [
@@ -388,7 +388,7 @@ METHODS = [
     refused("a target with a control character", get(path=b"/\x01")),
     taken("#188 a trailing slash", get(path=b"/livez/"), 404, reason="route_unknown"),
     taken("#189 two slashes", get(path=b"//apis/v1"), 404, reason="route_unknown"),
-    taken("two slashes and what looks like a host", get(path=b"//a:1@b/livez"), 404, reason="route_unknown"),
+    taken("two slashes and a path that resembles a host", get(path=b"//a:1@b/livez"), 404, reason="route_unknown"),
     taken("#191 dots in escapes", get(path=b"/%2e%2e/livez"), 404, reason="route_unknown"),
     taken("dots", get(path=b"/x/../livez"), 404, reason="route_unknown"),
     taken("#192 a slash in an escape", get(path=b"/%2flivez"), 404, reason="route_unknown"),
@@ -398,7 +398,7 @@ METHODS = [
     taken("#200 a method override", get(b"X-HTTP-Method-Override: POST"), 200),
     taken("a HEAD of /livez", head(start=b"HEAD /livez HTTP/1.1"), heads=(0,)),
     taken("a HEAD of the callback", head(start=b"HEAD /apis/v1/twitter/oauth_callback HTTP/1.1"), heads=(0,)),
-    taken("a HEAD of what nobody knows", head(start=b"HEAD /nowhere HTTP/1.1"), 404, heads=(0,)),
+    taken("a HEAD of an unknown path", head(start=b"HEAD /nowhere HTTP/1.1"), 404, heads=(0,)),
     Row("a HEAD without a Host", head(start=b"HEAD /livez HTTP/1.1", host=None), (400,), heads=frozenset({0})),
     Row("a HEAD with a body that is too large", head(b"Content-Length: 20000", start=b"HEAD /livez HTTP/1.1"), (413,), heads=frozenset({0}), probe=False),
 ]  # fmt: skip
@@ -407,6 +407,6 @@ ROWS = [*FRAMING, *HOSTS, *SIZES, *PROTOCOLS, *METHODS]
 
 
 def marked(row: Row) -> Any:
-    """A row as a parameter, marked with the promise's id that its name begins with."""
+    """Return a row as a test parameter, marked with the promise id at the start of its name."""
     number, _, _ = row.name.partition(" ")
     return pytest.param(row, id=row.name, marks=[pytest.mark.trust(number)] if number.startswith("#") else [])

@@ -1,4 +1,4 @@
-"""The steps of a link, as a browser and a test take them."""
+"""The steps of a link, as a browser and a test perform them."""
 
 from __future__ import annotations
 
@@ -19,56 +19,56 @@ EXCHANGE = {"grant_type": "authorization_code"}
 
 
 def query_of(url: str) -> dict[str, str]:
-    """A URL's parameters, each once."""
+    """Return a URL's parameters, each of which must occur once."""
     pairs = parse_qsl(urlsplit(url).query, strict_parsing=True, keep_blank_values=True)
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
 
 def changed(url: str, **parameters: str | None) -> str:
-    """The URL with parameters replaced, added, or (None) left out."""
+    """Return the URL with parameters replaced, added, or removed (None)."""
     query = {**query_of(url), **parameters}
     return f"{url.partition('?')[0]}?{urlencode({name: value for name, value in query.items() if value is not None})}"
 
 
-async def begin(house: RunningGateway, **body: object) -> str:
-    """A new auth_url."""
-    return str((await house.call("auth_twitter", body or None)).raise_for_status().json()["auth_url"])
+async def begin(running: RunningGateway, **body: object) -> str:
+    """Start a link and return its auth_url."""
+    return str((await running.call("auth_twitter", body or None)).raise_for_status().json()["auth_url"])
 
 
-async def land(house: RunningGateway, url: str, **headers: str) -> httpx2.Response:
+async def open_callback(running: RunningGateway, url: str, **headers: str) -> httpx2.Response:
     """Open the callback without a key, as JSON."""
-    return await house.bare.get(url, headers={**JSON, **headers})
+    return await running.bare.get(url, headers={**JSON, **headers})
 
 
 def reason_of(answer: httpx2.Response) -> str:
-    """Why it was refused."""
+    """Return the reason of a refusal."""
     return str(answer.json()["error"]["reason"])
 
 
 def undo_token(page: httpx2.Response) -> str:
-    """The one-time token in the page's form."""
+    """Return the one-time token in the page's form."""
     found = re.search(r'name="undo_token" value="([A-Za-z0-9_-]{43})"', page.text)
     assert found is not None
     return found.group(1)
 
 
-async def press_undo(house: RunningGateway, page: httpx2.Response) -> httpx2.Response:
-    """Send the page's form, as a browser without scripts and cookies would."""
-    return await house.bare.post(API + "auth/undo", data={"undo_token": undo_token(page)}, headers=HTML)
+async def press_undo(running: RunningGateway, page: httpx2.Response) -> httpx2.Response:
+    """Submit the page's undo form, as a browser without scripts and cookies would."""
+    return await running.bare.post(API + "auth/undo", data={"undo_token": undo_token(page)}, headers=HTML)
 
 
-async def exchanges(house: RunningGateway) -> int:
-    """How often a code was presented to X."""
-    return len(await house.calls("/2/oauth2/token", **EXCHANGE))
+async def exchanges(running: RunningGateway) -> int:
+    """Return how often a code was presented to X."""
+    return len(await running.calls("/2/oauth2/token", **EXCHANGE))
 
 
-async def revoked(house: RunningGateway) -> list[int]:
-    """What X answered to revocations."""
-    return [call["status"] for call in await house.calls("/2/oauth2/revoke")]
+async def revoked(running: RunningGateway) -> list[int]:
+    """Return the statuses with which X answered revocations."""
+    return [call["status"] for call in await running.calls("/2/oauth2/revoke")]
 
 
-async def other_key(house: RunningGateway, label: str = "other key") -> dict[str, str]:
-    """Another key's Authorization header."""
-    _, raw_key = await house.gateway.keys.create("test", label, "growth")
+async def other_key(running: RunningGateway, label: str = "other key") -> dict[str, str]:
+    """Create another key and return its Authorization header."""
+    _, raw_key = await running.gateway.keys.create("test", label, "growth")
     return {"authorization": f"Bearer {raw_key}"}

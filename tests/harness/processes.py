@@ -1,4 +1,4 @@
-"""Real `birdwire serve` processes on one database with a sandbox: to be killed, frozen and started again by a test."""
+"""Real `birdwire serve` processes on one database with a sandbox, for tests that kill, freeze and restart them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
 from birdwire.store.encryption.key_files import create_key_file
-from harness.gateway import API, CONNECTIONS, POST, address, bound, serving
+from harness.gateway import API, CONNECTIONS, POST, bound, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,13 +33,13 @@ REFRESH = "refresh_token"
 
 
 def environment(**given: str) -> dict[str, str]:
-    """Ours alone: nothing of this machine's own settings gets in."""
+    """Return an environment with these settings and none of this machine's own Birdwire settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BIRDWIRE_")}
     return kept | {f"BIRDWIRE_{name.upper()}": value for name, value in given.items()}
 
 
 @dataclass
-class Serving:
+class GatewayProcess:
     """One gateway process and its log."""
 
     process: subprocess.Popen[bytes]
@@ -51,19 +51,19 @@ class Serving:
         self.process.send_signal(number)
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the process to exit and return its exit code."""
         return await asyncio.to_thread(self.process.wait, START_S)
 
     async def kill(self) -> None:
-        """End it as a power cut would, as far as a process can tell."""
+        """Kill the process, as a power cut would."""
         if self.process.poll() is None:
             self.signal(signal.SIGKILL)
         await self.ended()
 
 
 @dataclass
-class Street:
-    """A database, a vault key, a sandbox, and any number of gateways on them. `x` talks to the sandbox."""
+class Deployment:
+    """A database, a vault key, a sandbox, and any number of gateways. `x` calls the sandbox."""
 
     directory: Path
     database_url: str
@@ -71,13 +71,13 @@ class Street:
     x_url: str
     x: httpx2.AsyncClient
     client: httpx2.AsyncClient
-    served: list[Serving] = field(default_factory=list)
+    served: list[GatewayProcess] = field(default_factory=list)
     raw_keys: list[str] = field(default_factory=list)
     port: int = 0
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings of every gateway and command here."""
+        """The settings of every gateway and command of the deployment."""
         clients = self.sandbox.state.clients
         return {
             "database_url": self.database_url,
@@ -88,8 +88,8 @@ class Street:
             "x_authorize_url": f"{self.x_url}/i/oauth2/authorize",
         }
 
-    async def serve(self, *launcher: str, **settings: str) -> Serving:
-        """Start a gateway, by a launcher if one is named; it answers when this returns. All have one public URL."""
+    async def serve(self, *launcher: str, **settings: str) -> GatewayProcess:
+        """Start a gateway, through a launcher if one is given, and return once it answers. All share one public URL."""
         log = self.directory / f"serve-{len(self.served)}.log"
         listener = bound()
         port = listener.getsockname()[1]
@@ -97,7 +97,7 @@ class Street:
         self.port = self.port or port
         given = {"public_url": f"http://127.0.0.1:{self.port}"} | self.settings | settings
         with log.open("wb") as stderr:
-            process = subprocess.Popen(  # noqa: ASYNC220, S603 - it runs as long as the test says, and is our own
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - the test ends it, and it is our own program
                 [*launcher, sys.executable, "-m", "birdwire.cli", "serve", "--json", "--port", str(port)],
                 env=environment(**given),
                 stdin=subprocess.DEVNULL,
@@ -111,12 +111,12 @@ class Street:
             process.kill()
             await asyncio.to_thread(process.wait, START_S)
             raise ChildProcessError(log.read_text())
-        begun = Serving(process, str(json.loads(line)["gateway"]), log)
-        self.served.append(begun)
-        return begun
+        started = GatewayProcess(process, str(json.loads(line)["gateway"]), log)
+        self.served.append(started)
+        return started
 
     async def key(self, label: str = "test", rpm: int = 1_000_000) -> str:
-        """A new API key, made on the database."""
+        """Create an API key in the database and return it."""
         database = Database(self.database_url)
         try:
             await database.prepare(upgrade=False)
@@ -126,53 +126,53 @@ class Street:
         self.raw_keys.append(raw_key)
         return raw_key
 
-    async def call(self, at: Serving, name: str, body: object = None, **headers: str) -> httpx2.Response:
-        """POST an endpoint with the first key, or with another's Authorization header."""
+    async def call(self, at: GatewayProcess, name: str, body: object = None, **headers: str) -> httpx2.Response:
+        """POST to an endpoint with the first key, or with another Authorization header."""
         given = {"authorization": f"Bearer {self.raw_keys[0]}", **headers}
         return await self.client.post(at.url + API + name, json=body or {}, headers=given)
 
-    async def like(self, at: Serving) -> httpx2.Response:
+    async def like(self, at: GatewayProcess) -> httpx2.Response:
         """Like a post with the first key."""
         return await self.call(at, "like_twitter", {"tweet_id": POST})
 
-    async def status(self, at: Serving) -> dict[str, Any]:
-        """What auth/status says to the first key."""
+    async def status(self, at: GatewayProcess) -> dict[str, Any]:
+        """Return the answer of auth/status to the first key."""
         headers = {"authorization": f"Bearer {self.raw_keys[0]}"}
         return dict((await self.client.get(f"{at.url}{API}auth/status", headers=headers)).json())
 
-    async def consent(self, at: Serving, username: str = "ada", **headers: str) -> str:
-        """Begin a link and allow it; where X redirects to, at this gateway."""
+    async def consent(self, at: GatewayProcess, username: str = "ada", **headers: str) -> str:
+        """Start a link, approve it, and return the callback URL at this gateway."""
         auth_url = (await self.call(at, "auth_twitter", **headers)).raise_for_status().json()["auth_url"]
         decision = {"auth_url": auth_url, "username": username, "action": "allow"}
         answer = (await self.x.post("/_sandbox/consent", json=decision)).raise_for_status()
         return at.url + "/" + str(answer.json()["redirect_to"]).split("/", 3)[3]
 
-    async def link(self, at: Serving, username: str = "ada", **headers: str) -> None:
+    async def link(self, at: GatewayProcess, username: str = "ada", **headers: str) -> None:
         """Link an account to the first key, or to another."""
         (await self.client.get(await self.consent(at, username, **headers))).raise_for_status()
 
     async def refreshes(self) -> list[dict[str, Any]]:
-        """The refresh calls that X got."""
+        """Return the refresh calls that X received."""
         calls = (await self.x.get("/_sandbox/calls")).json()["calls"]
         return [call for call in calls if call["path"] == TOKEN and call.get("grant_type") == REFRESH]
 
     async def expire(self) -> None:
-        """X ends every access token; the gateways learn of it by its 401."""
+        """Expire every access token at X; the gateways learn of it from the next 401."""
         (await self.x.post("/_sandbox/clock", json={"advance_s": 7_300})).raise_for_status()
 
     async def fault(self, path: str, do: dict[str, Any], times: int | None = 1) -> None:
-        """Make X fail at an endpoint."""
+        """Add a fault to an endpoint of the sandbox."""
         body = {"match": {"method": "POST", "path": path}, "times": times, "do": do}
         (await self.x.post("/_sandbox/faults", json=body)).raise_for_status()
 
-    def let_leases_end(self) -> None:
-        """Put the marks of refreshes back by an hour, instead of waiting; SQLite only."""
+    def expire_leases(self) -> None:
+        """Move the start of running refreshes back by an hour, so that their leases have expired; SQLite only."""
         connection = sqlite3.connect(self.directory / "birdwire.db", timeout=30)
         with contextlib.closing(connection), connection:
             connection.execute("UPDATE x_sessions SET presented_at = presented_at - 3600000000")
 
     async def command(self, *words: str, **settings: str) -> tuple[int, Any]:
-        """Run a command in a process of its own; its exit code (of a signal: negative) and its document."""
+        """Run a command in a separate process; return its exit code (negative for a signal) and its JSON document."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -191,8 +191,8 @@ class Street:
 
 
 @contextlib.asynccontextmanager
-async def street(directory: Path, database_url: str | None = None) -> AsyncIterator[Street]:
-    """A sandbox and one API key; every process that was started is ended at the end."""
+async def deploy(directory: Path, database_url: str | None = None) -> AsyncIterator[Deployment]:
+    """Start a sandbox with one API key, and kill every started process at the end."""
     create_key_file(directory / "vault.key")
     sandbox = create_sandbox()
     url = database_url or f"sqlite:///{directory / 'birdwire.db'}"
@@ -201,7 +201,7 @@ async def street(directory: Path, database_url: str | None = None) -> AsyncItera
         httpx2.AsyncClient(base_url=x_url, timeout=60, limits=CONNECTIONS) as x,
         httpx2.AsyncClient(timeout=60, limits=CONNECTIONS) as client,
     ):
-        made = Street(directory, url, sandbox, x_url, x, client)
+        made = Deployment(directory, url, sandbox, x_url, x, client)
         await made.key()
         plenty = dict.fromkeys(("likes_per_15m", "likes_per_24h", "posts_per_15m", "posts_per_24h"), 1_000_000)
         (await x.post("/_sandbox/config", json=plenty)).raise_for_status()
@@ -210,6 +210,3 @@ async def street(directory: Path, database_url: str | None = None) -> AsyncItera
         finally:
             for one in made.served:
                 await one.kill()
-
-
-__all__ = ["Serving", "Street", "address", "environment", "street"]

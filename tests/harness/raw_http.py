@@ -1,4 +1,4 @@
-"""One request as bytes on the wire, its one answer, and the shape that every refusal has."""
+"""Raw requests, their answers, and the shape of every refusal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 Refusal = tuple[int, str, str]
-Row = tuple[int, str, "Sent", "Refusal | None"]
+Row = tuple[int, str, "RawRequest", "Refusal | None"]
 
 MEMBERS = ["type", "code", "message", "request_id", "reason", "fix", "whose", "retryable"]
 EAGER = 18_000
-"""Bytes written before the answer is awaited: who writes on after a refusal may lose it to a reset (RFC 9112 §9.6)."""
+"""Bytes written before reading: a client that keeps writing may lose a refusal to a reset (RFC 9112 §9.6)."""
 
-BEFORE_THE_KEY = {  # refused by the edge, or because there is no such key: no allowance to tell
+# Refused by the edge, or for lack of a valid key: these answers carry no allowance.
+BEFORE_THE_KEY = {
     *("key_missing", "key_malformed", "key_unknown", "key_revoked", "key_in_query", "mode_mismatch"),
     *("duplicate_header", "route_unknown", "method_not_allowed", "http_malformed", "body_too_large"),
     *("callback_malformed", "state_unknown", "issuer_mismatch", "prefetch", "undo_unknown", "undo_token_missing"),
@@ -35,12 +36,12 @@ BEFORE_THE_KEY = {  # refused by the edge, or because there is no such key: no a
 
 
 def bearer(key: str) -> list[str]:
-    """The Authorization header as it should be."""
+    """Return a correct Authorization header."""
     return [f"Bearer {key}"]
 
 
 @dataclass(frozen=True)
-class Sent:
+class RawRequest:
     """One request, as bytes on the wire."""
 
     body: bytes = json.dumps({"tweet_id": POST}).encode()
@@ -51,7 +52,7 @@ class Sent:
     more: tuple[tuple[str, str], ...] = ()
 
     def raw(self, host: str, key: str) -> bytes:
-        """The whole request; the connection ends after its answer."""
+        """Return the complete request; it closes the connection after its answer."""
         fields = [("Host", host), ("Connection", "close"), *self.more]
         fields += [("Authorization", value) for value in self.authorization(key)]
         fields += [("Content-Type", value) for value in self.types]
@@ -62,7 +63,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Got:
+class RawResponse:
     """One answer."""
 
     status: int
@@ -71,20 +72,20 @@ class Got:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The envelope's inside."""
+        """The content of the error envelope."""
         return dict(json.loads(self.body)["error"])
 
 
-class Slow:
-    """A request whose last byte is held back, while the gateway has admitted its key and waits for the rest."""
+class SlowRequest:
+    """A request whose last byte is held back while the gateway, which has admitted its key, waits for it."""
 
-    def __init__(self, sent: Sent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, sent: RawRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._last, self._reader, self._writer = sent.body[-1:], reader, writer
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def begun(cls, gateway_url: str, key: str, sent: Sent) -> AsyncIterator[Slow]:
-        """Send all but the last byte. The body is asked for (100 Continue) only after the key was admitted."""
+    async def started(cls, gateway_url: str, key: str, sent: RawRequest) -> AsyncIterator[SlowRequest]:
+        """Send all but the last byte. The gateway sends 100 Continue only after it has admitted the key."""
         url = urlsplit(gateway_url)
         raw = replace(sent, more=(*sent.more, ("Expect", "100-continue"))).raw(url.netloc, key)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -97,36 +98,36 @@ class Slow:
         finally:
             writer.close()
 
-    async def finish(self) -> Got:
-        """Send the last byte; the answer."""
+    async def finish(self) -> RawResponse:
+        """Send the last byte and return the answer."""
         self._writer.write(self._last)
         return await answer_in(self._reader)
 
 
-async def exchange(house: RunningGateway, sent: Sent, key: str | None = None) -> Got:
-    """Send the bytes; exactly one answer must come back, and then the end."""
-    url = urlsplit(str(house.client.base_url))
+async def exchange(running: RunningGateway, sent: RawRequest, key: str | None = None) -> RawResponse:
+    """Send the request and return its answer; exactly one must arrive before the connection ends."""
+    url = urlsplit(str(running.client.base_url))
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
-        writer.write(sent.raw(url.netloc, key or house.raw_key)[:EAGER])
+        writer.write(sent.raw(url.netloc, key or running.raw_key)[:EAGER])
         return await answer_in(reader, sent.method)
     finally:
         writer.close()
 
 
-async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> Got:
-    """The one answer that comes before the connection ends."""
+async def answer_in(reader: asyncio.StreamReader, method: str = "POST") -> RawResponse:
+    """Read the one answer that arrives before the connection ends."""
     raw = await asyncio.wait_for(reader.read(), 15)
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    assert len(headers) == len(lines), "a header came twice"
+    assert len(headers) == len(lines), "a header occurs twice"
     assert len(body) == (0 if method == "HEAD" else int(headers["content-length"]))
-    return Got(int(first.split()[1]), headers, body)
+    return RawResponse(int(first.split()[1]), headers, body)
 
 
-def inspect(got: Got, refusal: Refusal) -> None:
-    """The one shape, the headers of every answer, and nothing of what was sent in a dangerous form."""
+def inspect(got: RawResponse, refusal: Refusal) -> None:
+    """Check the shape of a refusal, the headers of every answer, and that no input is echoed unescaped."""
     status, code, reason = refusal
     error = got.error
     assert (got.status, error["code"], error["reason"]) == (status, code, reason)
@@ -144,26 +145,28 @@ def inspect(got: Got, refusal: Refusal) -> None:
     assert not any(name.startswith("access-control") for name in got.headers)
 
 
-async def last_call(house: RunningGateway) -> int:
-    """The number of X's last call so far."""
-    calls = (await house.x.get("/_sandbox/calls")).json()["calls"]
+async def last_call(running: RunningGateway) -> int:
+    """Return the number of the last call that X received."""
+    calls = (await running.x.get("/_sandbox/calls")).json()["calls"]
     return int(calls[-1]["n"]) if calls else 0
 
 
-async def judge(house: RunningGateway, sent: Sent, refusal: Refusal | None, key: str | None = None) -> Got:
-    """Send a row. A refusal must not reach X; None means that the call is served."""
-    before = await last_call(house)
-    got = await exchange(house, sent, key)
+async def judge(
+    running: RunningGateway, sent: RawRequest, refusal: Refusal | None, key: str | None = None
+) -> RawResponse:
+    """Send a row's request and check its answer. A refusal must not reach X; None means that the call is served."""
+    before = await last_call(running)
+    got = await exchange(running, sent, key)
     if refusal is None:
         assert got.status == 200, got.body
         return got
     inspect(got, refusal)
-    assert await last_call(house) == before, "X was called"
+    assert await last_call(running) == before, "X was called"
     return got
 
 
 def rows(table: Iterable[Row]) -> list[Any]:
-    """The table as parameters: named by number and sentence, marked by number."""
+    """Return the table as test parameters, named by number and sentence and marked by number."""
     return [
         pytest.param(sent, refusal, id=f"{number} {what}", marks=pytest.mark.trust(f"#{number}"))
         for number, what, sent, refusal in table

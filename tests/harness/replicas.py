@@ -1,4 +1,4 @@
-"""Several gateways as real processes on one PostgreSQL, one Redis and one sandbox."""
+"""Several gateway processes on one PostgreSQL, one Redis and one sandbox."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PROGRAM = Path(sys.executable).with_name("birdwire")
 START_S = 60
 END_S = 45
 NOWHERE = "http://127.0.0.1:9"
-"""The public URL: nobody listens there, so a callback is brought to whichever replica a test likes."""
+"""The public URL, where nothing listens: a test sends each callback to the replica it chooses."""
 
-METRICS_TOKEN = "fleet-metrics-token"
+METRICS_TOKEN = "cluster-metrics-token"
 PLENTY = 1_000_000
 UNLIKE = "DELETE /2/users/{id}/likes/{tweet_id}"
 NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /2/users/me": PLENTY, UNLIKE: PLENTY}}
@@ -44,22 +44,22 @@ NO_LIMITS = {"likes_per_15m": PLENTY, "likes_per_24h": PLENTY, "limits": {"GET /
 
 @dataclass
 class Replica:
-    """One `birdwire serve`; its log lines are in a file."""
+    """One `birdwire serve` process, which logs to a file."""
 
     process: asyncio.subprocess.Process
     url: str
     log: Path
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal, unless it has ended, and wait for the end; the exit code."""
+        """Send a signal unless the process has exited, wait for the exit, and return the exit code."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await asyncio.wait_for(self.process.wait(), END_S)
 
 
 @dataclass
-class Fleet:
-    """The replicas, and what a test needs beside them. `keys` works on the database as the command line does."""
+class Cluster:
+    """The replicas and their clients. `keys` works on the database as the command line does."""
 
     folder: Path
     environment: dict[str, str]
@@ -73,8 +73,8 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def built(
         cls, folder: Path, postgres: Postgres, redis: Redis | None, replicas: int = 3, **settings: str
-    ) -> AsyncIterator[Fleet]:
-        """Migrate a new database, start all, and end all. `settings` are the gateways' own, in upper case."""
+    ) -> AsyncIterator[Cluster]:
+        """Migrate a new database, start the replicas, and stop them. `settings` are the gateways', in upper case."""
         async with contextlib.AsyncExitStack() as stack:
             sandbox = create_sandbox()
             x_url = await stack.enter_async_context(serving(sandbox_config(sandbox, log_level="error")))
@@ -100,13 +100,13 @@ class Fleet:
             x = await stack.enter_async_context(httpx2.AsyncClient(base_url=x_url, timeout=30, limits=CONNECTIONS))
             (await x.post("/_sandbox/config", json=NO_LIMITS)).raise_for_status()
             client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30, limits=CONNECTIONS))
-            fleet = cls(folder, environment, Keys(database, Clock()), x, client)
-            stack.push_async_callback(fleet.close)
-            fleet.replicas += await asyncio.gather(*(fleet.start(str(number)) for number in range(replicas)))
-            yield fleet
+            cluster = cls(folder, environment, Keys(database, Clock()), x, client)
+            stack.push_async_callback(cluster.close)
+            cluster.replicas += await asyncio.gather(*(cluster.start(str(number)) for number in range(replicas)))
+            yield cluster
 
     async def start(self, name: str, port: int = 0, **settings: str) -> Replica:
-        """One more gateway, at any free port or the one that is named; it answers when this returns."""
+        """Start one more gateway, on a free port or the given one, and return once it answers."""
         log = self.folder / f"{name}.log"
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -122,52 +122,52 @@ class Fleet:
         return Replica(process, json.loads(line)["gateway"], log)
 
     async def close(self) -> None:
-        """End every gateway, at once."""
+        """Kill every gateway."""
         await asyncio.gather(*(replica.end(signal.SIGKILL) for replica in self.replicas))
 
     async def key(self, rpm: int = 100_000) -> tuple[str, dict[str, str]]:
-        """A new key's id, and its caller's headers: the key, and an address of the caller's own."""
+        """Create a key; return its id and a caller's headers: the key and a unique address."""
         key, raw_key = await self.keys.create("test", "test key", "growth", rpm)
         address = ip_address("10.0.0.0") + next(self._callers)
         return key.key_id, {"authorization": f"Bearer {raw_key}", "x-forwarded-for": str(address)}
 
     async def link(self, headers: dict[str, str], *, begin: int = 0, end: int = 0, username: str = "ada") -> None:
-        """Link an account to a key, in place of any other: asked for at one replica, called back at another."""
+        """Link an account to a key, replacing any other; started at one replica, called back at another."""
         back = await self.consent(headers, begin=begin, username=username)
         answer = await self.client.get(f"{self.replicas[end].url}{back}")
         assert answer.status_code == 200, answer.text
 
     async def consent(self, headers: dict[str, str], *, begin: int = 0, username: str = "ada") -> str:
-        """Begin a link at one replica and approve it; the callback's path and query."""
+        """Start a link at one replica, approve it, and return the callback's path and query."""
         body = {"expected_username": username}
-        begun = await self.client.post(self.at(begin, "auth_twitter"), headers=headers, json=body)
-        decision = {"auth_url": begun.json()["auth_url"], "username": username, "action": "allow"}
+        started = await self.client.post(self.at(begin, "auth_twitter"), headers=headers, json=body)
+        decision = {"auth_url": started.json()["auth_url"], "username": username, "action": "allow"}
         back = urlsplit((await self.x.post("/_sandbox/consent", json=decision)).json()["redirect_to"])
         return f"{back.path}?{back.query}"
 
     async def like(self, replica: int, headers: dict[str, str]) -> httpx2.Response:
-        """Like a post, by one replica."""
+        """Like a post through one replica."""
         return await self.client.post(self.at(replica, "like_twitter"), headers=headers, json={"tweet_id": POST})
 
     async def status(self, replica: int, headers: dict[str, str]) -> httpx2.Response:
-        """Ask one replica for auth/status."""
+        """Request auth/status from one replica."""
         return await self.client.get(self.at(replica, "auth/status"), headers=headers)
 
     async def ready(self, replica: int) -> httpx2.Response:
-        """Ask one replica whether it can work."""
+        """Request /readyz from one replica."""
         return await self.client.get(f"{self.replicas[replica].url}/readyz")
 
     async def metric(self, replica: int, name: str) -> float:
-        """What one replica says of a metric without labels."""
+        """Return one replica's value of a metric without labels."""
         answer = await self.client.get(
             f"{self.replicas[replica].url}/metrics", headers={"authorization": f"Bearer {METRICS_TOKEN}"}
         )
         return next(float(line.split()[1]) for line in answer.text.splitlines() if line.startswith(f"{name} "))
 
     def at(self, replica: int, name: str) -> str:
-        """The URL of an endpoint of the API."""
+        """Return the URL of an API endpoint at one replica."""
         return f"{self.replicas[replica].url}{API}{name}"
 
     def lines(self, replica: int) -> list[dict[str, Any]]:
-        """What a replica has logged."""
+        """Return the lines that a replica has logged."""
         return [json.loads(line) for line in self.replicas[replica].log.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What the fault tests recorded, as Markdown on standard output: `python tests/harness/report.py FILE`."""
+"""Print the records of the fault tests as Markdown: `python tests/harness/report.py FILE`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 def report(lines: list[str]) -> str:
-    """One row for each kind of run; of the same kind whole numbers are added up, of others the greatest is said."""
+    """Return a table with one row per kind of run, which adds up integers and shows the maximum of other numbers."""
     kinds: dict[str, list[dict[str, object]]] = {}
     for line in lines:
         figures = json.loads(line)
         kinds.setdefault(figures.pop("what"), []).append(figures)
-    rows = [f"| {what} | {'; '.join(map(_said, _summed(runs).items()))} |" for what, runs in sorted(kinds.items())]
+    rows = [f"| {what} | {'; '.join(map(_formatted, _summed(runs).items()))} |" for what, runs in sorted(kinds.items())]
     head = (
         "# Fault tests, the long form\n\n"
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {os.cpu_count()} cores, "
@@ -40,7 +40,7 @@ def _summed(runs: list[dict[str, object]]) -> dict[str, object]:
     return total
 
 
-def _said(figure: tuple[str, object]) -> str:
+def _formatted(figure: tuple[str, object]) -> str:
     name, value = figure
     return f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' ')} {value}"
 

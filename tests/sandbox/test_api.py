@@ -33,7 +33,7 @@ async def like(x: SandboxClient, token: str, post_id: str = VISIBLE_POST_ID) -> 
     return await x.call(token, "POST", LIKES, json={"tweet_id": post_id})
 
 
-async def test_without_a_good_token_x_says_unauthorized(x: SandboxClient) -> None:
+async def test_x_answers_unauthorized_without_a_valid_token(x: SandboxClient) -> None:
     """X's own bytes: two blanks of indentation, application/problem+json."""
     for headers in ({}, {"authorization": "Bearer made-up"}, {"authorization": "Basic YTpi"}):
         answer = await x.http.get("/2/users/me", headers=headers)
@@ -85,7 +85,7 @@ async def test_another_users_id_is_refused(x: SandboxClient) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", "1" * 20, "-1", "1\n", "١٢٣", 5, None, ["1"], {"a": 1}])
-async def test_an_id_that_is_no_id_is_refused(x: SandboxClient, wrong: Any) -> None:
+async def test_a_malformed_id_is_refused(x: SandboxClient, wrong: Any) -> None:
     """1 to 19 ASCII digits, as a string."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, json={"tweet_id": wrong})
@@ -96,8 +96,8 @@ async def test_an_id_that_is_no_id_is_refused(x: SandboxClient, wrong: Any) -> N
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"tweet_id":NaN}', b'{"a":"\\ud800"}', b"\xff"]
 )
-async def test_a_body_that_is_no_object_is_refused(x: SandboxClient, body: bytes) -> None:
-    """X's 400, never a failure of ours."""
+async def test_a_body_that_is_not_an_object_is_refused(x: SandboxClient, body: bytes) -> None:
+    """X's 400, never a failure of the sandbox."""
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", LIKES, content=body)
     assert answer.status_code == 400
@@ -152,7 +152,7 @@ async def test_bookmarking_and_back(x: SandboxClient) -> None:
 
 
 async def test_following_answers_by_the_target(x: SandboxClient) -> None:
-    """Open: following; protected: pending; nobody: 200 with errors; suspended and oneself: the bare 403."""
+    """Open: following; protected: pending; unknown: 200 with errors; suspended and oneself: the bare 403."""
     token = (await x.link())["access_token"]
 
     async def follow(target: str) -> httpx2.Response:
@@ -175,7 +175,7 @@ async def test_following_answers_by_the_target(x: SandboxClient) -> None:
 
 
 async def test_a_blocking_author_cannot_be_followed_nor_seen(x: SandboxClient) -> None:
-    """Blocks are planted; their posts are as gone."""
+    """Blocks are set up; posts of a blocking author count as deleted."""
     await x.control("seed", users=[{"username": "grace", "blocks": ["ada"]}])
     token = (await x.link())["access_token"]
     answer = await x.call(token, "POST", FOLLOWING, json={"target_user_id": OTHER_USER_ID})
@@ -184,7 +184,7 @@ async def test_a_blocking_author_cannot_be_followed_nor_seen(x: SandboxClient) -
 
 
 @pytest.mark.parametrize("post_id", [DELETED_POST_ID, PROTECTED_POST_ID, SUSPENDED_POST_ID, "1"])
-async def test_a_post_that_is_gone_or_hidden_cannot_be_found(x: SandboxClient, post_id: str) -> None:
+async def test_a_deleted_or_hidden_post_cannot_be_found(x: SandboxClient, post_id: str) -> None:
     """400, not 404, for likes, unlikes and reposts."""
     token = (await x.link())["access_token"]
     answers = [
@@ -197,7 +197,7 @@ async def test_a_post_that_is_gone_or_hidden_cannot_be_found(x: SandboxClient, p
         assert answer.json()["errors"] == [{"message": GONE}]
 
 
-async def test_a_hidden_post_can_be_refused_in_other_words(x: SandboxClient) -> None:
+async def test_a_hidden_post_can_be_refused_with_another_message(x: SandboxClient) -> None:
     """The switch `invisible`; a deleted post stays not found."""
     token = (await x.link())["access_token"]
     await x.control("config", invisible="not-authorized")
@@ -216,7 +216,7 @@ async def test_a_protected_author_can_like_their_own_post(x: SandboxClient) -> N
     assert answer.status_code == 200
 
 
-async def test_a_suspended_account_is_told_so(x: SandboxClient) -> None:
+async def test_a_suspended_account_gets_its_own_refusal(x: SandboxClient) -> None:
     """403 user-suspended, whatever it asks."""
     token = (await x.link("gus"))["access_token"]
     answer = await x.call(token, "GET", "/2/users/me")

@@ -1,4 +1,4 @@
-"""The control surface: who may use it, what it refuses, what it changes."""
+"""The control surface: its access rules, refusals and changes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ async def test_pages_of_other_origins_are_refused(x: SandboxClient) -> None:
         ("faults", {"do": 5}),
     ],
 )
-async def test_what_is_not_understood_is_refused_by_name(x: SandboxClient, path: str, body: dict[str, Any]) -> None:
+async def test_an_invalid_request_is_refused_and_changes_nothing(
+    x: SandboxClient, path: str, body: dict[str, Any]
+) -> None:
     """400 with a sentence, and nothing changes."""
     before = await x.state(), (await x.http.get("/_sandbox/config")).json()
     answer = await x.http.post(f"/_sandbox/{path}", json=body)
@@ -117,7 +119,7 @@ async def test_what_is_not_understood_is_refused_by_name(x: SandboxClient, path:
     [(b"{", 400), (b"[]", 400), (b'{"advance_s":NaN}', 400), (b'{"a":"\\ud800"}', 400), (b"", 400)],
 )
 async def test_only_json_objects_are_read(x: SandboxClient, content: bytes, status: int) -> None:
-    """Also NaN, which is no JSON."""
+    """NaN is refused too, which is not JSON."""
     headers = {"content-type": "application/json"}
     assert (await x.http.post("/_sandbox/clock", content=content, headers=headers)).status_code == status
 
@@ -167,7 +169,7 @@ async def test_the_consent_call_is_documented(x: SandboxClient) -> None:
     assert (await x.control("consent", **body)).keys() == {"redirect_to"}
 
 
-async def test_calls_are_numbered_and_say_who_did_what(x: SandboxClient) -> None:
+async def test_calls_are_numbered_and_name_the_user_and_operation(x: SandboxClient) -> None:
     """since=N, grant_type at the token endpoint, user_id at the API; control calls are not X's."""
     token = (await x.link())["access_token"]
     await x.call(token, "GET", "/2/users/me")
@@ -183,7 +185,7 @@ async def test_calls_are_numbered_and_say_who_did_what(x: SandboxClient) -> None
 
 
 async def test_a_reset_undoes_all_but_grants_and_numbers(x: SandboxClient) -> None:
-    """A linked app stays linked unless told otherwise."""
+    """A linked app stays linked unless requested otherwise."""
     token = (await x.link())["access_token"]
     await x.call(token, "POST", f"/2/users/{ADA}/likes", json={"tweet_id": VISIBLE_POST_ID})
     await x.control("config", likes_per_15m=1)
@@ -216,14 +218,14 @@ async def test_the_seed_can_be_put_back_and_added_to(x: SandboxClient) -> None:
     assert any(user["username"] == "eve" for user in state["users"])
 
 
-async def test_the_front_page_says_what_this_is(x: SandboxClient) -> None:
+async def test_the_front_page_explains_the_sandbox(x: SandboxClient) -> None:
     """Accounts, endpoints and control calls."""
     page = (await x.http.get("/")).text
     for part in ("not X", "@grace", VISIBLE_POST_ID, "/2/users/{id}/likes", "/_sandbox/faults"):
         assert part in page
 
 
-async def test_nobody_can_be_removed_who_is_not_there(x: SandboxClient) -> None:
+async def test_removing_an_unknown_user_is_404(x: SandboxClient) -> None:
     """404, as JSON."""
     answer = await x.http.post("/_sandbox/users/5/revoke_app")
     assert (answer.status_code, answer.json()) == (404, {"error": "there is no user with this id"})

@@ -133,7 +133,7 @@ def test_on_the_wire_the_date_is_sent_once(served: str) -> None:
 
 
 def test_a_forwarded_address_does_not_open_or_close_the_control_surface(served: str) -> None:
-    """Who calls is who is connected."""
+    """The caller is the connected peer."""
     connection = http.client.HTTPConnection(urlsplit(served).netloc, timeout=20)
     connection.request("GET", "/_sandbox/state", headers={"x-forwarded-for": "192.0.2.7"})
     assert connection.getresponse().status == 200

@@ -51,7 +51,7 @@ async def test_a_user_is_found_by_name_and_id(x: SandboxClient, token: str) -> N
     "path",
     ["/2/users/by/username/nobody", "/2/users/by/username/gus", "/2/users/99", "/2/users/99/tweets", "/2/tweets/1"],
 )
-async def test_what_is_not_there_is_a_200_without_data(x: SandboxClient, token: str, path: str) -> None:
+async def test_a_missing_user_or_post_is_a_200_without_data(x: SandboxClient, token: str, path: str) -> None:
     """With errors whose types X's own SDK accepts."""
     body = await get(x, token, path)
     assert body.keys() == {"errors"}
@@ -98,7 +98,7 @@ async def test_the_author_comes_as_a_field_or_as_an_expansion(x: SandboxClient, 
 
 
 async def test_some_of_many_posts_may_be_missing(x: SandboxClient, token: str) -> None:
-    """Data and errors side by side: gone, protected, suspended."""
+    """Data and errors together: deleted, protected, suspended."""
     ids = f"{VISIBLE_POST_ID},{DELETED_POST_ID},{PROTECTED_POST_ID},{SUSPENDED_POST_ID}"
     body = await get(x, token, f"/2/tweets?ids={ids}")
     assert [post["id"] for post in body["data"]] == [VISIBLE_POST_ID]
@@ -165,7 +165,7 @@ async def test_a_protected_timeline_is_for_followers(x: SandboxClient, token: st
 
 
 async def test_users_are_searched_by_name(x: SandboxClient, token: str) -> None:
-    """Suspended ones are not found; pages go on; nothing found is no data."""
+    """Suspended users are not found; pages continue; an empty result has no data."""
     names = [user["username"] for user in (await get(x, token, "/2/users/search?query=a"))["data"]]
     assert names == ["ada", "grace", "alan", "pat"]
     first = await get(x, token, "/2/users/search?query=a&max_results=3")

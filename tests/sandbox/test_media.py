@@ -94,7 +94,7 @@ async def test_processing_can_fail(x: SandboxClient, token: str) -> None:
     assert answer.status_code == 403
 
 
-async def test_an_image_is_done_at_once(x: SandboxClient, token: str) -> None:
+async def test_an_image_is_ready_immediately(x: SandboxClient, token: str) -> None:
     """In one go, as a form or as JSON; then it goes with a post."""
     files, form = {"media": ("a.png", b"png", "image/png")}, {"media_category": "tweet_image"}
     first = await x.call(token, "POST", UPLOAD, data=form, files=files)
@@ -136,7 +136,7 @@ async def test_a_multipart_file_keeps_its_bytes(x: SandboxClient, token: str, na
         ),
     ],
 )
-async def test_what_is_no_multipart_form_is_refused(x: SandboxClient, token: str, kind: str, content: bytes) -> None:
+async def test_a_malformed_multipart_form_is_refused(x: SandboxClient, token: str, kind: str, content: bytes) -> None:
     """No boundary, another one, a part without a name, a field that is not text, too many parts."""
     headers = {"authorization": f"Bearer {token}", "content-type": kind}
     answer = await x.http.post(UPLOAD, content=content, headers=headers)

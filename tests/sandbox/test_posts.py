@@ -136,7 +136,7 @@ async def test_what_the_specification_forbids_is_a_400(x: SandboxClient, token: 
         ("http://a.b " * 2, 2 * 23 + 2),
     ],
 )
-def test_a_text_weighs_what_x_says(text: str, weight: int) -> None:
+def test_a_text_has_the_weight_that_x_counts(text: str, weight: int) -> None:
     """X's page on counting characters."""
     assert post_text.weight(text) == weight
 
@@ -148,12 +148,12 @@ async def test_a_text_may_weigh_280_and_no_more(x: SandboxClient, token: str) ->
 
 
 async def test_half_a_character_is_not_taken_in(x: SandboxClient, token: str) -> None:
-    """A lone surrogate could never be told again."""
+    """A lone surrogate could never be returned."""
     assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud800"}')).status_code == 400
     assert (await x.call(token, "POST", "/2/tweets", content=rb'{"text":"\ud83d\udc26"}')).status_code == 201
 
 
-async def test_links_are_shortened_and_told_by_entities(x: SandboxClient, token: str) -> None:
+async def test_links_are_shortened_and_listed_in_the_entities(x: SandboxClient, token: str) -> None:
     """In the answer and in look-ups; look-ups also escape."""
     answer = (await post(x, token, text="R&D: https://example.com/a?b=1&c=2 by @grace")).json()["data"]
     assert answer["text"].startswith("R&D: https://t.co/")
@@ -166,7 +166,7 @@ async def test_links_are_shortened_and_told_by_entities(x: SandboxClient, token:
 
 
 async def test_a_reply_needs_a_target_that_is_there(x: SandboxClient, token: str) -> None:
-    """X's sentence for gone and hidden alike."""
+    """X's message is the same for deleted and hidden."""
     good = await post(x, token, text="a reply", reply={"in_reply_to_tweet_id": VISIBLE_POST_ID})
     assert good.status_code == 201
     assert (await x.state())["posts"][-1]["in_reply_to_tweet_id"] == VISIBLE_POST_ID
@@ -185,8 +185,8 @@ async def test_an_author_decides_who_may_reply(x: SandboxClient, token: str) -> 
         assert (await post(x, who, text="yes", reply={"in_reply_to_tweet_id": target})).status_code == 201
 
 
-async def test_a_quote_is_kept_and_a_gone_target_refused(x: SandboxClient, token: str) -> None:
-    """Gone as for a like."""
+async def test_a_quote_is_stored_and_a_deleted_target_refused(x: SandboxClient, token: str) -> None:
+    """Deleted, with the same answer as for a like."""
     assert (await post(x, token, text="look", quote_tweet_id=VISIBLE_POST_ID)).status_code == 201
     assert (await x.state())["posts"][-1]["quote_tweet_id"] == VISIBLE_POST_ID
     assert (await post(x, token, text="gone", quote_tweet_id=DELETED_POST_ID)).status_code == 400
@@ -212,7 +212,7 @@ async def test_self_serve_may_not_quote_and_reply_only_when_summoned(x: SandboxC
 
 
 async def test_self_serve_may_name_one_cashtag(x: SandboxClient, token: str) -> None:
-    """Prices are no cashtags; Enterprise may name many."""
+    """Prices are not cashtags; Enterprise may name many."""
     assert (await post(x, token, text="$AAPL $MSFT")).status_code == 201
     await x.control("config", tier="self_serve_2026_04")
     assert (await post(x, token, text="$AAPL costs $5 or US$10")).status_code == 201

@@ -83,7 +83,7 @@ class Line:
 
 @pytest.fixture
 async def line() -> AsyncIterator[Line]:
-    """A line that behaves until told otherwise."""
+    """A connection without faults until a test sets some."""
     echo = Echo()
     server = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
     app = create_proxy(socket.create_server(("127.0.0.1", 0)), server.sockets[0].getsockname()[:2])
@@ -183,7 +183,7 @@ async def test_a_timeout_swallows_and_then_ends(line: Line) -> None:
 
 
 async def test_a_half_open_line_hides_the_end(line: Line) -> None:
-    """The client neither hears nor is told; the line still ends with its proxy."""
+    """The client gets neither data nor an end; the connection still ends with its proxy."""
     await line.suffer(direction="both", half_open=True)
     async with line.client() as (reader, writer):
         writer.write(b"a")

@@ -83,7 +83,7 @@ def test_tweepy_links_likes_refreshes_and_unlikes(served: str, client_id: str, s
 
 
 def test_tweepy_raises_its_own_errors(served: str) -> None:
-    """A wrong token, and a post that is gone, in X's words."""
+    """A wrong token and a deleted post, with X's messages."""
     with pytest.raises(tweepy.Unauthorized):
         tweepy_client(served, "not-a-token").get_me(user_auth=False)
     handler = tweepy.OAuth2UserHandler(client_id="public", redirect_uri=REDIRECT_URI, scope=SCOPES)

@@ -91,7 +91,7 @@ async def test_the_challenge_method_is_read_in_any_case(x: SandboxClient) -> Non
     assert (await x.exchange(await x.code(code_challenge_method="s256"))).status_code == 200
 
 
-async def test_an_access_token_ends_when_it_said(x: SandboxClient) -> None:
+async def test_an_access_token_expires_after_its_expires_in(x: SandboxClient) -> None:
     """7,200 seconds, or what the switch says."""
     await x.control("config", access_token_s=100)
     tokens = await x.link()
@@ -165,7 +165,7 @@ async def test_parent_of_active_two_children_of_one_parent_do_not_both_go_on(x: 
     assert refused(await x.refresh(left["refresh_token"]), TOKEN_WRONG)
 
 
-async def test_the_refusal_can_be_said_as_the_rfc_says_it(x: SandboxClient) -> None:
+async def test_the_refusal_can_use_the_form_of_the_rfc(x: SandboxClient) -> None:
     """The switch refresh_refusal."""
     await x.control("config", refresh_refusal="invalid_grant")
     assert refused(await x.refresh("made-up"), TOKEN_WRONG | {"error": "invalid_grant"})

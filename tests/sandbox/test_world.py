@@ -53,7 +53,7 @@ async def test_tokens_are_on_the_disk_before_they_are_answered(start: Callable[[
     assert (await start().refresh(tokens["refresh_token"])).status_code == 400
 
 
-async def test_many_tokens_at_once_are_all_on_the_disk(start: Callable[[], SandboxClient]) -> None:
+async def test_many_concurrent_tokens_are_all_on_the_disk(start: Callable[[], SandboxClient]) -> None:
     """However many answers share one write."""
     before = start()
     links = await asyncio.gather(*(before.link() for _ in range(20)))
@@ -80,7 +80,7 @@ async def test_a_clean_end_keeps_everything(start: Callable[[], SandboxClient]) 
 
 
 async def test_the_file_is_private_and_holds_no_token(start: Callable[[], SandboxClient], tmp_path: Path) -> None:
-    """0600, digests only, and no half-written file beside it."""
+    """0600, digests only, and no partially written file next to it."""
     tokens = await start().link()
     file = tmp_path / "deep" / "world.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""A line to X whose own parts fail: what its caller is told of the call."""
+"""A call to X whose own parts fail: the outcome that its caller gets."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _clients(folder: Path, both: object) -> AccountClients:
 @pytest.mark.parametrize(
     ("failures", "told"), [(0, ("storage_unavailable", "not_sent")), (1, ("x_5xx", "unknown"))], ids=["first", "retry"]
 )
-async def test_what_cannot_be_permitted_for_want_of_the_store_is_not_sent(
+async def test_nothing_is_sent_if_the_store_cannot_confirm_the_permit(
     tmp_path: Path, failures: int, told: tuple[str, str]
 ) -> None:
     """A retry that is not sent leaves the answer to the try before it."""
@@ -122,7 +122,7 @@ async def test_what_cannot_be_permitted_for_want_of_the_store_is_not_sent(
 
 
 async def test_a_401_that_cannot_be_renewed_for_want_of_the_store_was_not_done(tmp_path: Path) -> None:
-    """Nobody need look for the post: X said no, and was not asked again."""
+    """The post need not be searched for: X refused it, and was not called again."""
     both = _Unauthorized()
     clients = _clients(tmp_path, both)
     with pytest.raises(GatewayError) as error:

@@ -1,4 +1,4 @@
-"""The house itself: who may import whom, and the few rules that keep a thing in its one place."""
+"""The structure of the code: allowed imports, and the rules that keep each thing in one place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """The modules of ours that a module imports, also for type checking alone or inside a function."""
+    """Return the Birdwire modules that a module imports, also for type checking or inside a function."""
     found = set()
     for node in ast.walk(tree):
         names = []
@@ -101,7 +101,7 @@ def test_packages_import_what_the_table_allows() -> None:
 
 
 def test_the_graph_of_modules_has_at_most_twelve_levels() -> None:
-    """A reader who follows imports down must arrive."""
+    """A reader can follow imports down in a few steps."""
     levels: dict[str, int] = {}
     for name in TopologicalSorter(GRAPH).static_order():
         levels[name] = 1 + max((levels[one] for one in GRAPH.get(name, ())), default=0)
@@ -130,7 +130,7 @@ def test_no_module_grows_past_five_hundred_lines() -> None:
         assert len(path.read_text().splitlines()) <= 500, name
 
 
-def test_every_module_says_what_it_owns_in_its_first_line() -> None:
+def test_every_module_states_what_it_owns_in_its_first_line() -> None:
     """A sentence, on the first line."""
     for name, tree in TREES.items():
         first = (ast.get_docstring(tree) or "").splitlines()[0]
@@ -138,7 +138,7 @@ def test_every_module_says_what_it_owns_in_its_first_line() -> None:
 
 
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "base", "manager", "misc", "core"])
-def test_no_module_is_named_after_nothing(word: str) -> None:
+def test_no_module_has_a_meaningless_name(word: str) -> None:
     """A name that would fit any module fits none."""
     assert not [name for name in MODULES if word in name.split(".")]
 
@@ -149,7 +149,7 @@ def test_the_environment_is_read_in_one_place_of_the_command_line() -> None:
     assert readers <= {"cli.inputs"}
 
 
-def test_nobody_prints() -> None:
+def test_no_module_calls_print() -> None:
     """The command line has one voice, and logs have theirs."""
     assert not [name for name, node in nodes(ast.Call, leaving_out=set()) if getattr(node.func, "id", "") == "print"]
 
@@ -197,7 +197,7 @@ def test_secrets_are_never_compared_by_equals() -> None:
             assert not words & SECRETS, f"{name}:{node.lineno}"
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     """A sentence each, which `birdwire check --help` shows."""
     from birdwire.cli.commands.check import SETTINGS  # noqa: PLC0415 - the command line is heavy to import
 
@@ -212,7 +212,7 @@ LOCKS = [*(f"requirements/{name}.txt" for name in ("runtime", "dev", "generator"
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.trust("T21")
 def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
-    """Where packages come from is the installer's business; what they are is ours."""
+    """The installer decides where packages come from; the lock decides what they are."""
     text = (ROOT / lock).read_text()
     for word in ("://", "--find-links", "--extra-index-url", "--index-url", "--trusted-host", "-e "):
         assert word not in text
@@ -232,7 +232,7 @@ def test_an_npm_lock_pins_by_hash_and_names_no_place(folder: str) -> None:
         assert not name or package["integrity"].startswith("sha512-"), name
 
 
-def test_what_the_runtime_lock_holds_the_dev_lock_holds_alike() -> None:
+def test_the_dev_lock_pins_the_same_versions_as_the_runtime_lock() -> None:
     """Tests must run on what is shipped."""
 
     def pins(name: str) -> set[str]:

@@ -51,15 +51,15 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert str(table.ratio("birdwire", "nginx", 32)) == "5.50 (5.00 to 6.00)"
 
 
-def test_the_table_ranks_by_cpu_and_names_who_is_missing() -> None:
-    """The cheapest first; and nobody is left out silently."""
+def test_the_table_ranks_by_cpu_and_names_missing_contenders() -> None:
+    """The cheapest first; no contender is left out silently."""
     page = report.page(result(run("node-undici", 1, 65), run("birdwire", 1, 60), run("nginx", 1, 12), rounds=1))
     assert page.index("The nginx") < page.index("The birdwire") < page.index("The node-undici")
     assert "- not run: caddy: not installed: caddy." in page
 
 
 @pytest.mark.parametrize(("cpu_us", "verdict"), [(60.0, "met"), (84.0, "**missed**")])
-def test_a_target_is_said_to_be_met_or_missed(cpu_us: float, verdict: str) -> None:
+def test_a_target_is_reported_as_met_or_missed(cpu_us: float, verdict: str) -> None:
     """By the median, at each number of connections that was run."""
     page = report.page(result(run("birdwire", 1, cpu_us), run("nginx", 1, 12), rounds=1))
     row = next(line for line in page.splitlines() if line.startswith("| CPU, by nginx forwarding"))
@@ -270,7 +270,7 @@ def test_the_pages_that_the_benchmark_renews_have_its_marks() -> None:
         assert text.index(first) < text.index(second)
 
 
-def test_growth_is_told_as_a_table_for_each_part() -> None:
+def test_growth_is_reported_as_a_table_for_each_part() -> None:
     """A row for each size; what one row lacks is left open."""
     rows = [{"accounts": 1, "CPU µs": "60", "runs": []}, {"accounts": 1_000_000, "CPU µs": "61", "KiB": 1.5}]
     part = {"name": "accounts", "title": "Linked accounts", "words": ["So many."], "rows": rows}

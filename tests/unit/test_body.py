@@ -90,7 +90,7 @@ def test_any_object_fits_or_its_field_is_named(model: type[Body], value: dict[st
 
 
 def nested(depth: int) -> bytes:
-    """An object with so many levels."""
+    """Return an object with this many levels."""
     return b'{"a":' * depth + b"1" + b"}" * depth
 
 
@@ -117,7 +117,7 @@ def test_no_member_comes_twice_at_any_depth(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [rb'{"\ud800":1}', rb'{"a":{"\udfff\ud800":1}}', rb'{"\ud800":1,"?":2}'])
-def test_a_name_that_is_no_text_is_no_name(raw: bytes) -> None:
+def test_a_member_name_with_an_unpaired_surrogate_is_refused(raw: bytes) -> None:
     """Half a character in a member's name."""
     assert reason(raw) == "json_malformed"
 
@@ -176,7 +176,7 @@ def call(*headers: tuple[str, str], body: bytes = b'{"tweet_id":"1"}') -> Call:
 
 
 async def no_files(_: object) -> NoReturn:
-    """Who reads here takes none."""
+    """Refuse files: these readers take none."""
     raise AssertionError
 
 
@@ -195,7 +195,7 @@ async def refusal(sent: Call) -> str:
         *(("multipart/form-data; boundary=x",), ("multipart/form-data",), ("application/json; charset=utf-16",)),
     ],
 )
-async def test_an_empty_body_is_no_body_whatever_its_type(types: tuple[str, ...]) -> None:
+async def test_an_empty_body_counts_as_missing_whatever_its_type(types: tuple[str, ...]) -> None:
     """Whether that will do is for the call to say."""
     headers = [("content-type", value) for value in types]
     assert await read(call(*headers, body=b""), LIMIT, no_files) == Parsed("none")
@@ -209,7 +209,7 @@ async def test_an_empty_body_is_no_body_whatever_its_type(types: tuple[str, ...]
     ],
 )
 @pytest.mark.parametrize("body", [b'{"tweet_id":"1"}', b' \r\n{"a":"b=c&d=e"}'])
-async def test_json_without_its_type_is_told_which_header_to_add(types: tuple[str, ...], body: bytes) -> None:
+async def test_json_without_its_type_is_refused_with_the_header_to_add(types: tuple[str, ...], body: bytes) -> None:
     """Nothing is guessed from its looks but the advice."""
     with pytest.raises(GatewayError) as caught:
         await read(call(*[("content-type", value) for value in types], body=body), LIMIT, no_files)
@@ -230,12 +230,12 @@ async def test_json_without_its_type_is_told_which_header_to_add(types: tuple[st
         (),
     ],
 )
-async def test_a_body_of_another_type_is_not_looked_at(headers: tuple[tuple[str, str], ...]) -> None:
+async def test_a_body_of_another_type_is_not_parsed(headers: tuple[tuple[str, str], ...]) -> None:
     """Even if it is JSON by its looks."""
     assert await refusal(call(*headers)) == "unsupported_media_type"
 
 
-async def test_an_identity_coding_is_none() -> None:
+async def test_the_identity_coding_is_accepted() -> None:
     """RFC 9110 §8.4.1 keeps the word for that."""
     headers = (("content-type", 'Application/JSON ; Charset="utf-8"'), ("content-encoding", "Identity"))
     assert (await read(call(*headers), LIMIT, no_files)).fields == {"tweet_id": "1"}
@@ -246,7 +246,7 @@ async def test_a_body_over_its_limit_is_not_read_to_its_end() -> None:
     assert await refusal(call(TYPE, body=b" " * (LIMIT + 1))) == "body_too_large"
 
 
-def test_what_is_missing_is_told_before_what_is_too_much() -> None:
+def test_a_missing_field_is_reported_before_an_unknown_field() -> None:
     """The field that a call needs is the better hint."""
     for body, expected in (({"tweetId": "1"}, "tweet_id_missing"), ({"tweet_id": 1, "x": 2}, "unknown_field")):
         with pytest.raises(GatewayError) as caught:
@@ -258,7 +258,7 @@ FORM = ("content-type", "application/x-www-form-urlencoded")
 MULTIPART = ("content-type", "multipart/form-data; boundary=x")
 
 
-async def test_a_form_keeps_what_comes_twice() -> None:
+async def test_a_form_keeps_repeated_fields() -> None:
     """It has no other way to write a list."""
     parsed = await read(call(FORM, body=b"a=1&b=2&a=3&c="), LIMIT, no_files)
     assert (parsed.kind, parsed.fields) == ("form", {"a": ["1", "3"], "b": "2", "c": ""})
@@ -373,7 +373,7 @@ async def test_a_part_without_a_filename_is_no_file_by_a_type_of_any_bytes_or_wi
 
 
 @pytest.mark.parametrize("more", [b"", b"\r\nContent-Type: text/plain", b"\r\nContent-Type: application/json"])
-async def test_bytes_that_are_no_text_and_no_file_are_told_what_makes_them_one(more: bytes) -> None:
+async def test_binary_data_without_a_filename_is_refused_with_a_hint(more: bytes) -> None:
     """A filename."""
     sent = call(MULTIPART, body=parts(DISPOSITION + more + b"\r\n\r\n\x89PNG"))
     with pytest.raises(GatewayError) as caught:

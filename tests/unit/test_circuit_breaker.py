@@ -43,7 +43,7 @@ def breaker(clock: Still) -> CircuitBreaker:
 
 
 def fail(breaker: CircuitBreaker, times: int, *accounts: str, endpoint: str = LIKE) -> None:
-    """So many failures, of these accounts in turn."""
+    """Record this many failures, of these accounts in turn."""
     for n in range(times):
         breaker.record_failure(endpoint, accounts[n % len(accounts)])
 
@@ -77,7 +77,7 @@ def test_one_accounts_failures_open_it_for_that_account_alone(breaker: CircuitBr
     assert breaker.open == []
 
 
-def test_an_answer_in_between_begins_the_count_anew(breaker: CircuitBreaker) -> None:
+def test_an_answer_in_between_resets_the_count(breaker: CircuitBreaker) -> None:
     """A few failures among many answers are X's everyday."""
     for _ in range(10):
         fail(breaker, FAILURE_THRESHOLD - 1, "1", "2")
@@ -87,7 +87,7 @@ def test_an_answer_in_between_begins_the_count_anew(breaker: CircuitBreaker) -> 
 
 
 def test_failures_of_long_ago_do_not_count(breaker: CircuitBreaker, clock: Still) -> None:
-    """Nobody called in between, so nobody knows."""
+    """No call was made in between, so nothing is known."""
     fail(breaker, FAILURE_THRESHOLD - 1, "1")
     clock.now_s += FAILURE_WINDOW_S + 1
     fail(breaker, 1, "1")
@@ -96,7 +96,7 @@ def test_failures_of_long_ago_do_not_count(breaker: CircuitBreaker, clock: Still
 
 @pytest.mark.trust("F32")
 def test_one_probe_passes_every_few_seconds_and_its_answer_closes_it(breaker: CircuitBreaker, clock: Still) -> None:
-    """A probe that hangs holds back nobody but those of the next seconds."""
+    """A probe that hangs delays only the calls of the next seconds."""
     fail(breaker, FAILURE_THRESHOLD, "1", "2")
     for _ in range(3):
         clock.now_s += PROBE_INTERVAL_S - 0.5
@@ -126,7 +126,7 @@ def test_its_memory_is_bounded(breaker: CircuitBreaker) -> None:
     assert len(vars(breaker)["_circuits"]) <= MAX_CIRCUITS
 
 
-def test_opening_and_closing_stand_in_the_log(clock: Still) -> None:
+def test_opening_and_closing_are_logged(clock: Still) -> None:
     """Once each, without an account."""
     log = io.StringIO()
     breaker = CircuitBreaker(clock, Telemetry(log, clock))

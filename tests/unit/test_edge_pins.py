@@ -22,7 +22,7 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Heard:
-    """A parser's listener that writes down what it is told."""
+    """A listener that records the parser's callbacks."""
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
@@ -128,11 +128,11 @@ LET_THROUGH = {
 
 @pytest.mark.parametrize("data", LET_THROUGH.values(), ids=LET_THROUGH)
 def test_the_parser_lets_through(data: bytes) -> None:
-    """These the edge has to refuse itself; a parser that refuses them too makes a check of ours needless."""
+    """The edge has to refuse these itself; if the parser starts to refuse them, the edge's check is redundant."""
     assert ("end",) in Heard().feed(data)
 
 
-def test_the_parser_tells_in_this_order() -> None:
+def test_the_parser_calls_back_in_this_order() -> None:
     """Also that a trailer comes as a header after the head's end, and that bytes after a request begin the next."""
     data = CHUNKED + b"2;x\r\nab\r\n0\r\nX: 1\r\n\r\n" + b"\r\n" + WHOLE
     assert Heard().feed(data) == [
@@ -142,7 +142,7 @@ def test_the_parser_tells_in_this_order() -> None:
     ]
 
 
-def test_the_parser_tells_of_a_header_only_when_it_is_whole() -> None:
+def test_the_parser_reports_a_header_only_when_it_is_complete() -> None:
     """What it holds back meanwhile has no bound of its own: the edge counts what it feeds."""
     heard = Heard()
     assert heard.feed(HEAD + b"X: " + b"x" * 100_000)[-1] == (b"Host", b"a")
@@ -183,7 +183,7 @@ def test_without_connection_an_upgrade_is_a_header_like_any_other() -> None:
         assert heard.feed(HEAD + line + b"Content-Length: 2\r\n\r\nab")[-2:] == [("body", b"ab"), ("end",)]
 
 
-def test_a_length_among_the_trailers_is_refused_unless_the_parser_is_told_otherwise() -> None:
+def test_a_length_among_the_trailers_is_refused_by_default() -> None:
     """The edge tells it so for the body alone, and takes it back after; a head is judged as ever."""
     trailer = b"0\r\nContent-Length: 5\r\n\r\n"
     with pytest.raises(httptools.HttpParserError):
@@ -300,7 +300,7 @@ async def test_the_transport_is_closed_before_the_protocol_hears_of_the_end() ->
     assert b"connection: close" in pipe.sent
 
 
-async def test_a_cycle_that_lost_its_peer_sends_nothing_and_says_so() -> None:
+async def test_a_cycle_that_lost_its_peer_sends_nothing_and_reports_it() -> None:
     """The edge sets `disconnected` and wakes it, to answer in its place."""
     protocol, pipe = connected()
     protocol.data_received(HEAD + b"Content-Length: 5\r\n\r\n")

@@ -48,7 +48,7 @@ async def taken(call: Call, reserved: list[int] | None = None) -> tuple[Part, ..
 
 @pytest.mark.parametrize("size", [0, 1, IN_MEMORY, IN_MEMORY + 1, 3 * IN_MEMORY + 7])
 async def test_a_file_arrives_whole_whatever_its_size(size: int) -> None:
-    """Bytes, size and digest; also of a second file beside it."""
+    """Bytes, size and digest; also of a second file."""
     sent = [bytes(number % 251 for number in range(1_000)) * (size // 1_000 + 1), b"second"]
     sent[0] = sent[0][:size]
     parts = await taken(form(*sent))
@@ -108,8 +108,8 @@ async def test_a_large_file_is_written_and_read_by_another_thread(monkeypatch: p
 
 
 @pytest.mark.trust("F10")
-async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """503 to come back, and the files that were begun are let go."""
+async def test_a_disk_that_accepts_no_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 with Retry-After, and started files are deleted."""
     closed: list[IO[bytes]] = []
 
     class Watched(tempfile.SpooledTemporaryFile[bytes]):
@@ -126,7 +126,7 @@ async def test_a_disk_that_takes_no_file_is_said_so(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.trust("F10")
-async def test_a_disk_that_is_full_at_any_byte_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_is_full_at_any_byte_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at one that is still in a buffer when the body ends; every file is closed, and leaves nothing there."""
     files: list[IO[bytes]] = []
 
@@ -152,7 +152,7 @@ async def test_a_disk_that_is_full_at_any_byte_is_said_so(monkeypatch: pytest.Mo
 
 
 async def test_every_byte_is_reserved_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a body's files no more than 64 KiB lies in memory, and the file on disk is never ahead of the reservation."""
+    """At most 64 KiB of a body's files is in memory, and the file on disk never exceeds the reservation."""
     reserved: list[int] = []
     written: list[int] = []
 

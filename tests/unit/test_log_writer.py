@@ -62,7 +62,7 @@ def test_a_reader_that_stopped_costs_lines_and_nothing_else(pipe: tuple[int, Tex
     assert lines[-1] == "last"
 
 
-def test_a_reader_that_went_away_costs_lines_and_nothing_else() -> None:
+def test_a_reader_that_closed_costs_lines_and_nothing_else() -> None:
     """Every line is dropped and counted."""
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -103,7 +103,7 @@ async def test_the_lines_of_one_turn_of_the_loop_are_written_together(pipe: tupl
     assert drained(read_end) == 3 * LINE.encode()
 
 
-async def test_what_nobody_took_is_tried_again_by_itself(pipe: tuple[int, TextIO]) -> None:
+async def test_unwritten_log_lines_are_retried(pipe: tuple[int, TextIO]) -> None:
     """When the reader goes on, the rest follows without another line."""
     read_end, stream = pipe
     log, sent = LogWriter(stream), 2_000

@@ -53,6 +53,6 @@ def test_a_look_up_that_is_not_offered_is_left_out() -> None:
     assert describe(KeyRules(actions=("user/info", "user/search")), ["user/search"]) == "search for users"
 
 
-def test_every_action_on_x_has_words() -> None:
+def test_every_action_on_x_has_a_description() -> None:
     """A new operation or look-up has to be described to an account's owner, too."""
     assert {*PHRASES, LINK, UNLINK} == set(ACTIONS)

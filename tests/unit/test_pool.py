@@ -99,7 +99,7 @@ async def read_request(reader: asyncio.StreamReader, *, body: bool = True) -> by
 async def talk(
     *acts: Act, tls: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[tuple[Peer, ConnectionPool]]:
-    """A peer that acts as told, and a client for it."""
+    """A scripted peer, and a client for it."""
     peer = Peer(list(acts) or [Act()], tls)
     server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, ssl=tls)
     peer.port = server.sockets[0].getsockname()[1]
@@ -128,7 +128,7 @@ async def answer(data: bytes, then: Literal["go on", "end", "reset", "stall"] = 
 
 
 async def refusal(data: bytes, then: Literal["go on", "end", "reset", "stall"] = "stall", **options: Any) -> SendFailed:
-    """The failure that the client makes of these bytes; its connection must be gone and its slot free."""
+    """Return the client's failure for these bytes; its connection must be closed and its slot free."""
     async with talk(Act(data, then), **options) as (_, upstream):
         with pytest.raises(SendFailed) as caught:
             await upstream.send(LIKE, deadline_s=5)
@@ -140,7 +140,7 @@ class TestRequest:
     """What leaves us."""
 
     async def test_a_request_is_written_with_our_fields_and_the_callers(self) -> None:
-        """Host, agent, accept and length are ours; the path of the base URL comes first."""
+        """The client sets host, agent, accept and length; the path of the base URL comes first."""
         async with talk() as (peer, _):
             upstream = ConnectionPool(peer.url + "/v9/", user_agent="birdwire/1")
             await upstream.send(LIKE, deadline_s=5)
@@ -151,7 +151,7 @@ class TestRequest:
                 b'Content-Length: 16\r\n\r\n{"tweet_id":"1"}' % peer.port
             ]
 
-    async def test_a_get_says_no_length_and_an_empty_post_says_zero(self) -> None:
+    async def test_a_get_has_no_content_length_and_an_empty_post_has_zero(self) -> None:
         """RFC 9110 §8.6."""
         async with talk() as (peer, upstream):
             await upstream.send(ME, deadline_s=5)
@@ -374,7 +374,7 @@ class TestMalformed:
     @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
     @pytest.mark.trust("F30")
     async def test_a_reply_that_breaks_the_rules_is_malformed(self, data: bytes) -> None:
-        """At once, without waiting for the peer to end, and maybe applied."""
+        """Immediately, without waiting for the peer to end, and maybe applied."""
         error = await refusal(data)
         assert (error.cause, error.sent) == ("malformed", True)
 
@@ -478,16 +478,16 @@ class TestPool:
             assert (await upstream.send(ME, deadline_s=5)).body == b"ok"
             assert peer.connections == 2
 
-    async def test_bytes_that_came_before_a_request_are_no_reply_to_it(self) -> None:
+    async def test_bytes_received_before_a_request_are_not_its_reply(self) -> None:
         """Even if the loop has not read them when the request is made."""
         async with talk(Act(OK), Act(OK.replace(b"ok", b"no"))) as (peer, upstream):
             await upstream.send(ME, deadline_s=5)
-            peer.writers[0].write(OK)  # sent by the kernel at once; the client's transport has had no turn
+            peer.writers[0].write(OK)  # sent by the kernel immediately; the client's transport has not run yet
             assert (await upstream.send(ME, deadline_s=5)).body == b"no"
             assert peer.connections == 2
 
     async def test_bytes_on_an_idle_connection_end_it(self) -> None:
-        """Nobody asked for them."""
+        """They answer no request."""
         async with talk(idle_s=600) as (peer, upstream):
             await upstream.send(ME, deadline_s=5)
             peer.writers[0].write(OK)
@@ -586,7 +586,7 @@ class TestEnds:
     )
     @pytest.mark.trust("F27")
     async def test_a_reply_not_whole_by_the_deadline_is_a_timeout(self, data: bytes) -> None:
-        """Maybe applied, and the half-read connection is gone."""
+        """Maybe applied, and the half-read connection is closed."""
         async with talk(Act(OK), Act(data, "stall")) as (_, upstream):
             await upstream.send(ME, deadline_s=5)  # so that no time goes into connecting
             with pytest.raises(SendFailed) as caught:
@@ -670,7 +670,7 @@ class TestUnsent:
     """Nothing left us."""
 
     async def test_a_refused_connection_is_unreachable(self) -> None:
-        """A port where nobody listens."""
+        """A port without a listener."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             upstream = ConnectionPool(f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -828,7 +828,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 class TestTLS:
-    """The host must prove who it is before a byte of a request leaves."""
+    """The host must prove its identity before a byte of a request is sent."""
 
     async def test_a_verified_host_is_spoken_to_and_its_connection_kept(self, authority: Authority) -> None:
         """TLS on a private CA."""

@@ -146,7 +146,7 @@ def test_an_emoji_counts_two_whatever_it_is_made_of(text: str, weight: int) -> N
 
 
 @pytest.mark.parametrize("marked", LINKS.values(), ids=LINKS)
-def test_a_link_counts_23_and_what_is_no_link_counts_as_text(marked: str) -> None:
+def test_a_link_counts_23_and_anything_else_counts_as_text(marked: str) -> None:
     """The links are those marked, and each counts the same."""
     first, *rest = marked.split("«")
     behind = [part.split("»")[1] for part in rest]
@@ -159,12 +159,12 @@ def test_a_link_counts_23_and_what_is_no_link_counts_as_text(marked: str) -> Non
     ("text", "weight"),
     [("a.web", 5), ("web.kids/" + "a" * 40, 23), ("http://music.music/", 19), ("https://example.spa/" + "a" * 40, 23)],
 )
-def test_a_link_that_x_may_not_know_yet_counts_what_is_less(text: str, weight: int) -> None:
+def test_a_link_with_a_new_domain_counts_the_lesser_length(text: str, weight: int) -> None:
     """Under a top-level domain younger than X's list, no text is refused that X may take."""
     assert weighted_length(text) == weight
 
 
-def test_links_fill_a_post_with_what_is_left_beside_them() -> None:
+def test_links_and_text_share_the_length_of_a_post() -> None:
     """Ten links and their spaces leave 40; 285 letters with a link are over by what the link weighs."""
     assert weighted_length("https://www.example.com/aloha " * 10) == 240
     assert weighted_length("x" * 257 + " http://www.example.com/jack") == LIMIT + 1

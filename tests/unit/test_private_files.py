@@ -99,7 +99,7 @@ def test_every_link_on_the_way_is_followed(file: Path, tmp_path: Path, *, absolu
     assert (private_files.fault(tmp_path / "first", "key file") or "").endswith(f"run: chmod o-w {middle}")
 
 
-def test_what_is_not_a_file_has_nothing_to_keep(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_needs_no_protection(tmp_path: Path) -> None:
     """A pipe with settings in it, or a folder, which its reader refuses."""
     os.mkfifo(tmp_path / "pipe", 0o666)
     assert private_files.fault(tmp_path / "pipe", "config file") is None

@@ -49,7 +49,7 @@ def clock() -> Still:
 
 @pytest.fixture
 def windows(clock: Still, tmp_path: Path) -> RateWindows:
-    """One that was told nothing, on a database that is not there."""
+    """Windows without any replies, on a missing database."""
     return RateWindows(Database(f"sqlite:///{tmp_path / 'none' / 'b.db'}"), clock, "app")
 
 
@@ -88,7 +88,7 @@ def test_a_day_decides_before_a_quarter_of_an_hour(windows: RateWindows) -> None
     assert windows.remaining(LIKE, ADA) == 0
 
 
-def test_a_401_says_nothing_of_anybody(windows: RateWindows) -> None:
+def test_a_401_updates_no_window(windows: RateWindows) -> None:
     """X does not know whose window it should have looked at."""
     windows.record(LIKE, ADA, reply(0, status=401))
     assert held(windows) is None
@@ -103,7 +103,7 @@ def test_a_clock_that_is_set_back_holds_nothing_for_longer_than_a_window_lasts(
     assert held(windows) is None
 
 
-def test_a_limit_that_was_raised_counts_at_once(windows: RateWindows) -> None:
+def test_a_raised_limit_counts_immediately(windows: RateWindows) -> None:
     """Another limit is another window."""
     windows.record(LIKE, ADA, reply(0))
     raised = dict(reply(40).headers) | {"x-rate-limit-limit": "100"}
@@ -121,7 +121,7 @@ def test_its_memory_is_bounded(windows: RateWindows) -> None:
     assert len(vars(windows)["_windows"]) == len(vars(windows)["_exhausted"]) == MAX_SUBJECTS
 
 
-async def test_a_store_that_is_away_changes_nothing_here(windows: RateWindows) -> None:
+async def test_an_unavailable_store_changes_no_window_in_memory(windows: RateWindows) -> None:
     """What cannot be written is kept and written later; an end without it is an end."""
     windows.record(LIKE, ADA, reply(0))
     with pytest.raises(StorageDownError):
@@ -130,7 +130,7 @@ async def test_a_store_that_is_away_changes_nothing_here(windows: RateWindows) -
     await windows.close()
 
 
-async def test_what_is_over_vanishes_here_and_in_the_store(clock: Still, tmp_path: Path) -> None:
+async def test_expired_windows_are_deleted_from_memory_and_store(clock: Still, tmp_path: Path) -> None:
     """Nothing grows with time."""
     database = Database(f"sqlite:///{tmp_path / 'b.db'}")
     await database.prepare(upgrade=False)

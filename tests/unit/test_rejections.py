@@ -9,7 +9,7 @@ from birdwire.runtime.clock import Clock
 
 
 def call(number: int, key_id: str | None) -> Call:
-    """A call of a key, or of nobody known."""
+    """Build a call of a key, or of no known key."""
     made = Call("POST", "/", request_id=f"req_{number}")
     made.note["operation"] = "like_twitter"
     if key_id is not None:
@@ -29,7 +29,7 @@ def test_refusals_take_a_bounded_memory() -> None:
     assert rejections.find("other_0", "req_0") is not None
 
 
-def test_only_what_is_birdwire_s_own_and_was_not_sent_is_remembered() -> None:
+def test_only_birdwires_own_refusals_of_unsent_calls_are_remembered() -> None:
     """X's refusals are X's word; what may have been sent is the journal's."""
     rejections = Rejections(Clock())
     rejections.add(call(1, "key_1"), GatewayError("user_not_found", upstream={"status": 404}, outcome="refused"))

@@ -1,4 +1,4 @@
-"""Settings: one name each, all problems at once, no secret shown."""
+"""Settings: one name each, all problems reported together, no secret shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_nothing_set_means_x_itself_and_this_machine_only() -> None:
     assert settings.redirect_uri == "http://127.0.0.1:8700/apis/v1/twitter/oauth_callback"
 
 
-def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+def test_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
     """And both before the defaults; other programs' variables mean nothing."""
     config = tmp_path / "birdwire.toml"
     config.write_text('port = 1\nhost = "127.0.0.2"\n')
@@ -56,7 +56,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, raw: bytes) -> None
         Settings.load({}, tmp_path / "none.toml")
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     """One sentence each, by the variable's name."""
     said = problems(port="70000", x_deadline_s="0", log_level="loud", no_such="1", public_url="http://birdwire.test")
     assert said.pop() == "public_url must use https, because its host is not a loopback address."
@@ -137,7 +137,7 @@ def test_a_loopback_x_is_the_sandbox(url: str, issuer: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.example.com", "localhost.example.com", "10.0.0.1", "", "2130706433"])
-def test_what_only_looks_like_loopback_is_none(host: str) -> None:
+def test_names_that_resemble_loopback_are_not_loopback(host: str) -> None:
     """A name that begins like one, an address of everybody, a number."""
     assert not is_loopback(host)
 
@@ -225,7 +225,7 @@ def test_hosts_hold_the_public_host(public_url: str, hosts: str) -> None:
     assert "add it" in problem
 
 
-def test_an_empty_client_secret_is_none(tmp_path: Path) -> None:
+def test_an_empty_client_secret_counts_as_missing(tmp_path: Path) -> None:
     """Whether it was set in code, in the environment or in a file: such an app is a public client."""
     config = tmp_path / "birdwire.toml"
     config.write_text('x_client_secret = ""\n')
@@ -260,11 +260,11 @@ def test_gateway_and_metrics_cannot_share_a_port(*, host: str, metrics_host: str
 
 
 def test_a_metrics_token_that_is_too_short_is_counted_in_characters() -> None:
-    """It is no list, and has no items."""
+    """It is not a list and has no items."""
     assert problems(metrics_token="short") == ["BIRDWIRE_METRICS_TOKEN must have at least 16 characters."]
 
 
-def test_what_is_not_wrong_remains_for_a_check() -> None:
+def test_valid_settings_remain_available_to_a_check() -> None:
     """With the names of what is wrong, of whatever kind."""
     with pytest.raises(SettingsError) as caught:
         Settings.load({"BIRDWIRE_PORT": "x", "BIRDWIRE_PUBLIC_URL": "x", "BIRDWIRE_X_CLIENT_ID": "id"})

@@ -25,7 +25,7 @@ EDIT = {"edit_options": {"previous_post_id": "98"}}
 
 
 def asked(text: str | None = None, **more: Any) -> Signature:
-    """How a post that was asked for is told."""
+    """How a requested post is recognised."""
     words = signature_of(PostTwitter.model_validate(({"text": text} if text is not None else {}) | more))
     assert words is not None
     return Signature.decode(words)
@@ -123,7 +123,7 @@ def made(post_id: str, text: str, at_s: float) -> TimelinePost:
         ([lost("a", "x", 0), lost("b", "y", 0)], [made("1", "y", 0), made("2", "x", 0)], {"a": "2", "b": "1"}),
     ],
 )
-def test_a_lost_post_gets_its_own_or_none(
+def test_a_lost_post_is_matched_to_itself_or_to_none(
     rows: Sequence[LostPost], posts: Sequence[TimelinePost], verdicts: dict[str, str | None]
 ) -> None:
     """Where several could be the one, none is; as many as were lost go in the order of time."""
@@ -132,7 +132,7 @@ def test_a_lost_post_gets_its_own_or_none(
 
 
 @pytest.mark.parametrize("more", [{"nullcast": True}, {"community_id": "1"}, {"for_super_followers_only": True}])
-def test_what_is_in_no_timeline_is_not_sought(more: dict[str, Any]) -> None:
+def test_a_post_that_no_timeline_shows_is_not_searched_for(more: dict[str, Any]) -> None:
     """There would be nothing to find."""
     assert signature_of(PostTwitter.model_validate({"text": "x", **more})) is None
 

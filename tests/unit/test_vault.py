@@ -69,7 +69,7 @@ def test_a_value_opens_in_its_own_place_only(elsewhere: Place) -> None:
         vault.open(vault.seal(SECRET, PLACE), elsewhere)
 
 
-def test_another_key_is_told_from_a_change() -> None:
+def test_another_key_is_distinguished_from_damage() -> None:
     """The operator must know which of the two it is."""
     blob = Vault(KEY).seal(SECRET, PLACE)
     with pytest.raises(VaultError, match="a different vault key"):
@@ -116,7 +116,7 @@ def test_a_key_is_read_from_base64_of_either_alphabet(form: str) -> None:
     "text",
     ["", "short", "é" * 43, "a b" * 15, base64.b64encode(bytes(31)).decode(), base64.b64encode(bytes(33)).decode()],
 )
-def test_what_is_no_key_is_refused_without_quoting_it(text: str) -> None:
+def test_a_malformed_vault_key_is_refused_without_quoting_it(text: str) -> None:
     """It may be nearly one."""
     with pytest.raises(VaultError) as caught:
         decode_key(text)
@@ -148,8 +148,8 @@ def test_a_key_file_that_everybody_may_read_is_refused(tmp_path: Path, mode: int
         read_key_file(path)
 
 
-def test_a_key_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    """Missing, a folder, or bytes that are no text."""
+def test_a_key_file_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
+    """Missing, a folder, or bytes that are not text."""
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"\xff\xfe\x00")
     garbage.chmod(0o600)

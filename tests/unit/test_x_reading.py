@@ -57,12 +57,12 @@ def bare(status: int, title: str = "Forbidden", **more: object) -> dict[str, obj
 
 @pytest.mark.parametrize("status", [200, 201])
 def test_a_success_is_reduced_to_what_is_passed_on(status: int) -> None:
-    """X's other members, and errors beside the data, are left out."""
+    """X's other members, and errors alongside the data, are left out."""
     body = {"data": {"liked": True, "rest_id": "1"}, "errors": [{"title": "x"}], "meta": {}}
     assert read(reply(status, body), LIKE, NOW) == {"liked": True}
 
 
-def test_what_was_not_asked_for_is_passed_on_as_x_says_it() -> None:
+def test_an_unexpected_result_is_passed_on_as_x_returns_it() -> None:
     """liked:false to a like is X's word."""
     assert read(reply(200, {"data": {"liked": False}}), LIKE, NOW) == {"liked": False}
 
@@ -86,14 +86,14 @@ def test_a_success_without_its_boolean_is_malformed(data: object) -> None:
     "body", ["", "<html>", '{"data":', "[]", "null", '"x"', "[" * 50_000, '{"a":' * 50_000, "\ufeff{}"]
 )
 @pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 307])
-def test_what_is_no_object_is_malformed(status: int, body: str) -> None:
+def test_a_body_that_is_not_an_object_is_malformed(status: int, body: str) -> None:
     """However deep, and whatever redirect it claims to be."""
     assert reason(reply(status, body)) == "x_reply_malformed"
 
 
 @pytest.mark.parametrize("body", ["", "<html>", "[]", "null"])
-def test_a_404_without_an_object_is_no_missing_post(body: str) -> None:
-    """It means that there is no such endpoint."""
+def test_a_404_without_an_object_does_not_mean_a_missing_post(body: str) -> None:
+    """It means that the endpoint does not exist."""
     assert reason(reply(404, body)) == "x_endpoint_gone"
 
 
@@ -136,7 +136,7 @@ ORDER: list[tuple[str, Reply, str, str]] = [
 
 @pytest.mark.parametrize(("answer", "like", "unlike"), [pytest.param(*rest, id=name) for name, *rest in ORDER])
 def test_each_question_is_asked_in_its_turn(answer: Reply, like: str, unlike: str) -> None:
-    """Bills and enrolment before all else, windows, what is gone, sentences, and the rest."""
+    """Bills and enrolment first, then windows, missing objects, messages, and the rest."""
     assert (reason(answer, LIKE), reason(answer, UNLIKE)) == (like, unlike)
 
 
@@ -154,7 +154,7 @@ def test_a_missing_account_is_a_missing_user_when_users_are_asked_about() -> Non
     assert (reason(reply(200, body), ME), reason(reply(200, body))) == ("user_not_found", "tweet_not_found")
 
 
-def test_a_page_of_errors_alone_is_no_empty_page() -> None:
+def test_a_page_of_errors_alone_is_not_an_empty_page() -> None:
     """A timeline that may not be seen is not one without posts, even if X counts none."""
     hidden = {"errors": [{"type": OLD + "not-authorized-for-resource"}], "meta": {"result_count": 0}}
     page = Reading(TimelinePage, about="user", whole=True)
@@ -163,7 +163,7 @@ def test_a_page_of_errors_alone_is_no_empty_page() -> None:
 
 
 def test_a_page_with_errors_that_say_nothing_of_it_is_a_page() -> None:
-    """X may add errors of types that nobody knows yet."""
+    """X may add errors of new types."""
     odd = {"errors": [{"type": NEW + "odd", "title": "Odd"}], "meta": {"result_count": 0}}
     assert read(reply(200, odd), Reading(TimelinePage, about="user", whole=True), NOW)["data"] == []
 
@@ -215,7 +215,7 @@ def test_an_old_code_of_authentication_counts_as_a_401(code: int, status: int) -
 
 
 @pytest.mark.parametrize("code", [32, 89, 99, 135, 215])
-def test_what_was_done_is_no_401_whatever_else_x_says(code: int) -> None:
+def test_a_success_is_not_a_401_whatever_else_the_body_contains(code: int) -> None:
     """Else it would be asked for again, and a post done twice."""
     both = {"data": {"liked": True}, "errors": [{"code": code}]}
     assert read(reply(200, both), LIKE, NOW) == {"liked": True}
@@ -291,7 +291,7 @@ def test_a_days_window_may_be_waited_for_a_day() -> None:
     ("date", "wait_s"), [("2026-09-19", 43_200), ("2026-09-01", 86_400), ("soon", 86_400), (7, 86_400)]
 )
 def test_a_spending_limit_is_waited_for_until_its_date(date: object, wait_s: int) -> None:
-    """00:00 UTC of it; a day if it is none or past."""
+    """00:00 UTC of that date; a day for an invalid or past date."""
     body = {"title": "SpendCapReached", "reset_date": date}
     assert refusal(reply(403, body)).retry_after_s == wait_s
 
@@ -349,7 +349,7 @@ def outcome(answer: Reply, reading: Reading) -> dict[str, Any] | GatewayError:
 def test_any_json_under_any_status_is_data_or_a_refusal(
     status: int, body: Any, headers: dict[str, str], reading: Reading
 ) -> None:
-    """No reply of X, however odd, is a bug of ours."""
+    """No reply of X, however odd, causes an internal error."""
     said = outcome(Reply(status, headers, json.dumps(body).encode()), reading)
     assert isinstance(said, dict) or len(said.upstream or {}) == 4
     assert len(json.dumps(said if isinstance(said, dict) else said.upstream)) < 1_000

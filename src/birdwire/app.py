@@ -355,35 +355,28 @@ def _build_handlers(
     admission = Admission(shared.keys, shared.cache, sessions, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
-    sender = OperationSender(to_x.order, uploader, journal, to_x.capabilities, refusals, failpoints)
+    sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
+    pipeline = Pipeline(
+        admission,
+        sessions,
+        capacity,
+        idempotency,
+        journal.rejections,
+        relay=settings.relay_dialect,
+        keyless_body_s=settings.request_deadline_s,
+    )
+    prices, telemetry = Prices.load(), shared.telemetry
+    writes = Writes(admission, clients, journal, idempotency, prices, uploader, sender, failpoints, telemetry)
     return Handlers(
-        Pipeline(
-            admission,
-            sessions,
-            capacity,
-            idempotency,
-            journal.rejections,
-            relay=settings.relay_dialect,
-            keyless_body_s=settings.request_deadline_s,
-        ),
-        Writes(
-            admission,
-            clients,
-            journal,
-            idempotency,
-            Prices.load(),
-            uploader,
-            sender,
-            failpoints,
-            shared.telemetry,
-        ),
-        Lookups(sessions, clients, LookupRunner(clock)),
-        accounts.endpoints,
-        OutcomeReports(journal),
-        Pages(accounts.linking, settings.base_url),
-        Site(settings).answer,
-        health,
-        shared.telemetry.metrics,
+        run=pipeline.run,
+        write=writes.perform_call,
+        look_up=Lookups(sessions, clients, LookupRunner(clock)).perform,
+        links=accounts.endpoints,
+        outcomes=OutcomeReports(journal),
+        pages=Pages(accounts.linking, settings.base_url),
+        document=Site(settings).answer,
+        health=health,
+        metrics=telemetry.metrics,
     )
 
 

@@ -8,25 +8,23 @@ from typing import TYPE_CHECKING
 
 from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.api import relay_dialect
-from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.models import Body, Empty
 from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
-from birdwire.keys.context import RouteRules
+from birdwire.keys.context import CallContext, RouteRules, Work
 from birdwire.keys.rules import LINK, UNLINK
 from birdwire.surfaces.site.documents import DOCUMENTS
-from birdwire.x.catalog.lookups import LOOKUPS
+from birdwire.x.catalog.lookups import LOOKUPS, Lookup
 from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.pages import Pages
+    from birdwire.api.messages import Answer, Call
     from birdwire.edge.asgi import Handler
-    from birdwire.gateway.lookups import Lookups
-    from birdwire.gateway.pipeline import Pipeline, Work
-    from birdwire.gateway.writes import Writes
     from birdwire.outcomes.report import OutcomeReports
     from birdwire.runtime.health import Health
     from birdwire.runtime.metrics import Metrics
@@ -36,11 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """The parts that answer calls. `document` answers for every path of DOCUMENTS."""
+    """The parts that answer calls.
 
-    pipeline: Pipeline
-    writes: Writes
-    lookups: Lookups
+    `run` frames the work of every call with a key; `write` and `look_up` are that work for a row of OPERATIONS or
+    LOOKUPS. `document` answers for every path of DOCUMENTS.
+    """
+
+    run: Callable[[RouteRules, Work, Call], Awaitable[Answer]]
+    write: Callable[[Operation, CallContext], Awaitable[Answer]]
+    look_up: Callable[[Lookup, CallContext], Awaitable[Answer]]
     links: LinkEndpoints
     outcomes: OutcomeReports
     pages: Pages
@@ -87,7 +89,7 @@ def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
             scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
             rules = replace(rules, max_file_bytes=settings.max_upload_bytes, file_scopes=scopes)
         files = (rules.max_file_bytes, settings.upload_deadline_s) if rules.max_file_bytes else None
-        handle = partial(parts.pipeline.run, rules, _performing(parts.writes, operation))
+        handle = partial(parts.run, rules, partial(parts.write, operation))
         yield Route("POST", f"{API}/{rules.name}", handle, rules.max_bytes, settings.request_deadline_s, files)
 
 
@@ -96,7 +98,7 @@ def _lookups(parts: Handlers, settings: Settings) -> Iterator[Route]:
     for lookup in LOOKUPS:
         if lookup.name in settings.offered_reads:
             rules = RouteRules(lookup.name, lookup.query, query=True, action=lookup.name)
-            handle = partial(parts.pipeline.run, rules, partial(parts.lookups.perform, lookup))
+            handle = partial(parts.run, rules, partial(parts.look_up, lookup))
             yield Route("GET", f"{API}/{lookup.name}", handle)
 
 
@@ -117,11 +119,6 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
             reserved=name in ("unlink_twitter", "auth/status"),
             action=action,
         )
-        handle = partial(parts.pipeline.run, rules, work)
+        handle = partial(parts.run, rules, work)
         limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
         yield Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=rules.reserved)
-
-
-def _performing(writes: Writes, operation: Operation) -> Work:
-    """Return the work of an operation's calls, with the fields and files of their HTTP bodies."""
-    return lambda context: writes.perform(context, operation, context.parsed.fields, context.parsed.files)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from birdwire.accounts.write_permit import FRESH_S, StaleError, WritePermit
+from birdwire.accounts.write_permit import FRESH_S, WritePermit
 from birdwire.api.errors import GatewayError
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.registry import Key, Keys
 from birdwire.store.database import ALL, Database
+from birdwire.x.client.requests import StaleError
 from harness.auth_server import Process, pair, processes
 
 if TYPE_CHECKING:

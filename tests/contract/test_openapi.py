@@ -19,7 +19,7 @@ from referencing.jsonschema import DRAFT202012
 import birdwire
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api import relay_dialect
-from birdwire.api.body import Body, check
+from birdwire.api.body import check
 from birdwire.api.errors import PROBLEMS, REQUIRED, GatewayError
 from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.settings import Settings
@@ -35,6 +35,7 @@ from birdwire.x.client.auth_server import DEFAULT_SCOPES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from birdwire.api.models import Body
     from harness.gateway import RunningGateway
 
 ROOT = Path(birdwire.__file__).parent.parent.parent

@@ -9,13 +9,12 @@ import pytest
 
 from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.sessions import Sessions, XSession
-from birdwire.accounts.write_permit import StaleError, WritePermit
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
 from birdwire.x.catalog.operations import Liked, Posted
 from birdwire.x.client.pool import Reply
-from birdwire.x.client.requests import Reading, XRequest
+from birdwire.x.client.requests import Reading, StaleError, XRequest
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
 from birdwire.x.limits.rate_windows import RateWindows
 from harness.gateway import MovableClock
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from birdwire.accounts.write_permit import WritePermit
     from birdwire.x.client.api import X
 
 SESSION = XSession("xs_1", 1, "token", "1", "ada", frozenset())

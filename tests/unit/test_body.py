@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from birdwire.accounts.bodies import AuthTwitter
-from birdwire.api.body import MAX_DEPTH, Body, Parsed, check, parse, read
+from birdwire.api.body import MAX_DEPTH, Parsed, check, parse, read
 from birdwire.api.errors import GatewayError, describe
 from birdwire.api.messages import Call
 from birdwire.edge.asgi import headers_in
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from birdwire.api.forms import Take
+    from birdwire.api.models import Body
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),

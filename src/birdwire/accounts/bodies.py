@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from birdwire.api.body import Body
+from birdwire.api.models import Body
 
 
 class AuthTwitter(Body):

@@ -24,20 +24,19 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from birdwire.accounts.write_permit import StaleError
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.backoff import Backoff
 from birdwire.store.database import StorageDownError
 from birdwire.x.client.replies import Unauthorized, read
+from birdwire.x.client.requests import StaleError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Self
 
     from birdwire.accounts.sessions import Sessions, XSession
-    from birdwire.accounts.write_permit import WritePermit
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.metrics import Metrics
     from birdwire.x.client.api import X
@@ -59,6 +58,16 @@ SLOW_CONNECT_S = 1.0
 
 _TRANSIENT = frozenset({"x_unreachable", "x_timeout", "x_5xx"})
 """Failures of X that may pass: only these are worth a retry, and only these count for the circuit breaker."""
+
+
+class Permit(Protocol):
+    """Decides whether a call may still write, right before each write is sent: `write_permit.WritePermit`."""
+
+    def check(self, session: XSession) -> None:
+        """Return, or raise GatewayError, or raise StaleError if `renew` must come first. Must never wait."""
+
+    async def renew(self, session: XSession) -> XSession:
+        """Return the session to write with, as the database has it now."""
 
 
 class RetryBudget:
@@ -86,7 +95,7 @@ class AccountClients:
     clock: Clock
     deadline_s: float
 
-    def open(self, session: XSession, permit: WritePermit | None = None) -> AccountClient:
+    def open(self, session: XSession, permit: Permit | None = None) -> AccountClient:
         """Return a client for one call of a linked account. Each write is checked against the `permit`, if any."""
         return AccountClient(self, session, permit)
 
@@ -103,7 +112,7 @@ class AccountClient:
 
     __slots__ = ("_permit", "_renewed", "_session", "_shared")
 
-    def __init__(self, shared: AccountClients, session: XSession, permit: WritePermit | None) -> None:
+    def __init__(self, shared: AccountClients, session: XSession, permit: Permit | None) -> None:
         self._shared = shared
         self._session = session
         self._permit = permit
@@ -189,7 +198,7 @@ class AccountClient:
         attempts.awaits_reply = False
         return attempts.failed(error)
 
-    async def _readmit(self, permit: WritePermit, ends_at: float) -> XSession:
+    async def _readmit(self, permit: Permit, ends_at: float) -> XSession:
         """Return the session with which the call may still write.
 
         Raises:

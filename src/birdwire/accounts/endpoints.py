@@ -8,8 +8,9 @@ from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.accounts.linking import holder_of
 from birdwire.accounts.links import only_confirmation_helps, reported_state
 from birdwire.accounts.refresh import renews_at
-from birdwire.api.body import Empty, check
+from birdwire.api.body import check
 from birdwire.api.messages import Answer
+from birdwire.api.models import Empty
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.x_sessions import LinkState, RefreshState
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from birdwire.api.errors import GatewayError
+from birdwire.x.client.requests import StaleError
 
 if TYPE_CHECKING:
     from birdwire.accounts.sessions import Sessions, XSession
@@ -22,10 +23,6 @@ FRESH_S = 1.0
 
 Readmit = Callable[["Key"], Awaitable[tuple["Key", "XSession"]]]
 """Return the key and its session as they are now, or raise the refusal that a new call would get."""
-
-
-class StaleError(Exception):
-    """The key or its link has changed, or may have changed, since this call read them. Nothing was sent."""
 
 
 class WritePermit:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ValidationError
 
 from birdwire.api.errors import PROBLEMS, GatewayError, excerpt, reason_named
 from birdwire.api.forms import Multipart, looks_like_json, other_type, too_large, untyped_json, urlencoded, wrong_type
+from birdwire.api.models import Body, is_well_formed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -30,29 +30,6 @@ MAX_DEPTH = 32
 MAX_DIGITS = 4_300
 MAX_TYPE = 256
 """The maximum length of a Content-Type; a form's boundary has 70 characters at most."""
-
-
-class Body(BaseModel):
-    """What a call takes. Strict: a number is no string, half a character is none, an unknown member is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_there(cls, value: object) -> object:
-        """A member is left out, not null: X would take null for a value of its own. And text is whole characters."""
-        if isinstance(value, str) and value.isascii():
-            return value
-        if value is None:
-            raise PydanticCustomError("null", "null")
-        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-        if not all(map(_whole, texts)):
-            raise PydanticCustomError("string_unicode", "unpaired surrogate")
-        return value
-
-
-class Empty(Body):
-    """No fields."""
 
 
 @dataclass(slots=True)
@@ -231,18 +208,13 @@ _ORDER = {"missing": 0, "extra_forbidden": 1}
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
-    if not all(map(_whole, value)):
+    if not all(map(is_well_formed, value)):
         raise GatewayError("json_malformed", detail="a field name contains an unpaired surrogate")
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise GatewayError("duplicate_field", field=excerpt(twice))
     return value
-
-
-def _whole(text: str) -> bool:
-    """Whether text is free of lone surrogates, which only an escape can bring in."""
-    return text.isascii() or text.encode("utf-8", "replace").decode() == text
 
 
 def _no_constant(_: str) -> NoReturn:

@@ -14,7 +14,7 @@ from birdwire.api.messages import Answer
 from birdwire.api.paths import API, SHORT_API
 
 if TYPE_CHECKING:
-    from birdwire.api.body import Body
+    from birdwire.api.models import Body
 
 KEY_MEMBER = "aisa_api_key"
 FILE_PART = "media_files"

@@ -9,7 +9,7 @@ skip a step for one caller, send a request to X itself (the account's client doe
 
 Read in this order: `pipeline` (the frame: `admit`, then `do_once`), `admission` (the key, now and again later),
 `capacity` with `concurrency` and `upload_limits` (what this process takes on), `writes` with `write` (the steps of an
-operation), `sender` with `uploader` and `refusal_details` (its last step, and what X's refusal means), `lookups`.
+operation), `sender` and `uploader` (its last step), `refusal_details` (what X's refusal means), `lookups`.
 
 A call over HTTP goes through `Pipeline.admit`, `Pipeline.do_once` and `Writes.perform`. A caller that was admitted in
 another way goes through `do_once` and `perform`, and the sender of an approved write through `perform` alone.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from birdwire.api import relay_dialect
 from birdwire.api.body import check_kind, read, read_query, within
 from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.gateway.admission import check_action
-from birdwire.keys.context import CallContext
+from birdwire.keys.context import CallContext, Work
 from birdwire.keys.secrets import raw_key_of
 from birdwire.outcomes import idempotency
 from birdwire.store.database import StorageDownError
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from birdwire.keys.context import RouteRules
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.rejections import Rejections
-
-Work = Callable[[CallContext], Awaitable["Answer"]]
-"""What a route does for a call that has been admitted."""
 
 
 class Pipeline:

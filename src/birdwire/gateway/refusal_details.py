@@ -15,7 +15,7 @@ from birdwire.x.catalog.post import PostTwitter, made_at
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
-    from birdwire.api.body import Body
+    from birdwire.api.models import Body
     from birdwire.outcomes.journal import Journal
     from birdwire.runtime.clock import Clock
     from birdwire.x.client.api import X

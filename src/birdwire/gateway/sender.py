@@ -1,21 +1,45 @@
-"""OperationSender: sends one operation to X, in the order of its account's calls, and interprets what X refuses."""
+"""A write on its way to X, and OperationSender, which sends it in the order of its account's calls."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from birdwire.accounts.client import AccountClient
+    from birdwire.accounts.sessions import XSession
+    from birdwire.api.forms import Part
+    from birdwire.api.models import Body
     from birdwire.gateway.refusal_details import RefusalDetails
-    from birdwire.gateway.uploader import MediaUploader
-    from birdwire.gateway.write import Write
-    from birdwire.outcomes.journal import Journal
+    from birdwire.keys.context import CallContext
+    from birdwire.outcomes.journal import Entry, Journal, Record
     from birdwire.runtime.failpoints import Failpoints
+    from birdwire.x.catalog.operations import Operation
     from birdwire.x.limits.capabilities import Capabilities
     from birdwire.x.limits.write_order import WriteOrder
+
+
+@dataclass(slots=True)
+class Write:
+    """What is asked for, and what the steps have found out and made. `opened`: every end is recorded from here on."""
+
+    context: CallContext
+    operation: Operation
+    fields: Mapping[str, Any]
+    files: Sequence[Part]
+    opened: bool = False
+    body: Body = field(init=False)
+    session: XSession = field(init=False)
+    client: AccountClient = field(init=False)
+    entry: Entry = field(init=False)
+    record: Record = field(init=False)
+    data: dict[str, Any] = field(init=False)
 
 
 class OperationSender:
@@ -24,14 +48,12 @@ class OperationSender:
     def __init__(
         self,
         order: WriteOrder,
-        uploader: MediaUploader,
         journal: Journal,
         capabilities: Capabilities,
         refusals: RefusalDetails,
         failpoints: Failpoints,
     ) -> None:
         self._order = order
-        self._uploader = uploader
         self._journal = journal
         self._capabilities = capabilities
         self._refusals = refusals
@@ -44,9 +66,6 @@ class OperationSender:
             GatewayError: X's refusal, or why X could not be asked.
         """
         operation, client = write.operation, write.client
-        if operation.takes_file:
-            write.data = await self._uploader.upload(write.files[0], client)
-            return
         enterprise = operation.needs_enterprise(write.body)
         name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
         reading = Reading(

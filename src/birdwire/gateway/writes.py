@@ -12,7 +12,7 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.write import Write
+from birdwire.gateway.sender import Write
 from birdwire.outcomes.journal import Entry, fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from birdwire.accounts.client import AccountClients
-    from birdwire.api.body import Body
     from birdwire.api.forms import Part
+    from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
     from birdwire.gateway.sender import OperationSender
     from birdwire.gateway.uploader import MediaUploader
@@ -65,6 +65,7 @@ class Writes:
         self._idempotency = idempotency
         self._prices = prices
         self._uploader = uploader
+        self._sender = sender
         self._failpoints = failpoints
         self._telemetry = telemetry
         self.steps = (
@@ -77,8 +78,12 @@ class Writes:
             Step("record", self._open_record),
             Step("attach", self._attach_files),
             Step("start", self._start),
-            Step("send", sender.send),
+            Step("send", self._send),
         )
+
+    def perform_call(self, operation: Operation, context: CallContext) -> Awaitable[Answer]:
+        """Perform an operation with the fields and files of a call's HTTP body."""
+        return self.perform(context, operation, context.parsed.fields, context.parsed.files)
 
     async def perform(
         self, context: CallContext, operation: Operation, fields: Mapping[str, Any], files: Sequence[Part] = ()
@@ -181,6 +186,13 @@ class Writes:
         await write.record.begin()
         await self._failpoints.reach("post_after_started")
         await self._idempotency.hold(write.entry.key_id, write.entry.request_id)
+
+    def _send(self, write: Write) -> Awaitable[None]:
+        """Send the operation, or its file: an upload is a request of several parts."""
+        return self._upload(write) if write.operation.takes_file else self._sender.send(write)
+
+    async def _upload(self, write: Write) -> None:
+        write.data = await self._uploader.upload(write.files[0], write.client)
 
 
 def _checked(write: Write, fields: Mapping[str, Any]) -> Body:

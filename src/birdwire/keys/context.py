@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from birdwire.api.body import Body, Empty, Parsed
+from birdwire.api.body import Parsed
+from birdwire.api.models import Body, Empty
 
 if TYPE_CHECKING:
-    from birdwire.api.messages import Call, Headers
+    from birdwire.api.messages import Answer, Call, Headers
     from birdwire.keys.registry import Key
 
 
@@ -65,3 +67,7 @@ class CallContext:
         self.parsed.close()
         if self.upload is not None:
             self.upload.close()
+
+
+Work = Callable[[CallContext], Awaitable["Answer"]]
+"""What a route does for a call that has been admitted."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from birdwire.api.body import Body
+    from birdwire.api.models import Body
     from birdwire.store.tables.journal import JournalRow
     from birdwire.x.catalog.timeline import TimelinePost
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from birdwire.api.body import Empty, check
+from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
+from birdwire.api.models import Empty
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import APPLIED, STATES, JournalRow, State
 

@@ -14,8 +14,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_
 
 import typer
 
-from birdwire.api.body import Body, check
+from birdwire.api.body import check
 from birdwire.api.errors import GatewayError, describe
+from birdwire.api.models import Body
 from birdwire.api.paths import API
 from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key

@@ -17,17 +17,18 @@ from sqlalchemy import (
     Table,
     bindparam,
     case,
+    column,
     delete,
     func,
     insert,
     select,
+    table,
     type_coerce,
     update,
 )
 
 from birdwire.store.engines.change_feed import announce
 from birdwire.store.schema import EnumText, Instant, index_of_some, metadata
-from birdwire.store.tables.api_keys import api_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -224,6 +225,10 @@ async def accounts_of(connection: AsyncConnection, key_id: str) -> list[NamedAcc
     return [NamedAccount(*row) for row in await connection.execute(named)]
 
 
+_KEYS = table("api_keys", column("key_id"), column("revoked_at"), column("expires_at"))
+"""The columns of a key that end its sessions; `api_keys` owns the table."""
+
+
 async def end_with_key(connection: AsyncConnection, key_id: str) -> None:
     """Set when a key's sessions end because of the key; due whenever either changes, in the same transaction.
 
@@ -234,11 +239,11 @@ async def end_with_key(connection: AsyncConnection, key_id: str) -> None:
     ended = x_sessions.c.over_at == x_sessions.c.created_at
     keeps = (x_sessions.c.state == LinkState.PENDING) & (x_sessions.c.user_id.is_not(None) | ended)
     ends = case(
-        (api_keys.c.revoked_at.is_not(None), x_sessions.c.created_at),
+        (_KEYS.c.revoked_at.is_not(None), x_sessions.c.created_at),
         (keeps, x_sessions.c.over_at),
-        else_=type_coerce(type_coerce(api_keys.c.expires_at, BigInteger) + KEPT_AFTER_EXPIRY_US, Instant),
+        else_=type_coerce(type_coerce(_KEYS.c.expires_at, BigInteger) + KEPT_AFTER_EXPIRY_US, Instant),
     )
-    over_at = select(ends).where(api_keys.c.key_id == key_id).scalar_subquery()
+    over_at = select(ends).where(_KEYS.c.key_id == key_id).scalar_subquery()
     await connection.execute(update(x_sessions).where(x_sessions.c.key_id == key_id).values(over_at=over_at))
 
 

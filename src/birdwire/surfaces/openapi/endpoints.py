@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, create_model
 
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
-from birdwire.api.body import Body, Empty
 from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.models import Body, Empty
 from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
 from birdwire.surfaces.openapi.responses import Said

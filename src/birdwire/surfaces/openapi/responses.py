@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from birdwire.outcomes.report import STATES, State
+from birdwire.outcomes.states import STATES, State
 from birdwire.x.client.requests import ID_PATTERN
 
 Why = Literal[

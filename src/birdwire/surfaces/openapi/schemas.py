@@ -15,7 +15,7 @@ from birdwire.x.catalog.post import PostTwitter
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from birdwire.api.body import Body
+    from birdwire.api.models import Body
 
 PLACE = "#/components/schemas/"
 _ALONE = ("media", "poll", "quote_tweet_id", "card_uri")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from birdwire.api.body import Body, Empty
+from birdwire.api.models import Body, Empty
 from birdwire.x.catalog.post import Id, PostTwitter
 from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
 

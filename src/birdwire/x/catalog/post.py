@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from birdwire.api.body import Body
+from birdwire.api.models import Body
 from birdwire.x.catalog.post_length import LIMIT, least_length, weighted_length
 from birdwire.x.client.requests import ID_PATTERN
 

@@ -10,7 +10,7 @@ from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import has_link
 
 if TYPE_CHECKING:
-    from birdwire.api.body import Body
+    from birdwire.api.models import Body
     from birdwire.x.catalog.operations import Operation
 
 

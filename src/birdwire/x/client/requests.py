@@ -56,3 +56,7 @@ class Reading:
 
 Ask = Callable[[XRequest, Reading], Awaitable[dict[str, Any]]]
 """Sends one request to X for the linked account, and returns its answer."""
+
+
+class StaleError(Exception):
+    """The key or its link has changed, or may have changed, since this call read them. Nothing was sent."""

@@ -256,6 +256,7 @@ async def _one_case(steps: list[Step], requests: list[tuple[str, int]], *, toget
     assert {number for number, error in failed.items() if error.cause == "busy"} <= unsent
 
 
+@pytest.mark.timeout(180)  # twenty seconds of work, which a busy machine stretches
 @example(steps=[Step("request"), Step("write", FINE), Step("end")], requests=[("GET", 0)] * 2, together=False)
 @example(steps=[Step("write", FINE)], requests=[("GET", 0)] * 2, together=False)
 @example(steps=[Step("end")] * 3, requests=[("POST", 300_000)] * 2, together=True)

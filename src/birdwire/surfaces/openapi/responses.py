@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from birdwire.outcomes.states import STATES, State
+from birdwire.outcomes.states import STATES
 from birdwire.x.client.requests import ID_PATTERN
 
 Why = Literal[
@@ -133,7 +133,7 @@ class Request(Said):
 
     request_id: str = Field(description="the X-Request-Id of the call")
     operation: str = Field(description="the operation, such as post_twitter")
-    state: Annotated[State, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
+    state: Annotated[str, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
         description="started: in progress; confirmed: X carried it out; refused: see reason; not_sent: nothing reached "
         "X; unknown: X may have carried it out; found, not_found: X's response was lost, and Birdwire "
         "searched for the post"

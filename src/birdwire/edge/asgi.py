@@ -175,7 +175,7 @@ def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str
 
 def headers_out(call: Call, answer: Answer) -> list[tuple[str, str]]:
     """Return an answer's headers, with those that every response has."""
-    given = [name for name, _ in answer.headers]
+    given = dict(answer.headers)
     return [
         ("content-length", str(len(answer.body))),
         *answer.headers,

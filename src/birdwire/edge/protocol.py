@@ -374,8 +374,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> bytes:
         fixed = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-        own = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        return STATUS_LINE[status] + fixed + own.encode("latin-1") + b"\r\n"
+        own = "\r\n".join(map(": ".join, headers))
+        return STATUS_LINE[status] + fixed + own.encode("latin-1") + b"\r\n\r\n"
 
     def _dispatched(self, cycle: RequestResponseCycle, task: asyncio.Task[None]) -> None:
         """Check that a finished task has answered its request; if it has not, write a 500."""

@@ -80,6 +80,7 @@ class Writes:
             Step("start", self._start),
             Step("send", self._send),
         )
+        self._run = tuple(step.do for step in self.steps)
 
     def perform_call(self, operation: Operation, context: CallContext) -> Awaitable[Answer]:
         """Perform an operation with the fields and files of a call's HTTP body."""
@@ -96,7 +97,7 @@ class Writes:
         """
         write = Write(context, operation, fields, files)
         try:
-            for _, do in self.steps:
+            for do in self._run:
                 waiting = do(write)
                 if waiting is not None:
                     await waiting

@@ -48,12 +48,11 @@ class Slots:
 
     def release(self) -> None:
         """Release a slot, or hand it over to the first waiter."""
-        for queue in (self._urgent, self._others):
-            while queue:
-                waiter, _ = queue.popitem(last=False)
-                if not waiter.done():
-                    waiter.set_result(None)
-                    return
+        while queue := self._urgent or self._others:
+            waiter, _ = queue.popitem(last=False)
+            if not waiter.done():
+                waiter.set_result(None)
+                return
         self.in_use -= 1
 
 

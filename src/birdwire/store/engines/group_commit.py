@@ -157,13 +157,14 @@ class _CompiledStatement:
         compiled = statement.compile(dialect=dialect)
         self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
-        self._slots = [(slot.key, slot.value) for slot in slots]
+        self._names = [slot.key for slot in slots]
+        self._defaults = [slot.value for slot in slots]
         binds = [slot.type.dialect_impl(dialect).bind_processor(dialect) for slot in slots]
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """Return a row's values, in the order of the statement's parameters."""
-        values = [given.get(name, default) for name, default in self._slots]
+        values = list(map(given.get, self._names, self._defaults))
         for place, bind in self._binds:
             # Null needs no processor in any of the column types.
             if values[place] is not None:

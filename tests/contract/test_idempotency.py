@@ -12,6 +12,8 @@ import pytest
 from birdwire.outcomes.rejections import MAX_PER_KEY
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
+from birdwire.store.encryption.key_files import read_key_file
+from birdwire.store.encryption.vault import Place, Vault
 from harness.gateway import API, PNG, POST, gateway, serving
 
 if TYPE_CHECKING:
@@ -343,3 +345,80 @@ async def test_an_api_key_that_serves_as_a_name_is_not_stored(linked: RunningGat
         assert (answer.status_code, answer.headers.get("idempotent-replayed")) == (200, replayed)
     stored = b"".join(path.read_bytes() for path in linked.directory.glob("birdwire.db*"))
     assert linked.raw_key.encode() not in stored
+
+
+SHORT = "/apis/v1/"
+FILE = ("a.png", PNG, "image/png")
+REPLY = {"content": "kept", "type": "reply", "in_reply_to_tweet_id": POST}
+
+STORED_CALLS: list[tuple[str, str, dict[str, Any], str, str]] = [
+    (
+        *(API + "post_twitter", "json", {"made_with_ai": True, "text": "kept"}, "documented"),
+        "d2796e5a8f6008dae344d4adbee8eb1eadb4846666760df401b6a6bf78fa793d",
+    ),
+    (
+        *(API + "auth/confirm", "json", {"state": "s", "username": "ada"}, "documented"),
+        "a58ca1444874f590c605cdf2ea07f86898bb64805f114a9b803951035b27ded0",
+    ),
+    (
+        *(API + "upload_media", "files", {"media_files": FILE}, "documented"),
+        "4c5885f14ac2900f8a2f8b5be06421f5c1e336052cc348525a55685a1596dd9f",
+    ),
+    (
+        *(API + "post_twitter", "json", REPLY, "relay"),
+        "abb982f3adad6baeafbd33b05c2998dbceeea1a0cfef7621832a3cac87dad482",
+    ),
+    (
+        *(SHORT + "post_twitter", "json", REPLY, "relay"),
+        "abb982f3adad6baeafbd33b05c2998dbceeea1a0cfef7621832a3cac87dad482",
+    ),
+    (
+        *(SHORT + "post_twitter", "data", {"content": "kept", "made_with_ai": "true"}, "relay"),
+        "d2796e5a8f6008dae344d4adbee8eb1eadb4846666760df401b6a6bf78fa793d",
+    ),
+    (
+        *(SHORT + "post_twitter", "files", {"content": (None, "kept"), "media_files": FILE}, "relay"),
+        "755bcfd7fafdfeb37f9e31f32cbc14eba302571ba6f7eea8756bcf1e7514ee30",
+    ),
+]
+"""Calls in every form: path, encoding, fields, dialect, and the hash that an earlier version
+stored. That version hashed the last part of the path, where this one hashes the operation's name."""
+
+
+@pytest.mark.parametrize(("path", "encoding", "fields", "dialect", "asked"), STORED_CALLS)
+async def test_an_answer_stored_before_an_upgrade_is_replayed(
+    linked: RunningGateway, path: str, encoding: str, fields: dict[str, Any], dialect: str, asked: str
+) -> None:
+    """A row outlives the upgrade. If the hash no longer matched, the caller would get 409 for a call that was made."""
+    vault = Vault(read_key_file(linked.directory / "vault.key"))
+    row = {
+        "key_id": linked.key_id,
+        "name": "k1",
+        "asked": bytes.fromhex(asked),
+        "repeatable": False,
+        "request_id": "req_earlier",
+        "owner": "gw_earlier",
+        "state": "kept",
+        "status": 201,
+        "body": vault.seal('{"data":{"kept":true}}', Place("idempotency", f"{linked.key_id}/k1", "body")),
+        "created_at": int(linked.clock.now().timestamp() * 1_000_000),
+    }
+    with contextlib.closing(sqlite3.connect(linked.directory / "birdwire.db")) as file, file:
+        file.execute(
+            "INSERT INTO idempotency"
+            " (key_id, name, asked, repeatable, request_id, owner, state, status, body, created_at) VALUES"
+            " (:key_id, :name, :asked, :repeatable, :request_id, :owner, :state, :status, :body, :created_at)",
+            row,
+        )
+    sent = len(await linked.calls())
+    key: Any = (None, linked.raw_key) if encoding == "files" else linked.raw_key
+    relayed = dialect == "relay"
+    body = {"aisa_api_key": key, **fields} if relayed else fields
+    client = linked.bare if relayed else linked.client
+    options: dict[str, Any] = {encoding: body}
+    answer = await client.post(path, headers={"idempotency-key": "k1"}, **options)
+    data = {"kept": True}
+    expected = (200, {"code": 200, "msg": "ok", "data": data}) if relayed else (201, {"data": data})
+    assert (answer.status_code, answer.json()) == expected
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert len(await linked.calls()) == sent

@@ -251,7 +251,7 @@ class Links:
         await self.acts.record(connection, by, "link.activated", row.key_id, current, linked)
         return row
 
-    async def require_relink(self, session: SessionRow, why: str) -> None:
+    async def require_relink(self, session: SessionRow, why: str | None) -> None:
         """Mark a link whose tokens X no longer accepts, unless it has a newer pair; end it if it was never active.
 
         A pending link must not stand in for an active one.

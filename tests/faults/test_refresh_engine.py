@@ -270,6 +270,18 @@ async def test_a_refusal_without_a_stored_reason_ends_the_link_without_one(two: 
     assert ((await a.row(key_id)).state, (await a.row(key_id)).why) == ("needs_relink", None)
 
 
+async def test_a_link_in_a_state_that_is_not_known_is_used_and_can_be_ended(two: Two) -> None:
+    """A newer version may have written it: calls treat it as active, and to unlink it still revokes its tokens."""
+    _, (a, _) = two
+    key_id = await a.link()
+    row = await a.row(key_id)
+    async with a.database.write() as connection:
+        assert await x_sessions.change(connection, row.session_id, row.gen, {"state": "paused"})
+    assert (await a.token(key_id), (await a.row(key_id)).state) == (f"{SECRET}-at-ada1", "paused")
+    assert await a.links.unlink(key_id, GATEWAY)
+    assert len(a.x.revoked) == 2
+
+
 async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:
     """Another one's claim came meanwhile: it must keep the token to itself."""
     clock, (a, b) = two

@@ -12,7 +12,9 @@ import pytest_asyncio
 
 from birdwire.accounts.refresh import MAX_CONCURRENT, MAX_IN_BACKGROUND
 from birdwire.api.errors import GatewayError
+from birdwire.store.tables import x_sessions
 from birdwire.store.tables.acts import GATEWAY
+from birdwire.store.tables.x_sessions import RefreshState
 from harness.auth_server import FAILED, LOST, NOT_SENT, REFUSED, SECRET, pair, processes
 from harness.fault_scale import record, scaled
 from harness.gateway import RunningGateway
@@ -254,6 +256,30 @@ async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> Non
     assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
     assert ((await a.row(key_id)).state, (await a.row(key_id)).why) == ("needs_relink", "refresh_lost_reply")
     assert len(a.x.sent) == 2
+
+
+async def test_a_refusal_without_a_stored_reason_ends_the_link_without_one(two: Two) -> None:
+    """The row says that X refuses the refresh token, and not why: `why` stays null, as auth/status reports it."""
+    clock, (a, _) = two
+    key_id = await a.link()
+    clock.advance(seconds=7_300)
+    row = await a.row(key_id)
+    async with a.database.write() as connection:
+        assert await x_sessions.change(connection, row.session_id, row.gen, {"refresh_state": RefreshState.OVER})
+    assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
+    assert ((await a.row(key_id)).state, (await a.row(key_id)).why) == ("needs_relink", None)
+
+
+async def test_a_link_in_a_state_that_is_not_known_is_used_and_can_be_ended(two: Two) -> None:
+    """A newer version may have written it: calls treat it as active, and to unlink it still revokes its tokens."""
+    _, (a, _) = two
+    key_id = await a.link()
+    row = await a.row(key_id)
+    async with a.database.write() as connection:
+        assert await x_sessions.change(connection, row.session_id, row.gen, {"state": "paused"})
+    assert (await a.token(key_id), (await a.row(key_id)).state) == (f"{SECRET}-at-ada1", "paused")
+    assert await a.links.unlink(key_id, GATEWAY)
+    assert len(a.x.revoked) == 2
 
 
 async def test_a_process_takes_back_its_own_mark_only(two: Two) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic_core import to_json
+from sqlalchemy import create_engine, select
 
 from birdwire.cli.commands.log import MEANINGS, WHYS
 from birdwire.runtime.metrics import METRICS
@@ -14,6 +18,8 @@ from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, OPEN, RECONCILED
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
+
+NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
 
 ROWS: list[tuple[type, Table]] = [
     (api_keys.KeyRow, api_keys.api_keys),
@@ -33,6 +39,19 @@ def test_a_row_has_the_columns_of_its_table_in_their_order(row: type, table: Tab
     assert [field.name for field in fields(row)] == [column.name for column in table.columns]
     nullable = {field.name for field in fields(row) if str(field.type).endswith("| None")}
     assert nullable == {column.name for column in table.columns if column.nullable}
+
+
+def test_a_text_that_no_enum_defines_is_read_as_it_is() -> None:
+    """A version that knows more states may have written the row: it must not hide the others from this one."""
+    with closing(create_engine("sqlite://").connect()) as connection:
+        journal.journal.create(connection)
+        row = dict.fromkeys(journal.journal.c.keys(), "") | {"asked": b"", "created_at": NOW, "looks": 0, "reads": 0}
+        row |= dict.fromkeys(("data", "words_ct", "cost_microusd", "settled_at", "lost_at", "due_at", "status"))
+        connection.execute(journal.ADD, row | {"state": "paused", "why": "at_rest"})
+        [read] = [journal.JournalRow(*found) for found in connection.execute(select(journal.journal))]
+    assert (read.state, read.why, f"{read.state}", to_json(read.why)) == ("paused", "at_rest", "paused", b'"at_rest"')
+    assert (read.state.value, read.state in STATES, read.state in OPEN) == ("paused", False, False)
+    assert State("found") is State.FOUND
 
 
 def test_the_table_of_states_defines_every_list_of_states() -> None:

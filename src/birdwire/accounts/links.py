@@ -67,7 +67,8 @@ def check_transition(before: LinkState, after: LinkState) -> None:
     Raises:
         IllegalTransitionError: it may not.
     """
-    if after not in TRANSITIONS[before]:
+    # A state that only another version knows is treated as active, as calls treat it: the link can be ended.
+    if after not in TRANSITIONS.get(before, TRANSITIONS[LinkState.ACTIVE]):
         raise IllegalTransitionError(f"a link cannot change from {before} to {after}")
 
 
@@ -251,7 +252,7 @@ class Links:
         await self.acts.record(connection, by, "link.activated", row.key_id, current, linked)
         return row
 
-    async def require_relink(self, session: SessionRow, why: str) -> None:
+    async def require_relink(self, session: SessionRow, why: str | None) -> None:
         """Mark a link whose tokens X no longer accepts, unless it has a newer pair; end it if it was never active.
 
         A pending link must not stand in for an active one.

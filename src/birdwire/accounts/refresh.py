@@ -109,7 +109,7 @@ class Refresher:
         tokens: SealedTokens,
         authserver: AuthServer,
         revocations: RevocationQueue,
-        require_relink: Callable[[SessionRow, str], Awaitable[None]],
+        require_relink: Callable[[SessionRow, str | None], Awaitable[None]],
         clock: Clock,
         telemetry: Telemetry,
         failpoints: Failpoints,
@@ -224,7 +224,7 @@ class Refresher:
                 raise _expired(row)
             # The old access token is over, too, or no caller would ask.
             if row.refresh_state == RefreshState.OVER:
-                raise await self._ended(row, row.why or "")
+                raise await self._ended(row, row.why)
             if not _lease_runs(row, now):
                 return row
             sent_here = row.presented_by in (None, self._process_id)
@@ -359,7 +359,7 @@ class Refresher:
         finally:
             self.unsaved -= 1
 
-    async def _ended(self, row: SessionRow, why: str) -> GatewayError:
+    async def _ended(self, row: SessionRow, why: str | None) -> GatewayError:
         """Mark the link as over, and return the refusal."""
         await self._require_relink(row, why)
         return _expired(row)

@@ -67,7 +67,11 @@ Member = TypeVar("Member", bound=StrEnum)
 
 
 class EnumText(TypeDecorator[Member]):
-    """A member of a StrEnum, stored as its value."""
+    """A member of a StrEnum, stored as its value.
+
+    A stored text that the enum does not define, as another version may write one, is read as a member of its own, equal
+    to no other: one such row must not keep every other row from being read.
+    """
 
     impl = String
     cache_ok = True
@@ -84,7 +88,14 @@ class EnumText(TypeDecorator[Member]):
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Member | None:
         """From the column."""
         del dialect
-        return None if value is None else self.enum(value)
+        if value is None:
+            return None
+        try:
+            return self.enum(value)
+        except ValueError:
+            member = str.__new__(self.enum, value)
+            member._name_ = member._value_ = value
+            return member
 
 
 def index_of_some(name: str, *columns: Column[Any]) -> Index:

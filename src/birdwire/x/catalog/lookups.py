@@ -13,11 +13,11 @@ from pydantic import Field
 from birdwire.api.errors import GatewayError
 from birdwire.api.models import Body
 from birdwire.runtime.bounded_dict import BoundedDict
+from birdwire.x.catalog.post import Id
 from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
 if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
-    from birdwire.x.catalog.post import Id
     from birdwire.x.client.requests import Ask
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"

@@ -67,7 +67,7 @@ class Pipeline:
             name = idempotency.name_of(call) if call.method == "POST" else None
             answer = await self.do_once(context, name, route.name, context.parsed.fields, work)
             if context.relayed and answer.status < 400:
-                answer = relay_dialect.say(answer)
+                answer = relay_dialect.encode(answer)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         finally:
@@ -139,7 +139,7 @@ class Pipeline:
     async def _receive(self, context: CallContext, raw_key: str | None) -> None:
         """Read the body, and admit the key that it carries in the relay dialect."""
         parsed = context.parsed = await self._read(context)
-        relay = relay_dialect.hear(parsed, context.route.model) if self._relay else None
+        relay = relay_dialect.decode(parsed, context.route.model) if self._relay else None
         if relay is None:
             return
         if raw_key is not None and not hmac.compare_digest(relay.raw_key.encode("utf-8", "replace"), raw_key.encode()):

@@ -2,7 +2,7 @@
 
 Owns the frame of every such call and the steps of what it asks for: which key makes it and whether it may, how many
 calls and uploads run concurrently, the work that runs once for each Idempotency-Key, one operation as one list of
-named steps, one look-up, and every refusal.
+named steps, one lookup, and every refusal.
 
 Must never know a web framework or a path: it gets a Call and the rules of its route, and returns an Answer. Must never
 skip a step for one caller, send a request to X itself (the account's client does), or write SQL.

@@ -60,7 +60,7 @@ class OperationSender:
         self._failpoints = failpoints
 
     async def send(self, write: Write) -> None:
-        """Send the operation when its turn comes, and note what X's answer says of its terms for this app.
+        """Send the operation when its ticket is first, and record whether X allows the operation to this app.
 
         Raises:
             GatewayError: X's refusal, or why X could not be asked.

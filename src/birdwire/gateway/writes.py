@@ -1,6 +1,6 @@
 """Writes: one operation as one list of named steps, from its fields to an outcome in the journal.
 
-It takes no HTTP body: whoever runs an operation hands over its fields and files. A step may refuse, by raising a
+It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 """
 
@@ -106,7 +106,7 @@ class Writes:
                 raise
             raise await write.record.failed(refusal) from None
         await write.record.confirmed(operation.status, write.data)
-        # X's answer is passed on even if it is not what was asked for; the log line says so.
+        # X's answer is passed on even if it is not what was asked for; the log line records that.
         if any(write.data.get(name) != value for name, value in operation.expect.items()):
             context.call.note["unexpected"] = True
         return Answer.of({"data": write.data}, operation.status)
@@ -122,7 +122,7 @@ class Writes:
             return GatewayError("storage_unavailable", half="nothing was published")
         if not write.record.started:
             return None
-        # X may have carried the write out, so "try again" would be wrong, even after a bug of ours.
+        # X may have carried the write out, so "try again" would be wrong, even after a bug of the gateway.
         if not isinstance(error, StorageDownError):
             self._telemetry.crash(write.context.call.request_id, error)
         return GatewayError("outcome_unknown", outcome="unknown")

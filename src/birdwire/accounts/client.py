@@ -124,7 +124,7 @@ class AccountClient:
         return self._session.user_id
 
     async def ask(self, request: XRequest, reading: Reading, ticket: Ticket | None = None) -> dict[str, Any]:
-        """Send a request to X, and return what its answer says. The deadline includes the wait for the ticket's turn.
+        """Send a request to X, and return its answer. The deadline includes the wait for the ticket's turn.
 
         Raises:
             GatewayError: X's refusal, or the reason why X could not be asked. `superseded`: a newer call undoes this.

@@ -242,7 +242,7 @@ class Refresher:
         except DamagedError:
             raise await self._ended(row, "damaged") from None
         except VaultError:
-            # The vault key is missing, which is no reason to end the link.
+            # The vault key is missing. The link stays: the operator may configure the key again.
             self._telemetry.event("error", "session_unreadable", session_id=row.session_id)
             raise _expired(row) from None
 
@@ -250,9 +250,9 @@ class Refresher:
         """Store durably that the refresh token is about to be presented; return None if another process did so first.
 
         It also proves that the store accepts writes. A claim whose answer was lost leaves its mark. When its lease
-        expires, the same token is presented again: if X has rotated it, it is lost anyway, and X says so; if X never
-        accepted it, this saves the link. X's outages last for hours, so the lease doubles with each such try, and only
-        a refusal by X ends a link.
+        expires, the same token is presented again: if X has rotated it, it is lost in any case, and X refuses it; if X
+        never accepted it, this saves the link. X's outages last for hours, so the lease doubles with each such try, and
+        only a refusal by X ends a link.
         """
         if self.unsaved:
             raise StorageDownError("UnsavedPair")

@@ -63,13 +63,13 @@ class Sessions:
         self,
         links: Links,
         refresher: Refresher,
-        recall: KeyCache,
+        cache: KeyCache,
         clock: Clock,
         me: Callable[[str, float], Awaitable[Account]],
     ) -> None:
         self._links = links
         self._refresher = refresher
-        self._recall = recall
+        self._cache = cache
         self._clock = clock
         self._me = me
         self._suspended: dict[tuple[str, int], float] = {}
@@ -104,13 +104,13 @@ class Sessions:
     def ready(self, key_id: str) -> XSession | None:
         """Return the key's session from memory, if its token is known to be good for a while."""
         # The call may have waited for a slot, or for a long body, since its key was found.
-        self._recall.poll()
-        known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
+        self._cache.poll()
+        known: tuple[datetime, XSession] | None = self._cache.get(key_id, "session")
         return known[1] if known is not None and known[0] > self._clock.now() else None
 
     def remembers(self, key_id: str, session: XSession) -> bool:
         """Return whether the cache still holds this pair for the key, as of its last `poll`."""
-        known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
+        known: tuple[datetime, XSession] | None = self._cache.get(key_id, "session")
         return known is not None and (known[1].session_id, known[1].gen) == (session.session_id, session.gen)
 
     async def _from_store(self, key_id: str) -> XSession:
@@ -126,7 +126,7 @@ class Sessions:
         row = links.current
         if row is None or links.pending is not None or (row.state, row.gen) != (LinkState.ACTIVE, session.gen):
             return
-        self._recall.put(row.key_id, "session", (renews_at(row), session), links.turn)
+        self._cache.put(row.key_id, "session", (renews_at(row), session), links.epoch)
 
     async def open(self, row: SessionRow) -> XSession:
         """Return the session of a row. A token is renewed early, while the old one works, so that no call waits.

@@ -287,7 +287,7 @@ class Idempotency:
                 pass
             else:
                 return
-        # Until `tidy` corrects it, the row says that the call runs, which is safe.
+        # Until `tidy` corrects it, the row states that the call runs, which is safe.
         if len(self._late) < MAX_LATE:
             self._late[call] = values
 

@@ -49,7 +49,7 @@ class Signature(NamedTuple):
             return self.edit in post.history[:-1] and self.text == _text_of(post, reply=False, quote=None)
         replies, quotes = post.references("replied_to"), post.references("quoted")
         same = self.reply in replies if self.reply else not replies
-        # A link to a post in the text quotes that post, too, so a quote that was not asked for is no difference.
+        # A link to a post in the text quotes that post, too: an unexpected quote does not count as a difference.
         same = same and (self.quote in quotes if self.quote else True)
         return same and self.text == _text_of(post, reply=self.reply is not None, quote=self.quote)
 

@@ -57,7 +57,7 @@ MAX_ROWS, MAX_PAGES, MAX_KEYS, MAX_CONCURRENT = 1_000, 20, 3, 8
 class Read:
     """What was read of a timeline: the posts that no row has yet, back to `since`; or why nothing was read.
 
-    `skew`: how far X's clock was assumed to be ahead of ours.
+    `skew`: how far X's clock was assumed to be ahead of this one.
     """
 
     skew: timedelta | None = None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_KEYS = 256
 MAX_PER_KEY = 16
-"""Refusals of one key. Older ones are evicted, so that a key that is refused endlessly takes no more memory."""
+"""Refusals of one key. Older ones are evicted, so that the memory for a key that is refused endlessly is bounded."""
 
 
 class Rejections:

@@ -89,10 +89,10 @@ _HOWS: dict[tuple[bool, bool], How] = {
 class Linked:
     """How a callback ended.
 
-    `linked`; `pending`: X has not named the account yet; `confirm`: the key's holder must confirm the named account;
-    `already`: the page was opened before. `works`: calls with the key can use the link, or will once it is active.
-    `return_to` is where the person came from, if the key allows it. `may` is as `permissions.describe` returns it:
-    empty if the link allows nothing.
+    `how` is `linked`, `pending` (X has not named the account yet), `confirm` (the key's holder must confirm the named
+    account) or `already` (the page was opened before). `works`: calls with the key can use the link, or will once it is
+    active. `return_to` is the page from which the person came, if the key allows it. `may` is as `permissions.describe`
+    returns it: empty if the link allows nothing.
     """
 
     how: How
@@ -107,11 +107,11 @@ class Linked:
     undo_until: datetime | None = field(default=None, repr=False)
 
     def again(self) -> Linked:
-        """Return what a load from another browser may see: the link without its undo."""
+        """Return the result for another browser: the link without its undo."""
         return replace(self, how="already" if self.how == "linked" else self.how, undo_token=None)
 
     def with_undo(self, undo_token: str, at: datetime) -> Linked:
-        """Return what a reload in the browser that holds the undo token sees: the same page, while that is valid."""
+        """Return the result for a reload in the browser that holds the undo token: the same page, while it is valid."""
         if self.undo_hash is None or self.undo_until is None or self.undo_until <= at:
             return self
         if not hmac.compare_digest(hash_of(undo_token), self.undo_hash):
@@ -121,7 +121,7 @@ class Linked:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """The end of an undo: the account of the link, and whether an earlier press had ended it."""
+    """The result of an undo: the account of the link, and whether an earlier press had already ended it."""
 
     account: str
     again: bool = False

@@ -181,13 +181,14 @@ class Sessions:
         """Return the key's links after asking X once more for the account of a pending one.
 
         Raises:
-            GatewayError: account_mismatch, x_link_pending, or why X could not be asked. Not if an older link can serve;
-                if that one must be linked again, x_link_pending if the newer one is named.
+            GatewayError: account_mismatch, x_link_pending, or why X could not be asked. While an older link can be
+                used, nothing is raised; if that one must be linked again and the newer one awaits confirmation,
+                x_link_pending.
         """
         row = links.pending
         if row is None:
             return links
-        # X will never name it, so the older link serves for good.
+        # X never names an account without these scopes, so the older link stays in use.
         if links.current is not None and missing_scopes(row):
             return replace(links, pending=None)
         try:
@@ -204,7 +205,7 @@ class Sessions:
             return KeyLinks(row, None)
         except GatewayError as error:
             if links.current is None or only_confirmation_helps(replace(links, pending=row), self._clock.now()):
-                # X answered users/me, not what the caller asks for.
+                # The request that failed was users/me: the caller's own request was not sent.
                 error.outcome = "not_sent"
                 raise
             return KeyLinks(links.current, None)
@@ -249,11 +250,11 @@ class Sessions:
         return self._refresher.unsaved
 
     def drain(self) -> None:
-        """Renew only what a call cannot do without, as this process is shutting down."""
+        """Stop background renewals, as this process is shutting down; calls still renew the tokens that they need."""
         self._refresher.drain()
 
     async def close(self) -> None:
-        """Wait for running refreshes and questions to X."""
+        """Wait for running refreshes and requests to X."""
         await self._naming.close(wait_s=ME_DEADLINE_S)
         await self._refresher.close()
 

@@ -57,7 +57,7 @@ class Pipeline:
         self._keyless_body_s = keyless_body_s
 
     async def run(self, route: RouteRules, work: Work, call: Call) -> Answer:
-        """Answer one call over HTTP: admit it, do its work once, refuse it in the one shape, state its allowance."""
+        """Answer one call over HTTP: admit it, do its work once, render a refusal, report the allowance."""
         context = CallContext(call, route)
         call.note["operation"] = route.name
         slots = self._capacity.reserved if route.reserved else self._capacity.calls
@@ -100,13 +100,13 @@ class Pipeline:
         if not context.holds_slot:
             await slots.acquire(context.key.key_id)
             context.holds_slot = True
-        # The key may have changed while the body came in, or while the call waited for its slot.
+        # The key may have changed while the body arrived, or while the call waited for its slot.
         await self._admission.recheck(context, route.action)
 
     async def do_once(
         self, context: CallContext, name: str | None, operation: str, fields: Mapping[str, Any], work: Work
     ) -> Answer:
-        """Do the work, or repeat the answer of an earlier call with the Idempotency-Key `name`; or answer why not.
+        """Do the work and return its answer; or return an earlier answer to the Idempotency-Key `name`, or a refusal.
 
         A call without a name gets one if it must not run twice, so that its caller can ask for the outcome.
         """
@@ -164,15 +164,15 @@ class Pipeline:
             raise
 
     async def _before_file(self, context: CallContext, fields: dict[str, Any]) -> tuple[int, Take]:
-        """Check all that needs no file before the first byte of one is read, then acquire the call's slot.
+        """Make every check that needs no file before the first byte of one is read, then acquire the call's slot.
 
-        The key is the header's, or one in an earlier part. Returns the limit of the whole body, and what reserves room
-        for it.
+        The key is the header's, or one in an earlier part. Returns the limit of the whole body, and the function that
+        reserves space for it.
         """
         route = context.route
         if not context.admitted:
             await self._admit_field(context, fields)
-        # No call of this route takes a file: what it sends stays small.
+        # This route takes no files, so the ordinary limit holds.
         if not route.max_file_bytes:
             return route.max_bytes, lambda _: None
         key = context.key

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Write:
-    """What is asked for, and what the steps have found out and made. `opened`: every end is recorded from here on."""
+    """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded."""
 
     context: CallContext
     operation: Operation
@@ -43,7 +43,7 @@ class Write:
 
 
 class OperationSender:
-    """The last step of a write: its request leaves for X."""
+    """Sends the request of a write, which is its last step."""
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 class Writes:
-    """Runs operations of linked accounts. `steps` is the order in which each of them goes."""
+    """Runs operations of linked accounts. Each operation goes through `steps`, in their order."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Writes:
     async def perform(
         self, context: CallContext, operation: Operation, fields: Mapping[str, Any], files: Sequence[Part] = ()
     ) -> Answer:
-        """Carry out one operation and return X's answer, which the journal has by then.
+        """Carry out one operation, and return X's answer once the journal has recorded it.
 
         Raises:
             GatewayError: why it was not carried out, or that its outcome is unknown.
@@ -112,13 +112,13 @@ class Writes:
         return Answer.of({"data": write.data}, operation.status)
 
     def _refusal_of(self, write: Write, error: Exception) -> GatewayError | None:
-        """Return the refusal that a failed step amounts to in the journal; None if nothing is to be recorded."""
+        """Return the refusal to record for a failed step; None if the write has no record."""
         if not write.opened:
             return None
         if isinstance(error, GatewayError):
             return error
         if isinstance(error, StorageDownError) and not write.record.started:
-            # Files may be at X by now, where nobody sees them.
+            # X may have uploaded files by now, but no post shows them.
             return GatewayError("storage_unavailable", half="nothing was published")
         if not write.record.started:
             return None
@@ -128,7 +128,7 @@ class Writes:
         return GatewayError("outcome_unknown", outcome="unknown")
 
     def _check_action(self, write: Write) -> None:
-        """Check that the key may do this: not every runner has admitted a call for this very operation."""
+        """Check that the key is allowed the operation: the call may have been admitted for another action."""
         check_action(write.context.key, write.operation.name)
 
     def _check_body(self, write: Write) -> None:
@@ -142,7 +142,7 @@ class Writes:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
 
     def _check_windows(self, write: Write) -> None:
-        """Check X's windows before the write costs one of the key's day."""
+        """Refuse a write that X's rate windows do not allow, before it counts against the key's daily cap."""
         self._clients.windows.check(write.operation.endpoint, write.session.user_id)
 
     def _spend_write(self, write: Write) -> Awaitable[None] | None:

@@ -117,8 +117,8 @@ class Pipeline:
                     return await work(context)
                 name = idempotency.new_name()
                 context.headers += (("idempotency-key", name),)
-            asked = idempotency.fingerprint(operation, fields, context.parsed.files)
-            named = idempotency.Named(context.key.key_id, name, asked, context.call.request_id, repeatable)
+            content_hash = idempotency.fingerprint(operation, fields, context.parsed.files)
+            named = idempotency.Named(context.key.key_id, name, content_hash, context.call.request_id, repeatable)
             async with self._idempotency.attempt(named) as attempt:
                 if attempt.replay is not None:
                     return attempt.replay

@@ -38,7 +38,7 @@ class RouteRules:
 
 
 class Upload(Protocol):
-    """The slot and the room that the files of a call take up."""
+    """The slot and the space that the files of a call take up."""
 
     def close(self) -> None:
         """Release both."""

@@ -44,7 +44,7 @@ class Signature(NamedTuple):
 
     def matches(self, post: TimelinePost) -> bool:
         """Return whether a post of the timeline has this signature."""
-        # An edit replies to and quotes what its first version did.
+        # An edit keeps the reply and the quote of the first version, so they need not be compared.
         if self.edit is not None:
             return self.edit in post.history[:-1] and self.text == _text_of(post, reply=False, quote=None)
         replies, quotes = post.references("replied_to"), post.references("quoted")

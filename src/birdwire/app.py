@@ -58,7 +58,7 @@ from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
 from birdwire.x.client.api import X
 from birdwire.x.client.auth_server import AuthServer
-from birdwire.x.client.pool import ConnectionPool
+from birdwire.x.client.pool import ConnectionPool, PoolLimits
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
 from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
@@ -79,15 +79,15 @@ if TYPE_CHECKING:
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
 POOL_WAIT_S = 10.0
-"""How long a call waits for a connection to X: as long as it may wait for its turn."""
+"""How long a call waits for a connection to X: as long as it may wait for a slot."""
 REFUSED_CONNECTIONS = 100
 RESERVED_CALLS = 20
-"""Calls at once for status and revocation, whatever else goes on."""
+"""Concurrent calls for status and revocation, in addition to all other calls."""
 
 TOKEN_CONNECTIONS = 60
 """Connections to X for renewals, links and revocations, so that a burst of calls cannot starve them.
 
-More than the renewals that run concurrently: a link and a revocation always find one.
+There are more of them than concurrent renewals, so that a link or a revocation always gets one.
 """
 TIDY_EVERY_S = 60.0
 ACTS_EVERY_S = 1.0
@@ -97,7 +97,7 @@ class Part(Protocol):
     """A part that runs until it is closed."""
 
     async def close(self) -> None:
-        """Let what is under way end."""
+        """Finish the work in progress, then stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Gateway:
     clients: AccountClients
     order: WriteOrder
     health: Health
-    room: ConnectionBudget
+    connections: ConnectionBudget
     reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
@@ -130,8 +130,8 @@ class Gateway:
             body_bytes=settings.max_body_bytes,
             bodies={route.path: route.limit for route in self.routes},
             files={route.path: route.files for route in self.routes if route.files is not None},
-            connections=self.room.callers,
-            connections_refused=self.room.refused,
+            connections=self.connections.callers,
+            connections_refused=self.connections.refused,
             connections_each=settings.max_connections_each,
             reserved=frozenset(route.path for route in self.routes if route.reserved),
             trusted_proxies=listed(settings.trusted_proxies),
@@ -147,7 +147,7 @@ class Gateway:
         )
 
     def metrics_server(self, **overrides: Any) -> uvicorn.Config:
-        """How to serve the metrics on a port of their own."""
+        """Return how to serve the metrics on a port of their own."""
         return server.config(
             self.metrics_app, limits=EdgeLimits(connections=METRICS_CONNECTIONS, connections_refused=1), **overrides
         )
@@ -274,7 +274,7 @@ def create_app(
         clients=accounts.clients,
         order=to_x.order,
         health=health,
-        room=shared.connections,
+        connections=shared.connections,
         reconciler=reconciler,
         telemetry=telemetry,
         settings=settings,
@@ -431,9 +431,9 @@ def _capacity(settings: Settings, metrics: Metrics) -> Capacity:
         metrics=metrics,
     )
     uploads = UploadLimits(
-        most=settings.max_uploads,
-        each=settings.max_uploads_each,
-        most_bytes=settings.max_spooled_bytes,
+        max_total=settings.max_uploads,
+        max_each=settings.max_uploads_each,
+        max_bytes=settings.max_spooled_bytes,
         metrics=metrics,
     )
     return Capacity(limiter(max_running=settings.max_calls), limiter(max_running=RESERVED_CALLS), uploads)
@@ -443,8 +443,7 @@ def pool_to_x(settings: Settings, connections: int) -> ConnectionPool:
     """Return a pool of connections to X."""
     return ConnectionPool(
         settings.x_api_url,
-        connections=connections,
-        pool_wait_s=POOL_WAIT_S,
+        PoolLimits(connections=connections, pool_wait_s=POOL_WAIT_S),
         proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
         user_agent=f"birdwire/{__version__}",
     )

@@ -1,4 +1,4 @@
-"""Every option, once: name, type, default, one sentence. Reads the environment and a TOML file; nothing else does."""
+"""Every option, once: name, type, default, one sentence. The only reader of the settings file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PREFIX = "BIRDWIRE_"
 LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
 CLIENT_NAMES = frozenset({"URL", "API_KEY", "CONFIG"})
-"""Names with our prefix that are no settings of the gateway: the first two are for the commands that call one."""
+"""Names with the settings' prefix that are not settings of the gateway: commands that call one read the first two."""
 
 
 SECRETS = ("vault_key", "x_client_secret", "metrics_token")
@@ -34,7 +34,7 @@ PASSWORD_URLS = ("database_url", "redis_url", "x_proxy")
 
 
 class SettingsError(Exception):
-    """What is wrong with the settings: one sentence each in `problems`, all at once, never with a secret.
+    """The settings have problems: `problems` holds one sentence for each, never with a secret.
 
     `rest` is what remains without the `wrong` ones, so that a check can go on; None if the file cannot be read.
     """
@@ -221,7 +221,7 @@ class Settings(BaseModel):
     @field_validator("x_client_secret")
     @classmethod
     def _empty_is_unset(cls, secret: SecretStr | None) -> SecretStr | None:
-        """An empty secret is none: a template that was not filled in must not make a public client confidential."""
+        """Treat an empty secret as unset, so that a template without one does not make a public client confidential."""
         return secret if secret is not None and secret.get_secret_value().strip() else None
 
     @model_validator(mode="after")
@@ -302,34 +302,34 @@ class Settings(BaseModel):
 
     @property
     def offered_reads(self) -> tuple[str, ...]:
-        """The names of the look-ups that are offered."""
+        """Return the names of the lookups that are offered."""
         return listed(self.reads)
 
     @property
     def metrics_inside(self) -> bool:
-        """Whether the metrics are answered on the main port."""
+        """Return whether the metrics are answered on the main port."""
         return self.metrics_token is not None and self.metrics_port is None
 
     @property
     def issuer(self) -> Literal["x", "sandbox"]:
-        """Which authorization server the links are with."""
+        """Return which authorization server issues the tokens."""
         return "sandbox" if is_loopback(urlsplit(self.x_api_url).hostname or "") else "x"
 
     @property
     def mode(self) -> Literal["live", "test"]:
-        """Which keys are served, and made: test keys towards a sandbox, live keys towards X."""
+        """Return which keys are created and accepted: test keys with a sandbox, live keys with X."""
         return "test" if self.issuer == "sandbox" else "live"
 
     @property
     def base_url(self) -> str:
-        """The public URL without a trailing slash."""
+        """Return the public URL without a trailing slash."""
         return (self.public_url or f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}").rstrip(
             "/"
         )
 
     @property
     def redirect_uri(self) -> str:
-        """The fixed callback, as it must be registered at X."""
+        """Return the URL of the callback, as it must be registered at X."""
         return self.base_url + OAUTH_CALLBACK
 
     @classmethod
@@ -361,21 +361,21 @@ class Settings(BaseModel):
 
     @classmethod
     def _usable(cls, values: Mapping[str, object], problems: list[str]) -> tuple[Settings | None, set[str]]:
-        """Return the settings without those that are wrong, and the names of these; add what is wrong to `problems`.
+        """Return the settings without those that are wrong, and the names of these; add the faults to `problems`.
 
-        How settings fit together is asked once their values are well-formed. What no longer fits because another
-        setting was left out is left out in turn, and is no problem of its own.
+        Rules between settings are checked once every value is well-formed. A setting that breaks a rule only because
+        another setting was left out is left out too, but not reported.
         """
         wrong: set[str] = set()
-        telling = True
+        reporting = True
         while True:
             try:
                 return cls.model_validate({name: value for name, value in values.items() if name not in wrong}), wrong
             except ValidationError as error:
                 faults, misfits = _faults(error)
-            if telling:
+            if reporting:
                 problems += [sentence for _, sentence in faults]
-            telling = telling and not misfits
+            reporting = reporting and not misfits
             names = {name for name, _ in faults} - wrong
             if not names:
                 return None, wrong
@@ -389,7 +389,7 @@ def config_file(environment: Mapping[str, str], config: Path | None = None) -> P
 
 
 def _holds_secret(values: Mapping[str, object]) -> bool:
-    """Whether a settings file holds a key, secret, token or password."""
+    """Return whether a settings file holds a key, secret, token or password."""
     urls = (str(values.get(name, "")) for name in PASSWORD_URLS)
     return any(values.get(name) for name in SECRETS) or any("@" in url or "password=" in url for url in urls)
 
@@ -399,28 +399,30 @@ def _why(error: Exception) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of an http(s) URL; None if it is none."""
+    """Return the parts of an http(s) URL; None if it is not a valid one."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # an address or a port that is none
+    except ValueError:
+        # The address or the port is not valid.
         return None
     return parts if usable else None
 
 
 def _is_database(url: str) -> bool:
-    """Whether a URL names a database that can be used."""
+    """Return whether a URL is that of a supported database."""
     if url.startswith("sqlite:///"):
         return len(url) > len("sqlite:///")
     try:
         parts = urlsplit(url)
         return parts.scheme in {"postgresql", "postgres"} and len(parts.path) > 1
-    except ValueError:  # brackets that hold no address
+    except ValueError:
+        # The brackets do not hold an address.
         return False
 
 
 def _is_redis(url: str) -> bool:
-    """Whether a URL names a Redis server, and at most a database in it."""
+    """Return whether a URL is that of a Redis server, with at most a database in its path."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -432,18 +434,18 @@ def _is_redis(url: str) -> bool:
 
 
 def listed(value: str) -> tuple[str, ...]:
-    """The parts of a value that holds several, separated by commas."""
+    """Return the parts of a comma-separated value."""
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def _collide(one: str, other: str) -> bool:
-    """Whether a port that listens on one address cannot listen on the other, too."""
+    """Return whether one port cannot listen on both addresses."""
     same_family = (":" in one) == (":" in other)
     return one == other or (same_family and (is_any(one) or is_any(other)))
 
 
 def _is_host(name: str) -> bool:
-    """Whether a lower-case name is one that a Host header may have (RFC 9110 §7.2), without a port."""
+    """Return whether a lower-case name is a valid host of a Host header (RFC 9110 §7.2), without a port."""
     if name.startswith("[") and name.endswith("]"):
         try:
             return ipaddress.ip_address(name[1:-1]).version == 6
@@ -454,7 +456,7 @@ def _is_host(name: str) -> bool:
 
 
 def _faults(error: ValidationError) -> tuple[Faults, bool]:
-    """Return what is wrong, a sentence each, and whether all values are well-formed and do not fit."""
+    """Return the faults, and whether they are broken rules between values that are well-formed."""
     found = error.errors(include_input=False)
     misfit = found[0].get("ctx", {}).get("error")
     if isinstance(misfit, _MisfitError):
@@ -465,7 +467,8 @@ def _faults(error: ValidationError) -> tuple[Faults, bool]:
 def _sentence(error: ErrorDetails) -> str:
     place = str(error["loc"][0])
     name = PREFIX + place.upper()
-    if error["type"] == "too_short":  # Pydantic counts the items of a secret
+    # Pydantic counts the characters of a secret as items.
+    if error["type"] == "too_short":
         return f"{name} must have at least {error['ctx']['min_length']} characters."
     if error["type"] == "extra_forbidden":
         meant = difflib.get_close_matches(place, Settings.model_fields, 1)

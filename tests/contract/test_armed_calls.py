@@ -18,7 +18,7 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
 from birdwire.store.tables import journal
-from birdwire.x.catalog.media import CHUNK
+from birdwire.x.catalog.media import CHUNK_BYTES
 from harness.gateway import API, POST, RunningGateway, gateway, serving
 from harness.linking import JSON, reason_of
 from harness.raw_http import RawRequest, RawResponse, SlowRequest
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-JPEG = b"\xff\xd8\xff" + bytes(2 * CHUNK)
+JPEG = b"\xff\xd8\xff" + bytes(2 * CHUNK_BYTES)
 """Three parts of an upload."""
 
 

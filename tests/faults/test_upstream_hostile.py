@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from birdwire.x.client.pool import ConnectionPool, Request, SendFailed
+from birdwire.x.client.pool import ConnectionPool, PoolLimits, Request, SendFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CASES: Final = 1_000  # a long run has 10,000 and more
 MAX_REPLY: Final = 4096
 MAX_HEAD: Final = 2048
+BOUNDS: Final[dict[str, Any]] = {"max_reply_bytes": MAX_REPLY, "max_head_bytes": MAX_HEAD}
 DEADLINE_S: Final = 15.0
 SETTLE_S: Final = 0.001
 """A moment of virtual time: the loop reaches it only once no socket has anything left to report."""
@@ -102,10 +103,11 @@ class Hostile:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
-    async def listening(self, scheme: str = "http", port: int = 0, **options: Any) -> AsyncIterator[ConnectionPool]:
+    async def listening(self, scheme: str = "http", port: int = 0, **limits: Any) -> AsyncIterator[ConnectionPool]:
         """A client for it, which asks the loop for the peer's address."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        upstream = ConnectionPool(f"{scheme}://api.test:{server.sockets[0].getsockname()[1]}", **options)
+        url = f"{scheme}://api.test:{server.sockets[0].getsockname()[1]}"
+        upstream = ConnectionPool(url, PoolLimits(**limits))
         try:
             yield upstream
         finally:
@@ -236,7 +238,7 @@ async def _one_case(steps: list[Step], requests: list[tuple[str, int]], *, toget
             assert len(reply.body) <= MAX_REPLY
         assert loop.time() - began <= DEADLINE_S + 0.001
 
-    async with peer.listening(connections=2, pool_wait_s=60, max_reply=MAX_REPLY, max_head=MAX_HEAD) as upstream:
+    async with peer.listening(connections=2, pool_wait_s=60, **BOUNDS) as upstream:
         calls = [call(number, *request) for number, request in enumerate(requests)]
         if together:
             await asyncio.gather(*calls)
@@ -292,7 +294,7 @@ def test_no_flood_fills_memory(flood: tuple[bytes, bytes]) -> None:
 
     async def call() -> SendFailed:
         peer = Hostile([Step("request"), Step("write", first), *[Step("write", then)] * 20_000])
-        async with peer.listening(max_reply=MAX_REPLY, max_head=MAX_HEAD) as upstream:
+        async with peer.listening(**BOUNDS) as upstream:
             tracemalloc.start()
             with pytest.raises(SendFailed) as caught:
                 await upstream.send(Request("GET", "/"), deadline_s=DEADLINE_S)

@@ -130,6 +130,47 @@ def test_no_module_grows_past_five_hundred_lines() -> None:
         assert len(path.read_text().splitlines()) <= 500, name
 
 
+def test_the_package_has_at_most_four_modules_at_its_top() -> None:
+    """Everything else has a package that states what it owns."""
+    top = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+    assert len(top) <= 4, sorted(top)
+
+
+PACKAGES = {
+    str(path.parent.relative_to(ROOT)): path for path in SOURCE.rglob("__init__.py") if "versions" not in path.parts
+}
+"""The `__init__` of every package, except the migrations' scripts."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_states_its_duties(package: str) -> None:
+    """What it owns, and what it must never do, on one screen."""
+    text = ast.get_docstring(ast.parse(PACKAGES[package].read_text())) or ""
+    assert 5 <= len(text.splitlines()) <= 40
+    assert "Owns " in text
+    assert "Must never " in text
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_no_function_has_more_than_sixty_lines() -> None:
+    """It fits on a screen. The composition root is a list of parts."""
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, FUNCTIONS) and name != "app":
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{name}:{node.lineno} {node.name}"
+
+
+def test_no_constructor_takes_more_than_nine_parts() -> None:
+    """A part with more has two duties. The composition root and generated constructors are not counted."""
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__" and name != "app":
+                taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                assert len(taken) - 1 <= 9, f"{name}:{node.lineno}"
+
+
 def test_every_module_states_what_it_owns_in_its_first_line() -> None:
     """A sentence, on the first line."""
     for name, tree in TREES.items():

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from birdwire.x.client.pool import ConnectionPool, Reply, Request, SendFailed, Stats
+from birdwire.x.client.pool import ConnectionPool, PoolLimits, Reply, Request, SendFailed, Stats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -97,13 +97,13 @@ async def read_request(reader: asyncio.StreamReader, *, body: bool = True) -> by
 
 @contextlib.asynccontextmanager
 async def talk(
-    *acts: Act, tls: ssl.SSLContext | None = None, **options: Any
+    *acts: Act, tls: ssl.SSLContext | None = None, ssl_context: ssl.SSLContext | None = None, **limits: Any
 ) -> AsyncIterator[tuple[Peer, ConnectionPool]]:
     """A scripted peer, and a client for it."""
     peer = Peer(list(acts) or [Act()], tls)
     server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, ssl=tls)
     peer.port = server.sockets[0].getsockname()[1]
-    upstream = ConnectionPool(peer.url, **options)
+    upstream = ConnectionPool(peer.url, PoolLimits(**limits), ssl_context=ssl_context)
     try:
         yield peer, upstream
     finally:
@@ -121,15 +121,15 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-async def answer(data: bytes, then: Literal["go on", "end", "reset", "stall"] = "go on", **options: Any) -> Reply:
+async def answer(data: bytes, then: Literal["go on", "end", "reset", "stall"] = "go on", **limits: Any) -> Reply:
     """The reply that the client makes of these bytes."""
-    async with talk(Act(data, then), **options) as (_, upstream):
+    async with talk(Act(data, then), **limits) as (_, upstream):
         return await upstream.send(ME, deadline_s=5)
 
 
-async def refusal(data: bytes, then: Literal["go on", "end", "reset", "stall"] = "stall", **options: Any) -> SendFailed:
+async def refusal(data: bytes, then: Literal["go on", "end", "reset", "stall"] = "stall", **limits: Any) -> SendFailed:
     """Return the client's failure for these bytes; its connection must be closed and its slot free."""
-    async with talk(Act(data, then), **options) as (_, upstream):
+    async with talk(Act(data, then), **limits) as (_, upstream):
         with pytest.raises(SendFailed) as caught:
             await upstream.send(LIKE, deadline_s=5)
         assert upstream.stats().in_use == upstream.stats().idle == 0
@@ -319,7 +319,7 @@ class TestReply:
 
     async def test_a_body_of_exactly_the_bound_passes(self) -> None:
         """The bound is the largest allowed size."""
-        assert (await answer(OK, max_reply=2)).body == b"ok"
+        assert (await answer(OK, max_reply_bytes=2)).body == b"ok"
 
 
 def _http(fields: bytes, body: bytes = b"", line: bytes = b"HTTP/1.1 200 OK") -> bytes:
@@ -393,7 +393,7 @@ class TestMalformed:
     @pytest.mark.trust("F30")
     async def test_a_reply_larger_than_the_bound_is_malformed(self, data: bytes) -> None:
         """The bound holds after inflating, and on the wire too."""
-        error = await refusal(data, max_reply=1000, max_head=1000)
+        error = await refusal(data, max_reply_bytes=1000, max_head_bytes=1000)
         assert (error.cause, error.sent) == ("malformed", True)
 
     @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ class TestMalformed:
     )
     async def test_a_head_larger_than_its_bound_is_malformed(self, head: bytes) -> None:
         """Whether or not it ever ends."""
-        error = await refusal(b"HTTP/1.1 200 OK\r\n" + head, max_head=1000)
+        error = await refusal(b"HTTP/1.1 200 OK\r\n" + head, max_head_bytes=1000)
         assert (error.cause, error.sent) == ("malformed", True)
 
     @pytest.mark.parametrize(
@@ -657,7 +657,7 @@ class TestEnds:
     async def test_close_ends_a_connection_being_made(self) -> None:
         """A handshake that stalls is not waited for."""
         async with talk(Act(b"", "stall", read="nothing")) as (peer, _):
-            upstream = ConnectionPool(f"https://localhost:{peer.port}", tls_s=50)
+            upstream = ConnectionPool(f"https://localhost:{peer.port}", PoolLimits(tls_s=50))
             call = asyncio.create_task(upstream.send(LIKE, deadline_s=50))
             await until(lambda: bool(peer.connections))
             await upstream.close()
@@ -696,7 +696,7 @@ class TestUnsent:
                 client = stack.enter_context(socket.socket())
                 client.settimeout(0)
                 client.connect_ex(hole.getsockname())
-            upstream = ConnectionPool(f"http://127.0.0.1:{hole.getsockname()[1]}", connect_s=0.05)
+            upstream = ConnectionPool(f"http://127.0.0.1:{hole.getsockname()[1]}", PoolLimits(connect_s=0.05))
             with pytest.raises(SendFailed) as caught:
                 await upstream.send(LIKE, deadline_s=5)
         assert (caught.value.cause, caught.value.sent) == ("unreachable", False)
@@ -981,7 +981,9 @@ class TestProxy:
     async def test_a_proxy_that_stalls_is_left_in_time(self) -> None:
         """Within the time for connecting."""
         async with talk(Act(b"", "stall")) as (peer, _):
-            upstream = ConnectionPool("https://localhost", proxy=f"http://127.0.0.1:{peer.port}", connect_s=0.05)
+            upstream = ConnectionPool(
+                "https://localhost", PoolLimits(connect_s=0.05), proxy=f"http://127.0.0.1:{peer.port}"
+            )
             with pytest.raises(SendFailed) as caught:
                 await upstream.send(LIKE, deadline_s=5)
             assert (caught.value.cause, caught.value.sent) == ("unreachable", False)

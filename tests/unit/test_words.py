@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,59 @@ def test_the_command_line_and_the_sandbox_use_plain_words() -> None:
     texts |= {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in pages}
     assert len(texts) > 300
     assert private(texts) == []
+
+
+SOURCE = ROOT / "src" / "birdwire"
+MODULES = [path for path in SOURCE.rglob("*.py") if "versions" not in path.parts]
+"""Every module, without the migrations: they are a chronicle."""
+
+
+def documented(path: Path) -> dict[str, str]:
+    """Return a module's docstrings by their place, also those of names, on one line. `None` is code, not a word."""
+    bodies = (
+        body for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(body := getattr(node, "body", 0), list)
+    )
+    return {
+        f"{path.relative_to(SOURCE)}:{node.lineno}": re.sub(r"\bNone\b", "null", " ".join(node.value.value.split()))
+        for body in bodies
+        for node in body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
+
+
+def comments(path: Path) -> list[tuple[int, str, bool]]:
+    """Return a module's comments: the line, the text, and whether code precedes the comment on the line."""
+    with path.open("rb") as file:
+        tokens = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
+    return [(token.start[0], token.string.lstrip("# "), bool(token.line[: token.start[1]].strip())) for token in tokens]
+
+
+def commented(path: Path) -> dict[str, str]:
+    """Return a module's comments by their place; those on successive lines are one text."""
+    texts: dict[str, str] = {}
+    place, last = "", -1
+    for line, text, trailing in comments(path):
+        if trailing or line != last + 1:
+            place = f"{path.relative_to(SOURCE)}:{line}"
+        texts[place] = f"{texts.get(place, '')} {text}"
+        last = -1 if trailing else line
+    return texts
+
+
+def test_docstrings_and_comments_use_plain_words() -> None:
+    """A new engineer reads them first."""
+    texts = {place: text for path in MODULES for place, text in (documented(path) | commented(path)).items()}
+    assert len(texts) > 2_000
+    assert private(texts) == []
+
+
+def test_a_comment_stands_above_its_line() -> None:
+    """Behind code there are only markers for tools, such as `noqa: S311 - with a reason`."""
+    marker = re.compile(r"(noqa|type|fmt|pragma): ")
+    trailing = [
+        f"{path.relative_to(SOURCE)}:{line}: {text}"
+        for path in MODULES
+        for line, text, behind_code in comments(path)
+        if behind_code and not marker.match(text)
+    ]
+    assert trailing == []

@@ -4,10 +4,10 @@ Owns the lifecycle of a link (pending, active, needs_relink, ended), the OAuth a
 every token that X has issued, and the renewal and revocation of tokens. Each row of `x_sessions`, `link_states` and
 `revocations` is written through this package, except when a key is changed or revoked.
 
-It must never return a token to a caller, log one, or store one unencrypted; use a token before it is stored; present a
+Must never return a token to a caller, log one, or store one unencrypted; use a token before it is stored; present a
 refresh token twice concurrently; or change a link's state other than by `links.TRANSITIONS`.
 
-Read it in this order:
+Read in this order:
 
     links           the state machine of a link, and every transition
     tokens          what a pair of tokens is bound to when it is encrypted

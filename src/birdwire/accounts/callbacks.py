@@ -96,7 +96,7 @@ class Callbacks(Generic[Result]):
         return result
 
     async def _known(self, state_hash: bytes, peer: str) -> StateOutcome:
-        """Return a state and what became of it, in one look-up, which is limited by the caller's address.
+        """Return a state and what became of it, in one lookup, which is limited by the caller's address.
 
         Raises:
             GatewayError: state_unknown, auth_failures.

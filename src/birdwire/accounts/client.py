@@ -100,7 +100,7 @@ class AccountClients:
         return AccountClient(self, session, permit)
 
     def watch(self, metrics: Metrics) -> None:
-        """Have the metrics read how often X was asked again, and how often it was spared."""
+        """Have the metrics read the retries, the calls that were refused without asking X, and the open breakers."""
         windows, breaker, budget = self.windows, self.breaker, self.budget
         metrics.watch("birdwire_x_retries_total", lambda: budget.retries)
         metrics.watch("birdwire_x_spared_total", lambda: {("window",): windows.refused, ("breaker",): breaker.refused})
@@ -124,7 +124,7 @@ class AccountClient:
         return self._session.user_id
 
     async def ask(self, request: XRequest, reading: Reading, ticket: Ticket | None = None) -> dict[str, Any]:
-        """Send a request to X, and return what its answer says. The deadline includes the wait for the ticket's turn.
+        """Send a request to X, and return its answer. The deadline includes the wait for the ticket's turn.
 
         Raises:
             GatewayError: X's refusal, or the reason why X could not be asked. `superseded`: a newer call undoes this.
@@ -211,7 +211,7 @@ class AccountClient:
         except TimeoutError:
             raise GatewayError("x_timeout", outcome="not_sent") from None
         except GatewayError as error:
-            # Whatever X answered, it was asked about the link and not about this request.
+            # If X was asked, then about the link. The request itself was not sent.
             error.outcome = "not_sent"
             raise
 
@@ -231,7 +231,7 @@ class AccountClient:
             async with asyncio.timeout(self._left_s(attempts.ends_at)):
                 self._session = await sessions.renew(session, refusal.upstream)
         except TimeoutError:
-            # The renewal goes on without this call.
+            # The renewal continues without this call.
             failure = GatewayError("x_timeout")
         except StorageDownError:
             failure = GatewayError("storage_unavailable", half="X did not carry out the call")
@@ -243,7 +243,7 @@ class AccountClient:
         raise attempts.failed(failure)
 
     def _may_retry(self, request: XRequest, failure: GatewayError, attempts: _Attempts) -> bool:
-        """Return whether a retry does no harm, has a chance, and is left in time, quota, budget and breaker."""
+        """Return whether a retry is harmless and promising, and time, quota, budget and breaker allow it."""
         shared, now = self._shared, self._shared.clock.monotonic()
         harmless = failure.outcome == "not_sent" or request.repeatable or request.method == "GET"
         hopeless = failure.reason == "x_unreachable" and now - attempts.started_at >= SLOW_CONNECT_S
@@ -259,7 +259,7 @@ class AccountClient:
         )
 
     def _quota_allows(self, request: XRequest, failure: GatewayError, attempts: _Attempts) -> bool:
-        """Return whether X's windows, as last reported, have a call left besides those it may have counted since."""
+        """Return whether X's windows have a call left, after those that X may have counted since its last report."""
         remaining = self._shared.windows.remaining(request.endpoint, self.user_id)
         return remaining is None or remaining > (0 if failure.outcome == "not_sent" else attempts.retries + 1)
 

@@ -51,8 +51,8 @@ class LinkEndpoints:
 
     async def auth_twitter(self, context: CallContext) -> Answer:
         """Start a link: return a new auth_url, which is valid once, for 10 minutes."""
-        asked = check(context.parsed.fields, AuthTwitter)
-        return Answer.of(await self._requests.start(context.key, asked, holder_of(context.key)))
+        options = check(context.parsed.fields, AuthTwitter)
+        return Answer.of(await self._requests.start(context.key, options, holder_of(context.key)))
 
     async def status(self, context: CallContext) -> Answer:
         """Return what is linked to the key."""

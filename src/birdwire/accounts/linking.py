@@ -89,10 +89,10 @@ _HOWS: dict[tuple[bool, bool], How] = {
 class Linked:
     """How a callback ended.
 
-    `linked`; `pending`: X has not named the account yet; `confirm`: the key's holder must confirm the named account;
-    `already`: the page was opened before. `works`: calls with the key can use the link, or will once it is active.
-    `return_to` is where the person came from, if the key allows it. `may` is as `permissions.describe` returns it:
-    empty if the link allows nothing.
+    `how` is `linked`, `pending` (X has not named the account yet), `confirm` (the key's holder must confirm the named
+    account) or `already` (the page was opened before). `works`: calls with the key can use the link, or will once it is
+    active. `return_to` is the page from which the person came, if the key allows it. `may` is as `permissions.describe`
+    returns it: empty if the link allows nothing.
     """
 
     how: How
@@ -107,11 +107,11 @@ class Linked:
     undo_until: datetime | None = field(default=None, repr=False)
 
     def again(self) -> Linked:
-        """Return what a load from another browser may see: the link without its undo."""
+        """Return the result for another browser: the link without its undo."""
         return replace(self, how="already" if self.how == "linked" else self.how, undo_token=None)
 
     def with_undo(self, undo_token: str, at: datetime) -> Linked:
-        """Return what a reload in the browser that holds the undo token sees: the same page, while that is valid."""
+        """Return the result for a reload in the browser that holds the undo token: the same page, while it is valid."""
         if self.undo_hash is None or self.undo_until is None or self.undo_until <= at:
             return self
         if not hmac.compare_digest(hash_of(undo_token), self.undo_hash):
@@ -121,7 +121,7 @@ class Linked:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """The end of an undo: the account of the link, and whether an earlier press had ended it."""
+    """The result of an undo: the account of the link, and whether an earlier press had already ended it."""
 
     account: str
     again: bool = False
@@ -136,7 +136,7 @@ class AuthorizationRequests:
         self._vault = vault
         self._clock = clock
 
-    async def start(self, key: Key, asked: AuthTwitter, by: acts.Actor) -> dict[str, str]:
+    async def start(self, key: Key, options: AuthTwitter, by: acts.Actor) -> dict[str, str]:
         """Store a new state and return `auth_url`, `state` and `expires_at`: valid once, for 10 minutes.
 
         A key's holder, who asks over HTTP, may have lost the right to link since the call was admitted.
@@ -145,8 +145,8 @@ class AuthorizationRequests:
             GatewayError: scope_unknown, return_to_not_allowed, key_not_allowed (a scope that the key's actions do not
                 need), account_mismatch (the key is pinned to another account).
         """
-        return_to, expected = self._checked(key, asked)
-        scopes = _scopes(asked.scopes, key)
+        return_to, expected = self._checked(key, options)
+        scopes = _scopes(options.scopes, key)
         state, verifier, at = secrets.token_urlsafe(32), new_verifier(), self._clock.now()
         state_hash = hash_of(state)
         row = {
@@ -177,16 +177,16 @@ class AuthorizationRequests:
             "expires_at": rfc3339(at + STATE_FOR),
         }
 
-    def _checked(self, key: Key, asked: AuthTwitter) -> tuple[str | None, str]:
+    def _checked(self, key: Key, options: AuthTwitter) -> tuple[str | None, str]:
         """Return where the last page leads, and the account that must approve, if the key allows both."""
         offered = offered_scopes(self._settings)
-        unknown = next((scope for scope in asked.scopes if scope not in offered), None)
+        unknown = next((scope for scope in options.scopes if scope not in offered), None)
         if unknown is not None:
             raise GatewayError("scope_unknown", scope=excerpt(unknown), known=" ".join(sorted(offered)))
-        return_to = None if asked.return_to == self._settings.base_url else asked.return_to
+        return_to = None if options.return_to == self._settings.base_url else options.return_to
         if return_to is not None and return_to not in key.rules.return_to:
             raise GatewayError("return_to_not_allowed")
-        expected, pinned = (asked.expected_username or "").lstrip("@"), key.rules.account_username
+        expected, pinned = (options.expected_username or "").lstrip("@"), key.rules.account_username
         if pinned is not None and expected and expected.lower() != pinned.lower():
             raise GatewayError("account_mismatch", username=expected, expected=f"@{pinned}")
         return return_to, expected
@@ -353,13 +353,13 @@ class Linking:
             undo_until=session.undo_until,
         )
 
-    async def confirm(self, key: Key, asked: Confirm) -> None:
+    async def confirm(self, key: Key, expected: Confirm) -> None:
         """Activate the link of a state, if the account that approved it is the expected one. Repeating it is harmless.
 
         Raises:
             GatewayError: state_unknown, account_mismatch, or why the state has no link to confirm.
         """
-        state = await self._requests.find(asked.state)
+        state = await self._requests.find(expected.state)
         if state is None or state.key_id != key.key_id:
             raise GatewayError("state_unknown")
         links = await self._links.of_key(key.key_id)
@@ -371,7 +371,7 @@ class Linking:
             return
         if row.user_id is None:
             row = await self._sessions.name(row)
-        username, approved = asked.username.lstrip("@"), row.username or ""
+        username, approved = expected.username.lstrip("@"), row.username or ""
         if approved.lower() != username.lower():
             raise GatewayError("account_mismatch", username=approved, expected=f"@{username}")
         await self._links.activate(row.session_id, holder_of(key))
@@ -409,15 +409,15 @@ def _place(state_hash: bytes) -> Place:
     return Place("link_states", state_hash.hex(), "verifier_ct")
 
 
-def _scopes(asked: list[str], key: Key) -> tuple[str, ...]:
+def _scopes(requested: list[str], key: Key) -> tuple[str, ...]:
     """Return the scopes to ask X for: all that the key may use, or fewer if the caller asks for fewer."""
     needed: tuple[str, ...] = DEFAULT_SCOPES
     if key.rules.actions:
         needed = tuple(scope for name in key.rules.actions for scope in SCOPES.get(name, ()))
-    beyond = next((scope for scope in asked if key.rules.actions and scope not in (*needed, *ALWAYS_SCOPES)), None)
+    beyond = next((scope for scope in requested if key.rules.actions and scope not in (*needed, *ALWAYS_SCOPES)), None)
     if beyond is not None:
         raise GatewayError("key_not_allowed", what=f"the scope {beyond}")
-    return tuple(dict.fromkeys((*(asked or needed), *ALWAYS_SCOPES)))
+    return tuple(dict.fromkeys((*(requested or needed), *ALWAYS_SCOPES)))
 
 
 def _parameters(query: str) -> dict[str, str]:

@@ -76,12 +76,12 @@ def check_transition(before: LinkState, after: LinkState) -> None:
 class KeyLinks:
     """A key's links: the one in use (active or needs_relink), and a newer one that is pending.
 
-    `turn` is the key cache's when they were read.
+    `epoch` is the key cache's when they were read.
     """
 
     current: SessionRow | None
     pending: SessionRow | None
-    turn: int = -1
+    epoch: int = -1
 
 
 class Links:
@@ -92,7 +92,7 @@ class Links:
         database: Database,
         vault: Vault,
         authserver: AuthServer,
-        recall: KeyCache,
+        cache: KeyCache,
         guesses: GuessLimiter,
         clock: Clock,
         telemetry: Telemetry,
@@ -101,7 +101,7 @@ class Links:
         confirm: bool = False,
     ) -> None:
         self._database = database
-        self._recall = recall
+        self._cache = cache
         self._guesses = guesses
         self._clock = clock
         self._issuer = issuer
@@ -112,9 +112,9 @@ class Links:
 
     async def of_key(self, key_id: str) -> KeyLinks:
         """Return a key's links."""
-        turn = self._recall.poll()
+        epoch = self._cache.poll()
         async with self._database.read() as connection:
-            return replace(_links(await store.of_key(connection, key_id, self._issuer)), turn=turn)
+            return replace(_links(await store.of_key(connection, key_id, self._issuer)), epoch=epoch)
 
     async def get(self, session_id: str) -> SessionRow:
         """Return one session.
@@ -205,7 +205,7 @@ class Links:
         if not waits:
             self.acts.count("link.activated" if expected is None else "link.mismatched")
         # The next call must not use the link that this one has replaced.
-        self._recall.invalidate(key_id)
+        self._cache.invalidate(key_id)
         if expected is not None:
             await self.revocations.expedite()
             raise mismatch
@@ -225,7 +225,7 @@ class Links:
                 row = await self._activate(connection, row, current, by, {})
         if waits:
             self.acts.count("link.activated")
-        self._recall.invalidate(row.key_id)
+        self._cache.invalidate(row.key_id)
         return row
 
     async def _activate(
@@ -285,7 +285,7 @@ class Links:
             if rows:
                 await self.acts.record(connection, by, "link.unlinked", key_id, _links(rows).current or rows[0])
         # The change feed may report one's own change a moment later.
-        self._recall.invalidate(key_id)
+        self._cache.invalidate(key_id)
         if rows:
             self.acts.count("link.unlinked")
             await self.revocations.expedite()
@@ -317,7 +317,7 @@ class Links:
             before = _links(ended).current or row
             await self.acts.record(connection, owner_of(row.username), "link.undone", key_id, before)
         self.acts.count("link.undone")
-        self._recall.invalidate(key_id)
+        self._cache.invalidate(key_id)
         await self.revocations.expedite()
         return account_of(row)
 
@@ -399,7 +399,7 @@ async def _get(connection: AsyncConnection, session_id: str, *, hold: bool = Fal
 
 
 def _links(rows: Sequence[SessionRow]) -> KeyLinks:
-    """Return the link in use and the pending one, which is none that ended with its key's right to link."""
+    """Return the link in use and the pending one, but no pending link that ended with its key's right to link."""
     current = next((row for row in rows if row.state != LinkState.PENDING), None)
     pending = next((row for row in rows if row.state == LinkState.PENDING and not store.barred(row)), None)
     return KeyLinks(current, pending)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FORM_LIMIT = 1_000
 PATHS = (OAUTH_CALLBACK, AUTH_UNDO)
 Words = tuple[str, str, str]
-"""A page's heading, what it says, and what to do. `{message}` and the refusal's values are filled in."""
+"""A page's heading, its explanation, and the next step. `{message}` and the refusal's values are filled in."""
 
 _NOT_LINKED = ("Nothing was linked", "{message}", "Go back to where you got the link, and ask for a new one.")
 _NOT_UNDONE = (
@@ -88,7 +88,7 @@ class Pages:
 
     @cached_property
     def _templates(self) -> Environment:
-        import jinja2  # noqa: PLC0415 - 2 MiB, until somebody links an account
+        import jinja2  # noqa: PLC0415 - 2 MiB, needed only once an account is linked
 
         loader = jinja2.PackageLoader("birdwire.accounts", "templates")
         templates = jinja2.Environment(
@@ -193,7 +193,7 @@ class Pages:
 
 
 def _words(error: GatewayError) -> Words:
-    """Return what the callback page says about a refusal."""
+    """Return the text with which the callback page explains a refusal."""
     if "ended" in error.values:
         return ("This link has ended", _END, _NEWER)
     # Each of these refusals precedes the first token from X.

@@ -133,7 +133,7 @@ class Refresher:
         """Pairs that X has issued and the store has not accepted yet. While there are any, no refresh starts."""
 
     def drain(self) -> None:
-        """Renew only what a call cannot do without, as this process is shutting down."""
+        """Stop background renewals, as this process is shutting down; calls still renew the tokens that they need."""
         self._draining = True
 
     def start(self, row: SessionRow) -> None:
@@ -193,7 +193,7 @@ class Refresher:
                 claimed_at = self._clock.monotonic()
                 await self._failpoints.reach("refresh_before_claim")
                 claimed = await self._claim(row)
-                # Another process that claimed the token first will have an answer that is worth waiting for.
+                # Another process claimed the token first: wait for its answer.
                 if claimed is None:
                     continue
                 await self._failpoints.reach("refresh_after_claim")
@@ -242,7 +242,7 @@ class Refresher:
         except DamagedError:
             raise await self._ended(row, "damaged") from None
         except VaultError:
-            # The vault key is missing, which is no reason to end the link.
+            # The vault key is missing. The link stays: the operator may configure the key again.
             self._telemetry.event("error", "session_unreadable", session_id=row.session_id)
             raise _expired(row) from None
 
@@ -250,9 +250,9 @@ class Refresher:
         """Store durably that the refresh token is about to be presented; return None if another process did so first.
 
         It also proves that the store accepts writes. A claim whose answer was lost leaves its mark. When its lease
-        expires, the same token is presented again: if X has rotated it, it is lost anyway, and X says so; if X never
-        accepted it, this saves the link. X's outages last for hours, so the lease doubles with each such try, and only
-        a refusal by X ends a link.
+        expires, the same token is presented again: if X has rotated it, it is lost in any case, and X refuses it; if X
+        never accepted it, this saves the link. X's outages last for hours, so the lease doubles with each such try, and
+        only a refusal by X ends a link.
         """
         if self.unsaved:
             raise StorageDownError("UnsavedPair")
@@ -269,7 +269,7 @@ class Refresher:
             return await _get(connection, row.session_id)
 
     async def _without_tokens(self, row: SessionRow, error: TokenError, *, early: bool) -> SessionRow:
-        """Act on each of X's other answers, whose meanings are the table of `auth_server`.
+        """Handle a reply without tokens by its meaning (see the table in `auth_server`).
 
         `early`: the old access token works, and callers continue to use it.
         """
@@ -331,7 +331,7 @@ class Refresher:
         A link that was marked as needs_relink in the meantime is active again.
         """
         if await self._database.save(store.SAVE, store.saved(row, values), row.key_id, self._written):
-            # To read the row again would cost more than all the rest, while other pairs wait.
+            # The row is not read again: that would cost more than the save, and other pairs wait.
             return replace(row, **values)
         async with self._database.write() as connection:
             newer = await store.get(connection, row.session_id)
@@ -346,7 +346,7 @@ class Refresher:
         return newer
 
     async def _store_with_retries(self, row: SessionRow, values: dict[str, Any], tokens: Tokens) -> SessionRow | None:
-        """Do as `_store`, after the store failed. Until it accepts the pair, this process asks X for no other."""
+        """Repeat `_store` until the store accepts the pair. Until then, this process asks X for no other pair."""
         pause_s = INITIAL_PAUSE_S / 16
         self.unsaved += 1
         try:
@@ -423,7 +423,7 @@ def _expired(row: SessionRow) -> GatewayError:
 def _lease_runs(row: SessionRow, now: datetime) -> bool:
     """Return whether the refresh token was presented with an unknown outcome, and must not be presented again yet.
 
-    A mark from so far in the future that only a clock that was set back explains it blocks nothing.
+    A mark so far in the future that the clock must have been set back since is ignored.
     """
     if row.refresh_state != RefreshState.PRESENTED or row.presented_gen != row.gen or row.presented_at is None:
         return False

@@ -63,13 +63,13 @@ class Sessions:
         self,
         links: Links,
         refresher: Refresher,
-        recall: KeyCache,
+        cache: KeyCache,
         clock: Clock,
         me: Callable[[str, float], Awaitable[Account]],
     ) -> None:
         self._links = links
         self._refresher = refresher
-        self._recall = recall
+        self._cache = cache
         self._clock = clock
         self._me = me
         self._suspended: dict[tuple[str, int], float] = {}
@@ -104,13 +104,13 @@ class Sessions:
     def ready(self, key_id: str) -> XSession | None:
         """Return the key's session from memory, if its token is known to be good for a while."""
         # The call may have waited for a slot, or for a long body, since its key was found.
-        self._recall.poll()
-        known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
+        self._cache.poll()
+        known: tuple[datetime, XSession] | None = self._cache.get(key_id, "session")
         return known[1] if known is not None and known[0] > self._clock.now() else None
 
     def remembers(self, key_id: str, session: XSession) -> bool:
         """Return whether the cache still holds this pair for the key, as of its last `poll`."""
-        known: tuple[datetime, XSession] | None = self._recall.get(key_id, "session")
+        known: tuple[datetime, XSession] | None = self._cache.get(key_id, "session")
         return known is not None and (known[1].session_id, known[1].gen) == (session.session_id, session.gen)
 
     async def _from_store(self, key_id: str) -> XSession:
@@ -126,7 +126,7 @@ class Sessions:
         row = links.current
         if row is None or links.pending is not None or (row.state, row.gen) != (LinkState.ACTIVE, session.gen):
             return
-        self._recall.put(row.key_id, "session", (renews_at(row), session), links.turn)
+        self._cache.put(row.key_id, "session", (renews_at(row), session), links.epoch)
 
     async def open(self, row: SessionRow) -> XSession:
         """Return the session of a row. A token is renewed early, while the old one works, so that no call waits.
@@ -181,13 +181,14 @@ class Sessions:
         """Return the key's links after asking X once more for the account of a pending one.
 
         Raises:
-            GatewayError: account_mismatch, x_link_pending, or why X could not be asked. Not if an older link can serve;
-                if that one must be linked again, x_link_pending if the newer one is named.
+            GatewayError: account_mismatch, x_link_pending, or why X could not be asked. While an older link can be
+                used, nothing is raised; if that one must be linked again and the newer one awaits confirmation,
+                x_link_pending.
         """
         row = links.pending
         if row is None:
             return links
-        # X will never name it, so the older link serves for good.
+        # X never names an account without these scopes, so the older link stays in use.
         if links.current is not None and missing_scopes(row):
             return replace(links, pending=None)
         try:
@@ -204,7 +205,7 @@ class Sessions:
             return KeyLinks(row, None)
         except GatewayError as error:
             if links.current is None or only_confirmation_helps(replace(links, pending=row), self._clock.now()):
-                # X answered users/me, not what the caller asks for.
+                # The request that failed was users/me: the caller's own request was not sent.
                 error.outcome = "not_sent"
                 raise
             return KeyLinks(links.current, None)
@@ -249,11 +250,11 @@ class Sessions:
         return self._refresher.unsaved
 
     def drain(self) -> None:
-        """Renew only what a call cannot do without, as this process is shutting down."""
+        """Stop background renewals, as this process is shutting down; calls still renew the tokens that they need."""
         self._refresher.drain()
 
     async def close(self) -> None:
-        """Wait for running refreshes and questions to X."""
+        """Wait for running refreshes and requests to X."""
         await self._naming.close(wait_s=ME_DEADLINE_S)
         await self._refresher.close()
 

@@ -20,7 +20,7 @@ Kind = Literal["access", "refresh"]
 class Binding(NamedTuple):
     """What a pair of tokens is bound to, in addition to its generation and column.
 
-    user_id is None until X has named the account; naming it needs `rename`, in the same transaction.
+    `user_id` is None until X has named the account; `rename` rebinds the pair in the transaction that stores the name.
     """
 
     session_id: str

@@ -28,20 +28,20 @@ Readmit = Callable[["Key"], Awaitable[tuple["Key", "XSession"]]]
 class WritePermit:
     """The key's rules and the link under which one call was admitted."""
 
-    __slots__ = ("_clock", "_fresh_until", "_key", "_keys", "_readmit", "_recall", "_sessions", "_turn")
+    __slots__ = ("_cache", "_clock", "_epoch", "_fresh_until", "_key", "_keys", "_readmit", "_sessions")
 
     def __init__(
-        self, keys: Keys, sessions: Sessions, recall: KeyCache, clock: Clock, key: Key, readmit: Readmit
+        self, keys: Keys, sessions: Sessions, cache: KeyCache, clock: Clock, key: Key, readmit: Readmit
     ) -> None:
         self._keys = keys
         self._sessions = sessions
-        self._recall = recall
+        self._cache = cache
         self._clock = clock
         self._key = key
         self._readmit = readmit
         self._fresh_until = clock.monotonic() + FRESH_S
-        # The cache's turn of the last renewal, if there was one.
-        self._turn: int | None = None
+        # The cache's epoch of the last renewal, if there was one.
+        self._epoch: int | None = None
 
     def check(self, session: XSession) -> None:
         """Check that the call may still write through a session. It takes microseconds and never waits.
@@ -50,15 +50,15 @@ class WritePermit:
             StaleError: call `renew` first.
             GatewayError: key_revoked, key_expired.
         """
-        turn = self._recall.poll()
+        epoch = self._cache.poll()
         self._key.check(self._clock.now(), self._key.mode)
         if self._keys.remembers(self._key) and self._sessions.remembers(self._key.key_id, session):
             return
         # The cache may be full, or unable to hold anything: then the last read counts for FRESH_S.
-        if self._turn is None:
-            changed = turn != self._key.epoch
+        if self._epoch is None:
+            changed = epoch != self._key.epoch
         else:
-            changed = self._recall.changed_since(self._key.key_id, self._turn)
+            changed = self._cache.changed_since(self._key.key_id, self._epoch)
         if changed or self._clock.monotonic() >= self._fresh_until:
             raise StaleError
 
@@ -69,9 +69,9 @@ class WritePermit:
             GatewayError: the refusal that a new call would get; x_not_linked if another account is linked now.
             StorageDownError: the database does not answer.
         """
-        began, turn = self._clock.monotonic(), self._recall.poll()
+        began, epoch = self._clock.monotonic(), self._cache.poll()
         self._key, newer = await self._readmit(self._key)
         if newer.user_id != session.user_id:
             raise GatewayError("x_not_linked")
-        self._fresh_until, self._turn = began + FRESH_S, turn
+        self._fresh_until, self._epoch = began + FRESH_S, epoch
         return newer

@@ -1,7 +1,7 @@
-"""One strict reading of a body (RFC 8259, and then stricter), for HTTP and every other surface; never guesses.
+"""Reads bodies strictly (RFC 8259, and beyond it), for HTTP and every other surface; never guesses.
 
-JSON is what calls take. Forms (urlencoded, multipart) are read too, for older clients and uploads; whether a call may
-use one is for its caller to say.
+Calls take JSON. Forms (urlencoded, multipart) are read too, for older clients and uploads; the caller of `read` decides
+whether a call may use one (`check_kind`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ MAX_TYPE = 256
 
 @dataclass(slots=True)
 class Parsed:
-    """A body as it was read. `kind` says how it was written; a form's repeated fields are lists."""
+    """A body that has been read. `kind` is its form; a form's repeated fields are lists."""
 
     kind: Literal["none", "json", "form", "multipart"]
     fields: dict[str, Any] = field(default_factory=dict, repr=False)
     files: tuple[Part, ...] = ()
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the files, which deletes them."""
         for part in self.files:
             part.file.close()
 
@@ -58,8 +58,9 @@ async def read(
 ) -> Parsed:
     """Return the call's body, read once, up to `limit` bytes; with files, up to what `before_file` returns.
 
-    An empty body is none, whatever its Content-Type. A part with one of `file_names` is a file even without a filename.
-    `fields` takes those of a multipart body as they come, for a caller that wants them if the rest is refused.
+    An empty body has the kind `none`, whatever its Content-Type. A part with one of `file_names` is a file even without
+    a filename. The fields of a multipart body are added to `fields` as they arrive: a caller may need them if the rest
+    is refused.
 
     Raises:
         GatewayError: 400, 413 or 415, naming what is wrong.
@@ -67,7 +68,8 @@ async def read(
     types = call.header_values("content-type")
     name, _, parameter = (types[0] if types else "").partition(";")
     name = name.strip().lower()
-    usable = len(types) == 1 and len(types[0]) <= MAX_TYPE  # to parse its parameters takes quadratic time
+    # A long type is not parsed: parsing its parameters takes quadratic time.
+    usable = len(types) == 1 and len(types[0]) <= MAX_TYPE
     if usable and name == "multipart/form-data" and not call.header("content-encoding"):
         form = Multipart(types[0], limit, before_file, file_names, {} if fields is None else fields)
         read_fields, files = await form.read(call)
@@ -88,16 +90,17 @@ async def read(
         return Parsed("json", parse(raw))
     if looks_like_json(raw):
         raise untyped_json(file_names)
-    if name == "application/x-www-form-urlencoded" and (raw.isascii() or not file_names):  # else curl's --data-binary
+    # Where a file is expected, a body outside ASCII is a file that curl's --data-binary sent with this type.
+    if name == "application/x-www-form-urlencoded" and (raw.isascii() or not file_names):
         return Parsed("form", urlencoded(raw))
     raise other_type(file_names)
 
 
 def check_kind(kind: str, model: type[Body], file_names: Collection[str]) -> None:
-    """Check that a call takes a body written in this way, if it is not JSON.
+    """Check that a call takes a body of this kind, which is not JSON.
 
     Raises:
-        GatewayError: json_malformed: it is empty, and a field is required; unsupported_media_type.
+        GatewayError: json_malformed: the body is empty, and a field is required; unsupported_media_type.
     """
     if kind == "none":
         if any(field.is_required() for field in model.model_fields.values()):
@@ -123,7 +126,7 @@ def read_query(query: str) -> Parsed:
 
 
 async def within(chunks: AsyncIterator[bytes], due: Callable[[], float | None]) -> AsyncIterator[bytes]:
-    """Yield a body's chunks until `due`, in the event loop's time, which is asked before each chunk; None: no end.
+    """Yield a body's chunks until `due`, a time of the event loop that is read before each chunk; None: no deadline.
 
     Raises:
         GatewayError: request_timeout.
@@ -154,9 +157,9 @@ async def _load(call: Call, limit: int) -> bytes:
 
 
 def parse(raw: bytes) -> dict[str, Any]:
-    """A JSON object from bytes: UTF-8 without BOM, no member twice, no NaN, depth and digits bounded, nothing after it.
+    """Return the JSON object in `raw`: UTF-8 without BOM, no member twice, no NaN, depth and digits bounded.
 
-    A string in it may hold a lone surrogate (RFC 8259 §8.2): `check` refuses it, and names its field.
+    A string in it may contain a lone surrogate (RFC 8259 §8.2): `check` refuses it, and names its field.
 
     Raises:
         GatewayError: json_malformed, duplicate_field, body_not_object.
@@ -180,7 +183,7 @@ def parse(raw: bytes) -> dict[str, Any]:
 
 
 def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, Any] | None = None) -> AnyBody:
-    """The parsed object as `model`; `context` holds what its rules depend on.
+    """Return the parsed object as `model`; `context` holds what its rules depend on.
 
     Raises:
         GatewayError: FIELD_missing, unknown_field, FIELD_malformed or a rule of the model; this order if several apply.
@@ -189,7 +192,8 @@ def check(value: Mapping[str, Any], model: type[AnyBody], context: Mapping[str, 
         return model.model_validate(value, context=dict(context or {}))
     except ValidationError as error:
         found = min(error.errors(include_url=False), key=lambda item: _ORDER.get(item["type"], 2))
-    if found["type"] in PROBLEMS:  # a rule of the model, which raises with the reason as its type
+    # A rule of the model raises with the reason as the error's type.
+    if found["type"] in PROBLEMS:
         raise GatewayError(reason_named(found["type"]), **found.get("ctx", {}))
     path = [part for part in found["loc"] if isinstance(part, str)]
     name = path[-1]
@@ -238,7 +242,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_consta
 
 
 def _depth(value: object) -> int:
-    """How deep the nesting goes; counts level by level, so that no input can exhaust the stack."""
+    """Return the depth of the nesting. Counts level by level, so that no input can exhaust the stack."""
     depth, level = 0, [value]
     while level:
         inner: list[object] = []
@@ -253,7 +257,7 @@ def _depth(value: object) -> int:
 
 
 def _wanted(model: type[Body], path: list[str]) -> str:
-    """The description of the field at a path of names."""
+    """Return the description of the field at a path of names."""
     field_info = model.model_fields.get(path[0])
     for name in path[1:]:
         inner = _model_of(field_info.annotation) if field_info else None
@@ -262,7 +266,7 @@ def _wanted(model: type[Body], path: list[str]) -> str:
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model in `Model` or `Model | None`."""
+    """Return the model in `Model` or `Model | None`."""
     options = [annotation, *getattr(annotation, "__args__", ())]
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
@@ -272,10 +276,10 @@ def _detail(kind: str, sent: object) -> str:
         return "it is a number, and large numbers lose digits in transit; send it as a string"
     if kind == "string_pattern_mismatch" and isinstance(sent, str) and "/" in sent and "status" in sent:
         return "it looks like a link; send only the digits at the end of the link"
-    return _SAYINGS.get(kind, "it is invalid")
+    return _DETAILS.get(kind, "it is invalid")
 
 
-_SAYINGS = {
+_DETAILS = {
     "string_type": "it is not a string",
     "string_unicode": "it contains an unpaired surrogate",
     "string_pattern_mismatch": "it has the wrong format",

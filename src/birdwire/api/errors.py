@@ -24,7 +24,7 @@ TYPES = {
     502: "upstream_error",
     503: "api_error",
 }
-"""The `type` of a status; every other 4xx is an invalid_request_error."""
+"""The `type` of each status; every other 4xx is an invalid_request_error."""
 
 LINK = f"Call POST {API}/auth_twitter, or ask the operator to run `birdwire accounts link KEY_ID`; then have the account's owner"
 RELINK = f"{LINK} approve again."
@@ -33,7 +33,7 @@ ENTERPRISE = "since 2026-04-20, likes, follows and quote posts require X Enterpr
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason to refuse: what the answer says. `message` and `fix` may hold {placeholders}."""
+    """The texts of one reason. `message` and `fix` may hold {placeholders}."""
 
     status: int
     code: str
@@ -147,7 +147,7 @@ PROBLEMS: dict[str, Problem] = {
     "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "The linked account has reached X's 24-hour limit for this action.", "Try again {reset}.", retryable=True),
     "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app has reached its {period} usage cap.", "Ask the operator to raise the cap in X's developer console, or wait for the next billing cycle."),
     "x_spend_cap": Problem(429, "quota_exceeded", "x_billing", "The X developer account behind this gateway has reached its spending limit, which resets on {reset_date}.", "Wait until then, or ask the operator to raise the limit in X's developer console.", retryable=True),
-    # 500, 503: ourselves
+    # 500, 503: Birdwire itself
     "internal": Problem(500, "internal_error", "birdwire", "An internal error occurred in Birdwire.", "Try again. If the error persists, send the request_id to the operator.", retryable=True),
     "overloaded": Problem(503, "overloaded", "birdwire", "Birdwire is at capacity.", "Retry after the delay in Retry-After.", retryable=True),
     "draining": Problem(503, "overloaded", "birdwire", "This Birdwire process is shutting down.", "Retry after the delay in Retry-After. If the error persists, ask the operator whether the gateway is running.", retryable=True),
@@ -171,7 +171,7 @@ REQUIRED = (
     *("tweet_id", "target_user_id", "username", "state", "undo_token", "userName", "query", "media_files", "text"),
     *("in_reply_to_tweet_id", "media_ids", "options", "duration_minutes", "previous_post_id", "place_id"),
 )
-"""Fields of bodies and queries, at any depth, whose absence is refused by some call: FIELD_missing."""
+"""Fields of bodies and queries, at any depth, that some call requires: their reason is FIELD_missing."""
 
 FIELDS = (
     *REQUIRED,
@@ -182,11 +182,13 @@ FIELDS = (
 )
 """Fields of bodies and queries, at any depth; each has the reason FIELD_malformed."""
 
-_PUBLISHED_IDS = {"tweet_id", "target_user_id"}  # their absence has the published code invalid-request
+# The absence of these ids has the published code invalid-request.
+_PUBLISHED_IDS = {"tweet_id", "target_user_id"}
 
 for _field in FIELDS:
     _code = _INVALID if _field in _PUBLISHED_IDS else "missing_parameter"
-    if _field in REQUIRED:  # text and media_files have rows of their own
+    # `text` and `media_files` have rows of their own, which stay.
+    if _field in REQUIRED:
         _missing = Problem(400, _code, "caller", f"`{_field}` is missing.", f"Send {_field}: {{wanted}}.")
         PROBLEMS.setdefault(f"{_field}_missing", _missing)
     _malformed = Problem(
@@ -207,19 +209,19 @@ RETRY_AFTER_S = {
     "x_spend_cap": 86_400,
     "rpm_exceeded": 60,
 }
-"""Retry-After of a reason when the raiser knows no better: every 429 and 503 carries one."""
+"""The Retry-After of a reason if the raiser does not know a better one. Every 429 and 503 has one."""
 
 
 SEND_REASONS: dict[str, Reason] = {"unreachable": "x_unreachable", "tls": "x_tls", "busy": "overloaded", "timeout": "x_timeout", "cut": "x_5xx", "malformed": "x_reply_malformed"}  # fmt: skip
-"""The reason for a call to X that brought no reply, by what cut it short."""
+"""The reason for a call to X that got no reply, by its cause (`SendFailed.cause`)."""
 
 
 class GatewayError(Exception):
-    """A refusal with a reason of PROBLEMS.
+    """A refusal with a reason of PROBLEMS. `values` fill the placeholders.
 
-    `values` fill the placeholders; `upstream` is what X said (status, type, title, detail); `retry_after_s` whole seconds;
-    `outcome` tells what became of a write: not_sent (nothing left us, as with every refusal of our own), refused (X's word
-    on this very call) or unknown (maybe applied).
+    `upstream` is X's own error (status, type, title, detail); `retry_after_s` is in whole seconds. `outcome` is the
+    outcome of a write: not_sent (no byte left for X, as with every refusal of the gateway's own), refused (X refused
+    this very call) or unknown (X may have applied it).
     """
 
     def __init__(
@@ -256,7 +258,7 @@ _DEFAULTS = {"reset": "in a minute"}
 
 
 class _Fill(string.Formatter):
-    """Fills placeholders by name only; what nobody gave reads `unknown`, since an error must never fail to render."""
+    """Fills placeholders by name only. A missing value becomes `unknown`, since rendering an error must never fail."""
 
     def get_value(self, key: int | str, args: object, kwargs: object) -> object:
         del args
@@ -267,19 +269,19 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9 _.,:/@'()\[\]-]")
 
 
 def excerpt(sent: object, length: int = 40) -> str:
-    """A short piece of what somebody sent, safe to show anywhere: characters that mean something elsewhere become `?`."""
+    """Return a short excerpt of what a caller sent, safe to show anywhere: other characters become `?`."""
     text = _UNSAFE.sub("?", str(sent)[: length + 1])
     return text if len(text) <= length else f"{text[:length]}..."
 
 
 def describe(error: GatewayError) -> tuple[str, str]:
-    """The refusal's message and fix as sentences, placeholders filled."""
+    """Return the refusal's message and fix, with their placeholders filled."""
     fill = _Fill()
     return fill.format(error.problem.message, **error.values), fill.format(error.problem.fix, **error.values)
 
 
 def render(error: GatewayError, request_id: str) -> Answer:
-    """The one error body, with the headers that its status demands (RFC 9110 §15.5.2, §10.2.3)."""
+    """Return the one form of an error, with the headers that its status requires (RFC 9110 §15.5.2, §10.2.3)."""
     problem = error.problem
     message, fix = describe(error)
     body: dict[str, object] = {
@@ -303,7 +305,7 @@ def render(error: GatewayError, request_id: str) -> Answer:
 
 
 def refuse(error: GatewayError, call: Call) -> Answer:
-    """The refusal as an answer, noted for the log."""
+    """Return the refusal as an answer, and note it for the log."""
     call.note["reason"] = error.reason
     if error.upstream is not None:
         call.note["upstream_status"] = error.upstream["status"]

@@ -1,4 +1,4 @@
-"""Forms: urlencoded, and multipart with files, read as they come. For older clients and uploads; JSON is body.py's."""
+"""Forms: urlencoded, and multipart with files, parsed as they arrive. For older clients and uploads."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ MAX_BOUNDARY = 70
 MAX_FIELDS = 64
 MAX_PART_HEAD = 4_096
 MAX_PART_HEADERS = 8
-"""As newer versions of the parser have it."""
+"""The limit that newer versions of the parser have."""
 MAX_PARAMETERS = 32
 MAX_NAME = 200
 MAX_FILES = 4
 IN_MEMORY = 1 << 16
-"""Bytes of a file that are kept in memory, and how many are written together, since each thread hop costs."""
+"""Bytes of a file that are kept in memory, and bytes that are written together: each change of thread costs time."""
 _SLICE = 16_384
 FILE_FIELDS = ("media_files", "media", "media_file", "file")
 """Names of a part that holds a file; the first is the documented one."""
 _FILE_TYPES = (b"image/", b"video/")
-"""How the Content-Type of a part begins that is a file even without a filename, which RFC 7578 §4.2 leaves open."""
+"""Prefixes of the Content-Type of a part that is a file even without a filename, which RFC 7578 §4.2 leaves open."""
 _ANY_TYPE = b"application/octet-stream"
-"""Says nothing of a part: some clients call every field so. With a name of FILE_FIELDS, it is a file."""
+"""Some clients give every field this type, so it means nothing, unless the name is one of FILE_FIELDS: then the part is
+a file."""
 
 _AS_JSON = "Send `Content-Type: application/json` and an uncompressed UTF-8 body"
 
 Take = Callable[[int], None]
-"""Reserves room for bytes of a body that have arrived, or refuses them."""
+"""Reserves space for bytes of a body that have arrived, or refuses them."""
 
 BeforeFile = Callable[[dict[str, Any]], Awaitable[tuple[int, Take]]]
-"""Awaited when the first file of a multipart body begins, with the fields so far. Returns how large the whole body may
-be, and what to call before more of it is kept; or refuses."""
+"""Awaited when the first file of a multipart body starts, with the fields so far; may refuse it. Returns the limit of
+the whole body, and what reserves space for each further piece."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of a multipart body: on disk if it is large, and gone when the call is. `digest` is its SHA-256."""
+    """A file of a multipart body, deleted when the call ends. A large one is on disk. `digest` is its SHA-256."""
 
     name: str
     file: IO[bytes] = field(repr=False)
@@ -60,32 +61,32 @@ class Part:
     digest: bytes
 
     async def read(self, size: int) -> bytes:
-        """The next bytes; what lies on a disk is not waited for in the event loop."""
+        """Return the next bytes. A file on disk is read in a thread, so that it does not block the event loop."""
         return self.file.read(size) if self.size <= IN_MEMORY else await asyncio.to_thread(self.file.read, size)
 
 
 def too_large(limit: int) -> GatewayError:
-    """The refusal of a body over its limit; what is left of it is not read, so the connection ends."""
+    """Return the refusal of a body over its limit. The rest is not read, so the connection is closed."""
     return GatewayError("body_too_large", limit=limit, headers=(("connection", "close"),))
 
 
 def looks_like_json(raw: bytes) -> bool:
-    """Whether a body that is not called JSON is an object of it, which no form is."""
+    """Return whether a body with another Content-Type looks like a JSON object. No form starts like one."""
     return raw.lstrip()[:1] == b"{"
 
 
 def wrong_type(wanted: str = "JSON with Content-Type: application/json", how: str = _AS_JSON) -> GatewayError:
-    """The refusal of a body by its Content-Type, or by how it is coded."""
+    """Return the refusal of a body by its Content-Type or its encoding."""
     return GatewayError("unsupported_media_type", wanted=wanted, how=how)
 
 
 def untyped_json(file_names: Collection[str]) -> GatewayError:
-    """The refusal of JSON that no header calls so: curl's -d and Python's urllib call every body a form."""
+    """Return the refusal of JSON without its Content-Type: curl -d and urllib declare every body a form."""
     return other_type(file_names) if file_names else wrong_type(how="Add the header Content-Type: application/json")
 
 
 def other_type(file_names: Collection[str]) -> GatewayError:
-    """The refusal of a body that is not JSON, or not multipart where a part with one of these names is the file."""
+    """Return the refusal of a body that is not JSON or, with names of a file part, not multipart."""
     if not file_names:
         return wrong_type()
     name = next(iter(file_names))
@@ -94,12 +95,12 @@ def other_type(file_names: Collection[str]) -> GatewayError:
 
 
 def broken(detail: str) -> GatewayError:
-    """The refusal of a form that cannot be read."""
+    """Return the refusal of a form that cannot be parsed."""
     return GatewayError("form_malformed", detail=detail)
 
 
 def urlencoded(raw: bytes) -> dict[str, Any]:
-    """The fields of a urlencoded body; one that comes again makes a list.
+    """Return the fields of a urlencoded body; a repeated field becomes a list.
 
     Raises:
         GatewayError: form_malformed.
@@ -117,7 +118,7 @@ def urlencoded(raw: bytes) -> dict[str, Any]:
 
 
 def _add(fields: dict[str, Any], name: str, value: str) -> None:
-    """A form has no lists: a field that comes again makes one."""
+    """Add a field; a repeated one becomes a list, since a form has no other way to express one."""
     if name not in fields:
         fields[name] = value
     elif isinstance(fields[name], list):
@@ -127,10 +128,10 @@ def _add(fields: dict[str, Any], name: str, value: str) -> None:
 
 
 class _Files:
-    """The files of one body as they come: in memory up to 64 KiB, else on disk, written and hashed by a thread.
+    """The files of one body as they arrive: in memory up to 64 KiB, else on disk, written and hashed by a thread.
 
     Raises:
-        GatewayError: media_files_malformed: too many files; storage_unavailable: the disk takes no more.
+        GatewayError: media_files_malformed: too many files; storage_unavailable: the disk is full or failing.
     """
 
     def __init__(self) -> None:
@@ -140,21 +141,21 @@ class _Files:
         self._waiting_bytes = self._bytes = 0
 
     def begin(self, name: str) -> None:
-        """Another file begins."""
+        """Start another file."""
         if len(self.names) == MAX_FILES:
             detail = f"there are more than {MAX_FILES} files"
             raise GatewayError("media_files_malformed", detail=detail, wanted=f"1 to {MAX_FILES} files")
-        file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - it lives as long as its Part
+        file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - the Part closes it
         self._files.append((file, hashlib.sha256()))
         self.names.append(name)
 
     def add(self, data: bytes) -> None:
-        """More of the last file."""
+        """Add bytes to the last file."""
         self._waiting.append((len(self._files) - 1, data))
         self._waiting_bytes += len(data)
 
     async def write(self, *, least: int = 0) -> None:
-        """Write what came, if it is at least so much."""
+        """Write the bytes that have arrived, if they are at least this many."""
         if self._waiting_bytes < least:
             return
         waiting, self._waiting = self._waiting, []
@@ -169,21 +170,23 @@ class _Files:
             raise GatewayError("storage_unavailable", half="nothing was sent to X") from None
 
     async def parts(self) -> tuple[Part, ...]:
-        """All files, whole, each at its start."""
+        """Return all files, complete, each at its start."""
         await self.write()
         sized = zip(self.names, self._files, strict=True)
         parts = tuple(Part(name, file, file.tell(), sha.digest()) for name, (file, sha) in sized)
         try:
             for part in parts:
-                part.file.seek(0)  # which writes what was still to be written
+                # This writes what is still in the buffer.
+                part.file.seek(0)
         except OSError:
             raise GatewayError("storage_unavailable", half="nothing was sent to X") from None
         return parts
 
     def close(self) -> None:
-        """Let them go."""
+        """Close the files, which deletes them."""
         for file, _ in self._files:
-            with contextlib.suppress(OSError):  # it writes the rest first, which nobody wants any more
+            # Closing writes the buffer first. If that fails, nothing is lost: the file is deleted.
+            with contextlib.suppress(OSError):
                 file.close()
 
     def _write(self, waiting: list[tuple[int, bytes]]) -> None:
@@ -194,7 +197,7 @@ class _Files:
 
 
 class Multipart:
-    """A multipart/form-data body (RFC 7578), read as it comes: fields into `fields`, files into temporary files."""
+    """A multipart/form-data body (RFC 7578), parsed as it arrives: fields into `fields`, files into temporary files."""
 
     def __init__(
         self,
@@ -208,7 +211,8 @@ class Multipart:
         self._file_names = file_names
         self.size = 0
         """The bytes of the body so far."""
-        self._limit = self._field_left = limit  # files may raise the first; fields together never pass the second
+        # The first file may raise `_limit`. `_field_left` limits the fields together, and never rises.
+        self._limit = self._field_left = limit
         self._before_file = before_file
         self._fields = fields
         self._files = _Files()
@@ -232,14 +236,14 @@ class Multipart:
                 "on_end": self._finish,
             },
         )
-        # The parser's own would write of every broken body to standard error, past our log and its limits.
-        self._parser.logger = logging.Logger("multipart", logging.CRITICAL)  # noqa: LOG001 - nobody is to hear it
+        # The parser's own logger would report every broken body on standard error, outside of the gateway's log.
+        self._parser.logger = logging.Logger("multipart", logging.CRITICAL)  # noqa: LOG001 - without handlers
 
     async def read(self, call: Call) -> tuple[dict[str, Any], tuple[Part, ...]]:
-        """Its fields and files.
+        """Return the fields and files.
 
         Raises:
-            GatewayError: form_malformed, body_too_large, storage_unavailable, or what was said before the first file.
+            GatewayError: form_malformed, body_too_large, storage_unavailable, or the refusal of `before_file`.
         """
         try:
             await self._read(call)
@@ -255,7 +259,7 @@ class Multipart:
         take: Take = _free
         async for chunk in call.stream():
             if chunk and not self.size:
-                self._look(chunk)
+                self._check_start(chunk)
             for start in range(0, len(chunk), _SLICE):
                 piece = chunk[start : start + _SLICE]
                 self._parser.write(piece)
@@ -269,16 +273,16 @@ class Multipart:
         if self.size and not self._ended:
             raise broken("it ends before the final boundary")
 
-    def _look(self, first: bytes) -> None:
-        """Check, before a body is parsed, that it can be: its boundary is known, and it is not JSON instead."""
+    def _check_start(self, first: bytes) -> None:
+        """Check, before a body is parsed, that it has a valid boundary and is not JSON."""
         if looks_like_json(first):
             raise untyped_json(self._file_names)
         if not 0 < len(self._boundary) <= MAX_BOUNDARY:
             raise broken(f"its Content-Type has no boundary of 1 to {MAX_BOUNDARY} characters")
 
-    def _grow(self, buffer: bytearray, data: bytes, most: int) -> None:
-        if len(buffer) + len(data) > most:
-            raise broken(f"the headers of a part are larger than {most} bytes")
+    def _grow(self, buffer: bytearray, data: bytes, max_bytes: int) -> None:
+        if len(buffer) + len(data) > max_bytes:
+            raise broken(f"the headers of a part are larger than {max_bytes} bytes")
         buffer += data
 
     def _begin(self) -> None:
@@ -296,7 +300,8 @@ class Multipart:
 
     def _headers(self) -> None:
         disposition = self._head.get(b"content-disposition", b"")
-        if disposition.count(b";") > MAX_PARAMETERS:  # to parse them takes quadratic time
+        # More are not parsed: that takes quadratic time.
+        if disposition.count(b";") > MAX_PARAMETERS:
             raise broken(f"a part has more than {MAX_PARAMETERS} parameters")
         kind, options = parse_options_header(disposition)
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
@@ -316,7 +321,8 @@ class Multipart:
         self._files.begin(self._field)
 
     def _chunk(self, data: bytes, start: int, end: int) -> None:
-        if self._file_ahead and not self._in_file:  # without a filename it takes a byte to be a file
+        # A part without a filename is a file only if it is not empty.
+        if self._file_ahead and not self._in_file:
             self._begin_file()
         if self._in_file:
             self._files.add(data[start:end])
@@ -341,4 +347,4 @@ class Multipart:
 
 
 def _free(_: int) -> None:
-    """Reserve nothing: what comes before a file is small, and stays in memory."""
+    """Reserve nothing: the parts before the first file are small, and stay in memory."""

@@ -1,4 +1,4 @@
-"""One exchange with a caller as plain data: a Call comes in, an Answer goes out. Knows no socket and no framework."""
+"""One exchange with a caller as plain data: a Call and its Answer. Knows no socket and no framework."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ JSON_TYPE = "application/json"
 
 
 async def no_body() -> AsyncIterator[bytes]:
-    """The stream of a call without a body."""
+    """Yield nothing: the stream of a call without a body."""
     for chunk in list[bytes]():
         yield chunk
 
 
 def new_request_id() -> str:
-    """`req_` + ULID: 48 bits of UNIX milliseconds and 80 random ones, sortable by time; the journal's key.
+    """Return `req_` and a ULID: 48 bits of UNIX milliseconds and 80 random bits, sortable by time; the journal's key.
 
-    A name and no secret: who knows one learns nothing by it without the API key that made it.
-    Written out here, since every call needs one and the library's takes as long as reading the whole body.
+    It is not a secret: without the API key that made the call, it gives access to nothing. Implemented here, since
+    every call needs one and a library's takes as long as reading the whole body.
     """
     number = (time.time_ns() // 1_000_000) << 80 | random.getrandbits(80)
     return "req_" + "".join([_PAIRS[number >> shift & 1_023] for shift in range(120, -1, -10)])
@@ -41,20 +41,21 @@ _PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 
 
 def encode(value: object) -> bytes:
-    """Compact UTF-8 JSON. A lone surrogate (only X could send one) becomes `?`, so that encoding never fails."""
+    """Return compact UTF-8 JSON. A lone surrogate, which only X could send, becomes `?`: encoding never fails."""
     try:
         return to_json(value)
     except ValueError:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-@dataclass(slots=True)  # not frozen, like most objects that are made for each call: that would cost a microsecond each
+# Not frozen, like most objects that are created for each call: that would cost a microsecond each.
+@dataclass(slots=True)
 class Call:
-    """What a caller sent.
+    """A caller's request.
 
-    `headers` holds every value of a header in order, by its name in lower case. `stream` gives the body's chunks, once,
-    so that who may not speak is not listened to; `whole` is the body if all of it is here already.
-    `note` gathers what the call's one log line will say. `admitted_at` is when its key was admitted.
+    `headers` holds every value of a header in order, by its name in lower case. `stream` yields the body's chunks,
+    once, so that the body of a refused caller need not be read; `whole` is the body if it has arrived completely.
+    `note` collects the fields of the call's one log line. `admitted_at` is when its key was admitted.
     """
 
     method: str
@@ -69,18 +70,18 @@ class Call:
     admitted_at: datetime | None = None
 
     def header(self, name: str) -> str | None:
-        """The first value of a header, or None."""
+        """Return the first value of a header, or None."""
         values = self.headers.get(name)
         return values[0] if values else None
 
     def header_values(self, name: str) -> Sequence[str]:
-        """Every value of a header, in order."""
+        """Return every value of a header, in order."""
         return self.headers.get(name, ())
 
 
 @dataclass(slots=True)
 class Answer:
-    """What goes back; Content-Length and X-Request-Id are the adaptor's. `value` is what a JSON body says."""
+    """The response. The adaptor adds Content-Length and X-Request-Id. `value` is what a JSON body encodes."""
 
     status: int
     headers: Headers = ()
@@ -89,9 +90,9 @@ class Answer:
 
     @classmethod
     def of(cls, value: object, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
-        """A JSON answer."""
+        """Return a JSON answer."""
         return cls(status, (("content-type", JSON_TYPE), *headers), encode(value), value)
 
     def adding(self, headers: Iterable[tuple[str, str]]) -> Answer:
-        """The same answer with more headers."""
+        """Return the same answer with more headers."""
         return Answer(self.status, (*self.headers, *headers), self.body, self.value)

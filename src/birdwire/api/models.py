@@ -7,14 +7,14 @@ from pydantic_core import PydanticCustomError
 
 
 class Body(BaseModel):
-    """What a call takes. Strict: a number is no string, half a character is none, an unknown member is refused."""
+    """The fields of a call. Strict: no type is converted, text has no lone surrogate, an unknown member is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_there(cls, value: object) -> object:
-        """A member is left out, not null: X would take null for a value of its own. And text is whole characters."""
+    def _is_present(cls, value: object) -> object:
+        """Refuse null, since X would read it as a value of its own, and text with a lone surrogate."""
         if isinstance(value, str) and value.isascii():
             return value
         if value is None:
@@ -30,5 +30,5 @@ class Empty(Body):
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether text is free of lone surrogates, which only an escape can bring in."""
+    """Return whether text has no lone surrogates, which can only come from an escape."""
     return text.isascii() or text.encode("utf-8", "replace").decode() == text

@@ -1,6 +1,6 @@
-"""The relay dialect of older clients: its spellings in, its envelope out. Nothing else knows that it exists.
+"""The relay dialect of older clients: decodes its spellings, encodes its envelope. No other module knows either.
 
-A request whose parsed body has the member `aisa_api_key` speaks it, and only such a request.
+A request whose parsed body has the member `aisa_api_key` uses it, and no other request.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Relay:
 
 
 def key_in(fields: dict[str, Any]) -> str | None:
-    """The key that a body carries, if it speaks the dialect.
+    """Return the key in a body of the dialect; None if the body is not in the dialect.
 
     Raises:
-        GatewayError: key_malformed: the member is there, but is no text.
+        GatewayError: key_malformed: the member is not a string.
     """
     if KEY_MEMBER not in fields:
         return None
@@ -45,10 +45,10 @@ def key_in(fields: dict[str, Any]) -> str | None:
     return raw_key.strip()
 
 
-def hear(parsed: Parsed, model: type[Body]) -> Relay | None:
-    """The request in the documented spelling, or None if it does not speak the dialect.
+def decode(parsed: Parsed, model: type[Body]) -> Relay | None:
+    """Return the request in the documented spelling; None if it is not in the dialect.
 
-    Only members that `model` has a place for are respelled, so an unknown one is refused as ever.
+    Only members for which `model` has a field are renamed, so that an unknown one is refused as in any request.
     """
     raw_key = key_in(parsed.fields)
     if raw_key is None:
@@ -70,8 +70,8 @@ def hear(parsed: Parsed, model: type[Body]) -> Relay | None:
     return Relay(raw_key, Parsed(parsed.kind, fields, parsed.files))
 
 
-def say(answer: Answer) -> Answer:
-    """A success in the dialect's envelope: always 200, and a post's id under both of its names."""
+def encode(answer: Answer) -> Answer:
+    """Return a success in the dialect's envelope: always 200, with a post's id under both of its names."""
     value = answer.value
     data = value.get("data", value) if isinstance(value, dict) else value
     if isinstance(data, dict) and "id" in data and "text" in data:
@@ -86,7 +86,7 @@ def aliases(path: str) -> tuple[str, ...]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """A form has only texts: ids in a row are a list, and true and false are themselves."""
+    """Convert a field of a form, which has only texts: `media_ids` becomes a list, `true` and `false` booleans."""
     if name == "media_ids":
         parts = value if isinstance(value, list) else str(value).split(",")
         return [str(part).strip() for part in parts if str(part).strip()]

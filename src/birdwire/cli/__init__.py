@@ -1,9 +1,11 @@
 """The command line: the table of commands, and main(). A command's module is imported only when the command runs.
 
-Operator commands work on the database of the settings, also while a gateway runs. Commands that act on X or look
-something up are HTTP clients of a running gateway. Every command prints text for people or, with --json, one JSON
-document, and exits with a code of `output.ExitCode`. Secrets come from the environment, a file or a prompt, never from
-argv.
+Owns the program `birdwire`. Operator commands work on the database of the settings, also while a gateway runs.
+Commands that act on X or look something up are HTTP clients of a running gateway. Every command prints text for people
+or, with --json, one JSON document, and exits with a code of `output.ExitCode`.
+
+Must never take a secret from argv: secrets come from the environment, a file or a prompt. Must never be imported by the
+gateway or the sandbox.
 
 Read in this order:
 

@@ -50,11 +50,11 @@ class Linking:
         try:
             key.check(clock.now(), self._settings.mode)
             requests = AuthorizationRequests(self._settings, self._database, vault, clock)
-            begun = await requests.start(key, check(body, AuthTwitter), operator())
+            started = await requests.start(key, check(body, AuthTwitter), operator())
         except GatewayError as error:
             raise Stop(ExitCode.REFUSED, *describe(error)) from None
-        self._state_hash = hash_of(begun["state"])
-        return begun
+        self._state_hash = hash_of(started["state"])
+        return started
 
     async def poll(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the attempt and the link, both as auth/status describes them.

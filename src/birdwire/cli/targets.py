@@ -40,10 +40,10 @@ class Named:
     username: str | None = None
 
     def find(self, gateway: GatewayClient) -> str:
-        """Return the id. A username requires a user look-up, which X bills.
+        """Return the id. A username requires a user lookup, which X bills.
 
         Raises:
-            Stop: the user does not exist, or the gateway does not offer look-ups of users.
+            Stop: the user does not exist, or the gateway does not offer lookups of users.
         """
         if self.item_id is not None:
             return self.item_id
@@ -52,7 +52,7 @@ class Named:
         except Stop as stop:
             if stop.reason != "route_unknown":
                 raise
-            message = f"This gateway does not offer user look-ups, so the id of @{self.username} is unknown."
+            message = f"This gateway does not offer user lookups, so the id of @{self.username} is unknown."
             raise Stop(ExitCode.REFUSED, message, "Use the user's ID instead.", document=stop.document) from None
         user_id = data_of(found).get("id")
         if not isinstance(user_id, str) or not _ID.fullmatch(user_id):

@@ -48,10 +48,10 @@ _IDLE, _HEAD, _BODY, _DISCARDING = range(4)
 class EdgeProtocol(HttpToolsProtocol):
     """One connection. A GatewayError, also from a parser callback, refuses the request and closes the connection."""
 
-    def __init__(self, door: ConnectionLimits, **uvicorns: Any) -> None:
+    def __init__(self, connections: ConnectionLimits, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self._connections = door
-        self._limits = door.limits
+        self._connections = connections
+        self._limits = connections.limits
         self._phase = _IDLE
         self._running: RequestResponseCycle | None = None
         # Bytes read, but not parsed until the queued request is answered.
@@ -118,7 +118,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._connections.leave(self._address)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel every deadline, release the place, and tell the running request that its client disconnected."""
+        """Cancel every deadline, release the place, and notify the running request that its client disconnected."""
         self._closing, self._phase = True, _DISCARDING
         self._read_deadline = self._write_deadline = inf
         if self._timer is not None:
@@ -292,17 +292,17 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Check what the parser leaves open in a complete head, then let uvicorn start the request."""
-        told, version = self._deciding, self.parser.get_http_version()
+        fields, version = self._deciding, self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise malformed("its HTTP version is not 1.1 or 1.0")
-        host = checked_host(told.get(b"host", ()), version, self._limits.hosts)
+        host = checked_host(fields.get(b"host", ()), version, self._limits.hosts)
         if self.url[:1] != b"/" or b"#" in self.url:
             self.url = origin_form(self.parser.get_method(), self.url, host)
-        self._check_body_length(told.get(b"content-length", ()), told.get(b"transfer-encoding", ()), version)
+        self._check_body_length(fields.get(b"content-length", ()), fields.get(b"transfer-encoding", ()), version)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise malformed("this server is not a proxy")
-            if b"websocket" in (value.lower() for value in told.get(b"upgrade", ())):
+            if b"websocket" in (value.lower() for value in fields.get(b"upgrade", ())):
                 raise GatewayError("route_unknown")
             return
         if not self.inside:
@@ -313,7 +313,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if version == "1.0":
             # RFC 9110 §10.1.1.
             self.expect_100_continue = False
-        if self._proxied and (caller := self._connections.caller(told.get(b"x-forwarded-for", ()))) is not None:
+        if self._proxied and (caller := self._connections.caller(fields.get(b"x-forwarded-for", ()))) is not None:
             self.scope["client"] = (str(caller), 0)
         super().on_headers_complete()
         if self._close_after_response or self._connections.draining():

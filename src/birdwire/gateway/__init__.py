@@ -1,15 +1,15 @@
 """A call with a key, from admission to a recorded outcome.
 
-Owns the frame of every such call and the steps of what it asks for: which key makes it and whether it may, how many
-calls and uploads run concurrently, the work that runs once for each Idempotency-Key, one operation as one list of
-named steps, one look-up, and every refusal.
+Owns the frame of every such call and the steps of its work: the admission of its key, the limits of concurrent calls
+and uploads, the work that runs once for each Idempotency-Key, one operation as one list of named steps, one lookup, and
+the details of X's refusals.
 
 Must never know a web framework or a path: it gets a Call and the rules of its route, and returns an Answer. Must never
 skip a step for one caller, send a request to X itself (the account's client does), or write SQL.
 
-Read in this order: `pipeline` (the frame: `admit`, then `do_once`), `admission` (the key, now and again later),
-`capacity` with `concurrency` and `upload_limits` (what this process takes on), `writes` with `write` (the steps of an
-operation), `sender` and `uploader` (its last step), `refusal_details` (what X's refusal means), `lookups`.
+Read in this order: `pipeline` (the frame: `admit`, then `do_once`), `admission` (the checks of its key),
+`capacity` with `concurrency` and `upload_limits` (the limits of this process), `writes` (the steps of an operation),
+`sender` and `uploader` (its last step), `refusal_details` (what X's refusal means), `lookups`.
 
 A call over HTTP goes through `Pipeline.admit`, `Pipeline.do_once` and `Writes.perform`. A caller that was admitted in
 another way goes through `do_once` and `perform`, and the sender of an approved write through `perform` alone.

@@ -1,4 +1,4 @@
-"""Admission: which key makes a call, and whether it may, on entry and again later, up to the first byte sent to X.
+"""Admission: identifies the key of a call, and checks what it may do: on entry, and again until the call writes to X.
 
 It reads no body and sends nothing to X.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 MAX_AUTH_FAILURES_PER_MINUTE = 60
 CLOCK_TOLERANCE = timedelta(seconds=1)
-"""A link may be this much younger than the admission of a call: the clocks of replicas differ, and a caller may send a
-like right after it linked an account."""
+"""For this long after its admission, a call may use a link that is younger than the admission: the clocks of replicas
+differ, and a caller may like a post right after it linked an account."""
 
 
 class Admission:
@@ -49,7 +49,7 @@ class Admission:
         self._mode: Mode = mode
 
     async def admit(self, context: CallContext, raw_key: str) -> None:
-        """Find the caller's key and take one call from its allowance, which every answer from here on states.
+        """Find the caller's key, and take one call from its allowance, which each answer from here on reports.
 
         Raises:
             GatewayError: 401 or 403: the key may not be used here; 429: its allowance is used up, or its address has
@@ -59,7 +59,7 @@ class Admission:
         try:
             key = await self._keys.find(raw_key, self._mode, call.peer)
         except GatewayError as error:
-            # This process has counted enough of them, so Redis need not be asked.
+            # This process alone has counted too many, so Redis need not be asked.
             if error.reason == "auth_failures":
                 raise
             failures = await self._rate_limit.take(failures_from(call.peer), MAX_AUTH_FAILURES_PER_MINUTE)
@@ -120,7 +120,7 @@ class Admission:
 
 
 def check_action(key: Key, action: str) -> None:
-    """Check that the key may do this; every key may do what has no action.
+    """Check that the key is allowed an action; an empty action is always allowed.
 
     Raises:
         GatewayError: key_not_allowed.

@@ -20,9 +20,9 @@ Waiters = deque[asyncio.Future[None]]
 class ConcurrencyLimiter:
     """Runs `max_running` calls, `max_running_each` of one key; `max_queued` more may wait, `max_queued_each` of a key.
 
-    Waiting calls of a key run in their order, and the keys that may run one are served round-robin. A call that can
-    neither run nor wait is refused immediately, and one that has waited `max_wait_s` then. A key's own limit refuses
-    with `concurrency_exceeded`, the process's with `overloaded`.
+    Waiting calls of a key run in their order, and keys with waiting calls are served round-robin. A call is refused
+    immediately if it can neither run nor wait, and after `max_wait_s` of waiting. A key's own limit refuses with
+    `concurrency_exceeded`, the limit of the process with `overloaded`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Lookups: one look-up of the linked account."""
+"""Lookups: one lookup of the linked account."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lookups:
-    """Runs look-ups. They leave no trace in the journal."""
+    """Runs lookups. They are not recorded in the journal."""
 
     def __init__(self, sessions: Sessions, clients: AccountClients, runner: LookupRunner) -> None:
         self._sessions = sessions
@@ -31,4 +31,4 @@ class Lookups:
         query = check(context.parsed.fields, lookup.query)
         session = await self._sessions.session_for(context.key, lookup.scopes)
         client = self._clients.open(session)
-        return Answer.of(await lookup.look(self._runner, session.user_id, query, client.ask))
+        return Answer.of(await lookup.run(self._runner, session.user_id, query, client.ask))

@@ -57,7 +57,7 @@ class Pipeline:
         self._keyless_body_s = keyless_body_s
 
     async def run(self, route: RouteRules, work: Work, call: Call) -> Answer:
-        """Answer one call over HTTP: admit it, do its work once, refuse it in the one shape, state its allowance."""
+        """Answer one call over HTTP: admit it, do its work once, render a refusal, report the allowance."""
         context = CallContext(call, route)
         call.note["operation"] = route.name
         slots = self._capacity.reserved if route.reserved else self._capacity.calls
@@ -67,7 +67,7 @@ class Pipeline:
             name = idempotency.name_of(call) if call.method == "POST" else None
             answer = await self.do_once(context, name, route.name, context.parsed.fields, work)
             if context.relayed and answer.status < 400:
-                answer = relay_dialect.say(answer)
+                answer = relay_dialect.encode(answer)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         finally:
@@ -100,13 +100,13 @@ class Pipeline:
         if not context.holds_slot:
             await slots.acquire(context.key.key_id)
             context.holds_slot = True
-        # The key may have changed while the body came in, or while the call waited for its slot.
+        # The key may have changed while the body arrived, or while the call waited for its slot.
         await self._admission.recheck(context, route.action)
 
     async def do_once(
         self, context: CallContext, name: str | None, operation: str, fields: Mapping[str, Any], work: Work
     ) -> Answer:
-        """Do the work, or repeat the answer of an earlier call with the Idempotency-Key `name`; or answer why not.
+        """Do the work and return its answer; or return an earlier answer to the Idempotency-Key `name`, or a refusal.
 
         A call without a name gets one if it must not run twice, so that its caller can ask for the outcome.
         """
@@ -117,8 +117,8 @@ class Pipeline:
                     return await work(context)
                 name = idempotency.new_name()
                 context.headers += (("idempotency-key", name),)
-            asked = idempotency.fingerprint(operation, fields, context.parsed.files)
-            named = idempotency.Named(context.key.key_id, name, asked, context.call.request_id, repeatable)
+            content_hash = idempotency.fingerprint(operation, fields, context.parsed.files)
+            named = idempotency.Named(context.key.key_id, name, content_hash, context.call.request_id, repeatable)
             async with self._idempotency.attempt(named) as attempt:
                 if attempt.replay is not None:
                     return attempt.replay
@@ -139,7 +139,7 @@ class Pipeline:
     async def _receive(self, context: CallContext, raw_key: str | None) -> None:
         """Read the body, and admit the key that it carries in the relay dialect."""
         parsed = context.parsed = await self._read(context)
-        relay = relay_dialect.hear(parsed, context.route.model) if self._relay else None
+        relay = relay_dialect.decode(parsed, context.route.model) if self._relay else None
         if relay is None:
             return
         if raw_key is not None and not hmac.compare_digest(relay.raw_key.encode("utf-8", "replace"), raw_key.encode()):
@@ -164,15 +164,15 @@ class Pipeline:
             raise
 
     async def _before_file(self, context: CallContext, fields: dict[str, Any]) -> tuple[int, Take]:
-        """Check all that needs no file before the first byte of one is read, then acquire the call's slot.
+        """Make every check that needs no file before the first byte of one is read, then acquire the call's slot.
 
-        The key is the header's, or one in an earlier part. Returns the limit of the whole body, and what reserves room
-        for it.
+        The key is the header's, or one in an earlier part. Returns the limit of the whole body, and the function that
+        reserves space for it.
         """
         route = context.route
         if not context.admitted:
             await self._admit_field(context, fields)
-        # No call of this route takes a file: what it sends stays small.
+        # This route takes no files, so the ordinary limit holds.
         if not route.max_file_bytes:
             return route.max_bytes, lambda _: None
         key = context.key

@@ -1,4 +1,4 @@
-"""RefusalDetails: what the gateway adds to X's refusal of a write: the field that named the post, why an edit failed.
+"""RefusalDetails: adds to X's refusal of a write which fields named the post, or why an edit failed.
 
 It only explains what X has refused: how long a post can be edited is for X to decide, and may change.
 """

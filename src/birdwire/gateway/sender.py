@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Write:
-    """What is asked for, and what the steps have found out and made. `opened`: every end is recorded from here on."""
+    """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded."""
 
     context: CallContext
     operation: Operation
@@ -43,7 +43,7 @@ class Write:
 
 
 class OperationSender:
-    """The last step of a write: its request leaves for X."""
+    """Sends the request of a write, which is its last step."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class OperationSender:
         self._failpoints = failpoints
 
     async def send(self, write: Write) -> None:
-        """Send the operation when its turn comes, and note what X's answer says of its terms for this app.
+        """Send the operation when its ticket is first, and record whether X allows the operation to this app.
 
         Raises:
             GatewayError: X's refusal, or why X could not be asked.

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 class UploadLimits:
-    """Allows `most` concurrent uploads, `each` of one key, whose bodies take up at most `most_bytes` together.
+    """Allows `max_total` concurrent uploads, `max_each` of one key, whose bodies take up at most `max_bytes` together.
 
-    Bytes are reserved as they arrive, so that a slow sender takes up no more room than it has sent.
+    Space is reserved as bytes arrive, so that a slow sender occupies only as much as it has sent.
     """
 
-    def __init__(self, *, most: int, each: int, most_bytes: int, metrics: Metrics) -> None:
-        self._most = most
-        self._most_each = each
-        self._most_bytes = most_bytes
+    def __init__(self, *, max_total: int, max_each: int, max_bytes: int, metrics: Metrics) -> None:
+        self._max_total = max_total
+        self._max_each = max_each
+        self._max_bytes = max_bytes
         self._metrics = metrics
         self._each: dict[str, int] = {}
         self.running = 0
@@ -32,22 +32,22 @@ class UploadLimits:
             GatewayError: concurrency_exceeded; overloaded, also if the announced bytes do not fit now.
         """
         of_key = self._each.get(key_id, 0)
-        if of_key >= self._most_each:
+        if of_key >= self._max_each:
             self._metrics.add("birdwire_calls_shed_total", "key")
-            raise GatewayError("concurrency_exceeded", detail=f"at most {self._most_each} may send files at a time")
-        if self.running >= self._most or self.bytes + announced > self._most_bytes:
+            raise GatewayError("concurrency_exceeded", detail=f"at most {self._max_each} may send files at a time")
+        if self.running >= self._max_total or self.bytes + announced > self._max_bytes:
             raise self._shed()
         self._each[key_id] = of_key + 1
         self.running += 1
         return Upload(self, key_id)
 
     def reserve(self, size: int) -> None:
-        """Reserve room for bytes that have arrived.
+        """Reserve space for bytes that have arrived.
 
         Raises:
             GatewayError: overloaded.
         """
-        if self.bytes + size > self._most_bytes:
+        if self.bytes + size > self._max_bytes:
             raise self._shed()
         self.bytes += size
 
@@ -65,7 +65,7 @@ class UploadLimits:
 
 
 class Upload:
-    """One upload's slot, and the room that its body takes up."""
+    """One upload's slot, and the space that its body takes up."""
 
     __slots__ = ("_bytes", "_key_id", "_uploads")
 
@@ -75,7 +75,7 @@ class Upload:
         self._bytes = 0
 
     def take(self, size: int) -> None:
-        """Reserve room for more bytes of the body.
+        """Reserve space for more bytes of the body.
 
         Raises:
             GatewayError: overloaded.
@@ -84,5 +84,5 @@ class Upload:
         self._bytes += size
 
     def close(self) -> None:
-        """Release the slot and the room."""
+        """Release the slot and the space."""
         self._uploads.end(self._key_id, self._bytes)

@@ -1,6 +1,6 @@
 """Writes: one operation as one list of named steps, from its fields to an outcome in the journal.
 
-It takes no HTTP body: whoever runs an operation hands over its fields and files. A step may refuse, by raising a
+It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 """
 
@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 class Writes:
-    """Runs operations of linked accounts. `steps` is the order in which each of them goes."""
+    """Runs operations of linked accounts. Each operation goes through `steps`, in their order."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Writes:
     async def perform(
         self, context: CallContext, operation: Operation, fields: Mapping[str, Any], files: Sequence[Part] = ()
     ) -> Answer:
-        """Carry out one operation and return X's answer, which the journal has by then.
+        """Carry out one operation, and return X's answer once the journal has recorded it.
 
         Raises:
             GatewayError: why it was not carried out, or that its outcome is unknown.
@@ -107,29 +107,29 @@ class Writes:
                 raise
             raise await write.record.failed(refusal) from None
         await write.record.confirmed(operation.status, write.data)
-        # X's answer is passed on even if it is not what was asked for; the log line says so.
+        # X's answer is passed on even if it is not what was asked for; the log line records that.
         if any(write.data.get(name) != value for name, value in operation.expect.items()):
             context.call.note["unexpected"] = True
         return Answer.of({"data": write.data}, operation.status)
 
     def _refusal_of(self, write: Write, error: Exception) -> GatewayError | None:
-        """Return the refusal that a failed step amounts to in the journal; None if nothing is to be recorded."""
+        """Return the refusal to record for a failed step; None if the write has no record."""
         if not write.opened:
             return None
         if isinstance(error, GatewayError):
             return error
         if isinstance(error, StorageDownError) and not write.record.started:
-            # Files may be at X by now, where nobody sees them.
+            # X may have uploaded files by now, but no post shows them.
             return GatewayError("storage_unavailable", half="nothing was published")
         if not write.record.started:
             return None
-        # X may have carried the write out, so "try again" would be wrong, even after a bug of ours.
+        # X may have carried the write out, so "try again" would be wrong, even after a bug of the gateway.
         if not isinstance(error, StorageDownError):
             self._telemetry.crash(write.context.call.request_id, error)
         return GatewayError("outcome_unknown", outcome="unknown")
 
     def _check_action(self, write: Write) -> None:
-        """Check that the key may do this: not every runner has admitted a call for this very operation."""
+        """Check that the key is allowed the operation: the call may have been admitted for another action."""
         check_action(write.context.key, write.operation.name)
 
     def _check_body(self, write: Write) -> None:
@@ -143,7 +143,7 @@ class Writes:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
 
     def _check_windows(self, write: Write) -> None:
-        """Check X's windows before the write costs one of the key's day."""
+        """Refuse a write that X's rate windows do not allow, before it counts against the key's daily cap."""
         self._clients.windows.check(write.operation.endpoint, write.session.user_id)
 
     def _spend_write(self, write: Write) -> Awaitable[None] | None:

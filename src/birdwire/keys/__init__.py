@@ -2,7 +2,7 @@
 
 Owns the keys of a database and their secrets, the rules of a key (actions, addresses, expiry, daily cap, account), the
 cache of keys with its invalidation, the limit of calls per minute, alone or shared through Redis, and the limit of
-look-ups that guesses may cause.
+lookups that guesses may cause.
 
 Must never store or log a secret: it keeps a SHA-256 and the last four characters. Must never call X, nor decide
 anything about an account's link beyond what the key allows. Must never answer a call from a cache that the change feed

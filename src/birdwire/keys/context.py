@@ -38,7 +38,7 @@ class RouteRules:
 
 
 class Upload(Protocol):
-    """The slot and the room that the files of a call take up."""
+    """The slot and the space that the files of a call take up."""
 
     def close(self) -> None:
         """Release both."""
@@ -46,10 +46,11 @@ class Upload(Protocol):
 
 @dataclass(slots=True)
 class CallContext:
-    """One call and what is known of it so far. What the log line states stands in `call.note`.
+    """One call and what is known of it so far. The fields of its log line are in `call.note`.
 
-    `key` is set once the call is `admitted`. `headers` are added to whatever answers the call. `relayed`: the call came
-    in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is what its files take up.
+    `key` is set once the call is `admitted`. `headers` are added to whichever answer the call gets. `relayed`: the call
+    came in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is the slot and the space that
+    its files take up.
     """
 
     call: Call

@@ -1,6 +1,6 @@
-"""Limits database look-ups of secrets that this process has not seen before, by the caller's address.
+"""Limits database lookups of secrets that this process has not seen before, by the caller's address.
 
-A valid secret is never refused: addresses over their allowance share one batched look-up.
+A valid secret is never refused: addresses over their allowance share one batched lookup.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
 
 MAX_FAILURES_PER_MINUTE = 60
-"""Failed look-ups that an address may make directly: this many in a burst, and one more each second."""
+"""Failed lookups that an address may make directly: this many in a burst, and one more each second."""
 
 ROUND_INTERVAL_S = 0.2
-"""Time between two shared look-ups: five per second in total, one statement each, on one reader."""
+"""Time between two shared lookups: five per second in total, one statement each, on one reader."""
 
 MAX_ADDRESSES = 10_000
 MAX_WAITING = 1_000
@@ -33,7 +33,7 @@ Find = Callable[[Sequence[bytes]], Awaitable[Mapping[bytes, Row]]]
 
 @dataclass(slots=True)
 class _Allowance:
-    """A token bucket: `left` look-ups as of `at`."""
+    """A token bucket: `left` lookups as of `at`."""
 
     at: float
     left: float = MAX_FAILURES_PER_MINUTE
@@ -44,10 +44,10 @@ def _always(_: object) -> bool:
 
 
 class GuessLimiter:
-    """Limits what guessing costs. A look-up that finds a valid secret is free; one that does not counts.
+    """Limits the cost of guesses. A lookup that finds a valid secret is free; one that does not counts.
 
     An address over its allowance is not refused outright, since it may be a proxy with valid callers behind it: its
-    look-ups wait for the next round, which looks up all waiting secrets together. The cost to the database is the
+    lookups wait for the next round, which looks up all waiting secrets together. The cost to the database is the
     number of statements, so a valid secret is found within a second however many invalid ones wait with it.
     """
 
@@ -83,7 +83,7 @@ class GuessLimiter:
         return row
 
     async def close(self) -> None:
-        """Stop the rounds and cancel every waiting look-up."""
+        """Stop the rounds and cancel every waiting lookup."""
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.gather(self._rounds, return_exceptions=True)
@@ -109,7 +109,7 @@ class GuessLimiter:
         """Wait for the next round and return the row that it found.
 
         Raises:
-            GatewayError: auth_failures: too many look-ups are waiting.
+            GatewayError: auth_failures: too many lookups are waiting.
         """
         future: asyncio.Future[Row | None] | None = self._waiting.get(find, {}).get(secret_hash)
         if future is None:
@@ -123,7 +123,7 @@ class GuessLimiter:
         return found
 
     async def _run(self) -> None:
-        """Do one look-up per round, of one kind of secret, round-robin, until no look-up is waiting."""
+        """Do one lookup per round, of one kind of secret, round-robin, until no lookup is waiting."""
         while self._waiting:
             await asyncio.sleep(self._round_s)
             find = next(iter(self._waiting))

@@ -28,13 +28,13 @@ PHRASES = {
     "user/last_tweets": "read posts",
     "user/search": "search for users",
 }
-"""Each operation and look-up, as it reads after "may"."""
+"""Each operation and lookup, as it reads after "may"."""
 
 IMPLIED = {row.name: row.opposite for row in OPERATIONS if row.name.startswith("un")} | {"upload_media": "post_twitter"}
 """Actions that are left out where the action that implies them is listed."""
 
 SCOPES = {row.name: row.scopes for row in OPERATIONS} | {row.name: row.scopes for row in LOOKUPS}
-"""The OAuth scopes that each operation and look-up needs."""
+"""The OAuth scopes that each operation and lookup needs."""
 
 _WRITES = frozenset(row.name for row in OPERATIONS)
 
@@ -42,7 +42,7 @@ _WRITES = frozenset(row.name for row in OPERATIONS)
 def describe(rules: KeyRules, reads: Collection[str], scopes: Collection[str] | None = None) -> str:
     """Return what a key may do on X, such as `like posts and post, up to 50 actions a day, until 1 March 2027`.
 
-    `reads` are the look-ups that this gateway offers. `scopes` are those that the account's owner granted, if they are
+    `reads` are the lookups that this gateway offers. `scopes` are those that the account's owner granted, if they are
     known: an action that needs another scope is left out. Returns an empty text if no action is left.
     """
     actions = [

@@ -95,7 +95,7 @@ class Keys:
         """Return the live key of a secret that a caller at the address `peer` sent.
 
         Raises:
-            GatewayError: key_malformed (without a look-up), key_unknown, key_revoked, key_expired, mode_mismatch.
+            GatewayError: key_malformed (without a lookup), key_unknown, key_revoked, key_expired, mode_mismatch.
             GatewayError: auth_failures: the key is unknown, and the address sent too many unknown keys.
         """
         # No key is longer, so a longer text is not even hashed.

@@ -59,7 +59,7 @@ def raw_key_of(call: Call) -> str | None:
 
 
 def check_form(raw_key: str) -> None:
-    """Check a key's form and checksum, without a database look-up.
+    """Check a key's form and checksum, without a database lookup.
 
     Raises:
         GatewayError: key_malformed.

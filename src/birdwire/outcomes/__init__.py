@@ -1,6 +1,6 @@
 """What became of each write: the journal, idempotency, and the reconciliation of lost posts.
 
-The protocol of a write, for an operation that must never be sent twice (a repeatable one skips steps 3 and 4):
+Owns the protocol of a write, for an operation that must never be sent twice (a repeatable one skips steps 3 and 4):
 
 1. `Idempotency.attempt` stores the name (the Idempotency-Key, or one that Birdwire makes) in state `started`, with this
    process as its owner. If the name is held, the earlier call's answer is replayed, or the call is refused.
@@ -12,9 +12,9 @@ The protocol of a write, for an operation that must never be sent twice (a repea
 6. `Record.confirmed` or `Record.failed` stores the state: `confirmed`, `refused`, `not_sent`, or `unknown`.
 7. The end of the attempt stores a final answer, releases a name that may be used again, or marks it as unknown.
 
-A crash leaves a row in `started`. `ProcessLeases` tells when its process is dead; the `Reconciler` then marks the row
-as `unknown`, searches the account's timeline for the post, and settles it as `found` or `not_found`. Exactly-once
-delivery is impossible without support from X; this is the strongest guarantee available.
+A crash leaves a row in `started`. `ProcessLeases` determines whether its process is dead; the `Reconciler` then marks
+the row as `unknown`, searches the account's timeline for the post, and settles it as `found` or `not_found`.
+Exactly-once delivery is impossible without support from X; this is the strongest guarantee available.
 
 Must never send a write, repeat one whose outcome is unknown, or store the text of a post unencrypted.
 

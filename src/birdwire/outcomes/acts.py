@@ -27,11 +27,11 @@ _LEVELS: dict[str, Level] = {"link.undone": "warning"}
 class ActLog:
     """Logs each act that is committed while this gateway runs, once, whichever process committed it."""
 
-    def __init__(self, database: Database, recall: KeyCache, telemetry: Telemetry) -> None:
+    def __init__(self, database: Database, cache: KeyCache, telemetry: Telemetry) -> None:
         self._database = database
-        self._recall = recall
+        self._cache = cache
         self._telemetry = telemetry
-        self._turn = -1
+        self._epoch = -1
         self._logged: set[int] = set()
         self._last = 0
 
@@ -44,8 +44,8 @@ class ActLog:
 
     async def round(self) -> None:
         """Log new acts, if the change feed has reported a change since the last round."""
-        turn = self._recall.poll()
-        if turn == self._turn:
+        epoch = self._cache.poll()
+        if epoch == self._epoch:
             return
         async with self._database.read() as connection:
             rows = await store.after(connection, self._last - OVERLAP, MAX_READ)
@@ -55,7 +55,7 @@ class ActLog:
         self._logged = {row.number for row in rows}
         self._last = max(self._logged, default=0)
         if len(rows) < MAX_READ:
-            self._turn = turn
+            self._epoch = epoch
 
     async def close(self) -> None:
         """Log what was committed since the last round."""

@@ -210,8 +210,8 @@ class Idempotency:
     async def _from_journal(self, row: store.NameRow, started: dict[str, Any], *, runs: bool) -> Answer | None:
         """Answer from the journal: no stored answer can be read, and the call must not simply be repeated.
 
-        A call with a stored answer has finished. If the journal does not know it, its outcome is unknown, even where
-        repeating it does no harm by itself: it would undo an opposite call that has come since.
+        A call with a stored answer has finished. If the journal does not know it, its outcome is unknown, even if
+        it is safe to repeat: a repetition could undo an opposite call that came later.
         """
         known = await self._journal.find(row.request_id)
         state = None if known is None else known.state
@@ -287,7 +287,7 @@ class Idempotency:
                 pass
             else:
                 return
-        # Until `tidy` corrects it, the row says that the call runs, which is safe.
+        # Until `tidy` corrects it, the row states that the call runs, which is safe.
         if len(self._late) < MAX_LATE:
             self._late[call] = values
 

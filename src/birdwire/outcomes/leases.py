@@ -1,8 +1,8 @@
 """Process leases and heartbeats: they distinguish a running call from one that a crash interrupted.
 
-Each process renews a lease; one whose lease expired counts as dead. It may only be slow: so a process that takes over
-its call must leave a mark, which the slow process checks before it sends anything. `certain` tells a process that its
-lease cannot have expired, so that it may skip this check.
+Each process renews a lease; one whose lease expired counts as dead. Such a process may be merely slow, so a process
+that takes over its call must leave a mark, which the slow process checks before it sends anything. A process may skip
+this check while its lease cannot have expired (`certain`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Judges whether a post in an account's timeline is one that was asked for. Pure: it asks X nothing."""
+"""Decides whether a post in an account's timeline is one that was asked for. Sends nothing to X."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Signature(NamedTuple):
 
     def matches(self, post: TimelinePost) -> bool:
         """Return whether a post of the timeline has this signature."""
-        # An edit replies to and quotes what its first version did.
+        # An edit keeps the reply and the quote of the first version, so they need not be compared.
         if self.edit is not None:
             return self.edit in post.history[:-1] and self.text == _text_of(post, reply=False, quote=None)
         replies, quotes = post.references("replied_to"), post.references("quoted")
         same = self.reply in replies if self.reply else not replies
-        # A link to a post in the text quotes that post, too, so a quote that was not asked for is no difference.
+        # A link to a post in the text quotes that post, too: an unexpected quote does not count as a difference.
         same = same and (self.quote in quotes if self.quote else True)
         return same and self.text == _text_of(post, reply=self.reply is not None, quote=self.quote)
 
@@ -65,7 +65,7 @@ class LostPost:
 
 
 def match(lost: Sequence[LostPost], posts: Sequence[TimelinePost]) -> dict[str, TimelinePost | None]:
-    """Return which post is which lost one's, by request id; None where several could be, no entry where none is.
+    """Return the timeline's post for each lost one, by request id: None if several match, no entry if none does.
 
     Posts with the same signature are assigned in the order of time, if there are as many of them as lost rows.
     """
@@ -106,7 +106,7 @@ def normalized(text: str, *, reply: bool = False) -> str:
 
 def _text_of(post: TimelinePost, *, reply: bool, quote: str | None) -> str:
     """Return a post's normalized text: X's short links become the original ones, and links that X added are removed."""
-    # A long text is cut in `text`, and whole in the note.
+    # X truncates a long text in `text`; the note holds all of it.
     note = post.note_tweet or post.note_post
     text, entities = _unescaped(str(note.get("text", post.text))), note.get("entities", post.entities)
     urls = entities.get("urls") if isinstance(entities, dict) else None

@@ -57,7 +57,7 @@ MAX_ROWS, MAX_PAGES, MAX_KEYS, MAX_CONCURRENT = 1_000, 20, 3, 8
 class Read:
     """What was read of a timeline: the posts that no row has yet, back to `since`; or why nothing was read.
 
-    `skew`: how far X's clock was assumed to be ahead of ours.
+    `skew`: how far X's clock was assumed to be ahead of this one.
     """
 
     skew: timedelta | None = None
@@ -173,8 +173,9 @@ class Reconciler:
             due = [row for row in rows if row.state is State.UNKNOWN and row.due_at is not None and row.due_at <= now]
             if due:
                 read = await self._read(user_id, due)
-                # Whatever X shows was started before it was read, so it has a row by now: its own, not a lost one's. In
-                # this order: a post that is answered between these two queries is known by the second.
+                # A post that X shows was started before the timeline was read, so by now it has a row, with the post's
+                # id if X's answer arrived. The open rows are read first: if an answer arrives between the two queries,
+                # the second one finds its id.
                 async with self._database.read() as connection:
                     rows = await store.open_of(connection, user_id, MAX_ROWS)
                     known = await store.made(connection, [post.id for post in read.posts])

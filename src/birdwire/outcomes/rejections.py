@@ -1,4 +1,4 @@
-"""Calls that Birdwire itself refused: the newest ones of each key, in the memory of one process, so that it can ask."""
+"""Calls that Birdwire itself refused: the newest ones of each key, in memory, so that callers can ask for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_KEYS = 256
 MAX_PER_KEY = 16
-"""Refusals of one key. Older ones are evicted, so that a key that is refused endlessly takes no more memory."""
+"""Refusals of one key. Older ones are evicted, so that the memory for a key that is refused endlessly is bounded."""
 
 
 class Rejections:
@@ -25,7 +25,7 @@ class Rejections:
         self._keys: OrderedDict[str, deque[JournalRow]] = OrderedDict()
 
     def add(self, call: Call, error: GatewayError) -> None:
-        """Record a refusal, unless X refused the call, the call may have reached X, or no key may ask for it."""
+        """Record a refusal, unless X refused the call, the call may have reached X, or its key is not known."""
         key_id = call.note.get("key_id")
         if key_id is None or error.upstream is not None or error.outcome != "not_sent":
             return

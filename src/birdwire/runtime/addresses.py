@@ -13,7 +13,7 @@ def subscriber(address: Address) -> int | Address:
 
 
 def subscriber_of(peer: str) -> str:
-    """Return the name of the subscriber that a peer's address counts for; text that is no address names itself."""
+    """Return the name of the subscriber that a peer counts for: for text that is not an IP address, the text itself."""
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 
 class Clock:
-    """Tells the time of day (`now`) and measures durations (`monotonic`, which never goes back)."""
+    """Returns the time of day (`now`) and measures durations (`monotonic`, which never goes back)."""
 
     def now(self) -> datetime:
         """Return the time of day, aware, in UTC."""

@@ -1,4 +1,4 @@
-"""Slots: at most so many holders at a time. The others wait in order of arrival, and only until their deadline."""
+"""Slots: a bounded number of concurrent holders. The others wait in order of arrival, and only until their deadline."""
 
 from __future__ import annotations
 

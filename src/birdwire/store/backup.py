@@ -136,7 +136,7 @@ async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
 
 
 async def count_gateways(connection: AsyncConnection) -> int:
-    """Return how many other gateways are connected to this PostgreSQL database; for an SQLite file, its lock tells."""
+    """Return how many other gateways use this PostgreSQL database; 0 for an SQLite file, which has a lock instead."""
     if connection.dialect.name == "sqlite":
         return 0
     query = text(

@@ -59,7 +59,7 @@ class Database:
         """Return one transaction: when the block ends, all its changes are on the disk, or none.
 
         If the response to COMMIT is lost, the outcome is looked up before the block ends, so the error below means that
-        nothing was changed. Only if the database stays unreachable during that look-up (about ten seconds) can the
+        nothing was changed. Only if the database stays unreachable during that lookup (about ten seconds) can the
         change exist despite the error; a caller that must know reads the row or the generation again.
 
         Raises:

@@ -32,7 +32,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class StoreError(Exception):
-    """Raised when the database cannot be used as it is. The text says why and what to do, and is safe to show."""
+    """Raised when the database cannot be used as it is. The text states why and what to do, and is safe to show."""
 
 
 class StorageDownError(Exception):

@@ -2,8 +2,8 @@
 
 Owns the OpenAPI document, the pages and texts for people and agents, and the reference in docs/reference.
 
-Must never decide anything: it describes what the tables of the other packages say (operations, errors, settings,
-metrics), and nothing here changes what a call does. Must never read the store.
+Must never decide anything: it describes the tables of the other packages (operations, errors, settings, metrics), and
+nothing here changes what a call does. Must never read the store.
 
 Read in this order: `openapi` (the document, its parts in `endpoints`, `schemas`, `responses`), `site` (what is served
 about the gateway), `reference` (what `make docs` writes).

@@ -1,4 +1,4 @@
-"""docs/reference as Markdown: calls, refusals, settings. `make docs` writes it, by running this module."""
+"""Writes docs/reference as Markdown: calls, refusals, settings, metrics. `make docs` runs this module."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MADE = "<!-- Generated from the code by `make docs`. Do not edit. -->"
 
 
 def pages() -> dict[str, str]:
-    """Every file of the reference: name -> text."""
+    """Return every file of the reference: its text, by name."""
     return {
         "operations.md": _operations(),
         "errors.md": _errors(),
@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
 
 
 def write(directory: Path) -> None:
-    """Write the reference."""
+    """Write the reference into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (directory / name).write_text(text, encoding="utf-8")

@@ -269,10 +269,10 @@ async def _link(say: Output, link: _OverHttp | Linking, body: dict[str, Any], *,
     Raises:
         Stop: the link was refused, or was not approved and confirmed in time.
     """
-    begun = await link.start(body)
-    page = printable(begun.get("auth_url"), 4_000)
+    started = await link.start(body)
+    page = printable(started.get("auth_url"), 4_000)
     if not waits:
-        say.result(begun, page)
+        say.result(started, page)
         return
     say.lines("Open this page in a browser and allow access:\n", page, "")
     ends_at, approved, told = time.monotonic() + WAIT_S, False, False

@@ -1,4 +1,4 @@
-"""Look-ups of users and posts, timelines and search. Read-only; a missing resource is a 200 with errors, as at X."""
+"""Lookups of users and posts, timelines and search. Read-only; a missing resource is a 200 with errors, as at X."""
 
 from __future__ import annotations
 

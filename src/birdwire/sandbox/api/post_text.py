@@ -51,7 +51,7 @@ def shortened(text: str) -> str:
 
 
 def displayed(text: str) -> str:
-    """Return the text as look-ups show it: with short links, and `&`, `<`, `>` escaped."""
+    """Return the text as lookups show it: with short links, and `&`, `<`, `>` escaped."""
     return html.escape(shortened(text), quote=False)
 
 

@@ -134,7 +134,7 @@ async def find(connection: AsyncConnection, secret_hash: bytes) -> FoundKey | No
 
 
 async def find_all(connection: AsyncConnection, secret_hashes: Sequence[bytes]) -> dict[bytes, FoundKey]:
-    """Return the keys whose secrets have these hashes, by hash, in one look-up."""
+    """Return the keys whose secrets have these hashes, by hash, in one lookup."""
     query = select(api_keys, api_secrets.c.secret_hash, api_secrets.c.dies_at).join(api_secrets)
     rows = await connection.execute(query.where(api_secrets.c.secret_hash.in_(secret_hashes)))
     return {secret_hash: FoundKey(KeyRow(*key), secret_hash, dies_at) for *key, secret_hash, dies_at in rows}

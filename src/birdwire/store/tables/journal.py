@@ -79,7 +79,7 @@ RECONCILED = frozenset(state for state, meaning in STATES.items() if meaning.rec
 """The search for a lost write ended with a verdict."""
 
 RESENDABLE = NOT_APPLIED - RECONCILED
-"""The caller was told that X did not do it, so the same Idempotency-Key may be used for another attempt."""
+"""The response reported that X did not do it, so the same Idempotency-Key may be used for another attempt."""
 
 
 class Why(StrEnum):

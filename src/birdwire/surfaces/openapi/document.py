@@ -1,4 +1,4 @@
-"""The gateway's OpenAPI 3.1 document, made from the endpoints and PROBLEMS; promises no more than the code keeps."""
+"""The gateway's OpenAPI 3.1 document, built from the endpoints and PROBLEMS; it promises only what the code keeps."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "what": "post_twitter",
     "why": "X has not yet reported which account approved it",
 }
-"""What examples of refusals say where the true ones say what happened."""
+"""Values of the placeholders in examples of refusals."""
 
 _INTRODUCTION = """\
 A self-hosted gateway through which an app or an AI agent acts on X for a person, with one API key.
@@ -152,15 +152,15 @@ form is listed below, because new clients do not need it."""
 
 
 def document(settings: Settings) -> dict[str, Any]:
-    """The whole document of a gateway with these settings."""
+    """Return the document of a gateway with these settings."""
     listed = endpoints(settings)
     paths: dict[str, Any] = {}
     shared = _Shared()
     for endpoint in listed:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, shared)
     text = _INTRODUCTION.format(api=API, error="`Error`", window=WINDOW_S)
-    taken = [endpoint.takes for endpoint in listed if _has_body(endpoint) and not endpoint.files]
-    said = [endpoint.answer for endpoint in listed if endpoint.answer is not None]
+    requests = [endpoint.takes for endpoint in listed if _has_body(endpoint) and not endpoint.files]
+    answers = [endpoint.answer for endpoint in listed if endpoint.answer is not None]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -188,7 +188,7 @@ def document(settings: Settings) -> dict[str, Any]:
                     "description": "A Birdwire API key, bw_live_… or bw_test_….",
                 }
             },
-            "schemas": components(taken, said, offered_scopes(settings), settings.base_url),
+            "schemas": components(requests, answers, offered_scopes(settings), settings.base_url),
             "headers": shared.headers,
             "responses": shared.responses,
         },
@@ -196,7 +196,7 @@ def document(settings: Settings) -> dict[str, Any]:
 
 
 def by_status(reasons: Iterable[str]) -> dict[int, list[str]]:
-    """Reasons in their order, by the status that they have."""
+    """Return the reasons by their status, in their order."""
     found: dict[int, list[str]] = {}
     for reason in dict.fromkeys(reasons):
         found.setdefault(PROBLEMS[reason].status, []).append(reason)
@@ -204,7 +204,7 @@ def by_status(reasons: Iterable[str]) -> dict[int, list[str]]:
 
 
 class _Shared:
-    """Headers and responses by reference: each stands once in the document."""
+    """Headers and responses by reference: each occurs once in the document."""
 
     def __init__(self) -> None:
         self.headers: dict[str, Any] = {}
@@ -248,7 +248,7 @@ class _Shared:
 def _narrowed(reasons: list[str]) -> dict[str, Any]:
     """Return the schema of an error with one of these reasons.
 
-    Generators of clients follow the reference and ignore what stands next to it, so that they make one type of error.
+    Client generators follow the reference and ignore the keywords next to it, so that they generate one type of error.
     """
     problems = [PROBLEMS[reason] for reason in reasons]
     narrowed = fixed(
@@ -316,7 +316,7 @@ _IDEMPOTENCY_KEY = {
 
 
 def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """A query's parameters, each at most once."""
+    """Return a query's parameters."""
     schema = components([endpoint.takes], [])[endpoint.takes.__name__]
     return [
         {
@@ -372,7 +372,7 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
     content = {"application/json": media | {"examples": examples}}
     if endpoint.form:
         content["application/x-www-form-urlencoded"] = media
-    # A post needs something in it, though no one field is required.
+    # A post must not be empty, though no single field is required.
     return {"required": required or endpoint.operation_id == "postTwitter", "content": content}
 
 

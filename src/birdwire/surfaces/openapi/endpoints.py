@@ -1,4 +1,4 @@
-"""What is answered where, for readers: one Endpoint for each path and method, and why it may refuse. Serves none."""
+"""Describes each path and method as an Endpoint, with every reason for which it may refuse. Serves none of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
 from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
-from birdwire.surfaces.openapi.responses import Said
+from birdwire.surfaces.openapi.responses import Response
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS, Lookup
 from birdwire.x.catalog.operations import OPERATIONS, Operation
@@ -33,7 +33,7 @@ EDGE = (
     *("http_malformed", "duplicate_header", "host_not_allowed", "request_timeout", "body_too_large", "uri_too_long"),
     *("headers_too_large", "internal", "overloaded"),
 )
-"""Why any request may be refused, whatever it asks for."""
+"""Reasons for which any request may be refused."""
 
 KEYED = (
     *("key_missing", "key_in_query", "key_malformed", "key_unknown", "key_revoked", "key_expired", "mode_mismatch"),
@@ -50,7 +50,7 @@ UPSTREAM = (
     *("x_usage_capped", "x_spend_cap", "x_unreachable", "x_tls", "x_5xx", "x_timeout", "x_reply_malformed"),
     *("x_endpoint_gone", "x_client_credentials", "x_session_expired", "x_tier_lacks_action", "user_not_found"),
 )
-"""What a call to X may bring."""
+"""Reasons that a call to X may have."""
 
 LINKED = (
     *("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", "x_breaker_open"),
@@ -96,7 +96,7 @@ BEYOND_SCHEMA: dict[str, dict[str, str]] = {
         "x_invalid_request": "`cursor` must be one that an earlier page returned",
     },
 }
-"""Rules that no schema can say, by operation: why a request that fits the schema is still refused with 400."""
+"""Rules that a schema cannot express, by operation and reason: a request that fits the schema may still get 400."""
 
 _ENTERPRISE = {
     "always": " Since 2026-04-20, X requires Enterprise access for this: expect 403 x_tier_lacks_action without it.",
@@ -156,15 +156,23 @@ POST_EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
-    """Everything that a gateway with these settings answers; the aliases of older clients are left out."""
+    """Return every endpoint of a gateway with these settings, without the aliases for older clients."""
     relay = settings.relay_dialect
     acting = [_acting(row, relay=relay) for row in OPERATIONS]
     reading = [_reading(row) for row in LOOKUPS if row.name in settings.offered_reads]
-    return (*_linking(relay=relay), *acting, _outcome(), *reading, *_about(), *_measured(settings))
+    return (
+        *_linking(relay=relay),
+        *_linking_in_browser(),
+        *acting,
+        _outcome(),
+        *reading,
+        *_about(),
+        *_measured(settings),
+    )
 
 
 def fields(model: type[BaseModel]) -> Iterator[tuple[str, bool]]:
-    """The fields of a model at any depth, and whether each is required."""
+    """Yield the fields of a model at any depth, and whether each is required."""
     for name, info in model.model_fields.items():
         yield name, info.is_required()
         for option in (info.annotation, *getattr(info.annotation, "__args__", ())):
@@ -224,20 +232,20 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
 
 
 def _wrapped(model: type[XData]) -> type[BaseModel]:
-    """The model below `data`, as every operation answers it: what has a default when X is read is always said."""
-    said: dict[str, Any] = {
+    """Return the model under `data`, as every operation answers. Fields that X may omit are always present."""
+    members: dict[str, Any] = {
         name: (info.annotation, Field(description=info.description, pattern=_pattern(info.metadata)))
         for name, info in model.model_fields.items()
     }
-    inner = create_model(model.__name__, __base__=Said, __doc__=model.__doc__, **said)
-    return create_model(f"{model.__name__}Data", __base__=Said, __doc__=model.__doc__, data=(inner, ...))
+    inner = create_model(model.__name__, __base__=Response, __doc__=model.__doc__, **members)
+    return create_model(f"{model.__name__}Data", __base__=Response, __doc__=model.__doc__, data=(inner, ...))
 
 
 def _pattern(metadata: list[Any]) -> str | None:
     return next((item.pattern for item in metadata if hasattr(item, "pattern")), None)
 
 
-_READ_ANSWERS: dict[str, type[Said]] = {
+_READ_ANSWERS: dict[str, type[Response]] = {
     "user/info": responses.UserInfo,
     "user/last_tweets": responses.Timeline,
     "user/search": responses.Users,
@@ -336,6 +344,11 @@ def _linking(*, relay: bool) -> tuple[Endpoint, ...]:
             keyed=True,
             examples={"Unlink": {}},
         ),
+    )
+
+
+def _linking_in_browser() -> tuple[Endpoint, ...]:
+    return (
         Endpoint(
             "GET",
             OAUTH_CALLBACK,
@@ -393,7 +406,7 @@ def _about() -> tuple[Endpoint, ...]:
 
 
 def _measured(settings: Settings) -> tuple[Endpoint, ...]:
-    """The metrics, if they are answered on the main port."""
+    """Return the metrics, if they are answered on the main port."""
     if not settings.metrics_inside:
         return ()
     words = "For the operator's Prometheus. Requires the metrics token as a Bearer token."

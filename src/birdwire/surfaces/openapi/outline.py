@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A field of a body, a query or an answer: its dotted name, its form in words, what it means."""
+    """A field of a body, a query or an answer: its dotted name, its form in words, its meaning."""
 
     name: str
     form: str
@@ -36,7 +36,7 @@ class Listed:
 
     @property
     def anchor(self) -> str:
-        """Where it stands on a page."""
+        """Return the name of its place on a page."""
         return re.sub(r"[^A-Za-z0-9_]+", "-", self.path).strip("-")
 
 
@@ -50,10 +50,10 @@ class Section:
 
 
 def outline(document: dict[str, Any]) -> list[Section]:
-    """The document's calls, by tag, in its order."""
-    book = _Book(document)
+    """Return the document's calls, by tag, in its order."""
+    resolved = _Resolved(document)
     listed = [
-        (operation["tags"][0], book.call(path, method, operation))
+        (operation["tags"][0], resolved.call(path, method, operation))
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
@@ -63,8 +63,8 @@ def outline(document: dict[str, Any]) -> list[Section]:
     ]
 
 
-class _Book:
-    """A document whose references are followed."""
+class _Resolved:
+    """A document with its references resolved."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
@@ -136,7 +136,7 @@ class _Book:
         return found
 
     def _inner(self, schema: Any) -> dict[str, Any]:
-        """The object that a schema is about: itself, or a list's item."""
+        """Return the object that a schema describes: itself, or the item of a list."""
         if not isinstance(schema, dict):
             return {}
         schema = self._followed(schema)
@@ -155,13 +155,13 @@ class _Book:
         if "enum" in schema:
             words.append("one of " + ", ".join(str(option) for option in schema["enum"] if option is not None))
         words += [schema["pattern"]] if "pattern" in schema else []
-        for least, most, unit in (
+        for lower, upper, unit in (
             ("minimum", "maximum", ""),
             ("minLength", "maxLength", " characters"),
             ("minItems", "maxItems", " items"),
         ):
-            if most in schema:
-                words.append(f"{schema.get(least, 0)} to {schema[most]}{unit}")
+            if upper in schema:
+                words.append(f"{schema.get(lower, 0)} to {schema[upper]}{unit}")
         return ", ".join(words)
 
     def _reasons(self, response: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The answers that are not X's own data, as models: for the documents, and checked against true answers by tests."""
+"""Models of the answers that are not X's own data: for the documents, and checked against real answers by tests."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Why = Literal[
     "restored_backup",
     "undone_by_owner",
 ]
-"""Why a link is over, or may soon be."""
+"""Why a link has ended, or may end soon."""
 
 
-class Said(BaseModel):
+class Response(BaseModel):
     """A response with exactly these members."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Capability(Said):
+class Capability(Response):
     """Whether X last allowed an action that it denies to some apps."""
 
     allowed: bool = Field(description="whether X allowed it for this gateway")
     reason: str | None = Field(description="the reason of X's refusal")
 
 
-class LinkStarted(Said):
+class LinkStarted(Response):
     """A link that waits for the account owner's approval."""
 
     auth_url: str = Field(
@@ -48,7 +48,7 @@ class LinkStarted(Said):
     )
 
 
-class Window(Said):
+class Window(Response):
     """One of X's rate windows."""
 
     limit: int | None = Field(description="number of calls that X allows in the window; null: not reported")
@@ -56,7 +56,7 @@ class Window(Said):
     reset_at: str = Field(description="when the window resets", json_schema_extra={"format": "date-time"})
 
 
-class Attempt(Said):
+class Attempt(Response):
     """The outcome of the most recently started link."""
 
     outcome: Literal["open", "approved", "refused", "expired", "undone"] = Field(
@@ -69,7 +69,7 @@ class Attempt(Said):
     )
 
 
-class LinkStatus(Said):
+class LinkStatus(Response):
     """The account linked to the key. Without a link, the members that describe one are null."""
 
     linked: bool = Field(description="whether an account is linked, in any state")
@@ -108,7 +108,7 @@ class LinkStatus(Said):
         "hours)"
     )
     limits: dict[str, dict[str, Window]] | None = Field(
-        description="X's limits for the account, as last reported by X, by operation or look-up and by window: 15m, "
+        description="X's limits for the account, as last reported by X, by operation or lookup and by window: 15m, "
         "24h, and 24h_app for the limit that all accounts of the X app share. Windows that X has not reported are "
         "absent"
     )
@@ -122,13 +122,13 @@ class LinkStatus(Said):
     )
 
 
-class Unlinked(Said):
+class Unlinked(Response):
     """No account is linked any more."""
 
     linked: Literal[False] = Field(description="always false")
 
 
-class Request(Said):
+class Request(Response):
     """The outcome of a write. Unknown members are null."""
 
     request_id: str = Field(description="the X-Request-Id of the call")
@@ -152,13 +152,13 @@ class Request(Said):
     cost_usd: float | None = Field(description="estimate of what X bills for the write, in US dollars")
 
 
-class UnlinkedData(Said):
+class UnlinkedData(Response):
     """The response to an unlink or an undo."""
 
     data: Unlinked
 
 
-class CallbackDone(Said):
+class CallbackDone(Response):
     """The result of the callback."""
 
     linked: Literal[True] = Field(description="always true")
@@ -169,13 +169,13 @@ class CallbackDone(Said):
     username: str | None = Field(description="the username of the X account, if known")
 
 
-class CallbackData(Said):
+class CallbackData(Response):
     """The callback's response to clients that ask for JSON."""
 
     data: CallbackDone
 
 
-class UserShown(Said):
+class UserShown(Response):
     """A user. Members that X does not report are omitted."""
 
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
@@ -191,14 +191,14 @@ class UserShown(Said):
     statusesCount: int = Field(0, description="number of posts")  # noqa: N815 - the same
 
 
-class UserInfo(Said):
+class UserInfo(Response):
     """The response of user/info."""
 
     status: Literal["success"]
     data: UserShown
 
 
-class Author(Said):
+class Author(Response):
     """The author of a post."""
 
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
@@ -206,7 +206,7 @@ class Author(Said):
     name: str = Field(description="the display name")
 
 
-class PostShown(Said):
+class PostShown(Response):
     """A post."""
 
     id: str = Field(pattern=ID_PATTERN, description="the post's id")
@@ -216,13 +216,13 @@ class PostShown(Said):
     author: Author
 
 
-class Posts(Said):
+class Posts(Response):
     """A page of posts."""
 
     tweets: list[PostShown] = Field(description="newest first")
 
 
-class Timeline(Said):
+class Timeline(Response):
     """The response of user/last_tweets."""
 
     status: Literal["success"]
@@ -231,7 +231,7 @@ class Timeline(Said):
     next_cursor: str = Field(description="the cursor of the next page; empty on the last page")
 
 
-class UserFound(Said):
+class UserFound(Response):
     """A user that matches the search."""
 
     id: str = Field(pattern=ID_PATTERN, description="the user's id")
@@ -240,20 +240,20 @@ class UserFound(Said):
     name: str = Field(description="the display name")
 
 
-class Users(Said):
+class Users(Response):
     """The response of user/search."""
 
     status: Literal["success"]
     users: list[UserFound]
 
 
-class Alive(Said):
+class Alive(Response):
     """The process is running."""
 
     status: Literal["ok"]
 
 
-class Ready(Said):
+class Ready(Response):
     """The gateway can serve calls."""
 
     status: Literal["ready"]

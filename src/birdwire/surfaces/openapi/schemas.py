@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of what is taken and answered, made from the models that check it, and as strict."""
+"""JSON Schemas (draft 2020-12) of requests and responses, made from the models that check them, and as strict."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from birdwire.api.models import Body
 
 PLACE = "#/components/schemas/"
-_ALONE = ("media", "poll", "quote_tweet_id", "card_uri")
+_EXCLUSIVE = ("media", "poll", "quote_tweet_id", "card_uri")
 
 
 def fixed(**properties: Any) -> dict[str, Any]:
-    """Return a schema that says more of some members of an object, and nothing of the others."""
+    """Return a schema that constrains some members of an object, and allows any others."""
     return {"properties": properties, "additionalProperties": True}
 
 
@@ -33,7 +33,7 @@ def _without(*names: str) -> dict[str, Any]:
 
 RULES: dict[type[BaseModel], dict[str, Any]] = {
     PostTwitter: {
-        "if": _without(*_ALONE),
+        "if": _without(*_EXCLUSIVE),
         "then": {"required": ["text"]} | fixed(text={"pattern": r"[^\s\u0085]"}),
         "dependentSchemas": {
             "media": _without("poll", "quote_tweet_id", "card_uri"),
@@ -42,12 +42,13 @@ RULES: dict[type[BaseModel], dict[str, Any]] = {
         },
     }
 }
-"""What a model's validators ask beyond its fields: a text unless something else is posted, and what excludes what."""
+"""The rules of a model's validators: text is required unless something else is posted, and some fields exclude
+others."""
 
 NARROWER: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
     (PostTwitter, "text"): {"maxLength": MAX_TEXT_LIMIT, "pattern": r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"},
 }
-"""What is asked of a field in code."""
+"""The constraints of a field that are checked in code."""
 
 _ID = "1346889436626259968"
 EXAMPLES: dict[str, Any] = {
@@ -55,7 +56,8 @@ EXAMPLES: dict[str, Any] = {
     "target_user_id": "2244994945",
     "scopes": ["like.write"],
     "expected_username": "ada",
-    "return_to": "http://127.0.0.1:8700",  # the gateway's own URL
+    # The gateway's own URL.
+    "return_to": "http://127.0.0.1:8700",
     "state": "kZ3vJ0pXc1yq",
     "username": "ada",
     "undo_token": "b0x9mJ3rT5",
@@ -89,7 +91,7 @@ EXAMPLES: dict[str, Any] = {
     "cursor": "7140dibdnow9c7btw4b2n4",
     "query": "ada lovelace",
 }
-"""A value of every field that a body or a query may have."""
+"""An example of every field that a body or a query may have."""
 
 
 class Upstream(BaseModel):
@@ -128,38 +130,38 @@ class Error(BaseModel):
 
 
 def components(
-    taken: Iterable[type[Body]],
-    said: Iterable[type[BaseModel]],
+    requests: Iterable[type[Body]],
+    responses: Iterable[type[BaseModel]],
     scopes: Iterable[str] = (),
     base_url: str = EXAMPLES["return_to"],
 ) -> dict[str, Any]:
-    """The schemas of all models by name. What is taken is never null: a member is left out instead.
+    """Return the schemas of all models by name. A request never contains null: it omits the member.
 
     `scopes` are those that a link may ask for; `base_url` is the gateway's own.
     """
-    asked = list(taken)
-    ours = {
+    bodies = list(requests)
+    configured = {
         (AuthTwitter, "scopes"): {"items": {"type": "string", "enum": sorted(scopes)}},
         (AuthTwitter, "return_to"): {"examples": [base_url]},
     }
-    schemas = _schemas(asked, nullable=False)
+    schemas = _schemas(bodies, nullable=False)
     for schema in schemas.values():
         for field, inner in schema.get("properties", {}).items():
             inner["examples"] = [EXAMPLES[field]]
-    for model in asked:
+    for model in bodies:
         schema = schemas[model.__name__]
         schema.update(RULES.get(model, {}))
-        for (owner, name), more in (NARROWER | ours).items():
+        for (owner, name), more in (NARROWER | configured).items():
             if owner is model:
                 schema["properties"][name].update(more)
-    schemas |= _schemas(said, nullable=True)
+    schemas |= _schemas(responses, nullable=True)
     error = _schemas([Error], nullable=False)
     error["Refusal"]["properties"]["type"]["enum"] = sorted({*TYPES.values(), "invalid_request_error"})
     return dict(sorted((schemas | error).items()))
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """Where a model's schema stands."""
+    """Return a reference to the schema of a model."""
     return {"$ref": PLACE + model.__name__}
 
 
@@ -170,7 +172,7 @@ def _schemas(models: Iterable[type[BaseModel]], *, nullable: bool) -> dict[str, 
 
 
 def _clean(schema: Any, *, nullable: bool) -> Any:
-    """A schema of pydantic's without titles and defaults and, if nothing may be null, without null."""
+    """Return pydantic's schema without titles and defaults and, unless `nullable`, without null."""
     if isinstance(schema, list):
         return [_clean(item, nullable=nullable) for item in schema]
     if not isinstance(schema, dict):
@@ -183,8 +185,8 @@ def _clean(schema: Any, *, nullable: bool) -> Any:
     if {"type": "null"} not in clean.get("anyOf", []):
         return clean
     only, *_ = (option for option in clean["anyOf"] if option != {"type": "null"})
-    said = {key: value for key, value in clean.items() if key != "anyOf"}
-    return (_or_null(only) if nullable else only) | said
+    rest = {key: value for key, value in clean.items() if key != "anyOf"}
+    return (_or_null(only) if nullable else only) | rest
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""JSON values as readable YAML 1.2. Every text is quoted as in JSON, so that none is taken for anything else."""
+"""JSON values as readable YAML 1.2. Every text is quoted as in JSON, so that it cannot be read as another type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOT_A_NAME = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "n
 
 
 def dump(value: Any) -> str:
-    """The value as a YAML document; objects, lists, texts, numbers, booleans and null."""
+    """Return a JSON value as a YAML document."""
     return "\n".join(_lines(value)) + "\n"
 
 

@@ -3,5 +3,5 @@
 Owns the list of documents and their paths (`documents`), the texts for agents (`discovery`), the page for people
 (`page`), and the handler that builds each once and serves it (`handler`).
 
-Must never load these modules before somebody asks for a document: together they take 5 MiB.
+Must never load these modules before a client asks for a document: together they take 5 MiB.
 """

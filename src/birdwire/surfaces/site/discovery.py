@@ -1,4 +1,4 @@
-"""What agents and models look for: an A2A agent card, a plugin manifest, llms.txt. Says what is here, and no more."""
+"""Documents that agents and language models read: an A2A agent card, a plugin manifest, llms.txt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOW = (
 
 
 def agent_card(settings: Settings) -> dict[str, Any]:
-    """An A2A agent card (A2A 0.3.0 §5.5). The skills are plain HTTP calls, which its description says."""
+    """Return an A2A agent card (A2A 0.3.0 §5.5). Its description states that the skills are plain HTTP calls."""
     url = settings.base_url
     return {
         "protocolVersion": "0.3.0",
@@ -56,7 +56,7 @@ def agent_card(settings: Settings) -> dict[str, Any]:
 
 
 def ai_plugin(settings: Settings) -> dict[str, Any]:
-    """A plugin manifest, version 1."""
+    """Return a plugin manifest, version 1."""
     return {
         "schema_version": "v1",
         "name_for_human": NAME,
@@ -70,7 +70,7 @@ def ai_plugin(settings: Settings) -> dict[str, Any]:
 
 
 def llms(document: dict[str, Any]) -> str:
-    """The gateway in Markdown, short: a title, a summary, and a list of links for each section."""
+    """Return a short description of the gateway in Markdown, with a list of links for each section."""
     url = document["servers"][0]["url"]
     lines = [f"# {NAME}", "", f"> {ABOUT}", "", HOW, ""]
     for section in outline(document):

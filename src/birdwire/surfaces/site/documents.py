@@ -1,4 +1,4 @@
-"""Which documents about the gateway there are, without a key, and at which paths; site.py makes them."""
+"""The documents about the gateway and their paths. They need no key; `handler` serves them."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ DOCUMENTS: dict[str, tuple[str, str]] = {
     "/.well-known/agent-card.json": ("application/json", "A2A agent card"),
     "/.well-known/ai-plugin.json": ("application/json", "Plugin manifest"),
 }
-"""Path -> media type and summary."""
+"""The media type and summary of each document, by path."""

@@ -1,4 +1,4 @@
-"""The documents about the gateway, as answers: made on first request, kept, open to any origin, without a key."""
+"""Serves the documents about the gateway: built on the first request, cached, open to any origin, without a key."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _HEADERS = (("access-control-allow-origin", "*"), ("cache-control", "public, max
 
 
 class Site:
-    """What stands at the paths of DOCUMENTS."""
+    """Answers the paths of DOCUMENTS."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: dict[str, Answer] = {}
 
     async def answer(self, call: Call) -> Answer:
-        """The document of a path; the same bytes every time."""
+        """Return the document of a path; the same bytes every time."""
         if call.path not in self._made:
             headers, body = self._make(call.path)
             media_type = DOCUMENTS[call.path][0]
@@ -31,8 +31,8 @@ class Site:
         return self._made[call.path]
 
     def _make(self, path: str) -> tuple[Headers, bytes]:
-        from birdwire.surfaces.openapi import document, yaml  # noqa: PLC0415 - 5 MiB, until somebody asks
-        from birdwire.surfaces.site import discovery, page  # noqa: PLC0415 - 5 MiB, until somebody asks
+        from birdwire.surfaces.openapi import document, yaml  # noqa: PLC0415 - 5 MiB, needed only on request
+        from birdwire.surfaces.site import discovery, page  # noqa: PLC0415 - 5 MiB, needed only on request
 
         match path:
             case "/openapi.json":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def render(document: dict[str, Any]) -> tuple[Headers, bytes]:
-    """The page of a document, and the headers that keep it from loading anything."""
+    """Return the page of a document, and headers that prevent it from loading anything."""
     loader = jinja2.PackageLoader("birdwire.surfaces.site", "templates")
     templates = jinja2.Environment(
         loader=loader,
@@ -47,7 +47,7 @@ def render(document: dict[str, Any]) -> tuple[Headers, bytes]:
 
 
 def _prose(text: str) -> Markup:
-    """Markdown's `code`, **strong** and paragraphs, of our own texts; all else is escaped."""
+    """Return Markdown's `code`, **strong** and paragraphs as HTML; everything else is escaped."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     marked = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", marked)
     return Markup("".join(f"<p>{part}</p>" for part in marked.split("\n\n")))  # noqa: S704 - escaped above

@@ -1,6 +1,6 @@
 """What Birdwire can ask of X, as data.
 
-Owns one row for each operation (OPERATIONS) and look-up (LOOKUPS): X's method and path, the caller's fields, the scopes
+Owns one row for each operation (OPERATIONS) and lookup (LOOKUPS): X's method and path, the caller's fields, the scopes
 that it needs, what the answer holds, and whether a repetition is harmless. Routes, commands, key rules, journal and
 documents derive from these rows. Also the fields of a post and their rules, its length as X counts it, uploads in
 chunks, the posts of a timeline, and the estimated price of a call.

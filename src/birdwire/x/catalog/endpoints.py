@@ -1,4 +1,4 @@
-"""The operation or look-up that calls each of X's endpoints."""
+"""The operation or lookup that calls each of X's endpoints."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ CALLED_BY: Mapping[str, str] = {
     **dict.fromkeys(media.ENDPOINTS, "upload_media"),
     **{endpoint: row.name for row in LOOKUPS for endpoint in row.endpoints},
 }
-"""The name of an operation or look-up, by endpoint."""
+"""The name of an operation or lookup, by endpoint."""

@@ -1,4 +1,4 @@
-"""READS: what an app may look up, in the shapes that published clients read. X bills and limits every one of them."""
+"""LOOKUPS: what an app may read from X, in the shapes that published clients expect. X bills and limits each one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from birdwire.x.client.requests import Ask
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
-KEEP_USERS_S = 60.0
+USER_CACHE_S = 60.0
 MAX_USERS = 1_000
 PAGE = 20
 BY_ID, BY_NAME, TIMELINE, SEARCH = (
@@ -40,7 +40,7 @@ class UserQuery(Body):
 
 
 class TimelineQuery(Body):
-    """Whose posts, and from where on."""
+    """The user user posts to read, and where to continue."""
 
     userName: str | None = Field(None, pattern=USERNAME_PATTERN, description="a username; alternatively, send userId")  # noqa: N815 - the published name
     userId: Id | None = Field(None, description="a user's id, 1 to 19 digits; alternatively, send userName")  # noqa: N815 - the same
@@ -50,7 +50,7 @@ class TimelineQuery(Body):
 
 
 class SearchQuery(Body):
-    """What to search for."""
+    """The search terms."""
 
     query: str = Field(pattern=r"^[A-Za-z0-9_' ]{1,50}$", description="1 to 50 letters, digits, spaces, _ or '")
 
@@ -93,34 +93,34 @@ LookupWork = Callable[["LookupRunner", str, Any, "Ask"], Awaitable[dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One look-up: its path below the API's, what it takes, the endpoints of X it calls, the scopes it needs."""
+    """One lookup: its path below the prefix, its query, the endpoints of X that it calls, and the scopes it needs."""
 
     name: Literal["user/info", "user/last_tweets", "user/search"]
     summary: str
     query: type[Body]
-    look: LookupWork
+    run: LookupWork
     endpoints: tuple[str, ...]
     scopes: tuple[str, ...] = ("tweet.read", "users.read")
 
 
 class LookupRunner:
-    """The look-ups. Users are kept for a minute for each account that asked, since X bills each look."""
+    """Runs the lookups. Users are cached for a minute for each account that asked, since X bills each request."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._users: BoundedDict[tuple[str, str], tuple[float, _User]] = BoundedDict(MAX_USERS)
 
     async def info(self, account: str, query: UserQuery, ask: Ask) -> dict[str, Any]:
-        """One user by name."""
+        """Return one user by name."""
         user = await self._user(account, query.userName.lstrip("@"), ask)
-        return {"status": "success", "data": _shown(user)}
+        return {"status": "success", "data": _user_data(user)}
 
     async def last_tweets(self, account: str, query: TimelineQuery, ask: Ask) -> dict[str, Any]:
-        """A user's newest posts, replies left out; a pinned post stands where its time puts it."""
+        """Return a user's newest posts without replies; a pinned post is sorted by its time."""
         if (query.userName is None) == (query.userId is None):
             raise GatewayError("mutually_exclusive", fields="userName and userId (send exactly one)")
         if query.userId is not None:
-            author = _User.model_validate(await ask(_look_up(BY_ID, query.userId), Reading(_User, about="user")))
+            author = _User.model_validate(await ask(_user_request(BY_ID, query.userId), Reading(_User, about="user")))
         else:
             author = await self._user(account, str(query.userName).lstrip("@"), ask)
         parameters = {"max_results": PAGE, "exclude": "replies", "tweet.fields": "created_at,author_id"}
@@ -131,13 +131,13 @@ class LookupRunner:
         posts = sorted(page.data, key=lambda post: int(post.id), reverse=True)
         return {
             "status": "success",
-            "data": {"tweets": [_post(post, author) for post in posts]},
+            "data": {"tweets": [_post_data(post, author) for post in posts]},
             "has_next_page": page.meta.next_token is not None,
             "next_cursor": page.meta.next_token or "",
         }
 
     async def search(self, account: str, query: SearchQuery, ask: Ask) -> dict[str, Any]:
-        """Users that match some words."""
+        """Return users that match the search terms."""
         del account
         request = _get(SEARCH, "", urlencode({"query": query.query, "max_results": PAGE}, quote_via=quote))
         found = _Found.model_validate(await ask(request, Reading(_Found, about="user", whole=True)))
@@ -152,9 +152,9 @@ class LookupRunner:
         kept = self._users.get(place)
         if kept is not None and now < kept[0]:
             return kept[1]
-        found = await ask(_look_up(BY_NAME, username), Reading(_User, about="user"))
+        found = await ask(_user_request(BY_NAME, username), Reading(_User, about="user"))
         user = _User.model_validate(found)
-        self._users[place] = (now + KEEP_USERS_S, user)
+        self._users[place] = (now + USER_CACHE_S, user)
         self._users.move_to_end(place)
         return user
 
@@ -172,17 +172,17 @@ LOOKUPS: tuple[Lookup, ...] = (
 )
 
 
-def _get(path: str, whose: str, query: str) -> XRequest:
-    return XRequest("GET", f"{path.format(id=whose, username=whose)}?{query}", endpoint=f"GET {path}")
+def _get(path: str, user: str, query: str) -> XRequest:
+    return XRequest("GET", f"{path.format(id=user, username=user)}?{query}", endpoint=f"GET {path}")
 
 
-def _look_up(path: str, whose: str) -> XRequest:
-    return _get(path, whose, f"user.fields={_USER_FIELDS}")
+def _user_request(path: str, user: str) -> XRequest:
+    return _get(path, user, f"user.fields={_USER_FIELDS}")
 
 
-def _shown(user: _User) -> dict[str, Any]:
+def _user_data(user: _User) -> dict[str, Any]:
     metrics = user.public_metrics or {}
-    shown = {
+    data = {
         "id": user.id,
         "userName": user.username,
         "name": user.name,
@@ -195,10 +195,10 @@ def _shown(user: _User) -> dict[str, Any]:
         "following": metrics.get("following_count"),
         "statusesCount": metrics.get("tweet_count", metrics.get("post_count")),
     }
-    return {name: value for name, value in shown.items() if value is not None}
+    return {name: value for name, value in data.items() if value is not None}
 
 
-def _post(post: _Post, author: _User) -> dict[str, Any]:
+def _post_data(post: _Post, author: _User) -> dict[str, Any]:
     return {
         "id": post.id,
         "text": post.text,
@@ -209,7 +209,7 @@ def _post(post: _Post, author: _User) -> dict[str, Any]:
 
 
 def _x_time(at: str) -> str:
-    """X's old form, which published clients parse: `Fri Sep 18 04:02:35 +0000 2026`; what is no time stays as it is."""
+    """Return a time in X's older form, `Fri Sep 18 04:02:35 +0000 2026`; a text that is not a time is unchanged."""
     try:
         return datetime.fromisoformat(at).astimezone(UTC).strftime("%a %b %d %H:%M:%S +0000 %Y")
     except (ValueError, OverflowError):

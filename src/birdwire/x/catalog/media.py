@@ -1,4 +1,4 @@
-"""Uploads of media to X: checked here, sent in parts of at most 1 MiB, polled until X has processed them."""
+"""Uploads of media to X: checked first, sent in parts of at most 1 MiB, then polled until X has processed them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.x.catalog.operations import Operation
 
-CHUNK = 1 << 20
-MOST_SEGMENTS = 1_000
+CHUNK_BYTES = 1 << 20
+MAX_SEGMENTS = 1_000
 PROCESSING_DEADLINE_S = 60.0
-LONGEST_KEPT_S = 366 * 86_400
+MAX_KEPT_S = 366 * 86_400
 ENDPOINTS = (
     "POST /2/media/upload/initialize",
     "POST /2/media/upload/{id}/append",
@@ -39,13 +39,13 @@ ENDPOINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file, told by its first bytes. Sizes are X's (media best practices)."""
+    """A kind of file, recognized by its first bytes. Sizes are X's (media best practices)."""
 
     media_type: str
     category: Literal["tweet_image", "tweet_gif", "tweet_video"]
     offset: int
     magic: bytes
-    most_bytes: int
+    max_bytes: int
 
 
 _IMAGE, _GIF, _VIDEO = 5 << 20, 15 << 20, 512 << 20
@@ -63,11 +63,11 @@ KINDS = (
     Kind("video/webm", "tweet_video", 0, b"\x1a\x45\xdf\xa3", _VIDEO),
     Kind("video/mp2t", "tweet_video", 0, b"\x47", _VIDEO),
 )
-"""Asked from the top; the first that fits decides."""
+"""The first kind that matches decides."""
 
 
 class _Processing(XData):
-    """How far X is with a medium."""
+    """The state of X's processing of a file."""
 
     state: str
     check_after_secs: int = 1
@@ -75,7 +75,7 @@ class _Processing(XData):
 
 
 class _Medium(XData):
-    """What X says of a medium."""
+    """X's description of an uploaded file."""
 
     id: str = Field(pattern=ID_PATTERN)
     media_key: str = ""
@@ -84,11 +84,11 @@ class _Medium(XData):
 
 
 class _Appended(XData):
-    """What X says of a part; all of it optional."""
+    """X's description of an uploaded part; every member is optional."""
 
 
 def kind_of(part: Part) -> Kind:
-    """What a file is, and whether X takes it, before a call is spent on it.
+    """Return the kind of a file, if X accepts it, before a call is spent on it.
 
     Raises:
         GatewayError: media_files_malformed, media_too_large.
@@ -101,33 +101,33 @@ def kind_of(part: Part) -> Kind:
             "it is empty" if not part.size else "it is not a JPEG, PNG, WebP, BMP, TIFF, GIF, MP4, MOV, WebM or TS file"
         )
         raise GatewayError("media_files_malformed", detail=detail, wanted="an image, a GIF or a video")
-    if part.size > kind.most_bytes:
-        raise GatewayError("media_too_large", kind=kind.media_type, limit=kind.most_bytes >> 20)
+    if part.size > kind.max_bytes:
+        raise GatewayError("media_too_large", kind=kind.media_type, limit=kind.max_bytes >> 20)
     return kind
 
 
 async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
-    """Upload one file; the answer of upload_media.
+    """Upload one file, and return the answer of upload_media.
 
     Raises:
-        GatewayError: why there is no usable medium.
+        GatewayError: the file is not ready to be attached, with the reason.
     """
     kind = kind_of(part)
     about = {"media_type": kind.media_type, "media_category": kind.category, "total_bytes": part.size}
     request = XRequest("POST", "/2/media/upload/initialize", about, endpoint=ENDPOINTS[0])
     started = _Medium.model_validate(await ask(request, Reading(_Medium)))
-    segments = math.ceil(part.size / CHUNK)
-    if segments > MOST_SEGMENTS:
-        raise GatewayError("media_too_large", kind=kind.media_type, limit=MOST_SEGMENTS)
+    segments = math.ceil(part.size / CHUNK_BYTES)
+    if segments > MAX_SEGMENTS:
+        raise GatewayError("media_too_large", kind=kind.media_type, limit=MAX_SEGMENTS)
     for index in range(segments):
-        content_type, content = _form(index, await part.read(CHUNK))
+        content_type, content = _form(index, await part.read(CHUNK_BYTES))
         path = f"/2/media/upload/{started.id}/append"
         request = XRequest("POST", path, content=content, content_type=content_type, endpoint=ENDPOINTS[1])
         await ask(request, Reading(_Appended, bare=True))
     request = XRequest("POST", f"/2/media/upload/{started.id}/finalize", endpoint=ENDPOINTS[2])
     finished = await ask(request, Reading(_Medium))
     medium = await _processed(_Medium.model_validate(finished), ask, clock)
-    expires_at = clock.now() + timedelta(seconds=min(LONGEST_KEPT_S, max(0, medium.expires_after_secs)))
+    expires_at = clock.now() + timedelta(seconds=min(MAX_KEPT_S, max(0, medium.expires_after_secs)))
     return {
         "media_id": medium.id,
         "media_key": medium.media_key or started.media_key,
@@ -136,7 +136,7 @@ async def upload(part: Part, ask: Ask, clock: Clock) -> dict[str, Any]:
 
 
 async def _processed(medium: _Medium, ask: Ask, clock: Clock) -> _Medium:
-    """Wait until X is done with it, at X's own pace and within the deadline."""
+    """Poll until X has processed the file, at the intervals that X asks for, within the deadline."""
     ends_at = clock.monotonic() + PROCESSING_DEADLINE_S
     status = XRequest("GET", f"/2/media/upload?command=STATUS&media_id={medium.id}", endpoint=ENDPOINTS[3])
     while (info := medium.processing_info) is not None and info.state != "succeeded":
@@ -152,7 +152,7 @@ async def _processed(medium: _Medium, ask: Ask, clock: Clock) -> _Medium:
 
 
 def _form(index: int, chunk: bytes) -> tuple[str, bytes]:
-    """One part of the file as multipart/form-data (RFC 7578)."""
+    """Return one part of the file as multipart/form-data (RFC 7578)."""
     boundary = secrets.token_hex(16)
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="segment_index"\r\n\r\n{index}\r\n'

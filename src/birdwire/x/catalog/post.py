@@ -1,4 +1,4 @@
-"""What a post may be: the body of post_twitter, with X's rules for it. Sends nothing, and never alters a text."""
+"""The body of post_twitter, with X's rules for a post. Sends nothing, and never alters a text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from birdwire.x.catalog.post_length import LIMIT, least_length, weighted_length
 from birdwire.x.client.requests import ID_PATTERN
 
 _EPOCH = datetime.fromtimestamp(1_288_834_974_657 / 1000, UTC)
-"""When X began to count the milliseconds in its ids."""
+"""The moment from which X counts the milliseconds in its ids."""
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Audience = Literal["following", "mentionedUsers", "subscribers", "verified"]
 
 _AUDIENCE = '"following", "mentionedUsers", "subscribers" or "verified"'
 _ID = 'a string of 1 to 19 digits, such as "1346889436626259968"'
-_FAR_OVER = 1_000
-"""How far over its limit a text is weighed exactly."""
+_MAX_EXACT_EXCESS = 1_000
+"""The weighted length over the limit up to which a text is measured exactly."""
 
 _EXCLUSIVE = ("media", "poll", "quote_tweet_id", "card_uri")
 
@@ -55,7 +55,7 @@ class Poll(Body):
     @field_validator("duration_minutes", mode="before")
     @classmethod
     def _whole_number(cls, value: object) -> object:
-        """Take 60.0 as 60: to JSON Schema both are the same integer."""
+        """Accept 60.0 as 60: in JSON Schema both are the same integer."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -65,8 +65,8 @@ class Geo(Body):
     place_id: str | None = Field(None, min_length=1, max_length=100, description="X's place id")
 
     @model_validator(mode="after")
-    def _names_a_place(self) -> Self:
-        """X refuses a place without its id, which the published schema does not require."""
+    def _has_id(self) -> Self:
+        """Refuse a place without its id, as X does; the published schema does not require it."""
         if self.place_id is None:
             raise PydanticCustomError("place_id_missing", "missing", {"wanted": "X's place id, or omit geo"})
         return self
@@ -125,7 +125,7 @@ class PostTwitter(Body):
         limit = (info.context or {}).get("text_limit") or LIMIT
         if self.text is not None and (least := least_length(self.text)) > limit:
             raise _too_long(f"at least {least}", limit)
-        enough = limit + _FAR_OVER
+        enough = limit + _MAX_EXACT_EXCESS
         if self.text is not None and (length := weighted_length(self.text, enough)) > limit:
             raise _too_long(str(length) if length <= enough else f"at least {length}", limit)
         return self
@@ -136,5 +136,5 @@ def _too_long(length: str, limit: int) -> PydanticCustomError:
 
 
 def made_at(post_id: str) -> datetime:
-    """When X made a post, by X's clock: its id tells."""
+    """Return when X created a post, by X's clock, from the post's id."""
     return _EPOCH + timedelta(milliseconds=int(post_id) >> 22)

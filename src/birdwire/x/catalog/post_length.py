@@ -44,7 +44,8 @@ _LINK_WEIGHT = 23
 _LINK_MAX = 4096
 _LABEL_MAX = 63
 _SLUG_MAX = 40
-_LONGEST_EMOJI = 31  # code points: four elements of 7 and what joins them. No character decomposes into as many
+# In code points: four elements of 7 and the three joiners between them. No character decomposes into as many.
+_LONGEST_EMOJI = 31
 _YOUNG = "+"
 
 # Bodies of character classes, as twitter-text defines them.
@@ -101,7 +102,7 @@ _EMOJI = re.compile(
 
 
 class _Domains(NamedTuple):
-    """Top-level domains in lower case: all, those that X may not know yet, and how long the ones not in ASCII are."""
+    """Top-level domains in lower case: all, those that X may not know yet, and the lengths of those not in ASCII."""
 
     all: frozenset[str]
     young: frozenset[str]
@@ -116,29 +117,30 @@ class _Link(NamedTuple):
     sure: bool
 
 
-def weighted_length(text: str, most: float = inf) -> int:
+def weighted_length(text: str, enough: float = inf) -> int:
     """Return the weighted length of `text`; a post may have `LIMIT`. Any string has one, lone surrogates too.
 
-    A text over `most` is not read to its end, since each link costs some 40 microseconds: the result is a lower bound
-    then, and greater than `most`.
+    A text over `enough` is not read to its end, since each link costs some 40 microseconds: the result is then a lower
+    bound greater than `enough`.
     """
     text = compose(text)
     total = at = 0
     for found in _links(text):
-        if isinstance(found, int):  # as far as this, no other link
-            if (least := total + _least(found - at)) > most:
+        # Up to this position, there is no other link.
+        if isinstance(found, int):
+            if (least := total + _least(found - at)) > enough:
                 return least
             continue
         total += _weight(text[at : found.start])
         total += _LINK_WEIGHT if found.sure else min(_LINK_WEIGHT, _weight(text[found.start : found.end]))
         at = found.end
-        if total > most:
+        if total > enough:
             return total
     return total + _weight(text[at:])
 
 
 def _least(code_points: int) -> int:
-    """What so many code points without a link weigh at least."""
+    """Return the minimum weight of a number of code points without a link."""
     return 2 * code_points // _LONGEST_EMOJI
 
 
@@ -148,21 +150,21 @@ def least_length(text: str) -> int:
 
 
 def has_link(text: str) -> bool:
-    """Whether X may find a link in `text`."""
+    """Return whether X may find a link in `text`."""
     return any(isinstance(found, _Link) for found in _links(compose(text)))
 
 
 def _weight(plain: str) -> int:
-    """The weight of a text without links."""
+    """Return the weight of a text without links."""
     plain, emoji = _EMOJI.subn("", plain)
     return 2 * emoji + len(plain) + sum(len(heavy) for heavy in _HEAVY.findall(plain))
 
 
 def _links(text: str) -> Iterator[_Link | int]:
-    """The links in `text`, left to right, none overlapping; and after each run how far the text has been searched.
+    """Yield the links in `text`, left to right, without overlaps; and after each run the position searched so far.
 
-    What once matched is not looked at again, link or not: between it and the next link stands a character that may
-    precede a link.
+    A match is not searched again, whether or not it is a link: the next link must follow a character that may precede
+    one.
     """
     at = free = 0
     while run := _RUN.search(text, at):
@@ -188,15 +190,16 @@ def _links(text: str) -> Iterator[_Link | int]:
 
 
 def _hosts(text: str, run: re.Match[str]) -> Iterator[tuple[int, int, int]]:
-    """(low, high, end) for each label in a run where a host may start: at low or later, before high; it ends at end.
+    """Yield (low, high, end) for each label of a run in which a host may start: from low, before high; it ends at end.
 
-    A host has as many labels as lead to a top-level domain. None starts or ends with a hyphen or underscore, and the
-    one before the top-level domain has no underscore at all.
+    A host consists of the labels up to a top-level domain. No label starts or ends with a hyphen or underscore, and the
+    one before the top-level domain contains no underscore.
     """
     labels = run[0].split(".")
     starts = list(accumulate((len(label) + 1 for label in labels), initial=run.start()))
     found: list[tuple[int, int, int]] = []
-    ends = [0] * (len(labels) + 1)  # where the host ends that has all of label n as its first, 0 if there is none
+    # For each label n, the end of the host that starts with it, complete; 0 if there is no such host.
+    ends = [0] * (len(labels) + 1)
     for n in range(len(labels) - 2, -1, -1):
         domain_end = _domain_end(text, starts[n + 1])
         label, end = labels[n], ends[n + 1] or domain_end
@@ -210,7 +213,7 @@ def _hosts(text: str, run: re.Match[str]) -> Iterator[tuple[int, int, int]]:
 
 
 def _protocol(text: str, at: int, free: int) -> str:
-    """The protocol that ends at `at` and starts at `free` or later; "" if there is none."""
+    """Return the protocol that ends at `at` and starts at `free` or later; "" if there is none."""
     for length in (len("http://"), len("https://")):
         if at - length >= free and _PROTOCOL.fullmatch(text, at - length, at):
             return text[at - length : at]
@@ -218,7 +221,7 @@ def _protocol(text: str, at: int, free: int) -> str:
 
 
 def _fits(link: str, host: str, protocol: str) -> bool:
-    """Whether X takes a link of this length."""
+    """Return whether X accepts a link of this length."""
     units = sum(1 + (char > "\uffff") for char in link)
     if units + len(protocol or "https://") > _LINK_MAX:
         return False
@@ -226,7 +229,7 @@ def _fits(link: str, host: str, protocol: str) -> bool:
 
 
 def _encoded_length(label: str) -> int:
-    """The length of a label in the DNS, in bytes; if the label itself is too long, its own, which is not more."""
+    """Return the length of a label in the DNS, in bytes; of a label that is too long by itself, a lower bound."""
     if label.isascii() or len(label) > _LABEL_MAX:
         return len(label)
     parts = _FULL_STOPS.split(label)
@@ -234,7 +237,7 @@ def _encoded_length(label: str) -> int:
 
 
 def _whole(text: str, start: int, host_end: int, end: int) -> Iterator[_Link]:
-    """A link with a protocol; one of t.co ends with its slug or query, and none has a slug that long."""
+    """Yield a link with a protocol. A link of t.co ends with its slug or query, and is text if its slug is too long."""
     if short := _SHORT_LINK.match(text, start, end):
         if len(short["slug"]) > _SLUG_MAX:
             return
@@ -243,7 +246,7 @@ def _whole(text: str, start: int, host_end: int, end: int) -> Iterator[_Link]:
 
 
 def _latin(text: str, start: int, host_end: int, end: int) -> Iterator[_Link]:
-    """The links without a protocol in the host at `start`; the last one has the path, up to `end`."""
+    """Yield the links without a protocol in the host at `start`; the last one includes the path, up to `end`."""
     host = text[start:host_end]
     last: _Link | None = None
     at = 0
@@ -263,7 +266,7 @@ def _latin(text: str, start: int, host_end: int, end: int) -> Iterator[_Link]:
 
 
 def _domain_end(text: str, at: int) -> int:
-    """Where the top-level domain that starts at `at` ends, 0 if none does."""
+    """Return the end of the top-level domain that starts at `at`; 0 if there is none."""
     domains = _domains()
     if letters := _LETTERS.match(text, at):
         return letters.end() if letters[0].lower() in domains.all else 0
@@ -279,13 +282,13 @@ def _domain_end(text: str, at: int) -> int:
 
 
 def _sure(host: str) -> bool:
-    """Whether X is known to link this host."""
+    """Return whether X is known to link this host."""
     return host.rpartition(".")[2].lower() not in _domains().young
 
 
 @cache
 def _domains() -> _Domains:
-    """The table of top-level domains, read once."""
+    """Return the table of top-level domains, read once."""
     table = resources.files(__package__).joinpath("top_level_domains.txt").read_text(encoding="utf-8")
     names = [line for line in table.splitlines() if not line.startswith("#")]
     young = frozenset(name.removeprefix(_YOUNG) for name in names if name.startswith(_YOUNG))

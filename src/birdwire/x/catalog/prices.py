@@ -1,4 +1,4 @@
-"""What a call probably costs at X, by the dated list in prices.json. An estimate for people: decides nothing."""
+"""The probable price of a call at X, by the dated list in prices.json. An estimate for people: it decides nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Prices:
-    """X's list: `listed_on` is its date. Amounts are in millionths of a US dollar, None where the list says nothing."""
+    """X's price list, as of `listed_on`. Amounts are in millionths of a US dollar, None for what is not listed."""
 
     def __init__(self, rows: dict[str, Any]) -> None:
         self.listed_on = str(rows["listed_on"])
@@ -23,17 +23,17 @@ class Prices:
 
     @classmethod
     def load(cls) -> Prices:
-        """The list that came with this version."""
+        """Load the list that is part of this version."""
         return cls(json.loads(resources.files(__package__).joinpath("prices.json").read_bytes()))
 
     def of(self, operation: Operation, body: Body) -> int | None:
-        """What X bills for a call that it does."""
+        """Return what X bills for a call that it carries out."""
         amount: int | None = self._rows.get(operation.name + _kind(body))
         return amount
 
 
 def _kind(body: Body) -> str:
-    """A post's line of the list: a link makes it dear, whatever else it is."""
+    """Return the kind of post that the list has a price for. A link decides first, since it costs the most."""
     if not isinstance(body, PostTwitter):
         return ""
     if body.text is not None and has_link(body.text):

@@ -29,7 +29,8 @@ def pieces(text: str) -> Iterator[str]:
     """
     plain = text.translate({ord(char): normalize("NFD", char) for char in set(text)})
     marks = set(filter(combining, set(plain)))
-    start = border = before = after = 0  # `before` and `after` count the marks of the piece on each side of `border`
+    # `before` and `after` count the marks of the piece on each side of `border`.
+    start = border = before = after = 0
     for at, char in enumerate(plain if marks else ""):
         if char in marks:
             after += 1

@@ -54,7 +54,7 @@ class Meaning(Enum):
     OPERATOR = "operator"
     # Nothing is proved: back off, and keep the token.
     HELD = "held"
-    # X answered 5xx: nothing is under way, though X may have rotated the token.
+    # X answered 5xx: nothing is known, and X may have rotated the token.
     FAILED = "failed"
     # X may have rotated the token, and the reply is lost.
     MAYBE = "maybe"
@@ -74,7 +74,7 @@ class TokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A new pair. `refresh_token` is None without offline.access, or if a refresh returned no new one."""
+    """A new pair. `refresh_token` is None without offline.access, or if X returned no new one at a refresh."""
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)

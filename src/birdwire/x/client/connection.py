@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
             self._fail("cut", "the connection ended before the reply did")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the request under way, and report the loss to the pool."""
+        """Fail the request in progress, and report the loss to the pool."""
         del exc
         self._fail("cut", "the connection was lost before the reply was complete")
         if not self._lost.done():

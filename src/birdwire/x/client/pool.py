@@ -44,7 +44,7 @@ _RESERVED: Final = frozenset({
 _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
-__all__ = ["ConnectionPool", "Reply", "Request", "SendFailed", "Stats"]
+__all__ = ["ConnectionPool", "PoolLimits", "Reply", "Request", "SendFailed", "Stats"]
 
 
 @dataclass(slots=True, repr=False)
@@ -70,26 +70,36 @@ class Stats:
     opened: int
 
 
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """The bounds of a pool: its `connections`, how long each step may take, and the bytes of a reply and of its head.
+
+    A connection is used again if it has been idle for less than `idle_s`, and is younger than `max_age_s`.
+    """
+
+    connections: int = 100
+    connect_s: float = 3.0
+    tls_s: float = 3.0
+    pool_wait_s: float = 1.0
+    idle_s: float = 15.0
+    max_age_s: float = 300.0
+    max_reply_bytes: int = 1 << 20
+    max_head_bytes: int = 64 << 10
+
+
 class ConnectionPool:
     """A pool of connections. `base_url` sets scheme, host and port, and its path is prepended to every target.
 
     `proxy` ("http://user:password@host:port") tunnels https by CONNECT; plain http does not use it. `ssl_context` is
-    for a private CA: a ValueError is raised if it does not verify, or allows less than TLS 1.2. Sizes are in bytes.
-    The pool must be closed by the event loop that used it.
+    for a private CA: a ValueError is raised if it does not verify, or allows less than TLS 1.2. The pool must be closed
+    by the event loop that used it.
     """
 
     def __init__(
         self,
         base_url: str,
+        limits: PoolLimits = PoolLimits(),
         *,
-        connections: int = 100,
-        connect_s: float = 3.0,
-        tls_s: float = 3.0,
-        pool_wait_s: float = 1.0,
-        idle_s: float = 15.0,
-        max_age_s: float = 300.0,
-        max_reply: int = 1 << 20,
-        max_head: int = 64 << 10,
         proxy: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
         user_agent: str = "birdwire",
@@ -115,13 +125,12 @@ class ConnectionPool:
             self._tls = _verifying(ssl_context)
             if proxy is not None:
                 self._peer, self._tunnel = _through(proxy, f"{host}:{port}")
-        self._slots, self._pool_wait_s = Slots(connections), pool_wait_s
-        self._connect_s, self._tls_s, self._idle_s, self._max_age_s = connect_s, tls_s, idle_s, max_age_s
-        self._max_reply, self._max_head = max_reply, max_head
+        self._limits = limits
+        self._slots = Slots(limits.connections)
         self._open: set[Connection] = set()
         # Last in, first out, so that the surplus of a burst grows old and is closed.
         self._idle: list[Connection] = []
-        self._limits: set[asyncio.Timeout] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
         self._dns_query: asyncio.Task[list[str]] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._good_address: str | None = None
@@ -144,7 +153,7 @@ class ConnectionPool:
             raise SendFailed("unreachable", "closed", sent=False)
         if not self._slots.try_acquire():
             try:
-                await self._slots.wait(min(loop.time() + self._pool_wait_s, ends_at))
+                await self._slots.wait(min(loop.time() + self._limits.pool_wait_s, ends_at))
             except TimeoutError:
                 raise SendFailed("busy", "no connection became free in time", sent=False) from None
         connection = None
@@ -163,9 +172,9 @@ class ConnectionPool:
         # Calls that wait for a slot get one from the calls that end here, and then end too.
         self._closed = True
         now = asyncio.get_running_loop().time()
-        for limit in self._limits:
-            if not limit.expired():
-                limit.reschedule(now)
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(now)
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._dns_query is not None:
@@ -197,8 +206,8 @@ class ConnectionPool:
     def _reuse(self, now: float) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            young = now - connection.opened_at < self._max_age_s and now - connection.idle_at < self._idle_s
-            if young and connection.quiet():
+            age_s, idle_s = now - connection.opened_at, now - connection.idle_at
+            if age_s < self._limits.max_age_s and idle_s < self._limits.idle_s and connection.quiet():
                 return connection
             connection.abort()
         return None
@@ -211,15 +220,15 @@ class ConnectionPool:
         self._idle.append(connection)
         # One timer serves the whole pool.
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self._idle_s, self._sweep, loop)
+            self._sweeper = loop.call_later(self._limits.idle_s, self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweeper = None
         # The first connection has been idle the longest.
-        while self._idle and loop.time() - self._idle[0].idle_at >= self._idle_s:
+        while self._idle and loop.time() - self._idle[0].idle_at >= self._limits.idle_s:
             self._idle.pop(0).abort()
         if self._idle:
-            self._sweeper = loop.call_at(self._idle[0].idle_at + self._idle_s, self._sweep, loop)
+            self._sweeper = loop.call_at(self._idle[0].idle_at + self._limits.idle_s, self._sweep, loop)
 
     def _discard(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -231,11 +240,11 @@ class ConnectionPool:
         cause: Cause = "unreachable"
         transport: asyncio.Transport | None = None
         try:
-            async with self._within(min(loop.time() + self._connect_s, ends_at)):
-                transport, connection = await self._dial(loop, min(loop.time() + self._connect_s, ends_at))
+            async with self._within(min(loop.time() + self._limits.connect_s, ends_at)):
+                transport, connection = await self._dial(loop, min(loop.time() + self._limits.connect_s, ends_at))
             if self._tls is not None:
                 cause = "tls"
-                async with self._within(min(loop.time() + self._tls_s, ends_at)):
+                async with self._within(min(loop.time() + self._limits.tls_s, ends_at)):
                     connection = await self._secure(loop, transport, self._tls)
             if connection.closing():
                 raise ConnectionError("closed immediately after it was opened")
@@ -256,11 +265,11 @@ class ConnectionPool:
         if self._closed:
             raise ConnectionError("closed")
         async with asyncio.timeout_at(until) as limit:
-            self._limits.add(limit)
+            self._timeouts.add(limit)
             try:
                 yield
             finally:
-                self._limits.discard(limit)
+                self._timeouts.discard(limit)
 
     async def _dial(self, loop: asyncio.AbstractEventLoop, until: float) -> tuple[asyncio.Transport, Connection]:
         """Open a TCP connection to the host, or a tunnel through the proxy (CONNECT, RFC 9110 §9.3.6)."""
@@ -308,7 +317,7 @@ class ConnectionPool:
         return connection
 
     def _connection(self) -> Connection:
-        return Connection(self._max_reply, self._max_head, self._discard)
+        return Connection(self._limits.max_reply_bytes, self._limits.max_head_bytes, self._discard)
 
 
 def _through(proxy: str, authority: str) -> tuple[tuple[str, int], bytes]:

@@ -120,18 +120,18 @@ class _ReplyFacts:
             [value, *(item for item in errors if isinstance(item, dict))] if isinstance(errors, list) else [value]
         )
 
-        def words(*names: str) -> list[str]:
+        def texts(*names: str) -> list[str]:
             return [item[name] for item in problems for name in names if isinstance(item.get(name), str)]
 
         return cls(
             reply=reply,
             value=value,
-            types=frozenset(word.rsplit("/", 1)[-1] for word in words("type")),
-            titles=frozenset(words("title")),
+            types=frozenset(name.rsplit("/", 1)[-1] for name in texts("type")),
+            titles=frozenset(texts("title")),
             codes=frozenset(item["code"] for item in problems if isinstance(item.get("code"), int)),
-            about=frozenset(words("resource_type")),
-            reasons=frozenset(words("reason")),
-            text=" ".join(words("message", "detail")),
+            about=frozenset(texts("resource_type")),
+            reasons=frozenset(texts("reason")),
+            text=" ".join(texts("message", "detail")),
         )
 
     @property

@@ -118,7 +118,7 @@ class RateWindows:
         unparsed[subject] = self._clock.monotonic(), headers
 
     def report(self, account: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return {limit, remaining, reset_at} by operation or look-up and by window, as far as X reported them.
+        """Return {limit, remaining, reset_at} by operation or lookup and by window, as far as X reported them.
 
         One that calls several endpoints of X has the tightest of their windows.
         """

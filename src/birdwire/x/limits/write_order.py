@@ -33,14 +33,14 @@ def canonical(item_id: str) -> str:
 class Ticket:
     """One call's place in its queue."""
 
-    __slots__ = ("_asked_later", "_operation", "_queue", "_turn", "subject")
+    __slots__ = ("_asked_later", "_became_first", "_operation", "_queue", "subject")
 
     def __init__(self, subject: _Subject, operation: str, queue: deque[Ticket], asked_later: AskedLater) -> None:
         self.subject = subject
         self._operation = operation
         self._queue = queue
         self._asked_later = asked_later
-        self._turn: asyncio.Future[None] | None = None
+        self._became_first: asyncio.Future[None] | None = None
 
     async def wait_turn(self, timeout_s: float) -> None:
         """Wait until every earlier call in the queue has finished.
@@ -50,10 +50,10 @@ class Ticket:
         """
         if self._queue[0] is self:
             return
-        self._turn = asyncio.get_running_loop().create_future()
+        self._became_first = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._turn
+                await self._became_first
         except TimeoutError:
             raise GatewayError("x_timeout", outcome="not_sent") from None
 
@@ -72,9 +72,9 @@ class Ticket:
         first = self._queue[0] is self
         self._queue.remove(self)
         if first and self._queue:
-            turn = self._queue[0]._turn  # noqa: SLF001 - the same class
-            if turn is not None and not turn.done():
-                turn.set_result(None)
+            became_first = self._queue[0]._became_first  # noqa: SLF001 - the same class
+            if became_first is not None and not became_first.done():
+                became_first.set_result(None)
 
 
 class WriteOrder:

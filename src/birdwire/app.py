@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from birdwire import __version__
 from birdwire.accounts.callbacks import Callbacks
-from birdwire.accounts.client import AccountClients, RetryBudget
 from birdwire.accounts.endpoints import LinkEndpoints
 from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
 from birdwire.accounts.links import Links
 from birdwire.accounts.pages import Pages
 from birdwire.accounts.refresh import Refresher
+from birdwire.accounts.retrying_client import AccountClients, RetryBudget
 from birdwire.accounts.sessions import Sessions
 from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
@@ -39,7 +39,7 @@ from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
-from birdwire.outcomes.leases import RENEW_EVERY_S, ProcessLeases
+from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
 from birdwire.outcomes.report import OutcomeReports
 from birdwire.routes import Handlers, metrics_route, routes

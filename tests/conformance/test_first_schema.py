@@ -15,7 +15,7 @@ from sqlalchemy import text
 from birdwire.accounts.tokens import SealedTokens
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.journal import Journal
-from birdwire.outcomes.leases import ProcessLeases
+from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.runtime.failpoints import FailpointError, Failpoints
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.startup import prepare

@@ -20,7 +20,7 @@ from birdwire.api.messages import Answer
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.idempotency import Idempotency, Named
 from birdwire.outcomes.journal import MAX_WAITING, Entry, Journal, Record
-from birdwire.outcomes.leases import ProcessLeases
+from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
 from birdwire.store.encryption.vault import Vault

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.outcomes.rejections import MAX_PER_KEY
+from birdwire.outcomes.own_refusals import MAX_PER_KEY
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.encryption.key_files import read_key_file

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 import birdwire
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api.errors import FIELDS, PROBLEMS, RETRY_AFTER_S, SEND_REASONS, GatewayError, describe, reason_named
-from birdwire.api.reasons import FieldReason, OwnReason
+from birdwire.api.reason_type import FieldReason, OwnReason
 from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.runtime.clock import Clock

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from birdwire.accounts.client import AccountClients, RetryBudget
+from birdwire.accounts.retrying_client import AccountClients, RetryBudget
 from birdwire.accounts.sessions import Sessions, XSession
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.telemetry import Telemetry

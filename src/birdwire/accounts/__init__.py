@@ -18,7 +18,7 @@ Read in this order:
     callbacks       one callback per state, at whichever replica; `attempts` reports what became of a state
     endpoints       auth_twitter, auth/status, auth/confirm, unlink_twitter; their bodies are in `bodies`
     pages           the callback and undo pages; `undo_cookie` keeps the undo token in the browser
-    client          the X client of one call: renewal, retries, deadline
+    retrying_client the X client of one call: renewal, retries, deadline
     write_permit    the permission of a running call, checked again before each write
     acts            the record of what happened to links
 """

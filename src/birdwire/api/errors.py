@@ -11,7 +11,7 @@ from birdwire.api.messages import Answer, Call, Headers
 from birdwire.api.paths import API
 
 if TYPE_CHECKING:
-    from birdwire.api.reasons import Reason
+    from birdwire.api.reason_type import Reason
 
 Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
 Outcome = Literal["refused", "not_sent", "unknown"]

@@ -8,7 +8,7 @@ from birdwire.api.body import check
 from birdwire.api.messages import Answer
 
 if TYPE_CHECKING:
-    from birdwire.accounts.client import AccountClients
+    from birdwire.accounts.retrying_client import AccountClients
     from birdwire.accounts.sessions import Sessions
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.lookups import Lookup, LookupRunner

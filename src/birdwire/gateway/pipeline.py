@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from birdwire.gateway.concurrency import ConcurrencyLimiter
     from birdwire.keys.context import RouteRules
     from birdwire.outcomes.idempotency import Idempotency
-    from birdwire.outcomes.rejections import Rejections
+    from birdwire.outcomes.own_refusals import Rejections
 
 
 class Pipeline:

@@ -12,7 +12,7 @@ from birdwire.x.client.requests import Reading
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from birdwire.accounts.client import AccountClient
+    from birdwire.accounts.retrying_client import AccountClient
     from birdwire.accounts.sessions import XSession
     from birdwire.api.forms import Part
     from birdwire.api.models import Body

@@ -11,7 +11,7 @@ from birdwire.x.catalog import media
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from birdwire.accounts.client import AccountClient
+    from birdwire.accounts.retrying_client import AccountClient
     from birdwire.api.forms import Part
     from birdwire.runtime.clock import Clock
 

@@ -22,7 +22,7 @@ from birdwire.x.limits.write_order import canonical
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from birdwire.accounts.client import AccountClients
+    from birdwire.accounts.retrying_client import AccountClients
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission

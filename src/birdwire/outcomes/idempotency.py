@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from birdwire.api.forms import Part
     from birdwire.api.messages import Call
     from birdwire.outcomes.journal import Journal
-    from birdwire.outcomes.leases import ProcessLeases
+    from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.store.encryption.vault import Vault

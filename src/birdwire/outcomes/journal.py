@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from ulid import ULID
 
 from birdwire.api.errors import GatewayError, Outcome
-from birdwire.outcomes.leases import LEASE
-from birdwire.outcomes.rejections import Rejections
+from birdwire.outcomes.own_refusals import Rejections
+from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import journal as store
@@ -29,7 +29,7 @@ from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from birdwire.outcomes.leases import ProcessLeases
+    from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database

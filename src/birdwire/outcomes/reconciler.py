@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.outcomes.journal import FIRST_CHECK_AFTER, why_lost
-from birdwire.outcomes.leases import LEASE
 from birdwire.outcomes.post_matching import LostPost, Signature, match
+from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as shared_now
 from birdwire.store.tables import journal as store
@@ -28,10 +28,10 @@ from birdwire.x.client.requests import Reading
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from birdwire.accounts.client import AccountClient, AccountClients
+    from birdwire.accounts.retrying_client import AccountClient, AccountClients
     from birdwire.accounts.sessions import Sessions
     from birdwire.outcomes.journal import Journal
-    from birdwire.outcomes.leases import ProcessLeases
+    from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database

@@ -18,7 +18,7 @@ from birdwire.x.client.pool import Request, SendFailed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from birdwire.api.reasons import Reason
+    from birdwire.api.reason_type import Reason
     from birdwire.settings import Settings
     from birdwire.x.client.pool import ConnectionPool, Reply
 

@@ -20,7 +20,7 @@ from birdwire.x.client.rate_headers import exhausted, wait_s
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
-    from birdwire.api.reasons import Reason
+    from birdwire.api.reason_type import Reason
     from birdwire.x.client.pool import Reply
 
 _PLAIN = {"data"}

@@ -6,6 +6,6 @@ and the record of which operations X recently allowed this app, which refuses no
 Must never send anything, hold one account's failures or limits against another account, or contain a limit of X's:
 every number comes from X's replies.
 
-Read in this order: `rate_windows`, `circuit_breaker`, `write_order`, `capabilities`. `accounts/client.py` uses all
-but the last.
+Read in this order: `rate_windows`, `circuit_breaker`, `write_order`, `capabilities`. `accounts/retrying_client.py`
+uses all but the last.
 """

@@ -26,7 +26,7 @@ from birdwire.x.client.rate_headers import MAX_WINDOW_S, any_exhausted, parse, s
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from birdwire.api.reasons import Reason
+    from birdwire.api.reason_type import Reason
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.x.client.pool import Reply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Call
-from birdwire.outcomes.rejections import MAX_KEYS, MAX_PER_KEY, Rejections
+from birdwire.outcomes.own_refusals import MAX_KEYS, MAX_PER_KEY, Rejections
 from birdwire.runtime.clock import Clock
 
 

@@ -21,6 +21,8 @@ from ulid import ULID
 from birdwire.accounts.acts import account_of
 from birdwire.accounts.tokens import binding_of
 from birdwire.api.errors import GatewayError
+from birdwire.runtime.backoff import Backoff
+from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.runtime.single_flight import SingleFlight
 from birdwire.store import database
 from birdwire.store.database import StorageDownError
@@ -127,7 +129,7 @@ class Refresher:
         self._flights: SingleFlight[SessionRow] = SingleFlight()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._background: set[asyncio.Task[SessionRow]] = set()
-        self._pauses: dict[str, _Pause] = {}
+        self._pauses: BoundedDict[str, _Pause] = BoundedDict(MAX_PAUSES)
         self._draining = False
         self.unsaved = 0
         """Pairs that X has issued and the store has not accepted yet. While there are any, no refresh starts."""
@@ -215,7 +217,7 @@ class Refresher:
         Raises:
             GatewayError: the link is over; or the token was presented, and its answer will not arrive.
         """
-        pause_s = INITIAL_POLL_S
+        pauses = iter(Backoff(INITIAL_POLL_S, MAX_POLL_S))
         while True:
             row, now = await self._read(session_id)
             if row.gen != gen:
@@ -231,8 +233,7 @@ class Refresher:
             if sent_here or row.presented_at is None or row.presented_at + ANSWER_WITHIN < now:
                 raise GatewayError("x_timeout")
             # Another process is asking X.
-            await asyncio.sleep(pause_s)
-            pause_s = min(MAX_POLL_S, 2 * pause_s)
+            await asyncio.sleep(next(pauses))
 
     async def _refresh_token(self, row: SessionRow) -> str:
         if row.refresh_ct is None:
@@ -347,13 +348,12 @@ class Refresher:
 
     async def _store_with_retries(self, row: SessionRow, values: dict[str, Any], tokens: Tokens) -> SessionRow | None:
         """Repeat `_store` until the store accepts the pair. Until then, this process asks X for no other pair."""
-        pause_s = INITIAL_PAUSE_S / 16
+        pauses = iter(Backoff(INITIAL_PAUSE_S / 16, MAX_PAUSE_S))
         self.unsaved += 1
         try:
             while True:
                 self._report("persist_failure", row.session_id, level="error")
-                await asyncio.sleep(pause_s)
-                pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+                await asyncio.sleep(next(pauses))
                 with contextlib.suppress(StorageDownError):
                     return await self._store(row, values, tokens)
         finally:
@@ -388,8 +388,6 @@ class Refresher:
             length_s = INITIAL_PAUSE_S
         else:
             length_s = min(MAX_PAUSE_S, 2 * last.length_s)
-        if len(self._pauses) >= MAX_PAUSES:
-            self._pauses.clear()
         self._pauses[session_id] = _Pause(length_s, self._clock.monotonic() + length_s, failed)
 
     def _pause_s(self, session_id: str, *, failed: bool = False) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
+from birdwire.runtime.backoff import Backoff
 from birdwire.runtime.single_flight import SingleFlight
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import x_sessions as store
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 RETRY_FOR = timedelta(days=7)
 MAX_CONCURRENT = 20
 EXPEDITE_WAIT_S = 2.0
-INITIAL_PAUSE_S, MAX_PAUSE_S = 5, 3_600
+BACKOFF = Backoff(initial_s=5, max_s=3_600)
 _KINDS: tuple[Kind, ...] = ("refresh", "access")
 
 
@@ -110,8 +111,7 @@ class RevocationQueue:
             if done:
                 await store.drop_revocation(connection, row.revocation_id)
             else:
-                pause_s = min(MAX_PAUSE_S, INITIAL_PAUSE_S * 2**row.tries)
-                due_at = now + timedelta(seconds=pause_s)
+                due_at = now + timedelta(seconds=BACKOFF.pause_s(row.tries))
                 await store.postpone_revocation(connection, row.revocation_id, due_at, row.tries + 1)
 
     async def _revoke(self, row: RevocationRow) -> bool:

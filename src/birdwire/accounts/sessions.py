@@ -11,6 +11,7 @@ from birdwire.accounts.links import KeyLinks, missing_scopes, only_confirmation_
 from birdwire.accounts.refresh import renews_at
 from birdwire.api.errors import GatewayError
 from birdwire.api.paths import API
+from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.runtime.single_flight import SingleFlight
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import VaultError
@@ -72,8 +73,8 @@ class Sessions:
         self._cache = cache
         self._clock = clock
         self._me = me
-        self._suspended: dict[tuple[str, int], float] = {}
-        self._ask_again: dict[str, float] = {}
+        self._suspended: BoundedDict[tuple[str, int], float] = BoundedDict(MAX_SUSPENDED)
+        self._ask_again: BoundedDict[str, float] = BoundedDict(MAX_ASKED)
         self._naming: SingleFlight[SessionRow] = SingleFlight()
 
     async def session_for(self, key: Key, scopes: Sequence[str]) -> XSession:
@@ -171,8 +172,6 @@ class Sessions:
 
     def hold_off(self, session: XSession) -> None:
         """Stop renewing a session for a while: X refused a token that it had just issued, so X is failing."""
-        if len(self._suspended) >= MAX_SUSPENDED:
-            self._suspended.clear()
         self._suspended[session.session_id, session.gen] = self._clock.monotonic() + SUSPEND_S
 
     # Naming the account of a pending link.
@@ -215,8 +214,6 @@ class Sessions:
         now = self._clock.monotonic()
         if now < self._ask_again.get(session_id, 0.0):
             return False
-        if len(self._ask_again) >= MAX_ASKED:
-            self._ask_again.clear()
         self._ask_again[session_id] = now + ASK_EVERY_S
         return True
 

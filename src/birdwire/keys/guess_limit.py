@@ -6,13 +6,13 @@ A valid secret is never refused: addresses over their allowance share one batche
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from birdwire.api.errors import GatewayError
 from birdwire.keys.rate_limit import failures_from
+from birdwire.runtime.bounded_dict import BoundedDict
 
 if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
@@ -55,7 +55,7 @@ class GuessLimiter:
         self._clock = clock
         self._round_s = round_s
         # The least recently used address comes first.
-        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+        self._allowances: BoundedDict[str, _Allowance] = BoundedDict(MAX_ADDRESSES)
         self._waiting: dict[Find[Any], dict[bytes, asyncio.Future[Any]]] = {}
         self._rounds: asyncio.Task[None] | None = None
 
@@ -95,8 +95,6 @@ class GuessLimiter:
         now = self._clock.monotonic()
         allowance = self._allowances.get(name)
         if allowance is None:
-            if len(self._allowances) >= MAX_ADDRESSES:
-                self._allowances.popitem(last=False)
             allowance = self._allowances[name] = _Allowance(now)
         self._allowances.move_to_end(name)
         allowance.left = min(

@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
+from birdwire.runtime.backoff import Backoff
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -37,7 +39,7 @@ IDLE_PROBE_INTERVAL_S: Final = 2.0
 MAX_SILENCE_S: Final = 2.0
 """A connection with a command that has had no reply for this long is closed."""
 
-INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.1, 1.6
+BACKOFF = Backoff(initial_s=0.1, max_s=1.6)
 """Between attempts to connect; each pause is twice the one before."""
 
 MIN_GOOD_CONNECTION_S: Final = 10.0
@@ -152,7 +154,7 @@ class RedisConnection:
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        pause_s = INITIAL_BACKOFF_S
+        pauses = iter(BACKOFF)
         while True:
             started_at = loop.time()
             try:
@@ -164,9 +166,9 @@ class RedisConnection:
             else:
                 await self._watch(protocol)
                 if loop.time() - started_at > MIN_GOOD_CONNECTION_S:
-                    pause_s = INITIAL_BACKOFF_S
+                    pauses = iter(BACKOFF)
+            pause_s = next(pauses)
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - spread, not secrecy
-            pause_s = min(2 * pause_s, MAX_BACKOFF_S)
 
     async def _connect(self) -> _Protocol:
         loop = asyncio.get_running_loop()

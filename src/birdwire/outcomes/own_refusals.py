@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
+from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.store.tables.journal import JournalRow, State
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Rejections:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._keys: OrderedDict[str, deque[JournalRow]] = OrderedDict()
+        self._keys: BoundedDict[str, deque[JournalRow]] = BoundedDict(MAX_KEYS)
 
     def add(self, call: Call, error: GatewayError) -> None:
         """Record a refusal, unless X refused the call, the call may have reached X, or its key is not known."""
@@ -30,8 +31,6 @@ class Rejections:
         if key_id is None or error.upstream is not None or error.outcome != "not_sent":
             return
         now = self._clock.now()
-        if key_id not in self._keys and len(self._keys) >= MAX_KEYS:
-            self._keys.popitem(last=False)
         row = JournalRow(
             request_id=call.request_id,
             key_id=key_id,

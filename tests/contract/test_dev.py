@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import pwd
@@ -37,6 +38,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FREE_PORTS = ("--port", "0", "--sandbox-port", "0")
 DEADLINE_S = 30
 
+_LOGS = itertools.count()
+
 
 @dataclass
 class Program:
@@ -67,7 +70,8 @@ class Program:
 @contextlib.asynccontextmanager
 async def started(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[Program]:
     """Run a command of the command line; killed at the end if it still runs."""
-    log = folder / "stderr.txt"
+    # Each command has its own file: two in one folder would overwrite each other's lines.
+    log = folder / f"stderr-{next(_LOGS)}.txt"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -166,7 +170,7 @@ async def test_no_key_or_token_is_in_clear_in_the_folder_or_the_log(dev: tuple[P
     session = session_row(**dict(row))
     tokens = [pairs.open(session, "access"), pairs.open(session, "refresh")]
     files = [path for path in program.folder.rglob("*") if path.is_file()]
-    assert {"birdwire.db", "sandbox.json", "stderr.txt"} <= {path.name for path in files}
+    assert {"birdwire.db", "sandbox.json", program.log.name} <= {path.name for path in files}
     for secret in (*tokens, offer["api_key"], offer["unlinked_key"]):
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
 

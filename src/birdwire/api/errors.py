@@ -82,7 +82,7 @@ PROBLEMS: dict[str, Problem] = {
     "callback_malformed": Problem(400, _INVALID, "account_owner", "X's redirect is incomplete or repeats a parameter.", _NEW_LINK),
     "state_unknown": Problem(400, _INVALID, "account_owner", "This link is unknown or has expired.", _NEW_LINK),
     "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
-    "state_used": Problem(400, _INVALID, "account_owner", "This link has already been used: the attempt failed, or the account is no longer linked through it.", _NEW_LINK),
+    "state_used": Problem(400, _INVALID, "account_owner", "This link has already been used and cannot be used again. Either that attempt failed, or the account is no longer linked through it.", _NEW_LINK),
     "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was created for a different authorization server or callback URL.", _NEW_LINK),
     "consent_denied": Problem(400, _INVALID, "account_owner", "{what}; nothing was linked.", f"To try again, start with POST {API}/auth_twitter."),
     "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it is invalid, was already used, or is older than 30 seconds.", _NEW_LINK),
@@ -131,7 +131,7 @@ PROBLEMS: dict[str, Problem] = {
     "unsupported_media_type": Problem(415, "unsupported_media_type", "caller", "This call accepts {wanted}.", "{how}."),
     "headers_too_large": Problem(431, "headers_too_large", "caller", "The request has too many headers, or they are too large.", "Send at most 100 headers, with a total size of at most 16 KiB."),
     # 409
-    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The X account is @{username}, but this key expects {expected}. Nothing was changed.", "Approve the link as {expected}. To link a different account, unlink the current one first, or send the new account's name as expected_username. If the operator pinned the key to {expected}, only the operator can change that."),
+    "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The X account is @{username}, but this key expects {expected}. Nothing was changed.", "Sign in to X as {expected}, then approve the link. To link a different account, unlink the current one first, or send the new account's name as expected_username. If the operator pinned the key to {expected}, only the operator can change that."),
     "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Retry after the delay in Retry-After to get the first call's response.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was already used for a different call.", "Use a new Idempotency-Key for each new call."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post because the account has already posted the same text.", "Change the text."),
@@ -141,7 +141,7 @@ PROBLEMS: dict[str, Problem] = {
     # 429
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has used up its {limit} calls per minute.", "Retry after the delay in Retry-After, or ask the operator to raise the key's limit.", retryable=True),
     "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer concurrent calls, retry after the delay in Retry-After, or ask the operator to raise the limit.", retryable=True),
-    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Birdwire received too many invalid keys, link states or undo tokens from your IP address.", "Check the key, state or undo token, then retry after the delay in Retry-After.", retryable=True),
+    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Birdwire received too many invalid API keys, `state` values or undo tokens from your IP address.", "Check the API key, `state` or undo token, then retry after the delay in Retry-After.", retryable=True),
     "daily_cap": Problem(429, "quota_exceeded", "operator", "This key has used up its {limit} writes for today (UTC).", "Wait until midnight UTC, or ask the operator to raise the key's cap.", retryable=True),
     "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "The linked account has reached X's 15-minute limit for this action.", "Try again {reset}.", retryable=True),
     "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "The linked account has reached X's 24-hour limit for this action.", "Try again {reset}.", retryable=True),

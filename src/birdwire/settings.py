@@ -111,7 +111,8 @@ class Settings(BaseModel):
     x_deadline_s: float = Field(15.0, gt=0, le=120, description="Maximum duration of one call to X, in seconds.")
     link_mode: Literal["open", "confirm"] = Field(
         "open",
-        description="When a link becomes active. `open`: as soon as the person with the auth_url approves it at X; "
+        description="Determines when a link becomes active. `open`: as soon as the person with the auth_url approves "
+        "at X; "
         "`confirm`: once the key's holder has also confirmed the account.",
     )
     extra_scopes: str = Field(
@@ -155,7 +156,7 @@ class Settings(BaseModel):
         90,
         ge=0,
         le=100_000,
-        description="Maximum number of calls per key that wait to run, in addition to the max_calls_each that run. "
+        description="Maximum number of waiting calls per key. max_calls_each limits its running calls separately. "
         "Birdwire refuses further calls with 429.",
     )
     max_body_bytes: int = Field(16_384, ge=1_024, le=1 << 20, description="Maximum size of a JSON body, in bytes.")

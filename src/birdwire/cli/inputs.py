@@ -35,7 +35,11 @@ ConfigOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Data folder of `birdwire dev`, used instead of the settings."),
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Use the database and vault key in this data folder of `birdwire dev`, not the settings.",
+    ),
 ]
 KeyFileOption = Annotated[
     Path | None,

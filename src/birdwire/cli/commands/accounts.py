@@ -31,7 +31,7 @@ def link(
         str | None,
         typer.Argument(
             metavar="KEY_ID",
-            help="ID of the key to link, as the operator. Default: link the key in BIRDWIRE_API_KEY, over HTTP.",
+            help="For operators: ID of the key to link. Default: link the key in BIRDWIRE_API_KEY, over HTTP.",
         ),
     ] = None,
     *,
@@ -102,25 +102,28 @@ def confirm(
         str,
         typer.Argument(
             metavar="KEY_ID|@USERNAME",
-            help="As the operator, the ID of the key whose link to confirm; otherwise, the account that approved.",
+            help="For operators: ID of the key with the link. Otherwise: @username of the account that approved it.",
         ),
     ],
     *,
     expect: Annotated[
-        str | None, typer.Option(metavar="USERNAME", help="X account that must have approved. Required with KEY_ID.")
+        str | None,
+        typer.Option(
+            metavar="USERNAME", help="X account that you expect to have approved the link. Required with KEY_ID."
+        ),
     ] = None,
     state: Annotated[
         str | None,
         typer.Option(
             metavar="STATE",
-            help="The state or auth_url that `birdwire accounts link` printed. Required with @USERNAME.",
+            help="The state or auth_url in the output of `birdwire accounts link`. Required with @USERNAME.",
         ),
     ] = None,
     config: ConfigOption = None,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Confirm a link that an account's owner has approved (only in link mode `confirm`).
+    """Confirm a link that an account's owner has approved (needed if the setting link_mode is `confirm`).
 
     With @USERNAME and --state, the command calls the gateway with the API key. With KEY_ID and --expect, the operator
     confirms directly on the database, with the gateway's settings. `birdwire accounts list` shows which account
@@ -156,7 +159,7 @@ def unlink(
         str | None,
         typer.Argument(
             metavar="KEY_ID",
-            help="ID of the key to unlink, as the operator. Default: unlink the key in BIRDWIRE_API_KEY, over HTTP.",
+            help="For operators: ID of the key to unlink. Default: unlink the key in BIRDWIRE_API_KEY, over HTTP.",
         ),
     ] = None,
     *,
@@ -188,7 +191,7 @@ def unlink(
 
 @app.command("list")
 def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """List all linked X accounts, as the operator.
+    """List all linked X accounts (for operators).
 
     Reads the database. Never shows a token.
 

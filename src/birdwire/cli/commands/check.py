@@ -66,8 +66,8 @@ def check(
     nothing and shows no secrets.
 
     With --live, the command also sends one request to X's token endpoint, with the client ID, the client secret and an
-    invalid refresh token, and shows which operations X recently allowed or refused. It then reports a problem, too, if
-    X is unreachable or rejects the client.
+    invalid refresh token, and shows which operations X recently allowed or refused. In that case, it
+    also reports a problem if X is unreachable or rejects the client.
 
     Example: birdwire check --config /etc/birdwire/birdwire.toml --live
     """

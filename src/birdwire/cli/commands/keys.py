@@ -57,7 +57,10 @@ IpsOption = Annotated[
 ]
 ReturnToOption = Annotated[
     str | None,
-    typer.Option(metavar="URL,...", help="Pages that the key's links may use as return_to. Without this rule: none."),
+    typer.Option(
+        metavar="URL,...",
+        help="Pages that may open after somebody approves a link of this key (return_to). Without this rule: none.",
+    ),
 ]
 DailyOption = Annotated[
     int | None,

@@ -148,7 +148,7 @@ def post(
     as_json: JsonOption = False,
     **given: Any,
 ) -> None:
-    """Post, reply, quote, or edit a post.
+    """Publish, reply to, quote or edit a post.
 
     Birdwire acts as the X account that is linked to the API key. The command prints the new post's ID.
 

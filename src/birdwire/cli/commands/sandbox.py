@@ -99,7 +99,8 @@ def proxy(
     - Forward the request but lose the response: `{"drop": "after_apply"}`
     - Refuse all connections: `{"down": true}`
 
-    With --json, the command prints one line once the proxy is ready, with the fields proxy (HOST:PORT), control and to.
+    With --json, the command prints one line once the proxy is ready, with the fields `to`, `proxy` (HOST:PORT) and
+    `control`.
 
     Example: birdwire sandbox proxy --to 127.0.0.1:8701
     """

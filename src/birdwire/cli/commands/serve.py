@@ -46,7 +46,7 @@ def serve(
     check --help`; to validate your settings, run `birdwire check`. Logs go to stderr, one JSON object per line. On
     SIGTERM or Ctrl-C, the gateway finishes running calls before it exits.
 
-    With --json, the command prints one line once the gateway is ready, with the field gateway, and the field metrics
+    With --json, the command prints one line once the gateway is ready, with a `gateway` field, and a `metrics` field
     if the metrics have their own port.
 
     Example: birdwire serve --config /etc/birdwire/birdwire.toml

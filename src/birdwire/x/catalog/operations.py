@@ -190,7 +190,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="post_twitter",
-        summary="Post, reply, quote, or edit a post",
+        summary="Publish, reply to, quote or edit a post",
         method="POST",
         path="/2/tweets",
         body=PostTwitter,

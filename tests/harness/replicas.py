@@ -136,6 +136,8 @@ class Cluster:
         back = await self.consent(headers, begin=begin, username=username)
         answer = await self.client.get(f"{self.replicas[end].url}{back}")
         assert answer.status_code == 200, answer.text
+        # Each link stands for a browser of its own: the undo cookies of hundreds would not fit into one head.
+        self.client.cookies.clear()
 
     async def consent(self, headers: dict[str, str], *, begin: int = 0, username: str = "ada") -> str:
         """Start a link at one replica, approve it, and return the callback's path and query."""

@@ -82,7 +82,7 @@ PROBLEMS: dict[str, Problem] = {
     "callback_malformed": Problem(400, _INVALID, "account_owner", "X's redirect is incomplete or repeats a parameter.", _NEW_LINK),
     "state_unknown": Problem(400, _INVALID, "account_owner", "This link is unknown or has expired.", _NEW_LINK),
     "state_expired": Problem(400, _INVALID, "account_owner", "This link has expired. Links are valid for 10 minutes.", _NEW_LINK),
-    "state_used": Problem(400, _INVALID, "account_owner", "This link has already been used and cannot be used again. Either that attempt failed, or the account is no longer linked through it.", _NEW_LINK),
+    "state_used": Problem(400, _INVALID, "account_owner", "This link has already been used. Either that attempt failed, or the account is no longer linked through it.", _NEW_LINK),
     "issuer_mismatch": Problem(400, _INVALID, "operator", "This link was created for a different authorization server or callback URL.", _NEW_LINK),
     "consent_denied": Problem(400, _INVALID, "account_owner", "{what}; nothing was linked.", f"To try again, start with POST {API}/auth_twitter."),
     "code_rejected": Problem(400, _INVALID, "account_owner", "X refused the authorization code: it is invalid, was already used, or is older than 30 seconds.", _NEW_LINK),

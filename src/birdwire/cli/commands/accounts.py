@@ -278,17 +278,17 @@ async def _link(say: Output, link: _OverHttp | Linking, body: dict[str, Any], *,
         say.result(started, page)
         return
     say.lines("Open this page in a browser and allow access:\n", page, "")
-    ends_at, approved, told = time.monotonic() + WAIT_S, False, False
+    ends_at, approved, reported = time.monotonic() + WAIT_S, False, False
     with say.waiting("Waiting for approval. Press Ctrl-C to stop waiting; the page remains valid."):
         while True:
             attempt, status = await link.poll()
             check_attempt(attempt)
             if status.get("state") == "active":
                 break
-            approved = approved or told or attempt.get("outcome") == "approved"
-            if not told and (hint := _confirming(attempt, status, link.confirm)):
+            approved = approved or reported or attempt.get("outcome") == "approved"
+            if not reported and (hint := _confirming(attempt, status, link.confirm)):
                 say.lines(hint)
-                told = True
+                reported = True
             if time.monotonic() > ends_at:
                 raise Stop(ExitCode.REFUSED, *(_UNCONFIRMED if approved else _EXPIRED))
             await asyncio.sleep(ASK_EVERY_S)

@@ -347,15 +347,15 @@ async def _known(settings: Settings) -> list[Capability]:
 
 async def _counters(url: str) -> str:
     """Return why Redis cannot run a script; empty if it can."""
-    told: list[str] = []
+    outages: list[str] = []
 
     async def probe() -> None:
         await redis.run(Script("return 1"), "birdwire:check")
 
-    redis = RedisConnection(url, probe, lambda up, why: told.append("" if up else why))
+    redis = RedisConnection(url, probe, lambda up, why: outages.append("" if up else why))
     await redis.start()
     await redis.close()
-    return told[0] if told else "late"
+    return outages[0] if outages else "late"
 
 
 async def _refused(settings: Settings) -> TokenError | None:

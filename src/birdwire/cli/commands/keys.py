@@ -209,10 +209,12 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
             _row(key) | {"hint": hint, "created_at": rfc3339(key.created_at), "revoked_at": _time(key.revoked_at)}
             for key, hint in found
         ]
-        told = [row | {"rules": "; ".join(_told(key.rules)) or None} for row, (key, _) in zip(rows, found, strict=True)]
+        shown = [
+            row | {"rules": "; ".join(_told(key.rules)) or None} for row, (key, _) in zip(rows, found, strict=True)
+        ]
         columns = ("key_id", "label", "mode", "tier", "rpm", "hint", "created_at", "revoked_at", "rules")
         none = "There are no keys yet. To create one, run: birdwire keys create --label TEXT"
-        say.table({"keys": rows}, told, columns, none)
+        say.table({"keys": rows}, shown, columns, none)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import budget, bytecodes, callgrind, contenders, install, machine, report, seed
+from bench import budget, bytecodes, callgrind, contenders, goals, install, interpreters, machine, report, seed
 from bench.load import Caller
 from bench.machine import answering, free_port, start
 
@@ -38,10 +38,12 @@ def main() -> None:
         install.require("nginx", *(["valgrind"] if INSTRUCTIONS in wanted else []))
     except RuntimeError as error:
         raise SystemExit(str(error)) from None
+    python = interpreters.enter("bench.instructions", options.python)
     result: dict[str, Any] = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": machine.output(["git", "rev-parse", "--short", "HEAD"]),
         "machine": machine.described(),
+        "python": python,
     }
     if BYTECODES in wanted:
         result[BYTECODES] = count_bytecodes(min(options.likes, MAX_TRACED))
@@ -54,6 +56,7 @@ def main() -> None:
         (options.out / "instructions.md").write_text(page(result))
     if options.docs:
         report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, budget.table(result))
+    goals.require_reasons(goals.of_instructions(result))
 
 
 def count_bytecodes(likes: int) -> dict[str, Any]:
@@ -115,8 +118,10 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Instructions and bytecodes of a like",
         "",
-        f"{result['made_at']}, commit {result['commit']}. {described['cpu']}, {described['system']},",
-        f"Python {described['python']}. To repeat it: `make bench-instructions`.",
+        f"{result['made_at']}, commit {result['commit']}. {described['cpu']}, {described['system']}.",
+        *interpreters.told(result["python"]),
+        "To repeat it: `make bench-instructions`.",
+        *goals.section(goals.of_instructions(result)),
     ]
     if INSTRUCTIONS in result:
         lines += _instructions(result[INSTRUCTIONS])
@@ -192,6 +197,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--likes", type=int, default=320, help="number of likes in a run; bytecodes need 100 at most (default: 320)"
     )
+    interpreters.add_option(parser)
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument("--docs", action="store_true", help="also replace the budget in docs/design.md")
     options = parser.parse_args()

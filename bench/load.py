@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from bench.machine import Process
 
 PATH = "/apis/v1/twitter/like_twitter"
-SCRIPT = Path(__file__).parent / "peers" / "like.lua"
+DEEDS = {"like": PATH, "post": "/apis/v1/twitter/post_twitter"}
+"""What a caller does, and at which path."""
+
+SCRIPT = Path(__file__).parent / "peers" / "callers.lua"
 TIMEOUT_S = 20
 CALLER_S = 120.0
 BODY = b'{"tweet_id":"1346889436626259968"}'
@@ -53,6 +56,7 @@ class Load:
     seconds: int
     warm_up: int = 1
     spread: bool = False
+    deed: str = "like"
 
     def run(self, process: Process, number: int, connections: int) -> Run:
         """Warm a contender up, then measure it.
@@ -69,7 +73,7 @@ class Load:
         cpu_s, beside_s = process.cpu_s() - cpu_s, sum(one.cpu_s() for one in process.attendants) - beside_s
         requests = max(1, told["requests"])
         if told["refused"] or not told["requests"]:
-            raise RuntimeError(f"it refused {told['refused']} of the {told['requests']} likes that it answered")
+            raise RuntimeError(f"it refused {told['refused']} of the {told['requests']} calls that it answered")
         return Run(
             contender=process.name,
             round=number,
@@ -89,7 +93,8 @@ class Load:
     def _wrk(self, port: int, connections: int, seconds: int) -> dict[str, int]:
         """What wrk says: one thread a connection, so that each has its own key."""
         argv = ["wrk", "-t", str(connections), "-c", str(connections), "-d", f"{seconds}s", "--latency"]
-        argv += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), f"http://127.0.0.1:{port}{PATH}", str(self.keys)]
+        argv += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT)]
+        argv += [f"http://127.0.0.1:{port}{DEEDS[self.deed]}", str(self.keys), self.deed]
         if self.spread:
             argv.append(str(connections))
         with pinned(LOAD_CORE):

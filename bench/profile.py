@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import contenders, engines, install, seed
+from bench import contenders, engines, install, interpreters, seed
 from bench.budget import owner
 from bench.load import Load
 from bench.machine import LOAD_CORE, TICK_S, answering, free_port, start
@@ -167,12 +167,15 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40, help="rows of a table (default: 40)")
     parser.add_argument("--postgres", action="store_true", help="on PostgreSQL and Redis")
     parser.add_argument("--tls", action="store_true", help="TLS to X")
+    interpreters.add_option(parser)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return
+    python = interpreters.enter("bench.profile", options.python)
     install.programs()
+    print(*interpreters.told(python), "", sep="\n")
     print(told(measure(options), options.most))
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     if options.readme:
         report.put_between(HERE.parent / "README.md", report.MARKS, report.few(result))
     print(f"\n{report.short(result)}\nwritten: {options.out}/latest.json, latest.md, latest.svg")
-    goals.require_reasons(goals.of_likes(Table(result)))
+    goals.print_unexplained(goals.of_likes(Table(result)))
 
 
 def _measure(chosen: list[Contender], options: argparse.Namespace) -> tuple[list[Run], dict[str, str]]:

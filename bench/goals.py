@@ -91,6 +91,8 @@ WHY: Mapping[str, str] = {
     "others, so it costs twice the CPU.",
     "p99 added to nginx forwarding, ms": "Concurrent likes wait for the one core, so this follows from the CPU of a "
     "like.",
+    "CPU of a post, by a like": "A post without an Idempotency-Key is given one. Its row is stored before the post "
+    "and its answer after it, each in an exclusive transaction through SQLAlchemy, which shares no commit with others.",
     "peak memory, MiB": "Imported libraries take most of it, whatever the load.",
     "thousand instructions of a like": _STEPS,
 }
@@ -140,17 +142,16 @@ def section(verdicts: Iterable[Verdict]) -> list[str]:
         "|---|--:|--:|--:|---|",
         *(one.row for one in verdicts),
         *([""] if missed else []),
-        *(f"- Why {words} missed: {WHY.get(words, 'not yet known')}" for words in missed),
+        *(f"- Missed: {words}. {WHY.get(words) or 'The reason is not known yet.'}" for words in missed),
     ]
 
 
-def require_reasons(verdicts: Iterable[Verdict]) -> None:
-    """Check that each missed goal has a reason.
+def unexplained(verdicts: Iterable[Verdict]) -> list[str]:
+    """Return the missed goals without a reason in WHY."""
+    return list(dict.fromkeys(one.goal.words for one in verdicts if not one.met and not WHY.get(one.goal.words)))
 
-    Raises:
-        SystemExit: one has none.
-    """
-    if unexplained := {one.goal.words for one in verdicts if not one.met and not WHY.get(one.goal.words)}:
-        raise SystemExit(
-            f"State in WHY of bench/goals.py why these goals were missed: {', '.join(sorted(unexplained))}"
-        )
+
+def print_unexplained(verdicts: Iterable[Verdict]) -> None:
+    """Ask for the reasons that are missing; a test refuses to let committed pages lack them."""
+    for words in unexplained(verdicts):
+        print(f"goal missed: {words}; state the reason in WHY of bench/goals.py")

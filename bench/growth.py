@@ -88,7 +88,7 @@ def main() -> None:
     (options.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / "growth.md").write_text(report.growth(result))
     print(f"written: {options.out}/growth.json, growth.md")
-    goals.require_reasons(goals.of_growth(result))
+    goals.print_unexplained(goals.of_growth(result))
 
 
 # Linked accounts.

@@ -56,7 +56,7 @@ def main() -> None:
         (options.out / "instructions.md").write_text(page(result))
     if options.docs:
         report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, budget.table(result))
-    goals.require_reasons(goals.of_instructions(result))
+    goals.print_unexplained(goals.of_instructions(result))
 
 
 def count_bytecodes(likes: int) -> dict[str, Any]:

@@ -330,6 +330,25 @@ def test_a_caller_reads_whole_answers_and_raises_on_a_refusal() -> None:
         caller.close()
 
 
+def test_a_caller_that_posts_sends_a_new_text_each_time() -> None:
+    """X refuses a text that it has already seen from the account."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        caller = Caller(listener.getsockname()[1], "bw_test_key", "post")
+        connection, _ = listener.accept()
+        with connection:
+            bodies = []
+            for _ in range(2):
+                caller.send()
+                head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
+                assert head.startswith(b"POST /apis/v1/twitter/post_twitter HTTP/1.1\r\n")
+                assert f"Content-Length: {len(body)}".encode() in head
+                bodies.append(json.loads(body)["text"])
+            assert bodies[0] != bodies[1]
+            connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+            caller.receive()
+        caller.close()
+
+
 def test_the_pages_that_the_benchmark_renews_have_its_marks() -> None:
     """Once each, in order."""
     root = PEERS.parent.parent

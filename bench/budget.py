@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from birdwire.runtime.interpreter import Interpreter
+from bench import interpreters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,6 @@ def packages(counts: Mapping[str, int]) -> dict[str, int]:
 def table(result: Mapping[str, Any]) -> str:
     """Return the budget for people."""
     found, cost = result["bytecodes"], result["instructions"]
-    measured = Interpreter(**result["python"]["measured"])
     total = sum(found["counts"].values())
     lines = ["| Part | Package | Bytecodes | Share |", "|---|---|--:|--:|"]
     for package, count in packages(found["counts"]).items():
@@ -89,6 +88,6 @@ def table(result: Mapping[str, Any]) -> str:
         "",
         f"A like is {total:,} bytecodes in {found['frames']:,} frames, and {cost['middle'] / 1000:,.0f} thousand",
         f"machine instructions (spread {cost['spread']:.1%}) net of background work. {result['made_at'][:10]},",
-        f"commit {result['commit']}, {measured}.",
+        f"commit {result['commit']}, {interpreters.measured(result['python'])}.",
     ]
     return "\n".join(lines)

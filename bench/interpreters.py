@@ -104,12 +104,17 @@ def enter(module: str, wanted: str | None) -> dict[str, Any]:
     return found
 
 
+def measured(found: Mapping[str, Any]) -> Interpreter:
+    """Return the measured one of what `enter` returned."""
+    return Interpreter(**found["measured"])
+
+
 def told(found: Mapping[str, Any]) -> list[str]:
     """Return the sentences of a report on what `enter` returned."""
-    measured, started_on = Interpreter(**found["measured"]), found.get("started_on")
-    lines = [f"Every Python contender runs on the same interpreter: {measured}", f"({found['why']})."]
+    started_on = found.get("started_on")
+    lines = [f"All Python programs run on {measured(found)}", f"({found['why']})."]
     if started_on:
-        lines += [f"`make setup` chose another one here: {Interpreter(**started_on)}."]
+        lines += [f"`make setup` uses another one here: {Interpreter(**started_on)}."]
     return lines
 
 

@@ -69,8 +69,8 @@ def few(result: dict[str, Any]) -> str:
         short(shown),
         "",
         f"{result['made_at'][:10]}, on one of {machine['cores']} cores, {machine['cpu']}. nginx on the",
-        f"same machine takes the place of X. {connections} connections.",
-        *interpreters.told(result["python"]),
+        f"same machine takes the place of X. {connections} connections. All Python programs run on",
+        f"{interpreters.measured(result['python'])}.",
     ]
     return "\n".join(lines)
 

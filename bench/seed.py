@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, literal, select, true
 from ulid import ULID
 
+from birdwire.accounts.tokens import Binding, SealedTokens
 from birdwire.app import create_app
 from birdwire.keys.rules import MAX_RPM
 from birdwire.keys.secrets import mint
+from birdwire.runtime.clock import Clock
 from birdwire.settings import Settings
 from birdwire.startup import open_vault
-from birdwire.store.encryption.vault import Place
 from birdwire.store.tables.api_keys import api_keys, api_secrets
 from birdwire.store.tables.journal import journal
 from birdwire.store.tables.x_sessions import x_sessions
@@ -86,17 +87,15 @@ def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
     The rows are copies of the one that is there: `keys` with secrets and tokens of their own, the others with secrets
     that nobody has.
     """
-    vault = open_vault(Settings.load(environment))
+    tokens = SealedTokens(open_vault(Settings.load(environment)), Clock())
     with _opened(environment) as connection:
         tables = (api_keys, api_secrets, x_sessions)
         key, secret, session = (dict(connection.execute(select(table)).mappings().one()) for table in tables)
         rows: tuple[list[dict[str, Any]], ...] = ([], [], [])
         for number, raw_key in enumerate(keys):
             key_id, session_id = f"key_bench{number}", f"xs_bench{number}"
-            sealed = {
-                f"{column}_ct": vault.seal(TOKEN, Place("x_sessions", session_id, f"{column}_ct", session["gen"]))
-                for column in ("access", "refresh")
-            }
+            bound = Binding(session_id, key_id, session["issuer"], session["user_id"])
+            sealed = tokens.seal(bound, session["gen"], Tokens(TOKEN, TOKEN[::-1], FAR_S, None))
             rows[0].append({**key, "key_id": key_id})
             rows[1].append({**secret, "key_id": key_id, "secret_hash": hashlib.sha256(raw_key.encode()).digest()})
             rows[2].append({**session, **sealed, "key_id": key_id, "session_id": session_id})

@@ -12,10 +12,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import create_engine, select
 
-from bench import budget, bytecodes, callgrind, figures, goals, instructions, interpreters, machine, report
+from bench import budget, bytecodes, callgrind, figures, goals, instructions, interpreters, machine, report, seed
 from bench.contenders import CONTENDERS, PEERS, Place
 from bench.load import DEEDS, Caller, Run
+from birdwire.accounts.tokens import SealedTokens
+from birdwire.runtime.clock import Clock
+from birdwire.settings import Settings
+from birdwire.startup import open_vault
+from birdwire.store.tables.x_sessions import SessionRow, x_sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -371,6 +377,23 @@ def test_growth_is_reported_as_a_table_for_each_part() -> None:
     assert "| accounts | CPU µs | KiB |" in page
     assert "| 1 | 60 | - |" in page
     assert "| 1,000,000 | 61 | 1.5 |" in page
+
+
+async def test_the_tokens_of_a_large_store_can_be_decrypted(tmp_path: Path) -> None:
+    """A gateway ends a link whose token is not bound as its own are, and the benchmark would measure refusals."""
+    vault = seed.vault_key()
+    environment = seed.settings(tmp_path, 8700, "http://127.0.0.1:1", vault)
+    first, *others = seed.raw_keys(3)
+    await seed.link(environment, [first])
+    seed.grow(environment, others, 5)
+    engine = create_engine(environment["BIRDWIRE_DATABASE_URL"])
+    with engine.connect() as connection:
+        rows = [SessionRow(*row) for row in connection.execute(select(x_sessions))]
+    engine.dispose()
+    tokens = SealedTokens(open_vault(Settings.load(environment)), Clock())
+    called = [row for row in rows if row.session_id.startswith("xs_bench")]
+    assert len(rows) == 5
+    assert [tokens.open(row, "access") for row in called] == [seed.TOKEN] * 2
 
 
 def test_every_template_of_a_peer_can_be_filled_in(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ def _options() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="make bench-growth ARGS=…", description=__doc__)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--sessions", type=sizes, default=[1, 10_000, 1_000_000], help="numbers of linked accounts")
+    parser.add_argument("--sessions", type=sizes, default=[32, 10_000, 1_000_000], help="numbers of linked accounts")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the long journal (default: 10,000,000)")
     parser.add_argument("--seconds", type=int, default=3, help="how long each run is measured (default: 3)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is run (default: 3)")

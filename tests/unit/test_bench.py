@@ -114,13 +114,13 @@ def test_a_run_that_missed_a_goal_asks_for_the_reason(capsys: pytest.CaptureFixt
     assert "- Missed: a new goal. The reason is not known yet." in goals.section([verdict])
 
 
-def test_many_accounts_are_compared_with_one_within_a_round() -> None:
+def test_many_accounts_are_compared_with_few_within_a_round() -> None:
     """If both were run; a part that failed has no runs."""
 
     def accounts(count: int, *costs: float) -> dict[str, Any]:
         return {"accounts": count, "runs": [{"cpu_us": cost} for cost in costs]}
 
-    rows = [accounts(1, 400, 500), accounts(10_000, 1, 1), accounts(1_000_000, 440, 600)]
+    rows = [accounts(32, 400, 500), accounts(10_000, 1, 1), accounts(1_000_000, 440, 600)]
     part = {"name": "accounts", "rows": rows}
     (verdict,) = goals.of_growth({"parts": [{"name": "rows", "rows": [{"journal rows": 0}]}, part]})
     assert (str(verdict.found), verdict.met) == ("1.15 (1.10 to 1.20)", True)
@@ -380,7 +380,10 @@ def test_growth_is_reported_as_a_table_for_each_part() -> None:
 
 
 async def test_the_tokens_of_a_large_store_can_be_decrypted(tmp_path: Path) -> None:
-    """A gateway ends a link whose token is not bound as its own are, and the benchmark would measure refusals."""
+    """A gateway ends a link whose token is not bound as its own are, and the benchmark would measure refusals.
+
+    Each session has an account of its own: the writes of one account wait for each other.
+    """
     vault = seed.vault_key()
     environment = seed.settings(tmp_path, 8700, "http://127.0.0.1:1", vault)
     first, *others = seed.raw_keys(3)
@@ -392,7 +395,7 @@ async def test_the_tokens_of_a_large_store_can_be_decrypted(tmp_path: Path) -> N
     engine.dispose()
     tokens = SealedTokens(open_vault(Settings.load(environment)), Clock())
     called = [row for row in rows if row.session_id.startswith("xs_bench")]
-    assert len(rows) == 5
+    assert len({row.user_id for row in rows}) == len(rows) == 5
     assert [tokens.open(row, "access") for row in called] == [seed.TOKEN] * 2
 
 

@@ -61,7 +61,7 @@ bench-profile: setup ## where the microseconds of a like go (options: ARGS="--he
 	@$(BIN)/python -m bench.profile $(ARGS)
 
 clean: ## remove what the other targets made, but not your data
-	rm -rf $(VENV) bench/.venv bench/.work bench/peers/node_modules tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench/.venv bench/.venv-gateway bench/.work bench/peers/node_modules tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -70,6 +70,7 @@ $(VENV)/bin/python:
 		{ echo "Python's venv module is missing. On Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Creating $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@PYTHONPATH=src $(BIN)/python -m bench.interpreters
 
 $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the runtime dependencies (hash-pinned) ..."

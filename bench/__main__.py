@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import contenders, install, machine, report, seed
+from bench import contenders, goals, install, interpreters, machine, report, seed
 from bench.contenders import CONTENDERS, Contender, Place
+from bench.figures import Table
 from bench.load import Load, Run
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ WORK = HERE / ".work"
 def main() -> None:
     """Install, run, report."""
     options = _options()
+    python = interpreters.enter("bench", options.python)
     install.everything()
     chosen = [one for one in CONTENDERS if not options.only or one.name in options.only]
     shutil.rmtree(WORK, ignore_errors=True)
@@ -39,6 +41,7 @@ def main() -> None:
         "made_at": made_at,
         "commit": machine.output(["git", "rev-parse", "--short", "HEAD"]),
         "machine": described,
+        "python": python,
         "options": {"seconds": options.seconds, "rounds": options.rounds, "connections": options.connections},
         "contenders": [
             {"name": one.name, "title": one.title, "how": one.how, "version": versions[one.name], "own": one.own}
@@ -51,6 +54,7 @@ def main() -> None:
     if options.readme:
         report.put_between(HERE.parent / "README.md", report.MARKS, report.few(result))
     print(f"\n{report.short(result)}\nwritten: {options.out}/latest.json, latest.md, latest.svg")
+    goals.print_unexplained(goals.of_likes(Table(result)))
 
 
 def _measure(chosen: list[Contender], options: argparse.Namespace) -> tuple[list[Run], dict[str, str]]:
@@ -62,12 +66,12 @@ def _measure(chosen: list[Contender], options: argparse.Namespace) -> tuple[list
     try:
         for one in chosen:
             _start(one, place, running, failed)
-        load = Load(place.keys_file, options.seconds)
+        loads = {one.name: Load(place.keys_file, options.seconds, deed=one.deed) for one in chosen}
         for number in range(1, options.rounds + 1):
             for connections in options.connections:
                 for name in list(running):
                     try:
-                        runs.append(run := load.run(running[name], number, connections))
+                        runs.append(run := loads[name].run(running[name], number, connections))
                     except (RuntimeError, subprocess.SubprocessError) as error:
                         failed[name] = str(error)
                         running.pop(name).stop()
@@ -92,7 +96,7 @@ def _start(one: Contender, place: Place, running: dict[str, Process], failed: di
 def _say(run: Run) -> None:
     print(
         f"round {run.round}, {run.connections:>2} connections  {run.contender:<18}"
-        f"{run.cpu_us:>9.1f} us CPU {run.rate:>9.0f} likes/s   p50 {run.p50_us / 1000:.2f} ms   "
+        f"{run.cpu_us:>9.1f} us CPU {run.rate:>9.0f} calls/s   p50 {run.p50_us / 1000:.2f} ms   "
         f"p99 {run.p99_us / 1000:.2f} ms   {run.peak_mib:.0f} MiB",
         flush=True,
     )
@@ -122,6 +126,7 @@ def _options() -> argparse.Namespace:
         help="numbers of connections (default: 1,32,64)",
     )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    interpreters.add_option(parser)
     parser.add_argument("--readme", action="store_true", help="also renew the table of the README")
     return parser.parse_args()
 

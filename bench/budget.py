@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import interpreters
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import FrameType
@@ -86,6 +88,6 @@ def table(result: Mapping[str, Any]) -> str:
         "",
         f"A like is {total:,} bytecodes in {found['frames']:,} frames, and {cost['middle'] / 1000:,.0f} thousand",
         f"machine instructions (spread {cost['spread']:.1%}) net of background work. {result['made_at'][:10]},",
-        f"commit {result['commit']}, Python {result['machine']['python']}.",
+        f"commit {result['commit']}, {interpreters.measured(result['python'])}.",
     ]
     return "\n".join(lines)

@@ -74,7 +74,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way of passing a like on. `how` is a sentence for readers who want to repeat it; `version` a command."""
+    """One way of passing a like on, or another deed of load.DEEDS.
+
+    `how` is a sentence for readers who want to repeat it; `version` a command.
+    """
 
     name: str
     title: str
@@ -83,6 +86,7 @@ class Contender:
     needs: tuple[str | Path, ...] = ()
     version: tuple[str | Path, ...] = ()
     own: bool = False
+    deed: str = "like"
 
     def lacks(self) -> list[str]:
         """The programs it needs that are not here."""
@@ -266,6 +270,15 @@ CONTENDERS: tuple[Contender, ...] = (
         _postgres,
         needs=engines.PROGRAMS,
         own=True,
+    ),
+    Contender(
+        "birdwire-post",
+        "**Birdwire**, SQLite, a post in place of a like",
+        "the same as the first, with `post_twitter` and a new text each time; the post's journal row is on the disk "
+        "before the post is sent to X, and its outcome before the answer",
+        _sqlite,
+        own=True,
+        deed="post",
     ),
     Contender("direct", "X itself (nginx answering)", "no gateway at all: the callers ask nginx, on the measured core", _direct, ("nginx",), ("nginx", "-v")),
     Contender("nginx", "nginx forwarding", "one worker, `proxy_pass` with `keepalive`, a header injected, no log", _nginx, ("nginx",), ("nginx", "-v")),

@@ -16,7 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import contenders, engines, install, machine, report, seed
+from bench import contenders, engines, goals, install, interpreters, machine, report, seed
+from bench.figures import Spread
 from bench.load import PATH, Load
 from bench.machine import LOAD_CORE, SERVER_CORE, Process, answering, free_port, start
 
@@ -59,6 +60,7 @@ class Part:
 def main() -> None:
     """Run the chosen parts, and write what came out."""
     options = _options()
+    python = interpreters.enter("bench.growth", options.python)
     install.everything()
     parts, described = [], {}
     for name in options.only or PARTS:
@@ -81,11 +83,12 @@ def main() -> None:
         datetime.now(UTC).isoformat(timespec="seconds"),
         machine.output(["git", "rev-parse", "--short", "HEAD"]),
     )
-    result = {"made_at": made_at, "commit": commit, "machine": described, "parts": parts}
+    result = {"made_at": made_at, "commit": commit, "machine": described, "python": python, "parts": parts}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / "growth.md").write_text(report.growth(result))
     print(f"written: {options.out}/growth.json, growth.md")
+    goals.print_unexplained(goals.of_growth(result))
 
 
 # Linked accounts.
@@ -175,8 +178,8 @@ def _purged(place: Place, name: str, environment: dict[str, str], options: argpa
     dropped = due - seed.older_rows(environment, keep)
     return {
         "purged rows/s under load": round(dropped / took_s),
-        "CPU µs meanwhile": str(report.Spread.of(run.cpu_us for run in runs)),
-        "p99 ms meanwhile": str(report.Spread.of(run.p99_us / 1000 for run in runs)),
+        "CPU µs meanwhile": str(Spread.of(run.cpu_us for run in runs)),
+        "p99 ms meanwhile": str(Spread.of(run.p99_us / 1000 for run in runs)),
     }
 
 
@@ -330,9 +333,9 @@ def _rounds(
 
 def _told(runs: list[Run]) -> Row:
     return {
-        "CPU µs": str(report.Spread.of(run.cpu_us for run in runs)),
-        "likes/s": str(report.Spread.of(run.rate for run in runs)),
-        "p99 ms": str(report.Spread.of(run.p99_us / 1000 for run in runs)),
+        "CPU µs": str(Spread.of(run.cpu_us for run in runs)),
+        "likes/s": str(Spread.of(run.rate for run in runs)),
+        "p99 ms": str(Spread.of(run.p99_us / 1000 for run in runs)),
         "peak MiB": round(max(run.peak_mib for run in runs)),
         "runs": [asdict(run) for run in runs],
     }
@@ -373,10 +376,11 @@ def _options() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="make bench-growth ARGS=…", description=__doc__)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--sessions", type=sizes, default=[1, 10_000, 1_000_000], help="numbers of linked accounts")
+    parser.add_argument("--sessions", type=sizes, default=[32, 10_000, 1_000_000], help="numbers of linked accounts")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the long journal (default: 10,000,000)")
     parser.add_argument("--seconds", type=int, default=3, help="how long each run is measured (default: 3)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is run (default: 3)")
+    interpreters.add_option(parser)
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     return parser.parse_args()
 

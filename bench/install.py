@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 VENV = HERE / ".venv"
+GATEWAY = HERE / ".venv-gateway"
 REQUIREMENTS = HERE / "requirements.txt"
 PROGRAMS = {"wrk": "wrk", "nginx": "nginx", "haproxy": "haproxy", "caddy": "caddy", "node": "nodejs", "npm": "npm"}
 """Each program, and the Debian package that holds it."""
@@ -26,7 +28,7 @@ def everything() -> None:
     """
     programs()
     require("wrk", "nginx")
-    _python()
+    _peers()
     _node()
 
 
@@ -50,15 +52,38 @@ def programs() -> None:
             _run("", ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package])
 
 
-def _python() -> None:
-    stamp, wanted = VENV / ".installed", hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    done = _run("installing the Python peers, pinned by hash", [sys.executable, "-m", "venv", "--clear", str(VENV)])
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-qq"]
+def gateway(python: str) -> Path | None:
+    """Install Birdwire for this interpreter, in an environment of its own; return that one's Python, or None."""
+    requirements = [ROOT / "requirements" / "runtime.txt", ROOT / "pyproject.toml"]
+    installed = _environment(
+        f"Birdwire on {python}",
+        python,
+        GATEWAY,
+        requirements,
+        ["--require-hashes", "--requirement", str(requirements[0])],
+        ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
+    )
+    return GATEWAY / "bin" / "python" if installed else None
+
+
+def _peers() -> None:
     # The lock is whole. With --no-deps pip need not resolve it, where `pydantic[email]` would be none of its pins.
-    if done and _run("", [*pip, "--no-deps", "--require-hashes", "--requirement", str(REQUIREMENTS)]):
-        stamp.write_text(wanted)
+    what = ["--no-deps", "--require-hashes", "--requirement", str(REQUIREMENTS)]
+    _environment("the Python peers", sys.executable, VENV, [REQUIREMENTS], what)
+
+
+def _environment(words: str, python: str, folder: Path, inputs: list[Path], *installs: list[str]) -> bool:
+    """Create a virtual environment, unless it was already made from these files for this interpreter."""
+    wanted = hashlib.sha256(b"".join([os.path.realpath(python).encode(), *(file.read_bytes() for file in inputs)]))
+    stamp = folder / ".installed"
+    if stamp.exists() and stamp.read_text() == wanted.hexdigest():
+        return True
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-qq"]
+    done = _run(f"installing {words}, pinned by hash", [python, "-m", "venv", "--clear", str(folder)])
+    if done and all(_run("", [*pip, *what]) for what in installs):
+        stamp.write_text(wanted.hexdigest())
+        return True
+    return False
 
 
 def _node() -> None:

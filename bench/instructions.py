@@ -13,14 +13,17 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import budget, bytecodes, callgrind, contenders, install, machine, report, seed
-from bench.load import Caller
+from bench import budget, bytecodes, callgrind, contenders, goals, install, interpreters, machine, report, seed
+from bench.load import DEEDS, Caller
 from bench.machine import answering, free_port, start
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.machine import Process
 
 HERE = Path(__file__).parent
@@ -38,29 +41,33 @@ def main() -> None:
         install.require("nginx", *(["valgrind"] if INSTRUCTIONS in wanted else []))
     except RuntimeError as error:
         raise SystemExit(str(error)) from None
+    python = interpreters.enter("bench.instructions", options.python)
     result: dict[str, Any] = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": machine.output(["git", "rev-parse", "--short", "HEAD"]),
         "machine": machine.described(),
+        "python": python,
     }
     if BYTECODES in wanted:
-        result[BYTECODES] = count_bytecodes(min(options.likes, MAX_TRACED))
+        result[BYTECODES] = count_bytecodes(options.deed, min(options.likes, MAX_TRACED))
     if INSTRUCTIONS in wanted:
-        result[INSTRUCTIONS] = count_instructions(options.likes, options.runs)
-    print(f"\n{page(result)}")
-    if not options.only:
+        result[INSTRUCTIONS] = count_instructions(options.deed, options.likes, options.runs)
+    print(f"\n{page(result, options.deed)}")
+    if not options.only and options.deed == "like":
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "instructions.json").write_text(json.dumps(result, indent=1) + "\n")
         (options.out / "instructions.md").write_text(page(result))
     if options.docs:
         report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, budget.table(result))
+    if options.deed == "like":
+        goals.print_unexplained(goals.of_instructions(result))
 
 
-def count_bytecodes(likes: int) -> dict[str, Any]:
-    """Return the bytecodes of the commonest like of one connection."""
+def count_bytecodes(deed: str, likes: int) -> dict[str, Any]:
+    """Return the bytecodes of the commonest like or other deed of one connection."""
     x, place, environment, port = _prepared(1)
     out = WORK / "bytecodes.json"
-    more = ["--out", out, "--port", port, "--key", place.keys[0], "--likes", likes]
+    more = ["--out", out, "--port", port, "--key", place.keys[0], "--deed", deed, "--likes", likes]
     process = start("birdwire", [sys.executable, "-m", "bench.served", *more], WORK, env=environment, port=port)
     try:
         answering(process, out.exists, TRACED_S)
@@ -68,19 +75,20 @@ def count_bytecodes(likes: int) -> dict[str, Any]:
         _stop(process, x)
     counts, times = bytecodes.commonest(json.loads(out.read_text()))
     frames = counts.pop(bytecodes.FRAMES)
-    print(f"{sum(counts.values()):,} bytecodes for a like", flush=True)
+    print(f"{sum(counts.values()):,} bytecodes for a {deed}", flush=True)
     return {"counts": counts, "frames": frames, "likes": likes, "alike": times}
 
 
-def count_instructions(likes: int, runs: int) -> dict[str, Any]:
-    """Return the instructions of a like of CONNECTIONS connections, and each run's figures."""
+def count_instructions(deed: str, likes: int, runs: int) -> dict[str, Any]:
+    """Return the instructions of a like or other deed of CONNECTIONS connections, and each run's figures."""
     x, place, environment, port = _prepared(CONNECTIONS)
     command = callgrind.argv(WORK, [sys.executable, "-m", "bench.served"])
     process = start("birdwire", command, WORK, env=environment, port=port)
     try:
         answering(process, longest_s=callgrind.START_S)
         meter = callgrind.Meter(process, WORK)
-        spans, libraries = callgrind.measure(meter, lambda: [Caller(port, key) for key in place.keys], likes, runs)
+        callers = partial(_callers, port, place.keys, deed)
+        spans, libraries = callgrind.measure(meter, callers, likes, runs)
     finally:
         _stop(process, x)
     return {
@@ -102,6 +110,10 @@ def _prepared(connections: int) -> tuple[Process, contenders.Place, dict[str, st
     return x, place, environment | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent)}, port
 
 
+def _callers(port: int, keys: Sequence[str], deed: str) -> list[Caller]:
+    return [Caller(port, key, deed) for key in keys]
+
+
 def _stop(process: Process, x: Process) -> None:
     """Kill the gateway: the periodic task that would notice SIGTERM sleeps."""
     process.running.kill()
@@ -109,14 +121,16 @@ def _stop(process: Process, x: Process) -> None:
     x.stop()
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], deed: str = "like") -> str:
     """Return what was measured, for people."""
     described = result["machine"]
     lines = [
-        "# Instructions and bytecodes of a like",
+        f"# Instructions and bytecodes of a {deed}",
         "",
-        f"{result['made_at']}, commit {result['commit']}. {described['cpu']}, {described['system']},",
-        f"Python {described['python']}. To repeat it: `make bench-instructions`.",
+        f"{result['made_at']}, commit {result['commit']}. {described['cpu']}, {described['system']}.",
+        *interpreters.told(result["python"]),
+        "To repeat it: `make bench-instructions`.",
+        *(goals.section(goals.of_instructions(result)) if deed == "like" else ()),
     ]
     if INSTRUCTIONS in result:
         lines += _instructions(result[INSTRUCTIONS])
@@ -188,15 +202,17 @@ def _bytecodes(found: dict[str, Any]) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-instructions ARGS=…", description=__doc__)
     parser.add_argument("--only", choices=[INSTRUCTIONS, BYTECODES], help="measure one of the two, and print it only")
+    parser.add_argument("--deed", choices=DEEDS, default="like", help="what is counted; only likes are written")
     parser.add_argument("--runs", type=int, default=5, help="number of runs under callgrind (default: 5)")
     parser.add_argument(
         "--likes", type=int, default=320, help="number of likes in a run; bytecodes need 100 at most (default: 320)"
     )
+    interpreters.add_option(parser)
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument("--docs", action="store_true", help="also replace the budget in docs/design.md")
     options = parser.parse_args()
-    if options.docs and options.only:
-        parser.error("--docs needs both measurements; leave out --only")
+    if options.docs and (options.only or options.deed != "like"):
+        parser.error("--docs needs both measurements of a like; leave out --only and --deed")
     return options
 
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from bench.machine import Process
 
 PATH = "/apis/v1/twitter/like_twitter"
-SCRIPT = Path(__file__).parent / "peers" / "like.lua"
+DEEDS = {"like": PATH, "post": "/apis/v1/twitter/post_twitter"}
+"""What a caller does, and at which path."""
+
+SCRIPT = Path(__file__).parent / "peers" / "callers.lua"
 TIMEOUT_S = 20
 CALLER_S = 120.0
-BODY = b'{"tweet_id":"1346889436626259968"}'
+BODIES = {"like": '{"tweet_id":"1346889436626259968"}', "post": '{"text":"Post %06d of this caller"}'}
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -53,6 +56,7 @@ class Load:
     seconds: int
     warm_up: int = 1
     spread: bool = False
+    deed: str = "like"
 
     def run(self, process: Process, number: int, connections: int) -> Run:
         """Warm a contender up, then measure it.
@@ -69,7 +73,7 @@ class Load:
         cpu_s, beside_s = process.cpu_s() - cpu_s, sum(one.cpu_s() for one in process.attendants) - beside_s
         requests = max(1, told["requests"])
         if told["refused"] or not told["requests"]:
-            raise RuntimeError(f"it refused {told['refused']} of the {told['requests']} likes that it answered")
+            raise RuntimeError(f"it refused {told['refused']} of the {told['requests']} calls that it answered")
         return Run(
             contender=process.name,
             round=number,
@@ -89,7 +93,8 @@ class Load:
     def _wrk(self, port: int, connections: int, seconds: int) -> dict[str, int]:
         """What wrk says: one thread a connection, so that each has its own key."""
         argv = ["wrk", "-t", str(connections), "-c", str(connections), "-d", f"{seconds}s", "--latency"]
-        argv += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), f"http://127.0.0.1:{port}{PATH}", str(self.keys)]
+        argv += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT)]
+        argv += [f"http://127.0.0.1:{port}{DEEDS[self.deed]}", str(self.keys), self.deed]
         if self.spread:
             argv.append(str(connections))
         with pinned(LOAD_CORE):
@@ -106,24 +111,27 @@ class Load:
 
 
 class Caller:
-    """One connection with one key that sends likes one at a time, each in one piece, for a server that is counted."""
+    """One connection with one key that sends likes or posts one at a time, each in one piece, for a counted server."""
 
-    def __init__(self, port: int, key: str) -> None:
+    def __init__(self, port: int, key: str, deed: str = "like") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), CALLER_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
-        self._request = head.encode() + BODY
+        self._body = BODIES[deed]
+        self._sent = 0
+        length = len(self._body.replace("%06d", "000000"))
+        self._head = f"POST {DEEDS[deed]} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
+        self._head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
 
     def send(self) -> None:
-        """Send a like."""
-        self._socket.sendall(self._request)
+        """Send a like, or the next post."""
+        self._sent += 1
+        self._socket.sendall((self._head + self._body.replace("%06d", f"{self._sent:06}")).encode())
 
     def receive(self) -> None:
-        """Read the answer to the last like.
+        """Read the last answer.
 
         Raises:
-            RuntimeError: the like was refused, or the connection was closed.
+            RuntimeError: the call was refused, or the connection was closed.
         """
         read = b""
         while not (found := _LENGTH.search(read)) or len(read.partition(b"\r\n\r\n")[2]) < int(found[1]):
@@ -131,8 +139,8 @@ class Caller:
             read += piece
             if not piece:
                 break
-        if not read.startswith(b"HTTP/1.1 200 "):
-            raise RuntimeError(f"a like was refused: {read.decode(errors='replace')}")
+        if not read.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 201 ")):
+            raise RuntimeError(f"a call was refused: {read.decode(errors='replace')}")
 
     def close(self) -> None:
         """Close the connection."""

@@ -155,7 +155,6 @@ def described() -> dict[str, str | int]:
         "cores": len(ALL_CORES),
         "memory_gib": round(memory / (1 << 20)),
         "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
         "load_average": f"{os.getloadavg()[0]:.1f}",
     }
 

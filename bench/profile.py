@@ -18,9 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import contenders, engines, install, seed
+from bench import contenders, engines, install, interpreters, seed
 from bench.budget import owner
-from bench.load import Load
+from bench.load import DEEDS, Load
 from bench.machine import LOAD_CORE, TICK_S, answering, free_port, start
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         process = start("birdwire", argv, WORK, env=environment, port=port)
         attendants.insert(0, process)
         answering(process)
-        load = Load(place.keys_file, options.seconds)
+        load = Load(place.keys_file, options.seconds, deed=options.deed)
         plain = load.run(process, 1, options.connections)
-        load = Load(place.keys_file, options.seconds, warm_up=0)
+        load = Load(place.keys_file, options.seconds, warm_up=0, deed=options.deed)
         before = threads(process)
         process.running.send_signal(signal.SIGUSR1)
         sampled = load.run(process, 2, options.connections)
@@ -132,13 +132,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         x.stop()
 
 
-def told(found: dict[str, Any], most: int) -> str:
-    """The budget as tables, in microseconds of CPU for a like."""
+def told(found: dict[str, Any], most: int, deed: str) -> str:
+    """The budget as tables, in microseconds of CPU for a call."""
     plain, sampled = found["plain"], found["sampled"]
     likes = max(1, sampled.requests)
     lines = [
         (
-            f"{plain.cpu_us:.1f} us CPU for a like, {plain.rate:.0f} likes/s, p50 {plain.p50_us / 1000:.2f} ms, "
+            f"{plain.cpu_us:.1f} us CPU for a {deed}, {plain.rate:.0f}/s, p50 {plain.p50_us / 1000:.2f} ms, "
             f"p99 {plain.p99_us / 1000:.2f} ms, {plain.peak_mib:.0f} MiB ({sampled.cpu_us:.1f} us under the sampler)"
         ),
         "",
@@ -166,14 +166,18 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32, help="connections (default: 32)")
     parser.add_argument("--most", type=int, default=40, help="rows of a table (default: 40)")
     parser.add_argument("--postgres", action="store_true", help="on PostgreSQL and Redis")
+    parser.add_argument("--deed", choices=DEEDS, default="like", help="what callers do (default: like)")
     parser.add_argument("--tls", action="store_true", help="TLS to X")
+    interpreters.add_option(parser)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return
+    python = interpreters.enter("bench.profile", options.python)
     install.programs()
-    print(told(measure(options), options.most))
+    print(*interpreters.told(python), "", sep="\n")
+    print(told(measure(options), options.most, options.deed))
 
 
 if __name__ == "__main__":

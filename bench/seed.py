@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, literal, select, true
 from ulid import ULID
 
+from birdwire.accounts.tokens import Binding, SealedTokens
 from birdwire.app import create_app
 from birdwire.keys.rules import MAX_RPM
 from birdwire.keys.secrets import mint
+from birdwire.runtime.clock import Clock
 from birdwire.settings import Settings
 from birdwire.startup import open_vault
-from birdwire.store.encryption.vault import Place
 from birdwire.store.tables.api_keys import api_keys, api_secrets
 from birdwire.store.tables.journal import journal
 from birdwire.store.tables.x_sessions import x_sessions
@@ -83,23 +84,22 @@ async def link(environment: dict[str, str], keys: Sequence[str], *, linked: bool
 def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
     """Fill up a SQLite store that has one linked key: these keys, linked too, and others up to `total` in all.
 
-    The rows are copies of the one that is there: `keys` with secrets and tokens of their own, the others with secrets
-    that nobody has.
+    The rows are copies of the one that is there: `keys` with secrets, accounts and tokens of their own, the others with
+    accounts of their own and secrets that nobody has.
     """
-    vault = open_vault(Settings.load(environment))
+    tokens = SealedTokens(open_vault(Settings.load(environment)), Clock())
     with _opened(environment) as connection:
         tables = (api_keys, api_secrets, x_sessions)
         key, secret, session = (dict(connection.execute(select(table)).mappings().one()) for table in tables)
         rows: tuple[list[dict[str, Any]], ...] = ([], [], [])
         for number, raw_key in enumerate(keys):
             key_id, session_id = f"key_bench{number}", f"xs_bench{number}"
-            sealed = {
-                f"{column}_ct": vault.seal(TOKEN, Place("x_sessions", session_id, f"{column}_ct", session["gen"]))
-                for column in ("access", "refresh")
-            }
+            user_id = str(int(USER_ID) + 1 + number)
+            bound = Binding(session_id, key_id, session["issuer"], user_id)
+            sealed = tokens.seal(bound, session["gen"], Tokens(TOKEN, TOKEN[::-1], FAR_S, None))
             rows[0].append({**key, "key_id": key_id})
             rows[1].append({**secret, "key_id": key_id, "secret_hash": hashlib.sha256(raw_key.encode()).digest()})
-            rows[2].append({**session, **sealed, "key_id": key_id, "session_id": session_id})
+            rows[2].append({**session, **sealed, "key_id": key_id, "session_id": session_id, "user_id": user_id})
         for table, found in zip(tables, rows, strict=True):
             if found:
                 connection.execute(insert(table), found)
@@ -108,7 +108,8 @@ def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
             other = _named("key_other")
             _copy(connection, api_keys, more, {"key_id": other})
             _copy(connection, api_secrets, more, {"key_id": other, "secret_hash": lambda *_: func.randomblob(32)})
-            _copy(connection, x_sessions, more, {"key_id": other, "session_id": _named("xs_other")})
+            own = {"key_id": other, "session_id": _named("xs_other"), "user_id": _named("1")}
+            _copy(connection, x_sessions, more, own)
 
 
 def lengthen(environment: dict[str, str], total: int, *, apart_s: float = 1.0) -> None:

@@ -33,11 +33,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="count bytecodes, and write those of each like to this file")
     parser.add_argument("--port", type=int, default=0, help="with --out: the port of the gateway")
     parser.add_argument("--key", default="", help="with --out: the API key")
+    parser.add_argument("--deed", default="like", help="with --out: what is counted")
     parser.add_argument("--likes", type=int, default=0, help="with --out: number of likes")
     options = parser.parse_args()
     asyncio.sleep = _slowed(asyncio.sleep)  # type: ignore[assignment]
     if options.out:
-        _count(options.out, options.port, options.key, options.likes)
+        _count(options.out, lambda: _connected(options.port, options.key, options.deed), options.likes)
     from birdwire.cli import main as birdwire  # noqa: PLC0415 - only after sleep is replaced
 
     sys.argv = ["birdwire", "serve"]
@@ -51,12 +52,12 @@ def _slowed(sleep: Callable[[float], Coroutine[None, None, None]]) -> Callable[[
     return slower
 
 
-def _count(out: Path, port: int, key: str, likes: int) -> None:
+def _count(out: Path, connect: Callable[[], Caller], likes: int) -> None:
     counts = Counts()
 
     def write() -> None:
         try:
-            found = drive(_connected(port, key), counts, likes)
+            found = drive(connect(), counts, likes)
             out.with_suffix(".part").write_text(json.dumps(found))
             out.with_suffix(".part").rename(out)
         except BaseException:  # noqa: BLE001 - the process has nothing else to do
@@ -67,12 +68,12 @@ def _count(out: Path, port: int, key: str, likes: int) -> None:
     counts.install()
 
 
-def _connected(port: int, key: str) -> Caller:
+def _connected(port: int, key: str, deed: str) -> Caller:
     """Connect once the gateway listens, for which it has START_S."""
     ends_at = time.monotonic() + START_S
     while True:
         try:
-            return Caller(port, key)
+            return Caller(port, key, deed)
         except ConnectionRefusedError:
             if time.monotonic() > ends_at:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import platform
 import re
 import shlex
 import sqlite3
@@ -1181,6 +1182,27 @@ async def test_check_reports_every_problem_and_no_secret(tmp_path: Path) -> None
     for problem, fix in zip(problems, ("Set it to", "Copy the whole line", "Create the folder"), strict=True):
         assert fix in problem
     assert secret not in outcome.out + outcome.err
+
+
+async def test_check_names_the_python_that_runs_it(ready: dict[str, str]) -> None:
+    """Its build and its speed, for people and for programs, whether or not the gateway can start."""
+    sound = await run("check", **ready)
+    name = rf"Python {re.escape(platform.python_version())} \(\w+ from [\w/ ]+, .+\)"
+    line = re.compile(rf"^{name}: \d+\.\d\d million steps/s in the calibration loop$", re.MULTILINE)
+    assert (sound.code, len(line.findall(sound.out))) == (0, 1)
+    broken = await run("check", **ready | {"BIRDWIRE_X_CLIENT_ID": ""})
+    assert (broken.code, len(line.findall(broken.out))) == (2, 1)
+    python = (await run("check", "--json", **ready)).document["python"]
+    assert python.keys() == {
+        "implementation",
+        "version",
+        "origin",
+        "compiler",
+        "optimizations",
+        "million_steps_s",
+    }
+    assert python["million_steps_s"] > 0
+    assert sys.prefix not in sound.out + json.dumps(python)
 
 
 async def test_check_goes_on_where_single_settings_are_wrong(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from birdwire.keys.redis_connection import RedisConnection, Script
 from birdwire.runtime import private_files
 from birdwire.runtime.addresses import is_any, is_loopback
 from birdwire.runtime.clock import Clock, rfc3339
+from birdwire.runtime.interpreter import interpreter
 from birdwire.settings import PREFIX, Settings, SettingsError, listed
 from birdwire.startup import open_vault
 from birdwire.store.database import file_of, place_of
@@ -63,7 +64,7 @@ def check(
 
     Exits with 2 if there is a problem, and with 0 otherwise. A problem prevents the gateway from starting or from
     acting on X. A note is only a warning, for example about a Redis server that does not respond. The command changes
-    nothing and shows no secrets.
+    nothing and shows no secrets. It also names the build of Python that runs it, and that build's speed.
 
     With --live, the command also sends one request to X's token endpoint, with the client ID, the client secret and an
     invalid refresh token, and shows which operations X recently allowed or refused. In that case, it
@@ -81,8 +82,10 @@ def check(
             found += _findings(settings, wrong, LIVE_CHECKS if live else ())
             known = _record(settings) if live and "database_url" not in wrong else None
         broken = _problems(found)
-        document = _document(found, known)
-        lines = [f"{one.level}: {one.text}" for one in found if one.level != "problem"] + list(_told(known or ()))
+        python = interpreter()
+        document = _document(found, known) | {"python": asdict(python)}
+        lines = [f"{one.level}: {one.text}" for one in found if one.level != "problem"]
+        lines += [str(python), *_told(known or ())]
         if broken:
             say.lines(*lines)
             headline = "Ready to start, but not to act on X:" if startable else "Not ready to start:"

@@ -1,5 +1,6 @@
--- A like for wrk: each thread has one connection and one key of its own, and sends the same request over and over.
--- With the number of threads as second argument, each takes another key for each request, and together they use all.
+-- Callers for wrk: each thread has one connection and one key of its own. The arguments are the file of the keys, what
+-- the callers do, and for likes optionally the number of threads. A like is the same request over and over; with the
+-- number of threads, each thread takes another key for each like, and together they use all. Each post has its own text.
 local count = 0
 
 function setup(thread)
@@ -16,8 +17,16 @@ function init(args)
   wrk.body = '{"tweet_id":"1346889436626259968"}'
   wrk.headers["Authorization"] = "Bearer " .. keys[number % #keys + 1]
   wrk.headers["Content-Type"] = "application/json"
-  if args[2] then
-    local stride = tonumber(args[2])
+  if args[2] == "post" then
+    math.randomseed(os.time() + number)
+    local run, sent = math.random(1, 999999999), 0
+    function request()
+      sent = sent + 1
+      local text = string.format("Post %d of caller %d in run %d", sent, number, run)
+      return wrk.format(nil, nil, nil, '{"text":"' .. text .. '"}')
+    end
+  elseif args[3] then
+    local stride = tonumber(args[3])
     local at = number % #keys
     function request()
       wrk.headers["Authorization"] = "Bearer " .. keys[at + 1]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
+from birdwire.x.client.rate_headers import RATE_HEADERS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from zlib import _Decompress
@@ -30,12 +32,17 @@ MAX_WIRE_FACTOR: Final = 8
 _BODILESS: Final = frozenset({204, 304})
 _CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
 
+HEADERS_READ: Final = frozenset({"content-length", *_CODINGS, *RATE_HEADERS})
+"""The headers of a reply that the gateway reads. X sends twice as many: the others are counted, but never decoded."""
+_BY_NAME: Final = {name.encode(): name for name in HEADERS_READ}
+
 
 @dataclass(slots=True, repr=False)
 class Reply:
     """A whole final reply.
 
-    `headers` has lower-case names, repeated fields joined with ", ", no set-cookie, and no field outside ASCII.
+    `headers` has those of HEADERS_READ, in lower case, with repeated fields joined by ", ". A field outside ASCII is
+    dropped.
     `body` is decoded: chunked framing and gzip are removed. The repr shows neither.
     """
 
@@ -86,9 +93,8 @@ class Connection(asyncio.Protocol):
     def _begin(self, *, bodiless: bool) -> None:
         self._bodiless, self._until_close, self._gzip = bodiless, False, False
         # The status is 0 until the head of the final reply is complete.
-        self._status = self._interim = self._wire = 0
+        self._status = self._interim = self._fields = self._wire = 0
         self._left = self._max_reply
-        self._fields: list[tuple[bytes, bytes]] = []
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._inflate: _Decompress | None = None
@@ -162,15 +168,21 @@ class Connection(asyncio.Protocol):
             # They must not be taken for the reply to the next request.
             self._transport.abort()
             return
+        head_room = self._max_head - self._wire
         self._wire += len(data)
         try:
+            if not self._status and len(data) > head_room:
+                # Only the bytes that the head may still have: the rest belongs to the body, or is too much.
+                self._parser.feed_data(data[:head_room])
+                if not self._status:
+                    self._fail("malformed", "the head is too large")
+                    return
+                data = data[head_room:]
             self._parser.feed_data(data)
         except HttpParserError:
             self._fail("malformed", "not a valid HTTP/1.1 reply")
         else:
-            if not self._status and self._wire > self._max_head:
-                self._fail("malformed", "the head is too large")
-            elif self._wire > self._max_head + MAX_WIRE_FACTOR * self._max_reply:
+            if self._wire > self._max_head + MAX_WIRE_FACTOR * self._max_reply:
                 self._fail("malformed", "too many bytes on the wire for the size of the body")
 
     def eof_received(self) -> None:
@@ -194,12 +206,21 @@ class Connection(asyncio.Protocol):
             raise _RefusedError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header field. Trailers, which follow the head, are dropped."""
+        """Count a header field, and keep it if it is read. Trailers, which follow the head, are dropped."""
         if self._status:
             return
-        if len(self._fields) >= MAX_FIELDS:
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
             self._refuse("too many header fields")
-        self._fields.append((name, value))
+        key = _BY_NAME.get(name.lower())
+        if key is None:
+            return
+        if not value.isascii():
+            if key in _CODINGS:
+                self._refuse("a coding outside ASCII")
+            return
+        text = value.strip(b" \t").decode()
+        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
         """Choose the framing of the body by RFC 9112 §6.3, now that the head is complete."""
@@ -208,15 +229,13 @@ class Connection(asyncio.Protocol):
             self._interim += 1
             if self._interim > MAX_INTERIM_REPLIES:
                 self._refuse("too many interim replies")
-            self._fields.clear()
+            self._fields = 0
+            self._headers.clear()
             return
         version = self._parser.get_http_version()
         if not 200 <= status <= 599 or version not in {"1.1", "1.0"}:
             self._refuse("an unknown version, an unrequested upgrade or an invalid status")
-        # The sum is needed only if one read brought more bytes than a whole head may have.
-        if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
-            self._refuse("the head is too large")
-        self._status, self._headers = status, _headers(self._fields)
+        self._status = status
         transfer = self._headers.get("transfer-encoding")
         if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
             # The parser itself refuses a transfer coding together with a Content-Length.
@@ -285,15 +304,3 @@ class Connection(asyncio.Protocol):
 
 class _RefusedError(Exception):
     """Stops the parser."""
-
-
-def _headers(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in fields:
-        key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
-        # A coding outside ASCII is kept, so that it is refused and not ignored.
-        if not text.isascii() and key not in _CODINGS:
-            continue
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    headers.pop("set-cookie", None)
-    return headers

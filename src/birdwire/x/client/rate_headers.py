@@ -29,9 +29,10 @@ _HEADERS: dict[WindowName, tuple[str, str, str]] = {
 """Remaining, limit and reset of each window, the longer windows first: if several are exhausted, the first decides,
 since waiting for a shorter one would be in vain."""
 
+RATE_HEADERS = frozenset({"date", *(name for names in _HEADERS.values() for name in names)})
+"""Every header that this module reads."""
 
 _REMAINING = tuple(names[0] for names in _HEADERS.values())
-_ALL = (*(name for names in _HEADERS.values() for name in names), "date")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +45,12 @@ class ReportedWindow:
     reset_in_s: int
 
 
-def select(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that `parse` reads, so that it can run later: it costs more than the rest of reading a reply.
+def reported_remaining(headers: Mapping[str, str]) -> list[str]:
+    """Return the calls left in each window that a reply reports, as X wrote them.
 
-    Returns {} if no window is reported.
+    Cheaper than `parse`, which costs more than the rest of reading a reply and can run later.
     """
-    found = {name: headers[name] for name in _ALL if name in headers}
-    return found if len(found) > 1 else {}
-
-
-def any_exhausted(headers: Mapping[str, str]) -> bool:
-    """Return whether a window has no calls left. Cheaper than `exhausted`: called for every reply."""
-    return "0" in (headers.get(_REMAINING[0]), headers.get(_REMAINING[1]), headers.get(_REMAINING[2]))
+    return [headers[name] for name in _REMAINING if name in headers]
 
 
 def parse(headers: Mapping[str, str], now: datetime) -> list[ReportedWindow]:

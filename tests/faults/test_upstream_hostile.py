@@ -230,7 +230,7 @@ async def _one_case(steps: list[Step], requests: list[tuple[str, int]], *, toget
     async def call(number: int, method: str, size: int) -> None:
         began = loop.time()
         try:
-            reply = await upstream.send(Request(method, f"/{number}/", (), bytes(size)), deadline_s=DEADLINE_S)
+            reply = await upstream.send(Request(method, f"/{number}/", body=bytes(size)), deadline_s=DEADLINE_S)
         except SendFailed as error:
             failed[number] = error
         else:

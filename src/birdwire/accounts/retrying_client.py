@@ -179,7 +179,7 @@ class AccountClient:
             raise GatewayError("x_timeout", outcome="not_sent")
         may_send = None if permit is None or request.method == "GET" else partial(permit.check, session)
         attempts.awaits_reply = True
-        return self._shared.x.send(session.access_token, request, left_s, may_send)
+        return self._shared.x.send(session.authorization, request, left_s, may_send)
 
     def _record(self, request: XRequest, reply: Reply, attempts: _Attempts) -> None:
         """Report X's reply to the rate windows and the circuit breaker."""

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from birdwire.api.errors import SEND_REASONS, GatewayError
 from birdwire.api.messages import JSON_TYPE, encode
-from birdwire.x.client.pool import Request, SendFailed
+from birdwire.x.client.pool import Fields, Request, SendFailed, fields
 from birdwire.x.client.replies import read
 from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 
 ME = XRequest("GET", "/2/users/me")
 
+_JSON = fields(("content-type", JSON_TYPE))
+
 _IDS = re.compile(r"(?<=username)/[^/]+|(?<=[a-z])/(?:[0-9]+|\{[^}]*\})(?![^/])")
 _COUNTED_ALONE = frozenset({401, 429})
 """Statuses that the metrics count apart from their class."""
+
+
+def bearer(access_token: str) -> Fields:
+    """Return the header that carries an access token."""
+    return fields(("authorization", f"Bearer {access_token}"))
 
 
 class Account(XData):
@@ -63,19 +70,18 @@ class X:
         return self._clock.now() + (self.skew() or timedelta())
 
     async def send(
-        self, access_token: str, request: XRequest, deadline_s: float, may_send: Callable[[], None] | None = None
+        self, authorization: Fields, request: XRequest, deadline_s: float, may_send: Callable[[], None] | None = None
     ) -> Reply:
         """Send once, and return X's whole reply. `may_send` is as in `ConnectionPool.send`.
 
         Raises:
             GatewayError: there is no reply; `outcome` states whether X may have received the request.
         """
-        headers: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {access_token}"),)
-        body, content_type = request.content, request.content_type
+        headers, body = authorization, request.content
         if request.json is not None:
-            body, content_type = encode(request.json), JSON_TYPE
-        if content_type:
-            headers += (("content-type", content_type),)
+            headers, body = Fields(authorization + _JSON), encode(request.json)
+        elif request.content_type:
+            headers = Fields(authorization + fields(("content-type", request.content_type)))
         started_at = self._clock.monotonic()
         try:
             reply = await self._pool.send(
@@ -101,7 +107,7 @@ class X:
         Raises:
             Unauthorized, GatewayError: as `read`, or there is no reply.
         """
-        reply = await self.send(access_token, ME, deadline_s)
+        reply = await self.send(bearer(access_token), ME, deadline_s)
         return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now()))
 
 

@@ -171,10 +171,10 @@ class Connection(asyncio.Protocol):
         head_room = self._max_head - self._wire
         self._wire += len(data)
         try:
-            if not self._status and len(data) > head_room:
+            if self._status == 0 and len(data) > head_room:
                 # Only the bytes that the head may still have: the rest belongs to the body, or is too much.
                 self._parser.feed_data(data[:head_room])
-                if not self._status:
+                if self._status == 0:
                     self._fail("malformed", "the head is too large")
                     return
                 data = data[head_room:]

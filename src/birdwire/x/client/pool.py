@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NewType
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from birdwire.runtime.slots import Slots
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_ADDRESSES: Final = 4
 """The number of the host's addresses that are tried for one connection."""
 
-_METHOD: Final = re.compile(r"[A-Z]{1,16}").fullmatch
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # The origin form of RFC 9112 §3.2.1: visible ASCII without "#".
 _TARGET: Final = re.compile(r"/[!-\"$-~]*").fullmatch
 # RFC 9110 §5.6.2.
@@ -44,7 +44,24 @@ _RESERVED: Final = frozenset({
 _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
-__all__ = ["ConnectionPool", "PoolLimits", "Reply", "Request", "SendFailed", "Stats"]
+__all__ = ["ConnectionPool", "Fields", "PoolLimits", "Reply", "Request", "SendFailed", "Stats", "fields"]
+
+Fields = NewType("Fields", str)
+"""Header fields as they are sent. Only `fields` makes them."""
+
+
+def fields(*pairs: tuple[str, str]) -> Fields:
+    """Return names and values as header fields. Checking them takes long: keep the result for as long as it is true.
+
+    Raises:
+        ValueError: a field could break the framing of its request. Its value is not repeated.
+    """
+    for name, value in pairs:
+        if not _NAME(name) or not _VALUE(value):
+            raise ValueError("a header name must be a token, its value visible ASCII")
+        if name.lower() in _RESERVED:
+            raise ValueError(f"the header {name} cannot be set by the caller")
+    return Fields("".join([f"{name}: {value}\r\n" for name, value in pairs]))
 
 
 @dataclass(slots=True, repr=False)
@@ -53,7 +70,7 @@ class Request:
 
     method: str
     target: str
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Fields = Fields("")
     body: bytes = b""
 
     def __repr__(self) -> str:
@@ -188,20 +205,12 @@ class ConnectionPool:
 
     def _encode(self, request: Request) -> bytes:
         method, target, body = request.method, request.target, request.body
-        if not _METHOD(method) or method == "CONNECT" or not _TARGET(target):
-            raise ValueError("the method must be upper-case letters, the target an ASCII path")
-        lines = [method, " ", self._prefix, target, self._fixed]
-        for name, value in request.headers:
-            if not _NAME(name) or not _VALUE(value):
-                raise ValueError("a header name must be a token, its value visible ASCII")
-            if name.lower() in _RESERVED:
-                raise ValueError(f"the header {name} cannot be set by the caller")
-            lines += (name, ": ", value, "\r\n")
-        if body or method in _WITH_LENGTH:
-            lines.append(f"Content-Length: {len(body)}\r\n")
-        lines.append("\r\n")
+        if method not in _METHODS or not _TARGET(target):
+            raise ValueError("the method must be a known one, the target an ASCII path")
+        length = f"Content-Length: {len(body)}\r\n" if body or method in _WITH_LENGTH else ""
+        head = f"{method} {self._prefix}{target}{self._fixed}{request.headers}{length}\r\n"
         # Head and body in one write: one system call, and one segment for a small request.
-        return "".join(lines).encode("ascii") + body
+        return head.encode() + body
 
     def _reuse(self, now: float) -> Connection | None:
         while self._idle:

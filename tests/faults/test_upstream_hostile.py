@@ -323,6 +323,29 @@ def test_a_reply_of_a_byte_a_second_ends_at_the_deadline() -> None:
     assert took_s == pytest.approx(DEADLINE_S)
 
 
+def test_each_call_ends_at_its_own_deadline() -> None:
+    """In whatever order they began, and on a connection whose earlier call had another deadline."""
+
+    async def calls() -> list[tuple[str, float]]:
+        loop = asyncio.get_running_loop()
+
+        async def call(deadline_s: float) -> tuple[str, float]:
+            began_s = loop.time()
+            with pytest.raises(SendFailed) as caught:
+                await upstream.send(Request("GET", "/"), deadline_s=deadline_s)
+            return caught.value.cause, loop.time() - began_s
+
+        steps = [Step("request"), Step("write", FINE), *[Step("wait", wait_s=99)] * 9]
+        async with Hostile(steps).listening(idle_s=99.0) as upstream:
+            assert (await upstream.send(Request("GET", "/"), deadline_s=4.0)).body == b"fine"
+            together = await asyncio.gather(*(call(deadline_s) for deadline_s in (9.0, 2.0, 5.0, 5.0, 0.5)))
+            await asyncio.sleep(30.0)
+            return [*together, await call(3.0)]
+
+    expected = [("timeout", pytest.approx(deadline_s)) for deadline_s in (9.0, 2.0, 5.0, 5.0, 0.5, 3.0)]
+    assert run(calls()) == expected
+
+
 @pytest.mark.parametrize(("deadline_s", "took_s"), [(DEADLINE_S, 3.0), (2.0, 2.0)])
 def test_a_handshake_that_stalls_ends_in_time(deadline_s: float, took_s: float) -> None:
     """After its own limit or the call's, with nothing sent."""

@@ -10,6 +10,7 @@ import asyncio
 import select
 import zlib
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, cast
 
 from httptools import HttpParserError, HttpResponseParser
@@ -86,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[Reply] | None = None
+        self._ends_at = 0.0
         self.opened_at = self.idle_at = self._loop.time()
         self._clean = True
         self._begin(bodiless=False)
@@ -132,8 +134,11 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
         return self._lost
 
-    async def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> Reply:
-        """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
+    def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> asyncio.Future[Reply]:
+        """Write one request, and return the future of its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed.
+
+        The future raises it too. The caller applies the deadline by `expire`, or by cancelling.
+        """
         # Written so that it also holds for NaN.
         if not self._loop.time() < ends_at:
             raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
@@ -141,17 +146,21 @@ class Connection(asyncio.Protocol):
             raise SendFailed("unreachable", "closed before the request was sent", sent=False)
         self._begin(bodiless=bodiless)
         self._clean = False
-        waiter: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiter = waiter
-        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no complete reply before the deadline")
-        try:
-            # The only write. Once the kernel may have taken a byte, a failure means "maybe applied": even a peer that
-            # resets may have read the request first, and no transport reports how much of a write was accepted.
-            self._transport.write(data)
-            return await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
+        self._waiter = waiter = self._loop.create_future()
+        self._ends_at = ends_at
+        # The only write. Once the kernel may have taken a byte, a failure means "maybe applied": even a peer that
+        # resets may have read the request first, and no transport reports how much of a write was accepted.
+        self._transport.write(data)
+        return waiter
+
+    def expire(self, now: float) -> float:
+        """Fail the request in progress if its deadline has passed; otherwise return that deadline (inf: no request)."""
+        if self._waiter is None or self._waiter.done():
+            return inf
+        if now < self._ends_at:
+            return self._ends_at
+        self._fail("timeout", "no complete reply before the deadline")
+        return inf
 
     async def tunnel(self, connect: bytes, until: float) -> None:
         """Open a tunnel through a proxy. Raises ConnectionError unless the proxy answers 2xx and nothing more."""
@@ -291,6 +300,8 @@ class Connection(asyncio.Protocol):
         unsent = self._transport.get_write_buffer_size() or self._tcp.get_write_buffer_size()
         self._clean = keep and not unsent
         self._waiter.set_result(Reply(self._status, self._headers, bytes(self._body)))
+        # An idle connection holds no reply.
+        self._waiter = None
 
     def _refuse(self, detail: str) -> NoReturn:
         self._fail("malformed", detail)

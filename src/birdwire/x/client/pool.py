@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, NewType
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -150,6 +151,8 @@ class ConnectionPool:
         self._timeouts: set[asyncio.Timeout] = set()
         self._dns_query: asyncio.Task[list[str]] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._expires_at = inf
+        self._expiry: asyncio.TimerHandle | None = None
         self._good_address: str | None = None
         self._opened = 0
         self._closed = False
@@ -178,11 +181,28 @@ class ConnectionPool:
             connection = self._reuse(loop.time()) or await self._connect(loop, ends_at)
             if may_send is not None:
                 may_send()
-            return await connection.exchange(data, ends_at, bodiless=request.method == "HEAD")
+            reply = connection.exchange(data, ends_at, bodiless=request.method == "HEAD")
+            if ends_at < self._expires_at:
+                self._expire_at(loop, ends_at)
+            return await reply
         finally:
             if connection is not None:
                 self._keep(loop, connection)
             self._slots.release()
+
+    def _expire_at(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        """Arm the timer of the deadlines. One serves the whole pool: it waits for the earliest of them."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at, self._expiry = at, loop.call_at(at, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expires_at, self._expiry = inf, None
+        now = loop.time()
+        # Only the earliest deadline was waited for; what began meanwhile has later ones.
+        earliest = min([connection.expire(now) for connection in list(self._open)], default=inf)
+        if earliest < inf:
+            self._expire_at(loop, earliest)
 
     async def close(self) -> None:
         """Close every connection and fail every call. Later calls fail as unreachable, not sent."""
@@ -194,6 +214,8 @@ class ConnectionPool:
                 timeout.reschedule(now)
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._dns_query is not None:
             self._dns_query.cancel()
         if lost := [connection.abort() for connection in list(self._open)]:

@@ -129,10 +129,10 @@ class AccountClient:
         Raises:
             GatewayError: X's refusal, or the reason why X could not be asked. `superseded`: a newer call undoes this.
         """
-        shared, account, clock = self._shared, self.user_id, self._shared.clock
+        shared, account, clock = self._shared, self._session.user_id, self._shared.clock
         ends_at = clock.monotonic() + shared.deadline_s
         shared.windows.check(request.endpoint, account)
-        if ticket is not None:
+        if ticket is not None and not ticket.is_first:
             # An open breaker refuses the call before it waits for its turn.
             shared.breaker.check(request.endpoint, account)
             await ticket.wait_turn(shared.deadline_s)
@@ -148,7 +148,7 @@ class AccountClient:
                         self._session = await self._readmit(self._permit, ends_at)
                     reply = await self._sending(request, attempts)
                     self._record(request, reply, attempts)
-                    return read(reply, reading, clock.now())
+                    return read(reply, reading, clock.now)
                 except StaleError:
                     stale, attempts.awaits_reply = True, False
                     continue

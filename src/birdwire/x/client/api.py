@@ -54,14 +54,17 @@ class X:
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
-        self._last_date: tuple[str, datetime] | None = None
+        # The Date of X's last reply, and when it came, by the monotonic clock.
+        self._last_date: tuple[str, float] | None = None
 
     def skew(self) -> timedelta | None:
         """Return how far X's clock is ahead of this one, by the Date of its last reply; None if that is unknown."""
         if self._last_date is None:
             return None
+        date, received_at = self._last_date
+        age = timedelta(seconds=self._clock.monotonic() - received_at)
         try:
-            return parsedate_to_datetime(self._last_date[0]) - self._last_date[1]
+            return parsedate_to_datetime(date) - (self._clock.now() - age)
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -92,7 +95,7 @@ class X:
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _COUNTED_ALONE else f"{reply.status // 100}xx"
         self._count(request, outcome, started_at)
-        self._last_date = (reply.headers.get("date", ""), self._clock.now())
+        self._last_date = reply.headers.get("date", ""), self._clock.monotonic()
         return reply
 
     def _count(self, request: XRequest, outcome: str, started_at: float) -> None:
@@ -108,7 +111,7 @@ class X:
             Unauthorized, GatewayError: as `read`, or there is no reply.
         """
         reply = await self.send(bearer(access_token), ME, deadline_s)
-        return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now()))
+        return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now))
 
 
 @lru_cache(256)

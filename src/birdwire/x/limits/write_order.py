@@ -42,13 +42,18 @@ class Ticket:
         self._asked_later = asked_later
         self._became_first: asyncio.Future[None] | None = None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether every earlier call in the queue has finished."""
+        return self._queue[0] is self
+
     async def wait_turn(self, timeout_s: float) -> None:
         """Wait until every earlier call in the queue has finished.
 
         Raises:
             GatewayError: x_timeout, not sent: they took longer than `timeout_s`.
         """
-        if self._queue[0] is self:
+        if self.is_first:
             return
         self._became_first = asyncio.get_running_loop().create_future()
         try:

@@ -91,18 +91,19 @@ class X:
                 Request(request.method, request.path, headers, body), deadline_s=deadline_s, may_send=may_send
             )
         except SendFailed as error:
-            self._count(request, error.cause, started_at)
+            self._count(request, error.cause, self._clock.monotonic() - started_at)
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _COUNTED_ALONE else f"{reply.status // 100}xx"
-        self._count(request, outcome, started_at)
-        self._last_date = reply.headers.get("date", ""), self._clock.monotonic()
+        ended_at = self._clock.monotonic()
+        self._count(request, outcome, ended_at - started_at)
+        self._last_date = reply.headers.get("date", ""), ended_at
         return reply
 
-    def _count(self, request: XRequest, outcome: str, started_at: float) -> None:
+    def _count(self, request: XRequest, outcome: str, took_s: float) -> None:
         endpoint = _label(request.endpoint or f"{request.method} {request.path}")
         self._metrics.add("birdwire_x_calls_total", endpoint, outcome)
         self._metrics.add("birdwire_x_outcomes_total", outcome)
-        self._metrics.time("birdwire_x_call_seconds", self._clock.monotonic() - started_at, endpoint)
+        self._metrics.time("birdwire_x_call_seconds", took_s, endpoint)
 
     async def me(self, access_token: str, deadline_s: float) -> Account:
         """Return the account of a token. X bills this and allows 75 in 15 minutes, so call it once for each link.

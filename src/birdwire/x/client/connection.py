@@ -216,13 +216,9 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count a header field, and keep it if it is read. Trailers, which follow the head, are dropped."""
-        if self._status:
-            return
         self._fields += 1
-        if self._fields > MAX_FIELDS:
-            self._refuse("too many header fields")
         key = _BY_NAME.get(name.lower())
-        if key is None:
+        if key is None or self._status:
             return
         if not value.isascii():
             if key in _CODINGS:
@@ -233,6 +229,9 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Choose the framing of the body by RFC 9112 §6.3, now that the head is complete."""
+        # Until here, the bound of the head's bytes is one of its fields too.
+        if self._fields > MAX_FIELDS:
+            self._refuse("too many header fields")
         status = self._parser.get_status_code()
         if 100 <= status <= 199 and status != 101:
             self._interim += 1

@@ -74,7 +74,7 @@ class Ticket:
 
     def leave(self) -> None:
         """Leave the queue. If this call was the first one, the next one runs."""
-        first = self._queue[0] is self
+        first = self.is_first
         self._queue.remove(self)
         if first and self._queue:
             became_first = self._queue[0]._became_first  # noqa: SLF001 - the same class
@@ -115,6 +115,7 @@ class WriteOrder:
         """Take a finished call out of its queue, however it finished."""
         if ticket is None:
             return
-        ticket.leave()
-        if not self._queues[ticket.subject]:
+        if len(self._queues[ticket.subject]) == 1:
             del self._queues[ticket.subject]
+        else:
+            ticket.leave()

@@ -342,8 +342,9 @@ def test_each_call_ends_at_its_own_deadline() -> None:
             await asyncio.sleep(30.0)
             return [*together, await call(3.0)]
 
-    expected = [("timeout", pytest.approx(deadline_s)) for deadline_s in (9.0, 2.0, 5.0, 5.0, 0.5, 3.0)]
-    assert run(calls()) == expected
+    ends = run(calls())
+    assert {cause for cause, _ in ends} == {"timeout"}
+    assert [took_s for _, took_s in ends] == pytest.approx([9.0, 2.0, 5.0, 5.0, 0.5, 3.0])
 
 
 @pytest.mark.parametrize(("deadline_s", "took_s"), [(DEADLINE_S, 3.0), (2.0, 2.0)])

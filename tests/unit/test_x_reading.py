@@ -42,8 +42,8 @@ def now() -> datetime:
 def reply(status: int, body: object = None, **headers: str) -> Reply:
     """A reply; text stands as it is, anything else is JSON."""
     raw = body.encode() if isinstance(body, str) else b"" if body is None else json.dumps(body).encode()
-    fields = {"date": format_datetime(NOW, usegmt=True)}
-    return Reply(status, {**fields, **{name.replace("_", "-"): value for name, value in headers.items()}}, raw)
+    fields = {"date": format_datetime(NOW, usegmt=True)} | headers
+    return Reply(status, {name.replace("_", "-"): value.encode() for name, value in fields.items()}, raw)
 
 
 def refusal(answer: Reply, reading: Reading = UNLIKE) -> GatewayError:
@@ -361,8 +361,8 @@ HEADERS = st.dictionaries(
         ]
     ),
     st.sampled_from(["0", "1", "-1", "", "x", str(EPOCH), "9" * 30])
-    | st.text(st.characters(codec="ascii"), max_size=30),
-)
+    | st.text(st.characters(codec="latin-1"), max_size=30),
+).map(lambda headers: {name: value.encode("latin-1") for name, value in headers.items()})
 
 
 def outcome(answer: Reply, reading: Reading) -> dict[str, Any] | GatewayError:
@@ -377,7 +377,7 @@ def outcome(answer: Reply, reading: Reading) -> dict[str, Any] | GatewayError:
 @given(status=st.integers(200, 599), body=JSON | NEARLY, headers=HEADERS, reading=st.sampled_from([LIKE, UNLIKE, ME]))
 @pytest.mark.trust("T19")
 def test_any_json_under_any_status_is_data_or_a_refusal(
-    status: int, body: Any, headers: dict[str, str], reading: Reading
+    status: int, body: Any, headers: dict[str, bytes], reading: Reading
 ) -> None:
     """No reply of X, however odd, causes an internal error."""
     said = outcome(Reply(status, headers, json.dumps(body).encode()), reading)
@@ -416,7 +416,9 @@ async def test_xs_clock_is_compared_with_this_one_as_it_is_now() -> None:
 
     class Answering:
         async def send(self, *_: Any, **__: Any) -> Reply:
-            return Reply(200, {"date": format_datetime(clock.now() + timedelta(minutes=5), usegmt=True)}, b"{}")
+            return Reply(
+                200, {"date": format_datetime(clock.now() + timedelta(minutes=5), usegmt=True).encode()}, b"{}"
+            )
 
     clock = _SetClock()
     x = X(cast("ConnectionPool", Answering()), clock, Metrics())

@@ -55,7 +55,7 @@ class X:
         self._clock = clock
         self._metrics = metrics
         # The Date of X's last reply, and when it came, by the monotonic clock.
-        self._last_date: tuple[str, float] | None = None
+        self._last_date: tuple[bytes, float] | None = None
 
     def skew(self) -> timedelta | None:
         """Return how far X's clock is ahead of this one, by the Date of its last reply; None if that is unknown."""
@@ -64,7 +64,7 @@ class X:
         date, received_at = self._last_date
         age = timedelta(seconds=self._clock.monotonic() - received_at)
         try:
-            return parsedate_to_datetime(date) - (self._clock.now() - age)
+            return parsedate_to_datetime(date.decode("latin-1")) - (self._clock.now() - age)
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -96,7 +96,7 @@ class X:
         outcome = str(reply.status) if reply.status in _COUNTED_ALONE else f"{reply.status // 100}xx"
         ended_at = self._clock.monotonic()
         self._count(request, outcome, ended_at - started_at)
-        self._last_date = reply.headers.get("date", ""), ended_at
+        self._last_date = reply.headers.get("date", b""), ended_at
         return reply
 
     def _count(self, request: XRequest, outcome: str, took_s: float) -> None:

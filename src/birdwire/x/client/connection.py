@@ -31,9 +31,8 @@ MAX_WIRE_FACTOR: Final = 8
 """Bytes on the wire for each byte of the body: a body of one-byte chunks takes six."""
 
 _BODILESS: Final = frozenset({204, 304})
-_CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
 
-HEADERS_READ: Final = frozenset({"content-length", *_CODINGS, *RATE_HEADERS})
+HEADERS_READ: Final = frozenset({"content-encoding", "content-length", "transfer-encoding", *RATE_HEADERS})
 """The headers of a reply that the gateway reads. X sends twice as many: the others are counted, but never decoded."""
 _BY_NAME: Final = {name.encode(): name for name in HEADERS_READ}
 
@@ -42,13 +41,12 @@ _BY_NAME: Final = {name.encode(): name for name in HEADERS_READ}
 class Reply:
     """A whole final reply.
 
-    `headers` has those of HEADERS_READ, in lower case, with repeated fields joined by ", ". A field outside ASCII is
-    dropped.
+    `headers` has those of HEADERS_READ, in lower case, with repeated fields joined by ", ". The values are as received.
     `body` is decoded: chunked framing and gzip are removed. The repr shows neither.
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, bytes]
     body: bytes
 
     def __repr__(self) -> str:
@@ -97,7 +95,7 @@ class Connection(asyncio.Protocol):
         # The status is 0 until the head of the final reply is complete.
         self._status = self._interim = self._fields = self._wire = 0
         self._left = self._max_reply
-        self._headers: dict[str, str] = {}
+        self._headers: dict[str, bytes] = {}
         self._body = bytearray()
         self._inflate: _Decompress | None = None
 
@@ -220,12 +218,8 @@ class Connection(asyncio.Protocol):
         key = _BY_NAME.get(name.lower())
         if key is None or self._status:
             return
-        if not value.isascii():
-            if key in _CODINGS:
-                self._refuse("a coding outside ASCII")
-            return
-        text = value.strip(b" \t").decode()
-        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
+        value = value.strip(b" \t")
+        self._headers[key] = b"%b, %b" % (self._headers[key], value) if key in self._headers else value
 
     def on_headers_complete(self) -> None:
         """Choose the framing of the body by RFC 9112 §6.3, now that the head is complete."""
@@ -245,13 +239,13 @@ class Connection(asyncio.Protocol):
             self._refuse("an unknown version, an unrequested upgrade or an invalid status")
         self._status = status
         transfer = self._headers.get("transfer-encoding")
-        if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
+        if transfer is not None and (transfer.lower() != b"chunked" or version == "1.0"):
             # The parser itself refuses a transfer coding together with a Content-Length.
             self._refuse("a misplaced transfer coding")
-        coding = self._headers.get("content-encoding", "identity").lower()
-        if coding in {"gzip", "x-gzip"}:
+        coding = self._headers.get("content-encoding", b"identity").lower()
+        if coding in {b"gzip", b"x-gzip"}:
             self._gzip = True
-        elif coding != "identity":
+        elif coding != b"identity":
             self._refuse("an unknown content coding")
         if self._bodiless:
             # The parser has no option for a reply without a body.

@@ -73,7 +73,7 @@ class RateWindows:
             MAX_SUBJECTS, self._exhausted.discard
         )
         # A plain dict, which is set for every reply: a BoundedDict takes ten times as long.
-        self._unparsed: dict[_Subject, tuple[float, Mapping[str, str]]] = {}
+        self._unparsed: dict[_Subject, tuple[float, Mapping[str, bytes]]] = {}
         self._read_up_to = datetime.fromtimestamp(0, UTC)
         self._write_all_at = self._prune_at = clock.monotonic()
         self.refused = 0
@@ -107,7 +107,7 @@ class RateWindows:
         remaining = reported_remaining(reply.headers)
         if not remaining or reply.status == 401:
             return
-        if "0" in remaining:
+        if b"0" in remaining:
             self._merge_headers(account, endpoint, reply.headers, self._clock.now())
             return
         unparsed, subject = self._unparsed, (account, endpoint)
@@ -190,7 +190,7 @@ class RateWindows:
                 received_at, headers = unparsed
                 self._merge_headers(*subject, headers, now - timedelta(seconds=monotonic - received_at))
 
-    def _merge_headers(self, account: str, endpoint: str, headers: Mapping[str, str], at: datetime) -> None:
+    def _merge_headers(self, account: str, endpoint: str, headers: Mapping[str, bytes], at: datetime) -> None:
         for reported in parse(headers, at):
             subject = (_APP if reported.name == "24h_app" else account, endpoint)
             limit = None if reported.limit is None else min(reported.limit, MAX_COLUMN_VALUE)

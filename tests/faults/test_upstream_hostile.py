@@ -230,7 +230,7 @@ async def _one_case(steps: list[Step], requests: list[tuple[str, int]], *, toget
     async def call(number: int, method: str, size: int) -> None:
         began = loop.time()
         try:
-            reply = await upstream.send(Request(method, f"/{number}/", (), bytes(size)), deadline_s=DEADLINE_S)
+            reply = await upstream.send(Request(method, f"/{number}/", body=bytes(size)), deadline_s=DEADLINE_S)
         except SendFailed as error:
             failed[number] = error
         else:
@@ -321,6 +321,30 @@ def test_a_reply_of_a_byte_a_second_ends_at_the_deadline() -> None:
     error, took_s = run(call())
     assert (error.cause, error.sent) == ("timeout", True)
     assert took_s == pytest.approx(DEADLINE_S)
+
+
+def test_each_call_ends_at_its_own_deadline() -> None:
+    """In whatever order they began, and on a connection whose earlier call had another deadline."""
+
+    async def calls() -> list[tuple[str, float]]:
+        loop = asyncio.get_running_loop()
+
+        async def call(deadline_s: float) -> tuple[str, float]:
+            began_s = loop.time()
+            with pytest.raises(SendFailed) as caught:
+                await upstream.send(Request("GET", "/"), deadline_s=deadline_s)
+            return caught.value.cause, loop.time() - began_s
+
+        steps = [Step("request"), Step("write", FINE), *[Step("wait", wait_s=99)] * 9]
+        async with Hostile(steps).listening(idle_s=99.0) as upstream:
+            assert (await upstream.send(Request("GET", "/"), deadline_s=4.0)).body == b"fine"
+            together = await asyncio.gather(*(call(deadline_s) for deadline_s in (9.0, 2.0, 5.0, 5.0, 0.5)))
+            await asyncio.sleep(30.0)
+            return [*together, await call(3.0)]
+
+    ends = run(calls())
+    assert {cause for cause, _ in ends} == {"timeout"}
+    assert [took_s for _, took_s in ends] == pytest.approx([9.0, 2.0, 5.0, 5.0, 0.5, 3.0])
 
 
 @pytest.mark.parametrize(("deadline_s", "took_s"), [(DEADLINE_S, 3.0), (2.0, 2.0)])

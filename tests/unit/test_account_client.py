@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -150,3 +151,28 @@ async def test_a_lost_try_stays_unknown_when_the_try_after_its_renewal_is_not_se
     with pytest.raises(GatewayError) as error:
         await client.ask(like, Reading(Liked))
     assert (error.value.reason, error.value.outcome, both.asked) == (reason, "unknown", 2)
+
+
+class _Renewing:
+    """Stands for X, which answers 401 to the first token, and for the sessions, which have a second one."""
+
+    def __init__(self) -> None:
+        self.authorized: list[str] = []
+
+    async def send(self, authorization: str, *_: Any) -> Reply:
+        """As X.send."""
+        self.authorized.append(authorization)
+        return Reply(401, {}, b"{}") if len(self.authorized) == 1 else Reply(200, {}, b'{"data":{"liked":true}}')
+
+    async def renew(self, session: XSession, _upstream: object) -> XSession:
+        """As Sessions.renew."""
+        return replace(session, gen=2, access_token="newer")
+
+
+async def test_the_header_of_a_token_goes_with_it(tmp_path: Path) -> None:
+    """What is kept of one session is never sent for the next one, and does not show."""
+    both = _Renewing()
+    like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
+    assert await _clients(tmp_path, both).open(SESSION).ask(like, Reading(Liked)) == {"liked": True}
+    assert both.authorized == ["authorization: Bearer token\r\n", "authorization: Bearer newer\r\n"]
+    assert "Bearer" not in repr(SESSION)

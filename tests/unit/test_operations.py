@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from birdwire.x.catalog.operations import OPERATIONS, Operation, TweetTarget
+from dataclasses import replace
+
+import pytest
+
+from birdwire.api.models import Body, Empty
+from birdwire.x.catalog.operations import OPERATIONS, Operation, TweetTarget, UserTarget
+from birdwire.x.catalog.post import Poll, PostTwitter
 from birdwire.x.client.requests import XData, XRequest
 
 BODY = TweetTarget(tweet_id="7")
@@ -12,6 +18,13 @@ class Hidden(XData):
     """X's answer to a hidden reply."""
 
     hidden: bool
+
+
+class Optional(Body):
+    """A body with a field that the caller may leave out."""
+
+    tweet_id: str
+    note: str = "none"
 
 
 def test_an_operation_can_be_a_put_with_a_constant_body() -> None:
@@ -37,3 +50,24 @@ def test_a_post_carries_the_callers_fields_and_a_delete_carries_none() -> None:
     rows = {row.name: row for row in OPERATIONS}
     assert rows["like_twitter"].upstream("1", BODY).json == {"tweet_id": "7"}
     assert rows["unlike_twitter"].upstream("1", BODY).json is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BODY,
+        UserTarget(target_user_id="7"),
+        Empty(),
+        PostTwitter(text="a"),
+        PostTwitter(text="a", poll=Poll(options=["b", "c"], duration_minutes=5)),
+        Optional(tweet_id="7"),
+        Optional(tweet_id="7", note="n"),
+    ],
+    ids=repr,
+)
+def test_what_is_sent_is_what_the_caller_set(body: Body) -> None:
+    """No default, at any depth; and what is sent is no longer the body's own."""
+    row = replace(next(row for row in OPERATIONS if row.name == "post_twitter"), body=type(body))
+    sent = row.upstream("1", body).json
+    assert sent == body.model_dump(exclude_unset=True)
+    assert sent is not vars(body)

@@ -57,7 +57,8 @@ def reply(remaining: object, reset_in_s: int = 900, status: int = 200, prefix: s
     """A reply that tells of one window."""
     reset = str(int(START.timestamp()) + reset_in_s)
     headers = {f"{prefix}-limit": "50", f"{prefix}-remaining": str(remaining), f"{prefix}-reset": reset}
-    return Reply(status, {**headers, "date": format_datetime(START, usegmt=True)}, b"")
+    headers["date"] = format_datetime(START, usegmt=True)
+    return Reply(status, {name: value.encode() for name, value in headers.items()}, b"")
 
 
 def held(windows: RateWindows, account: str = ADA) -> tuple[str, int | None] | None:
@@ -106,7 +107,7 @@ def test_a_clock_that_is_set_back_holds_nothing_for_longer_than_a_window_lasts(
 def test_a_raised_limit_counts_immediately(windows: RateWindows) -> None:
     """Another limit is another window."""
     windows.record(LIKE, ADA, reply(0))
-    raised = dict(reply(40).headers) | {"x-rate-limit-limit": "100"}
+    raised = dict(reply(40).headers) | {"x-rate-limit-limit": b"100"}
     windows.record(LIKE, ADA, Reply(200, raised, b""))
     assert held(windows) is None
     assert windows.remaining(LIKE, ADA) == 40
@@ -152,7 +153,7 @@ async def test_a_number_that_no_column_holds_keeps_no_other_from_the_store(clock
     database = Database(database_url)
     await database.prepare(upgrade=False)
     first, second = RateWindows(database, clock, "app"), RateWindows(database, clock, "app")
-    headers = dict(reply(99_999_999_999).headers) | {"x-rate-limit-limit": "99999999999"}
+    headers = dict(reply(99_999_999_999).headers) | {"x-rate-limit-limit": b"99999999999"}
     first.record(LIKE, "1", Reply(200, headers, b""))
     first.record(LIKE, ADA, reply(0))
     await first.sync(everything=True)
@@ -167,19 +168,22 @@ def test_every_operation_is_among_the_names() -> None:
     assert {row.name for row in OPERATIONS} <= set(CALLED_BY.values())
 
 
-TEXTS = st.one_of(st.none(), st.integers(-5, 10**13).map(str), st.text(max_size=20), st.just("0"))
+TEXTS = st.one_of(st.integers(-5, 10**13).map(str), st.text(max_size=20), st.just("0"))
+VALUES = st.one_of(st.none(), TEXTS.map(str.encode), st.binary(max_size=20))
 
 
 @given(
-    remaining=TEXTS,
-    limit=TEXTS,
-    reset=TEXTS,
-    date=st.one_of(TEXTS, st.datetimes().map(lambda at: format_datetime(at.replace(tzinfo=UTC), usegmt=True))),
+    remaining=VALUES,
+    limit=VALUES,
+    reset=VALUES,
+    date=st.one_of(
+        VALUES, st.datetimes().map(lambda at: format_datetime(at.replace(tzinfo=UTC), usegmt=True).encode())
+    ),
     prefix=st.sampled_from(["x-rate-limit", "x-user-limit-24hour", "x-app-limit-24hour"]),
 )
 @settings(max_examples=300)
 def test_no_header_of_x_makes_a_window_that_cannot_be(
-    remaining: str | None, limit: str | None, reset: str | None, date: str | None, prefix: str
+    remaining: bytes | None, limit: bytes | None, reset: bytes | None, date: bytes | None, prefix: str
 ) -> None:
     """Whatever it says: a rest that is a number, and a wait between a second and the window's length."""
     given_headers = {f"{prefix}-remaining": remaining, f"{prefix}-limit": limit, f"{prefix}-reset": reset, "date": date}

@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birdwire.api.errors import GatewayError
-from birdwire.x.catalog.operations import Liked
+from birdwire.runtime.clock import Clock
+from birdwire.runtime.metrics import Metrics
+from birdwire.x.catalog.operations import OPERATIONS, Liked, Operation, Posted
 from birdwire.x.catalog.timeline import TimelinePage
-from birdwire.x.client.api import Account
+from birdwire.x.client.api import Account, X, bearer
 from birdwire.x.client.pool import Reply
 from birdwire.x.client.replies import Unauthorized, read
-from birdwire.x.client.requests import Reading
+from birdwire.x.client.requests import Reading, XRequest
+
+if TYPE_CHECKING:
+    from birdwire.x.client.pool import ConnectionPool
 
 NOW = datetime(2026, 9, 18, 12, tzinfo=UTC)
 EPOCH = int(NOW.timestamp())
@@ -28,17 +34,22 @@ ME = Reading(Account, about="user")
 NEW, OLD = "https://api.x.com/2/problems/", "https://api.twitter.com/2/problems/"
 
 
+def now() -> datetime:
+    """The time at which replies are read."""
+    return NOW
+
+
 def reply(status: int, body: object = None, **headers: str) -> Reply:
     """A reply; text stands as it is, anything else is JSON."""
     raw = body.encode() if isinstance(body, str) else b"" if body is None else json.dumps(body).encode()
-    fields = {"date": format_datetime(NOW, usegmt=True)}
-    return Reply(status, {**fields, **{name.replace("_", "-"): value for name, value in headers.items()}}, raw)
+    fields = {"date": format_datetime(NOW, usegmt=True)} | headers
+    return Reply(status, {name.replace("_", "-"): value.encode() for name, value in fields.items()}, raw)
 
 
 def refusal(answer: Reply, reading: Reading = UNLIKE) -> GatewayError:
     """Why X said no."""
     with pytest.raises(GatewayError) as caught:
-        read(answer, reading, NOW)
+        read(answer, reading, now)
     return caught.value
 
 
@@ -59,19 +70,38 @@ def bare(status: int, title: str = "Forbidden", **more: object) -> dict[str, obj
 def test_a_success_is_reduced_to_what_is_passed_on(status: int) -> None:
     """X's other members, and errors alongside the data, are left out."""
     body = {"data": {"liked": True, "rest_id": "1"}, "errors": [{"title": "x"}], "meta": {}}
-    assert read(reply(status, body), LIKE, NOW) == {"liked": True}
+    assert read(reply(status, body), LIKE, now) == {"liked": True}
+
+
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.usual_reply], ids=lambda one: one.name)
+@pytest.mark.parametrize("status", [200, 201, 299, 300, 401, 403, 500])
+def test_the_usual_reply_means_the_same_without_being_parsed(operation: Operation, status: int) -> None:
+    """Only where it is a success; the answer belongs to its call alone."""
+    parsed = Reading(operation.answer, about=operation.about, already=operation.already)
+    compared = replace(parsed, expect=operation.expect, usual=operation.usual_reply)
+    sent = Reply(status, {}, operation.usual_reply)
+    first, second = outcome(sent, compared), outcome(sent, parsed)
+    assert repr(first) == repr(second)
+    if isinstance(first, dict):
+        first["changed"] = True
+        assert outcome(sent, compared) == second
+
+
+def test_an_empty_reply_is_never_the_usual_one() -> None:
+    """An operation whose replies differ has none."""
+    assert reason(Reply(200, {}, b""), Reading(Posted)) == "x_reply_malformed"
 
 
 def test_an_unexpected_result_is_passed_on_as_x_returns_it() -> None:
     """liked:false to a like is X's word."""
-    assert read(reply(200, {"data": {"liked": False}}), LIKE, NOW) == {"liked": False}
+    assert read(reply(200, {"data": {"liked": False}}), LIKE, now) == {"liked": False}
 
 
 @pytest.mark.parametrize("status", [200, 400, 403])
 def test_already_liked_is_a_success_in_the_old_code(status: int) -> None:
     """139, whatever the status; for an unlike it means nothing."""
     body = {"errors": [{"code": 139, "message": "You have already favorited this status."}]}
-    assert read(reply(status, body), LIKE, NOW) == {"liked": True}
+    assert read(reply(status, body), LIKE, now) == {"liked": True}
     assert refusal(reply(status, body)).reason != "x_tier_lacks_action"
 
 
@@ -159,13 +189,13 @@ def test_a_page_of_errors_alone_is_not_an_empty_page() -> None:
     hidden = {"errors": [{"type": OLD + "not-authorized-for-resource"}], "meta": {"result_count": 0}}
     page = Reading(TimelinePage, about="user", whole=True)
     assert reason(reply(200, hidden), page) == "user_not_found"
-    assert read(reply(200, {"meta": {"result_count": 0}}), page, NOW)["data"] == []
+    assert read(reply(200, {"meta": {"result_count": 0}}), page, now)["data"] == []
 
 
 def test_a_page_with_errors_that_say_nothing_of_it_is_a_page() -> None:
     """X may add errors of new types."""
     odd = {"errors": [{"type": NEW + "odd", "title": "Odd"}], "meta": {"result_count": 0}}
-    assert read(reply(200, odd), Reading(TimelinePage, about="user", whole=True), NOW)["data"] == []
+    assert read(reply(200, odd), Reading(TimelinePage, about="user", whole=True), now)["data"] == []
 
 
 @pytest.mark.parametrize(("about", "expected"), [("user", "user_not_found"), ("tweet", "tweet_not_found")])
@@ -211,21 +241,21 @@ def test_an_old_code_decides_before_the_bare_403(code: int, expected: str) -> No
 def test_an_old_code_of_authentication_counts_as_a_401(code: int, status: int) -> None:
     """So the session is renewed once before anything is said."""
     with pytest.raises(Unauthorized):
-        read(reply(status, {"errors": [{"code": code}]}), LIKE, NOW)
+        read(reply(status, {"errors": [{"code": code}]}), LIKE, now)
 
 
 @pytest.mark.parametrize("code", [32, 89, 99, 135, 215])
 def test_a_success_is_not_a_401_whatever_else_the_body_contains(code: int) -> None:
     """Else it would be asked for again, and a post done twice."""
     both = {"data": {"liked": True}, "errors": [{"code": code}]}
-    assert read(reply(200, both), LIKE, NOW) == {"liked": True}
+    assert read(reply(200, both), LIKE, now) == {"liked": True}
 
 
 @pytest.mark.parametrize("body", [None, "<html>", {}, bare(401, "Unauthorized"), {"data": {"liked": True}}])
 def test_a_401_is_a_401_whatever_its_body(body: object) -> None:
     """It was not applied."""
     with pytest.raises(Unauthorized):
-        read(reply(401, body), LIKE, NOW)
+        read(reply(401, body), LIKE, now)
 
 
 # How long to wait.
@@ -331,14 +361,14 @@ HEADERS = st.dictionaries(
         ]
     ),
     st.sampled_from(["0", "1", "-1", "", "x", str(EPOCH), "9" * 30])
-    | st.text(st.characters(codec="ascii"), max_size=30),
-)
+    | st.text(st.characters(codec="latin-1"), max_size=30),
+).map(lambda headers: {name: value.encode("latin-1") for name, value in headers.items()})
 
 
 def outcome(answer: Reply, reading: Reading) -> dict[str, Any] | GatewayError:
     """The data, or the refusal; anything else that is raised fails the test."""
     try:
-        return read(answer, reading, NOW)
+        return read(answer, reading, now)
     except GatewayError as error:
         return error
 
@@ -347,7 +377,7 @@ def outcome(answer: Reply, reading: Reading) -> dict[str, Any] | GatewayError:
 @given(status=st.integers(200, 599), body=JSON | NEARLY, headers=HEADERS, reading=st.sampled_from([LIKE, UNLIKE, ME]))
 @pytest.mark.trust("T19")
 def test_any_json_under_any_status_is_data_or_a_refusal(
-    status: int, body: Any, headers: dict[str, str], reading: Reading
+    status: int, body: Any, headers: dict[str, bytes], reading: Reading
 ) -> None:
     """No reply of X, however odd, causes an internal error."""
     said = outcome(Reply(status, headers, json.dumps(body).encode()), reading)
@@ -360,7 +390,7 @@ def test_any_json_under_any_status_is_data_or_a_refusal(
 def test_any_bytes_under_any_status_are_data_or_a_refusal(status: int, body: bytes) -> None:
     """Whatever the edge before X answers in its stead."""
     with pytest.raises(GatewayError):
-        read(Reply(status, {}, body), LIKE, NOW)
+        read(Reply(status, {}, body), LIKE, now)
 
 
 @pytest.mark.parametrize(
@@ -369,3 +399,33 @@ def test_any_bytes_under_any_status_are_data_or_a_refusal(status: int, body: byt
 def test_errors_of_any_type_are_read_leniently(errors: object) -> None:
     """X breaks its own specification."""
     assert reason(reply(403, {**bare(403), "errors": errors})) == "x_refused"
+
+
+class _SetClock(Clock):
+    """The real time, plus what somebody set the time of day ahead."""
+
+    ahead = timedelta()
+
+    def now(self) -> datetime:
+        """As Clock.now."""
+        return super().now() + self.ahead
+
+
+async def test_xs_clock_is_compared_with_this_one_as_it_is_now() -> None:
+    """If this clock is set after a reply, that is known of X's clock at once."""
+
+    class Answering:
+        async def send(self, *_: Any, **__: Any) -> Reply:
+            return Reply(
+                200, {"date": format_datetime(clock.now() + timedelta(minutes=5), usegmt=True).encode()}, b"{}"
+            )
+
+    clock = _SetClock()
+    x = X(cast("ConnectionPool", Answering()), clock, Metrics())
+    assert x.skew() is None
+    await x.send(bearer("token"), XRequest("GET", "/2/users/me"), 5.0)
+    for ahead_s in (0, 3600, -7200):
+        clock.ahead = timedelta(seconds=ahead_s)
+        skew = x.skew()
+        assert skew is not None
+        assert abs(skew - timedelta(minutes=5) + clock.ahead) < timedelta(seconds=2)

@@ -34,7 +34,6 @@ from birdwire.x.client.requests import StaleError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from typing import Self
 
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.runtime.clock import Clock
@@ -129,16 +128,17 @@ class AccountClient:
         Raises:
             GatewayError: X's refusal, or the reason why X could not be asked. `superseded`: a newer call undoes this.
         """
-        shared, account, clock = self._shared, self.user_id, self._shared.clock
+        shared, account, clock = self._shared, self._session.user_id, self._shared.clock
         ends_at = clock.monotonic() + shared.deadline_s
         shared.windows.check(request.endpoint, account)
-        if ticket is not None:
+        if ticket is not None and not ticket.is_first:
             # An open breaker refuses the call before it waits for its turn.
             shared.breaker.check(request.endpoint, account)
             await ticket.wait_turn(shared.deadline_s)
         shared.breaker.admit(request.endpoint, account)
         stale = False
-        with _Attempts(shared.budget, ends_at) as attempts:
+        attempts = _Attempts(shared.budget, ends_at)
+        try:
             while True:
                 if not stale:
                     attempts.started_at = clock.monotonic()
@@ -148,7 +148,7 @@ class AccountClient:
                         self._session = await self._readmit(self._permit, ends_at)
                     reply = await self._sending(request, attempts)
                     self._record(request, reply, attempts)
-                    return read(reply, reading, clock.now())
+                    return read(reply, reading, clock.now)
                 except StaleError:
                     stale, attempts.awaits_reply = True, False
                     continue
@@ -163,6 +163,8 @@ class AccountClient:
                     await self._prepare_retry(ticket, failure, attempts)
                 else:
                     raise failure
+        finally:
+            attempts.end()
 
     def _sending(self, request: XRequest, attempts: _Attempts) -> Coroutine[Any, Any, Reply]:
         """Return the coroutine that sends once. A write passes the permit's check right before its first byte.
@@ -179,11 +181,11 @@ class AccountClient:
             raise GatewayError("x_timeout", outcome="not_sent")
         may_send = None if permit is None or request.method == "GET" else partial(permit.check, session)
         attempts.awaits_reply = True
-        return self._shared.x.send(session.access_token, request, left_s, may_send)
+        return self._shared.x.send(session.authorization, request, left_s, may_send)
 
     def _record(self, request: XRequest, reply: Reply, attempts: _Attempts) -> None:
         """Report X's reply to the rate windows and the circuit breaker."""
-        shared, account = self._shared, self.user_id
+        shared, account = self._shared, self._session.user_id
         attempts.awaits_reply = False
         shared.windows.record(request.endpoint, account, reply)
         if reply.status >= 500:
@@ -286,7 +288,7 @@ class AccountClient:
 
 
 class _Attempts:
-    """The attempts at one request. While it is entered, the call counts as running in the budget.
+    """The attempts at one request. Until their `end`, the call counts as running in the budget.
 
     `awaits_reply`: the current attempt is at X, so its failure is X's.
     """
@@ -294,6 +296,7 @@ class _Attempts:
     __slots__ = ("_budget", "_maybe_applied", "awaits_reply", "ends_at", "failure", "retries", "started_at")
 
     def __init__(self, budget: RetryBudget, ends_at: float) -> None:
+        budget.running += 1
         self._budget = budget
         self._maybe_applied = False
         self.awaits_reply = False
@@ -302,11 +305,8 @@ class _Attempts:
         self.retries = 0
         self.failure: GatewayError | None = None
 
-    def __enter__(self) -> Self:
-        self._budget.running += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Stop counting the call."""
         self._budget.retrying -= self.retries > 0
         self._budget.running -= 1
 

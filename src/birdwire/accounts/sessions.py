@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from birdwire.accounts.acts import account_of
@@ -16,6 +17,7 @@ from birdwire.runtime.single_flight import SingleFlight
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import VaultError
 from birdwire.store.tables.x_sessions import LinkState
+from birdwire.x.client.api import bearer
 from birdwire.x.client.replies import Unauthorized
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.store.tables.x_sessions import SessionRow
     from birdwire.x.client.api import Account
+    from birdwire.x.client.pool import Fields
 
 INLINE_S = 60.0
 """A token that expires sooner is renewed before it is used; one that lives longer, in the background."""
@@ -41,7 +44,7 @@ ME_DEADLINE_S = 8.0
 """With the code exchange's 10 s, a callback finishes within 20 s."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class XSession:
     """What a call to X needs: a token, its account, and its scopes. `gen` distinguishes this pair from the next."""
 
@@ -52,6 +55,11 @@ class XSession:
     username: str
     scopes: frozenset[str]
     linked_at: datetime | None = None
+
+    @cached_property
+    def authorization(self) -> Fields:
+        """The header that carries the token. It is kept as long as the session, and no longer."""
+        return bearer(self.access_token)
 
 
 class Sessions:

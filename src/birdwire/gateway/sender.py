@@ -74,6 +74,8 @@ class OperationSender:
             recently_allowed=enterprise and await self._capabilities.recently_allowed(name),
             about=operation.about,
             already=operation.already,
+            expect=operation.expect,
+            usual=operation.usual_reply,
         )
         order, account = self._order, client.user_id
         asked_later = partial(self._journal.asked_later, write.entry, operation.opposite)

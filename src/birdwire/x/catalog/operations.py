@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from birdwire.api.messages import encode
 from birdwire.api.models import Body, Empty
 from birdwire.x.catalog.post import Id, PostTwitter
 from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
@@ -113,8 +114,11 @@ class Operation:
 
     def upstream(self, user_id: str, body: Body) -> XRequest:
         """Return the request to X that carries the operation out for an account."""
-        sent = body.model_dump(exclude_unset=True)
-        path = self.path.format(user_id=user_id, **sent)
+        # The dump of a body whose fields are all plain and required is what the body itself holds.
+        sent = dict(vars(body)) if self._is_plain else body.model_dump(exclude_unset=True)
+        path = self.path.replace("{user_id}", user_id)
+        if "{" in path:
+            path = path.format(**sent)
         json = self.json if self.method == "DELETE" or self.json is not None else sent
         return XRequest(self.method, path, json, endpoint=self.endpoint, repeatable=self.repeatable)
 
@@ -122,6 +126,15 @@ class Operation:
     def endpoint(self) -> str:
         """X's name for the endpoint: its method and its path without ids."""
         return f"{self.method} {self.path}"
+
+    @cached_property
+    def usual_reply(self) -> bytes:
+        """The body of X's reply if the result is what was asked for; empty if that differs from call to call."""
+        return encode({"data": self.expect}) if self.expect else b""
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        return all(one.is_required() and one.annotation is str for one in self.body.model_fields.values())
 
     def needs_enterprise(self, body: Body) -> bool:
         """Return whether X withholds this call from its self-serve access level."""

@@ -7,5 +7,5 @@ and the three requests of OAuth with what their replies prove about a token.
 Must never send a request twice, renew a token, keep a rate window, or know a caller: retries, renewal and deadlines
 belong to the account's client, windows and breakers to `x.limits`.
 
-Read in this order: `requests`, `connection`, `pool`, `api`, `replies`, `rate_headers`, `auth_server`.
+Read in this order: `requests`, `rate_headers`, `connection`, `pool`, `api`, `replies`, `auth_server`.
 """

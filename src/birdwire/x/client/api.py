@@ -15,7 +15,7 @@ from pydantic import Field
 
 from birdwire.api.errors import SEND_REASONS, GatewayError
 from birdwire.api.messages import JSON_TYPE, encode
-from birdwire.x.client.pool import Request, SendFailed
+from birdwire.x.client.pool import Fields, Request, SendFailed, fields
 from birdwire.x.client.replies import read
 from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 
 ME = XRequest("GET", "/2/users/me")
 
+_JSON = fields(("content-type", JSON_TYPE))
+
 _IDS = re.compile(r"(?<=username)/[^/]+|(?<=[a-z])/(?:[0-9]+|\{[^}]*\})(?![^/])")
 _COUNTED_ALONE = frozenset({401, 429})
 """Statuses that the metrics count apart from their class."""
+
+
+def bearer(access_token: str) -> Fields:
+    """Return the header that carries an access token."""
+    return fields(("authorization", f"Bearer {access_token}"))
 
 
 class Account(XData):
@@ -47,14 +54,17 @@ class X:
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
-        self._last_date: tuple[str, datetime] | None = None
+        # The Date of X's last reply, and when it came, by the monotonic clock.
+        self._last_date: tuple[bytes, float] | None = None
 
     def skew(self) -> timedelta | None:
         """Return how far X's clock is ahead of this one, by the Date of its last reply; None if that is unknown."""
         if self._last_date is None:
             return None
+        date, received_at = self._last_date
+        age = timedelta(seconds=self._clock.monotonic() - received_at)
         try:
-            return parsedate_to_datetime(self._last_date[0]) - self._last_date[1]
+            return parsedate_to_datetime(date.decode("latin-1")) - (self._clock.now() - age)
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -63,37 +73,37 @@ class X:
         return self._clock.now() + (self.skew() or timedelta())
 
     async def send(
-        self, access_token: str, request: XRequest, deadline_s: float, may_send: Callable[[], None] | None = None
+        self, authorization: Fields, request: XRequest, deadline_s: float, may_send: Callable[[], None] | None = None
     ) -> Reply:
         """Send once, and return X's whole reply. `may_send` is as in `ConnectionPool.send`.
 
         Raises:
             GatewayError: there is no reply; `outcome` states whether X may have received the request.
         """
-        headers: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {access_token}"),)
-        body, content_type = request.content, request.content_type
+        headers, body = authorization, request.content
         if request.json is not None:
-            body, content_type = encode(request.json), JSON_TYPE
-        if content_type:
-            headers += (("content-type", content_type),)
+            headers, body = Fields(authorization + _JSON), encode(request.json)
+        elif request.content_type:
+            headers = Fields(authorization + fields(("content-type", request.content_type)))
         started_at = self._clock.monotonic()
         try:
             reply = await self._pool.send(
                 Request(request.method, request.path, headers, body), deadline_s=deadline_s, may_send=may_send
             )
         except SendFailed as error:
-            self._count(request, error.cause, started_at)
+            self._count(request, error.cause, self._clock.monotonic() - started_at)
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _COUNTED_ALONE else f"{reply.status // 100}xx"
-        self._count(request, outcome, started_at)
-        self._last_date = (reply.headers.get("date", ""), self._clock.now())
+        ended_at = self._clock.monotonic()
+        self._count(request, outcome, ended_at - started_at)
+        self._last_date = reply.headers.get("date", b""), ended_at
         return reply
 
-    def _count(self, request: XRequest, outcome: str, started_at: float) -> None:
+    def _count(self, request: XRequest, outcome: str, took_s: float) -> None:
         endpoint = _label(request.endpoint or f"{request.method} {request.path}")
         self._metrics.add("birdwire_x_calls_total", endpoint, outcome)
         self._metrics.add("birdwire_x_outcomes_total", outcome)
-        self._metrics.time("birdwire_x_call_seconds", self._clock.monotonic() - started_at, endpoint)
+        self._metrics.time("birdwire_x_call_seconds", took_s, endpoint)
 
     async def me(self, access_token: str, deadline_s: float) -> Account:
         """Return the account of a token. X bills this and allows 75 in 15 minutes, so call it once for each link.
@@ -101,8 +111,8 @@ class X:
         Raises:
             Unauthorized, GatewayError: as `read`, or there is no reply.
         """
-        reply = await self.send(access_token, ME, deadline_s)
-        return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now()))
+        reply = await self.send(bearer(access_token), ME, deadline_s)
+        return Account.model_validate(read(reply, Reading(Account, about="user"), self._clock.now))
 
 
 @lru_cache(256)

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 from birdwire.api.errors import SEND_REASONS, excerpt
 from birdwire.settings import listed
-from birdwire.x.client.pool import Request, SendFailed
+from birdwire.x.client.pool import Request, SendFailed, fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,10 +101,11 @@ class AuthServer:
     def __init__(self, settings: Settings, pool: ConnectionPool) -> None:
         self._pool = pool
         self._client_id = settings.x_client_id
-        self._headers: tuple[tuple[str, str], ...] = (("content-type", "application/x-www-form-urlencoded"),)
+        headers = [("content-type", "application/x-www-form-urlencoded")]
         if settings.x_client_secret is not None:
             pair = f"{quote(self._client_id, safe='')}:{quote(settings.x_client_secret.get_secret_value(), safe='')}"
-            self._headers += (("authorization", f"Basic {base64.b64encode(pair.encode()).decode()}"),)
+            headers.append(("authorization", f"Basic {base64.b64encode(pair.encode()).decode()}"))
+        self._headers = fields(*headers)
 
     async def exchange(self, *, code: str, redirect_uri: str, verifier: str) -> Tokens:
         """Return the tokens for an authorization code.

@@ -10,9 +10,12 @@ import asyncio
 import select
 import zlib
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, cast
 
 from httptools import HttpParserError, HttpResponseParser
+
+from birdwire.x.client.rate_headers import RATE_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,19 +31,22 @@ MAX_WIRE_FACTOR: Final = 8
 """Bytes on the wire for each byte of the body: a body of one-byte chunks takes six."""
 
 _BODILESS: Final = frozenset({204, 304})
-_CODINGS: Final = frozenset({"content-encoding", "transfer-encoding"})
+
+HEADERS_READ: Final = frozenset({"content-encoding", "content-length", "transfer-encoding", *RATE_HEADERS})
+"""The headers of a reply that the gateway reads. X sends twice as many: the others are counted, but never decoded."""
+_BY_NAME: Final = {name.encode(): name for name in HEADERS_READ}
 
 
 @dataclass(slots=True, repr=False)
 class Reply:
     """A whole final reply.
 
-    `headers` has lower-case names, repeated fields joined with ", ", no set-cookie, and no field outside ASCII.
+    `headers` has those of HEADERS_READ, in lower case, with repeated fields joined by ", ". The values are as received.
     `body` is decoded: chunked framing and gzip are removed. The repr shows neither.
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, bytes]
     body: bytes
 
     def __repr__(self) -> str:
@@ -79,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[Reply] | None = None
+        self._ends_at = 0.0
         self.opened_at = self.idle_at = self._loop.time()
         self._clean = True
         self._begin(bodiless=False)
@@ -86,10 +93,9 @@ class Connection(asyncio.Protocol):
     def _begin(self, *, bodiless: bool) -> None:
         self._bodiless, self._until_close, self._gzip = bodiless, False, False
         # The status is 0 until the head of the final reply is complete.
-        self._status = self._interim = self._wire = 0
+        self._status = self._interim = self._fields = self._wire = 0
         self._left = self._max_reply
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._headers: dict[str, str] = {}
+        self._headers: dict[str, bytes] = {}
         self._body = bytearray()
         self._inflate: _Decompress | None = None
 
@@ -126,8 +132,11 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
         return self._lost
 
-    async def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> Reply:
-        """Write one request and wait for its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed."""
+    def exchange(self, data: bytes, ends_at: float, *, bodiless: bool) -> asyncio.Future[Reply]:
+        """Write one request, and return the future of its reply; `bodiless` for HEAD and CONNECT. Raises SendFailed.
+
+        The future raises it too. The caller applies the deadline by `expire`, or by cancelling.
+        """
         # Written so that it also holds for NaN.
         if not self._loop.time() < ends_at:
             raise SendFailed("timeout", "the deadline passed before the request was sent", sent=False)
@@ -135,17 +144,21 @@ class Connection(asyncio.Protocol):
             raise SendFailed("unreachable", "closed before the request was sent", sent=False)
         self._begin(bodiless=bodiless)
         self._clean = False
-        waiter: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiter = waiter
-        timer = self._loop.call_at(ends_at, self._fail, "timeout", "no complete reply before the deadline")
-        try:
-            # The only write. Once the kernel may have taken a byte, a failure means "maybe applied": even a peer that
-            # resets may have read the request first, and no transport reports how much of a write was accepted.
-            self._transport.write(data)
-            return await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
+        self._waiter = waiter = self._loop.create_future()
+        self._ends_at = ends_at
+        # The only write. Once the kernel may have taken a byte, a failure means "maybe applied": even a peer that
+        # resets may have read the request first, and no transport reports how much of a write was accepted.
+        self._transport.write(data)
+        return waiter
+
+    def expire(self, now: float) -> float:
+        """Fail the request in progress if its deadline has passed; otherwise return that deadline (inf: no request)."""
+        if self._waiter is None or self._waiter.done():
+            return inf
+        if now < self._ends_at:
+            return self._ends_at
+        self._fail("timeout", "no complete reply before the deadline")
+        return inf
 
     async def tunnel(self, connect: bytes, until: float) -> None:
         """Open a tunnel through a proxy. Raises ConnectionError unless the proxy answers 2xx and nothing more."""
@@ -162,15 +175,21 @@ class Connection(asyncio.Protocol):
             # They must not be taken for the reply to the next request.
             self._transport.abort()
             return
+        head_room = self._max_head - self._wire
         self._wire += len(data)
         try:
+            if self._status == 0 and len(data) > head_room:
+                # Only the bytes that the head may still have: the rest belongs to the body, or is too much.
+                self._parser.feed_data(data[:head_room])
+                if self._status == 0:
+                    self._fail("malformed", "the head is too large")
+                    return
+                data = data[head_room:]
             self._parser.feed_data(data)
         except HttpParserError:
             self._fail("malformed", "not a valid HTTP/1.1 reply")
         else:
-            if not self._status and self._wire > self._max_head:
-                self._fail("malformed", "the head is too large")
-            elif self._wire > self._max_head + MAX_WIRE_FACTOR * self._max_reply:
+            if self._wire > self._max_head + MAX_WIRE_FACTOR * self._max_reply:
                 self._fail("malformed", "too many bytes on the wire for the size of the body")
 
     def eof_received(self) -> None:
@@ -194,37 +213,39 @@ class Connection(asyncio.Protocol):
             raise _RefusedError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header field. Trailers, which follow the head, are dropped."""
-        if self._status:
+        """Count a header field, and keep it if it is read. Trailers, which follow the head, are dropped."""
+        self._fields += 1
+        key = _BY_NAME.get(name.lower())
+        if key is None or self._status:
             return
-        if len(self._fields) >= MAX_FIELDS:
-            self._refuse("too many header fields")
-        self._fields.append((name, value))
+        value = value.strip(b" \t")
+        self._headers[key] = b"%b, %b" % (self._headers[key], value) if key in self._headers else value
 
     def on_headers_complete(self) -> None:
         """Choose the framing of the body by RFC 9112 §6.3, now that the head is complete."""
+        # Until here, the bound of the head's bytes is one of its fields too.
+        if self._fields > MAX_FIELDS:
+            self._refuse("too many header fields")
         status = self._parser.get_status_code()
         if 100 <= status <= 199 and status != 101:
             self._interim += 1
             if self._interim > MAX_INTERIM_REPLIES:
                 self._refuse("too many interim replies")
-            self._fields.clear()
+            self._fields = 0
+            self._headers.clear()
             return
         version = self._parser.get_http_version()
         if not 200 <= status <= 599 or version not in {"1.1", "1.0"}:
             self._refuse("an unknown version, an unrequested upgrade or an invalid status")
-        # The sum is needed only if one read brought more bytes than a whole head may have.
-        if self._wire > self._max_head < sum(len(name) + len(value) + 4 for name, value in self._fields):
-            self._refuse("the head is too large")
-        self._status, self._headers = status, _headers(self._fields)
+        self._status = status
         transfer = self._headers.get("transfer-encoding")
-        if transfer is not None and (transfer.lower() != "chunked" or version == "1.0"):
+        if transfer is not None and (transfer.lower() != b"chunked" or version == "1.0"):
             # The parser itself refuses a transfer coding together with a Content-Length.
             self._refuse("a misplaced transfer coding")
-        coding = self._headers.get("content-encoding", "identity").lower()
-        if coding in {"gzip", "x-gzip"}:
+        coding = self._headers.get("content-encoding", b"identity").lower()
+        if coding in {b"gzip", b"x-gzip"}:
             self._gzip = True
-        elif coding != "identity":
+        elif coding != b"identity":
             self._refuse("an unknown content coding")
         if self._bodiless:
             # The parser has no option for a reply without a body.
@@ -272,6 +293,8 @@ class Connection(asyncio.Protocol):
         unsent = self._transport.get_write_buffer_size() or self._tcp.get_write_buffer_size()
         self._clean = keep and not unsent
         self._waiter.set_result(Reply(self._status, self._headers, bytes(self._body)))
+        # An idle connection holds no reply.
+        self._waiter = None
 
     def _refuse(self, detail: str) -> NoReturn:
         self._fail("malformed", detail)
@@ -285,15 +308,3 @@ class Connection(asyncio.Protocol):
 
 class _RefusedError(Exception):
     """Stops the parser."""
-
-
-def _headers(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in fields:
-        key, text = name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
-        # A coding outside ASCII is kept, so that it is refused and not ignored.
-        if not text.isascii() and key not in _CODINGS:
-            continue
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    headers.pop("set-cookie", None)
-    return headers

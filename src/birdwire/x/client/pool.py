@@ -14,7 +14,8 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from math import inf
+from typing import TYPE_CHECKING, Final, NewType
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from birdwire.runtime.slots import Slots
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MAX_ADDRESSES: Final = 4
 """The number of the host's addresses that are tried for one connection."""
 
-_METHOD: Final = re.compile(r"[A-Z]{1,16}").fullmatch
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # The origin form of RFC 9112 §3.2.1: visible ASCII without "#".
 _TARGET: Final = re.compile(r"/[!-\"$-~]*").fullmatch
 # RFC 9110 §5.6.2.
@@ -44,7 +45,24 @@ _RESERVED: Final = frozenset({
 _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
-__all__ = ["ConnectionPool", "PoolLimits", "Reply", "Request", "SendFailed", "Stats"]
+__all__ = ["ConnectionPool", "Fields", "PoolLimits", "Reply", "Request", "SendFailed", "Stats", "fields"]
+
+Fields = NewType("Fields", str)
+"""Header fields as they are sent. Only `fields` makes them."""
+
+
+def fields(*pairs: tuple[str, str]) -> Fields:
+    """Return names and values as header fields. Checking them takes long: keep the result for as long as it is true.
+
+    Raises:
+        ValueError: a field could break the framing of its request. Its value is not repeated.
+    """
+    for name, value in pairs:
+        if not _NAME(name) or not _VALUE(value):
+            raise ValueError("a header name must be a token, its value visible ASCII")
+        if name.lower() in _RESERVED:
+            raise ValueError(f"the header {name} cannot be set by the caller")
+    return Fields("".join([f"{name}: {value}\r\n" for name, value in pairs]))
 
 
 @dataclass(slots=True, repr=False)
@@ -53,7 +71,7 @@ class Request:
 
     method: str
     target: str
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Fields = Fields("")
     body: bytes = b""
 
     def __repr__(self) -> str:
@@ -133,6 +151,8 @@ class ConnectionPool:
         self._timeouts: set[asyncio.Timeout] = set()
         self._dns_query: asyncio.Task[list[str]] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._expires_at = inf
+        self._expiry: asyncio.TimerHandle | None = None
         self._good_address: str | None = None
         self._opened = 0
         self._closed = False
@@ -161,11 +181,28 @@ class ConnectionPool:
             connection = self._reuse(loop.time()) or await self._connect(loop, ends_at)
             if may_send is not None:
                 may_send()
-            return await connection.exchange(data, ends_at, bodiless=request.method == "HEAD")
+            reply = connection.exchange(data, ends_at, bodiless=request.method == "HEAD")
+            if ends_at < self._expires_at:
+                self._expire_at(loop, ends_at)
+            return await reply
         finally:
             if connection is not None:
                 self._keep(loop, connection)
             self._slots.release()
+
+    def _expire_at(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        """Arm the timer of the deadlines. One serves the whole pool: it waits for the earliest of them."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at, self._expiry = at, loop.call_at(at, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expires_at, self._expiry = inf, None
+        now = loop.time()
+        # Only the earliest deadline was waited for; what began meanwhile has later ones.
+        earliest = min([connection.expire(now) for connection in list(self._open)], default=inf)
+        if earliest < inf:
+            self._expire_at(loop, earliest)
 
     async def close(self) -> None:
         """Close every connection and fail every call. Later calls fail as unreachable, not sent."""
@@ -177,6 +214,8 @@ class ConnectionPool:
                 timeout.reschedule(now)
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._dns_query is not None:
             self._dns_query.cancel()
         if lost := [connection.abort() for connection in list(self._open)]:
@@ -188,20 +227,12 @@ class ConnectionPool:
 
     def _encode(self, request: Request) -> bytes:
         method, target, body = request.method, request.target, request.body
-        if not _METHOD(method) or method == "CONNECT" or not _TARGET(target):
-            raise ValueError("the method must be upper-case letters, the target an ASCII path")
-        lines = [method, " ", self._prefix, target, self._fixed]
-        for name, value in request.headers:
-            if not _NAME(name) or not _VALUE(value):
-                raise ValueError("a header name must be a token, its value visible ASCII")
-            if name.lower() in _RESERVED:
-                raise ValueError(f"the header {name} cannot be set by the caller")
-            lines += (name, ": ", value, "\r\n")
-        if body or method in _WITH_LENGTH:
-            lines.append(f"Content-Length: {len(body)}\r\n")
-        lines.append("\r\n")
+        if method not in _METHODS or not _TARGET(target):
+            raise ValueError("the method must be a known one, the target an ASCII path")
+        length = f"Content-Length: {len(body)}\r\n" if body or method in _WITH_LENGTH else ""
+        head = f"{method} {self._prefix}{target}{self._fixed}{request.headers}{length}\r\n"
         # Head and body in one write: one system call, and one segment for a small request.
-        return "".join(lines).encode("ascii") + body
+        return head.encode() + body
 
     def _reuse(self, now: float) -> Connection | None:
         while self._idle:

@@ -29,9 +29,10 @@ _HEADERS: dict[WindowName, tuple[str, str, str]] = {
 """Remaining, limit and reset of each window, the longer windows first: if several are exhausted, the first decides,
 since waiting for a shorter one would be in vain."""
 
+RATE_HEADERS = frozenset({"date", *(name for names in _HEADERS.values() for name in names)})
+"""Every header that this module reads."""
 
 _REMAINING = tuple(names[0] for names in _HEADERS.values())
-_ALL = (*(name for names in _HEADERS.values() for name in names), "date")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +45,15 @@ class ReportedWindow:
     reset_in_s: int
 
 
-def select(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that `parse` reads, so that it can run later: it costs more than the rest of reading a reply.
+def reported_remaining(headers: Mapping[str, bytes]) -> list[bytes]:
+    """Return the calls left in each window that a reply reports, as X wrote them.
 
-    Returns {} if no window is reported.
+    Cheaper than `parse`, which costs more than the rest of reading a reply and can run later.
     """
-    found = {name: headers[name] for name in _ALL if name in headers}
-    return found if len(found) > 1 else {}
+    return [headers[name] for name in _REMAINING if name in headers]
 
 
-def any_exhausted(headers: Mapping[str, str]) -> bool:
-    """Return whether a window has no calls left. Cheaper than `exhausted`: called for every reply."""
-    return "0" in (headers.get(_REMAINING[0]), headers.get(_REMAINING[1]), headers.get(_REMAINING[2]))
-
-
-def parse(headers: Mapping[str, str], now: datetime) -> list[ReportedWindow]:
+def parse(headers: Mapping[str, bytes], now: datetime) -> list[ReportedWindow]:
     """Return the windows that a reply reports; one whose remaining calls cannot be read is left out."""
     found = []
     for name, (remaining_header, limit_header, _) in _HEADERS.items():
@@ -69,30 +64,30 @@ def parse(headers: Mapping[str, str], now: datetime) -> list[ReportedWindow]:
     return found
 
 
-def exhausted(headers: Mapping[str, str]) -> WindowName | None:
+def exhausted(headers: Mapping[str, bytes]) -> WindowName | None:
     """Return the exhausted window that decides the wait."""
     return next((name for name, of in _HEADERS.items() if _number(headers.get(of[0])) == 0), None)
 
 
-def wait_s(headers: Mapping[str, str], name: WindowName, now: datetime) -> int:
+def wait_s(headers: Mapping[str, bytes], name: WindowName, now: datetime) -> int:
     """Return the seconds until a window resets: its reset minus X's Date, since X's clock counts, not this one."""
     reset_at = _number(headers.get(_HEADERS[name][2]))
     if reset_at is None:
         return DEFAULT_WAIT_S
-    date = _seconds(headers.get("date", ""))
+    date = _seconds(headers.get("date", b""))
     left_s = reset_at - int(now.timestamp() if date is None else date)
     return DEFAULT_WAIT_S if left_s > MAX_PLAUSIBLE_WAIT_S else min(MAX_WINDOW_S[name], max(1, left_s))
 
 
-def _number(text: str | None) -> int | None:
-    text = (text or "").strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
+def _number(value: bytes | None) -> int | None:
+    value = (value or b"").strip()
+    return int(value) if value.isdigit() and len(value) <= 12 else None
 
 
 # X's Date changes once a second, and parsing it takes longer than the rest of this module.
 @lru_cache(maxsize=8)
-def _seconds(date: str) -> float | None:
+def _seconds(date: bytes) -> float | None:
     try:
-        return parsedate_to_datetime(date).timestamp()
+        return parsedate_to_datetime(date.decode("latin-1")).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -42,7 +42,7 @@ class Reading:
     `answer` selects what is passed on from `data`, or from the whole reply (`whole`); a `bare` success needs neither.
     `enterprise`: X does not offer this action at the self-serve access level. `recently_allowed`: X allowed it to this
     app recently, so a bare Forbidden is about the account or the post. `already` maps an old error code of X to the
-    answer that it amounts to.
+    answer that it amounts to. `usual` is the body of most successes, byte for byte, and `expect` the answer in it.
     """
 
     answer: type[XData]
@@ -52,6 +52,8 @@ class Reading:
     whole: bool = False
     bare: bool = False
     already: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    expect: Mapping[str, Any] = field(default_factory=dict)
+    usual: bytes = b""
 
 
 Ask = Callable[[XRequest, Reading], Awaitable[dict[str, Any]]]

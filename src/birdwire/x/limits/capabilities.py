@@ -87,7 +87,7 @@ class Capabilities:
 
         Never fails: the call has been made, and a record for people must not spoil its answer.
         """
-        if reason is not None and reason not in APP_REASONS:
+        if (reason is None and self._is_known(operation, None)) or (reason is not None and reason not in APP_REASONS):
             return
         with contextlib.suppress(StorageDownError):
             if not self._is_known(operation, reason):

@@ -75,6 +75,8 @@ class CircuitBreaker:
         Raises:
             GatewayError: as `check`.
         """
+        if not self._circuits:
+            return
         self.check(endpoint, account)
         for circuit, _ in self._open(endpoint, account):
             # A probe that hangs does not delay the next one.

@@ -21,7 +21,7 @@ from birdwire.runtime.clock import rfc3339
 from birdwire.store.database import StorageDownError, now
 from birdwire.store.tables import rate_windows as store
 from birdwire.x.catalog.endpoints import CALLED_BY
-from birdwire.x.client.rate_headers import MAX_WINDOW_S, any_exhausted, parse, select
+from birdwire.x.client.rate_headers import MAX_WINDOW_S, parse, reported_remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,7 +73,7 @@ class RateWindows:
             MAX_SUBJECTS, self._exhausted.discard
         )
         # A plain dict, which is set for every reply: a BoundedDict takes ten times as long.
-        self._unparsed: dict[_Subject, tuple[float, dict[str, str]]] = {}
+        self._unparsed: dict[_Subject, tuple[float, Mapping[str, bytes]]] = {}
         self._read_up_to = datetime.fromtimestamp(0, UTC)
         self._write_all_at = self._prune_at = clock.monotonic()
         self.refused = 0
@@ -104,18 +104,17 @@ class RateWindows:
 
     def record(self, endpoint: str, account: str, reply: Reply) -> None:
         """Record the windows that a reply reports. A 401 is ignored: it reports no account's windows."""
-        if reply.status == 401:
+        remaining = reported_remaining(reply.headers)
+        if not remaining or reply.status == 401:
             return
-        if any_exhausted(reply.headers):
+        if b"0" in remaining:
             self._merge_headers(account, endpoint, reply.headers, self._clock.now())
             return
-        headers, unparsed, subject = select(reply.headers), self._unparsed, (account, endpoint)
-        if not headers:
-            return
+        unparsed, subject = self._unparsed, (account, endpoint)
         if subject not in unparsed and len(unparsed) >= MAX_SUBJECTS:
             del unparsed[next(iter(unparsed))]
         # Parsing costs more than the rest, and most headers are replaced before they are needed.
-        unparsed[subject] = self._clock.monotonic(), headers
+        unparsed[subject] = self._clock.monotonic(), reply.headers
 
     def report(self, account: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Return {limit, remaining, reset_at} by operation or lookup and by window, as far as X reported them.
@@ -191,7 +190,7 @@ class RateWindows:
                 received_at, headers = unparsed
                 self._merge_headers(*subject, headers, now - timedelta(seconds=monotonic - received_at))
 
-    def _merge_headers(self, account: str, endpoint: str, headers: Mapping[str, str], at: datetime) -> None:
+    def _merge_headers(self, account: str, endpoint: str, headers: Mapping[str, bytes], at: datetime) -> None:
         for reported in parse(headers, at):
             subject = (_APP if reported.name == "24h_app" else account, endpoint)
             limit = None if reported.limit is None else min(reported.limit, MAX_COLUMN_VALUE)

@@ -42,13 +42,18 @@ class Ticket:
         self._asked_later = asked_later
         self._became_first: asyncio.Future[None] | None = None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether every earlier call in the queue has finished."""
+        return self._queue[0] is self
+
     async def wait_turn(self, timeout_s: float) -> None:
         """Wait until every earlier call in the queue has finished.
 
         Raises:
             GatewayError: x_timeout, not sent: they took longer than `timeout_s`.
         """
-        if self._queue[0] is self:
+        if self.is_first:
             return
         self._became_first = asyncio.get_running_loop().create_future()
         try:
@@ -69,7 +74,7 @@ class Ticket:
 
     def leave(self) -> None:
         """Leave the queue. If this call was the first one, the next one runs."""
-        first = self._queue[0] is self
+        first = self.is_first
         self._queue.remove(self)
         if first and self._queue:
             became_first = self._queue[0]._became_first  # noqa: SLF001 - the same class
@@ -110,6 +115,7 @@ class WriteOrder:
         """Take a finished call out of its queue, however it finished."""
         if ticket is None:
             return
-        ticket.leave()
-        if not self._queues[ticket.subject]:
+        if len(self._queues[ticket.subject]) == 1:
             del self._queues[ticket.subject]
+        else:
+            ticket.leave()

@@ -92,7 +92,7 @@ class LocalRateLimit:
         # If the limit was lowered meanwhile, the next call waits until fewer than rpm calls are left in the window.
         oldest = calls[0] if granted else calls[len(calls) - rpm]
         reset_in_s = max(1, ceil(oldest + WINDOW_S - now))
-        reset_at = ceil(self._clock.now().timestamp() + oldest + WINDOW_S - now)
+        reset_at = ceil(self._clock.unix_s() + oldest + WINDOW_S - now)
         return Allowance(granted, rpm, max(0, rpm - len(calls)), reset_in_s, reset_at)
 
     def count(self, name: str) -> None:

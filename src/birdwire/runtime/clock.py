@@ -9,11 +9,15 @@ from datetime import UTC, datetime
 
 
 class Clock:
-    """Returns the time of day (`now`) and measures durations (`monotonic`, which never goes back)."""
+    """Returns the time of day (`unix_s`, `now`) and measures durations (`monotonic`, which never goes back)."""
+
+    def unix_s(self) -> float:
+        """Return the time of day in UNIX seconds, which takes a quarter of the time of `now`."""
+        return time.time()
 
     def now(self) -> datetime:
         """Return the time of day, aware, in UTC."""
-        return datetime.now(UTC)
+        return datetime.fromtimestamp(self.unix_s(), UTC)
 
     def adjusted(self, at: datetime) -> datetime:
         """Return the time of another clock, such as the database's; a test that moves this clock moves that one too."""

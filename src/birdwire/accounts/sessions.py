@@ -88,8 +88,8 @@ class Sessions:
             StorageDownError: the database does not answer.
         """
         session = self.ready(key.key_id) or await self._from_store(key.key_id)
-        missing = [scope for scope in scopes if scope not in session.scopes]
-        if missing:
+        if not session.scopes.issuperset(scopes):
+            missing = [scope for scope in scopes if scope not in session.scopes]
             raise GatewayError("x_scope_missing", scope=" ".join(missing))
         return session
 

@@ -48,12 +48,11 @@ def raw_key_of(call: Call) -> str | None:
     if len(headers) > 1:
         raise GatewayError("duplicate_header", field="Authorization")
     scheme, _, raw_key = (headers[0] if headers else "").strip(" \t").partition(" ")
-    raw_key = raw_key.strip(" \t")
-    if not scheme or (scheme.lower() == "bearer" and not raw_key):
+    if not scheme:
         return None
     if scheme.lower() != "bearer":
         raise GatewayError("key_malformed")
-    return raw_key
+    return raw_key.strip(" \t") or None
 
 
 def _names_key(query: str) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api import relay_dialect
-from birdwire.api.body import check_kind, read, read_query, whole_json, within
+from birdwire.api.body import NO_BODY, check_kind, read, read_query, whole_json, within
 from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.gateway.admission import check_action
 from birdwire.keys.context import CallContext, Work
@@ -58,7 +58,7 @@ class Pipeline:
 
     async def run(self, route: RouteRules, work: Work, call: Call) -> Answer:
         """Answer one call over HTTP: admit it, do its work once, render a refusal, report the allowance."""
-        context = CallContext(call, route)
+        context = CallContext(call, route, NO_BODY)
         call.note["operation"] = route.name
         slots = self._capacity.reserved if route.reserved else self._capacity.calls
         try:

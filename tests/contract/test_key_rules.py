@@ -158,6 +158,15 @@ async def test_a_daily_cap_holds_until_midnight(running: RunningGateway) -> None
     assert (await running.like()).status_code == 200
 
 
+async def test_a_cap_that_was_just_set_counts_the_next_write(linked: RunningGateway) -> None:
+    """A key without a cap leaves no trace that would outlast the change."""
+    assert (await linked.like()).status_code == 200
+    await linked.gateway.keys.change(linked.key_id, daily_writes=1)
+    assert [(await linked.like()).status_code for _ in range(2)] == [200, 429]
+    await linked.gateway.keys.change(linked.key_id, daily_writes=None)
+    assert (await linked.like()).status_code == 200
+
+
 @pytest.mark.parametrize(
     "return_to",
     [

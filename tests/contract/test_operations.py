@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,6 +79,17 @@ async def test_a_thread_an_edit_and_a_deletion_change_xs_state(linked: RunningGa
     assert (await linked.post_of(second))["in_reply_to_tweet_id"] == first
     assert (await linked.post_of(third))["deleted"] is True
     assert (await linked.post_of(edited))["previous_post_id"] == first
+
+
+async def test_an_answer_that_was_not_asked_for_is_passed_on_and_logged(linked: RunningGateway) -> None:
+    """X decides what it did; the log line tells such an answer from the others."""
+    odd = {"status": 200, "body": {"data": {"liked": False}}}
+    await linked.fault("POST", "/2/users/*/likes", odd)
+    answers = [await linked.like() for _ in range(2)]
+    assert [answer.json() for answer in answers] == [{"data": {"liked": False}}, {"data": {"liked": True}}]
+    linked.gateway.telemetry.flush()
+    lines = [json.loads(line) for line in linked.log.getvalue().splitlines() if '"operation":"like_twitter"' in line]
+    assert [line.get("unexpected") for line in lines] == [True, None]
 
 
 async def test_a_quote_and_a_poll_are_posted(linked: RunningGateway) -> None:

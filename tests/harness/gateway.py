@@ -47,9 +47,9 @@ class MovableClock(Clock):
         self.added = timedelta()
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
-    def now(self) -> datetime:
+    def unix_s(self) -> float:
         """Return the current time plus the offset."""
-        return super().now() + self.added
+        return super().unix_s() + self.added.total_seconds()
 
     def adjusted(self, at: datetime) -> datetime:
         """Return a time plus the offset."""

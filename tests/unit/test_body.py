@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from birdwire.accounts.bodies import AuthTwitter
-from birdwire.api.body import MAX_DEPTH, Parsed, check, parse, read
+from birdwire.api import body as bodies
+from birdwire.api.body import MAX_DEPTH, Parsed, check, parse, read, whole_json
 from birdwire.api.errors import GatewayError, describe
 from birdwire.api.messages import Call
 from birdwire.edge.asgi import headers_in
@@ -69,6 +70,70 @@ def test_any_bytes_are_an_object_or_a_refusal(raw: bytes) -> None:
     """Nothing else comes out of the parser."""
     said = tried(raw)
     assert isinstance(said, dict) or said.problem.code == "json_parse_error"
+
+
+PIECES = st.sampled_from([
+    *('{"a":"b"}', '{"a":"b","c":"d"}', '{"a":"b","a":"d"}', '{"a":1,"a":"b"}', '{"a":{"b":"c"}}', '{"a":["b"]}', "{}"),
+    *('{"', '":"', '","', '"}', '"', "{", "}", "[", "]", ":", ",", "a", "b", " ", "\t", "\n", "\r", "\x00", "\x1f"),
+    *("\\", '\\"', "\\u0061", "\\ud800", "1", "-", "1e5", "NaN", "Infinity", "null", "true", "\x7f", "\ufeff"),
+])  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+FLAT = st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=4).map(
+    lambda pairs: "{" + ", ".join(f'"{name}" : "{value}"' for name, value in pairs) + "}"
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    (TEXTS | FLAT | JSON.map(json.dumps)).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.integers(0, 60),
+    st.none() | st.binary(min_size=1, max_size=1),
+)
+@example(b'{"a":"b"} {"a":"b"}', 0, None)
+@example(b'{"a":"b",}', 0, None)
+@example(b'{"a":"\xed\xa0\x80"}', 0, None)
+@example(b'{"a":"b","a":"c"}', 0, None)
+@example(b'{"a":"b","":1,"":"c"}', 0, None)
+@pytest.mark.trust("G3")
+def test_the_fast_decoder_changes_no_verdict(raw: bytes, place: int, other: bytes | None) -> None:
+    """Not for one byte: what it does not accept is for the strict decoder, and what it accepts is the same there."""
+    if other is not None:
+        raw = raw[:place] + other + raw[place + 1 :]
+    said = tried(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "_strings", lambda _: None)
+        strict = tried(raw)
+    if isinstance(strict, GatewayError):
+        assert isinstance(said, GatewayError)
+        assert describe(said) == describe(strict)
+    else:
+        assert said == strict
+        assert list(said) == list(strict)
+
+
+def test_the_fast_decoder_serves_an_ordinary_call() -> None:
+    """Otherwise the test above would compare the strict one with itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "_DECODER", None)
+        assert parse(b'{"tweet_id": "1", "text": "\xf0\x9f\x90\xa6 {[:,"}') == {
+            "tweet_id": "1",
+            "text": "\U0001f426 {[:,",
+        }
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["[", "{"]), min_size=MAX_DEPTH - 4, max_size=MAX_DEPTH + 3),
+    st.sampled_from(['"x"', '"[[[{{{"', "1", '["{", []]', '{"[": {}}', '["\\u005b"]']),
+)
+def test_the_depth_is_the_nesting_and_not_the_brackets(opened: list[str], inner: str) -> None:
+    """Brackets in a string, or side by side, only make the parser count more closely."""
+    value = inner
+    for bracket in reversed(opened):
+        value = f"[{value}, []]" if bracket == "[" else f'{{"a": {value}, "[": "]{{"}}'
+    raw = f'{{"a": {value}}}'.encode()
+    fits = bodies._depth(json.loads(raw)) <= MAX_DEPTH  # noqa: SLF001 - the definition, without the count of brackets
+    assert isinstance(tried(raw), dict) is fits
 
 
 @settings(max_examples=300, deadline=None)
@@ -240,6 +305,33 @@ async def test_the_identity_coding_is_accepted() -> None:
     """RFC 9110 §8.4.1 keeps the word for that."""
     headers = (("content-type", 'Application/JSON ; Charset="utf-8"'), ("content-encoding", "Identity"))
     assert (await read(call(*headers), LIMIT, no_files)).fields == {"tweet_id": "1"}
+
+
+DECLARED = st.lists(
+    st.sampled_from([
+        *(TYPE, ("content-type", "application/json; charset=utf-8"), ("content-type", "Application/JSON")),
+        *(("content-type", " application/json"), ("content-type", "application/json;"), ("content-type", "text/plain")),
+        *(("content-encoding", "gzip"), ("content-encoding", "identity"), ("content-encoding", "")),
+    ]),
+    max_size=3,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(DECLARED, st.sampled_from([b"", b"{}", b'{"a":"b"}', b"[]", b'{"a":"b","a":"c"}', b"a=b", b" " * (LIMIT + 1)]))
+async def test_a_whole_body_is_read_as_any_other(headers: list[tuple[str, str]], body: bytes) -> None:
+    """Only plain JSON is read the short way, with the same result or refusal."""
+    whole = call(*headers, body=body)
+    whole.whole = body
+    try:
+        expected: object = await read(call(*headers, body=body), LIMIT, no_files)
+    except GatewayError as error:
+        expected = describe(error)
+    try:
+        short: object = whole_json(whole, LIMIT)
+    except GatewayError as error:
+        short = describe(error)
+    assert short == expected if headers == [TYPE] and body else short is None
 
 
 async def test_a_body_over_its_limit_is_not_read_to_its_end() -> None:

@@ -32,9 +32,9 @@ class Still(Clock):
 
     at = START
 
-    def now(self) -> datetime:
+    def unix_s(self) -> float:
         """As set."""
-        return self.at
+        return self.at.timestamp()
 
     def monotonic(self) -> float:
         """As set."""

@@ -9,6 +9,7 @@ import pytest
 
 from birdwire.runtime.backoff import Backoff
 from birdwire.runtime.bounded_dict import BoundedDict
+from birdwire.runtime.clock import Clock
 from birdwire.runtime.slots import Slots
 
 
@@ -66,3 +67,14 @@ def test_a_new_key_evicts_the_oldest_one() -> None:
     bounded.move_to_end("b")
     assert bounded.setdefault("d", 1) == 1
     assert (list(bounded), evicted) == (["b", "d"], ["a", "c"])
+
+
+def test_a_clock_that_a_test_moves_has_one_time_of_day() -> None:
+    """`now` follows `unix_s`, so that a fake clock replaces one method and cannot contradict itself."""
+
+    class Still(Clock):
+        def unix_s(self) -> float:
+            return 1_776_495_600.123456
+
+    assert Still().now().isoformat() == "2026-04-18T07:00:00.123456+00:00"
+    assert abs(Clock().now().timestamp() - Clock().unix_s()) < 60

@@ -279,7 +279,7 @@ class Linking:
             await self._links.acts.refuse(row.key_id, "link.denied", "consent_denied", error=error)
             raise GatewayError("consent_denied", what=_DENIED if parameters["error"] == _DENIAL else _FAILED)
         key = await self._keys.get(row.key_id)
-        key.check(self._clock.now(), self._settings.mode)
+        key.check(self._clock, self._settings.mode)
         tokens = await self._exchange(row, parameters["code"])
         session, undo_token = await self._store(row, tokens)
         try:

@@ -22,7 +22,6 @@ from birdwire.x.client.replies import Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from datetime import datetime
 
     from birdwire.accounts.links import Links
     from birdwire.accounts.refresh import Refresher
@@ -46,7 +45,10 @@ ME_DEADLINE_S = 8.0
 
 @dataclass(frozen=True)
 class XSession:
-    """What a call to X needs: a token, its account, and its scopes. `gen` distinguishes this pair from the next."""
+    """What a call to X needs: a token, its account, and its scopes. `gen` distinguishes this pair from the next.
+
+    `linked_at` is in UNIX seconds.
+    """
 
     session_id: str
     gen: int
@@ -54,7 +56,7 @@ class XSession:
     user_id: str
     username: str
     scopes: frozenset[str]
-    linked_at: datetime | None = None
+    linked_at: float | None = None
 
     @cached_property
     def authorization(self) -> Fields:
@@ -94,8 +96,8 @@ class Sessions:
             StorageDownError: the database does not answer.
         """
         session = self.ready(key.key_id) or await self._from_store(key.key_id)
-        missing = [scope for scope in scopes if scope not in session.scopes]
-        if missing:
+        if not session.scopes.issuperset(scopes):
+            missing = [scope for scope in scopes if scope not in session.scopes]
             raise GatewayError("x_scope_missing", scope=" ".join(missing))
         return session
 
@@ -114,12 +116,12 @@ class Sessions:
         """Return the key's session from memory, if its token is known to be good for a while."""
         # The call may have waited for a slot, or for a long body, since its key was found.
         self._cache.poll()
-        known: tuple[datetime, XSession] | None = self._cache.get(key_id, "session")
-        return known[1] if known is not None and known[0] > self._clock.now() else None
+        known: tuple[float, XSession] | None = self._cache.get(key_id, "session")
+        return known[1] if known is not None and known[0] > self._clock.unix_s() else None
 
     def remembers(self, key_id: str, session: XSession) -> bool:
         """Return whether the cache still holds this pair for the key, as of its last `poll`."""
-        known: tuple[datetime, XSession] | None = self._cache.get(key_id, "session")
+        known: tuple[float, XSession] | None = self._cache.get(key_id, "session")
         return known is not None and (known[1].session_id, known[1].gen) == (session.session_id, session.gen)
 
     async def _from_store(self, key_id: str) -> XSession:
@@ -135,7 +137,7 @@ class Sessions:
         row = links.current
         if row is None or links.pending is not None or (row.state, row.gen) != (LinkState.ACTIVE, session.gen):
             return
-        self._cache.put(row.key_id, "session", (renews_at(row), session), links.epoch)
+        self._cache.put(row.key_id, "session", (renews_at(row).timestamp(), session), links.epoch)
 
     async def open(self, row: SessionRow) -> XSession:
         """Return the session of a row. A token is renewed early, while the old one works, so that no call waits.
@@ -271,5 +273,5 @@ class Sessions:
             user_id=row.user_id or "",
             username=row.username or "",
             scopes=scope_set(row.scopes),
-            linked_at=row.linked_at,
+            linked_at=None if row.linked_at is None else row.linked_at.timestamp(),
         )

@@ -51,7 +51,7 @@ class WritePermit:
             GatewayError: key_revoked, key_expired.
         """
         epoch = self._cache.poll()
-        self._key.check(self._clock.now(), self._key.mode)
+        self._key.check(self._clock, self._key.mode)
         if self._keys.remembers(self._key) and self._sessions.remembers(self._key.key_id, session):
             return
         # The cache may be full, or unable to hold anything: then the last read counts for FRESH_S.

@@ -12,7 +12,6 @@ from pydantic_core import to_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-    from datetime import datetime
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -55,7 +54,8 @@ class Call:
 
     `headers` holds every value of a header in order, by its name in lower case. `stream` yields the body's chunks,
     once, so that the body of a refused caller need not be read; `whole` is the body if it has arrived completely.
-    `note` collects the fields of the call's one log line. `admitted_at` is when its key was admitted.
+    `note` collects the fields of the call's one log line. `admitted_at` is when its key was admitted, in
+    UNIX seconds.
     """
 
     method: str
@@ -67,7 +67,7 @@ class Call:
     whole: bytes | None = field(default=None, repr=False)
     request_id: str = field(default_factory=new_request_id)
     note: dict[str, Any] = field(default_factory=dict, repr=False)
-    admitted_at: datetime | None = None
+    admitted_at: float | None = None
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, or None."""

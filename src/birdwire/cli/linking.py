@@ -48,7 +48,7 @@ class Linking:
         await KeyRotation(self._database, vault, clock, by=operator()).enlist(starting=False)
         key = await Keys(self._database, clock).get(self._key_id)
         try:
-            key.check(clock.now(), self._settings.mode)
+            key.check(clock, self._settings.mode)
             requests = AuthorizationRequests(self._settings, self._database, vault, clock)
             started = await requests.start(key, check(body, AuthTwitter), operator())
         except GatewayError as error:

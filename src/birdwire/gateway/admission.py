@@ -5,7 +5,6 @@ It reads no body and sends nothing to X.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from birdwire.accounts.write_permit import WritePermit
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
 
 MAX_AUTH_FAILURES_PER_MINUTE = 60
-CLOCK_TOLERANCE = timedelta(seconds=1)
+CLOCK_TOLERANCE_S = 1.0
 """For this long after its admission, a call may use a link that is younger than the admission: the clocks of replicas
 differ, and a caller may like a post right after it linked an account."""
 
@@ -66,7 +65,7 @@ class Admission:
             if error.problem.status == 401 and not failures.granted:
                 raise GatewayError("auth_failures", retry_after_s=failures.reset_in_s) from None
             raise
-        call.note["key_id"], call.admitted_at = key.key_id, self._clock.now()
+        call.note["key_id"], call.admitted_at = key.key_id, self._clock.unix_s()
         allowance = await self._rate_limit.take(key.key_id, key.rpm)
         context.headers = allowance.headers()
         if not allowance.granted:
@@ -97,7 +96,7 @@ class Admission:
         session = await self._sessions.session_for(context.key, scopes)
         linked_at, admitted_at = session.linked_at, context.call.admitted_at
         younger = linked_at is not None and admitted_at is not None and linked_at > admitted_at
-        if younger and admitted_at is not None and self._clock.now() - admitted_at > CLOCK_TOLERANCE:
+        if younger and admitted_at is not None and self._clock.unix_s() - admitted_at > CLOCK_TOLERANCE_S:
             raise GatewayError("x_not_linked")
         return session
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api import relay_dialect
-from birdwire.api.body import check_kind, read, read_query, within
+from birdwire.api.body import NO_BODY, check_kind, read, read_query, whole_json, within
 from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.gateway.admission import check_action
 from birdwire.keys.context import CallContext, Work
@@ -58,7 +58,7 @@ class Pipeline:
 
     async def run(self, route: RouteRules, work: Work, call: Call) -> Answer:
         """Answer one call over HTTP: admit it, do its work once, render a refusal, report the allowance."""
-        context = CallContext(call, route)
+        context = CallContext(call, route, NO_BODY)
         call.note["operation"] = route.name
         slots = self._capacity.reserved if route.reserved else self._capacity.calls
         try:
@@ -138,7 +138,9 @@ class Pipeline:
 
     async def _receive(self, context: CallContext, raw_key: str | None) -> None:
         """Read the body, and admit the key that it carries in the relay dialect."""
-        parsed = context.parsed = await self._read(context)
+        # The refusal of a body depends on whether its caller is admitted: `_read` knows how.
+        parsed = whole_json(context.call, context.route.max_bytes) if context.admitted else None
+        parsed = context.parsed = parsed or await self._read(context)
         relay = relay_dialect.decode(parsed, context.route.model) if self._relay else None
         if relay is None:
             return

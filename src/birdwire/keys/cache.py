@@ -30,6 +30,8 @@ class KeyCache:
         self._clock = clock
         self._cached: dict[str, tuple[float, dict[object, Any]]] = {}
         self._polled_in: asyncio.AbstractEventLoop | None = None
+        # The age of a value is measured at the last poll.
+        self._polled_at = clock.monotonic()
         # By key: the epoch that its last change started, newest last.
         self._changes: dict[str, int] = {}
         self.epoch = 0
@@ -43,7 +45,7 @@ class KeyCache:
         loop = asyncio.get_running_loop()
         if self._polled_in is loop:
             return self.epoch
-        self._polled_in = loop
+        self._polled_in, self._polled_at = loop, self._clock.monotonic()
         loop.call_soon(self._allow_poll)
         changed = self._database.changed()
         if changed is ALL:
@@ -73,14 +75,14 @@ class KeyCache:
     def get(self, key_id: str, name: object) -> Any | None:
         """Return a cached value as of the last `poll`, or None."""
         until, values = self._cached.get(key_id, _NOTHING)
-        return values.get(name) if until > self._clock.monotonic() else None
+        return values.get(name) if until > self._polled_at else None
 
     def put(self, key_id: str, name: object, value: object, epoch: int) -> None:
         """Cache a value that was read in an epoch, unless a later change may have made it stale."""
         if epoch != self.poll():
             return
         until, values = self._cached.get(key_id, _NOTHING)
-        now = self._clock.monotonic()
+        now = self._polled_at
         if until <= now:
             self._cached.pop(key_id, None)
             if len(self._cached) >= MAX_KEYS:

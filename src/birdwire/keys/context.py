@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from birdwire.api.body import Parsed
 from birdwire.api.models import Body, Empty
 
 if TYPE_CHECKING:
+    from birdwire.api.body import Parsed
     from birdwire.api.messages import Answer, Call, Headers
     from birdwire.keys.registry import Key
 
@@ -55,9 +55,9 @@ class CallContext:
 
     call: Call
     route: RouteRules
+    parsed: Parsed
     key: Key = field(init=False)
     admitted: bool = False
-    parsed: Parsed = field(default_factory=lambda: Parsed("none"))
     headers: Headers = ()
     relayed: bool = False
     holds_slot: bool = False

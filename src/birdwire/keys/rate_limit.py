@@ -91,9 +91,9 @@ class LocalRateLimit:
             calls.append(now)
         # If the limit was lowered meanwhile, the next call waits until fewer than rpm calls are left in the window.
         oldest = calls[0] if granted else calls[len(calls) - rpm]
-        reset_in_s = max(1, ceil(oldest + WINDOW_S - now))
-        reset_at = ceil(self._clock.now().timestamp() + oldest + WINDOW_S - now)
-        return Allowance(granted, rpm, max(0, rpm - len(calls)), reset_in_s, reset_at)
+        left_s = oldest + WINDOW_S - now
+        reset_at = ceil(self._clock.unix_s() + left_s)
+        return Allowance(granted, rpm, max(0, rpm - len(calls)), max(1, ceil(left_s)), reset_at)
 
     def count(self, name: str) -> None:
         """Count a call that the shared counters granted."""
@@ -107,8 +107,11 @@ class LocalRateLimit:
             if calls and calls[-1] > now - WINDOW_S:
                 break
             del self._calls[idle]
-        calls = self._calls.setdefault(name, deque())
-        self._calls.move_to_end(name)
+        if name in self._calls:
+            self._calls.move_to_end(name)
+        else:
+            self._calls[name] = deque()
+        calls = self._calls[name]
         while calls and calls[0] <= now - WINDOW_S:
             calls.popleft()
         return calls

@@ -55,15 +55,17 @@ class Key:
     dies_at: datetime | None = field(default=None, compare=False)
     epoch: int = field(default=-1, compare=False)
 
-    def check(self, now: datetime, serves: Mode) -> None:
+    def check(self, clock: Clock, serves: Mode) -> None:
         """Check that the key may be used now, at a gateway that serves keys of a mode.
+
+        The clock is read only for a key that expires, since most do not.
 
         Raises:
             GatewayError: key_revoked, key_expired, mode_mismatch.
         """
-        if self.revoked_at is not None or (self.dies_at is not None and self.dies_at <= now):
+        if self.revoked_at is not None or (self.dies_at is not None and self.dies_at <= clock.now()):
             raise GatewayError("key_revoked")
-        if self.rules.expires_at is not None and self.rules.expires_at <= now:
+        if self.rules.expires_at is not None and self.rules.expires_at <= clock.now():
             raise GatewayError("key_expired", expired=rfc3339(self.rules.expires_at))
         if self.mode != serves:
             raise GatewayError("mode_mismatch", given=f"bw_{self.mode}_", serves=f"bw_{serves}_ keys")
@@ -106,7 +108,7 @@ class Keys:
         if key is None:
             check_form(raw_key)
             key = await self._read(secret_hash, epoch, peer)
-        key.check(self._clock.now(), serves)
+        key.check(self._clock, serves)
         return key
 
     async def again(self, key: Key) -> Key:
@@ -117,7 +119,7 @@ class Keys:
         """
         epoch = self._cache.poll()
         now: Key = self._cache.get(key.key_id, key.secret_hash) or await self._read(key.secret_hash, epoch)
-        now.check(self._clock.now(), now.mode)
+        now.check(self._clock, now.mode)
         return now
 
     def remembers(self, key: Key) -> bool:

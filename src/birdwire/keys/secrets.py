@@ -42,20 +42,23 @@ def raw_key_of(call: Call) -> str | None:
     Raises:
         GatewayError: key_in_query, key_malformed, duplicate_header.
     """
-    names = {part.partition("=")[0].lower() for part in call.query.split("&")} if call.query else set()
-    # A key is found under any parameter name, and also as a name.
-    if names & _KEY_PARAMETERS or KEY_PATTERN.search(unquote(call.query)):
+    if call.query and _names_key(call.query):
         raise GatewayError("key_in_query")
     headers = call.header_values("authorization")
     if len(headers) > 1:
         raise GatewayError("duplicate_header", field="Authorization")
     scheme, _, raw_key = (headers[0] if headers else "").strip(" \t").partition(" ")
-    raw_key = raw_key.strip(" \t")
-    if not scheme or (scheme.lower() == "bearer" and not raw_key):
+    if not scheme:
         return None
     if scheme.lower() != "bearer":
         raise GatewayError("key_malformed")
-    return raw_key
+    return raw_key.strip(" \t") or None
+
+
+def _names_key(query: str) -> bool:
+    """Return whether a query seems to contain an API key, under any parameter name or as a name."""
+    names = {part.partition("=")[0].lower() for part in query.split("&")}
+    return not names.isdisjoint(_KEY_PARAMETERS) or KEY_PATTERN.search(unquote(query)) is not None
 
 
 def check_form(raw_key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from birdwire.runtime.bounded_dict import BoundedDict
@@ -47,7 +48,7 @@ class Rejections:
             words_ct=None,
             cost_microusd=None,
             owner=None,
-            created_at=call.admitted_at or now,
+            created_at=now if call.admitted_at is None else datetime.fromtimestamp(call.admitted_at, UTC),
             settled_at=now,
             lost_at=None,
             due_at=None,

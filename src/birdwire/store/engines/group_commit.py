@@ -6,12 +6,15 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sqlalchemy import LargeBinary
+
 from birdwire.store.schema import RowRefusedError, StorageDownError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import Dialect, Insert, Update
+    from sqlalchemy.types import TypeEngine
 
     Take = Callable[[], Sequence["Unit"]]
     Commit = Callable[[Take, float], Awaitable[list[int]]]
@@ -55,7 +58,7 @@ class GroupCommit:
     def __init__(self, dialect: Dialect, commit: Commit) -> None:
         self._dialect = dialect
         self._commit = commit
-        self._statements: dict[object, _CompiledStatement] = {}
+        self._statements: dict[tuple[object, ...], _CompiledStatement] = {}
         self._waiting: deque[_Queued] = deque()
         self._drainer: asyncio.Task[None] | None = None
         self._closed = False
@@ -69,7 +72,7 @@ class GroupCommit:
     ) -> int:
         """Execute a statement, which must be a constant; return how many rows it changed.
 
-        `given` gives its parameters; a missing one is null.
+        `given` gives its parameters. A column that a row to insert does not name gets its default.
 
         Raises:
             StorageDownError: nothing was changed.
@@ -79,18 +82,23 @@ class GroupCommit:
             raise StorageDownError("too many writes wait")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
-        bound = self._statements.get(statement) or self.prepare(statement)
+        columns = tuple(given) if statement.is_insert else None
+        bound = self._statements.get((statement, columns)) or self.prepare(statement, columns)
         unit = Unit(bound.sql, bound.values(given), key_id, written)
         self._waiting.append(_Queued(unit, done, loop.time()))
         if self._drainer is None:
             self._drainer = asyncio.create_task(self._drain())
         return await done
 
-    def prepare(self, statement: Insert | Update) -> _CompiledStatement:
-        """Compile a statement ahead of its first use, which takes as long as writing many rows."""
-        if statement not in self._statements:
-            self._statements[statement] = _CompiledStatement(statement, self._dialect)
-        return self._statements[statement]
+    def prepare(self, statement: Insert | Update, columns: tuple[str, ...] | None = None) -> _CompiledStatement:
+        """Compile a statement ahead of its first use, which takes as long as writing many rows.
+
+        An insert is compiled for each set of `columns`, because a null costs as much as a value.
+        """
+        key = (statement, columns)
+        if key not in self._statements:
+            self._statements[key] = _CompiledStatement(statement, columns, self._dialect)
+        return self._statements[key]
 
     async def idle(self, max_s: float) -> None:
         """Wait until nothing is queued or being written, for at most `max_s`.
@@ -153,13 +161,13 @@ class GroupCommit:
 class _CompiledStatement:
     """A statement compiled once for the engine's driver, with the bind processors of its columns."""
 
-    def __init__(self, statement: Insert | Update, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Insert | Update, columns: tuple[str, ...] | None, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
         self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
         self._names = [slot.key for slot in slots]
         self._defaults = [slot.value for slot in slots]
-        binds = [slot.type.dialect_impl(dialect).bind_processor(dialect) for slot in slots]
+        binds = [_bind_processor(slot.type, dialect) for slot in slots]
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
@@ -170,3 +178,11 @@ class _CompiledStatement:
             if values[place] is not None:
                 values[place] = bind(values[place])
         return values
+
+
+def _bind_processor(column_type: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """Return the function that turns a column's value into the driver's, or None if the driver takes it as it is."""
+    if isinstance(column_type, LargeBinary):
+        # sqlite3 takes a bytearray as it is; for any other bytes, it looks for an adapter first, which costs far more.
+        return bytearray
+    return column_type.dialect_impl(dialect).bind_processor(dialect)

@@ -166,13 +166,14 @@ class _CompiledStatement:
         self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
         self._names = [slot.key for slot in slots]
-        self._defaults = [slot.value for slot in slots]
+        self._constants = {slot.key: slot.value for slot in slots if not slot.required}
         binds = [_bind_processor(slot.type, dialect) for slot in slots]
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """Return a row's values, in the order of the statement's parameters."""
-        values = list(map(given.get, self._names, self._defaults))
+        given = {**self._constants, **given} if self._constants else given
+        values = list(map(given.__getitem__, self._names))
         for place, bind in self._binds:
             # Null needs no processor in any of the column types.
             if values[place] is not None:

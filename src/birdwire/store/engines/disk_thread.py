@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from birdwire.store.schema import StorageDownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    _Job = tuple[Callable[[], Any], asyncio.Future[Any]]
+    _Ended = tuple[Any, BaseException | None]
+    _Job = tuple[Callable[[], Any], asyncio.Future[_Ended]]
 
 Result = TypeVar("Result")
 
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 class DiskThread:
     """Runs one function after another in a thread of its own, which starts with the first of them.
 
-    An executor does the same in five times the Python code, which each commit would wait for.
+    An executor does the same by several times as much Python code, on the way of every commit.
     """
 
     def __init__(self) -> None:
@@ -39,11 +40,15 @@ class DiskThread:
             raise StorageDownError("the database is closed")
         if self._thread is None:
             # A process that ends without closing the database must not wait for it.
-            self._thread = Thread(target=_serve, args=(self._jobs,), name="birdwire-disk", daemon=True)
-            self._thread.start()
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            thread = Thread(target=_serve, args=(self._jobs,), name="birdwire-disk", daemon=True)
+            thread.start()
+            self._thread = thread
+        done: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
         self._jobs.put((work, done))
-        return await done
+        result, error = await done
+        if error is not None:
+            raise error
+        return cast("Result", result)
 
     def close(self) -> None:
         """End the thread after the functions that were passed to it."""
@@ -56,18 +61,19 @@ class DiskThread:
 def _serve(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         work, done = job
-        report: Callable[[Any], None] = done.set_result
+        result, error = None, None
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - the caller gets it, and the thread goes on
-            report, result = done.set_exception, error
-        # The event loop may be closed, and then nobody waits.
+        except BaseException as fault:  # noqa: BLE001 - the caller raises it, and the thread goes on
+            error = fault
+        # The event loop may be closed; then nobody waits.
         with contextlib.suppress(RuntimeError):
-            done.get_loop().call_soon_threadsafe(_report, done, report, result)
-        del job, work, done, report, result
+            done.get_loop().call_soon_threadsafe(_report, done, (result, error))
+        # Keep nothing alive while waiting for the next function.
+        del job, work, done, result, error
 
 
-def _report(done: asyncio.Future[Any], report: Callable[[Any], None], result: object) -> None:
-    """Pass a result to the caller, unless it was cancelled."""
+def _report(done: asyncio.Future[_Ended], ended: _Ended) -> None:
+    # The caller may have been cancelled.
     if not done.done():
-        report(result)
+        done.set_result(ended)

@@ -169,7 +169,7 @@ class _CompiledStatement:
         compiled = statement.compile(dialect=dialect, column_keys=columns)
         self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
-        # Returns a tuple, as every statement has at least two parameters.
+        # It returns a tuple, because every statement has at least two parameters.
         self._pick = itemgetter(*(slot.key for slot in slots))
         self._constants = {slot.key: slot.value for slot in slots if not slot.required}
         binds = [_bind_processor(slot.type, dialect) for slot in slots]

@@ -226,10 +226,12 @@ async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(StorageDownError):
         await journal.flush()
     await database.prepare(upgrade=False)
+    waiting = await journal.find("req_00000")
     await journal.flush()
     assert journal.waiting == 0
     found = await journal.find("req_00000")
     assert found is not None
+    assert found == waiting
     assert (found.state, found.data) == ("confirmed", {"liked": True})
     await database.close()
 

@@ -378,6 +378,30 @@ async def test_a_row_too_large_for_an_index_fails_alone(database: Database) -> N
     assert [type(result) for result in results] == [type(None), RowRefusedError, type(None)]
 
 
+async def test_rows_with_different_columns_are_written_in_one_round_trip(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as likes that X carried out, and others that it refused."""
+    await database.append(ADD, an_entry("req_first"))
+    trips, fetchmany = list[int](), asyncpg.Connection.fetchmany
+
+    async def counted(connection: Any, query: str, rows: list[Any], **options: Any) -> list[Any]:
+        trips.append(len(rows))
+        return list(await fetchmany(connection, query, rows, **options))
+
+    monkeypatch.setattr(asyncpg.Connection, "fetchmany", counted)
+    more: list[dict[str, Any]] = [{"status": 200, "data": {"liked": True}}, {"status": 429, "reason": "x_rate_limited"}]
+    rows = (database.append(ADD, an_entry(f"req_{number}") | more[number % 2]) for number in range(8))
+    await asyncio.gather(*rows)
+    assert trips == [8]
+    async with database.read() as connection:
+        found = [await journal.get(connection, f"req_{number}") for number in range(8)]
+    assert [row and (row.status, row.data, row.reason, row.looks) for row in found] == [
+        (200, {"liked": True}, None, 0),
+        (429, None, "x_rate_limited", 0),
+    ] * 4
+
+
 async def test_a_silently_dropped_connection_is_replaced_before_it_is_used(
     over_the_wire: Database, database: Database, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:

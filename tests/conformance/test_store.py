@@ -20,7 +20,7 @@ from birdwire.store.engines.group_commit import GroupCommit
 from birdwire.store.tables import api_keys, idempotency, journal, link_states, x_sessions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from birdwire.store.engines.group_commit import Take
 
@@ -235,6 +235,51 @@ async def test_an_append_returns_once_its_row_is_readable(pair: Pair) -> None:
     await pair.first.append(ADD, an_entry("req_1", settled_at=NOW))
     row = (await entries(pair.second))["req_1"]
     assert (row.data, row.created_at, row.settled_at, row.target) == ({"liked": True}, NOW, NOW, None)
+
+
+LIKE = {
+    "key_id": KEY,
+    "user_id": "1",
+    "operation": "like_twitter",
+    "target": "2",
+    "asked": b"\x00asked",
+    "state": journal.State.CONFIRMED,
+    "created_at": NOW,
+    "settled_at": NOW,
+    "status": 200,
+    "data": {"liked": True},
+    "cost_microusd": 15_000,
+}
+LOST: dict[str, Any] = LIKE | {
+    "state": journal.State.UNKNOWN,
+    "why": journal.Why.LOOKING,
+    "reason": "outcome_unknown",
+    "x_id": "3",
+    "words_ct": b"\xff",
+    "owner": "gw_1",
+    "lost_at": NOW,
+    "due_at": NOW + timedelta(microseconds=1),
+    "looks": 1,
+    "reads": 2,
+}
+
+
+@pytest.mark.parametrize("row", [LIKE, LOST], ids=["some columns", "every column"])
+@pytest.mark.parametrize("order", [sorted, reversed], ids=["sorted", "reversed"])
+async def test_an_appended_row_is_stored_as_an_insert_stores_it(
+    pair: Pair, engine: str, row: dict[str, Any], order: Callable[[dict[str, Any]], Iterable[str]]
+) -> None:
+    """The same values of the same types, in whatever order the row names its columns, and whichever it leaves out."""
+    assert LOST.keys() | {"request_id"} == set(journal.journal.c.keys())
+    await pair.first.append(ADD, {name: row[name] for name in order(row)} | {"request_id": "req_1"})
+    async with pair.first.write() as connection:
+        defaults = dict.fromkeys(journal.journal.c.keys()) | {"looks": 0, "reads": 0}
+        await connection.execute(ADD, defaults | row | {"request_id": "req_2"})
+    typeof = "typeof" if engine == "sqlite" else "pg_typeof"
+    raw = ", ".join(f"{name}, CAST({typeof}({name}) AS VARCHAR)" for name in LOST)
+    async with pair.first.read() as connection:
+        appended, inserted = await connection.execute(text(f"SELECT {raw} FROM journal ORDER BY request_id"))  # noqa: S608 - no foreign text
+    assert tuple(appended) == tuple(inserted)
 
 
 async def test_rows_of_many_callers_are_all_there(pair: Pair) -> None:

@@ -28,6 +28,7 @@ from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
@@ -87,7 +88,8 @@ class _Waiting(NamedTuple):
     row: dict[str, Any]
 
 
-_NULLS: dict[str, Any] = dict.fromkeys(store.journal.c.keys())
+_DEFAULTS: dict[str, Any] = dict.fromkeys(store.journal.c.keys()) | {"looks": 0, "reads": 0}
+"""What the database stores in a column that a row does not name."""
 
 
 class Journal:
@@ -127,14 +129,11 @@ class Journal:
     async def begin(self, entry: Entry) -> None:
         """Record that a write is about to be sent."""
         now = self._clock.now()
-        row = {
-            **_row(entry),
-            "state": State.STARTED,
-            "words_ct": None if entry.signature is None else self.seal(entry.request_id, entry.signature),
-            "owner": self._leases.me,
-            "created_at": now,
-            "due_at": now + LEASE,
-        }
+        row = _row(entry, State.STARTED, now)
+        row["owner"] = self._leases.me
+        row["due_at"] = now + LEASE
+        if entry.signature is not None:
+            row["words_ct"] = self.seal(entry.request_id, entry.signature)
         try:
             await self._database.append(store.ADD, row)
         except StorageDownError as error:
@@ -146,28 +145,35 @@ class Journal:
         """Record what became of a write; a row that was not started is added."""
         self.ended[outcome] += 1
         now = self._clock.now()
-        data = dict(values["data"]) if values.get("data") else None
-        text = data.pop("text", None) if data and started else None
-        values = values | {"data": data, "state": outcome, "settled_at": now}
-        if outcome is State.CONFIRMED:
-            if started and data is not None:
-                values["x_id"] = data.get("id") or data.get("media_id")
-            elif entry.operation == DELETE and data is not None and data.get("deleted"):
-                values["x_id"] = entry.target
-        elif outcome is State.UNKNOWN and started:
+        if started:
+            await self._settle(entry, outcome, self._settled(entry, outcome, values, now))
+        else:
+            row = _row(entry, outcome, now)
+            row["settled_at"] = now
+            row |= values
+            if entry.operation == DELETE and (values.get("data") or {}).get("deleted"):
+                row["x_id"] = entry.target
+            await self._add(row)
+        # X calls a post a duplicate: that is evidence that it made a lost one.
+        if values.get("reason") == "duplicate_post":
+            await self.expedite(entry.user_id)
+
+    def _settled(self, entry: Entry, outcome: State, values: dict[str, Any], now: datetime) -> dict[str, Any]:
+        """Return the columns that record what became of a write that was started."""
+        values = values | {"state": outcome, "settled_at": now}
+        text = None
+        if values.get("data"):
+            values["data"] = data = dict(values["data"])
+            values["x_id"] = data.get("id") or data.get("media_id")
+            text = data.pop("text", None)
+        elif outcome is State.UNKNOWN:
             text = entry.signature
             why = why_lost(entry.operation, searchable=text is not None)
             due_at = now + FIRST_CHECK_AFTER if why is Why.LOOKING else None
             values |= {"settled_at": None, "lost_at": now, "why": why, "due_at": due_at}
         if text is not None:
             values["words_ct"] = self.seal(entry.request_id, text)
-        if started:
-            await self._settle(entry, outcome, values)
-        else:
-            await self._add({**_row(entry), **values, "created_at": now})
-        # X calls a post a duplicate: that is evidence that it made a lost one.
-        if values.get("reason") == "duplicate_post":
-            await self.expedite(entry.user_id)
+        return values
 
     async def _add(self, row: dict[str, Any]) -> None:
         # While rows are waiting, the store is down: trying it again for each call would block all of them.
@@ -264,7 +270,7 @@ class Journal:
             row = await store.get(connection, request_id)
         waiting = self._waiting.get(request_id)
         if waiting is not None and waiting.kind == "add":
-            row = JournalRow(**(_NULLS | waiting.row))
+            row = JournalRow(**(_DEFAULTS | waiting.row))
         elif waiting is not None and row is not None:
             row = replace(row, **store.outcome_in(waiting.row))
         if row is not None and row.data is not None and row.words_ct is not None and row.state in APPLIED:
@@ -333,7 +339,7 @@ class Record:
         Raises:
             GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
-        values = {"status": status, "data": data}
+        values = {"status": status, "data": data or None}
         await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started)
 
     async def failed(self, error: GatewayError) -> GatewayError:
@@ -349,19 +355,21 @@ class Record:
         return error
 
 
-def _row(entry: Entry) -> dict[str, Any]:
-    """Return the columns that are known from the start; columns that a row leaves out become null."""
-    return {
+def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
+    """Return a new row's columns that have a value; the database fills in the others."""
+    row = {
         "request_id": entry.request_id,
         "key_id": entry.key_id,
         "user_id": entry.user_id,
         "operation": entry.operation,
         "target": entry.target,
         "asked": entry.asked,
-        "cost_microusd": entry.cost,
-        "looks": 0,
-        "reads": 0,
+        "state": state,
+        "created_at": now,
     }
+    if entry.cost is not None:
+        row["cost_microusd"] = entry.cost
+    return row
 
 
 def why_lost(operation: str, *, searchable: bool) -> Why:

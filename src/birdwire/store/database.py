@@ -70,8 +70,8 @@ class Database:
     async def append(self, statement: Insert | Update, row: Mapping[str, Any]) -> None:
         """Write one row; it is on the disk when this returns. Concurrent callers share a transaction (group commit).
 
-        The statement is a constant, built once; `row` gives its parameters, and a missing one is null. Rows are written
-        in the order of the calls. A row that the database refuses fails alone.
+        The statement is a constant, built once; `row` gives its parameters. A column that a row to insert does not name
+        gets its default. Rows are written in the order of the calls. A row that the database refuses fails alone.
 
         Raises:
             StorageDownError: the row was not written; for an unreachable database, see `write`.

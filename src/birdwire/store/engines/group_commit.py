@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from sqlalchemy import Insert, LargeBinary
 
 from birdwire.store.schema import RowRefusedError, StorageDownError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from sqlalchemy import Dialect, Insert, Update
+    from sqlalchemy import Dialect, Table, Update
+    from sqlalchemy.types import TypeEngine
 
     Take = Callable[[], Sequence["Unit"]]
     Commit = Callable[[Take, float], Awaitable[list[int]]]
@@ -28,17 +33,14 @@ class Unit(NamedTuple):
     """One statement for the driver, in its dialect, with its values in order.
 
     If the statement changes a row and `key_id` is given, that key is announced in the same transaction. `written` is
-    called when the whole transaction is written but not committed: the place of a failpoint.
+    called when the whole transaction is written but not committed: the place of a failpoint. `done` is the caller's
+    future, for GroupCommit only, and `since` is when the unit was added.
     """
 
     sql: str
     values: list[Any]
     key_id: str | None
     written: Callable[[], None] | None
-
-
-class _Queued(NamedTuple):
-    unit: Unit
     done: asyncio.Future[int]
     since: float
 
@@ -55,8 +57,11 @@ class GroupCommit:
     def __init__(self, dialect: Dialect, commit: Commit) -> None:
         self._dialect = dialect
         self._commit = commit
-        self._statements: dict[object, _CompiledStatement] = {}
-        self._waiting: deque[_Queued] = deque()
+        # sqlite3 looks for an adapter of each null, which costs more than any value. PostgreSQL executes rows of the
+        # same columns in one round trip.
+        self._whole_rows = dialect.name != "sqlite"
+        self._statements: dict[tuple[object, ...], _CompiledStatement] = {}
+        self._waiting: deque[Unit] = deque()
         self._drainer: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -69,7 +74,7 @@ class GroupCommit:
     ) -> int:
         """Execute a statement, which must be a constant; return how many rows it changed.
 
-        `given` gives its parameters; a missing one is null.
+        `given` gives its parameters. A column that a row to insert does not name gets its default.
 
         Raises:
             StorageDownError: nothing was changed.
@@ -79,18 +84,24 @@ class GroupCommit:
             raise StorageDownError("too many writes wait")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
-        bound = self._statements.get(statement) or self.prepare(statement)
-        unit = Unit(bound.sql, bound.values(given), key_id, written)
-        self._waiting.append(_Queued(unit, done, loop.time()))
+        if self._whole_rows and isinstance(statement, Insert):
+            given = {**_nulls(statement), **given}
+        columns = tuple(given) if statement.is_insert else None
+        bound = self._statements.get((statement, columns)) or self.prepare(statement, columns)
+        self._waiting.append(Unit(bound.sql, bound.values(given), key_id, written, done, loop.time()))
         if self._drainer is None:
             self._drainer = asyncio.create_task(self._drain())
         return await done
 
-    def prepare(self, statement: Insert | Update) -> _CompiledStatement:
-        """Compile a statement ahead of its first use, which takes as long as writing many rows."""
-        if statement not in self._statements:
-            self._statements[statement] = _CompiledStatement(statement, self._dialect)
-        return self._statements[statement]
+    def prepare(self, statement: Insert | Update, columns: tuple[str, ...] | None = None) -> _CompiledStatement:
+        """Compile a statement ahead of its first use, which takes as long as writing many rows.
+
+        An insert is compiled for each set of `columns`.
+        """
+        key = (statement, columns)
+        if key not in self._statements:
+            self._statements[key] = _CompiledStatement(statement, columns, self._dialect)
+        return self._statements[key]
 
     async def idle(self, max_s: float) -> None:
         """Wait until nothing is queued or being written, for at most `max_s`.
@@ -119,11 +130,11 @@ class GroupCommit:
             self._waiting.clear()
 
     async def _write(self) -> None:
-        batch: list[_Queued] = []
+        batch: list[Unit] = []
 
         def take() -> list[Unit]:
             batch.extend(self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting))))
-            return [waiting.unit for waiting in batch]
+            return batch
 
         changed: list[int] = []
         fault: str | None = "the gateway ends"
@@ -137,8 +148,9 @@ class GroupCommit:
                 take()
             self._settle(batch, changed, fault)
 
-    def _settle(self, batch: Iterable[_Queued], changed: Sequence[int], fault: str | None) -> None:
-        for number, (_, done, _) in enumerate(batch):
+    def _settle(self, batch: Iterable[Unit], changed: Sequence[int], fault: str | None) -> None:
+        for number, unit in enumerate(batch):
+            done = unit.done
             # The caller has been cancelled.
             if done.done():
                 continue
@@ -153,20 +165,37 @@ class GroupCommit:
 class _CompiledStatement:
     """A statement compiled once for the engine's driver, with the bind processors of its columns."""
 
-    def __init__(self, statement: Insert | Update, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Insert | Update, columns: tuple[str, ...] | None, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
         self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
-        self._names = [slot.key for slot in slots]
-        self._defaults = [slot.value for slot in slots]
-        binds = [slot.type.dialect_impl(dialect).bind_processor(dialect) for slot in slots]
+        # It returns a tuple, because every statement has at least two parameters.
+        self._pick = itemgetter(*(slot.key for slot in slots))
+        self._constants = {slot.key: slot.value for slot in slots if not slot.required}
+        binds = [_bind_processor(slot.type, dialect) for slot in slots]
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """Return a row's values, in the order of the statement's parameters."""
-        values = list(map(given.get, self._names, self._defaults))
+        given = {**self._constants, **given} if self._constants else given
+        values = list(self._pick(given))
         for place, bind in self._binds:
             # Null needs no processor in any of the column types.
             if values[place] is not None:
                 values[place] = bind(values[place])
         return values
+
+
+@cache
+def _nulls(statement: Insert) -> dict[str, None]:
+    """Return a null for each column that is null if a row does not name it."""
+    columns = cast("Table", statement.table).columns
+    return {column.key: None for column in columns if column.nullable and column.server_default is None}
+
+
+def _bind_processor(column_type: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """Return the function that turns a column's value into the driver's, or None if the driver takes it as it is."""
+    if isinstance(column_type, LargeBinary):
+        # sqlite3 takes a bytearray as it is; for any other bytes, it looks for an adapter first, which costs far more.
+        return bytearray
+    return column_type.dialect_impl(dialect).bind_processor(dialect)

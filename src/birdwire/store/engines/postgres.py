@@ -302,7 +302,7 @@ def _with_count(unit: Unit) -> tuple[str, list[Any]]:
 
     `_committed` needs the id. Neither the id nor the announcement costs a round trip of its own.
     """
-    sql, values, key_id, _ = unit
+    sql, values, key_id, *_ = unit
     wanted = "count(*), pg_current_xact_id()::text"
     if key_id is not None:
         values = [*values, key_id]

@@ -9,7 +9,6 @@ import secrets
 import sqlite3
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from birdwire.runtime import private_files
 from birdwire.runtime.backoff import Backoff
 from birdwire.runtime.slots import Slots
 from birdwire.store.engines.change_feed import FileChangeFeed, announce_all
+from birdwire.store.engines.disk_thread import DiskThread
 from birdwire.store.engines.group_commit import REFUSED
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
@@ -69,7 +69,7 @@ class SQLite:
         self._write_slot = Slots(1)
         self._appender: sqlite3.Connection | None = None
         self.changes = FileChangeFeed(path)
-        self._disk = ThreadPoolExecutor(1, "birdwire-disk")
+        self._disk = DiskThread()
         event.listen(self._engine.sync_engine, "connect", _set_up)
         event.listen(self._writer.sync_engine, "connect", _set_up_writer)
 
@@ -139,7 +139,7 @@ class SQLite:
 
     async def _append_connection(self) -> sqlite3.Connection:
         if self._appender is None:
-            return await asyncio.get_running_loop().run_in_executor(self._disk, self._open_appender)
+            return await self._disk.run(self._open_appender)
         return self._appender
 
     async def _commit(self, take: Take, since: float, *, urgent: bool) -> list[int]:
@@ -149,7 +149,7 @@ class SQLite:
         Python's global lock back and forth, up to 5 ms each time on a busy loop. Only the commit, which waits for the
         disk, runs in the other thread. Waiting for another process needs no thread.
         """
-        run, ends_at = asyncio.get_running_loop().run_in_executor, since + WRITE_WAIT_S
+        ends_at = since + WRITE_WAIT_S
         async with self._hold_write_slot(ends_at, urgent=urgent):
             try:
                 connection = await self._append_connection()
@@ -166,9 +166,9 @@ class SQLite:
                 for unit in units:
                     if unit.written is not None:
                         unit.written()
-                await run(self._disk, connection.commit)
+                await self._disk.run(connection.commit)
             except BaseException as error:
-                await run(self._disk, self._close_appender)
+                await self._disk.run(self._close_appender)
                 if isinstance(error, sqlite3.Error):
                     raise StorageDownError(type(error).__name__) from None
                 raise
@@ -198,8 +198,8 @@ class SQLite:
     async def close(self) -> None:
         """Close every connection."""
         self.changes.close()
-        await asyncio.get_running_loop().run_in_executor(self._disk, self._close_appender)
-        self._disk.shutdown()
+        await self._disk.run(self._close_appender)
+        self._disk.close()
         await self._writer.dispose()
         await self._engine.dispose()
 

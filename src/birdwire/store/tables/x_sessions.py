@@ -21,6 +21,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    null,
     select,
     table,
     type_coerce,
@@ -185,7 +186,7 @@ SAVE = (
     .values(
         {
             **{name: bindparam(parameter) for name, parameter in _RENEWED.items()},
-            **dict.fromkeys(("why", "presented_gen", "presented_at", "presented_by")),
+            **dict.fromkeys(("why", "presented_gen", "presented_at", "presented_by"), null()),
             "state": SAVED_STATE,
             "refresh_state": RefreshState.IDLE,
             "tries": 0,

@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 GENERATOR = $(VENV)/generator
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
-.PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-instructions bench-profile clean
+.PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-instructions bench-latency bench-profile clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-growth: setup ## what it costs with many accounts, a long journal, replica
 
 bench-instructions: setup ## count the instructions and bytecodes of a like (options: ARGS="--help"); needs valgrind, nginx
 	@$(BIN)/python -m bench.instructions $(ARGS)
+
+bench-latency: setup ## where the time of a like goes at one connection (options: ARGS="--help")
+	@$(BIN)/python -m bench.latency $(ARGS)
 
 bench-profile: setup ## where the microseconds of a like go (options: ARGS="--help")
 	@$(BIN)/python -m bench.profile $(ARGS)

@@ -8,13 +8,26 @@ import posixpath
 import socket
 import sys
 import threading
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine, select
 
-from bench import budget, bytecodes, callgrind, figures, goals, instructions, interpreters, machine, report, seed
+from bench import (
+    budget,
+    bytecodes,
+    callgrind,
+    figures,
+    goals,
+    instructions,
+    interpreters,
+    latency,
+    machine,
+    report,
+    seed,
+)
 from bench.contenders import CONTENDERS, PEERS, Place
 from bench.load import DEEDS, Caller, Run
 from birdwire.accounts.tokens import SealedTokens
@@ -425,3 +438,21 @@ def test_the_cost_of_a_process_is_that_of_its_whole_tree(tmp_path: Path) -> None
         assert process.cpu_s() >= 0.3
     finally:
         process.stop()
+
+
+def test_the_stages_of_a_like_add_up() -> None:
+    """A like that did not wait for the disk has no such stages, so it does not count."""
+    marks = latency.Marks()
+    marks.mark("read")
+    marks.end()
+    for first, _, _ in latency.STAGES:
+        marks.mark(first)
+    began = time.perf_counter()
+    marks.end()
+    (stages,) = marks.likes
+    assert len(stages) == len(latency.STAGES)
+    assert all(took > 0 for took in stages)
+    assert sum(stages) < time.perf_counter() - began + 1
+    told = latency.told({"through": [0.0009] * 4, "forwarded": [0.0002] * 4, "stages": [[1e-4] * 7], "fsync_us": 90})
+    assert "Birdwire adds 700." in told
+    assert told.splitlines()[-1].split()[-1] == "200"

@@ -43,8 +43,11 @@ class Front:
     control: Path
 
     async def up(self) -> int:
-        """How many replicas it sends calls to."""
-        reader, writer = await asyncio.open_unix_connection(self.control)
+        """How many replicas it sends calls to; none while it starts."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.control)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return 0
         writer.write(b"show stat\n")
         rows = [row.split(b",") for row in (await reader.read()).splitlines()]
         writer.close()
@@ -53,7 +56,7 @@ class Front:
     async def all_up(self) -> None:
         """Wait until it sends calls to both."""
         async with asyncio.timeout(30):
-            while not self.control.exists() or await self.up() < 2:  # noqa: ASYNC110 - there is no event to wait for
+            while await self.up() < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.05)
 
 

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from birdwire.outcomes import journal
 from birdwire.outcomes.idempotency import fingerprint
 
 
@@ -20,3 +21,13 @@ def test_another_operation_or_another_field_has_another_fingerprint() -> None:
     """So a key that is used again for something else is refused."""
     made = {fingerprint(name, {"tweet_id": item}, ()) for name in ("like_twitter", "unlike_twitter") for item in "12"}
     assert len(made) == 4
+
+
+def test_what_the_journal_was_asked_for_does_not_depend_on_the_order_of_members() -> None:
+    """At any depth; the order of a list counts."""
+    poll = {"options": ["a", "b"], "duration_minutes": 5}
+    asked = journal.fingerprint("post_twitter", {"text": "é", "poll": poll})
+    assert asked == journal.fingerprint("post_twitter", {"poll": dict(reversed(poll.items())), "text": "é"})
+    swapped = poll | {"options": ["b", "a"]}
+    others = [("post_twitter", {"text": "é", "poll": swapped}), ("x", {"text": "é", "poll": poll})]
+    assert asked not in {journal.fingerprint(operation, fields) for operation, fields in others}

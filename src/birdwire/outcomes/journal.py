@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from ulid import ULID
 
 from birdwire.api.errors import GatewayError, Outcome
+from birdwire.api.messages import encode
 from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import RowRefusedError, StorageDownError
@@ -74,11 +74,11 @@ class Entry:
 
 def fingerprint(operation: str, fields: Mapping[str, Any]) -> bytes:
     """Return a hash of what a write asks for, independent of the order of its members; files are not included."""
-    return hashlib.sha256(f"{operation}\n{_encode_sorted(fields)}".encode()).digest()
+    return hashlib.sha256(operation.encode() + b"\n" + encode(_sorted(fields))).digest()
 
 
-# It is created once: `json.dumps` would create an encoder for each call.
-_encode_sorted = json.JSONEncoder(sort_keys=True).encode
+def _sorted(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _sorted(value) if isinstance(value, dict) else value for name, value in sorted(fields.items())}
 
 
 class _Waiting(NamedTuple):

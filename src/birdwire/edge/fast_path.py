@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 class FastPathProtocol(EdgeProtocol):
     """One connection whose POSTs to the paths of `handlers` bypass the framework."""
 
-    def __init__(self, handlers: Mapping[bytes, Handler], telemetry: Telemetry, *edge: Any, **uvicorns: Any) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], telemetry: Telemetry, *edge: Any, **uvicorns: Any) -> None:
         super().__init__(*edge, **uvicorns)
         self._handlers = handlers
         self._telemetry = telemetry
 
     def _dispatch(self, cycle: RequestResponseCycle, app: ASGIApp) -> Coroutine[Any, Any, None]:
-        handle = self._handlers.get(cycle.scope["raw_path"]) if cycle.scope["method"] == "POST" else None
+        handle = self._handlers.get(cycle.scope["path"]) if cycle.scope["method"] == "POST" else None
         return super()._dispatch(cycle, app) if handle is None else self._answer_directly(cycle, handle)
 
     async def _answer_directly(self, cycle: RequestResponseCycle, handle: Handler) -> None:

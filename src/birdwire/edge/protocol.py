@@ -22,6 +22,7 @@ from birdwire.edge.request_head import (
     SIMPLE_REQUEST,
     body_length,
     checked_host,
+    encoded,
     malformed,
     origin_form,
 )
@@ -233,7 +234,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _reparse_without_upgrade(self, rest: bytes | memoryview) -> None:
         """Parse a request again without its Upgrade header: the parser stops there, and no upgrade is offered."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in _encoded(self._fields) if header[0] != b"upgrade"]
+        lines += [b"%b: %b" % header for header in encoded(self._fields) if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._phase, self._head_fed = _IDLE, -MAX_PIECE_BYTES
@@ -303,14 +304,10 @@ class EdgeProtocol(HttpToolsProtocol):
                 raise GatewayError("route_unknown")
             return
         if not self.inside:
-            self._close_after_response, self.inside = (
-                True,
-                self._connections.acquire_after_head(self._address, path),
-            )
+            self.inside = self._connections.acquire_after_head(self._address, path)
+            self._close_after_response = True
         # HTTP/1.0 has no interim response (RFC 9110 §10.1.1).
-        self.expect_100_continue = (
-            "expect" in fields and version == "1.1" and fields["expect"][-1].lower() == "100-continue"
-        )
+        self.expect_100_continue = version == "1.1" and fields.get("expect", ("",))[-1].lower() == "100-continue"
         client = self.client
         if self._proxied and (caller := self._connections.caller(fields.get("x-forwarded-for", ()))) is not None:
             client = (str(caller), 0)
@@ -366,7 +363,7 @@ class EdgeProtocol(HttpToolsProtocol):
         url, expects = self.url, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue, self.scope["client"] = url, expects, client
-        self.headers += _encoded(self._fields)
+        self.headers += encoded(self._fields)
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -501,7 +498,3 @@ class EdgeProtocol(HttpToolsProtocol):
             else:
                 self._close()
         self._arm()
-
-
-def _encoded(fields: Mapping[str, Sequence[str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name in fields for value in fields[name]]

@@ -11,7 +11,7 @@ import httptools
 from birdwire.api.errors import GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
 _HOST = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(r"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
@@ -86,6 +86,11 @@ def body_length(lengths: Sequence[str], codings: Sequence[str], version: str) ->
 def is_multipart(types: Sequence[str]) -> bool:
     """Return whether Content-Type is multipart/form-data, which may hold files (RFC 7578)."""
     return len(types) == 1 and types[0].partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def encoded(fields: Mapping[str, Sequence[str]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers as ASGI has them."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name in fields for value in fields[name]]
 
 
 def malformed(detail: str) -> GatewayError:

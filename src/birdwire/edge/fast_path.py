@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping
 
     from starlette.types import ASGIApp
-    from uvicorn.protocols.http.flow_control import FlowControl
 
     from birdwire.edge.asgi import Handler
     from birdwire.runtime.telemetry import Telemetry
@@ -36,17 +35,15 @@ class DirectCycle(RequestResponseCycle):
     disconnected = response_started = response_complete = False
     more_body = True
 
-    def __init__(
-        self, call: Call, handle: Handler, transport: asyncio.Transport, flow: FlowControl, *, keep_alive: bool
-    ) -> None:
+    def __init__(self, call: Call, handle: Handler, connection: EdgeProtocol) -> None:
         self.call = call
         self.handle = handle
-        self.transport = transport
-        self.flow = flow
-        self.keep_alive = keep_alive
+        self.transport = connection.transport
+        self.flow = connection.flow
+        self.keep_alive = connection.parser.should_keep_alive()
+        self.waiting_for_100_continue = connection.expect_100_continue
         self.body = bytearray()
         self.message_event = asyncio.Event()
-        self.waiting_for_100_continue = False
 
 
 class FastPathProtocol(EdgeProtocol):
@@ -66,10 +63,8 @@ class FastPathProtocol(EdgeProtocol):
             super()._begin(method, path, query, client)
             return
         call = Call("POST", path, query, self._fields, peer=client[0] if client else "")
-        cycle = DirectCycle(call, handle, self.transport, self.flow, keep_alive=self.parser.should_keep_alive())
-        cycle.waiting_for_100_continue = self.expect_100_continue
+        self.cycle = cycle = DirectCycle(call, handle, self)
         call.stream = partial(_body, cycle)
-        self.cycle = cycle
         if self._running is None:
             self._start_asgi_task(cycle, self.app)
         else:

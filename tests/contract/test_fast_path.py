@@ -58,6 +58,12 @@ class Handlers:
         self.finished.append(call.request_id)
         return await self.echo(call)
 
+    async def late(self, _call: Call) -> Answer:
+        """Wait, then answer without reading the body."""
+        self.entered.set()
+        await self.go.wait()
+        return Answer.of("late")
+
     async def streamed(self, call: Call) -> Answer:
         """Report each chunk as it arrives."""
         async for chunk in call.stream():
@@ -82,7 +88,7 @@ class Handlers:
         """Serve every handler on the fast path; the app behind it serves `/app` and is otherwise the same."""
         log = io.StringIO()
         telemetry = Telemetry(log, Clock())
-        names = ("echo", "gated", "streamed", "eager", "large", "broken")
+        names = ("echo", "gated", "late", "streamed", "eager", "large", "broken")
         handlers = {f"/{name}": getattr(self, name) for name in names}
         app = asgi.create([asgi.Route("POST", "/app", self.echo)], telemetry=telemetry)
         protocol = partial(FastPathProtocol, handlers, telemetry)
@@ -225,6 +231,24 @@ async def test_the_edge_refuses_a_body_that_the_handler_awaits(rest: bytes, stat
         while served.server.server_state.tasks:  # noqa: ASYNC110 - until the handler has heard of it
             await asyncio.sleep(0)
         assert lines(served) == [("/streamed", status)]
+
+
+async def test_a_request_that_the_edge_refused_gets_no_second_answer() -> None:
+    """Its handler finishes after the 408, while the connection is still read out."""
+    handlers = Handlers()
+    async with handlers.serving(EdgeLimits(body_s=SOON_S, linger_s=LONG_S)) as served:
+        reader, writer = await served.open()
+        writer.write(post(b"/late", length=2))
+        await handlers.entered.wait()
+        raw = await reader.readuntil(b"}")
+        handlers.go.set()
+        while served.server.server_state.tasks:  # noqa: ASYNC110 - until the handler has answered
+            await asyncio.sleep(0)
+        writer.write_eof()
+        assert [one.status for one in answers(raw + await reader.read())] == [408]
+        await hang_up(writer)
+    # Writing to a connection that has sent its end raises.
+    assert "crash" not in served.log.getvalue()
 
 
 async def test_a_client_that_disconnects_does_not_end_its_call() -> None:

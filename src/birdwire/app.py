@@ -154,7 +154,7 @@ class Gateway:
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
         """Return the edge's protocol, with every POST on the fast path."""
-        handlers = {route.path.encode(): route.handle for route in self.routes if route.method == "POST"}
+        handlers = {route.path: route.handle for route in self.routes if route.method == "POST"}
         return partial(FastPathProtocol, handlers, self.telemetry)
 
 

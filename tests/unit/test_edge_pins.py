@@ -333,6 +333,7 @@ async def test_uvicorn_has_the_names_that_the_edge_uses() -> None:
         (protocol, "parser transport flow loop tasks connections server_state client scheme scope url headers"),
         (protocol, "cycle pipeline expect_100_continue timeout_keep_alive_task app config"),
         (protocol.cycle, "scope receive send response_started response_complete disconnected keep_alive message_event"),
+        (protocol.cycle, "flow transport body more_body waiting_for_100_continue"),
         (protocol.flow, "read_paused pause_reading resume_reading"),
         (protocol.server_state, "default_headers total_requests"),
     ):
@@ -341,6 +342,7 @@ async def test_uvicorn_has_the_names_that_the_edge_uses() -> None:
     taken: dict[Callable[..., Any], list[str]] = {
         HttpToolsProtocol.__init__: ["self", "config", "server_state", "app_state", "_loop"],
         HttpToolsProtocol._start_asgi_task: ["self", "cycle", "app"],  # noqa: SLF001 - the edge overrides it
+        HttpToolsProtocol.on_message_begin: ["self"],
         HttpToolsProtocol.on_header: ["self", "name", "value"],
         HttpToolsProtocol.on_headers_complete: ["self"],
         HttpToolsProtocol.on_response_complete: ["self"],
@@ -349,6 +351,22 @@ async def test_uvicorn_has_the_names_that_the_edge_uses() -> None:
     for method, parameters in taken.items():
         assert list(inspect.signature(method).parameters) == parameters
     assert httptools_impl.STATUS_LINE[431] == b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+
+
+async def test_the_body_of_a_cycle_is_read_by_few_of_its_parts() -> None:
+    """A request on the fast path has a cycle without a scope, which `receive` must not need."""
+    protocol, pipe = connected()
+    cycle = RequestResponseCycle.__new__(RequestResponseCycle)
+    cycle.transport, cycle.flow, cycle.message_event = pipe, protocol.flow, asyncio.Event()
+    cycle.body, cycle.more_body, cycle.waiting_for_100_continue = bytearray(), True, True
+    cycle.disconnected = cycle.response_complete = False
+    protocol.cycle = cycle
+    protocol.on_body(b"ab")
+    protocol.on_message_complete()
+    assert await cycle.receive() == {"type": "http.request", "body": b"ab", "more_body": False}
+    assert pipe.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
+    protocol.connection_lost(None)
+    assert await cycle.receive() == {"type": "http.disconnect"}
 
 
 def test_the_configuration_takes_a_callable_as_protocol() -> None:

@@ -6,13 +6,14 @@ import asyncio
 import io
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from birdwire.api.messages import Call
 from birdwire.keys.secrets import mint
-from birdwire.runtime.clock import Clock
+from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.runtime.log_writer import MAX_BUFFER_BYTES, LogWriter
 from birdwire.runtime.telemetry import Telemetry
 
@@ -145,6 +146,28 @@ def test_a_requests_line_is_json_whatever_it_holds() -> None:
         "text": "\u2028é?",
     }
     assert "caller_request_id" not in second
+
+
+def test_a_line_has_the_time_of_its_own_second() -> None:
+    """The text of a second is kept for the lines of that second alone, whichever way the clock moves."""
+
+    class Set(Clock):
+        at = datetime(2026, 11, 28, 0, 59, 59, 999_999, UTC)
+
+        def now(self) -> datetime:
+            return self.at
+
+    stream, clock = io.StringIO(), Set()
+    telemetry = Telemetry(stream, clock)
+    moved = [timedelta(), timedelta(microseconds=1), timedelta(microseconds=999_999), timedelta(hours=1)]
+    moved += [timedelta(hours=-1, microseconds=-1), timedelta(days=-1)]
+    expected = []
+    for step in moved:
+        clock.at += step
+        expected.append(rfc3339(clock.at))
+        telemetry.request(Call("GET", "/"), 200, 0.0)
+    assert [json.loads(line)["time"] for line in stream.getvalue().splitlines()] == expected
+    assert len(set(expected)) == 4
 
 
 @pytest.mark.trust("G7")

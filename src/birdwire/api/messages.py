@@ -6,6 +6,7 @@ import json
 import random
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
@@ -30,13 +31,22 @@ def new_request_id() -> str:
     It is not a secret: without the API key that made the call, it gives access to nothing. Implemented here, since
     every call needs one and a library's takes as long as reading the whole body.
     """
-    number = (time.time_ns() // 1_000_000) << 80 | random.getrandbits(80)
-    return "req_" + "".join([_PAIRS[number >> shift & 1_023] for shift in range(120, -1, -10)])
+    ms = time.time_ns() // 1_000_000
+    digits = random.randbytes(16).translate(_DIGITS).decode()  # noqa: S311 - not used for security
+    return f"req_{_leading_digits(ms >> 10)}{_PAIRS[ms & 1_023]}{digits}"
 
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 """The two digits of each number below 1,024 in Crockford's base 32."""
+_DIGITS = _CROCKFORD.encode() * 8
+"""A digit for each byte: that of its five lower bits."""
+
+
+# Its number changes once a second.
+@lru_cache(1)
+def _leading_digits(number: int) -> str:
+    return "".join([_PAIRS[number >> shift & 1_023] for shift in (30, 20, 10, 0)])
 
 
 def encode(value: object) -> bytes:

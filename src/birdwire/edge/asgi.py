@@ -82,8 +82,8 @@ class Front:
             query=scope["query_string"].decode("ascii", "replace"),
             headers=headers_in(scope["headers"]),
             peer=request.client.host if request.client else "",
-            stream=partial(self._stream, request),
         )
+        call.stream = partial(self._stream, request, call)
         raw_path: bytes = scope.get("raw_path") or call.path.encode()
         with Exchange(call, self._telemetry) as exchange:
             exchange.answer = await self._answer(raw_path, call)
@@ -107,10 +107,9 @@ class Front:
             raise error
         return await handle(call)
 
-    async def _stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request, call: Call) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, within its deadline, which holds even under a server without the edge."""
-        types = [value for name, value in request.scope["headers"] if name.lower() == b"content-type"]
-        deadline_s = self._files_s if is_multipart(types) else self._deadline_s
+        deadline_s = self._files_s if is_multipart(call.header_values("content-type")) else self._deadline_s
         ends_at = asyncio.get_running_loop().time() + deadline_s
         async for chunk in within(request.stream(), lambda: ends_at):
             yield chunk
@@ -166,7 +165,7 @@ class Exchange:
 
 
 def headers_in(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
-    """Decode a request's headers for a Call; ASGI and the edge give their names in lower case."""
+    """Decode a request's headers for a Call; ASGI gives their names in lower case."""
     headers: dict[str, list[str]] = {}
     for name, value in raw_headers:
         headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))

@@ -86,9 +86,6 @@ class ConnectionLimits:
         self.draining = draining
         if telemetry is not None:
             telemetry.metrics.watch("birdwire_connections", lambda: self.inside)
-        self._bodies = {path.encode(): size for path, size in limits.bodies.items()}
-        self._files = {path.encode(): bounds for path, bounds in limits.files.items()}
-        self._reserved = {path.encode() for path in limits.reserved}
         self.inside = 0
         self._each: Counter[object] = Counter()
         self._trusted = [ipaddress.ip_network(network) for network in limits.trusted_proxies]
@@ -129,7 +126,7 @@ class ConnectionLimits:
             return False, True
         return False, full and not self.crowded(connections)
 
-    def acquire_after_head(self, address: Address | None, target: bytes) -> bool:
+    def acquire_after_head(self, address: Address | None, path: str) -> bool:
         """Acquire a place for a connection whose head was read without one; return whether one was free.
 
         Raises:
@@ -137,16 +134,16 @@ class ConnectionLimits:
         """
         if self.enter(address):
             return True
-        if target.partition(b"?")[0] not in self._reserved:
+        if path not in self.limits.reserved:
             raise GatewayError("overloaded")
         return False
 
-    def bounds(self, target: bytes, types: Sequence[bytes]) -> tuple[int, float]:
-        """Return the maximum bytes and seconds of a request body sent to this target."""
-        path = target.partition(b"?")[0]
-        if path in self._files and is_multipart(types):
-            return self._files[path]
-        return self._bodies.get(path, self.limits.body_bytes), self.limits.body_s
+    def bounds(self, path: str, types: Sequence[str]) -> tuple[int, float]:
+        """Return the maximum bytes and seconds of a request body sent to this path."""
+        limits = self.limits
+        if path in limits.files and is_multipart(types):
+            return limits.files[path]
+        return limits.bodies.get(path, limits.body_bytes), limits.body_s
 
     def _eviction_candidate(self, connections: Iterable[Connection], *, inside: bool) -> Connection | None:
         """Return the connection to evict in favour of a new one, if any is waiting for its peer."""
@@ -179,14 +176,14 @@ class ConnectionLimits:
         """Return whether an address is one of the trusted proxies."""
         return address is not None and any(address in network for network in self._trusted)
 
-    def caller(self, forwarded: Iterable[bytes]) -> Address | None:
+    def caller(self, forwarded: Iterable[str]) -> Address | None:
         """Return the client's address as the outermost trusted proxy saw it.
 
         Trusted proxies append the last entries of X-Forwarded-For; anybody can forge the entries before those.
         """
         caller = None
-        for entry in reversed(b",".join(forwarded).rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
-            address = address_of(entry.decode("latin-1"))
+        for entry in reversed(",".join(forwarded).rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
+            address = address_of(entry)
             if address is None:
                 break
             caller = address

@@ -6,50 +6,76 @@ the framework and ASGI cost, about as much as the rest of a like. It makes no de
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from birdwire.api.messages import Call
-from birdwire.edge.asgi import Exchange, headers_in, headers_out
+from birdwire.edge.asgi import Exchange, headers_out
 from birdwire.edge.protocol import EdgeProtocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping
 
     from starlette.types import ASGIApp
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from birdwire.edge.asgi import Handler
     from birdwire.runtime.telemetry import Telemetry
 
 
+class DirectCycle(RequestResponseCycle):
+    """A request that bypasses the framework: uvicorn's cycle, whose `receive` yields the body, without a scope.
+
+    It does not call uvicorn's constructor, which needs a scope: `receive` and the connection use only what is here.
+    """
+
+    disconnected = response_started = response_complete = False
+    more_body = True
+
+    def __init__(self, call: Call, handle: Handler, connection: EdgeProtocol) -> None:
+        self.call = call
+        self.handle = handle
+        self.transport = connection.transport
+        self.flow = connection.flow
+        self.keep_alive = connection.parser.should_keep_alive()
+        self.waiting_for_100_continue = connection.expect_100_continue
+        self.body = bytearray()
+        self.message_event = asyncio.Event()
+
+
 class FastPathProtocol(EdgeProtocol):
     """One connection whose POSTs to the paths of `handlers` bypass the framework."""
 
-    def __init__(self, handlers: Mapping[bytes, Handler], telemetry: Telemetry, *edge: Any, **uvicorns: Any) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], telemetry: Telemetry, *edge: Any, **uvicorns: Any) -> None:
         super().__init__(*edge, **uvicorns)
         self._handlers = handlers
         self._telemetry = telemetry
 
     def _dispatch(self, cycle: RequestResponseCycle, app: ASGIApp) -> Coroutine[Any, Any, None]:
-        handle = self._handlers.get(cycle.scope["raw_path"]) if cycle.scope["method"] == "POST" else None
-        return super()._dispatch(cycle, app) if handle is None else self._answer_directly(cycle, handle)
+        return self._answer_directly(cycle) if isinstance(cycle, DirectCycle) else super()._dispatch(cycle, app)
 
-    async def _answer_directly(self, cycle: RequestResponseCycle, handle: Handler) -> None:
-        scope = cycle.scope
-        call = Call(
-            "POST",
-            scope["path"],
-            scope["query_string"].decode("ascii", "replace"),
-            headers_in(scope["headers"]),
-            partial(_body, cycle),
-            scope["client"][0] if scope["client"] else "",
-            None if cycle.more_body or cycle.waiting_for_100_continue else bytes(cycle.body),
-        )
+    def _begin(self, method: bytes, path: str, query: str, client: tuple[str, int] | None) -> None:
+        handle = self._handlers.get(path) if method == b"POST" else None
+        if handle is None:
+            super()._begin(method, path, query, client)
+            return
+        call = Call("POST", path, query, self._fields, peer=client[0] if client else "")
+        self.cycle = cycle = DirectCycle(call, handle, self)
+        call.stream = partial(_body, cycle)
+        if self._running is None:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.pipeline.appendleft((cycle, self.app))
+
+    async def _answer_directly(self, cycle: DirectCycle) -> None:
+        call = cycle.call
+        if not (cycle.more_body or cycle.waiting_for_100_continue):
+            call.whole = bytes(cycle.body)
         with Exchange(call, self._telemetry) as exchange:
-            exchange.answer = await handle(call)
+            exchange.answer = await cycle.handle(call)
         answer = exchange.answer
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()

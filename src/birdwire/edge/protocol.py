@@ -18,11 +18,11 @@ from birdwire.api.messages import Call, new_request_id
 from birdwire.edge.asgi import headers_out
 from birdwire.edge.connections import ConnectionLimits, TransportFacade, disable_nagle, unread
 from birdwire.edge.request_head import (
-    DECIDING_FIELDS,
     PARSER_ERRORS,
     SIMPLE_REQUEST,
     body_length,
     checked_host,
+    encoded,
     malformed,
     origin_form,
 )
@@ -30,7 +30,7 @@ from birdwire.runtime.addresses import address_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -64,8 +64,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._read_deadline = self._write_deadline = self._timer_due = inf
         self._timer: asyncio.TimerHandle | None = None
         self.url = b""
-        self._deciding: dict[bytes, list[bytes]] = {}
-        self._head_fed = self._framing = self._body_left = self._dropped = 0
+        self._fields: dict[str, list[str]] = {}
+        self._header_count = self._head_fed = self._framing = self._body_left = self._dropped = 0
         self._body_limit, self._body_s = self._limits.body_bytes, self._limits.body_s
 
     # The connection.
@@ -234,7 +234,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _reparse_without_upgrade(self, rest: bytes | memoryview) -> None:
         """Parse a request again without its Upgrade header: the parser stops there, and no upgrade is offered."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        lines += [b"%b: %b" % header for header in encoded(self._fields) if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._phase, self._head_fed = _IDLE, -MAX_PIECE_BYTES
@@ -265,9 +265,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Start the head's deadline at the first byte of a request."""
-        super().on_message_begin()
         self._phase = _HEAD
-        self._deciding = {}
+        self.url, self._fields, self._header_count = b"", {}, 0
         self._started_at = self._now
         self._read_deadline = self._now + self._limits.head_s
 
@@ -281,42 +280,39 @@ class EdgeProtocol(HttpToolsProtocol):
         """Record a header. A trailer is ignored (RFC 9110 §6.5.1)."""
         if self._phase != _HEAD:
             return
-        if len(self.headers) >= self._limits.headers:
+        self._header_count += 1
+        if self._header_count > self._limits.headers:
             raise GatewayError("headers_too_large")
-        name, value = name.lower(), value.strip(b" \t")
-        self.headers.append((name, value))
-        if name in DECIDING_FIELDS:
-            self._deciding.setdefault(name, []).append(value)
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
+        self._fields.setdefault(name.lower().decode("latin-1"), []).append(value.decode("latin-1").strip(" \t"))
 
     def on_headers_complete(self) -> None:
-        """Check what the parser leaves open in a complete head, then let uvicorn start the request."""
-        fields, version = self._deciding, self.parser.get_http_version()
+        """Check what the parser leaves open in a complete head, then start the request."""
+        fields, method, version = self._fields, self.parser.get_method(), self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise malformed("its HTTP version is not 1.1 or 1.0")
-        host = checked_host(fields.get(b"host", ()), version, self._limits.hosts)
-        if self.url[:1] != b"/" or b"#" in self.url:
-            self.url = origin_form(self.parser.get_method(), self.url, host)
-        self._check_body_length(fields.get(b"content-length", ()), fields.get(b"transfer-encoding", ()), version)
+        host = checked_host(fields.get("host", ()), version, self._limits.hosts)
+        target = self.url.decode("latin-1")
+        if target[:1] != "/" or "#" in target:
+            target = origin_form(method, target, host)
+            self.url = target.encode("latin-1")
+        path, _, query = target.partition("?")
+        self._check_body_length(path, fields, version)
         if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
+            if method == b"CONNECT":
                 raise malformed("this server is not a proxy")
-            if b"websocket" in (value.lower() for value in fields.get(b"upgrade", ())):
+            if "websocket" in (value.lower() for value in fields.get("upgrade", ())):
                 raise GatewayError("route_unknown")
             return
         if not self.inside:
-            self._close_after_response, self.inside = (
-                True,
-                self._connections.acquire_after_head(self._address, self.url),
-            )
-        if version == "1.0":
-            # RFC 9110 §10.1.1.
-            self.expect_100_continue = False
-        if self._proxied and (caller := self._connections.caller(fields.get(b"x-forwarded-for", ()))) is not None:
-            self.scope["client"] = (str(caller), 0)
-        super().on_headers_complete()
-        if self._close_after_response or self._connections.draining():
+            self.inside = self._connections.acquire_after_head(self._address, path)
+            self._close_after_response = True
+        # HTTP/1.0 has no interim response (RFC 9110 §10.1.1).
+        self.expect_100_continue = version == "1.1" and fields.get("expect", ("",))[-1].lower() == "100-continue"
+        client = self.client
+        if self._proxied and (caller := self._connections.caller(fields.get("x-forwarded-for", ()))) is not None:
+            client = (str(caller), 0)
+        self._begin(method, path, query, client)
+        if version == "1.0" or self._close_after_response or self._connections.draining():
             self.cycle.keep_alive = False
         self._phase = _BODY
         self._read_deadline = self._now + self._body_s
@@ -338,18 +334,19 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        if b"transfer-encoding" in self._deciding:
+        if "transfer-encoding" in self._fields:
             self.parser.set_dangerous_leniencies(lenient_chunked_length=False)
         self._phase = _IDLE
         # The next request may start within the same piece.
         self._head_fed = -MAX_PIECE_BYTES
         self._read_deadline = inf if self._running is not None else self._now + self._limits.idle_s
 
-    def _check_body_length(self, lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> None:
+    def _check_body_length(self, path: str, fields: Mapping[str, Sequence[str]], version: str) -> None:
         """Check the announced length of the body against the limit of its path."""
+        lengths, codings = fields.get("content-length", ()), fields.get("transfer-encoding", ())
         limit, self._body_s = self._limits.body_bytes, self._limits.body_s
         if lengths or codings:
-            limit, self._body_s = self._connections.bounds(self.url, self._deciding.get(b"content-type", ()))
+            limit, self._body_s = self._connections.bounds(path, fields.get("content-type", ()))
         self._body_left = self._body_limit = limit
         self._framing = 0
         length = body_length(lengths, codings, version)
@@ -360,6 +357,14 @@ class EdgeProtocol(HttpToolsProtocol):
             raise GatewayError("body_too_large", limit=limit)
 
     # Answering.
+
+    def _begin(self, _method: bytes, _path: str, _query: str, client: tuple[str, int] | None) -> None:
+        """Let uvicorn start the request; a subclass may know a faster way."""
+        url, expects = self.url, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue, self.scope["client"] = url, expects, client
+        self.headers += encoded(self._fields)
+        super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

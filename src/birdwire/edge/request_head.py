@@ -11,17 +11,12 @@ import httptools
 from birdwire.api.errors import GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
-_HOST = re.compile(rb"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
+_HOST = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(r"(?i:https?)://([^/?]*)(/[^?]*)?(\?.*)?")
 _MAX_LENGTH_DIGITS = 20
 """The digits of 2^64."""
-
-DECIDING_FIELDS = frozenset(
-    {b"host", b"content-length", b"content-type", b"transfer-encoding", b"upgrade", b"x-forwarded-for"}
-)
-"""The header fields that decide how the request itself is read."""
 
 SIMPLE_REQUEST = re.compile(rb"(?:\A|\n)[A-Z]+ [^ \r\n]+\r\n\Z")
 """A request line without a version, as HTTP/0.9 had it."""
@@ -33,8 +28,8 @@ PARSER_ERRORS = {
 """Details for the parser's errors that need more than the general sentence."""
 
 
-def checked_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) -> bytes:
-    """Return the Host header (RFC 9112 §3.2), or b"" if an HTTP/1.0 request omits it.
+def checked_host(hosts: Sequence[str], version: str, allowed: Container[str]) -> str:
+    """Return the Host header (RFC 9112 §3.2), or "" if an HTTP/1.0 request omits it.
 
     Raises:
         GatewayError: the header is missing, repeated or malformed, or names a host that is not `allowed`.
@@ -42,7 +37,7 @@ def checked_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) 
     if len(hosts) != 1:
         if hosts or version == "1.1":
             raise malformed("it must have exactly one Host header")
-        return b""
+        return ""
     name = host_name(hosts[0])
     if allowed and name not in allowed:
         raise GatewayError("host_not_allowed")
@@ -50,47 +45,52 @@ def checked_host(hosts: Sequence[bytes], version: str, allowed: Container[str]) 
 
 
 @lru_cache(64)
-def host_name(host: bytes) -> str:
+def host_name(host: str) -> str:
     """Return the name in a Host header, in lower case and without the port (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(host)
     if match is None:
         raise malformed("the Host header is not a valid host")
-    return match[1].decode().lower()
+    return match[1].lower()
 
 
-def origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+def origin_form(method: bytes, target: str, host: str) -> str:
     """Return the request target as /path?query when it was sent in another form (RFC 9112 §3.2.2, §3.2.4)."""
-    if target == b"*" and method == b"OPTIONS":
+    if target == "*" and method == b"OPTIONS":
         allow = "GET, HEAD, POST"
         raise GatewayError("method_not_allowed", headers=(("allow", allow),), method="*", allow=allow)
     match = _ABSOLUTE.fullmatch(target)
-    if match is None or b"#" in target:
+    if match is None or "#" in target:
         raise malformed("the request target is not a path")
     if match[1].lower() != (host or match[1]).lower():
         raise malformed("the request target and the Host header name different hosts")
-    return (match[2] or b"/") + (match[3] or b"")
+    return (match[2] or "/") + (match[3] or "")
 
 
-def body_length(lengths: Sequence[bytes], codings: Sequence[bytes], version: str) -> int | None:
+def body_length(lengths: Sequence[str], codings: Sequence[str], version: str) -> int | None:
     """Return the announced length of the body, or None for chunked transfer coding (RFC 9112 §6).
 
     Raises:
         GatewayError: the length is given twice, or in two ways.
     """
     if codings:
-        if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
+        if lengths or version == "1.0" or len(codings) > 1 or codings[0].lower() != "chunked":
             raise malformed("Transfer-Encoding must be `chunked` alone, without Content-Length")
         return None
     if not lengths:
         return 0
-    if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
+    if len(lengths) > 1 or not lengths[0].isdecimal() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
         raise malformed("Content-Length must be a single number")
     return int(lengths[0])
 
 
-def is_multipart(types: Sequence[bytes]) -> bool:
+def is_multipart(types: Sequence[str]) -> bool:
     """Return whether Content-Type is multipart/form-data, which may hold files (RFC 7578)."""
-    return len(types) == 1 and types[0].partition(b";")[0].strip().lower() == b"multipart/form-data"
+    return len(types) == 1 and types[0].partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def encoded(fields: Mapping[str, Sequence[str]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers as ASGI has them."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name in fields for value in fields[name]]
 
 
 def malformed(detail: str) -> GatewayError:

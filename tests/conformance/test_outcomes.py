@@ -24,6 +24,7 @@ from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError
 from birdwire.store.encryption.vault import Vault
+from birdwire.store.tables import idempotency
 from harness.gateway import MovableClock
 
 if TYPE_CHECKING:
@@ -113,6 +114,18 @@ async def test_a_call_running_in_one_process_is_in_flight_in_all(both: tuple[Pro
                 await process.once.begin(process.named("req_2"))
             assert reason(error) == "idempotency_in_flight"
     del second
+
+
+async def test_one_of_fifty_concurrent_calls_in_two_processes_starts(both: tuple[Process, Process]) -> None:
+    """The others are in flight, whether its row is in their own transaction, or in that of the other process."""
+    names = [f"req_{number}" for number in range(50)]
+    with contextlib.ExitStack() as running:
+        for number, name in enumerate(names):
+            running.enter_context(both[number % 2].presence.running(name))
+        starting = (both[number % 2].once.begin(both[0].named(name)) for number, name in enumerate(names))
+        ends = await asyncio.gather(*starting, return_exceptions=True)
+    assert ends.count(None) == 1
+    assert [end.reason for end in ends if isinstance(end, GatewayError)] == ["idempotency_in_flight"] * 49
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
@@ -210,6 +223,49 @@ async def test_one_of_fifty_concurrent_takeovers_wins(both: tuple[Process, Proce
     assert {end.reason for end in ends if isinstance(end, GatewayError)} == {"idempotency_in_flight"}
 
 
+async def rename(database: Database, old: str, new: str) -> None:
+    """Rename a table: what needs it fails, and nothing else does."""
+    async with database.write() as connection:
+        await connection.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+
+async def test_nothing_is_done_if_the_name_of_a_call_cannot_be_stored(both: tuple[Process, Process]) -> None:
+    """The store refuses the row: the call does not begin, and its name is free."""
+    first, second = both
+    await rename(first.database, "idempotency", "away")
+    done = False
+    with pytest.raises(StorageDownError):
+        async with first.once.attempt(first.named("req_1")):
+            done = True
+    assert not done
+    await rename(first.database, "away", "idempotency")
+    assert await second.once.begin(second.named("req_2")) is None
+
+
+@pytest.mark.parametrize("again", ["replayed", "released", "unknown"])
+async def test_an_end_that_the_store_does_not_take_is_written_later(both: tuple[Process, Process], again: str) -> None:
+    """Until then, the row states that the call runs, and the answer to it is sent all the same."""
+    first, second = both
+    error = {"released": GatewayError("x_unreachable"), "unknown": GatewayError("x_timeout", outcome="unknown")}
+    with contextlib.suppress(GatewayError):
+        async with first.once.attempt(first.named("req_1")) as attempt:
+            await rename(first.database, "idempotency", "away")
+            if again in error:
+                raise error[again]
+            attempt.answer = Answer.of({"data": {"id": "7"}}, 201)
+    with pytest.raises(StorageDownError):
+        await first.once.tidy()
+    await rename(first.database, "away", "idempotency")
+    await first.once.tidy()
+    async with second.database.read() as connection:
+        row = await idempotency.find(connection, first.key_id, "k")
+    assert (row and row.state) == {"replayed": "kept", "unknown": "unknown", "released": None}[again]
+    if again == "replayed":
+        replay = await second.once.begin(second.named("req_2"))
+        assert replay is not None
+        assert (replay.status, json.loads(replay.body)) == (201, {"data": {"id": "7"}})
+
+
 @pytest.mark.trust("F10")
 async def test_rows_wait_for_the_store_and_are_bounded(tmp_path: Path) -> None:
     """Without a store no unsafe call starts; the others continue until the queue is full."""
@@ -247,10 +303,6 @@ async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> N
         entry = Entry(f"req_{number}", "key_1", "1", "like_twitter", "2", b"asked")
         await journal.open(entry).confirmed(status, {"text": "private words"})
 
-    async def rename(old: str, new: str) -> None:
-        async with database.write() as connection:
-            await connection.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
-
     try:
         for number in range(220):
             await like(number, too_large if number in (0, 150) else 200)
@@ -263,9 +315,9 @@ async def test_a_row_that_the_database_refuses_is_set_aside(empty_url: str) -> N
         await like(220, too_large)
         await like(221)
         assert (journal.waiting, journal.refused) == (0, 3)
-        await rename("journal", "away")
+        await rename(database, "journal", "away")
         await like(221)  # as if the answer of its commit had been lost
-        await rename("away", "journal")
+        await rename(database, "away", "journal")
         await journal.flush()
         assert (journal.waiting, journal.refused) == (0, 3)
         post = journal.open(Entry("req_222", "key_1", "1", "post_twitter", "", b"asked", signature="private words"))

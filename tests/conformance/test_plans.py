@@ -45,6 +45,8 @@ SMALL = ("processes", "vault_keys", "alembic_version")
 OVER = session_row(user_id="1")
 STARTED = NameState.STARTED
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
+HELD = idempotency.held("key_1", "n", "req_1")
+ENDED = HELD | {f"new_{name}": value for name, value in PUT.items()}
 
 STATEMENTS: dict[str, Work] = {
     "sweep: sessions that are over": lambda c: x_sessions.over(c, "x", NOW, 500),
@@ -72,8 +74,8 @@ STATEMENTS: dict[str, Work] = {
     "names: of long ago": lambda c: idempotency.purge(c, NOW, 500),
     "names: one that was found": lambda c: idempotency.find(c, "key_1", "n"),
     "names: one that changes": lambda c: idempotency.change(c, "key_1", "n", PUT, held_by="req_1", while_in=STARTED),
-    "names: one that ends": lambda c: idempotency.settle(c, "key_1", "n", "req_1", PUT),
-    "names: one that goes": lambda c: idempotency.remove(c, "key_1", "n", "req_1"),
+    "names: one that ends": lambda c: c.execute(idempotency.SETTLE, ENDED),
+    "names: one that goes": lambda c: c.execute(idempotency.RELEASE, HELD),
     "names: whether one is held": lambda c: idempotency.holds(c, "key_1", "req_1"),
     "ledger: what others saw": lambda c: rate_windows.changed(c, "client", NOW, NOW, 1_000),
     "ledger: windows that are over": lambda c: rate_windows.purge(c, NOW),

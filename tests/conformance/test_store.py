@@ -189,6 +189,64 @@ async def test_a_call_with_an_idempotency_key_starts_once(pair: Pair) -> None:
     assert sum(await pair.all_at_once(50, begin)) == 1
 
 
+NAMED: dict[str, Any] = {
+    "key_id": KEY,
+    "name": "n",
+    "asked": b"\x00a",
+    "repeatable": False,
+    "request_id": "req_1",
+    "owner": "gw_1",
+    "state": idempotency.NameState.STARTED,
+    "created_at": NOW,
+}
+
+
+@pytest.mark.trust("F40")
+async def test_an_idempotency_key_that_is_held_fails_no_row_of_its_transaction(pair: Pair) -> None:
+    """One of the calls with it is the first, in either process; the others change nothing, nor do they refuse a row."""
+    names = (pair[number].append(idempotency.ADD, NAMED | {"request_id": f"req_{number}"}) for number in range(40))
+    rows = (pair[number].append(ADD, an_entry(f"req_{number}")) for number in range(40))
+    turns = (turn for both in zip(names, rows, strict=True) for turn in both)
+    results = await asyncio.gather(*turns)
+    assert sum(results[::2]) == 1
+    assert all(results[1::2])
+    async with pair.second.read() as connection:
+        held = await idempotency.find(connection, KEY, "n")
+    assert held is not None
+    assert held.request_id == f"req_{results[::2].index(True)}"
+    assert len(await entries(pair.second)) == 40
+
+
+async def test_only_the_call_that_holds_a_name_ends_it(pair: Pair) -> None:
+    """Another call took it over, so the slow one neither releases it nor stores an answer under it."""
+    kept = {"new_state": idempotency.NameState.KEPT, "new_status": 201, "new_body": b"answer"}
+    assert await pair.first.append(idempotency.ADD, NAMED)
+    for other in (idempotency.held(KEY, "n", "req_2"), idempotency.held(KEY, "m", "req_1")):
+        assert not await pair.first.append(idempotency.SETTLE, other | kept)
+        assert not await pair.first.append(idempotency.RELEASE, other)
+    held = idempotency.held(KEY, "n", "req_1")
+    assert await pair.first.append(idempotency.SETTLE, held | kept)
+    async with pair.second.read() as connection:
+        row = await idempotency.find(connection, KEY, "n")
+    assert row is not None
+    assert (row.state, row.status, row.body, row.asked) == (idempotency.NameState.KEPT, 201, b"answer", b"\x00a")
+    assert await pair.first.append(idempotency.RELEASE, held)
+    assert await pair.second.append(idempotency.ADD, NAMED | {"request_id": "req_2"})
+
+
+async def test_a_name_is_stored_the_same_on_either_way(pair: Pair, engine: str) -> None:
+    """The values of a call that starts, and their types, do not depend on whether it shares a transaction."""
+    await pair.first.append(idempotency.ADD, NAMED)
+    async with pair.first.write() as connection:
+        await idempotency.add(connection, NAMED | {"name": "o"})
+    columns = idempotency.idempotency.c.keys()
+    typeof = "typeof" if engine == "sqlite" else "pg_typeof"
+    raw = ", ".join(f"{name}, CAST({typeof}({name}) AS VARCHAR)" for name in columns if name != "name")
+    async with pair.first.read() as connection:
+        shared, alone = await connection.execute(text(f"SELECT {raw} FROM idempotency ORDER BY name"))  # noqa: S608 - no foreign text
+    assert tuple(shared) == tuple(alone)
+
+
 async def test_a_daily_cap_is_exact(pair: Pair) -> None:
     """Of fifty concurrent writes as many pass as the day has left, in either process; the next day starts over."""
 
@@ -324,7 +382,7 @@ async def test_a_row_that_is_refused_fails_alone(pair: Pair) -> None:
     rows = [bad.get(number, an_entry(f"req_{number}")) for number in range(30)]
     results = await asyncio.gather(*(pair.first.append(ADD, row) for row in rows), return_exceptions=True)
     assert [number for number, result in enumerate(results) if isinstance(result, RowRefusedError)] == sorted(bad)
-    assert set(results) - {None} == {result for result in results if isinstance(result, RowRefusedError)}
+    assert set(results) - {True} == {result for result in results if isinstance(result, RowRefusedError)}
     assert len(await entries(pair.second)) == 27
 
 

@@ -172,11 +172,14 @@ class Idempotency:
         """
         now = self._clock.now()
         started = {**call._asdict(), "owner": self._leases.me, "state": NameState.STARTED, "created_at": now}
+        if await self._database.append(store.ADD, started):
+            return None
         async with self._database.write() as connection:
+            # The earlier call may have released the name in between.
             if await store.add(connection, started):
                 return None
             row = await store.find(connection, call.key_id, call.name)
-            # The earlier call released the name in between.
+            # On PostgreSQL, it may do so at any time.
             if row is None:
                 raise _in_flight()
             if row.created_at < now - KEPT_FOR:
@@ -268,11 +271,11 @@ class Idempotency:
     async def store(self, call: Named, answer: Answer) -> None:
         """Store a final answer. It is encrypted, since it may contain a link's state or the text of a post."""
         body = self._vault.seal(answer.body.decode(), _place(call.key_id, call.name))
-        await self._settle(call, {"state": NameState.KEPT, "status": answer.status, "body": body})
+        await self._settle(call, {"new_state": NameState.KEPT, "new_status": answer.status, "new_body": body})
 
     async def mark_unknown(self, call: Named) -> None:
         """Record that the outcome is unknown: the call must never be done again under this name."""
-        await self._settle(call, {"state": NameState.UNKNOWN})
+        await self._settle(call, {"new_state": NameState.UNKNOWN, "new_status": None, "new_body": None})
 
     async def release(self, call: Named) -> None:
         """Release the name: nothing was done, or repeating the call does no harm."""
@@ -292,11 +295,11 @@ class Idempotency:
             self._late[call] = values
 
     async def _write(self, call: Named, values: dict[str, Any] | None) -> None:
-        async with self._database.write() as connection:
-            if values is None:
-                await store.remove(connection, call.key_id, call.name, call.request_id)
-            else:
-                await store.settle(connection, call.key_id, call.name, call.request_id, values)
+        held = store.held(call.key_id, call.name, call.request_id)
+        if values is None:
+            await self._database.append(store.RELEASE, held)
+        else:
+            await self._database.append(store.SETTLE, held | values)
 
     async def tidy(self) -> None:
         """Write what the store did not take earlier, and delete rows older than a day, in small transactions.

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    from sqlalchemy import Insert, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.runtime.clock import Clock
+    from birdwire.store.engines.group_commit import Statement
     from birdwire.store.engines.postgres import PostgreSQL
 
 PROBE_VALID_S = 1.0
@@ -67,20 +67,21 @@ class Database:
         """
         return self._engine.write()
 
-    async def append(self, statement: Insert | Update, row: Mapping[str, Any]) -> None:
+    async def append(self, statement: Statement, row: Mapping[str, Any]) -> bool:
         """Write one row; it is on the disk when this returns. Concurrent callers share a transaction (group commit).
 
         The statement is a constant, built once; `row` gives its parameters. A column that a row to insert does not name
         gets its default. Rows are written in the order of the calls. A row that the database refuses fails alone.
+        Returns whether a row was changed.
 
         Raises:
             StorageDownError: the row was not written; for an unreachable database, see `write`.
             RowRefusedError: a subclass: the row violates a constraint.
         """
-        await self._appends.add(statement, row)
+        return await self._appends.add(statement, row) > 0
 
     async def save(
-        self, statement: Update, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
+        self, statement: Statement, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
     ) -> bool:
         """Update a row that must not be lost, ahead of every other write, and announce the key that it belongs to.
 
@@ -96,7 +97,7 @@ class Database:
         """Wait until no `save` is queued or being written, for at most MAX_SAVE_WAIT_S."""
         await self._saves.idle(MAX_SAVE_WAIT_S)
 
-    async def ready(self, statement: Update) -> None:
+    async def ready(self, statement: Statement) -> None:
         """Prepare the statement and the connection of `save`, so that the first save is as fast as any.
 
         Raises:

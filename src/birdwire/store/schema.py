@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
-from sqlalchemy import BigInteger, Column, Index, MetaData, String, Table, column, inspect, select, table
+from sqlalchemy import BigInteger, Column, Index, Insert, MetaData, String, Table, column, inspect, select, table
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
@@ -124,6 +125,17 @@ def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgre
     from sqlalchemy.dialects.postgresql import insert as postgresql_insert  # noqa: PLC0415 - 2 MiB, unused on SQLite
 
     return postgresql_insert(table)
+
+
+class InsertNew(Insert):
+    """An insert that changes nothing if its row exists: a constant for both engines, as `Database.append` needs it."""
+
+    inherit_cache = True
+
+
+@compiles(InsertNew)
+def _insert_new(statement: InsertNew, compiler: Any, **options: Any) -> str:
+    return f"{compiler.visit_insert(statement, **options)} ON CONFLICT DO NOTHING"
 
 
 def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], None]) -> None:

@@ -15,9 +15,10 @@ from birdwire.store.schema import RowRefusedError, StorageDownError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from sqlalchemy import Dialect, Table, Update
+    from sqlalchemy import Delete, Dialect, Table, Update
     from sqlalchemy.types import TypeEngine
 
+    Statement = Insert | Update | Delete
     Take = Callable[[], Sequence["Unit"]]
     Commit = Callable[[Take, float], Awaitable[list[int]]]
 
@@ -67,7 +68,7 @@ class GroupCommit:
 
     async def add(
         self,
-        statement: Insert | Update,
+        statement: Statement,
         given: Mapping[str, Any],
         key_id: str | None = None,
         written: Callable[[], None] | None = None,
@@ -93,7 +94,7 @@ class GroupCommit:
             self._drainer = asyncio.create_task(self._drain())
         return await done
 
-    def prepare(self, statement: Insert | Update, columns: tuple[str, ...] | None = None) -> _CompiledStatement:
+    def prepare(self, statement: Statement, columns: tuple[str, ...] | None = None) -> _CompiledStatement:
         """Compile a statement ahead of its first use, which takes as long as writing many rows.
 
         An insert is compiled for each set of `columns`.
@@ -165,7 +166,7 @@ class GroupCommit:
 class _CompiledStatement:
     """A statement compiled once for the engine's driver, with the bind processors of its columns."""
 
-    def __init__(self, statement: Insert | Update, columns: tuple[str, ...] | None, dialect: Dialect) -> None:
+    def __init__(self, statement: Statement, columns: tuple[str, ...] | None, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=columns)
         self.sql = str(compiled)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]

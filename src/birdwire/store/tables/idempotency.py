@@ -15,13 +15,14 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    bindparam,
     delete,
     select,
     tuple_,
     update,
 )
 
-from birdwire.store.schema import EnumText, Instant, insert, metadata
+from birdwire.store.schema import EnumText, InsertNew, Instant, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,10 +81,32 @@ def _same(key_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bo
     return idempotency.c.key_id == key_id, idempotency.c.name == name
 
 
+ADD = InsertNew(idempotency)
+"""Insert a call that starts, unless another call holds its name."""
+
+_MINE = (
+    idempotency.c.key_id == bindparam("of_key"),
+    idempotency.c.name == bindparam("of_name"),
+    idempotency.c.request_id == bindparam("held_by"),
+)
+
+SETTLE = (
+    update(idempotency).where(*_MINE).values({name: bindparam(f"new_{name}") for name in ("state", "status", "body")})
+)
+"""Store how a call ended, if it still holds the name. Its parameters are those of `held` and new_COLUMN."""
+
+RELEASE = delete(idempotency).where(*_MINE)
+"""Delete a call, if it still holds the name. Its parameters are those of `held`."""
+
+
+def held(key_id: str, name: str, request_id: str) -> dict[str, object]:
+    """Return the parameters of SETTLE and RELEASE for a name that a call holds."""
+    return {"of_key": key_id, "of_name": name, "held_by": request_id}
+
+
 async def add(connection: AsyncConnection, row: Mapping[str, object]) -> bool:
     """Insert a call that starts, given by its columns; return whether no call holds its name yet."""
-    query = insert(connection, idempotency).values(row).on_conflict_do_nothing()
-    return (await connection.execute(query)).rowcount == 1
+    return (await connection.execute(ADD, row)).rowcount == 1
 
 
 async def find(connection: AsyncConnection, key_id: str, name: str) -> NameRow | None:
@@ -104,19 +127,6 @@ async def change(
     """Change a name that the call `held_by` still holds, in the same state; return whether it does."""
     same = (*_same(key_id, name), idempotency.c.request_id == held_by, idempotency.c.state == while_in)
     return (await connection.execute(update(idempotency).where(*same).values(values))).rowcount == 1
-
-
-async def settle(
-    connection: AsyncConnection, key_id: str, name: str, request_id: str, values: Mapping[str, object]
-) -> None:
-    """Store how a call ended, if it still holds the name."""
-    query = update(idempotency).where(*_same(key_id, name), idempotency.c.request_id == request_id)
-    await connection.execute(query.values(values))
-
-
-async def remove(connection: AsyncConnection, key_id: str, name: str, request_id: str) -> None:
-    """Delete a call, if it still holds the name."""
-    await connection.execute(delete(idempotency).where(*_same(key_id, name), idempotency.c.request_id == request_id))
 
 
 async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bool:

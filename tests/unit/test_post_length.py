@@ -7,12 +7,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from birdwire.x.catalog import post_length
 from birdwire.x.catalog.post import PostTwitter
-from birdwire.x.catalog.post_length import LIMIT, least_length, weighted_length
+from birdwire.x.catalog.post_length import LIMIT, has_link, least_length, weighted_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +181,22 @@ def test_every_text_has_a_length_and_none_weighs_more_than_it_could(text: str) -
 def test_texts_without_links_add_up(left: str, right: str) -> None:
     """A line break parts two texts: the whole weighs both and 1."""
     assert weighted_length(f"{left}\n{right}") == weighted_length(left) + 1 + weighted_length(right)
+
+
+@given(
+    st.text(st.characters(max_codepoint=127))
+    | st.lists(st.sampled_from([*"a0 .-/@", "co", "xn--p1ai", "a.co", "http://", "é", "日"]), max_size=9).map("".join),
+    st.sampled_from([0, 5, 1_000]),
+)
+@example("a.co", 1_000)
+@example("Ends. http://a.xn--p1ai", 1_000)
+@example("日", 1_000)
+def test_a_plain_text_is_measured_as_any_other(text: str, most: int) -> None:
+    """Most posts need no search for links: they have the same length, and are billed the same, without it."""
+    quick = (weighted_length(text), weighted_length(text, most), has_link(text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(post_length, "_is_plain", lambda _: False)
+        assert (weighted_length(text), weighted_length(text, most), has_link(text)) == quick
 
 
 HOSTILE = [

@@ -79,6 +79,7 @@ _LABELS = re.compile(rf"(?:[-A-Za-z0-9{_LATIN}]++\.)++")
 _GOES_ON = re.compile(r"[0-9A-Za-z@+-]")
 _LETTERS = re.compile(r"[A-Za-z]++(?![0-9@+-])")
 _PUNYCODE = re.compile(r"[Xx][Nn]--[-0-9A-Za-z]++")
+_DOT_AND_LETTER = re.compile(r"\.[A-Za-z]")
 _FULL_STOPS = re.compile(r"[.\u3002\uFF0E\uFF61]")
 
 # UTS #51, "EBNF and Regex", for what can look like an emoji, less what no emoji has: more than four elements joined,
@@ -123,6 +124,8 @@ def weighted_length(text: str, enough: float = inf) -> int:
     A text over `enough` is not read to its end, since each link costs some 40 microseconds: the result is then a lower
     bound greater than `enough`.
     """
+    if len(text) <= enough and _is_plain(text):
+        return len(text)
     text = compose(text)
     total = at = 0
     for found in _links(text):
@@ -151,7 +154,12 @@ def least_length(text: str) -> int:
 
 def has_link(text: str) -> bool:
     """Return whether X may find a link in `text`."""
-    return any(isinstance(found, _Link) for found in _links(compose(text)))
+    return not _is_plain(text) and any(isinstance(found, _Link) for found in _links(compose(text)))
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether every code point of `text` counts 1: it is ASCII, and no dot is followed by a top-level domain."""
+    return text.isascii() and not _DOT_AND_LETTER.search(text)
 
 
 def _weight(plain: str) -> int:

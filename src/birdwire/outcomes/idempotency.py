@@ -12,10 +12,8 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from ulid import ULID
-
 from birdwire.api.errors import GatewayError, render
-from birdwire.api.messages import Answer
+from birdwire.api.messages import Answer, new_request_id
 from birdwire.keys.secrets import KEY_PATTERN
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
@@ -67,7 +65,7 @@ def name_of(call: Call) -> str | None:
 
 def new_name() -> str:
     """Return a name for a call that has none, so that its outcome can be asked for."""
-    return f"idem_{ULID()}"
+    return f"idem_{new_request_id().removeprefix('req_')}"
 
 
 def fingerprint(operation: str, fields: Mapping[str, Any], files: Iterable[Part]) -> bytes:

@@ -305,6 +305,19 @@ def test_the_longest_emoji_reaches_the_lower_bound() -> None:
     assert least_length(text) == weighted_length(text) == 20
 
 
+@pytest.mark.parametrize("place", ["{}b", "a{}b", "a{}"])
+def test_a_text_has_no_control_characters_except_tabs_and_line_breaks(place: str) -> None:
+    """Those of ASCII: X refuses them. The rest of Unicode is left to X."""
+    refused = []
+    for code in [*range(0x300), 0x2028, 0xD800, 0xFFFF, 0x10FFFF]:
+        try:
+            PostTwitter.model_validate({"text": place.format(chr(code))}, strict=False)
+        except ValidationError as error:
+            refused.append((code, error.errors()[0]["type"]))
+    wanted = [code for code in (*range(0x20), 0x7F) if code not in (0x09, 0x0A, 0x0D)]
+    assert [code for code, kind in refused if kind == "control_character"] == wanted
+
+
 @pytest.mark.parametrize("char", ["a", "日", "\u0301", "\u0f73", "\u0344"])
 def test_a_text_that_is_too_long_by_far_is_refused_before_it_is_composed(char: str) -> None:
     """The refusal gives the lower bound as such."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, Self
 
@@ -22,6 +23,8 @@ _AUDIENCE = '"following", "mentionedUsers", "subscribers" or "verified"'
 _ID = 'a string of 1 to 19 digits, such as "1346889436626259968"'
 _MAX_EXACT_EXCESS = 1_000
 """The weighted length over the limit up to which a text is measured exactly."""
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 _EXCLUSIVE = ("media", "poll", "quote_tweet_id", "card_uri")
 
@@ -107,7 +110,7 @@ class PostTwitter(Body):
     @field_validator("text")
     @classmethod
     def _plain(cls, text: str) -> str:
-        if any((mark < " " and mark not in "\n\r\t") or mark == "\x7f" for mark in text):
+        if _CONTROL_CHARACTER.search(text):
             raise PydanticCustomError("control_character", "control character")
         return text
 
@@ -123,7 +126,8 @@ class PostTwitter(Body):
         if self.text is not None and not self.text.strip() and not given:
             raise PydanticCustomError("text_empty", "empty", {})
         limit = (info.context or {}).get("text_limit") or LIMIT
-        if self.text is not None and (least := least_length(self.text)) > limit:
+        # The lower bound is never more than the number of code points.
+        if self.text is not None and len(self.text) > limit and (least := least_length(self.text)) > limit:
             raise _too_long(f"at least {least}", limit)
         enough = limit + _MAX_EXACT_EXCESS
         if self.text is not None and (length := weighted_length(self.text, enough)) > limit:

@@ -527,3 +527,27 @@ async def test_a_failed_append_leaves_no_caller_waiting() -> None:
     go_on.set()
     ends = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 5)
     assert [type(end) for end in ends] == [StorageDownError, StorageDownError]
+
+
+async def test_a_caller_that_writes_again_shares_the_next_transaction() -> None:
+    """Even if other rows waited when the transaction of its first one ended: a post writes several, one by one."""
+    batches: list[list[str]] = []
+
+    async def commit(take: Take, _: float) -> list[int]:
+        units = take()
+        batches.append([unit.values[0] for unit in units])
+        for _turn in range(3):
+            await asyncio.sleep(0)
+        return [1] * len(units)
+
+    appends = GroupCommit(create_engine("sqlite://").dialect, commit)
+
+    async def write(*names: str) -> None:
+        for name in names:
+            await appends.add(ADD, an_entry(name))
+
+    first = asyncio.create_task(write("req_1", "req_3"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.gather(first, write("req_2"))
+    assert batches == [["req_1"], ["req_2", "req_3"]]

@@ -124,6 +124,8 @@ class GroupCommit:
         try:
             while self._waiting:
                 await self._write()
+                # The callers whose units were written run first: a unit that one of them adds now is in the next.
+                await asyncio.sleep(0)
         finally:
             self._drainer = None
             # Reached with a queue only after a failure: no caller may wait forever.

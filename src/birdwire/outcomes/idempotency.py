@@ -75,10 +75,14 @@ def fingerprint(operation: str, fields: Mapping[str, Any], files: Iterable[Part]
     still be stored, took the last part of the path.
     """
     digest = hashlib.sha256(operation.rpartition("/")[2].encode())
-    digest.update(json.dumps(fields, sort_keys=True).encode())
+    digest.update(_encode_sorted(fields).encode())
     for part in files:
         digest.update(f"\n{part.name}\n{part.size}\n".encode() + part.digest)
     return digest.digest()
+
+
+# It is created once: `json.dumps` would create an encoder for each call.
+_encode_sorted = json.JSONEncoder(sort_keys=True).encode
 
 
 class Named(NamedTuple):

@@ -714,6 +714,29 @@ class TestEnds:
                 await call
             assert caught.value.sent is False
 
+    async def test_a_connection_made_while_the_pool_closes_carries_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or a call would wait on it after the timer of the deadlines has been cancelled."""
+        async with talk(Act(OK), Act(b"", "stall"), idle_s=0.0) as (peer, upstream):
+            assert (await upstream.send(ME, deadline_s=5)).status == 200
+            dial = vars(ConnectionPool)["_dial"]
+
+            async def closed_meanwhile(*given: Any) -> Any:
+                made = await dial(*given)
+                closing.append(asyncio.create_task(upstream.close()))
+                await asyncio.sleep(0)
+                return made
+
+            closing: list[asyncio.Task[None]] = []
+            monkeypatch.setattr(ConnectionPool, "_dial", closed_meanwhile)
+            async with asyncio.timeout(5):
+                with pytest.raises(SendFailed) as caught:
+                    await upstream.send(ME, deadline_s=50)
+            await closing[0]
+            assert (caught.value.cause, caught.value.sent) == ("unreachable", False)
+            assert len(peer.requests) == 1
+
 
 class TestUnsent:
     """Nothing left us."""

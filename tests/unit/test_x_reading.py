@@ -7,24 +7,19 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birdwire.api.errors import GatewayError
-from birdwire.runtime.clock import Clock
-from birdwire.runtime.metrics import Metrics
 from birdwire.x.catalog.operations import OPERATIONS, Liked, Operation, Posted
 from birdwire.x.catalog.timeline import TimelinePage
-from birdwire.x.client.api import Account, X, bearer
+from birdwire.x.client.api import Account
 from birdwire.x.client.pool import Reply
 from birdwire.x.client.replies import Unauthorized, read
-from birdwire.x.client.requests import Reading, XRequest
-
-if TYPE_CHECKING:
-    from birdwire.x.client.pool import ConnectionPool
+from birdwire.x.client.requests import Reading
 
 NOW = datetime(2026, 9, 18, 12, tzinfo=UTC)
 EPOCH = int(NOW.timestamp())
@@ -399,33 +394,3 @@ def test_any_bytes_under_any_status_are_data_or_a_refusal(status: int, body: byt
 def test_errors_of_any_type_are_read_leniently(errors: object) -> None:
     """X breaks its own specification."""
     assert reason(reply(403, {**bare(403), "errors": errors})) == "x_refused"
-
-
-class _SetClock(Clock):
-    """The real time, plus what somebody set the time of day ahead."""
-
-    ahead = timedelta()
-
-    def now(self) -> datetime:
-        """As Clock.now."""
-        return super().now() + self.ahead
-
-
-async def test_xs_clock_is_compared_with_this_one_as_it_is_now() -> None:
-    """If this clock is set after a reply, that is known of X's clock at once."""
-
-    class Answering:
-        async def send(self, *_: Any, **__: Any) -> Reply:
-            return Reply(
-                200, {"date": format_datetime(clock.now() + timedelta(minutes=5), usegmt=True).encode()}, b"{}"
-            )
-
-    clock = _SetClock()
-    x = X(cast("ConnectionPool", Answering()), clock, Metrics())
-    assert x.skew() is None
-    await x.send(bearer("token"), XRequest("GET", "/2/users/me"), 5.0)
-    for ahead_s in (0, 3600, -7200):
-        clock.ahead = timedelta(seconds=ahead_s)
-        skew = x.skew()
-        assert skew is not None
-        assert abs(skew - timedelta(minutes=5) + clock.ahead) < timedelta(seconds=2)

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 class DiskThread:
     """Runs one function after another in a thread of its own, which starts with the first of them.
 
-    An executor does the same by several times as much Python code, on the way of every commit.
+    An executor does the same with several times as much Python code for every commit.
     """
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ It never repeats a request and never renews a token. What a reply means is in `r
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ class X:
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
-        # The Date of X's last reply, and when it came, by the monotonic clock.
+        # The Date of X's last reply, and when it came, in UNIX seconds.
         self._last_date: tuple[bytes, float] | None = None
 
     def skew(self) -> timedelta | None:
@@ -62,9 +62,8 @@ class X:
         if self._last_date is None:
             return None
         date, received_at = self._last_date
-        age = timedelta(seconds=self._clock.monotonic() - received_at)
         try:
-            return parsedate_to_datetime(date.decode("latin-1")) - (self._clock.now() - age)
+            return parsedate_to_datetime(date.decode("latin-1")) - datetime.fromtimestamp(received_at, UTC)
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -94,9 +93,8 @@ class X:
             self._count(request, error.cause, self._clock.monotonic() - started_at)
             raise GatewayError(SEND_REASONS[error.cause], outcome="unknown" if error.sent else "not_sent") from None
         outcome = str(reply.status) if reply.status in _COUNTED_ALONE else f"{reply.status // 100}xx"
-        ended_at = self._clock.monotonic()
-        self._count(request, outcome, ended_at - started_at)
-        self._last_date = reply.headers.get("date", b""), ended_at
+        self._count(request, outcome, self._clock.monotonic() - started_at)
+        self._last_date = reply.headers.get("date", b""), self._clock.unix_s()
         return reply
 
     def _count(self, request: XRequest, outcome: str, took_s: float) -> None:

@@ -216,14 +216,14 @@ class Connection(asyncio.Protocol):
         """Count a header field, and keep it if it is read. Trailers, which follow the head, are dropped."""
         self._fields += 1
         key = _BY_NAME.get(name.lower())
-        if key is None or self._status:
+        if key is None or self._status or self._fields > MAX_FIELDS:
             return
         value = value.strip(b" \t")
         self._headers[key] = b"%b, %b" % (self._headers[key], value) if key in self._headers else value
 
     def on_headers_complete(self) -> None:
         """Choose the framing of the body by RFC 9112 §6.3, now that the head is complete."""
-        # Until here, the bound of the head's bytes is one of its fields too.
+        # Until the head is complete, the bound of its bytes also bounds its fields.
         if self._fields > MAX_FIELDS:
             self._refuse("too many header fields")
         status = self._parser.get_status_code()
@@ -293,8 +293,8 @@ class Connection(asyncio.Protocol):
         unsent = self._transport.get_write_buffer_size() or self._tcp.get_write_buffer_size()
         self._clean = keep and not unsent
         self._waiter.set_result(Reply(self._status, self._headers, bytes(self._body)))
-        # An idle connection holds no reply.
-        self._waiter = None
+        # An idle connection holds no reply: it may have brought tokens.
+        self._waiter, self._headers, self._body = None, {}, bytearray()
 
     def _refuse(self, detail: str) -> NoReturn:
         self._fail("malformed", detail)

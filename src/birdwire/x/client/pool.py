@@ -48,11 +48,11 @@ _WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})
 __all__ = ["ConnectionPool", "Fields", "PoolLimits", "Reply", "Request", "SendFailed", "Stats", "fields"]
 
 Fields = NewType("Fields", str)
-"""Header fields as they are sent. Only `fields` makes them."""
+"""Header fields as they are sent: what `fields` returns, or several of those joined."""
 
 
 def fields(*pairs: tuple[str, str]) -> Fields:
-    """Return names and values as header fields. Checking them takes long: keep the result for as long as it is true.
+    """Return names and values as header fields. Checking them takes long: keep the result for as long as it is valid.
 
     Raises:
         ValueError: a field could break the framing of its request. Its value is not repeated.
@@ -277,7 +277,8 @@ class ConnectionPool:
                 cause = "tls"
                 async with self._within(min(loop.time() + self._limits.tls_s, ends_at)):
                     connection = await self._secure(loop, transport, self._tls)
-            if connection.closing():
+            # `close` may have run since the connection was made, and takes care of those alone that it knew.
+            if self._closed or connection.closing():
                 raise ConnectionError("closed immediately after it was opened")
         except BaseException as error:
             if transport is not None:

@@ -42,7 +42,7 @@ def read(reply: Reply, reading: Reading, now: Callable[[], datetime]) -> dict[st
         Unauthorized: X answered 401.
         GatewayError: any other refusal, or an unreadable reply, with X's own words under `upstream`.
     """
-    # Parsing and validating the reply that most likes, for example, get takes longer than sending its request.
+    # Parsing and validating the usual reply takes longer than sending the request.
     if reading.usual and reply.body == reading.usual and 200 <= reply.status < 300:
         return dict(reading.expect)
     value = _decode_object(reply.body)

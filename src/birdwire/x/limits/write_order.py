@@ -116,6 +116,7 @@ class WriteOrder:
         if ticket is None:
             return
         if len(self._queues[ticket.subject]) == 1:
-            del self._queues[ticket.subject]
+            # Emptied, so that no cycle of queue and ticket is left to the garbage collector.
+            self._queues.pop(ticket.subject).clear()
         else:
             ticket.leave()

@@ -21,13 +21,13 @@ from birdwire.store.database import Database, StorageDownError, StoreError
 from birdwire.store.engines import postgres as postgres_store
 from birdwire.store.engines.postgres import CONNECTIONS, PostgreSQL
 from birdwire.store.schema import RowRefusedError
-from birdwire.store.tables import api_keys, journal
+from birdwire.store.tables import api_keys, idempotency, journal
 from harness import first_schema
 from harness.engines import PASSWORD
 from harness.gateway import RunningGateway, bound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
     from harness.engines import Postgres
@@ -262,6 +262,37 @@ async def test_appends_that_meet_a_deadlock_are_written_again(database: Database
     async with database.read() as connection:
         rows = (await connection.execute(text("SELECT operation FROM journal"))).scalars().all()
     assert rows == ["appended", "appended"]
+
+
+async def test_names_that_two_processes_store_in_opposite_orders_meet_no_deadlock(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadlock ends after a second, in which neither process writes: a caller must not be able to bring one about."""
+    met: list[str] = []
+    transaction = vars(PostgreSQL)["_transaction"]
+
+    async def watched(self: PostgreSQL, connection: Any, work: Any) -> None:
+        try:
+            await transaction(self, connection, work)
+        except asyncpg.DeadlockDetectedError:
+            met.append("deadlock")
+            raise
+
+    monkeypatch.setattr(PostgreSQL, "_transaction", watched)
+    other = Database(database_url)
+    named = {"key_id": "key_1", "asked": b"a", "repeatable": False, "owner": "one", "created_at": datetime.now(UTC)}
+    named["state"] = idempotency.NameState.STARTED
+
+    async def store(one: Database, names: Iterable[str], request_id: str) -> list[bool]:
+        rows = [named | {"name": name, "request_id": request_id} for name in names]
+        return await asyncio.gather(*(one.append(idempotency.ADD, row) for row in rows))
+
+    for number in range(40):
+        names = [f"{number}-{place}" for place in range(8)]
+        first, second = await asyncio.gather(store(database, names, "req_1"), store(other, reversed(names), "req_2"))
+        assert [one != two for one, two in zip(first, reversed(second), strict=True)] == [True] * 8
+    await other.close()
+    assert met == []
 
 
 @pytest.mark.trust("F12")

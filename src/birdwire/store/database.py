@@ -71,8 +71,8 @@ class Database:
         """Write one row; it is on the disk when this returns. Concurrent callers share a transaction (group commit).
 
         The statement is a constant, built once; `row` gives its parameters. A column that a row to insert does not name
-        gets its default. Rows are written in the order of the calls. A row that the database refuses fails alone.
-        Returns whether a row was changed.
+        gets its default. Rows are written in the order of the calls; one that may exist already can come after the
+        others. A row that the database refuses fails alone. Returns whether a row was changed.
 
         Raises:
             StorageDownError: the row was not written; for an unreachable database, see `write`.

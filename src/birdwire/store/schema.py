@@ -127,15 +127,21 @@ def insert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgre
     return postgresql_insert(table)
 
 
+UNLESS_EXISTS = " ON CONFLICT DO NOTHING"
+
+
 class InsertNew(Insert):
-    """An insert that changes nothing if its row exists: a constant for both engines, as `Database.append` needs it."""
+    """An insert that changes nothing if its row exists: a constant for both engines, as `Database.append` needs it.
+
+    The first two columns of its table are the primary key.
+    """
 
     inherit_cache = True
 
 
 @compiles(InsertNew)
 def _insert_new(statement: InsertNew, compiler: Any, **options: Any) -> str:
-    return f"{compiler.visit_insert(statement, **options)} ON CONFLICT DO NOTHING"
+    return f"{compiler.visit_insert(statement, **options)}{UNLESS_EXISTS}"
 
 
 def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from birdwire.store.engines.change_feed import NOTIFY
 from birdwire.store.engines.group_commit import REFUSED
 from birdwire.store.engines.pg_notifications import PgNotifications
-from birdwire.store.schema import START_LOCK, StorageDownError, json_text, migrate
+from birdwire.store.schema import START_LOCK, UNLESS_EXISTS, StorageDownError, json_text, migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -152,12 +152,14 @@ class PostgreSQL:
 
     async def _append(self, connection: Any, units: Sequence[Unit]) -> list[int]:
         changed: list[int] = []
+        ordered = sorted(units, key=_lock_order)
         try:
-            await self._transaction(connection, _execute_batch(connection, units, changed))
+            await self._transaction(connection, _execute_batch(connection, ordered, changed))
         except _REFUSALS:
             changed.clear()
-            await self._transaction(connection, _execute_with_savepoints(connection, units, changed))
-        return changed
+            await self._transaction(connection, _execute_with_savepoints(connection, ordered, changed))
+        rows = dict(zip(map(id, ordered), changed, strict=True))
+        return [rows[id(unit)] for unit in units]
 
     async def _transaction(self, connection: Any, work: Coroutine[Any, Any, str | None]) -> None:
         """Run `work`, which returns the transaction's id, in a driver's transaction, and commit it."""
@@ -269,6 +271,14 @@ def _reject_closed(connection: Any, *_: object) -> None:
     """Make the pool replace a connection that the driver knows to be closed, as after an outage."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _lock_order(unit: Unit) -> tuple[Any, ...]:
+    """Return the key of a row that another process may insert at the same time, which then waits for this transaction.
+
+    If all processes insert such rows in the order of their keys, after all others, no two of them wait for each other.
+    """
+    return tuple(unit.values[:2]) if unit.sql.endswith(UNLESS_EXISTS) else ()
 
 
 async def _execute_batch(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:

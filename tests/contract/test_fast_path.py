@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import socket
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from birdwire.api.messages import Answer
+from birdwire.api.messages import Answer, Call
 from birdwire.edge import asgi
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
@@ -26,7 +27,6 @@ from harness.http_corpus import answers, check_shape, coded, get, head
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from birdwire.api.messages import Call
     from harness.http_corpus import RawResponse
 
 SOON_S = 0.2
@@ -458,3 +458,46 @@ async def test_an_upgrade_is_ignored_and_its_body_read() -> None:
         got = answers(await served.talk(post(b"/echo", b"{}", *fields) + LAST))
     assert bodies(got) == ["{}", "last"]
     assert json.loads(got[0].body)["test"] == ["1", "2"]
+
+
+async def test_nothing_of_a_call_outlives_its_answer() -> None:
+    """No cycle of references keeps its key and its body until a garbage collection, which is rare."""
+    async with Handlers().serving() as served:
+        gc.collect()
+        gc.disable()
+        try:
+            for path in (b"/echo", b"/app", b"/gone", b"/eager"):
+                await served.talk(post(path, b"{}", b"Authorization: Bearer one") * 3 + LAST)
+            while served.server.server_state.tasks:  # noqa: ASYNC110 - until the last task is forgotten
+                await asyncio.sleep(0)
+            assert [one for one in gc.get_objects() if isinstance(one, Call)] == []
+        finally:
+            gc.enable()
+
+
+async def test_a_connection_keeps_no_headers_of_an_earlier_caller() -> None:
+    """A proxy sends the requests of many callers on one connection."""
+    async with Handlers().serving() as served:
+        reader, writer = await served.open()
+        for path in (b"/app", b"/echo"):
+            writer.write(post(path, b"1", b"X-Test: of %b" % path))
+            await reader.readuntil(b"}")
+        (edge,) = edges(served)
+        assert "of /echo" in repr(vars(edge))
+        assert "of /app" not in repr(vars(edge))
+        await hang_up(writer)
+
+
+async def test_a_refused_body_is_not_asked_for() -> None:
+    """The edge refuses it before its handler runs: one answer, one line, and no interim response after the end."""
+    async with Handlers().serving() as served:
+        reader, writer = await served.open()
+        chunked = (b"Transfer-Encoding: chunked", b"Expect: 100-continue")
+        writer.write(head(*chunked, start=b"POST /streamed HTTP/1.1") + coded(b"x" * 20_000))
+        got = answers(await reader.read())
+        assert [one.status for one in got] == [413]
+        while served.server.server_state.tasks:  # noqa: ASYNC110 - until the handler ends
+            await asyncio.sleep(0)
+        assert lines(served) == [("/streamed", 413)]
+        assert "crash" not in served.log.getvalue()
+        await hang_up(writer)

@@ -83,7 +83,7 @@ class Front:
             headers=headers_in(scope["headers"]),
             peer=request.client.host if request.client else "",
         )
-        call.stream = partial(self._stream, request, call)
+        call.stream = partial(self._stream, request, call.header_values("content-type"))
         raw_path: bytes = scope.get("raw_path") or call.path.encode()
         with Exchange(call, self._telemetry) as exchange:
             exchange.answer = await self._answer(raw_path, call)
@@ -107,9 +107,9 @@ class Front:
             raise error
         return await handle(call)
 
-    async def _stream(self, request: Request, call: Call) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request, types: Sequence[str]) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, within its deadline, which holds even under a server without the edge."""
-        deadline_s = self._files_s if is_multipart(call.header_values("content-type")) else self._deadline_s
+        deadline_s = self._files_s if is_multipart(types) else self._deadline_s
         ends_at = asyncio.get_running_loop().time() + deadline_s
         async for chunk in within(request.stream(), lambda: ends_at):
             yield chunk

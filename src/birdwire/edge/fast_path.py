@@ -62,16 +62,20 @@ class FastPathProtocol(EdgeProtocol):
         if handle is None:
             super()._begin(method, path, query, client)
             return
+        # What uvicorn keeps of an earlier request may be another caller's.
+        self.headers, self.scope = [], {}  # type: ignore[typeddict-item]
         call = Call("POST", path, query, self._fields, peer=client[0] if client else "")
         self.cycle = cycle = DirectCycle(call, handle, self)
-        call.stream = partial(_body, cycle)
         if self._running is None:
             self._start_asgi_task(cycle, self.app)
         else:
             self.pipeline.appendleft((cycle, self.app))
 
     async def _answer_directly(self, cycle: DirectCycle) -> None:
+        # The call refers to its cycle: were it to refer back, both would outlive the answer until a collection.
         call = cycle.call
+        del cycle.call
+        call.stream = partial(_body, cycle)
         if not (cycle.more_body or cycle.waiting_for_100_continue):
             call.whole = bytes(cycle.body)
         with Exchange(call, self._telemetry) as exchange:

@@ -439,7 +439,7 @@ class EdgeProtocol(HttpToolsProtocol):
         elif in_body:
             answered = cycle.response_started
             if not answered:
-                cycle.disconnected, self._running = True, None
+                cycle.disconnected, cycle.waiting_for_100_continue, self._running = True, False, None
                 cycle.message_event.set()
         self._final_refusal, self._read_deadline = b"" if answered else self._refusal_bytes(error), inf
         if self._running is None:

@@ -85,7 +85,7 @@ def body_length(lengths: Sequence[str], codings: Sequence[str], version: str) ->
 
 def is_multipart(types: Sequence[str]) -> bool:
     """Return whether Content-Type is multipart/form-data, which may hold files (RFC 7578)."""
-    return len(types) == 1 and types[0].partition(";")[0].strip().lower() == "multipart/form-data"
+    return len(types) == 1 and types[0].partition(";")[0].strip(" \t").lower() == "multipart/form-data"
 
 
 def encoded(fields: Mapping[str, Sequence[str]]) -> list[tuple[bytes, bytes]]:

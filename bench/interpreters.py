@@ -1,6 +1,6 @@
 """Which Python the benchmark measures: the distribution's if it is 3.11 or later, else that of the virtual environment.
 
-Builds of Python differ by a fifth in speed, and an operator is advised to use the faster one. All Python contenders run
+Builds of Python differ in speed, and an operator is advised to use the faster one. All Python contenders run
 on the same interpreter. As a program, `python -m bench.interpreters` prints a hint if the distribution's Python is
 faster than the one that runs it; it needs the standard library only, and never fails.
 """

@@ -181,7 +181,7 @@ class Idempotency:
             if await store.add(connection, started):
                 return None
             row = await store.find(connection, call.key_id, call.name)
-            # On PostgreSQL, it may do so at any time.
+            # On PostgreSQL, it may still release it here.
             if row is None:
                 raise _in_flight()
             if row.created_at < now - KEPT_FOR:

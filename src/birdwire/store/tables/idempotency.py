@@ -93,10 +93,10 @@ _MINE = (
 SETTLE = (
     update(idempotency).where(*_MINE).values({name: bindparam(f"new_{name}") for name in ("state", "status", "body")})
 )
-"""Store how a call ended, if it still holds the name. Its parameters are those of `held` and new_COLUMN."""
+"""Store how a call ended, if it still holds the name. Its parameters are those that `held` returns, and new_COLUMN."""
 
 RELEASE = delete(idempotency).where(*_MINE)
-"""Delete a call, if it still holds the name. Its parameters are those of `held`."""
+"""Delete a call, if it still holds the name. `held` returns its parameters."""
 
 
 def held(key_id: str, name: str, request_id: str) -> dict[str, object]:

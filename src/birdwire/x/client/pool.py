@@ -277,7 +277,7 @@ class ConnectionPool:
                 cause = "tls"
                 async with self._within(min(loop.time() + self._limits.tls_s, ends_at)):
                     connection = await self._secure(loop, transport, self._tls)
-            # `close` may have run since the connection was made, and takes care of those alone that it knew.
+            # The pool may have been closed meanwhile: `close` ends only the connections that it knows.
             if self._closed or connection.closing():
                 raise ConnectionError("closed immediately after it was opened")
         except BaseException as error:

@@ -72,7 +72,7 @@ class FastPathProtocol(EdgeProtocol):
             self.pipeline.appendleft((cycle, self.app))
 
     async def _answer_directly(self, cycle: DirectCycle) -> None:
-        # The call refers to its cycle. If the cycle kept the call, both would stay in memory until a garbage collection.
+        # The call refers to its cycle. If the cycle kept the call, both would live until a garbage collection.
         call = cycle.call
         del cycle.call
         call.stream = partial(_body, cycle)

@@ -11,6 +11,8 @@ from birdwire.api.messages import Answer, Call, Headers
 from birdwire.api.paths import API
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from birdwire.api.reason_type import Reason
 
 Whose = Literal["caller", "account_owner", "operator", "x_rule", "x_billing", "x_outage", "birdwire"]
@@ -117,6 +119,14 @@ PROBLEMS: dict[str, Problem] = {
     "x_credits_depleted": Problem(403, _FORBIDDEN, "x_billing", "The X developer account behind this gateway has no API credits left.", "Ask the operator to add credits in X's developer console."),
     "reply_not_allowed": Problem(403, _FORBIDDEN, "x_rule", "X lets self-serve apps reply to a post only if its author mentioned or quoted this account.", "Reply only to authors who mentioned or quoted this account, or ask the operator to get X Enterprise access."),
     "x_refused": Problem(403, _FORBIDDEN, "x_rule", "X refused this action for this account: {message}", "{edits}Check the account and the post on x.com. If every account gets this error, ask the operator to check the X app's package and credits."),
+    # 403: guardrails
+    "policy_denied": Problem(403, _FORBIDDEN, "operator", "A policy of this gateway does not allow this call: {detail}.", "Change the call, or ask the operator to change the policy (`birdwire policy show {scope}`)."),
+    "owner_denied": Problem(403, _FORBIDDEN, "account_owner", "A rule of the account's owner does not allow this call: {detail}.", "Change the call, or ask the account's owner to change the rule."),
+    "price_unknown": Problem(403, _FORBIDDEN, "operator", "A budget applies to this call, but X's price list has no price for it.", "Ask the operator to set what an unpriced call reserves (`birdwire policy set {scope} budget.unpriced=SUM`)."),
+    "policy_unreadable": Problem(403, _FORBIDDEN, "operator", "The policy of {scope} cannot be read, so Birdwire refuses every write to which it applies.", "Ask the operator to run `birdwire check`, then to set the policy again or to upgrade Birdwire."),
+    "paused": Problem(403, _FORBIDDEN, "operator", "The operator has paused {scope} since {since}: {why}.", "Wait until the operator resumes it (`birdwire resume {scope}`)."),
+    "paused_by_owner": Problem(403, _FORBIDDEN, "account_owner", "The account's owner has paused it since {since}: {why}.", "Wait until the account's owner resumes it."),
+    "approval_unavailable": Problem(403, _FORBIDDEN, "operator", "A policy requires a person's approval for this call, and this version of Birdwire cannot ask for one: {detail}.", "Change the call so that it needs no approval, or ask the operator to change the policy (`birdwire policy show {scope}`)."),
     # 404
     "tweet_not_found": Problem(404, "resource-not-found", "caller", "The post does not exist, was deleted, or is not visible to the linked account.", "Check {target}."),
     "user_not_found": Problem(404, "resource-not-found", "caller", "The user does not exist or is not visible to the linked account.", "Check the user's ID or name; the posts of a protected account are visible only to its approved followers."),
@@ -134,6 +144,7 @@ PROBLEMS: dict[str, Problem] = {
     "account_mismatch": Problem(409, _CONFLICT, "account_owner", "The X account is @{username}, but this key expects {expected}. Nothing was changed.", "Sign in to X as {expected}, then approve the link. To link a different account, unlink the current one first, or send the new account's name as expected_username. If the operator pinned the key to {expected}, only the operator can change that."),
     "idempotency_in_flight": Problem(409, _CONFLICT, "caller", "The first call with this Idempotency-Key is still running.", "Retry after the delay in Retry-After to get the first call's response.", retryable=True),
     "idempotency_key_reused": Problem(409, _CONFLICT, "caller", "This Idempotency-Key was already used for a different call.", "Use a new Idempotency-Key for each new call."),
+    "duplicate_text": Problem(409, _CONFLICT, "caller", "A policy of this gateway does not allow the same text again: {detail}.", "Change the text, or wait until the earlier post is old enough."),
     "duplicate_post": Problem(409, _CONFLICT, "x_rule", "X refused the post because the account has already posted the same text.", "Change the text."),
     "edit_window_closed": Problem(409, _CONFLICT, "x_rule", "The post can no longer be edited: X allows edits for at most one hour after the first version.", "Post a correction as a reply, or delete the post and post it again."),
     "superseded": Problem(409, _CONFLICT, "caller", "A newer call requested the opposite action, so Birdwire did not retry this call after its first attempt failed.", "Send this call again only if you want it instead of the newer one."),
@@ -143,6 +154,9 @@ PROBLEMS: dict[str, Problem] = {
     "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer concurrent calls, retry after the delay in Retry-After, or ask the operator to raise the limit.", retryable=True),
     "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Birdwire received too many invalid API keys, `state` values or undo tokens from your IP address.", "Check the API key, `state` or undo token, then retry after the delay in Retry-After.", retryable=True),
     "daily_cap": Problem(429, "quota_exceeded", "operator", "This key has used up its {limit} writes for today (UTC).", "Wait until midnight UTC, or ask the operator to raise the key's cap.", retryable=True),
+    "quiet_hours": Problem(429, "quota_exceeded", "operator", "A policy of this gateway sets quiet hours: {detail}.", "Retry after the delay in Retry-After.", retryable=True),
+    "cap_reached": Problem(429, "quota_exceeded", "operator", "A policy of this gateway limits how often this may happen: {detail}.", "Retry after the delay in Retry-After, or ask the operator to change the policy (`birdwire policy show {scope}`).", retryable=True),
+    "budget_exhausted": Problem(429, "quota_exceeded", "operator", "The budget for X does not cover this call: {detail}.", "Retry after the delay in Retry-After, or ask the operator to raise the budget (`birdwire policy show {scope}`).", retryable=True),
     "x_window_15m": Problem(429, "upstream_rate_limit", "x_rule", "The linked account has reached X's 15-minute limit for this action.", "Try again {reset}.", retryable=True),
     "x_window_24h": Problem(429, "upstream_rate_limit", "x_rule", "The linked account has reached X's 24-hour limit for this action.", "Try again {reset}.", retryable=True),
     "x_usage_capped": Problem(429, "quota_exceeded", "x_billing", "The X app has reached its {period} usage cap.", "Ask the operator to raise the cap in X's developer console, or wait for the next billing cycle."),
@@ -199,7 +213,10 @@ for _field in FIELDS:
 RETRY_AFTER_S = {
     "auth_failures": 60,
     "concurrency_exceeded": 1,
+    "budget_exhausted": 3_600,
+    "cap_reached": 60,
     "daily_cap": 3_600,
+    "quiet_hours": 60,
     "draining": 1,
     "overloaded": 1,
     "storage_unavailable": 5,
@@ -221,7 +238,7 @@ class GatewayError(Exception):
 
     `upstream` is X's own error (status, type, title, detail); `retry_after_s` is in whole seconds. `outcome` is the
     outcome of a write: not_sent (no byte left for X, as with every refusal of the gateway's own), refused (X refused
-    this very call) or unknown (X may have applied it).
+    this very call) or unknown (X may have applied it). `findings` are all findings of the policies that refused the call.
     """
 
     def __init__(
@@ -232,6 +249,7 @@ class GatewayError(Exception):
         upstream: dict[str, object] | None = None,
         outcome: Outcome = "not_sent",
         headers: Headers = (),
+        findings: Sequence[Mapping[str, object]] = (),
         **values: Any,
     ) -> None:
         super().__init__(reason)
@@ -241,6 +259,7 @@ class GatewayError(Exception):
         self.upstream = upstream
         self.outcome: Outcome = outcome
         self.headers = headers
+        self.findings = findings
         self.values = values
 
 
@@ -296,6 +315,8 @@ def render(error: GatewayError, request_id: str) -> Answer:
     }
     if error.upstream is not None:
         body["upstream"] = error.upstream
+    if error.findings:
+        body["findings"] = error.findings
     headers = list(error.headers)
     if problem.status == 401:
         headers.append(("www-authenticate", "Bearer"))

@@ -39,6 +39,7 @@ class ExitCode(IntEnum):
     LIMIT = 5
     UPSTREAM = 6
     UNKNOWN = 7
+    AWAITING = 8
 
 
 class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason

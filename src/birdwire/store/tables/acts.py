@@ -33,6 +33,10 @@ Act = Literal[
     "link.unlinked",
     "link.expired",
     "link.needs_relink",
+    "policy.set",
+    "policy.unset",
+    "paused",
+    "resumed",
     "vault.key_added",
     "vault.rotated",
     "database.moved",
@@ -54,7 +58,7 @@ UNNAMED_OWNER = "account_owner"
 """Stands for an account's owner where X has not named the account."""
 
 DATABASE = "database"
-"""The subject of an act on the whole database. Other subjects are the ids of API keys and of vault keys."""
+"""The subject of an act on the whole database. Other subjects are the ids of API keys, of vault keys, and scopes."""
 
 MAX_WHO, MAX_VALUE = 100, 1_000
 """Characters of `who`, and of one changed field as JSON."""

@@ -89,4 +89,4 @@ class _Reads:
         usd = self._spending.prices.of_reads(self._came)
         if self._reserved:
             await self._spending.correct(self._judged, self._request_id, usd, self._came.total())
-        return self._judged.header(usd)
+        return self._judged.header(usd=usd)

@@ -18,7 +18,6 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.guards import MISSING
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.spending import judges
 from birdwire.gateway.sender import Write
@@ -127,11 +126,12 @@ class Writes:
                     await waiting
         except Exception as error:
             refusal = self._refusal_of(write, error)
+            times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
             if refusal is None:
-                if write.judged is not None:
-                    context.headers += write.judged.header(0)
                 raise
-            raise await self._failed(write, refusal) from None
+            recorded = await write.record.failed(refusal, times)
+            # The reason of a write that is safe to repeat says so.
+            raise (refusal if operation.repeatable else recorded) from None
         else:
             if write.judged is None:
                 await write.record.confirmed(operation.status, write.data)
@@ -164,24 +164,20 @@ class Writes:
         return refusals
 
     async def _confirmed(self, write: Write, judged: Judged) -> None:
-        """Record that X carried a guarded write out, and what it may have billed for it."""
-        price, again = judged.price, write.client.maybe_billed
-        await write.record.confirmed(write.operation.status, write.data, billed_extra=(price or 0) * again)
-        write.context.headers += judged.header(None if price is None else price * (1 + again))
+        """Record that X carried a guarded write out, and how often X may have billed it besides."""
+        again = write.client.maybe_billed
+        await write.record.confirmed(write.operation.status, write.data, billed_extra=again)
+        write.context.headers += judged.header(times=1 + again)
 
-    async def _failed(self, write: Write, refusal: GatewayError) -> GatewayError:
-        """Record that X did not carry a write out, or may have done; return the error for the caller."""
-        judged = write.judged
-        if judged is None:
-            return await write.record.failed(refusal)
-        again = write.client.maybe_billed if write.record.started else 0
-        price = judged.price
-        error = await write.record.failed(refusal, billed_extra=(price or 0) * again)
-        lost = error.outcome == "unknown"
-        if not lost:
-            await self._spending.give_back(judged, write.entry.request_id)
-        write.context.headers += judged.header(None if price is None else price * (again + lost))
-        return error
+    async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
+        """Give back what no row gives back, and return how often X may have billed the write."""
+        times = 0
+        if judged.begun:
+            times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")
+        else:
+            await self._spending.give_back(judged, write.context.call.request_id)
+        write.context.headers += judged.header(times=times)
+        return times
 
     def _refusal_of(self, write: Write, error: Exception) -> GatewayError | None:
         """Return the refusal to record for a failed step; None if the write has no record."""
@@ -236,13 +232,15 @@ class Writes:
 
     async def _judge(self, write: Write, guard: Guard) -> None:
         if judges(guard):
-            write.judged = await self._spending.judge(guard, self._proposal(write, write.session.user_id))
+            proposal = self._proposal(write, write.session.user_id)
+            write.judged = await self._spending.judge(guard, proposal, write.operation)
             await self._spending.check(write.judged)
 
     async def _look_policy(self, write: Write) -> None:
         guard = write.guard
         if guard is not None and judges(guard):
-            write.judged = await self._spending.judge(guard, self._proposal(write, guard.user_id))
+            proposal = self._proposal(write, guard.user_id)
+            write.judged = await self._spending.judge(guard, proposal, write.operation, looks=True)
             await self._spending.check_by_snapshot(write.judged)
 
     def _proposal(self, write: Write, user_id: str | None) -> Proposal:
@@ -275,7 +273,8 @@ class Writes:
     def _open_record(self, write: Write) -> None:
         """Open the journal's record, and the client whose requests the call's permit allows."""
         context, operation, body = write.context, write.operation, write.body
-        permit = self._admission.permit(context, operation.name, operation.scopes)
+        judge = partial(self._judge_again, write)
+        permit = self._admission.permit(context, operation.name, operation.scopes, write.guard, judge)
         write.client = self._clients.open(write.session, permit)
         write.entry = Entry(
             context.call.request_id,

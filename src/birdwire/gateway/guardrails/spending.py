@@ -19,7 +19,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.guards import MISSING
 from birdwire.gateway.guardrails.policy import Context, Decision
-from birdwire.gateway.guardrails.proposal import comparable_text, features_of, propose_lookup
+from birdwire.gateway.guardrails.proposal import comparable_text, propose_lookup
 from birdwire.outcomes.journal import ChargeRefused
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import journal as journal_rows
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.store.encryption.text_marks import TextMarks
+    from birdwire.x.catalog.operations import Operation
     from birdwire.x.catalog.prices import Prices, Resource
 
 COST_HEADER = "x-birdwire-cost-usd"
@@ -55,7 +56,8 @@ ALLOWED = Decision("allow")
 class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
-    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`: the
+    charges are made, and the end of the call settles them.
     """
 
     guard: Guard
@@ -65,20 +67,27 @@ class Judged:
     decision: Decision = ALLOWED
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
+    begun: bool = False
 
     @property
     def obeys(self) -> bool:
         """Whether a policy is obeyed for the call: one that only runs in shadow mode changes nothing."""
-        return bool(self.guard.unreadable) or any(map(is_obeyed, self.guard.policies))
+        return bool(self.guard.unreadable) or not all(policy.is_shadow for policy in self.guard.policies)
 
     @property
     def price(self) -> int | None:
         """What the call costs if X carries it out once: its price, or what a budget reserves for an unpriced call."""
-        return self.proposal.price if self.proposal.price is not None else store.usd_in(store.encode(self.charges)) or None
+        if self.proposal.price is not None:
+            return self.proposal.price
+        return store.usd_in(store.encode(self.charges)) or None
 
-    def header(self, usd: int | None) -> Headers:
-        """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price."""
-        return ((COST_HEADER, format_usd(usd)),) if self.obeys and usd is not None else ()
+    def header(self, *, times: int = 1, usd: int | None = None) -> Headers:
+        """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price.
+
+        It is the price so many `times`, or `usd` if the call has no fixed price.
+        """
+        cost = usd if usd is not None else None if self.price is None else self.price * times
+        return ((COST_HEADER, format_usd(cost)),) if self.obeys and cost is not None else ()
 
     def document(self) -> dict[str, Any]:
         """Return the decision as the journal records it."""
@@ -93,11 +102,6 @@ class Judged:
 def _name(policy: Policy) -> str:
     """Return the scope of a policy; an account may have two, of which the owner's is marked."""
     return policy.scope if policy.author == "operator" else f"{policy.scope}:{policy.author}"
-
-
-def is_obeyed(policy: Policy) -> bool:
-    """Return whether the findings of a policy are obeyed. Only a key's own policy can be in shadow mode."""
-    return policy.enforcement != "shadow"
 
 
 def format_usd(amount: int) -> str:
@@ -148,15 +152,20 @@ class Spending:
         """
         guard.check_pause(self._clock.now())
 
-    async def judge(self, guard: Guard, proposal: Proposal) -> Judged:
-        """Judge a call by the rules that do not count.
+    async def judge(
+        self, guard: Guard, proposal: Proposal, operation: Operation | None = None, *, looks: bool = False
+    ) -> Judged:
+        """Judge a call of an operation, or a lookup, by the rules that do not count; `check` refuses it.
+
+        `looks`: nothing may be changed, not even the key made under which texts are marked.
 
         Raises:
             StorageDownError: the database does not answer, and a rule needs it.
         """
         judged = Judged(guard, proposal)
         try:
-            await self._read_needs(judged)
+            if operation is not None:
+                await self._read_needs(judged, operation, looks=looks)
         except StorageDownError:
             # A policy that nothing obeys must not stop a call.
             if judged.obeys:
@@ -165,16 +174,15 @@ class Spending:
         judged.decision = rules.evaluate(guard.policies, proposal, context)
         return judged
 
-    async def _read_needs(self, judged: Judged) -> None:
-        """Read what the rules that do not count need to know."""
-        proposal = judged.proposal
-        needs = rules.needs(judged.guard.policies, proposal.operation)
+    async def _read_needs(self, judged: Judged, operation: Operation, *, looks: bool) -> None:
+        """Read what the rules ask about the account's posts."""
+        proposal, needs = judged.proposal, rules.needs(judged.guard.policies, operation)
         if "own_post" in needs and proposal.target is not None:
             async with self._database.read() as connection:
                 judged.own_post = await journal_rows.made_by(connection, judged.guard.key_id, proposal.target)
         text = comparable_text(proposal) if "text_mark" in needs else None
         if text is not None:
-            judged.mark = await self._marks.mark(text)
+            judged.mark = await (self._marks.known_mark(text) if looks else self._marks.mark(text))
 
     async def check(self, judged: Judged) -> None:
         """Check that a call may go on, by the rules that do not count.
@@ -199,8 +207,9 @@ class Spending:
     async def look(self, judged: Judged) -> None:
         """Judge a call again, by all rules."""
         guard, proposal, now = judged.guard, judged.proposal, self._clock.now()
-        counting = [one for some in rules.charges(guard.policies, proposal, now, judged.mark) for one in some]
-        places = {(one.scope, one.window) for one in counting if one.kind == "text"}
+        obeyed, shadow = rules.charges(guard.policies, proposal, now, judged.mark)
+        judged.charges = judged.charges or obeyed
+        places = {(one.scope, one.window) for one in (*obeyed, *shadow) if one.kind == "text"}
         async with self._database.read() as connection:
             usage = await store.amounts(connection, rules.snapshot_keys(guard.policies, proposal, now))
             marks = await store.marks_at(connection, places)
@@ -222,8 +231,8 @@ class Spending:
     async def charge(self, judged: Judged, entry: Entry) -> None:
         """Add to a write's entry what its policies found and charge. What runs in shadow mode is charged now."""
         await self._charge(judged, entry.request_id)
-        entry.charges, entry.decision = judged.charges, judged.document()
-        entry.features = features_of(judged.proposal)
+        entry.charges, entry.shadow_charges = judged.charges, judged.shadow
+        entry.decision = judged.document()
 
     async def begin(self, judged: Judged, begin: Callable[[], Awaitable[None]]) -> None:
         """Begin a call by a unit that charges it. If a charge does not pass, refuse the call with all findings.
@@ -237,6 +246,7 @@ class Spending:
             except ChargeRefused as refused:
                 charge = judged.charges[refused.index]
             else:
+                judged.begun = True
                 return
             await self.check_by_snapshot(judged)
         reason: Reason = _REASONS.get(charge.rule, "cap_reached")
@@ -276,13 +286,13 @@ class Spending:
         if guard is None or not guard.policies or not any(counts.values()):
             return
         usd, now = self.prices.of_reads(counts), self._clock.now()
-        charges = [one for some in rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None) for one in some]
-        free = [replace(charge, limit=None) for charge in charges]
+        charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)
+        free = [replace(charge, limit=None) for charges in charged for charge in charges]
         free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", sum(counts.values()), usd)
         await self._database.append_all(store.charging(free, f"{name} {key_id}"))
 
     async def give_back(self, judged: Judged, request_id: str) -> None:
-        """Give back what was counted in shadow mode for a write that X did not carry out, if the store answers."""
+        """Give back what was counted in shadow mode for a write without a row, if the store answers."""
         if judged.shadow:
             with contextlib.suppress(StorageDownError):
                 await self._database.append_all(store.giving_back(store.encode(judged.shadow), request_id))

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from birdwire.gateway.guardrails import policy as rules
-from birdwire.gateway.guardrails.spending import is_obeyed
 from birdwire.keys.rules import ACTIONS
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import usage as store
@@ -47,7 +46,7 @@ class GuardStatus:
         Raises:
             StorageDownError: the database does not answer.
         """
-        policies = [one for one in (guard.policies if guard else ()) if is_obeyed(one) and "budget" in one.rules]
+        policies = [one for one in (guard.policies if guard else ()) if not one.is_shadow and "budget" in one.rules]
         if not policies:
             return None
         now = self._clock.now()

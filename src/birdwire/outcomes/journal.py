@@ -30,7 +30,7 @@ from birdwire.store.tables import usage
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
     from birdwire.outcomes.process_leases import ProcessLeases
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from birdwire.store.encryption.vault import Vault
     from birdwire.store.tables.usage import Charge
 
-DELETE = "delete_twitter"
+DELETE = store.DELETION
+ATTEMPTS_KEPT = timedelta(days=7)
 FIRST_CHECK_AFTER = timedelta(seconds=2)
 MAX_WAITING = 10_000
 _PURGE_BATCH = 500
@@ -199,9 +200,7 @@ class Journal:
         else:
             row = _row(entry, outcome, now)
             row["settled_at"] = now
-            row |= values
-            if entry.operation == DELETE and (values.get("data") or {}).get("deleted"):
-                row["x_id"] = entry.target
+            row |= values | _deleted(entry, values)
             await self._add(row)
         # X calls a post a duplicate: that is evidence that it made a lost one.
         if values.get("reason") == "duplicate_post":
@@ -214,6 +213,7 @@ class Journal:
         if values.get("data"):
             values["data"] = data = dict(values["data"])
             values["x_id"] = data.get("id") or data.get("media_id")
+            values |= _deleted(entry, values)
             text = data.pop("text", None)
         elif outcome is State.UNKNOWN:
             text = entry.signature
@@ -310,12 +310,18 @@ class Journal:
             await self.flush()
 
     async def purge(self, keep: timedelta) -> None:
-        """Delete older rows in small transactions, so that no other write waits long."""
-        before = self._clock.now() - keep
+        """Delete older rows, attempts and usage in small transactions, so that no other write waits long."""
+        now = self._clock.now()
+        before = now - keep
+        await self._purge(store.purge, f"req_{ULID.from_datetime(before)}", before)
+        await self._purge(store.purge_attempts, now - min(keep, ATTEMPTS_KEPT))
+        await self._purge(usage.purge, now)
+
+    async def _purge(self, purge: Callable[..., Awaitable[int]], *before: object) -> None:
         deleted = _PURGE_BATCH
         while deleted == _PURGE_BATCH:
             async with self._database.write() as connection:
-                deleted = await store.purge(connection, f"req_{ULID.from_datetime(before)}", before, _PURGE_BATCH)
+                deleted = await purge(connection, *before, _PURGE_BATCH)
             await asyncio.sleep(0)
 
     async def find(self, request_id: str) -> JournalRow | None:
@@ -449,6 +455,12 @@ def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     if entry.decision is not None:
         row["decision"] = entry.decision
     return row
+
+
+def _deleted(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the id of the post that a write deleted, as a column, or nothing."""
+    deleted = entry.operation == DELETE and (values.get("data") or {}).get("deleted")
+    return {"x_id": entry.target} if deleted else {}
 
 
 def _with_change(

@@ -16,13 +16,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
+from birdwire.outcomes import settlement
 from birdwire.outcomes.journal import FIRST_CHECK_AFTER, why_lost
 from birdwire.outcomes.post_matching import LostPost, Signature, match
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as shared_now
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import reconciliations, usage
+from birdwire.store.tables import reconciliations
 from birdwire.store.tables.journal import JournalRow, State, Why
 from birdwire.x.catalog.timeline import TimelinePage, TimelinePost, request
 from birdwire.x.client.requests import Reading
@@ -311,9 +312,7 @@ class Reconciler:
         await self._change(row, values)
 
     async def _change(self, row: JournalRow, values: dict[str, Any]) -> None:
-        back = usage.giving_back(row.spent or (), row.request_id) if values.get("state") == State.NOT_FOUND else ()
-        if back:
-            values = values | {"spent": None}
+        values, back = settlement.judged(row, values)
         async with self._database.write() as connection:
             changed = await store.change(connection, row.request_id, values, while_in=State.UNKNOWN)
             for part in back if changed else ():

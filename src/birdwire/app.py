@@ -211,6 +211,7 @@ class _Accounts:
     clients: AccountClients
     callbacks: Callbacks[Linked]
     linking: Linking
+    guards: Guards
     spending: Spending
     status: GuardStatus
     endpoints: LinkEndpoints
@@ -344,13 +345,14 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    spending = Spending(database, Guards(database, links, cache), TextMarks(database, vault, clock), Prices.load(), clock)
-    status = GuardStatus(database, spending, clock)
+    guards, marks = Guards(database, links, cache), TextMarks(database, vault, clock)
+    spending = Spending(database, guards.of, marks, Prices.load(), clock)
+    status = GuardStatus(database, guards.of, clock)
     endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)
     breaker = CircuitBreaker(clock, telemetry)
     clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
     clients.watch(telemetry.metrics)
-    return _Accounts(links, sessions, clients, callbacks, linking, spending, status, endpoints)
+    return _Accounts(links, sessions, clients, callbacks, linking, guards, spending, status, endpoints)
 
 
 def _build_handlers(
@@ -366,7 +368,7 @@ def _build_handlers(
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
     sessions = accounts.sessions
     spending = accounts.spending
-    admission = Admission(shared.keys, shared.cache, sessions, spending.guards, rate_limit, clock, settings.mode)
+    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
     sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
@@ -385,7 +387,7 @@ def _build_handlers(
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
-        preview=Preview(writes, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
+        preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal),

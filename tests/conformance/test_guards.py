@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from birdwire.gateway.guardrails.guards import MISSING, Guard, Guards
+from birdwire.gateway.guardrails.guards import MISSING, Guards
 from birdwire.gateway.guardrails.pauses import pause
 from birdwire.store.tables import pauses, policies
 from birdwire.store.tables.acts import Actor
@@ -21,6 +21,7 @@ from harness.auth_server import Process, processes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from birdwire.gateway.guardrails.policy import Guard
     from harness.gateway import MovableClock
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from birdwire.accounts.sessions import XSession
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
-    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.spending import Judged
     from birdwire.gateway.refusal_details import RefusalDetails
     from birdwire.keys.context import CallContext

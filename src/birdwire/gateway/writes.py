@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
-    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.proposal import Proposal
     from birdwire.gateway.guardrails.spending import Judged, Spending
     from birdwire.gateway.sender import OperationSender
@@ -84,7 +84,7 @@ class Writes:
         self._journal = journal
         self._idempotency = idempotency
         self._spending = spending
-        self._guards = spending.guards
+        self._guards = admission.guards
         self._uploader = uploader
         self._sender = sender
         self._failpoints = failpoints
@@ -221,7 +221,7 @@ class Writes:
         return None if guard is None else self._look_pause(write)
 
     async def _look_pause(self, write: Write) -> None:
-        write.guard = await self._spending.guard_of(write.context.key.key_id)
+        write.guard = await self._guards.of(write.context.key.key_id)
         if write.guard is not None:
             self._spending.check_pause(write.guard)
 
@@ -249,8 +249,7 @@ class Writes:
 
     def _judge_again(self, write: Write, guard: Guard) -> None:
         """Judge a write that has passed by what holds now: its key may have got other rules since."""
-        own_post = None if write.judged is None else write.judged.own_post
-        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), own_post)
+        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), write.judged)
 
     def _check_windows(self, write: Write) -> None:
         """Refuse a write that X's rate windows do not allow, before it counts against the key's daily cap."""

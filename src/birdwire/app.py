@@ -28,6 +28,7 @@ from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
 from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
+from birdwire.gateway.guardrails.trips import Trips
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
@@ -345,7 +346,7 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    guards, marks = Guards(database, links, cache), TextMarks(database, vault, clock)
+    guards, marks = Guards(database, links, cache, Trips(database, clock).after), TextMarks(database, vault, clock)
     spending = Spending(database, guards.of, marks, Prices.load(), clock)
     status = GuardStatus(database, guards.of, clock)
     endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)

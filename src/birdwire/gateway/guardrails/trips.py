@@ -47,13 +47,13 @@ class Trips:
         self._database = database
         self._clock = clock
 
-    def after(self, guard: Guard | None, error: GatewayError) -> Awaitable[None] | None:
+    def after(self, guard: Guard, error: GatewayError) -> Awaitable[None] | None:
         """Return what to wait for after X refused a call of a guarded key, or None if no rule concerns it.
 
-        The refusal of a write must be in the journal by then. What is returned never fails: the pause is retried with
-        X's next refusal if the database does not answer.
+        The refusal is not in the journal yet. What is returned never fails: if the database does not answer, X's next
+        refusal counts.
         """
-        if guard is None or error.reason not in COUNTED or error.outcome != "refused":
+        if error.reason not in COUNTED or error.outcome != "refused":
             return None
         tripping = [policy for policy in guard.policies if policy.trips]
         return self._judge(guard, tripping, error.reason) if tripping else None
@@ -64,18 +64,17 @@ class Trips:
                 for trip in policy.trips:
                     scope = _paused_by(trip, policy, guard)
                     if trip.reason in (reason, REFUSED) and scope is not None:
-                        await self._trip(guard, policy, trip, scope)
+                        await self._trip(policy, trip, scope)
 
-    async def _trip(self, guard: Guard, policy: Policy, trip: Trip, scope: str) -> None:
+    async def _trip(self, policy: Policy, trip: Trip, scope: str) -> None:
         """Pause a scope if enough calls were refused, unless it is paused already."""
         now = self._clock.now()
         async with self._database.write() as connection:
             held = [row for row in await pauses.of(connection, [scope]) if row.author == policy.author]
             if in_force(held, now):
                 return
-            # The refusal at hand is one: that of a lookup is not in the journal.
-            since = now - timedelta(seconds=trip.window_s)
-            if trip.refusals > 1 and await _refusals(connection, guard, trip.reason, since) < trip.refusals:
+            since, earlier = now - timedelta(seconds=trip.window_s), trip.refusals - 1
+            if earlier and await _refusals(connection, scope, trip.reason, since) < earlier:
                 return
             row = PauseRow(scope, policy.author, now, None, _why(trip), acts.GATEWAY.who)
             await pause(connection, acts.GATEWAY, row)
@@ -88,10 +87,12 @@ def _paused_by(trip: Trip, policy: Policy, guard: Guard) -> str | None:
     return None if guard.user_id is None else f"{ACCOUNT}{guard.user_id}"
 
 
-async def _refusals(connection: AsyncConnection, guard: Guard, reason: str, since: datetime) -> int:
-    """Return how many refusals of the key's writes the journal has since a moment."""
-    reasons = COUNTED if reason == REFUSED else {reason}
-    return sum([await journal.refused_since(connection, guard.key_id, since, one) for one in sorted(reasons)])
+async def _refusals(connection: AsyncConnection, scope: str, reason: str, since: datetime) -> int:
+    """Return how many refusals of a scope's writes the journal has since a moment."""
+    reasons = sorted(COUNTED if reason == REFUSED else {reason})
+    if scope.startswith(ACCOUNT):
+        return await journal.account_refused_since(connection, scope.removeprefix(ACCOUNT), since, reasons)
+    return sum([await journal.refused_since(connection, scope, since, one) for one in reasons])
 
 
 def _why(trip: Trip) -> str:

@@ -18,7 +18,7 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.proposal import propose
+from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import judges
 from birdwire.gateway.sender import Write
 from birdwire.outcomes.journal import Entry, fingerprint
@@ -26,6 +26,7 @@ from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
 from birdwire.x.catalog.operations import UPLOAD_SCOPES
+from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
@@ -320,6 +321,9 @@ class Writes:
             raise
 
     async def _begin(self, write: Write) -> None:
+        if isinstance(write.body, PostTwitter):
+            # Also of an unguarded post: what a policy would have done to earlier posts can be asked before it is set.
+            write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:

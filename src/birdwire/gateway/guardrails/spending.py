@@ -27,7 +27,7 @@ from birdwire.store.tables import usage as store
 from birdwire.store.tables.usage import Charge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from birdwire.api.messages import Headers
     from birdwire.api.reason_type import Reason
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from birdwire.store.database import Database
     from birdwire.store.encryption.text_marks import TextMarks
     from birdwire.x.catalog.operations import Operation
-    from birdwire.x.catalog.prices import Prices, Resource
+    from birdwire.x.catalog.prices import Prices
 
 COST_HEADER = "x-birdwire-cost-usd"
 MAX_STARTS = 3
@@ -277,16 +277,20 @@ class Spending:
         with contextlib.suppress(StorageDownError):
             await self._database.append_all([*parts, *store.charging(reads, request_id)])
 
-    async def add_reads(self, key_id: str, user_id: str, name: str, counts: Mapping[Resource, int]) -> None:
-        """Count reads that no caller asked for, such as those of the reconciler. They are never refused."""
+    async def add_reads(self, name: str, key_id: str, user_id: str, posts: int, users: int) -> None:
+        """Count posts and users that were read for a key, but not for one of its callers. They are never refused.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
         guard = await self._guard_of(key_id)
-        if guard is None or not guard.policies or not any(counts.values()):
+        if guard is None or not guard.policies or not posts + users:
             return
-        usd, now = self.prices.of_reads(counts), self._clock.now()
+        usd, now = self.prices.of_reads({"post": posts, "user": users}), self._clock.now()
         charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)
         free = [replace(charge, limit=None) for charges in charged for charge in charges]
-        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", sum(counts.values()), usd)
-        await self._database.append_all(store.charging(free, f"{name} {key_id}"))
+        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", posts + users, usd)
+        await self._database.append_all(store.charging(free, name))
 
     async def give_back(self, judged: Judged, request_id: str) -> None:
         """Give back what was counted in shadow mode for a write without a row, if the store answers."""

@@ -41,7 +41,6 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
-from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
@@ -199,7 +198,6 @@ class _Outcomes:
     leases: ProcessLeases
     journal: Journal
     idempotency: Idempotency
-    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +246,6 @@ def create_app(
         sessions,
         accounts.links,
         journal,
-        outcomes.attempts,
         act_log,
         leases,
     )
@@ -329,7 +326,7 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
     idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
+    return _Outcomes(leases, journal, idempotency)
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -378,7 +375,6 @@ def _build_handlers(
         capacity,
         idempotency,
         journal.rejections,
-        outcomes.attempts,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
@@ -414,7 +410,6 @@ def _build_background(
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
-        ("attempts", 1.0, outcomes.attempts.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),

@@ -21,7 +21,8 @@ from birdwire.gateway.admission import check_action
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import judges
 from birdwire.gateway.sender import Write
-from birdwire.outcomes.journal import Entry, fingerprint
+from birdwire.outcomes.entry import Entry
+from birdwire.outcomes.journal import fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media

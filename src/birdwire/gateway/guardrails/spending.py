@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from birdwire.api.reason_type import Reason
     from birdwire.gateway.guardrails.policy import Guard, Policy
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.outcomes.journal import Entry
+    from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.store.encryption.text_marks import TextMarks

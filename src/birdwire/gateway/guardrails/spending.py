@@ -59,8 +59,8 @@ GuardOf = Callable[[str], Awaitable["Guard | None"]]
 class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
-    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`:
-    the charges are made, and the end of the call settles them.
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `started`:
+    the charges were made, and the outcome of the call settles them.
     """
 
     guard: Guard
@@ -70,7 +70,7 @@ class Judged:
     decision: Decision = ALLOWED
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
-    begun: bool = False
+    started: bool = False
 
     @property
     def obeys(self) -> bool:
@@ -87,7 +87,7 @@ class Judged:
     def header(self, *, times: int = 1, usd: int | None = None) -> Headers:
         """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price.
 
-        It is the price so many `times`, or `usd` if the call has no fixed price.
+        It is the price multiplied by `times`, or `usd` if the call has no fixed price.
         """
         cost = usd if usd is not None else None if self.price is None else self.price * times
         return ((COST_HEADER, format_usd(cost)),) if self.obeys and cost is not None else ()
@@ -241,7 +241,7 @@ class Spending:
             except ChargeRefused as refused:
                 charge = judged.charges[refused.index]
             else:
-                judged.begun = True
+                judged.started = True
                 return
             await self.check_by_snapshot(judged)
         reason: Reason = _REASONS.get(charge.rule, "cap_reached")

@@ -183,7 +183,7 @@ async def attempted(running: RunningGateway, number: int) -> list[tuple[str, str
     async with asyncio.timeout(20):
         while True:
             rows = await rows_of(running.settings.database_url, key_id=running.key_id)
-            found = [(row.operation, row.reason, row.state) for row in reversed(rows) if row.times is not None]
+            found = [(row.operation, row.reason, str(row.state)) for row in reversed(rows) if row.times is not None]
             if len(found) >= number:
                 return found
             await asyncio.sleep(0.05)

@@ -35,14 +35,15 @@ def callers(name: str) -> set[str]:
 def test_calls_are_evaluated_for_the_step_lists_and_the_rehearsal_alone() -> None:
     """Every surface goes through the lists, so a call has one decision."""
     assert callers("evaluate") <= {JUDGE, "gateway.guardrails.rehearsal"}
-    assert callers("judge") == set(STEPS)
+    # Admission judges again, by a function that the step list hands it.
+    assert callers("judge") == {*STEPS, "gateway.admission"}
     assert callers("judge_again") == {"gateway.writes"}
 
 
 def test_only_a_unit_of_the_group_commit_charges_a_call() -> None:
     """The journal's, with the row of a write; or the one of a lookup, of shadow mode, or of reads without a caller."""
-    assert callers("charging") == {JUDGE, "outcomes.journal"}
-    assert callers("giving_back") <= {JUDGE, "outcomes.journal", "outcomes.settlement"}
+    assert callers("charging") == {JUDGE, "outcomes.settlement"}
+    assert callers("giving_back") == {JUDGE, "outcomes.settlement"}
     assert callers("charge") == {"gateway.writes"} | callers("charge") & {"gateway.guardrails.policy"}
     assert callers("reserve") & {*STEPS, "gateway.pipeline"} == {"gateway.lookups"}
 

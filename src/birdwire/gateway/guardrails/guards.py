@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from birdwire.store.tables.policies import PolicyRow
 
 
+__all__ = ["MISSING", "Guard", "Guards", "Unknown"]
+
 AfterRefusal = Callable[[Guard, "GatewayError"], Awaitable[None] | None]
 """Takes a refusal before it is in the journal; returns what to wait for, if anything: `trips.Trips.after`."""
 

@@ -27,18 +27,18 @@ from birdwire.store.tables import usage as store
 from birdwire.store.tables.usage import Charge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from birdwire.api.messages import Headers
     from birdwire.api.reason_type import Reason
     from birdwire.gateway.guardrails.policy import Guard, Policy
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.outcomes.journal import Entry
+    from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.store.encryption.text_marks import TextMarks
     from birdwire.x.catalog.operations import Operation
-    from birdwire.x.catalog.prices import Prices, Resource
+    from birdwire.x.catalog.prices import Prices
 
 COST_HEADER = "x-birdwire-cost-usd"
 MAX_STARTS = 3
@@ -59,8 +59,8 @@ GuardOf = Callable[[str], Awaitable["Guard | None"]]
 class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
-    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`:
-    the charges are made, and the end of the call settles them.
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
+    `started`: the charges were made, and the outcome of the call settles them.
     """
 
     guard: Guard
@@ -70,7 +70,7 @@ class Judged:
     decision: Decision = ALLOWED
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
-    begun: bool = False
+    started: bool = False
 
     @property
     def obeys(self) -> bool:
@@ -87,7 +87,7 @@ class Judged:
     def header(self, *, times: int = 1, usd: int | None = None) -> Headers:
         """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price.
 
-        It is the price so many `times`, or `usd` if the call has no fixed price.
+        It is the price multiplied by `times`, or `usd` if the call has no fixed price.
         """
         cost = usd if usd is not None else None if self.price is None else self.price * times
         return ((COST_HEADER, format_usd(cost)),) if self.obeys and cost is not None else ()
@@ -241,7 +241,7 @@ class Spending:
             except ChargeRefused as refused:
                 charge = judged.charges[refused.index]
             else:
-                judged.begun = True
+                judged.started = True
                 return
             await self.check_by_snapshot(judged)
         reason: Reason = _REASONS.get(charge.rule, "cap_reached")
@@ -277,16 +277,20 @@ class Spending:
         with contextlib.suppress(StorageDownError):
             await self._database.append_all([*parts, *store.charging(reads, request_id)])
 
-    async def add_reads(self, key_id: str, user_id: str, name: str, counts: Mapping[Resource, int]) -> None:
-        """Count reads that no caller asked for, such as those of the reconciler. They are never refused."""
+    async def add_reads(self, name: str, key_id: str, user_id: str, posts: int, users: int) -> None:
+        """Count posts and users that were read for a key, but not for one of its callers. They are never refused.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
         guard = await self._guard_of(key_id)
-        if guard is None or not guard.policies or not any(counts.values()):
+        if guard is None or not guard.policies or not posts + users:
             return
-        usd, now = self.prices.of_reads(counts), self._clock.now()
+        usd, now = self.prices.of_reads({"post": posts, "user": users}), self._clock.now()
         charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)
         free = [replace(charge, limit=None) for charges in charged for charge in charges]
-        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", sum(counts.values()), usd)
-        await self._database.append_all(store.charging(free, f"{name} {key_id}"))
+        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", posts + users, usd)
+        await self._database.append_all(store.charging(free, name))
 
     async def give_back(self, judged: Judged, request_id: str) -> None:
         """Give back what was counted in shadow mode for a write without a row, if the store answers."""

@@ -40,6 +40,8 @@ def refuse(rule: str, wrong: str, cure: str) -> NoReturn:
 
 def shown(value: object) -> str:
     """Return a short form of a value that is safe to show."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -98,6 +100,11 @@ def dollars(micro: int) -> str:
     """Return a sum in millionths of a dollar as people write it, such as `$0.20`."""
     whole_usd, rest = divmod(micro, MICRO)
     return f"${whole_usd}.{f'{rest:06}'.rstrip('0').ljust(2, '0')}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as `1 day` or `2 days`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(text: str) -> list[str]:

@@ -107,7 +107,7 @@ class QuietHours:
         )
         ends = [
             (today + timedelta(days=days)).replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
-            for days in (0, 1)
+            for days in (0, 1, 2)
             for fold in (0, 1)
         ]
         return seconds_between(now, min(end for end in ends if end > now and not self.holds(end)))

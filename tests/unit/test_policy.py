@@ -111,6 +111,7 @@ def test_a_rule_that_asks_denies_what_cannot_wait() -> None:
     """An upload in quiet hours, and a lookup without a price."""
     night = {"quiet_hours": {"hours": "00:00-23:59", "then": "approve"}}
     assert brief(judged(night)) == "ask:quiet_hours"
+    assert only(judged(night).findings).message == "no writes from 00:00 to 23:59 (UTC)"
     assert only(judged(night).findings).retry_after_s is None
     assert brief(judged(night, UPLOAD)) == "deny:quiet_hours"
     assert judged(night, LOOKUP).outcome == "allow"

@@ -155,7 +155,7 @@ def compile_quiet_hours(value: Mapping[str, str]) -> tuple[QuietHours, str, str]
     quiet = windows.QuietHours.read(value["hours"], zone) if zone else None
     if quiet is None:
         refuse("quiet_hours", f"{values.shown(value['zone'])} is not available on this machine", "Install tzdata.")
-    return quiet, value["then"], f"{value['hours']} in {value['zone']}"
+    return quiet, value["then"], _hours(value)
 
 
 def find_quiet_hours(value: tuple[QuietHours, str, str], case: Case) -> Iterator[Found]:
@@ -163,13 +163,17 @@ def find_quiet_hours(value: tuple[QuietHours, str, str], case: Case) -> Iterator
     quiet, then, written = value
     now = case.context.now
     if case.proposal.is_write and quiet.holds(now):
-        yield Found(then, "quiet_hours", f"it is between {written}", quiet.seconds_left(now))
+        yield Found(then, "quiet_hours", f"no writes from {written}", quiet.seconds_left(now))
 
 
 def describe_quiet_hours(value: Mapping[str, str]) -> str:
     """Return the rule in words."""
     then = "need approval" if value["then"] == "approve" else "are refused"
-    return f"Writes {then} from {value['hours'].replace('-', ' to ')} ({value['zone']})."
+    return f"Writes {then} from {_hours(value)}."
+
+
+def _hours(value: Mapping[str, str]) -> str:
+    return f"{value['hours'].replace('-', ' to ')} ({value['zone']})"
 
 
 # duplicate_text
@@ -236,7 +240,8 @@ def read_budget(value: object) -> dict[str, Any]:
             refuse("budget", wrong, "Write a larger sum. To stop everything, use `birdwire pause`.")
     unpriced = given.get("unpriced", "deny")
     if isinstance(unpriced, str):
-        values.one_of("budget", unpriced, ("deny", "approve", "a sum"), "unpriced")
+        if unpriced not in ASKING:
+            refuse("budget", f"unpriced is {values.shown(unpriced)}", "Write deny, approve or a sum in US dollars.")
     elif values.micro_usd("budget", unpriced, "unpriced") > min(sums.values()):
         refuse("budget", "unpriced is larger than the budget", "Write a smaller sum, deny or approve.")
     return {**{name: given[name] for name in sums}, "unpriced": unpriced}

@@ -38,7 +38,7 @@ MAX_HOSTS_KEPT: Final = 50
 _X_HOST = re.compile(r"(?:.+\.)?(?:x|twitter)\.com")
 _STATUS = re.compile(r"/status(?:es)?/+[0-9]", re.IGNORECASE)
 _PROTOCOL = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
-_HOST_END = re.compile(r"[/?#:\\]")
+_AUTHORITY_END = re.compile(r"[/?#\\]")
 # As twitter-text finds a mention, except that what follows the name does not decide: a name too many is counted rather
 # than one too few.
 _MENTION = re.compile(
@@ -146,7 +146,9 @@ def host_of(link: str) -> str:
     """Return the host of a link as a browser would resolve it, in Unicode; UNKNOWN_HOST if the link has none."""
     protocol = _PROTOCOL.match(link)
     rest = link[protocol.end() :] if protocol else link
-    return comparable_host(_HOST_END.split(rest, maxsplit=1)[0].rpartition("@")[2])
+    # In this order, as a browser reads it: the host of https://a.org:x@b.org/ is b.org.
+    host = _AUTHORITY_END.split(rest, maxsplit=1)[0].rpartition("@")[2].partition(":")[0]
+    return comparable_host(host)
 
 
 def comparable_host(host: str) -> str:

@@ -123,6 +123,6 @@ def amount(text: str) -> object:
         value = Decimal(text) if len(text) <= 20 and text.isascii() else None
     except InvalidOperation:
         return text
-    if value is None or not value.is_finite():
+    if value is None or not value.is_finite() or abs(value) > MAX_USD:
         return text
-    return int(value) if value == value.to_integral_value() and abs(value) <= MAX_USD else float(value)
+    return int(value) if value == value.to_integral_value() else float(value)

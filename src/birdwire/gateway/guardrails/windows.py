@@ -100,7 +100,7 @@ class QuietHours:
     def seconds_left(self, now: datetime) -> int:
         """Return the seconds after which the quiet hours have ended.
 
-        That is up to an hour late on the day on which the clock skips their end.
+        That is late, but never early, on the day on which the clock skips their end.
         """
         today = now.astimezone(self.zone).replace(
             hour=self.end // 60, minute=self.end % 60, second=0, microsecond=0, tzinfo=None

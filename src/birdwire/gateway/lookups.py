@@ -51,6 +51,11 @@ class Lookups:
         reads = _Reads(self._spending, judged, client, context.call.request_id)
         try:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, reads.ask))
+        except GatewayError as error:
+            # Other refusals of a lookup are about what it asked for.
+            if error.reason == "x_user_suspended" and (trip := self._admission.guards.after_refusal(guard, error)):
+                await trip
+            raise
         finally:
             context.headers += await reads.end()
 

@@ -175,6 +175,9 @@ class Writes:
 
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
+        tripping = None if refusal is None else self._guards.after_refusal(judged.guard, refusal)
+        if tripping is not None:
+            await tripping
         times = 0
         if judged.started:
             times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")

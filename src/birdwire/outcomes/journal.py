@@ -171,7 +171,8 @@ class Journal:
         refused = None
         try:
             if entry.charges or entry.shadow_charges:
-                refused = await self._database.append_all(settlement.starting(entry, row))
+                parts = settlement.starting(row, entry.charges, entry.shadow_charges)
+                refused = await self._database.append_all(parts)
             else:
                 await self._database.append(store.ADD, row)
         except StorageDownError as error:
@@ -192,7 +193,9 @@ class Journal:
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
-            await self._settle(entry, outcome, row, settlement.ending(entry, outcome, row, billed_extra))
+            charges = (*entry.charges, *entry.shadow_charges)
+            parts = settlement.ending(row, outcome, charges, entry.cost, billed_extra)
+            await self._settle(entry, outcome, row, parts)
         else:
             row = _row(entry, outcome, now)
             row["settled_at"] = now

@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from birdwire.accounts.tokens import SealedTokens
 from birdwire.keys.registry import Keys
-from birdwire.outcomes.journal import ChargeRefused, Entry, Journal
+from birdwire.outcomes.entry import Entry
+from birdwire.outcomes.journal import ChargeRefused, Journal
 from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.runtime.failpoints import FailpointError, Failpoints
 from birdwire.runtime.telemetry import Telemetry

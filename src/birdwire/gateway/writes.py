@@ -3,8 +3,8 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
-Two runners go through the list: `perform` does each step, and `preview` only looks at each. A look gives the verdict of
-its step without any effect: it sends nothing, renews nothing, and counts nothing.
+Two runners go through the list: `perform` executes each step, and `preview` only its check. The check of a step returns
+the same verdict without any effect: it sends nothing, renews nothing, and counts nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.proposal import propose
+from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import judges
 from birdwire.gateway.sender import Write
-from birdwire.outcomes.journal import Entry, fingerprint
+from birdwire.outcomes.entry import Entry
+from birdwire.outcomes.journal import fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
 from birdwire.x.catalog.operations import UPLOAD_SCOPES
+from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
-    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.proposal import Proposal
     from birdwire.gateway.guardrails.spending import Judged, Spending
     from birdwire.gateway.sender import OperationSender
@@ -52,10 +54,10 @@ Run = Callable[[Write], Awaitable[None] | None]
 
 
 class Step(NamedTuple):
-    """One step of a write, under a name: what it does, and how to `look` at its verdict without any effect.
+    """One step of a write, under a name: what it does, and its check, `look`, which has no effect.
 
-    `needs` are the members of the write that must be known to look. A step without a look refuses nothing that can be
-    known before the earlier steps are done.
+    `needs` are the members of the write that must be known for the check. A step without one refuses only by what the
+    earlier steps created.
     """
 
     name: str
@@ -84,7 +86,7 @@ class Writes:
         self._journal = journal
         self._idempotency = idempotency
         self._spending = spending
-        self._guards = spending.guards
+        self._guards = admission.guards
         self._uploader = uploader
         self._sender = sender
         self._failpoints = failpoints
@@ -130,7 +132,7 @@ class Writes:
             if refusal is None:
                 raise
             recorded = await write.record.failed(refusal, times)
-            # The reason of a write that is safe to repeat says so.
+            # A write that is safe to repeat keeps its reason, whose fix is to send it again.
             raise (refusal if operation.repeatable else recorded) from None
         else:
             if write.judged is None:
@@ -146,7 +148,7 @@ class Writes:
         return Answer.of({"data": write.data}, operation.status)
 
     async def preview(self, write: Write) -> list[GatewayError]:
-        """Look at each step whose needs are known, and return at most one refusal of each. Nothing is done.
+        """Run the check of each step whose needs are known, and return at most one refusal of each.
 
         Raises:
             StorageDownError: the database does not answer.
@@ -172,7 +174,7 @@ class Writes:
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
         times = 0
-        if judged.begun:
+        if judged.started:
             times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")
         else:
             await self._spending.give_back(judged, write.context.call.request_id)
@@ -221,7 +223,7 @@ class Writes:
         return None if guard is None else self._look_pause(write)
 
     async def _look_pause(self, write: Write) -> None:
-        write.guard = await self._spending.guard_of(write.context.key.key_id)
+        write.guard = await self._guards.of(write.context.key.key_id)
         if write.guard is not None:
             self._spending.check_pause(write.guard)
 
@@ -249,8 +251,7 @@ class Writes:
 
     def _judge_again(self, write: Write, guard: Guard) -> None:
         """Judge a write that has passed by what holds now: its key may have got other rules since."""
-        own_post = None if write.judged is None else write.judged.own_post
-        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), own_post)
+        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), write.judged)
 
     def _check_windows(self, write: Write) -> None:
         """Refuse a write that X's rate windows do not allow, before it counts against the key's daily cap."""
@@ -321,6 +322,9 @@ class Writes:
             raise
 
     async def _begin(self, write: Write) -> None:
+        if isinstance(write.body, PostTwitter):
+            # Also of an unguarded post: what a policy would have done to earlier posts can be asked before it is set.
+            write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:
@@ -331,7 +335,7 @@ class Writes:
         return self._upload(write) if write.operation.takes_file else self._sender.send(write)
 
     def _look_breaker(self, write: Write) -> None:
-        """Refuse a write that the circuit breaker would refuse now. A look is no probe."""
+        """Refuse a write that the circuit breaker would refuse now. This does not count as a probe."""
         refusal = self._clients.breaker.refusal(write.operation.endpoint, write.session.user_id)
         if refusal is not None:
             raise refusal

@@ -6,24 +6,23 @@ asks nothing but whether its guard is None.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, Literal
 
-from birdwire.gateway.guardrails.pauses import in_force, refusal
-from birdwire.gateway.guardrails.policy import Policy, PolicyError
+from birdwire.gateway.guardrails.policy import Guard, Policy, PolicyError
 from birdwire.keys.cache import ACCOUNT, GATEWAY
 from birdwire.store.tables import pauses, policies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from birdwire.accounts.links import Links
     from birdwire.keys.cache import KeyCache
     from birdwire.store.database import Database
-    from birdwire.store.tables.pauses import PauseRow
     from birdwire.store.tables.policies import PolicyRow
+
+
+__all__ = ["MISSING", "Guard", "Guards", "Unknown"]
 
 
 class Unknown(Enum):
@@ -33,31 +32,6 @@ class Unknown(Enum):
 
 
 MISSING: Final = Unknown.MISSING
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """What holds for a key: policies, pauses, and the scopes whose policies this version cannot read.
-
-    `user_id` is the account that is linked to the key, if there is one. Pauses include those that have ended. While a
-    policy is unreadable, nobody knows what it forbids, so the key's writes are refused.
-    """
-
-    key_id: str
-    user_id: str | None
-    policies: tuple[Policy, ...]
-    pauses: tuple[PauseRow, ...]
-    unreadable: tuple[str, ...]
-
-    def check_pause(self, now: datetime) -> None:
-        """Check that no pause holds.
-
-        Raises:
-            GatewayError: paused, paused_by_owner: the operator's pause is reported first.
-        """
-        if self.pauses:
-            for row in in_force(self.pauses, now):
-                raise refusal(row)
 
 
 class Guards:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import re
 import textwrap
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from birdwire.api.paths import API
-from birdwire.cli import ACTIONS
+from birdwire.cli import ACTIONS, times
 from birdwire.cli.database import opened
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
 from birdwire.outcomes.acts import document as act_document
 from birdwire.outcomes.report import report
-from birdwire.runtime.clock import Clock
 from birdwire.store.tables import acts as store_acts
 from birdwire.store.tables import journal as store
 from birdwire.store.tables.journal import STATES, JournalRow, State, Why
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from birdwire.settings import Settings
 
 MOST = 10_000
@@ -72,8 +72,6 @@ WHYS: dict[Why, tuple[str, str]] = {
     Why.UPLOAD: ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
 }
 
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
 
 app = family()
@@ -115,7 +113,7 @@ def log(
     """
     with saying(as_json=as_json) as say:
         equal = {"key_id": key, "operation": _operation(operation), "state": _state(state)}
-        settings, at = read_settings(config, data), _at(since)
+        settings, at = read_settings(config, data), times.since(since) if since else None
         if acts:
             if operation or state:
                 raise Stop(
@@ -253,21 +251,3 @@ def _state(name: str | None) -> str | None:
         message = f"{printable(name, 60)!r} is not a valid state."
         raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(STATES)}")
     return name
-
-
-def _at(text: str | None) -> datetime | None:
-    """Parse a time, or an age such as 24h."""
-    if text is None:
-        return None
-    ago = _AGO.fullmatch(text)
-    try:
-        if ago:
-            return Clock().now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        at = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise Stop(
-            ExitCode.USAGE,
-            f"{printable(text, 60)!r} is not a valid time.",
-            "Use an age such as 24h or 7d, or a time such as 2026-09-22T10:00Z.",
-        ) from None
-    return at.astimezone()

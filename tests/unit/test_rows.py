@@ -13,7 +13,16 @@ from sqlalchemy import create_engine, select
 
 from birdwire.cli.commands.log import MEANINGS, WHYS
 from birdwire.runtime.metrics import METRICS
-from birdwire.store.tables import api_keys, capabilities, idempotency, journal, rate_windows, vault_keys
+from birdwire.store.tables import (
+    api_keys,
+    capabilities,
+    idempotency,
+    journal,
+    pauses,
+    policies,
+    rate_windows,
+    vault_keys,
+)
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, OPEN, RECONCILED, RESENDABLE, STATES, State, Why
 
 if TYPE_CHECKING:
@@ -28,6 +37,8 @@ ROWS: list[tuple[type, Table]] = [
     (capabilities.RefusalMetRow, capabilities.refusals_met),
     (idempotency.NameRow, idempotency.idempotency),
     (journal.JournalRow, journal.journal),
+    (pauses.PauseRow, pauses.pauses),
+    (policies.PolicyRow, policies.policies),
     (rate_windows.WindowRow, rate_windows.x_windows),
     (vault_keys.VaultKeyRow, vault_keys.vault_keys),
 ]
@@ -47,6 +58,7 @@ def test_a_text_that_no_enum_defines_is_read_as_it_is() -> None:
         journal.journal.create(connection)
         row = dict.fromkeys(journal.journal.c.keys(), "") | {"asked": b"", "created_at": NOW, "looks": 0, "reads": 0}
         row |= dict.fromkeys(("data", "words_ct", "cost_microusd", "settled_at", "lost_at", "due_at", "status"))
+        row |= dict.fromkeys(("started_at", "spent", "decision", "features_ct", "times"))
         connection.execute(journal.ADD, row | {"state": "paused", "why": "at_rest"})
         [read] = [journal.JournalRow(*found) for found in connection.execute(select(journal.journal))]
     assert (read.state, read.why, f"{read.state}", to_json(read.why)) == ("paused", "at_rest", "paused", b'"at_rest"')

@@ -21,13 +21,14 @@ from birdwire.api.errors import GatewayError, Outcome
 from birdwire.api.messages import encode
 from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
-from birdwire.store.database import RowRefusedError, StorageDownError
+from birdwire.store.database import Part, RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import journal as store
-from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
+from birdwire.store.tables import usage
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from birdwire.outcomes.process_leases import ProcessLeases
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database
     from birdwire.store.encryption.vault import Vault
+    from birdwire.store.tables.usage import Charge
 
 DELETE = "delete_twitter"
 FIRST_CHECK_AFTER = timedelta(seconds=2)
@@ -59,7 +61,9 @@ class Entry:
     """One write asked of X: the key, the account, the operation, and what X bills for it, in millionths of a dollar.
 
     `signature` identifies a post in its account's timeline (see post_matching.py), for operations that must never be
-    sent twice.
+    sent twice. Of a guarded write: `charges` are made when it starts, or it does not start. `shadow_charges` were made
+    before, and the end of the write gives them back as it does the others. `decision` and `features` are what its
+    policies decided, and what they judged of a post.
     """
 
     request_id: str
@@ -70,6 +74,21 @@ class Entry:
     asked: bytes
     cost: int | None = None
     signature: str | None = field(default=None, repr=False)
+    charges: tuple[Charge, ...] = ()
+    shadow_charges: tuple[Charge, ...] = ()
+    decision: dict[str, Any] | None = field(default=None, repr=False)
+    features: dict[str, Any] | None = field(default=None, repr=False)
+
+
+class ChargeRefused(Exception):  # noqa: N818 - it is the answer of a counter, not a failure
+    """Raised when a write was not started because one of its charges does not pass; nothing was written.
+
+    `index` is the charge's place in the entry's `charges`.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
 
 
 def fingerprint(operation: str, fields: Mapping[str, Any]) -> bytes:
@@ -86,6 +105,7 @@ class _Waiting(NamedTuple):
 
     kind: Literal["add", "settle"]
     row: dict[str, Any]
+    parts: Sequence[Part] = ()
 
 
 _DEFAULTS: dict[str, Any] = dict.fromkeys(store.journal.c.keys()) | {"looks": 0, "reads": 0}
@@ -134,19 +154,43 @@ class Journal:
         row["due_at"] = now + LEASE
         if entry.signature is not None:
             row["words_ct"] = self.seal(entry.request_id, entry.signature)
+        refused = None
         try:
-            await self._database.append(store.ADD, row)
+            if entry.charges or entry.shadow_charges:
+                refused = await self._begin_charged(entry, row)
+            else:
+                await self._database.append(store.ADD, row)
         except StorageDownError as error:
             if isinstance(error, RowRefusedError):
                 self._drop(entry.request_id, State.STARTED)
             raise _unrecorded(State.NOT_SENT) from None
+        if refused is not None:
+            raise ChargeRefused(refused)
 
-    async def end(self, entry: Entry, outcome: State, values: dict[str, Any], *, started: bool) -> None:
-        """Record what became of a write; a row that was not started is added."""
+    async def _begin_charged(self, entry: Entry, row: dict[str, Any]) -> int | None:
+        """Add a row and make its charges, as one unit; return which charge did not pass, if one did not."""
+        row["spent"] = spent = usage.encode((*entry.charges, *entry.shadow_charges))
+        if entry.cost is None:
+            row["cost_microusd"] = usage.usd_in(spent) or None
+        parts = usage.charging(entry.charges, entry.request_id)
+        index = await self._database.append_all([*parts, Part(store.ADD, row)])
+        return None if index is None else usage.refused_by(entry.charges, index)
+
+    async def end(
+        self, entry: Entry, outcome: State, values: dict[str, Any], *, started: bool, billed_extra: int = 0
+    ) -> None:
+        """Record what became of a write; a row that was not started is added.
+
+        `billed_extra` is how many of its attempts had an unknown outcome, so that X may have billed them.
+        """
         self.ended[outcome] += 1
         now = self._clock.now()
         if started:
-            await self._settle(entry, outcome, self._settled(entry, outcome, values, now))
+            row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
+            parts: list[Part] = []
+            if entry.charges or entry.shadow_charges:
+                row, parts = _with_change(entry, outcome, row, billed_extra)
+            await self._settle(entry, outcome, row, parts)
         else:
             row = _row(entry, outcome, now)
             row["settled_at"] = now
@@ -189,17 +233,23 @@ class Journal:
                 return
         self._waiting[row["request_id"]] = _Waiting("add", row)
 
-    async def _settle(self, entry: Entry, outcome: State, values: dict[str, Any]) -> None:
-        row = store.settled(entry.request_id, values)
+    async def _settle(self, entry: Entry, outcome: State, row: dict[str, Any], parts: Sequence[Part]) -> None:
         try:
-            await self._database.append(store.SETTLE, row)
+            await self._write_end(row, parts)
         except StorageDownError as error:
             # A row whose outcome is refused stays `started`, and the reconciler handles it as a lost one.
             if isinstance(error, RowRefusedError):
                 self._drop(entry.request_id, outcome)
             else:
-                self._waiting[entry.request_id] = _Waiting("settle", row)
+                self._waiting[entry.request_id] = _Waiting("settle", row, parts)
             raise _unrecorded(outcome) from None
+
+    async def _write_end(self, row: dict[str, Any], parts: Sequence[Part]) -> None:
+        """Store the outcome of a write that was started, with what changes in its charges, as one unit."""
+        if parts and await self._database.append_all(parts) is None:
+            return
+        # Without charges; or the reconciler has settled the row, and its charges with it.
+        await self._database.append(store.SETTLE, row)
 
     def _drop(self, request_id: str, state: State) -> None:
         """Log and count a row that the database refuses: it would refuse it every time."""
@@ -234,7 +284,10 @@ class Journal:
             StorageDownError: the store still refuses writes.
         """
         try:
-            await self._database.append(store.ADD if waiting.kind == "add" else store.SETTLE, waiting.row)
+            if waiting.kind == "add":
+                await self._database.append(store.ADD, waiting.row)
+            else:
+                await self._write_end(waiting.row, waiting.parts)
         except RowRefusedError:
             # An added row may be stored already: the answer of the commit that wrote it may have been lost.
             if waiting.kind == "settle" or not await self._stored(request_id):
@@ -320,9 +373,10 @@ class Record:
         self._started = False
 
     async def begin(self) -> None:
-        """Record durably that the write is about to be sent.
+        """Record durably that the write is about to be sent, and make its charges.
 
         Raises:
+            ChargeRefused: one of its charges does not pass. Nothing was written, and nothing may be sent.
             GatewayError: storage_unavailable: nothing may be sent.
         """
         await self._journal.begin(self._entry)
@@ -333,17 +387,21 @@ class Record:
         """Return whether `begin` has recorded the write: from then on it may have been sent."""
         return self._started
 
-    async def confirmed(self, status: int, data: dict[str, Any]) -> None:
+    async def confirmed(self, status: int, data: dict[str, Any], billed_extra: int = 0) -> None:
         """Record that X confirmed it; durable on return, unless the write is safe to repeat and the store is down.
+
+        `billed_extra` is how many earlier attempts had an unknown outcome, so that X may have billed them, too.
 
         Raises:
             GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
         values = {"status": status, "data": data or None}
-        await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started)
+        await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started, billed_extra=billed_extra)
 
-    async def failed(self, error: GatewayError) -> GatewayError:
+    async def failed(self, error: GatewayError, billed_extra: int = 0) -> GatewayError:
         """Record that it was refused, not sent, or is unknown; return the error for the caller.
+
+        `billed_extra` is how many attempts, the last one included, had an unknown outcome.
 
         Raises:
             GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
@@ -351,7 +409,9 @@ class Record:
         if self._started and error.outcome == "unknown":
             error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
         values = {"status": error.problem.status, "reason": error.reason}
-        await self._journal.end(self._entry, State(error.outcome), values, started=self._started)
+        await self._journal.end(
+            self._entry, State(error.outcome), values, started=self._started, billed_extra=billed_extra
+        )
         return error
 
 
@@ -370,6 +430,25 @@ def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     if entry.cost is not None:
         row["cost_microusd"] = entry.cost
     return row
+
+
+def _with_change(
+    entry: Entry, outcome: State, row: dict[str, Any], billed_extra: int
+) -> tuple[dict[str, Any], list[Part]]:
+    """Return the parts that record the end of a charged write and change its charges, with the row alone."""
+    spent = usage.encode((*entry.charges, *entry.shadow_charges))
+    billed = billed_extra + 1 if outcome is State.CONFIRMED else billed_extra
+    if outcome is State.UNKNOWN:
+        billed = max(1, billed)
+    counts, price = outcome in NOT_APPLIED, usage.usd_in(spent)
+    back = price * (1 - billed)
+    change = usage.giving_back(spent, entry.request_id, usd=back, counts=counts)
+    cost = price or entry.cost
+    charged = row | {
+        "new_spent": usage.left(spent, usd=back, counts=counts) or None,
+        "new_cost_microusd": cost and cost * max(1, billed),
+    }
+    return row, [Part(store.SETTLE_CHARGED, charged, required=True), *change]
 
 
 def why_lost(operation: str, *, searchable: bool) -> Why:

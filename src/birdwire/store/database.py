@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, select
 
 from birdwire.store.engines.change_feed import ALL, Changed
-from birdwire.store.engines.group_commit import GroupCommit
+from birdwire.store.engines.group_commit import GroupCommit, Part
 from birdwire.store.engines.sqlite import SQLite
 from birdwire.store.schema import START_LOCK, RowRefusedError, StorageDownError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -79,6 +79,18 @@ class Database:
             RowRefusedError: a subclass: the row violates a constraint.
         """
         return await self._appends.add(statement, row) > 0
+
+    async def append_all(self, parts: Sequence[Part]) -> int | None:
+        """Execute several statements as one unit: all of them, in their order, or none. Otherwise works as `append`.
+
+        Returns None once the unit is on the disk, or the index of the first required part that changed no row: then
+        nothing was changed. Parts that only ensure a row may come before the parts of other units.
+
+        Raises:
+            StorageDownError: nothing was changed, except in the case that `write` describes.
+            RowRefusedError: a subclass: a row violates a constraint.
+        """
+        return await self._appends.add_all(parts)
 
     async def save(
         self, statement: Statement, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
@@ -196,6 +208,7 @@ __all__ = [
     "ALL",
     "Changed",
     "Database",
+    "Part",
     "RowRefusedError",
     "StorageDownError",
     "StoreError",

@@ -6,10 +6,23 @@ import json
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic_core import to_json
-from sqlalchemy import BigInteger, Column, Index, Insert, MetaData, String, Table, column, inspect, select, table
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Insert,
+    MetaData,
+    String,
+    Table,
+    Text,
+    column,
+    inspect,
+    select,
+    table,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeDecorator
 
@@ -21,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 metadata = MetaData()
-HEAD = "0003"
+HEAD = "0004"
 """The schema version of this code: the newest of migrations/versions."""
 
 START_LOCK = 0x6269726477697265
@@ -62,6 +75,32 @@ class Instant(TypeDecorator[datetime]):
         """Decode the column's value."""
         del dialect
         return None if value is None else _EPOCH + int(value) * _MICROSECOND
+
+
+class JSONText(TypeDecorator[object]):
+    """A JSON value, stored as text, that may be damaged: a text that is not JSON is read as that text.
+
+    One such row must not keep every other row from being read, and its reader refuses it by its own rules.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: object | None, dialect: Dialect) -> str | None:
+        """Encode a value for the column."""
+        del dialect
+        return None if value is None else json_text(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> object | None:
+        """Decode the column's value."""
+        del dialect
+        if value is None:
+            return None
+        try:
+            decoded: object = json.loads(value)
+        except ValueError:
+            return str(value)
+        return decoded
 
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -133,7 +172,17 @@ UNLESS_EXISTS = " ON CONFLICT DO NOTHING"
 class InsertNew(Insert):
     """An insert that changes nothing if its row exists: a constant for both engines, as `Database.append` needs it.
 
-    The first two columns of its table are the primary key.
+    The first columns of its table are the primary key.
+    """
+
+    inherit_cache = True
+
+
+class EnsureRow(InsertNew):
+    """An insert that makes a row unless it exists, and on PostgreSQL locks it, made or found, for the transaction.
+
+    `Database.append_all` executes these of all its units first, in the order of their keys, so that no two processes
+    wait for each other.
     """
 
     inherit_cache = True
@@ -142,6 +191,16 @@ class InsertNew(Insert):
 @compiles(InsertNew)
 def _insert_new(statement: InsertNew, compiler: Any, **options: Any) -> str:
     return f"{compiler.visit_insert(statement, **options)}{UNLESS_EXISTS}"
+
+
+@compiles(EnsureRow, "postgresql")
+def _ensure_row(statement: EnsureRow, compiler: Any, **options: Any) -> str:
+    columns = cast("Table", statement.table).columns
+    keys = ", ".join(compiler.preparer.format_column(one) for one in columns if one.primary_key)
+    other = next(compiler.preparer.format_column(one) for one in columns if not one.primary_key)
+    # The row is locked even though the condition lets nothing be updated, so no dead version of it remains.
+    locked = f"ON CONFLICT ({keys}) DO UPDATE SET {other} = excluded.{other} WHERE false"
+    return f"{compiler.visit_insert(statement, **options)} {locked}"
 
 
 def migrate(connection: Connection, *, upgrade: bool, migrated: Callable[[], None]) -> None:

@@ -15,9 +15,13 @@ from birdwire.store.tables import (
     idempotency,
     journal,
     link_states,
+    pauses,
+    policies,
     rate_windows,
     reconciliations,
     store_facts,
+    text_mark_keys,
+    usage,
     x_sessions,
 )
 from birdwire.store.tables import vault_keys as vault
@@ -46,6 +50,11 @@ TABLES = (
     backup.restores,
     store_facts.store_facts,
     acts.acts,
+    policies.policies,
+    pauses.pauses,
+    usage.usage,
+    usage.text_marks,
+    text_mark_keys.text_mark_keys,
 )
 """The tables to copy, each after those that it refers to. Excludes processes and the change feed."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import Insert, LargeBinary
 
-from birdwire.store.schema import RowRefusedError, StorageDownError
+from birdwire.store.schema import EnsureRow, InsertNew, RowRefusedError, StorageDownError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -30,12 +30,40 @@ REFUSED = -1
 """Returned in place of a number of rows: the database refused the unit."""
 
 
+class Part(NamedTuple):
+    """One statement of a unit of several: a constant, built once, and the parameters of its row.
+
+    If a `required` part changes no row, the whole unit is rolled back.
+    """
+
+    statement: Statement
+    row: Mapping[str, Any]
+    required: bool = False
+
+
+class Step(NamedTuple):
+    """A part for the driver, in its dialect, with its values in order.
+
+    `ensures`: it only makes and locks a row, whose primary key are the first `keys` values.
+    """
+
+    sql: str
+    values: list[Any]
+    required: bool
+    keys: int
+    ensures: bool
+
+
 class Unit(NamedTuple):
-    """One statement for the driver, in its dialect, with its values in order.
+    """One statement for the driver, in its dialect, with its values in order; or several steps, in place of them.
 
     If the statement changes a row and `key_id` is given, that key is announced in the same transaction. `written` is
     called when the whole transaction is written but not committed: the place of a failpoint. `done` is the caller's
-    future, for GroupCommit only, and `since` is when the unit was added.
+    future, for GroupCommit only, and `since` is when the unit was added. `keys` is how many of the first values are the
+    primary key of a row that another process may insert at the same time, or 0 for any other statement.
+
+    Several steps are executed in their order, or none of them. Their number of rows is the index of the required step
+    that changed none, or the number of steps if the unit is written.
     """
 
     sql: str
@@ -44,6 +72,8 @@ class Unit(NamedTuple):
     written: Callable[[], None] | None
     done: asyncio.Future[int]
     since: float
+    keys: int = 0
+    steps: Sequence[Step] = ()
 
 
 class GroupCommit:
@@ -85,14 +115,39 @@ class GroupCommit:
             raise StorageDownError("too many writes wait")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
-        if self._whole_rows and isinstance(statement, Insert):
-            given = {**_nulls(statement), **given}
-        columns = tuple(given) if statement.is_insert else None
-        bound = self._statements.get((statement, columns)) or self.prepare(statement, columns)
-        self._waiting.append(Unit(bound.sql, bound.values(given), key_id, written, done, loop.time()))
+        bound, given = self._compiled(statement, given)
+        self._waiting.append(Unit(bound.sql, bound.values(given), key_id, written, done, loop.time(), bound.keys))
         if self._drainer is None:
             self._drainer = asyncio.create_task(self._drain())
         return await done
+
+    async def add_all(self, parts: Sequence[Part]) -> int | None:
+        """Execute parts as one unit; return None, or the index of the required part that changed no row.
+
+        Raises:
+            StorageDownError: nothing was changed.
+            RowRefusedError: a subclass: a row violates a constraint.
+        """
+        if self._closed or len(self._waiting) >= MAX_QUEUED:
+            raise StorageDownError("too many writes wait")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[int] = loop.create_future()
+        steps = []
+        for statement, row, required in parts:
+            bound, given = self._compiled(statement, row)
+            steps.append(Step(bound.sql, bound.values(given), required, bound.keys, bound.ensures))
+        self._waiting.append(Unit("", [], None, None, done, loop.time(), 0, steps))
+        if self._drainer is None:
+            self._drainer = asyncio.create_task(self._drain())
+        result = await done
+        return None if result == len(steps) else result
+
+    def _compiled(self, statement: Statement, given: Mapping[str, Any]) -> tuple[_CompiledStatement, Mapping[str, Any]]:
+        """Return the compiled statement, and the parameters with those that a whole row needs in addition."""
+        if self._whole_rows and isinstance(statement, Insert):
+            given = {**_nulls(statement), **given}
+        columns = tuple(given) if statement.is_insert else None
+        return self._statements.get((statement, columns)) or self.prepare(statement, columns), given
 
     def prepare(self, statement: Statement, columns: tuple[str, ...] | None = None) -> _CompiledStatement:
         """Compile a statement ahead of its first use, which takes as long as writing many rows.
@@ -171,6 +226,10 @@ class _CompiledStatement:
     def __init__(self, statement: Statement, columns: tuple[str, ...] | None, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=columns)
         self.sql = str(compiled)
+        self.ensures = isinstance(statement, EnsureRow)
+        self.keys = 0
+        if isinstance(statement, InsertNew):
+            self.keys = len(cast("Table", statement.table).primary_key.columns)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
         # It returns a tuple, because every statement has at least two parameters.
         self._pick = itemgetter(*(slot.key for slot in slots))

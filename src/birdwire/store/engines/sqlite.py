@@ -26,13 +26,13 @@ from birdwire.store.engines.group_commit import REFUSED
 from birdwire.store.schema import StorageDownError, StoreError, json_text, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from birdwire.store.engines.group_commit import Take, Unit
+    from birdwire.store.engines.group_commit import Step, Take, Unit
 
 READERS = 8
 POOL_WAIT_S = 5
@@ -292,11 +292,30 @@ async def _begin(begin: Callable[[], Awaitable[object]], ends_at: float) -> None
 
 
 def _execute(connection: sqlite3.Connection, unit: Unit) -> int:
-    """Execute a unit's statement in the current transaction; a refused one rolls back alone."""
+    """Execute a unit in the current transaction; a refused one rolls back alone."""
+    if unit.steps:
+        return _execute_steps(connection, unit.steps)
     try:
         return connection.execute(unit.sql, unit.values).rowcount
     except _REFUSALS:
         return REFUSED
+
+
+def _execute_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> int:
+    """Execute the steps of a unit, or none of them; return what Unit describes."""
+    result = len(steps)
+    connection.execute("SAVEPOINT unit")
+    try:
+        for index, step in enumerate(steps):
+            if connection.execute(step.sql, step.values).rowcount == 0 and step.required:
+                result = index
+                break
+    except _REFUSALS:
+        result = REFUSED
+    if result != len(steps):
+        connection.execute("ROLLBACK TO unit")
+    connection.execute("RELEASE unit")
+    return result
 
 
 def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:

@@ -14,10 +14,14 @@ from birdwire.store.tables import (
     idempotency,
     journal,
     link_states,
+    pauses,
+    policies,
     processes,
     rate_windows,
     reconciliations,
     store_facts,
+    text_mark_keys,
+    usage,
     vault_keys,
     x_sessions,
 )
@@ -38,6 +42,11 @@ TABLES = (
     backup.restores,
     link_states.link_states,
     vault_keys.vault_keys,
+    policies.policies,
+    pauses.pauses,
+    usage.usage,
+    usage.text_marks,
+    text_mark_keys.text_mark_keys,
 )
 
 context.configure(

@@ -17,6 +17,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     insert,
+    or_,
     select,
     update,
 )
@@ -118,6 +119,11 @@ journal = Table(
     Column("due_at", Instant),
     Column("looks", Integer, nullable=False, server_default="0"),
     Column("reads", Integer, nullable=False, server_default="0"),
+    Column("started_at", Instant),
+    Column("spent", JSON(none_as_null=True)),
+    Column("decision", JSON(none_as_null=True)),
+    Column("features_ct", LargeBinary),
+    Column("times", Integer),
     Index("journal_key", "key_id", "created_at"),
 )
 """asked: the SHA-256 of what was asked for. owner: the process that started the write.
@@ -125,6 +131,11 @@ journal = Table(
 x_id: what X created, or the post that it deleted. words_ct: the text of a post, encrypted. cost_microusd: what X bills
 if it does the write. due_at: when the reconciler must check the row (started: whether its process is alive; unknown:
 whether X has the post); looks and reads: how many such checks there were, and how many could read the timeline.
+
+started_at: when the write was started, null if that is `created_at`. spent: what it has charged to `usage`, as
+`usage.encode` returns it. decision: what the policies decided. features_ct: what they judged of a post, encrypted.
+times: in a row of an attempt that was refused before it became a write, how many attempts it stands for; otherwise
+null.
 """
 
 
@@ -153,11 +164,23 @@ class JournalRow:
     due_at: datetime | None
     looks: int
     reads: int
+    started_at: datetime | None = None
+    spent: list[list[Any]] | None = field(default=None, repr=False)
+    decision: dict[str, Any] | None = field(default=None, repr=False)
+    features_ct: bytes | None = field(default=None, repr=False)
+    times: int | None = None
+
+    @property
+    def start(self) -> datetime:
+        """Return when the write was started: it may have waited since it was created."""
+        return self.started_at or self.created_at
 
 
 index_of_some("journal_made", journal.c.x_id)
 index_of_some("journal_due", journal.c.due_at)
 index_of_some("journal_account", journal.c.user_id, journal.c.due_at)
+index_of_some("journal_started", journal.c.started_at)
+index_of_some("journal_attempts", journal.c.created_at, journal.c.times)
 
 ADD = insert(journal)
 """Insert one write."""
@@ -171,6 +194,14 @@ SETTLE = (
     .values({name: bindparam(f"new_{name}") for name in _OUTCOME})
 )
 """Store what became of a write. Its parameters are `of`, the request's id, and new_COLUMN for each column."""
+
+
+SETTLE_CHARGED = (
+    update(journal)
+    .where(journal.c.request_id == bindparam("of"), or_(*(journal.c.state == state for state in sorted(OPEN))))
+    .values({name: bindparam(f"new_{name}") for name in (*_OUTCOME, "spent", "cost_microusd")})
+)
+"""SETTLE of a row that has charges, unless it was settled before. It also sets what remains of them, and the cost."""
 
 
 def settled(request_id: str, values: Mapping[str, object]) -> dict[str, object]:

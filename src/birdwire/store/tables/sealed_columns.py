@@ -10,6 +10,7 @@ from sqlalchemy import Column, LargeBinary, bindparam, func, literal, select, tu
 from birdwire.store.tables.idempotency import idempotency
 from birdwire.store.tables.journal import journal
 from birdwire.store.tables.link_states import link_states
+from birdwire.store.tables.text_mark_keys import text_mark_keys
 from birdwire.store.tables.x_sessions import revocations, x_sessions
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ SEALED = (
     Sealed(link_states.c.verifier_ct),
     Sealed(idempotency.c.body),
     Sealed(journal.c.words_ct),
+    Sealed(journal.c.features_ct),
+    Sealed(text_mark_keys.c.key_ct),
 )
 """The proofs in `vault_keys` are not listed: each proves its own key and is deleted with it."""
 

@@ -157,6 +157,14 @@ def has_link(text: str) -> bool:
     return not _is_plain(text) and any(isinstance(found, _Link) for found in _links(compose(text)))
 
 
+def links_of(text: str) -> tuple[str, ...]:
+    """Return the links that X may find in `text`, in their order, as they are written."""
+    if _is_plain(text):
+        return ()
+    text = compose(text)
+    return tuple(text[found.start : found.end] for found in _links(text) if isinstance(found, _Link))
+
+
 def _is_plain(text: str) -> bool:
     """Return whether every code point of `text` counts 1: it is ASCII, and no dot is followed by a top-level domain."""
     return text.isascii() and not _DOT_AND_LETTER.search(text)

@@ -1,4 +1,4 @@
-"""Unicode normal form C in linear time; differs from `unicodedata` only where over 256 marks follow each other.
+"""Unicode normal forms in linear time; they differ from `unicodedata` only where over 256 marks follow each other.
 
 Ordering the combining marks after a letter takes time quadratic in their number, so a text is normalised in pieces
 with a bounded number of marks each. What counts is the decomposition of a character: some that are not marks
@@ -7,7 +7,9 @@ themselves (U+0F73) consist of marks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal
 from unicodedata import combining, normalize
 
 if TYPE_CHECKING:
@@ -16,18 +18,47 @@ if TYPE_CHECKING:
 MARKS_MAX: Final = 256
 """The maximum number of combining marks in one piece."""
 
+# Default_Ignorable_Code_Point of Unicode 15: soft hyphen, zero-width characters and joiners, fillers, controls of
+# direction, variation selectors, tags. And the marks that attach to any letter, which are not part of an alphabet.
+_UNSEEN: Final = re.compile(
+    r"[\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B-\u200F\u202A-\u202E\u2060-\u206F\u3164"
+    r"\uFE00-\uFE0F\uFEFF\uFFA0\uFFF0-\uFFF8\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0000-\U000E0FFF"
+    r"\u0300-\u036F\u0483-\u0489\u1AB0-\u1AFF\u1DC0-\u1DFF\u20D0-\u20FF\uFE20-\uFE2F]"
+)
+
 
 def compose(text: str) -> str:
     """Return `text` in normal form C. Takes any string, lone surrogates included."""
     return text if text.isascii() else "".join(normalize("NFC", piece) for piece in pieces(text))
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Yield the canonical decomposition of `text`, its marks not yet ordered, with at most MARKS_MAX marks in a piece.
+def compatible(text: str) -> str:
+    """Return `text` in normal form KC: full-width letters, ligatures and letters of mathematics become plain ones."""
+    return text if text.isascii() else "".join(normalize("NFC", piece) for piece in pieces(text, "NFKD"))
+
+
+def fold(text: str) -> str:
+    """Return `text` for comparing: in normal form KC, case folded, without accents and invisible code points.
+
+    A text that is folded already is unchanged.
+    """
+    if text.isascii():
+        return text.lower()
+    return compose(text.translate({ord(char): _folded(char) for char in set(text)}))
+
+
+@lru_cache(maxsize=4096)
+def _folded(char: str) -> str:
+    """Return what a code point contributes to a folded text; "" if a reader does not see it."""
+    return _UNSEEN.sub("", normalize("NFKD", normalize("NFKD", char).casefold()))
+
+
+def pieces(text: str, form: Literal["NFD", "NFKD"] = "NFD") -> Iterator[str]:
+    """Yield the decomposition of `text`, its marks not yet ordered, with at most MARKS_MAX marks in a piece.
 
     A piece ends between a mark and a letter, which never compose; within a run of marks if it is longer than that.
     """
-    plain = text.translate({ord(char): normalize("NFD", char) for char in set(text)})
+    plain = text.translate({ord(char): normalize(form, char) for char in set(text)})
     marks = set(filter(combining, set(plain)))
     # `before` and `after` count the marks of the piece on each side of `border`.
     start = border = before = after = 0

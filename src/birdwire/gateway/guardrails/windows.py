@@ -1,0 +1,102 @@
+"""The windows in which rules count: clock hours, days and months by UTC; and quiet hours by a time zone's clock."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final, Literal
+from zoneinfo import ZoneInfo
+
+Unit = Literal["hour", "day", "month"]
+
+_FORMS: Final[dict[Unit, str]] = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
+_ZONE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,30}(?:/[A-Za-z0-9_+-]{1,30}){0,2}")
+
+
+def window_of(unit: Unit, now: datetime) -> str:
+    """Return the name of the current window, such as `2026-11-28T05`."""
+    return now.astimezone(UTC).strftime(_FORMS[unit])
+
+
+def unit_of(window: str) -> Unit:
+    """Return whether a window is an hour, a day or a month."""
+    return {13: "hour", 10: "day", 7: "month"}[len(window)]  # type: ignore[return-value]
+
+
+def seconds_left(unit: Unit, now: datetime) -> int:
+    """Return the whole seconds until the current window has ended, at least 1."""
+    at = now.astimezone(UTC)
+    start = at.replace(minute=0, second=0, microsecond=0)
+    if unit == "hour":
+        end = start + timedelta(hours=1)
+    elif unit == "day":
+        end = start.replace(hour=0) + timedelta(days=1)
+    else:
+        end = (start.replace(day=1, hour=0) + timedelta(days=32)).replace(day=1)
+    return seconds_between(at, end)
+
+
+def seconds_between(now: datetime, end: datetime) -> int:
+    """Return the whole seconds from now on after which `end` has come, at least 1."""
+    return max(1, -((now - end) // timedelta(seconds=1)))
+
+
+def zone_named(name: str) -> tzinfo | None:
+    """Return a time zone of the IANA database by its name; None if this machine does not know it."""
+    if name == "UTC":
+        return UTC
+    # The name becomes a path below the database's folder.
+    if not _ZONE.fullmatch(name):
+        return None
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class QuietHours:
+    """A part of each day by the clock on the wall of a zone, from `start` until before `end`, in minutes.
+
+    It goes over midnight if it ends before it starts. On a day on which the clock changes, an hour that does not exist
+    is in no quiet hours, and an hour that occurs twice is in them both times.
+    """
+
+    start: int
+    end: int
+    zone: tzinfo
+
+    @classmethod
+    def read(cls, hours: str, zone: tzinfo) -> QuietHours | None:
+        """Return the quiet hours written as `22:00-07:00`; None if they are not such, or have no length."""
+        written = _HOURS.fullmatch(hours)
+        if written is None:
+            return None
+        hour, minute, end_hour, end_minute = map(int, written.groups())
+        quiet = cls(hour * 60 + minute, end_hour * 60 + end_minute, zone)
+        return quiet if quiet.start != quiet.end else None
+
+    def holds(self, now: datetime) -> bool:
+        """Return whether a moment is in the quiet hours."""
+        local = now.astimezone(self.zone)
+        minute = local.hour * 60 + local.minute
+        if self.start < self.end:
+            return self.start <= minute < self.end
+        return minute >= self.start or minute < self.end
+
+    def seconds_left(self, now: datetime) -> int:
+        """Return the seconds after which the quiet hours have ended.
+
+        That is up to an hour late on the day on which the clock skips their end.
+        """
+        today = now.astimezone(self.zone).replace(
+            hour=self.end // 60, minute=self.end % 60, second=0, microsecond=0, tzinfo=None
+        )
+        ends = [
+            (today + timedelta(days=days)).replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
+            for days in (0, 1)
+            for fold in (0, 1)
+        ]
+        return seconds_between(now, min(end for end in ends if end > now and not self.holds(end)))

@@ -24,6 +24,7 @@ from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
@@ -352,7 +353,8 @@ def _build_handlers(
     settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
     sessions = accounts.sessions
-    admission = Admission(shared.keys, shared.cache, sessions, rate_limit, clock, settings.mode)
+    guards = Guards(shared.database, accounts.links, shared.cache)
+    admission = Admission(shared.keys, shared.cache, sessions, guards, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
     sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)

@@ -66,6 +66,9 @@ COMMANDS = (
     Row("check", "check", OPERATE, "Check the settings, the vault key and the database, and report every problem."),
     Row("migrate", "migrate", OPERATE, "Upgrade the database to this version of Birdwire."),
     Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
+    Row("policy", "policy", OPERATE, "Show, set and rehearse what keys, accounts and the gateway may do and spend."),
+    Row("pause", "pause", OPERATE, "Stop a key, an account or the whole gateway."),
+    Row("resume", "pause", OPERATE, "End a pause."),
     Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X tokens at rest."),
     Row("backup", "backup", OPERATE, "Back up the database to a file while the gateway runs."),
     Row(

@@ -50,6 +50,7 @@ FAMILIES = {
     "keys": ("create", "change", "list", "rotate", "revoke"),
     "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),
+    "policy": ("show", "set", "unset", "test", "report"),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [
     *((row.name,) for row in COMMANDS if row.name not in FAMILIES or row.name == "sandbox"),
@@ -600,6 +601,7 @@ def would(outcome: str, **more: Any) -> bytes:
 
 @pytest.mark.parametrize(("outcome", "code"), [("allow", 0), ("deny", 3), ("require_approval", 8), ("other", 6)])
 @pytest.mark.parametrize("command", [("like", POST), ("delete", POST), ("post", "hi"), ("upload", __file__)])
+@pytest.mark.trust("#306")
 async def test_a_dry_runs_verdict_is_its_exit_code(command: tuple[str, ...], outcome: str, code: int) -> None:
     """With --json the gateway's document is printed unchanged."""
     async with gateway_that_answers(would(outcome)) as url:
@@ -624,6 +626,7 @@ async def test_a_dry_run_shows_refusals_findings_cost_and_warnings() -> None:
 
 
 @pytest.mark.parametrize("command", [("follow", "@grace"), ("post", "hi", "--reply-to", POST, "--exclude", "@grace")])
+@pytest.mark.trust("#306")
 async def test_a_dry_run_looks_up_no_username(command: tuple[str, ...]) -> None:
     """X would bill it; so this is refused before the gateway is asked."""
     done = await run(*command, "--dry-run", BIRDWIRE_API_KEY="bw_test_x")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
+from ulid import ULID
 
 from birdwire.cli import build
 from birdwire.gateway.guardrails.policy import PolicyError
@@ -450,6 +451,83 @@ def test_a_pause_that_is_not_understood_is_refused(operator: Operator, arguments
     """Exit 2, and nothing is paused."""
     assert operator.run("pause", *arguments).code == 2
     assert "has been paused" not in operator.run("check").out
+
+
+# What was published, and what it cost.
+
+
+def written(operator: Operator, request_id: str, at: datetime, **columns: object) -> None:
+    """Add a row of the journal."""
+    row: dict[str, object] = {
+        "request_id": request_id,
+        "key_id": operator.key_id,
+        "user_id": "22",
+        "operation": "post_twitter",
+        "asked": b"",
+        "state": "confirmed",
+        "created_at": int(at.timestamp() * 1_000_000),
+    }
+    row |= columns
+    names = ", ".join(row)
+    operator.execute(f"INSERT INTO journal ({names}) VALUES ({', '.join('?' * len(row))})", *row.values())  # noqa: S608
+
+
+@pytest.fixture
+def author(operator: Operator) -> Operator:
+    """A person whose key published three posts and deleted one of them, two hours ago and now."""
+    now, old = datetime.now(UTC), datetime.now(UTC) - timedelta(hours=2)
+    for number, at in enumerate((old, now, now)):
+        request_id = f"req_{ULID.from_datetime(at)}"
+        written(operator, request_id, at, x_id=f"10{number}", cost_microusd=15_000, status=201)
+    deletion = {"operation": "delete_twitter", "target": "102", "x_id": "102", "cost_microusd": 5_000}
+    written(operator, f"req_{ULID.from_datetime(now)}", now, **deletion)
+    written(operator, f"req_{ULID.from_datetime(now)}", now, state="refused", cost_microusd=15_000)
+    return operator
+
+
+def test_what_was_published_recently_is_listed_until_it_is_deleted(author: Operator) -> None:
+    """By key, account or gateway; with what its deletion would cost."""
+
+    def recent(scope: str, since: str) -> list[str]:
+        rows = author.run("recent", scope, "--since", since, "--json").document["requests"]
+        assert all(row["delete_cost_usd"] == 0.005 for row in rows)
+        return [row["about"] for row in rows]
+
+    assert recent("gateway", "1h") == ["101"]
+    assert recent(author.key_id, "1d") == recent("account:22", "1d") == ["101", "100"]
+    assert recent("account:33", "1d") == []
+    assert author.run("recent", "account:33", "--since", "1d").out == "Nothing was published in this time.\n"
+    assert "101" in author.run("recent", "gateway", "--since", "1h").out
+    assert [author.run("recent", *wrong).code for wrong in (("gateway",), ("@x", "--since", "1h"))] == [2, 2]
+
+
+def test_costs_are_added_up_by_key_account_operation_or_day(author: Operator) -> None:
+    """Refused writes cost nothing; with --csv as rows."""
+
+    def cost(*arguments: str) -> Any:
+        return author.run("cost", *arguments, "--json").document
+
+    total = cost()
+    row = {"by": "key", "name": author.key_id, "writes": 4, "reads": 0, "used": 0.05}
+    assert (total["currency"], total["used"], total["rows"]) == ("USD", 0.05, [row])
+    by_operation = [(one["name"], one["writes"], one["used"]) for one in cost("--by", "operation")["rows"]]
+    assert by_operation == [("delete_twitter", 1, 0.005), ("post_twitter", 3, 0.045)]
+    assert [one["name"] for one in cost("--by", "account", "--since", "1h")["rows"]] == ["22"]
+    assert sum(one["used"] for one in cost("--by", "day")["rows"]) == pytest.approx(0.05)
+    shown = author.run("cost", "--csv")
+    assert shown.out == f"by,name,writes,reads,used\nkey,{author.key_id},4,0,0.05\n"
+    assert [author.run("cost", *wrong).code for wrong in (("--csv", "--json"), ("--by", "mood"))] == [2, 2]
+    assert "by X's price list of" in author.run("cost").err
+
+
+def test_the_log_counts_refused_attempts(author: Operator) -> None:
+    """The number is shown only if a row stands for several."""
+    assert "TIMES" not in author.run("log").out
+    attempt = {"state": "not_sent", "reason": "cap_reached", "status": 429, "user_id": "", "times": 7}
+    written(author, f"req_{ULID()}", datetime.now(UTC), **attempt)
+    row = author.run("log", "--state", "not_sent", "--json").document["requests"][0]
+    assert (row["reason"], row["times"], row["cost_usd"]) == ("cap_reached", 7, 0)
+    assert "TIMES" in author.run("log").out
 
 
 # Report and replay are tested with a gateway's own rows in test_guide.py; here with rows of the first version.

@@ -78,6 +78,8 @@ COMMANDS = (
         "Restore the database from a backup, and mark its links for verification.",
     ),
     Row("log", "log", OPERATE, "List recent writes to X and their outcomes, newest first."),
+    Row("recent", "recent", OPERATE, "List the posts that a key, an account or the gateway published recently."),
+    Row("cost", "cost", OPERATE, "Show the estimated cost of calls to X."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and manage the links."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")

@@ -34,13 +34,13 @@ from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import journal, pauses, policies, usage, x_sessions
-from birdwire.store.tables.journal import NOT_APPLIED, State
+from birdwire.store.tables.journal import NOT_APPLIED
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post_length import LIMIT
 from birdwire.x.catalog.prices import Prices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -120,8 +120,8 @@ class Rehearsal:
     async def report(self, key_id: str, since: datetime) -> Report:
         """Count what the policies found in a key's calls, obeyed or in shadow mode."""
         report = Report(since)
-        for row in await self._rows(key_id, since):
-            report.writes += row.times or 1
+        async for row in self._rows(key_id, since):
+            report.writes += 1
             decision = row.decision or {}
             found = [*decision.get("shadow", ()), *decision.get("findings", ())]
             report.add(row.request_id, ((str(one.get("rule")), str(one.get("outcome"))) for one in found))
@@ -139,10 +139,7 @@ class Rehearsal:
         async with self._database.read() as connection:
             user_id = _user_id(await _account(connection, key_id))
             judged = await self._policies(connection, key_id, user_id, proposed, enforced=True)
-        for row in await self._rows(key_id, since):
-            # An attempt that Birdwire refused itself was no write, and its text was not kept.
-            if row.state == State.NOT_SENT:
-                continue
+        async for row in self._rows(key_id, since):
             report.writes += 1
             proposal = self._proposal(row)
             if proposal is None:
@@ -233,10 +230,12 @@ class Rehearsal:
         async with self._database.read() as connection:
             return bool(await journal.listed(connection, same, None, 1))
 
-    async def _rows(self, key_id: str, since: datetime) -> list[JournalRow]:
-        """Return a key's rows since a moment, oldest first, at most the newest MAX_ROWS."""
+    async def _rows(self, key_id: str, since: datetime) -> AsyncIterator[JournalRow]:
+        """Yield a key's writes since a moment, oldest first, at most MAX_ROWS of them."""
         async with self._database.read() as connection:
-            return (await journal.listed(connection, {"key_id": key_id}, since, MAX_ROWS))[::-1]
+            async for page in journal.of_key(connection, key_id, since, MAX_ROWS):
+                for row in page:
+                    yield row
 
     def _proposal(self, row: JournalRow) -> Proposal | None:
         """Return what a past write asked for; None if it cannot be judged."""

@@ -371,7 +371,9 @@ def test_a_trial_shows_the_text_the_price_and_each_finding(operator: Operator) -
     assert found == [("links", operator.key_id), ("mentions", operator.key_id), ("words", "gateway")]
     assert (would["cost_usd"], would["text"]["links"], would["text"]["mentions"]) == (0.2, ["example.org"], ["a"])
     operator.set("--enforcement", "shadow")
-    assert [one["scope"] for one in operator.run(*arguments).document["would"]["findings"]] == ["gateway"]
+    would = operator.run(*arguments).document["would"]
+    assert [one["scope"] for one in would["findings"]] == ["gateway"]
+    assert would["warnings"][1].endswith("not obeyed: links (deny), mentions (deny).")
 
 
 def test_a_trial_knows_the_rules_and_the_pauses_of_the_key(operator: Operator) -> None:

@@ -151,7 +151,7 @@ def test_every_reason_in_the_guide_to_errors_is_one() -> None:
     rows = re.findall(
         r"^\| `([a-z0-9_]+)`((?:, `[a-z0-9_]+`)*) \|(?: (\d{3}) \|)?", text_of("docs/errors.md"), re.MULTILINE
     )
-    members = {"type", "code", "reason", "message", "fix", "whose", "retryable", "request_id", "upstream"}
+    members = {"type", "code", "reason", "message", "fix", "whose", "retryable", "request_id", "upstream", "findings"}
     whose = {problem.whose for problem in PROBLEMS.values()}
     reasons = [
         (name, status)

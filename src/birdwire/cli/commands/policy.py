@@ -258,7 +258,7 @@ def _show(say: Output, standing: Standing) -> None:
     try:
         lines += [f"- {sentence}" for sentence in sentences(standing.read())]
     except PolicyError as error:
-        lines.append(f"These rules cannot be read, so every write to which they apply is refused: {error}")
+        lines.append(f"{error} Until then, every write to which it applies is refused.")
     say.result(document, *(printable(line, 4_000) for line in lines))
 
 

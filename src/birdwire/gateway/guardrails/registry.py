@@ -281,7 +281,10 @@ def read(row: PolicyRow) -> Policy:
     Raises:
         PolicyError: this version cannot read it.
     """
-    return Policy.read(row.scope, row.author, row.version, row.enforcement, row.preset, row.rules)
+    try:
+        return Policy.read(row.scope, row.author, row.version, row.enforcement, row.preset, row.rules)
+    except PolicyError as error:
+        raise PolicyError(f"The policy of {row.scope} cannot be read. {error}") from None
 
 
 async def _latest(connection: AsyncConnection, scopes: Collection[str]) -> dict[str, PolicyRow]:

@@ -28,7 +28,9 @@ from birdwire.gateway.guardrails.policy import (
     refusal,
     snapshot_keys,
 )
+from birdwire.gateway.guardrails.preview import payload_sha256
 from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, proposal_of_features, propose
+from birdwire.gateway.guardrails.registry import read
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.encryption.text_marks import TextMarks
@@ -40,7 +42,7 @@ from birdwire.x.catalog.post_length import LIMIT
 from birdwire.x.catalog.prices import Prices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -170,14 +172,14 @@ class Rehearsal:
             account = await _account(connection, key_id)
             judged = await self._policies(connection, key_id, _user_id(account))
             paused = await pauses.of(connection, _scopes(key_id, _user_id(account)))
-        trial = _Trial(operation, account, dict(fields), approve_by(judged))
+        trial = _Trial(operation, account, dict(fields), approve_by(judged) if judged else None)
         trial.take(lambda: key.check(_At(now), key.mode))
         trial.take(lambda: check_action(key, name))
         for row in in_force(paused, now)[:1]:
             trial.refusals.append(pause_refusal(row))
         body = trial.take(lambda: check(fields, operation.body, {"text_limit": key.rules.text_limit}))
         if body is not None:
-            price = self._prices.of(operation, body)
+            price = self._prices.reserved(operation, body)
             trial.proposal = propose(operation, _user_id(account), body, price)
             context = await self._context(judged, trial.proposal, operation, key_id, now)
             trial.decision = evaluate(judged, trial.proposal, context)
@@ -218,8 +220,7 @@ class Rehearsal:
         judged = []
         for row in rows.values():
             if row.rules is not None and (row.scope != key_id or proposed is None):
-                how = "enforce" if enforced else row.enforcement
-                judged.append(Policy.read(row.scope, row.author, row.version, how, row.preset, row.rules))
+                judged.append(read(replace(row, enforcement="enforce") if enforced else row))
         if proposed is not None:
             judged.append(Policy.read(key_id, "operator", 0, "enforce", None, proposed))
         return judged
@@ -263,7 +264,7 @@ class _Trial:
     operation: Operation
     account: x_sessions.NamedAccount | None
     fields: dict[str, Any]
-    approve_by: str
+    approve_by: str | None
     refusals: list[GatewayError] = field(default_factory=list)
     proposal: Proposal | None = None
     decision: Decision | None = None
@@ -290,7 +291,7 @@ class _Trial:
             "account": account and {"user_id": account.user_id, "username": account.username},
             "refusals": [_refused(error) for error in refused],
             "findings": findings,
-            "payload_sha256": self._payload_sha256(),
+            "payload_sha256": account and payload_sha256(self.operation.name, account.user_id, self.fields, ()),
             "approve_by": self.approve_by,
             "text": None if proposal is None or proposal.weight is None else _text(proposal, limit),
             "cost_usd": None if price is None else price / 1_000_000,
@@ -299,15 +300,16 @@ class _Trial:
             "x": None,
             "request": self.request
             and {"method": self.request.method, "path": self.request.path, "json": self.request.json},
-            "warnings": [] if account is not None else ["No X account is linked to this key yet."],
+            "warnings": list(self._warnings()),
         }
 
-    def _payload_sha256(self) -> str:
-        """Return the hash by which an approval names exactly this call."""
-        named: dict[str, Any] = {"operation": self.operation.name, "user_id": _user_id(self.account)}
-        payload = named | {"fields": self.fields, "files": []}
-        text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    def _warnings(self) -> Iterator[str]:
+        if self.account is None:
+            yield "No X account is linked to this key yet."
+        shadow = () if self.decision is None else self.decision.shadow
+        if shadow:
+            found = ", ".join(dict.fromkeys(f"{one.rule} ({one.outcome})" for one in shadow))
+            yield f"The key's policy is in shadow mode, so these findings are not obeyed: {found}."
 
 
 def _text(proposal: Proposal, limit: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from birdwire.api.models import is_well_formed
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import links_of, weighted_length
 from birdwire.x.catalog.unicode_nfc import compatible, fold
@@ -162,9 +163,10 @@ def _decoded(label: str) -> str:
     if not label.startswith("xn--"):
         return label
     try:
-        return compatible(label[4:].encode("ascii").decode("punycode")).lower()
+        decoded = label[4:].encode("ascii").decode("punycode")
     except UnicodeError:
         return label
+    return compatible(decoded).lower() if is_well_formed(decoded) else label
 
 
 def _texts(body: PostTwitter) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 X refuses what it takes for misuse, and repeating it makes things worse for the account. A suspension pauses the
 account; refusals that add up pause the key, or the account if the rule is the account's. A policy in shadow mode never
-trips. COUNTED says which refusals add up.
+trips. COUNTED lists which refusals add up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ X app, such as its credits or its access level: repeating these brings the accou
 
 
 class Trips:
-    """Pauses what the rule `trip` says, in one database."""
+    """Pauses scopes by the rule `trip`, in one database."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database

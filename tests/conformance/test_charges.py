@@ -14,7 +14,8 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from birdwire.api.errors import GatewayError
-from birdwire.outcomes.journal import ChargeRefused, Entry, Journal
+from birdwire.outcomes.entry import Entry
+from birdwire.outcomes.journal import ChargeRefused, Journal
 from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.outcomes.reconciler import SCOPES, Reconciler
 from birdwire.outcomes.report import report

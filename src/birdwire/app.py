@@ -25,6 +25,10 @@ from birdwire.gateway.admission import Admission
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
 from birdwire.gateway.guardrails.guards import Guards
+from birdwire.gateway.guardrails.preview import Preview
+from birdwire.gateway.guardrails.spending import Spending
+from birdwire.gateway.guardrails.status import GuardStatus
+from birdwire.gateway.guardrails.trips import Trips
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
@@ -38,6 +42,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
@@ -53,6 +58,7 @@ from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
 from birdwire.startup import check_storage, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
+from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
@@ -194,6 +200,7 @@ class _Outcomes:
     leases: ProcessLeases
     journal: Journal
     idempotency: Idempotency
+    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +212,9 @@ class _Accounts:
     clients: AccountClients
     callbacks: Callbacks[Linked]
     linking: Linking
+    guards: Guards
+    spending: Spending
+    status: GuardStatus
     endpoints: LinkEndpoints
 
 
@@ -230,7 +240,8 @@ def create_app(
     rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
     handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
     journal, leases = outcomes.journal, outcomes.leases
-    reconciler = Reconciler(database, journal, leases, sessions, to_x.x, accounts.clients, shared.clock, telemetry)
+    clients, on_read = accounts.clients, accounts.spending.add_search
+    reconciler = Reconciler(database, journal, leases, sessions, to_x.x, clients, shared.clock, telemetry, on_read)
     background = _build_background(shared, to_x, outcomes, accounts.links, reconciler, health, act_log)
     work: tuple[Part, ...] = (
         background,
@@ -239,6 +250,7 @@ def create_app(
         sessions,
         accounts.links,
         journal,
+        outcomes.attempts,
         act_log,
         leases,
     )
@@ -318,7 +330,8 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     database, vault, clock = shared.database, shared.vault, shared.clock
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
-    return _Outcomes(leases, journal, Idempotency(database, vault, journal, leases, clock))
+    idempotency = Idempotency(database, vault, journal, leases, clock)
+    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -330,15 +343,18 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     refresher = Refresher(
         database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
-    sessions = Sessions(links, refresher, cache, clock, to_x.x.me)
+    guards, marks = Guards(database, links, cache, Trips(database, clock).after), TextMarks(database, vault, clock)
+    spending = Spending(database, guards.of, marks, Prices.load(), clock)
+    sessions = Sessions(links, refresher, cache, clock, to_x.x.me, spending.add_naming)
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock)
+    status = GuardStatus(database, guards.of, clock)
+    endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)
     breaker = CircuitBreaker(clock, telemetry)
     clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
     clients.watch(telemetry.metrics)
-    return _Accounts(links, sessions, clients, callbacks, linking, endpoints)
+    return _Accounts(links, sessions, clients, callbacks, linking, guards, spending, status, endpoints)
 
 
 def _build_handlers(
@@ -352,9 +368,8 @@ def _build_handlers(
 ) -> Handlers:
     settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
-    sessions = accounts.sessions
-    guards = Guards(shared.database, accounts.links, shared.cache)
-    admission = Admission(shared.keys, shared.cache, sessions, guards, rate_limit, clock, settings.mode)
+    sessions, spending = accounts.sessions, accounts.spending
+    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
     sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
@@ -364,15 +379,17 @@ def _build_handlers(
         capacity,
         idempotency,
         journal.rejections,
+        outcomes.attempts,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    prices, telemetry = Prices.load(), shared.telemetry
-    writes = Writes(admission, clients, journal, idempotency, prices, uploader, sender, failpoints, telemetry)
+    telemetry = shared.telemetry
+    writes = Writes(admission, clients, journal, idempotency, spending, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
-        look_up=Lookups(sessions, clients, LookupRunner(clock)).perform,
+        preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
+        look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal),
         pages=Pages(accounts.linking, settings.base_url),
@@ -398,6 +415,7 @@ def _build_background(
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
+        ("attempts", 1.0, outcomes.attempts.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),

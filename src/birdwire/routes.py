@@ -76,7 +76,7 @@ def metrics_route(metrics: Metrics, settings: Settings) -> Route:
 
 
 def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
-    """Yield two routes for each row of OPERATIONS: one that carries it out, and one that says what it would do."""
+    """Yield two routes for each row of OPERATIONS: one that carries it out, and one that returns what it would do."""
     for operation in OPERATIONS:
         rules = RouteRules(
             operation.name,

@@ -6,7 +6,7 @@ It reads no body and sends nothing to X.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from birdwire.accounts.write_permit import LookupPermit, WritePermit
 from birdwire.api.errors import GatewayError
@@ -14,9 +14,10 @@ from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from datetime import datetime
 
     from birdwire.accounts.sessions import Sessions, XSession
+    from birdwire.gateway.guardrails.guards import Guards
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.context import CallContext
     from birdwire.keys.rate_limit import RateLimit
@@ -31,29 +32,18 @@ CLOCK_TOLERANCE_S = 1.0
 differ, and a caller may like a post right after it linked an account."""
 
 
-class Holding(Protocol):
-    """What holds for a key besides its own rules: a `guards.Guard`."""
-
-    def check_pause(self, now: datetime) -> None:
-        """Return, or raise GatewayError while a pause holds."""
-
-
-class HoldingOf(Protocol):
-    """Knows what holds for each key: `guards.Guards`."""
-
-    async def of(self, key_id: str) -> Holding | None:
-        """Return what holds for a key; None if nothing does."""
-
-
 class Admission:
-    """Admits the calls of one database's keys, at a gateway that serves keys of one mode."""
+    """Admits the calls of one database's keys, at a gateway that serves keys of one mode.
+
+    `guards` knows what else holds for each key, for the steps of a call that ask.
+    """
 
     def __init__(
         self,
         keys: Keys,
         cache: KeyCache,
         sessions: Sessions,
-        guards: HoldingOf,
+        guards: Guards,
         rate_limit: RateLimit,
         clock: Clock,
         mode: Mode,
@@ -61,7 +51,7 @@ class Admission:
         self._keys = keys
         self._cache = cache
         self._sessions = sessions
-        self._guards = guards
+        self.guards = guards
         self._rate_limit = rate_limit
         self._clock = clock
         self._mode: Mode = mode
@@ -128,7 +118,7 @@ class Admission:
         Raises:
             GatewayError: paused, paused_by_owner.
         """
-        guard = await self._guards.of(key.key_id)
+        guard = await self.guards.of(key.key_id)
         if guard is not None:
             guard.check_pause(self._clock.now())
 
@@ -153,8 +143,8 @@ class Admission:
         context: CallContext,
         action: str,
         scopes: tuple[str, ...],
-        guard: Holding | None = None,
-        judge: Callable[[Any], None] | None = None,
+        guard: Guard | None = None,
+        judge: Callable[[Guard], None] | None = None,
     ) -> WritePermit:
         """Return the permit that is checked before each request of a write leaves for X.
 
@@ -173,8 +163,8 @@ class Admission:
         context: CallContext,
         action: str,
         scopes: tuple[str, ...],
-        before: Holding | None,
-        judge: Callable[[Any], None] | None,
+        before: Guard | None,
+        judge: Callable[[Guard], None] | None,
         session: XSession,
     ) -> tuple[Key, XSession]:
         """Check everything again: the key, its link, its pauses, and the rules of a guard other than the one before.
@@ -184,7 +174,7 @@ class Admission:
         """
         await self.recheck(context, action)
         newer = await self._sessions.again(context.key, session, scopes)
-        guard = await self._guards.of(context.key.key_id)
+        guard = await self.guards.of(context.key.key_id)
         if guard is not None:
             guard.check_pause(self._clock.now())
             if judge is not None and guard != before:

@@ -1,4 +1,4 @@
-"""Lookups: one lookup of the linked account, step by step. What a guarded one reads is reserved first, then corrected."""
+"""Lookups: one lookup of the linked account, step by step. A guarded one reserves the most, and is corrected."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.guardrails.proposal import propose_lookup
+from birdwire.gateway.guardrails.spending import Judged
 from birdwire.x.catalog.lookups import BILLED, billed
 
 if TYPE_CHECKING:
     from birdwire.accounts.retrying_client import AccountClient, AccountClients
     from birdwire.api.messages import Headers
     from birdwire.gateway.admission import Admission
-    from birdwire.gateway.guardrails.spending import Judged, Spending
+    from birdwire.gateway.guardrails.spending import Spending
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.lookups import Lookup, LookupRunner
-    from birdwire.x.catalog.prices import Resource
-    from birdwire.x.client.requests import Reading, XRequest
+    from birdwire.x.client.requests import Reading, Resource, XRequest
 
 
 class Lookups:
     """Runs lookups. They are not recorded in the journal."""
 
-    def __init__(
-        self, admission: Admission, clients: AccountClients, spending: Spending, runner: LookupRunner
-    ) -> None:
+    def __init__(self, admission: Admission, clients: AccountClients, spending: Spending, runner: LookupRunner) -> None:
         self._admission = admission
         self._clients = clients
         self._spending = spending
@@ -41,17 +39,23 @@ class Lookups:
         """
         query = check(context.parsed.fields, lookup.query)
         session = await self._admission.session_for_lookup(context, lookup.scopes)
-        guard = await self._spending.guard_of(context.key.key_id)
+        guard = await self._admission.guards.of(context.key.key_id)
         client = self._clients.open(session, self._admission.lookup_permit(context, lookup))
         if guard is None:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, client.ask))
-        self._spending.check_pause(guard)
         price = self._spending.prices.of_reads(lookup.most)
-        judged = await self._spending.judge(guard, propose_lookup(lookup.name, session.user_id, price))
+        judged = Judged(guard)
+        judged.proposal = propose_lookup(lookup.name, session.user_id, price)
+        await self._spending.judge(judged, None)
         await self._spending.check(judged)
         reads = _Reads(self._spending, judged, client, context.call.request_id)
         try:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, reads.ask))
+        except GatewayError as error:
+            # Other refusals of a lookup are about what it asked for.
+            if error.reason == "x_user_suspended" and (trip := self._admission.guards.after_refusal(guard, error)):
+                await trip
+            raise
         finally:
             context.headers += await reads.end()
 

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
 
+    from birdwire.outcomes.entry import Entry
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database, Part
     from birdwire.store.encryption.vault import Vault
-    from birdwire.store.tables.usage import Charge
 
 DELETE = store.DELETION
 ATTEMPTS_KEPT = timedelta(days=7)
@@ -59,30 +59,6 @@ _UNRECORDED: dict[State, tuple[Outcome, str]] = {
 
 Without a record a confirmed write cannot be looked up later, so it is unknown to a caller that asks again.
 """
-
-
-@dataclass(slots=True)
-class Entry:
-    """One write asked of X: the key, the account, the operation, and what X bills for it, in millionths of a dollar.
-
-    `signature` identifies a post in its account's timeline (see post_matching.py), for operations that must never be
-    sent twice. Of a guarded write: `charges` are made when it starts, or it does not start. `shadow_charges` were made
-    before, and the end of the write gives them back as it does the others. `decision` and `features` are what its
-    policies decided, and what they judged of a post.
-    """
-
-    request_id: str
-    key_id: str
-    user_id: str
-    operation: str
-    target: str
-    asked: bytes
-    cost: int | None = None
-    signature: str | None = field(default=None, repr=False)
-    charges: tuple[Charge, ...] = ()
-    shadow_charges: tuple[Charge, ...] = ()
-    decision: dict[str, Any] | None = field(default=None, repr=False)
-    features: dict[str, Any] | None = field(default=None, repr=False)
 
 
 class ChargeRefused(Exception):  # noqa: N818 - it is the answer of a counter, not a failure
@@ -163,13 +139,16 @@ class Journal:
         row["due_at"] = now + LEASE
         if entry.signature is not None:
             row["words_ct"] = self.seal(entry.request_id, entry.signature)
+        if entry.decision is not None:
+            row["decision"] = entry.decision
         if entry.features is not None:
             features = json_text(entry.features)
             row["features_ct"] = self._vault.seal(features, _place(entry.request_id, "features_ct"))
         refused = None
         try:
             if entry.charges or entry.shadow_charges:
-                refused = await self._database.append_all(settlement.starting(entry, row))
+                parts = settlement.starting(row, entry.charges, entry.shadow_charges)
+                refused = await self._database.append_all(parts)
             else:
                 await self._database.append(store.ADD, row)
         except StorageDownError as error:
@@ -190,11 +169,18 @@ class Journal:
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
-            await self._settle(entry, outcome, row, settlement.ending(entry, outcome, row, billed_extra))
+            charges = (*entry.charges, *entry.shadow_charges)
+            parts = settlement.ending(row, outcome, charges, entry.cost, billed_extra)
+            await self._settle(entry, outcome, row, parts)
         else:
             row = _row(entry, outcome, now)
             row["settled_at"] = now
-            row |= values | _deleted(entry, values)
+            row |= values
+            if entry.operation == DELETE:
+                row |= _deleted(entry, values)
+            # A policy that is only recorded does not have a write started that is safe to repeat.
+            if entry.decision is not None:
+                row["decision"] = entry.decision
             await self._add(row)
         # X calls a post a duplicate: that is evidence that it made a lost one.
         if values.get("reason") == "duplicate_post":
@@ -207,7 +193,8 @@ class Journal:
         if values.get("data"):
             values["data"] = data = dict(values["data"])
             values["x_id"] = data.get("id") or data.get("media_id")
-            values |= _deleted(entry, values)
+            if entry.operation == DELETE:
+                values |= _deleted(entry, values)
             text = data.pop("text", None)
         elif outcome is State.UNKNOWN:
             text = entry.signature
@@ -446,15 +433,12 @@ def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     }
     if entry.cost is not None:
         row["cost_microusd"] = entry.cost
-    if entry.decision is not None:
-        row["decision"] = entry.decision
     return row
 
 
 def _deleted(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the id of the post that a write deleted, as a column, or nothing."""
-    deleted = entry.operation == DELETE and (values.get("data") or {}).get("deleted")
-    return {"x_id": entry.target} if deleted else {}
+    """Return the id of the post that a deletion has deleted, as a column, or nothing."""
+    return {"x_id": entry.target} if (values.get("data") or {}).get("deleted") else {}
 
 
 def why_lost(operation: str, *, searchable: bool) -> Why:

@@ -1,4 +1,4 @@
-"""Guards: what holds for a key besides its own rules: the policies and pauses of the key, its account and the gateway.
+"""Guards: finds what holds for a key besides its own rules: policies and pauses of the key, its account, the gateway.
 
 A guard is cached with its key and falls with news of any of the three scopes (see `keys.cache`), so an unguarded call
 asks nothing but whether its guard is None.
@@ -6,24 +6,28 @@ asks nothing but whether its guard is None.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, Literal
 
-from birdwire.gateway.guardrails.pauses import in_force, refusal
-from birdwire.gateway.guardrails.policy import Policy, PolicyError
+from birdwire.gateway.guardrails.policy import Guard, Policy, PolicyError
 from birdwire.keys.cache import ACCOUNT, GATEWAY
 from birdwire.store.tables import pauses, policies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from birdwire.accounts.links import Links
+    from birdwire.api.errors import GatewayError
     from birdwire.keys.cache import KeyCache
     from birdwire.store.database import Database
-    from birdwire.store.tables.pauses import PauseRow
     from birdwire.store.tables.policies import PolicyRow
+
+
+__all__ = ["MISSING", "Guard", "Guards", "Unknown"]
+
+AfterRefusal = Callable[[Guard, "GatewayError"], Awaitable[None] | None]
+"""Takes a refusal before it is in the journal; returns what to wait for, if anything: `trips.Trips.after`."""
 
 
 class Unknown(Enum):
@@ -35,38 +39,14 @@ class Unknown(Enum):
 MISSING: Final = Unknown.MISSING
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """What holds for a key: policies, pauses, and the scopes whose policies this version cannot read.
-
-    `user_id` is the account that is linked to the key, if there is one. Pauses include those that have ended. While a
-    policy is unreadable, nobody knows what it forbids, so the key's writes are refused.
-    """
-
-    key_id: str
-    user_id: str | None
-    policies: tuple[Policy, ...]
-    pauses: tuple[PauseRow, ...]
-    unreadable: tuple[str, ...]
-
-    def check_pause(self, now: datetime) -> None:
-        """Check that no pause holds.
-
-        Raises:
-            GatewayError: paused, paused_by_owner: the operator's pause is reported first.
-        """
-        if self.pauses:
-            for row in in_force(self.pauses, now):
-                raise refusal(row)
-
-
 class Guards:
-    """The guards of one database's keys."""
+    """The guards of one database's keys. `after_refusal` is called with each of X's refusals of a guarded call."""
 
-    def __init__(self, database: Database, links: Links, cache: KeyCache) -> None:
+    def __init__(self, database: Database, links: Links, cache: KeyCache, after_refusal: AfterRefusal) -> None:
         self._database = database
         self._links = links
         self._cache = cache
+        self.after_refusal = after_refusal
 
     def cached(self, key_id: str) -> Guard | Literal[Unknown.MISSING] | None:
         """Return the guard of a key as of the cache's last `poll`: None if nothing holds for it; MISSING: read it."""

@@ -69,15 +69,15 @@ class Trips:
     async def _trip(self, policy: Policy, trip: Trip, scope: str) -> None:
         """Pause a scope if enough calls were refused, unless it is paused already."""
         now = self._clock.now()
-        async with self._database.write() as connection:
-            held = [row for row in await pauses.of(connection, [scope]) if row.author == policy.author]
-            if in_force(held, now):
-                return
-            since, earlier = now - timedelta(seconds=trip.window_s), trip.refusals - 1
+        since, earlier = now - timedelta(seconds=trip.window_s), trip.refusals - 1
+        async with self._database.read() as connection:
             if earlier and await _refusals(connection, scope, trip.reason, since) < earlier:
                 return
-            row = PauseRow(scope, policy.author, now, None, _why(trip), acts.GATEWAY.who)
-            await pause(connection, acts.GATEWAY, row)
+        async with self._database.write() as connection:
+            held = [row for row in await pauses.of(connection, [scope]) if row.author == policy.author]
+            if not in_force(held, now):
+                row = PauseRow(scope, policy.author, now, None, _why(trip), acts.GATEWAY.who)
+                await pause(connection, acts.GATEWAY, row)
 
 
 def _paused_by(trip: Trip, policy: Policy, guard: Guard) -> str | None:

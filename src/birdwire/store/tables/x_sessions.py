@@ -226,6 +226,12 @@ async def accounts_of(connection: AsyncConnection, key_id: str) -> list[NamedAcc
     return [NamedAccount(*row) for row in await connection.execute(named)]
 
 
+async def users_named(connection: AsyncConnection, username: str) -> frozenset[str]:
+    """Return the user ids of the linked accounts that X last called by a username, in any case."""
+    named = (func.lower(x_sessions.c.username) == username.lower(), x_sessions.c.user_id.is_not(None))
+    return frozenset((await connection.execute(select(x_sessions.c.user_id).where(*named))).scalars())
+
+
 _KEYS = table("api_keys", column("key_id"), column("revoked_at"), column("expires_at"))
 """The columns of a key that end its sessions; `api_keys` owns the table."""
 

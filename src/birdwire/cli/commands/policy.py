@@ -94,7 +94,7 @@ def set_(
     """Set rules of a key, an account or the gateway.
 
     The command changes only the rules that you name. With `-` or --preset, it replaces all rules of the policy; it
-    never lifts the rules of the key itself (`birdwire keys change --lift`). Running gateways obey the new rules with the
+    never lifts rules of the key itself (`birdwire keys change --lift`). Running gateways obey the new rules with the
     next call, on all replicas within a second.
 
     - Members of a rule can be set one by one: `caps.post_twitter=3/h,12/d`, `words.deny=giveaway,airdrop`

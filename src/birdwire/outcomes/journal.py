@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -23,6 +24,7 @@ from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import Part, RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
+from birdwire.store.schema import json_text
 from birdwire.store.tables import journal as store
 from birdwire.store.tables import usage
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
@@ -154,6 +156,9 @@ class Journal:
         row["due_at"] = now + LEASE
         if entry.signature is not None:
             row["words_ct"] = self.seal(entry.request_id, entry.signature)
+        if entry.features is not None:
+            features = json_text(entry.features)
+            row["features_ct"] = self._vault.seal(features, _place(entry.request_id, "features_ct"))
         refused = None
         try:
             if entry.charges or entry.shadow_charges:
@@ -340,6 +345,18 @@ class Journal:
             # It was changed at rest.
             return None
 
+    def features(self, row: JournalRow) -> dict[str, Any] | None:
+        """Decrypt what the policies judged of a post, or None if it was not kept or cannot be opened."""
+        if row.features_ct is None:
+            return None
+        try:
+            opened = self._vault.open(row.features_ct, _place(row.request_id, "features_ct"))
+        except VaultError:
+            # It was changed at rest.
+            return None
+        found: dict[str, Any] = json.loads(opened)
+        return found
+
     def seal(self, request_id: str, text: str) -> bytes:
         """Encrypt the text of a row; a lone surrogate, which only X could send, becomes `?`, as in an answer."""
         return self._vault.seal(text.encode("utf-8", "replace").decode(), _place(request_id))
@@ -429,6 +446,8 @@ def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     }
     if entry.cost is not None:
         row["cost_microusd"] = entry.cost
+    if entry.decision is not None:
+        row["decision"] = entry.decision
     return row
 
 
@@ -458,8 +477,8 @@ def why_lost(operation: str, *, searchable: bool) -> Why:
     return Why.UPLOAD if operation == "upload_media" else Why.NOT_IN_TIMELINE
 
 
-def _place(request_id: str) -> Place:
-    return Place("journal", request_id, "words_ct")
+def _place(request_id: str, column: str = "words_ct") -> Place:
+    return Place("journal", request_id, column)
 
 
 def _unrecorded(state: State) -> GatewayError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import re
 from contextlib import asynccontextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from birdwire.store.engines.change_feed import NOTIFY
 from birdwire.store.engines.group_commit import REFUSED
 from birdwire.store.engines.pg_notifications import PgNotifications
-from birdwire.store.schema import START_LOCK, UNLESS_EXISTS, StorageDownError, json_text, migrate
+from birdwire.store.schema import START_LOCK, StorageDownError, json_text, migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from birdwire.store.engines.group_commit import Take, Unit
+    from birdwire.store.engines.group_commit import Step, Take, Unit
 
 CONNECTIONS = 16
 POOL_WAIT_S = 5
@@ -52,6 +54,7 @@ _REFUSALS = (
 
 _COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 COLLISION_TRIES = 3
+_PARAMETER = re.compile(r"\$(\d+)")
 
 
 class PostgreSQL:
@@ -274,17 +277,20 @@ def _reject_closed(connection: Any, *_: object) -> None:
 
 
 def _lock_order(unit: Unit) -> tuple[Any, ...]:
-    """Return the key of a row that another process may insert at the same time, which then waits for this transaction.
+    """Return the place of a unit in its batch, by the key of a row that another process may insert at the same time.
 
-    If all processes insert such rows in the order of their keys, after all others, no two of them wait for each other.
+    That process then waits for this transaction. If all processes insert such rows in the order of their keys, after
+    all others, no two of them wait for each other. Units of several steps come first, after the rows that they ensure.
     """
-    return tuple(unit.values[:2]) if unit.sql.endswith(UNLESS_EXISTS) else ()
+    return (not unit.steps, *unit.values[: unit.keys])
 
 
 async def _execute_batch(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
     """Execute units in one round trip for each run of units with the same statement."""
-    number = None
-    for sql, run in itertools.groupby(map(_with_count, units), key=itemgetter(0)):
+    stepped = [unit for unit in units if unit.steps]
+    await _ensure_rows(connection, stepped)
+    number = await _execute_stepped(connection, stepped, changed)
+    for sql, run in itertools.groupby(map(_with_count, units[len(stepped) :]), key=itemgetter(0)):
         records = await connection.fetchmany(sql, [values for _, values in run])
         changed += [rows for rows, *_ in records]
         number = records[0][1]
@@ -294,8 +300,10 @@ async def _execute_batch(connection: Any, units: Sequence[Unit], changed: list[i
 
 async def _execute_with_savepoints(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
     """Execute each unit in its own savepoint, so that a refused one does not roll back the others."""
-    number = None
-    for sql, values in map(_with_count, units):
+    stepped = [unit for unit in units if unit.steps]
+    await _ensure_rows(connection, stepped, singly=True)
+    number = await _execute_stepped(connection, stepped, changed)
+    for sql, values in map(_with_count, units[len(stepped) :]):
         await connection.execute("SAVEPOINT one")
         try:
             rows, number, *_ = await connection.fetchrow(sql, *values)
@@ -305,6 +313,84 @@ async def _execute_with_savepoints(connection: Any, units: Sequence[Unit], chang
         changed.append(rows)
     _written(units)
     return number
+
+
+async def _ensure_rows(connection: Any, units: Sequence[Unit], *, singly: bool = False) -> None:
+    """Make and lock the rows of all units, in the order of their tables and keys, which is the same in every process.
+
+    `singly`: a row that the database refuses is skipped, and its unit fails later.
+    """
+    ensured = {
+        (step.sql, *step.values[: step.keys]): step.values for unit in units for step in unit.steps if step.ensures
+    }
+    for sql, keys in itertools.groupby(sorted(ensured), key=itemgetter(0)):
+        rows = [ensured[key] for key in keys]
+        if not singly:
+            await connection.executemany(sql, rows)
+            continue
+        for values in rows:
+            await connection.execute("SAVEPOINT one")
+            try:
+                await connection.execute(sql, *values)
+            except _REFUSALS:
+                await connection.execute("ROLLBACK TO SAVEPOINT one")
+
+
+async def _execute_stepped(connection: Any, units: Sequence[Unit], changed: list[int]) -> str | None:
+    """Execute the steps of each unit in a savepoint of its own: all of them, or none."""
+    number, end = None, ""
+    for unit in units:
+        await connection.execute(f"{end}SAVEPOINT unit")
+        result, end = len(unit.steps), "RELEASE SAVEPOINT unit; "
+        try:
+            for indexes in _runs(unit.steps):
+                sql, values = _as_one_query([unit.steps[index] for index in indexes])
+                *counts, number = await connection.fetchrow(sql, *values)
+                missed = (
+                    index
+                    for index, rows in zip(indexes, counts, strict=True)
+                    if rows == 0 and unit.steps[index].required
+                )
+                result = next(missed, result)
+                if result != len(unit.steps):
+                    break
+        except _REFUSALS:
+            result = REFUSED
+        if result != len(unit.steps):
+            end = f"ROLLBACK TO SAVEPOINT unit; {end}"
+        changed.append(result)
+    if end:
+        await connection.execute(end)
+    return number
+
+
+def _runs(steps: Sequence[Step]) -> Sequence[Sequence[int]]:
+    """Return the indexes of steps, in groups that one query may execute.
+
+    A query sees the rows as they were when it started, so steps that may change the same row need one query each.
+    """
+    rest = [index for index, step in enumerate(steps) if not step.ensures]
+    ensured = [(step.sql, *step.values[: step.keys]) for step in steps if step.ensures]
+    return [rest] if len(set(ensured)) == len(ensured) else [[index] for index in rest]
+
+
+def _as_one_query(steps: Sequence[Step]) -> tuple[str, list[Any]]:
+    """Return a query that executes all steps and returns how many rows each changed, and the transaction's id."""
+    shapes = tuple((step.sql, len(step.values)) for step in steps)
+    return _combined(shapes), [value for step in steps for value in step.values]
+
+
+@functools.lru_cache(maxsize=256)
+def _combined(shapes: Sequence[tuple[str, int]]) -> str:
+    """Combine statements, each with its number of parameters, into one with all parameters."""
+    queries, before = [], 0
+    for number, (sql, parameters) in enumerate(shapes):
+        shifted = _PARAMETER.sub(lambda found, before=before: f"${int(found[1]) + before}", sql)
+        queries.append(f"done_{number} AS ({shifted} RETURNING 1)")
+        queries.append(f"counted_{number} AS (SELECT count(*) FROM done_{number})")  # noqa: S608 - no foreign text
+        before += parameters
+    counts = "".join(f"(TABLE counted_{number}), " for number in range(len(shapes)))
+    return f"WITH {', '.join(queries)} SELECT {counts}pg_current_xact_id()::text"
 
 
 def _with_count(unit: Unit) -> tuple[str, list[Any]]:

@@ -133,11 +133,13 @@ def certify(work: Path) -> None:
 # Ours.
 
 
-def gateway(place: Place, name: str, x_url: str, **more: str) -> Process:
-    """`birdwire serve` on a new database with every key linked."""
+def gateway(place: Place, name: str, x_url: str, *, guarded: bool = False, **more: str) -> Process:
+    """`birdwire serve` on a new database with every key linked, and if `guarded` under a policy."""
     folder, port = place.folder(name), free_port()
     environment = seed.settings(folder, port, x_url, seed.vault_key(), **more)
     asyncio.run(seed.link(environment, place.keys))
+    if guarded:
+        seed.guard(environment)
     program = Path(sys.executable).parent / "birdwire"
     trusted = {"SSL_CERT_FILE": str(place.work / "ca.pem")}
     return _up(start(name, [program, "serve"], folder, env=environment | trusted, port=port))
@@ -145,6 +147,10 @@ def gateway(place: Place, name: str, x_url: str, **more: str) -> Process:
 
 def _sqlite(place: Place, name: str) -> Process:
     return gateway(place, name, place.x_url)
+
+
+def _sqlite_guarded(place: Place, name: str) -> Process:
+    return gateway(place, name, place.x_url, guarded=True)
 
 
 def _sqlite_tls(place: Place, name: str) -> Process:
@@ -279,6 +285,14 @@ CONTENDERS: tuple[Contender, ...] = (
         _sqlite,
         own=True,
         deed="post",
+    ),
+    Contender(
+        "birdwire-guarded",
+        "**Birdwire**, SQLite, keys with caps and a budget",
+        "the same as the first; each key has a policy of two caps and two budgets, so a like is recorded and charged in "
+        "one transaction before it is sent to X, and its outcome is recorded before the answer",
+        _sqlite_guarded,
+        own=True,
     ),
     Contender("direct", "X itself (nginx answering)", "no gateway at all: the callers ask nginx, on the measured core", _direct, ("nginx",), ("nginx", "-v")),
     Contender("nginx", "nginx forwarding", "one worker, `proxy_pass` with `keepalive`, a header injected, no log", _nginx, ("nginx",), ("nginx", "-v")),

@@ -10,7 +10,7 @@ from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.api import relay_dialect
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
-from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
+from birdwire.api.paths import API, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
 from birdwire.keys.context import CallContext, RouteRules, Work
 from birdwire.keys.rules import LINK, UNLINK
@@ -37,11 +37,12 @@ class Handlers:
     """The parts that answer calls.
 
     `run` frames the work of every call with a key; `write` and `look_up` are that work for a row of OPERATIONS or
-    LOOKUPS. `document` answers for every path of DOCUMENTS.
+    LOOKUPS, and `preview` is that of a dry run. `document` answers for every path of DOCUMENTS.
     """
 
     run: Callable[[RouteRules, Work, Call], Awaitable[Answer]]
     write: Callable[[Operation, CallContext], Awaitable[Answer]]
+    preview: Callable[[Operation, CallContext], Awaitable[Answer]]
     look_up: Callable[[Lookup, CallContext], Awaitable[Answer]]
     links: LinkEndpoints
     outcomes: OutcomeReports
@@ -75,7 +76,7 @@ def metrics_route(metrics: Metrics, settings: Settings) -> Route:
 
 
 def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
-    """Yield a route for each row of OPERATIONS."""
+    """Yield two routes for each row of OPERATIONS: one that carries it out, and one that says what it would do."""
     for operation in OPERATIONS:
         rules = RouteRules(
             operation.name,
@@ -91,6 +92,10 @@ def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
         files = (rules.max_file_bytes, settings.upload_deadline_s) if rules.max_file_bytes else None
         handle = partial(parts.run, rules, partial(parts.write, operation))
         yield Route("POST", f"{API}/{rules.name}", handle, rules.max_bytes, settings.request_deadline_s, files)
+        # Every key may ask what it may do. Nothing is sent, so the call is as safe to repeat as a lookup.
+        dry = replace(rules, name=f"{DRY_RUN}/{operation.name}", repeatable=True, action="", file_scopes=(), dry=True)
+        handle = partial(parts.run, dry, partial(parts.preview, operation))
+        yield Route("POST", f"{API}/{dry.name}", handle, dry.max_bytes, settings.request_deadline_s, files)
 
 
 def _lookups(parts: Handlers, settings: Settings) -> Iterator[Route]:

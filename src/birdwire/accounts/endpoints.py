@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.accounts.linking import holder_of
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from birdwire.x.limits.capabilities import Capabilities
     from birdwire.x.limits.rate_windows import RateWindows
 
+Describe = Callable[["Key"], Awaitable[Mapping[str, Any]]]
+
 _LINK = (
     *("user_id", "username", "scopes", "state", "access_expires_at", "linked_at"),
     *("generation", "refreshed_at", "next_refresh_at", "why", "limits", "capabilities"),
@@ -31,7 +34,10 @@ _LINK = (
 
 
 class LinkEndpoints:
-    """What a key's holder asks over HTTP about the key's link. No answer contains a token."""
+    """What a key's holder asks over HTTP about the key's link. No answer contains a token.
+
+    `describe` returns further members of auth/status, which speak of the key and not of its link.
+    """
 
     def __init__(
         self,
@@ -41,6 +47,7 @@ class LinkEndpoints:
         capabilities: Capabilities,
         ledger: RateWindows,
         clock: Clock,
+        describe: Describe,
     ) -> None:
         self._requests = requests
         self._linking = linking
@@ -48,6 +55,7 @@ class LinkEndpoints:
         self._capabilities = capabilities
         self._ledger = ledger
         self._clock = clock
+        self._describe = describe
 
     async def auth_twitter(self, context: CallContext) -> Answer:
         """Start a link: return a new auth_url, which is valid once, for 10 minutes."""
@@ -72,7 +80,7 @@ class LinkEndpoints:
 
     async def _status(self, key: Key) -> Answer:
         links = await self._links.of_key(key.key_id)
-        last = {"last_attempt": await self._requests.last_attempt(key.key_id)}
+        last = {"last_attempt": await self._requests.last_attempt(key.key_id), **await self._describe(key)}
         at = self._clock.now()
         row = links.pending if only_confirmation_helps(links, at) else links.current or links.pending
         if row is None:

@@ -64,7 +64,7 @@ class Pipeline:
         try:
             slots.check()
             await self.admit(context, slots)
-            name = idempotency.name_of(call) if call.method == "POST" else None
+            name = idempotency.name_of(call) if call.method == "POST" and not route.dry else None
             answer = await self.do_once(context, name, route.name, context.parsed.fields, work)
             if context.relayed and answer.status < 400:
                 answer = relay_dialect.encode(answer)

@@ -11,11 +11,14 @@ from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import ExitStack
 
     from birdwire.accounts.retrying_client import AccountClient
     from birdwire.accounts.sessions import XSession
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
+    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.spending import Judged
     from birdwire.gateway.refusal_details import RefusalDetails
     from birdwire.keys.context import CallContext
     from birdwire.outcomes.journal import Entry, Journal, Record
@@ -27,19 +30,32 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Write:
-    """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded."""
+    """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded.
+
+    `guard` is what holds for the key, if anything does, and `judged` what its policies make of the call. `running` ends
+    what registers a guarded write as running.
+    """
 
     context: CallContext
     operation: Operation
     fields: Mapping[str, Any]
     files: Sequence[Part]
     opened: bool = False
+    guard: Guard | None = None
+    judged: Judged | None = None
+    running: ExitStack | None = None
     body: Body = field(init=False)
     session: XSession = field(init=False)
     client: AccountClient = field(init=False)
     entry: Entry = field(init=False)
     record: Record = field(init=False)
     data: dict[str, Any] = field(init=False)
+
+
+def capability_of(operation: Operation, body: Body) -> str:
+    """Return the name under which it is recorded whether X allows this to the app."""
+    quotes = operation.enterprise == "quote" and operation.needs_enterprise(body)
+    return f"{operation.name} (quote)" if quotes else operation.name
 
 
 class OperationSender:
@@ -59,6 +75,11 @@ class OperationSender:
         self._refusals = refusals
         self._failpoints = failpoints
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """The record of what X allows to this app."""
+        return self._capabilities
+
     async def send(self, write: Write) -> None:
         """Send the operation when its ticket is first, and record whether X allows the operation to this app.
 
@@ -66,8 +87,7 @@ class OperationSender:
             GatewayError: X's refusal, or why X could not be asked.
         """
         operation, client = write.operation, write.client
-        enterprise = operation.needs_enterprise(write.body)
-        name = f"{operation.name} (quote)" if enterprise and operation.enterprise == "quote" else operation.name
+        enterprise, name = operation.needs_enterprise(write.body), capability_of(operation, write.body)
         reading = Reading(
             operation.answer,
             enterprise=enterprise,

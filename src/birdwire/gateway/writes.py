@@ -2,30 +2,42 @@
 
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
+
+Two runners go through the list: `perform` does each step, and `preview` only looks at each. A look gives the verdict of
+its step without any effect: it sends nothing, renews nothing, and counts nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
+from birdwire.gateway.guardrails.proposal import propose
+from birdwire.gateway.guardrails.spending import judges
 from birdwire.gateway.sender import Write
 from birdwire.outcomes.journal import Entry, fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
+from birdwire.x.catalog.operations import UPLOAD_SCOPES
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from birdwire.accounts.retrying_client import AccountClients
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
+    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.proposal import Proposal
+    from birdwire.gateway.guardrails.spending import Judged, Spending
     from birdwire.gateway.sender import OperationSender
     from birdwire.gateway.uploader import MediaUploader
     from birdwire.keys.context import CallContext
@@ -34,14 +46,22 @@ if TYPE_CHECKING:
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.x.catalog.operations import Operation
-    from birdwire.x.catalog.prices import Prices
+
+Run = Callable[[Write], Awaitable[None] | None]
+"""One step of one write. A step that has to wait returns what to wait for."""
 
 
 class Step(NamedTuple):
-    """One step of a write: what it does, under a name. A step that has to wait returns what to wait for."""
+    """One step of a write, under a name: what it does, and how to `look` at its verdict without any effect.
+
+    `needs` are the members of the write that must be known to look. A step without a look refuses nothing that can be
+    known before the earlier steps are done.
+    """
 
     name: str
-    do: Callable[[Write], Awaitable[None] | None]
+    do: Run
+    look: Run | None = None
+    needs: tuple[str, ...] = ()
 
 
 class Writes:
@@ -53,7 +73,7 @@ class Writes:
         clients: AccountClients,
         journal: Journal,
         idempotency: Idempotency,
-        prices: Prices,
+        spending: Spending,
         uploader: MediaUploader,
         sender: OperationSender,
         failpoints: Failpoints,
@@ -63,22 +83,25 @@ class Writes:
         self._clients = clients
         self._journal = journal
         self._idempotency = idempotency
-        self._prices = prices
+        self._spending = spending
+        self._guards = spending.guards
         self._uploader = uploader
         self._sender = sender
         self._failpoints = failpoints
         self._telemetry = telemetry
         self.steps = (
-            Step("action", self._check_action),
-            Step("body", self._check_body),
-            Step("files", self._check_files),
-            Step("session", self._open_session),
-            Step("windows", self._check_windows),
-            Step("daily_writes", self._spend_write),
+            Step("action", self._check_action, self._check_action),
+            Step("body", self._check_body, self._check_body),
+            Step("files", self._check_files, self._check_files),
+            Step("session", self._open_session, self._look_session),
+            Step("pause", self._check_pause, self._look_pause),
+            Step("policy", self._check_policy, self._look_policy, needs=("body",)),
+            Step("windows", self._check_windows, self._look_windows, needs=("session",)),
+            Step("daily_writes", self._spend_write, self._look_daily_writes),
             Step("record", self._open_record),
             Step("attach", self._attach_files),
             Step("start", self._start),
-            Step("send", self._send),
+            Step("send", self._send, self._look_breaker, needs=("session",)),
         )
         self._run = tuple(step.do for step in self.steps)
 
@@ -103,14 +126,58 @@ class Writes:
                     await waiting
         except Exception as error:
             refusal = self._refusal_of(write, error)
+            times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
             if refusal is None:
                 raise
-            raise await write.record.failed(refusal) from None
-        await write.record.confirmed(operation.status, write.data)
+            recorded = await write.record.failed(refusal, times)
+            # The reason of a write that is safe to repeat says so.
+            raise (refusal if operation.repeatable else recorded) from None
+        else:
+            if write.judged is None:
+                await write.record.confirmed(operation.status, write.data)
+            else:
+                await self._confirmed(write, write.judged)
+        finally:
+            if write.running is not None:
+                write.running.close()
         # X's answer is passed on even if it is not what was asked for; the log line records that.
         if not operation.expect.items() <= write.data.items():
             context.call.note["unexpected"] = True
         return Answer.of({"data": write.data}, operation.status)
+
+    async def preview(self, write: Write) -> list[GatewayError]:
+        """Look at each step whose needs are known, and return at most one refusal of each. Nothing is done.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        refusals = []
+        for step in self.steps:
+            if step.look is None or not all(hasattr(write, name) for name in step.needs):
+                continue
+            try:
+                waiting = step.look(write)
+                if waiting is not None:
+                    await waiting
+            except GatewayError as error:
+                refusals.append(error)
+        return refusals
+
+    async def _confirmed(self, write: Write, judged: Judged) -> None:
+        """Record that X carried a guarded write out, and how often X may have billed it besides."""
+        again = write.client.maybe_billed
+        await write.record.confirmed(write.operation.status, write.data, billed_extra=again)
+        write.context.headers += judged.header(times=1 + again)
+
+    async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
+        """Give back what no row gives back, and return how often X may have billed the write."""
+        times = 0
+        if judged.begun:
+            times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")
+        else:
+            await self._spending.give_back(judged, write.context.call.request_id)
+        write.context.headers += judged.header(times=times)
+        return times
 
     def _refusal_of(self, write: Write, error: Exception) -> GatewayError | None:
         """Return the refusal to record for a failed step; None if the write has no record."""
@@ -142,19 +209,72 @@ class Writes:
     async def _open_session(self, write: Write) -> None:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
 
+    async def _look_session(self, write: Write) -> None:
+        """Read the link. It is neither renewed nor named: what only X knows stays unknown."""
+        attaches = write.files and not write.operation.takes_file
+        scopes = (*write.operation.scopes, *(UPLOAD_SCOPES if attaches else ()))
+        write.session = await self._admission.peek(write.context.key, scopes)
+
+    def _check_pause(self, write: Write) -> Awaitable[None] | None:
+        """Find what holds for the key. An unguarded call asks nothing else."""
+        guard = self._guards.cached(write.context.key.key_id)
+        return None if guard is None else self._look_pause(write)
+
+    async def _look_pause(self, write: Write) -> None:
+        write.guard = await self._spending.guard_of(write.context.key.key_id)
+        if write.guard is not None:
+            self._spending.check_pause(write.guard)
+
+    def _check_policy(self, write: Write) -> Awaitable[None] | None:
+        """Judge the write by the policies that hold for its key."""
+        guard = write.guard
+        return None if guard is None else self._judge(write, guard)
+
+    async def _judge(self, write: Write, guard: Guard) -> None:
+        if judges(guard):
+            proposal = self._proposal(write, write.session.user_id)
+            write.judged = await self._spending.judge(guard, proposal, write.operation)
+            await self._spending.check(write.judged)
+
+    async def _look_policy(self, write: Write) -> None:
+        guard = write.guard
+        if guard is not None and judges(guard):
+            proposal = self._proposal(write, guard.user_id)
+            write.judged = await self._spending.judge(guard, proposal, write.operation, looks=True)
+            await self._spending.check_by_snapshot(write.judged)
+
+    def _proposal(self, write: Write, user_id: str | None) -> Proposal:
+        price = self._spending.prices.reserved(write.operation, write.body)
+        return propose(write.operation, user_id, write.body, price)
+
+    def _judge_again(self, write: Write, guard: Guard) -> None:
+        """Judge a write that has passed by what holds now: its key may have got other rules since."""
+        own_post = None if write.judged is None else write.judged.own_post
+        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), own_post)
+
     def _check_windows(self, write: Write) -> None:
         """Refuse a write that X's rate windows do not allow, before it counts against the key's daily cap."""
         self._clients.windows.check(write.operation.endpoint, write.session.user_id)
+
+    def _look_windows(self, write: Write) -> None:
+        refusal = self._clients.windows.refusal(write.operation.endpoint, write.session.user_id)
+        if refusal is not None:
+            raise refusal
 
     def _spend_write(self, write: Write) -> Awaitable[None] | None:
         """Count the write, if the key has a daily cap."""
         key = write.context.key
         return None if key.rules.daily_writes is None else self._admission.spend_write(key)
 
+    def _look_daily_writes(self, write: Write) -> Awaitable[None] | None:
+        key = write.context.key
+        return None if key.rules.daily_writes is None else self._admission.check_daily_writes(key)
+
     def _open_record(self, write: Write) -> None:
         """Open the journal's record, and the client whose requests the call's permit allows."""
         context, operation, body = write.context, write.operation, write.body
-        permit = self._admission.permit(context, operation.name, operation.scopes)
+        judge = partial(self._judge_again, write)
+        permit = self._admission.permit(context, operation.name, operation.scopes, write.guard, judge)
         write.client = self._clients.open(write.session, permit)
         write.entry = Entry(
             context.call.request_id,
@@ -163,7 +283,7 @@ class Writes:
             operation.name,
             canonical(str(getattr(body, operation.target, ""))),
             fingerprint(operation.name, write.fields),
-            self._prices.of(operation, body),
+            self._spending.prices.of(operation, body),
             signature_of(body),
         )
         write.record = self._journal.open(write.entry)
@@ -180,17 +300,41 @@ class Writes:
         write.body = _checked(write, media.with_ids(write.fields, media_ids))
 
     def _start(self, write: Write) -> Awaitable[None] | None:
-        """Record that a write that must not be repeated is about to be sent."""
+        """Record that a write is about to be sent: one that must not be repeated, or that a policy counts."""
+        if write.judged is not None:
+            return self._start_judged(write, write.judged)
         return None if write.operation.repeatable else self._begin(write)
+
+    async def _start_judged(self, write: Write, judged: Judged) -> None:
+        """Let a guarded write pass: what it is charged is written together with its row."""
+        await self._spending.charge(judged, write.entry)
+        # A policy in shadow mode alone changes nothing, so a repeatable write begins as without it.
+        if not judged.obeys and write.operation.repeatable:
+            return
+        write.running = stack = ExitStack()
+        stack.enter_context(self._journal.running(write.entry.request_id))
+        try:
+            await self._spending.begin(judged, partial(self._begin, write))
+        except GatewayError as error:
+            # What a policy refuses here has no row of its own: it is recorded as an attempt.
+            write.opened = write.record.started or error.reason == "storage_unavailable"
+            raise
 
     async def _begin(self, write: Write) -> None:
         await write.record.begin()
         await self._failpoints.reach("post_after_started")
-        await self._idempotency.hold(write.entry.key_id, write.entry.request_id)
+        if not write.operation.repeatable:
+            await self._idempotency.hold(write.entry.key_id, write.entry.request_id)
 
     def _send(self, write: Write) -> Awaitable[None]:
         """Send the operation, or its file: an upload is a request of several parts."""
         return self._upload(write) if write.operation.takes_file else self._sender.send(write)
+
+    def _look_breaker(self, write: Write) -> None:
+        """Refuse a write that the circuit breaker would refuse now. A look is no probe."""
+        refusal = self._clients.breaker.refusal(write.operation.endpoint, write.session.user_id)
+        if refusal is not None:
+            raise refusal
 
     async def _upload(self, write: Write) -> None:
         write.data = await self._uploader.upload(write.files[0], write.client)

@@ -22,7 +22,7 @@ class RouteRules:
     needs before a file is read; one of `file_names` is the part that holds the file.
     A call that is not `repeatable` runs once: it gets an Idempotency-Key if it brings none. `reserved`: it has slots of
     its own, so that it is served under any load. `action` is the action that the key must be allowed; empty: every key
-    may call the route.
+    may call the route. `dry`: the call has no effect, so an Idempotency-Key means nothing to it.
     """
 
     name: str
@@ -35,6 +35,7 @@ class RouteRules:
     repeatable: bool = True
     reserved: bool = False
     action: str = ""
+    dry: bool = False
 
 
 class Upload(Protocol):

@@ -31,6 +31,7 @@ from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, Stat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from birdwire.outcomes.process_leases import ProcessLeases
@@ -147,6 +148,10 @@ class Journal:
         if len(self._waiting) >= MAX_WAITING:
             raise _unrecorded(State.NOT_SENT)
         return Record(self, entry)
+
+    def running(self, request_id: str) -> AbstractContextManager[None]:
+        """Return the block in which a write runs: while it does, no process counts it as interrupted."""
+        return self._leases.running(request_id)
 
     async def begin(self, entry: Entry) -> None:
         """Record that a write is about to be sent."""

@@ -77,7 +77,10 @@ class ProcessLeases:
 
     @contextlib.contextmanager
     def running(self, request_id: str) -> Iterator[None]:
-        """Register a call as running here until the block ends."""
+        """Register a call as running here until the block ends. A block inside of another one changes nothing."""
+        if request_id in self._running:
+            yield
+            return
         self._running.add(request_id)
         try:
             yield

@@ -39,16 +39,33 @@ class TextMarks:
             VaultError: the vault's keys do not open the stored key.
         """
         if self._key is None:
-            self._key = await self._load()
-        return hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+            self._key = await self._find() or await self._make()
+        return _mark(self._key, text)
 
-    async def _load(self) -> bytes:
+    async def known_mark(self, text: str) -> str | None:
+        """Return the mark of a text; None if no text has ever been marked. It changes nothing.
+
+        Raises:
+            StorageDownError, VaultError: as `mark`.
+        """
+        if self._key is None:
+            self._key = await self._find()
+        return None if self._key is None else _mark(self._key, text)
+
+    async def _find(self) -> bytes | None:
         async with self._database.read() as connection:
-            found = await store.find(connection, _NAME)
-        if found is None:
-            made = self._vault.seal(secrets.token_hex(KEY_BYTES), _PLACE)
-            async with self._database.write() as connection:
-                await store.add(connection, _NAME, made, self._clock.now())
-                # Another process may have been first.
-                found = await store.find(connection, _NAME)
-        return bytes.fromhex(self._vault.open(found or b"", _PLACE))
+            return self._open(await store.find(connection, _NAME))
+
+    async def _make(self) -> bytes:
+        made = self._vault.seal(secrets.token_hex(KEY_BYTES), _PLACE)
+        async with self._database.write() as connection:
+            await store.add(connection, _NAME, made, self._clock.now())
+            # Another process may have been first.
+            return self._open(await store.find(connection, _NAME)) or b""
+
+    def _open(self, sealed: bytes | None) -> bytes | None:
+        return None if sealed is None else bytes.fromhex(self._vault.open(sealed, _PLACE))
+
+
+def _mark(key: bytes, text: str) -> str:
+    return hmac.new(key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()

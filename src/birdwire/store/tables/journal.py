@@ -276,6 +276,12 @@ async def of_post(connection: AsyncConnection, user_id: str, post_id: str) -> fr
     return frozenset((await connection.execute(query.limit(10))).scalars())
 
 
+async def made_by(connection: AsyncConnection, key_id: str, post_id: str) -> bool:
+    """Return whether a key created a post."""
+    wanted = (journal.c.x_id == post_id, journal.c.key_id == key_id, journal.c.operation == "post_twitter")
+    return (await connection.execute(select(journal.c.request_id).where(*wanted).limit(1))).first() is not None
+
+
 async def expedite_started(connection: AsyncConnection, now: datetime) -> None:
     """Make every started row due now."""
     wanted = (journal.c.due_at > now, journal.c.state == State.STARTED)

@@ -9,7 +9,7 @@ from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
-from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints
+from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints, is_guarded
 from birdwire.surfaces.openapi.schemas import EXAMPLES, Error, components, fixed, reference
 from birdwire.x.client.auth_server import offered_scopes
 
@@ -64,10 +64,18 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"type": "string", "const": "true"},
         "true",
     ),
+    "X-Birdwire-Cost-USD": (
+        "Estimate of what X bills for this call, in US dollars. Present if a policy is obeyed for the key.",
+        {"type": "string", "pattern": "^[0-9]+([.][0-9]{1,6})?$"},
+        "0.015",
+    ),
 }
 """Every header that a response may have in addition to HTTP's own: its meaning, its form, an example."""
 
-_DEGRADED = "X-RateLimit-Degraded"
+_DEGRADED, _COST = "X-RateLimit-Degraded", "X-Birdwire-Cost-USD"
+_JUDGED = frozenset({400, 403, 404, 409, 429, 502, 503})
+"""Statuses that a call may get after policies judged it."""
+
 _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
 
 TITLES = {
@@ -112,6 +120,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "reset_date": "2026-10-01",
     "scope": "like.write",
     "serves": "bw_live_ keys",
+    "since": "2026-09-18T00:00:00Z",
     "target": "tweet_id",
     "username": "grace",
     "wanted": "JSON with Content-Type: application/json",
@@ -138,7 +147,11 @@ returns 405 `method_not_allowed` with `Allow`; HEAD works only on documents, `/l
 
 **Retries** are safe for all calls except post_twitter and upload_media. Any POST may carry an `Idempotency-Key`: \
 for 24 hours, a call with the same key and body gets the response of the first call, with `Idempotent-Replayed: true`. \
-For a post or upload without one, Birdwire generates one and returns it in that header."""
+For a post or upload without one, Birdwire generates one and returns it in that header.
+
+**Rules.** The operator may set policies: what a key, an account or the gateway may do, how often, and for how much. \
+`findings` of a refusal list everything that they have against the call. `POST {api}/dry_run/OPERATION` with the body \
+of an operation returns what that call would do, without doing it; `GET {api}/auth/status` shows the rules in words."""
 
 _RELAY = """\
 
@@ -176,6 +189,7 @@ def document(settings: Settings) -> dict[str, Any]:
         "tags": [
             {"name": "Link", "description": "Link an X account to a key, and unlink it."},
             {"name": "Act", "description": "Act on X as the linked account."},
+            {"name": "Preview", "description": "See what a call would do. Nothing is sent to X."},
             {"name": "Read", "description": "Look up users and posts on X as the linked account."},
             {"name": "About", "description": "Documents and health of the gateway. No API key is required."},
         ],
@@ -214,6 +228,8 @@ class _Shared:
         """Return a reference to the response of one status, with the reasons that the endpoint may have for it."""
         required = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
         optional = (*_ALLOWANCE, _DEGRADED) if endpoint.keyed else ()
+        # A call that is refused earlier is not judged.
+        optional += (_COST,) if is_guarded(endpoint) and status in _JUDGED else ()
         if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
             optional += ("Retry-After",)
         example = render(GatewayError(reason_named(reasons[0]), **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
@@ -302,7 +318,12 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
         words = "the X-Request-Id of the write"
         place = {"name": "request_id", "in": "path", "required": True}
         return [place | {"description": words, "schema": schema, "example": example}]
-    return [_IDEMPOTENCY_KEY] if endpoint.keyed and endpoint.method == "POST" else []
+    return [_IDEMPOTENCY_KEY] if _takes_name(endpoint) else []
+
+
+def _takes_name(endpoint: Endpoint) -> bool:
+    """Return whether a call may have an Idempotency-Key."""
+    return endpoint.keyed and endpoint.method == "POST" and not endpoint.dry
 
 
 _IDEMPOTENCY_KEY = {
@@ -359,13 +380,8 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
             }
             for n, name in enumerate(endpoint.files)
         }
-        schema = {
-            "type": "object",
-            "additionalProperties": False,
-            "minProperties": 1,
-            "maxProperties": 1,
-            "properties": parts,
-        }
+        one = {"additionalProperties": False, "minProperties": 1, "maxProperties": 1}
+        schema = {"type": "object", "properties": parts} | ({} if endpoint.dry else one)
         words = "One image, GIF or video, as a single multipart part."
         return {"required": True, "description": words, "content": {"multipart/form-data": {"schema": schema}}}
     media: dict[str, Any] = {"schema": reference(endpoint.takes)}
@@ -378,8 +394,10 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
 
 def _success(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
     optional: tuple[str, ...] = (_DEGRADED,) if endpoint.keyed else ()
-    if endpoint.keyed and endpoint.method == "POST":
+    if _takes_name(endpoint):
         optional += ("Idempotency-Key", "Idempotent-Replayed")
+    if is_guarded(endpoint):
+        optional += (_COST,)
     content: dict[str, Any] = {}
     if endpoint.answer is not None:
         content["application/json"] = {"schema": reference(endpoint.answer)}

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
-from birdwire.api.paths import API, AUTH_UNDO, OAUTH_CALLBACK
+from birdwire.api.paths import API, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
 from birdwire.surfaces.openapi.responses import Response
 from birdwire.surfaces.site.documents import DOCUMENTS
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
     from birdwire.x.client.requests import XData
 
-Tag = Literal["Link", "Act", "Read", "About"]
+Tag = Literal["Link", "Act", "Preview", "Read", "About"]
+
+
+class AnyBody(Body):
+    """The body of the call to preview. One that the call would refuse is no error here: the response says so."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 EDGE = (
@@ -62,8 +68,17 @@ POSTING = (
     *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
     *("reply_target_not_found", "x_cashtag_limit", "edit_window_closed", "place_id_missing"),
 )
-STARTING = ("key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
+PAUSED = ("paused", "paused_by_owner")
+GUARDED = (
+    *("policy_denied", "owner_denied", "quiet_hours", "cap_reached", "budget_exhausted", "price_unknown"),
+    *("policy_unreadable", "approval_unavailable"),
+    *PAUSED,
+)
+"""Reasons that the policies and pauses of a key, its account or the gateway may have."""
+
+STARTING = (*PAUSED, "key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
 CONFIRMING = (
+    *PAUSED,
     *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending", "x_scope_missing"),
     *("state_used", "consent_denied", "code_rejected"),
     *UPSTREAM,
@@ -121,7 +136,7 @@ class Endpoint:
 
     `takes` is a body's model (or a query's, if `query`); `page`: people get HTML unless they ask for JSON; `text`
     is the type of an answer that is a document. `examples` are bodies by name; `files`: names of the multipart
-    part that holds a file.
+    part that holds a file. `dry`: it has no effect.
     """
 
     method: Literal["GET", "POST"]
@@ -135,6 +150,7 @@ class Endpoint:
     answer: type[BaseModel] | None = None
     status: int = 200
     keyed: bool = False
+    dry: bool = False
     query: bool = False
     page: bool = False
     form: bool = False
@@ -155,6 +171,11 @@ POST_EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
+def is_guarded(endpoint: Endpoint) -> bool:
+    """Return whether policies judge the call, which then has a cost."""
+    return set(GUARDED) <= set(endpoint.reasons)
+
+
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     """Return every endpoint of a gateway with these settings, without the aliases for older clients."""
     relay = settings.relay_dialect
@@ -165,6 +186,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
         *_linking_in_browser(),
         *acting,
         _outcome(),
+        *(_previewing(row, relay=relay) for row in OPERATIONS),
         *reading,
         *_about(),
         *_measured(settings),
@@ -196,10 +218,10 @@ def _body_reasons(model: type[Body], *, relay: bool) -> tuple[str, ...]:
 
 
 def _acting(row: Operation, *, relay: bool) -> Endpoint:
-    reasons = (*EDGE, *_body_reasons(row.body, relay=relay), *LINKED, "daily_cap")
+    reasons = (*EDGE, *_body_reasons(row.body, relay=relay), *LINKED, "daily_cap", *GUARDED)
     reasons += ("outcome_unknown",) * (not row.repeatable) + ("tweet_not_found",) * (row.about == "tweet")
     if row.body is PostTwitter:
-        reasons += ("not_applied", *POSTING, *(FILES if relay else ()))
+        reasons += ("not_applied", "duplicate_text", *POSTING, *(FILES if relay else ()))
     if row.opposite:
         reasons += ("superseded",)
     if row.takes_file:
@@ -231,6 +253,26 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
     )
 
 
+def _previewing(row: Operation, *, relay: bool) -> Endpoint:
+    reasons = (*EDGE, *KEYED, *BODY, "unexpected_query", *("key_mismatch",) * relay)
+    target = {name: info.examples[0] for name, info in row.body.model_fields.items() if info.examples}
+    return Endpoint(
+        "POST",
+        f"{API}/{DRY_RUN}/{row.name}",
+        "Preview",
+        _camel(f"{DRY_RUN}_{row.name}"),
+        f"Preview {row.name}",
+        f"Returns what POST {API}/{row.name} with this body would do. Every key may ask, also while it is paused.",
+        reasons,
+        takes=AnyBody,
+        answer=responses.DryRun,
+        keyed=True,
+        dry=True,
+        files=FILE_FIELDS if row.takes_file else (),
+        examples={"Plain text": POST_EXAMPLES["Plain text"]} if row.body is PostTwitter else {row.summary: target},
+    )
+
+
 def _wrapped(model: type[XData]) -> type[BaseModel]:
     """Return the model under `data`, as every operation answers. Fields that X may omit are always present."""
     members: dict[str, Any] = {
@@ -253,7 +295,7 @@ _READ_ANSWERS: dict[str, type[Response]] = {
 
 
 def _reading(row: Lookup) -> Endpoint:
-    reasons = (*EDGE, *KEYED, *_field_reasons(row.query), "unknown_field", "duplicate_field", *LINKED)
+    reasons = (*EDGE, *KEYED, *_field_reasons(row.query), "unknown_field", "duplicate_field", *LINKED, *GUARDED)
     if row.name == "user/last_tweets":
         reasons += ("mutually_exclusive", "tweet_not_found")
     return Endpoint(

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from birdwire.api.errors import Whose
 from birdwire.outcomes.states import STATES
+from birdwire.surfaces.openapi.schemas import Finding
 from birdwire.x.client.requests import ID_PATTERN
 
 Why = Literal[
@@ -69,6 +71,47 @@ class Attempt(Response):
     )
 
 
+class Rules(Response):
+    """What the policies of the key, of its account and of the gateway allow."""
+
+    enforcement: Literal["enforce", "shadow"] = Field(
+        description="enforce; shadow: the key's own policy is only recorded, and the others are obeyed"
+    )
+    preset: str | None = Field(description="the preset from which the key's policy was made")
+    sentences: list[str] = Field(description="the rules in words")
+    allowed: list[str] = Field(description="the actions that the key may use")
+    approve_by: Literal["operator", "owner", "either"] = Field(description="who may approve what needs approval")
+    waiting: int = Field(description="number of calls that await approval")
+
+
+class BudgetWindow(Response):
+    """A budget of a day or a month."""
+
+    limit_usd: float = Field(description="what may be spent in the window, in US dollars")
+    used_usd: float = Field(description="estimate of what was spent or is reserved, in US dollars")
+    resets_at: str = Field(description="when the window ends", json_schema_extra={"format": "date-time"})
+
+
+class Budget(Response):
+    """The tightest budgets that hold for the key."""
+
+    currency: Literal["USD"]
+    day: BudgetWindow | None = Field(description="the budget of the UTC day")
+    month: BudgetWindow | None = Field(description="the budget of the UTC month")
+
+
+class Paused(Response):
+    """A pause that holds for the key."""
+
+    scope: str = Field(description="what is paused: a key's id, account:USER_ID, or gateway")
+    by: Literal["operator", "owner"] = Field(description="who paused it, and alone can resume it")
+    since: str = Field(description="when the pause began", json_schema_extra={"format": "date-time"})
+    until: str | None = Field(
+        description="when the pause ends by itself; null: it does not", json_schema_extra={"format": "date-time"}
+    )
+    why: str = Field(description="the reason given")
+
+
 class LinkStatus(Response):
     """The account linked to the key. Without a link, the members that describe one are null."""
 
@@ -120,6 +163,9 @@ class LinkStatus(Response):
         description="outcome of the link that auth_twitter or the operator started most recently; null: none was "
         "started recently"
     )
+    rules: Rules | None = Field(description="what policies allow the key; null: no policy holds for it")
+    budget: Budget | None = Field(description="what the key may spend; null: no budget holds for it")
+    paused: Paused | None = Field(description="the pause that holds for the key; null: none does")
 
 
 class Unlinked(Response):
@@ -150,6 +196,77 @@ class Request(Response):
         "not_in_timeline, upload"
     )
     cost_usd: float | None = Field(description="estimate of what X bills for the write, in US dollars")
+
+
+class RefusalSeen(Response):
+    """A refusal that the call would get."""
+
+    reason: str = Field(description="the exact reason, one of a closed set")
+    status: int = Field(description="the status that the call would get")
+    message: str = Field(description="what is wrong, for people")
+    fix: str = Field(description="what to do about it, for people")
+    whose: Whose = Field(description="the party that can fix it or that made the rule")
+    retryable: bool = Field(description="whether the same call may succeed later")
+
+
+class AccountSeen(Response):
+    """The account as which the call would act."""
+
+    user_id: str = Field(description="the X account's id")
+    username: str = Field(description="the X account's username, without @")
+
+
+class TextSeen(Response):
+    """The text of a post as X counts it."""
+
+    weight: int = Field(description="the weighted length")
+    limit: int = Field(description="the maximum for this key")
+    links: list[str] = Field(description="the hosts of the links that X would show")
+    mentions: list[str] = Field(description="the users that the post would mention")
+
+
+class XSeen(Response):
+    """What X allows, as far as X reported it."""
+
+    windows: dict[str, Window] | None = Field(description="X's rate windows for this operation, as in auth/status")
+    capability: Capability | None = Field(description="whether X last allowed this operation to the gateway's X app")
+
+
+class RequestSeen(Response):
+    """The request that X would get."""
+
+    method: str = Field(description="the method")
+    path: str = Field(description="the path below X's API")
+    body: dict[str, Any] | None = Field(alias="json", description="the JSON body; null: none, or it depends on files")
+
+
+class Would(Response):
+    """What the call would do. What cannot be known without doing it is null."""
+
+    outcome: Literal["allow", "require_approval", "deny"] = Field(
+        description="allow; require_approval: only a person can let it pass; deny: see refusals"
+    )
+    operation: str = Field(description="the operation, such as post_twitter")
+    account: AccountSeen | None = Field(description="the account as which the call would act")
+    refusals: list[RefusalSeen] = Field(description="every refusal in sight, at most one of each step of the call")
+    findings: list[Finding] = Field(description="what the rules of policies have against the call, denials first")
+    payload_sha256: str | None = Field(description="identifies what the call asks for, with the account and the files")
+    approve_by: Literal["operator", "owner", "either"] | None = Field(
+        description="who may approve it; null: no policy holds for the key"
+    )
+    text: TextSeen | None = Field(description="the text of a post")
+    cost_usd: float | None = Field(description="estimate of what X would bill, in US dollars")
+    listed_on: str = Field(description="the date of the price list", json_schema_extra={"format": "date"})
+    budget: Budget | None = Field(description="what the key may spend; null: no budget holds for it")
+    x: XSeen
+    request: RequestSeen | None = Field(description="the request that X would get")
+    warnings: list[str] = Field(description="what else is worth knowing, for people")
+
+
+class DryRun(Response):
+    """The response of a dry run. Nothing was sent to X, and nothing was counted but one call of the key's limit."""
+
+    would: Would
 
 
 class UnlinkedData(Response):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
@@ -105,6 +105,19 @@ class Upstream(BaseModel):
     detail: str = Field(description="X's explanation, or empty")
 
 
+class Finding(BaseModel):
+    """What one rule of a policy has against a call."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: str = Field(description="the rule, such as links")
+    outcome: Literal["deny", "require_approval"] = Field(description="what the rule demands")
+    reason: str = Field(description="the reason of the refusal if this finding alone decided")
+    message: str = Field(description="what the rule found, for people")
+    scope: str = Field(description="whose policy it is: a key's id, account:USER_ID, or gateway")
+    version: int = Field(description="the version of the policy")
+
+
 class Refusal(BaseModel):
     """The cause of a refusal, and the next step. Branch on `reason` or `code`; show `message` and `fix` to people."""
 
@@ -119,6 +132,7 @@ class Refusal(BaseModel):
     whose: Whose = Field(description="the party that can fix it or that made the rule")
     retryable: bool = Field(description="whether the same call may succeed later")
     upstream: Upstream | None = Field(None, description="X's own error, if X responded")
+    findings: list[Finding] | None = Field(None, description="everything that policies have against the call, if any")
 
 
 class Error(BaseModel):

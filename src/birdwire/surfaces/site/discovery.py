@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
-from birdwire.api.paths import API
+from birdwire.api.paths import API, DRY_RUN
 from birdwire.surfaces.openapi.outline import outline
 from birdwire.x.catalog.operations import OPERATIONS
 
@@ -22,7 +22,8 @@ HOW = (
     "Call the endpoints listed in /openapi.json with `Authorization: Bearer <Birdwire API key>` and a JSON body. If no "
     "account is linked, calls return 403 x_not_linked: get an auth_url from auth_twitter, or from the operator if the "
     "key is not allowed to call it, and have the account's owner open it. In a refusal, error.reason names the cause, "
-    "error.fix the next step, and error.retryable whether the same call may succeed later."
+    "error.fix the next step, and error.retryable whether the same call may succeed later. "
+    f"POST {API}/{DRY_RUN}/OPERATION returns what a call would do and cost, without doing it."
 )
 
 

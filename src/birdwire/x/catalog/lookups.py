@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
 if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
+    from birdwire.x.catalog.prices import Resource
     from birdwire.x.client.requests import Ask
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
@@ -30,6 +31,13 @@ BY_ID, BY_NAME, TIMELINE, SEARCH = (
     "/2/users/{id}/tweets",
     "/2/users/search",
 )
+BILLED: Mapping[str, tuple[Resource, int]] = {
+    f"GET {BY_ID}": ("user", 1),
+    f"GET {BY_NAME}": ("user", 1),
+    f"GET {TIMELINE}": ("post", PAGE),
+    f"GET {SEARCH}": ("user", PAGE),
+}
+"""What X bills a request to each endpoint by, and how many of it X returns at most."""
 _USER_FIELDS = "created_at,description,profile_image_url,protected,public_metrics,verified"
 
 
@@ -93,13 +101,17 @@ LookupWork = Callable[["LookupRunner", str, Any, "Ask"], Awaitable[dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One lookup: its path below the prefix, its query, the endpoints of X that it calls, and the scopes it needs."""
+    """One lookup: its path below the prefix, its query, the endpoints of X that it calls, and the scopes it needs.
+
+    `most` is what X may return to it at most, which is what X bills.
+    """
 
     name: Literal["user/info", "user/last_tweets", "user/search"]
     summary: str
     query: type[Body]
     run: LookupWork
     endpoints: tuple[str, ...]
+    most: Mapping[Resource, int]
     scopes: tuple[str, ...] = ("tweet.read", "users.read")
 
 
@@ -160,16 +172,24 @@ class LookupRunner:
 
 
 LOOKUPS: tuple[Lookup, ...] = (
-    Lookup("user/info", "Look up a user by name", UserQuery, LookupRunner.info, (f"GET {BY_NAME}",)),
+    Lookup("user/info", "Look up a user by name", UserQuery, LookupRunner.info, (f"GET {BY_NAME}",), {"user": 1}),
     Lookup(
         "user/last_tweets",
         "Read a user's newest posts",
         TimelineQuery,
         LookupRunner.last_tweets,
         (f"GET {TIMELINE}", f"GET {BY_ID}"),
+        {"user": 1, "post": PAGE},
     ),
-    Lookup("user/search", "Search for users", SearchQuery, LookupRunner.search, (f"GET {SEARCH}",)),
+    Lookup("user/search", "Search for users", SearchQuery, LookupRunner.search, (f"GET {SEARCH}",), {"user": PAGE}),
 )
+
+
+def billed(endpoint: str, answer: Mapping[str, Any]) -> tuple[Resource, int]:
+    """Return what X bills for an answer: the kind of resource, and how many of it came."""
+    resource, _ = BILLED[endpoint]
+    data = answer.get("data")
+    return resource, len(data) if isinstance(data, list) else 1
 
 
 def _get(path: str, user: str, query: str) -> XRequest:

@@ -1,17 +1,25 @@
-"""The probable price of a call at X, by the dated list in prices.json. An estimate for people: it decides nothing."""
+"""The probable price of a call at X, by the dated list in prices.json. It is an estimate: budgets are kept by it."""
 
 from __future__ import annotations
 
 import json
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import has_link
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from birdwire.api.models import Body
     from birdwire.x.catalog.operations import Operation
+
+Resource = Literal["post", "user"]
+"""What X bills a read by: each post and each user that it returns."""
+
+UNBILLED = frozenset({"upload_media"})
+"""Operations without a row in X's list that a budget counts as 0: an upload alone publishes nothing."""
 
 
 class Prices:
@@ -30,6 +38,14 @@ class Prices:
         """Return what X bills for a call that it carries out."""
         amount: int | None = self._rows.get(operation.name + _kind(body))
         return amount
+
+    def reserved(self, operation: Operation, body: Body) -> int | None:
+        """Return what a budget reserves for a call; None: the list has no price, so the policy decides."""
+        return 0 if operation.name in UNBILLED else self.of(operation, body)
+
+    def of_reads(self, counts: Mapping[Resource, int]) -> int:
+        """Return what X bills for reading so many posts and users."""
+        return sum(int(self._rows[f"{resource} read"]) * count for resource, count in counts.items())
 
 
 def _kind(body: Body) -> str:

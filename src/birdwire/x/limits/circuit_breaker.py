@@ -62,12 +62,14 @@ class CircuitBreaker:
         Raises:
             GatewayError: x_breaker_open, with the seconds until the next probe.
         """
-        if not self._circuits:
-            return
-        wait_s = max((probe_at for _, probe_at in self._open(endpoint, account)), default=0) - self._clock.monotonic()
-        if wait_s > 0:
+        if self._circuits and (refusal := self.refusal(endpoint, account)) is not None:
             self.refused += 1
-            raise GatewayError("x_breaker_open", retry_after_s=ceil(wait_s))
+            raise refusal
+
+    def refusal(self, endpoint: str, account: str) -> GatewayError | None:
+        """Return the refusal that a call would get now, without counting it as one."""
+        wait_s = max((probe_at for _, probe_at in self._open(endpoint, account)), default=0) - self._clock.monotonic()
+        return GatewayError("x_breaker_open", retry_after_s=ceil(wait_s)) if wait_s > 0 else None
 
     def admit(self, endpoint: str, account: str) -> None:
         """Let a call pass. While a circuit is open, one probe every PROBE_INTERVAL_S passes, and its result decides.

@@ -84,11 +84,16 @@ class RateWindows:
         Raises:
             GatewayError: x_window_24h or x_window_15m, with the seconds until its reset. Nothing was sent.
         """
-        if not self._exhausted:
-            return
+        if self._exhausted and (refusal := self.refusal(endpoint, account)) is not None:
+            self.refused += 1
+            raise refusal
+
+    def refusal(self, endpoint: str, account: str) -> GatewayError | None:
+        """Return the refusal that a call would get now, without counting it as one."""
         for subject in ((account, endpoint), (_APP, endpoint)):
-            if subject in self._exhausted:
-                self._check(subject)
+            if subject in self._exhausted and (refusal := self._refusal(subject)) is not None:
+                return refusal
+        return None
 
     def remaining(self, endpoint: str, account: str) -> int | None:
         """Return the calls left in the tightest window; None if X reported none."""
@@ -210,7 +215,7 @@ class RateWindows:
         if new.remaining == 0:
             self._exhausted.add(subject)
 
-    def _check(self, subject: _Subject) -> None:
+    def _refusal(self, subject: _Subject) -> GatewayError | None:
         self._parse([subject])
         at = self._clock.now()
         now_s = at.timestamp()
@@ -219,11 +224,11 @@ class RateWindows:
             if window is None or window.remaining or not _is_open(name, window, now_s):
                 continue
             wait_s = max(1, ceil(window.reset_at - now_s))
-            self.refused += 1
             reset = f"at {rfc3339(at + timedelta(seconds=wait_s))}"
             reason: Reason = "x_window_15m" if name == "15m" else "x_window_24h"
-            raise GatewayError(reason, retry_after_s=wait_s, reset=reset)
+            return GatewayError(reason, retry_after_s=wait_s, reset=reset)
         self._exhausted.discard(subject)
+        return None
 
     def _unsaved(self, *, everything: bool) -> list[tuple[dict[str, object], _Window]]:
         """Return a batch of unsaved windows with their rows; unless `everything`, only exhausted ones."""

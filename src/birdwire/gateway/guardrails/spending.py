@@ -1,0 +1,322 @@
+"""Judges the calls of guarded keys, and reserves what they may do and spend; nothing else reserves for a call.
+
+The rules that do not count are judged when the call comes. Those that count are judged exactly, by the unit of the
+group commit that lets the call pass: if one of them refuses, it writes nothing. A refusal lists every finding, so all
+rules are then judged again, those that count by a snapshot of the store.
+
+The unit that records that X did not carry a call out gives back what the call reserved. What a key's own policy counts
+in shadow mode is a unit of its own, which nothing obeys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from birdwire.api.errors import GatewayError
+from birdwire.gateway.guardrails import policy as rules
+from birdwire.gateway.guardrails.guards import MISSING
+from birdwire.gateway.guardrails.policy import Context, Decision
+from birdwire.gateway.guardrails.proposal import comparable_text, propose_lookup
+from birdwire.outcomes.journal import ChargeRefused
+from birdwire.store.database import StorageDownError
+from birdwire.store.tables import journal as journal_rows
+from birdwire.store.tables import usage as store
+from birdwire.store.tables.usage import Charge
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from birdwire.api.messages import Headers
+    from birdwire.api.reason_type import Reason
+    from birdwire.gateway.guardrails.guards import Guard, Guards
+    from birdwire.gateway.guardrails.policy import Policy
+    from birdwire.gateway.guardrails.proposal import Proposal
+    from birdwire.outcomes.journal import Entry
+    from birdwire.runtime.clock import Clock
+    from birdwire.store.database import Database
+    from birdwire.store.encryption.text_marks import TextMarks
+    from birdwire.x.catalog.operations import Operation
+    from birdwire.x.catalog.prices import Prices, Resource
+
+COST_HEADER = "x-birdwire-cost-usd"
+MAX_STARTS = 3
+"""How often a call is tried if the snapshot does not explain its refusal: another call gave back in between."""
+
+_REASONS: dict[str, Reason] = {"duplicate_text": "duplicate_text", "budget": "budget_exhausted"}
+"""The reasons of rules that count; all others have cap_reached."""
+
+
+ALLOWED = Decision("allow")
+
+
+@dataclass(slots=True)
+class Judged:
+    """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
+
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`: the
+    charges are made, and the end of the call settles them.
+    """
+
+    guard: Guard
+    proposal: Proposal
+    own_post: bool | None = None
+    mark: str | None = None
+    decision: Decision = ALLOWED
+    charges: tuple[Charge, ...] = ()
+    shadow: tuple[Charge, ...] = ()
+    begun: bool = False
+
+    @property
+    def obeys(self) -> bool:
+        """Whether a policy is obeyed for the call: one that only runs in shadow mode changes nothing."""
+        return bool(self.guard.unreadable) or not all(policy.is_shadow for policy in self.guard.policies)
+
+    @property
+    def price(self) -> int | None:
+        """What the call costs if X carries it out once: its price, or what a budget reserves for an unpriced call."""
+        if self.proposal.price is not None:
+            return self.proposal.price
+        return store.usd_in(store.encode(self.charges)) or None
+
+    def header(self, *, times: int = 1, usd: int | None = None) -> Headers:
+        """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price.
+
+        It is the price so many `times`, or `usd` if the call has no fixed price.
+        """
+        cost = usd if usd is not None else None if self.price is None else self.price * times
+        return ((COST_HEADER, format_usd(cost)),) if self.obeys and cost is not None else ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the decision as the journal records it."""
+        decision = self.decision
+        return {
+            "versions": {_name(policy): policy.version for policy in self.guard.policies},
+            "findings": [_recorded(finding.document()) for finding in decision.findings],
+            "shadow": [_recorded(finding.document()) for finding in decision.shadow],
+        }
+
+
+def _name(policy: Policy) -> str:
+    """Return the scope of a policy; an account may have two, of which the owner's is marked."""
+    return policy.scope if policy.author == "operator" else f"{policy.scope}:{policy.author}"
+
+
+def format_usd(amount: int) -> str:
+    """Return millionths of a dollar as a decimal number of dollars, such as `0.015`."""
+    whole, rest = divmod(amount, 1_000_000)
+    return f"{whole}.{rest:06}".rstrip("0").rstrip(".") if rest else str(whole)
+
+
+def judges(guard: Guard) -> bool:
+    """Return whether a guard has policies, not only a pause, such as one whose end has passed."""
+    return bool(guard.policies or guard.unreadable)
+
+
+def check_readable(guard: Guard) -> None:
+    """Check that every policy of a guard could be read.
+
+    Raises:
+        GatewayError: policy_unreadable: nobody knows what it forbids.
+    """
+    if guard.unreadable:
+        raise GatewayError("policy_unreadable", scope=guard.unreadable[0])
+
+
+class Spending:
+    """Judges guarded calls, and counts what passes."""
+
+    def __init__(self, database: Database, guards: Guards, marks: TextMarks, prices: Prices, clock: Clock) -> None:
+        self._database = database
+        self._marks = marks
+        self._clock = clock
+        self.guards = guards
+        self.prices = prices
+
+    async def guard_of(self, key_id: str) -> Guard | None:
+        """Return what holds for a key; None if nothing does.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        guard = self.guards.cached(key_id)
+        return await self.guards.of(key_id) if guard is MISSING else guard
+
+    def check_pause(self, guard: Guard) -> None:
+        """Check that neither the key nor its account nor the gateway is paused.
+
+        Raises:
+            GatewayError: paused, paused_by_owner.
+        """
+        guard.check_pause(self._clock.now())
+
+    async def judge(
+        self, guard: Guard, proposal: Proposal, operation: Operation | None = None, *, looks: bool = False
+    ) -> Judged:
+        """Judge a call of an operation, or a lookup, by the rules that do not count; `check` refuses it.
+
+        `looks`: nothing may be changed, not even the key made under which texts are marked.
+
+        Raises:
+            StorageDownError: the database does not answer, and a rule needs it.
+        """
+        judged = Judged(guard, proposal)
+        try:
+            if operation is not None:
+                await self._read_needs(judged, operation, looks=looks)
+        except StorageDownError:
+            # A policy that nothing obeys must not stop a call.
+            if judged.obeys:
+                raise
+        context = Context(self._clock.now(), own_post=judged.own_post)
+        judged.decision = rules.evaluate(guard.policies, proposal, context)
+        return judged
+
+    async def _read_needs(self, judged: Judged, operation: Operation, *, looks: bool) -> None:
+        """Read what the rules ask about the account's posts."""
+        proposal, needs = judged.proposal, rules.needs(judged.guard.policies, operation)
+        if "own_post" in needs and proposal.target is not None:
+            async with self._database.read() as connection:
+                judged.own_post = await journal_rows.made_by(connection, judged.guard.key_id, proposal.target)
+        text = comparable_text(proposal) if "text_mark" in needs else None
+        if text is not None:
+            judged.mark = await (self._marks.known_mark(text) if looks else self._marks.mark(text))
+
+    async def check(self, judged: Judged) -> None:
+        """Check that a call may go on, by the rules that do not count.
+
+        Raises:
+            GatewayError: the refusal, with all findings.
+        """
+        if judged.guard.unreadable or judged.decision.outcome != "allow":
+            await self.check_by_snapshot(judged)
+
+    async def check_by_snapshot(self, judged: Judged) -> None:
+        """Check a call by all rules, those that count by a snapshot of what was counted. Nothing is reserved.
+
+        Raises:
+            GatewayError: the refusal, with all findings.
+        """
+        check_readable(judged.guard)
+        await self.look(judged)
+        if judged.decision.outcome != "allow":
+            raise rules.refusal(judged.decision)
+
+    async def look(self, judged: Judged) -> None:
+        """Judge a call again, by all rules."""
+        guard, proposal, now = judged.guard, judged.proposal, self._clock.now()
+        obeyed, shadow = rules.charges(guard.policies, proposal, now, judged.mark)
+        judged.charges = judged.charges or obeyed
+        places = {(one.scope, one.window) for one in (*obeyed, *shadow) if one.kind == "text"}
+        async with self._database.read() as connection:
+            usage = await store.amounts(connection, rules.snapshot_keys(guard.policies, proposal, now))
+            marks = await store.marks_at(connection, places)
+        texts = {scope: at_ms for (scope, _), at_ms in marks.items()}
+        context = Context(now, usage, texts, judged.own_post)
+        judged.decision = rules.evaluate(guard.policies, proposal, context)
+
+    def judge_again(self, guard: Guard, proposal: Proposal, own_post: bool | None) -> None:
+        """Judge a call that has passed by what holds for its key now, without counting it again.
+
+        Raises:
+            GatewayError: it may no longer be sent.
+        """
+        check_readable(guard)
+        decision = rules.evaluate(guard.policies, proposal, Context(self._clock.now(), own_post=own_post))
+        if decision.outcome != "allow":
+            raise rules.refusal(decision)
+
+    async def charge(self, judged: Judged, entry: Entry) -> None:
+        """Add to a write's entry what its policies found and charge. What runs in shadow mode is charged now."""
+        await self._charge(judged, entry.request_id)
+        entry.charges, entry.shadow_charges = judged.charges, judged.shadow
+        entry.decision = judged.document()
+
+    async def begin(self, judged: Judged, begin: Callable[[], Awaitable[None]]) -> None:
+        """Begin a call by a unit that charges it. If a charge does not pass, refuse the call with all findings.
+
+        Raises:
+            GatewayError: a counting rule refuses it, or why it cannot begin. Nothing was written.
+        """
+        for _ in range(MAX_STARTS):
+            try:
+                await begin()
+            except ChargeRefused as refused:
+                charge = judged.charges[refused.index]
+            else:
+                judged.begun = True
+                return
+            await self.check_by_snapshot(judged)
+        reason: Reason = _REASONS.get(charge.rule, "cap_reached")
+        raise GatewayError(reason, retry_after_s=1, detail="other calls use it up", scope=charge.scope)
+
+    async def reserve(self, judged: Judged, request_id: str) -> None:
+        """Let a lookup pass: reserve the most that it may cost.
+
+        Raises:
+            GatewayError: a counting rule refuses it. Nothing was written.
+            StorageDownError: the database does not answer, and a policy is obeyed.
+        """
+        await self._charge(judged, request_id)
+
+        if judged.charges:
+            await self.begin(judged, partial(self._reserve, judged.charges, request_id))
+
+    async def _reserve(self, charges: Sequence[Charge], request_id: str) -> None:
+        index = await self._database.append_all(store.charging(charges, request_id))
+        if index is not None:
+            raise ChargeRefused(store.refused_by(charges, index) or 0)
+
+    async def correct(self, judged: Judged, request_id: str, usd: int, count: int) -> None:
+        """Correct what a lookup reserved to what X billed, and count its reads. If the store is down, the most stays."""
+        asked, day = judged.proposal, f"{self._clock.now():%Y-%m-%d}"
+        parts = []
+        for charges in (judged.charges, judged.shadow):
+            spent = store.encode(charges)
+            parts += store.giving_back(spent, request_id, usd=store.usd_in(spent) - usd, counts=False)
+        reads = _reads(judged.guard.key_id, asked.operation, asked.user_id, day, count, usd)
+        with contextlib.suppress(StorageDownError):
+            await self._database.append_all([*parts, *store.charging(reads, request_id)])
+
+    async def add_reads(self, key_id: str, user_id: str, name: str, counts: Mapping[Resource, int]) -> None:
+        """Count reads that no caller asked for, such as those of the reconciler. They are never refused."""
+        guard = await self.guard_of(key_id)
+        if guard is None or not guard.policies or not any(counts.values()):
+            return
+        usd, now = self.prices.of_reads(counts), self._clock.now()
+        charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)
+        free = [replace(charge, limit=None) for charges in charged for charge in charges]
+        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", sum(counts.values()), usd)
+        await self._database.append_all(store.charging(free, f"{name} {key_id}"))
+
+    async def give_back(self, judged: Judged, request_id: str) -> None:
+        """Give back what was counted in shadow mode for a write without a row, if the store answers."""
+        if judged.shadow:
+            with contextlib.suppress(StorageDownError):
+                await self._database.append_all(store.giving_back(store.encode(judged.shadow), request_id))
+
+    async def _charge(self, judged: Judged, request_id: str) -> None:
+        """Set what lets a call pass, and count it for the policy in shadow mode, whose refusal is only recorded."""
+        guard, proposal, now = judged.guard, judged.proposal, self._clock.now()
+        judged.charges, shadow = rules.charges(guard.policies, proposal, now, judged.mark)
+        if not shadow:
+            return
+        with contextlib.suppress(StorageDownError):
+            if await self._database.append_all(store.charging(shadow, request_id)) is None:
+                judged.shadow = shadow
+            else:
+                await self.look(judged)
+
+
+def _reads(key_id: str, name: str, user_id: str | None, day: str, count: int, usd: int) -> list[Charge]:
+    """Return the charges that count reads of a key, which limit nothing: the costs of a key are listed by them."""
+    what = f"{name}:{user_id or ''}"
+    both = ((f"reads:{what}", count), (f"reads_usd:{what}", usd))
+    return [Charge("add", key_id, measure, day, amount, None) for measure, amount in both if amount]
+
+
+def _recorded(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return a finding without its text, which could quote what the caller sent."""
+    return {name: value for name, value in finding.items() if name != "message"}

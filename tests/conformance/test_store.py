@@ -319,6 +319,11 @@ LOST: dict[str, Any] = LIKE | {
     "due_at": NOW + timedelta(microseconds=1),
     "looks": 1,
     "reads": 2,
+    "started_at": NOW,
+    "spent": [["add", KEY, "usd", "2026-04", 15_000]],
+    "decision": {"versions": {KEY: 1}, "findings": [], "shadow": []},
+    "features_ct": b"\xfe",
+    "times": 3,
 }
 
 

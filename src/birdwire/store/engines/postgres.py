@@ -385,12 +385,16 @@ def _combined(shapes: Sequence[tuple[str, int]]) -> str:
     """Combine statements, each with its number of parameters, into one with all parameters."""
     queries, before = [], 0
     for number, (sql, parameters) in enumerate(shapes):
-        shifted = _PARAMETER.sub(lambda found, before=before: f"${int(found[1]) + before}", sql)
-        queries.append(f"done_{number} AS ({shifted} RETURNING 1)")
+        queries.append(f"done_{number} AS ({_shifted(sql, before)} RETURNING 1)")
         queries.append(f"counted_{number} AS (SELECT count(*) FROM done_{number})")  # noqa: S608 - no foreign text
         before += parameters
     counts = "".join(f"(TABLE counted_{number}), " for number in range(len(shapes)))
     return f"WITH {', '.join(queries)} SELECT {counts}pg_current_xact_id()::text"
+
+
+def _shifted(sql: str, by: int) -> str:
+    """Return a statement whose parameters have numbers that are higher by so many."""
+    return _PARAMETER.sub(lambda found: f"${int(found[1]) + by}", sql)
 
 
 def _with_count(unit: Unit) -> tuple[str, list[Any]]:

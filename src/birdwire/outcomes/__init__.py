@@ -19,6 +19,6 @@ Exactly-once delivery is impossible without support from X; this is the stronges
 Must never send a write, repeat one whose outcome is unknown, or store the text of a post unencrypted.
 
 The table of states, from which every query and list derives, is `store.tables.journal.STATES`. Read in this order:
-`process_leases`, `journal`, `idempotency`, `post_matching`, `reconciler`; `report` and `own_refusals` answer callers
-who ask.
+`process_leases`, `journal`, `settlement` (the charges of a guarded write), `idempotency`, `post_matching`,
+`reconciler`; `report` and `own_refusals` answer callers who ask.
 """

@@ -20,28 +20,30 @@ from ulid import ULID
 
 from birdwire.api.errors import GatewayError, Outcome
 from birdwire.api.messages import encode
+from birdwire.outcomes import settlement
 from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
-from birdwire.store.database import Part, RowRefusedError, StorageDownError
+from birdwire.store.database import RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.schema import json_text
 from birdwire.store.tables import journal as store
 from birdwire.store.tables import usage
-from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
+from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
-    from birdwire.store.database import Database
+    from birdwire.store.database import Database, Part
     from birdwire.store.encryption.vault import Vault
     from birdwire.store.tables.usage import Charge
 
-DELETE = "delete_twitter"
+DELETE = store.DELETION
+ATTEMPTS_KEPT = timedelta(days=7)
 FIRST_CHECK_AFTER = timedelta(seconds=2)
 MAX_WAITING = 10_000
 _PURGE_BATCH = 500
@@ -167,7 +169,7 @@ class Journal:
         refused = None
         try:
             if entry.charges or entry.shadow_charges:
-                refused = await self._begin_charged(entry, row)
+                refused = await self._database.append_all(settlement.starting(entry, row))
             else:
                 await self._database.append(store.ADD, row)
         except StorageDownError as error:
@@ -175,16 +177,7 @@ class Journal:
                 self._drop(entry.request_id, State.STARTED)
             raise _unrecorded(State.NOT_SENT) from None
         if refused is not None:
-            raise ChargeRefused(refused)
-
-    async def _begin_charged(self, entry: Entry, row: dict[str, Any]) -> int | None:
-        """Add a row and make its charges, as one unit; return which charge did not pass, if one did not."""
-        row["spent"] = spent = usage.encode((*entry.charges, *entry.shadow_charges))
-        if entry.cost is None:
-            row["cost_microusd"] = usage.usd_in(spent) or None
-        parts = usage.charging(entry.charges, entry.request_id)
-        index = await self._database.append_all([*parts, Part(store.ADD, row)])
-        return None if index is None else usage.refused_by(entry.charges, index)
+            raise ChargeRefused(usage.refused_by(entry.charges, refused) or 0)
 
     async def end(
         self, entry: Entry, outcome: State, values: dict[str, Any], *, started: bool, billed_extra: int = 0
@@ -197,16 +190,11 @@ class Journal:
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
-            parts: list[Part] = []
-            if entry.charges or entry.shadow_charges:
-                row, parts = _with_change(entry, outcome, row, billed_extra)
-            await self._settle(entry, outcome, row, parts)
+            await self._settle(entry, outcome, row, settlement.ending(entry, outcome, row, billed_extra))
         else:
             row = _row(entry, outcome, now)
             row["settled_at"] = now
-            row |= values
-            if entry.operation == DELETE and (values.get("data") or {}).get("deleted"):
-                row["x_id"] = entry.target
+            row |= values | _deleted(entry, values)
             await self._add(row)
         # X calls a post a duplicate: that is evidence that it made a lost one.
         if values.get("reason") == "duplicate_post":
@@ -219,6 +207,7 @@ class Journal:
         if values.get("data"):
             values["data"] = data = dict(values["data"])
             values["x_id"] = data.get("id") or data.get("media_id")
+            values |= _deleted(entry, values)
             text = data.pop("text", None)
         elif outcome is State.UNKNOWN:
             text = entry.signature
@@ -315,12 +304,18 @@ class Journal:
             await self.flush()
 
     async def purge(self, keep: timedelta) -> None:
-        """Delete older rows in small transactions, so that no other write waits long."""
-        before = self._clock.now() - keep
+        """Delete older rows, attempts and usage in small transactions, so that no other write waits long."""
+        now = self._clock.now()
+        before = now - keep
+        await self._purge(store.purge, f"req_{ULID.from_datetime(before)}", before)
+        await self._purge(store.purge_attempts, now - min(keep, ATTEMPTS_KEPT))
+        await self._purge(usage.purge, now)
+
+    async def _purge(self, purge: Callable[..., Awaitable[int]], *before: object) -> None:
         deleted = _PURGE_BATCH
         while deleted == _PURGE_BATCH:
             async with self._database.write() as connection:
-                deleted = await store.purge(connection, f"req_{ULID.from_datetime(before)}", before, _PURGE_BATCH)
+                deleted = await purge(connection, *before, _PURGE_BATCH)
             await asyncio.sleep(0)
 
     async def find(self, request_id: str) -> JournalRow | None:
@@ -456,23 +451,10 @@ def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     return row
 
 
-def _with_change(
-    entry: Entry, outcome: State, row: dict[str, Any], billed_extra: int
-) -> tuple[dict[str, Any], list[Part]]:
-    """Return the parts that record the end of a charged write and change its charges, with the row alone."""
-    spent = usage.encode((*entry.charges, *entry.shadow_charges))
-    billed = billed_extra + 1 if outcome is State.CONFIRMED else billed_extra
-    if outcome is State.UNKNOWN:
-        billed = max(1, billed)
-    counts, price = outcome in NOT_APPLIED, usage.usd_in(spent)
-    back = price * (1 - billed)
-    change = usage.giving_back(spent, entry.request_id, usd=back, counts=counts)
-    cost = price or entry.cost
-    charged = row | {
-        "new_spent": usage.left(spent, usd=back, counts=counts) or None,
-        "new_cost_microusd": cost and cost * max(1, billed),
-    }
-    return row, [Part(store.SETTLE_CHARGED, charged, required=True), *change]
+def _deleted(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the id of the post that a write deleted, as a column, or nothing."""
+    deleted = entry.operation == DELETE and (values.get("data") or {}).get("deleted")
+    return {"x_id": entry.target} if deleted else {}
 
 
 def why_lost(operation: str, *, searchable: bool) -> Why:

@@ -78,7 +78,7 @@ def match(lost: Sequence[LostPost], posts: Sequence[TimelinePost]) -> dict[str, 
     verdicts: dict[str, TimelinePost | None] = {}
     for signature in dict.fromkeys(one.signature for one in lost):
         rows = [one.row for one in lost if one.signature == signature and candidates[one.row.request_id]]
-        rows.sort(key=lambda row: row.created_at)
+        rows.sort(key=lambda row: row.start)
         theirs = {post.id: post for row in rows for post in candidates[row.request_id]}
         ordered = sorted(theirs.values(), key=lambda post: int(post.id))
         for place, row in enumerate(rows):

@@ -8,12 +8,15 @@ it. Otherwise the outcome stays unknown, the row states why, and the search is r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
+from birdwire.outcomes import settlement
 from birdwire.outcomes.journal import FIRST_CHECK_AFTER, why_lost
 from birdwire.outcomes.post_matching import LostPost, Signature, match
 from birdwire.outcomes.process_leases import LEASE
@@ -53,11 +56,18 @@ PAUSE, LATER_PAUSE = timedelta(seconds=1), timedelta(seconds=30)
 MAX_ROWS, MAX_PAGES, MAX_KEYS, MAX_CONCURRENT = 1_000, 20, 3, 8
 
 
+OnRead = Callable[[str, str, int, int], Awaitable[None]]
+"""Called with a key, an account, and how many posts and users X returned in a reading for writes of that key.
+
+X bills each of them, whatever they are read for.
+"""
+
+
 @dataclass(slots=True)
 class Read:
     """What was read of a timeline: the posts that no row has yet, back to `since`; or why nothing was read.
 
-    `skew`: how far X's clock was assumed to be ahead of this one.
+    `skew`: how far X's clock was assumed to be ahead of this one. `billed`: how many posts X returned.
     """
 
     skew: timedelta | None = None
@@ -65,6 +75,7 @@ class Read:
     since: datetime | None = None
     why: Why | None = None
     wait_s: float = 0.0
+    billed: int = 0
 
     def window(self, row: JournalRow) -> tuple[datetime, datetime]:
         """Return the moments of X's clock between which X created a lost post, if it did."""
@@ -72,7 +83,7 @@ class Read:
         fast = UNKNOWN_SKEW if self.skew is None else max(self.skew, timedelta())
         # A call without `lost_at` still runs.
         ends_at = row.lost_at + MARGIN_AFTER + fast if row.lost_at else datetime.max.replace(tzinfo=UTC)
-        return row.created_at - MARGIN_BEFORE + slow, ends_at
+        return row.start - MARGIN_BEFORE + slow, ends_at
 
 
 class Reconciler:
@@ -88,6 +99,7 @@ class Reconciler:
         clients: AccountClients,
         clock: Clock,
         telemetry: Telemetry,
+        on_read: OnRead | None = None,
     ) -> None:
         self._database = database
         self._journal = journal
@@ -97,6 +109,7 @@ class Reconciler:
         self._clients = clients
         self._clock = clock
         self._telemetry = telemetry
+        self._on_read = on_read
         self._round = asyncio.Lock()
 
     async def recover(self) -> None:
@@ -151,9 +164,9 @@ class Reconciler:
                     values: dict[str, Any] = {"due_at": now + LEASE}
                 else:
                     why = why_lost(row.operation, searchable=row.words_ct is not None)
-                    due_at = row.created_at + FIRST_CHECK_AFTER if why is Why.LOOKING else None
+                    due_at = row.start + FIRST_CHECK_AFTER if why is Why.LOOKING else None
                     values = {"state": State.UNKNOWN, "status": 502, "reason": "outcome_unknown"}
-                    values |= {"lost_at": row.created_at, "why": why, "due_at": due_at}
+                    values |= {"lost_at": row.start, "why": why, "due_at": due_at}
                 changed = await store.change(connection, row.request_id, values, while_in=State.STARTED)
             count += changed and "state" in values
         if count:
@@ -201,11 +214,21 @@ class Reconciler:
                 skew = self._x.skew()
                 if skew is not None and read.skew is not None and skew < read.skew - MAX_SKEW_CHANGE:
                     # X's clock is further behind than was assumed: the reading started too late.
-                    read = Read(skew)
+                    read = Read(skew, billed=read.billed)
                     await self._read_pages(client, due, read)
         except (GatewayError, TimeoutError) as error:
             return Read(why=Why.NO_READ, wait_s=getattr(error, "retry_after_s", None) or 0.0)
+        finally:
+            await self._bill(user_id, due, read.billed)
         return read
+
+    async def _bill(self, user_id: str, due: Sequence[JournalRow], posts: int) -> None:
+        """Report a reading for the first charged write that it was made for, if there is one."""
+        charged = next((row for row in due if row.spent), None)
+        if self._on_read is not None and charged is not None and posts:
+            # The reading stays valid, and the next one is reported again.
+            with contextlib.suppress(StorageDownError):
+                await self._on_read(charged.key_id, user_id, posts, 0)
 
     async def _client(self, user_id: str, due: Sequence[JournalRow]) -> AccountClient | None:
         """Return a client of the account, through a link of a key that asked for one of these posts."""
@@ -226,6 +249,7 @@ class Reconciler:
             answer = await client.ask(asked, Reading(TimelinePage, about="user", whole=True))
             found = TimelinePage.model_validate(answer)
             read.posts += found.data
+            read.billed += len(found.data)
             page = found.next_token
             if page is None:
                 break
@@ -269,7 +293,7 @@ class Reconciler:
 
     async def _not_found(self, row: JournalRow, why: Why, read: Read, *, covered: bool) -> None:
         """Record a reading without a match, or its failure: settle the row, end the search, or schedule a check."""
-        now, reads, lost_at = self._clock.now(), row.reads + covered, row.lost_at or row.created_at
+        now, reads, lost_at = self._clock.now(), row.reads + covered, row.lost_at or row.start
         ends_at = lost_at + timedelta(seconds=CHECKS_AFTER_S[-1])
         certain = why is Why.LOOKING and now >= lost_at + CERTAIN_AFTER
         values: dict[str, Any] = {"looks": row.looks + 1, "reads": reads, "why": why}
@@ -288,10 +312,13 @@ class Reconciler:
         await self._change(row, values)
 
     async def _change(self, row: JournalRow, values: dict[str, Any]) -> None:
+        values, back = settlement.judged(row, values)
         async with self._database.write() as connection:
             changed = await store.change(connection, row.request_id, values, while_in=State.UNKNOWN)
+            for part in back if changed else ():
+                await connection.execute(part.statement, part.row)
         if changed and values["due_at"] is None:
             state = values.get("state", State.UNKNOWN)
-            seconds = (self._clock.now() - (row.lost_at or row.created_at)).total_seconds()
+            seconds = (self._clock.now() - (row.lost_at or row.start)).total_seconds()
             self._telemetry.metrics.add("birdwire_lost_posts_total", state)
             self._telemetry.event("info", "outcome", request_id=row.request_id, state=state, seconds=round(seconds, 1))

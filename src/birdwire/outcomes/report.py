@@ -9,7 +9,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.api.models import Empty
 from birdwire.runtime.clock import rfc3339
-from birdwire.store.tables.journal import APPLIED, STATES, JournalRow, State
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, STATES, JournalRow, State
 
 if TYPE_CHECKING:
     from birdwire.keys.context import CallContext
@@ -49,6 +49,7 @@ def report(row: JournalRow) -> dict[str, Any]:
         "reason": row.reason,
         "data": row.data,
         "created_at": rfc3339(row.created_at),
+        "started_at": None if row.started_at is None else rfc3339(row.started_at),
         "settled_at": None if row.settled_at is None else rfc3339(row.settled_at),
         "why": row.why,
         "cost_usd": None if cost is None else cost / 1_000_000,
@@ -57,7 +58,8 @@ def report(row: JournalRow) -> dict[str, Any]:
 
 def _cost_microusd(row: JournalRow) -> int | None:
     """Return what X bills: the listed price of what it did, nothing for what was not sent, None if it is not known."""
-    if row.state in APPLIED:
+    # What remains of the charges of a write that X did not do: earlier attempts that X may have billed.
+    if row.state in APPLIED or (row.spent and row.state in NOT_APPLIED):
         return row.cost_microusd
     return 0 if row.state == State.NOT_SENT else None
 

@@ -393,7 +393,7 @@ def _combined(shapes: Sequence[tuple[str, int]]) -> str:
 
 
 def _shifted(sql: str, by: int) -> str:
-    """Return a statement whose parameters have numbers that are higher by so many."""
+    """Return a statement whose parameters are numbered from a higher number on."""
     return _PARAMETER.sub(lambda found: f"${int(found[1]) + by}", sql)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,20 +18,33 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    func,
     insert,
     or_,
     select,
     update,
 )
+from ulid import ULID
 
 from birdwire.store.schema import EnumText, Instant, index_of_some, metadata
+from birdwire.store.schema import insert as dialect_insert
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+PAGE = 500
+"""Rows that `of_key` reads at a time."""
+
+MAX_WAIT = timedelta(hours=25)
+"""Maximum time between the creation of a row and the start of its write."""
+
+DELETION = "delete_twitter"
+"""The operation that deletes a post; the post's id is its row's `x_id`."""
 
 
 class State(StrEnum):
@@ -182,6 +197,8 @@ index_of_some("journal_account", journal.c.user_id, journal.c.due_at)
 index_of_some("journal_started", journal.c.started_at)
 index_of_some("journal_attempts", journal.c.created_at, journal.c.times)
 
+_START = func.coalesce(journal.c.started_at, journal.c.created_at, type_=Instant)
+
 ADD = insert(journal)
 """Insert one write."""
 
@@ -229,15 +246,26 @@ async def get(connection: AsyncConnection, request_id: str) -> JournalRow | None
 
 
 async def newer(connection: AsyncConnection, request_id: str, user_id: str, operation: str, target: str) -> bool:
-    """Return whether a later request, by the ids' time, asked for `operation` on the target, and X may have done it."""
-    query = select(journal.c.request_id).where(
-        journal.c.request_id > request_id,
+    """Return whether a later request asked for `operation` on the target, and X may have done it.
+
+    The time of a request is that of its id, unless it waited and started later.
+    """
+    own = select(journal.c.started_at).where(journal.c.request_id == request_id)
+    started_at = (await connection.execute(own)).scalar()
+    after_id = request_id if started_at is None else id_at(started_at)
+    same = (
+        journal.c.request_id != request_id,
         journal.c.user_id == user_id,
         journal.c.operation == operation,
         journal.c.target == target,
         journal.c.state.not_in(NOT_APPLIED),
     )
-    return (await connection.execute(query.limit(1))).first() is not None
+    created_later = select(journal.c.request_id).where(journal.c.request_id > after_id, *same).limit(1)
+    if (await connection.execute(created_later)).first() is not None:
+        return True
+    waited = select(journal.c.started_at).where(journal.c.started_at.is_not(None), *same)
+    last = (await connection.execute(waited.order_by(journal.c.started_at.desc()).limit(1))).scalar()
+    return last is not None and id_at(last) > after_id
 
 
 async def listed(
@@ -260,7 +288,7 @@ async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[Jo
 async def open_of(connection: AsyncConnection, user_id: str, limit: int) -> list[JournalRow]:
     """Return an account's open rows that are to be checked, due or not yet due; oldest first."""
     wanted = (journal.c.due_at.is_not(None), journal.c.state.in_(OPEN), journal.c.user_id == user_id)
-    query = select(journal).where(*wanted).order_by(journal.c.created_at).limit(limit)
+    query = select(journal).where(*wanted).order_by(_START).limit(limit)
     return [JournalRow(*row) for row in await connection.execute(query)]
 
 
@@ -298,4 +326,119 @@ async def purge(connection: AsyncConnection, before_id: str, before: datetime, l
     """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many."""
     old = select(journal.c.request_id).where(journal.c.request_id < before_id, journal.c.created_at < before)
     oldest = old.order_by(journal.c.request_id).limit(limit)
+    return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount
+
+
+async def refused_since(connection: AsyncConnection, key_id: str, since: datetime, reason: str | None = None) -> int:
+    """Count a key's writes that X has refused since a moment, for one reason or for any."""
+    wanted = [journal.c.key_id == key_id, journal.c.created_at >= since, journal.c.state == State.REFUSED]
+    if reason is not None:
+        wanted.append(journal.c.reason == reason)
+    query = select(func.count()).select_from(journal).where(*wanted)
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def of_key(
+    connection: AsyncConnection, key_id: str, since: datetime, limit: int
+) -> AsyncIterator[list[JournalRow]]:
+    """Yield a key's writes since a moment in pages, oldest first, up to `limit` rows; attempts are left out."""
+    at, request_id = since, ""
+    while limit > 0:
+        after = or_(journal.c.created_at > at, journal.c.request_id > request_id)
+        query = select(journal).where(
+            journal.c.key_id == key_id, journal.c.created_at >= at, after, journal.c.times.is_(None)
+        )
+        query = query.order_by(journal.c.created_at, journal.c.request_id).limit(min(PAGE, limit))
+        rows = [JournalRow(*row) for row in await connection.execute(query)]
+        if not rows:
+            return
+        yield rows
+        limit -= len(rows)
+        at, request_id = rows[-1].created_at, rows[-1].request_id
+
+
+async def recent(
+    connection: AsyncConnection,
+    since: datetime,
+    operations: Collection[str],
+    limit: int,
+    *,
+    key_id: str | None = None,
+    user_id: str | None = None,
+) -> list[JournalRow]:
+    """Return what X created by these operations since a moment and was not deleted by this gateway; newest first.
+
+    `key_id` and `user_id` narrow it to one key or account.
+    """
+    deleted = journal.alias("deleted")
+    wanted = [*started_since(since), journal.c.operation.in_(operations), journal.c.x_id.is_not(None)]
+    wanted.append(journal.c.state.in_(APPLIED))
+    wanted += [column == value for column, value in _narrowed(key_id, user_id)]
+    gone = select(deleted.c.request_id).where(
+        deleted.c.x_id == journal.c.x_id,
+        deleted.c.user_id == journal.c.user_id,
+        deleted.c.operation == DELETION,
+        deleted.c.state.in_(APPLIED),
+    )
+    query = select(journal).where(*wanted, ~gone.exists()).order_by(_START.desc(), journal.c.request_id.desc())
+    return [JournalRow(*row) for row in await connection.execute(query.limit(limit))]
+
+
+def _narrowed(key_id: str | None, user_id: str | None) -> list[tuple[Column[Any], str]]:
+    found = ((journal.c.key_id, key_id), (journal.c.user_id, user_id))
+    return [(column, value) for column, value in found if value is not None]
+
+
+def started_since(since: datetime) -> list[ColumnElement[bool]]:
+    """Return the conditions of a write that was started at a moment or later; the index of the ids finds it."""
+    return [journal.c.request_id >= id_at(since - MAX_WAIT), since <= _START]
+
+
+def id_at(moment: datetime) -> str:
+    """Return the lowest request id of a moment's millisecond: ids rise with time."""
+    return f"req_{ULID.from_bytes(ULID.from_datetime(moment).bytes[:6] + bytes(10))}"
+
+
+# Attempts: calls that were refused before they became writes.
+
+
+def attempt(
+    request_id: str, key_id: str, user_id: str, operation: str, status: int, reason: str, at: datetime
+) -> dict[str, Any]:
+    """Return the row of one attempt. `user_id` is empty if the account was not known yet."""
+    row: dict[str, Any] = {"request_id": request_id, "key_id": key_id, "user_id": user_id, "operation": operation}
+    row |= {"asked": b"", "state": State.NOT_SENT, "status": status, "reason": reason}
+    return row | {"created_at": at, "settled_at": at, "times": 1}
+
+
+async def add_attempts(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert attempts; one that is stored already stays."""
+    if rows:
+        query = dialect_insert(connection, journal).on_conflict_do_nothing(index_elements=["request_id"])
+        await connection.execute(query, [dict(row) for row in rows])
+
+
+async def count_attempts(connection: AsyncConnection, key_id: str, since: datetime) -> int:
+    """Count the rows of a key's attempts since a moment."""
+    wanted = (journal.c.key_id == key_id, journal.c.created_at >= since, journal.c.times.is_not(None))
+    return int((await connection.execute(select(func.count()).select_from(journal).where(*wanted))).scalar_one())
+
+
+async def bump_hour(connection: AsyncConnection, row: Mapping[str, Any], times: int) -> None:
+    """Count attempts in the one row of their key and hour. `row` is the newest of them, whose reason the row shows."""
+    hour = row["created_at"].replace(minute=0, second=0, microsecond=0)
+    random = hashlib.sha256(f"{row['key_id']} {hour.isoformat()}".encode()).digest()[:10]
+    request_id = f"req_{ULID.from_bytes(ULID.from_datetime(hour).bytes[:6] + random)}"
+    query = dialect_insert(connection, journal).values(
+        dict(row) | {"request_id": request_id, "created_at": hour, "times": times}
+    )
+    shown = {name: query.excluded[name] for name in ("user_id", "operation", "status", "reason", "settled_at")}
+    counted = {"times": journal.c.times + query.excluded.times}
+    await connection.execute(query.on_conflict_do_update(index_elements=["request_id"], set_=shown | counted))
+
+
+async def purge_attempts(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Delete up to `limit` of the oldest attempts before a moment; return how many."""
+    old = select(journal.c.request_id).where(journal.c.created_at < before, journal.c.times.is_not(None))
+    oldest = old.order_by(journal.c.created_at).limit(limit)
     return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount

@@ -23,11 +23,10 @@ from birdwire.x.catalog.prices import Prices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
 
     from birdwire.gateway.guardrails.decision import Case, Context
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.gateway.guardrails.windows import QuietHours, Unit
+    from birdwire.gateway.guardrails.windows import Moment, QuietHours, Unit
 
 MAX_GAP_S: Final = 30 * 86_400
 MAX_DAYS: Final = 365
@@ -49,7 +48,7 @@ class Asked(NamedTuple):
 
     proposal: Proposal
     scope: str
-    now: datetime
+    now: Moment
     mark: str | None
     shadow: bool = False
 
@@ -96,7 +95,7 @@ def charge_caps(value: Mapping[str, tuple[tuple[Unit, int], ...]], asked: Asked)
     """Yield one call more for each window that a cap counts."""
     for name in _names(asked.proposal):
         for unit, limit in value.get(name, ()):
-            yield Charge("add", asked.scope, f"writes:{name}", windows.window_of(unit, asked.now), 1, limit, "caps")
+            yield Charge("add", asked.scope, f"writes:{name}", asked.now.windows[unit], 1, limit, "caps")
 
 
 def describe_caps(value: Mapping[str, str]) -> str:
@@ -124,7 +123,7 @@ def charge_min_gap_s(value: Mapping[str, int], asked: Asked) -> Iterator[Charge]
     """Yield the time of this call for each gap that must have passed."""
     for name in _names(asked.proposal):
         if name in value:
-            yield Charge("gap", asked.scope, f"gap:{name}", "", _ms(asked.now), value[name] * 1_000, "min_gap_s")
+            yield Charge("gap", asked.scope, f"gap:{name}", "", asked.now.ms, value[name] * 1_000, "min_gap_s")
 
 
 def describe_min_gap_s(value: Mapping[str, int]) -> str:
@@ -196,7 +195,7 @@ def charge_duplicate_text(value: Mapping[str, Any], asked: Asked) -> Iterator[Ch
     """Yield the mark of a post's text."""
     if asked.mark is not None and asked.proposal.operation == "post_twitter":
         scope = text_scope(value, asked.proposal.user_id, shadow=asked.shadow)
-        yield Charge("text", scope, "text", asked.mark, _ms(asked.now), value["days"] * DAY_MS, "duplicate_text")
+        yield Charge("text", scope, "text", asked.mark, asked.now.ms, value["days"] * DAY_MS, "duplicate_text")
 
 
 def describe_duplicate_text(value: Mapping[str, Any]) -> str:
@@ -264,7 +263,7 @@ def charge_budget(value: Budget, asked: Asked) -> Iterator[Charge]:
     amount = value.unpriced if price is None else price
     if isinstance(amount, int) and amount > 0:
         for unit, limit in value.limits:
-            yield Charge("add", asked.scope, "usd", windows.window_of(unit, asked.now), amount, limit, "budget")
+            yield Charge("add", asked.scope, "usd", asked.now.windows[unit], amount, limit, "budget")
 
 
 def describe_budget(value: Mapping[str, Any]) -> str:
@@ -377,7 +376,3 @@ def _by_operation(rule: str, value: object, cure: str) -> Mapping[str, Any]:
 
 def _what(name: str) -> str:
     return "writes" if name == EVERY else name
-
-
-def _ms(now: datetime) -> int:
-    return int(now.timestamp() * 1_000)

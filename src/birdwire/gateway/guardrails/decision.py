@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from birdwire.gateway.guardrails.windows import Moment
 from birdwire.gateway.guardrails.word_matching import ReadText
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ class Case:
 
     proposal: Proposal
     context: Context
+
+    @cached_property
+    def moment(self) -> Moment:
+        """The time, as rules count it."""
+        return Moment.of(self.context.now)
 
     @cached_property
     def read_texts(self) -> tuple[ReadText, ...]:

@@ -18,6 +18,7 @@ from birdwire.gateway.guardrails.counting_rules import Asked, Trip, over
 from birdwire.gateway.guardrails.decision import Author, Case, Context, Decision, Finding, PolicyError
 from birdwire.gateway.guardrails.rule_values import PUBLISHING
 from birdwire.gateway.guardrails.rules import ORDER, RULE_NAMED, Rule, read_rules
+from birdwire.gateway.guardrails.windows import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -105,7 +106,7 @@ class Policy:
         """The refusals by X that pause the scope; none in shadow mode."""
         return () if self.is_shadow else next((value for rule, value in self._compiled if rule.name == "trip"), ())
 
-    def charges(self, proposal: Proposal, now: datetime, mark: str | None) -> Iterator[Charge]:
+    def charges(self, proposal: Proposal, now: Moment, mark: str | None) -> Iterator[Charge]:
         """Yield what the rules add to counters when a call passes."""
         asked = Asked(proposal, self.scope, now, mark, self.is_shadow)
         for rule, value in self._compiled:
@@ -115,7 +116,7 @@ class Policy:
     def findings(self, case: Case) -> Iterator[Finding]:
         """Yield what the rules have against a call."""
         context = case.context
-        asked = Asked(case.proposal, self.scope, context.now, "", self.is_shadow)
+        asked = Asked(case.proposal, self.scope, case.moment, "", self.is_shadow)
         for rule, value in self._compiled:
             if rule.find is not None:
                 for found in rule.find(value, case):
@@ -175,8 +176,9 @@ def charges(
 
     Each counter occurs once, with the largest amount and the lowest limit that any of the policies states.
     """
-    obeyed = (charge for policy in policies if not policy.is_shadow for charge in policy.charges(proposal, now, mark))
-    shadow = (charge for policy in policies if policy.is_shadow for charge in policy.charges(proposal, now, mark))
+    at = Moment.of(now)
+    obeyed = (charge for policy in policies if not policy.is_shadow for charge in policy.charges(proposal, at, mark))
+    shadow = (charge for policy in policies if policy.is_shadow for charge in policy.charges(proposal, at, mark))
     return _merged(obeyed), _merged(shadow)
 
 
@@ -198,15 +200,9 @@ def _stricter(one: Charge, other: Charge) -> Charge:
 
 def snapshot_keys(policies: Sequence[Policy], proposal: Proposal, now: datetime) -> tuple[UsageKey, ...]:
     """Return the counters that `evaluate` compares, for the snapshot in its context."""
-    return tuple(
-        sorted(
-            {
-                (charge.scope, charge.measure, charge.window)
-                for policy in policies
-                for charge in policy.charges(proposal, now, None)
-            }
-        )
-    )
+    at = Moment.of(now)
+    every = (charge for policy in policies for charge in policy.charges(proposal, at, None))
+    return tuple(sorted({(charge.scope, charge.measure, charge.window) for charge in every}))
 
 
 def needs(policies: Sequence[Policy], operation: Operation) -> frozenset[str]:

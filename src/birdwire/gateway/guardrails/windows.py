@@ -5,24 +5,35 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Unit = Literal["hour", "day", "month"]
 
-_FORMS: Final[dict[Unit, str]] = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_LENGTHS: Final[dict[int, Unit]] = {13: "hour", 10: "day", 7: "month"}
 _HOURS: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 _ZONE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,30}(?:/[A-Za-z0-9_+-]{1,30}){0,2}")
 
 
-def window_of(unit: Unit, now: datetime) -> str:
-    """Return the name of the current window, such as `2026-11-28T05`."""
-    return now.astimezone(UTC).strftime(_FORMS[unit])
+class Moment(NamedTuple):
+    """One moment: its UNIX time in milliseconds, and the windows in which it is, such as `2026-11-28T05`."""
+
+    ms: int
+    windows: Mapping[Unit, str]
+
+    @classmethod
+    def of(cls, now: datetime) -> Moment:
+        """Return the moment of a time."""
+        text = now.astimezone(UTC).isoformat()
+        return cls(int(now.timestamp() * 1_000), {unit: text[:length] for length, unit in _LENGTHS.items()})
 
 
 def unit_of(window: str) -> Unit:
     """Return whether a window is an hour, a day or a month."""
-    return {13: "hour", 10: "day", 7: "month"}[len(window)]  # type: ignore[return-value]
+    return _LENGTHS[len(window)]
 
 
 def seconds_left(unit: Unit, now: datetime) -> int:

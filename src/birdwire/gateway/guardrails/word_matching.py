@@ -109,9 +109,9 @@ class WordList:
 
     def _whole(self, tokens: tuple[str, ...]) -> str | None:
         """Return the first word or phrase among the words of a text."""
-        for at, token in enumerate(tokens):
-            if token in self.words:
-                return token
+        if not self.words.isdisjoint(tokens):
+            return next(token for token in tokens if token in self.words)
+        for at, token in enumerate(tokens if not self.phrases.keys().isdisjoint(tokens) else ()):
             for phrase in self.phrases.get(token, ()):
                 if tokens[at : at + len(phrase)] == phrase:
                     return " ".join(phrase)
@@ -131,10 +131,16 @@ class ReadText:
         folded = " ".join(fold(text).split())
         readings = [tuple(_WORD.findall(folded))]
         if not text.isascii():
-            readings.append(tuple(_WORD.findall(fold(compatible(text).translate(ALIKE)).translate(ALIKE))))
+            latin = " ".join(part if part.isascii() else _latin(part) for part in text.split())
+            readings.append(tuple(_WORD.findall(fold(latin))))
         if _OVERRIDE in text:
             readings += [tuple(token[::-1] for token in reversed(tokens)) for tokens in readings]
         return cls(folded, tuple(dict.fromkeys(readings)))
+
+
+def _latin(text: str) -> str:
+    """Return a text with Latin letters for those that look like them, before and after it is folded."""
+    return fold(compatible(text).translate(ALIKE)).translate(ALIKE)
 
 
 def has_content(word: str) -> bool:

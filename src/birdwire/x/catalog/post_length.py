@@ -185,7 +185,7 @@ def _links(text: str) -> Iterator[_Link | int]:
     at = free = 0
     while run := _RUN.search(text, at):
         at = run.end()
-        for low, high, host_end in _hosts(text, run):
+        for low, high, host_end in _hosts(text, run) if "." in run[0] else ():
             protocol = _protocol(text, low, free) if low == run.start() and text[low] not in "-_" else ""
             begin = None if protocol else _START.search(text, max(low, free), high)
             if not (protocol or begin):

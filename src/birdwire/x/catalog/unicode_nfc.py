@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MARKS_MAX: Final = 256
 """The maximum number of combining marks in one piece."""
 
+# An ordinary post is not cut into pieces, which takes longer than ordering its marks: no character has more than three.
+_SHORT: Final = 300
+
 # Default_Ignorable_Code_Point of Unicode 15: soft hyphen, zero-width characters and joiners, fillers, controls of
 # direction, variation selectors, tags. And the marks that attach to any letter, which are not part of an alphabet.
 _UNSEEN: Final = re.compile(
@@ -29,12 +32,20 @@ _UNSEEN: Final = re.compile(
 
 def compose(text: str) -> str:
     """Return `text` in normal form C. Takes any string, lone surrogates included."""
-    return text if text.isascii() else "".join(normalize("NFC", piece) for piece in pieces(text))
+    if text.isascii():
+        return text
+    if len(text) <= _SHORT:
+        return normalize("NFC", text)
+    return "".join(normalize("NFC", piece) for piece in pieces(text))
 
 
 def compatible(text: str) -> str:
     """Return `text` in normal form KC: full-width letters, ligatures and letters of mathematics become plain ones."""
-    return text if text.isascii() else "".join(normalize("NFC", piece) for piece in pieces(text, "NFKD"))
+    if text.isascii():
+        return text
+    if len(text) <= _SHORT:
+        return normalize("NFKC", text)
+    return "".join(normalize("NFC", piece) for piece in pieces(text, "NFKD"))
 
 
 def fold(text: str) -> str:
@@ -44,7 +55,12 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text.lower()
-    return compose(text.translate({ord(char): _folded(char) for char in set(text)}))
+    return " ".join(map(_folded_part, text.split(" ")))
+
+
+def _folded_part(text: str) -> str:
+    """Return a part of a text between spaces, folded. Most parts of most texts are ASCII."""
+    return text.lower() if text.isascii() else compose("".join(map(_folded, text)))
 
 
 @lru_cache(maxsize=4096)

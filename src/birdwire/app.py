@@ -24,6 +24,10 @@ from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.guardrails.guards import Guards
+from birdwire.gateway.guardrails.preview import Preview
+from birdwire.gateway.guardrails.spending import Spending
+from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
@@ -37,6 +41,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
@@ -52,6 +57,7 @@ from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
 from birdwire.startup import check_storage, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
+from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
@@ -193,6 +199,7 @@ class _Outcomes:
     leases: ProcessLeases
     journal: Journal
     idempotency: Idempotency
+    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +211,8 @@ class _Accounts:
     clients: AccountClients
     callbacks: Callbacks[Linked]
     linking: Linking
+    spending: Spending
+    status: GuardStatus
     endpoints: LinkEndpoints
 
 
@@ -238,6 +247,7 @@ def create_app(
         sessions,
         accounts.links,
         journal,
+        outcomes.attempts,
         act_log,
         leases,
     )
@@ -317,7 +327,8 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     database, vault, clock = shared.database, shared.vault, shared.clock
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
-    return _Outcomes(leases, journal, Idempotency(database, vault, journal, leases, clock))
+    idempotency = Idempotency(database, vault, journal, leases, clock)
+    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -333,11 +344,13 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock)
+    spending = Spending(database, Guards(database, links, cache), TextMarks(database, vault, clock), Prices.load(), clock)
+    status = GuardStatus(database, spending, clock)
+    endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)
     breaker = CircuitBreaker(clock, telemetry)
     clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
     clients.watch(telemetry.metrics)
-    return _Accounts(links, sessions, clients, callbacks, linking, endpoints)
+    return _Accounts(links, sessions, clients, callbacks, linking, spending, status, endpoints)
 
 
 def _build_handlers(
@@ -352,7 +365,8 @@ def _build_handlers(
     settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
     sessions = accounts.sessions
-    admission = Admission(shared.keys, shared.cache, sessions, rate_limit, clock, settings.mode)
+    spending = accounts.spending
+    admission = Admission(shared.keys, shared.cache, sessions, spending.guards, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
     sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
@@ -362,15 +376,17 @@ def _build_handlers(
         capacity,
         idempotency,
         journal.rejections,
+        outcomes.attempts,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    prices, telemetry = Prices.load(), shared.telemetry
-    writes = Writes(admission, clients, journal, idempotency, prices, uploader, sender, failpoints, telemetry)
+    telemetry = shared.telemetry
+    writes = Writes(admission, clients, journal, idempotency, spending, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
-        look_up=Lookups(sessions, clients, LookupRunner(clock)).perform,
+        preview=Preview(writes, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
+        look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal),
         pages=Pages(accounts.linking, settings.base_url),
@@ -396,6 +412,7 @@ def _build_background(
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
+        ("attempts", 1.0, outcomes.attempts.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),

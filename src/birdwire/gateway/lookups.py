@@ -45,7 +45,6 @@ class Lookups:
         client = self._clients.open(session, self._admission.lookup_permit(context, lookup))
         if guard is None:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, client.ask))
-        self._spending.check_pause(guard)
         price = self._spending.prices.of_reads(lookup.most)
         judged = await self._spending.judge(guard, propose_lookup(lookup.name, session.user_id, price))
         await self._spending.check(judged)

@@ -41,7 +41,6 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
-from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
@@ -199,7 +198,6 @@ class _Outcomes:
     leases: ProcessLeases
     journal: Journal
     idempotency: Idempotency
-    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +209,7 @@ class _Accounts:
     clients: AccountClients
     callbacks: Callbacks[Linked]
     linking: Linking
+    guards: Guards
     spending: Spending
     status: GuardStatus
     endpoints: LinkEndpoints
@@ -247,7 +246,6 @@ def create_app(
         sessions,
         accounts.links,
         journal,
-        outcomes.attempts,
         act_log,
         leases,
     )
@@ -328,7 +326,7 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
     idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
+    return _Outcomes(leases, journal, idempotency)
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -344,13 +342,14 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    spending = Spending(database, Guards(database, links, cache), TextMarks(database, vault, clock), Prices.load(), clock)
-    status = GuardStatus(database, spending, clock)
+    guards, marks = Guards(database, links, cache), TextMarks(database, vault, clock)
+    spending = Spending(database, guards.of, marks, Prices.load(), clock)
+    status = GuardStatus(database, guards.of, clock)
     endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)
     breaker = CircuitBreaker(clock, telemetry)
     clients = AccountClients(sessions, to_x.x, to_x.windows, breaker, RetryBudget(), clock, settings.x_deadline_s)
     clients.watch(telemetry.metrics)
-    return _Accounts(links, sessions, clients, callbacks, linking, spending, status, endpoints)
+    return _Accounts(links, sessions, clients, callbacks, linking, guards, spending, status, endpoints)
 
 
 def _build_handlers(
@@ -366,7 +365,7 @@ def _build_handlers(
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
     sessions = accounts.sessions
     spending = accounts.spending
-    admission = Admission(shared.keys, shared.cache, sessions, spending.guards, rate_limit, clock, settings.mode)
+    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)
     sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
@@ -376,7 +375,6 @@ def _build_handlers(
         capacity,
         idempotency,
         journal.rejections,
-        outcomes.attempts,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
@@ -385,7 +383,7 @@ def _build_handlers(
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
-        preview=Preview(writes, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
+        preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal),
@@ -412,7 +410,6 @@ def _build_background(
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
-        ("attempts", 1.0, outcomes.attempts.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),

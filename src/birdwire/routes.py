@@ -76,7 +76,7 @@ def metrics_route(metrics: Metrics, settings: Settings) -> Route:
 
 
 def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
-    """Yield two routes for each row of OPERATIONS: one that carries it out, and one that says what it would do."""
+    """Yield two routes for each row of OPERATIONS: one that carries it out, and one that returns what it would do."""
     for operation in OPERATIONS:
         rules = RouteRules(
             operation.name,
@@ -102,7 +102,7 @@ def _lookups(parts: Handlers, settings: Settings) -> Iterator[Route]:
     """Yield a route for each row of LOOKUPS that the operator offers."""
     for lookup in LOOKUPS:
         if lookup.name in settings.offered_reads:
-            rules = RouteRules(lookup.name, lookup.query, query=True, action=lookup.name)
+            rules = RouteRules(lookup.name, lookup.query, query=True, action=lookup.name, pausable=True)
             handle = partial(parts.run, rules, partial(parts.look_up, lookup))
             yield Route("GET", f"{API}/{lookup.name}", handle)
 
@@ -123,6 +123,7 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
             max_bytes=settings.max_body_bytes,
             reserved=name in ("unlink_twitter", "auth/status"),
             action=action,
+            pausable=action == LINK,
         )
         handle = partial(parts.run, rules, work)
         limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s

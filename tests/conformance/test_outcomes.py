@@ -18,8 +18,9 @@ from sqlalchemy import text
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.keys.registry import Keys
+from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.idempotency import Idempotency, Named
-from birdwire.outcomes.journal import MAX_WAITING, Entry, Journal, Record
+from birdwire.outcomes.journal import MAX_WAITING, Journal, Record
 from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.database import Database, StorageDownError

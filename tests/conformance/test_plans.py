@@ -18,14 +18,19 @@ from birdwire.store.tables import (
     idempotency,
     journal,
     link_states,
+    pauses,
+    policies,
     processes,
     rate_windows,
     reconciliations,
+    text_mark_keys,
+    usage,
     vault_keys,
     x_sessions,
 )
 from birdwire.store.tables.idempotency import NameState
 from birdwire.store.tables.journal import State
+from birdwire.store.tables.usage import Charge
 from harness.session_rows import session_row
 
 if TYPE_CHECKING:
@@ -45,8 +50,27 @@ SMALL = ("processes", "vault_keys", "alembic_version")
 OVER = session_row(user_id="1")
 STARTED = NameState.STARTED
 PUT: dict[str, object] = {"state": "unknown", "status": None, "body": None}
+SETTLED = journal.settled("req_1", {"state": "confirmed"}) | {"new_spent": None, "new_cost_microusd": None}
 HELD = idempotency.held("key_1", "n", "req_1")
 ENDED = HELD | {f"new_{name}": value for name, value in PUT.items()}
+
+CHARGES = (
+    Charge("add", "key_1", "usd", "2026-04", 1, 9),
+    Charge("gap", "key_1", "gap:post_twitter", "", 1, 0),
+    Charge("text", "key_1", "text", "feed", 1, 0),
+)
+ROW = journal.attempt("req_01KNZZZZZZZZZZZZZZZZZZZZZZ", "key_1", "", "like_twitter", 403, "paused", NOW)
+
+
+async def _charge(connection: AsyncConnection) -> None:
+    for part in (*usage.charging(CHARGES, "req_1"), *usage.giving_back(usage.encode(CHARGES), "req_1")):
+        await connection.execute(part.statement, part.row)
+
+
+async def _pages(connection: AsyncConnection) -> None:
+    async for _ in journal.of_key(connection, "key_1", NOW, 10):
+        pass
+
 
 STATEMENTS: dict[str, Work] = {
     "sweep: sessions that are over": lambda c: x_sessions.over(c, "x", NOW, 500),
@@ -70,6 +94,21 @@ STATEMENTS: dict[str, Work] = {
     "reconcile: its end": lambda c: reconciliations.release(c, "1", NOW),
     "reconcile: turns of long ago": lambda c: reconciliations.purge(c, NOW),
     "journal: a row that was begun": lambda c: journal.get(c, "req_1"),
+    "a guarded write: whether a later one exists": lambda c: journal.newer(c, "req_1", "1", "like_twitter", "2"),
+    "a guarded write: its charges": _charge,
+    "a guarded write: the end of its row": lambda c: c.execute(journal.SETTLE_CHARGED, SETTLED),
+    "a guarded write: a snapshot": lambda c: usage.amounts(c, [("key_1", "usd", one) for one in ("2026-04", "")]),
+    "a guarded write: its text": lambda c: usage.marks_at(c, [("key_1", "feed"), ("gateway", "feed")]),
+    "a guarded key: its policies": lambda c: policies.latest(c, ["key_1", "account:1", "gateway"]),
+    "a guarded key: its pauses": lambda c: pauses.of(c, ["key_1", "account:1", "gateway"]),
+    "a guarded key: the key of its marks": lambda c: text_mark_keys.find(c, "texts"),
+    "a guarded key: its refusals": lambda c: journal.refused_since(c, "key_1", NOW, "x_refused"),
+    "attempts: one": lambda c: journal.add_attempts(c, [ROW]),
+    "attempts: those of an hour": lambda c: journal.bump_hour(c, ROW, 3),
+    "attempts: how many": lambda c: journal.count_attempts(c, "key_1", NOW),
+    "report: a key's writes": _pages,
+    "purge: attempts": lambda c: journal.purge_attempts(c, NOW, 500),
+    "purge: usage": lambda c: usage.purge(c, NOW, 500),
     "purge": lambda c: journal.purge(c, "req_1", NOW, 500),
     "names: of long ago": lambda c: idempotency.purge(c, NOW, 500),
     "names: one that was found": lambda c: idempotency.find(c, "key_1", "n"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,10 @@ from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
 from birdwire.store.schema import metadata
+from birdwire.store.tables import pauses, policies
+from birdwire.store.tables.pauses import PauseRow
+from birdwire.store.tables.policies import PolicyRow
+from birdwire.store.tables.usage import Charge, charging
 from birdwire.store.transfer import TABLES
 from harness.gateway import RunningGateway, gateway, serving
 from harness.linking import reason_of
@@ -49,6 +54,20 @@ async def contents(url: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+async def fill(url: str) -> None:
+    """Write rows that a key without guardrails would not have."""
+    database = Database(url)
+    at = datetime(2026, 11, 28, tzinfo=UTC)
+    charges = [Charge("add", "gateway", "usd", "2026-11", 15_000, 10**9), Charge("text", "gateway", "text", "ab", 1, 0)]
+    assert await database.append_all(charging(charges, "req_1")) is None
+    async with database.write() as connection:
+        await policies.append(
+            connection, PolicyRow("gateway", "operator", 1, "enforce", None, {"words": {"deny": ["x"]}}, at, "ada")
+        )
+        await pauses.put(connection, PauseRow("key_other", "operator", at, None, "why", "ada"))
+    await database.close()
+
+
 def test_every_table_is_moved_except_those_of_processes() -> None:
     """A new table is in the list, or a reason stands here."""
     assert {table.name for table in TABLES} == set(metadata.tables) - {"changes", "processes"}
@@ -64,7 +83,9 @@ async def test_a_file_becomes_a_server(tmp_path: Path, empty_url: str) -> None:
             running.client.headers["authorization"] = f"Bearer {raw_key}"
             await running.link("ada")
             liked = (await running.like()).headers["x-request-id"]
+            await fill(running.settings.database_url)
         before = await contents(running.settings.database_url)
+        assert all(before[table] for table in ("policies", "pauses", "usage", "text_marks"))
         moved = await migrate(tmp_path, empty_url)
         assert moved.exit_code == 0, moved.stderr
         after = await contents(empty_url)

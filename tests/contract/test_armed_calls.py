@@ -292,6 +292,19 @@ async def test_a_queued_call_uses_the_newest_session_of_its_account(waiting: tup
     assert outcome(await unlike) == (200, "")
 
 
+async def test_a_call_with_a_token_of_seconds_is_sent(shared: RunningGateway) -> None:
+    """Every call renews such a token first, and the news of the renewal does not hold the call back."""
+    running = await armed(shared)
+    await running.configure(access_token_s=30)
+    try:
+        await relink(running, "ada")
+        asked = len(await running.calls("/2/oauth2/token"))
+        assert [(await running.like()).status_code for _ in range(2)] == [200, 200]
+        assert asked < len(await running.calls("/2/oauth2/token")) <= asked + 2
+    finally:
+        await running.configure(access_token_s=7_200)
+
+
 # While a link is under way.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,6 @@ async def test_a_post_is_described(linked: RunningGateway) -> None:
     assert would["account"]["username"] == "ada"
     payload = {"fields": body, "files": [], "operation": "post_twitter", "user_id": would["account"]["user_id"]}
     canonical = json.dumps(payload, separators=(",", ":"), sort_keys=True)
-    import hashlib  # noqa: PLC0415
-
     assert would["payload_sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -102,7 +101,12 @@ async def test_every_step_tells_its_refusal(running: RunningGateway, database: D
     async with database.write() as connection:
         await pauses.put(connection, pauses.PauseRow(running.key_id, "operator", datetime.now(UTC), None, "why", "me"))
     would = await dry(running, "post_twitter", {"text": "x" * 281})
-    assert [one["reason"] for one in would["refusals"]] == ["key_not_allowed", "text_too_long", "x_not_linked", "paused"]
+    assert [one["reason"] for one in would["refusals"]] == [
+        "key_not_allowed",
+        "text_too_long",
+        "x_not_linked",
+        "paused",
+    ]
     assert (would["outcome"], would["account"], would["request"], would["text"]) == ("deny", None, None, None)
     would = await dry(running, "post_twitter", {"text": "Hello"})
     reasons = [one["reason"] for one in would["refusals"]]
@@ -157,7 +161,8 @@ async def test_a_file_needs_no_link(running: RunningGateway) -> None:
 
 async def test_malformed_json_is_an_error(linked: RunningGateway) -> None:
     """There is nothing that could be previewed."""
-    answer = await linked.client.post(API + "dry_run/like_twitter", content=b"{", headers={"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    answer = await linked.client.post(API + "dry_run/like_twitter", content=b"{", headers=headers)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "json_malformed")
 
 

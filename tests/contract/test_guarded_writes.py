@@ -109,7 +109,8 @@ async def test_what_x_refuses_is_given_back(linked: RunningGateway, database: Da
     """The money, the count, the gap and the text: the same call may be tried again."""
     rules = {"caps": {"*": "1/h"}, "min_gap_s": {"post_twitter": 600}, "duplicate_text": {"days": 1}}
     await set_rules(database, linked.key_id, BUDGET | rules)
-    await linked.fault("POST", "/2/tweets", {"status": 403, "body": {"title": "Forbidden", "detail": "no", "status": 403}})
+    forbidden = {"title": "Forbidden", "detail": "no", "status": 403}
+    await linked.fault("POST", "/2/tweets", {"status": 403, "body": forbidden})
     refused = await linked.call("post_twitter", {"text": "Hello"})
     assert (refused.status_code, refused.headers[COST]) == (403, "0")
     assert await used(database, linked.key_id) == {"day": 0}

@@ -187,7 +187,7 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: RunningGateway) -> 
     posted = await linked.call("post_twitter", {"text": "ask for me"})
     request_id = posted.headers["x-request-id"]
     answer = (await linked.client.get(API + f"requests/{request_id}")).json()
-    names = ["request_id", "operation", "state", "status", "reason", "data", "created_at", "settled_at"]
+    names = ["request_id", "operation", "state", "status", "reason", "data", "created_at", "started_at", "settled_at"]
     names += ["why", "cost_usd"]
     assert list(answer) == names
     assert (answer["request_id"], answer["operation"], answer["state"]) == (request_id, "post_twitter", "confirmed")

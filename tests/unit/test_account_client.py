@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -58,7 +59,7 @@ class _Permitted:
         self.asked += 1
         return Reply(503, {}, b"{}")
 
-    def check(self, _session: XSession) -> None:
+    def check(self) -> None:
         """As Permit.check."""
         if self.asked == self.failures:
             raise StaleError
@@ -82,7 +83,7 @@ class _Unsure:
             raise GatewayError("x_timeout", outcome="unknown")
         return Reply(401, {}, b"{}")
 
-    def check(self, _session: XSession) -> None:
+    def check(self) -> None:
         """As Permit.check."""
         if self.asked == 2:
             raise GatewayError("key_revoked")
@@ -176,3 +177,57 @@ async def test_the_header_of_a_token_goes_with_it(tmp_path: Path) -> None:
     assert await _clients(tmp_path, both).open(SESSION).ask(like, Reading(Liked)) == {"liked": True}
     assert both.authorized == ["authorization: Bearer token\r\n", "authorization: Bearer newer\r\n"]
     assert "Bearer" not in repr(SESSION)
+
+
+class _Losing:
+    """Stands for X, which answers in this order: a status, or an error that says whether it got the request."""
+
+    def __init__(self, *answers: int | GatewayError) -> None:
+        self.answers = list(answers)
+
+    async def send(self, *_: Any) -> Reply:
+        """As X.send."""
+        answer = self.answers.pop(0)
+        if isinstance(answer, GatewayError):
+            raise answer
+        return Reply(answer, {}, b'{"data":{"liked":true}}' if answer == 200 else b"{}")
+
+    async def renew(self, session: XSession, _upstream: object) -> XSession:
+        """As Sessions.renew."""
+        return replace(session, gen=2)
+
+
+def lost() -> GatewayError:
+    """The failure of an attempt that X may have got."""
+    return GatewayError("x_timeout", outcome="unknown")
+
+
+def unsent() -> GatewayError:
+    """The failure of an attempt that X did not get."""
+    return GatewayError("x_unreachable")
+
+
+@pytest.mark.parametrize(
+    ("answers", "billed"),
+    [
+        ([200], 0),
+        ([403], 0),
+        ([lost(), 200], 1),
+        ([503, lost(), 200], 2),
+        ([unsent(), 200], 0),
+        ([lost(), 403], 1),
+        # The call's own outcome is unknown, and one attempt is counted with it.
+        ([lost(), lost(), lost()], 2),
+        ([lost(), unsent(), unsent()], 0),
+        ([lost(), 401, 200], 1),
+    ],
+)
+async def test_attempts_that_x_may_have_billed_are_counted(
+    tmp_path: Path, answers: list[int | GatewayError], billed: int
+) -> None:
+    """Those without a report of X, besides the one with which the call ended."""
+    client = _clients(tmp_path, _Losing(*answers)).open(SESSION)
+    like = XRequest("POST", "/2/users/1/likes", endpoint="POST /2/users/{id}/likes", repeatable=True)
+    with contextlib.suppress(GatewayError):
+        await client.ask(like, Reading(Liked))
+    assert client.maybe_billed == billed

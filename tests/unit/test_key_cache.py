@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from birdwire.keys.cache import KeyCache
 from birdwire.runtime.clock import Clock
 
@@ -70,3 +72,27 @@ async def test_a_value_ends_with_a_change_of_its_key() -> None:
     database.news = {"key_1"}
     await next_turn(cache)
     assert [cache.get(key_id, "session") for key_id in ("key_1", "key_2")] == [None, "pair"]
+
+
+@pytest.mark.parametrize("scope", ["gateway", "account:17"])
+async def test_every_value_ends_with_a_change_of_an_account_or_the_gateway(scope: str) -> None:
+    """It may concern any key; a permit that was renewed before is not up to date either."""
+    database = Quiet()
+    cache = KeyCache(cast("Database", database), Still())
+    before = cache.poll()
+    cache.put("key_1", "guard", "none", before)
+    database.news = {scope}
+    await next_turn(cache)
+    assert cache.get("key_1", "guard") is None
+    assert cache.changed_since("key_1", before)
+    assert not cache.changed_since("key_1", cache.poll())
+
+
+async def test_a_change_of_the_database_ends_no_value() -> None:
+    """Its subject is neither a key nor a scope of policies."""
+    database = Quiet()
+    cache = KeyCache(cast("Database", database), Still())
+    cache.put("key_1", "session", "pair", cache.poll())
+    database.news = {"database"}
+    await next_turn(cache)
+    assert cache.get("key_1", "session") == "pair"

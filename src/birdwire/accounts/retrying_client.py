@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from birdwire.api.errors import GatewayError
@@ -60,13 +59,19 @@ _TRANSIENT = frozenset({"x_unreachable", "x_timeout", "x_5xx"})
 
 
 class Permit(Protocol):
-    """Decides whether a call may still write, right before each write is sent: `write_permit.WritePermit`."""
+    """Decides whether a call may still be sent, right before each request is: `write_permit.WritePermit`.
 
-    def check(self, session: XSession) -> None:
+    `reads`: it also decides on GETs. Those of a write, such as how far X is with a file, change nothing, and the
+    write's outcome depends on them.
+    """
+
+    reads: bool
+
+    def check(self) -> None:
         """Return, or raise GatewayError, or raise StaleError if `renew` must come first. Must never wait."""
 
     async def renew(self, session: XSession) -> XSession:
-        """Return the session to write with, as the database has it now."""
+        """Return the session to go on with, as the database has it now."""
 
 
 class RetryBudget:
@@ -109,18 +114,27 @@ class AccountClients:
 class AccountClient:
     """One call's access to X: its session, whose token is renewed once if X answers 401."""
 
-    __slots__ = ("_permit", "_renewed", "_session", "_shared")
+    __slots__ = ("_attempts", "_permit", "_renewed", "_session", "_shared")
 
     def __init__(self, shared: AccountClients, session: XSession, permit: Permit | None) -> None:
         self._shared = shared
         self._session = session
         self._permit = permit
         self._renewed = False
+        self._attempts: _Attempts | None = None
 
     @property
     def user_id(self) -> str:
         """The linked account."""
         return self._session.user_id
+
+    @property
+    def maybe_billed(self) -> int:
+        """How many attempts of the last request X may have carried out and billed besides the one that it ended with.
+
+        X reported nothing about these attempts: each was lost on the way, or answered 5xx.
+        """
+        return 0 if self._attempts is None else self._attempts.maybe_billed
 
     async def ask(self, request: XRequest, reading: Reading, ticket: Ticket | None = None) -> dict[str, Any]:
         """Send a request to X, and return its answer. The deadline includes the wait for the ticket's turn.
@@ -137,7 +151,7 @@ class AccountClient:
             await ticket.wait_turn(shared.deadline_s)
         shared.breaker.admit(request.endpoint, account)
         stale = False
-        attempts = _Attempts(shared.budget, ends_at)
+        attempts = self._attempts = _Attempts(shared.budget, ends_at)
         try:
             while True:
                 if not stale:
@@ -167,9 +181,9 @@ class AccountClient:
             attempts.end()
 
     def _sending(self, request: XRequest, attempts: _Attempts) -> Coroutine[Any, Any, Reply]:
-        """Return the coroutine that sends once. A write passes the permit's check right before its first byte.
+        """Return the coroutine that sends once. A request passes the permit's check right before its first byte.
 
-        The coroutine raises GatewayError if there is no reply or the call may no longer write, and StaleError if the
+        The coroutine raises GatewayError if there is no reply or the call may no longer go on, and StaleError if the
         permit must be renewed first.
 
         Raises:
@@ -179,14 +193,14 @@ class AccountClient:
         left_s = attempts.ends_at - self._shared.clock.monotonic()
         if left_s <= 0:
             raise GatewayError("x_timeout", outcome="not_sent")
-        may_send = None if permit is None or request.method == "GET" else partial(permit.check, session)
+        may_send = None if permit is None or (request.method == "GET" and not permit.reads) else permit.check
         attempts.awaits_reply = True
         return self._shared.x.send(session.authorization, request, left_s, may_send)
 
     def _record(self, request: XRequest, reply: Reply, attempts: _Attempts) -> None:
         """Report X's reply to the rate windows and the circuit breaker."""
         shared, account = self._shared, self._session.user_id
-        attempts.awaits_reply = False
+        attempts.awaits_reply, attempts.failure = False, None
         shared.windows.record(request.endpoint, account, reply)
         if reply.status >= 500:
             shared.breaker.record_failure(request.endpoint, account)
@@ -298,7 +312,8 @@ class _Attempts:
     def __init__(self, budget: RetryBudget, ends_at: float) -> None:
         budget.running += 1
         self._budget = budget
-        self._maybe_applied = False
+        # How many attempts X may have applied.
+        self._maybe_applied = 0
         self.awaits_reply = False
         self.ends_at = ends_at
         self.started_at = 0.0
@@ -324,6 +339,13 @@ class _Attempts:
         """Record and return a failure: `not_sent` becomes `unknown` if X may have applied an earlier attempt."""
         if self._maybe_applied and error.outcome == "not_sent":
             error.outcome = "unknown"
-        self._maybe_applied = self._maybe_applied or error.outcome == "unknown"
+        elif error.outcome == "unknown":
+            self._maybe_applied += 1
         self.failure = error
         return error
+
+    @property
+    def maybe_billed(self) -> int:
+        """How many attempts X may have applied besides the one with whose outcome the request ended."""
+        ended_unknown = self.failure is not None and self.failure.outcome == "unknown"
+        return self._maybe_applied - ended_unknown

@@ -97,9 +97,48 @@ class Sessions:
         """
         session = self.ready(key.key_id) or await self._from_store(key.key_id)
         if not session.scopes.issuperset(scopes):
-            missing = [scope for scope in scopes if scope not in session.scopes]
-            raise GatewayError("x_scope_missing", scope=" ".join(missing))
+            raise _scope_missing(session, scopes)
         return session
+
+    async def again(self, key: Key, held: XSession, scopes: Sequence[str]) -> XSession:
+        """Return the session of the key's link as the database has it now, for a call that holds one already.
+
+        It renews only a token that has expired, and asks X for no name: both are changes of the key, which would end
+        what was just read. If X does not accept the token, the call renews it.
+
+        Raises:
+            GatewayError: x_not_linked, x_session_expired, x_scope_missing, or why there is no token that works now.
+            StorageDownError: the database does not answer.
+        """
+        links = await self._links.of_key(key.key_id)
+        row, session = _usable(links), held
+        if (row.session_id, row.gen) != (held.session_id, held.gen):
+            session = await self._unrenewed(row)
+        if not session.scopes.issuperset(scopes):
+            raise _scope_missing(session, scopes)
+        self.remember(links, session)
+        return session
+
+    async def peek(self, key: Key, scopes: Sequence[str]) -> XSession:
+        """Return the session of the key's link without its token, to see whether a call could use it.
+
+        Nothing is renewed or named, and X is not asked.
+
+        Raises:
+            GatewayError: x_not_linked, x_session_expired, x_scope_missing.
+            StorageDownError: the database does not answer.
+        """
+        session = _session_of(_usable(await self._links.of_key(key.key_id)), "")
+        if not session.scopes.issuperset(scopes):
+            raise _scope_missing(session, scopes)
+        return session
+
+    async def _unrenewed(self, row: SessionRow) -> XSession:
+        """Return the session of a row with the token that it has, unless that has expired or cannot be opened."""
+        if row.expires_at > self._clock.now():
+            with contextlib.suppress(VaultError):
+                return self._session(row)
+        return await self.open(row)
 
     async def acting_as(self, key_id: str, user_id: str) -> XSession | None:
         """Return a session of the key's link if that is active and acts as this account, without naming anything.
@@ -118,11 +157,6 @@ class Sessions:
         self._cache.poll()
         known: tuple[float, XSession] | None = self._cache.get(key_id, "session")
         return known[1] if known is not None and known[0] > self._clock.unix_s() else None
-
-    def remembers(self, key_id: str, session: XSession) -> bool:
-        """Return whether the cache still holds this pair for the key, as of its last `poll`."""
-        known: tuple[float, XSession] | None = self._cache.get(key_id, "session")
-        return known is not None and (known[1].session_id, known[1].gen) == (session.session_id, session.gen)
 
     async def _from_store(self, key_id: str) -> XSession:
         links = await self._settle(await self._links.of_key(key_id))
@@ -266,12 +300,34 @@ class Sessions:
         await self._refresher.close()
 
     def _session(self, row: SessionRow) -> XSession:
-        return XSession(
-            session_id=row.session_id,
-            gen=row.gen,
-            access_token=self._links.tokens.open(row, "access"),
-            user_id=row.user_id or "",
-            username=row.username or "",
-            scopes=scope_set(row.scopes),
-            linked_at=None if row.linked_at is None else row.linked_at.timestamp(),
-        )
+        return _session_of(row, self._links.tokens.open(row, "access"))
+
+
+def _session_of(row: SessionRow, access_token: str) -> XSession:
+    return XSession(
+        session_id=row.session_id,
+        gen=row.gen,
+        access_token=access_token,
+        user_id=row.user_id or "",
+        username=row.username or "",
+        scopes=scope_set(row.scopes),
+        linked_at=None if row.linked_at is None else row.linked_at.timestamp(),
+    )
+
+
+def _usable(links: KeyLinks) -> SessionRow:
+    """Return the link in use.
+
+    Raises:
+        GatewayError: x_not_linked, x_session_expired.
+    """
+    row = links.current
+    if row is None:
+        raise GatewayError("x_not_linked")
+    if row.state == LinkState.NEEDS_RELINK:
+        raise GatewayError("x_session_expired", account=account_of(row))
+    return row
+
+
+def _scope_missing(session: XSession, scopes: Sequence[str]) -> GatewayError:
+    return GatewayError("x_scope_missing", scope=" ".join(scope for scope in scopes if scope not in session.scopes))

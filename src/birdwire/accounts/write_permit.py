@@ -1,7 +1,10 @@
-"""The permit of one call to write to X: its key and its link, checked again right before each write is sent.
+"""The permit of one call to X: its key, its link and its guard, checked again right before each request is sent.
 
 Between a call's admission and its first byte to X there may be a slow body, an upload, a queue or a retry. `check`
 reads only the cache, and must never wait; `renew` reads the database when the cache cannot answer.
+
+The link and the guard of a key (its policies and pauses) need no check of their own. A call reads them after its key,
+and news of any of them drops the key from the cache: while that still holds the key, nothing of it has changed.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.x.client.requests import StaleError
 
 if TYPE_CHECKING:
-    from birdwire.accounts.sessions import Sessions, XSession
+    from birdwire.accounts.sessions import XSession
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.registry import Key, Keys
     from birdwire.runtime.clock import Clock
@@ -21,20 +24,23 @@ if TYPE_CHECKING:
 FRESH_S = 1.0
 """How long a renewed permit is valid if the cache cannot hold it: the change feed is down, or very busy."""
 
-Readmit = Callable[["Key"], Awaitable[tuple["Key", "XSession"]]]
-"""Return the key and its session as they are now, or raise the refusal that a new call would get."""
+Readmit = Callable[["XSession"], Awaitable[tuple["Key", "XSession"]]]
+"""Return the key and its session as they are now, or raise the refusal that a new call would get.
+
+It is given the session that the call holds. It must not renew a token that still works: the renewal would be news of
+the key, and the permit would never be up to date.
+"""
 
 
 class WritePermit:
-    """The key's rules and the link under which one call was admitted."""
+    """The key's rules and the link under which one call was admitted. It decides on writes, and not on `reads`."""
 
-    __slots__ = ("_cache", "_clock", "_epoch", "_fresh_until", "_key", "_keys", "_readmit", "_sessions")
+    reads = False
 
-    def __init__(
-        self, keys: Keys, sessions: Sessions, cache: KeyCache, clock: Clock, key: Key, readmit: Readmit
-    ) -> None:
+    __slots__ = ("_cache", "_clock", "_epoch", "_fresh_until", "_key", "_keys", "_readmit")
+
+    def __init__(self, keys: Keys, cache: KeyCache, clock: Clock, key: Key, readmit: Readmit) -> None:
         self._keys = keys
-        self._sessions = sessions
         self._cache = cache
         self._clock = clock
         self._key = key
@@ -43,8 +49,8 @@ class WritePermit:
         # The cache's epoch of the last renewal, if there was one.
         self._epoch: int | None = None
 
-    def check(self, session: XSession) -> None:
-        """Check that the call may still write through a session. It takes microseconds and never waits.
+    def check(self) -> None:
+        """Check that the call may still be sent. It takes microseconds and never waits.
 
         Raises:
             StaleError: call `renew` first.
@@ -52,7 +58,7 @@ class WritePermit:
         """
         epoch = self._cache.poll()
         self._key.check(self._clock, self._key.mode)
-        if self._keys.remembers(self._key) and self._sessions.remembers(self._key.key_id, session):
+        if self._keys.remembers(self._key):
             return
         # The cache may be full, or unable to hold anything: then the last read counts for FRESH_S.
         if self._epoch is None:
@@ -70,8 +76,16 @@ class WritePermit:
             StorageDownError: the database does not answer.
         """
         began, epoch = self._clock.monotonic(), self._cache.poll()
-        self._key, newer = await self._readmit(self._key)
+        self._key, newer = await self._readmit(session)
         if newer.user_id != session.user_id:
             raise GatewayError("x_not_linked")
         self._fresh_until, self._epoch = began + FRESH_S, epoch
         return newer
+
+
+class LookupPermit(WritePermit):
+    """The permit of a lookup, which consists of reads."""
+
+    reads = True
+
+    __slots__ = ()

@@ -124,7 +124,7 @@ PROBLEMS: dict[str, Problem] = {
     "owner_denied": Problem(403, _FORBIDDEN, "account_owner", "A rule of the account's owner does not allow this call: {detail}.", "Change the call, or ask the account's owner to change the rule."),
     "price_unknown": Problem(403, _FORBIDDEN, "operator", "A budget applies to this call, but X's price list has no price for it.", "Ask the operator to set what an unpriced call reserves (`birdwire policy set {scope} budget.unpriced=SUM`)."),
     "policy_unreadable": Problem(403, _FORBIDDEN, "operator", "The policy of {scope} cannot be read, so Birdwire refuses every write to which it applies.", "Ask the operator to run `birdwire check`, then to set the policy again or to upgrade Birdwire."),
-    "paused": Problem(403, _FORBIDDEN, "operator", "The operator has paused {scope} since {since}: {why}.", "Wait until the operator resumes it (`birdwire resume {scope}`)."),
+    "paused": Problem(403, _FORBIDDEN, "operator", "The operator has paused {what} since {since}: {why}.", "Wait until the operator resumes it (`birdwire resume {scope}`)."),
     "paused_by_owner": Problem(403, _FORBIDDEN, "account_owner", "The account's owner has paused it since {since}: {why}.", "Wait until the account's owner resumes it."),
     "approval_unavailable": Problem(403, _FORBIDDEN, "operator", "A policy requires a person's approval for this call, and this version of Birdwire cannot ask for one: {detail}.", "Change the call so that it needs no approval, or ask the operator to change the policy (`birdwire policy show {scope}`)."),
     # 404

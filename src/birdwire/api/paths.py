@@ -8,9 +8,9 @@ API = "/apis/v1/twitter"
 OAUTH_CALLBACK = f"{API}/oauth_callback"
 AUTH_UNDO = f"{API}/auth/undo"
 DRY_RUN = "dry_run"
-"""Stands before an operation in the path of a call that only says what the operation would do.
+"""Precedes an operation in the path of a call that only returns what the operation would do.
 
-It is no header and no member of the body: one that gets lost on the way would turn the dry run into the call.
+It is neither a header nor a member of the body: one that gets lost on the way would turn the dry run into the call.
 """
 SHORT_API = API.removesuffix("/twitter")
 """The prefix that older clients use."""

@@ -1,26 +1,29 @@
-"""Admission: identifies the key of a call, and checks what it may do: on entry, and again until the call writes to X.
+"""Admission: identifies the key of a call, and checks what it may do: on entry, and again until the call is sent to X.
 
 It reads no body and sends nothing to X.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from birdwire.accounts.write_permit import WritePermit
+from birdwire.accounts.write_permit import LookupPermit, WritePermit
 from birdwire.api.errors import GatewayError
 from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from birdwire.accounts.sessions import Sessions, XSession
+    from birdwire.gateway.guardrails.guards import Guard, Guards
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.context import CallContext
     from birdwire.keys.rate_limit import RateLimit
     from birdwire.keys.registry import Key, Keys
     from birdwire.keys.secrets import Mode
     from birdwire.runtime.clock import Clock
+    from birdwire.x.catalog.lookups import Lookup
 
 MAX_AUTH_FAILURES_PER_MINUTE = 60
 CLOCK_TOLERANCE_S = 1.0
@@ -36,6 +39,7 @@ class Admission:
         keys: Keys,
         cache: KeyCache,
         sessions: Sessions,
+        guards: Guards,
         rate_limit: RateLimit,
         clock: Clock,
         mode: Mode,
@@ -43,6 +47,7 @@ class Admission:
         self._keys = keys
         self._cache = cache
         self._sessions = sessions
+        self.guards = guards
         self._rate_limit = rate_limit
         self._clock = clock
         self._mode: Mode = mode
@@ -56,7 +61,10 @@ class Admission:
         """
         call = context.call
         try:
-            key = await self._keys.find(raw_key, self._mode, call.peer)
+            key = await self._keys.identify(raw_key, call.peer)
+            # The record of a refused attempt names the key, also one that has expired.
+            call.note["key_id"] = key.key_id
+            key.check(self._clock, self._mode)
         except GatewayError as error:
             # This process alone has counted too many, so Redis need not be asked.
             if error.reason == "auth_failures":
@@ -65,7 +73,7 @@ class Admission:
             if error.problem.status == 401 and not failures.granted:
                 raise GatewayError("auth_failures", retry_after_s=failures.reset_in_s) from None
             raise
-        call.note["key_id"], call.admitted_at = key.key_id, self._clock.unix_s()
+        call.admitted_at = self._clock.unix_s()
         allowance = await self._rate_limit.take(key.key_id, key.rpm)
         context.headers = allowance.headers()
         if not allowance.granted:
@@ -100,14 +108,74 @@ class Admission:
             raise GatewayError("x_not_linked")
         return session
 
-    def permit(self, context: CallContext, action: str, scopes: tuple[str, ...]) -> WritePermit:
-        """Return the permit that is checked before each request of a write leaves for X."""
+    async def check_pause(self, key: Key) -> None:
+        """Check that no pause holds for a key, its account or the gateway.
 
-        async def readmit(_: Key) -> tuple[Key, XSession]:
-            await self.recheck(context, action)
-            return context.key, await self._sessions.session_for(context.key, scopes)
+        Raises:
+            GatewayError: paused, paused_by_owner.
+        """
+        guard = await self.guards.of(key.key_id)
+        if guard is not None:
+            guard.check_pause(self._clock.now())
 
-        return WritePermit(self._keys, self._sessions, self._cache, self._clock, context.key, readmit)
+    async def session_for_lookup(self, context: CallContext, scopes: tuple[str, ...]) -> XSession:
+        """Return a session of the key's link for a lookup, with a token that is good now.
+
+        Raises:
+            GatewayError: as `Sessions.session_for`.
+        """
+        return await self._sessions.session_for(context.key, scopes)
+
+    async def peek(self, key: Key, scopes: tuple[str, ...]) -> XSession:
+        """Return the session of the key's link without its token: nothing is renewed, and X is not asked.
+
+        Raises:
+            GatewayError: as `Sessions.peek`.
+        """
+        return await self._sessions.peek(key, scopes)
+
+    def permit(
+        self,
+        context: CallContext,
+        action: str,
+        scopes: tuple[str, ...],
+        guard: Guard | None = None,
+        judge: Callable[[Guard], None] | None = None,
+    ) -> WritePermit:
+        """Return the permit that is checked before each request of a write leaves for X.
+
+        `guard` is the one by which the call was judged. If another one holds by then, `judge` judges the call by that.
+        """
+        readmit = partial(self._readmit, context, action, scopes, guard, judge)
+        return WritePermit(self._keys, self._cache, self._clock, context.key, readmit)
+
+    def lookup_permit(self, context: CallContext, lookup: Lookup) -> LookupPermit:
+        """Return the permit that is checked before each request of a lookup leaves for X."""
+        readmit = partial(self._readmit, context, lookup.name, lookup.scopes, None, None)
+        return LookupPermit(self._keys, self._cache, self._clock, context.key, readmit)
+
+    async def _readmit(
+        self,
+        context: CallContext,
+        action: str,
+        scopes: tuple[str, ...],
+        before: Guard | None,
+        judge: Callable[[Guard], None] | None,
+        session: XSession,
+    ) -> tuple[Key, XSession]:
+        """Check everything again: the key, its link, its pauses, and the rules of a guard other than the one before.
+
+        Raises:
+            GatewayError: the refusal that a new call would get.
+        """
+        await self.recheck(context, action)
+        newer = await self._sessions.again(context.key, session, scopes)
+        guard = await self.guards.of(context.key.key_id)
+        if guard is not None:
+            guard.check_pause(self._clock.now())
+            if judge is not None and guard != before:
+                judge(guard)
+        return context.key, newer
 
     def spend_write(self, key: Key) -> Awaitable[None]:
         """Count one write of the key's day.
@@ -116,6 +184,14 @@ class Admission:
             GatewayError: daily_cap.
         """
         return self._keys.spend_write(key)
+
+    def check_daily_writes(self, key: Key) -> Awaitable[None]:
+        """Check that the key has a write of the day left, without counting one.
+
+        Raises:
+            GatewayError: daily_cap.
+        """
+        return self._keys.check_daily_writes(key)
 
 
 def check_action(key: Key, action: str) -> None:

@@ -1,4 +1,4 @@
-"""Lookups: one lookup of the linked account, step by step. What a guarded one reads is reserved first, then corrected."""
+"""Lookups: one lookup of the linked account, step by step. A guarded one reserves the most, and is corrected."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from birdwire.gateway.guardrails.spending import Judged, Spending
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.lookups import Lookup, LookupRunner
-    from birdwire.x.catalog.prices import Resource
-    from birdwire.x.client.requests import Reading, XRequest
+    from birdwire.x.client.requests import Reading, Resource, XRequest
 
 
 class Lookups:
     """Runs lookups. They are not recorded in the journal."""
 
-    def __init__(
-        self, admission: Admission, clients: AccountClients, spending: Spending, runner: LookupRunner
-    ) -> None:
+    def __init__(self, admission: Admission, clients: AccountClients, spending: Spending, runner: LookupRunner) -> None:
         self._admission = admission
         self._clients = clients
         self._spending = spending
@@ -41,7 +38,7 @@ class Lookups:
         """
         query = check(context.parsed.fields, lookup.query)
         session = await self._admission.session_for_lookup(context, lookup.scopes)
-        guard = await self._spending.guard_of(context.key.key_id)
+        guard = await self._admission.guards.of(context.key.key_id)
         client = self._clients.open(session, self._admission.lookup_permit(context, lookup))
         if guard is None:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, client.ask))

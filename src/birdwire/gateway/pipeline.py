@@ -102,6 +102,8 @@ class Pipeline:
             context.holds_slot = True
         # The key may have changed while the body arrived, or while the call waited for its slot.
         await self._admission.recheck(context, route.action)
+        if route.pausable:
+            await self._admission.check_pause(context.key)
 
     async def do_once(
         self, context: CallContext, name: str | None, operation: str, fields: Mapping[str, Any], work: Work
@@ -179,7 +181,10 @@ class Pipeline:
             return route.max_bytes, lambda _: None
         key = context.key
         check_action(key, route.action)
-        await self._sessions.session_for(key, route.file_scopes)
+        # A route that sends no file to X, such as a dry run, needs no session for one.
+        if route.file_scopes:
+            await self._admission.check_pause(key)
+            await self._sessions.session_for(key, route.file_scopes)
         upload = context.upload = self._capacity.uploads.start(key.key_id, _announced(context.call))
         await self._capacity.calls.acquire(key.key_id)
         context.holds_slot = True

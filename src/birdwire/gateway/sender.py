@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from birdwire.accounts.sessions import XSession
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
-    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.spending import Judged
     from birdwire.gateway.refusal_details import RefusalDetails
     from birdwire.keys.context import CallContext
-    from birdwire.outcomes.journal import Entry, Journal, Record
+    from birdwire.outcomes.entry import Entry
+    from birdwire.outcomes.journal import Journal, Record
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.limits.capabilities import Capabilities

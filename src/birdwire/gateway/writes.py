@@ -18,14 +18,16 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.proposal import propose
+from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import judges
 from birdwire.gateway.sender import Write
-from birdwire.outcomes.journal import Entry, fingerprint
+from birdwire.outcomes.entry import Entry
+from birdwire.outcomes.journal import fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
 from birdwire.x.catalog import media
 from birdwire.x.catalog.operations import UPLOAD_SCOPES
+from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
-    from birdwire.gateway.guardrails.guards import Guard
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.proposal import Proposal
     from birdwire.gateway.guardrails.spending import Judged, Spending
     from birdwire.gateway.sender import OperationSender
@@ -84,7 +86,7 @@ class Writes:
         self._journal = journal
         self._idempotency = idempotency
         self._spending = spending
-        self._guards = spending.guards
+        self._guards = admission.guards
         self._uploader = uploader
         self._sender = sender
         self._failpoints = failpoints
@@ -221,7 +223,7 @@ class Writes:
         return None if guard is None else self._look_pause(write)
 
     async def _look_pause(self, write: Write) -> None:
-        write.guard = await self._spending.guard_of(write.context.key.key_id)
+        write.guard = await self._guards.of(write.context.key.key_id)
         if write.guard is not None:
             self._spending.check_pause(write.guard)
 
@@ -249,8 +251,7 @@ class Writes:
 
     def _judge_again(self, write: Write, guard: Guard) -> None:
         """Judge a write that has passed by what holds now: its key may have got other rules since."""
-        own_post = None if write.judged is None else write.judged.own_post
-        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), own_post)
+        self._spending.judge_again(guard, self._proposal(write, write.session.user_id), write.judged)
 
     def _check_windows(self, write: Write) -> None:
         """Refuse a write that X's rate windows do not allow, before it counts against the key's daily cap."""
@@ -321,6 +322,9 @@ class Writes:
             raise
 
     async def _begin(self, write: Write) -> None:
+        if isinstance(write.body, PostTwitter):
+            # Also of an unguarded post: what a policy would have done to earlier posts can be asked before it is set.
+            write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:

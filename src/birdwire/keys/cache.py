@@ -1,4 +1,4 @@
-"""In-memory cache of API keys and their sessions, invalidated by the store's change feed.
+"""In-memory cache of API keys, their sessions and their guards, invalidated by the store's change feed.
 
 A read of a key and its session from the store costs many times the CPU of all the rest of a like.
 """
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
 
+GATEWAY, ACCOUNT = "gateway", "account:"
+"""The scopes that are not a key: the whole gateway, and one X account (`account:` and its user id)."""
+
 MAX_KEYS = 20_000
 """Cached keys, of about 2 KiB each; the key cached longest ago is evicted first."""
 
@@ -21,8 +24,11 @@ MAX_KEYS = 20_000
 class KeyCache:
     """Values by key and name. Every value of a key is dropped when any process changes the key.
 
+    A change of a scope that covers several keys, an account or the gateway, drops every key: which ones it concerns is
+    not known here, and such changes are rare. So a value that is still cached is as new as all else of its key.
+
     `epoch` rises with each invalidation: a value read from the store may be cached only while the epoch in which the
-    read started is still the current one.
+    read started is still the current one. `scopes_epoch` is the one that the last change of such a scope started.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -35,6 +41,7 @@ class KeyCache:
         # By key: the epoch that its last change started, newest last.
         self._changes: dict[str, int] = {}
         self.epoch = 0
+        self.scopes_epoch = -1
 
     def poll(self) -> int:
         """Drop what has changed and return the current epoch, to which values read from here on belong.
@@ -52,25 +59,35 @@ class KeyCache:
             self._cached.clear()
             self.epoch += 1
         elif changed:
-            for key_id in changed:
-                self.invalidate(key_id)
+            for subject in changed:
+                self.invalidate(subject)
         return self.epoch
 
     def _allow_poll(self) -> None:
         self._polled_in = None
 
     def invalidate(self, key_id: str) -> None:
-        """Drop a key that changed; a read of it that is in progress may still return the earlier state."""
-        self._cached.pop(key_id, None)
+        """Drop a key that changed, or every key if it is the id of another scope.
+
+        A read that is in progress may still return the earlier state.
+        """
         self.epoch += 1
+        if key_id == GATEWAY or key_id.startswith(ACCOUNT):
+            self._cached.clear()
+            self.scopes_epoch = self.epoch
+            return
+        self._cached.pop(key_id, None)
         self._changes.pop(key_id, None)
         self._changes[key_id] = self.epoch
         if len(self._changes) > MAX_KEYS:
             del self._changes[next(iter(self._changes))]
 
     def changed_since(self, key_id: str, epoch: int) -> bool:
-        """Return whether a change of this key was announced after an epoch, as of the last `poll`."""
-        return self._changes.get(key_id, -1) > epoch
+        """Return whether a change of this key, an account or the gateway was announced after an epoch.
+
+        The answer is as of the last `poll`.
+        """
+        return self._changes.get(key_id, -1) > epoch or self.scopes_epoch > epoch
 
     def get(self, key_id: str, name: object) -> Any | None:
         """Return a cached value as of the last `poll`, or None."""

@@ -22,7 +22,8 @@ class RouteRules:
     needs before a file is read; one of `file_names` is the part that holds the file.
     A call that is not `repeatable` runs once: it gets an Idempotency-Key if it brings none. `reserved`: it has slots of
     its own, so that it is served under any load. `action` is the action that the key must be allowed; empty: every key
-    may call the route. `dry`: the call has no effect, so an Idempotency-Key means nothing to it.
+    may call the route. `pausable`: a pause of the key, its account or the gateway refuses the call on entry; a write
+    checks that among its own steps. `dry`: the call has no effect, so an Idempotency-Key means nothing to it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class RouteRules:
     repeatable: bool = True
     reserved: bool = False
     action: str = ""
+    pausable: bool = False
     dry: bool = False
 
 

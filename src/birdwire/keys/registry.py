@@ -39,8 +39,8 @@ EXPIRED = datetime.fromtimestamp(0, UTC)
 class Key:
     """A key as the gateway knows it, without its secret. `rpm` is the effective limit: the key's own or its tier's.
 
-    A key that `Keys.find` returned also records the hash of the secret that found it, when that secret expires (None:
-    it has not been rotated), and the epoch of `KeyCache` in which it was read.
+    A key that `Keys.identify` returned also records the hash of the secret that found it, when that secret expires
+    (None: it has not been rotated), and the epoch of `KeyCache` in which it was read.
     """
 
     key_id: str
@@ -97,7 +97,17 @@ class Keys:
         """Return the live key of a secret that a caller at the address `peer` sent.
 
         Raises:
-            GatewayError: key_malformed (without a lookup), key_unknown, key_revoked, key_expired, mode_mismatch.
+            GatewayError: as `identify`; key_revoked, key_expired, mode_mismatch.
+        """
+        key = await self.identify(raw_key, peer)
+        key.check(self._clock, serves)
+        return key
+
+    async def identify(self, raw_key: str, peer: str = "") -> Key:
+        """Return the key of a secret that a caller at the address `peer` sent, whether or not it may be used.
+
+        Raises:
+            GatewayError: key_malformed (without a lookup), key_unknown.
             GatewayError: auth_failures: the key is unknown, and the address sent too many unknown keys.
         """
         # No key is longer, so a longer text is not even hashed.
@@ -108,7 +118,6 @@ class Keys:
         if key is None:
             check_form(raw_key)
             key = await self._read(secret_hash, epoch, peer)
-        key.check(self._clock, serves)
         return key
 
     async def again(self, key: Key) -> Key:
@@ -196,8 +205,21 @@ class Keys:
         async with self._database.write() as connection:
             if await store.spend_write(connection, key.key_id, now.date().isoformat(), cap):
                 return
-        tomorrow = datetime.combine(now.date() + timedelta(days=1), time(), UTC)
-        raise GatewayError("daily_cap", retry_after_s=int((tomorrow - now).total_seconds()) + 1, limit=cap)
+        raise _cap_reached(now, cap)
+
+    async def check_daily_writes(self, key: Key) -> None:
+        """Check that the key has a write of the day left, without counting one.
+
+        Raises:
+            GatewayError: daily_cap.
+        """
+        cap, now = key.rules.daily_writes, self._clock.now()
+        if cap is None:
+            return
+        async with self._database.read() as connection:
+            if await store.spent_writes(connection, key.key_id, now.date().isoformat()) < cap:
+                return
+        raise _cap_reached(now, cap)
 
     async def change(self, key_id: str, **changes: Any) -> Key:
         """Change a key's `label`, `tier`, `rpm` (None: its tier's) or a rule of KeyRules (None: no such rule).
@@ -295,6 +317,11 @@ class Keys:
         if row is None:
             raise KeyRuleError(f"There is no key {key_id}; see `birdwire keys list`.")
         return row
+
+
+def _cap_reached(now: datetime, cap: int) -> GatewayError:
+    tomorrow = datetime.combine(now.date() + timedelta(days=1), time(), UTC)
+    return GatewayError("daily_cap", retry_after_s=int((tomorrow - now).total_seconds()) + 1, limit=cap)
 
 
 async def _identify(connection: AsyncConnection, key: store.KeyRow, username: str | None) -> str | None:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
 
+    from birdwire.outcomes.entry import Entry
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database, Part
     from birdwire.store.encryption.vault import Vault
-    from birdwire.store.tables.usage import Charge
 
 DELETE = store.DELETION
 ATTEMPTS_KEPT = timedelta(days=7)
@@ -59,30 +59,6 @@ _UNRECORDED: dict[State, tuple[Outcome, str]] = {
 
 Without a record a confirmed write cannot be looked up later, so it is unknown to a caller that asks again.
 """
-
-
-@dataclass(slots=True)
-class Entry:
-    """One write asked of X: the key, the account, the operation, and what X bills for it, in millionths of a dollar.
-
-    `signature` identifies a post in its account's timeline (see post_matching.py), for operations that must never be
-    sent twice. Of a guarded write: `charges` are made when it starts, or it does not start. `shadow_charges` were made
-    before, and the end of the write gives them back as it does the others. `decision` and `features` are what its
-    policies decided, and what they judged of a post.
-    """
-
-    request_id: str
-    key_id: str
-    user_id: str
-    operation: str
-    target: str
-    asked: bytes
-    cost: int | None = None
-    signature: str | None = field(default=None, repr=False)
-    charges: tuple[Charge, ...] = ()
-    shadow_charges: tuple[Charge, ...] = ()
-    decision: dict[str, Any] | None = field(default=None, repr=False)
-    features: dict[str, Any] | None = field(default=None, repr=False)
 
 
 class ChargeRefused(Exception):  # noqa: N818 - it is the answer of a counter, not a failure

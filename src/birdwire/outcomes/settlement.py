@@ -16,7 +16,7 @@ from birdwire.store.tables.journal import NOT_APPLIED, JournalRow, State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from birdwire.outcomes.journal import Entry
+    from birdwire.outcomes.entry import Entry
 
 
 def starting(entry: Entry, row: Mapping[str, Any]) -> list[Part]:

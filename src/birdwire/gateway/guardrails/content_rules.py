@@ -20,7 +20,7 @@ from birdwire.gateway.guardrails.word_matching import WordList, has_content
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from birdwire.gateway.guardrails.decision import Case
+    from birdwire.gateway.guardrails.proposal import Case
 
 APPROVERS: Final = ("operator", "owner", "either")
 MAX_WORDS: Final = 1_000

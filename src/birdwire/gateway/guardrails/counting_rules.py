@@ -24,8 +24,8 @@ from birdwire.x.catalog.prices import Prices
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from birdwire.gateway.guardrails.decision import Case, Context
-    from birdwire.gateway.guardrails.proposal import Proposal
+    from birdwire.gateway.guardrails.decision import Context
+    from birdwire.gateway.guardrails.proposal import Case, Proposal
     from birdwire.gateway.guardrails.windows import Moment, QuietHours, Unit
 
 MAX_GAP_S: Final = 30 * 86_400

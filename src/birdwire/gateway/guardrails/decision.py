@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
-
-from birdwire.gateway.guardrails.windows import Moment
-from birdwire.gateway.guardrails.word_matching import ReadText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from birdwire.api.reason_type import Reason
-    from birdwire.gateway.guardrails.proposal import Proposal
 
 Author = Literal["operator", "owner"]
 """Who set a policy: the operator, or the owner of the X account."""
@@ -86,21 +81,3 @@ class Found(NamedTuple):
     reason: Reason
     message: str
     retry_after_s: int | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call that is judged: the proposal and the context, and what several rules derive from them."""
-
-    proposal: Proposal
-    context: Context
-
-    @cached_property
-    def moment(self) -> Moment:
-        """The time, as rules count it."""
-        return Moment.of(self.context.now)
-
-    @cached_property
-    def read_texts(self) -> tuple[ReadText, ...]:
-        """The texts, as words are compared."""
-        return tuple(map(ReadText.of, self.proposal.texts))

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from birdwire.api.errors import PROBLEMS, GatewayError
 from birdwire.gateway.guardrails.counting_rules import Asked, Trip, over
-from birdwire.gateway.guardrails.decision import Author, Case, Context, Decision, Finding, PolicyError
+from birdwire.gateway.guardrails.decision import Author, Context, Decision, Finding, PolicyError
+from birdwire.gateway.guardrails.pauses import in_force
+from birdwire.gateway.guardrails.pauses import refusal as paused
+from birdwire.gateway.guardrails.proposal import Case
 from birdwire.gateway.guardrails.rule_values import PUBLISHING
 from birdwire.gateway.guardrails.rules import ORDER, RULE_NAMED, Rule, read_rules
 from birdwire.gateway.guardrails.windows import Moment
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from birdwire.gateway.guardrails.decision import Found, UsageKey
     from birdwire.gateway.guardrails.proposal import Proposal
+    from birdwire.store.tables.pauses import PauseRow
     from birdwire.store.tables.usage import Charge
     from birdwire.x.catalog.operations import Operation
 
@@ -34,6 +38,7 @@ __all__ = [
     "Context",
     "Decision",
     "Finding",
+    "Guard",
     "Policy",
     "PolicyError",
     "account_scope",
@@ -140,6 +145,31 @@ class Policy:
             self.author,
             None if asks else found.retry_after_s,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What holds for a key: policies, pauses, and the scopes whose policies this version cannot read.
+
+    `user_id` is the account that is linked to the key, if there is one. Pauses include those that have ended. While a
+    policy is unreadable, nobody knows what it forbids, so the key's calls are refused.
+    """
+
+    key_id: str
+    user_id: str | None
+    policies: tuple[Policy, ...]
+    pauses: tuple[PauseRow, ...]
+    unreadable: tuple[str, ...]
+
+    def check_pause(self, now: datetime) -> None:
+        """Check that no pause holds.
+
+        Raises:
+            GatewayError: paused, paused_by_owner: the operator's pause is reported first.
+        """
+        if self.pauses:
+            for row in in_force(self.pauses, now):
+                raise paused(row)
 
 
 def evaluate(policies: Sequence[Policy], proposal: Proposal, context: Context) -> Decision:

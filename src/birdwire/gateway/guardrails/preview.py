@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from birdwire.api.errors import GatewayError, describe
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from birdwire.api.forms import Part
     from birdwire.gateway.guardrails.status import GuardStatus
-    from birdwire.gateway.writes import Writes
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.catalog.prices import Prices
@@ -43,13 +43,17 @@ WARNINGS = {
 }
 
 
+Look = Callable[[Write], Awaitable[list[GatewayError]]]
+"""Looks at each step of a write, and returns the refusals: `Writes.preview`."""
+
+
 class Preview:
     """Answers dry runs."""
 
     def __init__(
-        self, writes: Writes, status: GuardStatus, prices: Prices, capabilities: Capabilities, windows: RateWindows
+        self, look: Look, status: GuardStatus, prices: Prices, capabilities: Capabilities, windows: RateWindows
     ) -> None:
-        self._writes = writes
+        self._look = look
         self._status = status
         self._prices = prices
         self._capabilities = capabilities
@@ -66,7 +70,7 @@ class Preview:
         Raises:
             StorageDownError: the database does not answer.
         """
-        refusals = await self._writes.preview(write)
+        refusals = await self._look(write)
         judged, body, session = write.judged, getattr(write, "body", None), getattr(write, "session", None)
         cost = None if body is None else self._prices.reserved(write.operation, body)
         if judged is not None:

@@ -13,8 +13,11 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from birdwire.gateway.guardrails.windows import Moment
+from birdwire.gateway.guardrails.word_matching import ReadText
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import links_of, weighted_length
 from birdwire.x.catalog.unicode_nfc import compatible, fold
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from birdwire.api.models import Body
+    from birdwire.gateway.guardrails.decision import Context
     from birdwire.x.catalog.operations import Operation
 
 KINDS: Final = ("reply", "quote", "poll", "media", "edit", "community", "paid_partnership", "nullcast")
@@ -61,6 +65,24 @@ class Proposal:
     target: str | None = None
     weight: int | None = None
     is_write: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call that is judged: the proposal and the context, and what several rules derive from them."""
+
+    proposal: Proposal
+    context: Context
+
+    @cached_property
+    def moment(self) -> Moment:
+        """The time, as rules count it."""
+        return Moment.of(self.context.now)
+
+    @cached_property
+    def read_texts(self) -> tuple[ReadText, ...]:
+        """The texts, as words are compared."""
+        return tuple(map(ReadText.of, self.proposal.texts))
 
 
 def propose(operation: Operation, user_id: str | None, body: Body, price: int | None) -> Proposal:

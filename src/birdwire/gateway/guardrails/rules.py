@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from birdwire.gateway.guardrails.counting_rules import Asked
-    from birdwire.gateway.guardrails.decision import Case, Found
+    from birdwire.gateway.guardrails.decision import Found
+    from birdwire.gateway.guardrails.proposal import Case
     from birdwire.store.tables.usage import Charge
 
 MAX_CHANGE_CHARS: Final = 65_536

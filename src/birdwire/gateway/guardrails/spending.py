@@ -11,13 +11,13 @@ in shadow mode is a unit of its own, which nothing obeys.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.gateway.guardrails import policy as rules
-from birdwire.gateway.guardrails.guards import MISSING
 from birdwire.gateway.guardrails.policy import Context, Decision
 from birdwire.gateway.guardrails.proposal import comparable_text, propose_lookup
 from birdwire.outcomes.journal import ChargeRefused
@@ -27,19 +27,18 @@ from birdwire.store.tables import usage as store
 from birdwire.store.tables.usage import Charge
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from birdwire.api.messages import Headers
     from birdwire.api.reason_type import Reason
-    from birdwire.gateway.guardrails.guards import Guard, Guards
-    from birdwire.gateway.guardrails.policy import Policy
+    from birdwire.gateway.guardrails.policy import Guard, Policy
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.outcomes.journal import Entry
+    from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
     from birdwire.store.encryption.text_marks import TextMarks
     from birdwire.x.catalog.operations import Operation
-    from birdwire.x.catalog.prices import Prices, Resource
+    from birdwire.x.catalog.prices import Prices
 
 COST_HEADER = "x-birdwire-cost-usd"
 MAX_STARTS = 3
@@ -52,12 +51,16 @@ _REASONS: dict[str, Reason] = {"duplicate_text": "duplicate_text", "budget": "bu
 ALLOWED = Decision("allow")
 
 
+GuardOf = Callable[[str], Awaitable["Guard | None"]]
+"""Returns what holds for a key, by its id; None if nothing does."""
+
+
 @dataclass(slots=True)
 class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
-    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`: the
-    charges are made, and the end of the call settles them.
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`:
+    the charges are made, and the end of the call settles them.
     """
 
     guard: Guard
@@ -128,21 +131,12 @@ def check_readable(guard: Guard) -> None:
 class Spending:
     """Judges guarded calls, and counts what passes."""
 
-    def __init__(self, database: Database, guards: Guards, marks: TextMarks, prices: Prices, clock: Clock) -> None:
+    def __init__(self, database: Database, guard_of: GuardOf, marks: TextMarks, prices: Prices, clock: Clock) -> None:
         self._database = database
+        self._guard_of = guard_of
         self._marks = marks
         self._clock = clock
-        self.guards = guards
         self.prices = prices
-
-    async def guard_of(self, key_id: str) -> Guard | None:
-        """Return what holds for a key; None if nothing does.
-
-        Raises:
-            StorageDownError: the database does not answer.
-        """
-        guard = self.guards.cached(key_id)
-        return await self.guards.of(key_id) if guard is MISSING else guard
 
     def check_pause(self, guard: Guard) -> None:
         """Check that neither the key nor its account nor the gateway is paused.
@@ -217,13 +211,14 @@ class Spending:
         context = Context(now, usage, texts, judged.own_post)
         judged.decision = rules.evaluate(guard.policies, proposal, context)
 
-    def judge_again(self, guard: Guard, proposal: Proposal, own_post: bool | None) -> None:
+    def judge_again(self, guard: Guard, proposal: Proposal, judged: Judged | None) -> None:
         """Judge a call that has passed by what holds for its key now, without counting it again.
 
         Raises:
             GatewayError: it may no longer be sent.
         """
         check_readable(guard)
+        own_post = None if judged is None else judged.own_post
         decision = rules.evaluate(guard.policies, proposal, Context(self._clock.now(), own_post=own_post))
         if decision.outcome != "allow":
             raise rules.refusal(decision)
@@ -260,7 +255,6 @@ class Spending:
             StorageDownError: the database does not answer, and a policy is obeyed.
         """
         await self._charge(judged, request_id)
-
         if judged.charges:
             await self.begin(judged, partial(self._reserve, judged.charges, request_id))
 
@@ -270,7 +264,10 @@ class Spending:
             raise ChargeRefused(store.refused_by(charges, index) or 0)
 
     async def correct(self, judged: Judged, request_id: str, usd: int, count: int) -> None:
-        """Correct what a lookup reserved to what X billed, and count its reads. If the store is down, the most stays."""
+        """Correct what a lookup reserved to what X billed, and count its reads.
+
+        If the store is down, the most stays reserved.
+        """
         asked, day = judged.proposal, f"{self._clock.now():%Y-%m-%d}"
         parts = []
         for charges in (judged.charges, judged.shadow):
@@ -280,16 +277,20 @@ class Spending:
         with contextlib.suppress(StorageDownError):
             await self._database.append_all([*parts, *store.charging(reads, request_id)])
 
-    async def add_reads(self, key_id: str, user_id: str, name: str, counts: Mapping[Resource, int]) -> None:
-        """Count reads that no caller asked for, such as those of the reconciler. They are never refused."""
-        guard = await self.guard_of(key_id)
-        if guard is None or not guard.policies or not any(counts.values()):
+    async def add_reads(self, name: str, key_id: str, user_id: str, posts: int, users: int) -> None:
+        """Count posts and users that were read for a key, but not for one of its callers. They are never refused.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        guard = await self._guard_of(key_id)
+        if guard is None or not guard.policies or not posts + users:
             return
-        usd, now = self.prices.of_reads(counts), self._clock.now()
+        usd, now = self.prices.of_reads({"post": posts, "user": users}), self._clock.now()
         charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)
         free = [replace(charge, limit=None) for charges in charged for charge in charges]
-        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", sum(counts.values()), usd)
-        await self._database.append_all(store.charging(free, f"{name} {key_id}"))
+        free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", posts + users, usd)
+        await self._database.append_all(store.charging(free, name))
 
     async def give_back(self, judged: Judged, request_id: str) -> None:
         """Give back what was counted in shadow mode for a write without a row, if the store answers."""

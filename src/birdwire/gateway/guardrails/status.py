@@ -11,8 +11,8 @@ from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import usage as store
 
 if TYPE_CHECKING:
-    from birdwire.gateway.guardrails.guards import Guard
-    from birdwire.gateway.guardrails.spending import Spending
+    from birdwire.gateway.guardrails.policy import Guard
+    from birdwire.gateway.guardrails.spending import GuardOf
     from birdwire.keys.registry import Key
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
@@ -24,9 +24,9 @@ NOTHING: dict[str, Any] = {"rules": None, "budget": None, "paused": None}
 class GuardStatus:
     """Describes the guards of keys. It reads, and changes nothing."""
 
-    def __init__(self, database: Database, spending: Spending, clock: Clock) -> None:
+    def __init__(self, database: Database, guard_of: GuardOf, clock: Clock) -> None:
         self._database = database
-        self._spending = spending
+        self._guard_of = guard_of
         self._clock = clock
 
     async def describe(self, key: Key) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class GuardStatus:
         Raises:
             StorageDownError: the database does not answer.
         """
-        guard = await self._spending.guard_of(key.key_id)
+        guard = await self._guard_of(key.key_id)
         if guard is None:
             return NOTHING
         return {"rules": _rules(guard, key), "budget": await self.budget(guard), "paused": self._paused(guard)}

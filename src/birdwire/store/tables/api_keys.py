@@ -221,3 +221,9 @@ async def spend_write(connection: AsyncConnection, key_id: str, day: str, cap: i
     today = (daily_writes.c.key_id == key_id, daily_writes.c.day == day, daily_writes.c.used < cap)
     query = update(daily_writes).where(*today).values(used=daily_writes.c.used + 1)
     return (await connection.execute(query)).rowcount == 1
+
+
+async def spent_writes(connection: AsyncConnection, key_id: str, day: str) -> int:
+    """Return how many writes of a key's day are counted."""
+    query = select(daily_writes.c.used).where(daily_writes.c.key_id == key_id, daily_writes.c.day == day)
+    return (await connection.execute(query)).scalar() or 0

@@ -49,7 +49,8 @@ async def of(connection: AsyncConnection, scopes: Collection[str]) -> list[Pause
 
 async def all_of(connection: AsyncConnection) -> list[PauseRow]:
     """Return every pause."""
-    return [PauseRow(*row) for row in await connection.execute(select(pauses).order_by(pauses.c.scope))]
+    query = select(pauses).order_by(pauses.c.scope, pauses.c.author)
+    return [PauseRow(*row) for row in await connection.execute(query)]
 
 
 async def put(connection: AsyncConnection, row: PauseRow) -> None:

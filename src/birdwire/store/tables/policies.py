@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import Column, Integer, String, Table, and_, func, select, true
+from sqlalchemy import Column, Integer, String, Table, func, select
 
 from birdwire.store.engines.change_feed import announce
 from birdwire.store.schema import Instant, JSONText, insert, metadata
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Select
+    from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 policies = Table(
@@ -51,14 +51,13 @@ class PolicyRow:
 
 async def latest(connection: AsyncConnection, scopes: Collection[str]) -> list[PolicyRow]:
     """Return the newest version of each policy of these scopes, including those that remove it."""
-    query = _newest(policies.c.scope.in_(scopes))
+    query = _newest().where(policies.c.scope.in_(scopes))
     return [PolicyRow(*row) for row in await connection.execute(query)]
 
 
 async def all_latest(connection: AsyncConnection) -> list[PolicyRow]:
     """Return the newest version of every policy."""
-    query = _newest(true())
-    return [PolicyRow(*row) for row in await connection.execute(query)]
+    return [PolicyRow(*row) for row in await connection.execute(_newest())]
 
 
 async def history(connection: AsyncConnection, scope: str, limit: int) -> list[PolicyRow]:
@@ -77,8 +76,8 @@ async def append(connection: AsyncConnection, row: PolicyRow) -> bool:
     return added.rowcount == 1
 
 
-def _newest(wanted: ColumnElement[bool]) -> Select[Any]:
-    versions = select(policies.c.scope, policies.c.author, func.max(policies.c.version).label("version"))
-    newest = versions.where(wanted).group_by(policies.c.scope, policies.c.author).subquery()
-    same = [policies.c[name] == newest.c[name] for name in ("scope", "author", "version")]
-    return select(policies).join(newest, and_(*same)).order_by(policies.c.scope, policies.c.author)
+def _newest() -> Select[Any]:
+    other = policies.alias("other")
+    same = (other.c.scope == policies.c.scope, other.c.author == policies.c.author)
+    last = select(func.max(other.c.version)).where(*same).scalar_subquery()
+    return select(policies).where(policies.c.version == last).order_by(policies.c.scope, policies.c.author)

@@ -30,7 +30,7 @@ Tag = Literal["Link", "Act", "Preview", "Read", "About"]
 
 
 class AnyBody(Body):
-    """The body of the call to preview. One that the call would refuse is no error here: the response says so."""
+    """The body of the call to preview. A body that the call would refuse gets 200 with that refusal."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -188,6 +188,10 @@ class Request(Response):
     reason: str | None = Field(description="the reason of a refusal")
     data: dict[str, Any] | None = Field(description="the data of the response")
     created_at: str = Field(description="when the call arrived", json_schema_extra={"format": "date-time"})
+    started_at: str | None = Field(
+        description="when Birdwire started the write, if the call waited before; otherwise null",
+        json_schema_extra={"format": "date-time"},
+    )
     settled_at: str | None = Field(
         description="when the outcome became known", json_schema_extra={"format": "date-time"}
     )

@@ -18,8 +18,7 @@ from birdwire.x.client.requests import ID_PATTERN, Reading, XData, XRequest
 
 if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
-    from birdwire.x.catalog.prices import Resource
-    from birdwire.x.client.requests import Ask
+    from birdwire.x.client.requests import Ask, Resource
 
 USERNAME_PATTERN = r"^@?[A-Za-z0-9_]{1,15}$"
 USER_CACHE_S = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import has_link
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
     from birdwire.api.models import Body
     from birdwire.x.catalog.operations import Operation
-
-Resource = Literal["post", "user"]
-"""What X bills a read by: each post and each user that it returns."""
+    from birdwire.x.client.requests import Resource
 
 UNBILLED = frozenset({"upload_media"})
 """Operations without a row in X's list that a budget counts as 0: an upload alone publishes nothing."""

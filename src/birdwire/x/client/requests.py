@@ -12,6 +12,10 @@ ID_PATTERN = r"^[0-9]{1,19}$"
 """Ids of posts and users. In pydantic's engine `$` does not match before a trailing newline."""
 
 
+Resource = Literal["post", "user"]
+"""What X bills a read by: each post and each user that it returns."""
+
+
 class XData(BaseModel):
     """The members of X's `data` that an answer passes on; other members are dropped."""
 

@@ -1,0 +1,94 @@
+"""Guards: what holds for a key besides its own rules: the policies and pauses of the key, its account and the gateway.
+
+A guard is cached with its key and falls with news of any of the three scopes (see `keys.cache`), so an unguarded call
+asks nothing but whether its guard is None.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, Literal
+
+from birdwire.gateway.guardrails.policy import Guard, Policy, PolicyError
+from birdwire.keys.cache import ACCOUNT, GATEWAY
+from birdwire.store.tables import pauses, policies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from birdwire.accounts.links import Links
+    from birdwire.keys.cache import KeyCache
+    from birdwire.store.database import Database
+    from birdwire.store.tables.policies import PolicyRow
+
+
+__all__ = ["MISSING", "Guard", "Guards", "Unknown"]
+
+
+class Unknown(Enum):
+    """The answer of `Guards.cached` for a key whose guard must be read."""
+
+    MISSING = auto()
+
+
+MISSING: Final = Unknown.MISSING
+
+
+class Guards:
+    """The guards of one database's keys."""
+
+    def __init__(self, database: Database, links: Links, cache: KeyCache) -> None:
+        self._database = database
+        self._links = links
+        self._cache = cache
+
+    def cached(self, key_id: str) -> Guard | Literal[Unknown.MISSING] | None:
+        """Return the guard of a key as of the cache's last `poll`: None if nothing holds for it; MISSING: read it."""
+        known: Guard | bool | None = self._cache.get(key_id, _NAME)
+        if known is _UNGUARDED:
+            return None
+        return known if isinstance(known, Guard) else MISSING
+
+    async def of(self, key_id: str) -> Guard | None:
+        """Return the guard of a key, from the cache or the store; None if nothing holds for the key.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        epoch = self._cache.poll()
+        known = self.cached(key_id)
+        if known is not MISSING:
+            return known
+        guard = await self._read(key_id)
+        self._cache.put(key_id, _NAME, _UNGUARDED if guard is None else guard, epoch)
+        return guard
+
+    async def _read(self, key_id: str) -> Guard | None:
+        current = (await self._links.of_key(key_id)).current
+        user_id = None if current is None else current.user_id
+        scopes = [GATEWAY, key_id] if user_id is None else [GATEWAY, f"{ACCOUNT}{user_id}", key_id]
+        async with self._database.read() as connection:
+            rows = await policies.latest(connection, scopes)
+            paused = await pauses.of(connection, scopes)
+        readable, unreadable = _checked(row for row in rows if row.rules is not None)
+        if not (readable or unreadable or paused):
+            return None
+        return Guard(key_id, user_id, readable, tuple(paused), unreadable)
+
+
+_NAME = "guard"
+_UNGUARDED = False
+"""What the cache holds for a key without a guard; it holds no None."""
+
+
+def _checked(rows: Iterable[PolicyRow]) -> tuple[tuple[Policy, ...], tuple[str, ...]]:
+    """Return the policies of rows, and the scopes of those that are damaged or that a newer version wrote."""
+    readable, unreadable = [], []
+    for row in rows:
+        try:
+            policy = Policy.read(row.scope, row.author, row.version, row.enforcement, row.preset, row.rules)
+        except PolicyError:
+            unreadable.append(row.scope)
+        else:
+            readable.append(policy)
+    return tuple(readable), tuple(unreadable)

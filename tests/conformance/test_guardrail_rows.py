@@ -292,8 +292,8 @@ async def test_a_later_call_is_known_by_when_it_started(pair: tuple[Database, Da
     """An approved call may have waited: its id is older than those of calls that it came after."""
     second = timedelta(seconds=1)
     early, middle, late = (an_id(NOW + number * second, number) for number in (1, 2, 3))
-    unlike = {"operation": "unlike_twitter", "target": "7"}
-    like = {"operation": "like_twitter", "target": "7"}
+    unlike: dict[str, Any] = {"operation": "unlike_twitter", "target": "7"}
+    like: dict[str, Any] = {"operation": "like_twitter", "target": "7"}
     await store(
         pair[0],
         a_write(early, started_at=NOW + 10 * second, **unlike),

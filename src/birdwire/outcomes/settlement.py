@@ -28,18 +28,21 @@ def starting(entry: Entry, row: Mapping[str, Any]) -> list[Part]:
 
 
 def ending(entry: Entry, outcome: State, row: Mapping[str, Any], billed_extra: int) -> list[Part]:
-    """Return the parts that record a write's outcome and correct its charges; none if it has no charges.
+    """Return the parts that record a write's outcome and correct its charges; none if all its charges stay.
 
     `row` holds the parameters of SETTLE. The first part fails if the row was settled before. `billed_extra` is how many
     attempts had an unknown outcome, so that X may have billed them.
     """
+    counts = outcome in NOT_APPLIED
+    if not counts and billed_extra <= (outcome is State.UNKNOWN):
+        return []
     spent = _spent(entry)
     if not spent:
         return []
     billed = billed_extra + 1 if outcome is State.CONFIRMED else billed_extra
     if outcome is State.UNKNOWN:
         billed = max(1, billed)
-    counts, price = outcome in NOT_APPLIED, usage.usd_in(spent)
+    price = usage.usd_in(spent)
     back, cost = price * (1 - billed), price or entry.cost
     settled = {
         **row,

@@ -6,11 +6,12 @@ import contextlib
 import os
 import sqlite3
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Column, Integer, Table, func, select, text, update
 
 from birdwire.store.schema import Instant, StoreError, insert, metadata
+from birdwire.store.tables import policies
 from birdwire.store.tables.x_sessions import LinkState, x_sessions
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ restores = Table(
 
 WAIT_S = 30
 
-Marked = tuple[int, "datetime | None"]
-"""The number of links marked, and when the snapshot was taken, if known."""
+
+class Marked(NamedTuple):
+    """The number of links marked, when the snapshot was taken, if known, and how many policies hold in it."""
+
+    sessions: int
+    snapshot_at: datetime | None
+    policies: int
 
 
 def take(source: Path, target: Path, at: datetime) -> int:
@@ -125,14 +131,15 @@ async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
     sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
     query = select(restores.c.epoch, restores.c.snapshot_at).where(restores.c.restored_at.is_(None))
     made = (await connection.execute(query.order_by(restores.c.epoch.desc()).limit(1))).first()
+    held = sum(row.rules is not None for row in await policies.all_latest(connection))
     if made is not None:
         values = {"restored_at": at, "sessions": sessions}
         await connection.execute(update(restores).where(restores.c.epoch == made.epoch).values(values))
-        return sessions, made.snapshot_at
+        return Marked(sessions, made.snapshot_at, held)
     epoch = (await connection.execute(select(func.coalesce(func.max(restores.c.epoch), 0)))).scalar_one() + 1
     values = {"epoch": epoch, "restored_at": at, "sessions": sessions}
     await connection.execute(insert(connection, restores).values(values))
-    return sessions, None
+    return Marked(sessions, None, held)
 
 
 async def count_gateways(connection: AsyncConnection) -> int:

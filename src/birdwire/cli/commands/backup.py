@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
     from birdwire.store.encryption.vault import Vault
 
+_USAGE = (
+    "Caps and budgets continue from the backup's figures: what was published and spent after the backup does not "
+    "count. Before you start the gateway, pause it: birdwire pause gateway --why restored"
+)
+
 app = family()
 
 
@@ -98,20 +103,22 @@ def restore(
             )
         with alone(settings, to_serve=False):
             if file is None or target is None:
-                kept, (sessions, snapshot_at) = None, asyncio.run(_mark(settings, vault, upgrade=False))
+                kept, marked = None, asyncio.run(_mark(settings, vault, upgrade=False))
             else:
-                kept, (sessions, snapshot_at) = _put_back(file, target, settings, vault)
+                kept, marked = _put_back(file, target, settings, vault)
         document = {
-            "sessions": sessions,
-            "snapshot_at": rfc3339(snapshot_at) if snapshot_at else None,
+            "sessions": marked.sessions,
+            "snapshot_at": rfc3339(marked.snapshot_at) if marked.snapshot_at else None,
+            "policies": marked.policies,
             "replaced": str(kept) if kept else None,
             "seconds": round(time.monotonic() - began_at, 1),
         }
         say.result(
             document,
             f"The database has the state of {document['snapshot_at'] or 'its backup'}. "
-            f"Links to verify at their next token renewal: {sessions:,}.",
+            f"Links to verify at their next token renewal: {marked.sessions:,}.",
             *([f"The replaced database is kept in {kept}."] if kept else []),
+            *([_USAGE] if marked.policies else []),
             "API keys that were revoked after the backup are valid again. Revoke them before you start the gateway.",
         )
 
@@ -141,9 +148,9 @@ async def _mark(settings: Settings, vault: Vault, *, upgrade: bool) -> copies.Ma
                     "Stop all of them first.",
                 )
             now = Clock().now()
-            links, snapshot_at = await copies.mark_restored(connection, now)
-            restored = {"snapshot_at": snapshot_at, "links": links}
+            marked = await copies.mark_restored(connection, now)
+            restored = {"snapshot_at": marked.snapshot_at, "links": marked.sessions}
             await acts.append(connection, now, operator(), "database.restored", acts.DATABASE, after=restored)
-            return links, snapshot_at
+            return marked
     finally:
         await database.close()

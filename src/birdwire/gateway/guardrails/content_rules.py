@@ -14,7 +14,7 @@ from birdwire.api.errors import excerpt
 from birdwire.gateway.guardrails import rule_values as values
 from birdwire.gateway.guardrails.decision import Found
 from birdwire.gateway.guardrails.proposal import KINDS, UNKNOWN_HOST, comparable_host
-from birdwire.gateway.guardrails.rule_values import ASKING, EVERY, PUBLISHING, UPLOAD, refuse
+from birdwire.gateway.guardrails.rule_values import ASKING, EVERY, PUBLISHING, UPLOAD, counted, refuse
 from birdwire.gateway.guardrails.word_matching import WordList, has_content
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def find_approve(value: Any, case: Case) -> Iterator[Found]:
 
 def describe_approve(value: Any) -> str:
     """Return the rule in words."""
-    return f"{'Every write' if value == EVERY else ', '.join(value)} needs a person's approval."
+    return f"Approval is needed for{' every write' if value == EVERY else ': ' + ', '.join(value)}."
 
 
 # approve_by
@@ -101,7 +101,10 @@ def find_kinds(value: Mapping[str, str], case: Case) -> Iterator[Found]:
 
 def describe_kinds(value: Mapping[str, str]) -> str:
     """Return the rule in words."""
-    return _by_asking({kind: value[kind] for kind in value}, "Posts of the kind ")
+    parts = {then: [kind for kind in value if value[kind] == then] for then in ("deny", "approve")}
+    return " ".join(
+        f"Posts of the kind {' or '.join(kinds)} {_PHRASES[then]}." for then, kinds in parts.items() if kinds
+    )
 
 
 # delete
@@ -211,13 +214,15 @@ def find_mentions(value: Mapping[str, Any], case: Case) -> Iterator[Found]:
     """Find more mentions than allowed."""
     count = len(case.proposal.mentions)
     if count > value["max"]:
-        message = f"the post mentions or tags {count} users, and more than {value['max']} {_plural(value['else'])}"
+        message = (
+            f"the post mentions or tags {counted(count, 'user')}, and more than {value['max']} {_plural(value['else'])}"
+        )
         yield Found(value["else"], "policy_denied", message)
 
 
 def describe_mentions(value: Mapping[str, Any]) -> str:
     """Return the rule in words."""
-    return f"Posts that mention or tag more than {value['max']} users {_PHRASES[value['else']]}."
+    return f"Posts that mention or tag more than {counted(value['max'], 'user')} {_PHRASES[value['else']]}."
 
 
 # words
@@ -257,13 +262,9 @@ def find_words(value: tuple[tuple[str, WordList], ...], case: Case) -> Iterator[
 
 def describe_words(value: Mapping[str, list[str]]) -> str:
     """Return the rule in words. The words themselves are not listed."""
-    counts = {f"{len(words)} listed word{'' if len(words) == 1 else 's'}": then for then, words in value.items()}
-    return _by_asking(counts, "Texts with one of ")
-
-
-def _by_asking(what: Mapping[str, str], prefix: str) -> str:
-    parts = {then: [name for name in what if what[name] == then] for then in ("deny", "approve")}
-    return " ".join(f"{prefix}{' or '.join(names)} {_PHRASES[then]}." for then, names in parts.items() if names)
+    return " ".join(
+        f"Texts with one of {counted(len(words), 'listed word')} {_PHRASES[then]}." for then, words in value.items()
+    )
 
 
 def _singular(then: str) -> str:

@@ -16,7 +16,7 @@ from birdwire.api.models import Empty
 from birdwire.gateway.guardrails import rule_values as values
 from birdwire.gateway.guardrails import windows
 from birdwire.gateway.guardrails.decision import Found
-from birdwire.gateway.guardrails.rule_values import ASKING, EVERY, PUBLISHING, WRITES, dollars, refuse
+from birdwire.gateway.guardrails.rule_values import ASKING, EVERY, PUBLISHING, WRITES, counted, dollars, refuse
 from birdwire.store.tables.usage import Charge
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.prices import Prices
@@ -100,12 +100,12 @@ def charge_caps(value: Mapping[str, tuple[tuple[Unit, int], ...]], asked: Asked)
 
 def describe_caps(value: Mapping[str, str]) -> str:
     """Return the rule in words."""
+    return " ".join(f"{_what(name, start=True)}: at most {_often(written)}." for name, written in value.items())
+
+
+def _often(written: str) -> str:
     words = {"h": "an hour", "d": "a day"}
-    caps = (
-        f"{_what(name)}: at most {' and '.join(f'{part[:-2]} {words[part[-1]]}' for part in written.split())}."
-        for name, written in value.items()
-    )
-    return " ".join(caps)
+    return " and ".join(f"{part[:-2]} {words[part[-1]]}" for part in written.split())
 
 
 # min_gap_s
@@ -128,7 +128,7 @@ def charge_min_gap_s(value: Mapping[str, int], asked: Asked) -> Iterator[Charge]
 
 def describe_min_gap_s(value: Mapping[str, int]) -> str:
     """Return the rule in words."""
-    return " ".join(f"{_what(name)}: at least {gap} seconds apart." for name, gap in value.items())
+    return " ".join(f"{_what(name, start=True)}: at least {gap} seconds apart." for name, gap in value.items())
 
 
 # quiet_hours
@@ -155,7 +155,7 @@ def compile_quiet_hours(value: Mapping[str, str]) -> tuple[QuietHours, str, str]
     quiet = windows.QuietHours.read(value["hours"], zone) if zone else None
     if quiet is None:
         refuse("quiet_hours", f"{values.shown(value['zone'])} is not available on this machine", "Install tzdata.")
-    return quiet, value["then"], f"{value['hours']} in {value['zone']}"
+    return quiet, value["then"], _hours(value)
 
 
 def find_quiet_hours(value: tuple[QuietHours, str, str], case: Case) -> Iterator[Found]:
@@ -163,13 +163,17 @@ def find_quiet_hours(value: tuple[QuietHours, str, str], case: Case) -> Iterator
     quiet, then, written = value
     now = case.context.now
     if case.proposal.is_write and quiet.holds(now):
-        yield Found(then, "quiet_hours", f"it is between {written}", quiet.seconds_left(now))
+        yield Found(then, "quiet_hours", f"no writes from {written}", quiet.seconds_left(now))
 
 
 def describe_quiet_hours(value: Mapping[str, str]) -> str:
     """Return the rule in words."""
     then = "need approval" if value["then"] == "approve" else "are refused"
-    return f"Writes {then} from {value['hours'].replace('-', ' to ')} ({value['zone']})."
+    return f"Writes {then} from {_hours(value)}."
+
+
+def _hours(value: Mapping[str, str]) -> str:
+    return f"{value['hours'].replace('-', ' to ')} ({value['zone']})"
 
 
 # duplicate_text
@@ -185,7 +189,7 @@ def read_duplicate_text(value: object) -> dict[str, Any]:
     }
 
 
-def text_scope(value: Mapping[str, Any], user_id: str | None, *, shadow: bool) -> str:
+def text_scope(value: Mapping[str, Any], user_id: str, *, shadow: bool) -> str:
     """Return the scope at which the mark of a text is kept."""
     scope = "gateway" if value["across"] == "gateway" else f"account:{user_id}"
     return SHADOW + scope if shadow else scope
@@ -193,15 +197,16 @@ def text_scope(value: Mapping[str, Any], user_id: str | None, *, shadow: bool) -
 
 def charge_duplicate_text(value: Mapping[str, Any], asked: Asked) -> Iterator[Charge]:
     """Yield the mark of a post's text."""
-    if asked.mark is not None and asked.proposal.operation == "post_twitter":
-        scope = text_scope(value, asked.proposal.user_id, shadow=asked.shadow)
+    proposal = asked.proposal
+    if asked.mark is not None and proposal.operation == "post_twitter" and proposal.user_id is not None:
+        scope = text_scope(value, proposal.user_id, shadow=asked.shadow)
         yield Charge("text", scope, "text", asked.mark, asked.now.ms, value["days"] * DAY_MS, "duplicate_text")
 
 
 def describe_duplicate_text(value: Mapping[str, Any]) -> str:
     """Return the rule in words."""
     where = "any account of this gateway" if value["across"] == "gateway" else "the account"
-    return f"A text may not be posted again by {where} within {value['days']} days."
+    return f"A text may not be posted again by {where} within {counted(value['days'], 'day')}."
 
 
 # budget
@@ -235,7 +240,8 @@ def read_budget(value: object) -> dict[str, Any]:
             refuse("budget", wrong, "Write a larger sum. To stop everything, use `birdwire pause`.")
     unpriced = given.get("unpriced", "deny")
     if isinstance(unpriced, str):
-        values.one_of("budget", unpriced, ("deny", "approve", "a sum"), "unpriced")
+        if unpriced not in ASKING:
+            refuse("budget", f"unpriced is {values.shown(unpriced)}", "Write deny, approve or a sum in US dollars.")
     elif values.micro_usd("budget", unpriced, "unpriced") > min(sums.values()):
         refuse("budget", "unpriced is larger than the budget", "Write a smaller sum, deny or approve.")
     return {**{name: given[name] for name in sums}, "unpriced": unpriced}
@@ -314,17 +320,13 @@ def compile_trip(value: Mapping[str, Any]) -> tuple[Trip, ...]:
 
 def describe_trip(value: Mapping[str, Any]) -> str:
     """Return the rule in words."""
-    trips = (
-        f"{trip.refusals} refusal{'' if trip.refusals == 1 else 's'} ({trip.reason}) within {_time(trip.window_s)}"
-        for trip in compile_trip(value)
-    )
-    return f"X's refusals pause it: {'; '.join(trips)}."
+    trips = (f"{trip.refusals} within {_time(trip.window_s)} ({trip.reason})" for trip in compile_trip(value))
+    return f"Refusals by X pause it: {'; '.join(trips)}."
 
 
 def _time(seconds: int) -> str:
     unit, length = next((unit, length) for unit, length in reversed(_UNIT_S.items()) if seconds % length == 0)
-    number = seconds // length
-    return f"{number} {({'m': 'minute', 'h': 'hour', 'd': 'day'})[unit]}{'' if number == 1 else 's'}"
+    return counted(seconds // length, {"m": "minute", "h": "hour", "d": "day"}[unit])
 
 
 # What a charge that does not pass means.
@@ -359,8 +361,8 @@ def _repeated(charge: Charge, context: Context) -> Found | None:
     at_ms = context.texts.get(charge.scope)
     if at_ms is None or at_ms <= charge.amount - (charge.limit or 0):
         return None
-    days = (charge.limit or 0) // DAY_MS
-    return Found("deny", "duplicate_text", f"the same text was posted within the last {days} days")
+    days = counted((charge.limit or 0) // DAY_MS, "day")
+    return Found("deny", "duplicate_text", f"the same text was posted within the last {days}")
 
 
 def _names(proposal: Proposal) -> tuple[str, ...]:
@@ -374,5 +376,5 @@ def _by_operation(rule: str, value: object, cure: str) -> Mapping[str, Any]:
     return values.members(rule, value, (*WRITES, EVERY), cure)
 
 
-def _what(name: str) -> str:
-    return "writes" if name == EVERY else name
+def _what(name: str, *, start: bool = False) -> str:
+    return name if name != EVERY else "Writes" if start else "writes"

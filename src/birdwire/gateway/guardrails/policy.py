@@ -94,9 +94,9 @@ class Policy:
             PolicyError: something in it is unknown or not valid; the text names it and the cure.
         """
         if author not in {"operator", "owner"}:
-            raise PolicyError(f"The author is {author!r:.60}. Known are operator and owner.")
+            raise PolicyError(f"The author is {author!a:.60}. Known are operator and owner.")
         if enforcement not in {"enforce", "shadow"}:
-            raise PolicyError(f"The enforcement is {enforcement!r:.60}. Write enforce or shadow.")
+            raise PolicyError(f"The enforcement is {enforcement!a:.60}. Write enforce or shadow.")
         if enforcement == "shadow" and not scope.startswith("key_"):
             raise PolicyError(f"The policy of {scope:.60} cannot be in shadow mode. Write enforce: only a key's can.")
         return cls(scope, cast("Author", author), version, cast("Enforcement", enforcement), preset, read_rules(rules))

@@ -2,10 +2,11 @@
 
 Links are all that X may show as one: those of the texts, found as the length of a post finds them, the host of a card
 and of a direct message link, and x.com for a quoted post. A host is compared in Unicode, in lower case and in
-compatibility form, as a browser would resolve it; one that cannot be known is UNKNOWN_HOST. Where a redirect leads,
-and a host that X does not link, such as `evil[.]com` or a bare host in Cyrillic, are not covered.
+compatibility form, as a browser would resolve it; one that cannot be known is UNKNOWN_HOST. Where a redirect or a
+shortened link leads, and a host that X does not link, such as `evil[.]com` or a bare host in Cyrillic, are not covered.
 
-Mentions are names behind @ or its full-width form where X finds them, and the users whom the media tag.
+Mentions are names behind @ or its full-width form where X finds them, and the users whom the media tag. A name is
+counted once, and also where X finds none because of what follows it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from birdwire.gateway.guardrails.windows import Moment
 from birdwire.gateway.guardrails.word_matching import ReadText
@@ -37,10 +39,10 @@ UNKNOWN_HOST: Final = ""
 
 MAX_HOSTS_KEPT: Final = 50
 
-_X_HOSTS = frozenset({"x.com", "twitter.com", "www.x.com", "www.twitter.com", "mobile.x.com", "mobile.twitter.com"})
-_STATUS = re.compile(r"/(?:[^/?#]+|i/web)/status(?:es)?/[0-9]+", re.IGNORECASE)
+_X_HOST = re.compile(r"(?:.+\.)?(?:x|twitter)\.com")
+_STATUS = re.compile(r"/status(?:es)?/+[0-9]", re.IGNORECASE)
 _PROTOCOL = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
-_HOST_END = re.compile(r"[/?#:\\]")
+_AUTHORITY_END = re.compile(r"[/?#\\]")
 # As twitter-text finds a mention, except that what follows the name does not decide: a name too many is counted rather
 # than one too few.
 _MENTION = re.compile(
@@ -148,13 +150,13 @@ def proposal_of_features(
             pass
         case _:
             return None
-    if weight is not None and text is None:
+    if weight and text is None:
         return None
     return Proposal(
         operation,
         user_id,
         kinds=frozenset(map(str, kinds)),
-        texts=() if weight is None or text is None else (html.unescape(text),),
+        texts=(html.unescape(text),) if weight and text is not None else (),
         links=tuple(map(str, hosts)),
         mentions=tuple(map(str, range(mentions))),
         price=price,
@@ -166,7 +168,9 @@ def host_of(link: str) -> str:
     """Return the host of a link as a browser would resolve it, in Unicode; UNKNOWN_HOST if the link has none."""
     protocol = _PROTOCOL.match(link)
     rest = link[protocol.end() :] if protocol else link
-    return comparable_host(_HOST_END.split(rest, maxsplit=1)[0].rpartition("@")[2])
+    # In this order, as a browser reads it: the host of https://a.org:x@b.org/ is b.org.
+    host = _AUTHORITY_END.split(rest, maxsplit=1)[0].rpartition("@")[2].partition(":")[0]
+    return comparable_host(host)
 
 
 def comparable_host(host: str) -> str:
@@ -210,12 +214,7 @@ def _kinds(body: PostTwitter, links: list[str]) -> Iterator[str]:
 
 def _is_status(link: str) -> bool:
     """Return whether a link leads to a post on X."""
-    if host_of(link) not in _X_HOSTS:
-        return False
-    protocol = _PROTOCOL.match(link)
-    rest = link[protocol.end() :] if protocol else link
-    end = _HOST_END.search(rest)
-    return end is not None and _STATUS.search(rest, end.start()) is not None
+    return _STATUS.search(unquote(link)) is not None and _X_HOST.fullmatch(host_of(link)) is not None
 
 
 def _other_hosts(body: PostTwitter) -> Iterator[str]:

@@ -40,6 +40,8 @@ def refuse(rule: str, wrong: str, cure: str) -> NoReturn:
 
 def shown(value: object) -> str:
     """Return a short form of a value that is safe to show."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -100,6 +102,11 @@ def dollars(micro: int) -> str:
     return f"${whole_usd}.{f'{rest:06}'.rstrip('0').ljust(2, '0')}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as `1 day` or `2 days`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def listed(text: str) -> list[str]:
     """Return the parts of a list in shorthand, `a,b`."""
     return [part for part in (part.strip() for part in text.split(",")) if part]
@@ -116,6 +123,6 @@ def amount(text: str) -> object:
         value = Decimal(text) if len(text) <= 20 and text.isascii() else None
     except InvalidOperation:
         return text
-    if value is None or not value.is_finite():
+    if value is None or not value.is_finite() or abs(value) > MAX_USD:
         return text
-    return int(value) if value == value.to_integral_value() and abs(value) <= MAX_USD else float(value)
+    return int(value) if value == value.to_integral_value() else float(value)

@@ -79,8 +79,8 @@ def _words(_member: str, text: str) -> Any:
 
 
 def _quiet_hours(text: str) -> Any:
-    hours, _, rest = text.partition("@")
-    zone, _, then = rest.partition(",")
+    time, _, then = text.partition(",")
+    hours, _, zone = time.partition("@")
     return {"hours": hours, **({"zone": zone} if zone else {}), **({"then": then} if then else {})}
 
 
@@ -296,10 +296,15 @@ def parse_shorthand(text: str) -> tuple[Change, ...]:
 
 
 def _members(name: str, member: str, value: str) -> Iterator[tuple[str, str]]:
-    """Yield the members in a value such as `example.org,else=approve`, the first of which is `member`."""
+    """Yield the members in a value such as `example.org,else=approve`, the first of which is `member`.
+
+    Only the rule on links has two members that are set together; a word may contain an equals sign.
+    """
+    if name != "links":
+        yield member, value
+        return
     parts: list[str] = []
-    # The words and names of a list contain no equals sign; other rules have no lists.
-    for part in value.split(",") if name == "links" else [value]:
+    for part in value.split(","):
         following, equals, rest = part.partition("=")
         if equals:
             yield member, ",".join(parts)

@@ -100,14 +100,14 @@ class QuietHours:
     def seconds_left(self, now: datetime) -> int:
         """Return the seconds after which the quiet hours have ended.
 
-        That is up to an hour late on the day on which the clock skips their end.
+        That is late, but never early, on the day on which the clock skips their end.
         """
         today = now.astimezone(self.zone).replace(
             hour=self.end // 60, minute=self.end % 60, second=0, microsecond=0, tzinfo=None
         )
         ends = [
             (today + timedelta(days=days)).replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
-            for days in (0, 1)
+            for days in (0, 1, 2)
             for fold in (0, 1)
         ]
         return seconds_between(now, min(end for end in ends if end > now and not self.holds(end)))

@@ -33,7 +33,7 @@ from birdwire.store.schema import EnsureRow, Instant, index_of_some, metadata
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sqlalchemy import Update
+    from sqlalchemy import ColumnElement, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 USD = "usd"
@@ -147,9 +147,8 @@ _UNDO_MARK = (
 def charging(charges: Sequence[Charge], request_id: str) -> list[Part]:
     """Return the parts of a unit that makes these charges, or none of them if one does not pass."""
     merged = merge(charges)
-    return [_made(charge.kind, _place(charge)) for charge in merged] + [
-        Part(_CHANGES[charge.kind], _values(charge, request_id), required=True) for charge in merged
-    ]
+    made = [_made(charge.kind, charge.scope, charge.measure, charge.window) for charge in merged]
+    return made + [Part(_CHANGES[charge.kind], _values(charge, request_id), required=True) for charge in merged]
 
 
 def refused_by(charges: Sequence[Charge], index: int) -> int | None:
@@ -169,17 +168,10 @@ def giving_back(
     """
     made, undone = [], []
     for kind, scope, measure, window, amount in spent:
-        place = (scope, measure, window)
-        if measure == USD:
-            back = amount if usd is None else usd
-            part = Part(_TAKE, _of(place) | {"minus": back}) if back else None
-        elif counts:
-            part = _undoing(kind, place, amount, request_id)
-        else:
-            part = None
-        if part is not None:
-            made.append(_made(kind, place))
-            undone.append(part)
+        back = (amount if usd is None else usd) if measure == USD else amount if counts else 0
+        if back:
+            made.append(_made(kind, scope, measure, window))
+            undone.append(_undoing(kind, (scope, measure, window), back, request_id))
     return made + undone
 
 
@@ -208,14 +200,14 @@ def merge(charges: Sequence[Charge]) -> list[Charge]:
 
     Two policies of one scope may limit the same counter, which must count a call only once.
     """
-    found: dict[tuple[str, ...], Charge] = {}
+    found: dict[tuple[bool, str, str, str], Charge] = {}
     for charge in charges:
-        key = (charge.kind, *_place(charge))
+        # Marks first, as the group commit orders rows by table and key.
+        key = (charge.kind != "text", charge.scope, charge.measure, charge.window)
         other = found.get(key)
         if other is None or _strictness(charge) > _strictness(other):
             found[key] = charge
-    # Marks first, as the group commit orders rows by table and key.
-    return [charge for _, charge in sorted(found.items(), key=lambda one: (one[0][0] != "text", one[0][1:]))]
+    return [found[key] for key in sorted(found)]
 
 
 def _strictness(charge: Charge) -> tuple[int, int]:
@@ -223,16 +215,7 @@ def _strictness(charge: Charge) -> tuple[int, int]:
     return (charge.amount, -limit) if charge.kind == "add" else (0, limit)
 
 
-def _place(charge: Charge) -> Key:
-    return (charge.scope, charge.measure, charge.window)
-
-
-def _of(place: Key) -> dict[str, Any]:
-    return dict(zip(("of_scope", "of_measure", "of_window"), place, strict=True))
-
-
-def _made(kind: str, place: Key) -> Part:
-    scope, measure, window = place
+def _made(kind: str, scope: str, measure: str, window: str) -> Part:
     if kind == "text":
         return Part(_MAKE_MARK, {"scope": scope, "mark": window, "at_ms": 0, "until_ms": 0, "request_id": ""})
     row = {"scope": scope, "measure": measure, "window": window, "amount": 0, "kept_until": _kept_until(window)}
@@ -241,20 +224,22 @@ def _made(kind: str, place: Key) -> Part:
 
 def _values(charge: Charge, request_id: str) -> dict[str, Any]:
     limit, amount = UNLIMITED if charge.limit is None else charge.limit, charge.amount
-    if charge.kind == "add":
-        return _of(_place(charge)) | {"plus": amount, "most": limit}
+    if charge.kind == "text":
+        mark = {"of_scope": charge.scope, "of_mark": charge.window, "request": request_id}
+        return mark | {"now": amount, "most": amount - limit, "end": amount + limit}
+    row = {"of_scope": charge.scope, "of_measure": charge.measure, "of_window": charge.window}
     if charge.kind == "gap":
-        return _of(_place(charge)) | {"now": amount, "most": amount - limit}
-    mark = {"of_scope": charge.scope, "of_mark": charge.window, "request": request_id}
-    return mark | {"now": amount, "most": amount - limit, "end": amount + limit}
+        return row | {"now": amount, "most": amount - limit}
+    return row | {"plus": amount, "most": limit}
 
 
 def _undoing(kind: str, place: Key, amount: int, request_id: str) -> Part:
     if kind == "text":
         return Part(_UNDO_MARK, {"of_scope": place[0], "of_mark": place[2], "request": request_id})
+    row = dict(zip(("of_scope", "of_measure", "of_window"), place, strict=True))
     if kind == "gap":
-        return Part(_UNDO_GAP, _of(place) | {"now": amount})
-    return Part(_TAKE, _of(place) | {"minus": amount})
+        return Part(_UNDO_GAP, row | {"now": amount})
+    return Part(_TAKE, row | {"minus": amount})
 
 
 @lru_cache(maxsize=128)
@@ -291,17 +276,17 @@ async def marks_at(connection: AsyncConnection, pairs: Collection[tuple[str, str
 
 async def purge(connection: AsyncConnection, now: datetime, limit: int) -> int:
     """Delete up to `limit` windows and as many marks that are kept no longer; return the larger number."""
-    old = select(usage.c.scope, usage.c.measure, usage.c.window).where(usage.c.kept_until < now).limit(limit)
-    windows = [tuple(row) for row in await connection.execute(old)]
-    ended = text_marks.c.until_ms < int(now.timestamp() * 1_000)
-    marks = [
-        tuple(row)
-        for row in await connection.execute(select(text_marks.c.scope, text_marks.c.mark).where(ended).limit(limit))
-    ]
-    for key in windows:
-        await connection.execute(delete(usage).where(*_key(usage)), _of(key))
-    for scope, mark in marks:
-        # A unit may have made the mark again meanwhile.
-        same = {"of_scope": scope, "of_mark": mark}
-        await connection.execute(delete(text_marks).where(*_key(text_marks), ended), same)
-    return max(len(windows), len(marks))
+    # A unit may make a mark again between the two statements.
+    return max(
+        await _purge(connection, usage, usage.c.kept_until < now, limit),
+        await _purge(connection, text_marks, text_marks.c.until_ms < int(now.timestamp() * 1_000), limit),
+    )
+
+
+async def _purge(connection: AsyncConnection, table: Table, ended: ColumnElement[bool], limit: int) -> int:
+    keys = table.primary_key.columns
+    found = await connection.execute(select(*keys).where(ended).limit(limit))
+    rows = [{f"of_{column.name}": part for column, part in zip(keys, row, strict=True)} for row in found]
+    if rows:
+        await connection.execute(delete(table).where(*_key(table), ended), rows)
+    return len(rows)

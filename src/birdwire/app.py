@@ -28,6 +28,7 @@ from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
 from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
+from birdwire.gateway.guardrails.trips import Trips
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
@@ -41,6 +42,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
@@ -198,6 +200,7 @@ class _Outcomes:
     leases: ProcessLeases
     journal: Journal
     idempotency: Idempotency
+    attempts: Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,7 @@ def create_app(
         sessions,
         accounts.links,
         journal,
+        outcomes.attempts,
         act_log,
         leases,
     )
@@ -326,7 +330,7 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
     idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency)
+    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -342,7 +346,7 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    guards, marks = Guards(database, links, cache), TextMarks(database, vault, clock)
+    guards, marks = Guards(database, links, cache, Trips(database, clock).after), TextMarks(database, vault, clock)
     spending = Spending(database, guards.of, marks, Prices.load(), clock)
     status = GuardStatus(database, guards.of, clock)
     endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)
@@ -375,6 +379,7 @@ def _build_handlers(
         capacity,
         idempotency,
         journal.rejections,
+        outcomes.attempts,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
@@ -410,6 +415,7 @@ def _build_background(
         ("health", 0.0, health.beat),
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
+        ("attempts", 1.0, outcomes.attempts.flush),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),

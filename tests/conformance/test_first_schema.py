@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from birdwire.accounts.tokens import SealedTokens
 from birdwire.keys.registry import Keys
-from birdwire.outcomes.journal import Journal
+from birdwire.outcomes.entry import Entry
+from birdwire.outcomes.journal import ChargeRefused, Journal
 from birdwire.outcomes.process_leases import ProcessLeases
 from birdwire.runtime.failpoints import FailpointError, Failpoints
 from birdwire.runtime.telemetry import Telemetry
@@ -26,6 +27,7 @@ from birdwire.store.encryption.vault import Vault, VaultError
 from birdwire.store.tables import acts, x_sessions
 from birdwire.store.tables import api_keys as store_keys
 from birdwire.store.tables.journal import listed
+from birdwire.store.tables.usage import Charge
 from harness import first_schema
 
 if TYPE_CHECKING:
@@ -200,6 +202,22 @@ async def test_acts_are_recorded_from_now_on_and_kept(database: Database) -> Non
     async with database.read() as connection:
         [row] = await acts.listed(connection, key_id, None, 10)
     assert (row.who, row.act, row.after) == ("ada", "key.changed", {"rpm": 7})
+
+
+async def test_a_guarded_write_is_charged_from_now_on(database: Database, vault: Vault) -> None:
+    """The tables are there, and rows of the time before have no charges."""
+    clock = first_schema.clock()
+    journal = Journal(database, vault, ProcessLeases(database, clock), clock, Telemetry(io.StringIO(), clock))
+    charge = Charge("add", "gateway", "usd", "2026-11", 15_000, 20_000, "budget")
+    first, second = (Entry(f"req_{number}", "key_1", "1", "like_twitter", "2", b"a") for number in (1, 2))
+    first.charges = second.charges = (charge,)
+    await journal.open(first).begin()
+    with pytest.raises(ChargeRefused):
+        await journal.open(second).begin()
+    async with database.read() as connection:
+        rows = await listed(connection, {}, None, 100_000)
+    assert {row.request_id for row in rows if row.spent} == {"req_1"}
+    assert {(row.started_at, row.decision, row.features_ct, row.times) for row in rows} == {(None,) * 4}
 
 
 async def test_the_journal_is_whole(database: Database, vault: Vault) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from birdwire.gateway.guardrails.guards import MISSING, Guard, Guards
+from birdwire.gateway.guardrails.guards import MISSING, Guards
 from birdwire.gateway.guardrails.pauses import pause
+from birdwire.gateway.guardrails.trips import Trips
 from birdwire.store.tables import pauses, policies
 from birdwire.store.tables.acts import Actor
 from birdwire.store.tables.pauses import PauseRow
@@ -21,6 +22,7 @@ from harness.auth_server import Process, processes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from birdwire.gateway.guardrails.policy import Guard
     from harness.gateway import MovableClock
 
 pytestmark = pytest.mark.engines("sqlite", "postgres")
@@ -28,9 +30,9 @@ pytestmark = pytest.mark.engines("sqlite", "postgres")
 OPERATOR = Actor("uid 0", "cli")
 
 
-def guards_of(process: Process) -> Guards:
+def guards_of(process: Process, clock: MovableClock) -> Guards:
     """The guards that a process remembers."""
-    return Guards(process.database, process.links, process.recall)
+    return Guards(process.database, process.links, process.recall, Trips(process.database, clock).after)
 
 
 async def put_policy(process: Process, clock: MovableClock, scope: str, version: int, rules: object) -> None:
@@ -74,8 +76,8 @@ async def fallen(process: Process, guards: Guards, key_id: str) -> None:
 
 async def test_a_key_for_which_nothing_holds_has_no_guard_and_that_is_remembered(database_url: str) -> None:
     """An unguarded call asks the cache alone."""
-    async with processes(database_url, 1) as (_, (here,)):
-        guards, key_id = guards_of(here), await here.link()
+    async with processes(database_url, 1) as (clock, (here,)):
+        guards, key_id = guards_of(here, clock), await here.link()
         assert guards.cached(key_id) is MISSING
         assert await kept(here, guards, key_id) is None
         assert guards.cached(key_id) is None
@@ -85,7 +87,7 @@ async def test_a_key_for_which_nothing_holds_has_no_guard_and_that_is_remembered
 async def test_a_guard_falls_with_a_policy_or_a_pause_of_any_of_its_scopes(database_url: str, scope: str) -> None:
     """Whichever process made it; and so does what was known of a key for which nothing held."""
     async with processes(database_url, 2) as (clock, (here, there)):
-        guards, key_id = guards_of(here), await here.link()
+        guards, key_id = guards_of(here, clock), await here.link()
         scope = key_id if scope == "key" else scope
         changes: list[tuple[Callable[[], Awaitable[object]], tuple[list[str], list[str]] | None]] = [
             (lambda: put_pause(there, clock, scope), ([], [scope])),
@@ -106,7 +108,7 @@ async def test_a_guard_falls_with_a_policy_or_a_pause_of_any_of_its_scopes(datab
 async def test_a_guard_holds_the_rules_of_the_account_that_is_linked_now(database_url: str) -> None:
     """A key without a link has the gateway's and its own."""
     async with processes(database_url, 1) as (clock, (here,)):
-        guards = guards_of(here)
+        guards = guards_of(here, clock)
         for scope in ("gateway", "account:id of ada"):
             await put_policy(here, clock, scope, 1, {"links": "deny"})
         linked, (other, _) = await here.link(), await here.keys.create("test", "unlinked", "free")
@@ -123,14 +125,14 @@ async def test_a_policy_that_cannot_be_read_is_named_and_the_others_are_kept(dat
         key_id = await here.link()
         await put_policy(here, clock, "gateway", 1, rules)
         await put_policy(here, clock, key_id, 1, {"links": "deny"})
-        guard = await guards_of(here).of(key_id)
+        guard = await guards_of(here, clock).of(key_id)
         assert guard is not None
         assert (guard.unreadable, [policy.scope for policy in guard.policies]) == (("gateway",), [key_id])
 
 
 async def test_a_policy_whose_json_is_damaged_is_unreadable(database_url: str) -> None:
     """A disk, or a hand, may have cut it off."""
-    async with processes(database_url, 1) as (_, (here,)):
+    async with processes(database_url, 1) as (clock, (here,)):
         key_id = await here.link()
         async with here.database.write() as connection:
             query = (
@@ -138,7 +140,7 @@ async def test_a_policy_whose_json_is_damaged_is_unreadable(database_url: str) -
                 " VALUES ('gateway', 'operator', 1, 'enforce', '{\"links\":', 0, 'a hand')"
             )
             await connection.execute(text(query))
-        guard = await guards_of(here).of(key_id)
+        guard = await guards_of(here, clock).of(key_id)
         assert guard is not None
         assert guard.unreadable == ("gateway",)
 

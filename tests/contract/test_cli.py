@@ -50,6 +50,7 @@ FAMILIES = {
     "keys": ("create", "change", "list", "rotate", "revoke"),
     "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),
+    "policy": ("show", "set", "unset", "test", "report"),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [
     *((row.name,) for row in COMMANDS if row.name not in FAMILIES or row.name == "sandbox"),
@@ -582,6 +583,65 @@ async def test_a_refusal_sent_before_the_upload_ends_is_received(tmp_path: Path)
     async with gateway_that_answers(raw) as url:
         outcome = await run("upload", str(file), BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
     assert (outcome.code, outcome.err) == (4, "Error: No.\nRequest: req_1\n")
+
+
+# Dry runs.
+
+
+def would(outcome: str, **more: Any) -> bytes:
+    """A gateway's answer to a dry run."""
+    refusal = {"reason": "policy_denied", "message": "Links are not allowed.", "fix": "Change it.", "retryable": False}
+    finding = {"rule": "links", "outcome": "deny", "scope": "key_1", "version": 3, "message": "\x1b[2Ja link"}
+    verdict = {"outcome": outcome, "refusals": [], "findings": [], "cost_usd": 0.2, "listed_on": "2026-08-22"} | more
+    if outcome == "deny":
+        verdict |= {"refusals": [refusal], "findings": [finding]}
+    body = json.dumps({"would": verdict}).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("allow", 0), ("deny", 3), ("require_approval", 8), ("other", 6)])
+@pytest.mark.parametrize("command", [("like", POST), ("delete", POST), ("post", "hi"), ("upload", __file__)])
+@pytest.mark.trust("#306")
+async def test_a_dry_runs_verdict_is_its_exit_code(command: tuple[str, ...], outcome: str, code: int) -> None:
+    """With --json the gateway's document is printed unchanged."""
+    async with gateway_that_answers(would(outcome)) as url:
+        done = await run(*command, "--dry-run", "--json", BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
+    assert (done.code, done.document["would"]["outcome"]) == (code, outcome)
+
+
+async def test_a_dry_run_shows_refusals_findings_cost_and_warnings() -> None:
+    """One line each, and no finding can control the terminal."""
+    async with gateway_that_answers(would("deny", warnings=["X may bill it."])) as url:
+        done = await run("like", POST, "--dry-run", BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
+    assert done.out.splitlines() == [
+        "Birdwire would refuse this call.",
+        "- Links are not allowed. Change it.",
+        "- links of key_1, version 3 (deny):  [2Ja link",
+        "Estimated cost at X: $0.200, by X's list of 2026-08-22.",
+        "Note: X may bill it.",
+    ]
+    async with gateway_that_answers(would("allow", cost_usd=None)) as url:
+        free = await run("like", POST, "--dry-run", BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x")
+    assert free.out == "Birdwire would send this call to X.\nX's price list has no price for this call.\n"
+
+
+@pytest.mark.parametrize("command", [("follow", "@grace"), ("post", "hi", "--reply-to", POST, "--exclude", "@grace")])
+@pytest.mark.trust("#306")
+async def test_a_dry_run_looks_up_no_username(command: tuple[str, ...]) -> None:
+    """X would bill it; so this is refused before the gateway is asked."""
+    done = await run(*command, "--dry-run", BIRDWIRE_API_KEY="bw_test_x")
+    assert (done.code, "Use the user's ID instead." in done.err) == (2, True)
+
+
+async def test_a_dry_run_of_a_post_stops_at_a_file_that_would_be_refused(tmp_path: Path) -> None:
+    """The verdict on the file is the verdict on the post."""
+    async with gateway_that_answers(would("deny")) as url:
+        file = tmp_path / "dot.png"
+        file.write_bytes(PNG)
+        done = await run(
+            "post", "hi", "--media", str(file), "--dry-run", BIRDWIRE_URL=url, BIRDWIRE_API_KEY="bw_test_x"
+        )
+    assert (done.code, done.out.splitlines()[0]) == (3, "Birdwire would refuse this call.")
 
 
 # Look-ups.

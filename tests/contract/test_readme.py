@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import re
-import shlex
-import subprocess
-import sys
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx2
 import pytest
 from typer.main import get_command
 
@@ -26,41 +17,22 @@ from birdwire.settings import CLIENT_NAMES, PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.client.auth_server import DEFAULT_SCOPES
+from harness.pages import FENCE, ROOT, Reader, blocks, dev_gateway, steps, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md"))
 )
 README = (ROOT / "README.md").read_text("utf-8")
 
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4,}(?![-*|\d ])(.+)$", re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|[\s/(])birdwire (?!-- )([a-z-].*)")
-ANYTHING = "…"
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command that a page shows, and the answer it promises; an empty one promises nothing but success."""
-
-    command: str
-    answer: str
-
-
-def text_of(page: str) -> str:
-    """A page."""
-    return (ROOT / page).read_text("utf-8")
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return [body for kind, body in FENCE.findall(text_of(page)) if kind == language]
 
 
 def code(page: str) -> list[str]:
@@ -71,108 +43,15 @@ def code(page: str) -> list[str]:
     return [*fenced.splitlines(), *INDENTED.findall(prose), *CODE.findall(prose)]
 
 
-def steps(block: str) -> list[Step]:
-    """The commands of a console block, each with the lines up to the next."""
-    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
-    found = []
-    for part in parts:
-        command, _, answer = part.replace("\\\n", " ").partition("\n")
-        found.append(Step(command, answer.strip()))
-    return found
-
-
-CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console")]
-
-
-def fits(promised: Any, found: Any) -> bool:
-    """Whether an answer is the promised one; `…` in a text stands for any text, as a member for any more members."""
-    if isinstance(promised, dict) and isinstance(found, dict):
-        wanted = {name: value for name, value in promised.items() if name != ANYTHING}
-        more = ANYTHING in promised or found.keys() <= wanted.keys()
-        return more and all(name in found and fits(value, found[name]) for name, value in wanted.items())
-    if isinstance(promised, list) and isinstance(found, list):
-        return len(promised) == len(found) and all(map(fits, promised, found))
-    if isinstance(promised, str) and isinstance(found, str):
-        return bool(re.fullmatch(".*".join(map(re.escape, promised.split(ANYTHING))), found, re.DOTALL))
-    return bool(promised == found)
-
-
-class Reader:
-    """A reader who follows a page, with the dev gateway's real addresses and key."""
-
-    def __init__(self, offer: dict[str, Any]) -> None:
-        self._key = offer["api_key"]
-        self._real = {
-            "http://127.0.0.1:8700": offer["gateway"],
-            "http://127.0.0.1:8701": offer["sandbox"],
-            "$BIRDWIRE_API_KEY": self._key,
-        }
-        self._gateway = offer["gateway"]
-
-    def real(self, text: str) -> str:
-        """The text with what is true here."""
-        for shown, real in self._real.items():
-            text = text.replace(shown, real)
-        return text
-
-    def do(self, step: Step) -> None:
-        """Run one step and hold the answer against the promise."""
-        words = shlex.split(self.real(step.command))
-        if words[0] == "export":
-            return
-        answer = self.curl(words[1:]) if words[0] == "curl" else self.birdwire(words)
-        promised: Any = self.real(step.answer)
-        if promised.startswith("{"):
-            promised, answer = (
-                json.loads(promised.replace(f", {ANYTHING}}}", f', "{ANYTHING}": 0}}')),
-                json.loads(answer),
-            )
-        assert not promised or fits(promised, answer), f"{step.command}\nanswers {answer}"
-
-    @staticmethod
-    def curl(words: list[str]) -> str:
-        """What curl does with its options that the pages use."""
-        parser = argparse.ArgumentParser()
-        parser.add_argument("url")
-        parser.add_argument("-X", dest="method")
-        parser.add_argument("-H", dest="headers", action="append", default=[])
-        parser.add_argument("-d", dest="data")
-        asked = parser.parse_args(words)
-        headers = dict(line.split(": ", 1) for line in asked.headers)
-        method = asked.method or ("GET" if asked.data is None else "POST")
-        with httpx2.Client() as client:
-            return client.request(method, asked.url, headers=headers, content=asked.data).text
-
-    def birdwire(self, words: list[str]) -> str:
-        """A command of the command line."""
-        assert words[0] == "birdwire"
-        environment = {"PATH": "", "BIRDWIRE_URL": self._gateway, "BIRDWIRE_API_KEY": self._key}
-        done = subprocess.run(  # noqa: S603 - our own command, with words from our own pages
-            [sys.executable, "-m", "birdwire.cli", *words[1:]], env=environment, capture_output=True, check=True
-        )
-        return done.stdout.decode().strip()
+# The guide has a test of its own, in test_guide.py.
+CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console") and page != "docs/guardrails.md"]
 
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
     """A reader at a fresh `birdwire dev`, where ada has approved."""
-    arguments = ("dev", "--json", "--port", "0", "--sandbox-port", "0", "--data", str(tmp_path), "--link", "ada")
-    with (
-        (tmp_path / "stderr.txt").open("wb") as errors,
-        subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "birdwire.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={"PATH": os.environ.get("PATH", "")},
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, (tmp_path / "stderr.txt").read_text()
-            yield Reader(json.loads(line))
-        finally:
-            process.terminate()
+    with dev_gateway(tmp_path) as found:
+        yield found
 
 
 @pytest.mark.parametrize("page", CONSOLE_PAGES)
@@ -251,7 +130,7 @@ def test_every_command_and_its_options_exist(page: str) -> None:
             sub = next((word for word in rest[:1] if re.fullmatch(r"[a-z]+", word)), "")
             known = parameters(name, sub)
             assert known is not None, words
-            assert {word for word in rest if word.startswith("-")} <= known | top | {"--help"}, words
+            assert {word for word in rest if word.startswith("-") and word != "-"} <= known | top | {"--help"}, words
 
 
 def test_every_operation_and_look_up_is_in_the_table_of_what_x_allows() -> None:
@@ -272,7 +151,7 @@ def test_every_reason_in_the_guide_to_errors_is_one() -> None:
     rows = re.findall(
         r"^\| `([a-z0-9_]+)`((?:, `[a-z0-9_]+`)*) \|(?: (\d{3}) \|)?", text_of("docs/errors.md"), re.MULTILINE
     )
-    members = {"type", "code", "reason", "message", "fix", "whose", "retryable", "request_id", "upstream"}
+    members = {"type", "code", "reason", "message", "fix", "whose", "retryable", "request_id", "upstream", "findings"}
     whose = {problem.whose for problem in PROBLEMS.values()}
     reasons = [
         (name, status)

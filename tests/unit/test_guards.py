@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 
 from birdwire.api.errors import GatewayError, describe
-from birdwire.gateway.guardrails.guards import Guard
 from birdwire.gateway.guardrails.pauses import document, in_force
+from birdwire.gateway.guardrails.policy import Guard
 from birdwire.store.tables.pauses import PauseRow
 
 NOW = datetime(2026, 11, 28, 5, tzinfo=UTC)

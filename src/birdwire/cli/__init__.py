@@ -66,6 +66,9 @@ COMMANDS = (
     Row("check", "check", OPERATE, "Check the settings, the vault key and the database, and report every problem."),
     Row("migrate", "migrate", OPERATE, "Upgrade the database to this version of Birdwire."),
     Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
+    Row("policy", "policy", OPERATE, "Show, set and rehearse what keys, accounts and the gateway may do and spend."),
+    Row("pause", "pause", OPERATE, "Stop a key, an account or the whole gateway."),
+    Row("resume", "pause", OPERATE, "End a pause."),
     Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X tokens at rest."),
     Row("backup", "backup", OPERATE, "Back up the database to a file while the gateway runs."),
     Row(
@@ -75,6 +78,8 @@ COMMANDS = (
         "Restore the database from a backup, and mark its links for verification.",
     ),
     Row("log", "log", OPERATE, "List recent writes to X and their outcomes, newest first."),
+    Row("recent", "recent", OPERATE, "List the posts that a key, an account or the gateway published recently."),
+    Row("cost", "cost", OPERATE, "Show the estimated cost of calls to X."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and manage the links."),
     *(
         Row(name_of(operation), "act" if operation in OFFERED else "post", ACT, f"{operation.summary}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from birdwire.cli import run_servers
 from birdwire.cli.inputs import os_user
 from birdwire.cli.output import ExitCode, Stop
+from birdwire.gateway.guardrails.policy import PolicyError
 from birdwire.keys.rules import KeyRuleError
 from birdwire.store.database import Database, StorageDownError, StoreError, file_of
 from birdwire.store.encryption.vault import VaultError
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Translate the errors of keys, database and vault into the end of a command.
+    """Translate the errors of keys, policies, database and vault into the end of a command.
 
     Raises:
         Stop: replaces their own exceptions.
     """
     try:
         yield
-    except (KeyRuleError, StoreError, VaultError) as error:
+    except (KeyRuleError, PolicyError, StoreError, VaultError) as error:
         raise Stop(ExitCode.USAGE, str(error)) from None
     except StorageDownError as error:
         raise Stop(

@@ -49,6 +49,9 @@ KeyFileOption = Annotated[
         help="File with the API key. Default: the key in BIRDWIRE_API_KEY, or a prompt.",
     ),
 ]
+ScopeArgument = Annotated[
+    str, typer.Argument(metavar="SCOPE", help="KEY_ID, @handle of a linked account, or `gateway` for everything.")
+]
 
 
 def read_settings(config: Path | None = None, data: Path | None = None, **changes: str | None) -> Settings:

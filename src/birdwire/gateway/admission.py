@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from birdwire.accounts.sessions import Sessions, XSession
-    from birdwire.gateway.guardrails.guards import Guard, Guards
+    from birdwire.gateway.guardrails.guards import Guards
+    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.context import CallContext
     from birdwire.keys.rate_limit import RateLimit
@@ -32,7 +33,10 @@ differ, and a caller may like a post right after it linked an account."""
 
 
 class Admission:
-    """Admits the calls of one database's keys, at a gateway that serves keys of one mode."""
+    """Admits the calls of one database's keys, at a gateway that serves keys of one mode.
+
+    `guards` knows what else holds for each key, for the steps of a call that ask.
+    """
 
     def __init__(
         self,

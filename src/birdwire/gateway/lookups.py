@@ -9,13 +9,14 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.guardrails.proposal import propose_lookup
+from birdwire.gateway.guardrails.spending import Judged
 from birdwire.x.catalog.lookups import BILLED, billed
 
 if TYPE_CHECKING:
     from birdwire.accounts.retrying_client import AccountClient, AccountClients
     from birdwire.api.messages import Headers
     from birdwire.gateway.admission import Admission
-    from birdwire.gateway.guardrails.spending import Judged, Spending
+    from birdwire.gateway.guardrails.spending import Spending
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.lookups import Lookup, LookupRunner
     from birdwire.x.client.requests import Reading, Resource, XRequest
@@ -43,11 +44,18 @@ class Lookups:
         if guard is None:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, client.ask))
         price = self._spending.prices.of_reads(lookup.most)
-        judged = await self._spending.judge(guard, propose_lookup(lookup.name, session.user_id, price))
+        judged = Judged(guard)
+        judged.proposal = propose_lookup(lookup.name, session.user_id, price)
+        await self._spending.judge(judged, None)
         await self._spending.check(judged)
         reads = _Reads(self._spending, judged, client, context.call.request_id)
         try:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, reads.ask))
+        except GatewayError as error:
+            # Other refusals of a lookup are about what it asked for.
+            if error.reason == "x_user_suspended" and (trip := self._admission.guards.after_refusal(guard, error)):
+                await trip
+            raise
         finally:
             context.headers += await reads.end()
 

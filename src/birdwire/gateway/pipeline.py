@@ -17,6 +17,7 @@ from birdwire.gateway.admission import check_action
 from birdwire.keys.context import CallContext, Work
 from birdwire.keys.secrets import raw_key_of
 from birdwire.outcomes import idempotency
+from birdwire.outcomes.attempts import ATTEMPTED
 from birdwire.store.database import StorageDownError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from birdwire.gateway.capacity import Capacity
     from birdwire.gateway.concurrency import ConcurrencyLimiter
     from birdwire.keys.context import RouteRules
+    from birdwire.outcomes.attempts import Attempts
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.own_refusals import Rejections
 
@@ -44,6 +46,7 @@ class Pipeline:
         capacity: Capacity,
         idempotency: Idempotency,
         rejections: Rejections,
+        attempts: Attempts,
         *,
         relay: bool,
         keyless_body_s: float,
@@ -53,6 +56,7 @@ class Pipeline:
         self._capacity = capacity
         self._idempotency = idempotency
         self._rejections = rejections
+        self._attempts = attempts
         self._relay = relay
         self._keyless_body_s = keyless_body_s
 
@@ -136,7 +140,16 @@ class Pipeline:
         # A caller that polls its own state must not evict the refusals that it asks for.
         if context.route.action:
             self._rejections.add(context.call, error)
+            if error.reason in ATTEMPTED:
+                self._record_attempt(context, error)
         return refuse(error, context.call)
+
+    def _record_attempt(self, context: CallContext, error: GatewayError) -> None:
+        """Record what a rule, cap or pause refused, with the linked account as far as it is known."""
+        key_id = context.call.note.get("key_id")
+        if key_id is not None:
+            session = self._sessions.ready(key_id)
+            self._attempts.add(context.call, error, "" if session is None else session.user_id)
 
     async def _receive(self, context: CallContext, raw_key: str | None) -> None:
         """Read the body, and admit the key that it carries in the relay dialect."""

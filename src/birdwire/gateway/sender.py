@@ -11,13 +11,11 @@ from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from contextlib import ExitStack
 
     from birdwire.accounts.retrying_client import AccountClient
     from birdwire.accounts.sessions import XSession
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
-    from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.spending import Judged
     from birdwire.gateway.refusal_details import RefusalDetails
     from birdwire.keys.context import CallContext
@@ -33,8 +31,7 @@ if TYPE_CHECKING:
 class Write:
     """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded.
 
-    `guard` is what holds for the key, if anything does, and `judged` what its policies make of the call. `running` ends
-    what registers a guarded write as running.
+    `judged` is what holds for the key, if anything does, and what its policies make of the write.
     """
 
     context: CallContext
@@ -42,9 +39,7 @@ class Write:
     fields: Mapping[str, Any]
     files: Sequence[Part]
     opened: bool = False
-    guard: Guard | None = None
     judged: Judged | None = None
-    running: ExitStack | None = None
     body: Body = field(init=False)
     session: XSession = field(init=False)
     client: AccountClient = field(init=False)
@@ -88,7 +83,9 @@ class OperationSender:
             GatewayError: X's refusal, or why X could not be asked.
         """
         operation, client = write.operation, write.client
-        enterprise, name = operation.needs_enterprise(write.body), capability_of(operation, write.body)
+        enterprise, name = operation.needs_enterprise(write.body), operation.name
+        if operation.enterprise == "quote":
+            name = capability_of(operation, write.body)
         reading = Reading(
             operation.answer,
             enterprise=enterprise,

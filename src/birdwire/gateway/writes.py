@@ -3,14 +3,13 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
-Two runners go through the list: `perform` does each step, and `preview` only looks at each. A look gives the verdict of
-its step without any effect: it sends nothing, renews nothing, and counts nothing.
+Two runners go through the list: `perform` executes each step, and `preview` only its check. The check of a step returns
+the same verdict without any effect: it sends nothing, renews nothing, and counts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +18,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
 from birdwire.gateway.guardrails.proposal import features_of, propose
-from birdwire.gateway.guardrails.spending import judges
+from birdwire.gateway.guardrails.spending import Judged
 from birdwire.gateway.sender import Write
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.journal import fingerprint
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from birdwire.gateway.admission import Admission
     from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.gateway.guardrails.spending import Judged, Spending
+    from birdwire.gateway.guardrails.spending import Spending
     from birdwire.gateway.sender import OperationSender
     from birdwire.gateway.uploader import MediaUploader
     from birdwire.keys.context import CallContext
@@ -54,16 +53,17 @@ Run = Callable[[Write], Awaitable[None] | None]
 
 
 class Step(NamedTuple):
-    """One step of a write, under a name: what it does, and how to `look` at its verdict without any effect.
+    """One step of a write, under a name: what it does, and its check, `look`, which has no effect.
 
-    `needs` are the members of the write that must be known to look. A step without a look refuses nothing that can be
-    known before the earlier steps are done.
+    `needs` are the members of the write that must be known for the check. A step without one refuses only by what the
+    earlier steps created. A step `for_files` is left out of a write without files.
     """
 
     name: str
     do: Run
     look: Run | None = None
     needs: tuple[str, ...] = ()
+    for_files: bool = False
 
 
 class Writes:
@@ -94,18 +94,19 @@ class Writes:
         self.steps = (
             Step("action", self._check_action, self._check_action),
             Step("body", self._check_body, self._check_body),
-            Step("files", self._check_files, self._check_files),
+            Step("files", self._check_files, self._check_files, for_files=True),
             Step("session", self._open_session, self._look_session),
             Step("pause", self._check_pause, self._look_pause),
             Step("policy", self._check_policy, self._look_policy, needs=("body",)),
             Step("windows", self._check_windows, self._look_windows, needs=("session",)),
             Step("daily_writes", self._spend_write, self._look_daily_writes),
             Step("record", self._open_record),
-            Step("attach", self._attach_files),
+            Step("attach", self._attach_files, for_files=True),
             Step("start", self._start),
             Step("send", self._send, self._look_breaker, needs=("session",)),
         )
         self._run = tuple(step.do for step in self.steps)
+        self._run_without_files = tuple(step.do for step in self.steps if not step.for_files)
 
     def perform_call(self, operation: Operation, context: CallContext) -> Awaitable[Answer]:
         """Perform an operation with the fields and files of a call's HTTP body."""
@@ -122,7 +123,7 @@ class Writes:
         """
         write = Write(context, operation, fields, files)
         try:
-            for do in self._run:
+            for do in self._run if files else self._run_without_files:
                 waiting = do(write)
                 if waiting is not None:
                     await waiting
@@ -132,7 +133,7 @@ class Writes:
             if refusal is None:
                 raise
             recorded = await write.record.failed(refusal, times)
-            # The reason of a write that is safe to repeat says so.
+            # A write that is safe to repeat keeps its reason, whose fix is to send it again.
             raise (refusal if operation.repeatable else recorded) from None
         else:
             if write.judged is None:
@@ -140,22 +141,23 @@ class Writes:
             else:
                 await self._confirmed(write, write.judged)
         finally:
-            if write.running is not None:
-                write.running.close()
+            if write.judged is not None:
+                write.judged.close()
         # X's answer is passed on even if it is not what was asked for; the log line records that.
         if not operation.expect.items() <= write.data.items():
             context.call.note["unexpected"] = True
         return Answer.of({"data": write.data}, operation.status)
 
     async def preview(self, write: Write) -> list[GatewayError]:
-        """Look at each step whose needs are known, and return at most one refusal of each. Nothing is done.
+        """Run the check of each step whose needs are known, and return at most one refusal of each.
 
         Raises:
             StorageDownError: the database does not answer.
         """
         refusals = []
         for step in self.steps:
-            if step.look is None or not all(hasattr(write, name) for name in step.needs):
+            known = all(hasattr(write, name) for name in step.needs)
+            if step.look is None or not known or (step.for_files and not write.files):
                 continue
             try:
                 waiting = step.look(write)
@@ -173,8 +175,11 @@ class Writes:
 
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
+        tripping = None if refusal is None else self._guards.after_refusal(judged.guard, refusal)
+        if tripping is not None:
+            await tripping
         times = 0
-        if judged.begun:
+        if judged.started:
             times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")
         else:
             await self._spending.give_back(judged, write.context.call.request_id)
@@ -205,8 +210,7 @@ class Writes:
         write.body = _checked(write, media.fields_of(write.operation, write.fields, write.files))
 
     def _check_files(self, write: Write) -> None:
-        if write.files or write.operation.takes_file:
-            media.check_files(write.operation, write.files)
+        media.check_files(write.operation, write.files)
 
     async def _open_session(self, write: Write) -> None:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
@@ -223,27 +227,27 @@ class Writes:
         return None if guard is None else self._look_pause(write)
 
     async def _look_pause(self, write: Write) -> None:
-        write.guard = await self._guards.of(write.context.key.key_id)
-        if write.guard is not None:
-            self._spending.check_pause(write.guard)
+        guard = await self._guards.of(write.context.key.key_id)
+        if guard is not None:
+            write.judged = Judged(guard)
+            self._spending.check_pause(guard)
 
     def _check_policy(self, write: Write) -> Awaitable[None] | None:
         """Judge the write by the policies that hold for its key."""
-        guard = write.guard
-        return None if guard is None else self._judge(write, guard)
+        judged = write.judged
+        return None if judged is None else self._judge(write, judged)
 
-    async def _judge(self, write: Write, guard: Guard) -> None:
-        if judges(guard):
-            proposal = self._proposal(write, write.session.user_id)
-            write.judged = await self._spending.judge(guard, proposal, write.operation)
-            await self._spending.check(write.judged)
+    async def _judge(self, write: Write, judged: Judged) -> None:
+        judged.proposal = self._proposal(write, write.session.user_id)
+        await self._spending.judge(judged, write.operation)
+        await self._spending.check(judged)
 
     async def _look_policy(self, write: Write) -> None:
-        guard = write.guard
-        if guard is not None and judges(guard):
-            proposal = self._proposal(write, guard.user_id)
-            write.judged = await self._spending.judge(guard, proposal, write.operation, looks=True)
-            await self._spending.check_by_snapshot(write.judged)
+        judged = write.judged
+        if judged is not None:
+            judged.proposal = self._proposal(write, judged.guard.user_id)
+            await self._spending.judge(judged, write.operation, looks=True)
+            await self._spending.check_by_snapshot(judged)
 
     def _proposal(self, write: Write, user_id: str | None) -> Proposal:
         price = self._spending.prices.reserved(write.operation, write.body)
@@ -275,7 +279,8 @@ class Writes:
         """Open the journal's record, and the client whose requests the call's permit allows."""
         context, operation, body = write.context, write.operation, write.body
         judge = partial(self._judge_again, write)
-        permit = self._admission.permit(context, operation.name, operation.scopes, write.guard, judge)
+        guard = None if write.judged is None else write.judged.guard
+        permit = self._admission.permit(context, operation.name, operation.scopes, guard, judge)
         write.client = self._clients.open(write.session, permit)
         write.entry = Entry(
             context.call.request_id,
@@ -292,7 +297,7 @@ class Writes:
 
     def _attach_files(self, write: Write) -> Awaitable[None] | None:
         """Upload the files of a post, which then carries their media ids."""
-        return self._attach(write) if write.files and not write.operation.takes_file else None
+        return None if write.operation.takes_file else self._attach(write)
 
     async def _attach(self, write: Write) -> None:
         media_ids = await self._uploader.attach(write.files, write.client)
@@ -312,8 +317,7 @@ class Writes:
         # A policy in shadow mode alone changes nothing, so a repeatable write begins as without it.
         if not judged.obeys and write.operation.repeatable:
             return
-        write.running = stack = ExitStack()
-        stack.enter_context(self._journal.running(write.entry.request_id))
+        judged.running.enter_context(self._journal.running(write.entry.request_id))
         try:
             await self._spending.begin(judged, partial(self._begin, write))
         except GatewayError as error:
@@ -335,7 +339,7 @@ class Writes:
         return self._upload(write) if write.operation.takes_file else self._sender.send(write)
 
     def _look_breaker(self, write: Write) -> None:
-        """Refuse a write that the circuit breaker would refuse now. A look is no probe."""
+        """Refuse a write that the circuit breaker would refuse now. This does not count as a probe."""
         refusal = self._clients.breaker.refusal(write.operation.endpoint, write.session.user_id)
         if refusal is not None:
             raise refusal

@@ -139,13 +139,16 @@ class Journal:
         row["due_at"] = now + LEASE
         if entry.signature is not None:
             row["words_ct"] = self.seal(entry.request_id, entry.signature)
+        if entry.decision is not None:
+            row["decision"] = entry.decision
         if entry.features is not None:
             features = json_text(entry.features)
             row["features_ct"] = self._vault.seal(features, _place(entry.request_id, "features_ct"))
         refused = None
         try:
             if entry.charges or entry.shadow_charges:
-                refused = await self._database.append_all(settlement.starting(entry, row))
+                parts = settlement.starting(row, entry.charges, entry.shadow_charges)
+                refused = await self._database.append_all(parts)
             else:
                 await self._database.append(store.ADD, row)
         except StorageDownError as error:
@@ -166,11 +169,15 @@ class Journal:
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
-            await self._settle(entry, outcome, row, settlement.ending(entry, outcome, row, billed_extra))
+            charges = (*entry.charges, *entry.shadow_charges)
+            parts = settlement.ending(row, outcome, charges, entry.cost, billed_extra)
+            await self._settle(entry, outcome, row, parts)
         else:
             row = _row(entry, outcome, now)
             row["settled_at"] = now
-            row |= values | _deleted(entry, values)
+            row |= values
+            if entry.operation == DELETE:
+                row |= _deleted(entry, values)
             await self._add(row)
         # X calls a post a duplicate: that is evidence that it made a lost one.
         if values.get("reason") == "duplicate_post":
@@ -183,7 +190,8 @@ class Journal:
         if values.get("data"):
             values["data"] = data = dict(values["data"])
             values["x_id"] = data.get("id") or data.get("media_id")
-            values |= _deleted(entry, values)
+            if entry.operation == DELETE:
+                values |= _deleted(entry, values)
             text = data.pop("text", None)
         elif outcome is State.UNKNOWN:
             text = entry.signature
@@ -422,15 +430,12 @@ def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     }
     if entry.cost is not None:
         row["cost_microusd"] = entry.cost
-    if entry.decision is not None:
-        row["decision"] = entry.decision
     return row
 
 
 def _deleted(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the id of the post that a write deleted, as a column, or nothing."""
-    deleted = entry.operation == DELETE and (values.get("data") or {}).get("deleted")
-    return {"x_id": entry.target} if deleted else {}
+    """Return the id of the post that a deletion has deleted, as a column, or nothing."""
+    return {"x_id": entry.target} if (values.get("data") or {}).get("deleted") else {}
 
 
 def why_lost(operation: str, *, searchable: bool) -> Why:

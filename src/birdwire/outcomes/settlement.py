@@ -14,42 +14,40 @@ from birdwire.store.tables import usage
 from birdwire.store.tables.journal import NOT_APPLIED, JournalRow, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from birdwire.outcomes.entry import Entry
-
-
-def starting(entry: Entry, row: Mapping[str, Any]) -> list[Part]:
-    """Return the parts that make a write's charges and add its row, which then states them."""
-    spent = _spent(entry)
-    cost = entry.cost if entry.cost is not None else usage.usd_in(spent) or None
-    added = {**row, "spent": spent} | ({} if cost is None else {"cost_microusd": cost})
-    return [*usage.charging(entry.charges, entry.request_id), Part(store.ADD, added)]
+    from birdwire.store.tables.usage import Charge
 
 
-def ending(entry: Entry, outcome: State, row: Mapping[str, Any], billed_extra: int) -> list[Part]:
+def starting(row: Mapping[str, Any], charges: Sequence[Charge], shadow_charges: Sequence[Charge]) -> list[Part]:
+    """Return the parts that make a write's charges and add its row, which then states all of them and their sum."""
+    spent = usage.encode((*charges, *shadow_charges))
+    cost = row.get("cost_microusd") or usage.usd_in(spent)
+    added = {**row, "spent": spent} | ({"cost_microusd": cost} if cost else {})
+    return [*usage.charging(charges, row["request_id"]), Part(store.ADD, added)]
+
+
+def ending(
+    row: Mapping[str, Any], outcome: State, charges: Sequence[Charge], cost: int | None, billed_extra: int
+) -> list[Part]:
     """Return the parts that record a write's outcome and correct its charges; none if all its charges stay.
 
-    `row` holds the parameters of SETTLE. The first part fails if the row was settled before. `billed_extra` is how many
-    attempts had an unknown outcome, so that X may have billed them.
+    `row` holds the parameters of SETTLE. The first part fails if the row was settled before. `cost` is the price,
+    and `billed_extra` is how many attempts had an unknown outcome, so that X may have billed them.
     """
     counts = outcome in NOT_APPLIED
-    if not counts and billed_extra <= (outcome is State.UNKNOWN):
-        return []
-    spent = _spent(entry)
-    if not spent:
+    if not charges or (not counts and billed_extra <= (outcome is State.UNKNOWN)):
         return []
     billed = billed_extra + 1 if outcome is State.CONFIRMED else billed_extra
-    if outcome is State.UNKNOWN:
-        billed = max(1, billed)
+    spent = usage.encode(charges)
     price = usage.usd_in(spent)
-    back, cost = price * (1 - billed), price or entry.cost
+    back, cost = price * (1 - billed), price or cost
     settled = {
         **row,
         "new_spent": usage.left(spent, usd=back, counts=counts) or None,
         "new_cost_microusd": cost and cost * max(1, billed),
     }
-    change = usage.giving_back(spent, entry.request_id, usd=back, counts=counts)
+    change = usage.giving_back(spent, row["of"], usd=back, counts=counts)
     return [Part(store.SETTLE_CHARGED, settled, required=True), *change]
 
 
@@ -58,7 +56,3 @@ def judged(row: JournalRow, values: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if values.get("state") != State.NOT_FOUND or not row.spent:
         return dict(values), []
     return {**values, "spent": None}, usage.giving_back(row.spent, row.request_id)
-
-
-def _spent(entry: Entry) -> usage.Spent:
-    return usage.encode((*entry.charges, *entry.shadow_charges))

@@ -1,7 +1,8 @@
-"""Writes docs/reference as Markdown: calls, refusals, settings, metrics. `make docs` runs this module."""
+"""Writes docs/reference as Markdown: calls, refusals, rules, settings, metrics. `make docs` runs this module."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from birdwire.api.errors import PROBLEMS
+from birdwire.gateway.guardrails.presets import PRESETS
+from birdwire.gateway.guardrails.rules import RULES
 from birdwire.runtime.metrics import METRICS
 from birdwire.settings import PREFIX, Settings
 from birdwire.surfaces.openapi.document import TITLES, document
@@ -17,6 +20,8 @@ from birdwire.surfaces.openapi.outline import Listed, Member, outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from birdwire.gateway.guardrails.presets import Preset
 
 _SHAPE = """\
 Every refusal is one JSON object, `error`, with `type`, `code`, `message`, `request_id`, `reason`, `fix`, `whose`, \
@@ -29,6 +34,13 @@ _COUNTED = """\
 `GET /metrics` returns these in the Prometheus text format: on a separate port (`BIRDWIRE_METRICS_PORT`), or on the \
 main port with a token (`BIRDWIRE_METRICS_TOKEN`). In addition, `process_*` reports processor time, memory and open \
 files. No label contains a user, a key or an id."""
+_RULED = """\
+A policy is a JSON object of these rules. `birdwire policy set` takes them in shorthand, or as JSON on standard input. \
+All findings are reported, denials first, in the order of this table. [guardrails.md](../guardrails.md) explains \
+them."""
+_PRESET = """\
+`birdwire keys create --preset NAME` and `birdwire policy set SCOPE --preset NAME` copy the rules of a preset. Later \
+versions of a preset do not change the copies."""
 _MADE = "<!-- Generated from the code by `make docs`. Do not edit. -->"
 
 
@@ -37,6 +49,7 @@ def pages() -> dict[str, str]:
     return {
         "operations.md": _operations(),
         "errors.md": _errors(),
+        "rules.md": _rules(),
         "settings.md": _settings(),
         "metrics.md": _metrics(),
     }
@@ -104,6 +117,21 @@ def _errors() -> str:
         )
         + "\n"
     )
+
+
+def _rules() -> str:
+    rows = [(f"`{rule.name}`", rule.sentence, f"`{rule.form}`", f"`{rule.shorthand}`") for rule in RULES]
+    presets = [
+        (f"`{name}`", one.sentence, f"`{json.dumps(dict(one.rules))}`" if one.rules else "", _key_rules(one))
+        for name, one in PRESETS.items()
+    ]
+    blocks = ["# Rules", _MADE, _RULED, _table(("Rule", "Meaning", "Value in JSON", "Shorthand"), rows)]
+    heads = ("Preset", "Meaning", "Rules", "Rules of the key")
+    return "\n\n".join([*blocks, "## Presets", _PRESET, _table(heads, presets)]) + "\n"
+
+
+def _key_rules(preset: Preset) -> str:
+    return "; ".join(f"`{name}`: {', '.join(value)}" for name, value in preset.key_rules.items())
 
 
 def _settings() -> str:

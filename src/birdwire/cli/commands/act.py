@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.paths import API
 from birdwire.cli import OFFERED, name_of
+from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import DEFAULT_URL, KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import JsonOption, family, printable, saying
@@ -27,10 +28,19 @@ def _outcome(shown: str, document: dict[str, Any]) -> str:
 def _command(operation: Operation) -> Callable[..., None]:
     kind = POST if operation.about == "tweet" else USER
 
-    def act(target: str, *, api_key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
+    def act(
+        target: str,
+        *,
+        dry_run: DryRunOption = False,
+        api_key_file: KeyFileOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
         with saying(as_json=as_json) as say:
             named = kind.named(target)
+            tried = id_of(named) if dry_run else ""
             gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+            if dry_run:
+                finish(say, ask(gateway, operation.name, {operation.target: tried}))
             item_id = named.find(gateway)
             document = gateway.ask("POST", f"{API}/{operation.name}", {operation.target: item_id})
             say.result(document, _outcome(named.shown(item_id), document))

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 import typer
 
 from birdwire import __version__
-from birdwire.cli.database import opened, refusals
+from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.inputs import ConfigOption, load_settings, settings_file
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, saying
+from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.gateway.guardrails.registry import Policies
 from birdwire.keys.redis_connection import RedisConnection, Script
 from birdwire.runtime import private_files
 from birdwire.runtime.addresses import is_any, is_loopback
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from birdwire.store.encryption.vault import Vault
+    from birdwire.store.tables.pauses import PauseRow
+    from birdwire.store.tables.policies import PolicyRow
     from birdwire.x.limits.capabilities import Capability
 
 MADE_UP = "birdwire-check-made-up-refresh-token"
@@ -242,6 +245,32 @@ def _database(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _guardrails(settings: Settings) -> Iterator[Finding]:
+    """Name policies that this version cannot read, and pauses that have not ended."""
+    path = file_of(settings.database_url)
+    if path is not None and not path.exists():
+        return
+    try:
+        unreadable, paused = asyncio.run(_standing(settings))
+    except Stop:
+        # The check _database reports this error.
+        return
+    for policy in unreadable:
+        yield Finding(
+            "note",
+            f"The policy of {policy.scope} (version {policy.version}) cannot be read, so every write to which it "
+            "applies is refused.",
+            f"Upgrade Birdwire, or set the policy again: `birdwire policy set {policy.scope} - < rules.json`.",
+        )
+    for pause in paused:
+        until = "" if pause.until is None else f" until {rfc3339(pause.until)}"
+        yield Finding(
+            "note",
+            f"{pause.scope} has been paused since {rfc3339(pause.since)}{until}: {printable(pause.why).rstrip(' .')}.",
+            f"To end the pause, run: birdwire resume {pause.scope}",
+        )
+
+
 def _redis(settings: Settings) -> Iterator[Finding]:
     if settings.redis_url is None:
         return
@@ -297,6 +326,7 @@ CHECKS = (
     Check(_client, ("x_client_id", "x_client_secret")),
     Check(_vault, ("vault_key", "vault_key_file", "vault_other_key_files")),
     Check(_database, ("database_url",)),
+    Check(_guardrails, ("database_url",)),
     Check(_redis, ("redis_url",)),
 )
 """Checks of what a start requires and of what is unwise, in the order in which they are shown."""
@@ -332,6 +362,12 @@ async def _open(settings: Settings, vault: Vault | None) -> None:
     async with opened(settings) as database:
         if vault is not None:
             await KeyRotation(database, vault, Clock()).check()
+
+
+async def _standing(settings: Settings) -> tuple[list[PolicyRow], list[PauseRow]]:
+    async with opened(settings) as database:
+        policies = Policies(database, Clock(), operator())
+        return await policies.unreadable(), await policies.active_pauses()
 
 
 def _record(settings: Settings) -> list[Capability] | None:

@@ -14,6 +14,9 @@ from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened, operator
 from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
+from birdwire.gateway.guardrails.policy import sentences
+from birdwire.gateway.guardrails.presets import PRESETS
+from birdwire.gateway.guardrails.registry import Policies
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import MAX_RPM, MAX_TEXT_LIMIT, TIERS, KeyRules
 from birdwire.runtime.clock import Clock, rfc3339
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
+    from birdwire.gateway.guardrails.registry import Standing
     from birdwire.keys.registry import Key
     from birdwire.settings import Settings
+    from birdwire.store.tables.policies import PolicyRow
 
 Result = TypeVar("Result")
 DAY_S = 86_400
@@ -118,6 +123,10 @@ def create(
     daily_writes: DailyOption = None,
     text_limit: TextOption = None,
     account: AccountOption = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Copy the rules of a preset into the key's policy: {', '.join(PRESETS)}."),
+    ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -125,19 +134,24 @@ def create(
     """Create an API key and print it. The key is shown only once.
 
     A running gateway accepts the key immediately. Allow only what the app needs: the gateway enforces these rules even
-    if someone tricks the app or agent into trying something else.
+    if someone tricks the app or agent into trying something else. For an agent, start from a preset; `birdwire policy
+    set` changes its rules later.
 
     Example: birdwire keys create --label "My agent" --tier starter --actions like,post --daily-writes 50
     """
     with saying(as_json=as_json) as say:
-        rules = KeyRules(**_rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account))
-        settings = read_settings(config, data)
+        given = _rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account)
+        _check_preset(preset, given)
+        rules, settings = KeyRules(**given), read_settings(config, data)
         file = file_of(settings.database_url)
         new = file is not None and not file.exists()
         key, raw_key = _on(settings, lambda keys: keys.create(settings.mode, label, tier, rpm, rules=rules), new=True)
-        say.result(_created(key, raw_key), raw_key)
+        set_up = None if preset is None else asyncio.run(_apply(settings, key.key_id, preset))
+        say.result(_created(key, raw_key) | ({} if set_up is None else {"preset": preset}), raw_key)
         if not as_json:
             say.aside(f"{key.key_id}: {_terms(key)}. The key will not be shown again.")
+            if set_up is not None:
+                say.aside(f"The preset {preset} applies: {' '.join(sentences(set_up.read()))}")
             made = ", which was just created. Only a gateway that uses this database accepts the key" if new else ""
             say.aside(f"The key is stored in the database {place_of(settings.database_url)}{made}.")
 
@@ -204,17 +218,19 @@ def list_(*, config: ConfigOption = None, data: DataOption = None, as_json: Json
     Example: birdwire keys list
     """
     with saying(as_json=as_json) as say:
-        found = _on(read_settings(config, data), lambda keys: keys.list())
+        found, policies = asyncio.run(_all(read_settings(config, data)))
         rows = [
-            _row(key) | {"hint": hint, "created_at": rfc3339(key.created_at), "revoked_at": _time(key.revoked_at)}
+            _row(key)
+            | {"hint": hint, "created_at": rfc3339(key.created_at), "revoked_at": _time(key.revoked_at)}
+            | _named(policies.get(key.key_id))
             for key, hint in found
         ]
         shown = [
             row | {"rules": "; ".join(_told(key.rules)) or None} for row, (key, _) in zip(rows, found, strict=True)
         ]
-        columns = ("key_id", "label", "mode", "tier", "rpm", "hint", "created_at", "revoked_at", "rules")
+        columns = ("key_id", "label", "mode", "tier", "rpm", "hint", "created_at", "revoked_at")
         none = "There are no keys yet. To create one, run: birdwire keys create --label TEXT"
-        say.table({"keys": rows}, shown, columns, none)
+        say.table({"keys": rows}, shown, (*columns, "preset", "enforcement", "rules"), none)
 
 
 @app.command()
@@ -268,6 +284,39 @@ def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: b
             return await work(Keys(database, Clock(), by=operator()))
 
     return asyncio.run(run())
+
+
+async def _apply(settings: Settings, key_id: str, preset: str) -> Standing:
+    """Copy the rules of a preset into a new key's policy."""
+    async with opened(settings) as database:
+        return await Policies(database, Clock(), operator()).set(key_id, preset=preset)
+
+
+async def _all(settings: Settings) -> tuple[list[tuple[Key, str]], dict[str, PolicyRow]]:
+    async with opened(settings) as database:
+        keys = await Keys(database, Clock()).list()
+        return keys, await Policies(database, Clock(), operator()).all()
+
+
+def _named(policy: PolicyRow | None) -> dict[str, object]:
+    """Return the preset and the enforcement of a key's own policy."""
+    return {"preset": policy and policy.preset, "enforcement": policy and policy.enforcement}
+
+
+def _check_preset(preset: str | None, given: dict[str, Any]) -> None:
+    """Check that a preset exists, and that no option sets a rule that it also sets.
+
+    Raises:
+        Stop: one of both.
+    """
+    if preset is None:
+        return
+    if preset not in PRESETS:
+        raise Stop(ExitCode.USAGE, f"--preset: {preset} is not one of {', '.join(PRESETS)}.")
+    both = [name for name in PRESETS[preset].key_rules if name in given]
+    if both:
+        option = next(option for option, column in LIFTED.items() if column == both[0])
+        raise Stop(ExitCode.USAGE, f"The preset {preset} sets --{option} itself.", "Leave out one of them.")
 
 
 def _created(key: Key, raw_key: str) -> dict[str, object]:

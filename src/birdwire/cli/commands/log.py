@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import textwrap
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from birdwire.api.paths import API
-from birdwire.cli import ACTIONS
+from birdwire.cli import ACTIONS, times
 from birdwire.cli.database import opened
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
 from birdwire.outcomes.acts import document as act_document
 from birdwire.outcomes.report import report
-from birdwire.runtime.clock import Clock
 from birdwire.store.tables import acts as store_acts
 from birdwire.store.tables import journal as store
 from birdwire.store.tables.journal import STATES, JournalRow, State, Why
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from birdwire.settings import Settings
 
 MOST = 10_000
@@ -72,8 +73,6 @@ WHYS: dict[Why, tuple[str, str]] = {
     Why.UPLOAD: ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
 }
 
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
 
 app = family()
@@ -106,6 +105,7 @@ def log(
 
     Reads the database, so it lists the writes of every key, whether or not the gateway is running. It does not show the
     texts of posts: they are encrypted, and only the caller can request them. Costs are estimates from X's price list.
+    Attempts that a policy, a pause or a rule of the key refused are listed for 7 days, with the state `not_sent`.
 
     With --acts, the command lists changes to API keys, links and the database instead: what was changed, and who
     changed it (an OS user, a key over HTTP, an account's owner on a link page, or Birdwire itself). --key, --since and
@@ -115,7 +115,7 @@ def log(
     """
     with saying(as_json=as_json) as say:
         equal = {"key_id": key, "operation": _operation(operation), "state": _state(state)}
-        settings, at = read_settings(config, data), _at(since)
+        settings, at = read_settings(config, data), times.since(since) if since else None
         if acts:
             if operation or state:
                 raise Stop(
@@ -126,10 +126,11 @@ def log(
             _list_acts(say, asyncio.run(_acts(settings, key, at, limit)), narrowed=bool(key or since))
             return
         wanted = {name: value for name, value in equal.items() if value}
-        rows = [_shown(row) for row in asyncio.run(_rows(settings, wanted, at, limit))]
+        rows = [shown(row) for row in asyncio.run(_rows(settings, wanted, at, limit))]
         none = "No writes match these filters." if wanted or since else "There are no writes yet."
-        shown = [row | {"cost_usd": f"{row['cost_usd']:.3f}"} if row["cost_usd"] is not None else row for row in rows]
-        say.table({"requests": rows}, shown, COLUMNS, none)
+        # Most rows stand for one call, so the number is shown only if one does not.
+        columns = COLUMNS if all(row["times"] == 1 for row in rows) else (*COLUMNS, "times")
+        say.table({"requests": rows}, [worded(row) for row in rows], columns, none)
 
 
 @app.command()
@@ -223,19 +224,29 @@ def change(row: dict[str, Any], name: str) -> str:
     values = [fields[name] for fields in (row["before"], row["after"]) if fields is not None and name in fields]
     if name not in (row["after"] or ()):
         values.append(None)
-    words = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
-    return " -> ".join("none" if value in (None, []) else word for word, value in zip(words, values, strict=True))
+    return " -> ".join(map(_word, values))
+
+
+def _word(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return "none" if value in (None, []) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(printable(text, 4_000), WIDTH, initial_indent=indent, subsequent_indent="    ")
 
 
-def _shown(row: JournalRow) -> dict[str, Any]:
-    """Return a row for the operator, without its encrypted fields."""
+def shown(row: JournalRow) -> dict[str, Any]:
+    """Return a row for the operator, without its encrypted fields. `times`: how many refused attempts it counts."""
     document = report(row)
-    more = {"key_id": row.key_id, "user_id": row.user_id, "about": row.target or row.x_id}
+    more = {"key_id": row.key_id, "user_id": row.user_id, "about": row.target or row.x_id, "times": row.times or 1}
     return {"request_id": document.pop("request_id"), **more, **document}
+
+
+def worded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its cost as people read it."""
+    return row if row["cost_usd"] is None else row | {"cost_usd": f"{row['cost_usd']:.3f}"}
 
 
 def _operation(name: str | None) -> str | None:
@@ -253,21 +264,3 @@ def _state(name: str | None) -> str | None:
         message = f"{printable(name, 60)!r} is not a valid state."
         raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(STATES)}")
     return name
-
-
-def _at(text: str | None) -> datetime | None:
-    """Parse a time, or an age such as 24h."""
-    if text is None:
-        return None
-    ago = _AGO.fullmatch(text)
-    try:
-        if ago:
-            return Clock().now() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        at = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise Stop(
-            ExitCode.USAGE,
-            f"{printable(text, 60)!r} is not a valid time.",
-            "Use an age such as 24h or 7d, or a time such as 2026-09-22T10:00Z.",
-        ) from None
-    return at.astimezone()

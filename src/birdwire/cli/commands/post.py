@@ -18,6 +18,7 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError, describe
 from birdwire.api.models import Body
 from birdwire.api.paths import API
+from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
@@ -144,6 +145,7 @@ def post(
             metavar="KEY", help="Idempotency key. Birdwire publishes at most one post per idempotency key within a day."
         ),
     ] = None,
+    dry_run: DryRunOption = False,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
     **given: Any,
@@ -166,7 +168,11 @@ def post(
         name = secrets.token_hex(16) if idempotency_key is None else idempotency_key
         body = _body(_read() if text == "-" else text, given)
         _check(body, len(files), name)
+        if dry_run:
+            _take_ids(body)
         gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+        if dry_run:
+            finish(say, _try(gateway, body, files))
         _find_users(gateway, body)
         for file in files:
             uploaded = _upload(say, gateway, file)["data"]["media_id"]
@@ -195,6 +201,7 @@ def upload(
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Image, GIF or video to upload.")
     ],
     *,
+    dry_run: DryRunOption = False,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -206,7 +213,10 @@ def upload(
     Example: birdwire upload bird.png
     """
     with saying(as_json=as_json) as say, _opened(file) as opened:
-        document = _upload(say, GatewayClient(gateway_url(), read_key(api_key_file)), opened)
+        gateway = GatewayClient(gateway_url(), read_key(api_key_file))
+        if dry_run:
+            finish(say, gateway.upload(f"{API}/dry_run/upload_media", PART, opened))
+        document = _upload(say, gateway, opened)
         say.result(document, printable(document["data"]["media_id"]))
 
 
@@ -274,6 +284,28 @@ def _find_users(gateway: GatewayClient, body: dict[str, Any]) -> None:
         above, _, name = place.partition(".")
         if name in body.get(above, {}):
             body[above][name] = [USER.named(user).find(gateway) for user in body[above][name]]
+
+
+def _take_ids(body: dict[str, Any]) -> None:
+    """Replace users by their ids.
+
+    Raises:
+        Stop: one is a username, which a dry run cannot look up.
+    """
+    for place in USERS:
+        above, _, name = place.partition(".")
+        if name in body.get(above, {}):
+            body[above][name] = [id_of(USER.named(user)) for user in body[above][name]]
+
+
+def _try(gateway: GatewayClient, body: dict[str, Any], files: list[IO[bytes]]) -> dict[str, Any]:
+    """Return the verdict on the first file that would not be uploaded, else on the post, with an id for each file."""
+    for file in files:
+        verdict = gateway.upload(f"{API}/dry_run/upload_media", PART, file)
+        if verdict.get("would", {}).get("outcome") != "allow":
+            return verdict
+        body.setdefault("media", {}).setdefault("media_ids", []).append("0")
+    return ask(gateway, "post_twitter", body)
 
 
 def _send(gateway: GatewayClient, body: dict[str, Any], name: str, *, files: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Guards: what holds for a key besides its own rules: the policies and pauses of the key, its account and the gateway.
+"""Guards: finds what holds for a key besides its own rules: policies and pauses of the key, its account, the gateway.
 
 A guard is cached with its key and falls with news of any of the three scopes (see `keys.cache`), so an unguarded call
 asks nothing but whether its guard is None.
@@ -6,6 +6,7 @@ asks nothing but whether its guard is None.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from birdwire.accounts.links import Links
+    from birdwire.api.errors import GatewayError
     from birdwire.keys.cache import KeyCache
     from birdwire.store.database import Database
     from birdwire.store.tables.policies import PolicyRow
 
 
 __all__ = ["MISSING", "Guard", "Guards", "Unknown"]
+
+AfterRefusal = Callable[[Guard, "GatewayError"], Awaitable[None] | None]
+"""Takes a refusal before it is in the journal; returns what to wait for, if anything: `trips.Trips.after`."""
 
 
 class Unknown(Enum):
@@ -35,12 +40,13 @@ MISSING: Final = Unknown.MISSING
 
 
 class Guards:
-    """The guards of one database's keys."""
+    """The guards of one database's keys. `after_refusal` is called with each of X's refusals of a guarded call."""
 
-    def __init__(self, database: Database, links: Links, cache: KeyCache) -> None:
+    def __init__(self, database: Database, links: Links, cache: KeyCache, after_refusal: AfterRefusal) -> None:
         self._database = database
         self._links = links
         self._cache = cache
+        self.after_refusal = after_refusal
 
     def cached(self, key_id: str) -> Guard | Literal[Unknown.MISSING] | None:
         """Return the guard of a key as of the cache's last `poll`: None if nothing holds for it; MISSING: read it."""

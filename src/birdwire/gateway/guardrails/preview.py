@@ -73,7 +73,7 @@ class Preview:
         refusals = await self._look(write)
         judged, body, session = write.judged, getattr(write, "body", None), getattr(write, "session", None)
         cost = None if body is None else self._prices.reserved(write.operation, body)
-        if judged is not None:
+        if judged is not None and body is not None:
             cost = judged.price
         capability = await self._capability(write)
         return {
@@ -87,7 +87,7 @@ class Preview:
             "text": _text(write),
             "cost_usd": None if cost is None else dollars(cost),
             "listed_on": self._prices.listed_on,
-            "budget": await self._status.budget(write.guard),
+            "budget": await self._status.budget(None if judged is None else judged.guard),
             "x": {
                 "windows": None if session is None else self._windows.report(session.user_id).get(write.operation.name),
                 "capability": capability and {"allowed": capability.allowed, "reason": _why(capability)},

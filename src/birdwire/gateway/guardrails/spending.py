@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.policy import Context, Decision
-from birdwire.gateway.guardrails.proposal import comparable_text, propose_lookup
+from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, propose_lookup
 from birdwire.outcomes.journal import ChargeRefused
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import journal as journal_rows
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from birdwire.api.messages import Headers
     from birdwire.api.reason_type import Reason
     from birdwire.gateway.guardrails.policy import Guard, Policy
-    from birdwire.gateway.guardrails.proposal import Proposal
     from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
@@ -48,7 +48,8 @@ _REASONS: dict[str, Reason] = {"duplicate_text": "duplicate_text", "budget": "bu
 """The reasons of rules that count; all others have cap_reached."""
 
 
-ALLOWED = Decision("allow")
+ALLOWED, UNREAD = Decision("allow"), Proposal("", None)
+"""What is known of a call until its body is read and judged."""
 
 
 GuardOf = Callable[[str], Awaitable["Guard | None"]]
@@ -59,18 +60,23 @@ GuardOf = Callable[[str], Awaitable["Guard | None"]]
 class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
-    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. `begun`:
-    the charges are made, and the end of the call settles them.
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. When it
+    is `started`, the charges were made, and the outcome of the call settles them. `running` registers it as running.
     """
 
     guard: Guard
-    proposal: Proposal
+    proposal: Proposal = UNREAD
     own_post: bool | None = None
     mark: str | None = None
     decision: Decision = ALLOWED
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
-    begun: bool = False
+    started: bool = False
+    running: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Stop counting the call as running."""
+        self.running.close()
 
     @property
     def obeys(self) -> bool:
@@ -87,7 +93,7 @@ class Judged:
     def header(self, *, times: int = 1, usd: int | None = None) -> Headers:
         """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price.
 
-        It is the price so many `times`, or `usd` if the call has no fixed price.
+        It is the price multiplied by `times`, or `usd` if the call has no fixed price.
         """
         cost = usd if usd is not None else None if self.price is None else self.price * times
         return ((COST_HEADER, format_usd(cost)),) if self.obeys and cost is not None else ()
@@ -111,11 +117,6 @@ def format_usd(amount: int) -> str:
     """Return millionths of a dollar as a decimal number of dollars, such as `0.015`."""
     whole, rest = divmod(amount, 1_000_000)
     return f"{whole}.{rest:06}".rstrip("0").rstrip(".") if rest else str(whole)
-
-
-def judges(guard: Guard) -> bool:
-    """Return whether a guard has policies, not only a pause, such as one whose end has passed."""
-    return bool(guard.policies or guard.unreadable)
 
 
 def check_readable(guard: Guard) -> None:
@@ -146,27 +147,23 @@ class Spending:
         """
         guard.check_pause(self._clock.now())
 
-    async def judge(
-        self, guard: Guard, proposal: Proposal, operation: Operation | None = None, *, looks: bool = False
-    ) -> Judged:
+    async def judge(self, judged: Judged, operation: Operation | None, *, looks: bool = False) -> None:
         """Judge a call of an operation, or a lookup, by the rules that do not count; `check` refuses it.
 
-        `looks`: nothing may be changed, not even the key made under which texts are marked.
+        `looks`: nothing may be changed, not even the key created under which texts are marked.
 
         Raises:
             StorageDownError: the database does not answer, and a rule needs it.
         """
-        judged = Judged(guard, proposal)
-        try:
-            if operation is not None:
+        if operation is not None:
+            try:
                 await self._read_needs(judged, operation, looks=looks)
-        except StorageDownError:
-            # A policy that nothing obeys must not stop a call.
-            if judged.obeys:
-                raise
+            except StorageDownError:
+                # A policy that nothing obeys must not stop a call.
+                if judged.obeys:
+                    raise
         context = Context(self._clock.now(), own_post=judged.own_post)
-        judged.decision = rules.evaluate(guard.policies, proposal, context)
-        return judged
+        judged.decision = rules.evaluate(judged.guard.policies, judged.proposal, context)
 
     async def _read_needs(self, judged: Judged, operation: Operation, *, looks: bool) -> None:
         """Read what the rules ask about the account's posts."""
@@ -241,7 +238,7 @@ class Spending:
             except ChargeRefused as refused:
                 charge = judged.charges[refused.index]
             else:
-                judged.begun = True
+                judged.started = True
                 return
             await self.check_by_snapshot(judged)
         reason: Reason = _REASONS.get(charge.rule, "cap_reached")

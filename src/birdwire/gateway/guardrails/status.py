@@ -1,4 +1,4 @@
-"""What auth/status tells a key's holder about the guardrails that hold for it: its rules, its budget, and any pause."""
+"""The members of auth/status that describe what holds for a key: its rules, its budget, and any pause."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from birdwire.store.database import Database
 
 NOTHING: dict[str, Any] = {"rules": None, "budget": None, "paused": None}
-"""What an unguarded key is told."""
+"""The members for an unguarded key."""
 
 
 class GuardStatus:

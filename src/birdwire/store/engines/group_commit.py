@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 MAX_QUEUED = 10_000
 MAX_BATCH = 128
-"""Maximum units in one transaction, so that it ends within milliseconds and does not block other writers."""
+"""Statements after which a transaction takes no further unit, so that it ends within milliseconds.
+
+Meanwhile, no other writer can start.
+"""
 
 REFUSED = -1
 """Returned in place of a number of rows: the database refused the unit."""
@@ -191,7 +194,11 @@ class GroupCommit:
         batch: list[Unit] = []
 
         def take() -> list[Unit]:
-            batch.extend(self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting))))
+            room = MAX_BATCH
+            while self._waiting and room > 0:
+                unit = self._waiting.popleft()
+                batch.append(unit)
+                room -= len(unit.steps) or 1
             return batch
 
         changed: list[int] = []

@@ -42,7 +42,7 @@ class Prices:
         return 0 if operation.name in UNBILLED else self.of(operation, body)
 
     def of_reads(self, counts: Mapping[Resource, int]) -> int:
-        """Return what X bills for reading so many posts and users."""
+        """Return what X bills for reading these numbers of posts and users."""
         return sum(int(self._rows[f"{resource} read"]) * count for resource, count in counts.items())
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,7 +21,7 @@ from bench.load import PATH
 from bench.machine import LOAD_CORE, Process, answering, free_port, start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -133,13 +133,13 @@ def certify(work: Path) -> None:
 # Ours.
 
 
-def gateway(place: Place, name: str, x_url: str, *, guarded: bool = False, **more: str) -> Process:
-    """`birdwire serve` on a new database with every key linked, and if `guarded` under a policy."""
+def gateway(place: Place, name: str, x_url: str, rules: Mapping[str, Any] | None = None, **more: str) -> Process:
+    """`birdwire serve` on a new database with every key linked, and a policy of the gateway if `rules` are given."""
     folder, port = place.folder(name), free_port()
     environment = seed.settings(folder, port, x_url, seed.vault_key(), **more)
     asyncio.run(seed.link(environment, place.keys))
-    if guarded:
-        seed.guard(environment)
+    if rules is not None:
+        asyncio.run(seed.guard(environment, rules))
     program = Path(sys.executable).parent / "birdwire"
     trusted = {"SSL_CERT_FILE": str(place.work / "ca.pem")}
     return _up(start(name, [program, "serve"], folder, env=environment | trusted, port=port))
@@ -149,8 +149,8 @@ def _sqlite(place: Place, name: str) -> Process:
     return gateway(place, name, place.x_url)
 
 
-def _sqlite_guarded(place: Place, name: str) -> Process:
-    return gateway(place, name, place.x_url, guarded=True)
+def _guarded(place: Place, name: str) -> Process:
+    return gateway(place, name, place.x_url, rules=seed.RULES)
 
 
 def _sqlite_tls(place: Place, name: str) -> Process:
@@ -288,10 +288,10 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     Contender(
         "birdwire-guarded",
-        "**Birdwire**, SQLite, keys with caps and a budget",
-        "the same as the first; each key has a policy of two caps and two budgets, so a like is recorded and charged in "
-        "one transaction before it is sent to X, and its outcome is recorded before the answer",
-        _sqlite_guarded,
+        "**Birdwire**, SQLite, under a policy",
+        "the same as the first, with caps of an hour and a day and budgets of a day and a month for the whole gateway: "
+        "four counters that every like is charged before it is sent, in the unit that starts its journal row",
+        _guarded,
         own=True,
     ),
     Contender("direct", "X itself (nginx answering)", "no gateway at all: the callers ask nginx, on the measured core", _direct, ("nginx",), ("nginx", "-v")),

@@ -99,7 +99,7 @@ def count_instructions(deed: str, likes: int, runs: int, *, guarded: bool = Fals
 
 
 def _prepared(connections: int, *, guarded: bool) -> tuple[Process, contenders.Place, dict[str, str], int]:
-    """Start nginx in place of X, and link the keys of a new gateway; if `guarded`, they have a policy."""
+    """Start nginx in place of X, and link the keys of a new gateway; if `guarded`, it has a policy."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     x, place = contenders.x(WORK, seed.raw_keys(connections))
@@ -107,7 +107,7 @@ def _prepared(connections: int, *, guarded: bool) -> tuple[Process, contenders.P
     environment = seed.settings(WORK, port, place.x_url, seed.vault_key())
     asyncio.run(seed.link(environment, place.keys))
     if guarded:
-        seed.guard(environment)
+        asyncio.run(seed.guard(environment, seed.RULES))
     # Sets of strings iterate in the same order in each run.
     return x, place, environment | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent)}, port
 
@@ -205,7 +205,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-instructions ARGS=…", description=__doc__)
     parser.add_argument("--only", choices=[INSTRUCTIONS, BYTECODES], help="measure one of the two, and print it only")
     parser.add_argument("--deed", choices=DEEDS, default="like", help="what is counted; only likes are written")
-    parser.add_argument("--guarded", action="store_true", help="keys with caps and a budget; nothing is written")
+    parser.add_argument("--guarded", action="store_true", help="under a policy of the gateway; nothing is written")
     parser.add_argument("--runs", type=int, default=5, help="number of runs under callgrind (default: 5)")
     parser.add_argument(
         "--likes", type=int, default=320, help="number of likes in a run; bytecodes need 100 at most (default: 320)"

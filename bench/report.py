@@ -18,6 +18,7 @@ SHOWN = {
     "birdwire-tls",
     "birdwire-postgres",
     "birdwire-post",
+    "birdwire-guarded",
     "nginx",
     "node-undici",
     "fastapi",

@@ -21,9 +21,10 @@ from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.settings import Settings
 from birdwire.startup import open_vault
+from birdwire.store.database import Database
+from birdwire.store.tables import policies
 from birdwire.store.tables.api_keys import api_keys, api_secrets
 from birdwire.store.tables.journal import journal
-from birdwire.store.tables.policies import policies
 from birdwire.store.tables.x_sessions import x_sessions
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.client.auth_server import Tokens
@@ -40,10 +41,11 @@ if TYPE_CHECKING:
 SCOPES = tuple(sorted({scope for row in OPERATIONS for scope in row.scopes} | {"offline.access"}))
 USER_ID = "2244994945"
 FAR_S = 365 * 86_400
-LIMITS = {"caps": {"*": "1000000/h 1000000/d"}, "budget": {"day_usd": 1_000_000, "month_usd": 1_000_000}}
-"""A policy with four counters, none of which a run uses up."""
-
 TOKEN = base64.urlsafe_b64encode(b"a token as long as those of X, which has 91 characters, all in all.").decode()
+
+
+RULES = {"caps": {"*": "1000000/h 1000000/d"}, "budget": {"day_usd": 1_000_000, "month_usd": 1_000_000}}
+"""A policy that counts every like four times, and never refuses one."""
 
 
 def raw_keys(count: int) -> list[str]:
@@ -70,6 +72,15 @@ def settings(work: Path, port: int, x_url: str, vault: str, **more: str) -> dict
         **more,
     }
     return {f"BIRDWIRE_{name.upper()}": value for name, value in chosen.items()}
+
+
+async def guard(environment: dict[str, str], rules: Mapping[str, Any]) -> None:
+    """Set the policy of the whole gateway, on a database that nobody serves."""
+    database = Database(environment["BIRDWIRE_DATABASE_URL"])
+    row = policies.PolicyRow("gateway", "operator", 1, "enforce", None, dict(rules), datetime.now(UTC), "bench")
+    async with database.write() as connection:
+        await policies.append(connection, row)
+    await database.close()
 
 
 async def link(environment: dict[str, str], keys: Sequence[str], *, linked: bool = True) -> None:
@@ -114,15 +125,6 @@ def grow(environment: dict[str, str], keys: Sequence[str], total: int) -> None:
             _copy(connection, api_secrets, more, {"key_id": other, "secret_hash": lambda *_: func.randomblob(32)})
             own = {"key_id": other, "session_id": _named("xs_other"), "user_id": _named("1")}
             _copy(connection, x_sessions, more, own)
-
-
-def guard(environment: dict[str, str]) -> None:
-    """Give every key of a SQLite store that nobody serves the policy LIMITS."""
-    row = {"author": "operator", "version": 1, "enforcement": "enforce", "rules": LIMITS}
-    row |= {"changed_at": datetime.now(UTC), "changed_by": "bench"}
-    with _opened(environment) as connection:
-        scopes = connection.execute(select(api_keys.c.key_id)).scalars()
-        connection.execute(insert(policies), [{"scope": scope, **row} for scope in scopes])
 
 
 def lengthen(environment: dict[str, str], total: int, *, apart_s: float = 1.0) -> None:

@@ -240,7 +240,8 @@ def create_app(
     rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
     handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
     journal, leases = outcomes.journal, outcomes.leases
-    reconciler = Reconciler(database, journal, leases, sessions, to_x.x, accounts.clients, shared.clock, telemetry)
+    clients, on_read = accounts.clients, accounts.spending.add_search
+    reconciler = Reconciler(database, journal, leases, sessions, to_x.x, clients, shared.clock, telemetry, on_read)
     background = _build_background(shared, to_x, outcomes, accounts.links, reconciler, health, act_log)
     work: tuple[Part, ...] = (
         background,
@@ -342,12 +343,12 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     refresher = Refresher(
         database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
-    sessions = Sessions(links, refresher, cache, clock, to_x.x.me)
+    guards, marks = Guards(database, links, cache, Trips(database, clock).after), TextMarks(database, vault, clock)
+    spending = Spending(database, guards.of, marks, Prices.load(), clock)
+    sessions = Sessions(links, refresher, cache, clock, to_x.x.me, spending.add_naming)
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
     linking = Linking(settings, requests, callbacks, authserver, links, sessions, shared.keys, clock, failpoints)
-    guards, marks = Guards(database, links, cache, Trips(database, clock).after), TextMarks(database, vault, clock)
-    spending = Spending(database, guards.of, marks, Prices.load(), clock)
     status = GuardStatus(database, guards.of, clock)
     endpoints = LinkEndpoints(requests, linking, links, to_x.capabilities, to_x.windows, clock, status.describe)
     breaker = CircuitBreaker(clock, telemetry)
@@ -367,8 +368,7 @@ def _build_handlers(
 ) -> Handlers:
     settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
     journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
-    sessions = accounts.sessions
-    spending = accounts.spending
+    sessions, spending = accounts.sessions, accounts.spending
     admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
     uploader = MediaUploader(clock, settings.upload_deadline_s)
     refusals = RefusalDetails(journal, to_x.x, clock)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
+import random
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from types import SimpleNamespace
@@ -238,6 +241,61 @@ async def test_a_charged_write_of_a_dead_process_becomes_unknown_and_stays_charg
     row = await gateway.row("req_1")
     assert (row.state, row.why, row.due_at) == ("unknown", "not_in_timeline", None)
     assert await gateway.used() == ALL
+
+
+ENDS: list[GatewayError | None] = [
+    None,
+    GatewayError("tweet_not_found", outcome="refused", upstream={"status": 404}),
+    GatewayError("x_unreachable"),
+    GatewayError("x_timeout", outcome="unknown"),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_usage_is_always_the_sum_of_what_the_rows_say(gateway: Gateway, seed: int) -> None:
+    """However a hundred concurrent writes end, and whichever of them a limit stops."""
+    chance = random.Random(seed)  # noqa: S311 - a test
+    scopes = ("key_1", "key_2", "account:1", "gateway")
+
+    def charges() -> tuple[Charge, ...]:
+        found = [
+            Charge("add", scope, measure, "2026-11-28", amount, chance.choice((None, 12 * amount, 30 * amount)))
+            for scope in chance.sample(scopes, 3)
+            # Policies may reserve different sums for a call without a price.
+            for measure, amount in (("writes:*", 1), ("usd", chance.choice((PRICE, 2 * PRICE))))
+        ]
+        return tuple(chance.sample(found, len(found)))
+
+    async def write(number: int, entry: Entry, error: GatewayError | None, billed: int) -> None:
+        record = gateway.journal.open(entry)
+        try:
+            await record.begin()
+        except ChargeRefused:
+            return
+        if number % 7 == 0:
+            # Its process dies.
+            return
+        if error is None:
+            await record.confirmed(200, {"liked": True}, billed_extra=billed)
+        else:
+            await record.failed(error, billed_extra=billed)
+
+    ids = [f"req_{number:03}" for number in range(100)]
+    writes = [
+        write(number, gateway.entry(request_id, charges=charges()), chance.choice(ENDS), chance.choice((0, 0, 1, 2)))
+        for number, request_id in enumerate(ids)
+    ]
+    await asyncio.gather(*writes)
+    expected: Counter[Key] = Counter()
+    for request_id in ids:
+        row = await gateway.journal.find(request_id)
+        for _, scope, measure, window, amount in (row and row.spent) or ():
+            expected[scope, measure, window] += amount
+    keys: list[Key] = [(scope, measure, "2026-11-28") for scope in scopes for measure in ("writes:*", "usd")]
+    async with gateway.database.read() as connection:
+        found = await usage.amounts(connection, keys)
+    assert found == {key: expected[key] for key in keys}
+    assert max(found.values()) > 0
 
 
 async def lose(gateway: Gateway, read: list[tuple[str, str, int, int]], posts: list[dict[str, Any]]) -> JournalRow:

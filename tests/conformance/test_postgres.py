@@ -17,11 +17,12 @@ from sqlalchemy import bindparam, insert, text, update
 from typer.testing import CliRunner
 
 from birdwire.cli import build
-from birdwire.store.database import Database, StorageDownError, StoreError
+from birdwire.store.database import Database, Part, StorageDownError, StoreError
 from birdwire.store.engines import postgres as postgres_store
 from birdwire.store.engines.postgres import CONNECTIONS, PostgreSQL
 from birdwire.store.schema import RowRefusedError
 from birdwire.store.tables import api_keys, idempotency, journal
+from birdwire.store.tables.usage import Charge, amounts, charging
 from harness import first_schema
 from harness.engines import PASSWORD
 from harness.gateway import RunningGateway, bound
@@ -199,6 +200,55 @@ async def test_rows_whose_commits_answer_is_lost_are_reported_correctly(
     async with database.read() as connection:
         there = await journal.get(connection, "req_8") is not None
     assert there == (cut == "after")
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_units_whose_commits_answer_is_lost_are_reported_correctly(
+    over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
+) -> None:
+    """What was charged is what is said to be there; a unit that a limit refused was refused either way."""
+    charges = [Charge("add", "key_1", "writes:*", "2026-04-18", 1, 5)]
+    await over_the_wire.append(ADD, an_entry("req_0"))
+    wire.cut = cut
+    results = await asyncio.gather(
+        *(
+            over_the_wire.append_all([*charging(charges, ""), Part(ADD, an_entry(f"req_{number}"))])
+            for number in range(1, 9)
+        ),
+        return_exceptions=True,
+    )
+    assert wire.cuts == 1
+    said = [type(result) if isinstance(result, Exception) else result for result in results]
+    assert said == ([None] * 5 + [1] * 3 if cut == "after" else [StorageDownError] * 8)
+    async with database.read() as connection:
+        found = await amounts(connection, [("key_1", "writes:*", "2026-04-18")])
+        there = [await journal.get(connection, f"req_{number}") is not None for number in range(1, 9)]
+    assert there == [cut == "after"] * 5 + [False] * 3
+    assert sum(found.values()) == sum(there)
+
+
+async def test_a_unit_that_meets_a_deadlock_is_written_again(database: Database) -> None:
+    """Once: its charge is not counted for each try."""
+    charge = Charge("add", "key_1", "writes:*", "2026-04-18", 1, None)
+    await database.append_all([*charging([charge], ""), Part(ADD, an_entry("req_1"))])
+
+    async def unit_waits() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.read() as connection:
+            return bool((await connection.execute(text(query))).scalar())
+
+    with contextlib.suppress(StorageDownError):  # on a slow machine it is this one that PostgreSQL ends
+        async with database.write() as connection:
+            await connection.execute(text("UPDATE journal SET operation = 'written' WHERE request_id = 'req_1'"))
+            parts = [*charging([charge], ""), Part(RENAME, {"of": "req_1", "operation": "renamed"})]
+            writing = asyncio.create_task(database.append_all(parts))
+            await until(unit_waits)
+            await connection.execute(text("UPDATE usage SET previous = 7"))
+    assert await writing is None
+    async with database.read() as connection:
+        assert await amounts(connection, [("key_1", "writes:*", "2026-04-18")]) == {
+            ("key_1", "writes:*", "2026-04-18"): 2
+        }
 
 
 @pytest.mark.trust("F15")

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from birdwire.gateway.guardrails.pauses import pause
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
 from birdwire.store.tables import journal
+from birdwire.store.tables.acts import Actor
+from birdwire.store.tables.pauses import PauseRow
 from birdwire.x.catalog.media import CHUNK_BYTES
 from harness.gateway import API, POST, RunningGateway, gateway, serving
 from harness.linking import JSON, reason_of
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     Change = Callable[[RunningGateway], Awaitable[object]]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+OPERATOR = Actor("uid 0", "cli")
 
 JPEG = b"\xff\xd8\xff" + bytes(2 * CHUNK_BYTES)
 """Three parts of an upload."""
@@ -76,6 +81,19 @@ CHANGES: dict[str, tuple[Change, tuple[int, str]]] = {
     "addresses": (narrow(ips=("192.0.2.0/24",)), (403, "ip_not_allowed")),
     "unlinked": (unlink, (403, "x_not_linked")),
 }
+
+
+async def pause_key(running: RunningGateway) -> None:
+    """Pause the key, as another process does."""
+    database, now = Database(running.settings.database_url), running.clock.now()
+    try:
+        async with database.write() as connection:
+            await pause(connection, OPERATOR, PauseRow(running.key_id, "operator", now, None, "a test", OPERATOR.who))
+    finally:
+        await database.close()
+
+
+CHANGES["paused"] = (pause_key, (403, "paused"))
 
 
 def kinds(*names: str) -> pytest.MarkDecorator:
@@ -377,7 +395,7 @@ async def test_a_call_admitted_before_the_change_starts_no_link(waiting: tuple[R
 # Between two tries.
 
 
-@kinds("revoked", "expired", "unlinked")
+@kinds("revoked", "expired", "unlinked", "paused")
 async def test_no_retry_is_started_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:
@@ -416,10 +434,30 @@ async def test_what_was_read_again_does_not_count_after_news_of_the_key(waiting:
     assert await recorded(running, answer.json()["error"]["request_id"]) == ("unknown", "key_revoked")
 
 
+# Between the requests of a lookup.
+
+
+@kinds("revoked", "actions", "paused")
+async def test_no_further_request_of_a_lookup_is_sent_after_the_change(
+    waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
+) -> None:
+    """The user was found; the user's posts are not read."""
+    # An earlier answer of X is remembered for a minute.
+    waiting[0].clock.advance(minutes=2)
+    running, held = await armed(waiting[0]), waiting[1]
+    before = len(await running.calls("/2/users/", method="GET"))
+    async with held.holding("/by/username/grace") as come:
+        posts = asyncio.create_task(running.client.get(f"{API}user/last_tweets?userName=grace"))
+        await come()
+        await change(running)
+    assert outcome(await posts) == refused
+    assert len(await running.calls("/2/users/", method="GET")) == before + 1
+
+
 # Between the parts of an upload, and between the uploads and the post.
 
 
-@kinds("rotated", "actions", "unlinked")
+@kinds("rotated", "actions", "unlinked", "paused")
 async def test_no_further_part_of_an_upload_is_sent_after_the_change(
     waiting: tuple[RunningGateway, Held], change: Change, refused: tuple[int, str]
 ) -> None:

@@ -625,6 +625,22 @@ async def test_a_dry_run_shows_refusals_findings_cost_and_warnings() -> None:
     assert free.out == "Birdwire would send this call to X.\nX's price list has no price for this call.\n"
 
 
+async def test_a_dry_run_at_a_gateway_sends_nothing_to_x(operator: Operator, tmp_path: Path) -> None:
+    """Whatever the command is; a file is inspected, too, and the same call succeeds right after."""
+    running, person = operator
+    file = tmp_path / "dot.png"
+    file.write_bytes(PNG)
+    wrong = tmp_path / "notes.txt"
+    wrong.write_text("words", "utf-8")
+    before = len(await running.calls())
+    tried = [("like", POST), ("post", "Not yet", "--media", str(file)), ("upload", str(file)), ("delete", POST)]
+    assert [(await run(*one, "--dry-run", **person)).code for one in tried] == [0, 0, 0, 0]
+    assert (await run("upload", str(wrong), "--dry-run", **person)).code == 3
+    assert (await run("post", "No", "--media", str(wrong), "--dry-run", **person)).code == 3
+    assert len(await running.calls()) == before
+    assert (await run("like", POST, **person)).code == 0
+
+
 @pytest.mark.parametrize("command", [("follow", "@grace"), ("post", "hi", "--reply-to", POST, "--exclude", "@grace")])
 @pytest.mark.trust("#306")
 async def test_a_dry_run_looks_up_no_username(command: tuple[str, ...]) -> None:

@@ -25,9 +25,9 @@ BUDGET = {"budget": {"day_usd": 0.05}}
 
 
 @pytest.fixture
-async def database(linked: RunningGateway) -> AsyncIterator[Database]:
+async def database(running: RunningGateway) -> AsyncIterator[Database]:
     """The database of the gateway, as the command line opens it."""
-    opened = Database(linked.settings.database_url)
+    opened = Database(running.settings.database_url)
     yield opened
     await opened.close()
 
@@ -191,6 +191,19 @@ async def test_a_lookup_that_the_budget_does_not_cover_is_not_sent(linked: Runni
     assert (answer.status_code, reason_of(answer), answer.headers[COST]) == (429, "budget_exhausted", "0")
     assert not await linked.calls("/2/users/search")
     assert (await get(linked, "user/info", userName="grace")).status_code == 200
+
+
+async def test_reads_that_nobody_asked_for_count_and_are_never_refused(
+    running: RunningGateway, database: Database
+) -> None:
+    """X bills the name of an account that is linked, also with a budget that is used up."""
+    await set_rules(database, running.key_id, {"budget": {"day_usd": 0.005}})
+    await running.link("ada")
+    assert (await running.status())["linked"] is True
+    user_id = (await running.status())["user_id"]
+    assert await used(database, running.key_id) == {"day": 10_000}
+    assert await used(database, running.key_id, f"reads:users/me:{user_id}") == {"day": 1}
+    assert await used(database, running.key_id, f"reads_usd:users/me:{user_id}") == {"day": 10_000}
 
 
 async def test_an_upload_counts_as_nothing(linked: RunningGateway, database: Database) -> None:

@@ -98,6 +98,10 @@ class SlowRequest:
         finally:
             writer.close()
 
+    async def answered(self) -> RawResponse:
+        """Return the answer that comes although the last byte is held back."""
+        return await answer_in(self._reader)
+
     async def finish(self) -> RawResponse:
         """Send the last byte and return the answer."""
         self._writer.write(self._last)

@@ -359,6 +359,7 @@ def test_what_else_the_policies_ask_about_a_call() -> None:
     assert needs([own, text], OPERATION["post_twitter"]) == {"text_mark"}
     assert needs([own, text], OPERATION["like_twitter"]) == frozenset()
     assert needs([policy({"delete": "any"})], OPERATION["delete_twitter"]) == frozenset()
+    assert needs([own], OPERATION["post_twitter"]) == needs([text], OPERATION["delete_twitter"]) == frozenset()
     assert needs([], OPERATION["delete_twitter"]) == frozenset()
 
 

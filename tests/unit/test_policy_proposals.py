@@ -53,6 +53,7 @@ LINKS: dict[str, tuple[str, list[str]]] = {
     "punycode": ("https://xn--bcher-kva.example.com", ["b\u00fccher.example.com"]),
     "punycode without a protocol": ("xn--bcher-kva.com", ["b\u00fccher.com"]),
     "bad punycode": ("https://xn--\u00fc.com", ["xn--\u00fc.com"]),
+    "punycode of a surrogate": ("https://xn--a-rc4g.com", ["xn--a-rc4g.com"]),
     "Unicode": ("https://b\u00fccher.com", ["b\u00fccher.com"]),
     "decomposed": ("https://bu\u0308cher.com", ["b\u00fccher.com"]),
     "Cyrillic": (

@@ -44,7 +44,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "caps: an hour twice": ({"caps": {"*": "3/h 4/h"}}, "caps: * is '3/h 4/h'."),
     "caps: too many": ({"caps": {"*": "1000001/d"}}, "caps: * is '1000001/d'."),
     "caps: empty": ({"caps": {"like_twitter": ""}}, "caps: like_twitter is ''."),
-    "caps: other digits": ({"caps": {"*": "\u0663/h"}}, "caps: * is '\\u0663/h'."),
+    "caps: other digits": ({"caps": {"*": "\u0663/h"}}, "caps: * is '\u0663/h'."),
     "caps: long": ({"caps": {"*": "1/h " * 11}}, "caps: * is '1/h 1/h"),
     # min_gap_s
     "min_gap_s: a number": ({"min_gap_s": 5}, "min_gap_s: 5 is not an object."),
@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     ),
     "words: long": ({"words": {"deny": ["w" * 101]}}, "words: 'wwww"),
     "words: blank": ({"words": {"deny": [" "]}}, "words: ' ' has nothing to compare. Write a word"),
-    "words: invisible": ({"words": {"deny": ["\u200b\u0301"]}}, "words: '\\u200b\\u0301' has nothing to compare."),
+    "words: invisible": ({"words": {"deny": ["\u200b\u0301"]}}, "words: '\\u200b\u0301' has nothing to compare."),
     # duplicate_text
     "duplicate_text: a number": ({"duplicate_text": 30}, "duplicate_text: 30 is not an object."),
     "duplicate_text: 0 days": (
@@ -187,7 +187,7 @@ def test_a_wrong_value_is_refused_with_its_rule_and_the_cure(name: str) -> None:
     assert str(caught.value).startswith(text), str(caught.value)
     assert ". " in str(caught.value).removesuffix(".")
     assert len(str(caught.value)) < 400
-    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
 
 
 LIMITS: dict[str, dict[str, Any]] = {

@@ -43,7 +43,7 @@ def carried(tree: ast.Module) -> Iterator[str]:
             case ast.Call(func=ast.Attribute(attr="trust"), args=ids):
                 written = [each.value if isinstance(each, ast.Constant) else ast.unparse(each) for each in ids]
                 yield from (str(each) for each in written if each not in COMPUTED)
-            case ast.Call(func=ast.Name(id="rows"), args=[ast.Name(id=table)]):
+            case ast.Call(func=ast.Name(id="rows"), args=[ast.Name(id=table)]) if table in tables:
                 yield from numbers(tables[table])
             case ast.ListComp(elt=row, generators=[ast.comprehension(iter=ast.Name(id=table))]) if _numbered(row):
                 yield from numbers(tables[table])

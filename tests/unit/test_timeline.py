@@ -100,7 +100,7 @@ def test_another_post_is_another(wanted: Signature, post: TimelinePost) -> None:
 def lost(name: str, text: str, sent_s: float) -> LostPost:
     """A lost post, sent at a second, its answer missed one second later."""
     at = NOW + timedelta(seconds=sent_s)
-    row: Any = SimpleNamespace(request_id=name, created_at=at, lost_at=at + timedelta(seconds=1))
+    row: Any = SimpleNamespace(request_id=name, start=at, lost_at=at + timedelta(seconds=1))
     return LostPost(row, asked(text), at - timedelta(seconds=5), at + timedelta(seconds=61))
 
 

@@ -67,7 +67,8 @@ class XSession:
 class Sessions:
     """The X sessions of keys. Asks X only for new tokens and for the account of a token.
 
-    `me` returns the account of an access token, as users/me names it, within a deadline in seconds.
+    `me` returns the account of an access token, as users/me names it, within a deadline in seconds. X bills that, so
+    `on_named` gets the key and the account each time.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class Sessions:
         cache: KeyCache,
         clock: Clock,
         me: Callable[[str, float], Awaitable[Account]],
+        on_named: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
         self._links = links
         self._refresher = refresher
         self._cache = cache
         self._clock = clock
         self._me = me
+        self._on_named = on_named
         self._suspended: BoundedDict[tuple[str, int], float] = BoundedDict(MAX_SUSPENDED)
         self._ask_again: BoundedDict[str, float] = BoundedDict(MAX_ASKED)
         self._naming: SingleFlight[SessionRow] = SingleFlight()
@@ -283,7 +286,12 @@ class Sessions:
                 remedy="Try again in a minute; Birdwire asks X again with every call",
                 upstream=error.upstream,
             ) from None
-        return await self._links.name(row.session_id, account.id, account.username)
+        try:
+            return await self._links.name(row.session_id, account.id, account.username)
+        finally:
+            if self._on_named is not None:
+                with contextlib.suppress(StorageDownError):
+                    await self._on_named(row.key_id, account.id)
 
     @property
     def unsaved(self) -> int:

@@ -178,6 +178,9 @@ class Journal:
             row |= values
             if entry.operation == DELETE:
                 row |= _deleted(entry, values)
+            # A policy that is only recorded does not have a write started that is safe to repeat.
+            if entry.decision is not None:
+                row["decision"] = entry.decision
             await self._add(row)
         # X calls a post a duplicate: that is evidence that it made a lost one.
         if values.get("reason") == "duplicate_post":

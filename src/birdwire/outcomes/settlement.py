@@ -40,14 +40,13 @@ def ending(
         return []
     billed = billed_extra + 1 if outcome is State.CONFIRMED else billed_extra
     spent = usage.encode(charges)
-    price = usage.usd_in(spent)
-    back, cost = price * (1 - billed), price or cost
+    cost = usage.usd_in(spent) or cost
     settled = {
         **row,
-        "new_spent": usage.left(spent, usd=back, counts=counts) or None,
+        "new_spent": usage.left(spent, billed=billed, counts=counts) or None,
         "new_cost_microusd": cost and cost * max(1, billed),
     }
-    change = usage.giving_back(spent, row["of"], usd=back, counts=counts)
+    change = usage.giving_back(spent, row["of"], billed=billed, counts=counts)
     return [Part(store.SETTLE_CHARGED, settled, required=True), *change]
 
 

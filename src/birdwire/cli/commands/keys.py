@@ -14,7 +14,6 @@ from birdwire.cli import ACTIONS
 from birdwire.cli.database import opened, operator
 from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
-from birdwire.gateway.guardrails.policy import sentences
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.keys.registry import Keys
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
-    from birdwire.gateway.guardrails.registry import Standing
     from birdwire.keys.registry import Key
     from birdwire.settings import Settings
     from birdwire.store.tables.policies import PolicyRow
@@ -146,12 +144,13 @@ def create(
         file = file_of(settings.database_url)
         new = file is not None and not file.exists()
         key, raw_key = _on(settings, lambda keys: keys.create(settings.mode, label, tier, rpm, rules=rules), new=True)
-        set_up = None if preset is None else asyncio.run(_apply(settings, key.key_id, preset))
-        say.result(_created(key, raw_key) | ({} if set_up is None else {"preset": preset}), raw_key)
+        if preset is not None:
+            key = asyncio.run(_apply(settings, key.key_id, preset))
+        say.result(_created(key, raw_key) | ({} if preset is None else {"preset": preset}), raw_key)
         if not as_json:
             say.aside(f"{key.key_id}: {_terms(key)}. The key will not be shown again.")
-            if set_up is not None:
-                say.aside(f"The preset {preset} applies: {' '.join(sentences(set_up.read()))}")
+            if preset is not None:
+                say.aside(f"The preset {preset} applies. {PRESETS[preset].sentence}")
             made = ", which was just created. Only a gateway that uses this database accepts the key" if new else ""
             say.aside(f"The key is stored in the database {place_of(settings.database_url)}{made}.")
 
@@ -286,10 +285,11 @@ def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: b
     return asyncio.run(run())
 
 
-async def _apply(settings: Settings, key_id: str, preset: str) -> Standing:
-    """Copy the rules of a preset into a new key's policy."""
+async def _apply(settings: Settings, key_id: str, preset: str) -> Key:
+    """Copy the rules of a preset into a new key's policy; return the key, whose own rules the preset may also set."""
     async with opened(settings) as database:
-        return await Policies(database, Clock(), operator()).set(key_id, preset=preset)
+        await Policies(database, Clock(), operator()).set(key_id, preset=preset)
+        return await Keys(database, Clock()).get(key_id)
 
 
 async def _all(settings: Settings) -> tuple[list[tuple[Key, str]], dict[str, PolicyRow]]:

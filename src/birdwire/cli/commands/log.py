@@ -144,8 +144,9 @@ def explain(
 ) -> None:
     """Show the outcome of a write that this API key made, and what to do next.
 
-    Birdwire keeps the outcomes of writes in the database. If Birdwire itself refused the call, only the process that
-    refused it remembers it, and only for a short time.
+    Birdwire keeps the outcomes of writes in the database, and for 7 days the calls that a policy, a pause or a rule of
+    the key refused. Any other refusal of its own is remembered only by the process that refused the call, and only for
+    a short time.
 
     Example: birdwire explain req_01K...
     """
@@ -168,8 +169,8 @@ def _unknown(stop: Stop) -> Stop:
     """Return the refusal of an unknown id, with what a person can still do."""
     fix = (
         "Check the ID, and that BIRDWIRE_API_KEY is the key that made the request. Birdwire does not record lookups "
-        "that X refused. It keeps its own refusals only for a short time, on the replica that answered: the operator "
-        "can find them in the gateway's log by this ID."
+        "that X refused. It keeps most of its own refusals only for a short time, on the replica that answered: the "
+        "operator can find them in the gateway's log by this ID."
     )
     return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
 

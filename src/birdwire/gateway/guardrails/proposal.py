@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from birdwire.api.models import is_well_formed
 from birdwire.gateway.guardrails.windows import Moment
 from birdwire.gateway.guardrails.word_matching import ReadText
 from birdwire.x.catalog.post import PostTwitter
@@ -184,9 +185,10 @@ def _decoded(label: str) -> str:
     if not label.startswith("xn--"):
         return label
     try:
-        return compatible(label[4:].encode("ascii").decode("punycode")).lower()
+        decoded = label[4:].encode("ascii").decode("punycode")
     except UnicodeError:
         return label
+    return compatible(decoded).lower() if is_well_formed(decoded) else label
 
 
 def _texts(body: PostTwitter) -> Iterator[str]:

@@ -326,7 +326,7 @@ def _preset(scope: str, name: str) -> Preset:
 
 
 def _rules(row: PolicyRow | None) -> dict[str, Any]:
-    """Return the rules of a policy as they are stored; empty if they are no object, which no version writes."""
+    """Return the rules of a policy as they are stored; empty if they are damaged."""
     return dict(row.rules) if row is not None and isinstance(row.rules, dict) else {}
 
 

@@ -120,7 +120,12 @@ class Rehearsal:
         self._prices = Prices.load()
 
     async def report(self, key_id: str, since: datetime) -> Report:
-        """Count what the policies found in a key's calls, obeyed or in shadow mode."""
+        """Count what the policies found in a key's calls, obeyed or in shadow mode.
+
+        Raises:
+            KeyRuleError: the key is unknown.
+        """
+        await Keys(self._database, Clock()).get(key_id)
         report = Report(since)
         async for row in self._rows(key_id, since):
             report.writes += 1
@@ -135,8 +140,10 @@ class Rehearsal:
         The key's own policy is evaluated as if it were enforced.
 
         Raises:
+            KeyRuleError: the key is unknown.
             PolicyError: a policy cannot be read.
         """
+        await Keys(self._database, Clock()).get(key_id)
         report, counters, made = Report(since), Counters(), set[str | None]()
         async with self._database.read() as connection:
             user_id = _user_id(await _account(connection, key_id))
@@ -216,11 +223,12 @@ class Rehearsal:
         Raises:
             PolicyError: one cannot be read.
         """
-        rows = {(row.scope, row.author): row for row in await policies.latest(connection, _scopes(key_id, user_id))}
-        judged = []
-        for row in rows.values():
-            if row.rules is not None and (row.scope != key_id or proposed is None):
-                judged.append(read(replace(row, enforcement="enforce") if enforced else row))
+        rows = [row for row in await policies.latest(connection, _scopes(key_id, user_id)) if row.rules is not None]
+        judged = [
+            read(replace(row, enforcement="enforce") if enforced else row)
+            for row in rows
+            if proposed is None or row.scope != key_id
+        ]
         if proposed is not None:
             judged.append(Policy.read(key_id, "operator", 0, "enforce", None, proposed))
         return judged

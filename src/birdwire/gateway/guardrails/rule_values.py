@@ -42,7 +42,8 @@ def shown(value: object) -> str:
     """Return a short form of a value that is safe to show."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    text = ascii(value)
+    # It escapes what is not printable, such as controls of direction.
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

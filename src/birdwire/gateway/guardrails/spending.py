@@ -274,14 +274,26 @@ class Spending:
         with contextlib.suppress(StorageDownError):
             await self._database.append_all([*parts, *store.charging(reads, request_id)])
 
-    async def add_reads(self, name: str, key_id: str, user_id: str, posts: int, users: int) -> None:
-        """Count posts and users that were read for a key, but not for one of its callers. They are never refused.
+    async def add_naming(self, key_id: str, user_id: str) -> None:
+        """Count that X named the account of a key.
 
         Raises:
             StorageDownError: the database does not answer.
         """
+        await self._add_reads("users/me", key_id, user_id, posts=0, users=1)
+
+    async def add_search(self, key_id: str, user_id: str, posts: int, users: int) -> None:
+        """Count what was read to find a lost write of a key.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        await self._add_reads("reconcile", key_id, user_id, posts=posts, users=users)
+
+    async def _add_reads(self, name: str, key_id: str, user_id: str, *, posts: int, users: int) -> None:
+        """Count reads of a guarded key that no caller asked for. A budget never stops them."""
         guard = await self._guard_of(key_id)
-        if guard is None or not guard.policies or not posts + users:
+        if guard is None or not guard.policies:
             return
         usd, now = self.prices.of_reads({"post": posts, "user": users}), self._clock.now()
         charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)

@@ -2,7 +2,7 @@
 
 X refuses what it takes for misuse, and repeating it makes things worse for the account. A suspension pauses the
 account; refusals that add up pause the key, or the account if the rule is the account's. A policy in shadow mode never
-trips. COUNTED says which refusals add up.
+trips. COUNTED lists which refusals add up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ X app, such as its credits or its access level: repeating these brings the accou
 
 
 class Trips:
-    """Pauses what the rule `trip` says, in one database."""
+    """Pauses scopes by the rule `trip`, in one database."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -69,15 +69,15 @@ class Trips:
     async def _trip(self, policy: Policy, trip: Trip, scope: str) -> None:
         """Pause a scope if enough calls were refused, unless it is paused already."""
         now = self._clock.now()
-        async with self._database.write() as connection:
-            held = [row for row in await pauses.of(connection, [scope]) if row.author == policy.author]
-            if in_force(held, now):
-                return
-            since, earlier = now - timedelta(seconds=trip.window_s), trip.refusals - 1
+        since, earlier = now - timedelta(seconds=trip.window_s), trip.refusals - 1
+        async with self._database.read() as connection:
             if earlier and await _refusals(connection, scope, trip.reason, since) < earlier:
                 return
-            row = PauseRow(scope, policy.author, now, None, _why(trip), acts.GATEWAY.who)
-            await pause(connection, acts.GATEWAY, row)
+        async with self._database.write() as connection:
+            held = [row for row in await pauses.of(connection, [scope]) if row.author == policy.author]
+            if not in_force(held, now):
+                row = PauseRow(scope, policy.author, now, None, _why(trip), acts.GATEWAY.who)
+                await pause(connection, acts.GATEWAY, row)
 
 
 def _paused_by(trip: Trip, policy: Policy, guard: Guard) -> str | None:

@@ -68,10 +68,14 @@ _OVERRIDE: Final = "\u202e"
 
 @dataclass(frozen=True, slots=True)
 class WordList:
-    """A list of words, ready to be found: whole words, phrases by their first word, and what is found anywhere."""
+    """A list of words, ready to be found: whole words, phrases, and what is found anywhere.
+
+    Phrases are kept by their first word and their length, so that a thousand of them cost little more than one.
+    `written` is each as the operator wrote it.
+    """
 
     words: frozenset[str]
-    phrases: dict[str, tuple[tuple[str, ...], ...]]
+    phrases: dict[str, dict[int, set[tuple[str, ...]]]]
     anywhere: tuple[str, ...]
     written: dict[str, str]
 
@@ -79,7 +83,7 @@ class WordList:
     def of(cls, written: Iterable[str]) -> WordList:
         """Return the list of words as an operator wrote them. Each has something to compare (`has_content`)."""
         words: set[str] = set()
-        phrases: dict[str, tuple[tuple[str, ...], ...]] = {}
+        phrases: dict[str, dict[int, set[tuple[str, ...]]]] = {}
         anywhere: list[str] = []
         names: dict[str, str] = {}
         for word in written:
@@ -92,7 +96,7 @@ class WordList:
             elif len(parts) == 1:
                 words.add(key)
             else:
-                phrases[parts[0]] = (*phrases.get(parts[0], ()), parts)
+                phrases.setdefault(parts[0], {}).setdefault(len(parts), set()).add(parts)
         return cls(frozenset(words), phrases, tuple(anywhere), names)
 
     def find(self, texts: Iterable[ReadText]) -> str | None:
@@ -112,8 +116,8 @@ class WordList:
         if not self.words.isdisjoint(tokens):
             return next(token for token in tokens if token in self.words)
         for at, token in enumerate(tokens if not self.phrases.keys().isdisjoint(tokens) else ()):
-            for phrase in self.phrases.get(token, ()):
-                if tokens[at : at + len(phrase)] == phrase:
+            for length, phrases in self.phrases.get(token, {}).items():
+                if (phrase := tokens[at : at + length]) in phrases:
                     return " ".join(phrase)
         return None
 

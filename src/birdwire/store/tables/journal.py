@@ -341,8 +341,8 @@ async def refused_since(connection: AsyncConnection, key_id: str, since: datetim
 async def account_refused_since(
     connection: AsyncConnection, user_id: str, since: datetime, reasons: Collection[str]
 ) -> int:
-    """Count an account's writes, by any key, that were created since a moment and that X has refused for a reason."""
-    wanted = (journal.c.request_id >= id_at(since), journal.c.user_id == user_id, journal.c.state == State.REFUSED)
+    """Count an account's writes, by any key, that were started since a moment and that X has refused for a reason."""
+    wanted = (*started_since(since), journal.c.user_id == user_id, journal.c.state == State.REFUSED)
     query = select(func.count()).select_from(journal).where(*wanted, journal.c.reason.in_(reasons))
     return int((await connection.execute(query)).scalar_one())
 

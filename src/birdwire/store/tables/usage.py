@@ -159,30 +159,32 @@ def refused_by(charges: Sequence[Charge], index: int) -> int | None:
 
 
 def giving_back(
-    spent: Sequence[Sequence[Any]], request_id: str, *, usd: int | None = None, counts: bool = True
+    spent: Sequence[Sequence[Any]], request_id: str, *, usd: int | None = None, billed: int = 0, counts: bool = True
 ) -> list[Part]:
     """Return the parts of a unit that undoes charges, given as `encode` returned them.
 
-    `usd` is what goes back of each charge of money, in millionths of a dollar: None for all of it, a negative number
-    to charge more. `counts`: whether all other charges go back.
+    Money stays as often as X may have `billed` the call: not at all, once as it was charged, or several times. Or
+    `usd` is what goes back of each charge of money, in millionths of a dollar; a negative number charges more.
+    `counts`: whether all other charges go back.
     """
     made, undone = [], []
     for kind, scope, measure, window, amount in spent:
-        back = (amount if usd is None else usd) if measure == USD else amount if counts else 0
+        back = amount * counts
+        if measure == USD:
+            back = amount * (1 - billed) if usd is None else min(usd, amount)
         if back:
             made.append(_made(kind, scope, measure, window))
             undone.append(_undoing(kind, (scope, measure, window), back, request_id))
     return made + undone
 
 
-def left(spent: Sequence[Sequence[Any]], *, usd: int, counts: bool) -> Spent:
+def left(spent: Sequence[Sequence[Any]], *, billed: int, counts: bool) -> Spent:
     """Return what remains of charges after `giving_back` with the same arguments."""
-    remaining = []
-    for kind, scope, measure, window, amount in spent:
-        stays = amount - usd if measure == USD else 0 if counts else amount
-        if stays:
-            remaining.append([kind, scope, measure, window, stays])
-    return remaining
+    return [
+        [kind, scope, measure, window, amount * billed if measure == USD else amount]
+        for kind, scope, measure, window, amount in spent
+        if (billed if measure == USD else not counts)
+    ]
 
 
 def encode(charges: Sequence[Charge]) -> Spent:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
+from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged
 from birdwire.gateway.sender import Write
@@ -133,6 +134,8 @@ class Writes:
             if refusal is None:
                 raise
             recorded = await write.record.failed(refusal, times)
+            if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
+                await trip
             # A write that is safe to repeat keeps its reason, whose fix is to send it again.
             raise (refusal if operation.repeatable else recorded) from None
         else:
@@ -141,8 +144,8 @@ class Writes:
             else:
                 await self._confirmed(write, write.judged)
         finally:
-            if write.judged is not None:
-                write.judged.close()
+            if write.judged is not None and write.judged.registered:
+                self._journal.leases.discard(context.call.request_id)
         # X's answer is passed on even if it is not what was asked for; the log line records that.
         if not operation.expect.items() <= write.data.items():
             context.call.note["unexpected"] = True
@@ -175,9 +178,6 @@ class Writes:
 
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
-        tripping = None if refusal is None else self._guards.after_refusal(judged.guard, refusal)
-        if tripping is not None:
-            await tripping
         times = 0
         if judged.started:
             times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")
@@ -224,13 +224,17 @@ class Writes:
     def _check_pause(self, write: Write) -> Awaitable[None] | None:
         """Find what holds for the key. An unguarded call asks nothing else."""
         guard = self._guards.cached(write.context.key.key_id)
-        return None if guard is None else self._look_pause(write)
+        return None if guard is None else self._check_guard(write, guard)
 
-    async def _look_pause(self, write: Write) -> None:
-        guard = await self._guards.of(write.context.key.key_id)
-        if guard is not None:
+    async def _check_guard(self, write: Write, guard: Guard | Literal[Unknown.MISSING]) -> None:
+        if guard is not MISSING:
             write.judged = Judged(guard)
             self._spending.check_pause(guard)
+        elif (found := await self._guards.of(write.context.key.key_id)) is not None:
+            await self._check_guard(write, found)
+
+    def _look_pause(self, write: Write) -> Awaitable[None]:
+        return self._check_guard(write, MISSING)
 
     def _check_policy(self, write: Write) -> Awaitable[None] | None:
         """Judge the write by the policies that hold for its key."""
@@ -317,7 +321,7 @@ class Writes:
         # A policy in shadow mode alone changes nothing, so a repeatable write begins as without it.
         if not judged.obeys and write.operation.repeatable:
             return
-        judged.running.enter_context(self._journal.running(write.entry.request_id))
+        judged.registered = self._journal.leases.register(write.entry.request_id)
         try:
             await self._spending.begin(judged, partial(self._begin, write))
         except GatewayError as error:

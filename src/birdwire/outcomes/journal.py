@@ -32,7 +32,6 @@ from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from birdwire.outcomes.entry import Entry
@@ -127,9 +126,10 @@ class Journal:
             raise _unrecorded(State.NOT_SENT)
         return Record(self, entry)
 
-    def running(self, request_id: str) -> AbstractContextManager[None]:
-        """Return the block in which a write runs: while it does, no process counts it as interrupted."""
-        return self._leases.running(request_id)
+    @property
+    def leases(self) -> ProcessLeases:
+        """What distinguishes a running write from one that a crash interrupted."""
+        return self._leases
 
     async def begin(self, entry: Entry) -> None:
         """Record that a write is about to be sent."""

@@ -77,15 +77,23 @@ class ProcessLeases:
 
     @contextlib.contextmanager
     def running(self, request_id: str) -> Iterator[None]:
-        """Register a call as running here until the block ends. A block inside of another one changes nothing."""
-        if request_id in self._running:
-            yield
-            return
+        """Register a call as running here until the block ends."""
         self._running.add(request_id)
         try:
             yield
         finally:
             self._running.discard(request_id)
+
+    def register(self, request_id: str) -> bool:
+        """Register a call as running here, until `discard`; return False if it is registered already."""
+        if request_id in self._running:
+            return False
+        self._running.add(request_id)
+        return True
+
+    def discard(self, request_id: str) -> None:
+        """Stop counting a registered call as running."""
+        self._running.discard(request_id)
 
     async def runs(self, connection: AsyncConnection, owner: str | None, request_id: str) -> bool:
         """Return whether a call that the process `owner` started may still be running."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +43,9 @@ COST_HEADER = "x-birdwire-cost-usd"
 MAX_STARTS = 3
 """How often a call is tried if the snapshot does not explain its refusal: another call gave back in between."""
 
+_NEEDING = frozenset({"post_twitter", "delete_twitter"})
+"""Operations about which a rule asks what the account has posted."""
+
 _REASONS: dict[str, Reason] = {"duplicate_text": "duplicate_text", "budget": "budget_exhausted"}
 """The reasons of rules that count; all others have cap_reached."""
 
@@ -61,7 +63,7 @@ class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
     `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. When it
-    is `started`, the charges were made, and the outcome of the call settles them. `running` registers it as running.
+    is `started`, the charges were made, and the outcome of the call settles them. `registered`: it counts as running.
     """
 
     guard: Guard
@@ -72,11 +74,7 @@ class Judged:
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
     started: bool = False
-    running: ExitStack = field(default_factory=ExitStack)
-
-    def close(self) -> None:
-        """Stop counting the call as running."""
-        self.running.close()
+    registered: bool = False
 
     @property
     def obeys(self) -> bool:
@@ -155,7 +153,7 @@ class Spending:
         Raises:
             StorageDownError: the database does not answer, and a rule needs it.
         """
-        if operation is not None:
+        if operation is not None and operation.name in _NEEDING:
             try:
                 await self._read_needs(judged, operation, looks=looks)
             except StorageDownError:

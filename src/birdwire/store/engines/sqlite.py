@@ -302,20 +302,33 @@ def _execute(connection: sqlite3.Connection, unit: Unit) -> int:
 
 
 def _execute_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> int:
-    """Execute the steps of a unit, or none of them; return what Unit describes."""
-    result = len(steps)
+    """Execute the steps of a unit, or none of them; return what Unit describes.
+
+    The rows that a unit ensures exist already, except in the first unit of a window. Nobody else writes, so they need
+    no lock either: the other steps are tried without them first.
+    """
     connection.execute("SAVEPOINT unit")
-    try:
-        for index, step in enumerate(steps):
-            if connection.execute(step.sql, step.values).rowcount == 0 and step.required:
-                result = index
-                break
-    except _REFUSALS:
-        result = REFUSED
+    result = _try_steps(connection, steps, ensure=False)
+    if result not in (REFUSED, len(steps)) and any(step.ensures for step in steps):
+        connection.execute("ROLLBACK TO unit")
+        result = _try_steps(connection, steps, ensure=True)
     if result != len(steps):
         connection.execute("ROLLBACK TO unit")
     connection.execute("RELEASE unit")
     return result
+
+
+def _try_steps(connection: sqlite3.Connection, steps: Sequence[Step], *, ensure: bool) -> int:
+    """Execute steps up to the first that is required and changes no row; return its index, or as Unit describes."""
+    try:
+        for index, (sql, values, required, _, ensures) in enumerate(steps):
+            if ensures and not ensure:
+                continue
+            if connection.execute(sql, values).rowcount == 0 and required:
+                return index
+    except _REFUSALS:
+        return REFUSED
+    return len(steps)
 
 
 def _set_up(connection: Any, _: ConnectionPoolEntry | None) -> None:

@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 GENERATOR = $(VENV)/generator
+FAULT_TESTS = tests/faults
+GUARDRAIL_TESTS = tests/faults/test_guardrails_*.py tests/contract/test_decisions.py tests/contract/test_guardrail_reasons.py $(wildcard tests/unit/test_policy*.py)
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
-.PHONY: help setup setup-dev run test faults check format docs lock bench bench-growth bench-instructions bench-latency bench-profile clean
+.PHONY: help setup setup-dev run test faults acceptance check format docs lock bench bench-growth bench-instructions bench-latency bench-profile clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +34,11 @@ format: setup-dev ## apply the formatter and the safe fixes
 
 faults: setup-dev ## the fault tests in their long form, and build/faults.md: FAULTS_KILLS=1000 and the like say how long
 	@mkdir -p build && rm -f build/faults.jsonl
-	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 tests/faults $(PYTEST_ARGS); \
+	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 $(FAULT_TESTS) $(PYTEST_ARGS); \
 		ended=$$?; $(BIN)/python tests/harness/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
+
+acceptance: ## the tests of the guardrails in their long form, and build/faults.md (options: PYTEST_ARGS="-k pause")
+	@$(MAKE) --no-print-directory faults FAULT_TESTS="$(GUARDRAIL_TESTS)"
 
 docs: setup ## regenerate docs/reference from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference

@@ -106,6 +106,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         x_url = place.x_tls_url if options.tls else place.x_url
         environment = seed.settings(WORK, port, x_url, seed.vault_key(), **more)
         asyncio.run(seed.link(environment, place.keys))
+        if options.guarded:
+            asyncio.run(seed.guard(environment, seed.RULES))
         environment |= {"SSL_CERT_FILE": str(WORK / "ca.pem"), "PYTHONPATH": str(HERE.parent)}
         argv = [sys.executable, "-m", "bench.profile", "--serve", out]
         process = start("birdwire", argv, WORK, env=environment, port=port)
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40, help="rows of a table (default: 40)")
     parser.add_argument("--postgres", action="store_true", help="on PostgreSQL and Redis")
     parser.add_argument("--deed", choices=DEEDS, default="like", help="what callers do (default: like)")
+    parser.add_argument("--guarded", action="store_true", help="under a policy of the gateway")
     parser.add_argument("--tls", action="store_true", help="TLS to X")
     interpreters.add_option(parser)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)

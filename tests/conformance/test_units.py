@@ -159,6 +159,20 @@ async def test_a_mark_is_given_back_by_its_own_request_only(pair: tuple[Database
     assert await marks(pair[0], "m") == [NOW_MS + 2_000]
 
 
+async def test_a_mark_that_is_given_back_leaves_the_earlier_one(pair: tuple[Database, Database]) -> None:
+    """Another rule may hold for more days, and must still find the text."""
+    day_ms = 86_400_000
+    assert await begin(pair[0], "req_1", [mark("m", NOW_MS, 30 * day_ms)]) is None
+    later = mark("m", NOW_MS + 2 * day_ms, day_ms)
+    assert await begin(pair[0], "req_2", [later]) is None
+    assert await pair[1].append_all(giving_back(encode([later]), "req_2")) is None
+    assert await marks(pair[0], "m") == [NOW_MS]
+    assert await begin(pair[0], "req_3", [mark("m", NOW_MS + 3 * day_ms, 30 * day_ms)]) == 0
+    async with pair[0].write() as connection:
+        await usage.purge(connection, datetime.fromtimestamp((NOW_MS + 29 * day_ms) / 1000, UTC), 10)
+    assert await marks(pair[0], "m") == [NOW_MS]
+
+
 async def test_usage_that_is_kept_no_longer_is_not_given_back(pair: tuple[Database, Database]) -> None:
     """A counter never falls below zero, which would let more pass than its limit."""
     assert await pair[0].append_all(giving_back(encode([cap(10), budget(5, 9)]), "req_1")) is None

@@ -53,6 +53,15 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
     ("backup",): None,
     ("restore",): "database.restored",
     ("log",): None,
+    ("policy", "show"): None,
+    ("policy", "set"): "policy.set",
+    ("policy", "unset"): "policy.unset",
+    ("policy", "test"): None,
+    ("policy", "report"): None,
+    ("pause",): "paused",
+    ("resume",): "resumed",
+    ("recent",): None,
+    ("cost",): None,
     ("accounts", "link"): "link.started",
     ("accounts", "confirm"): "link.activated",
     ("accounts", "unlink"): "link.unlinked",
@@ -80,6 +89,7 @@ ACTS_OF_ROUTES: dict[str, list[str]] = {
 }
 ROUTES_WITHOUT = {
     *(f"POST {row.name}" for row in OPERATIONS),
+    *(f"POST dry_run/{row.name}" for row in OPERATIONS),
     *(f"GET {row.name}" for row in LOOKUPS),
     *("GET auth/status", "GET requests/{request_id}", "GET /livez", "GET /readyz"),
     *(f"GET {path}" for path in DOCUMENTS),
@@ -149,6 +159,10 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Operated:
 
     leave(key_id, "keys", "change", key_id, "--rpm", "7", "--lift", "actions")
     leave(key_id, "keys", "rotate", key_id)
+    leave(key_id, "policy", "set", key_id, "links=deny")
+    leave(key_id, "policy", "unset", key_id)
+    leave("gateway", "pause", "gateway", "--why", "Review", path=("pause",))
+    leave("gateway", "resume", "gateway", path=("resume",))
     leave(key_id, "accounts", "link", key_id, "--expect", "@ada")
     leave("database", "restore", "--mark", path=("restore",))
     vault_key_id = run("vault", "status", **settings | {"BIRDWIRE_VAULT_KEY_FILE": str(new)})["vault_keys"][0]

@@ -24,6 +24,7 @@ from birdwire.gateway.guardrails.rules import RULES, parse_shorthand, read_rules
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock
 from birdwire.store.database import Database
+from birdwire.store.encryption.vault import Place, Vault
 from birdwire.store.tables.acts import Actor
 
 if TYPE_CHECKING:
@@ -605,3 +606,60 @@ async def test_a_replay_counts_what_it_cannot_judge(database: Database, tmp_path
     ]
     with pytest.raises(PolicyError, match="shout"):
         await Rehearsal(database, None).replay(key.key_id, start, {"shout": 1})
+
+
+@pytest.mark.trust("#304")
+async def test_a_replay_simulates_whatever_counts_in_the_order_of_the_writes(
+    database: Database, tmp_path: Path
+) -> None:
+    """Repeated texts, gaps, budgets and own deletions; what X refused counts for nothing, and damage is not judged."""
+    key, _ = await Keys(database, Clock()).create("test", "agent")
+    vault, start = Vault(bytes(32)), datetime(2026, 11, 28, 10, tzinfo=UTC)
+    posts = [
+        # minute, text, state, price in dollars
+        (0, "First", "confirmed", 0.2),
+        (1, "Too soon", "confirmed", 0.2),
+        (10, "FIRST", "confirmed", 0.2),
+        (20, "Second", "refused", 0.2),
+        (21, "Third", "unknown", 0.2),
+        (40, "Too much", "confirmed", 0.2),
+        (60, "Cheap", "confirmed", 0.015),
+    ]
+    rows = []
+    for number, (minute, text, state, price) in enumerate(posts):
+        request_id = f"req_{number:04}"
+        words = vault.seal(text, Place("journal", request_id, "words_ct"))
+        features = json.dumps({"weight": 9, "kinds": [], "hosts": [], "mentions": 0})
+        sealed = vault.seal(features, Place("journal", request_id, "features_ct"))
+        at = int((start + timedelta(minutes=minute)).timestamp() * 1_000_000)
+        spent = int(price * 1_000_000)
+        rows.append((request_id, key.key_id, "post_twitter", f"10{number}", None, state, spent, at, words, sealed))
+    last = rows[-1][7]
+    rows += [
+        ("req_0100", key.key_id, "delete_twitter", "100", "100", "confirmed", 5_000, last, None, None),
+        ("req_0101", key.key_id, "delete_twitter", "999", "999", "confirmed", 5_000, last, None, None),
+        ("req_0102", key.key_id, "post_twitter", "102", None, "confirmed", 15_000, last, b"damaged", rows[0][9]),
+    ]
+    with sqlite3.connect(tmp_path / "birdwire.db") as connection:
+        connection.executemany(
+            "INSERT INTO journal (request_id, key_id, user_id, asked, operation, x_id, target, state, cost_microusd, "
+            "created_at, words_ct, features_ct) VALUES (?, ?, '22', x'00', ?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+    rules = {
+        "min_gap_s": {"post_twitter": 300},
+        "delete": "own",
+        "duplicate_text": {"days": 30, "across": "account"},
+        "budget": {"day_usd": 0.5},
+    }
+    report = await Rehearsal(database, vault).replay(key.key_id, start - timedelta(hours=1), rules)
+    found = {row["rule"]: row["examples"] for row in report.document["rows"]}
+    assert found == {
+        "min_gap_s": ["req_0001"],
+        "duplicate_text": ["req_0002"],
+        "budget": ["req_0005"],
+        "delete": ["req_0101"],
+    }
+    assert report.document["not_judged"] == 1
+    blind = await Rehearsal(database, None).replay(key.key_id, start - timedelta(hours=1), rules)
+    assert blind.document["not_judged"] == len(posts) + 1

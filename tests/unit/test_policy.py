@@ -166,7 +166,7 @@ def test_a_cap_denies_the_call_that_exceeds_it_until_its_window_ends() -> None:
     assert brief(judged(rules, usage={hour: 4, day: 13})) == "deny:caps deny:caps"
     assert judged(rules).outcome == "allow"
     assert (
-        "writes at most 1 times"
+        "writes at most 1 time in"
         in only(judged({"caps": {"*": "1/d"}}, usage={("key_1", "writes:*", DAY): 1}).findings).message
     )
 

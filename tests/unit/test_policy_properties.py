@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from harness.fault_scale import scaled
 
 if TYPE_CHECKING:
     from birdwire.gateway.guardrails.policy import Decision
+
+pytestmark = pytest.mark.timeout(900)
 
 POLICIES = scaled("POLICIES", short=600, long=10_000)
 STRICTNESS = {"allow": 0, "require_approval": 1, "deny": 2}

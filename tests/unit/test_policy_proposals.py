@@ -49,6 +49,9 @@ LINKS: dict[str, tuple[str, list[str]]] = {
     "full-width letters": ("https://\uff45\uff56\uff49\uff4c.com", ["evil.com"]),
     "an ideographic full stop": ("https://example.org\u3002evil.com/", ["example.org.evil.com"]),
     "a full-width full stop": ("https://example.org\uff0eevil.com/", ["example.org.evil.com"]),
+    "a full-width slash": ("https://evil.com\uff0f.example.org/", [UNKNOWN_HOST]),
+    "a letter that contains a slash": ("https://evil.c\u2100.example.org/", [UNKNOWN_HOST]),
+    "a full-width at sign": ("https://example.org\uff20evil.com/", [UNKNOWN_HOST]),
     "a ligature": ("https://o\ufb00er.com", ["offer.com"]),
     "punycode": ("https://xn--bcher-kva.example.com", ["b\u00fccher.example.com"]),
     "punycode without a protocol": ("xn--bcher-kva.com", ["b\u00fccher.com"]),
@@ -102,6 +105,8 @@ def test_the_hosts_outside_a_text() -> None:
         ("a.com:80", "a.com"),
         ("https://a.com./", "a.com"),
         ("https:///x", UNKNOWN_HOST),
+        ("https://example.org\t.evil.com", UNKNOWN_HOST),
+        ("https://[::1]/", UNKNOWN_HOST),
         ("", UNKNOWN_HOST),
     ],
 )

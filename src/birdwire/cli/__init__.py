@@ -67,7 +67,12 @@ COMMANDS = (
     Row("migrate", "migrate", OPERATE, "Upgrade the database to this version of Birdwire."),
     Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
     Row("policy", "policy", OPERATE, "Show, set and rehearse what keys, accounts and the gateway may do and spend."),
-    Row("pause", "pause", OPERATE, "Stop a key, an account or the whole gateway."),
+    Row(
+        "pause",
+        "pause",
+        OPERATE,
+        "Stop the writes, uploads, lookups and new links of a key, an account or the whole gateway.",
+    ),
     Row("resume", "pause", OPERATE, "End a pause."),
     Row("vault", "vault", OPERATE, "Create, rotate and inspect the vault keys that encrypt X tokens at rest."),
     Row("backup", "backup", OPERATE, "Back up the database to a file while the gateway runs."),
@@ -78,7 +83,7 @@ COMMANDS = (
         "Restore the database from a backup, and mark its links for verification.",
     ),
     Row("log", "log", OPERATE, "List recent writes to X and their outcomes, newest first."),
-    Row("recent", "recent", OPERATE, "List the posts that a key, an account or the gateway published recently."),
+    Row("recent", "recent", OPERATE, "List the posts that a key, an account or the whole gateway published recently."),
     Row("cost", "cost", OPERATE, "Show the estimated cost of calls to X."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and manage the links."),
     *(

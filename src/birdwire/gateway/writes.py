@@ -134,6 +134,8 @@ class Writes:
             if refusal is None:
                 raise
             recorded = await write.record.failed(refusal, times)
+            if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
+                await trip
             # A write that is safe to repeat keeps its reason, whose fix is to send it again.
             raise (refusal if operation.repeatable else recorded) from None
         else:
@@ -176,9 +178,6 @@ class Writes:
 
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
-        tripping = None if refusal is None else self._guards.after_refusal(judged.guard, refusal)
-        if tripping is not None:
-            await tripping
         times = 0
         if judged.started:
             times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")

@@ -20,5 +20,5 @@ Must never send a write, repeat one whose outcome is unknown, or store the text 
 
 The table of states, from which every query and list derives, is `store.tables.journal.STATES`. Read in this order:
 `process_leases`, `journal`, `settlement` (the charges of a guarded write), `idempotency`, `post_matching`,
-`reconciler`; `report` and `own_refusals` answer callers who ask.
+`reconciler`; `report` and `own_refusals` answer callers who ask; `attempts` records what was refused beforehand.
 """

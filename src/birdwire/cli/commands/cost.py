@@ -49,11 +49,11 @@ def cost(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the estimated cost of calls to X, in US dollars.
+    """Show the estimated cost of calls to X.
 
-    The sums come from the journal and from X's price list, and X's own bill may differ. A write counts if X carried it
-    out or may have. Lookups are counted, by whole days, only for keys to which a policy applies. Writes without a
-    listed price count as 0.
+    The sums are in US dollars. They come from the journal and from X's price list, and X's own bill may differ. A write
+    counts if X carried it out or may have. Lookups are counted, by whole days, only for keys to which a policy applies.
+    Writes without a listed price count as 0.
 
     Example: birdwire cost --by operation --since 7d
     """

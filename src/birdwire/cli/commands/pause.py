@@ -40,7 +40,7 @@ def pause(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop all writes, uploads, lookups and new links of a key, an account or the whole gateway.
+    """Stop the writes, uploads, lookups and new links of a key, an account or the whole gateway.
 
     Running gateways stop within a second, also calls that are waiting or about to be repeated. A call that X has
     already received cannot be stopped. `auth/status`, `requests/` and unlinking continue to work, and so do token
@@ -62,9 +62,10 @@ def pause(
 def resume(
     scope: ScopeArgument, *, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False
 ) -> None:
-    """End a pause that an operator or a `trip` rule started.
+    """End a pause.
 
-    A pause that the account's owner started can only be ended by the owner.
+    The command ends the pause of an operator, and one that a `trip` rule started. A pause that the account's owner
+    started can only be ended by the owner.
 
     Example: birdwire resume gateway
     """

@@ -93,8 +93,9 @@ def set_(
 ) -> None:
     """Set rules of a key, an account or the gateway.
 
-    The command changes only the rules that you name. With `-` or --preset, it replaces all rules. Running gateways obey
-    the new rules with the next call, on all replicas within a second.
+    The command changes only the rules that you name. With `-` or --preset, it replaces all rules of the policy; it
+    never lifts rules of the key itself (`birdwire keys change --lift`). Running gateways obey the new rules with the
+    next call, on all replicas within a second.
 
     - Members of a rule can be set one by one: `caps.post_twitter=3/h,12/d`, `words.deny=giveaway,airdrop`
     - Several values: `approve=post_twitter,delete_twitter`
@@ -187,7 +188,7 @@ def try_(
         name = ACTIONS.get(operation, operation)
         if name not in ACTIONS.values():
             message = f"{printable(operation, 60)!r} is not a valid operation."
-            raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(ACTIONS.values())}")
+            raise Stop(ExitCode.USAGE, message, f"Use one of: {', '.join(dict.fromkeys(ACTIONS.values()))}")
         fields = {} if body is None else _stdin() if body == "-" else _parsed(body.encode("utf-8", "surrogatepass"))
         fields |= {} if text is None else {"text": text}
         moment = Clock().now() if at is None else times.at(at)

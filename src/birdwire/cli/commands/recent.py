@@ -43,10 +43,10 @@ def recent(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the posts that a key, an account or the whole gateway published recently, newest first.
+    """List the posts that a key, an account or the whole gateway published recently.
 
-    Posts that were deleted through this gateway are not listed. ABOUT is the post's ID for `birdwire delete`; X bills
-    each deletion.
+    The newest is first. Posts that were deleted through this gateway are not listed. ABOUT is the post's ID for
+    `birdwire delete`; X bills each deletion.
 
     Example: birdwire recent gateway --since 1h
     """

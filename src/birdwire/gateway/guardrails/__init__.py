@@ -6,7 +6,8 @@ caps, and pauses.
 Must never send a request to X, or decide anything by a model or by what a caller claims. The evaluation knows neither
 clock nor database: the same policies, proposal and context always give the same decision.
 
-Read in this order: `rules` (the table of rules), `policy` (the evaluation), `proposal` (what a call asks for),
-`presets`, `guards` (what holds for a key now), `spending` (what a call reserves and gives back), `pauses`, `preview`
-(what a call would do), `registry` (how the operator changes policies and pauses).
+Read in this order: `rules` (the table of rules, whose rows are in `content_rules` and `counting_rules`), `policy` (the
+evaluation) with `decision` (its words), `proposal` (what a call asks for), `word_matching`, `windows`, `presets`,
+`guards` (what holds for a key now), `spending` (what a call reserves and gives back), `pauses`, `preview` (what a call
+would do), `registry` (how the operator changes policies and pauses).
 """

@@ -34,9 +34,6 @@ _HOST = re.compile(r"[^\s/:?#@\\*.]{1,63}(?:\.[^\s/:?#@\\*.]{1,63})+")
 _PHRASES: Final = {"approve": "need approval", "deny": "are refused"}
 
 
-# approve
-
-
 def read_approve(value: object) -> Any:
     """Return `*` or the names of operations that need a person's approval."""
     cure = f'Write "*" or a list of operations: {", ".join(PUBLISHING)}.'
@@ -63,9 +60,6 @@ def describe_approve(value: Any) -> str:
     return f"Approval is needed for{' every write' if value == EVERY else ': ' + ', '.join(value)}."
 
 
-# approve_by
-
-
 def read_approve_by(value: object) -> str:
     """Return who may approve."""
     approver = values.one_of("approve_by", value, APPROVERS)
@@ -79,9 +73,6 @@ def read_approve_by(value: object) -> str:
 def describe_approve_by(value: Any) -> str:
     """Return the rule in words."""
     return f"The {value} approves what needs approval."
-
-
-# kinds
 
 
 def read_kinds(value: object) -> dict[str, str]:
@@ -107,9 +98,6 @@ def describe_kinds(value: Mapping[str, str]) -> str:
     )
 
 
-# delete
-
-
 def read_delete(value: object) -> str:
     """Return which posts may be deleted."""
     return values.one_of("delete", value, ("own", "any"))
@@ -124,9 +112,6 @@ def find_delete(value: str, case: Case) -> Iterator[Found]:
 def describe_delete(value: str) -> str:
     """Return the rule in words."""
     return "Only posts that the key itself made may be deleted." if value == "own" else "Any post may be deleted."
-
-
-# links
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +183,6 @@ def describe_links(value: Any) -> str:
     return f"Links to hosts other than {', '.join(map(ascii_host, value['only']))} {_PHRASES[value['else']]}."
 
 
-# mentions
-
-
 def read_mentions(value: object) -> dict[str, Any]:
     """Return how many users a post may mention, and what follows for more."""
     given = values.members("mentions", value, ("max", "else"), 'Write an object such as {"max": 1, "else": "approve"}.')
@@ -223,9 +205,6 @@ def find_mentions(value: Mapping[str, Any], case: Case) -> Iterator[Found]:
 def describe_mentions(value: Mapping[str, Any]) -> str:
     """Return the rule in words."""
     return f"Posts that mention or tag more than {counted(value['max'], 'user')} {_PHRASES[value['else']]}."
-
-
-# words
 
 
 def read_words(value: object) -> dict[str, list[str]]:

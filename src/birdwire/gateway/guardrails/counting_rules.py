@@ -53,9 +53,6 @@ class Asked(NamedTuple):
     shadow: bool = False
 
 
-# caps
-
-
 def read_caps(value: object) -> dict[str, str]:
     """Return how often each operation may happen."""
     given = _by_operation("caps", value, 'Write an object such as {"post_twitter": "3/h 12/d", "*": "50/d"}.')
@@ -108,9 +105,6 @@ def _often(written: str) -> str:
     return " and ".join(f"{part[:-2]} {words[part[-1]]}" for part in written.split())
 
 
-# min_gap_s
-
-
 def read_min_gap_s(value: object) -> dict[str, int]:
     """Return the least number of seconds between two calls of an operation."""
     given = _by_operation("min_gap_s", value, 'Write an object such as {"post_twitter": 300}.')
@@ -128,10 +122,9 @@ def charge_min_gap_s(value: Mapping[str, int], asked: Asked) -> Iterator[Charge]
 
 def describe_min_gap_s(value: Mapping[str, int]) -> str:
     """Return the rule in words."""
-    return " ".join(f"{_what(name, start=True)}: at least {gap} seconds apart." for name, gap in value.items())
-
-
-# quiet_hours
+    return " ".join(
+        f"{_what(name, start=True)}: at least {counted(gap, 'second')} apart." for name, gap in value.items()
+    )
 
 
 def read_quiet_hours(value: object) -> dict[str, str]:
@@ -176,9 +169,6 @@ def _hours(value: Mapping[str, str]) -> str:
     return f"{value['hours'].replace('-', ' to ')} ({value['zone']})"
 
 
-# duplicate_text
-
-
 def read_duplicate_text(value: object) -> dict[str, Any]:
     """Return for how many days a text may not be repeated, and by whom."""
     cure = 'Write an object such as {"days": 30, "across": "account"}.'
@@ -207,9 +197,6 @@ def describe_duplicate_text(value: Mapping[str, Any]) -> str:
     """Return the rule in words."""
     where = "any account of this gateway" if value["across"] == "gateway" else "the account"
     return f"A text may not be posted again by {where} within {counted(value['days'], 'day')}."
-
-
-# budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +268,6 @@ def describe_budget(value: Mapping[str, Any]) -> str:
     return f"Calls may cost at most {sums}; calls without a listed price {rest}."
 
 
-# trip
-
-
 class Trip(NamedTuple):
     """When refusals by X pause a scope: `refusals` of them for a reason within `window_s` seconds."""
 
@@ -329,9 +313,6 @@ def _time(seconds: int) -> str:
     return counted(seconds // length, {"m": "minute", "h": "hour", "d": "day"}[unit])
 
 
-# What a charge that does not pass means.
-
-
 def over(charge: Charge, context: Context) -> Found | None:
     """Return what is found if a charge does not pass on the counters of a snapshot; None if it passes."""
     if charge.kind == "text":
@@ -341,7 +322,7 @@ def over(charge: Charge, context: Context) -> Found | None:
     if charge.kind == "gap":
         left_ms = used + limit - charge.amount
         what = charge.measure.removeprefix("gap:")
-        message = f"{_what(what)} must be at least {limit // 1_000} seconds apart"
+        message = f"{_what(what)} must be at least {counted(limit // 1_000, 'second')} apart"
         return Found("deny", "cap_reached", message, -(-left_ms // 1_000)) if left_ms > 0 else None
     if used + charge.amount <= limit:
         return None
@@ -354,7 +335,7 @@ def over(charge: Charge, context: Context) -> Found | None:
         )
         return Found("deny", "budget_exhausted", message, left_s)
     what = _what(charge.measure.removeprefix("writes:"))
-    return Found("deny", "cap_reached", f"{what} at most {limit} times in one {unit} (UTC)", left_s)
+    return Found("deny", "cap_reached", f"{what} at most {counted(limit, 'time')} in one {unit} (UTC)", left_s)
 
 
 def _repeated(charge: Charge, context: Context) -> Found | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MISSING", "Guard", "Guards", "Unknown"]
 
 AfterRefusal = Callable[[Guard, "GatewayError"], Awaitable[None] | None]
-"""Takes a refusal before it is in the journal; returns what to wait for, if anything: `trips.Trips.after`."""
+"""Takes a refusal of X after it is recorded; returns what to wait for, if anything: `trips.Trips.after`."""
 
 
 class Unknown(Enum):

@@ -6,7 +6,8 @@ compatibility form, as a browser would resolve it; one that cannot be known is U
 shortened link leads, and a host that X does not link, such as `evil[.]com` or a bare host in Cyrillic, are not covered.
 
 Mentions are names behind @ or its full-width form where X finds them, and the users whom the media tag. A name is
-counted once, and also where X finds none because of what follows it.
+counted once, and also where X finds none because of what follows it. The author of the post that a reply answers is
+notified by X, and not counted.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ MAX_HOSTS_KEPT: Final = 50
 _X_HOST = re.compile(r"(?:.+\.)?(?:x|twitter)\.com")
 _STATUS = re.compile(r"/status(?:es)?/+[0-9]", re.IGNORECASE)
 _PROTOCOL = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+# Code points that no host has. Some letters, such as a full-width slash, have one of these as their compatible form.
+_NO_HOST = re.compile(r"[\x00-\x20\x7F/?#@:\\%<>^|\[\]]")
 _AUTHORITY_END = re.compile(r"[/?#\\]")
 # As twitter-text finds a mention, except that what follows the name does not decide: a name too many is counted rather
 # than one too few.
@@ -175,9 +178,13 @@ def host_of(link: str) -> str:
 
 
 def comparable_host(host: str) -> str:
-    """Return a host for comparing: decoded from punycode, in compatibility form and lower case, without a last dot."""
+    """Return a host for comparing: decoded from punycode, in compatibility form and lower case, without a last dot.
+
+    One that no browser accepts is UNKNOWN_HOST, since it is not sure where a link to it leads.
+    """
     folded = compatible(host).lower().replace("\u3002", ".").rstrip(".")
-    return ".".join(map(_decoded, folded.split(".")))
+    decoded = ".".join(map(_decoded, folded.split(".")))
+    return UNKNOWN_HOST if _NO_HOST.search(decoded) else decoded
 
 
 def _decoded(label: str) -> str:

@@ -307,10 +307,9 @@ async def _hold(connection: AsyncConnection, scope: str) -> None:
 
 
 async def _account(connection: AsyncConnection, username: str) -> str:
-    sessions = await x_sessions.list_all(connection)
-    found = {row.user_id for row in sessions if (row.username or "").lower() == username.lower() and row.user_id}
+    found = await x_sessions.users_named(connection, username)
     if len(found) == 1:
-        return account_scope(found.pop())
+        return account_scope(next(iter(found)))
     if found:
         raise PolicyError(f"Several linked accounts have had the name @{username[:60]}: use {ACCOUNT_PREFIX}USER_ID.")
     raise PolicyError(f"No linked account is named @{username[:60]}; see `birdwire accounts list`.")

@@ -2,7 +2,7 @@
 
 X refuses what it takes for misuse, and repeating it makes things worse for the account. A suspension pauses the
 account; refusals that add up pause the key, or the account if the rule is the account's. A policy in shadow mode never
-trips. COUNTED lists which refusals add up.
+trips. COUNTED lists the refusals that add up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ X app, such as its credits or its access level: repeating these brings the accou
 
 
 class Trips:
-    """Pauses scopes by the rule `trip`, in one database."""
+    """Applies the rule `trip` in one database."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -50,8 +50,8 @@ class Trips:
     def after(self, guard: Guard, error: GatewayError) -> Awaitable[None] | None:
         """Return what to wait for after X refused a call of a guarded key, or None if no rule concerns it.
 
-        The refusal is not in the journal yet. What is returned never fails: if the database does not answer, X's next
-        refusal counts.
+        The refusal of a write is in the journal by then. What is returned never fails: if the database does not answer,
+        X's next refusal counts.
         """
         if error.reason not in COUNTED or error.outcome != "refused":
             return None
@@ -69,10 +69,12 @@ class Trips:
     async def _trip(self, policy: Policy, trip: Trip, scope: str) -> None:
         """Pause a scope if enough calls were refused, unless it is paused already."""
         now = self._clock.now()
-        since, earlier = now - timedelta(seconds=trip.window_s), trip.refusals - 1
-        async with self._database.read() as connection:
-            if earlier and await _refusals(connection, scope, trip.reason, since) < earlier:
-                return
+        # The refusal at hand is one: that of a lookup is not in the journal.
+        if trip.refusals > 1:
+            since = now - timedelta(seconds=trip.window_s)
+            async with self._database.read() as connection:
+                if await _refusals(connection, scope, trip.reason, since) < trip.refusals:
+                    return
         async with self._database.write() as connection:
             held = [row for row in await pauses.of(connection, [scope]) if row.author == policy.author]
             if not in_force(held, now):

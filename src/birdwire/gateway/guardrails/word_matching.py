@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Final
 
@@ -135,16 +136,17 @@ class ReadText:
         folded = " ".join(fold(text).split())
         readings = [tuple(_WORD.findall(folded))]
         if not text.isascii():
-            latin = " ".join(part if part.isascii() else _latin(part) for part in text.split())
-            readings.append(tuple(_WORD.findall(fold(latin))))
+            parts = (part.lower() if part.isascii() else "".join(map(_latin, part)) for part in text.split())
+            readings.append(tuple(_WORD.findall(" ".join(parts))))
         if _OVERRIDE in text:
             readings += [tuple(token[::-1] for token in reversed(tokens)) for tokens in readings]
         return cls(folded, tuple(dict.fromkeys(readings)))
 
 
-def _latin(text: str) -> str:
-    """Return a text with Latin letters for those that look like them, before and after it is folded."""
-    return fold(compatible(text).translate(ALIKE)).translate(ALIKE)
+@lru_cache(maxsize=4096)
+def _latin(char: str) -> str:
+    """Return a code point folded, as the Latin letter that it looks like before or after that."""
+    return fold(compatible(char).translate(ALIKE)).translate(ALIKE)
 
 
 def has_content(word: str) -> bool:

@@ -66,11 +66,15 @@ text_marks = Table(
     Column("scope", String, primary_key=True),
     Column("mark", String, primary_key=True),
     Column("at_ms", BigInteger, nullable=False),
+    Column("previous_ms", BigInteger),
     Column("until_ms", BigInteger, nullable=False),
     Column("request_id", String, nullable=False),
     Index("text_marks_end", "until_ms"),
 )
-"""mark: the HMAC of a text. at_ms: when it was last posted, or zero. until_ms: when the row may be deleted."""
+"""mark: the HMAC of a text. at_ms: when it was last posted, or zero; previous_ms: what that was before `request_id`.
+
+until_ms: when the row may be deleted.
+"""
 
 index_of_some("usage_end", usage.c.kept_until)
 
@@ -123,7 +127,13 @@ _GAP = (
 _MARK = (
     update(text_marks)
     .where(*_key(text_marks), text_marks.c.at_ms <= _number("most"))
-    .values(at_ms=_number("now"), until_ms=_number("end"), request_id=bindparam("request"))
+    .values(
+        previous_ms=text_marks.c.at_ms,
+        at_ms=_number("now"),
+        # A rule of fewer days must not end a mark before a rule of more days does.
+        until_ms=case((text_marks.c.until_ms > _number("end"), text_marks.c.until_ms), else_=_number("end")),
+        request_id=bindparam("request"),
+    )
 )
 _CHANGES: dict[str, Update] = {"add": _ADD, "gap": _GAP, "text": _MARK}
 
@@ -140,7 +150,7 @@ _UNDO_GAP = (
 _UNDO_MARK = (
     update(text_marks)
     .where(*_key(text_marks), text_marks.c.request_id == bindparam("request"))
-    .values(at_ms=0, until_ms=0, request_id="")
+    .values(at_ms=func.coalesce(text_marks.c.previous_ms, 0), previous_ms=None, request_id="")
 )
 
 

@@ -220,10 +220,17 @@ async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> list[
 
 
 async def accounts_of(connection: AsyncConnection, key_id: str) -> list[NamedAccount]:
-    """Return each account that X has named for a key's sessions."""
+    """Return each account that X has named for a key's sessions, that of the link in use first."""
     query = select(x_sessions.c.user_id, x_sessions.c.username)
     named = query.where(x_sessions.c.key_id == key_id, x_sessions.c.user_id.is_not(None))
-    return [NamedAccount(*row) for row in await connection.execute(named)]
+    in_use_first = named.order_by(x_sessions.c.state != LinkState.ACTIVE, x_sessions.c.created_at.desc())
+    return [NamedAccount(*row) for row in await connection.execute(in_use_first)]
+
+
+async def users_named(connection: AsyncConnection, username: str) -> frozenset[str]:
+    """Return the user ids of the linked accounts that X last called by a username, in any case."""
+    named = (func.lower(x_sessions.c.username) == username.lower(), x_sessions.c.user_id.is_not(None))
+    return frozenset((await connection.execute(select(x_sessions.c.user_id).where(*named))).scalars())
 
 
 _KEYS = table("api_keys", column("key_id"), column("revoked_at"), column("expires_at"))

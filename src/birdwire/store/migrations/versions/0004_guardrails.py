@@ -90,6 +90,7 @@ def _add_text_marks() -> None:
         sa.Column("scope", sa.String(), nullable=False),
         sa.Column("mark", sa.String(), nullable=False),
         sa.Column("at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("previous_ms", sa.BigInteger(), nullable=True),
         sa.Column("until_ms", sa.BigInteger(), nullable=False),
         sa.Column("request_id", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("scope", "mark"),

@@ -18,9 +18,10 @@ from birdwire.gateway.guardrails.pauses import pause
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.store.database import Database
-from birdwire.store.tables import journal
+from birdwire.store.tables import journal, policies
 from birdwire.store.tables.acts import Actor
 from birdwire.store.tables.pauses import PauseRow
+from birdwire.store.tables.policies import PolicyRow
 from birdwire.x.catalog.media import CHUNK_BYTES
 from harness.gateway import API, POST, RunningGateway, gateway, serving
 from harness.linking import JSON, reason_of
@@ -93,7 +94,19 @@ async def pause_key(running: RunningGateway) -> None:
         await database.close()
 
 
+async def ask_a_person(running: RunningGateway) -> None:
+    """Let every write of the key wait for a person, as another process does."""
+    database, now = Database(running.settings.database_url), running.clock.now()
+    row = PolicyRow(running.key_id, "operator", 1, "enforce", None, {"approve": "*"}, now, OPERATOR.who)
+    try:
+        async with database.write() as connection:
+            assert await policies.append(connection, row)
+    finally:
+        await database.close()
+
+
 CHANGES["paused"] = (pause_key, (403, "paused"))
+CHANGES["policy"] = (ask_a_person, (403, "approval_unavailable"))
 
 
 def kinds(*names: str) -> pytest.MarkDecorator:

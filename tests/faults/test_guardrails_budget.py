@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 
+from birdwire.store.database import Database
 from harness.fault_scale import LONG, record, scaled
+from harness.gateway import POST
 from harness.guarded_gateway import (
     ACCOUNT,
     GATEWAY,
@@ -30,6 +32,8 @@ from harness.guarded_gateway import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from harness.gateway import RunningGateway
 
 RUNS = scaled("BUDGET_RUNS", 2, 20)
 CALLERS = scaled("BUDGET_CALLERS", 60, 200)
@@ -249,3 +253,22 @@ async def _check(place: GuardedDeployment, spender: Spender) -> bool:
     lost = lost or any(call["status"] is None or call["status"] >= 500 for call in unlikes)
     assert lost or used == cost, spender.holder.key_id
     return not lost
+
+
+async def test_a_call_that_x_refuses_gives_back_what_each_scope_reserved(linked: RunningGateway) -> None:
+    """Scopes may reserve different sums for a call without a price; neither counter loses what other calls spent."""
+    database = Database(linked.settings.database_url)
+    try:
+        await set_rules(database, linked.key_id, {"budget": {"day_usd": 1, "unpriced": 0.01}})
+        await set_rules(database, GATEWAY, {"budget": {"day_usd": 1, "unpriced": 0.05}})
+        assert (await linked.call("post_twitter", {"text": "One"})).is_success
+        await linked.fault("POST", "/2/tweets", {"error": "missing-scope"})
+        refused = await linked.call("post_twitter", {"text": "See", "quote_tweet_id": POST})
+        assert refused.json()["error"]["upstream"]["status"] == 403
+        for scope in (linked.key_id, GATEWAY):
+            assert await used_today(database, scope) == POST_MICROUSD
+        assert (await linked.call("post_twitter", {"text": "See", "quote_tweet_id": POST})).is_success
+        assert await used_today(database, linked.key_id) == POST_MICROUSD + 10_000
+        assert await used_today(database, GATEWAY) == POST_MICROUSD + 50_000
+    finally:
+        await database.close()

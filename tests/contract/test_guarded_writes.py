@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from birdwire.store.database import Database, StorageDownError
 from birdwire.store.tables import policies
-from birdwire.store.tables.journal import journal
+from birdwire.store.tables.journal import State, journal
 from birdwire.store.tables.usage import usage
 from harness.gateway import API, POST, RunningGateway
 
@@ -51,9 +51,10 @@ async def used(database: Database, scope: str, measure: str = "usd") -> dict[str
 
 
 async def rows(database: Database) -> list[Any]:
-    """Return the rows of the journal."""
+    """Return the rows of the journal that are writes; refused attempts are recorded there a little later."""
+    query = select(journal).where(journal.c.state != State.NOT_SENT).order_by(journal.c.request_id)
     async with database.read() as connection:
-        return list(await connection.execute(select(journal).order_by(journal.c.request_id)))
+        return list(await connection.execute(query))
 
 
 async def get(running: RunningGateway, path: str, **query: str) -> httpx2.Response:
@@ -204,6 +205,32 @@ async def test_reads_that_nobody_asked_for_count_and_are_never_refused(
     assert await used(database, running.key_id) == {"day": 10_000}
     assert await used(database, running.key_id, f"reads:users/me:{user_id}") == {"day": 1}
     assert await used(database, running.key_id, f"reads_usd:users/me:{user_id}") == {"day": 10_000}
+
+
+async def test_an_unreadable_policy_refuses_what_costs(linked: RunningGateway, database: Database) -> None:
+    """Nobody knows what it forbids, so nothing is sent; the status of the key says so."""
+    await set_rules(database, linked.key_id, {"no_such_rule": 1})
+    for answer in (await linked.like(), await get(linked, "user/info", userName="grace")):
+        assert (answer.status_code, reason_of(answer)) == (403, "policy_unreadable")
+    assert not await linked.calls("/2/users/", method="POST")
+    (sentence,) = (await linked.status())["rules"]["sentences"]
+    assert linked.key_id in sentence
+    would = (await linked.call("dry_run/like_twitter", {"tweet_id": POST})).json()["would"]
+    assert [one["reason"] for one in would["refusals"]] == ["policy_unreadable"]
+
+
+async def test_a_call_that_waits_is_judged_by_the_rules_of_now(linked: RunningGateway, database: Database) -> None:
+    """X fails once, and the policy that is set before the retry refuses it: X may have done the first attempt."""
+    await linked.fault("POST", "/2/users/*/likes", {"drop": "before_apply"})
+
+    async def forbid() -> None:
+        linked.clock.meanwhile = None
+        await set_rules(database, linked.key_id, {"approve": "*"})
+
+    linked.clock.meanwhile = forbid
+    answer = await linked.like()
+    assert reason_of(answer) == "approval_unavailable"
+    assert len(await linked.calls("/2/users/", method="POST")) <= 1
 
 
 async def test_an_upload_counts_as_nothing(linked: RunningGateway, database: Database) -> None:

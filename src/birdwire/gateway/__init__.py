@@ -7,6 +7,9 @@ the details of X's refusals.
 Must never know a web framework or a path: it gets a Call and the rules of its route, and returns an Answer. Must never
 skip a step for one caller, send a request to X itself (the account's client does), or write SQL.
 
+A guarded call is judged and charged by `guardrails`, through the same steps. A dry run goes through `Writes.preview`,
+which runs the check of each step and nothing else.
+
 Read in this order: `pipeline` (the frame: `admit`, then `do_once`), `admission` (the checks of its key),
 `capacity` with `concurrency` and `upload_limits` (the limits of this process), `writes` (the steps of an operation),
 `sender` and `uploader` (its last step), `refusal_details` (what X's refusal means), `lookups`.

@@ -93,4 +93,6 @@ class _Reads:
         usd = self._spending.prices.of_reads(self._came)
         if self._reserved:
             await self._spending.correct(self._judged, self._request_id, usd, self._came.total())
+        else:
+            await self._spending.give_back(self._judged, self._request_id)
         return self._judged.header(usd=usd)

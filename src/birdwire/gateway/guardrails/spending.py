@@ -300,7 +300,7 @@ class Spending:
         await self._database.append_all(store.charging(free, name))
 
     async def give_back(self, judged: Judged, request_id: str) -> None:
-        """Give back what was counted in shadow mode for a write without a row, if the store answers."""
+        """Give back what was counted in shadow mode for a call that did not start, if the store answers."""
         if judged.shadow:
             with contextlib.suppress(StorageDownError):
                 await self._database.append_all(store.giving_back(store.encode(judged.shadow), request_id))

@@ -252,7 +252,16 @@ def test_the_proposals_have_every_field_and_the_policies_every_rule() -> None:
     assert {name for rules in ALL_POLICIES.values() for name in rules} == {rule.name for rule in RULES}
 
 
-VOLATILE = ("request_id", "id", "rest_id", "edit_history_post_ids", "edit_history_tweet_ids", "media_id", "media_key")
+VOLATILE = (
+    "request_id",
+    "id",
+    "expires_at",
+    "rest_id",
+    "edit_history_post_ids",
+    "edit_history_tweet_ids",
+    "media_id",
+    "media_key",
+)
 """Members of an answer that differ between any two calls."""
 
 

@@ -174,6 +174,7 @@ def test_all_rules_are_replaced_from_stdin(operator: Operator) -> None:
         (b'{"links": "deny", "links": "approve"}', "links"),
         (b'{"links": NaN}', "NaN"),
         (b'{"shout": 1}', "shout"),
+        (b'{"words": {"deny": ["\\ud800"]}}', "unpaired surrogate"),
         (b'{"links": 5}', "links"),
         (b'{"caps": {"post_twitter": "0/h"}}', "caps"),
         (b'{"quiet_hours": {"hours": "22:00-07:00", "zone": "Mars/Base"}}', "quiet_hours"),
@@ -382,6 +383,17 @@ def test_a_trial_shows_the_text_the_price_and_each_finding(operator: Operator) -
     assert would["warnings"][1].endswith("not obeyed: links (deny), mentions (deny).")
 
 
+def test_a_trial_shows_the_budget_and_what_it_cannot_judge(operator: Operator) -> None:
+    """The tightest budget that is obeyed; repeated texts need the vault key."""
+    operator.set("budget.day_usd=2", "duplicate_text=30,account")
+    would = operator.run(
+        "policy", "test", operator.key_id, "post", "--text", "x", "--at", "2026-11-28T12:00Z", "--json"
+    ).document["would"]
+    day = {"limit_usd": 2.0, "used_usd": 0.0, "resets_at": "2026-11-29T00:00:00Z"}
+    assert would["budget"] == {"currency": "USD", "day": day, "month": None}
+    assert would["warnings"][1] == "Without the vault key, the rule duplicate_text was not judged."
+
+
 def test_a_trial_knows_the_rules_and_the_pauses_of_the_key(operator: Operator) -> None:
     """Each is a refusal of its own."""
     operator.run("keys", "change", operator.key_id, "--actions", "post")
@@ -413,11 +425,11 @@ def test_a_pause_is_shown_recorded_and_lifted(operator: Operator) -> None:
     assert (paused["scope"], paused["why"]) == ("gateway", "Tricked")
     since, until = (datetime.fromisoformat(paused[name]) for name in ("since", "until"))
     assert until - since == timedelta(minutes=30)
-    assert "gateway has been paused since" in operator.run("check").out
+    assert "The gateway has been paused since" in operator.run("check").out
     assert operator.run("resume", "gateway", "--json").document == {"resumed": {"scope": "gateway"}}
     assert "paused" not in operator.run("check").out
     again = operator.run("resume", "gateway")
-    assert (again.code, again.out) == (0, "gateway was not paused by an operator.\n")
+    assert (again.code, again.out) == (0, "The gateway was not paused by an operator.\n")
     assert [one["act"] for one in operator.acts()[:2]] == ["resumed", "paused"]
     assert operator.acts()[0]["before"]["why"] == "Tricked"
 
@@ -437,7 +449,7 @@ def test_the_operator_does_not_lift_the_owners_pause(operator: Operator) -> None
     operator.execute("INSERT INTO pauses VALUES ('account:22', 'owner', 0, NULL, 'Not me', '@ada')")
     resumed = operator.run("resume", "account:22")
     assert resumed.code == 0
-    assert "The account's owner has also paused account:22: Not me" in resumed.out
+    assert "The account's owner has also paused it: Not me" in resumed.out
     assert "Not me" in operator.run("check").out
 
 
@@ -625,7 +637,7 @@ async def test_a_replay_simulates_whatever_counts_in_the_order_of_the_writes(
         (40, "Too much", "confirmed", 0.2),
         (60, "Cheap", "confirmed", 0.015),
     ]
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for number, (minute, text, state, price) in enumerate(posts):
         request_id = f"req_{number:04}"
         words = vault.seal(text, Place("journal", request_id, "words_ct"))
@@ -634,7 +646,7 @@ async def test_a_replay_simulates_whatever_counts_in_the_order_of_the_writes(
         at = int((start + timedelta(minutes=minute)).timestamp() * 1_000_000)
         spent = int(price * 1_000_000)
         rows.append((request_id, key.key_id, "post_twitter", f"10{number}", None, state, spent, at, words, sealed))
-    last = rows[-1][7]
+    last = at
     rows += [
         ("req_0100", key.key_id, "delete_twitter", "100", "100", "confirmed", 5_000, last, None, None),
         ("req_0101", key.key_id, "delete_twitter", "999", "999", "confirmed", 5_000, last, None, None),

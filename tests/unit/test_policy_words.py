@@ -68,6 +68,13 @@ PRESENT: dict[str, tuple[str, str]] = {
     "Greek": ("price", "\u03c1ric\u03b5"),
     "Greek capitals": ("BOOK", "\u0392\u039f\u039f\u039a"),
     "Greek of mathematics": ("vip", "\U0001d6ceip"),
+    "Latin in Cyrillic": ("\u0441\u043a\u0438\u0434\u043a\u0430", "c\u043a\u0438\u0434\u043aa"),
+    "Latin for Cyrillic": ("\u0441\u043e\u0440", "COP"),
+    "Latin in a Cyrillic phrase": (
+        "\u0431\u0435\u0437 \u0434\u0435\u043d\u0435\u0433",
+        "\u0431e\u0437 \u0434e\u043de\u0433",
+    ),
+    "Latin in Greek": ("\u03b4\u03c9\u03c1\u03bf", "\u03b4\u03c9po"),
     "a dotless i": ("giveaway", "g\u0131veaway"),
     # Other scripts.
     "Chinese": ("抽奖", "今天有抽奖活动"),

@@ -16,6 +16,7 @@ from birdwire import __version__
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.inputs import ConfigOption, load_settings, settings_file
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.gateway.guardrails.policy import GATEWAY_SCOPE
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.keys.redis_connection import RedisConnection, Script
 from birdwire.runtime import private_files
@@ -263,10 +264,11 @@ def _guardrails(settings: Settings) -> Iterator[Finding]:
             f"Upgrade Birdwire, or set the policy again: `birdwire policy set {policy.scope} - < rules.json`.",
         )
     for pause in paused:
+        name = "The gateway" if pause.scope == GATEWAY_SCOPE else pause.scope
         until = "" if pause.until is None else f" until {rfc3339(pause.until)}"
         yield Finding(
             "note",
-            f"{pause.scope} has been paused since {rfc3339(pause.since)}{until}: {printable(pause.why).rstrip(' .')}.",
+            f"{name} has been paused since {rfc3339(pause.since)}{until}: {printable(pause.why).rstrip(' .')}.",
             f"To end the pause, run: birdwire resume {pause.scope}",
         )
 

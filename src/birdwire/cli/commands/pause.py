@@ -12,6 +12,7 @@ from birdwire.cli.database import opened, operator
 from birdwire.cli.inputs import ConfigOption, DataOption, ScopeArgument, read_settings
 from birdwire.cli.output import JsonOption, family, printable, saying
 from birdwire.gateway.guardrails.pauses import document
+from birdwire.gateway.guardrails.policy import GATEWAY_SCOPE
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.runtime.clock import Clock
 
@@ -55,7 +56,7 @@ def pause(
         row = asyncio.run(_pause(read_settings(config, data), scope, why, ends))
         paused = document(row)
         end = "" if paused["until"] is None else f" until {paused['until']}"
-        say.result({"paused": paused}, printable(f"{row.scope} is paused{end}: {row.why}", 700))
+        say.result({"paused": paused}, printable(f"{_called(scope, row.scope)} is paused{end}: {row.why}", 700))
 
 
 @app.command()
@@ -71,9 +72,17 @@ def resume(
     """
     with saying(as_json=as_json) as say:
         resumed, lifted, rest = asyncio.run(_resume(read_settings(config, data), scope))
-        lines = [f"{resumed} is no longer paused." if lifted else f"{resumed} was not paused by an operator."]
-        lines += [f"The account's owner has also paused {row.scope}: {printable(row.why, 500)}" for row in rest]
+        called = _called(scope, resumed)
+        lines = [f"{called} is no longer paused." if lifted else f"{called} was not paused by an operator."]
+        lines += [f"The account's owner has also paused it: {printable(row.why, 500)}" for row in rest]
         say.result({"resumed": {"scope": resumed}}, *lines)
+
+
+def _called(name: str, scope: str) -> str:
+    """Return a scope as it starts a sentence, by the name that the operator gave."""
+    if scope == GATEWAY_SCOPE:
+        return "The gateway"
+    return scope if name == scope else f"{name} ({scope})"
 
 
 async def _pause(settings: Settings, name: str, why: str, until: datetime | None) -> PauseRow:

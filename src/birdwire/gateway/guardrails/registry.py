@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from birdwire.api.models import is_well_formed
 from birdwire.gateway.guardrails.pauses import in_force, pause
 from birdwire.gateway.guardrails.policy import ACCOUNT_PREFIX, GATEWAY_SCOPE, Policy, PolicyError, account_scope
 from birdwire.gateway.guardrails.presets import PRESETS
@@ -241,6 +243,8 @@ class Policies:
         now, version = self._clock.now(), 1 if before is None else before.version + 1
         policy = Policy.read(scope, OPERATOR, version, enforcement, preset, {} if rules is None else dict(rules))
         stored = None if rules is None else dict(policy.rules)
+        if not is_well_formed(json.dumps(stored, ensure_ascii=False)):
+            raise PolicyError("A rule contains an unpaired surrogate, which no text contains. Write it in UTF-8.")
         # The name is that of a preset only while the rules are the preset's.
         named = preset if preset in PRESETS and read_rules(dict(PRESETS[preset].rules)) == stored else None
         row = PolicyRow(scope, OPERATOR, version, policy.enforcement, named, stored, now, self._by.who)

@@ -6,10 +6,10 @@ difference. A word is found as a whole word; punctuation separates words, and se
 word of a script that is written without spaces, such as Chinese or Thai, and a word without any letter or digit, such
 as an emoji, are found anywhere.
 
-Letters of Cyrillic, Greek and phonetic notation that look like Latin ones are compared as those too, by ALIKE, and the
-text is read backwards too where it contains a right-to-left override. That helps, and is not a promise: ALIKE is
-short. Not covered are digits for letters (`g1veaway`), spaces or punctuation between letters (`g.i.v.e`), regional
-indicators, pictures, and synonyms.
+Letters of Cyrillic, Greek and phonetic notation that look like Latin ones are compared as those too, by ALIKE, in the
+words and in the text, and the text is read backwards too where it contains a right-to-left override. That helps, and is
+not a promise: ALIKE is short. Not covered are digits for letters (`g1veaway`), spaces or punctuation between letters
+(`g.i.v.e`), regional indicators, pictures, and synonyms.
 """
 
 from __future__ import annotations
@@ -87,15 +87,15 @@ class WordList:
         phrases: dict[str, dict[int, set[tuple[str, ...]]]] = {}
         anywhere: list[str] = []
         names: dict[str, str] = {}
-        for word in written:
-            folded = " ".join(fold(word).split())
+        forms = {form: word for word in reversed(tuple(written)) for form in _forms(word)}
+        for folded, word in reversed(forms.items()):
             parts = tuple(_WORD.findall(folded))
-            key = " ".join(parts) if parts and not _UNSPACED.search(folded) else folded
-            names.setdefault(key, word)
-            if key == folded and (not parts or _UNSPACED.search(folded)):
+            is_spaced = bool(parts) and not _UNSPACED.search(folded)
+            names.setdefault(" ".join(parts) if is_spaced else folded, word)
+            if not is_spaced:
                 anywhere.append(folded)
             elif len(parts) == 1:
-                words.add(key)
+                words.add(parts[0])
             else:
                 phrases.setdefault(parts[0], {}).setdefault(len(parts), set()).add(parts)
         return cls(frozenset(words), phrases, tuple(anywhere), names)
@@ -133,14 +133,20 @@ class ReadText:
     @classmethod
     def of(cls, text: str) -> ReadText:
         """Read a text."""
-        folded = " ".join(fold(text).split())
-        readings = [tuple(_WORD.findall(folded))]
-        if not text.isascii():
-            parts = (part.lower() if part.isascii() else "".join(map(_latin, part)) for part in text.split())
-            readings.append(tuple(_WORD.findall(" ".join(parts))))
+        forms = _forms(text)
+        readings = [tuple(_WORD.findall(form)) for form in forms]
         if _OVERRIDE in text:
             readings += [tuple(token[::-1] for token in reversed(tokens)) for tokens in readings]
-        return cls(folded, tuple(dict.fromkeys(readings)))
+        return cls(forms[0], tuple(dict.fromkeys(readings)))
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    """Return a text folded; if it is not ASCII, also with the Latin letters that it looks like."""
+    folded = " ".join(fold(text).split())
+    if text.isascii():
+        return (folded,)
+    parts = (part.lower() if part.isascii() else "".join(map(_latin, part)) for part in text.split())
+    return folded, " ".join(" ".join(parts).split())
 
 
 @lru_cache(maxsize=4096)

@@ -388,7 +388,7 @@ def test_the_refusal_is_the_first_denial_that_waiting_does_not_cure() -> None:
     assert (error.reason, error.retry_after_s) == ("policy_denied", None)
     assert [found["rule"] for found in error.findings] == ["caps", "links", "words", "approve"]
     message, fix = describe(error)
-    assert message == "A policy of this gateway does not allow this call: a link to evil.com is not allowed."
+    assert message == "A policy does not allow this call: a link to evil.com is not allowed."
     assert fix == "Change the call, or ask the operator to change the policy (`birdwire policy show key_1`)."
     assert error.outcome == "not_sent"
 

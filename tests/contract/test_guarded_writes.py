@@ -89,6 +89,7 @@ async def test_a_call_that_passes_is_charged_in_each_scope(linked: RunningGatewa
     assert row.cost_microusd == 15_000
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_a_budget_lets_exactly_so_many_concurrent_calls_pass(linked: RunningGateway, database: Database) -> None:
     """Each call that is refused wrote nothing, and knows why."""
     await set_rules(database, linked.key_id, BUDGET)
@@ -106,6 +107,7 @@ async def test_a_budget_lets_exactly_so_many_concurrent_calls_pass(linked: Runni
     assert len(await linked.calls("/2/users/", method="POST")) == 3
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_what_x_refuses_is_given_back(linked: RunningGateway, database: Database) -> None:
     """The money, the count, the gap and the text: the same call may be tried again."""
     rules = {"caps": {"*": "1/h"}, "min_gap_s": {"post_twitter": 600}, "duplicate_text": {"days": 1}}
@@ -174,6 +176,7 @@ async def test_a_deletion_of_an_own_post_is_known_by_the_journal(linked: Running
     assert (await linked.call("delete_twitter", {"tweet_id": made})).status_code == 200
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_a_lookup_costs_what_came(linked: RunningGateway, database: Database) -> None:
     """It reserves the most, is corrected to what X returned, and a cached answer costs nothing."""
     await set_rules(database, linked.key_id, {"budget": {"day_usd": 0.25}})

@@ -383,6 +383,17 @@ def test_a_trial_shows_the_text_the_price_and_each_finding(operator: Operator) -
     assert would["warnings"][1].endswith("not obeyed: links (deny), mentions (deny).")
 
 
+def test_a_trial_shows_the_budget_and_what_it_cannot_judge(operator: Operator) -> None:
+    """The tightest budget that is obeyed; repeated texts need the vault key."""
+    operator.set("budget.day_usd=2", "duplicate_text=30,account")
+    would = operator.run(
+        "policy", "test", operator.key_id, "post", "--text", "x", "--at", "2026-11-28T12:00Z", "--json"
+    ).document["would"]
+    day = {"limit_usd": 2.0, "used_usd": 0.0, "resets_at": "2026-11-29T00:00:00Z"}
+    assert would["budget"] == {"currency": "USD", "day": day, "month": None}
+    assert would["warnings"][1] == "Without the vault key, the rule duplicate_text was not judged."
+
+
 def test_a_trial_knows_the_rules_and_the_pauses_of_the_key(operator: Operator) -> None:
     """Each is a refusal of its own."""
     operator.run("keys", "change", operator.key_id, "--actions", "post")

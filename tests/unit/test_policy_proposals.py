@@ -218,7 +218,14 @@ def test_what_else_a_proposal_holds() -> None:
 
 def test_texts_that_readers_take_for_the_same_are_compared_as_one() -> None:
     """A post without a text has nothing to compare."""
-    same = ["Good  morning", "good morning", " GOOD\nmorning ", "g\u200bood morning", "\uff47ood m\u00f6rning"]
+    same = [
+        "Good  morning",
+        "good morning",
+        " GOOD\nmorning ",
+        "g\u200bood morning",
+        "\uff47ood m\u00f6rning",
+        "g\u043eod m\u043erning",
+    ]
     assert {comparable_text(proposal(text)) for text in same} == {"good morning"}
     assert comparable_text(proposal("good morning!")) == "good morning!"
     poll = {"options": ["a", "b"], "duration_minutes": 5}

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from birdwire.api.models import is_well_formed
 from birdwire.gateway.guardrails.windows import Moment
-from birdwire.gateway.guardrails.word_matching import ReadText
+from birdwire.gateway.guardrails.word_matching import ALIKE, ReadText
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import links_of, weighted_length
 from birdwire.x.catalog.unicode_nfc import compatible, fold
@@ -118,11 +118,12 @@ def propose_lookup(lookup_name: str, user_id: str | None, price: int | None) -> 
 def comparable_text(proposal: Proposal) -> str | None:
     """Return the text of a post for comparing with earlier ones; None if it has no text.
 
-    Case, runs of white space, accents, invisible code points and forms of the same letter make no difference.
+    Case, runs of white space, accents, invisible code points, forms of the same letter and letters that look like a
+    Latin one make no difference.
     """
     if proposal.operation != "post_twitter" or proposal.weight is None or not proposal.texts:
         return None
-    return " ".join(fold(proposal.texts[0]).split()) or None
+    return " ".join(fold(proposal.texts[0]).translate(ALIKE).split()) or None
 
 
 def features_of(proposal: Proposal) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from birdwire.gateway.guardrails.pauses import refusal as pause_refusal
 from birdwire.gateway.guardrails.policy import (
     Context,
     Decision,
+    Guard,
     Policy,
     approve_by,
     charges,
@@ -31,6 +32,7 @@ from birdwire.gateway.guardrails.policy import (
 from birdwire.gateway.guardrails.preview import payload_sha256
 from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, proposal_of_features, propose
 from birdwire.gateway.guardrails.registry import read
+from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.encryption.text_marks import TextMarks
@@ -191,6 +193,9 @@ class Rehearsal:
             context = await self._context(judged, trial.proposal, operation, key_id, now)
             trial.decision = evaluate(judged, trial.proposal, context)
             trial.request = None if account is None else operation.upstream(account.user_id, body)
+            trial.blind = self._vault is None and "text_mark" in needs(judged, operation)
+        guard = Guard(key_id, _user_id(account), tuple(judged), tuple(paused), ())
+        trial.budget = await GuardStatus(self._database, _unguarded, _At(now)).budget(guard)
         return trial.document(self._prices.listed_on, key.rules.text_limit or LIMIT)
 
     async def _context(
@@ -277,6 +282,8 @@ class _Trial:
     proposal: Proposal | None = None
     decision: Decision | None = None
     request: XRequest | None = None
+    budget: dict[str, Any] | None = None
+    blind: bool = False
 
     def take(self, step: Callable[[], Result]) -> Result | None:
         """Run a check, and collect its refusal; return what it returned, or None."""
@@ -304,7 +311,7 @@ class _Trial:
             "text": None if proposal is None or proposal.weight is None else _text(proposal, limit),
             "cost_usd": None if price is None else price / 1_000_000,
             "listed_on": listed_on,
-            "budget": None,
+            "budget": self.budget,
             "x": None,
             "request": self.request
             and {"method": self.request.method, "path": self.request.path, "json": self.request.json},
@@ -314,6 +321,8 @@ class _Trial:
     def _warnings(self) -> Iterator[str]:
         if self.account is None:
             yield "No X account is linked to this key yet."
+        if self.blind:
+            yield "Without the vault key, the rule duplicate_text was not judged."
         shadow = () if self.decision is None else self.decision.shadow
         if shadow:
             found = ", ".join(dict.fromkeys(f"{one.rule} ({one.outcome})" for one in shadow))
@@ -357,6 +366,10 @@ def _mark(proposal: Proposal) -> str | None:
 
 def _scopes(key_id: str, user_id: str | None) -> list[str]:
     return [key_id, *([] if user_id is None else [f"account:{user_id}"]), "gateway"]
+
+
+async def _unguarded(_: str) -> None:
+    """Stand in for the guards of a gateway, which a trial reads itself."""
 
 
 def _user_id(account: x_sessions.NamedAccount | None) -> str | None:

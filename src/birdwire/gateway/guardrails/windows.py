@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -27,8 +28,15 @@ class Moment(NamedTuple):
     @classmethod
     def of(cls, now: datetime) -> Moment:
         """Return the moment of a time."""
-        text = now.astimezone(UTC).isoformat()
-        return cls(int(now.timestamp() * 1_000), {unit: text[:length] for length, unit in _LENGTHS.items()})
+        unix_s = now.timestamp()
+        return cls(int(unix_s * 1_000), _windows(int(unix_s // 3_600)))
+
+
+@lru_cache(maxsize=64)
+def _windows(hour: int) -> Mapping[Unit, str]:
+    """Return the windows in which an hour is, given as the number of hours since 1970."""
+    text = datetime.fromtimestamp(hour * 3_600, UTC).isoformat()
+    return {unit: text[:length] for length, unit in _LENGTHS.items()}
 
 
 def unit_of(window: str) -> Unit:

@@ -230,6 +230,11 @@ def _strictness(charge: Charge) -> tuple[int, int]:
 def _made(kind: str, scope: str, measure: str, window: str) -> Part:
     if kind == "text":
         return Part(_MAKE_MARK, {"scope": scope, "mark": window, "at_ms": 0, "until_ms": 0, "request_id": ""})
+    return _made_row(scope, measure, window)
+
+
+@lru_cache(maxsize=1024)
+def _made_row(scope: str, measure: str, window: str) -> Part:
     row = {"scope": scope, "measure": measure, "window": window, "amount": 0, "kept_until": _kept_until(window)}
     return Part(_MAKE, row)
 
@@ -254,7 +259,6 @@ def _undoing(kind: str, place: Key, amount: int, request_id: str) -> Part:
     return Part(_TAKE, row | {"minus": amount})
 
 
-@lru_cache(maxsize=128)
 def _kept_until(window: str) -> datetime | None:
     """Return when the row of a window may be deleted, by the form of its name: an hour, a day, or another."""
     try:

@@ -380,10 +380,11 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
             }
             for n, name in enumerate(endpoint.files)
         }
-        one = {"additionalProperties": False, "minProperties": 1, "maxProperties": 1}
-        schema = {"type": "object", "properties": parts} | ({} if endpoint.dry else one)
+        one = {"additionalProperties": False, "minProperties": 1, "maxProperties": 1, "properties": parts}
+        schema = {"type": "object"} | ({} if endpoint.dry else one)
         words = "One image, GIF or video, as a single multipart part."
-        return {"required": True, "description": words, "content": {"multipart/form-data": {"schema": schema}}}
+        content = {"multipart/form-data": {"schema": schema}}
+        return {"required": not endpoint.dry, "description": words, "content": content}
     media: dict[str, Any] = {"schema": reference(endpoint.takes)}
     content = {"application/json": media | {"examples": examples}}
     if endpoint.form:

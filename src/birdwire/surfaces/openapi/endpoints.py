@@ -90,6 +90,12 @@ CALLBACK = (
     *UPSTREAM,
 )
 
+
+def _camel(name: str) -> str:
+    head, *rest = re.split(r"[_/]", name)
+    return head + "".join(word.title() for word in rest)
+
+
 BEYOND_SCHEMA: dict[str, dict[str, str]] = {
     "authTwitterUser": {"return_to_not_allowed": "`return_to` must be a URL that the operator allowed for the key"},
     "authConfirm": {"state_unknown": "`state` must be one that auth_twitter returned for this key"},
@@ -109,6 +115,14 @@ BEYOND_SCHEMA: dict[str, dict[str, str]] = {
     "userLastTweets": {
         "mutually_exclusive": "exactly one of `userName` and `userId` is required",
         "x_invalid_request": "`cursor` must be one that an earlier page returned",
+    },
+    **{
+        _camel(f"{DRY_RUN}_{row.name}"): {
+            "json_malformed": "the body may be nested at most 32 levels deep, its numbers must be finite and have at "
+            "most 4,300 digits, and its field names must not contain unpaired surrogates"
+        }
+        for row in OPERATIONS
+        if not row.takes_file
     },
 }
 """Rules that a schema cannot express, by operation and reason: a request that fits the schema may still get 400."""
@@ -200,11 +214,6 @@ def fields(model: type[BaseModel]) -> Iterator[tuple[str, bool]]:
         for option in (info.annotation, *getattr(info.annotation, "__args__", ())):
             if isinstance(option, type) and issubclass(option, BaseModel):
                 yield from fields(option)
-
-
-def _camel(name: str) -> str:
-    head, *rest = re.split(r"[_/]", name)
-    return head + "".join(word.title() for word in rest)
 
 
 def _field_reasons(model: type[Body]) -> tuple[str, ...]:

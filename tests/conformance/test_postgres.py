@@ -251,6 +251,27 @@ async def test_a_unit_that_meets_a_deadlock_is_written_again(database: Database)
         }
 
 
+async def test_no_append_waits_for_a_unit_whose_rows_another_process_holds(database: Database) -> None:
+    """Such as a replica that froze in its transaction: a write without charges neither waits for it nor fails."""
+    charge = Charge("add", "gateway", "usd", "2026-04-18", 1, None)
+    await database.append_all(charging([charge], ""))
+
+    async def unit_waits() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.read() as connection:
+            return bool((await connection.execute(text(query))).scalar())
+
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE usage SET previous = 7"))
+        writing = asyncio.create_task(database.append_all(charging([charge], "")))
+        await until(unit_waits)
+        assert await database.append(ADD, an_entry("req_1"))
+        waited = await unit_waits()
+    with contextlib.suppress(StorageDownError):  # on a slow machine its wait has ended
+        assert await writing is None
+    assert waited
+
+
 @pytest.mark.trust("F15")
 async def test_a_server_that_dies_in_a_transaction_leaves_nothing_of_it(database: Database, postgres: Postgres) -> None:
     """No half commit; the next call after its return works on fresh connections."""

@@ -44,6 +44,10 @@ class Database:
         self._place = place_of(url)
         self._engine = _server(url) if file is None else SQLite(file)
         self._appends = GroupCommit(self._engine.dialect, self._engine.append)
+        # SQLite has one writer, so a queue of their own would only cost units another commit.
+        self._units = self._appends
+        if not isinstance(self._engine, SQLite):
+            self._units = GroupCommit(self._engine.dialect, self._engine.append_units)
         self._saves = GroupCommit(self._engine.dialect, self._engine.save)
         self._probed_at = -PROBE_VALID_S
 
@@ -84,13 +88,14 @@ class Database:
         """Execute several statements as one unit: all of them, in their order, or none. Otherwise works as `append`.
 
         Returns None once the unit is on the disk, or the index of the first required part that changed no row: then
-        nothing was changed. Parts that only ensure a row may come before the parts of other units.
+        nothing was changed. Parts that only ensure a row may come before the parts of other units. No `append` waits
+        for the rows of a unit, even if another process holds them.
 
         Raises:
             StorageDownError: nothing was changed, except in the case that `write` describes.
             RowRefusedError: a subclass: a row violates a constraint.
         """
-        return await self._appends.add_all(parts)
+        return await self._units.add_all(parts)
 
     async def save(
         self, statement: Statement, row: Mapping[str, Any], key_id: str, written: Callable[[], None] | None = None
@@ -166,6 +171,7 @@ class Database:
         """Write everything that is queued, and close every connection."""
         await self._saves.close()
         await self._appends.close()
+        await self._units.close()
         await self._engine.close()
 
 

@@ -77,7 +77,7 @@ class PostgreSQL:
         # Plain driver connections for group commits, by their use.
         self._committing: dict[str, Any] = {}
         self._used_at: dict[str, float] = {}
-        self._connecting = {"appends": asyncio.Lock(), "saves": asyncio.Lock()}
+        self._connecting = {use: asyncio.Lock() for use in ("appends", "units", "saves")}
 
     @property
     def dialect(self) -> Dialect:
@@ -108,6 +108,14 @@ class PostgreSQL:
         # PostgreSQL's own timeouts bound the wait.
         del since
         return await self._group("appends", take)
+
+    async def append_units(self, take: Take, since: float) -> list[int]:
+        """Commit a batch of units of several steps, as GroupCommit requires, on a separate connection.
+
+        They lock rows that other processes change, too; no other write may wait for those locks.
+        """
+        del since
+        return await self._group("units", take)
 
     async def save(self, take: Take, since: float) -> list[int]:
         """Commit a batch, as GroupCommit requires, on a separate connection: it does not wait for other writes."""

@@ -1,4 +1,4 @@
-"""Operators who change one policy at the same time: each version is one change, and whoever loses is told."""
+"""Operators who change one policy at the same time: each version is one change, and the others get an error."""
 
 from __future__ import annotations
 

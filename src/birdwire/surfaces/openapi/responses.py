@@ -104,9 +104,7 @@ class Paused(Response):
     """A pause that holds for the key."""
 
     scope: str = Field(description="what is paused: a key's id, account:USER_ID, or gateway")
-    by: Literal["operator", "owner"] = Field(
-        description="who paused it; only the owner can resume a pause by the owner"
-    )
+    by: Literal["operator", "owner"] = Field(description="who paused it, and can resume it")
     since: str = Field(description="when the pause started", json_schema_extra={"format": "date-time"})
     until: str | None = Field(
         description="when the pause ends; null: when it is resumed", json_schema_extra={"format": "date-time"}

@@ -319,7 +319,9 @@ def test_a_policy_that_cannot_be_read_is_named_and_can_be_replaced(operator: Ope
     operator.execute(row, operator.key_id, damage)
     assert f"The policy of {operator.key_id} (version 1) cannot be read" in operator.run("check").out
     assert "cannot be read" in operator.run("policy", "show", operator.key_id).out
-    assert operator.run("policy", "set", operator.key_id, "delete=own").code == 2
+    refused = operator.run("policy", "set", operator.key_id, "delete=own")
+    assert refused.code == 2
+    assert f"`birdwire policy set {operator.key_id} -`" in refused.err
     assert operator.run("policy", "test", operator.key_id, "like", "--body", '{"tweet_id": "1"}').code == 2
     assert operator.run("policy", "set", operator.key_id, "-", stdin='{"delete": "own"}').code == 0
     assert "cannot be read" not in operator.run("check").out

@@ -142,7 +142,15 @@ class Policies:
             rules = changed(start if start is not None else _present(before), changes)
             kept = None if before is None else before.preset
             how = enforcement or ("enforce" if before is None else before.enforcement)
-            await self._store(connection, scope, before, how, preset or kept, rules)
+            try:
+                await self._store(connection, scope, before, how, preset or kept, rules)
+            except PolicyError as error:
+                if start is None and before is not None and before.rules is not None and not _is_readable(before):
+                    raise PolicyError(
+                        f"The policy of {scope} cannot be read, also with this change. {error} Upgrade Birdwire, or "
+                        f"replace all its rules with `birdwire policy set {scope} -`."
+                    ) from None
+                raise
             return await standing(connection, scope)
 
     async def unset(self, scope: str, names: Collection[str] = (), *, if_version: int | None = None) -> Standing:

@@ -294,7 +294,7 @@ def test_every_change_is_an_act_that_names_the_changed_rules(operator: Operator)
 @pytest.mark.engines("sqlite", "postgres")
 @pytest.mark.trust("#302")
 async def test_of_concurrent_changes_the_loser_is_told(database: Database) -> None:
-    """With a version, one wins. Without, each change is made on top of the others, or its maker is told."""
+    """With a version, one wins. Without, each change is made on top of the others, or returns an error."""
     registry = Policies(database, Clock(), Actor("grace", "cli"))
     names = [name for name in PUBLISHING if name != "post_twitter"]
     changes = {name: parse_shorthand(f"caps.{name}=5/h") for name in names}

@@ -1,4 +1,4 @@
-"""What a guard says of pauses, and what trips read of a refusal."""
+"""What a guard reports of pauses, and what trips read of a refusal."""
 
 from __future__ import annotations
 

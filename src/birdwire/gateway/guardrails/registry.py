@@ -34,7 +34,6 @@ KEY_PREFIX = "key_"
 """How the scopes of keys start."""
 
 MAX_WHY_CHARS = 500
-MAX_HISTORY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +105,6 @@ class Policies:
         """Return the policies that apply to a scope."""
         async with self._database.read() as connection:
             return await standing(connection, scope)
-
-    async def history(self, scope: str) -> list[PolicyRow]:
-        """Return the versions of a scope's policy, newest first."""
-        async with self._database.read() as connection:
-            return await policies.history(connection, scope, MAX_HISTORY)
 
     async def set(
         self,

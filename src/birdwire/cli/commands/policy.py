@@ -39,7 +39,10 @@ KeyArgument = Annotated[str, typer.Argument(metavar="KEY_ID", help="ID of the ke
 IfVersionOption = Annotated[
     int | None,
     typer.Option(
-        "--if-version", min=0, metavar="N", help="Change the policy only if it still has this version; 0: it never had one."
+        "--if-version",
+        min=0,
+        metavar="N",
+        help="Change the policy only if it still has this version; 0: it never had one.",
     ),
 ]
 _WORDED = (f"- `{rule.name}`: {rule.sentence} Example: `{rule.shorthand}`. In JSON: `{rule.form}`." for rule in RULES)

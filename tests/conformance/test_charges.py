@@ -226,7 +226,7 @@ async def test_charges_go_back_once_though_two_settle_the_row(gateway: Gateway) 
     """The reconciler of another process was first: the outcome is corrected, and the charges stay as they are."""
     first, second = gateway.journal.open(gateway.entry("req_1")), gateway.journal.open(gateway.entry("req_1"))
     await first.begin()
-    second._started = True  # noqa: SLF001 - as if it had begun the same row
+    second._started = True  # noqa: SLF001 - as if it had started the same row
     await gateway.journal.open(gateway.entry("req_2", charges=(COUNT,))).begin()
     await first.failed(GatewayError("x_unreachable"))
     await second.failed(GatewayError("x_unreachable"))

@@ -83,7 +83,7 @@ async def test_the_newest_version_of_each_policy_holds(pair: tuple[Database, Dat
 
 
 async def test_one_of_many_processes_adds_a_version(pair: tuple[Database, Database]) -> None:
-    """The others are told so, and the row stays as it is."""
+    """The others get an error, and the row is unchanged."""
     rows = [a_policy(1, changed_by=f"person {number}") for number in range(10)]
     added = await asyncio.gather(*(append(pair[number % 2], row) for number, row in enumerate(rows)))
     assert added.count(True) == 1
@@ -101,7 +101,7 @@ async def test_one_of_many_processes_adds_a_version(pair: tuple[Database, Databa
 
 
 async def test_a_damaged_policy_hides_no_other(pair: tuple[Database, Database]) -> None:
-    """It is read as the text that it is, and whoever checks it refuses it."""
+    """It is read as plain text, and the check of policies refuses it."""
     assert await append(pair[0], a_policy(1, "account:1"))
     row = dict(zip(policies.policies.c.keys(), (*"ka", 1, "enforce", None, None, 0, "ada"), strict=True))
     async with pair[0].write() as connection:
@@ -146,7 +146,7 @@ async def heard_after(pair: tuple[Database, Database], scope: str, change: Any) 
 
 
 async def test_a_pause_replaces_an_earlier_one_of_its_author(pair: tuple[Database, Database]) -> None:
-    """The owner's stays beside the operator's."""
+    """The owner's is kept alongside the operator's."""
     first = PauseRow("key_1", "operator", NOW, None, "why", "ada")
     second = replace(first, until=NOW + timedelta(hours=1), why="another reason", by="grace")
     owner = replace(first, author="owner", by="account_owner")

@@ -206,7 +206,7 @@ async def test_rows_whose_commits_answer_is_lost_are_reported_correctly(
 async def test_units_whose_commits_answer_is_lost_are_reported_correctly(
     over_the_wire: Database, database: Database, wire: Wire, cut: Literal["before", "after"]
 ) -> None:
-    """What was charged is what is said to be there; a unit that a limit refused was refused either way."""
+    """The counters report what was charged; a unit that a limit refuses is refused either way."""
     charges = [Charge("add", "key_1", "writes:*", "2026-04-18", 1, 5)]
     await over_the_wire.append(ADD, an_entry("req_0"))
     wire.cut = cut

@@ -100,7 +100,7 @@ async def requests(database: Database) -> set[str]:
 
 
 async def test_a_limit_of_ten_lets_ten_of_two_hundred_pass(pair: tuple[Database, Database]) -> None:
-    """Two processes, two hundred concurrent callers: exactly ten rows, and the usage says ten."""
+    """Two processes, two hundred concurrent callers: exactly ten rows, and a usage of ten."""
     results = await asyncio.gather(
         *(begin(pair[number % 2], f"req_{number:03}", [cap(None, "gateway"), cap(10)]) for number in range(200))
     )

@@ -183,7 +183,7 @@ async def armed(running: RunningGateway) -> RunningGateway:
 async def heard(running: RunningGateway, refused: tuple[int, str]) -> None:
     """Wait until the gateway has heard of the change: until it refuses a new call."""
     async with asyncio.timeout(20):
-        while (answer := await running.like()).status_code == 200:  # noqa: ASYNC110 - nothing else tells
+        while (answer := await running.like()).status_code == 200:  # noqa: ASYNC110 - nothing else reports it
             await asyncio.sleep(0.01)
     assert (answer.status_code, reason_of(answer)) == refused
 
@@ -280,7 +280,7 @@ async def queued(running: RunningGateway, held: Held) -> AsyncIterator[asyncio.T
         await come()
         unlike = asyncio.create_task(running.call("unlike_twitter", {"tweet_id": POST}))
         async with asyncio.timeout(20):
-            while not running.gateway.order.waiting:  # noqa: ASYNC110 - nothing else tells
+            while not running.gateway.order.waiting:  # noqa: ASYNC110 - nothing else reports it
                 await asyncio.sleep(0)
         yield unlike
     await like

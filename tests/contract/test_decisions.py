@@ -71,7 +71,7 @@ pytestmark = pytest.mark.timeout(120 + 2 * SAMPLE)
 
 @dataclass(frozen=True)
 class Told:
-    """What a caller is told: the outcome, the reason of the refusal, and all findings."""
+    """What a caller gets: the outcome, the reason of the refusal, and all findings."""
 
     outcome: str
     reason: str | None = None
@@ -83,7 +83,7 @@ ALLOWED = Told("allow")
 
 
 def told_by_error(error: Mapping[str, Any], status: int | None) -> Told:
-    """Return what a refusal says. X's own one counts as allowed: the gateway sent the call."""
+    """Return what a refusal states. X's own counts as allowed: the gateway sent the call."""
     if error.get("upstream"):
         return ALLOWED
     outcome = "require_approval" if error["reason"] == "approval_unavailable" else "deny"
@@ -91,7 +91,7 @@ def told_by_error(error: Mapping[str, Any], status: int | None) -> Told:
 
 
 def told_by_dry_run(would: Mapping[str, Any]) -> Told:
-    """Return what a dry run says."""
+    """Return what a dry run states."""
     refusals = would["refusals"]
     if not refusals:
         return Told(would["outcome"])

@@ -211,7 +211,7 @@ async def test_reads_that_nobody_asked_for_count_and_are_never_refused(
 
 
 async def test_an_unreadable_policy_refuses_what_costs(linked: RunningGateway, database: Database) -> None:
-    """Nobody knows what it forbids, so nothing is sent; the status of the key says so."""
+    """Nobody knows what it forbids, so nothing is sent; `auth/status` states this."""
     await set_rules(database, linked.key_id, {"no_such_rule": 1})
     for answer in (await linked.like(), await get(linked, "user/info", userName="grace")):
         assert (answer.status_code, reason_of(answer)) == (403, "policy_unreadable")

@@ -85,7 +85,7 @@ async def database(linked: RunningGateway) -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case.reason} {case.rule or case.scope}")
 async def test_a_rule_refuses_a_call_with_its_reason(linked: RunningGateway, database: Database, case: Refused) -> None:
-    """Nothing is sent or spent; the answer names the rule; a dry run says the same; the attempt is on record."""
+    """Nothing is sent or spent; the answer names the rule; a dry run states the same; the attempt is on record."""
     scope = linked.key_id if case.scope == KEY else case.scope
     await set_rules(database, scope, case.rules, author=case.author)
     for body in case.before:
@@ -119,7 +119,7 @@ async def test_a_rule_refuses_a_call_with_its_reason(linked: RunningGateway, dat
 async def test_a_pause_refuses_writes_and_look_ups(
     linked: RunningGateway, database: Database, scope: str, author: Literal["operator", "owner"], reason: str
 ) -> None:
-    """Also uploads and new links; what tells and what ends things goes on."""
+    """Uploads and new links, too; reports and whatever ends something continue to work."""
     await pause(database, linked.key_id if scope == KEY else scope, author=author, why="we look into it")
     calls = await linked.calls()
     answer = await linked.like()
@@ -148,7 +148,7 @@ def test_every_new_reason_is_raised_here() -> None:
 
 
 def _refusal(answer: httpx2.Response, reason: str) -> dict[str, Any]:
-    """Return the error of a refused call, which must be as its row of PROBLEMS says."""
+    """Return the error of a refused call, which must match its row of PROBLEMS."""
     error: dict[str, Any] = answer.json()["error"]
     problem = PROBLEMS[reason]
     assert (error["reason"], answer.status_code) == (reason, problem.status)

@@ -104,7 +104,7 @@ async def test_a_pause_refuses_every_call_that_asks_something_of_x(linked: Runni
     assert outcome(await linked.like()) == (200, "")
     await pause_scope(linked, scope, why="it misbehaves.")
     async with asyncio.timeout(20):
-        while (answer := await linked.like()).status_code == 200:  # noqa: ASYNC110 - nothing else tells
+        while (answer := await linked.like()).status_code == 200:  # noqa: ASYNC110 - nothing else reports it
             await asyncio.sleep(0.01)
     assert outcome(answer) == PAUSED
     assert answer.json()["error"]["message"].endswith(": it misbehaves.")
@@ -113,7 +113,7 @@ async def test_a_pause_refuses_every_call_that_asks_something_of_x(linked: Runni
     assert await sent(linked) == before
     await resume_scope(linked, scope)
     async with asyncio.timeout(20):
-        while (answer := await linked.like()).status_code == 403:  # noqa: ASYNC110 - nothing else tells
+        while (answer := await linked.like()).status_code == 403:  # noqa: ASYNC110 - nothing else reports it
             await asyncio.sleep(0.01)
     assert outcome(answer) == (200, "")
 
@@ -234,7 +234,7 @@ async def test_a_policy_in_shadow_mode_never_trips(linked: RunningGateway) -> No
 
 
 async def test_what_x_refuses_for_other_causes_does_not_add_up(linked: RunningGateway) -> None:
-    """A post that is gone, and X's rate limits, say nothing of the account."""
+    """A deleted post, and X's rate limits, are no fault of the account."""
     await set_policy(linked, linked.key_id, {"trip": {"x_refused": 1}})
     assert outcome(await linked.like("1"))[0] == 404
     assert outcome(await linked.like()) == (200, "")
@@ -243,7 +243,7 @@ async def test_what_x_refuses_for_other_causes_does_not_add_up(linked: RunningGa
 @pytest.mark.parametrize("name", ["like", "lookup"])
 @pytest.mark.parametrize("scope", ["key", "gateway"])
 async def test_a_suspension_by_x_pauses_the_account_at_once(linked: RunningGateway, scope: str, name: str) -> None:
-    """Whoever's policy says so, and for every key that acts for the account."""
+    """For every policy with the rule, and for every key that acts for the account."""
     await set_policy(linked, await scope_of(linked, scope), {"trip": {"x_user_suspended": 1}})
     await linked.fault("*", "/2/users/*", {"error": "suspended-user"})
     assert outcome(await CALLS[name](linked)) == (403, "x_user_suspended")

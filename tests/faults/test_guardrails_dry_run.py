@@ -209,7 +209,7 @@ async def test_a_dry_run_says_what_the_call_does(linked: RunningGateway, databas
 
 
 def told(would: dict[str, Any]) -> tuple[str, Any, Any]:
-    """Return what a dry run says of the call: the outcome, the first refusal, and the findings."""
+    """Return what a dry run states of the call: the outcome, the first refusal, and the findings."""
     if not would["refusals"]:
         return would["outcome"], None, []
     first = would["refusals"][0]

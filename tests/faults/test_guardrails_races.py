@@ -1,4 +1,4 @@
-"""Operators who change one policy at the same time: each version is one change, and whoever loses is told."""
+"""Operators who change one policy at the same time: each version is one change, and the others get an error."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_concurrent_changes_of_one_policy_lose_none_that_was_acknowledged(
 
 @pytest.mark.engines("sqlite", "postgres")
 async def test_of_concurrent_changes_of_one_version_one_is_made(operators: list[Policies]) -> None:
-    """With --if-version, all others are told that somebody changed the policy."""
+    """With --if-version, all others get an error: somebody changed the policy."""
     results = await asyncio.gather(
         *(
             registry.set(GATEWAY, parse_shorthand(f"budget.day_usd={number}"), if_version=0)

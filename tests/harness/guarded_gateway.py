@@ -41,7 +41,7 @@ LIVE = frozenset({"processes", "changes"})
 """Tables that change without a call: the leases of running processes, and the change feed of SQLite."""
 
 POST_MICROUSD, UNLIKE_MICROUSD = 15_000, 10_000
-"""What X's list says of a post without a link, and of an unlike."""
+"""The listed prices of a post without a link, and of an unlike."""
 
 ROOM = {"max_calls": "2000", "max_calls_each": "1000", "max_calls_queued": "1000", "max_calls_each_queued": "1000"}
 """Settings under which hundreds of concurrent calls are not an overload."""
@@ -223,6 +223,6 @@ async def guarded(directory: Path, url: str, replicas: int = 1, **settings: str)
 
 
 def price_of(operation: str) -> int:
-    """Return what X's list says of an operation, in millionths of a dollar; 0 if it is not listed."""
+    """Return the listed price of an operation, in millionths of a dollar; 0 if it is not listed."""
     prices: dict[str, Any] = Prices.load()._rows  # noqa: SLF001 - the test compares with the list itself
     return int(prices.get(operation) or 0)

@@ -180,7 +180,7 @@ async def test_the_header_of_a_token_goes_with_it(tmp_path: Path) -> None:
 
 
 class _Losing:
-    """Stands for X, which answers in this order: a status, or an error that says whether it got the request."""
+    """Stands for X, which answers in this order: a status, or an error that states whether it got the request."""
 
     def __init__(self, *answers: int | GatewayError) -> None:
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""What a guard says of pauses, and what trips read of a refusal."""
+"""What a guard reports of pauses, and what trips read of a refusal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_pause_is_reported_with_its_scope_its_beginning_and_its_reason(scope: 
     error = refused(guard(pause(scope)))
     assert (error.reason, error.outcome, error.retry_after_s) == ("paused", "not_sent", None)
     message, fix = describe(error)
-    assert message == f"The operator has paused {named} since 2026-11-28T04:00:00Z: {scope} misbehaves."
+    assert message == f"The operator paused {named} at 2026-11-28T04:00:00Z: {scope} misbehaves."
     assert fix == f"Wait until the operator resumes it (`birdwire resume {scope}`)."
 
 

@@ -229,7 +229,7 @@ def test_a_text_may_not_be_posted_again_for_days() -> None:
         assert judged(rules, usage={}, texts={"account:1": NOW_MS - age_ms}).outcome == outcome
     found = only(judged(rules, usage={}, texts={"account:1": NOW_MS}).findings)
     assert (found.rule, found.reason) == ("duplicate_text", "duplicate_text")
-    assert found.message == "the same text was posted within the last 30 days"
+    assert found.message == "the same text was posted less than 30 days ago"
     assert judged(rules, usage={}, texts={"gateway": NOW_MS, "account:2": NOW_MS}).outcome == "allow"
     assert judged(rules, LIKE, usage={}, texts={"account:1": NOW_MS}).outcome == "allow"
     assert judged(rules, texts={"account:1": NOW_MS}).outcome == "allow"
@@ -388,7 +388,7 @@ def test_the_refusal_is_the_first_denial_that_waiting_does_not_cure() -> None:
     assert (error.reason, error.retry_after_s) == ("policy_denied", None)
     assert [found["rule"] for found in error.findings] == ["caps", "links", "words", "approve"]
     message, fix = describe(error)
-    assert message == "A policy of this gateway does not allow this call: a link to evil.com is not allowed."
+    assert message == "A policy does not allow this call: a link to evil.com is not allowed."
     assert fix == "Change the call, or ask the operator to change the policy (`birdwire policy show key_1`)."
     assert error.outcome == "not_sent"
 

@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 MAX_JSON_BYTES = 65_536
 DEFAULT_PERIOD = "7d"
+REPLACE = "Upgrade Birdwire, or replace all its rules with `birdwire policy set SCOPE -`."
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY_ID", help="ID of the key, from `birdwire keys list`.")]
 IfVersionOption = Annotated[
     int | None,
     typer.Option(
-        "--if-version", min=0, metavar="N", help="Change the policy only if it still has this version; 0: it has none."
+        "--if-version",
+        min=0,
+        metavar="N",
+        help="Change the policy only if it still has this version; 0: it never had one.",
     ),
 ]
 _WORDED = (f"- `{rule.name}`: {rule.sentence} Example: `{rule.shorthand}`. In JSON: `{rule.form}`." for rule in RULES)
@@ -259,7 +263,10 @@ def _show(say: Output, standing: Standing) -> None:
     try:
         lines += [f"- {sentence}" for sentence in sentences(standing.read())]
     except PolicyError as error:
-        lines.append(f"{error} Until then, every write to which it applies is refused.")
+        lines += [
+            str(error),
+            f"Until it can be read, Birdwire refuses every write and lookup to which it applies. {REPLACE}",
+        ]
     say.result(document, *(printable(line, 4_000) for line in lines))
 
 

@@ -343,7 +343,7 @@ def _repeated(charge: Charge, context: Context) -> Found | None:
     if at_ms is None or at_ms <= charge.amount - (charge.limit or 0):
         return None
     days = counted((charge.limit or 0) // DAY_MS, "day")
-    return Found("deny", "duplicate_text", f"the same text was posted within the last {days}")
+    return Found("deny", "duplicate_text", f"the same text was posted less than {days} ago")
 
 
 def _names(proposal: Proposal) -> tuple[str, ...]:

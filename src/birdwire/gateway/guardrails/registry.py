@@ -34,7 +34,6 @@ KEY_PREFIX = "key_"
 """How the scopes of keys start."""
 
 MAX_WHY_CHARS = 500
-MAX_HISTORY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,6 @@ class Policies:
         async with self._database.read() as connection:
             return await standing(connection, scope)
 
-    async def history(self, scope: str) -> list[PolicyRow]:
-        """Return the versions of a scope's policy, newest first."""
-        async with self._database.read() as connection:
-            return await policies.history(connection, scope, MAX_HISTORY)
-
     async def set(
         self,
         scope: str,
@@ -142,7 +136,15 @@ class Policies:
             rules = changed(start if start is not None else _present(before), changes)
             kept = None if before is None else before.preset
             how = enforcement or ("enforce" if before is None else before.enforcement)
-            await self._store(connection, scope, before, how, preset or kept, rules)
+            try:
+                await self._store(connection, scope, before, how, preset or kept, rules)
+            except PolicyError as error:
+                if start is None and before is not None and before.rules is not None and not _is_readable(before):
+                    raise PolicyError(
+                        f"The policy of {scope} cannot be read, also with this change. {error} Upgrade Birdwire, or "
+                        f"replace all its rules with `birdwire policy set {scope} -`."
+                    ) from None
+                raise
             return await standing(connection, scope)
 
     async def unset(self, scope: str, names: Collection[str] = (), *, if_version: int | None = None) -> Standing:

@@ -150,8 +150,9 @@ for 24 hours, a call with the same key and body gets the response of the first c
 For a post or upload without one, Birdwire generates one and returns it in that header.
 
 **Rules.** The operator may set policies: what a key, an account or the gateway may do, how often, and for how much. \
-`findings` of a refusal list everything that they have against the call. `POST {api}/dry_run/OPERATION` with the body \
-of an operation returns what that call would do, without doing it; `GET {api}/auth/status` shows the rules in words."""
+In a refusal, `findings` lists everything that they object to. `POST {api}/dry_run/OPERATION` with the body of an \
+operation returns what that call would do, without doing it; `GET {api}/auth/status` shows the rules in words, the \
+budget and a pause."""
 
 _RELAY = """\
 

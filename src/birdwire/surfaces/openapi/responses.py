@@ -104,12 +104,12 @@ class Paused(Response):
     """A pause that holds for the key."""
 
     scope: str = Field(description="what is paused: a key's id, account:USER_ID, or gateway")
-    by: Literal["operator", "owner"] = Field(description="who paused it, and alone can resume it")
-    since: str = Field(description="when the pause began", json_schema_extra={"format": "date-time"})
+    by: Literal["operator", "owner"] = Field(description="who paused it, and can resume it")
+    since: str = Field(description="when the pause started", json_schema_extra={"format": "date-time"})
     until: str | None = Field(
-        description="when the pause ends by itself; null: it does not", json_schema_extra={"format": "date-time"}
+        description="when the pause ends; null: when it is resumed", json_schema_extra={"format": "date-time"}
     )
-    why: str = Field(description="the reason given")
+    why: str = Field(description="the reason, as the operator or the account's owner stated it")
 
 
 class LinkStatus(Response):
@@ -164,7 +164,7 @@ class LinkStatus(Response):
         "started recently"
     )
     rules: Rules | None = Field(description="what policies allow the key; null: no policy holds for it")
-    budget: Budget | None = Field(description="what the key may spend; null: no budget holds for it")
+    budget: Budget | None = Field(description="what the key may spend; null: no budget applies to it")
     paused: Paused | None = Field(description="the pause that holds for the key; null: none does")
 
 
@@ -248,23 +248,23 @@ class Would(Response):
     """What the call would do. What cannot be known without doing it is null."""
 
     outcome: Literal["allow", "require_approval", "deny"] = Field(
-        description="allow; require_approval: only a person can let it pass; deny: see refusals"
+        description="allow; require_approval: a person would have to approve it; deny: see refusals"
     )
     operation: str = Field(description="the operation, such as post_twitter")
     account: AccountSeen | None = Field(description="the account as which the call would act")
-    refusals: list[RefusalSeen] = Field(description="every refusal in sight, at most one of each step of the call")
-    findings: list[Finding] = Field(description="what the rules of policies have against the call, denials first")
+    refusals: list[RefusalSeen] = Field(description="the refusals that the call would get, at most one for each step")
+    findings: list[Finding] = Field(description="what the rules object to, denials first")
     payload_sha256: str | None = Field(description="identifies what the call asks for, with the account and the files")
     approve_by: Literal["operator", "owner", "either"] | None = Field(
-        description="who may approve it; null: no policy holds for the key"
+        description="who may approve it; null: no policy applies to the key"
     )
     text: TextSeen | None = Field(description="the text of a post")
     cost_usd: float | None = Field(description="estimate of what X would bill, in US dollars")
     listed_on: str = Field(description="the date of the price list", json_schema_extra={"format": "date"})
-    budget: Budget | None = Field(description="what the key may spend; null: no budget holds for it")
+    budget: Budget | None = Field(description="what the key may spend; null: no budget applies to it")
     x: XSeen
     request: RequestSeen | None = Field(description="the request that X would get")
-    warnings: list[str] = Field(description="what else is worth knowing, for people")
+    warnings: list[str] = Field(description="notes for people, such as what X's price list lacks")
 
 
 class DryRun(Response):

@@ -23,7 +23,8 @@ HOW = (
     "account is linked, calls return 403 x_not_linked: get an auth_url from auth_twitter, or from the operator if the "
     "key is not allowed to call it, and have the account's owner open it. In a refusal, error.reason names the cause, "
     "error.fix the next step, and error.retryable whether the same call may succeed later. "
-    f"POST {API}/{DRY_RUN}/OPERATION returns what a call would do and cost, without doing it."
+    f"POST {API}/{DRY_RUN}/OPERATION returns what a call would do and cost, without doing it. "
+    f"GET {API}/auth/status shows the rules, the budget and a pause that apply to the key."
 )
 
 

@@ -220,6 +220,7 @@ def expected(place: Place, rules: Mapping[str, Any], version: int, operation: st
     return Told(decision.outcome, None, None, findings([one.document() for one in decision.findings]))
 
 
+@pytest.mark.trust("#311")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_every_surface_tells_the_same_decision(place: Place) -> None:
     """No difference between the surfaces, nor between them and the evaluation: outcome, reason, status, findings."""
@@ -265,6 +266,7 @@ VOLATILE = (
 """Members of an answer that differ between any two calls."""
 
 
+@pytest.mark.trust("#312")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_policy_in_shadow_mode_changes_no_answer(place: Place) -> None:
     """Status, headers and body are those of a key without a policy, whatever the policy would have done."""

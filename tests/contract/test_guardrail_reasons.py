@@ -185,6 +185,7 @@ GUARDED: dict[str, Any] = {
 }
 
 
+@pytest.mark.trust("#314")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_no_text_of_a_guarded_post_is_at_rest_in_clear(linked: RunningGateway, database: Database) -> None:
     """Published, refused by each kind of rule, tried, lost and found: no table and no log has it."""

@@ -31,6 +31,7 @@ CANARY = "kingfisher-canary"
 pytestmark = pytest.mark.timeout(120 + CALLS // 100)
 
 
+@pytest.mark.trust("#313")
 async def test_refused_calls_of_one_day_leave_a_bounded_number_of_rows(tmp_path: Path) -> None:
     """Every call is counted, the first ones have rows of their own, and none has a text."""
     async with RunningGateway.built(tmp_path, rpm=1_000_000) as running:

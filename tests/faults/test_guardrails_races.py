@@ -37,6 +37,7 @@ async def operators(database_url: str) -> AsyncIterator[list[Policies]]:
         yield made
 
 
+@pytest.mark.trust("#302")
 @pytest.mark.engines("sqlite", "postgres")
 @pytest.mark.parametrize("scope", ["key", GATEWAY])
 async def test_concurrent_changes_of_one_policy_lose_none_that_was_acknowledged(

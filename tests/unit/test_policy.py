@@ -519,7 +519,7 @@ def test_each_rule_is_described_in_a_sentence() -> None:
         "Texts with one of 2 listed words are refused. Texts with one of 1 listed word need approval.",
         "A text may not be posted again by the account within 30 days.",
         "Calls may cost at most $2.50 a day and $30.00 a month; calls without a listed price count $0.20.",
-        "Refusals by X pause it: 3 within 90 minutes (x_refused); 1 within 1 day (x_user_suspended).",
+        "Refusals by X lead to a pause: 3 within 90 minutes (x_refused); 1 within 1 day (x_user_suspended).",
     ]
     others = {"approve": "*", "delete": "any", "links": "deny", "quiet_hours": {"hours": "01:00-02:00"}}
     more = {"duplicate_text": {"days": 1, "across": "gateway"}, "budget": {"day_usd": 1}, "mentions": {"max": 2}}

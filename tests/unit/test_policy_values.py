@@ -20,19 +20,19 @@ REFUSED: dict[str, tuple[object, str]] = {
     "an unknown rule": ({"link": "deny"}, "'link': there is no such rule. Rules: approve, approve_by, caps,"),
     "a rule of the key": ({"daily_writes": 5}, "'daily_writes': there is no such rule."),
     # approve
-    "approve: a text": ({"approve": "post_twitter"}, "approve: 'post_twitter' is not a list of texts. Write \"*\" or"),
-    "approve: nothing": ({"approve": []}, "approve: a list is not a list of texts."),
-    "approve: a number": ({"approve": [1]}, "approve: a list is not a list of texts."),
+    "approve: a text": ({"approve": "post_twitter"}, "approve: 'post_twitter' is not a list. Write \"*\" or"),
+    "approve: nothing": ({"approve": []}, "approve: the list is empty. Write"),
+    "approve: a number": ({"approve": [1]}, "approve: an entry of the list is not a text. Write"),
     "approve: an upload": ({"approve": ["upload_media"]}, "approve: upload_media cannot wait for approval"),
     "approve: a lookup": ({"approve": ["user/info"]}, "approve: 'user/info' is not an operation that can wait"),
     "approve: a star in a list": ({"approve": ["*"]}, "approve: '*' is not an operation"),
     "approve: too many": ({"approve": ["like_twitter"] * 11}, "approve: the list has 11 entries. Write at most 10."),
-    "approve: true": ({"approve": True}, "approve: True is not a list of texts."),
+    "approve: true": ({"approve": True}, "approve: true is not a list."),
     # approve_by
-    "approve_by: anybody": ({"approve_by": "me"}, "approve_by: 'me' is unknown. Write operator or owner or either."),
-    "approve_by: the owner": ({"approve_by": "owner"}, "approve_by: owner cannot approve yet"),
-    "approve_by: either": ({"approve_by": "either"}, "approve_by: either cannot approve yet"),
-    "approve_by: null": ({"approve_by": None}, "approve_by: None is unknown."),
+    "approve_by: anybody": ({"approve_by": "me"}, "approve_by: 'me' is unknown. Write operator."),
+    "approve_by: the owner": ({"approve_by": "owner"}, "approve_by: owner is not possible yet"),
+    "approve_by: either": ({"approve_by": "either"}, "approve_by: either is not possible yet"),
+    "approve_by: null": ({"approve_by": None}, "approve_by: null is unknown."),
     # caps
     "caps: a text": ({"caps": "3/h"}, "caps: '3/h' is not an object. Write an object such as"),
     "caps: nothing": ({"caps": {}}, "caps: it has no member."),
@@ -50,13 +50,13 @@ REFUSED: dict[str, tuple[object, str]] = {
     "min_gap_s: a number": ({"min_gap_s": 5}, "min_gap_s: 5 is not an object."),
     "min_gap_s: 0": ({"min_gap_s": {"*": 0}}, "min_gap_s: * is 0. Write a whole number from 1 to 2592000."),
     "min_gap_s: a fraction": ({"min_gap_s": {"*": 1.5}}, "min_gap_s: * is 1.5."),
-    "min_gap_s: true": ({"min_gap_s": {"*": True}}, "min_gap_s: * is True."),
+    "min_gap_s: true": ({"min_gap_s": {"*": True}}, "min_gap_s: * is true."),
     "min_gap_s: over a month": ({"min_gap_s": {"*": 2_592_001}}, "min_gap_s: * is 2592001."),
     # quiet_hours
     "quiet_hours: a text": ({"quiet_hours": "22:00-07:00"}, "quiet_hours: '22:00-07:00' is not an object."),
     "quiet_hours: no hours": (
         {"quiet_hours": {"zone": "UTC"}},
-        "quiet_hours: hours is None. Write two different times",
+        "quiet_hours: hours is missing. Write two different times",
     ),
     "quiet_hours: no length": ({"quiet_hours": {"hours": "07:00-07:00"}}, "quiet_hours: hours is '07:00-07:00'."),
     "quiet_hours: 24:00": ({"quiet_hours": {"hours": "22:00-24:00"}}, "quiet_hours: hours is '22:00-24:00'."),
@@ -91,9 +91,9 @@ REFUSED: dict[str, tuple[object, str]] = {
     "delete: a list": ({"delete": ["own"]}, "delete: a list is unknown."),
     # links
     "links: allow": ({"links": "allow"}, 'links: \'allow\' is not valid. Write "deny", "approve" or {"only":'),
-    "links: null": ({"links": None}, "links: None is not valid."),
-    "links: no host": ({"links": {"only": []}}, "links: a list is not a list of texts."),
-    "links: only else": ({"links": {"else": "deny"}}, "links: None is not a list of texts."),
+    "links: null": ({"links": None}, "links: null is not valid."),
+    "links: no host": ({"links": {"only": []}}, "links: the list is empty."),
+    "links: only else": ({"links": {"else": "deny"}}, "links: the list is missing."),
     "links: a protocol": ({"links": {"only": ["https://example.org"]}}, "links: 'https://example.org' is not a host."),
     "links: a wildcard": ({"links": {"only": ["*.example.org"]}}, "links: '*.example.org' is not a host. Write a host"),
     "links: a path": ({"links": {"only": ["example.org/a"]}}, "links: 'example.org/a' is not a host."),
@@ -112,12 +112,12 @@ REFUSED: dict[str, tuple[object, str]] = {
     # mentions
     "mentions: a number": ({"mentions": 1}, "mentions: 1 is not an object."),
     "mentions: negative": ({"mentions": {"max": -1}}, "mentions: max is -1. Write a whole number from 0 to 1000."),
-    "mentions: none": ({"mentions": {"else": "deny"}}, "mentions: max is None."),
+    "mentions: none": ({"mentions": {"else": "deny"}}, "mentions: max is missing."),
     "mentions: else": ({"mentions": {"max": 1, "else": "ask"}}, "mentions: else is 'ask'."),
     # words
     "words: a list": ({"words": ["a"]}, "words: a list is not an object."),
-    "words: a text": ({"words": {"deny": "giveaway"}}, "words: 'giveaway' is not a list of texts."),
-    "words: nothing": ({"words": {"deny": []}}, "words: a list is not a list of texts."),
+    "words: a text": ({"words": {"deny": "giveaway"}}, "words: 'giveaway' is not a list."),
+    "words: nothing": ({"words": {"deny": []}}, "words: the list is empty."),
     "words: 10,000": ({"words": {"deny": [f"w{n}" for n in range(10_000)]}}, "words: the list has 10000 entries."),
     "words: 1,001 in two lists": (
         {"words": {"deny": [f"w{n}" for n in range(501)], "approve": [f"v{n}" for n in range(500)]}},
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[object, str]] = {
         {"budget": {"day_usd": "2"}},
         "budget: day_usd is '2'. Write a sum in US dollars, such as 2.50.",
     ),
-    "budget: true": ({"budget": {"day_usd": True}}, "budget: day_usd is True."),
+    "budget: true": ({"budget": {"day_usd": True}}, "budget: day_usd is true."),
     "budget: 0": ({"budget": {"day_usd": 0}}, "budget: day_usd is 0. Write a sum over 0 and up to 1000000,"),
     "budget: negative": ({"budget": {"day_usd": -1}}, "budget: day_usd is -1."),
     "budget: not a number": ({"budget": {"day_usd": float("nan")}}, "budget: day_usd is nan."),
@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     ),
     "budget: a sum in words": ({"budget": {"day_usd": 2, "unpriced": "a sum"}}, "budget: unpriced is 'a sum'."),
     "budget: unpriced 0": ({"budget": {"day_usd": 2, "unpriced": 0}}, "budget: unpriced is 0."),
-    "budget: unpriced null": ({"budget": {"day_usd": 2, "unpriced": None}}, "budget: unpriced is None."),
+    "budget: unpriced null": ({"budget": {"day_usd": 2, "unpriced": None}}, "budget: unpriced is missing."),
     "budget: unpriced too much": (
         {"budget": {"day_usd": 2, "month_usd": 30, "unpriced": 2.01}},
         "budget: unpriced is larger than the budget. Write a smaller sum, deny or approve.",
@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "trip: no time": ({"trip": {"x_refused": "3/0m"}}, "trip: x_refused is '3/0m'."),
     "trip: seconds": ({"trip": {"x_refused": "3/10s"}}, "trip: x_refused is '3/10s'."),
     "trip: too long": ({"trip": {"x_refused": "3/31d"}}, "trip: x_refused is '3/31d'."),
-    "trip: null": ({"trip": {"x_refused": None}}, "trip: x_refused is None."),
+    "trip: null": ({"trip": {"x_refused": None}}, "trip: x_refused is missing."),
 }
 
 
@@ -335,11 +335,14 @@ def test_the_shorthand_stands_for_json(text: str) -> None:
     [
         ("link=deny", "'link': there is no such rule. Rules: approve,"),
         ("", "'': there is no such rule."),
-        ("links", "links: the value is missing. Write it as links.only=example.org,else=approve."),
+        ("links", "links: the value is missing. Write, for example, links.only=example.org,else=approve."),
         ("links.=deny", "links: the value is missing."),
-        ("caps=3/h", "caps: it has members. Write it as caps.post_twitter=3/h,12/d."),
-        ("budget=2", "budget: it has members. Write it as budget.day_usd=2."),
-        ("approve.post_twitter=1", "approve: it has no members. Write it as approve=post_twitter,delete_twitter."),
+        ("caps=3/h", "caps: its members are set one by one. Write, for example, caps.post_twitter=3/h,12/d."),
+        ("budget=2", "budget: its members are set one by one. Write, for example, budget.day_usd=2."),
+        (
+            "approve.post_twitter=1",
+            "approve: it has no members. Write, for example, approve=post_twitter,delete_twitter.",
+        ),
         ("words.deny=" + "a" * 65_536, "words: the value is too long. Send it as JSON on standard input."),
     ],
 )

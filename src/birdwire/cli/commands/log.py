@@ -87,7 +87,10 @@ def log(
     ] = None,
     state: Annotated[str | None, typer.Option(metavar="STATE", help=f"Filter by state: {', '.join(STATES)}.")] = None,
     acts: Annotated[
-        bool, typer.Option("--acts", help="List changes to keys, links and the database instead of writes.")
+        bool,
+        typer.Option(
+            "--acts", help="List changes to keys, links, policies, pauses and the database instead of writes."
+        ),
     ] = False,
     since: Annotated[
         str | None,
@@ -107,9 +110,9 @@ def log(
     texts of posts: they are encrypted, and only the caller can request them. Costs are estimates from X's price list.
     Attempts that a policy, a pause or a rule of the key refused are listed for 7 days, with the state `not_sent`.
 
-    With --acts, the command lists changes to API keys, links and the database instead: what was changed, and who
-    changed it (an OS user, a key over HTTP, an account's owner on a link page, or Birdwire itself). --key, --since and
-    --limit apply to both lists.
+    With --acts, the command lists changes to API keys, links, policies, pauses and the database instead: what was
+    changed, and who changed it (an OS user, a key over HTTP, an account's owner on a link page, or Birdwire itself).
+    --key, --since and --limit apply to both lists.
 
     Example: birdwire log --state unknown --since 24h
     """

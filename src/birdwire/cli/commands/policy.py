@@ -98,7 +98,7 @@ def set_(
     next call, on all replicas within a second.
 
     - Members of a rule can be set one by one: `caps.post_twitter=3/h,12/d`, `words.deny=giveaway,airdrop`
-    - Several values: `approve=post_twitter,delete_twitter`
+    - Several values: `approve=post_twitter,delete_twitter`. They replace the earlier ones
     - All rules from a file: `birdwire policy set key_01K... - < rules.json`
 
     Example: birdwire policy set key_01K... caps.post_twitter=3/h,12/d links=approve budget.day_usd=2
@@ -281,7 +281,7 @@ def _file(name: str) -> dict[str, Any]:
         with Path(name).open("rb") as file:
             return _parsed(file.read(MAX_JSON_BYTES + 1))
     except OSError as error:
-        raise Stop(ExitCode.USAGE, f"Cannot read {name}: {error.strerror}.") from None
+        raise Stop(ExitCode.USAGE, f"Cannot read {printable(name, 200)}: {error.strerror}.") from None
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

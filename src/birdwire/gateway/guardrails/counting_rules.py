@@ -138,7 +138,7 @@ def read_quiet_hours(value: object) -> dict[str, str]:
         refuse("quiet_hours", f"the time zone {values.shown(zone)} does not exist on this machine", cure)
     if not isinstance(hours, str) or windows.QuietHours.read(hours, UTC) is None:
         cure = "Write two different times, such as 22:00-07:00. To stop everything, use `birdwire pause`."
-        refuse("quiet_hours", f"hours is {values.shown(hours)}", cure)
+        refuse("quiet_hours", values.stated("hours", hours), cure)
     return {"hours": hours, "zone": zone, "then": then}
 
 
@@ -305,7 +305,7 @@ def compile_trip(value: Mapping[str, Any]) -> tuple[Trip, ...]:
 def describe_trip(value: Mapping[str, Any]) -> str:
     """Return the rule in words."""
     trips = (f"{trip.refusals} within {_time(trip.window_s)} ({trip.reason})" for trip in compile_trip(value))
-    return f"Refusals by X pause it: {'; '.join(trips)}."
+    return f"Refusals by X lead to a pause: {'; '.join(trips)}."
 
 
 def _time(seconds: int) -> str:

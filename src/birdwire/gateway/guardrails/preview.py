@@ -80,7 +80,7 @@ class Preview:
             "outcome": _outcome(refusals),
             "operation": write.operation.name,
             "account": None if session is None else {"user_id": session.user_id, "username": session.username},
-            "refusals": [_refusal(error) for error in refusals],
+            "refusals": [refusal_document(error) for error in refusals],
             "findings": [] if judged is None else [finding.document() for finding in judged.decision.findings],
             "payload_sha256": None if body is None or session is None else _digest(write, session.user_id),
             "approve_by": None if judged is None else rules.approve_by(judged.guard.policies),
@@ -112,7 +112,8 @@ def _outcome(refusals: Sequence[GatewayError]) -> Verdict:
     return "require_approval" if asks else "deny"
 
 
-def _refusal(error: GatewayError) -> dict[str, Any]:
+def refusal_document(error: GatewayError) -> dict[str, Any]:
+    """Return a refusal as a dry run lists it."""
     message, fix = describe(error)
     problem = error.problem
     return {

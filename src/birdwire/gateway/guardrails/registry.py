@@ -157,7 +157,8 @@ class Policies:
             present = _rules(before)
             absent = [name for name in names if name not in present]
             if before is None or before.rules is None or absent:
-                raise PolicyError(f"{scope} has no {f'rule {absent[0][:60]!r}' if absent else 'policy'}.")
+                what = f"rule {absent[0][:60]!r}" if absent else "policy"
+                raise PolicyError(f"{scope} has no {what}; see `birdwire policy show {scope}`.")
             rules = {name: value for name, value in present.items() if names and name not in names}
             # Without a rule, nothing remains of the policy but its history.
             how = before.enforcement if rules else "enforce"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from birdwire.api.body import check
-from birdwire.api.errors import GatewayError, describe
+from birdwire.api.errors import GatewayError
 from birdwire.gateway.admission import check_action
 from birdwire.gateway.guardrails.pauses import in_force
 from birdwire.gateway.guardrails.pauses import refusal as pause_refusal
@@ -29,7 +29,7 @@ from birdwire.gateway.guardrails.policy import (
     refusal,
     snapshot_keys,
 )
-from birdwire.gateway.guardrails.preview import payload_sha256
+from birdwire.gateway.guardrails.preview import payload_sha256, refusal_document
 from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, proposal_of_features, propose
 from birdwire.gateway.guardrails.registry import read
 from birdwire.gateway.guardrails.status import GuardStatus
@@ -304,7 +304,7 @@ class _Trial:
             "outcome": outcome,
             "operation": self.operation.name,
             "account": account and {"user_id": account.user_id, "username": account.username},
-            "refusals": [_refused(error) for error in refused],
+            "refusals": [refusal_document(error) for error in refused],
             "findings": findings,
             "payload_sha256": account and payload_sha256(self.operation.name, account.user_id, self.fields, ()),
             "approve_by": self.approve_by,
@@ -332,19 +332,6 @@ class _Trial:
 def _text(proposal: Proposal, limit: int) -> dict[str, Any]:
     links, mentions = list(proposal.links), list(proposal.mentions)
     return {"weight": proposal.weight, "limit": limit, "links": links, "mentions": mentions}
-
-
-def _refused(error: GatewayError) -> dict[str, Any]:
-    message, fix = describe(error)
-    problem = error.problem
-    return {
-        "reason": error.reason,
-        "status": problem.status,
-        "message": message,
-        "fix": fix,
-        "whose": problem.whose,
-        "retryable": problem.retryable,
-    }
 
 
 class _At(Clock):

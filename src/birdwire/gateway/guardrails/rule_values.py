@@ -40,11 +40,18 @@ def refuse(rule: str, wrong: str, cure: str) -> NoReturn:
 
 def shown(value: object) -> str:
     """Return a short form of a value that is safe to show."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     # It escapes what is not printable, such as controls of direction.
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def stated(member: str, value: object) -> str:
+    """Return what a member of a rule's value is, such as `max is -1` or `max is missing`."""
+    return f"{member} is {'missing' if value is None else shown(value)}"
 
 
 def members(rule: str, value: object, known: Collection[str], cure: str) -> Mapping[str, Any]:
@@ -62,23 +69,30 @@ def members(rule: str, value: object, known: Collection[str], cure: str) -> Mapp
 def one_of(rule: str, value: object, known: Collection[str], member: str = "") -> str:
     """Return a value that is one of the known texts."""
     if not isinstance(value, str) or value not in known:
-        what = f"{member} is {shown(value)}" if member else f"{shown(value)} is unknown"
-        refuse(rule, what, f"Write {' or '.join(known)}.")
+        what = stated(member, value) if member else f"{shown(value)} is unknown"
+        refuse(rule, what, f"Write {_either(known)}.")
     return value
+
+
+def _either(known: Collection[str]) -> str:
+    *others, last = known
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def whole(rule: str, value: object, low: int, high: int, member: str = "") -> int:
     """Return a whole number in its bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        what = f"{member} is {shown(value)}" if member else f"{shown(value)} is not valid"
+        what = stated(member, value) if member else f"{shown(value)} is not valid"
         refuse(rule, what, f"Write a whole number from {low} to {high}.")
     return value
 
 
 def texts(rule: str, value: object, most: int, longest: int, cure: str) -> list[str]:
     """Return a list of different texts that is not empty, each at most `longest` characters."""
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
-        refuse(rule, f"{shown(value)} is not a list of texts", cure)
+    if not isinstance(value, list):
+        refuse(rule, "the list is missing" if value is None else f"{shown(value)} is not a list", cure)
+    if not value or not all(isinstance(one, str) for one in value):
+        refuse(rule, "an entry of the list is not a text" if value else "the list is empty", cure)
     if len(value) > most:
         refuse(rule, f"the list has {len(value)} entries", f"Write at most {most}.")
     for one in value:
@@ -90,10 +104,10 @@ def texts(rule: str, value: object, most: int, longest: int, cure: str) -> list[
 def micro_usd(rule: str, value: object, member: str) -> int:
     """Return a sum in dollars as millionths."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        refuse(rule, f"{member} is {shown(value)}", "Write a sum in US dollars, such as 2.50.")
+        refuse(rule, stated(member, value), "Write a sum in US dollars, such as 2.50.")
     amount = Decimal(repr(value)) * MICRO
     if not amount.is_finite() or not 0 < amount <= MAX_USD * MICRO or amount != amount.to_integral_value():
-        refuse(rule, f"{member} is {shown(value)}", f"Write a sum over 0 and up to {MAX_USD}, with at most 6 decimals.")
+        refuse(rule, stated(member, value), f"Write a sum over 0 and up to {MAX_USD}, with at most 6 decimals.")
     return int(amount)
 
 

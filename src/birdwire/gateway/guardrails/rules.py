@@ -280,16 +280,16 @@ def parse_shorthand(text: str) -> tuple[Change, ...]:
     if len(text) > MAX_CHANGE_CHARS:
         refuse(name, "the value is too long", "Send it as JSON on standard input.")
     if not equals or (dot and not member):
-        refuse(name, "the value is missing", f"Write it as {rule.shorthand}.")
+        refuse(name, "the value is missing", f"Write, for example, {rule.shorthand}.")
     value = value.strip()
     if not dot:
         if not value:
             return (Change(name, None, None),)
         if rule.parse is None:
-            refuse(name, "it has members", f"Write it as {rule.shorthand}.")
+            refuse(name, "its members are set one by one", f"Write, for example, {rule.shorthand}.")
         return (Change(name, None, rule.parse(value)),)
     if rule.parse_member is None:
-        refuse(name, "it has no members", f"Write it as {rule.shorthand}.")
+        refuse(name, "it has no members", f"Write, for example, {rule.shorthand}.")
     return tuple(
         Change(name, one, rule.parse_member(one, part) if part else None) for one, part in _members(name, member, value)
     )

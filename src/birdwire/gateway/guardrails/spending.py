@@ -27,10 +27,11 @@ from birdwire.store.tables import usage as store
 from birdwire.store.tables.usage import Charge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from birdwire.api.messages import Headers
     from birdwire.api.reason_type import Reason
+    from birdwire.gateway.guardrails.decision import UsageKey
     from birdwire.gateway.guardrails.policy import Guard, Policy
     from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
@@ -197,10 +198,14 @@ class Spending:
         guard, proposal, now = judged.guard, judged.proposal, self._clock.now()
         obeyed, shadow = rules.charges(guard.policies, proposal, now, judged.mark)
         judged.charges = judged.charges or obeyed
-        places = {(one.scope, one.window) for one in (*obeyed, *shadow) if one.kind == "text"}
-        async with self._database.read() as connection:
-            usage = await store.amounts(connection, rules.snapshot_keys(guard.policies, proposal, now))
-            marks = await store.marks_at(connection, places)
+        usage: Mapping[UsageKey, int] = {}
+        marks: Mapping[tuple[str, str], int] = {}
+        # A caller that is refused endlessly costs little, unless a rule counts its calls.
+        if obeyed or shadow:
+            places = {(one.scope, one.window) for one in (*obeyed, *shadow) if one.kind == "text"}
+            async with self._database.read() as connection:
+                usage = await store.amounts(connection, rules.snapshot_keys(guard.policies, proposal, now))
+                marks = await store.marks_at(connection, places)
         texts = {scope: at_ms for (scope, _), at_ms in marks.items()}
         context = Context(now, usage, texts, judged.own_post)
         judged.decision = rules.evaluate(guard.policies, proposal, context)

@@ -21,7 +21,7 @@ from birdwire.store.database import Database, Part, StorageDownError, StoreError
 from birdwire.store.engines import postgres as postgres_store
 from birdwire.store.engines.postgres import CONNECTIONS, PostgreSQL
 from birdwire.store.schema import RowRefusedError
-from birdwire.store.tables import api_keys, idempotency, journal
+from birdwire.store.tables import api_keys, idempotency, journal, usage
 from birdwire.store.tables.usage import Charge, amounts, charging
 from harness import first_schema
 from harness.engines import PASSWORD
@@ -270,6 +270,34 @@ async def test_no_append_waits_for_a_unit_whose_rows_another_process_holds(datab
     with contextlib.suppress(StorageDownError):  # on a slow machine its wait has ended
         assert await writing is None
     assert waited
+
+
+async def test_a_purge_locks_rows_in_the_order_of_units(database: Database) -> None:
+    """Otherwise a unit that begins one of the ended windows again and the purge could wait for each other."""
+    marks = [Charge("text", scope, "text", "m", 1, 0) for scope in ("b", "a")]
+    hour = Charge("add", "key_1", "writes:*", "2026-04-18T05", 1, None)
+    for charge in (*marks, hour):
+        assert await database.append_all(charging([charge], "")) is None
+    purging: asyncio.Task[int] | None = None
+
+    async def purge() -> int:
+        async with database.write() as connection:
+            return await usage.purge(connection, datetime.now(UTC), 10)
+
+    async def purge_waits() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.read() as connection:
+            return bool((await connection.execute(text(query))).scalar())
+
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE text_marks SET previous_ms = 7 WHERE scope = 'a'"))
+        purging = asyncio.create_task(purge())
+        await until(purge_waits)
+        await connection.execute(text("UPDATE text_marks SET previous_ms = 7 WHERE scope = 'b'"))
+        await connection.execute(text("UPDATE usage SET previous = 7"))
+    assert await purging == 2
+    async with database.read() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM text_marks"))).scalar() == 0
 
 
 @pytest.mark.trust("F15")

@@ -16,7 +16,9 @@ from birdwire.store.tables import journal
 from harness.gateway import API, POST, MovableClock, RunningGateway
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.store.tables.journal import JournalRow
 
@@ -107,6 +109,27 @@ async def test_no_minute_of_a_key_has_more_rows_than_its_limit(database_url: str
     [rest] = [row for row in rows if row.times == 5]
     assert (rest.created_at, rest.reason, rest.state) == (NOON, "cap_reached", "not_sent")
     assert counted(await rows_of(database_url, key_id="key_2")) == (1, 1)
+
+
+async def test_replicas_count_in_the_rows_of_an_hour_in_one_order(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share these rows, and two that update them in opposite orders would wait for each other."""
+    opened = await database(database_url)
+    attempts = Attempts(opened, Fixed())
+    for key_id in ("key_b", "key_c", "key_a"):
+        refused(attempts, key_id, times=MAX_A_MINUTE + 1)
+    counted: list[str] = []
+    bump = journal.bump_hour
+
+    async def watched(connection: AsyncConnection, row: Mapping[str, Any], times: int) -> None:
+        counted.append(row["key_id"])
+        await bump(connection, row, times)
+
+    monkeypatch.setattr(journal, "bump_hour", watched)
+    await attempts.flush()
+    await opened.close()
+    assert counted == ["key_a", "key_b", "key_c"]
 
 
 async def test_a_new_day_has_rows_again(database_url: str) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from sqlalchemy import select
 
+from birdwire.api.errors import GatewayError
+from birdwire.outcomes.idempotency import Idempotency
 from birdwire.store.database import Database, StorageDownError
 from birdwire.store.tables import policies
 from birdwire.store.tables.journal import State, journal
@@ -166,6 +168,22 @@ async def test_a_policy_in_shadow_mode_changes_nothing(linked: RunningGateway, d
     found = [[finding["rule"] for finding in row.decision["shadow"]] for row in (await rows(database))[1:]]
     assert found == [["approve"], ["caps", "approve"]]
     assert await used(database, linked.key_id, "writes:like_twitter") == {"day": 1}
+
+
+async def test_what_shadow_mode_counted_is_given_back_once(
+    linked: RunningGateway, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a post is stopped after its row was written: the row's end gives back, and nothing else does."""
+    await set_rules(database, linked.key_id, {"caps": {"*": "9/d"}} | BUDGET, "shadow")
+    assert (await linked.call("post_twitter", {"text": "One"})).status_code == 201
+
+    async def lost(*_: object) -> None:
+        raise GatewayError("idempotency_in_flight", retry_after_s=1)
+
+    monkeypatch.setattr(Idempotency, "hold", lost)
+    assert reason_of(await linked.call("post_twitter", {"text": "Two"})) == "idempotency_in_flight"
+    assert await used(database, linked.key_id) == {"day": 15_000}
+    assert await used(database, linked.key_id, "writes:*") == {"day": 1}
 
 
 async def test_a_deletion_of_an_own_post_is_known_by_the_journal(linked: RunningGateway, database: Database) -> None:

@@ -231,3 +231,19 @@ async def test_attempts_that_x_may_have_billed_are_counted(
     with contextlib.suppress(GatewayError):
         await client.ask(like, Reading(Liked))
     assert client.maybe_billed == billed
+
+
+async def test_attempts_at_an_earlier_request_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of a file was sent twice, and the post that it belongs to never was."""
+    client = _clients(tmp_path, _Losing(lost(), 200)).open(SESSION)
+    part = XRequest("POST", "/2/media/upload/1/append", endpoint="POST /2/media/upload/{id}/append", repeatable=True)
+    await client.ask(part, Reading(Liked))
+    assert client.maybe_billed == 1
+
+    def exhausted(*_: object) -> None:
+        raise GatewayError("x_window_15m", retry_after_s=9, reset="later")
+
+    monkeypatch.setattr(RateWindows, "check", exhausted)
+    with pytest.raises(GatewayError, match="x_window_15m"):
+        await client.ask(XRequest("POST", "/2/tweets", endpoint="POST /2/tweets"), Reading(Posted))
+    assert client.maybe_billed == 0

@@ -144,6 +144,8 @@ class AccountClient:
         """
         shared, account, clock = self._shared, self._session.user_id, self._shared.clock
         ends_at = clock.monotonic() + shared.deadline_s
+        # Of an earlier request of the call, such as the upload of a file.
+        self._attempts = None
         shared.windows.check(request.endpoint, account)
         if ticket is not None and not ticket.is_first:
             # An open breaker refuses the call before it waits for its turn.

@@ -179,7 +179,8 @@ class Writes:
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
         times = 0
-        if judged.started:
+        # From then on the outcome settles all charges, whatever failed after that.
+        if write.opened and write.record.started:
             times = write.client.maybe_billed + (refusal is not None and refusal.outcome == "unknown")
         else:
             await self._spending.give_back(judged, write.context.call.request_id)

@@ -139,7 +139,8 @@ class Attempts:
 
     async def _write_rest(self) -> None:
         while self._rest:
-            batch = dict(islice(self._rest.items(), _BATCH))
+            # In one order in all replicas: they count in the same rows, and must not wait for each other.
+            batch = dict(sorted(islice(self._rest.items(), _BATCH)))
             for of in batch:
                 del self._rest[of]
             try:

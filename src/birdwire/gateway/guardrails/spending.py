@@ -63,8 +63,8 @@ GuardOf = Callable[[str], Awaitable["Guard | None"]]
 class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
-    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode. When it
-    is `started`, the charges were made, and the outcome of the call settles them. `registered`: it counts as running.
+    `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
+    `registered`: it counts as running.
     """
 
     guard: Guard
@@ -74,7 +74,6 @@ class Judged:
     decision: Decision = ALLOWED
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
-    started: bool = False
     registered: bool = False
 
     @property
@@ -241,7 +240,6 @@ class Spending:
             except ChargeRefused as refused:
                 charge = judged.charges[refused.index]
             else:
-                judged.started = True
                 return
             await self.check_by_snapshot(judged)
         reason: Reason = _REASONS.get(charge.rule, "cap_reached")

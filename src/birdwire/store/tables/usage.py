@@ -291,17 +291,20 @@ async def marks_at(connection: AsyncConnection, pairs: Collection[tuple[str, str
 
 
 async def purge(connection: AsyncConnection, now: datetime, limit: int) -> int:
-    """Delete up to `limit` windows and as many marks that are kept no longer; return the larger number."""
+    """Delete up to `limit` windows and as many marks that are kept no longer; return the larger number.
+
+    Rows are locked in the order in which units lock them: marks first, and each table by its key.
+    """
     # A unit may make a mark again between the two statements.
     return max(
-        await _purge(connection, usage, usage.c.kept_until < now, limit),
         await _purge(connection, text_marks, text_marks.c.until_ms < int(now.timestamp() * 1_000), limit),
+        await _purge(connection, usage, usage.c.kept_until < now, limit),
     )
 
 
 async def _purge(connection: AsyncConnection, table: Table, ended: ColumnElement[bool], limit: int) -> int:
     keys = table.primary_key.columns
-    found = await connection.execute(select(*keys).where(ended).limit(limit))
+    found = sorted(map(tuple, await connection.execute(select(*keys).where(ended).limit(limit))))
     rows = [{f"of_{column.name}": part for column, part in zip(keys, row, strict=True)} for row in found]
     if rows:
         await connection.execute(delete(table).where(*_key(table), ended), rows)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from birdwire.api.body import NO_BODY
 from birdwire.api.errors import PROBLEMS, GatewayError
 from birdwire.api.messages import Call
+from birdwire.gateway.pipeline import Pipeline
+from birdwire.keys.context import CallContext, RouteRules
 from birdwire.outcomes.attempts import ATTEMPTED, MAX_A_DAY, MAX_A_MINUTE, Attempts
+from birdwire.outcomes.own_refusals import Rejections
 from birdwire.store.database import Database, StorageDownError
 from birdwire.store.tables import journal
 from harness.gateway import API, POST, MovableClock, RunningGateway
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from birdwire.api.messages import Answer
     from birdwire.store.tables.journal import JournalRow
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -253,3 +258,32 @@ async def test_a_dry_run_leaves_no_attempt(linked: RunningGateway) -> None:
     assert (await linked.call("dry_run/like_twitter", {"tweet_id": POST})).status_code == 200
     assert (await linked.like()).status_code == 403
     assert await attempted(linked, 1) == [("like_twitter", "key_not_allowed", "not_sent")]
+
+
+class NoSessions:
+    """The sessions of keys without a link."""
+
+    def ready(self, key_id: str) -> None:
+        """Return no session."""
+        del key_id
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+async def test_a_refusal_with_a_row_of_its_own_is_not_counted_as_an_attempt(
+    database_url: str, *, recorded: bool
+) -> None:
+    """A pause may stop a write that is about to be sent, and whose end the journal records."""
+    opened, unused = await database(database_url), cast("Any", None)
+    attempts, sessions = Attempts(opened, Fixed()), cast("Any", NoSessions())
+    pipeline = Pipeline(unused, sessions, unused, unused, Rejections(Fixed()), attempts, relay=False, keyless_body_s=1)
+    call = Call("POST", f"{API}like_twitter", note={"key_id": "key_1", "operation": "like_twitter"})
+
+    async def work(context: CallContext) -> Answer:
+        context.recorded = recorded
+        raise GatewayError("paused")
+
+    context = CallContext(call, RouteRules("like_twitter", action="like_twitter"), NO_BODY)
+    assert (await pipeline.do_once(context, None, "like_twitter", {}, work)).status == 403
+    await attempts.close()
+    await opened.close()
+    assert len(await rows_of(database_url)) == 1 - recorded

@@ -140,7 +140,7 @@ class Pipeline:
         # A caller that polls its own state must not evict the refusals that it asks for.
         if context.route.action:
             self._rejections.add(context.call, error)
-            if error.reason in ATTEMPTED:
+            if error.reason in ATTEMPTED and not context.recorded:
                 self._record_attempt(context, error)
         return refuse(error, context.call)
 

@@ -134,6 +134,7 @@ class Writes:
             if refusal is None:
                 raise
             recorded = await write.record.failed(refusal, times)
+            context.recorded = True
             if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
                 await trip
             # A write that is safe to repeat keeps its reason, whose fix is to send it again.

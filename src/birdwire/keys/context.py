@@ -53,7 +53,7 @@ class CallContext:
 
     `key` is set once the call is `admitted`. `headers` are added to whichever answer the call gets. `relayed`: the call
     came in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is the slot and the space that
-    its files take up.
+    its files take up. `recorded`: the journal has a row of its refusal.
     """
 
     call: Call
@@ -65,6 +65,7 @@ class CallContext:
     relayed: bool = False
     holds_slot: bool = False
     upload: Upload | None = None
+    recorded: bool = False
 
     def close(self) -> None:
         """Release the files and what they take up."""

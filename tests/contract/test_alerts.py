@@ -158,8 +158,13 @@ async def use_a_limit_up(running: RunningGateway) -> None:
 
 async def meet_a_bug(running: RunningGateway) -> None:
     """Write a row that no version of Birdwire writes."""
-    with file_of(running) as database:
-        database.execute("UPDATE api_keys SET ips = '[1.5]'")
+
+    def write() -> None:
+        with file_of(running) as database:
+            database.execute("UPDATE api_keys SET ips = '[1.5]'")
+
+    # The gateway runs in this thread's loop, and may be in the middle of a transaction.
+    await asyncio.to_thread(write)
     assert (await running.like()).json()["error"]["reason"] == "internal"
 
 

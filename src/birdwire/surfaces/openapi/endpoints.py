@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
-from birdwire.api.forms import FILE_FIELDS
+from birdwire.api.forms import FILE_FIELDS, MAX_FIELDS, MAX_NAME
 from birdwire.api.models import Body, Empty
 from birdwire.api.paths import API, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
@@ -123,6 +123,14 @@ BEYOND_SCHEMA: dict[str, dict[str, str]] = {
         }
         for row in OPERATIONS
         if not row.takes_file
+    },
+    **{
+        _camel(f"{DRY_RUN}_{row.name}"): {
+            "form_malformed": f"the form may have at most {MAX_FIELDS} parts, each with a name of 1 to {MAX_NAME} "
+            "characters"
+        }
+        for row in OPERATIONS
+        if row.takes_file
     },
 }
 """Rules that a schema cannot express, by operation and reason: a request that fits the schema may still get 400."""

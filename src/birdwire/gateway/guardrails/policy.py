@@ -10,7 +10,7 @@ reasons that a caller can wait out, such as `cap_reached`, stay as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from birdwire.api.errors import PROBLEMS, GatewayError
@@ -225,7 +225,7 @@ def _stricter(one: Charge, other: Charge) -> Charge:
     """Return one charge for two of the same counter. A gap and the age of a text are stricter the longer they are."""
     limits = [charge.limit for charge in (one, other) if charge.limit is not None]
     strictest = min if one.kind == "add" else max
-    return replace(one, amount=max(one.amount, other.amount), limit=strictest(limits, default=None))
+    return one._replace(amount=max(one.amount, other.amount), limit=strictest(limits, default=None))
 
 
 def snapshot_keys(policies: Sequence[Policy], proposal: Proposal, now: datetime) -> tuple[UsageKey, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -298,7 +298,7 @@ class Spending:
             return
         usd, now = self.prices.of_reads({"post": posts, "user": users}), self._clock.now()
         charged = rules.charges(guard.policies, propose_lookup(name, user_id, usd), now, None)
-        free = [replace(charge, limit=None) for charges in charged for charge in charges]
+        free = [charge._replace(limit=None) for charges in charged for charge in charges]
         free += _reads(key_id, name, user_id, f"{now:%Y-%m-%d}", posts + users, usd)
         await self._database.append_all(store.charging(free, name))
 

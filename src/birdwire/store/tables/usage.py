@@ -6,10 +6,9 @@ a window's first call pass unchecked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -85,8 +84,7 @@ Spent = list[list[Any]]
 """Charges as JSON: kind, scope, measure, window and amount of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """What one rule adds to a counter when a call passes, and the limit that decides whether it passes.
 
     add: `amount` is added to a row of `usage`, if the sum is at most `limit` (None: unconditionally).

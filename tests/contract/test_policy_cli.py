@@ -679,3 +679,14 @@ async def test_a_replay_simulates_whatever_counts_in_the_order_of_the_writes(
     assert report.document["not_judged"] == 1
     blind = await Rehearsal(database, None).replay(key.key_id, start - timedelta(hours=1), rules)
     assert blind.document["not_judged"] == len(posts) + 1
+
+
+async def test_a_trial_changes_nothing(database: Database, tmp_path: Path) -> None:
+    """Not even the key under which texts are marked is made: the first post that is sent makes it."""
+    clock = Clock()
+    key, _ = await Keys(database, clock).create("test", "agent")
+    await Policies(database, clock, Actor("grace", "cli")).set(key.key_id, parse_shorthand("duplicate_text=30,account"))
+    would = await Rehearsal(database, Vault(bytes(32))).test(key.key_id, "post_twitter", {"text": "Hello"}, clock.now())
+    assert would["outcome"] == "allow"
+    with sqlite3.connect(tmp_path / "birdwire.db") as connection:
+        assert connection.execute("SELECT count(*) FROM text_mark_keys").fetchone() == (0,)

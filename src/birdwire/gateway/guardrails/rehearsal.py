@@ -205,7 +205,7 @@ class Rehearsal:
         needed, text = needs(judged, operation), comparable_text(proposal)
         mark = None
         if "text_mark" in needed and text is not None and self._vault is not None:
-            mark = await TextMarks(self._database, self._vault, Clock()).mark(text)
+            mark = await TextMarks(self._database, self._vault, Clock()).known_mark(text)
         spent = [one for part in charges(judged, proposal, now, mark) for one in part]
         async with self._database.read() as connection:
             amounts = await usage.amounts(connection, snapshot_keys(judged, proposal, now))
@@ -240,9 +240,8 @@ class Rehearsal:
 
     async def _made(self, key_id: str, post_id: str | None) -> bool:
         """Return whether the journal shows that a key made a post."""
-        same = {"key_id": key_id, "operation": "post_twitter", "x_id": str(post_id)}
         async with self._database.read() as connection:
-            return bool(await journal.listed(connection, same, None, 1))
+            return post_id is not None and await journal.made_by(connection, key_id, post_id)
 
     async def _rows(self, key_id: str, since: datetime) -> AsyncIterator[JournalRow]:
         """Yield a key's writes since a moment, oldest first, at most MAX_ROWS of them."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from birdwire.gateway.guardrails import policy as rules
+from birdwire.gateway.guardrails.pauses import document, in_force
+from birdwire.gateway.guardrails.windows import Moment, Unit, end_of
 from birdwire.keys.rules import ACTIONS
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import usage as store
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from birdwire.keys.registry import Key
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
+
+_UNITS: tuple[Unit, ...] = ("day", "month")
+"""The windows of a budget."""
 
 NOTHING: dict[str, Any] = {"rules": None, "budget": None, "paused": None}
 """The members for an unguarded key."""
@@ -50,12 +54,12 @@ class GuardStatus:
         if not policies:
             return None
         now = self._clock.now()
-        windows = {"day": (f"{now:%Y-%m-%d}", _tomorrow(now)), "month": (f"{now:%Y-%m}", _next_month(now))}
-        keys = [(one.scope, store.USD, window) for one in policies for window, _ in windows.values()]
+        windows = {unit: Moment.of(now).windows[unit] for unit in _UNITS}
+        keys = [(one.scope, store.USD, window) for one in policies for window in windows.values()]
         async with self._database.read() as connection:
             used = await store.amounts(connection, keys)
         found: dict[str, Any] = {"currency": "USD"}
-        for name, (window, resets_at) in windows.items():
+        for name, window in windows.items():
             limits = [
                 (round(one.rules["budget"][f"{name}_usd"] * 1_000_000), used.get((one.scope, store.USD, window), 0))
                 for one in policies
@@ -65,23 +69,14 @@ class GuardStatus:
             found[name] = limit and {
                 "limit_usd": dollars(limit),
                 "used_usd": dollars(spent),
-                "resets_at": rfc3339(resets_at),
+                "resets_at": rfc3339(end_of(name, now)),
             }
         return found
 
     def _paused(self, guard: Guard) -> dict[str, Any] | None:
-        now = self._clock.now()
-        for author in ("operator", "owner"):
-            for row in guard.pauses:
-                if row.author == author and (row.until is None or row.until > now):
-                    return {
-                        "scope": row.scope,
-                        "by": row.author,
-                        "since": rfc3339(row.since),
-                        "until": None if row.until is None else rfc3339(row.until),
-                        "why": row.why,
-                    }
-        return None
+        """Return the pause that a refusal would name. Its author stands for the person, whom callers must not know."""
+        holding = in_force(guard.pauses, self._clock.now())
+        return {**document(holding[0]), "by": holding[0].author} if holding else None
 
 
 def dollars(amount: int) -> float:
@@ -103,11 +98,3 @@ def _rules(guard: Guard, key: Key) -> dict[str, Any] | None:
         "approve_by": rules.approve_by(guard.policies),
         "waiting": 0,
     }
-
-
-def _tomorrow(now: datetime) -> datetime:
-    return datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
-
-
-def _next_month(now: datetime) -> datetime:
-    return datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)

@@ -46,15 +46,17 @@ def unit_of(window: str) -> Unit:
 
 def seconds_left(unit: Unit, now: datetime) -> int:
     """Return the whole seconds until the current window has ended, at least 1."""
-    at = now.astimezone(UTC)
-    start = at.replace(minute=0, second=0, microsecond=0)
+    return seconds_between(now, end_of(unit, now))
+
+
+def end_of(unit: Unit, now: datetime) -> datetime:
+    """Return when the current window ends."""
+    start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     if unit == "hour":
-        end = start + timedelta(hours=1)
-    elif unit == "day":
-        end = start.replace(hour=0) + timedelta(days=1)
-    else:
-        end = (start.replace(day=1, hour=0) + timedelta(days=32)).replace(day=1)
-    return seconds_between(at, end)
+        return start + timedelta(hours=1)
+    if unit == "day":
+        return start.replace(hour=0) + timedelta(days=1)
+    return (start.replace(day=1, hour=0) + timedelta(days=32)).replace(day=1)
 
 
 def seconds_between(now: datetime, end: datetime) -> int:

@@ -210,6 +210,12 @@ class Settings(BaseModel):
     journal_days: int = Field(
         90, ge=2, le=36_500, description="Number of days that Birdwire keeps each write in the journal."
     )
+    approval_ttl_s: int = Field(
+        3_600,
+        ge=300,
+        le=86_400,
+        description="Number of seconds that a write waits for a person's approval before it expires.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Minimum level of the messages that are logged to standard error."
     )

@@ -23,7 +23,17 @@ from birdwire.store.tables import (
     rate_windows,
     vault_keys,
 )
-from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, OPEN, RECONCILED, RESENDABLE, STATES, State, Why
+from birdwire.store.tables.journal import (
+    APPLIED,
+    BEGUN,
+    NOT_APPLIED,
+    RECONCILED,
+    RESENDABLE,
+    STATES,
+    WAITING,
+    State,
+    Why,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -62,7 +72,7 @@ def test_a_text_that_no_enum_defines_is_read_as_it_is() -> None:
         connection.execute(journal.ADD, row | {"state": "paused", "why": "at_rest"})
         [read] = [journal.JournalRow(*found) for found in connection.execute(select(journal.journal))]
     assert (read.state, read.why, f"{read.state}", to_json(read.why)) == ("paused", "at_rest", "paused", b'"at_rest"')
-    assert (read.state.value, read.state in STATES, read.state in OPEN) == ("paused", False, False)
+    assert (read.state.value, read.state in STATES, read.state in BEGUN) == ("paused", False, False)
     assert State("found") is State.FOUND
 
 
@@ -76,6 +86,8 @@ def test_the_table_of_states_defines_every_list_of_states() -> None:
 
 def test_what_may_have_happened_is_never_final() -> None:
     """A final state states whether X did it; only an open one may leave that unanswered."""
-    assert set(STATES) == APPLIED | NOT_APPLIED | OPEN
-    assert len(APPLIED) + len(NOT_APPLIED) + len(OPEN) == len(STATES)
+    assert set(STATES) == APPLIED | NOT_APPLIED | BEGUN
+    assert len(APPLIED) + len(NOT_APPLIED) + len(BEGUN) == len(STATES)
+    assert not any(STATES[state].final for state in BEGUN | WAITING)
+    assert WAITING == {State.AWAITING_APPROVAL, State.APPROVED}  # noqa: SIM300 - the constant is what is checked
     assert RESENDABLE == {State.REFUSED, State.NOT_SENT}  # noqa: SIM300 - the constant is what is checked

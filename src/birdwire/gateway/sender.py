@@ -7,6 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
+from birdwire.outcomes.approval_payload import Payload
+from birdwire.x.catalog import media
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
@@ -52,6 +54,18 @@ def capability_of(operation: Operation, body: Body) -> str:
     """Return the name under which it is recorded whether X allows this to the app."""
     quotes = operation.enterprise == "quote" and operation.needs_enterprise(body)
     return f"{operation.name} (quote)" if quotes else operation.name
+
+
+def payload_of(write: Write, user_id: str) -> Payload:
+    """Return what a write of an account asks for; its files have no media ids yet.
+
+    Raises:
+        GatewayError: a file is of no kind that X accepts.
+    """
+    files = [
+        {"sha256": file.digest.hex(), "size": file.size, "type": media.kind_of(file).media_type} for file in write.files
+    ]
+    return Payload(write.operation.name, user_id, write.fields, files)
 
 
 class OperationSender:

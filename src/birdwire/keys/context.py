@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from birdwire.api.models import Body, Empty
 
@@ -47,13 +47,21 @@ class Upload(Protocol):
         """Release both."""
 
 
+class Pending(NamedTuple):
+    """A request that waits for a person, and how to answer the call that asks for it once it has ended."""
+
+    request_id: str
+    answer: Callable[[], Awaitable[Answer]]
+
+
 @dataclass(slots=True)
 class CallContext:
     """One call and what is known of it so far. The fields of its log line are in `call.note`.
 
     `key` is set once the call is `admitted`. `headers` are added to whichever answer the call gets. `relayed`: the call
     came in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is the slot and the space that
-    its files take up. `recorded`: the journal has a row of its refusal.
+    its files take up. `recorded`: the journal has a row of its refusal. `pending`: a person must decide first, and the
+    caller may want to wait for that. `approved`: it is sent for a call that ended earlier, whose address was checked.
     """
 
     call: Call
@@ -66,6 +74,8 @@ class CallContext:
     holds_slot: bool = False
     upload: Upload | None = None
     recorded: bool = False
+    pending: Pending | None = None
+    approved: bool = False
 
     def close(self) -> None:
         """Release the files and what they take up."""

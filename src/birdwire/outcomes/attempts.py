@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ATTEMPTED = frozenset({
     *("policy_denied", "owner_denied", "quiet_hours", "cap_reached", "budget_exhausted", "price_unknown"),
-    *("policy_unreadable", "duplicate_text", "paused", "paused_by_owner", "approval_unavailable"),
+    *("policy_unreadable", "duplicate_text", "paused", "paused_by_owner", "approval_denied", "approvals_full"),
     *("daily_cap", "key_not_allowed", "ip_not_allowed", "key_expired", "return_to_not_allowed"),
 })  # fmt: skip
 """The reasons of refusals that are recorded: what a policy, a cap, a pause or a rule of the key decides."""

@@ -6,7 +6,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from birdwire.store.tables.usage import Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """A write that waited and may be sent now: the hash of what was approved, and until when it may be sent.
+
+    `ordered`: the operator ordered it, and nobody was asked.
+    """
+
+    payload_sha256: str
+    expires_at: datetime
+    ordered: bool = False
 
 
 @dataclass(slots=True)
@@ -31,3 +45,4 @@ class Entry:
     shadow_charges: tuple[Charge, ...] = ()
     decision: dict[str, Any] | None = field(default=None, repr=False)
     features: dict[str, Any] | None = field(default=None, repr=False)
+    approved: Approved | None = None

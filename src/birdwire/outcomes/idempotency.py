@@ -19,7 +19,7 @@ from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import idempotency as store
 from birdwire.store.tables.idempotency import NameState
-from birdwire.store.tables.journal import APPLIED, OPEN, RESENDABLE, State
+from birdwire.store.tables.journal import APPLIED, BEGUN, RESENDABLE, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -226,7 +226,7 @@ class Idempotency:
             raise GatewayError("not_applied", headers=REPLAYED)
         if runs and state in (None, State.STARTED):
             raise _in_flight()
-        if known is not None and state in OPEN:
+        if known is not None and state in BEGUN:
             await self._journal.expedite(known.user_id)
             raise _unknown()
         if known is None and row.state == NameState.KEPT:

@@ -17,6 +17,8 @@ from birdwire.store.tables import pauses, policies
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from birdwire.accounts.links import Links
     from birdwire.api.errors import GatewayError
     from birdwire.keys.cache import KeyCache
@@ -71,15 +73,19 @@ class Guards:
 
     async def _read(self, key_id: str) -> Guard | None:
         current = (await self._links.of_key(key_id)).current
-        user_id = None if current is None else current.user_id
-        scopes = [GATEWAY, key_id] if user_id is None else [GATEWAY, f"{ACCOUNT}{user_id}", key_id]
         async with self._database.read() as connection:
-            rows = await policies.latest(connection, scopes)
-            paused = await pauses.of(connection, scopes)
-        readable, unreadable = _checked(row for row in rows if row.rules is not None)
-        if not (readable or unreadable or paused):
-            return None
-        return Guard(key_id, user_id, readable, tuple(paused), unreadable)
+            return await read_guard(connection, key_id, None if current is None else current.user_id)
+
+
+async def read_guard(connection: AsyncConnection, key_id: str, user_id: str | None) -> Guard | None:
+    """Return the guard of a key that is linked to an account, as the database has it now."""
+    scopes = [GATEWAY, key_id] if user_id is None else [GATEWAY, f"{ACCOUNT}{user_id}", key_id]
+    rows = await policies.latest(connection, scopes)
+    paused = await pauses.of(connection, scopes)
+    readable, unreadable = _checked(row for row in rows if row.rules is not None)
+    if not (readable or unreadable or paused):
+        return None
+    return Guard(key_id, user_id, readable, tuple(paused), unreadable)
 
 
 _NAME = "guard"

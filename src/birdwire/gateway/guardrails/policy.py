@@ -259,14 +259,14 @@ def refusal(decision: Decision) -> GatewayError:
     """Return the error of a call that policies do not allow.
 
     The first denial decides, in the order of RULES; one that waiting does not cure takes precedence over one that it
-    does. Without a denial, the call would need an approval.
+    does. Without a denial, a person would have to be asked, which is no longer possible for this call.
     """
     denials = [found for found in decision.findings if found.outcome == "deny"]
     decisive = min(denials, key=lambda one: PROBLEMS[one.reason].retryable, default=decision.findings[0])
     waits = [one.retry_after_s for one in denials if one.retry_after_s is not None]
     retryable = bool(denials) and PROBLEMS[decisive.reason].retryable
     return GatewayError(
-        decisive.reason if denials else "approval_unavailable",
+        decisive.reason if denials else "approval_stale",
         retry_after_s=max(waits, default=None) if retryable else None,
         findings=[found.document() for found in decision.findings],
         detail=decisive.message,

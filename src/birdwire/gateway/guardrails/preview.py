@@ -6,8 +6,6 @@ row.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,16 +14,16 @@ from birdwire.api.messages import Answer
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.status import dollars
-from birdwire.gateway.sender import Write, capability_of
+from birdwire.gateway.sender import Write, capability_of, payload_of
 from birdwire.x.catalog import media
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import LIMIT
 from birdwire.x.catalog.prices import UNBILLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from birdwire.api.forms import Part
+    from birdwire.gateway.guardrails.spending import Judged
     from birdwire.gateway.guardrails.status import GuardStatus
     from birdwire.keys.context import CallContext
     from birdwire.x.catalog.operations import Operation
@@ -77,7 +75,7 @@ class Preview:
             cost = judged.price
         capability = await self._capability(write)
         return {
-            "outcome": _outcome(refusals),
+            "outcome": _outcome(refusals, judged),
             "operation": write.operation.name,
             "account": None if session is None else {"user_id": session.user_id, "username": session.username},
             "refusals": [refusal_document(error) for error in refusals],
@@ -104,12 +102,11 @@ class Preview:
         return next((one for one in known if one.operation == name), None)
 
 
-def _outcome(refusals: Sequence[GatewayError]) -> Verdict:
+def _outcome(refusals: Sequence[GatewayError], judged: Judged | None) -> Verdict:
     """Return what the refusals amount to. A call that only a person can let pass is not denied."""
-    if not refusals:
-        return "allow"
-    asks = all(error.reason == "approval_unavailable" for error in refusals)
-    return "require_approval" if asks else "deny"
+    if refusals:
+        return "deny"
+    return "require_approval" if judged is not None and judged.asks else "allow"
 
 
 def refusal_document(error: GatewayError) -> dict[str, Any]:
@@ -126,23 +123,9 @@ def refusal_document(error: GatewayError) -> dict[str, Any]:
     }
 
 
-def payload_sha256(operation: str, user_id: str, fields: Mapping[str, Any], files: Sequence[Part]) -> str:
-    """Return the SHA-256 of what a call asks for: sorted compact JSON in UTF-8, which names files by their content.
-
-    Raises:
-        GatewayError: a file is of no kind that X accepts.
-    """
-    listed = [
-        {"sha256": file.digest.hex(), "size": file.size, "type": media.kind_of(file).media_type} for file in files
-    ]
-    payload = {"operation": operation, "user_id": user_id, "fields": fields, "files": listed}
-    text = json.dumps(payload, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _digest(write: Write, user_id: str) -> str | None:
     try:
-        return payload_sha256(write.operation.name, user_id, write.fields, write.files)
+        return payload_of(write, user_id).sha256
     except GatewayError:
         return None
 

@@ -29,11 +29,12 @@ from birdwire.gateway.guardrails.policy import (
     refusal,
     snapshot_keys,
 )
-from birdwire.gateway.guardrails.preview import payload_sha256, refusal_document
+from birdwire.gateway.guardrails.preview import refusal_document
 from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, proposal_of_features, propose
 from birdwire.gateway.guardrails.registry import read
 from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.keys.registry import Keys
+from birdwire.outcomes.approval_payload import Payload
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.encryption.vault import Place, VaultError
@@ -305,7 +306,7 @@ class _Trial:
             "account": account and {"user_id": account.user_id, "username": account.username},
             "refusals": [refusal_document(error) for error in refused],
             "findings": findings,
-            "payload_sha256": account and payload_sha256(self.operation.name, account.user_id, self.fields, ()),
+            "payload_sha256": account and Payload(self.operation.name, account.user_id, self.fields).sha256,
             "approve_by": self.approve_by,
             "text": None if proposal is None or proposal.weight is None else _text(proposal, limit),
             "cost_usd": None if price is None else price / 1_000_000,

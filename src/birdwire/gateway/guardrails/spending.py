@@ -82,6 +82,11 @@ class Judged:
         return bool(self.guard.unreadable) or not all(policy.is_shadow for policy in self.guard.policies)
 
     @property
+    def asks(self) -> bool:
+        """Whether a person must decide on the call."""
+        return self.decision.outcome == "require_approval"
+
+    @property
     def price(self) -> int | None:
         """What the call costs if X carries it out once: its price, or what a budget reserves for an unpriced call."""
         if self.proposal.price is not None:
@@ -190,7 +195,7 @@ class Spending:
         """
         check_readable(judged.guard)
         await self.look(judged)
-        if judged.decision.outcome != "allow":
+        if judged.decision.outcome == "deny":
             raise rules.refusal(judged.decision)
 
     async def look(self, judged: Judged) -> None:

@@ -37,6 +37,12 @@ Act = Literal[
     "policy.unset",
     "paused",
     "resumed",
+    "approval.approved",
+    "approval.denied",
+    "approval.edited",
+    "approval.cancelled",
+    "approval.link_made",
+    "deletion.ordered",
     "vault.key_added",
     "vault.rotated",
     "database.moved",
@@ -65,6 +71,7 @@ MAX_WHO, MAX_VALUE = 100, 1_000
 
 REPEATABLE = frozenset(
     {"link.started", "link.approved", "link.named", "link.denied", "link.mismatched", "link.expired"}
+    | {"approval.cancelled"}
 )
 """Acts that callers can repeat without limit and without changing a link in use. So is the end of a pending link."""
 

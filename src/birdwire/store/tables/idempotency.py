@@ -42,6 +42,9 @@ class NameState(StrEnum):
     UNKNOWN = "unknown"
     """Its outcome is unknown: it must never be done again under this name."""
 
+    AWAITING = "awaiting"
+    """A person was asked: the request answers for the name, until a day after its end."""
+
 
 idempotency = Table(
     "idempotency",

@@ -50,6 +50,8 @@ DELETION = "delete_twitter"
 class State(StrEnum):
     """The state of a write."""
 
+    AWAITING_APPROVAL = "awaiting_approval"
+    APPROVED = "approved"
     STARTED = "started"
     CONFIRMED = "confirmed"
     REFUSED = "refused"
@@ -57,21 +59,28 @@ class State(StrEnum):
     UNKNOWN = "unknown"
     FOUND = "found"
     NOT_FOUND = "not_found"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """What a state means: whether X did what was asked, and whether the state is final.
 
-    `reconciled`: the state is a verdict of the search for a write whose answer was lost.
+    `reconciled`: the state is a verdict of the search for a write whose answer was lost. `asked`: the write waits for a
+    person's approval, or ended without being started.
     """
 
     applied: Literal["yes", "maybe", "no"]
     final: bool
     reconciled: bool = False
+    asked: bool = False
 
 
 STATES: dict[State, Meaning] = {
+    State.AWAITING_APPROVAL: Meaning("no", final=False, asked=True),
+    State.APPROVED: Meaning("no", final=False, asked=True),
     State.STARTED: Meaning("maybe", final=False),
     State.CONFIRMED: Meaning("yes", final=True),
     State.REFUSED: Meaning("no", final=True),
@@ -79,6 +88,9 @@ STATES: dict[State, Meaning] = {
     State.UNKNOWN: Meaning("maybe", final=False),
     State.FOUND: Meaning("yes", final=True, reconciled=True),
     State.NOT_FOUND: Meaning("no", final=True, reconciled=True),
+    State.DENIED: Meaning("no", final=True, asked=True),
+    State.EXPIRED: Meaning("no", final=True, asked=True),
+    State.CANCELLED: Meaning("no", final=True, asked=True),
 }
 """The table of states. Every list of states is derived from it."""
 
@@ -88,13 +100,16 @@ APPLIED = frozenset(state for state, meaning in STATES.items() if meaning.applie
 NOT_APPLIED = frozenset(state for state, meaning in STATES.items() if meaning.applied == "no")
 """X did not do what was asked."""
 
-OPEN = frozenset(state for state, meaning in STATES.items() if not meaning.final)
-"""The state may still change."""
+BEGUN = frozenset(state for state, meaning in STATES.items() if meaning.applied == "maybe")
+"""The write was started, and it is not known what X did."""
+
+WAITING = frozenset(state for state, meaning in STATES.items() if meaning.asked and not meaning.final)
+"""The write waits for a person's approval, or to be sent after it; nothing has been sent."""
 
 RECONCILED = frozenset(state for state, meaning in STATES.items() if meaning.reconciled)
 """The search for a lost write ended with a verdict."""
 
-RESENDABLE = NOT_APPLIED - RECONCILED
+RESENDABLE = NOT_APPLIED - RECONCILED - {state for state, meaning in STATES.items() if meaning.asked}
 """The response reported that X did not do it, so the same Idempotency-Key may be used for another attempt."""
 
 
@@ -215,7 +230,7 @@ SETTLE = (
 
 SETTLE_CHARGED = (
     update(journal)
-    .where(journal.c.request_id == bindparam("of"), or_(*(journal.c.state == state for state in sorted(OPEN))))
+    .where(journal.c.request_id == bindparam("of"), or_(*(journal.c.state == state for state in sorted(BEGUN))))
     .values({name: bindparam(f"new_{name}") for name in (*_OUTCOME, "spent", "cost_microusd")})
 )
 """SETTLE of a row that has charges, unless it was settled before. It also sets what remains of them, and the cost."""
@@ -287,7 +302,7 @@ async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[Jo
 
 async def open_of(connection: AsyncConnection, user_id: str, limit: int) -> list[JournalRow]:
     """Return an account's open rows that are to be checked, due or not yet due; oldest first."""
-    wanted = (journal.c.due_at.is_not(None), journal.c.state.in_(OPEN), journal.c.user_id == user_id)
+    wanted = (journal.c.due_at.is_not(None), journal.c.state.in_(BEGUN), journal.c.user_id == user_id)
     query = select(journal).where(*wanted).order_by(_START).limit(limit)
     return [JournalRow(*row) for row in await connection.execute(query)]
 

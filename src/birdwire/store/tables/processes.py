@@ -18,7 +18,9 @@ processes = Table(
     metadata,
     Column("owner", String, primary_key=True),
     Column("alive_until", Instant, nullable=False),
+    Column("address", String),
 )
+"""address: the URL that the process serves, without a path; null until it serves."""
 
 
 async def renew(connection: AsyncConnection, owner: str, until: datetime) -> None:

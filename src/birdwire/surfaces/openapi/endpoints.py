@@ -71,7 +71,7 @@ POSTING = (
 PAUSED = ("paused", "paused_by_owner")
 GUARDED = (
     *("policy_denied", "owner_denied", "quiet_hours", "cap_reached", "budget_exhausted", "price_unknown"),
-    *("policy_unreadable", "approval_unavailable"),
+    *("policy_unreadable", "approval_denied", "approvals_full", "approval_stale"),
     *PAUSED,
 )
 """Reasons that the policies and pauses of a key, its account or the gateway may have."""

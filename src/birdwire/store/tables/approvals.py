@@ -72,7 +72,7 @@ minutes before X deletes the first of its files; null without files. edited_from
 
 due_at: when a gateway must act on it: let it expire, send it, see whether its process is alive, or report its end;
 null: nothing is to be done. ended_at: when the write ended, or its outcome became unknown. refusal_ct: the body of the
-final refusal, encrypted, if it says more than the journal's reason.
+final refusal, encrypted, if it is more than the journal's reason.
 """
 
 approval_files = Table(
@@ -82,7 +82,7 @@ approval_files = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("blob_ct", LargeBinary, nullable=False),
 )
-"""The images that are shown to whoever decides, encrypted. `number` is the file's place in the payload."""
+"""The images that are shown to the person who decides, encrypted. `number` is the file's place in the payload."""
 
 approval_links = Table(
     "approval_links",
@@ -163,7 +163,7 @@ DROP_FILES = delete(approval_files).where(approval_files.c.request_id == bindpar
 def closing(
     request_id: str, ended_at: datetime, *, refusal_ct: bytes | None = None, report_at: datetime | None = None
 ) -> list[Part]:
-    """Return the parts that end a write's approval and remove its payload; `report_at`: a gateway reports the end then."""
+    """Return the parts that end a write's approval and remove its payload; a gateway reports it at `report_at`."""
     row = {"of": request_id, "new_ended_at": ended_at, "new_refusal_ct": refusal_ct, "new_due_at": report_at}
     return [Part(CLOSE, row), Part(DROP_FILES, {"of": request_id})]
 
@@ -210,12 +210,10 @@ async def count_waiting(connection: AsyncConnection, key_id: str | None = None) 
     return int((await connection.execute(select(func.count()).select_from(approvals).where(*wanted))).scalar_one())
 
 
-async def same_payload(
-    connection: AsyncConnection, key_id: str, payload_sha256: str
-) -> list[tuple[ApprovalRow, State]]:
+async def same_payload(connection: AsyncConnection, key_id: str, sha256: str) -> list[tuple[ApprovalRow, State]]:
     """Return a key's requests for one payload, each with its state; newest first, at most 100."""
     query = select(*approvals.c, journal.c.state).join(journal, journal.c.request_id == approvals.c.request_id)
-    query = query.where(approvals.c.key_id == key_id, approvals.c.payload_sha256 == payload_sha256)
+    query = query.where(approvals.c.key_id == key_id, approvals.c.payload_sha256 == sha256)
     rows = await connection.execute(query.order_by(approvals.c.request_id.desc()).limit(100))
     return [(ApprovalRow(*row[:-1]), row[-1]) for row in rows]
 

@@ -42,7 +42,7 @@ class Payload:
         """Return the payload of a decrypted text.
 
         Raises:
-            ValueError: the text is none.
+            ValueError: the text is not a payload.
         """
         found = json.loads(text)
         if not isinstance(found, dict) or set(found) != set(cls.__slots__):

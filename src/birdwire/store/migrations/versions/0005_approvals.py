@@ -1,4 +1,4 @@
-"""Approvals, with the images shown to the person who decides and signed links; and the address that each process serves."""
+"""Approvals, the images shown to the person who decides, signed links, and the address that each process serves."""
 
 from __future__ import annotations
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from birdwire.store.database import Database
 from harness import javascript
-from harness.gateway import PNG, POST
+from harness.gateway import API, PNG, POST
+from harness.guarded_gateway import set_rules
 
 if TYPE_CHECKING:
     from harness.gateway import RunningGateway
@@ -80,12 +82,20 @@ async def check(running: RunningGateway, printed: str) -> None:
     post = await running.post_of(said["post_id"])
     assert (post["text"], post["media_ids"]) == ("Generated", [said["media_id"]])
     assert said["text"] == "Generated"
+    assert said["waits"] == "awaiting_approval"
+    assert (await running.client.get(f"{API}requests/{said['waiting_id']}")).json()["operation"] == "retweet_twitter"
+    assert (await running.state())["retweets"] == []
     assert REFUSAL.items() <= said.items()
     assert said["fix"]
 
 
-def given(running: RunningGateway) -> str:
-    """What a client needs to know. It travels in the environment, as a key should."""
+async def given(running: RunningGateway) -> str:
+    """What a client needs to know. It travels in the environment, as a key should. Reposts need a person's approval."""
+    database = Database(running.settings.database_url)
+    try:
+        await set_rules(database, running.key_id, {"approve": ["retweet_twitter"]})
+    finally:
+        await database.close()
     return json.dumps(
         {"url": running.settings.base_url, "key": running.raw_key, "tweet_id": POST, "image": PNG.hex()},
     )
@@ -109,7 +119,7 @@ async def test_a_python_client_is_generated_and_acts(linked: RunningGateway, tmp
         str(TESTS / "clients" / "generated.py"),
         directory=tmp_path,
         PYTHONPATH=str(tmp_path),
-        GENERATED=given(linked),
+        GENERATED=await given(linked),
     )
     await check(linked, printed)
 
@@ -124,7 +134,7 @@ async def test_a_typescript_client_is_generated_and_acts(linked: RunningGateway,
     for name in ("generated.mts", "tsconfig.json"):
         shutil.copy(javascript.FOLDER / name, tmp_path)
     await node("typescript/bin/tsc", "--project", str(tmp_path))
-    printed = await node(str(tmp_path / "generated.mjs"), GENERATED=given(linked))
+    printed = await node(str(tmp_path / "generated.mjs"), GENERATED=await given(linked))
     assert json.loads(printed)["mistyped"] == "text_malformed"
     await check(linked, printed)
 

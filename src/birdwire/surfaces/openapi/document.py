@@ -9,7 +9,8 @@ from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
-from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, WAITED, Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.responses import ASKED_EXAMPLE, Asked
 from birdwire.surfaces.openapi.schemas import EXAMPLES, Error, components, fixed, reference
 from birdwire.x.client.auth_server import offered_scopes
 
@@ -50,7 +51,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "WWW-Authenticate": ("How to authenticate (RFC 9110 §11.6.1).", {"type": "string", "const": "Bearer"}, "Bearer"),
     "Retry-After": (
-        "Whole seconds to wait before the next attempt, at least 1.",
+        "Whole seconds to wait before the next attempt or the next poll, at least 1.",
         {"type": "string", "pattern": "^[1-9][0-9]*$"},
         "60",
     ),
@@ -63,6 +64,16 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "Set if this is the stored response of the first call.",
         {"type": "string", "const": "true"},
         "true",
+    ),
+    "Location": (
+        "Where the outcome of the write can be read: GET it with the same key.",
+        {"type": "string", "format": "uri-reference"},
+        f"{API}/requests/req_01JD3K8W6ZQ4T5V7X9YABCDEFG",
+    ),
+    "Preference-Applied": (
+        "The preference that was honored: the answer was held for up to this many seconds (RFC 7240).",
+        {"type": "string", "pattern": "^wait=[0-9]+$"},
+        "wait=30",
     ),
     "X-Birdwire-Cost-USD": (
         "Estimate of what X bills for this call, in US dollars. Present if a policy is obeyed for the key.",
@@ -77,6 +88,9 @@ _JUDGED = frozenset({400, 403, 404, 409, 429, 502, 503})
 """Statuses that a call may get after policies judged it."""
 
 _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
+_WAITED = "Preference-Applied"
+ACCEPTED = 202
+"""The status of a write that waits for a person."""
 
 TITLES = {
     400: "Invalid request",
@@ -149,6 +163,11 @@ returns 405 `method_not_allowed` with `Allow`; HEAD works only on documents, `/l
 for 24 hours, a call with the same key and body gets the response of the first call, with `Idempotent-Replayed: true`. \
 For a post or upload without one, Birdwire generates one and returns it in that header.
 
+**Approvals.** A policy may require that a person approves a write. The call then returns 202 with `approval`, and \
+nothing has been published. Do not send it again: Birdwire sends it by itself once it is approved. Poll \
+`GET {api}/requests/REQUEST_ID`, or repeat the call with the same `Idempotency-Key`: it returns 202 until the write \
+has ended, and then its final response. `Prefer: wait=30` holds the answer for up to 30 seconds. No key can approve.
+
 **Rules.** The operator may set policies: what a key, an account or the gateway may do, how often, and for how much. \
 In a refusal, `findings` lists everything that they object to. `POST {api}/dry_run/OPERATION` with the body of an \
 operation returns what that call would do, without doing it; `GET {api}/auth/status` shows the rules in words, the \
@@ -161,8 +180,9 @@ _RELAY = """\
 that field is the API key, and a key in the header must be identical. In this dialect, `content` may replace `text`, \
 top-level `media_ids` and `in_reply_to_tweet_id` may replace those in `media` and `reply`, parts named `media_files` \
 are attached to the post, `callback_url` and `type` are ignored, and a success is always 200 \
-`{"code": 200, "msg": "ok", "data": {…}}`. The same calls are also available without `/twitter` in the path. Neither \
-form is listed below, because new clients do not need it."""
+`{"code": 200, "msg": "ok", "data": {…}}`. A write that waits for a person's approval is 202 \
+`{"code": 202, "msg": "awaiting approval", "approval": {…}}`, without `data`. The same calls are also available \
+without `/twitter` in the path. Neither form is listed below, because new clients do not need it."""
 
 
 def document(settings: Settings) -> dict[str, Any]:
@@ -174,7 +194,7 @@ def document(settings: Settings) -> dict[str, Any]:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, shared)
     text = _INTRODUCTION.format(api=API, error="`Error`", window=WINDOW_S)
     requests = [endpoint.takes for endpoint in listed if _has_body(endpoint) and not endpoint.files]
-    answers = [endpoint.answer for endpoint in listed if endpoint.answer is not None]
+    answers = [endpoint.answer for endpoint in listed if endpoint.answer is not None] + [Asked]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -231,6 +251,8 @@ class _Shared:
         optional = (*_ALLOWANCE, _DEGRADED) if endpoint.keyed else ()
         # A call that is refused earlier is not judged.
         optional += (_COST,) if is_guarded(endpoint) and status in _JUDGED else ()
+        if not {*WAITED}.isdisjoint(reasons):
+            optional += (_WAITED,)
         if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
             optional += ("Retry-After",)
         example = render(GatewayError(reason_named(reasons[0]), **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
@@ -248,6 +270,17 @@ class _Shared:
             number += 1
             name = f"Refused{status}_{number}"
         return {"$ref": f"#/components/responses/{name}"}
+
+    def accepted(self) -> dict[str, str]:
+        """Return a reference to the response of a write that waits for a person's approval."""
+        required = ("X-Request-Id", *_ALLOWANCE, "Location", "Retry-After")
+        optional = (_DEGRADED, "Idempotency-Key", "Idempotent-Replayed", _WAITED)
+        self.responses["Accepted"] = {
+            "description": "Accepted: a person must approve the call first. Nothing was published.",
+            "headers": self.header_references(required, optional),
+            "content": {"application/json": {"schema": reference(Asked), "example": {"approval": ASKED_EXAMPLE}}},
+        }
+        return {"$ref": "#/components/responses/Accepted"}
 
     def header_references(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
         """Return references to these headers."""
@@ -291,7 +324,8 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
         made["parameters"] = parameters
     if _has_body(endpoint):
         made["requestBody"] = _request(endpoint)
-    made["responses"] = {str(endpoint.status): _success(endpoint, shared)} | {
+    waiting = {str(ACCEPTED): shared.accepted()} if endpoint.waits else {}
+    made["responses"] = {str(endpoint.status): _success(endpoint, shared), **waiting} | {
         str(status): shared.refusal(endpoint, status, reasons)
         for status, reasons in by_status(endpoint.reasons).items()
     }
@@ -314,18 +348,33 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
         return _query_parameters(endpoint)
     if endpoint.operation_id == "oauthCallback":
         return _callback_parameters()
-    if endpoint.operation_id == "requestOutcome":
-        _, schema, example = HEADERS["X-Request-Id"]
-        words = "the X-Request-Id of the write"
-        place = {"name": "request_id", "in": "path", "required": True}
-        return [place | {"description": words, "schema": schema, "example": example}]
-    return [_IDEMPOTENCY_KEY] if _takes_name(endpoint) else []
+    named = [_REQUEST_ID] if "{request_id}" in endpoint.path else []
+    return [*named, *[_IDEMPOTENCY_KEY] * _takes_name(endpoint), *[_PREFER] * endpoint.prefers]
 
 
 def _takes_name(endpoint: Endpoint) -> bool:
     """Return whether a call may have an Idempotency-Key."""
     return endpoint.keyed and endpoint.method == "POST" and not endpoint.dry
 
+
+_REQUEST_ID = {
+    "name": "request_id",
+    "in": "path",
+    "required": True,
+    "description": "the X-Request-Id of the write",
+    "schema": HEADERS["X-Request-Id"][1],
+    "example": HEADERS["X-Request-Id"][2],
+}
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "wait=SECONDS, from 0 to 30: if the write waits for a person's approval, hold the answer for up to "
+    "that long, until the write has ended (RFC 7240). Any other preference is ignored.",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+}
 
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -398,6 +447,8 @@ def _success(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
     optional: tuple[str, ...] = (_DEGRADED,) if endpoint.keyed else ()
     if _takes_name(endpoint):
         optional += ("Idempotency-Key", "Idempotent-Replayed")
+    if endpoint.prefers:
+        optional += (_WAITED,)
     if is_guarded(endpoint):
         optional += (_COST,)
     content: dict[str, Any] = {}

@@ -71,10 +71,13 @@ POSTING = (
 PAUSED = ("paused", "paused_by_owner")
 GUARDED = (
     *("policy_denied", "owner_denied", "quiet_hours", "cap_reached", "budget_exhausted", "price_unknown"),
-    *("policy_unreadable", "approval_denied", "approvals_full", "approval_stale"),
+    "policy_unreadable",
     *PAUSED,
 )
 """Reasons that the policies and pauses of a key, its account or the gateway may have."""
+
+WAITED = (*("approval_denied", "approvals_full", "approval_expired", "approval_stale", "cancelled", "restored_backup"),)
+"""Reasons that a write may have because a person had to approve it."""
 
 STARTING = (*PAUSED, "key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
 CONFIRMING = (
@@ -158,7 +161,8 @@ class Endpoint:
 
     `takes` is a body's model (or a query's, if `query`); `page`: people get HTML unless they ask for JSON; `text`
     is the type of an answer that is a document. `examples` are bodies by name; `files`: names of the multipart
-    part that holds a file. `dry`: it has no effect.
+    part that holds a file. `dry`: it has no effect. `waits`: a policy may require a person's approval, and the call is
+    then answered with 202; `prefers`: the caller may prefer to wait for the end of such a write.
     """
 
     method: Literal["GET", "POST"]
@@ -173,6 +177,8 @@ class Endpoint:
     status: int = 200
     keyed: bool = False
     dry: bool = False
+    waits: bool = False
+    prefers: bool = False
     query: bool = False
     page: bool = False
     form: bool = False
@@ -208,6 +214,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
         *_linking_in_browser(),
         *acting,
         _outcome(),
+        _cancelling(relay=relay),
         *(_previewing(row, relay=relay) for row in OPERATIONS),
         *reading,
         *_about(),
@@ -241,8 +248,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         reasons += ("not_applied", "duplicate_text", *POSTING, *(FILES if relay else ()))
     if row.opposite:
         reasons += ("superseded",)
-    if row.takes_file:
-        reasons += FILES
+    reasons += FILES if row.takes_file else WAITED
     repeat = (
         "Safe to repeat."
         if row.repeatable
@@ -264,6 +270,8 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         status=row.status,
         keyed=True,
         files=FILE_FIELDS if row.takes_file else (),
+        waits=not row.takes_file,
+        prefers=not row.takes_file,
         scopes=row.scopes,
         examples=POST_EXAMPLES if row.body is PostTwitter else {row.summary: target},
         expect=row.expect,
@@ -338,12 +346,33 @@ def _outcome() -> Endpoint:
         "Act",
         "requestOutcome",
         "Get the outcome of a write",
-        "Returns the outcome of a write by its X-Request-Id, for use when the response was lost. The write must have "
-        "been made with this key. A call that Birdwire itself refused is reported as not_sent while the process that "
-        "refused it keeps it in memory. Any other id returns 404 request_not_found.",
+        "Returns the outcome of a write by its X-Request-Id, for use when the response was lost, or while the write "
+        "waits for a person's approval. The write must have been made with this key. A call that Birdwire itself "
+        "refused is reported as not_sent while the process that refused it keeps it in memory. Any other id returns "
+        "404 request_not_found.",
         (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
         answer=responses.Request,
         keyed=True,
+        prefers=True,
+    )
+
+
+def _cancelling(*, relay: bool) -> Endpoint:
+    return Endpoint(
+        "POST",
+        f"{API}/requests/{{request_id}}/cancel",
+        "Act",
+        "cancelRequest",
+        "Cancel a write that waits",
+        "Cancels a write that waits for a person's approval, or that was approved and has not been started. The write "
+        "must have been made with this key. Returns its outcome, as GET requests/{request_id} does.",
+        (
+            *(*EDGE, *_body_reasons(Empty, relay=relay)),
+            *("request_not_found", "route_unknown", "approval_not_waiting", "approval_expired"),
+        ),
+        answer=responses.Request,
+        keyed=True,
+        examples={"Cancel": {}},
     )
 
 

@@ -9,7 +9,8 @@ from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
-from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, WAITED, Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.reasons import WAITED
 from birdwire.surfaces.openapi.responses import ASKED_EXAMPLE, Asked
 from birdwire.surfaces.openapi.schemas import EXAMPLES, Error, components, fixed, reference
 from birdwire.x.client.auth_server import offered_scopes

@@ -74,7 +74,9 @@ class Ending:
 def is_open(opened: Opened, now: datetime) -> bool:
     """Return whether the request of a link can still be decided."""
     waiting = opened.waiting
-    return waiting.entry.state == State.AWAITING_APPROVAL and waiting.payload is not None and now < waiting.row.expires_at
+    return (
+        waiting.entry.state == State.AWAITING_APPROVAL and waiting.payload is not None and now < waiting.row.expires_at
+    )
 
 
 def question(opened: Opened, payload: Payload, now: datetime) -> Question:
@@ -113,7 +115,9 @@ def ending(opened: Opened, refusal: Mapping[str, object] | None, now: datetime) 
             passing = "If X does not take it now, Birdwire tries again for up to 10 minutes after the approval."
             return Ending("Approved", "Birdwire is sending it.", passing, refresh_s=_refresh(opened, now))
         case State.UNKNOWN:
-            looks = "Birdwire searches the account's posts for it, and never sends it twice. Check the account on x.com."
+            looks = (
+                "Birdwire searches the account's posts for it, and never sends it twice. Check the account on x.com."
+            )
             return Ending("It is not known whether X did it", message, looks, refresh_s=_refresh(opened, now))
         case State.CONFIRMED | State.FOUND:
             return _applied(opened)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from birdwire import __version__
 from birdwire.accounts.callbacks import Callbacks
 from birdwire.accounts.endpoints import LinkEndpoints
 from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
@@ -22,8 +21,10 @@ from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
+from birdwire.gateway.cancellations import Cancellations
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
 from birdwire.gateway.guardrails.spending import Spending
@@ -53,11 +54,10 @@ from birdwire.routes import Handlers, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
-from birdwire.runtime.file_limits import ConnectionBudget, open_files
 from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import listed
-from birdwire.startup import check_storage, log_reseal, open_vault, prepare
+from birdwire.startup import check_storage, connection_budget, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
@@ -66,37 +66,30 @@ from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
 from birdwire.x.client.api import X
 from birdwire.x.client.auth_server import AuthServer
-from birdwire.x.client.pool import ConnectionPool, PoolLimits
+from birdwire.x.client.pool_to_x import pool_to_x, watch_pools
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
 from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
 from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     import uvicorn
     from starlette.applications import Starlette
 
     from birdwire.edge.asgi import Route
     from birdwire.keys.rate_limit import RateLimit
+    from birdwire.runtime.file_limits import ConnectionBudget
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
     from birdwire.store.encryption.vault import Vault
+    from birdwire.x.client.pool import ConnectionPool
 
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
-POOL_WAIT_S = 10.0
-"""How long a call waits for a connection to X: as long as it may wait for a slot."""
-REFUSED_CONNECTIONS = 100
 RESERVED_CALLS = 20
 """Concurrent calls for status and revocation, in addition to all other calls."""
-
-TOKEN_CONNECTIONS = 60
-"""Connections to X for renewals, links and revocations, so that a burst of calls cannot starve them.
-
-There are more of them than concurrent renewals, so that a link or a revocation always gets one.
-"""
 TIDY_EVERY_S = 60.0
 ACTS_EVERY_S = 1.0
 
@@ -161,8 +154,10 @@ class Gateway:
         )
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
-        """Return the edge's protocol, with every POST on the fast path."""
-        handlers = {route.path: route.handle for route in self.routes if route.method == "POST"}
+        """Return the edge's protocol, with every POST to a fixed path on the fast path."""
+        handlers = {
+            route.path: route.handle for route in self.routes if route.method == "POST" and "{" not in route.path
+        }
         return partial(FastPathProtocol, handlers, self.telemetry)
 
 
@@ -307,7 +302,7 @@ def _build_shared(settings: Settings, clock: Clock, log: TextIO) -> _Shared:
         failpoints,
         vault,
         database,
-        _connections(settings, telemetry),
+        connection_budget(settings, telemetry),
         cache,
         guesses,
         Keys(database, clock, cache, guesses),
@@ -386,13 +381,15 @@ def _build_handlers(
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    telemetry = shared.telemetry
-    writes = Writes(admission, clients, journal, idempotency, spending, uploader, sender, failpoints, telemetry)
+    telemetry, records = shared.telemetry, outcomes.records
+    approvals = Approvals(shared.database, records, spending, telemetry, clock, settings.approval_ttl_s)
+    writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
         preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
+        cancel=Cancellations(approvals, records).cancel,
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal, outcomes.records),
         pages=Pages(accounts.linking, settings.base_url),
@@ -428,15 +425,6 @@ def _build_background(
     )
 
 
-def _connections(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
-    """Return the connections that the settings allow, as far as the system lets this process open them."""
-    wanted = ConnectionBudget(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
-    budget = wanted.within(open_files())
-    if budget != wanted:
-        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(budget))
-    return budget
-
-
 def _rate_limit(shared: _Shared) -> RateLimit:
     """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
     url = shared.settings.redis_url
@@ -462,16 +450,6 @@ def _capacity(settings: Settings, metrics: Metrics) -> Capacity:
     return Capacity(limiter(max_running=settings.max_calls), limiter(max_running=RESERVED_CALLS), uploads)
 
 
-def pool_to_x(settings: Settings, connections: int) -> ConnectionPool:
-    """Return a pool of connections to X."""
-    return ConnectionPool(
-        settings.x_api_url,
-        PoolLimits(connections=connections, pool_wait_s=POOL_WAIT_S),
-        proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
-        user_agent=f"birdwire/{__version__}",
-    )
-
-
 def _watch(
     metrics: Metrics,
     pools: Mapping[str, ConnectionPool],
@@ -480,24 +458,10 @@ def _watch(
     journal: Journal,
 ) -> None:
     """Have the metrics read the parts that count."""
-    limiters, uploads = {"calls": capacity.calls, "reserved": capacity.reserved}, capacity.uploads
-
-    def connections() -> Iterator[tuple[tuple[str, ...], float]]:
-        for name, pool in pools.items():
-            stats = pool.stats()
-            yield (name, "idle"), stats.idle
-            yield (name, "busy"), stats.open - stats.idle
-
-    metrics.watch("birdwire_calls_running", lambda: {(name,): one.running for name, one in limiters.items()})
-    metrics.watch("birdwire_calls_queued", lambda: {(name,): one.queued for name, one in limiters.items()})
-    metrics.watch("birdwire_uploads_running", lambda: uploads.running)
-    metrics.watch("birdwire_uploads_bytes", lambda: uploads.bytes)
+    capacity.watch(metrics)
+    watch_pools(metrics, pools)
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_journal_refused_total", lambda: journal.refused)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: rate_limit.degraded)
     metrics.watch("birdwire_replicas", lambda: rate_limit.replicas)
-    metrics.watch("birdwire_x_connections", lambda: dict(connections()))
-    metrics.watch(
-        "birdwire_x_connections_opened_total", lambda: {(name,): pool.stats().opened for name, pool in pools.items()}
-    )

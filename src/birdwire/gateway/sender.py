@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from birdwire.outcomes.entry import Entry
     from birdwire.outcomes.journal import Journal, Record
     from birdwire.runtime.failpoints import Failpoints
+    from birdwire.x.catalog.media import Attached
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.limits.capabilities import Capabilities
     from birdwire.x.limits.write_order import WriteOrder
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 class Write:
     """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded.
 
-    `judged` is what holds for the key, if anything does, and what its policies make of the write.
+    `judged` is what holds for the key, if anything does, and what its policies make of the write. `attached` are the
+    files of a post, once X has them.
     """
 
     context: CallContext
@@ -42,6 +44,7 @@ class Write:
     files: Sequence[Part]
     opened: bool = False
     judged: Judged | None = None
+    attached: Sequence[Attached] = ()
     body: Body = field(init=False)
     session: XSession = field(init=False)
     client: AccountClient = field(init=False)

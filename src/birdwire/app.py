@@ -21,8 +21,10 @@ from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
+from birdwire.gateway.cancellations import Cancellations
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
 from birdwire.gateway.guardrails.spending import Spending
@@ -151,8 +153,10 @@ class Gateway:
         )
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
-        """Return the edge's protocol, with every POST on the fast path."""
-        handlers = {route.path: route.handle for route in self.routes if route.method == "POST"}
+        """Return the edge's protocol, with every POST to a fixed path on the fast path."""
+        handlers = {
+            route.path: route.handle for route in self.routes if route.method == "POST" and "{" not in route.path
+        }
         return partial(FastPathProtocol, handlers, self.telemetry)
 
 
@@ -374,13 +378,15 @@ def _build_handlers(
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    telemetry = shared.telemetry
-    writes = Writes(admission, clients, journal, idempotency, spending, uploader, sender, failpoints, telemetry)
+    telemetry, records = shared.telemetry, outcomes.records
+    approvals = Approvals(shared.database, records, spending, telemetry, clock, settings.approval_ttl_s)
+    writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
         preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
+        cancel=Cancellations(approvals, records).cancel,
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal),
         pages=Pages(accounts.linking, settings.base_url),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from birdwire.outcomes.entry import Entry
     from birdwire.outcomes.journal import Journal, Record
     from birdwire.runtime.failpoints import Failpoints
+    from birdwire.x.catalog.media import Attached
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.limits.capabilities import Capabilities
     from birdwire.x.limits.write_order import WriteOrder
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 class Write:
     """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded.
 
-    `judged` is what holds for the key, if anything does, and what its policies make of the write. `approval` is what was
-    approved, of a write that waited for a person. `resumed`: a process that has died had started it, so X may have
-    carried it out, and billed it, before.
+    `judged` is what holds for the key, if anything does, and what its policies make of the write. `attached` are the
+    files of a post, once X has them. `approval` is what was approved, of a write that waited for a person. `resumed`: a
+    process that has died had started it, so X may have carried it out, and billed it, before.
     """
 
     context: CallContext
@@ -45,6 +46,7 @@ class Write:
     files: Sequence[Part]
     opened: bool = False
     judged: Judged | None = None
+    attached: Sequence[Attached] = ()
     approval: Waiting | None = None
     resumed: bool = False
     body: Body = field(init=False)

@@ -3,6 +3,8 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
+A write that needs a person's approval ends at the step `ask`, which leaves it waiting; its answer says so.
+
 Three runners go through the list. `perform` executes each step, and `preview` only its check, which returns the same
 verdict without any effect: it sends nothing, renews nothing, and counts nothing. `perform_approved` sends a write that
 waited for a person: it executes the steps again, but for those that are done `once`.
@@ -18,12 +20,12 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails import policy as rules
+from birdwire.gateway.guardrails.asking import Question
 from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
-from birdwire.gateway.guardrails.spending import Judged
+from birdwire.gateway.guardrails.spending import Judged, check_shown
 from birdwire.gateway.second_look import check_payload, check_price, passes
-from birdwire.gateway.sender import Write
+from birdwire.gateway.sender import Write, payload_of
 from birdwire.outcomes.entry import Approved, Entry
 from birdwire.outcomes.journal import ClaimLostError, fingerprint
 from birdwire.outcomes.post_matching import signature_of
@@ -41,9 +43,9 @@ if TYPE_CHECKING:
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
+    from birdwire.gateway.guardrails.approvals import Approvals
     from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.gateway.guardrails.spending import Spending
     from birdwire.gateway.sender import OperationSender
     from birdwire.gateway.uploader import MediaUploader
     from birdwire.keys.context import CallContext
@@ -79,6 +81,14 @@ class Step(NamedTuple):
     again: Run | None = None
 
 
+class AwaitingApproval(Exception):  # noqa: N818 - it ends the steps of a write, and is not a failure
+    """Raised when a write waits for a person. `answer` says so; nothing else is recorded."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
 class Writes:
     """Runs operations of linked accounts. Each operation goes through `steps`, in their order."""
 
@@ -88,7 +98,7 @@ class Writes:
         clients: AccountClients,
         journal: Journal,
         idempotency: Idempotency,
-        spending: Spending,
+        approvals: Approvals,
         uploader: MediaUploader,
         sender: OperationSender,
         failpoints: Failpoints,
@@ -98,7 +108,8 @@ class Writes:
         self._clients = clients
         self._journal = journal
         self._idempotency = idempotency
-        self._spending = spending
+        self._approvals = approvals
+        self._spending = approvals.spending
         self._guards = admission.guards
         self._uploader = uploader
         self._sender = sender
@@ -115,6 +126,7 @@ class Writes:
             Step("daily_writes", self._spend_write, self._look_daily_writes, once=True),
             Step("record", self._open_record, again=self._open_approved),
             Step("attach", self._attach_files, for_files=True, once=True),
+            Step("ask", self._ask, self._look_ask, ("body", "session"), once=True),
             Step("start", self._start, again=self._start_approved),
             Step("send", self._send, self._look_breaker, ("session",)),
         )
@@ -142,17 +154,13 @@ class Writes:
                 waiting = do(write)
                 if waiting is not None:
                     await waiting
+        except AwaitingApproval as waits:
+            return waits.answer
         except Exception as error:
-            refusal = self._refusal_of(write, error)
-            times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
+            refusal = await self._failed(write, error)
             if refusal is None:
                 raise
-            recorded = await write.record.failed(refusal, times)
-            context.recorded = True
-            if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
-                await trip
-            # A write that is safe to repeat keeps its reason, whose fix is to send it again.
-            raise (refusal if operation.repeatable else recorded) from None
+            raise refusal from None
         else:
             if write.judged is None:
                 await write.record.confirmed(operation.status, write.data)
@@ -197,7 +205,7 @@ class Writes:
             return error
         if write.resumed and refusal.outcome == "not_sent" and not passes(refusal):
             refusal.outcome = "unknown"
-        if passes(refusal):
+        if passes(refusal) and not write.client.maybe_billed:
             # Of a resumed write, X may have carried out the first request, so it stays started.
             if not write.resumed:
                 await write.record.put_back()
@@ -233,6 +241,19 @@ class Writes:
         again = write.client.maybe_billed
         await write.record.confirmed(write.operation.status, write.data, billed_extra=again)
         write.context.headers += judged.header(times=1 + again)
+
+    async def _failed(self, write: Write, error: Exception) -> GatewayError | None:
+        """Record that a write failed, and return its refusal; None if it has no record."""
+        refusal = self._refusal_of(write, error)
+        times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
+        if refusal is None:
+            return None
+        recorded = await write.record.failed(refusal, times)
+        write.context.recorded = True
+        if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
+            await trip
+        # A write that is safe to repeat keeps its reason, whose fix is to send it again.
+        return refusal if write.operation.repeatable else recorded
 
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
@@ -332,9 +353,7 @@ class Writes:
             self._judge_again(write, judged.guard)
             return
         await self._judge(write, judged)
-        finding = rules.stale_finding(judged.decision, judged.shown)
-        if finding is not None:
-            raise GatewayError("approval_stale", detail=finding.message, findings=[finding.document()])
+        check_shown(judged.decision, judged.shown)
 
     async def _look_policy(self, write: Write) -> None:
         judged = write.judged
@@ -405,10 +424,40 @@ class Writes:
         return None if write.operation.takes_file else self._attach(write)
 
     async def _attach(self, write: Write) -> None:
-        media_ids = await self._uploader.attach(write.files, write.client)
+        write.attached = await self._uploader.attach(write.files, write.client)
         # An upload takes long, and the key's rules may have changed meanwhile.
         await self._admission.recheck(write.context, write.operation.name)
+        media_ids = [one.media_id for one in write.attached]
         write.body = _checked(write, media.with_ids(write.fields, media_ids))
+
+    def _ask(self, write: Write) -> Awaitable[None] | None:
+        """Leave a write waiting that a person must decide on. An unguarded call asks nothing."""
+        judged = write.judged
+        return None if judged is None or not judged.asks else self._ask_person(write, judged)
+
+    async def _ask_person(self, write: Write, judged: Judged) -> None:
+        write.entry.decision = judged.document()
+        payload = payload_of(write, write.session.user_id)
+        question = Question(write.context, payload, judged, write.entry, write.session, write.files, write.attached)
+        try:
+            answer = await self._approvals.ask(question)
+        except GatewayError:
+            # What is refused here has no row of its own: it is recorded as an attempt.
+            write.opened = False
+            raise
+        write.context.headers += judged.header(times=0)
+        raise AwaitingApproval(answer)
+
+    async def _look_ask(self, write: Write) -> None:
+        """Refuse a call that a person would not be asked about: one that was denied, or one too many."""
+        if write.judged is None or not write.judged.asks:
+            return
+        try:
+            payload = payload_of(write, write.session.user_id)
+        except GatewayError:
+            # The step `files` reports it.
+            return
+        await self._approvals.look(write.context.key.key_id, payload)
 
     def _start(self, write: Write) -> Awaitable[None] | None:
         """Record that a write is about to be sent: one that must not be repeated, or that a policy counts."""

@@ -132,6 +132,14 @@ async def change(
     return (await connection.execute(update(idempotency).where(*same).values(values))).rowcount == 1
 
 
+async def await_person(connection: AsyncConnection, key_id: str, held_by: str, request_id: str) -> bool:
+    """Let a request that waits for a person answer for the name that a call holds; return whether it holds one."""
+    same = (idempotency.c.key_id == key_id, idempotency.c.request_id == held_by)
+    waits = {"state": NameState.AWAITING, "request_id": request_id}
+    started = update(idempotency).where(*same, idempotency.c.state == NameState.STARTED)
+    return (await connection.execute(started.values(waits))).rowcount == 1
+
+
 async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bool:
     """Return whether a call still holds its name."""
     query = select(idempotency.c.name).where(idempotency.c.key_id == key_id, idempotency.c.request_id == request_id)

@@ -46,6 +46,9 @@ MAX_WAIT = timedelta(hours=25)
 DELETION = "delete_twitter"
 """The operation that deletes a post; the post's id is its row's `x_id`."""
 
+UPLOAD = "upload_media"
+"""The operation that uploads a file; the file's id is its row's `x_id`."""
+
 
 class State(StrEnum):
     """The state of a write."""
@@ -260,6 +263,18 @@ async def get(connection: AsyncConnection, request_id: str) -> JournalRow | None
     return None if row is None else JournalRow(*row)
 
 
+async def add(connection: AsyncConnection, row: Mapping[str, object]) -> None:
+    """Insert one write in the caller's transaction."""
+    await connection.execute(ADD, dict(row))
+
+
+async def hold(connection: AsyncConnection, request_id: str) -> JournalRow | None:
+    """Lock one row until the transaction ends, and return it."""
+    query = select(journal).where(journal.c.request_id == request_id).with_for_update()
+    row = (await connection.execute(query)).first()
+    return None if row is None else JournalRow(*row)
+
+
 async def newer(connection: AsyncConnection, request_id: str, user_id: str, operation: str, target: str) -> bool:
     """Return whether a later request asked for `operation` on the target, and X may have done it.
 
@@ -311,6 +326,12 @@ async def made(connection: AsyncConnection, x_ids: Collection[str]) -> frozenset
     """Return those of X's ids that a row already has."""
     query = select(journal.c.x_id).where(journal.c.x_id.in_(x_ids))
     return frozenset((await connection.execute(query)).scalars())
+
+
+async def uploads(connection: AsyncConnection, media_ids: Collection[str]) -> list[JournalRow]:
+    """Return the uploads through which X got these files."""
+    query = select(journal).where(journal.c.x_id.in_(media_ids), journal.c.operation == UPLOAD)
+    return [JournalRow(*row) for row in await connection.execute(query)] if media_ids else []
 
 
 async def of_post(connection: AsyncConnection, user_id: str, post_id: str) -> frozenset[str]:

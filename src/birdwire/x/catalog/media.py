@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -64,6 +64,18 @@ KINDS = (
     Kind("video/mp2t", "tweet_video", 0, b"\x47", _VIDEO),
 )
 """The first kind that matches decides."""
+
+
+class Attached(NamedTuple):
+    """A file that X has for a post, and until when X keeps it."""
+
+    media_id: str
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Attached:
+        """Return the file of an answer of upload_media."""
+        return cls(data["media_id"], datetime.fromisoformat(data["expires_at"]))
 
 
 class _Processing(XData):

@@ -14,6 +14,7 @@ from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.gateway.guardrails.guards import Guards
@@ -107,6 +108,10 @@ class Admission:
         """
         context.key, context.admitted = await self._keys.identified(key_id), True
         context.call.note["key_id"] = key_id
+
+    def now(self) -> datetime:
+        """Return the time by which calls are admitted."""
+        return self._clock.now()
 
     def serves(self, key: Key) -> bool:
         """Return whether this gateway serves keys of the key's mode."""

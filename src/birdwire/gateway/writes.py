@@ -26,11 +26,11 @@ from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged, check_shown
 from birdwire.gateway.second_look import check_payload, check_price, passes
 from birdwire.gateway.sender import Write, payload_of
+from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.entry import Approved, Entry
-from birdwire.outcomes.journal import ClaimLostError, fingerprint
+from birdwire.outcomes.journal import fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
-from birdwire.store.tables import usage
 from birdwire.x.catalog import media
 from birdwire.x.catalog.operations import UPLOAD_SCOPES
 from birdwire.x.catalog.post import PostTwitter
@@ -192,7 +192,7 @@ class Writes:
             await self._failpoints.reach("approved_after_reply")
         except Exception as error:
             raise await self._approved_failed(write, error) from None
-        times = write.client.maybe_billed + write.resumed
+        times = write.client.maybe_billed
         await write.record.confirmed(write.operation.status, write.data, billed_extra=times)
         return Answer.of({"data": write.data}, write.operation.status)
 
@@ -210,7 +210,7 @@ class Writes:
             if not write.resumed:
                 await write.record.put_back()
             return refusal
-        times = write.client.maybe_billed + (refusal.outcome == "unknown") + write.resumed
+        times = write.client.maybe_billed + (refusal.outcome == "unknown")
         recorded = await write.record.failed(refusal, times)
         write.context.recorded = True
         if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
@@ -347,7 +347,7 @@ class Writes:
         judged = write.judged
         if judged is None:
             return
-        judged.shown = tuple(write.payload.findings)
+        judged.shown = check_payload(write.waiting, self._admission.now()).findings
         if write.resumed:
             # It is counted already.
             self._judge_again(write, judged.guard)
@@ -415,9 +415,6 @@ class Writes:
         entry.approved = Approved(row.payload_sha256, row.expires_at, row.ordered)
         if row.ordered:
             write.client = self._clients.open(write.session, self._admission.order_permit())
-        if write.resumed:
-            entry.charges = usage.decode(write.waiting.entry.spent or ())
-            write.record = self._journal.resume(entry)
 
     def _attach_files(self, write: Write) -> Awaitable[None] | None:
         """Upload the files of a post, which then carries their media ids."""
@@ -485,6 +482,7 @@ class Writes:
         if operation.opposite and await self._journal.asked_later(entry, operation.opposite):
             raise GatewayError("superseded")
         if write.resumed:
+            await write.record.take_over(write.waiting.entry)
             return
         price = self._spending.prices.reserved(operation, write.body)
         if judged is not None:
@@ -497,6 +495,7 @@ class Writes:
         begin = partial(self._begin_approved, write)
         await (begin() if judged is None else self._spending.begin(judged, begin))
         await self._failpoints.reach("approved_after_claim")
+        await write.record.check()
 
     async def _begin_approved(self, write: Write) -> None:
         if isinstance(write.body, PostTwitter):

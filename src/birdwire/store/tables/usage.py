@@ -201,7 +201,7 @@ def encode(charges: Sequence[Charge]) -> Spent:
 
 
 def decode(spent: Sequence[Sequence[Any]]) -> tuple[Charge, ...]:
-    """Return charges that were made, from what `encode` returned of them; nothing limits them any longer."""
+    """Return the charges that `encode` returned; their limits and rules are not kept."""
     return tuple(Charge(kind, scope, measure, window, amount, None) for kind, scope, measure, window, amount in spent)
 
 

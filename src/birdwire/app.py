@@ -21,8 +21,10 @@ from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
+from birdwire.gateway.cancellations import Cancellations
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
 from birdwire.gateway.guardrails.spending import Spending
@@ -41,6 +43,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.approval_records import ApprovalRecords
 from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
@@ -151,8 +154,10 @@ class Gateway:
         )
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
-        """Return the edge's protocol, with every POST on the fast path."""
-        handlers = {route.path: route.handle for route in self.routes if route.method == "POST"}
+        """Return the edge's protocol, with every POST to a fixed path on the fast path."""
+        handlers = {
+            route.path: route.handle for route in self.routes if route.method == "POST" and "{" not in route.path
+        }
         return partial(FastPathProtocol, handlers, self.telemetry)
 
 
@@ -190,6 +195,7 @@ class _Outcomes:
 
     leases: ProcessLeases
     journal: Journal
+    records: ApprovalRecords
     idempotency: Idempotency
     attempts: Attempts
 
@@ -321,8 +327,9 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     database, vault, clock = shared.database, shared.vault, shared.clock
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
-    idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
+    records = ApprovalRecords(database, vault, journal.find, clock)
+    idempotency = Idempotency(database, vault, journal, leases, records, clock)
+    return _Outcomes(leases, journal, records, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -374,15 +381,17 @@ def _build_handlers(
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    telemetry = shared.telemetry
-    writes = Writes(admission, clients, journal, idempotency, spending, uploader, sender, failpoints, telemetry)
+    telemetry, records = shared.telemetry, outcomes.records
+    approvals = Approvals(shared.database, records, spending, telemetry, clock, settings.approval_ttl_s)
+    writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
         preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
+        cancel=Cancellations(approvals, records).cancel,
         links=accounts.endpoints,
-        outcomes=OutcomeReports(journal),
+        outcomes=OutcomeReports(journal, outcomes.records),
         pages=Pages(accounts.linking, settings.base_url),
         document=Site(settings).answer,
         health=health,

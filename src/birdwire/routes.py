@@ -44,6 +44,7 @@ class Handlers:
     write: Callable[[Operation, CallContext], Awaitable[Answer]]
     preview: Callable[[Operation, CallContext], Awaitable[Answer]]
     look_up: Callable[[Lookup, CallContext], Awaitable[Answer]]
+    cancel: Work
     links: LinkEndpoints
     outcomes: OutcomeReports
     pages: Pages
@@ -115,10 +116,11 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
         ("GET", "auth/status", parts.links.status, Empty, ""),
         ("POST", "auth/confirm", parts.links.confirm, Confirm, LINK),
         ("GET", "requests/{request_id}", parts.outcomes.request, Empty, ""),
+        ("POST", "requests/{request_id}/cancel", parts.cancel, Empty, ""),
     )
     for method, name, work, model, action in table:
         rules = RouteRules(
-            name.partition("/{")[0],
+            name.replace("/{request_id}", ""),
             model,
             max_bytes=settings.max_body_bytes,
             reserved=name in ("unlink_twitter", "auth/status"),

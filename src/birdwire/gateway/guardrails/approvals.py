@@ -29,6 +29,7 @@ from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.approval_records import Waiting
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.journal import fingerprint
+from birdwire.outcomes.journal_rows import new_row
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
@@ -113,7 +114,7 @@ class Approvals:
             if answering is None:
                 await _check_room(connection, entry.key_id)
                 row = self._asked_row(question, payload, now, ends_at)
-                asked = await self._add(connection, question, payload, row, images)
+                asked = await self._add(connection, question, payload, row, images, now)
             found = await names.await_person(connection, entry.key_id, entry.request_id, answering or entry.request_id)
             # Another process found this one too slow and took the call over.
             if not (found or question.context.route.repeatable):
@@ -280,7 +281,7 @@ class Approvals:
             row: dict[str, Any] = {"username": await _username(connection, made), "session_id": None, "ordered": True}
             row |= self._row(entry, payload, "operator", cost, now + APPROVED_FOR)
             row |= {"decided_at": now, "decided_by": by.who, "due_at": now}
-            await journal.add(connection, self._records.waiting_row(entry, State.APPROVED))
+            await journal.add(connection, new_row(entry, State.APPROVED, now))
             await store.add(connection, row)
             after = {"request_id": entry.request_id, "payload_sha256": payload.sha256, "post_id": made.x_id}
             await acts.append(connection, now, by, "deletion.ordered", made.key_id, after=after)
@@ -338,6 +339,7 @@ class Approvals:
         payload: Payload,
         row: Mapping[str, Any],
         images: Collection[tuple[int, bytes]],
+        now: datetime,
     ) -> Waiting:
         """Insert a write that waits, and its images as far as there is room for them."""
         request_id, key_id = question.entry.request_id, question.entry.key_id
@@ -347,7 +349,8 @@ class Approvals:
             if len(blob) <= room:
                 files.append({"request_id": request_id, "number": number, "blob_ct": blob})
                 room -= len(blob)
-        await journal.add(connection, self._records.waiting_row(question.entry, State.AWAITING_APPROVAL))
+        added = new_row(question.entry, State.AWAITING_APPROVAL, now) | {"decision": question.entry.decision}
+        await journal.add(connection, added)
         await store.add(connection, row, files)
         return Waiting(*await _hold(connection, request_id), payload)
 

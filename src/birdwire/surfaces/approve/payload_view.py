@@ -93,7 +93,10 @@ def markers(payload: Payload) -> list[Marker]:
         for run, is_marker in runs(text):
             if is_marker:
                 times[run] = times.get(run, 0) + 1
-    return [Marker(code, unicode_name(chr(int(code.removeprefix("U+"), base=16)), "").lower(), many) for code, many in times.items()]
+    return [
+        Marker(code, unicode_name(chr(int(code.removeprefix("U+"), base=16)), "").lower(), many)
+        for code, many in times.items()
+    ]
 
 
 def pictures(payload: Payload, kept: frozenset[int]) -> list[Picture]:

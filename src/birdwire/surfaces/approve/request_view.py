@@ -25,7 +25,11 @@ _POSTING = "post_twitter"
 _AGAIN = "The app that asked can ask again."
 _ENDINGS = {
     State.AWAITING_APPROVAL: ("Expired", "Nobody decided in time. Nothing was sent to X.", _AGAIN),
-    State.APPROVED: ("Approved", "Birdwire is sending it.", "If X does not take it now, Birdwire tries for 10 minutes."),
+    State.APPROVED: (
+        "Approved",
+        "Birdwire is sending it.",
+        "If X does not take it now, Birdwire tries for 10 minutes.",
+    ),
     State.STARTED: ("Approved", "Birdwire is sending it.", ""),
     State.UNKNOWN: ("Sent, outcome unknown", "", "Birdwire searches for it, and never sends a post twice."),
     State.EXPIRED: ("Expired", "", _AGAIN),
@@ -127,6 +131,10 @@ def ending(opened: Opened, refusal: Mapping[str, object] | None, now: datetime) 
         return _applied(opened)
     if entry.state == State.DENIED:
         return _denied(opened, now)
+    if entry.state == State.AWAITING_APPROVAL and now < opened.waiting.row.expires_at:
+        return Ending(
+            "It cannot be shown", "Birdwire cannot read what was asked.", "Ask the operator to run `birdwire check`."
+        )
     title, message, advice = _ENDINGS[entry.state]
     found = str((refusal or {}).get("message", ""))
     if entry.state == State.REFUSED:

@@ -27,6 +27,7 @@ from birdwire.gateway.concurrency import ConcurrencyLimiter
 from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
+from birdwire.gateway.guardrails.signed_links import SignedLinks
 from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.guardrails.trips import Trips
@@ -43,6 +44,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.approval_records import ApprovalRecords
 from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
@@ -60,6 +62,7 @@ from birdwire.startup import check_storage, connection_budget, log_reseal, open_
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
+from birdwire.surfaces.approve.pages import ApprovePages
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
@@ -194,6 +197,7 @@ class _Outcomes:
 
     leases: ProcessLeases
     journal: Journal
+    records: ApprovalRecords
     idempotency: Idempotency
     attempts: Attempts
 
@@ -325,8 +329,9 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     database, vault, clock = shared.database, shared.vault, shared.clock
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
-    idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
+    records = ApprovalRecords(database, vault, journal.find, clock)
+    idempotency = Idempotency(database, vault, journal, leases, records, clock)
+    return _Outcomes(leases, journal, records, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -380,6 +385,7 @@ def _build_handlers(
     )
     telemetry, records = shared.telemetry, outcomes.records
     approvals = Approvals(shared.database, records, spending, telemetry, clock, settings.approval_ttl_s)
+    signed_links = SignedLinks(shared.database, approvals, records, shared.guesses)
     writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
@@ -388,8 +394,9 @@ def _build_handlers(
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
         cancel=Cancellations(approvals, records).cancel,
         links=accounts.endpoints,
-        outcomes=OutcomeReports(journal),
+        outcomes=OutcomeReports(journal, outcomes.records),
         pages=Pages(accounts.linking, settings.base_url),
+        approve=ApprovePages(signed_links, clock, settings.base_url),
         document=Site(settings).answer,
         health=health,
         metrics=telemetry.metrics,

@@ -6,12 +6,12 @@ The holder decides as the operator who made the link. A link shows one request, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from birdwire.api.errors import GatewayError
+from birdwire.gateway.guardrails.approvals import hash_token
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import api_keys
 from birdwire.store.tables import approvals as store
@@ -71,7 +71,7 @@ class SignedLinks:
         if not _TOKEN.fullmatch(token):
             raise GatewayError("request_not_found")
         with _storage():
-            link = await self._guesses.run(peer, self._links, hashlib.sha256(token.encode()).digest())
+            link = await self._guesses.run(peer, self._links, hash_token(token))
             waiting = None if link is None else await self._records.find(link.request_id)
             if link is None or waiting is None:
                 raise GatewayError("request_not_found")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from birdwire.api.body import read
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.forms import broken, wrong_type
+from birdwire.gateway.guardrails.approvals import MAX_NOTE_CHARS
 from birdwire.gateway.guardrails.signed_links import Decision
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 FORM_LIMIT = 16_384
 """Maximum size of the form in bytes."""
-
-MAX_NOTE = 500
-"""Maximum length of a note in characters."""
 
 _FIELDS = {"approve": (), "deny": ("note",), "edit": ("text",)}
 """The verdicts, and the further field that each may have."""
@@ -47,8 +45,8 @@ async def read_decision(call: Call) -> Decision:
     if unknown := fields.keys() - set(known):
         raise GatewayError("unknown_field", field=excerpt(min(unknown)), known=", ".join(known))
     note = fields.get("note", "").strip()
-    if len(note) > MAX_NOTE:
-        raise broken(f"note must have at most {MAX_NOTE} characters")
+    if len(note) > MAX_NOTE_CHARS:
+        raise broken(f"note must have at most {MAX_NOTE_CHARS} characters")
     # A browser sends every line break of a text as CRLF.
     text = fields["text"].replace("\r\n", "\n") if "text" in fields else None
     if verdict == "edit" and text is None:

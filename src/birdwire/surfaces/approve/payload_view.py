@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unicodedata import name
+from unicodedata import name as unicode_name
 
 from birdwire.api.messages import encode
 from birdwire.x.catalog.post_length import links_of
@@ -78,9 +78,8 @@ def links(payload: Payload) -> list[LinkHost]:
     texts = [text_of(payload) or "", *_options(payload)]
     found = [link for text in texts for link in links_of(text)]
     others = [payload.fields.get(name) for name in ("card_uri", "direct_message_deep_link")]
-    for link in others:
-        if isinstance(link, str):
-            found.append(link)
+    found += [link for link in others if isinstance(link, str)]
+    # Only X knows where a card without a URL leads.
     return [
         one if one.link not in others or one.link.lower().startswith(_WEB) else LinkHost(one.link, "", differs=True)
         for one in hosts(found)
@@ -94,7 +93,10 @@ def markers(payload: Payload) -> list[Marker]:
         for run, is_marker in runs(text):
             if is_marker:
                 times[run] = times.get(run, 0) + 1
-    return [Marker(code, name(chr(int(code[2:], 16)), "").lower(), many) for code, many in times.items()]
+    return [
+        Marker(code, unicode_name(chr(int(code.removeprefix("U+"), base=16)), "").lower(), many)
+        for code, many in times.items()
+    ]
 
 
 def pictures(payload: Payload, kept: frozenset[int]) -> list[Picture]:

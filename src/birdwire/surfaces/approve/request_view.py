@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from birdwire.outcomes.states import State
+from birdwire.outcomes.states import STATES, State
 from birdwire.runtime.clock import rfc3339
 from birdwire.surfaces.approve import payload_view
 from birdwire.x.catalog.operations import OPERATIONS
@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 
 _SUMMARIES = {operation.name: operation.summary for operation in OPERATIONS}
 _POSTING = "post_twitter"
+
+_AGAIN = "The app that asked can ask again."
+_ENDINGS = {
+    State.AWAITING_APPROVAL: ("Expired", "Nobody decided in time. Nothing was sent to X.", _AGAIN),
+    State.APPROVED: (
+        "Approved",
+        "Birdwire is sending it.",
+        "If X does not take it now, Birdwire tries for 10 minutes.",
+    ),
+    State.STARTED: ("Approved", "Birdwire is sending it.", ""),
+    State.UNKNOWN: ("Sent, outcome unknown", "", "Birdwire searches for it, and never sends a post twice."),
+    State.EXPIRED: ("Expired", "", _AGAIN),
+    State.CANCELLED: ("Cancelled", "The request was cancelled. Nothing was sent to X.", ""),
+    State.REFUSED: ("X refused it", "", ""),
+    State.NOT_SENT: ("Not sent", "", _AGAIN),
+    State.NOT_FOUND: ("Not published", "", _AGAIN),
+}
+"""The title, the message and the advice for each state; an empty message: that of the refusal."""
 
 REFRESH_S = ((10, 1), (60, 3), (700, 15))
 """How soon a page refreshes itself, in seconds, by the age of the decision; later it no longer does."""
@@ -62,7 +80,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What became of a request, or how far it is. `refresh_s`: the page looks again; None: there is nothing to wait for."""
+    """What became of a request, or how far it is. `refresh_s`: when the page looks again; None: it does not."""
 
     title: str
     message: str
@@ -108,31 +126,21 @@ def question(opened: Opened, payload: Payload, now: datetime) -> Question:
 
 def ending(opened: Opened, refusal: Mapping[str, object] | None, now: datetime) -> Ending:
     """Return what became of a request that cannot be decided any more. `refusal` is what its caller gets."""
-    row, entry = opened.waiting.row, opened.waiting.entry
-    message = str((refusal or {}).get("message", ""))
-    match entry.state:
-        case State.APPROVED | State.STARTED:
-            passing = "If X does not take it now, Birdwire tries again for up to 10 minutes after the approval."
-            return Ending("Approved", "Birdwire is sending it.", passing, refresh_s=_refresh(opened, now))
-        case State.UNKNOWN:
-            looks = (
-                "Birdwire searches the account's posts for it, and never sends it twice. Check the account on x.com."
-            )
-            return Ending("It is not known whether X did it", message, looks, refresh_s=_refresh(opened, now))
-        case State.CONFIRMED | State.FOUND:
-            return _applied(opened)
-        case State.DENIED:
-            said = f" The note says: {row.note}" if row.note else ""
-            return Ending("Denied", "Nothing was sent to X, and nothing will be.", f"{_decided(opened, now)}{said}")
-        case State.CANCELLED:
-            return Ending("Cancelled", "The request was cancelled before it was sent. Nothing was sent to X.", "")
-        case State.AWAITING_APPROVAL | State.EXPIRED:
-            again = "The app that asked can ask again."
-            return Ending("Expired", message or "Nobody decided in time. Nothing was sent to X.", again)
-        case State.REFUSED:
-            return Ending("X refused it", message, str((refusal or {}).get("fix", "")))
-        case _:
-            return Ending("Not sent", message, "The app that asked can ask again.")
+    entry = opened.waiting.entry
+    if STATES[entry.state].applied == "yes":
+        return _applied(opened)
+    if entry.state == State.DENIED:
+        return _denied(opened, now)
+    if entry.state == State.AWAITING_APPROVAL and now < opened.waiting.row.expires_at:
+        return Ending(
+            "It cannot be shown", "Birdwire cannot read what was asked.", "Ask the operator to run `birdwire check`."
+        )
+    title, message, advice = _ENDINGS[entry.state]
+    found = str((refusal or {}).get("message", ""))
+    if entry.state == State.REFUSED:
+        advice = str((refusal or {}).get("fix", ""))
+    goes_on = entry.state in (State.APPROVED, State.STARTED, State.UNKNOWN)
+    return Ending(title, message or found, advice, refresh_s=_refresh(opened, now) if goes_on else None)
 
 
 def moment(at: datetime, now: datetime) -> Moment:
@@ -167,12 +175,11 @@ def _applied(opened: Opened) -> Ending:
     return Ending("Published", f"The post is on X, as @{row.username}.", "", href)
 
 
-def _decided(opened: Opened, now: datetime) -> str:
+def _denied(opened: Opened, now: datetime) -> Ending:
     row = opened.waiting.row
-    if row.decided_at is None:
-        return ""
-    at = moment(row.decided_at, now)
-    return f"Decided by {row.decided_by or 'the operator'}, {at.words}."
+    by = "" if row.decided_at is None else f" {row.decided_by} denied it on {moment(row.decided_at, now).words}."
+    note = f"The note for the app that asked: {row.note}" if row.note else ""
+    return Ending("Denied", f"Nothing was sent to X, and nothing will be.{by}", note)
 
 
 def _refresh(opened: Opened, now: datetime) -> int | None:

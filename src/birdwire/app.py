@@ -43,6 +43,7 @@ from birdwire.keys.rate_limit import LocalRateLimit
 from birdwire.keys.redis_rate_limit import SharedRateLimit
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.approval_records import ApprovalRecords
 from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
@@ -194,6 +195,7 @@ class _Outcomes:
 
     leases: ProcessLeases
     journal: Journal
+    records: ApprovalRecords
     idempotency: Idempotency
     attempts: Attempts
 
@@ -325,8 +327,9 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     database, vault, clock = shared.database, shared.vault, shared.clock
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
-    idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
+    records = ApprovalRecords(database, vault, journal.find, clock)
+    idempotency = Idempotency(database, vault, journal, leases, records, clock)
+    return _Outcomes(leases, journal, records, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -388,7 +391,7 @@ def _build_handlers(
         look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
         cancel=Cancellations(approvals, records).cancel,
         links=accounts.endpoints,
-        outcomes=OutcomeReports(journal),
+        outcomes=OutcomeReports(journal, outcomes.records),
         pages=Pages(accounts.linking, settings.base_url),
         document=Site(settings).answer,
         health=health,

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.outcomes import settlement
-from birdwire.outcomes.journal import FIRST_CHECK_AFTER, why_lost
+from birdwire.outcomes.journal import FIRST_CHECK_AFTER
+from birdwire.outcomes.journal_rows import why_lost
 from birdwire.outcomes.post_matching import LostPost, Signature, match
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as shared_now
+from birdwire.store.tables import approvals, reconciliations
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import reconciliations
 from birdwire.store.tables.journal import JournalRow, State, Why
 from birdwire.x.catalog.timeline import TimelinePage, TimelinePost, request
 from birdwire.x.client.requests import Reading
@@ -168,6 +169,9 @@ class Reconciler:
                     values = {"state": State.UNKNOWN, "status": 502, "reason": "outcome_unknown"}
                     values |= {"lost_at": row.start, "why": why, "due_at": due_at}
                 changed = await store.change(connection, row.request_id, values, while_in=State.STARTED)
+                # It had waited for a person, who must hear of its end, too.
+                if changed and "state" in values and row.started_at is not None:
+                    await approvals.close(connection, row.request_id, now, report_at=now)
             count += changed and "state" in values
         if count:
             self._telemetry.event("warning", "outcomes_unknown", count=count)

@@ -196,7 +196,7 @@ class KeyRotation:
             place = _place_of(sealed, value)
             found = place._replace(bound=()) if unbound else place
             try:
-                new.append((value, self._vault.seal(self._vault.open(value.blob, found), place)))
+                new.append((value, self._vault.seal_bytes(self._vault.open_bytes(value.blob, found), place)))
             except VaultError:
                 broken += 1
         if new:

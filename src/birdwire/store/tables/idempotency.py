@@ -17,12 +17,14 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    or_,
     select,
     tuple_,
     update,
 )
 
 from birdwire.store.schema import EnumText, InsertNew, Instant, metadata
+from birdwire.store.tables.approvals import approvals, not_ended_before
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,8 +149,15 @@ async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bo
 
 
 async def purge(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to `limit` calls that started before a moment; return the number deleted."""
+    """Delete up to `limit` calls that started before a moment; return the number deleted.
+
+    A name for which a request answers stays until its end lies before that moment, too.
+    """
     names = tuple_(idempotency.c.key_id, idempotency.c.name)
-    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before)
+    answering = select(approvals.c.request_id).where(
+        approvals.c.request_id == idempotency.c.request_id, not_ended_before(before)
+    )
+    past = or_(idempotency.c.state != NameState.AWAITING, ~answering.exists())
+    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before, past)
     oldest = old.order_by(idempotency.c.created_at).limit(limit)
     return (await connection.execute(delete(idempotency).where(names.in_(oldest)))).rowcount

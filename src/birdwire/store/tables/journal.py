@@ -359,19 +359,26 @@ async def expedite(connection: AsyncConnection, user_id: str, now: datetime) -> 
 
 
 async def purge(connection: AsyncConnection, before_id: str, before: datetime, limit: int) -> int:
-    """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many."""
-    old = select(journal.c.request_id).where(journal.c.request_id < before_id, journal.c.created_at < before)
+    """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many.
+
+    A write that waits for a person stays; one that has waited goes with its approval.
+    """
+    passed = (journal.c.created_at < before, journal.c.state.not_in(WAITING))
+    old = select(journal.c.request_id).where(journal.c.request_id < before_id, *passed)
     oldest = old.order_by(journal.c.request_id).limit(limit)
     return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount
 
 
 async def refused_since(connection: AsyncConnection, key_id: str, since: datetime, reason: str | None = None) -> int:
-    """Count a key's writes that X has refused since a moment, for one reason or for any."""
-    wanted = [journal.c.key_id == key_id, journal.c.created_at >= since, journal.c.state == State.REFUSED]
+    """Count a key's writes that were started since a moment and that X has refused, for one reason or for any."""
+    wanted = [journal.c.key_id == key_id, journal.c.state == State.REFUSED]
     if reason is not None:
         wanted.append(journal.c.reason == reason)
-    query = select(func.count()).select_from(journal).where(*wanted)
-    return int((await connection.execute(query)).scalar_one())
+    # Two indexes find the writes that were started when they were created, and those that waited.
+    at_once = (journal.c.created_at >= since, journal.c.started_at.is_(None))
+    count = select(func.count()).select_from(journal).where(*wanted)
+    numbers = [count.where(*at_once), count.where(journal.c.started_at >= since)]
+    return sum([int((await connection.execute(query)).scalar_one()) for query in numbers])
 
 
 async def account_refused_since(

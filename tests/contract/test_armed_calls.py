@@ -106,7 +106,7 @@ async def ask_a_person(running: RunningGateway) -> None:
 
 
 CHANGES["paused"] = (pause_key, (403, "paused"))
-CHANGES["policy"] = (ask_a_person, (403, "approval_unavailable"))
+CHANGES["policy"] = (ask_a_person, (409, "approval_stale"))
 
 
 def kinds(*names: str) -> pytest.MarkDecorator:

@@ -25,11 +25,11 @@ ANYTHING = "…"
 EXIT_CODE = re.compile(r"\s+# exit code ([0-9])$")
 """How a page marks a command that does not exit with 0."""
 
-MAX_READINGS = 20
-"""How often a command that reads what the gateway does in the background runs again, until it shows what a page promises."""
-
 LATER = ("birdwire log ", "birdwire explain ")
-"""Those commands."""
+"""Commands that show what the gateway does in the background, within a second."""
+
+MAX_READINGS = 20
+"""How often such a command runs again until it shows what a page promises."""
 
 SHOWN = {"REQUEST_ID": re.compile(r"\breq_[0-9A-Z]{26}\b"), "PAYLOAD_SHA256": re.compile(r"\b[0-9a-f]{64}\b")}
 """What a page calls by a name, and every run has its own: the one that the last answer shows."""

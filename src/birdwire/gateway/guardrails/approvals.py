@@ -230,7 +230,10 @@ class Approvals:
             row, entry = await _hold(connection, request_id)
             _check_waiting(row, entry, now, _AWAITING)
             _check_shown(row, payload_sha256)
-            asked: dict[str, Any] = {"asked": fingerprint(payload.operation, payload.fields), "decision": judged.document()}
+            asked: dict[str, Any] = {
+                "asked": fingerprint(payload.operation, payload.fields),
+                "decision": judged.document(),
+            }
             cost = judged.price
             await journal.change(connection, request_id, asked | {"cost_microusd": cost}, while_in=entry.state)
             sealed = {"payload_ct": self._records.seal_payload(request_id, payload), "payload_sha256": payload.sha256}

@@ -9,8 +9,8 @@ from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
-from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints, is_guarded
-from birdwire.surfaces.openapi.reasons import WAITED
+from birdwire.surfaces.openapi.endpoints import Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.reasons import BEYOND_SCHEMA, WAITED
 from birdwire.surfaces.openapi.responses import ASKED_EXAMPLE, Asked
 from birdwire.surfaces.openapi.schemas import EXAMPLES, Error, components, fixed, reference
 from birdwire.x.client.auth_server import offered_scopes
@@ -67,7 +67,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "true",
     ),
     "Location": (
-        "Where the outcome of the write can be read: GET it with the same key.",
+        "202: where the outcome of the write can be read, with the same key. 303: the page.",
         {"type": "string", "format": "uri-reference"},
         f"{API}/requests/req_01JD3K8W6ZQ4T5V7X9YABCDEFG",
     ),
@@ -90,6 +90,7 @@ _JUDGED = frozenset({400, 403, 404, 409, 429, 502, 503})
 
 _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
 _WAITED = "Preference-Applied"
+_IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif")
 ACCEPTED = 202
 """The status of a write that waits for a person."""
 
@@ -128,6 +129,8 @@ PLACEHOLDERS: dict[str, Any] = {
     "length": "281",
     "limit": "280",
     "message": "no reason given.",
+    "note": ": Not our tone",
+    "state": "denied",
     "method": "GET",
     "period": "monthly",
     "remedy": "Try again in a minute",
@@ -213,6 +216,7 @@ def document(settings: Settings) -> dict[str, Any]:
             {"name": "Act", "description": "Act on X as the linked account."},
             {"name": "Preview", "description": "See what a call would do. Nothing is sent to X."},
             {"name": "Read", "description": "Look up users and posts on X as the linked account."},
+            {"name": "Approve", "description": "Decide, with a signed link, on a write that waits for a person."},
             {"name": "About", "description": "Documents and health of the gateway. No API key is required."},
         ],
         "paths": paths,
@@ -325,8 +329,11 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
         made["parameters"] = parameters
     if _has_body(endpoint):
         made["requestBody"] = _request(endpoint)
-    waiting = {str(ACCEPTED): shared.accepted()} if endpoint.waits else {}
-    made["responses"] = {str(endpoint.status): _success(endpoint, shared), **waiting} | {
+    others: dict[str, Any] = {str(ACCEPTED): shared.accepted()} if endpoint.waits else {}
+    if endpoint.redirects:
+        headers = shared.header_references(("X-Request-Id", "Location"))
+        others["303"] = {"description": "Done. The browser returns to the page.", "headers": headers}
+    made["responses"] = {str(endpoint.status): _success(endpoint, shared), **others} | {
         str(status): shared.refusal(endpoint, status, reasons)
         for status, reasons in by_status(endpoint.reasons).items()
     }
@@ -349,7 +356,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
         return _query_parameters(endpoint)
     if endpoint.operation_id == "oauthCallback":
         return _callback_parameters()
-    named = [_REQUEST_ID] if "{request_id}" in endpoint.path else []
+    named = [one for one in _IN_PATH if f"{{{one['name']}}}" in endpoint.path]
     return [*named, *[_IDEMPOTENCY_KEY] * _takes_name(endpoint), *[_PREFER] * endpoint.prefers]
 
 
@@ -358,14 +365,21 @@ def _takes_name(endpoint: Endpoint) -> bool:
     return endpoint.keyed and endpoint.method == "POST" and not endpoint.dry
 
 
-_REQUEST_ID = {
-    "name": "request_id",
-    "in": "path",
-    "required": True,
-    "description": "the X-Request-Id of the write",
-    "schema": HEADERS["X-Request-Id"][1],
-    "example": HEADERS["X-Request-Id"][2],
-}
+def _in_path(name: str, words: str, schema: dict[str, Any], example: str) -> dict[str, Any]:
+    place = {"name": name, "in": "path", "required": True}
+    return place | {"description": words, "schema": schema, "example": example}
+
+
+_IN_PATH = (
+    _in_path("request_id", "the X-Request-Id of the write", *HEADERS["X-Request-Id"][1:]),
+    _in_path(
+        "token",
+        "the token of the signed link",
+        {"type": "string", "pattern": "^[A-Za-z0-9_-]{20,64}$"},
+        "9mJ3rT5kZ3vJ0pXc1yqb0x9mJ3r",
+    ),
+    _in_path("number", "the place of the image, from 0", {"type": "string", "pattern": "^[0-9]{1,3}$"}, "0"),
+)
 
 _PREFER = {
     "name": "Prefer",
@@ -437,9 +451,9 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
         content = {"multipart/form-data": {"schema": schema}}
         return {"required": not endpoint.dry, "description": words, "content": content}
     media: dict[str, Any] = {"schema": reference(endpoint.takes)}
-    content = {"application/json": media | {"examples": examples}}
+    content = {} if endpoint.form == "only" else {"application/json": media | {"examples": examples}}
     if endpoint.form:
-        content["application/x-www-form-urlencoded"] = media
+        content["application/x-www-form-urlencoded"] = media | ({} if content else {"examples": examples})
     # A post must not be empty, though no single field is required.
     return {"required": required or endpoint.operation_id == "postTwitter", "content": content}
 
@@ -463,6 +477,8 @@ def _success(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
             content[endpoint.text] = {"schema": {}}
     if endpoint.page:
         content["text/html"] = {"schema": {"type": "string"}}
+    if endpoint.images:
+        content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _IMAGES}
     return {
         "description": "Created." if endpoint.status == 201 else "Done.",
         "headers": shared.header_references(("X-Request-Id", *(_ALLOWANCE if endpoint.keyed else ())), optional),

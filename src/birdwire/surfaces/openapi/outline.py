@@ -86,7 +86,7 @@ class _Resolved:
             {
                 status: self._reasons(self._followed(response))
                 for status, response in operation["responses"].items()
-                if not status.startswith("2")
+                if status >= "4"
             },
         )
 
@@ -178,6 +178,9 @@ def _json_of(response: dict[str, Any]) -> Any:
 def _sent(content: dict[str, Any]) -> list[str]:
     if "multipart/form-data" in content:
         return ["-F media_files=@photo.png"]
+    if "application/json" not in content:
+        example = next(iter(content["application/x-www-form-urlencoded"]["examples"].values()))["value"]
+        return [f"--data-urlencode {shlex.quote(f'{name}={value}')}" for name, value in example.items()]
     example = next(iter(content["application/json"]["examples"].values()))["value"]
     body = shlex.quote(json.dumps(example, ensure_ascii=False))
     return ["-H 'Content-Type: application/json'", f"-d {body}"]

@@ -1,6 +1,12 @@
-"""Reasons for which calls may refuse, in groups that several endpoints share."""
+"""Reasons for which calls may refuse, in groups that several endpoints share; and rules that no schema expresses."""
 
 from __future__ import annotations
+
+import re
+
+from birdwire.api.forms import MAX_FIELDS, MAX_NAME
+from birdwire.api.paths import DRY_RUN
+from birdwire.x.catalog.operations import OPERATIONS
 
 EDGE = (
     *("http_malformed", "duplicate_header", "host_not_allowed", "request_timeout", "body_too_large", "uri_too_long"),
@@ -59,3 +65,60 @@ CALLBACK = (
     "x_scope_missing",
     *UPSTREAM,
 )
+
+DECIDING = (
+    *("form_malformed", "duplicate_field", "unknown_field", "unsupported_media_type", "origin_not_allowed", "prefetch"),
+    *("approval_not_waiting", "approval_expired", "approval_stale", "restored_backup"),
+    *("text_missing", "text_malformed", "text_empty", "text_too_long", "duplicate_text"),
+)
+"""Reasons that a decision by a signed link may have, in addition to those of the policies that judge an edit."""
+
+
+def camel(name: str) -> str:
+    """Return a name with slashes and underscores as generators of clients write names."""
+    head, *rest = re.split(r"[_/]", name)
+    return head + "".join(word.title() for word in rest)
+
+
+BEYOND_SCHEMA: dict[str, dict[str, str]] = {
+    "authTwitterUser": {"return_to_not_allowed": "`return_to` must be a URL that the operator allowed for the key"},
+    "authConfirm": {"state_unknown": "`state` must be one that auth_twitter returned for this key"},
+    "authUndo": {"undo_unknown": "`undo_token` must come from the page after a link"},
+    "oauthCallback": {
+        "callback_malformed": "exactly one of `code` and `error` is required",
+        "state_unknown": "`state` must be one that auth_twitter returned",
+    },
+    "postTwitter": {
+        "place_id_missing": "`geo` must contain a `place_id`",
+        "text_too_long": "the limit applies to the weighted length of `text`, not to its number of characters",
+        "x_invalid_request": "X must accept the ids, cards and links",
+    },
+    "uploadMedia": {
+        "media_files_malformed": "the file must be an image, GIF or video, as recognised by its first bytes"
+    },
+    "userLastTweets": {
+        "mutually_exclusive": "exactly one of `userName` and `userId` is required",
+        "x_invalid_request": "`cursor` must be one that an earlier page returned",
+    },
+    "approveDecide": {
+        "unknown_field": "`note` belongs to deny, and `text` to edit",
+        "form_malformed": "an edit has a `text`",
+    },
+    **{
+        camel(f"{DRY_RUN}_{row.name}"): {
+            "json_malformed": "the body may be nested at most 32 levels deep, its numbers must be finite and have at "
+            "most 4,300 digits, and its field names must not contain unpaired surrogates"
+        }
+        for row in OPERATIONS
+        if not row.takes_file
+    },
+    **{
+        camel(f"{DRY_RUN}_{row.name}"): {
+            "form_malformed": f"the form may have at most {MAX_FIELDS} parts, each with a name of 1 to {MAX_NAME} "
+            "characters"
+        }
+        for row in OPERATIONS
+        if row.takes_file
+    },
+}
+"""Rules that a schema cannot express, by operation and reason: a request that fits the schema may still get 400."""

@@ -331,6 +331,25 @@ class UnlinkedData(Response):
     data: Unlinked
 
 
+class Linked(Response):
+    """A write that a signed link shows."""
+
+    request_id: str = Field(description="the request that waits, or that waited")
+    state: Annotated[str, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
+        description="the state of the write"
+    )
+    payload_sha256: str = Field(description="identifies what would be published; a decision names it")
+    expires_at: str = Field(
+        description="when the write ends if it is neither decided nor sent", json_schema_extra={"format": "date-time"}
+    )
+
+
+class LinkedData(Response):
+    """The response of a signed link to clients that ask for JSON."""
+
+    approval: Linked
+
+
 class CallbackDone(Response):
     """The result of the callback."""
 

@@ -3,7 +3,7 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
-A write that needs a person's approval ends at the step `ask`, which leaves it waiting; its answer says so.
+A write that needs a person's approval stops at the step `ask`, which leaves it waiting.
 
 Two runners go through the list: `perform` executes each step, and `preview` only its check. The check of a step returns
 the same verdict without any effect: it sends nothing, renews nothing, and counts nothing.
@@ -19,7 +19,7 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.asking import Question
+from birdwire.gateway.guardrails.approvals import Question
 from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged
@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
 
 class AwaitingApproval(Exception):  # noqa: N818 - it ends the steps of a write, and is not a failure
-    """Raised when a write waits for a person. `answer` says so; nothing else is recorded."""
+    """Raised when a write waits for a person, with the answer of the call; nothing else is recorded."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()

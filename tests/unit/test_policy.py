@@ -415,7 +415,7 @@ def test_the_refusal_without_a_denial_is_that_a_person_would_have_to_be_asked() 
     assert len(error.findings) == 2
     assert "post_twitter needs a person's approval" in describe(error)[0]
     decision = judged({"approve": "*", "quiet_hours": {"hours": "12:00-13:00", "then": "approve"}})
-    assert "quiet hours" in describe(refusal(decision, decision.findings[1]))[0]
+    assert "no writes from 12:00 to 13:00" in describe(refusal(decision, decision.findings[1]))[0]
 
 
 def test_a_finding_that_asks_is_stale_unless_it_was_shown() -> None:

@@ -113,6 +113,10 @@ class Output:
         """Print that there is no result yet: the document for programs, and the lines to stderr for people."""
         if self.as_json:
             _document(document)
+        self.question(*lines)
+
+    def question(self, *lines: str) -> None:
+        """Print to stderr what a person is asked about."""
         sys.stderr.writelines(f"{line}\n" for line in lines)
         sys.stderr.flush()
 

@@ -20,7 +20,7 @@ from birdwire.api.models import Body
 from birdwire.api.paths import API
 from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
-from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
+from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key, read_stdin
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
 from birdwire.cli.targets import POST, USER
 from birdwire.cli.waiting import WaitOption, patience_s, send
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-MOST_STDIN = 65_536
 # The maximum length of a text is a rule of the key, so only the gateway checks it.
 UNCHECKED = {"text_limit": sys.maxsize}
 PART = "media_files"
@@ -169,7 +168,7 @@ def post(
     with saying(as_json=as_json) as say, ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in media or ()]
         name = secrets.token_hex(16) if idempotency_key is None else idempotency_key
-        body = _body(_read() if text == "-" else text, given)
+        body = _body(read_stdin() if text == "-" else text, given)
         _check(body, len(files), name)
         wait_s = patience_s(wait)
         if dry_run:
@@ -230,17 +229,6 @@ def _opened(path: Path) -> IO[bytes]:
         return path.open("rb")
     except OSError as error:
         raise Stop(ExitCode.USAGE, f"Cannot read {path}: {error.strerror}.") from None
-
-
-def _read() -> str:
-    raw = sys.stdin.buffer.read(MOST_STDIN + 1)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise Stop(ExitCode.USAGE, "The text on stdin is not UTF-8.") from None
-    if len(raw) > MOST_STDIN:
-        raise Stop(ExitCode.USAGE, f"The text on stdin is too long: at most {MOST_STDIN:,} bytes are allowed.")
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _body(text: str | None, given: dict[str, Any]) -> dict[str, Any]:

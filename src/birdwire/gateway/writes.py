@@ -121,7 +121,9 @@ class Writes:
             Step("files", self._check_files, self._check_files, for_files=True, once=True),
             Step("session", self._open_session, self._look_session, again=self._open_same_session),
             Step("pause", self._check_pause, self._look_pause, rules=True),
-            Step("policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._check_policy_again),
+            Step(
+                "policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._check_policy_again
+            ),
             Step("windows", self._check_windows, self._look_windows, ("session",)),
             Step("daily_writes", self._spend_write, self._look_daily_writes, once=True),
             Step("record", self._open_record, again=self._open_approved),

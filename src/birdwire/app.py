@@ -41,8 +41,7 @@ from birdwire.gateway.uploader import MediaUploader
 from birdwire.gateway.writes import Writes
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
-from birdwire.keys.rate_limit import LocalRateLimit
-from birdwire.keys.redis_rate_limit import SharedRateLimit
+from birdwire.keys.redis_rate_limit import rate_limit_of
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.approval_records import ApprovalRecords
@@ -52,13 +51,12 @@ from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
 from birdwire.outcomes.report import OutcomeReports
-from birdwire.routes import Handlers, metrics_route, routes
+from birdwire.routes import Handlers, edge_limits, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
-from birdwire.settings import listed
 from birdwire.startup import check_storage, connection_budget, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
@@ -126,20 +124,7 @@ class Gateway:
 
         Without the `fast_path` the app answers everything: slower, and the same to the byte.
         """
-        settings = self.settings
-        limits = EdgeLimits(
-            head_s=settings.request_deadline_s,
-            body_s=settings.request_deadline_s,
-            body_bytes=settings.max_body_bytes,
-            bodies={route.path: route.limit for route in self.routes},
-            files={route.path: route.files for route in self.routes if route.files is not None},
-            connections=self.connections.callers,
-            connections_refused=self.connections.refused,
-            connections_each=settings.max_connections_each,
-            reserved=frozenset(route.path for route in self.routes if route.reserved),
-            trusted_proxies=listed(settings.trusted_proxies),
-            hosts=frozenset(host.lower() for host in listed(settings.hosts)),
-        )
+        limits = edge_limits(self.settings, self.routes, self.connections)
         return server.config(
             self.app,
             limits=limits,
@@ -246,10 +231,10 @@ def create_app(
     to_x, outcomes = _build_to_x(shared), _build_outcomes(shared)
     accounts, act_log = _build_accounts(shared, to_x), ActLog(database, shared.cache, telemetry)
     sessions = accounts.sessions
-    rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
+    rate_limit, capacity = rate_limit_of(settings, shared.clock, telemetry), _capacity(settings, telemetry.metrics)
     writing = _build_writing(shared, to_x, outcomes, accounts, rate_limit)
     draining = (sessions, writing.waits, writing.approved)
-    health = Health(telemetry, partial(check_storage, database, sessions), lambda: [one.drain() for one in draining])
+    health = Health(telemetry, partial(check_storage, database, sessions), *(part.drain for part in draining))
     handlers = _build_handlers(shared, to_x, outcomes, accounts, writing, capacity, health)
     journal, leases = outcomes.journal, outcomes.leases
     clients, on_read = accounts.clients, accounts.spending.add_search
@@ -454,14 +439,6 @@ def _build_background(
         ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),
         expected=StorageDownError,
     )
-
-
-def _rate_limit(shared: _Shared) -> RateLimit:
-    """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
-    url = shared.settings.redis_url
-    if url is None:
-        return LocalRateLimit(shared.clock)
-    return SharedRateLimit(url.get_secret_value(), shared.clock, shared.telemetry)
 
 
 def _capacity(settings: Settings, metrics: Metrics) -> Capacity:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from birdwire.cli import approval_view, terminal
+from birdwire.cli.inputs import editor
 from birdwire.cli.output import Output, Stop
 from birdwire.store.tables.journal import STATES
 
@@ -147,7 +148,7 @@ class Watch:
             self._say.lines("Only the text of a post can be edited.")
             return
         with self._keys.line_mode():
-            if terminal.has_editor():
+            if editor():
                 text = terminal.edit_text(shown.text)
             else:
                 text = terminal.ask_line("New text, on one line (empty: no change): ") or shown.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import sys
 from getpass import getpass
 from pathlib import Path
@@ -112,6 +113,15 @@ def os_user() -> str:
     # In most containers the user id has no name.
     except (KeyError, OverflowError):
         return f"uid {user_id}"
+
+
+def editor() -> list[str]:
+    """Return the command of the editor that the person has chosen; empty if there is none."""
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
+    try:
+        return shlex.split(named)
+    except ValueError:
+        return []
 
 
 def gateway_url() -> str:

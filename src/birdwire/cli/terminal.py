@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from birdwire.cli.inputs import editor
 from birdwire.cli.output import ExitCode, Stop, printable
 
 if TYPE_CHECKING:
@@ -95,11 +95,6 @@ def ask_line(question: str) -> str:
     return sys.stdin.readline().rstrip("\n")
 
 
-def has_editor() -> bool:
-    """Return whether the person has chosen an editor."""
-    return bool(_editor())
-
-
 def edit_text(text: str) -> str:
     """Return a text after a person has changed it in an editor: VISUAL, EDITOR or vi.
 
@@ -108,7 +103,7 @@ def edit_text(text: str) -> str:
     Raises:
         Stop: the editor cannot be started or fails, or the result is not UTF-8.
     """
-    command = _editor() or ["vi"]
+    command = editor() or ["vi"]
     with tempfile.TemporaryDirectory(prefix="birdwire-") as folder:
         # The folder is private; an editor may write its own files next to the text.
         file = Path(folder) / "post.txt"
@@ -125,13 +120,6 @@ def edit_text(text: str) -> str:
     if code:
         raise Stop(ExitCode.USAGE, f"The editor ended with code {code}. Nothing was changed.")
     return changed if text.endswith("\n") else changed.removesuffix("\n")
-
-
-def _editor() -> list[str]:
-    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
-    with contextlib.suppress(ValueError):
-        return shlex.split(named)
-    return []
 
 
 def _end(number: int, frame: FrameType | None) -> None:

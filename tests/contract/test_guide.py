@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from birdwire.gateway.approval_waits import MAX_WAIT_S, MAX_WAITING
+from birdwire.gateway.guardrails import held_writes
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.rules import RULES
+from birdwire.store.tables.journal import STATES
 from harness.pages import blocks, dev_gateway, steps, text_of
 
 if TYPE_CHECKING:
@@ -41,6 +44,6 @@ def test_the_page_of_approvals_has_every_state_and_limit() -> None:
     text = text_of("docs/approvals.md")
     assert all(f"`{state}`" in text for state in STATES)
     rows = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in text.splitlines() if row.startswith("| ")}
-    assert rows["requests of one key that wait"].startswith(f"{MAX_WAITING};")
+    assert rows["requests of one key that wait"].startswith(f"{held_writes.MAX_WAITING};")
     assert rows["how long `Prefer: wait` holds an answer"] == f"{MAX_WAIT_S} seconds"
-    assert rows["answers that one process holds at a time"].startswith(f"{MAX_WAITERS};")
+    assert rows["answers that one process holds at a time"].startswith(f"{MAX_WAITING};")

@@ -115,14 +115,13 @@ class Reader:
             answer = self.curl(words[1:])
         else:
             answer = self.birdwire(words, given, int(code[1]) if code else 0)
-        promised: Any = self.real(step.answer)
+        promised: Any = self._promised(step, answer)
         # The gateway records refused attempts in the background, and sends what was approved, within a second.
         for _ in range(MAX_READINGS if command.startswith(LATER) else 0):
             if not promised or fits(promised, answer):
                 break
             answer = self.birdwire(words)
-        self._remember(answer)
-        promised = self.real(promised)
+            promised = self._promised(step, answer)
         if promised.startswith("{"):
             promised, answer = (
                 json.loads(promised.replace(f", {ANYTHING}}}", f', "{ANYTHING}": 0}}')),
@@ -130,10 +129,12 @@ class Reader:
             )
         assert not promised or fits(promised, answer), f"{step.command}\nanswers {answer}"
 
-    def _remember(self, answer: str) -> None:
+    def _promised(self, step: Step, answer: str) -> str:
+        """Remember what the answer shows, and return what the page promises of it."""
         for name, form in SHOWN.items():
             if found := form.findall(answer):
                 self._real[name] = found[-1]
+        return self.real(step.answer)
 
     @staticmethod
     def curl(words: list[str]) -> str:

@@ -180,8 +180,9 @@ class Unlinked(Response):
 class Approval(Response):
     """A write's approval by a person."""
 
-    state: Annotated[str, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
-        description="the state of the write"
+    state: Literal["waiting", "approved", "denied", "expired", "cancelled", "stale"] = Field(
+        description="waiting; approved; denied; expired: nobody decided in time, or it could not be sent in time; "
+        "cancelled; stale: something had changed, so it was not sent"
     )
     payload_sha256: str = Field(description="identifies what is to be published; an edit changes it")
     approve_by: ApproveBy = Field(description="who may approve it")

@@ -27,6 +27,7 @@ from birdwire.gateway.concurrency import ConcurrencyLimiter
 from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
+from birdwire.gateway.guardrails.signed_links import SignedLinks
 from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.guardrails.trips import Trips
@@ -61,6 +62,7 @@ from birdwire.startup import check_storage, connection_budget, log_reseal, open_
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
+from birdwire.surfaces.approve.pages import ApprovePages
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
@@ -383,6 +385,7 @@ def _build_handlers(
     )
     telemetry, records = shared.telemetry, outcomes.records
     approvals = Approvals(shared.database, records, spending, telemetry, clock, settings.approval_ttl_s)
+    signed_links = SignedLinks(shared.database, approvals, records, shared.guesses)
     writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
     return Handlers(
         run=pipeline.run,
@@ -393,6 +396,7 @@ def _build_handlers(
         links=accounts.endpoints,
         outcomes=OutcomeReports(journal, outcomes.records),
         pages=Pages(accounts.linking, settings.base_url),
+        approve=ApprovePages(signed_links, clock, settings.base_url),
         document=Site(settings).answer,
         health=health,
         metrics=telemetry.metrics,

@@ -328,10 +328,10 @@ async def add_link(connection: AsyncConnection, token_hash: bytes, request_id: s
     await connection.execute(insert(approval_links).values(row))
 
 
-async def link(connection: AsyncConnection, token_hash: bytes) -> LinkRow | None:
-    """Return a signed link."""
-    row = (await connection.execute(select(approval_links).where(approval_links.c.token_hash == token_hash))).first()
-    return None if row is None else LinkRow(*row)
+async def links(connection: AsyncConnection, token_hashes: Collection[bytes]) -> dict[bytes, LinkRow]:
+    """Return signed links by the hashes of their tokens; unknown ones are left out."""
+    query = select(approval_links).where(approval_links.c.token_hash.in_(token_hashes))
+    return {row.token_hash: LinkRow(*row) for row in await connection.execute(query)}
 
 
 async def use_link(connection: AsyncConnection, token_hash: bytes, at: datetime) -> bool:

@@ -3,7 +3,7 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
-A write that needs a person's approval ends at the step `ask`, which leaves it waiting; its answer says so.
+A write that needs a person's approval stops at the step `ask`, which leaves it waiting.
 
 Three runners go through the list. `perform` executes each step, and `preview` only its check, which returns the same
 verdict without any effect: it sends nothing, renews nothing, and counts nothing. `perform_approved` sends a write that
@@ -19,7 +19,7 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.asking import Question
+from birdwire.gateway.guardrails.approvals import Question
 from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged, check_shown

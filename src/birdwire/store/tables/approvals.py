@@ -279,6 +279,12 @@ async def postpone(connection: AsyncConnection, row: ApprovalRow, due_at: dateti
     return (await connection.execute(update(approvals).where(*same).values(due_at=due_at))).rowcount == 1
 
 
+async def retry_at(connection: AsyncConnection, request_id: str, due_at: datetime) -> None:
+    """Set when an approval that has not ended is acted on next, after its write was put back."""
+    open_row = (approvals.c.request_id == request_id, approvals.c.ended_at.is_(None))
+    await connection.execute(update(approvals).where(*open_row).values(due_at=due_at))
+
+
 async def answers(connection: AsyncConnection, request_id: str, since: datetime) -> bool:
     """Return whether a write has not ended, or ended after a moment: then it answers for its Idempotency-Keys."""
     query = select(approvals.c.request_id).where(approvals.c.request_id == request_id, not_ended_before(since))
@@ -328,10 +334,10 @@ async def add_link(connection: AsyncConnection, token_hash: bytes, request_id: s
     await connection.execute(insert(approval_links).values(row))
 
 
-async def link(connection: AsyncConnection, token_hash: bytes) -> LinkRow | None:
-    """Return a signed link."""
-    row = (await connection.execute(select(approval_links).where(approval_links.c.token_hash == token_hash))).first()
-    return None if row is None else LinkRow(*row)
+async def links(connection: AsyncConnection, token_hashes: Collection[bytes]) -> dict[bytes, LinkRow]:
+    """Return signed links by the hashes of their tokens; unknown ones are left out."""
+    query = select(approval_links).where(approval_links.c.token_hash.in_(token_hashes))
+    return {row.token_hash: LinkRow(*row) for row in await connection.execute(query)}
 
 
 async def use_link(connection: AsyncConnection, token_hash: bytes, at: datetime) -> bool:

@@ -17,7 +17,7 @@ from birdwire.outcomes.journal import ChargeRefused
 from birdwire.store.tables import approvals, costs, journal, processes, usage
 from birdwire.store.tables.journal import State, id_at
 from birdwire.store.tables.usage import Charge
-from harness.approvals import IMAGE, PRICE, SECRET, Replica, a_post
+from harness.approval_replicas import IMAGE, PRICE, SECRET, Replica, a_post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -432,8 +432,8 @@ async def test_a_purge_leaves_what_waits_and_takes_what_has_waited(first: Replic
     assert [await first.journal.find(request_id) is None for request_id in ids.values()] == [False, False, True]
     async with first.database.read() as connection:
         assert await approvals.get(connection, ids["d"]) is None
-        assert await approvals.link(connection, ids["d"].encode()) is None
-        assert await approvals.link(connection, ids["w"].encode()) is not None
+        links = await approvals.links(connection, [request_id.encode() for request_id in ids.values()])
+    assert {one.request_id for one in links.values()} == {ids["w"], ids["a"]}
     assert [await first.images(ids[name]) for name in "wad"] == [1, 1, 0]
 
 

@@ -109,10 +109,15 @@ class Replica:
             "user_id": "1",
             "username": "ada",
             "session_id": "s",
+            "operation": operation,
+            "payload_sha256": payload.sha256,
+            "payload_ct": self.records.seal_payload(request_id, payload),
+            "approve_by": "operator",
+            "cost_microusd": PRICE,
+            "ordered": ordered,
+            "expires_at": now + ttl,
+            "due_at": now + ttl,
         }
-        row |= {"operation": operation, "payload_sha256": payload.sha256, "approve_by": "operator"}
-        row |= {"payload_ct": self.records.seal_payload(request_id, payload), "cost_microusd": PRICE}
-        row |= {"ordered": ordered, "expires_at": now + ttl, "due_at": now + ttl}
         sealed = [(number, self.records.seal_file(request_id, number, data)) for number, data in enumerate(images)]
         files = [{"request_id": request_id, "number": number, "blob_ct": blob} for number, blob in sealed]
         async with self.database.write() as connection:

@@ -115,6 +115,7 @@ class Gateway:
     order: WriteOrder
     health: Health
     connections: ConnectionBudget
+    leases: ProcessLeases
     reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
@@ -288,6 +289,7 @@ def create_app(
         order=to_x.order,
         health=health,
         connections=shared.connections,
+        leases=leases,
         reconciler=reconciler,
         telemetry=telemetry,
         settings=settings,

@@ -21,6 +21,8 @@ from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
+from birdwire.gateway.approval_waits import ApprovalWaits
+from birdwire.gateway.approved_writes import ROUND_EVERY_S, ApprovedWrites
 from birdwire.gateway.cancellations import Cancellations
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
@@ -40,8 +42,7 @@ from birdwire.gateway.uploader import MediaUploader
 from birdwire.gateway.writes import Writes
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
-from birdwire.keys.rate_limit import LocalRateLimit
-from birdwire.keys.redis_rate_limit import SharedRateLimit
+from birdwire.keys.redis_rate_limit import rate_limit_of
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
 from birdwire.outcomes.approval_records import ApprovalRecords
@@ -51,13 +52,12 @@ from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
 from birdwire.outcomes.report import OutcomeReports
-from birdwire.routes import Handlers, metrics_route, routes
+from birdwire.routes import Handlers, edge_limits, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
-from birdwire.settings import listed
 from birdwire.startup import check_storage, connection_budget, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
@@ -117,6 +117,7 @@ class Gateway:
     order: WriteOrder
     health: Health
     connections: ConnectionBudget
+    leases: ProcessLeases
     reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
@@ -126,20 +127,7 @@ class Gateway:
 
         Without the `fast_path` the app answers everything: slower, and the same to the byte.
         """
-        settings = self.settings
-        limits = EdgeLimits(
-            head_s=settings.request_deadline_s,
-            body_s=settings.request_deadline_s,
-            body_bytes=settings.max_body_bytes,
-            bodies={route.path: route.limit for route in self.routes},
-            files={route.path: route.files for route in self.routes if route.files is not None},
-            connections=self.connections.callers,
-            connections_refused=self.connections.refused,
-            connections_each=settings.max_connections_each,
-            reserved=frozenset(route.path for route in self.routes if route.reserved),
-            trusted_proxies=listed(settings.trusted_proxies),
-            hosts=frozenset(host.lower() for host in listed(settings.hosts)),
-        )
+        limits = edge_limits(self.settings, self.routes, self.connections)
         return server.config(
             self.app,
             limits=limits,
@@ -217,6 +205,17 @@ class _Accounts:
     endpoints: LinkEndpoints
 
 
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """What performs writes, and lets some of them wait for a person."""
+
+    admission: Admission
+    approvals: Approvals
+    writes: Writes
+    waits: ApprovalWaits
+    approved: ApprovedWrites
+
+
 def create_app(
     settings: Settings,
     *,
@@ -235,15 +234,20 @@ def create_app(
     to_x, outcomes = _build_to_x(shared), _build_outcomes(shared)
     accounts, act_log = _build_accounts(shared, to_x), ActLog(database, shared.cache, telemetry)
     sessions = accounts.sessions
-    health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
-    rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
-    handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
+    rate_limit, capacity = rate_limit_of(settings, shared.clock, telemetry), _capacity(settings, telemetry.metrics)
+    writing = _build_writing(shared, to_x, outcomes, accounts, rate_limit)
+    draining = (sessions, writing.waits, writing.approved)
+    health = Health(telemetry, partial(check_storage, database, sessions), *(part.drain for part in draining))
+    handlers = _build_handlers(shared, to_x, outcomes, accounts, writing, capacity, health)
     journal, leases = outcomes.journal, outcomes.leases
     clients, on_read = accounts.clients, accounts.spending.add_search
     reconciler = Reconciler(database, journal, leases, sessions, to_x.x, clients, shared.clock, telemetry, on_read)
-    background = _build_background(shared, to_x, outcomes, accounts.links, reconciler, health, act_log)
+    rounds = (writing.approved, reconciler)
+    background = _build_background(shared, to_x, outcomes, accounts.links, rounds, health, act_log)
     work: tuple[Part, ...] = (
         background,
+        writing.waits,
+        writing.approved,
         shared.guesses,
         accounts.callbacks,
         sessions,
@@ -287,6 +291,7 @@ def create_app(
         order=to_x.order,
         health=health,
         connections=shared.connections,
+        leases=leases,
         reconciler=reconciler,
         telemetry=telemetry,
         settings=settings,
@@ -357,49 +362,60 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     return _Accounts(links, sessions, clients, callbacks, linking, guards, spending, status, endpoints)
 
 
+def _build_writing(
+    shared: _Shared, to_x: _ToX, outcomes: _Outcomes, accounts: _Accounts, rate_limit: RateLimit
+) -> _Writing:
+    settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
+    database, telemetry, sessions = shared.database, shared.telemetry, accounts.sessions
+    journal, idempotency, records = outcomes.journal, outcomes.idempotency, outcomes.records
+    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
+    uploader = MediaUploader(clock, settings.upload_deadline_s)
+    refusals = RefusalDetails(journal, to_x.x, clock)
+    sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
+    approvals = Approvals(database, records, accounts.spending, telemetry, clock, settings.approval_ttl_s)
+    clients = accounts.clients
+    writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
+    waits, send = ApprovalWaits(database, records.answer, telemetry), writes.perform_approved
+    approved = ApprovedWrites(database, records, admission, send, waits, outcomes.leases, clock, telemetry)
+    return _Writing(admission, approvals, writes, waits, approved)
+
+
 def _build_handlers(
     shared: _Shared,
     to_x: _ToX,
     outcomes: _Outcomes,
     accounts: _Accounts,
+    writing: _Writing,
     capacity: Capacity,
-    rate_limit: RateLimit,
     health: Health,
 ) -> Handlers:
-    settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
-    journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
-    sessions, spending = accounts.sessions, accounts.spending
-    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
-    uploader = MediaUploader(clock, settings.upload_deadline_s)
-    refusals = RefusalDetails(journal, to_x.x, clock)
-    sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
+    settings, spending, records = shared.settings, accounts.spending, outcomes.records
+    admission, writes = writing.admission, writing.writes
     pipeline = Pipeline(
         admission,
-        sessions,
+        accounts.sessions,
         capacity,
-        idempotency,
-        journal.rejections,
+        outcomes.idempotency,
+        outcomes.journal.rejections,
         outcomes.attempts,
+        writing.waits,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    telemetry, records = shared.telemetry, outcomes.records
-    approvals = Approvals(shared.database, records, spending, telemetry, clock, settings.approval_ttl_s)
-    signed_links = SignedLinks(shared.database, approvals, records, shared.guesses)
-    writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
+    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
         preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
-        look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
-        cancel=Cancellations(approvals, records).cancel,
+        look_up=Lookups(admission, accounts.clients, spending, LookupRunner(shared.clock)).perform,
+        cancel=Cancellations(writing.approvals, records).cancel,
         links=accounts.endpoints,
-        outcomes=OutcomeReports(journal, outcomes.records),
+        outcomes=OutcomeReports(outcomes.journal, records),
         pages=Pages(accounts.linking, settings.base_url),
-        approve=ApprovePages(signed_links, clock, settings.base_url),
+        approve=ApprovePages(signed_links, shared.clock, settings.base_url),
         document=Site(settings).answer,
         health=health,
-        metrics=telemetry.metrics,
+        metrics=shared.telemetry.metrics,
     )
 
 
@@ -408,10 +424,11 @@ def _build_background(
     to_x: _ToX,
     outcomes: _Outcomes,
     links: Links,
-    reconciler: Reconciler,
+    rounds: tuple[ApprovedWrites, Reconciler],
     health: Health,
     act_log: ActLog,
 ) -> BackgroundTasks:
+    approved, reconciler = rounds
     journal, keep = outcomes.journal, timedelta(days=shared.settings.journal_days)
     return BackgroundTasks(
         shared.telemetry,
@@ -420,6 +437,7 @@ def _build_background(
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
         ("attempts", 1.0, outcomes.attempts.flush),
+        ("approvals", ROUND_EVERY_S, approved.round),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),
@@ -427,14 +445,6 @@ def _build_background(
         ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),
         expected=StorageDownError,
     )
-
-
-def _rate_limit(shared: _Shared) -> RateLimit:
-    """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
-    url = shared.settings.redis_url
-    if url is None:
-        return LocalRateLimit(shared.clock)
-    return SharedRateLimit(url.get_secret_value(), shared.clock, shared.telemetry)
 
 
 def _capacity(settings: Settings, metrics: Metrics) -> Capacity:

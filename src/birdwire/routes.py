@@ -12,20 +12,23 @@ from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
 from birdwire.api.paths import API, APPROVE, APPROVE_MEDIA, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
+from birdwire.edge.connections import EdgeLimits
 from birdwire.keys.context import CallContext, RouteRules, Work
 from birdwire.keys.rules import LINK, UNLINK
+from birdwire.settings import listed
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS, Lookup
 from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.pages import Pages
     from birdwire.api.messages import Answer, Call
     from birdwire.edge.asgi import Handler
     from birdwire.outcomes.report import OutcomeReports
+    from birdwire.runtime.file_limits import ConnectionBudget
     from birdwire.runtime.health import Health
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
@@ -73,6 +76,23 @@ def routes(parts: Handlers, settings: Settings) -> list[Route]:
         Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
         *([metrics_route(parts.metrics, settings)] if settings.metrics_inside else []),
     ]
+
+
+def edge_limits(settings: Settings, routes: Sequence[Route], connections: ConnectionBudget) -> EdgeLimits:
+    """Return the bounds of the edge that serves these routes."""
+    return EdgeLimits(
+        head_s=settings.request_deadline_s,
+        body_s=settings.request_deadline_s,
+        body_bytes=settings.max_body_bytes,
+        bodies={route.path: route.limit for route in routes},
+        files={route.path: route.files for route in routes if route.files is not None},
+        connections=connections.callers,
+        connections_refused=connections.refused,
+        connections_each=settings.max_connections_each,
+        reserved=frozenset(route.path for route in routes if route.reserved),
+        trusted_proxies=listed(settings.trusted_proxies),
+        hosts=frozenset(host.lower() for host in listed(settings.hosts)),
+    )
 
 
 def metrics_route(metrics: Metrics, settings: Settings) -> Route:

@@ -30,7 +30,7 @@ def check_payload(waiting: Waiting, now: datetime) -> Payload:
     """
     row, payload = waiting.row, waiting.payload
     if row.expires_at <= now:
-        raise expired()
+        raise expired(decided=True)
     if payload is None or payload.sha256 != row.payload_sha256:
         raise GatewayError("approval_stale", detail="the stored request is not the one that was approved")
     if (payload.operation, payload.user_id) != (row.operation, row.user_id):
@@ -51,9 +51,10 @@ def check_price(waiting: Waiting, price: int | None) -> None:
         raise GatewayError("approval_stale", detail="the call costs more than was approved")
 
 
-def expired() -> GatewayError:
-    """Return the refusal of a write that was approved and could not be sent in time."""
-    return GatewayError("approval_expired", detail="it was approved, and could not be sent in time")
+def expired(*, decided: bool) -> GatewayError:
+    """Return the refusal of a write whose time is over, because nobody decided or because it could not be sent."""
+    what = "it was approved, but could not be sent in time" if decided else "nobody decided in time"
+    return GatewayError("approval_expired", detail=what)
 
 
 def passes(error: GatewayError) -> bool:

@@ -3,7 +3,7 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
-A write that needs a person's approval ends at the step `ask`, which leaves it waiting; its answer says so.
+A write that needs a person's approval stops at the step `ask`, which leaves it waiting.
 
 Three runners go through the list. `perform` executes each step, and `preview` only its check, which returns the same
 verdict without any effect: it sends nothing, renews nothing, and counts nothing. `perform_approved` sends a write that
@@ -12,20 +12,21 @@ waited for a person: it executes the steps again, but for those that are done `o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
-from birdwire.gateway.guardrails.asking import Question
+from birdwire.gateway.approval_waits import costing
+from birdwire.gateway.guardrails.approvals import Question
 from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged, check_shown
 from birdwire.gateway.second_look import check_payload, check_price, passes
 from birdwire.gateway.sender import Write, payload_of
+from birdwire.gateway.step import AwaitingApproval, Step
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.entry import Approved, Entry
 from birdwire.outcomes.journal import fingerprint
@@ -37,7 +38,7 @@ from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from birdwire.accounts.retrying_client import AccountClients
     from birdwire.api.forms import Part
@@ -55,38 +56,6 @@ if TYPE_CHECKING:
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.x.catalog.operations import Operation
-
-Run = Callable[[Write], Awaitable[None] | None]
-"""One step of one write. A step that has to wait returns what to wait for."""
-
-
-class Step(NamedTuple):
-    """One step of a write, under a name: what it does, and its check, `look`, which has no effect.
-
-    `needs` are the members of the write that must be known for the check. A step without one refuses only by what the
-    earlier steps created. A step `for_files` is left out of a write without files.
-
-    Of a write that waited for a person: a step that is done `once` was done when the write was asked for. `again` is
-    what the step does before the write is sent, if that is not `do`. A step of `rules` does not hold what the operator
-    ordered.
-    """
-
-    name: str
-    do: Run
-    look: Run | None = None
-    needs: tuple[str, ...] = ()
-    for_files: bool = False
-    once: bool = False
-    rules: bool = False
-    again: Run | None = None
-
-
-class AwaitingApproval(Exception):  # noqa: N818 - it ends the steps of a write, and is not a failure
-    """Raised when a write waits for a person. `answer` says so; nothing else is recorded."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self.answer = answer
 
 
 class Writes:
@@ -121,9 +90,7 @@ class Writes:
             Step("files", self._check_files, self._check_files, for_files=True, once=True),
             Step("session", self._open_session, self._look_session, again=self._open_same_session),
             Step("pause", self._check_pause, self._look_pause, rules=True),
-            Step(
-                "policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._check_policy_again
-            ),
+            Step("policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._judge_approved),
             Step("windows", self._check_windows, self._look_windows, ("session",)),
             Step("daily_writes", self._spend_write, self._look_daily_writes, once=True),
             Step("record", self._open_record, again=self._open_approved),
@@ -192,10 +159,10 @@ class Writes:
                 if step is not None:
                     await step
             await self._failpoints.reach("approved_after_reply")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is raised again, or what it means for the write
             raise await self._approved_failed(write, error) from None
-        times = write.client.maybe_billed
-        await write.record.confirmed(write.operation.status, write.data, billed_extra=times)
+        await write.record.confirmed(write.operation.status, write.data, write.client.maybe_billed)
+        await self._failpoints.reach("approved_after_end")
         return Answer.of({"data": write.data}, write.operation.status)
 
     async def _approved_failed(self, write: Write, error: Exception) -> Exception:
@@ -344,7 +311,7 @@ class Writes:
         await self._spending.judge(judged, write.operation)
         await self._spending.check(judged)
 
-    async def _check_policy_again(self, write: Write) -> None:
+    async def _judge_approved(self, write: Write) -> None:
         """Judge an approved write by what holds now. What was shown to a person does not have to be asked again."""
         judged = write.judged
         if judged is None:
@@ -353,9 +320,9 @@ class Writes:
         if write.resumed:
             # It is counted already.
             self._judge_again(write, judged.guard)
-            return
-        await self._judge(write, judged)
-        check_shown(judged.decision, judged.shown)
+        else:
+            await self._judge(write, judged)
+            check_shown(judged.decision, judged.shown)
 
     async def _look_policy(self, write: Write) -> None:
         judged = write.judged
@@ -438,14 +405,17 @@ class Writes:
         write.entry.decision = judged.document()
         payload = payload_of(write, write.session.user_id)
         question = Question(write.context, payload, judged, write.entry, write.session, write.files, write.attached)
+        await self._failpoints.reach("asked_before_store")
         try:
             answer = await self._approvals.ask(question)
         except GatewayError:
             # What is refused here has no row of its own: it is recorded as an attempt.
             write.opened = False
             raise
-        write.context.headers += judged.header(times=0)
-        raise AwaitingApproval(answer)
+        await self._failpoints.reach("asked_after_store")
+        if write.context.pending is not None:
+            write.context.pending = costing(write.context.pending, judged, self._journal.find)
+        raise AwaitingApproval(answer.adding(judged.header(times=0)))
 
     async def _look_ask(self, write: Write) -> None:
         """Refuse a call that a person would not be asked about: one that was denied, or one too many."""
@@ -490,25 +460,23 @@ class Writes:
         if judged is not None:
             await self._spending.charge(judged, entry)
             price = judged.price
-        elif write.waiting.row.ordered:
-            entry.charges = await self._spending.order(self._proposal(write, entry.user_id), entry.key_id)
+        elif write.waiting.row.ordered and (guard := await self._guards.acting_as(entry.key_id, entry.user_id)):
+            entry.charges = self._spending.ordered(guard, self._proposal(write, entry.user_id))
         check_price(write.waiting, price)
         await self._failpoints.reach("approved_before_claim")
-        begin = partial(self._begin_approved, write)
+        begin = partial(self._begin, write)
         await (begin() if judged is None else self._spending.begin(judged, begin))
         await self._failpoints.reach("approved_after_claim")
         await write.record.check()
-
-    async def _begin_approved(self, write: Write) -> None:
-        if isinstance(write.body, PostTwitter):
-            write.entry.features = features_of(self._proposal(write, write.session.user_id))
-        await write.record.begin()
 
     async def _begin(self, write: Write) -> None:
         if isinstance(write.body, PostTwitter):
             # Also of an unguarded post: what a policy would have done to earlier posts can be asked before it is set.
             write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
+        # An approved write holds no Idempotency-Key: its request answers for the key.
+        if write.approval is not None:
+            return
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:
             await self._idempotency.hold(write.entry.key_id, write.entry.request_id)

@@ -169,7 +169,7 @@ class Reconciler:
                     values = {"state": State.UNKNOWN, "status": 502, "reason": "outcome_unknown"}
                     values |= {"lost_at": row.start, "why": why, "due_at": due_at}
                 changed = await store.change(connection, row.request_id, values, while_in=State.STARTED)
-                # It had waited for a person, who must hear of its end, too.
+                # It had waited for a person: its approval ends with it, and a gateway reports that.
                 if changed and "state" in values and row.started_at is not None:
                     await approvals.close(connection, row.request_id, now, report_at=now)
             count += changed and "state" in values
@@ -321,6 +321,9 @@ class Reconciler:
             changed = await store.change(connection, row.request_id, values, while_in=State.UNKNOWN)
             for part in back if changed else ():
                 await connection.execute(part.statement, part.row)
+            # The request answers for its Idempotency-Keys until a day after the verdict.
+            if changed and "settled_at" in values and row.started_at is not None:
+                await approvals.change(connection, row.request_id, {"ended_at": values["settled_at"]})
         if changed and values["due_at"] is None:
             state = values.get("state", State.UNKNOWN)
             seconds = (self._clock.now() - (row.lost_at or row.start)).total_seconds()

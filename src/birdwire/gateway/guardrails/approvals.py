@@ -14,12 +14,13 @@ import secrets
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import new_request_id
 from birdwire.gateway.guardrails import asking
+from birdwire.gateway.guardrails import held_writes as rows
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.guards import Guard, read_guard
 from birdwire.gateway.guardrails.proposal import propose
@@ -29,8 +30,6 @@ from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.approval_records import Waiting
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.journal import fingerprint
-from birdwire.outcomes.journal_rows import new_row
-from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import idempotency as names
@@ -40,13 +39,15 @@ from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from birdwire.accounts.sessions import XSession
+    from birdwire.api.forms import Part
     from birdwire.api.messages import Answer
-    from birdwire.gateway.guardrails.asking import Question
     from birdwire.gateway.guardrails.spending import Spending
+    from birdwire.keys.context import CallContext
     from birdwire.outcomes.approval_records import ApprovalRecords
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
@@ -54,13 +55,8 @@ if TYPE_CHECKING:
     from birdwire.store.tables.acts import Actor
     from birdwire.store.tables.approvals import ApprovalRow
     from birdwire.store.tables.journal import JournalRow
+    from birdwire.x.catalog.media import Attached
     from birdwire.x.catalog.operations import Operation
-
-MAX_WAITING: Final = 20
-"""How many writes of one key may wait for a decision."""
-
-DENIED_FOR: Final = timedelta(hours=24)
-"""For how long the same call by the same key is refused without asking again."""
 
 APPROVED_FOR: Final = timedelta(minutes=10)
 """How long an approved write may wait until it can be sent: an approval is for now."""
@@ -70,6 +66,26 @@ MAX_NOTE_CHARS: Final = 500
 
 _AWAITING: Final = frozenset({State.AWAITING_APPROVAL})
 _OPERATIONS: Final[Mapping[str, Operation]] = {operation.name: operation for operation in OPERATIONS}
+
+
+class Question(NamedTuple):
+    """A write that needs a person: its call, what it asks for, and what was found and prepared so far.
+
+    `attached` are its files, as X has them.
+    """
+
+    context: CallContext
+    payload: Payload
+    judged: Judged
+    entry: Entry
+    session: XSession
+    files: Sequence[Part] = ()
+    attached: Sequence[Attached] = ()
+
+    def complete_payload(self) -> Payload:
+        """Return the payload with the ids of its files and the findings that ask."""
+        media_ids = [one.media_id for one in self.attached]
+        return replace(self.payload, media_ids=media_ids, findings=asking.asked_about(self.judged.decision))
 
 
 class Approvals:
@@ -92,7 +108,7 @@ class Approvals:
         self._ttl = timedelta(seconds=ttl_s)
 
     async def ask(self, question: Question) -> Answer:
-        """Leave a write waiting for a person, and return the answer that says so.
+        """Leave a write waiting for a person, and return the answer of its call.
 
         If an identical write of the key waits already, its request answers for this call and its Idempotency-Key.
 
@@ -110,11 +126,11 @@ class Approvals:
         async with self._database.write() as connection:
             if not await api_keys.hold(connection, entry.key_id):
                 raise GatewayError("key_revoked")
-            answering = await _identical(connection, entry.key_id, payload.sha256, now)
+            answering = await rows.identical(connection, entry.key_id, payload.sha256, now)
             if answering is None:
-                await _check_room(connection, entry.key_id)
+                await rows.check_room(connection, entry.key_id)
                 row = self._asked_row(question, payload, now, ends_at)
-                asked = await self._add(connection, question, payload, row, images, now)
+                asked = await self._add(connection, question, payload, row, images)
             found = await names.await_person(connection, entry.key_id, entry.request_id, answering or entry.request_id)
             # Another process found this one too slow and took the call over.
             if not (found or question.context.route.repeatable):
@@ -135,8 +151,8 @@ class Approvals:
             StorageDownError: the database does not answer.
         """
         async with self._database.read() as connection:
-            if await _identical(connection, key_id, payload.sha256, self._clock.now()) is None:
-                await _check_room(connection, key_id)
+            if await rows.identical(connection, key_id, payload.sha256, self._clock.now()) is None:
+                await rows.check_room(connection, key_id)
 
     async def approve(
         self, request_id: str, payload_sha256: str, by: Actor, *, token_hash: bytes | None = None
@@ -150,20 +166,20 @@ class Approvals:
         """
         async with self._database.write() as connection:
             now = self._clock.now()
-            row, entry = await _hold(connection, request_id)
-            _check_waiting(row, entry, now, _AWAITING)
-            _check_shown(row, payload_sha256)
+            row, entry = await rows.hold(connection, request_id)
+            rows.check_waiting(row, entry, now, _AWAITING)
+            rows.check_shown(row, payload_sha256)
             guard = await read_guard(connection, row.key_id, row.user_id)
             if guard is not None:
                 guard.check_pause(now)
-            await _use_link(connection, row, entry, token_hash, now)
+            await rows.use_link(connection, row, entry, token_hash, now)
             await journal.change(connection, request_id, {"state": State.APPROVED}, while_in=entry.state)
             latest = now + APPROVED_FOR
             values = {"expires_at": latest if row.media_until is None else min(latest, row.media_until)}
             decided = {"decided_at": now, "decided_by": by.who, "due_at": now}
             await store.change(connection, request_id, values | decided)
-            await _record(connection, now, by, "approval.approved", row)
-            return await _changed(connection, request_id)
+            await rows.record(connection, now, by, "approval.approved", row)
+            return await rows.changed(connection, request_id)
 
     async def deny(
         self,
@@ -183,16 +199,16 @@ class Approvals:
         """
         async with self._database.write() as connection:
             now = self._clock.now()
-            row, entry = await _hold(connection, request_id)
-            _check_waiting(row, entry, now, _AWAITING)
+            row, entry = await rows.hold(connection, request_id)
+            rows.check_waiting(row, entry, now, _AWAITING)
             if payload_sha256 is not None:
-                _check_shown(row, payload_sha256)
-            await _use_link(connection, row, entry, token_hash, now)
+                rows.check_shown(row, payload_sha256)
+            await rows.use_link(connection, row, entry, token_hash, now)
             note = _bounded(note)
-            await _end(connection, row, entry, now, State.DENIED, GatewayError("approval_denied"))
+            await rows.end(connection, row, entry, now, State.DENIED, GatewayError("approval_denied"))
             await store.change(connection, request_id, {"decided_at": now, "decided_by": by.who, "note": note})
-            await _record(connection, now, by, "approval.denied", row, note=note)
-            return await _changed(connection, request_id)
+            await rows.record(connection, now, by, "approval.denied", row, note=note)
+            return await rows.changed(connection, request_id)
 
     async def cancel(self, request_id: str, by: Actor, *, key_id: str | None = None) -> ApprovalRow:
         """Cancel a write that has not been started, also if it was approved. With `key_id`, only one of that key.
@@ -203,11 +219,11 @@ class Approvals:
         """
         async with self._database.write() as connection:
             now = self._clock.now()
-            row, entry = await _hold(connection, request_id, key_id)
-            _check_waiting(row, entry, now, WAITING)
-            await _end(connection, row, entry, now, State.CANCELLED, GatewayError("cancelled"))
-            await _record(connection, now, by, "approval.cancelled", row)
-            return await _changed(connection, request_id)
+            row, entry = await rows.hold(connection, request_id, key_id)
+            rows.check_waiting(row, entry, now, WAITING)
+            await rows.end(connection, row, entry, now, State.CANCELLED, GatewayError("cancelled"))
+            await rows.record(connection, now, by, "approval.cancelled", row)
+            return await rows.changed(connection, request_id)
 
     async def edit(self, request_id: str, text: str, payload_sha256: str, by: Actor) -> ApprovalRow:
         """Change the text of a post that waits. It is judged and priced again, and goes on waiting under a new hash.
@@ -220,25 +236,25 @@ class Approvals:
         waiting = await self._records.find(request_id)
         if waiting is None:
             raise GatewayError("request_not_found")
-        _check_waiting(waiting.row, waiting.entry, self._clock.now(), _AWAITING)
-        _check_shown(waiting.row, payload_sha256)
+        rows.check_waiting(waiting.row, waiting.entry, self._clock.now(), _AWAITING)
+        rows.check_shown(waiting.row, payload_sha256)
         if waiting.payload is None:
             raise GatewayError("approval_stale", detail="its payload cannot be read")
         judged, payload = await self._edited(waiting.row, waiting.payload, text)
         async with self._database.write() as connection:
             now = self._clock.now()
-            row, entry = await _hold(connection, request_id)
-            _check_waiting(row, entry, now, _AWAITING)
-            _check_shown(row, payload_sha256)
+            row, entry = await rows.hold(connection, request_id)
+            rows.check_waiting(row, entry, now, _AWAITING)
+            rows.check_shown(row, payload_sha256)
+            cost: dict[str, Any] = {"cost_microusd": judged.price}
             asked = {"asked": fingerprint(payload.operation, payload.fields), "decision": judged.document()}
-            cost = judged.price
-            await journal.change(connection, request_id, asked | {"cost_microusd": cost}, while_in=entry.state)
-            sealed = {"payload_ct": self._records.seal_payload(request_id, payload), "payload_sha256": payload.sha256}
-            edited = {"edited_from": row.payload_sha256, "cost_microusd": cost}
-            await store.change(connection, request_id, sealed | edited)
+            await journal.change(connection, request_id, cost | asked, while_in=entry.state)
+            sealed = self._records.seal_payload(request_id, payload)
+            edited = {"payload_ct": sealed, "payload_sha256": payload.sha256, "edited_from": row.payload_sha256}
+            await store.change(connection, request_id, cost | edited)
             before = {"payload_sha256": row.payload_sha256}
-            changed = await _changed(connection, request_id)
-            await _record(connection, now, by, "approval.edited", changed, before=before)
+            changed = await rows.changed(connection, request_id)
+            await rows.record(connection, now, by, "approval.edited", changed, before=before)
             return changed
 
     async def make_link(self, request_id: str, by: Actor) -> tuple[str, datetime]:
@@ -251,10 +267,10 @@ class Approvals:
         token = secrets.token_urlsafe(TOKEN_BYTES)
         async with self._database.write() as connection:
             now = self._clock.now()
-            row, entry = await _hold(connection, request_id)
-            _check_waiting(row, entry, now, _AWAITING)
+            row, entry = await rows.hold(connection, request_id)
+            rows.check_waiting(row, entry, now, _AWAITING)
             await store.add_link(connection, hash_token(token), request_id, by.who, now)
-            await _record(connection, now, by, "approval.link_made", row)
+            await rows.record(connection, now, by, "approval.link_made", row)
         return token, row.expires_at
 
     async def order_deletion(self, made: JournalRow, by: Actor) -> str:
@@ -281,7 +297,7 @@ class Approvals:
             row: dict[str, Any] = {"username": await _username(connection, made), "session_id": None, "ordered": True}
             row |= self._row(entry, payload, "operator", cost, now + APPROVED_FOR)
             row |= {"decided_at": now, "decided_by": by.who, "due_at": now}
-            await journal.add(connection, new_row(entry, State.APPROVED, now))
+            await journal.add(connection, self._records.waiting_row(entry, State.APPROVED))
             await store.add(connection, row)
             after = {"request_id": entry.request_id, "payload_sha256": payload.sha256, "post_id": made.x_id}
             await acts.append(connection, now, by, "deletion.ordered", made.key_id, after=after)
@@ -339,7 +355,6 @@ class Approvals:
         payload: Payload,
         row: Mapping[str, Any],
         images: Collection[tuple[int, bytes]],
-        now: datetime,
     ) -> Waiting:
         """Insert a write that waits, and its images as far as there is room for them."""
         request_id, key_id = question.entry.request_id, question.entry.key_id
@@ -349,142 +364,14 @@ class Approvals:
             if len(blob) <= room:
                 files.append({"request_id": request_id, "number": number, "blob_ct": blob})
                 room -= len(blob)
-        added = new_row(question.entry, State.AWAITING_APPROVAL, now) | {"decision": question.entry.decision}
-        await journal.add(connection, added)
+        await journal.add(connection, self._records.waiting_row(question.entry, State.AWAITING_APPROVAL))
         await store.add(connection, row, files)
-        return Waiting(*await _hold(connection, request_id), payload)
+        return Waiting(*await rows.hold(connection, request_id), payload)
 
 
 def hash_token(token: str) -> bytes:
     """Return the SHA-256 of a signed link's token. A slow hash would add nothing: 160 random bits cannot be guessed."""
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
-
-
-async def _identical(connection: AsyncConnection, key_id: str, sha256: str, now: datetime) -> str | None:
-    """Return the request of a key that waits with the same payload, if there is one.
-
-    Raises:
-        GatewayError: approval_denied: a person denied that payload within DENIED_FOR.
-    """
-    for row, state in await store.same_payload(connection, key_id, sha256):
-        if state in WAITING and row.expires_at > now:
-            return row.request_id
-        if state is State.DENIED and row.decided_at is not None and row.decided_at > now - DENIED_FOR:
-            raise GatewayError("approval_denied", note="" if row.note is None else f": {row.note}")
-    return None
-
-
-async def _check_room(connection: AsyncConnection, key_id: str) -> None:
-    """Check that one more write of a key may wait.
-
-    Raises:
-        GatewayError: approvals_full.
-    """
-    if await store.count_waiting(connection, key_id) >= MAX_WAITING:
-        raise GatewayError("approvals_full", limit=MAX_WAITING)
-
-
-async def _hold(
-    connection: AsyncConnection, request_id: str, key_id: str | None = None
-) -> tuple[ApprovalRow, JournalRow]:
-    """Lock a write that waits or waited, in the order of all locks: its key, the journal's row, the approval.
-
-    Raises:
-        GatewayError: request_not_found: it is unknown, or not of the key `key_id`.
-    """
-    known = await store.get(connection, request_id)
-    if known is not None and key_id in (None, known.key_id):
-        await api_keys.hold(connection, known.key_id)
-        entry = await journal.hold(connection, request_id)
-        row = await store.get(connection, request_id, hold=True)
-        if entry is not None and row is not None:
-            return row, entry
-    raise GatewayError("request_not_found")
-
-
-def _check_waiting(row: ApprovalRow, entry: JournalRow, now: datetime, states: Collection[State]) -> None:
-    """Check that a write is in one of these states, and that its time is not over.
-
-    Raises:
-        GatewayError: approval_not_waiting, approval_expired, restored_backup.
-    """
-    if entry.state is State.EXPIRED and entry.reason == "restored_backup":
-        raise GatewayError("restored_backup")
-    if entry.state is State.EXPIRED or (entry.state in states and row.expires_at <= now):
-        raise GatewayError("approval_expired", detail=f"it ended at {rfc3339(row.expires_at)}")
-    if entry.state not in states:
-        raise GatewayError("approval_not_waiting", state=entry.state)
-
-
-def _check_shown(row: ApprovalRow, payload_sha256: str) -> None:
-    """Check that the payload is the one that was shown to the person who decides.
-
-    Raises:
-        GatewayError: approval_stale.
-    """
-    if row.payload_sha256 != payload_sha256:
-        detail = f"its payload is {row.payload_sha256} by now, and the decision was about another one"
-        raise GatewayError("approval_stale", detail=detail)
-
-
-async def _use_link(
-    connection: AsyncConnection, row: ApprovalRow, entry: JournalRow, token_hash: bytes | None, now: datetime
-) -> None:
-    """Record that a signed link decides, if one does.
-
-    Raises:
-        GatewayError: request_not_found: it is no link of this request; approval_not_waiting: it has decided before.
-    """
-    if token_hash is None:
-        return
-    link = (await store.links(connection, [token_hash])).get(token_hash)
-    if link is None or link.request_id != row.request_id:
-        raise GatewayError("request_not_found")
-    if not await store.use_link(connection, token_hash, now):
-        raise GatewayError("approval_not_waiting", state=entry.state)
-
-
-async def _end(
-    connection: AsyncConnection,
-    row: ApprovalRow,
-    entry: JournalRow,
-    now: datetime,
-    state: State,
-    refusal: GatewayError,
-) -> None:
-    """End a write without sending it, and let a gateway process report that."""
-    values = {"state": state, "status": refusal.problem.status, "reason": refusal.reason, "settled_at": now}
-    await journal.change(connection, row.request_id, values | {"due_at": None}, while_in=entry.state)
-    await store.close(connection, row.request_id, now, report_at=now)
-
-
-async def _record(
-    connection: AsyncConnection,
-    now: datetime,
-    by: Actor,
-    act: acts.Act,
-    row: ApprovalRow,
-    *,
-    note: str | None = None,
-    before: Mapping[str, object] | None = None,
-) -> None:
-    """Record an act on a write that waits. Its text is not part of it."""
-    after: dict[str, object] = {"request_id": row.request_id, "payload_sha256": row.payload_sha256}
-    if note is not None:
-        after["note"] = note
-    await acts.append(connection, now, by, act, row.key_id, before=before, after=after)
-
-
-async def _changed(connection: AsyncConnection, request_id: str) -> ApprovalRow:
-    """Return an approval whose row is locked, as it is now.
-
-    Raises:
-        GatewayError: request_not_found.
-    """
-    row = await store.get(connection, request_id)
-    if row is None:
-        raise GatewayError("request_not_found")
-    return row
 
 
 async def _username(connection: AsyncConnection, made: JournalRow) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.clock import rfc3339
@@ -13,13 +12,8 @@ from birdwire.runtime.clock import rfc3339
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from birdwire.accounts.sessions import XSession
     from birdwire.api.forms import Part
     from birdwire.gateway.guardrails.decision import Decision
-    from birdwire.gateway.guardrails.spending import Judged
-    from birdwire.keys.context import CallContext
-    from birdwire.outcomes.approval_payload import Payload
-    from birdwire.outcomes.entry import Entry
     from birdwire.store.tables.journal import JournalRow
     from birdwire.x.catalog.media import Attached
 
@@ -35,26 +29,6 @@ SHOWN_TYPES: Final = frozenset({"image/jpeg", "image/png", "image/webp", "image/
 MAX_IMAGE_BYTES: Final = 5 << 20
 MAX_KEPT_BYTES: Final = 50 << 20
 """Bytes of the images that are kept for all waiting writes of one key."""
-
-
-class Question(NamedTuple):
-    """A write that needs a person: its call, what it asks for, and what was found and prepared so far.
-
-    `attached` are its files, as X has them.
-    """
-
-    context: CallContext
-    payload: Payload
-    judged: Judged
-    entry: Entry
-    session: XSession
-    files: Sequence[Part] = ()
-    attached: Sequence[Attached] = ()
-
-    def complete_payload(self) -> Payload:
-        """Return the payload with the ids of its files and the findings that ask."""
-        media_ids = [one.media_id for one in self.attached]
-        return replace(self.payload, media_ids=media_ids, findings=asked_about(self.judged.decision))
 
 
 def asked_about(decision: Decision) -> list[Mapping[str, Any]]:

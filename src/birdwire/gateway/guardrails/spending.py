@@ -244,6 +244,11 @@ class Spending:
         entry.charges, entry.shadow_charges = judged.charges, judged.shadow
         entry.decision = judged.document()
 
+    def ordered(self, guard: Guard, proposal: Proposal) -> tuple[Charge, ...]:
+        """Return what a call that the operator ordered adds to budgets, which count its price and do not limit it."""
+        charges, _ = rules.charges(guard.policies, proposal, self._clock.now(), None)
+        return tuple(charge._replace(limit=None) for charge in charges if charge.measure == store.USD)
+
     async def begin(self, judged: Judged, begin: Callable[[], Awaitable[None]]) -> None:
         """Begin a call by a unit that charges it. If a charge does not pass, refuse the call with all findings.
 

@@ -279,6 +279,12 @@ async def postpone(connection: AsyncConnection, row: ApprovalRow, due_at: dateti
     return (await connection.execute(update(approvals).where(*same).values(due_at=due_at))).rowcount == 1
 
 
+async def retry_at(connection: AsyncConnection, request_id: str, due_at: datetime) -> None:
+    """Set when an approval that has not ended is acted on next, after its write was put back."""
+    open_row = (approvals.c.request_id == request_id, approvals.c.ended_at.is_(None))
+    await connection.execute(update(approvals).where(*open_row).values(due_at=due_at))
+
+
 async def answers(connection: AsyncConnection, request_id: str, since: datetime) -> bool:
     """Return whether a write has not ended, or ended after a moment: then it answers for its Idempotency-Keys."""
     query = select(approvals.c.request_id).where(approvals.c.request_id == request_id, not_ended_before(since))

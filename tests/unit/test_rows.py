@@ -11,7 +11,7 @@ import pytest
 from pydantic_core import to_json
 from sqlalchemy import create_engine, select
 
-from birdwire.cli.commands.log import MEANINGS, WHYS
+from birdwire.cli.explained import MEANINGS, WHYS
 from birdwire.runtime.metrics import METRICS
 from birdwire.store.tables import (
     api_keys,

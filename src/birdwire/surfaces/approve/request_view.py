@@ -28,7 +28,7 @@ _ENDINGS = {
     State.APPROVED: (
         "Approved",
         "Birdwire is sending it.",
-        "If X does not take it now, Birdwire tries for 10 minutes.",
+        "If X is away, Birdwire tries for up to 10 minutes.",
     ),
     State.STARTED: ("Approved", "Birdwire is sending it.", ""),
     State.UNKNOWN: ("Sent, outcome unknown", "", "Birdwire searches for it, and never sends a post twice."),
@@ -89,6 +89,11 @@ class Ending:
     refresh_s: int | None = None
 
 
+_UNREADABLE = Ending(
+    "It cannot be shown", "Birdwire cannot decrypt what was asked.", "The operator can run birdwire check."
+)
+
+
 def is_open(opened: Opened, now: datetime) -> bool:
     """Return whether the request of a link can still be decided."""
     waiting = opened.waiting
@@ -132,9 +137,7 @@ def ending(opened: Opened, refusal: Mapping[str, object] | None, now: datetime) 
     if entry.state == State.DENIED:
         return _denied(opened, now)
     if entry.state == State.AWAITING_APPROVAL and now < opened.waiting.row.expires_at:
-        return Ending(
-            "It cannot be shown", "Birdwire cannot read what was asked.", "Ask the operator to run `birdwire check`."
-        )
+        return _UNREADABLE
     title, message, advice = _ENDINGS[entry.state]
     found = str((refusal or {}).get("message", ""))
     if entry.state == State.REFUSED:

@@ -364,9 +364,10 @@ class Approvals:
             if len(blob) <= room:
                 files.append({"request_id": request_id, "number": number, "blob_ct": blob})
                 room -= len(blob)
-        await journal.add(connection, self._records.waiting_row(question.entry, State.AWAITING_APPROVAL))
+        entry = self._records.waiting_row(question.entry, State.AWAITING_APPROVAL)
+        await journal.add(connection, entry)
         await store.add(connection, row, files)
-        return Waiting(*await rows.hold(connection, request_id), payload)
+        return Waiting(store.new(row), journal.new(entry), payload)
 
 
 def hash_token(token: str) -> bytes:

@@ -15,13 +15,16 @@ from birdwire.keys.context import Pending
 from birdwire.outcomes.idempotency import REPLAYED
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import approvals as store
+from birdwire.store.tables.journal import APPLIED, BEGUN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from birdwire.api.messages import Answer
+    from birdwire.gateway.guardrails.spending import Judged
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database
+    from birdwire.store.tables.journal import JournalRow
 
 MAX_WAIT_S: Final = 30
 MAX_WAITING: Final = 200
@@ -44,6 +47,18 @@ def wait_in(prefer: Sequence[str]) -> int | None:
             good = seconds.isascii() and seconds.isdigit() and len(seconds) <= 2
             return int(seconds) if good and int(seconds) <= MAX_WAIT_S else None
     return None
+
+
+def costing(pending: Pending, judged: Judged, find_row: Callable[[str], Awaitable[JournalRow | None]]) -> Pending:
+    """Return what a call waits for, so that its final answer states what the call cost, as any guarded call's does."""
+
+    async def answer() -> Answer:
+        found, row = await pending.answer(), await find_row(pending.request_id)
+        billed = row is not None and (row.state in APPLIED | BEGUN or row.spent)
+        cost = row.cost_microusd if row is not None and billed else 0
+        return found if cost is None else found.adding(judged.header(usd=cost))
+
+    return Pending(pending.request_id, answer)
 
 
 class ApprovalWaits:

@@ -19,6 +19,7 @@ from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
+from birdwire.gateway.approval_waits import costing
 from birdwire.gateway.guardrails.approvals import Question
 from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
@@ -160,8 +161,8 @@ class Writes:
             await self._failpoints.reach("approved_after_reply")
         except Exception as error:  # noqa: BLE001 - it is raised again, or what it means for the write
             raise await self._approved_failed(write, error) from None
-        times = write.client.maybe_billed
-        await write.record.confirmed(write.operation.status, write.data, billed_extra=times)
+        await write.record.confirmed(write.operation.status, write.data, write.client.maybe_billed)
+        await self._failpoints.reach("approved_after_end")
         return Answer.of({"data": write.data}, write.operation.status)
 
     async def _approved_failed(self, write: Write, error: Exception) -> Exception:
@@ -319,9 +320,9 @@ class Writes:
         if write.resumed:
             # It is counted already.
             self._judge_again(write, judged.guard)
-            return
-        await self._judge(write, judged)
-        check_shown(judged.decision, judged.shown)
+        else:
+            await self._judge(write, judged)
+            check_shown(judged.decision, judged.shown)
 
     async def _look_policy(self, write: Write) -> None:
         judged = write.judged
@@ -404,14 +405,17 @@ class Writes:
         write.entry.decision = judged.document()
         payload = payload_of(write, write.session.user_id)
         question = Question(write.context, payload, judged, write.entry, write.session, write.files, write.attached)
+        await self._failpoints.reach("asked_before_store")
         try:
             answer = await self._approvals.ask(question)
         except GatewayError:
             # What is refused here has no row of its own: it is recorded as an attempt.
             write.opened = False
             raise
-        write.context.headers += judged.header(times=0)
-        raise AwaitingApproval(answer)
+        await self._failpoints.reach("asked_after_store")
+        if write.context.pending is not None:
+            write.context.pending = costing(write.context.pending, judged, self._journal.find)
+        raise AwaitingApproval(answer.adding(judged.header(times=0)))
 
     async def _look_ask(self, write: Write) -> None:
         """Refuse a call that a person would not be asked about: one that was denied, or one too many."""
@@ -460,21 +464,19 @@ class Writes:
             entry.charges = self._spending.ordered(guard, self._proposal(write, entry.user_id))
         check_price(write.waiting, price)
         await self._failpoints.reach("approved_before_claim")
-        begin = partial(self._begin_approved, write)
+        begin = partial(self._begin, write)
         await (begin() if judged is None else self._spending.begin(judged, begin))
         await self._failpoints.reach("approved_after_claim")
         await write.record.check()
-
-    async def _begin_approved(self, write: Write) -> None:
-        if isinstance(write.body, PostTwitter):
-            write.entry.features = features_of(self._proposal(write, write.session.user_id))
-        await write.record.begin()
 
     async def _begin(self, write: Write) -> None:
         if isinstance(write.body, PostTwitter):
             # Also of an unguarded post: what a policy would have done to earlier posts can be asked before it is set.
             write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
+        # An approved write holds no Idempotency-Key: its request answers for the key.
+        if write.approval is not None:
+            return
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:
             await self._idempotency.hold(write.entry.key_id, write.entry.request_id)

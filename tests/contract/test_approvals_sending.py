@@ -21,9 +21,9 @@ from birdwire.store.tables import approvals as store
 from birdwire.store.tables.journal import State
 from birdwire.store.tables.usage import Charge
 from birdwire.x.client.api import X
-from harness.approvals import Desk
 from harness.gateway import POST, gateway
 from harness.guarded_gateway import ADA, OPERATOR, pause, price_of, resume
+from harness.sending_desk import SendingDesk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,13 +38,13 @@ NAME = "the name of the call"
 
 
 @pytest.fixture
-async def desk(linked: RunningGateway) -> AsyncIterator[Desk]:
+async def desk(linked: RunningGateway) -> AsyncIterator[SendingDesk]:
     """The operator of a gateway whose key asks for every write, under a budget."""
-    async with Desk.opened(linked, EVERYTHING) as opened:
+    async with SendingDesk.opened(linked, EVERYTHING) as opened:
         yield opened
 
 
-async def test_an_approved_post_is_sent_once_as_it_was_shown(desk: Desk) -> None:
+async def test_an_approved_post_is_sent_once_as_it_was_shown(desk: SendingDesk) -> None:
     """The same post id from the journal, the request's report, and the repeated Idempotency-Key; charged once."""
     asked = await desk.ask("post_twitter", BODY, NAME)
     assert (await desk.sends(), await desk.spent()) == ([], 0)
@@ -61,7 +61,7 @@ async def test_an_approved_post_is_sent_once_as_it_was_shown(desk: Desk) -> None
     assert (row.payload_ct, row.due_at, row.ended_at is not None) == (None, None, True)
 
 
-async def test_events_and_metrics_report_a_decision_and_its_end_once(desk: Desk) -> None:
+async def test_events_and_metrics_report_a_decision_and_its_end_once(desk: SendingDesk) -> None:
     """Without a text, a note or a token."""
     sent, denied = await desk.ask("post_twitter", BODY), await desk.ask("like_twitter", LIKE)
     desk.running.clock.advance(seconds=90)
@@ -86,67 +86,67 @@ async def test_events_and_metrics_report_a_decision_and_its_end_once(desk: Desk)
 # What has changed since a person was asked: nothing is sent, and the reason says why.
 
 
-async def _other_payload(desk: Desk, asked: str) -> None:
+async def _other_payload(desk: SendingDesk, asked: str) -> None:
     sealed = desk.records.seal_payload(asked, Payload("post_twitter", ADA, {"text": "something else"}))
     await desk.change(asked, payload_ct=sealed)
 
 
-async def _damaged_payload(desk: Desk, asked: str) -> None:
+async def _damaged_payload(desk: SendingDesk, asked: str) -> None:
     sealed = (await desk.waiting(asked)).row.payload_ct
     assert sealed is not None
     await desk.change(asked, payload_ct=sealed[:-1] + bytes([sealed[-1] ^ 1]))
 
 
-async def _payload_of_another(desk: Desk, asked: str) -> None:
+async def _payload_of_another(desk: SendingDesk, asked: str) -> None:
     other = (await desk.waiting(await desk.ask("post_twitter", {"text": "another post"}))).row
     await desk.change(asked, payload_ct=other.payload_ct)
 
 
-async def _another_account(desk: Desk, _: str) -> None:
+async def _another_account(desk: SendingDesk, _: str) -> None:
     assert (await desk.running.link("grace", body={"expected_username": "grace"})).status_code == 200
 
 
-async def _linked_again(desk: Desk, _: str) -> None:
+async def _linked_again(desk: SendingDesk, _: str) -> None:
     assert (await desk.running.link("ada")).status_code == 200
 
 
-async def _unlinked(desk: Desk, _: str) -> None:
+async def _unlinked(desk: SendingDesk, _: str) -> None:
     assert (await desk.running.call("unlink_twitter")).status_code == 200
 
 
-async def _revoked(desk: Desk, _: str) -> None:
+async def _revoked(desk: SendingDesk, _: str) -> None:
     await Keys(desk.database, desk.running.clock).revoke(desk.running.key_id)
 
 
-async def _expired_key(desk: Desk, _: str) -> None:
+async def _expired_key(desk: SendingDesk, _: str) -> None:
     clock = desk.running.clock
     await Keys(desk.database, clock).change(desk.running.key_id, expires_at=clock.now() + timedelta(seconds=60))
     clock.advance(seconds=61)
 
 
-async def _narrowed(desk: Desk, _: str) -> None:
+async def _narrowed(desk: SendingDesk, _: str) -> None:
     await Keys(desk.database, desk.running.clock).change(desk.running.key_id, actions=["like_twitter"])
 
 
-async def _denied_by_a_rule(desk: Desk, _: str) -> None:
+async def _denied_by_a_rule(desk: SendingDesk, _: str) -> None:
     await desk.rule(EVERYTHING | {"words": {"deny": ["waits"]}})
 
 
-async def _another_finding(desk: Desk, _: str) -> None:
+async def _another_finding(desk: SendingDesk, _: str) -> None:
     await desk.rule(EVERYTHING | {"words": {"approve": ["waits"]}})
 
 
-async def _budget_spent(desk: Desk, _: str) -> None:
+async def _budget_spent(desk: SendingDesk, _: str) -> None:
     await desk.rule({"approve": ["post_twitter"], "budget": {"day_usd": 0.02}})
     assert (await desk.running.call("bookmark_twitter", LIKE)).status_code == 200
     assert (await desk.running.call("unbookmark_twitter", LIKE)).status_code == 200
 
 
-async def _costs_more(desk: Desk, asked: str) -> None:
+async def _costs_more(desk: SendingDesk, asked: str) -> None:
     await desk.change(asked, cost_microusd=price_of("post_twitter") - 1)
 
 
-Cause = tuple["Callable[[Desk, str], Awaitable[None]]", str, str]
+Cause = tuple["Callable[[SendingDesk, str], Awaitable[None]]", str, str]
 
 STALE: dict[str, Cause] = {
     "another payload": (_other_payload, "approval_stale", "not the one that was approved"),
@@ -166,7 +166,7 @@ STALE: dict[str, Cause] = {
 
 
 @pytest.mark.parametrize("case", STALE)
-async def test_what_has_changed_since_is_never_sent(desk: Desk, case: str) -> None:
+async def test_what_has_changed_since_is_never_sent(desk: SendingDesk, case: str) -> None:
     """The request ends as stale, with the cause, and nothing stays charged."""
     change, cause, words = STALE[case]
     asked = await desk.ask("post_twitter", BODY, NAME)
@@ -187,7 +187,7 @@ async def test_what_has_changed_since_is_never_sent(desk: Desk, case: str) -> No
     assert words in error["message"], error["message"]
 
 
-async def test_a_post_is_not_sent_when_x_is_about_to_delete_its_file(desk: Desk) -> None:
+async def test_a_post_is_not_sent_when_x_is_about_to_delete_its_file(desk: SendingDesk) -> None:
     """Never less is posted than was approved."""
     asked = await desk.ask("post_twitter", BODY)
     await pause(desk.database, "gateway")
@@ -202,7 +202,7 @@ async def test_a_post_is_not_sent_when_x_is_about_to_delete_its_file(desk: Desk)
     assert "X deletes the uploaded files" in error["message"]
 
 
-async def test_an_opposite_call_since_then_supersedes_what_was_approved(desk: Desk) -> None:
+async def test_an_opposite_call_since_then_supersedes_what_was_approved(desk: SendingDesk) -> None:
     """The caller has changed its mind."""
     liked = await desk.ask("like_twitter", LIKE, NAME)
     await desk.rule({"approve": ["like_twitter"], "budget": {"day_usd": 5.0}})
@@ -216,7 +216,7 @@ async def test_an_opposite_call_since_then_supersedes_what_was_approved(desk: De
     assert await desk.spent() == await desk.in_journal() == price_of("unlike_twitter")
 
 
-async def test_nobody_decides_in_time(desk: Desk) -> None:
+async def test_nobody_decides_in_time(desk: SendingDesk) -> None:
     """The request expires, and cannot be approved afterwards."""
     asked = await desk.ask("post_twitter", BODY, NAME)
     desk.running.clock.advance(seconds=desk.running.settings.approval_ttl_s + 1)
@@ -232,7 +232,7 @@ async def test_nobody_decides_in_time(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("first", ["approve", "deny"])
-async def test_a_second_decision_changes_nothing(desk: Desk, first: str) -> None:
+async def test_a_second_decision_changes_nothing(desk: SendingDesk, first: str) -> None:
     """The first one stands, and a denied call is not sent."""
     asked = await desk.ask("post_twitter", BODY)
     await (desk.approve(asked) if first == "approve" else desk.approvals.deny(asked, OPERATOR))
@@ -245,7 +245,7 @@ async def test_a_second_decision_changes_nothing(desk: Desk, first: str) -> None
     assert len(await desk.sends()) == (first == "approve")
 
 
-async def test_a_restored_backup_sends_nothing(desk: Desk) -> None:
+async def test_a_restored_backup_sends_nothing(desk: SendingDesk) -> None:
     """What waited, and what was approved, ends when a backup is restored."""
     waits = await desk.ask("post_twitter", BODY, NAME)
     async with desk.database.write() as connection:
@@ -261,14 +261,14 @@ async def test_a_restored_backup_sends_nothing(desk: Desk) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _paused(desk: Desk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def _paused(desk: SendingDesk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
     await pause(desk.database, "gateway")
     yield
     await resume(desk.database, "gateway")
 
 
 @contextlib.asynccontextmanager
-async def _window(desk: Desk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def _window(desk: SendingDesk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
     reset = int(desk.running.clock.unix_s()) + 120
     headers = {"x-rate-limit-limit": "100", "x-rate-limit-remaining": "0", "x-rate-limit-reset": str(reset)}
     await desk.running.fault("POST", "/2/tweets", {"status": 429, "headers": headers, "body": {"title": "Too Many"}})
@@ -276,7 +276,7 @@ async def _window(desk: Desk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _breaker(desk: Desk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def _breaker(desk: SendingDesk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
     breaker = desk.running.gateway.clients.breaker
     for _number in range(20):
         breaker.record_failure("POST /2/tweets", ADA)
@@ -284,7 +284,7 @@ async def _breaker(desk: Desk, _: pytest.MonkeyPatch) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _unreachable(_: Desk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def _unreachable(_: SendingDesk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     async def send(*_: Any) -> None:
         raise GatewayError("x_unreachable")
 
@@ -294,7 +294,7 @@ async def _unreachable(_: Desk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 @contextlib.asynccontextmanager
-async def _storage_down(_: Desk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def _storage_down(_: SendingDesk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     async def start(*_: Any) -> None:
         raise StorageDownError("a drill")
 
@@ -306,7 +306,7 @@ async def _storage_down(_: Desk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 PASSING = {"pause": _paused, "window": _window, "breaker": _breaker, "X": _unreachable, "storage": _storage_down}
 
 
-async def _approve_regardless(desk: Desk, asked: str) -> None:
+async def _approve_regardless(desk: SendingDesk, asked: str) -> None:
     """Approve a request as if what now stands in the way had come right after the decision."""
     now = desk.running.clock.now()
     await desk.change_row(asked, state=State.APPROVED)
@@ -315,7 +315,9 @@ async def _approve_regardless(desk: Desk, asked: str) -> None:
 
 
 @pytest.mark.parametrize("obstacle", PASSING)
-async def test_what_passes_leaves_a_write_approved(desk: Desk, obstacle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_passes_leaves_a_write_approved(
+    desk: SendingDesk, obstacle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is charged meanwhile; it goes out once the obstacle has passed, and is charged once."""
     asked = await desk.ask("post_twitter", BODY)
     async with PASSING[obstacle](desk, monkeypatch):
@@ -331,7 +333,7 @@ async def test_what_passes_leaves_a_write_approved(desk: Desk, obstacle: str, mo
     assert len(desk.events("approval_decided")) == 1
 
 
-async def test_an_approval_ends_ten_minutes_after_it_was_given(desk: Desk) -> None:
+async def test_an_approval_ends_ten_minutes_after_it_was_given(desk: SendingDesk) -> None:
     """A yes is for now."""
     asked = await desk.ask("post_twitter", BODY)
     await pause(desk.database, "gateway")
@@ -348,7 +350,7 @@ async def test_an_approval_ends_ten_minutes_after_it_was_given(desk: Desk) -> No
     assert (await desk.report(asked))["state"] == "expired"
 
 
-async def test_what_x_refuses_is_an_ordinary_refusal(desk: Desk) -> None:
+async def test_what_x_refuses_is_an_ordinary_refusal(desk: SendingDesk) -> None:
     """It ends with X's reason, which the caller gets, and the charge goes back."""
     asked = await desk.ask("like_twitter", {"tweet_id": "1346889436626259969"}, NAME)
     await desk.approve(asked)
@@ -362,7 +364,7 @@ async def test_what_x_refuses_is_an_ordinary_refusal(desk: Desk) -> None:
     assert event["outcome"] == "refused"
 
 
-async def test_a_lost_post_is_found_under_the_same_name_and_request(desk: Desk) -> None:
+async def test_a_lost_post_is_found_under_the_same_name_and_request(desk: SendingDesk) -> None:
     """It is looked for, never sent again, and keeps its charge."""
     asked = await desk.ask("post_twitter", BODY, NAME)
     await desk.running.fault("POST", "/2/tweets", {"drop": "after_apply"})
@@ -383,7 +385,7 @@ _OPEN_STATES = ("awaiting_approval", "approved", "started")
 # Several processes.
 
 
-async def _start_as_dead_process(desk: Desk, asked: str, price: int) -> None:
+async def _start_as_dead_process(desk: SendingDesk, asked: str, price: int) -> None:
     """Start an approved write and charge it, as a process would that dies before X answers."""
     running = desk.running
     leases = ProcessLeases(desk.database, running.clock)
@@ -396,7 +398,7 @@ async def _start_as_dead_process(desk: Desk, asked: str, price: int) -> None:
     await journal.begin(started)
 
 
-async def test_a_like_of_a_dead_process_is_sent_again_without_another_charge(desk: Desk) -> None:
+async def test_a_like_of_a_dead_process_is_sent_again_without_another_charge(desk: SendingDesk) -> None:
     """X may have billed the first one as well, so its price stays, too."""
     asked = await desk.ask("like_twitter", LIKE, NAME)
     await pause(desk.database, "gateway")
@@ -413,7 +415,7 @@ async def test_a_like_of_a_dead_process_is_sent_again_without_another_charge(des
     assert (answer.status_code, answer.json()["data"]) == (200, {"liked": True})
 
 
-async def test_a_like_of_a_dead_process_is_not_sent_against_what_holds_now(desk: Desk) -> None:
+async def test_a_like_of_a_dead_process_is_not_sent_against_what_holds_now(desk: SendingDesk) -> None:
     """Its outcome is unknown: the dead process may have sent it."""
     asked = await desk.ask("like_twitter", LIKE)
     await pause(desk.database, "gateway")
@@ -432,7 +434,7 @@ def _always() -> dict[str, str]:
     return {"hours": "00:00-24:00", "zone": "UTC", "then": "deny"}
 
 
-async def test_a_post_of_a_dead_process_is_never_sent_again(desk: Desk) -> None:
+async def test_a_post_of_a_dead_process_is_never_sent_again(desk: SendingDesk) -> None:
     """The reconciler looks for it."""
     asked = await desk.ask("post_twitter", BODY)
     await pause(desk.database, "gateway")
@@ -447,7 +449,7 @@ async def test_a_post_of_a_dead_process_is_never_sent_again(desk: Desk) -> None:
 
 
 @pytest.mark.engines("postgres")
-async def test_two_gateways_send_each_approved_post_once(desk: Desk, tmp_path: Path, engine: str) -> None:
+async def test_two_gateways_send_each_approved_post_once(desk: SendingDesk, tmp_path: Path, engine: str) -> None:
     """Whichever comes first; the other one records nothing."""
     assert engine == "postgres"
     running = desk.running
@@ -471,7 +473,7 @@ async def test_two_gateways_send_each_approved_post_once(desk: Desk, tmp_path: P
 # What the operator ordered.
 
 
-async def test_an_ordered_deletion_is_sent_whatever_holds_for_its_key(desk: Desk) -> None:
+async def test_an_ordered_deletion_is_sent_whatever_holds_for_its_key(desk: SendingDesk) -> None:
     """Neither the pause, nor the policy, nor the key's rules stop it; its price counts, over the budget as well."""
     asked = await desk.ask("post_twitter", BODY)
     await desk.approve(asked)
@@ -488,7 +490,7 @@ async def test_an_ordered_deletion_is_sent_whatever_holds_for_its_key(desk: Desk
     assert await desk.spent() == await desk.in_journal() == both
 
 
-async def test_an_ordered_deletion_goes_through_another_link_of_the_account(desk: Desk) -> None:
+async def test_an_ordered_deletion_goes_through_another_link_of_the_account(desk: SendingDesk) -> None:
     """The key that made the post is revoked, and its link with it."""
     running = desk.running
     asked = await desk.ask("post_twitter", BODY)
@@ -504,7 +506,7 @@ async def test_an_ordered_deletion_goes_through_another_link_of_the_account(desk
     assert (await desk.sends())[-1] == f"DELETE /2/tweets/{made.x_id}"
 
 
-async def test_an_ordered_deletion_does_not_outlive_the_link(desk: Desk) -> None:
+async def test_an_ordered_deletion_does_not_outlive_the_link(desk: SendingDesk) -> None:
     """Without a link of the account, nothing can be sent for it."""
     asked = await desk.ask("post_twitter", BODY)
     await desk.approve(asked)

@@ -63,7 +63,7 @@ def operator(
 
 
 @dataclass
-class Desk:
+class SendingDesk:
     """The operator of one running gateway. `database` is another process's view of its database."""
 
     running: RunningGateway

@@ -29,6 +29,7 @@ from birdwire.gateway.concurrency import ConcurrencyLimiter
 from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
+from birdwire.gateway.guardrails.signed_links import SignedLinks
 from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.guardrails.trips import Trips
@@ -61,6 +62,7 @@ from birdwire.startup import check_storage, connection_budget, log_reseal, open_
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
+from birdwire.surfaces.approve.pages import ApprovePages
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
@@ -400,6 +402,7 @@ def _build_handlers(
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
+    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
@@ -409,6 +412,7 @@ def _build_handlers(
         links=accounts.endpoints,
         outcomes=OutcomeReports(outcomes.journal, records),
         pages=Pages(accounts.linking, settings.base_url),
+        approve=ApprovePages(signed_links, shared.clock, settings.base_url),
         document=Site(settings).answer,
         health=health,
         metrics=shared.telemetry.metrics,

@@ -10,7 +10,7 @@ from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.api import relay_dialect
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
-from birdwire.api.paths import API, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
+from birdwire.api.paths import API, APPROVE, APPROVE_MEDIA, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
 from birdwire.edge.connections import EdgeLimits
 from birdwire.keys.context import CallContext, RouteRules, Work
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.health import Health
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
+    from birdwire.surfaces.approve.pages import ApprovePages
     from birdwire.x.catalog.operations import Operation
 
 
@@ -51,6 +52,7 @@ class Handlers:
     links: LinkEndpoints
     outcomes: OutcomeReports
     pages: Pages
+    approve: ApprovePages
     document: Handler
     health: Health
     metrics: Metrics
@@ -61,11 +63,14 @@ def routes(parts: Handlers, settings: Settings) -> list[Route]:
     keyed = [*_operations(parts, settings), *_lookups(parts, settings), *_links(parts, settings)]
     if settings.relay_dialect:
         keyed = [replace(route, path=path) for route in keyed for path in relay_dialect.aliases(route.path)]
-    pages, document, health = parts.pages, parts.document, parts.health
+    pages, approve, document, health = parts.pages, parts.approve, parts.document, parts.health
     return [
         *keyed,
         Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
         Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
+        Route("GET", APPROVE, approve.show, head=approve.head),
+        Route("POST", APPROVE, approve.decide),
+        Route("GET", APPROVE_MEDIA, approve.image, head=approve.image),
         *(Route("GET", path, document, head=document) for path in DOCUMENTS),
         Route("GET", "/livez", health.live, head=health.live, reserved=True),
         Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),

@@ -23,6 +23,7 @@ from birdwire.gateway.guardrails import asking
 from birdwire.gateway.guardrails import held_writes as rows
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.guards import Guard, read_guard
+from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.spending import Judged
 from birdwire.keys.context import Pending
@@ -62,7 +63,6 @@ APPROVED_FOR: Final = timedelta(minutes=10)
 """How long an approved write may wait until it can be sent: an approval is for now."""
 
 TOKEN_BYTES: Final = 20
-MAX_NOTE_CHARS: Final = 500
 
 _AWAITING: Final = frozenset({State.AWAITING_APPROVAL})
 _OPERATIONS: Final[Mapping[str, Operation]] = {operation.name: operation for operation in OPERATIONS}
@@ -364,9 +364,10 @@ class Approvals:
             if len(blob) <= room:
                 files.append({"request_id": request_id, "number": number, "blob_ct": blob})
                 room -= len(blob)
-        await journal.add(connection, self._records.waiting_row(question.entry, State.AWAITING_APPROVAL))
+        entry = self._records.waiting_row(question.entry, State.AWAITING_APPROVAL)
+        await journal.add(connection, entry)
         await store.add(connection, row, files)
-        return Waiting(*await rows.hold(connection, request_id), payload)
+        return Waiting(store.new(row), journal.new(entry), payload)
 
 
 def hash_token(token: str) -> bytes:

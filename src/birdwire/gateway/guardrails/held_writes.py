@@ -105,7 +105,7 @@ async def use_link(
     """
     if token_hash is None:
         return
-    link = await store.link(connection, token_hash)
+    link = (await store.links(connection, [token_hash])).get(token_hash)
     if link is None or link.request_id != row.request_id:
         raise GatewayError("request_not_found")
     if not await store.use_link(connection, token_hash, now):

@@ -7,7 +7,7 @@ what Birdwire needs to send the write later. The unit that ends the write remove
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Boolean,
@@ -225,6 +225,11 @@ async def add(
         await connection.execute(insert(approval_files), [dict(one) for one in files])
 
 
+def new(values: Mapping[str, Any]) -> ApprovalRow:
+    """Return the row that `add` inserts."""
+    return ApprovalRow(**(dict.fromkeys(approvals.c.keys()) | dict(values)))
+
+
 async def get(connection: AsyncConnection, request_id: str, *, hold: bool = False) -> ApprovalRow | None:
     """Return one approval; `hold` locks its row for the transaction."""
     query = select(approvals).where(approvals.c.request_id == request_id)
@@ -334,10 +339,10 @@ async def add_link(connection: AsyncConnection, token_hash: bytes, request_id: s
     await connection.execute(insert(approval_links).values(row))
 
 
-async def link(connection: AsyncConnection, token_hash: bytes) -> LinkRow | None:
-    """Return a signed link."""
-    row = (await connection.execute(select(approval_links).where(approval_links.c.token_hash == token_hash))).first()
-    return None if row is None else LinkRow(*row)
+async def links(connection: AsyncConnection, token_hashes: Collection[bytes]) -> dict[bytes, LinkRow]:
+    """Return signed links by the hashes of their tokens; unknown ones are left out."""
+    query = select(approval_links).where(approval_links.c.token_hash.in_(token_hashes))
+    return {row.token_hash: LinkRow(*row) for row in await connection.execute(query)}
 
 
 async def use_link(connection: AsyncConnection, token_hash: bytes, at: datetime) -> bool:

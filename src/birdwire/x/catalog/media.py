@@ -105,6 +105,8 @@ def kind_of(part: Part) -> Kind:
     Raises:
         GatewayError: media_files_malformed, media_too_large.
     """
+    # A file that has been uploaded is at its end.
+    part.file.seek(0)
     head = part.file.read(32)
     part.file.seek(0)
     kind = next((kind for kind in KINDS if head[kind.offset :].startswith(kind.magic)), None)

@@ -31,6 +31,7 @@ from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.approval_records import Waiting
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.journal import fingerprint
+from birdwire.outcomes.journal_rows import as_stored
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import idempotency as names
@@ -367,7 +368,7 @@ class Approvals:
         entry = self._records.waiting_row(question.entry, State.AWAITING_APPROVAL)
         await journal.add(connection, entry)
         await store.add(connection, row, files)
-        return Waiting(store.new(row), journal.new(entry), payload)
+        return Waiting(store.new(row), as_stored(entry), payload)
 
 
 def hash_token(token: str) -> bytes:

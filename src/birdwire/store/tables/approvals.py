@@ -227,7 +227,8 @@ async def add(
 
 def new(values: Mapping[str, Any]) -> ApprovalRow:
     """Return the row that `add` inserts."""
-    return ApprovalRow(**(dict.fromkeys(approvals.c.keys()) | dict(values)))
+    columns: dict[str, Any] = dict.fromkeys(approvals.c.keys())
+    return ApprovalRow(**(columns | dict(values)))
 
 
 async def get(connection: AsyncConnection, request_id: str, *, hold: bool = False) -> ApprovalRow | None:

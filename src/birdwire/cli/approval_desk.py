@@ -73,6 +73,10 @@ class Desk:
         """Return what waits for a decision or to be sent; what expires first comes first."""
         return self._run(self._waiting(limit, key_id))
 
+    def count(self, key_id: str | None = None) -> int:
+        """Return how many writes wait for a decision."""
+        return self._run(self._count(key_id))
+
     def find(self, name: str) -> Asked:
         """Return a request by its id, or by an end of the id that only one waiting request has.
 
@@ -119,8 +123,12 @@ class Desk:
         """Return the journal's rows of requests, by their ids."""
         return self._run(self._states(request_ids))
 
+    def is_served(self) -> bool:
+        """Return whether a gateway runs on the database."""
+        return self._run(self._is_served())
+
     def address(self) -> str | None:
-        """Return the URL of a gateway that runs on the database; None if none does."""
+        """Return the URL of a gateway that runs on the database; None if it is not known."""
         return self._run(self._address())
 
     def _run(self, step: Coroutine[Any, Any, Result], request_id: str = "") -> Result:
@@ -135,6 +143,10 @@ class Desk:
         async with self._database.read() as connection:
             labels = {row.key_id: row.label for row in await api_keys.list_all(connection)}
         return [Asked(one, labels.get(one.row.key_id, "")) for one in found]
+
+    async def _count(self, key_id: str | None) -> int:
+        async with self._database.read() as connection:
+            return await store.count_waiting(connection, key_id)
 
     async def _find(self, request_id: str) -> Asked | None:
         found: Waiting | None = await self._records.find(request_id)
@@ -159,6 +171,10 @@ class Desk:
         async with self._database.read() as connection:
             rows = [await journal.get(connection, request_id) for request_id in request_ids]
         return {row.request_id: row for row in rows if row is not None}
+
+    async def _is_served(self) -> bool:
+        async with self._database.read() as connection:
+            return await processes.any_alive(connection, self._clock.now())
 
     async def _address(self) -> str | None:
         async with self._database.read() as connection:

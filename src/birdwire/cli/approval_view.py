@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from birdwire.cli.explained import MEANINGS
 from birdwire.cli.output import ExitCode, Stop, meaning, printable
-from birdwire.gateway.guardrails.spending import format_usd
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import STATES, WAITING, State
 from birdwire.surfaces.approve import payload_view
@@ -243,4 +242,4 @@ def _standing(asked: Asked, now: datetime) -> Iterator[tuple[str, str]]:
 def _cost(microusd: int | None, *, long: bool = False) -> str:
     if microusd is None:
         return "unknown: X's price list has no price for it" if long else "-"
-    return f"${format_usd(microusd)}{', by the price list of X' if long else ''}"
+    return f"${microusd / 1_000_000:.3f}{', by the price list of X' if long else ''}"

@@ -131,7 +131,7 @@ class Watch:
     def _approve(self, shown: Asked) -> None:
         approval_view.check_readable(shown)
         row = self._desk.approve(shown.request_id, shown.payload_sha256)
-        gateway = "" if self._desk.address() else " No gateway is running: it is sent once one starts."
+        gateway = "" if self._desk.is_served() else " No gateway is running: it is sent once one starts."
         self._say.lines(
             f"Approved {row.request_id}. It may be sent until "
             f"{approval_view.when(row.expires_at, self._desk.now())}.{gateway}"

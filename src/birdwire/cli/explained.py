@@ -81,7 +81,7 @@ def explained(document: dict[str, Any]) -> list[str]:
     lines = [
         f"{printable(document.get('operation'), 60)}, requested at {printable(document.get('created_at'), 40)}",
         *outcome,
-        *_decision(document.get("approval")),
+        *_decision(document),
     ]
     found = document.get("data")
     if isinstance(found, dict):
@@ -112,8 +112,9 @@ _CLEAR = frozenset({State.NOT_FOUND, State.DENIED, State.CANCELLED})
 """The sentence of these states includes all that their reason adds."""
 
 
-def _decision(approval: object) -> Iterator[str]:
+def _decision(document: dict[str, Any]) -> Iterator[str]:
     """Describe the decision on a call that waited, or until when it waits."""
+    approval = document.get("approval")
     if not isinstance(approval, dict):
         return
     if approval.get("edited_from"):
@@ -123,5 +124,5 @@ def _decision(approval: object) -> Iterator[str]:
         yield f"Decided by {by} at {printable(approval['decided_at'], 40)}"
     if approval.get("note"):
         yield f"Note: {printable(approval['note'])}"
-    if approval.get("state") in WAITING:
+    if document.get("state") in WAITING:
         yield f"Expires at {printable(approval.get('expires_at'), 40)}"

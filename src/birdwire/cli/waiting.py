@@ -156,10 +156,10 @@ def _answer(report: dict[str, Any]) -> dict[str, Any]:
 def _still_waiting(say: Output, document: dict[str, Any], approval: dict[str, Any]) -> NoReturn:
     """Print that a write waits for a person, and end the command."""
     request_id = printable(approval.get("request_id"), 60)
-    say.pending(
-        document,
-        printable(approval.get("next") or "Nothing was published. A person must approve the call."),
-        f"Request: {request_id}. It expires at {printable(approval.get('expires_at'), 40)}",
-        f"To see what became of it, run: birdwire explain {request_id}",
-    )
+    if approval.get("state") == "awaiting_approval":
+        stands = f"Nothing was published. A person must approve it: birdwire approvals approve {request_id}"
+    else:
+        stands = f"A person approved {request_id}, and Birdwire is sending it."
+    until = f"It waits until {printable(approval.get('expires_at'), 40)}."
+    say.pending(document, stands, f"{until} To see what became of it, run: birdwire explain {request_id}")
     raise typer.Exit(int(ExitCode.AWAITING))

@@ -42,27 +42,31 @@ app = family()
 def list_(
     *,
     key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="List only what this API key asked for.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of requests.")] = MOST,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of requests.")] = 200,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the writes that wait for a person, or to be sent after an approval.
 
-    The one that expires first comes first. Each has the text and the other content that would be published.
+    The one that expires first comes first. With --json, each has all that would be published, and `waiting` is the
+    number of writes that wait for a decision, also of those that are not listed.
 
     Example: birdwire approvals list
     """
     with saying(as_json=as_json) as say, at_desk(read_settings(config, data)) as desk:
         found = desk.waiting(limit, key)
         if as_json:
-            say.result({"approvals": [approval_view.document(one) for one in found]})
+            listed = [approval_view.document(one) for one in found]
+            say.result({"approvals": listed, "waiting": desk.count(key)})
             return
         now = desk.now()
         rows = [approval_view.table_row(one, now) for one in found]
         say.table({}, rows, approval_view.COLUMNS, "Nothing waits for a decision.")
         if rows:
             say.aside("To see and decide one, run: birdwire approvals show REQUEST_ID")
+        if len(found) == limit:
+            say.aside(f"Only {limit} are listed. {desk.count(key)} wait for a decision in all.")
 
 
 @app.command()
@@ -110,7 +114,7 @@ def approve(
         row = desk.approve(asked.request_id, payload or asked.payload_sha256)
         result = {"request_id": row.request_id, "state": "approved"}
         until = approval_view.when(row.expires_at, desk.now())
-        if desk.address() is None:
+        if not desk.is_served():
             then = f"No gateway is running on this database. It is sent if one starts before {until}."
         else:
             then = f"The gateway sends it now, or until {until} if X or the network is unavailable."
@@ -208,8 +212,8 @@ def link(
     """
     settings = read_settings(config, data)
     with saying(as_json=as_json) as say, at_desk(settings) as desk:
-        asked, address = desk.find(request_id), desk.address()
-        base = settings.public_url or address
+        asked = desk.find(request_id)
+        base = settings.public_url or desk.address()
         if not base:
             raise Stop(
                 ExitCode.REFUSED,
@@ -221,7 +225,7 @@ def link(
         document = {"request_id": asked.request_id, "url": url, "expires_at": rfc3339(expires_at)}
         say.result(document, url)
         say.aside(f"Anyone who has this link can decide, once, until {approval_view.when(expires_at, desk.now())}")
-        if address is None:
+        if not desk.is_served():
             say.aside("No gateway is running on this database, so the page cannot be opened yet.")
 
 

@@ -106,7 +106,7 @@ def _delete(
     price = "an unknown price" if cost is None else f"${cost * len(rows):.3f}, by X's price list"
     many = f"{len(rows)} post{'s' * (len(rows) != 1)}"
     with at_desk(settings, seals=True) as desk:
-        runs = desk.address() is not None
+        runs = desk.is_served()
         if not runs:
             say.question(
                 "No gateway is running on this database. The posts are deleted only if one starts within 10 minutes."

@@ -31,6 +31,7 @@ from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.approval_records import Waiting
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.journal import fingerprint
+from birdwire.outcomes.journal_rows import as_stored
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import idempotency as names
@@ -364,9 +365,10 @@ class Approvals:
             if len(blob) <= room:
                 files.append({"request_id": request_id, "number": number, "blob_ct": blob})
                 room -= len(blob)
-        await journal.add(connection, self._records.waiting_row(question.entry, State.AWAITING_APPROVAL))
+        entry = self._records.waiting_row(question.entry, State.AWAITING_APPROVAL)
+        await journal.add(connection, entry)
         await store.add(connection, row, files)
-        return Waiting(*await rows.hold(connection, request_id), payload)
+        return Waiting(store.new(row), as_stored(entry), payload)
 
 
 def hash_token(token: str) -> bytes:

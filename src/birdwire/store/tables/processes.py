@@ -30,6 +30,13 @@ async def renew(connection: AsyncConnection, owner: str, until: datetime, addres
     await connection.execute(query.on_conflict_do_update(index_elements=["owner"], set_=renewed))
 
 
+async def any_alive(connection: AsyncConnection, now: datetime) -> bool:
+    """Return whether any gateway process holds a lease that has not expired."""
+    return (
+        await connection.execute(select(processes.c.owner).where(processes.c.alive_until > now).limit(1))
+    ).first() is not None
+
+
 async def address(connection: AsyncConnection, now: datetime) -> str | None:
     """Return the URL that a living process serves, the one that renewed its lease last; None if there is none."""
     living = (processes.c.alive_until > now, processes.c.address.is_not(None))

@@ -178,6 +178,7 @@ class Writes:
             # Of a resumed write, X may have carried out the first request, so it stays started.
             if not write.resumed:
                 await write.record.put_back()
+                write.put_back = True
             return refusal
         times = write.client.maybe_billed + (refusal.outcome == "unknown")
         recorded = await write.record.failed(refusal, times)

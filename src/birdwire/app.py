@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from birdwire import __version__
 from birdwire.accounts.callbacks import Callbacks
 from birdwire.accounts.endpoints import LinkEndpoints
 from birdwire.accounts.linking import AuthorizationRequests, Linked, Linking
@@ -22,10 +21,15 @@ from birdwire.edge import asgi, server
 from birdwire.edge.connections import EdgeLimits
 from birdwire.edge.fast_path import FastPathProtocol
 from birdwire.gateway.admission import Admission
+from birdwire.gateway.approval_waits import ApprovalWaits
+from birdwire.gateway.approved_writes import ROUND_EVERY_S, ApprovedWrites
+from birdwire.gateway.cancellations import Cancellations
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
+from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
+from birdwire.gateway.guardrails.signed_links import SignedLinks
 from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.guardrails.trips import Trips
@@ -38,64 +42,56 @@ from birdwire.gateway.uploader import MediaUploader
 from birdwire.gateway.writes import Writes
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
-from birdwire.keys.rate_limit import LocalRateLimit
-from birdwire.keys.redis_rate_limit import SharedRateLimit
+from birdwire.keys.redis_rate_limit import rate_limit_of
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.acts import ActLog
+from birdwire.outcomes.approval_records import ApprovalRecords
 from birdwire.outcomes.attempts import Attempts
 from birdwire.outcomes.idempotency import Idempotency
 from birdwire.outcomes.journal import Journal
 from birdwire.outcomes.process_leases import RENEW_EVERY_S, ProcessLeases
 from birdwire.outcomes.reconciler import Reconciler
 from birdwire.outcomes.report import OutcomeReports
-from birdwire.routes import Handlers, metrics_route, routes
+from birdwire.routes import Handlers, edge_limits, metrics_route, routes
 from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
-from birdwire.runtime.file_limits import ConnectionBudget, open_files
 from birdwire.runtime.health import Health
 from birdwire.runtime.telemetry import Telemetry
-from birdwire.settings import listed
-from birdwire.startup import check_storage, log_reseal, open_vault, prepare
+from birdwire.startup import check_storage, connection_budget, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
+from birdwire.surfaces.approve.pages import ApprovePages
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
 from birdwire.x.client.api import X
 from birdwire.x.client.auth_server import AuthServer
-from birdwire.x.client.pool import ConnectionPool, PoolLimits
+from birdwire.x.client.pool_to_x import pool_to_x, watch_pools
 from birdwire.x.limits.capabilities import Capabilities
 from birdwire.x.limits.circuit_breaker import CircuitBreaker
 from birdwire.x.limits.rate_windows import SYNC_INTERVAL_S, RateWindows
 from birdwire.x.limits.write_order import WriteOrder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     import uvicorn
     from starlette.applications import Starlette
 
     from birdwire.edge.asgi import Route
     from birdwire.keys.rate_limit import RateLimit
+    from birdwire.runtime.file_limits import ConnectionBudget
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
     from birdwire.store.encryption.vault import Vault
+    from birdwire.x.client.pool import ConnectionPool
 
 SWEEP_EVERY_S = 5.0
 METRICS_CONNECTIONS = 5
-POOL_WAIT_S = 10.0
-"""How long a call waits for a connection to X: as long as it may wait for a slot."""
-REFUSED_CONNECTIONS = 100
 RESERVED_CALLS = 20
 """Concurrent calls for status and revocation, in addition to all other calls."""
-
-TOKEN_CONNECTIONS = 60
-"""Connections to X for renewals, links and revocations, so that a burst of calls cannot starve them.
-
-There are more of them than concurrent renewals, so that a link or a revocation always gets one.
-"""
 TIDY_EVERY_S = 60.0
 ACTS_EVERY_S = 1.0
 
@@ -121,6 +117,7 @@ class Gateway:
     order: WriteOrder
     health: Health
     connections: ConnectionBudget
+    leases: ProcessLeases
     reconciler: Reconciler
     telemetry: Telemetry
     settings: Settings
@@ -130,20 +127,7 @@ class Gateway:
 
         Without the `fast_path` the app answers everything: slower, and the same to the byte.
         """
-        settings = self.settings
-        limits = EdgeLimits(
-            head_s=settings.request_deadline_s,
-            body_s=settings.request_deadline_s,
-            body_bytes=settings.max_body_bytes,
-            bodies={route.path: route.limit for route in self.routes},
-            files={route.path: route.files for route in self.routes if route.files is not None},
-            connections=self.connections.callers,
-            connections_refused=self.connections.refused,
-            connections_each=settings.max_connections_each,
-            reserved=frozenset(route.path for route in self.routes if route.reserved),
-            trusted_proxies=listed(settings.trusted_proxies),
-            hosts=frozenset(host.lower() for host in listed(settings.hosts)),
-        )
+        limits = edge_limits(self.settings, self.routes, self.connections)
         return server.config(
             self.app,
             limits=limits,
@@ -160,8 +144,10 @@ class Gateway:
         )
 
     def protocol(self) -> Callable[..., FastPathProtocol]:
-        """Return the edge's protocol, with every POST on the fast path."""
-        handlers = {route.path: route.handle for route in self.routes if route.method == "POST"}
+        """Return the edge's protocol, with every POST to a fixed path on the fast path."""
+        handlers = {
+            route.path: route.handle for route in self.routes if route.method == "POST" and "{" not in route.path
+        }
         return partial(FastPathProtocol, handlers, self.telemetry)
 
 
@@ -199,6 +185,7 @@ class _Outcomes:
 
     leases: ProcessLeases
     journal: Journal
+    records: ApprovalRecords
     idempotency: Idempotency
     attempts: Attempts
 
@@ -216,6 +203,17 @@ class _Accounts:
     spending: Spending
     status: GuardStatus
     endpoints: LinkEndpoints
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """What performs writes, and lets some of them wait for a person."""
+
+    admission: Admission
+    approvals: Approvals
+    writes: Writes
+    waits: ApprovalWaits
+    approved: ApprovedWrites
 
 
 def create_app(
@@ -236,15 +234,20 @@ def create_app(
     to_x, outcomes = _build_to_x(shared), _build_outcomes(shared)
     accounts, act_log = _build_accounts(shared, to_x), ActLog(database, shared.cache, telemetry)
     sessions = accounts.sessions
-    health = Health(telemetry, partial(check_storage, database, sessions), sessions.drain)
-    rate_limit, capacity = _rate_limit(shared), _capacity(settings, telemetry.metrics)
-    handlers = _build_handlers(shared, to_x, outcomes, accounts, capacity, rate_limit, health)
+    rate_limit, capacity = rate_limit_of(settings, shared.clock, telemetry), _capacity(settings, telemetry.metrics)
+    writing = _build_writing(shared, to_x, outcomes, accounts, rate_limit)
+    draining = (sessions, writing.waits, writing.approved)
+    health = Health(telemetry, partial(check_storage, database, sessions), *(part.drain for part in draining))
+    handlers = _build_handlers(shared, to_x, outcomes, accounts, writing, capacity, health)
     journal, leases = outcomes.journal, outcomes.leases
     clients, on_read = accounts.clients, accounts.spending.add_search
     reconciler = Reconciler(database, journal, leases, sessions, to_x.x, clients, shared.clock, telemetry, on_read)
-    background = _build_background(shared, to_x, outcomes, accounts.links, reconciler, health, act_log)
+    rounds = (writing.approved, reconciler)
+    background = _build_background(shared, to_x, outcomes, accounts.links, rounds, health, act_log)
     work: tuple[Part, ...] = (
         background,
+        writing.waits,
+        writing.approved,
         shared.guesses,
         accounts.callbacks,
         sessions,
@@ -288,6 +291,7 @@ def create_app(
         order=to_x.order,
         health=health,
         connections=shared.connections,
+        leases=leases,
         reconciler=reconciler,
         telemetry=telemetry,
         settings=settings,
@@ -305,7 +309,7 @@ def _build_shared(settings: Settings, clock: Clock, log: TextIO) -> _Shared:
         failpoints,
         vault,
         database,
-        _connections(settings, telemetry),
+        connection_budget(settings, telemetry),
         cache,
         guesses,
         Keys(database, clock, cache, guesses),
@@ -330,8 +334,9 @@ def _build_outcomes(shared: _Shared) -> _Outcomes:
     database, vault, clock = shared.database, shared.vault, shared.clock
     leases = ProcessLeases(database, clock)
     journal = Journal(database, vault, leases, clock, shared.telemetry)
-    idempotency = Idempotency(database, vault, journal, leases, clock)
-    return _Outcomes(leases, journal, idempotency, Attempts(database, clock))
+    records = ApprovalRecords(database, vault, journal.find, clock)
+    idempotency = Idempotency(database, vault, journal, leases, records, clock)
+    return _Outcomes(leases, journal, records, idempotency, Attempts(database, clock))
 
 
 def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
@@ -357,45 +362,60 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
     return _Accounts(links, sessions, clients, callbacks, linking, guards, spending, status, endpoints)
 
 
+def _build_writing(
+    shared: _Shared, to_x: _ToX, outcomes: _Outcomes, accounts: _Accounts, rate_limit: RateLimit
+) -> _Writing:
+    settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
+    database, telemetry, sessions = shared.database, shared.telemetry, accounts.sessions
+    journal, idempotency, records = outcomes.journal, outcomes.idempotency, outcomes.records
+    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
+    uploader = MediaUploader(clock, settings.upload_deadline_s)
+    refusals = RefusalDetails(journal, to_x.x, clock)
+    sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
+    approvals = Approvals(database, records, accounts.spending, telemetry, clock, settings.approval_ttl_s)
+    clients = accounts.clients
+    writes = Writes(admission, clients, journal, idempotency, approvals, uploader, sender, failpoints, telemetry)
+    waits, send = ApprovalWaits(database, records.answer, telemetry), writes.perform_approved
+    approved = ApprovedWrites(database, records, admission, send, waits, outcomes.leases, clock, telemetry)
+    return _Writing(admission, approvals, writes, waits, approved)
+
+
 def _build_handlers(
     shared: _Shared,
     to_x: _ToX,
     outcomes: _Outcomes,
     accounts: _Accounts,
+    writing: _Writing,
     capacity: Capacity,
-    rate_limit: RateLimit,
     health: Health,
 ) -> Handlers:
-    settings, clock, failpoints = shared.settings, shared.clock, shared.failpoints
-    journal, idempotency, clients = outcomes.journal, outcomes.idempotency, accounts.clients
-    sessions, spending = accounts.sessions, accounts.spending
-    admission = Admission(shared.keys, shared.cache, sessions, accounts.guards, rate_limit, clock, settings.mode)
-    uploader = MediaUploader(clock, settings.upload_deadline_s)
-    refusals = RefusalDetails(journal, to_x.x, clock)
-    sender = OperationSender(to_x.order, journal, to_x.capabilities, refusals, failpoints)
+    settings, spending, records = shared.settings, accounts.spending, outcomes.records
+    admission, writes = writing.admission, writing.writes
     pipeline = Pipeline(
         admission,
-        sessions,
+        accounts.sessions,
         capacity,
-        idempotency,
-        journal.rejections,
+        outcomes.idempotency,
+        outcomes.journal.rejections,
         outcomes.attempts,
+        writing.waits,
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    telemetry = shared.telemetry
-    writes = Writes(admission, clients, journal, idempotency, spending, uploader, sender, failpoints, telemetry)
+    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,
         preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
-        look_up=Lookups(admission, clients, spending, LookupRunner(clock)).perform,
+        look_up=Lookups(admission, accounts.clients, spending, LookupRunner(shared.clock)).perform,
+        cancel=Cancellations(writing.approvals, records).cancel,
         links=accounts.endpoints,
-        outcomes=OutcomeReports(journal),
+        outcomes=OutcomeReports(outcomes.journal, records),
         pages=Pages(accounts.linking, settings.base_url),
+        approve=ApprovePages(signed_links, shared.clock, settings.base_url),
         document=Site(settings).answer,
         health=health,
-        metrics=telemetry.metrics,
+        metrics=shared.telemetry.metrics,
     )
 
 
@@ -404,10 +424,11 @@ def _build_background(
     to_x: _ToX,
     outcomes: _Outcomes,
     links: Links,
-    reconciler: Reconciler,
+    rounds: tuple[ApprovedWrites, Reconciler],
     health: Health,
     act_log: ActLog,
 ) -> BackgroundTasks:
+    approved, reconciler = rounds
     journal, keep = outcomes.journal, timedelta(days=shared.settings.journal_days)
     return BackgroundTasks(
         shared.telemetry,
@@ -416,6 +437,7 @@ def _build_background(
         ("presence", RENEW_EVERY_S, outcomes.leases.renew),
         ("journal", 1.0, journal.flush),
         ("attempts", 1.0, outcomes.attempts.flush),
+        ("approvals", ROUND_EVERY_S, approved.round),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),
@@ -423,23 +445,6 @@ def _build_background(
         ("purge", TIDY_EVERY_S, partial(journal.purge, keep)),
         expected=StorageDownError,
     )
-
-
-def _connections(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
-    """Return the connections that the settings allow, as far as the system lets this process open them."""
-    wanted = ConnectionBudget(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
-    budget = wanted.within(open_files())
-    if budget != wanted:
-        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(budget))
-    return budget
-
-
-def _rate_limit(shared: _Shared) -> RateLimit:
-    """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
-    url = shared.settings.redis_url
-    if url is None:
-        return LocalRateLimit(shared.clock)
-    return SharedRateLimit(url.get_secret_value(), shared.clock, shared.telemetry)
 
 
 def _capacity(settings: Settings, metrics: Metrics) -> Capacity:
@@ -459,16 +464,6 @@ def _capacity(settings: Settings, metrics: Metrics) -> Capacity:
     return Capacity(limiter(max_running=settings.max_calls), limiter(max_running=RESERVED_CALLS), uploads)
 
 
-def pool_to_x(settings: Settings, connections: int) -> ConnectionPool:
-    """Return a pool of connections to X."""
-    return ConnectionPool(
-        settings.x_api_url,
-        PoolLimits(connections=connections, pool_wait_s=POOL_WAIT_S),
-        proxy=settings.x_proxy.get_secret_value() if settings.x_proxy else None,
-        user_agent=f"birdwire/{__version__}",
-    )
-
-
 def _watch(
     metrics: Metrics,
     pools: Mapping[str, ConnectionPool],
@@ -477,24 +472,10 @@ def _watch(
     journal: Journal,
 ) -> None:
     """Have the metrics read the parts that count."""
-    limiters, uploads = {"calls": capacity.calls, "reserved": capacity.reserved}, capacity.uploads
-
-    def connections() -> Iterator[tuple[tuple[str, ...], float]]:
-        for name, pool in pools.items():
-            stats = pool.stats()
-            yield (name, "idle"), stats.idle
-            yield (name, "busy"), stats.open - stats.idle
-
-    metrics.watch("birdwire_calls_running", lambda: {(name,): one.running for name, one in limiters.items()})
-    metrics.watch("birdwire_calls_queued", lambda: {(name,): one.queued for name, one in limiters.items()})
-    metrics.watch("birdwire_uploads_running", lambda: uploads.running)
-    metrics.watch("birdwire_uploads_bytes", lambda: uploads.bytes)
+    capacity.watch(metrics)
+    watch_pools(metrics, pools)
     metrics.watch("birdwire_journal_waiting", lambda: journal.waiting)
     metrics.watch("birdwire_journal_refused_total", lambda: journal.refused)
     metrics.watch("birdwire_writes_total", lambda: {(outcome,): times for outcome, times in journal.ended.items()})
     metrics.watch("birdwire_limits_degraded_total", lambda: rate_limit.degraded)
     metrics.watch("birdwire_replicas", lambda: rate_limit.replicas)
-    metrics.watch("birdwire_x_connections", lambda: dict(connections()))
-    metrics.watch(
-        "birdwire_x_connections_opened_total", lambda: {(name,): pool.stats().opened for name, pool in pools.items()}
-    )

@@ -10,25 +10,29 @@ from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.api import relay_dialect
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
-from birdwire.api.paths import API, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
+from birdwire.api.paths import API, APPROVE, APPROVE_MEDIA, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
+from birdwire.edge.connections import EdgeLimits
 from birdwire.keys.context import CallContext, RouteRules, Work
 from birdwire.keys.rules import LINK, UNLINK
+from birdwire.settings import listed
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS, Lookup
 from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.pages import Pages
     from birdwire.api.messages import Answer, Call
     from birdwire.edge.asgi import Handler
     from birdwire.outcomes.report import OutcomeReports
+    from birdwire.runtime.file_limits import ConnectionBudget
     from birdwire.runtime.health import Health
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
+    from birdwire.surfaces.approve.pages import ApprovePages
     from birdwire.x.catalog.operations import Operation
 
 
@@ -44,9 +48,11 @@ class Handlers:
     write: Callable[[Operation, CallContext], Awaitable[Answer]]
     preview: Callable[[Operation, CallContext], Awaitable[Answer]]
     look_up: Callable[[Lookup, CallContext], Awaitable[Answer]]
+    cancel: Work
     links: LinkEndpoints
     outcomes: OutcomeReports
     pages: Pages
+    approve: ApprovePages
     document: Handler
     health: Health
     metrics: Metrics
@@ -57,16 +63,36 @@ def routes(parts: Handlers, settings: Settings) -> list[Route]:
     keyed = [*_operations(parts, settings), *_lookups(parts, settings), *_links(parts, settings)]
     if settings.relay_dialect:
         keyed = [replace(route, path=path) for route in keyed for path in relay_dialect.aliases(route.path)]
-    pages, document, health = parts.pages, parts.document, parts.health
+    pages, approve, document, health = parts.pages, parts.approve, parts.document, parts.health
     return [
         *keyed,
         Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
         Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
+        Route("GET", APPROVE, approve.show, head=approve.head),
+        Route("POST", APPROVE, approve.decide),
+        Route("GET", APPROVE_MEDIA, approve.image, head=approve.image),
         *(Route("GET", path, document, head=document) for path in DOCUMENTS),
         Route("GET", "/livez", health.live, head=health.live, reserved=True),
         Route("GET", "/readyz", health.ready, head=health.ready, reserved=True),
         *([metrics_route(parts.metrics, settings)] if settings.metrics_inside else []),
     ]
+
+
+def edge_limits(settings: Settings, routes: Sequence[Route], connections: ConnectionBudget) -> EdgeLimits:
+    """Return the bounds of the edge that serves these routes."""
+    return EdgeLimits(
+        head_s=settings.request_deadline_s,
+        body_s=settings.request_deadline_s,
+        body_bytes=settings.max_body_bytes,
+        bodies={route.path: route.limit for route in routes},
+        files={route.path: route.files for route in routes if route.files is not None},
+        connections=connections.callers,
+        connections_refused=connections.refused,
+        connections_each=settings.max_connections_each,
+        reserved=frozenset(route.path for route in routes if route.reserved),
+        trusted_proxies=listed(settings.trusted_proxies),
+        hosts=frozenset(host.lower() for host in listed(settings.hosts)),
+    )
 
 
 def metrics_route(metrics: Metrics, settings: Settings) -> Route:
@@ -115,10 +141,11 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
         ("GET", "auth/status", parts.links.status, Empty, ""),
         ("POST", "auth/confirm", parts.links.confirm, Confirm, LINK),
         ("GET", "requests/{request_id}", parts.outcomes.request, Empty, ""),
+        ("POST", "requests/{request_id}/cancel", parts.cancel, Empty, ""),
     )
     for method, name, work, model, action in table:
         rules = RouteRules(
-            name.partition("/{")[0],
+            name.replace("/{request_id}", ""),
             model,
             max_bytes=settings.max_body_bytes,
             reserved=name in ("unlink_twitter", "auth/status"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from birdwire.api.errors import GatewayError
+from birdwire.runtime.file_limits import ConnectionBudget, open_files
 from birdwire.settings import listed
 from birdwire.store.encryption.key_files import decode_key, read_key_file
 from birdwire.store.encryption.key_rotation import KeyRotation, Progress
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.settings import Settings
     from birdwire.store.database import Database
+
+REFUSED_CONNECTIONS = 100
+
+TOKEN_CONNECTIONS = 60
+"""Connections to X for renewals, links and revocations, so that a burst of calls cannot starve them.
+
+There are more of them than concurrent renewals, so that a link or a revocation always gets one.
+"""
 
 
 def open_vault(settings: Settings) -> Vault:
@@ -77,3 +87,12 @@ async def check_storage(database: Database, sessions: Sessions) -> None:
 def log_reseal(telemetry: Telemetry, values: int, unreadable: int) -> None:
     """Log the progress of the first start of this version on a database."""
     telemetry.event("info", "pairs_resealed", values=values, unreadable=unreadable)
+
+
+def connection_budget(settings: Settings, telemetry: Telemetry) -> ConnectionBudget:
+    """Return the connections that the settings allow, as far as the system lets this process open them."""
+    wanted = ConnectionBudget(settings.max_connections, REFUSED_CONNECTIONS, settings.x_connections, TOKEN_CONNECTIONS)
+    budget = wanted.within(open_files())
+    if budget != wanted:
+        telemetry.event("warning", "few_open_files", limit=open_files(), **asdict(budget))
+    return budget

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.keys.registry import Keys
+from birdwire.outcomes.approval_records import ApprovalRecords
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.idempotency import Idempotency, Named
 from birdwire.outcomes.journal import MAX_WAITING, Journal, Record
@@ -67,7 +68,15 @@ class Process:
         await database.prepare(upgrade=False)
         await presence.start(alone=False)
         try:
-            yield cls(database, clock, presence, journal, Idempotency(database, vault, journal, presence, clock))
+            yield cls(
+                database,
+                clock,
+                presence,
+                journal,
+                Idempotency(
+                    database, vault, journal, presence, ApprovalRecords(database, vault, journal.find, clock), clock
+                ),
+            )
         finally:
             await database.close()
 
@@ -367,7 +376,9 @@ async def test_nothing_is_sent_if_the_idempotency_key_cannot_be_checked(tmp_path
         Vault(bytes(32)),
     )
     presence = ProcessLeases(database, clock)
-    once = Idempotency(database, vault, a_journal(database, vault, clock, presence), presence, clock)
+    journal = a_journal(database, vault, clock, presence)
+    records = ApprovalRecords(database, vault, journal.find, clock)
+    once = Idempotency(database, vault, journal, presence, records, clock)
     with pytest.raises(GatewayError) as error:
         await once.hold("key_1", "req_1")
     assert (reason(error), error.value.outcome) == ("storage_unavailable", "not_sent")

@@ -86,6 +86,7 @@ ACTS_OF_ROUTES: dict[str, list[str]] = {
     "POST auth/confirm": ["link.activated"],
     "POST auth/undo": ["link.undone"],
     "POST unlink_twitter": ["link.unlinked"],
+    "POST requests/{request_id}/cancel": ["approval.cancelled"],
 }
 ROUTES_WITHOUT = {
     *(f"POST {row.name}" for row in OPERATIONS),

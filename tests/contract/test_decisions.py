@@ -24,6 +24,7 @@ from birdwire.gateway.guardrails.policy import Context, Policy, evaluate
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.rules import RULES
 from birdwire.store.database import Database
+from birdwire.store.tables.journal import WAITING, journal
 from birdwire.store.tables.usage import text_marks, usage
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post import PostTwitter
@@ -86,15 +87,19 @@ def told_by_error(error: Mapping[str, Any], status: int | None) -> Told:
     """Return what a refusal states. X's own counts as allowed: the gateway sent the call."""
     if error.get("upstream"):
         return ALLOWED
-    outcome = "require_approval" if error["reason"] == "approval_unavailable" else "deny"
-    return Told(outcome, error["reason"], status, findings(error.get("findings", ())))
+    return Told("deny", error["reason"], status, findings(error.get("findings", ())))
+
+
+def told_by_question(document: Mapping[str, Any]) -> Told:
+    """Return what the answer states of a call that waits for a person."""
+    return Told("require_approval", findings=findings(document["approval"]["findings"]))
 
 
 def told_by_dry_run(would: Mapping[str, Any]) -> Told:
     """Return what a dry run states."""
     refusals = would["refusals"]
     if not refusals:
-        return Told(would["outcome"])
+        return Told(would["outcome"], findings=findings(would["findings"]))
     return Told(would["outcome"], refusals[0]["reason"], refusals[0]["status"], findings(would["findings"]))
 
 
@@ -112,8 +117,9 @@ class Place:
     folder: Path
 
     async def forget(self) -> None:
-        """Delete what earlier calls have used, so that each surface decides from the same state."""
+        """Delete what earlier calls have used and asked, so that each surface decides from the same state."""
         async with self.database.write() as connection:
+            await connection.execute(delete(journal).where(journal.c.state.in_(WAITING)))
             await connection.execute(delete(usage))
             await connection.execute(delete(text_marks))
 
@@ -136,7 +142,7 @@ class Place:
         code, document = await self._run(operation, body)
         if code == 0:
             return ALLOWED
-        return told_by_error(document["error"], None)
+        return told_by_question(document) if code == 8 else told_by_error(document["error"], None)
 
     async def command_dry_run(self, operation: str, body: dict[str, Any]) -> Told:
         """Try the call by the command line."""
@@ -193,9 +199,9 @@ def _option(flag: str, place: str, value: Any) -> list[str]:
 
 
 def _of(answer: httpx2.Response) -> Told:
-    if answer.is_success:
-        return ALLOWED
-    return told_by_error(answer.json()["error"], answer.status_code)
+    if answer.status_code == 202:
+        return told_by_question(answer.json())
+    return ALLOWED if answer.is_success else told_by_error(answer.json()["error"], answer.status_code)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -110,14 +110,15 @@ async def test_every_step_tells_its_refusal(running: RunningGateway, database: D
     assert (would["outcome"], would["account"], would["request"], would["text"]) == ("deny", None, None, None)
     would = await dry(running, "post_twitter", {"text": "Hello"})
     reasons = [one["reason"] for one in would["refusals"]]
-    assert reasons == ["key_not_allowed", "x_not_linked", "paused", "approval_unavailable"]
+    assert reasons == ["key_not_allowed", "x_not_linked", "paused"]
+    assert [(one["rule"], one["outcome"]) for one in would["findings"]] == [("approve", "require_approval")]
 
 
 async def test_what_needs_a_person_is_not_denied(linked: RunningGateway, database: Database) -> None:
-    """Although the call itself is refused, as nobody can be asked yet."""
+    """The call itself would wait: nothing refuses it."""
     await set_rules(database, linked.key_id, {"approve": "*"})
     would = await dry(linked, "like_twitter", {"tweet_id": POST})
-    assert (would["outcome"], would["approve_by"]) == ("require_approval", "operator")
+    assert (would["outcome"], would["approve_by"], would["refusals"]) == ("require_approval", "operator", [])
     assert [finding["rule"] for finding in would["findings"]] == ["approve"]
 
 

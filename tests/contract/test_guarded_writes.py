@@ -250,7 +250,7 @@ async def test_a_call_that_waits_is_judged_by_the_rules_of_now(linked: RunningGa
 
     linked.clock.meanwhile = forbid
     answer = await linked.like()
-    assert reason_of(answer) == "approval_unavailable"
+    assert reason_of(answer) == "approval_stale"
     assert len(await linked.calls("/2/users/", method="POST")) <= 1
 
 

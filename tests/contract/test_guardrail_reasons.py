@@ -11,7 +11,7 @@ import pytest
 
 from birdwire.api.errors import PROBLEMS
 from birdwire.store.database import Database
-from harness.gateway import API, GRACE, POST, RunningGateway
+from harness.gateway import API, POST, RunningGateway
 from harness.guarded_gateway import ACCOUNT, GATEWAY, pause, places_of, rows_of, set_rules, used_today
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ KEY = "the key"
 
 NEW_REASONS = frozenset(
     {"policy_denied", "owner_denied", "quiet_hours", "cap_reached", "budget_exhausted", "price_unknown"}
-    | {"policy_unreadable", "duplicate_text", "paused", "paused_by_owner", "approval_unavailable"}
+    | {"policy_unreadable", "duplicate_text", "paused", "paused_by_owner"}
 )
 
 
@@ -67,8 +67,6 @@ REFUSED = [
     Refused("price_unknown", {"budget": {"day_usd": 5}}, text("See", quote_tweet_id=POST), rule="budget"),
     Refused("duplicate_text", {"duplicate_text": {"days": 1, "across": "account"}}, text("One"), before=(text("One"),)),
     Refused("duplicate_text", {"duplicate_text": {"days": 1, "across": "gateway"}}, text("One"), before=(text("One"),)),
-    Refused("approval_unavailable", {"approve": ["post_twitter"]}, text("One"), rule="approve"),
-    Refused("approval_unavailable", {"approve": "*"}, {"target_user_id": GRACE}, "follow_twitter", rule="approve"),
     Refused("quiet_hours", {"quiet_hours": QUIET}, text("Shh"), rule="quiet_hours"),
     Refused("policy_unreadable", {"no_such_rule": 1}, text("One")),
     Refused("policy_unreadable", {"caps": ["not", "caps"]}, {"tweet_id": POST}, "like_twitter", scope=GATEWAY),
@@ -97,7 +95,7 @@ async def test_a_rule_refuses_a_call_with_its_reason(linked: RunningGateway, dat
     assert await linked.calls() == calls
     assert await used_today(database, scope) == spent
     assert would["refusals"][0]["reason"] == case.reason
-    assert would["outcome"] == ("require_approval" if case.reason == "approval_unavailable" else "deny")
+    assert would["outcome"] == "deny"
     if case.reason != "policy_unreadable":
         assert would["findings"] == error["findings"]
         [finding] = error["findings"]

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from birdwire.accounts.refresh import MAX_CONCURRENT
-from birdwire.app import TOKEN_CONNECTIONS
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config
 from birdwire.settings import Settings
+from birdwire.startup import TOKEN_CONNECTIONS
 from harness.gateway import API, RunningGateway, gateway, serving
 from harness.raw_http import RawRequest, exchange
 

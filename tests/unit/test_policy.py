@@ -22,6 +22,7 @@ from birdwire.gateway.guardrails.policy import (
     refusal,
     sentences,
     snapshot_keys,
+    stale_finding,
 )
 from birdwire.gateway.guardrails.proposal import propose, propose_lookup
 from birdwire.gateway.guardrails.rules import RULES
@@ -407,12 +408,38 @@ def test_the_refusal_of_what_can_wait_waits_for_the_latest() -> None:
     assert refusal(judged(rules, usage=usage)).retry_after_s == 1_785
 
 
-def test_the_refusal_without_a_denial_is_that_nobody_can_approve_yet() -> None:
-    """With the first finding as its detail."""
+def test_the_refusal_without_a_denial_is_that_a_person_would_have_to_be_asked() -> None:
+    """With the first finding as its detail, or the one that was not shown to the person who approved."""
     error = refusal(judged({"approve": "*", "quiet_hours": {"hours": "12:00-13:00", "then": "approve"}}))
-    assert (error.reason, error.retry_after_s) == ("approval_unavailable", None)
+    assert (error.reason, error.retry_after_s) == ("approval_stale", None)
     assert len(error.findings) == 2
     assert "post_twitter needs a person's approval" in describe(error)[0]
+    decision = judged({"approve": "*", "quiet_hours": {"hours": "12:00-13:00", "then": "approve"}})
+    assert "no writes from 12:00 to 13:00" in describe(refusal(decision, decision.findings[1]))[0]
+
+
+def test_a_finding_that_asks_is_stale_unless_it_was_shown() -> None:
+    """The rule, the scope and the message decide; a newer version of the same policy asks for nothing new."""
+    rules = {"approve": "*", "links": "approve"}
+    asked = proposal(body={"text": "example.org"})
+    found = judged(rules, asked)
+    shown = [one.document() for one in found.findings]
+    assert [one["rule"] for one in shown] == ["approve", "links"]
+    assert stale_finding(found, shown) is None
+    assert stale_finding(evaluate([policy(rules, version=2)], asked, Context(NOW)), shown) is None
+    assert stale_finding(Decision("allow"), ()) is None
+    other = proposal(body={"text": "example.com"})
+    for judged_now, missing in (
+        (evaluate([policy(rules, scope="gateway")], asked, Context(NOW)), "approve"),
+        (judged(rules, other), "links"),
+        (found, "approve"),
+    ):
+        known = () if judged_now is found else shown
+        stale = stale_finding(judged_now, known)
+        assert stale is not None
+        assert stale.rule == missing
+    # What denies is a policy's own refusal, and not stale.
+    assert stale_finding(judged({"links": "deny"}, asked), ()) is None
 
 
 RAISED: dict[str, tuple[dict[str, Any], Proposal, dict[str, Any], dict[str, Any]]] = {
@@ -428,7 +455,7 @@ RAISED: dict[str, tuple[dict[str, Any], Proposal, dict[str, Any], dict[str, Any]
     "budget_exhausted": ({"budget": {"day_usd": 1}}, PLAIN, {"usage": {("key_1", "usd", DAY): 1_000_000}}, {}),
     "price_unknown": ({"budget": {"day_usd": 1}}, replace(PLAIN, price=None), {}, {}),
     "duplicate_text": ({"duplicate_text": {"days": 1}}, PLAIN, {"usage": {}, "texts": {"account:1": NOW_MS}}, {}),
-    "approval_unavailable": ({"approve": "*"}, PLAIN, {}, {}),
+    "approval_stale": ({"approve": "*"}, PLAIN, {}, {}),
 }
 
 

@@ -9,19 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdwire.gateway.guardrails.content_rules import ascii_host
 from birdwire.gateway.guardrails.proposal import (
     KINDS,
     MAX_HOSTS_KEPT,
-    UNKNOWN_HOST,
     Proposal,
     comparable_text,
     features_of,
-    host_of,
     proposal_of_features,
     propose,
     propose_lookup,
 )
+from birdwire.x.catalog.link_hosts import UNKNOWN_HOST, ascii_host, host_of
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import has_link, links_of

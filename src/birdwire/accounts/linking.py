@@ -20,6 +20,7 @@ from birdwire.accounts import undo_cookie
 from birdwire.accounts.attempts import attempt, ending, unconfirmable
 from birdwire.accounts.links import UNDO_FOR, missing_scopes, reported_state
 from birdwire.api.errors import GatewayError, excerpt
+from birdwire.api.web_page import is_prefetch
 from birdwire.keys.permissions import SCOPES, describe
 from birdwire.keys.rules import LINK, KeyRules
 from birdwire.runtime.clock import rfc3339
@@ -249,7 +250,7 @@ class Linking:
         Raises:
             GatewayError: why nothing was linked; auth_failures: state_unknown, from an address that sent too many.
         """
-        if "prefetch" in " ".join(call.header(name) or "" for name in ("purpose", "sec-purpose", "x-moz")).lower():
+        if is_prefetch(call):
             raise GatewayError("prefetch")
         parameters = _parameters(call.query)
         unverified_state, code = parameters.get("state", ""), parameters.get("code", "")

@@ -116,6 +116,11 @@ class Links:
         async with self._database.read() as connection:
             return replace(_links(await store.of_key(connection, key_id, self._issuer)), epoch=epoch)
 
+    async def of_account(self, user_id: str) -> list[SessionRow]:
+        """Return the links of an account that calls can use, by any key; newest first."""
+        async with self._database.read() as connection:
+            return await store.of_account(connection, user_id, self._issuer, self._clock.now())
+
     async def get(self, session_id: str) -> SessionRow:
         """Return one session.
 

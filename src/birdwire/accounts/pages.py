@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
-
-from markupsafe import Markup, escape
 
 from birdwire.accounts import undo_cookie
 from birdwire.accounts.bodies import Undo
@@ -19,13 +12,12 @@ from birdwire.api.errors import GatewayError, describe, render
 from birdwire.api.forms import wrong_type
 from birdwire.api.messages import JSON_TYPE, Answer
 from birdwire.api.paths import AUTH_UNDO, OAUTH_CALLBACK
+from birdwire.api.web_page import OwnSite, WebPages, wants_json
 from birdwire.store.database import StorageDownError
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from birdwire.accounts.linking import Linking
-    from birdwire.api.messages import Call, Headers
+    from birdwire.api.messages import Call
 
 _FORM_LIMIT = 1_000
 PATHS = (OAUTH_CALLBACK, AUTH_UNDO)
@@ -84,72 +76,46 @@ class Pages:
 
     def __init__(self, linking: Linking, base_url: str) -> None:
         self._linking = linking
-        self._origin = _origin(base_url)
-
-    @cached_property
-    def _templates(self) -> Environment:
-        import jinja2  # noqa: PLC0415 - 2 MiB, needed only once an account is linked
-
-        loader = jinja2.PackageLoader("birdwire.accounts", "templates")
-        templates = jinja2.Environment(
-            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-        )
-        templates.globals["undo_path"] = AUTH_UNDO
-        templates.filters["code"] = _code
-        templates.globals["style"] = Markup(loader.get_source(templates, "style.css")[0])  # noqa: S704 - our own file
-        return templates
-
-    @cached_property
-    def _headers(self) -> Headers:
-        style = str(self._templates.globals["style"])
-        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        own = f"style-src 'sha256-{digest}'"
-        return (
-            ("content-type", "text/html; charset=utf-8"),
-            (
-                "content-security-policy",
-                f"default-src 'none'; {own}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-            ),
-            ("cross-origin-opener-policy", "same-origin"),
-            ("cross-origin-resource-policy", "same-origin"),
-        )
+        self._site = OwnSite(base_url)
+        self._pages = WebPages("birdwire.accounts")
 
     async def callback(self, call: Call) -> Answer:
         """Answer X's redirect of the account's owner, with a page or JSON."""
         try:
             linked = await self._linking.callback(call)
         except GatewayError as error:
-            if "undone" in error.values and not _wants_json(call):
-                return self._page("undone.html", undone=Undone(error.values["undone"], again=True))
+            if "undone" in error.values and not wants_json(call):
+                return self._pages.render("undone.html", undone=Undone(error.values["undone"], again=True))
             return self._refusal(error, call, _words(error))
         except StorageDownError:
             return self._refusal(GatewayError("storage_unavailable", half="nothing was linked"), call, _NOT_LINKED)
-        if _wants_json(call):
+        if wants_json(call):
             return Answer.of({"data": {"linked": True, "how": linked.how, "username": linked.username}})
-        page = self._page("linked.html", linked=linked, forms=linked.undo_token is not None)
+        page = self._pages.render(
+            "linked.html", linked=linked, undo_path=AUTH_UNDO, forms=linked.undo_token is not None
+        )
         if linked.undo_token is None or linked.undo_token in undo_cookie.tokens_for(call, linked.state_hash):
             return page
-        secure = self._origin[0] == "https"
-        return page.adding(undo_cookie.write(linked.state_hash, linked.undo_token, PATHS, secure=secure))
+        cookie = undo_cookie.write(linked.state_hash, linked.undo_token, PATHS, secure=self._site.secure)
+        return page.adding(cookie)
 
     async def callback_head(self, call: Call) -> Answer:
         """Answer a HEAD without reading its parameters: a link preview or a scanner must not use up the state."""
-        page = (*self._headers, ("referrer-policy", "no-referrer"))
-        return Answer(200, (("content-type", JSON_TYPE),) if _wants_json(call) else page)
+        return Answer(200, (("content-type", JSON_TYPE),) if wants_json(call) else self._pages.headers())
 
     async def undo(self, call: Call) -> Answer:
         """Process the page's button "This was not me: undo"."""
         try:
-            self._check_site(call)
+            self._site.check(call)
             undone = await self._linking.undo(await _undo_token(call), call)
         except GatewayError as error:
             words = ("Nothing left to undo", _END, _NEWER) if "ended" in error.values else _NOT_UNDONE
             return self._refusal(error, call, words)
         except StorageDownError:
             return self._refusal(GatewayError("storage_unavailable", half="nothing was undone"), call, _NOT_UNDONE)
-        if _wants_json(call):
+        if wants_json(call):
             return Answer.of({"data": {"linked": False}})
-        return self._page("undone.html", undone=undone)
+        return self._pages.render("undone.html", undone=undone)
 
     def undo_opened(self, error: GatewayError, call: Call) -> Answer:
         """Explain the undo to a person who opened its address: a restored tab, or a typed URL.
@@ -161,35 +127,20 @@ class Pages:
             raise error
         return self._refusal(error, call, _OPENED)
 
-    def _check_site(self, call: Call) -> None:
-        """Refuse a request from another site's page, by Fetch Metadata, or by Origin if the browser sends none.
-
-        Raises:
-            GatewayError: origin_not_allowed.
-        """
-        site, origin = call.header("sec-fetch-site"), call.header("origin")
-        own = site in ("same-origin", "none") if site is not None else origin is None or _origin(origin) == self._origin
-        if not own:
-            raise GatewayError("origin_not_allowed")
-
     def _refusal(self, error: GatewayError, call: Call, words: Words) -> Answer:
         answer = render(error, call.request_id)
         call.note["reason"] = error.reason
-        if _wants_json(call):
+        if wants_json(call):
             return answer
         message, fix = describe(error)
         headers = tuple(pair for pair in answer.headers if pair[0] != "content-type")
         values = {**error.values, "message": message}
         heading, text, advice = (template.format(**values) for template in words)
         shown: dict[str, Any] = {"heading": heading, "message": text, "advice": advice, "fix": fix}
-        page = self._page("problem.html", answer.status, reason=error.reason, request_id=call.request_id, **shown)
+        page = self._pages.render(
+            "problem.html", answer.status, reason=error.reason, request_id=call.request_id, **shown
+        )
         return page.adding(headers)
-
-    def _page(self, template: str, status: int = 200, *, forms: bool = False, **values: object) -> Answer:
-        """Render a page. With no-referrer, a browser would send the page's form with `Origin: null`."""
-        policy = ("referrer-policy", "same-origin" if forms else "no-referrer")
-        body = self._templates.get_template(template).render(**values)
-        return Answer(status, (*self._headers, policy), body.encode())
 
 
 def _words(error: GatewayError) -> Words:
@@ -203,25 +154,6 @@ def _words(error: GatewayError) -> Words:
         scopes = error.values["scope"].split()
         error.values["permissions"] = " and ".join(_PERMISSIONS.get(scope, scope) for scope in scopes)
     return _BY_REASON.get(error.reason, _NOT_LINKED)
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port of a URL, or of an Origin header (RFC 6454 §4)."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        return "", "", None
-
-
-def _code(text: str) -> Markup:
-    """Escape a text, and show its parts between backticks as code."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped here
-
-
-def _wants_json(call: Call) -> bool:
-    accept = (call.header("accept") or "").lower()
-    return "application/json" in accept and "text/html" not in accept
 
 
 async def _undo_token(call: Call) -> str:

@@ -154,6 +154,37 @@ class Sessions:
             return None
         return await self.open(current)
 
+    async def for_account(self, user_id: str, key_id: str, scopes: Sequence[str]) -> XSession:
+        """Return a session of an account for what the operator ordered.
+
+        It is of the link of the key `key_id` if that one is active and has the scopes, or else of any other link.
+
+        Raises:
+            GatewayError: x_not_linked, x_scope_missing, or why there is no token that works now.
+            StorageDownError: the database does not answer.
+        """
+        rows = sorted(await self._links.of_account(user_id), key=lambda row: row.key_id != key_id)
+        if not rows:
+            raise GatewayError("x_not_linked")
+        able = [row for row in rows if scope_set(row.scopes).issuperset(scopes)]
+        if not able:
+            raise _scope_missing(_session_of(rows[0], ""), scopes)
+        return await self.open(able[0])
+
+    async def reopened(self, session: XSession) -> tuple[XSession, str]:
+        """Return a session with the newest token of its link, as the database has it now, and the id of its key.
+
+        Raises:
+            GatewayError: x_not_linked: the link has ended; x_session_expired, or why there is no token that works now.
+            StorageDownError: the database does not answer.
+        """
+        row = await self._links.get(session.session_id)
+        if row.over_at is not None and row.over_at <= self._clock.now():
+            raise GatewayError("x_not_linked")
+        if row.state == LinkState.NEEDS_RELINK:
+            raise GatewayError("x_session_expired", account=account_of(row))
+        return session if row.gen == session.gen else await self._unrenewed(row), row.key_id
+
     def ready(self, key_id: str) -> XSession | None:
         """Return the key's session from memory, if its token is known to be good for a while."""
         # The call may have waited for a slot, or for a long body, since its key was found.

@@ -1,5 +1,7 @@
 """The permit of one call to X: its key, its link and its guard, checked again right before each request is sent.
 
+What the operator ordered has the permit of its link alone: neither its key nor a pause stops it.
+
 Between a call's admission and its first byte to X there may be a slow body, an upload, a queue or a retry. `check`
 reads only the cache, and must never wait; `renew` reads the database when the cache cannot answer.
 
@@ -16,7 +18,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.x.client.requests import StaleError
 
 if TYPE_CHECKING:
-    from birdwire.accounts.sessions import XSession
+    from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.keys.cache import KeyCache
     from birdwire.keys.registry import Key, Keys
     from birdwire.runtime.clock import Clock
@@ -89,3 +91,41 @@ class LookupPermit(WritePermit):
     reads = True
 
     __slots__ = ()
+
+
+class LinkPermit:
+    """The link through which the operator's own order is sent. It ends with that link, and with nothing else."""
+
+    reads = False
+
+    __slots__ = ("_cache", "_clock", "_epoch", "_fresh_until", "_key_id", "_sessions")
+
+    def __init__(self, sessions: Sessions, cache: KeyCache, clock: Clock) -> None:
+        self._sessions = sessions
+        self._cache = cache
+        self._clock = clock
+        # The link is read before the first request.
+        self._key_id, self._epoch = "", -1
+        self._fresh_until = float("-inf")
+
+    def check(self) -> None:
+        """Check that the call may still be sent. It takes microseconds and never waits.
+
+        Raises:
+            StaleError: call `renew` first.
+        """
+        self._cache.poll()
+        if self._cache.changed_since(self._key_id, self._epoch) or self._clock.monotonic() >= self._fresh_until:
+            raise StaleError
+
+    async def renew(self, session: XSession) -> XSession:
+        """Read the link again, and return the session to use from here on, which has the newest token.
+
+        Raises:
+            GatewayError: x_not_linked, or why there is no token that works now.
+            StorageDownError: the database does not answer.
+        """
+        began, epoch = self._clock.monotonic(), self._cache.poll()
+        newer, self._key_id = await self._sessions.reopened(session)
+        self._fresh_until, self._epoch = began + FRESH_S, epoch
+        return newer

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import unquote
+
 API = "/apis/v1/twitter"
 """The prefix of every call with a key, and of the pages that end a link."""
 
@@ -14,3 +17,13 @@ It is neither a header nor a member of the body: one that gets lost on the way w
 """
 SHORT_API = API.removesuffix("/twitter")
 """The prefix that older clients use."""
+
+APPROVE = "/approve/{token}"
+"""The page of a signed link. The token decides as the operator does, so no log may have it."""
+APPROVE_MEDIA = f"{APPROVE}/media/{{number}}"
+_SIGNED = re.compile(r"/approve/+[^/]+", re.IGNORECASE)
+
+
+def without_token(path: str) -> tuple[str, ...]:
+    """Split a path at each token of a signed link, however it spells the rest: APPROVE stands between the parts."""
+    return tuple(_SIGNED.split(path if "%" not in path else unquote(path)))

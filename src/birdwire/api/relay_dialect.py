@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 KEY_MEMBER = "aisa_api_key"
 FILE_PART = "media_files"
+WAITS = 202
+"""The status of a call that waits for a person."""
+
 _IGNORED = ("callback_url", "type")
 _NESTED = {"media_ids": "media", "in_reply_to_tweet_id": "reply"}
 _TRUTH = {"true": True, "false": False}
@@ -71,8 +74,13 @@ def decode(parsed: Parsed, model: type[Body]) -> Relay | None:
 
 
 def encode(answer: Answer) -> Answer:
-    """Return a success in the dialect's envelope: always 200, with a post's id under both of its names."""
+    """Return a success in the dialect's envelope: 200, with a post's id under both of its names.
+
+    A call that waits for a person is the exception: clients take the code 200 for a call that was carried out.
+    """
     value = answer.value
+    if answer.status == WAITS:
+        return Answer.of({"code": WAITS, "msg": "awaiting approval", **value}, WAITS, answer.headers[1:])
     data = value.get("data", value) if isinstance(value, dict) else value
     if isinstance(data, dict) and "id" in data and "text" in data:
         data = {"tweet_id": data["id"], **data}

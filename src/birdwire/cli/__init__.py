@@ -12,9 +12,10 @@ Read in this order:
 1. `output`: results, errors and exit codes.
 2. `inputs`: settings, dev folder, gateway URL, API key.
 3. `commands`: one module for each command or group of commands.
-4. `gateway_client`, `targets`: the HTTP client, and how posts and users are named.
+4. `gateway_client`, `targets`, `waiting`: the HTTP client, how posts and users are named, and how a write is sent.
 5. `database`, `linking`, `links`: work on the database, beyond single commands.
-6. `run_servers`: servers, signals and graceful shutdown, for dev, serve and sandbox.
+6. `approval_desk`, `approval_view`, `approval_watch`, `terminal`: the writes that wait for a person.
+7. `run_servers`: servers, signals and graceful shutdown, for dev, serve and sandbox.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ COMMANDS = (
     Row("migrate", "migrate", OPERATE, "Upgrade the database to this version of Birdwire."),
     Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
     Row("policy", "policy", OPERATE, "Show, set and rehearse what keys, accounts and the gateway may do and spend."),
+    Row("approvals", "approvals", OPERATE, "Show the writes that wait for a person, and decide on them."),
     Row(
         "pause",
         "pause",

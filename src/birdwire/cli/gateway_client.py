@@ -44,6 +44,7 @@ class _Content:
     content_type: str = ""
     length: int = 0
     idempotency_key: str | None = None
+    wait_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class GatewayClient:
         Raises:
             Stop: the gateway refused the request, is unreachable, or is not a Birdwire gateway.
         """
-        return self._told(self.call(method, path, body, idempotency_key=idempotency_key))
+        return self.accepted(self.call(method, path, body, idempotency_key=idempotency_key))
 
     def look(self, path: str) -> tuple[dict[str, Any], Message]:
         """Send a GET request and return the response's JSON document and headers.
@@ -107,7 +108,7 @@ class GatewayClient:
             Stop: as for `ask`.
         """
         reply = self.call("GET", path)
-        return self._told(reply), reply.headers
+        return self.accepted(reply), reply.headers
 
     def upload(self, path: str, part: str, file: IO[bytes]) -> dict[str, Any]:
         """Send a file, without its name, as a multipart body (RFC 7578) and return the response's JSON document.
@@ -127,19 +128,36 @@ class GatewayClient:
             f"multipart/form-data; boundary={boundary}",
             len(head) + size + len(tail),
         )
-        return self._told(self._send("POST", path, content, UPLOAD_DEADLINE_S))
+        return self.accepted(self._send("POST", path, content, UPLOAD_DEADLINE_S))
 
     def call(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait_s: int = 0,
     ) -> Reply:
-        """Send a request once, without retries.
+        """Send a request once, without retries. The gateway may hold it for `wait_s` until a person has decided.
 
         Raises:
             Stop: no complete response arrived; UNKNOWN if the gateway may have carried the request out.
         """
         raw = None if body is None else json.dumps(body).encode()
-        content = _Content(raw, "application/json", len(raw or b""), idempotency_key)
-        return self._send(method, path, content, self._deadline_s)
+        content = _Content(raw, "application/json", len(raw or b""), idempotency_key, wait_s)
+        return self._send(method, path, content, self._deadline_s + wait_s)
+
+    def accepted(self, reply: Reply) -> dict[str, Any]:
+        """Return the JSON document of a successful response.
+
+        Raises:
+            Stop: the gateway refused the request, or is not a Birdwire gateway.
+        """
+        document = reply.document
+        if 200 <= reply.status < 300 and document is not None:
+            return document
+        raise self._refusal(reply.status, document)
 
     def _send(self, method: str, path: str, content: _Content, deadline_s: float) -> Reply:
         connection = self._connect()
@@ -186,6 +204,8 @@ class GatewayClient:
             headers |= {"Content-Type": content.content_type, "Content-Length": str(content.length)}
         if content.idempotency_key is not None:
             headers["Idempotency-Key"] = content.idempotency_key
+        if content.wait_s:
+            headers["Prefer"] = f"wait={content.wait_s}"
         # A gateway that refuses an upload early may stop reading, but it has sent its response.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, content.body, headers)
@@ -194,12 +214,6 @@ class GatewayClient:
         if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
             raise http.client.IncompleteRead(received)
         return Reply(answer.status, received, answer.headers)
-
-    def _told(self, reply: Reply) -> dict[str, Any]:
-        document = reply.document
-        if 200 <= reply.status < 300 and document is not None:
-            return document
-        raise self._refusal(reply.status, document)
 
     def _refusal(self, status: int, document: dict[str, Any] | None) -> Stop:
         error = (document or {}).get("error")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import sys
 from getpass import getpass
 from pathlib import Path
@@ -28,6 +29,7 @@ DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
 """Names of the files in a dev folder."""
 
 _LONGEST_KEY_FILE = 4_096
+_LONGEST_TEXT = 65_536
 
 ConfigOption = Annotated[
     Path | None,
@@ -113,6 +115,15 @@ def os_user() -> str:
         return f"uid {user_id}"
 
 
+def editor() -> list[str]:
+    """Return the command of the editor that the person has chosen; empty if there is none."""
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
+    try:
+        return shlex.split(named)
+    except ValueError:
+        return []
+
+
 def gateway_url() -> str:
     """Return the URL of the gateway that a command calls."""
     return os.environ.get("BIRDWIRE_URL") or DEFAULT_URL
@@ -143,6 +154,22 @@ def read_key(file: Path | None) -> str:
             "Copy the key again, without spaces, quotes or other characters around it.",
         )
     return raw_key
+
+
+def read_stdin() -> str:
+    """Return the text of a post from stdin, without the final line break.
+
+    Raises:
+        Stop: it is too long, or not UTF-8.
+    """
+    raw = sys.stdin.buffer.read(_LONGEST_TEXT + 1)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Stop(ExitCode.USAGE, "The text on stdin is not UTF-8.") from None
+    if len(raw) > _LONGEST_TEXT:
+        raise Stop(ExitCode.USAGE, f"The text on stdin is too long: at most {_LONGEST_TEXT:,} bytes are allowed.")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _read_file(path: Path) -> str:

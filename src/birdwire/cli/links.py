@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.accounts.links import Links
 from birdwire.api.errors import GatewayError, describe
-from birdwire.app import pool_to_x
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.linking import check_client, described
 from birdwire.cli.output import ExitCode, Stop
@@ -20,6 +19,7 @@ from birdwire.runtime.telemetry import Telemetry
 from birdwire.startup import open_vault
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.x.client.auth_server import AuthServer
+from birdwire.x.client.pool_to_x import pool_to_x
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -109,6 +109,17 @@ class Output:
                 self._people.print(line)
         stream.flush()
 
+    def pending(self, document: dict[str, Any], *lines: str) -> None:
+        """Print that there is no result yet: the document for programs, and the lines to stderr for people."""
+        if self.as_json:
+            _document(document)
+        self.question(*lines)
+
+    def question(self, *lines: str) -> None:
+        """Print to stderr what a person is asked about."""
+        sys.stderr.writelines(f"{line}\n" for line in lines)
+        sys.stderr.flush()
+
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Show a progress message while the block runs."""

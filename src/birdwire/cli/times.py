@@ -1,4 +1,4 @@
-"""Parses times on the command line: an age such as 24h, a delay such as 30m, a time of day, or a date and time."""
+"""Parses times on the command line: an age such as 24h, a delay or duration such as 30m, a time of day, a date."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ def until(text: str) -> datetime:
     if moment <= Clock().now():
         raise Stop(ExitCode.USAGE, f"{printable(text, 60)} is not in the future.", "Use a delay such as 30m.")
     return moment
+
+
+def duration(text: str, longest: timedelta) -> timedelta:
+    """Return a duration such as 10s or 5m, of at most `longest`.
+
+    Raises:
+        Stop: the text is not a duration, or it is too long.
+    """
+    span = _span(text)
+    if span is None or span > longest:
+        hours = int(longest.total_seconds()) // 3_600
+        message = f"{printable(text, 60)!r} is not a valid duration."
+        raise Stop(ExitCode.USAGE, message, f"Use one such as 10s, 5m or 2h, up to {hours}h.")
+    return span
 
 
 def at(text: str) -> datetime:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from birdwire.accounts.write_permit import LookupPermit, WritePermit
+from birdwire.accounts.write_permit import LinkPermit, LookupPermit, WritePermit
 from birdwire.api.errors import GatewayError
 from birdwire.keys.rate_limit import failures_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from birdwire.accounts.sessions import Sessions, XSession
     from birdwire.gateway.guardrails.guards import Guards
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from birdwire.keys.registry import Key, Keys
     from birdwire.keys.secrets import Mode
     from birdwire.runtime.clock import Clock
+    from birdwire.store.tables.approvals import ApprovalRow
     from birdwire.x.catalog.lookups import Lookup
 
 MAX_AUTH_FAILURES_PER_MINUTE = 60
@@ -91,12 +93,29 @@ class Admission:
 
         Raises:
             GatewayError: it may no longer be used, or not from this address, or not for this action. The call is not
-                counted again.
+                counted again. The address of an approved call was checked when it came.
         """
         key = context.key = await self._keys.again(context.key)
-        if not key.rules.allow_address(context.call.peer):
+        if not key.rules.allow_address(context.call.peer) and not context.approved:
             raise GatewayError("ip_not_allowed")
         check_action(key, action)
+
+    async def readmit(self, context: CallContext, key_id: str) -> None:
+        """Set the key of a call that ended earlier and was approved since, as the key is now.
+
+        Raises:
+            GatewayError: key_unknown. Whether the key may be used is checked by `recheck`.
+        """
+        context.key, context.admitted = await self._keys.identified(key_id), True
+        context.call.note["key_id"] = key_id
+
+    def now(self) -> datetime:
+        """Return the time by which calls are admitted."""
+        return self._clock.now()
+
+    def serves(self, key: Key) -> bool:
+        """Return whether this gateway serves keys of the key's mode."""
+        return key.mode == self._mode
 
     async def session_for_write(self, context: CallContext, scopes: tuple[str, ...]) -> XSession:
         """Return a session of the key's link for a write, with a token that is good now.
@@ -111,6 +130,25 @@ class Admission:
         if younger and admitted_at is not None and self._clock.unix_s() - admitted_at > CLOCK_TOLERANCE_S:
             raise GatewayError("x_not_linked")
         return session
+
+    async def session_for_approved(
+        self, context: CallContext, asked_by: ApprovalRow, scopes: tuple[str, ...]
+    ) -> XSession:
+        """Return the session through which an approved write was asked for; for an order, one of any link.
+
+        Raises:
+            GatewayError: as `Sessions.session_for` or `Sessions.for_account`; approval_stale: the key has another link.
+        """
+        if asked_by.ordered:
+            return await self._sessions.for_account(asked_by.user_id, asked_by.key_id, scopes)
+        session = await self._sessions.session_for(context.key, scopes)
+        if (session.session_id, session.user_id) != (asked_by.session_id, asked_by.user_id):
+            raise GatewayError("approval_stale", detail="the key has been linked again, or to another account")
+        return session
+
+    def order_permit(self) -> LinkPermit:
+        """Return the permit of what the operator ordered: it ends with the link, whatever holds for the key."""
+        return LinkPermit(self._sessions, self._cache, self._clock)
 
     async def check_pause(self, key: Key) -> None:
         """Check that no pause holds for a key, its account or the gateway.
@@ -174,6 +212,9 @@ class Admission:
         """
         await self.recheck(context, action)
         newer = await self._sessions.again(context.key, session, scopes)
+        # A person approved the write for one link, even if the next one is to the same account.
+        if context.approved and newer.session_id != session.session_id:
+            raise GatewayError("x_not_linked")
         guard = await self.guards.of(context.key.key_id)
         if guard is not None:
             guard.check_pause(self._clock.now())

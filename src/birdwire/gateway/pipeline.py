@@ -14,7 +14,8 @@ from birdwire.api import relay_dialect
 from birdwire.api.body import NO_BODY, check_kind, read, read_query, whole_json, within
 from birdwire.api.errors import GatewayError, excerpt, refuse
 from birdwire.gateway.admission import check_action
-from birdwire.keys.context import CallContext, Work
+from birdwire.gateway.approval_waits import wait_in
+from birdwire.keys.context import CallContext, Pending, Work
 from birdwire.keys.secrets import raw_key_of
 from birdwire.outcomes import idempotency
 from birdwire.outcomes.attempts import ATTEMPTED
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from birdwire.api.forms import Take
     from birdwire.api.messages import Answer, Call
     from birdwire.gateway.admission import Admission
+    from birdwire.gateway.approval_waits import ApprovalWaits
     from birdwire.gateway.capacity import Capacity
     from birdwire.gateway.concurrency import ConcurrencyLimiter
     from birdwire.keys.context import RouteRules
@@ -47,6 +49,7 @@ class Pipeline:
         idempotency: Idempotency,
         rejections: Rejections,
         attempts: Attempts,
+        waits: ApprovalWaits,
         *,
         relay: bool,
         keyless_body_s: float,
@@ -57,6 +60,7 @@ class Pipeline:
         self._idempotency = idempotency
         self._rejections = rejections
         self._attempts = attempts
+        self._waits = waits
         self._relay = relay
         self._keyless_body_s = keyless_body_s
 
@@ -70,15 +74,37 @@ class Pipeline:
             await self.admit(context, slots)
             name = idempotency.name_of(call) if call.method == "POST" and not route.dry else None
             answer = await self.do_once(context, name, route.name, context.parsed.fields, work)
-            if context.relayed and answer.status < 400:
-                answer = relay_dialect.encode(answer)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         finally:
             context.close()
             if context.holds_slot:
                 slots.release(context.key.key_id)
+        if context.pending is not None:
+            answer = await self._hold(context, context.pending, answer)
+        if context.relayed and answer.status < 400:
+            answer = relay_dialect.encode(answer)
         return answer.adding(context.headers)
+
+    async def _hold(self, context: CallContext, pending: Pending, answer: Answer) -> Answer:
+        """Hold the answer of a call that prefers to wait for a person. It no longer counts as a running call."""
+        call = context.call
+        seconds = wait_in(call.header_values("prefer"))
+        if seconds is None or (seconds and not await self._waits.hold(pending.request_id, seconds)):
+            return answer
+        context.headers += (("preference-applied", f"wait={seconds}"),)
+        if not seconds:
+            return answer
+        try:
+            answer = await pending.answer()
+        except StorageDownError:
+            # The answer from before the wait is still true.
+            return answer
+        except GatewayError as error:
+            return refuse(error, call)
+        if answer.status >= 400:
+            call.note["reason"] = answer.value["error"]["reason"]
+        return answer
 
     async def admit(self, context: CallContext, slots: ConcurrencyLimiter) -> None:
         """Admit the caller, read what it sent, and acquire a slot. A header's key is admitted before the body is read.
@@ -127,6 +153,7 @@ class Pipeline:
             named = idempotency.Named(context.key.key_id, name, content_hash, context.call.request_id, repeatable)
             async with self._idempotency.attempt(named) as attempt:
                 if attempt.replay is not None:
+                    context.pending = self._waits.repeated(attempt.replay)
                     return attempt.replay
                 attempt.answer = await work(context)
                 return attempt.answer

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from birdwire.gateway.guardrails.spending import Judged
     from birdwire.gateway.refusal_details import RefusalDetails
     from birdwire.keys.context import CallContext
+    from birdwire.outcomes.approval_records import Waiting
     from birdwire.outcomes.entry import Entry
     from birdwire.outcomes.journal import Journal, Record
     from birdwire.runtime.failpoints import Failpoints
+    from birdwire.x.catalog.media import Attached
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.limits.capabilities import Capabilities
     from birdwire.x.limits.write_order import WriteOrder
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 class Write:
     """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded.
 
-    `judged` is what holds for the key, if anything does, and what its policies make of the write.
+    `judged` is what holds for the key, if anything does, and what its policies make of the write. `attached` are the
+    files of a post, once X has them. `approval` is what was approved, of a write that waited for a person. `resumed`: a
+    process that has died had started it, so X may have carried it out, and billed it, before.
     """
 
     context: CallContext
@@ -42,12 +46,21 @@ class Write:
     files: Sequence[Part]
     opened: bool = False
     judged: Judged | None = None
+    attached: Sequence[Attached] = ()
+    approval: Waiting | None = None
+    resumed: bool = False
     body: Body = field(init=False)
     session: XSession = field(init=False)
     client: AccountClient = field(init=False)
     entry: Entry = field(init=False)
     record: Record = field(init=False)
     data: dict[str, Any] = field(init=False)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What was approved, of a write that waited for a person."""
+        assert self.approval is not None  # noqa: S101
+        return self.approval
 
 
 def capability_of(operation: Operation, body: Body) -> str:
@@ -114,7 +127,11 @@ class OperationSender:
         ticket = order.join(account, operation, write.entry.target, asked_later)
         try:
             asking = client.ask(operation.upstream(account, write.body), reading, ticket)
-            write.data = await (asking if operation.repeatable else self._failpoints.during("post_after_send", asking))
+            if write.approval is not None:
+                asking = self._failpoints.during("approved_after_send", asking)
+            elif not operation.repeatable:
+                asking = self._failpoints.during("post_after_send", asking)
+            write.data = await asking
         except GatewayError as error:
             await self._capabilities.record(name, error.reason, write.entry.key_id)
             raise await self._refusals.explain(error, write.body, account) from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.x.catalog import media
+from birdwire.x.catalog.media import Attached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,14 +36,14 @@ class MediaUploader:
         except TimeoutError:
             raise GatewayError("x_timeout", outcome="unknown") from None
 
-    async def attach(self, files: Sequence[Part], client: AccountClient) -> list[str]:
-        """Upload the files of a post; return their media ids.
+    async def attach(self, files: Sequence[Part], client: AccountClient) -> list[Attached]:
+        """Upload the files of a post; return their media ids, and until when X keeps them.
 
         Raises:
             GatewayError: an upload failed, so the post itself was not sent.
         """
         try:
-            return [(await self.upload(file, client))["media_id"] for file in files]
+            return [Attached.of(await self.upload(file, client)) for file in files]
         except GatewayError as error:
             error.outcome = "not_sent"
             raise

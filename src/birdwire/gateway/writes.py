@@ -3,25 +3,32 @@
 It takes no HTTP body: the caller of `perform` passes the operation's fields and files. A step refuses by raising a
 GatewayError; once the record is open, every end is recorded before it is answered.
 
-Two runners go through the list: `perform` executes each step, and `preview` only its check. The check of a step returns
-the same verdict without any effect: it sends nothing, renews nothing, and counts nothing.
+A write that needs a person's approval stops at the step `ask`, which leaves it waiting.
+
+Three runners go through the list. `perform` executes each step, and `preview` only its check, which returns the same
+verdict without any effect: it sends nothing, renews nothing, and counts nothing. `perform_approved` sends a write that
+waited for a person: it executes the steps again, but for those that are done `once`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.gateway.admission import check_action
+from birdwire.gateway.approval_waits import costing
+from birdwire.gateway.guardrails.approvals import Question
 from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
-from birdwire.gateway.guardrails.spending import Judged
-from birdwire.gateway.sender import Write
-from birdwire.outcomes.entry import Entry
+from birdwire.gateway.guardrails.spending import Judged, check_shown
+from birdwire.gateway.second_look import check_payload, check_price, passes
+from birdwire.gateway.sender import Write, payload_of
+from birdwire.gateway.step import AwaitingApproval, Step
+from birdwire.outcomes.claims import ClaimLostError
+from birdwire.outcomes.entry import Approved, Entry
 from birdwire.outcomes.journal import fingerprint
 from birdwire.outcomes.post_matching import signature_of
 from birdwire.store.database import StorageDownError
@@ -31,40 +38,24 @@ from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from birdwire.accounts.retrying_client import AccountClients
     from birdwire.api.forms import Part
     from birdwire.api.models import Body
     from birdwire.gateway.admission import Admission
+    from birdwire.gateway.guardrails.approvals import Approvals
     from birdwire.gateway.guardrails.policy import Guard
     from birdwire.gateway.guardrails.proposal import Proposal
-    from birdwire.gateway.guardrails.spending import Spending
     from birdwire.gateway.sender import OperationSender
     from birdwire.gateway.uploader import MediaUploader
     from birdwire.keys.context import CallContext
+    from birdwire.outcomes.approval_records import Waiting
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.journal import Journal
     from birdwire.runtime.failpoints import Failpoints
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.x.catalog.operations import Operation
-
-Run = Callable[[Write], Awaitable[None] | None]
-"""One step of one write. A step that has to wait returns what to wait for."""
-
-
-class Step(NamedTuple):
-    """One step of a write, under a name: what it does, and its check, `look`, which has no effect.
-
-    `needs` are the members of the write that must be known for the check. A step without one refuses only by what the
-    earlier steps created. A step `for_files` is left out of a write without files.
-    """
-
-    name: str
-    do: Run
-    look: Run | None = None
-    needs: tuple[str, ...] = ()
-    for_files: bool = False
 
 
 class Writes:
@@ -76,7 +67,7 @@ class Writes:
         clients: AccountClients,
         journal: Journal,
         idempotency: Idempotency,
-        spending: Spending,
+        approvals: Approvals,
         uploader: MediaUploader,
         sender: OperationSender,
         failpoints: Failpoints,
@@ -86,28 +77,32 @@ class Writes:
         self._clients = clients
         self._journal = journal
         self._idempotency = idempotency
-        self._spending = spending
+        self._approvals = approvals
+        self._spending = approvals.spending
         self._guards = admission.guards
         self._uploader = uploader
         self._sender = sender
         self._failpoints = failpoints
         self._telemetry = telemetry
         self.steps = (
-            Step("action", self._check_action, self._check_action),
-            Step("body", self._check_body, self._check_body),
-            Step("files", self._check_files, self._check_files, for_files=True),
-            Step("session", self._open_session, self._look_session),
-            Step("pause", self._check_pause, self._look_pause),
-            Step("policy", self._check_policy, self._look_policy, needs=("body",)),
-            Step("windows", self._check_windows, self._look_windows, needs=("session",)),
-            Step("daily_writes", self._spend_write, self._look_daily_writes),
-            Step("record", self._open_record),
-            Step("attach", self._attach_files, for_files=True),
-            Step("start", self._start),
-            Step("send", self._send, self._look_breaker, needs=("session",)),
+            Step("action", self._check_action, self._check_action, rules=True, again=self._check_key),
+            Step("body", self._check_body, self._check_body, again=self._check_approved),
+            Step("files", self._check_files, self._check_files, for_files=True, once=True),
+            Step("session", self._open_session, self._look_session, again=self._open_same_session),
+            Step("pause", self._check_pause, self._look_pause, rules=True),
+            Step("policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._judge_approved),
+            Step("windows", self._check_windows, self._look_windows, ("session",)),
+            Step("daily_writes", self._spend_write, self._look_daily_writes, once=True),
+            Step("record", self._open_record, again=self._open_approved),
+            Step("attach", self._attach_files, for_files=True, once=True),
+            Step("ask", self._ask, self._look_ask, ("body", "session"), once=True),
+            Step("start", self._start, again=self._start_approved),
+            Step("send", self._send, self._look_breaker, ("session",)),
         )
         self._run = tuple(step.do for step in self.steps)
         self._run_without_files = tuple(step.do for step in self.steps if not step.for_files)
+        self._run_approved = tuple(step.again or step.do for step in self.steps if not step.once)
+        self._run_ordered = tuple(step.again or step.do for step in self.steps if not (step.once or step.rules))
 
     def perform_call(self, operation: Operation, context: CallContext) -> Awaitable[Answer]:
         """Perform an operation with the fields and files of a call's HTTP body."""
@@ -128,17 +123,13 @@ class Writes:
                 waiting = do(write)
                 if waiting is not None:
                     await waiting
+        except AwaitingApproval as waits:
+            return waits.answer
         except Exception as error:
-            refusal = self._refusal_of(write, error)
-            times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
+            refusal = await self._failed(write, error)
             if refusal is None:
                 raise
-            recorded = await write.record.failed(refusal, times)
-            context.recorded = True
-            if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
-                await trip
-            # A write that is safe to repeat keeps its reason, whose fix is to send it again.
-            raise (refusal if operation.repeatable else recorded) from None
+            raise refusal from None
         else:
             if write.judged is None:
                 await write.record.confirmed(operation.status, write.data)
@@ -151,6 +142,49 @@ class Writes:
         if not operation.expect.items() <= write.data.items():
             context.call.note["unexpected"] = True
         return Answer.of({"data": write.data}, operation.status)
+
+    async def perform_approved(self, write: Write, waiting: Waiting) -> Answer:
+        """Send a write that was approved, once, after every rule was checked again. It may be tried again later.
+
+        Raises:
+            ClaimLostError: another process sends it, or it no longer waits. Nothing was recorded.
+            GatewayError: why it was not carried out. If `write.context.recorded` is set, it has ended; otherwise it is
+                as it was before, and nothing is charged.
+            StorageDownError: the database does not answer. Nothing was sent.
+        """
+        write.approval = waiting
+        try:
+            for do in self._run_ordered if waiting.row.ordered else self._run_approved:
+                step = do(write)
+                if step is not None:
+                    await step
+            await self._failpoints.reach("approved_after_reply")
+        except Exception as error:  # noqa: BLE001 - it is raised again, or what it means for the write
+            raise await self._approved_failed(write, error) from None
+        await write.record.confirmed(write.operation.status, write.data, write.client.maybe_billed)
+        await self._failpoints.reach("approved_after_end")
+        return Answer.of({"data": write.data}, write.operation.status)
+
+    async def _approved_failed(self, write: Write, error: Exception) -> Exception:
+        """Record the end of an approved write that was started, or put it back; return the error to raise."""
+        refusal = self._refusal_of(write, error)
+        if refusal is None or isinstance(error, ClaimLostError) or not write.record.started:
+            if write.judged is not None:
+                await self._spending.give_back(write.judged, write.context.call.request_id)
+            return error
+        if write.resumed and refusal.outcome == "not_sent" and not passes(refusal):
+            refusal.outcome = "unknown"
+        if passes(refusal) and not write.client.maybe_billed:
+            # Of a resumed write, X may have carried out the first request, so it stays started.
+            if not write.resumed:
+                await write.record.put_back()
+            return refusal
+        times = write.client.maybe_billed + (refusal.outcome == "unknown")
+        recorded = await write.record.failed(refusal, times)
+        write.context.recorded = True
+        if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
+            await trip
+        return refusal if write.operation.repeatable else recorded
 
     async def preview(self, write: Write) -> list[GatewayError]:
         """Run the check of each step whose needs are known, and return at most one refusal of each.
@@ -176,6 +210,19 @@ class Writes:
         again = write.client.maybe_billed
         await write.record.confirmed(write.operation.status, write.data, billed_extra=again)
         write.context.headers += judged.header(times=1 + again)
+
+    async def _failed(self, write: Write, error: Exception) -> GatewayError | None:
+        """Record that a write failed, and return its refusal; None if it has no record."""
+        refusal = self._refusal_of(write, error)
+        times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
+        if refusal is None:
+            return None
+        recorded = await write.record.failed(refusal, times)
+        write.context.recorded = True
+        if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
+            await trip
+        # A write that is safe to repeat keeps its reason, whose fix is to send it again.
+        return refusal if write.operation.repeatable else recorded
 
     async def _not_confirmed(self, write: Write, judged: Judged, refusal: GatewayError | None) -> int:
         """Give back what no row gives back, and return how often X may have billed the write."""
@@ -208,6 +255,17 @@ class Writes:
         """Check that the key is allowed the operation: the call may have been admitted for another action."""
         check_action(write.context.key, write.operation.name)
 
+    async def _check_key(self, write: Write) -> None:
+        """Check that the key may still be used, and for this operation."""
+        await self._admission.recheck(write.context, write.operation.name)
+
+    def _check_approved(self, write: Write) -> None:
+        """Check that the stored payload is what was approved. Its files are at X, so they are attached by their ids."""
+        payload = check_payload(write.waiting, self._admission.now())
+        write.fields = payload.fields
+        media_ids = payload.media_ids
+        write.body = _checked(write, media.with_ids(write.fields, media_ids) if media_ids else write.fields)
+
     def _check_body(self, write: Write) -> None:
         write.body = _checked(write, media.fields_of(write.operation, write.fields, write.files))
 
@@ -216,6 +274,11 @@ class Writes:
 
     async def _open_session(self, write: Write) -> None:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
+
+    async def _open_same_session(self, write: Write) -> None:
+        """Open the link by which the write was asked for: no other one was approved."""
+        row = write.waiting.row
+        write.session = await self._admission.session_for_approved(write.context, row, write.operation.scopes)
 
     async def _look_session(self, write: Write) -> None:
         """Read the link. It is neither renewed nor named: what only X knows stays unknown."""
@@ -247,6 +310,19 @@ class Writes:
         judged.proposal = self._proposal(write, write.session.user_id)
         await self._spending.judge(judged, write.operation)
         await self._spending.check(judged)
+
+    async def _judge_approved(self, write: Write) -> None:
+        """Judge an approved write by what holds now. What was shown to a person does not have to be asked again."""
+        judged = write.judged
+        if judged is None:
+            return
+        judged.shown = check_payload(write.waiting, self._admission.now()).findings
+        if write.resumed:
+            # It is counted already.
+            self._judge_again(write, judged.guard)
+        else:
+            await self._judge(write, judged)
+            check_shown(judged.decision, judged.shown)
 
     async def _look_policy(self, write: Write) -> None:
         judged = write.judged
@@ -301,15 +377,56 @@ class Writes:
         write.record = self._journal.open(write.entry)
         write.opened = True
 
+    def _open_approved(self, write: Write) -> None:
+        """Open the record of an approved write, whose row exists."""
+        self._open_record(write)
+        row, entry = write.waiting.row, write.entry
+        entry.approved = Approved(row.payload_sha256, row.expires_at, row.ordered)
+        if row.ordered:
+            write.client = self._clients.open(write.session, self._admission.order_permit())
+
     def _attach_files(self, write: Write) -> Awaitable[None] | None:
         """Upload the files of a post, which then carries their media ids."""
         return None if write.operation.takes_file else self._attach(write)
 
     async def _attach(self, write: Write) -> None:
-        media_ids = await self._uploader.attach(write.files, write.client)
+        write.attached = await self._uploader.attach(write.files, write.client)
         # An upload takes long, and the key's rules may have changed meanwhile.
         await self._admission.recheck(write.context, write.operation.name)
+        media_ids = [one.media_id for one in write.attached]
         write.body = _checked(write, media.with_ids(write.fields, media_ids))
+
+    def _ask(self, write: Write) -> Awaitable[None] | None:
+        """Leave a write waiting that a person must decide on. An unguarded call asks nothing."""
+        judged = write.judged
+        return None if judged is None or not judged.asks else self._ask_person(write, judged)
+
+    async def _ask_person(self, write: Write, judged: Judged) -> None:
+        write.entry.decision = judged.document()
+        payload = payload_of(write, write.session.user_id)
+        question = Question(write.context, payload, judged, write.entry, write.session, write.files, write.attached)
+        await self._failpoints.reach("asked_before_store")
+        try:
+            answer = await self._approvals.ask(question)
+        except GatewayError:
+            # What is refused here has no row of its own: it is recorded as an attempt.
+            write.opened = False
+            raise
+        await self._failpoints.reach("asked_after_store")
+        if write.context.pending is not None:
+            write.context.pending = costing(write.context.pending, judged, self._journal.find)
+        raise AwaitingApproval(answer.adding(judged.header(times=0)))
+
+    async def _look_ask(self, write: Write) -> None:
+        """Refuse a call that a person would not be asked about: one that was denied, or one too many."""
+        if write.judged is None or not write.judged.asks:
+            return
+        try:
+            payload = payload_of(write, write.session.user_id)
+        except GatewayError:
+            # The step `files` reports it.
+            return
+        await self._approvals.look(write.context.key.key_id, payload)
 
     def _start(self, write: Write) -> Awaitable[None] | None:
         """Record that a write is about to be sent: one that must not be repeated, or that a policy counts."""
@@ -331,11 +448,35 @@ class Writes:
             write.opened = write.record.started or error.reason == "storage_unavailable"
             raise
 
+    async def _start_approved(self, write: Write) -> None:
+        """Start an approved write by a unit that only one process can commit."""
+        operation, judged, entry = write.operation, write.judged, write.entry
+        if operation.opposite and await self._journal.asked_later(entry, operation.opposite):
+            raise GatewayError("superseded")
+        if write.resumed:
+            await write.record.take_over(write.waiting.entry)
+            return
+        price = self._spending.prices.reserved(operation, write.body)
+        if judged is not None:
+            await self._spending.charge(judged, entry)
+            price = judged.price
+        elif write.waiting.row.ordered and (guard := await self._guards.acting_as(entry.key_id, entry.user_id)):
+            entry.charges = self._spending.ordered(guard, self._proposal(write, entry.user_id))
+        check_price(write.waiting, price)
+        await self._failpoints.reach("approved_before_claim")
+        begin = partial(self._begin, write)
+        await (begin() if judged is None else self._spending.begin(judged, begin))
+        await self._failpoints.reach("approved_after_claim")
+        await write.record.check()
+
     async def _begin(self, write: Write) -> None:
         if isinstance(write.body, PostTwitter):
             # Also of an unguarded post: what a policy would have done to earlier posts can be asked before it is set.
             write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
+        # An approved write holds no Idempotency-Key: its request answers for the key.
+        if write.approval is not None:
+            return
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:
             await self._idempotency.hold(write.entry.key_id, write.entry.request_id)

@@ -11,8 +11,10 @@ from birdwire.keys.rate_limit import Allowance, LocalRateLimit
 from birdwire.keys.redis_connection import BUDGET_S, RedisConnection, RedisUnavailableError, Script
 
 if TYPE_CHECKING:
+    from birdwire.keys.rate_limit import RateLimit
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
+    from birdwire.settings import Settings
 
 
 REPLICA_S = 10
@@ -132,3 +134,9 @@ class SharedRateLimit:
             self._telemetry.event("info", "limits_shared", replicas=self.replicas)
         else:
             self._telemetry.event("warning", "limits_local", replicas=self.replicas, why=why)
+
+
+def rate_limit_of(settings: Settings, clock: Clock, telemetry: Telemetry) -> RateLimit:
+    """Return the rate limit of calls: this process's own, or one that replicas share in Redis."""
+    url = settings.redis_url
+    return LocalRateLimit(clock) if url is None else SharedRateLimit(url.get_secret_value(), clock, telemetry)

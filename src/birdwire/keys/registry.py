@@ -31,6 +31,9 @@ MAX_OVERLAP = timedelta(hours=24)
 MAX_SECRETS = 40_000
 """Secrets whose keys this process remembers, so that they do not count as guesses; the oldest is evicted first."""
 
+_NO_SECRET = b""
+"""The name under which the cache holds a key that was found by its id: a hash of no secret."""
+
 EXPIRED = datetime.fromtimestamp(0, UTC)
 """The expiry of a secret that expires immediately: it stays expired if the clock steps back."""
 
@@ -121,15 +124,27 @@ class Keys:
         return key
 
     async def again(self, key: Key) -> Key:
-        """Return the current state of a key that `find` returned, by the same secret; free while it has not changed.
+        """Return the current state of a key, by the secret or the id that found it; free while it has not changed.
 
         Raises:
             GatewayError: key_unknown, key_revoked, key_expired.
         """
         epoch = self._cache.poll()
-        now: Key = self._cache.get(key.key_id, key.secret_hash) or await self._read(key.secret_hash, epoch)
+        now: Key = self._cache.get(key.key_id, key.secret_hash) or await (
+            self._read(key.secret_hash, epoch) if key.secret_hash else self._read_id(key.key_id, epoch)
+        )
         now.check(self._clock, now.mode)
         return now
+
+    async def identified(self, key_id: str) -> Key:
+        """Return the key with an id, whether or not it may be used: for a call that no secret came with.
+
+        Raises:
+            GatewayError: key_unknown.
+        """
+        epoch = self._cache.poll()
+        key: Key | None = self._cache.get(key_id, _NO_SECRET)
+        return key or await self._read_id(key_id, epoch)
 
     def remembers(self, key: Key) -> bool:
         """Return whether the cache still holds exactly this key, as of the last `KeyCache.poll`."""
@@ -148,6 +163,15 @@ class Keys:
             del self._key_ids[next(iter(self._key_ids))]
         self._key_ids[secret_hash] = key.key_id
         self._cache.put(key.key_id, secret_hash, key, epoch)
+        return key
+
+    async def _read_id(self, key_id: str, epoch: int) -> Key:
+        async with self._database.read() as connection:
+            row = await store.get(connection, key_id)
+        if row is None:
+            raise GatewayError("key_unknown")
+        key = replace(_key(row), epoch=epoch)
+        self._cache.put(key_id, _NO_SECRET, key, epoch)
         return key
 
     async def _look_up(self, secret_hashes: Sequence[bytes]) -> Mapping[bytes, store.FoundKey]:

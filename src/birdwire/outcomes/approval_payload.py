@@ -33,9 +33,9 @@ class Payload:
         return hashlib.sha256(_compact(asked).encode()).hexdigest()
 
     def encode(self) -> str:
-        """Return it as it is encrypted."""
+        """Return it as it is encrypted: with its members in the order in which they are shown."""
         whole = {name: getattr(self, name) for name in self.__slots__}
-        return _compact(whole)
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str) -> Payload:

@@ -17,18 +17,21 @@ from birdwire.api.messages import Answer, new_request_id
 from birdwire.keys.secrets import KEY_PATTERN
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
+from birdwire.store.tables import approvals
 from birdwire.store.tables import idempotency as store
 from birdwire.store.tables.idempotency import NameState
 from birdwire.store.tables.journal import APPLIED, BEGUN, RESENDABLE, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.api.forms import Part
     from birdwire.api.messages import Call
+    from birdwire.outcomes.approval_records import ApprovalRecords
     from birdwire.outcomes.journal import Journal
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 KEPT_FOR = timedelta(hours=24)
 MAX_LATE = 10_000
 _PURGE_BATCH = 500
+ACCEPTED = 202
+"""The status of a call that waits for a person; no other call has it."""
+
 REPLAYED = (("idempotent-replayed", "true"),)
 
 _FORM = re.compile(r"[\x20-\x7e]{1,255}")
@@ -100,7 +106,8 @@ class Attempt:
 
     Inside the block, `replay` is the answer of an earlier call under the same name. If it is None, the caller does the
     work and sets `answer`. The end of the block stores a final answer (or a final refusal), releases the name if the
-    call may be repeated or was not sent, and marks the outcome as unknown otherwise.
+    call may be repeated or was not sent, and marks the outcome as unknown otherwise. It changes nothing if the answer
+    is that a person must decide: the transaction that made the call wait has set its name to `awaiting`.
     """
 
     def __init__(self, idempotency: Idempotency, leases: ProcessLeases, call: Named) -> None:
@@ -133,6 +140,8 @@ class Attempt:
         final = self.answer if error is None else None
         if refusal is not None and is_final(refusal):
             final = render(refusal, self._call.request_id)
+        if final is not None and final.status == ACCEPTED:
+            return
         if final is not None:
             await self._idempotency.store(self._call, final)
         elif self._call.repeatable or (refusal is not None and refusal.outcome != "unknown"):
@@ -151,14 +160,23 @@ class Idempotency:
     """The calls of one database that have an Idempotency-Key, for 24 hours; each API key has its own names.
 
     The journal records what became of a call that must not be repeated; this table only records which call holds a
-    name.
+    name. For a name that is `awaiting`, its request answers, until 24 hours after its end, and it is never done again.
     """
 
-    def __init__(self, database: Database, vault: Vault, journal: Journal, leases: ProcessLeases, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        journal: Journal,
+        leases: ProcessLeases,
+        records: ApprovalRecords,
+        clock: Clock,
+    ) -> None:
         self._database = database
         self._vault = vault
         self._journal = journal
         self._leases = leases
+        self._records = records
         self._clock = clock
         self._late: dict[Named, dict[str, Any] | None] = {}
 
@@ -184,7 +202,7 @@ class Idempotency:
             # On PostgreSQL, it may still release it here.
             if row is None:
                 raise _in_flight()
-            if row.created_at < now - KEPT_FOR:
+            if await self._is_past(connection, row, now - KEPT_FOR):
                 await self._take(connection, row, started)
                 return None
             if row.asked != call.asked:
@@ -195,12 +213,25 @@ class Idempotency:
             if row.repeatable and in_progress and not runs:
                 await self._take(connection, row, started)
                 return None
+        return await self._replay(call, row, started, runs=runs)
+
+    async def _replay(self, call: Named, row: store.NameRow, started: dict[str, Any], *, runs: bool) -> Answer | None:
+        """Return the answer of the call that holds a name, or None if the name may be used again."""
+        if row.state == NameState.AWAITING:
+            return (await self._records.answer(row.request_id)).adding(REPLAYED)
         if row.state == NameState.KEPT and row.body is not None and row.status is not None:
             # If the row was changed at rest or its vault key is missing, the journal answers.
             with contextlib.suppress(VaultError):
                 body = json.loads(self._vault.open(row.body, _place(call.key_id, call.name)))
                 return Answer.of(body, row.status, REPLAYED)
         return await self._from_journal(row, started, runs=runs)
+
+    @staticmethod
+    async def _is_past(connection: AsyncConnection, row: store.NameRow, before: datetime) -> bool:
+        """Return whether a name may be used for another call: a day has passed since its call, or since its end."""
+        if row.created_at >= before:
+            return False
+        return row.state != NameState.AWAITING or not await approvals.answers(connection, row.request_id, before)
 
     async def _take(self, connection: AsyncConnection, row: store.NameRow, started: dict[str, Any]) -> None:
         """Take a name over from the call that holds it.

@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ulid import ULID
 
-from birdwire.api.errors import GatewayError, Outcome
+from birdwire.api.errors import GatewayError
 from birdwire.api.messages import encode
 from birdwire.outcomes import settlement
+from birdwire.outcomes.approval_seals import seal_refusal
+from birdwire.outcomes.claims import Claims, closing
+from birdwire.outcomes.journal_rows import deleted, new_row, unrecorded, why_lost
 from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
-from birdwire.store.database import RowRefusedError, StorageDownError
+from birdwire.store.database import Part, RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.schema import json_text
+from birdwire.store.tables import approvals, usage
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import usage
-from birdwire.store.tables.journal import APPLIED, JournalRow, State, Why
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,26 +41,16 @@ if TYPE_CHECKING:
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.runtime.telemetry import Telemetry
-    from birdwire.store.database import Database, Part
+    from birdwire.store.database import Database
     from birdwire.store.encryption.vault import Vault
 
 DELETE = store.DELETION
 ATTEMPTS_KEPT = timedelta(days=7)
 FIRST_CHECK_AFTER = timedelta(seconds=2)
+RETRY_AFTER = timedelta(seconds=5)
 MAX_WAITING = 10_000
 _PURGE_BATCH = 500
 _FLUSH_BATCH = 100
-
-_UNRECORDED: dict[State, tuple[Outcome, str]] = {
-    State.CONFIRMED: ("unknown", "X carried out the write, but the outcome could not be recorded"),
-    State.REFUSED: ("refused", "X refused the write, but the outcome could not be recorded"),
-    State.NOT_SENT: ("not_sent", "nothing was sent to X"),
-    State.UNKNOWN: ("unknown", "X may have carried out the write, but the outcome could not be recorded"),
-}
-"""The states in which a call may end, each with the outcome and the words of its refusal if the store is down.
-
-Without a record a confirmed write cannot be looked up later, so it is unknown to a caller that asks again.
-"""
 
 
 class ChargeRefused(Exception):  # noqa: N818 - it is the answer of a counter, not a failure
@@ -81,11 +74,15 @@ def _sorted(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Waiting(NamedTuple):
-    """A row that the store did not take: one to be added, or the outcome of one that was started."""
+    """A row that the store did not take: one to be added, or the outcome of one that was started.
+
+    `parts` record the outcome with what changes in its charges; `closing` end its approval in the same unit.
+    """
 
     kind: Literal["add", "settle"]
     row: dict[str, Any]
     parts: Sequence[Part] = ()
+    closing: Sequence[Part] = ()
 
 
 _DEFAULTS: dict[str, Any] = dict.fromkeys(store.journal.c.keys()) | {"looks": 0, "reads": 0}
@@ -103,6 +100,7 @@ class Journal:
         self._leases = leases
         self._clock = clock
         self._telemetry = telemetry
+        self.claims = Claims(database, leases, clock)
         self.rejections = Rejections(clock)
         self._waiting: dict[str, _Waiting] = {}
         self._flushing = asyncio.Lock()
@@ -123,7 +121,7 @@ class Journal:
             GatewayError: storage_unavailable: too many rows are waiting, and nothing may be sent.
         """
         if len(self._waiting) >= MAX_WAITING:
-            raise _unrecorded(State.NOT_SENT)
+            raise unrecorded(State.NOT_SENT)
         return Record(self, entry)
 
     @property
@@ -134,7 +132,7 @@ class Journal:
     async def begin(self, entry: Entry) -> None:
         """Record that a write is about to be sent."""
         now = self._clock.now()
-        row = _row(entry, State.STARTED, now)
+        row = new_row(entry, State.STARTED, now)
         row["owner"] = self._leases.me
         row["due_at"] = now + LEASE
         if entry.signature is not None:
@@ -146,7 +144,9 @@ class Journal:
             row["features_ct"] = self._vault.seal(features, _place(entry.request_id, "features_ct"))
         refused = None
         try:
-            if entry.charges or entry.shadow_charges:
+            if entry.approved is not None:
+                refused = await self.claims.start(entry, entry.approved, row)
+            elif entry.charges or entry.shadow_charges:
                 parts = settlement.starting(row, entry.charges, entry.shadow_charges)
                 refused = await self._database.append_all(parts)
             else:
@@ -154,30 +154,47 @@ class Journal:
         except StorageDownError as error:
             if isinstance(error, RowRefusedError):
                 self._drop(entry.request_id, State.STARTED)
-            raise _unrecorded(State.NOT_SENT) from None
+            raise unrecorded(State.NOT_SENT) from None
         if refused is not None:
             raise ChargeRefused(usage.refused_by(entry.charges, refused) or 0)
 
+    async def put_back(self, entry: Entry, due_at: datetime | None) -> None:
+        """Make a started write wait again, as approved, and stop counting it as running."""
+        await self.claims.put_back(entry, due_at or self._clock.now() + RETRY_AFTER)
+
     async def end(
-        self, entry: Entry, outcome: State, values: dict[str, Any], *, started: bool, billed_extra: int = 0
+        self,
+        entry: Entry,
+        outcome: State,
+        values: dict[str, Any],
+        *,
+        started: bool,
+        billed_extra: int = 0,
+        refusal: GatewayError | None = None,
     ) -> None:
         """Record what became of a write; a row that was not started is added.
 
-        `billed_extra` is how many of its attempts had an unknown outcome, so that X may have billed them.
+        `billed_extra` is how many of its attempts had an unknown outcome, so that X may have billed them. The body of a
+        `refusal` is kept for the callers of a write that waited for a person.
         """
         self.ended[outcome] += 1
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
+            if entry.approved is not None:
+                row["of_owner"] = self._leases.me
             charges = (*entry.charges, *entry.shadow_charges)
             parts = settlement.ending(row, outcome, charges, entry.cost, billed_extra)
-            await self._settle(entry, outcome, row, parts)
+            kept = None
+            if refusal is not None and entry.approved is not None and outcome in NOT_APPLIED:
+                kept = seal_refusal(self._vault, entry.request_id, refusal)
+            await self._settle(entry, outcome, _Waiting("settle", row, parts, closing(entry, now, kept)))
         else:
-            row = _row(entry, outcome, now)
+            row = new_row(entry, outcome, now)
             row["settled_at"] = now
             row |= values
             if entry.operation == DELETE:
-                row |= _deleted(entry, values)
+                row |= deleted(entry, values)
             # A policy that is only recorded does not have a write started that is safe to repeat.
             if entry.decision is not None:
                 row["decision"] = entry.decision
@@ -194,7 +211,7 @@ class Journal:
             values["data"] = data = dict(values["data"])
             values["x_id"] = data.get("id") or data.get("media_id")
             if entry.operation == DELETE:
-                values |= _deleted(entry, values)
+                values |= deleted(entry, values)
             text = data.pop("text", None)
         elif outcome is State.UNKNOWN:
             text = entry.signature
@@ -219,23 +236,27 @@ class Journal:
                 return
         self._waiting[row["request_id"]] = _Waiting("add", row)
 
-    async def _settle(self, entry: Entry, outcome: State, row: dict[str, Any], parts: Sequence[Part]) -> None:
+    async def _settle(self, entry: Entry, outcome: State, end: _Waiting) -> None:
         try:
-            await self._write_end(row, parts)
+            await self._write_end(end)
         except StorageDownError as error:
             # A row whose outcome is refused stays `started`, and the reconciler handles it as a lost one.
             if isinstance(error, RowRefusedError):
                 self._drop(entry.request_id, outcome)
             else:
-                self._waiting[entry.request_id] = _Waiting("settle", row, parts)
-            raise _unrecorded(outcome) from None
+                self._waiting[entry.request_id] = end
+            raise unrecorded(outcome) from None
 
-    async def _write_end(self, row: dict[str, Any], parts: Sequence[Part]) -> None:
+    async def _write_end(self, end: _Waiting) -> None:
         """Store the outcome of a write that was started, with what changes in its charges, as one unit."""
-        if parts and await self._database.append_all(parts) is None:
+        if end.parts and await self._database.append_all([*end.parts, *end.closing]) is None:
             return
         # Without charges; or the reconciler has settled the row, and its charges with it.
-        await self._database.append(store.SETTLE, row)
+        if end.closing:
+            # If another process has taken the write over, it records the outcome.
+            await self._database.append_all([Part(approvals.SETTLE_OWN, end.row, required=True), *end.closing])
+        else:
+            await self._database.append(store.SETTLE, end.row)
 
     def _drop(self, request_id: str, state: State) -> None:
         """Log and count a row that the database refuses: it would refuse it every time."""
@@ -273,7 +294,7 @@ class Journal:
             if waiting.kind == "add":
                 await self._database.append(store.ADD, waiting.row)
             else:
-                await self._write_end(waiting.row, waiting.parts)
+                await self._write_end(waiting)
         except RowRefusedError:
             # An added row may be stored already: the answer of the commit that wrote it may have been lost.
             if waiting.kind == "settle" or not await self._stored(request_id):
@@ -369,22 +390,61 @@ class Journal:
 
 
 class Record:
-    """The record of one write in progress: opened, started if it must never be sent twice, and ended."""
+    """The record of one write in progress: opened, started if it must never be sent twice, and ended.
+
+    The record of an approved write may also return it to those that wait, or continue the work of a dead process.
+    """
 
     def __init__(self, journal: Journal, entry: Entry) -> None:
         self._journal = journal
         self._entry = entry
         self._started = False
+        # Starts by dead processes: X may have billed each of them.
+        self._earlier = 0
 
     async def begin(self) -> None:
         """Record durably that the write is about to be sent, and make its charges.
 
         Raises:
             ChargeRefused: one of its charges does not pass. Nothing was written, and nothing may be sent.
+            ClaimLostError: another process sends it, or it no longer waits. Nothing was written.
             GatewayError: storage_unavailable: nothing may be sent.
         """
         await self._journal.begin(self._entry)
         self._started = True
+
+    async def take_over(self, row: JournalRow) -> None:
+        """Go on with an approved write that is safe to repeat and that a dead process had started, in place of `begin`.
+
+        Its charges are those of the row.
+
+        Raises:
+            ClaimLostError: another process was faster, or its outcome is recorded.
+            GatewayError: storage_unavailable: nothing may be sent.
+        """
+        await self._journal.claims.take_over(self._entry, row.owner, row.spent)
+        self._started, self._earlier = True, row.looks + 1
+
+    async def check(self) -> None:
+        """Check, before an approved write is sent, that no other process has taken it over.
+
+        Raises:
+            ClaimLostError: one has, or the reconciler searches for the post: nothing may be sent.
+            GatewayError: storage_unavailable: it cannot be checked, so nothing may be sent.
+        """
+        await self._journal.claims.check(self._entry)
+
+    async def put_back(self, due_at: datetime | None = None) -> None:
+        """Make an approved write wait again: it was not sent, for a passing reason. Its charges go back.
+
+        A gateway tries again at `due_at`, or after a few seconds.
+
+        Raises:
+            ClaimLostError: another process has taken it over.
+            GatewayError: storage_unavailable.
+        """
+        await self._journal.put_back(self._entry, due_at)
+        self._started = False
 
     @property
     def started(self) -> bool:
@@ -399,8 +459,9 @@ class Record:
         Raises:
             GatewayError: storage_unavailable: `begin` recorded it, and its outcome could not be recorded.
         """
+        billed = billed_extra + self._earlier
         values = {"status": status, "data": data or None}
-        await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started, billed_extra=billed_extra)
+        await self._journal.end(self._entry, State.CONFIRMED, values, started=self._started, billed_extra=billed)
 
     async def failed(self, error: GatewayError, billed_extra: int = 0) -> GatewayError:
         """Record that it was refused, not sent, or is unknown; return the error for the caller.
@@ -414,45 +475,15 @@ class Record:
             error = GatewayError("outcome_unknown", outcome="unknown", upstream=error.upstream)
         values = {"status": error.problem.status, "reason": error.reason}
         await self._journal.end(
-            self._entry, State(error.outcome), values, started=self._started, billed_extra=billed_extra
+            self._entry,
+            State(error.outcome),
+            values,
+            started=self._started,
+            billed_extra=billed_extra + self._earlier,
+            refusal=error,
         )
         return error
 
 
-def _row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
-    """Return a new row's columns that have a value; the database fills in the others."""
-    row = {
-        "request_id": entry.request_id,
-        "key_id": entry.key_id,
-        "user_id": entry.user_id,
-        "operation": entry.operation,
-        "target": entry.target,
-        "asked": entry.asked,
-        "state": state,
-        "created_at": now,
-    }
-    if entry.cost is not None:
-        row["cost_microusd"] = entry.cost
-    return row
-
-
-def _deleted(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the id of the post that a deletion has deleted, as a column, or nothing."""
-    return {"x_id": entry.target} if (values.get("data") or {}).get("deleted") else {}
-
-
-def why_lost(operation: str, *, searchable: bool) -> Why:
-    """Return why the outcome of a write is unknown when its answer has just been lost."""
-    if searchable:
-        return Why.LOOKING
-    return Why.UPLOAD if operation == "upload_media" else Why.NOT_IN_TIMELINE
-
-
 def _place(request_id: str, column: str = "words_ct") -> Place:
     return Place("journal", request_id, column)
-
-
-def _unrecorded(state: State) -> GatewayError:
-    """Return the refusal of a write whose state the store does not take."""
-    outcome, half = _UNRECORDED[state]
-    return GatewayError("storage_unavailable", half=half, outcome=outcome)

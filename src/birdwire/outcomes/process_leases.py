@@ -35,6 +35,8 @@ class ProcessLeases:
         self.me = f"gw_{ULID()}"
         self._database = database
         self._clock = clock
+        self.address: str | None = None
+        """The URL that this process serves, without a path, once it is known; others read it from the store."""
         self._running: set[str] = set()
         self._certain_until = float("-inf")
 
@@ -58,7 +60,7 @@ class ProcessLeases:
         started_at = self._clock.monotonic()
         async with self._database.write() as connection:
             at = await now(connection, self._clock)
-            await store.renew(connection, self.me, at + LEASE)
+            await store.renew(connection, self.me, at + LEASE, self.address)
             await store.purge(connection, at - 10 * LEASE)
         self._certain_until = started_at + LEASE.total_seconds()
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.outcomes import settlement
-from birdwire.outcomes.journal import FIRST_CHECK_AFTER, why_lost
+from birdwire.outcomes.journal import FIRST_CHECK_AFTER
+from birdwire.outcomes.journal_rows import why_lost
 from birdwire.outcomes.post_matching import LostPost, Signature, match
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as shared_now
+from birdwire.store.tables import approvals, reconciliations
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import reconciliations
 from birdwire.store.tables.journal import JournalRow, State, Why
 from birdwire.x.catalog.timeline import TimelinePage, TimelinePost, request
 from birdwire.x.client.requests import Reading
@@ -168,6 +169,9 @@ class Reconciler:
                     values = {"state": State.UNKNOWN, "status": 502, "reason": "outcome_unknown"}
                     values |= {"lost_at": row.start, "why": why, "due_at": due_at}
                 changed = await store.change(connection, row.request_id, values, while_in=State.STARTED)
+                # It had waited for a person: its approval ends with it, and a gateway reports that.
+                if changed and "state" in values and row.started_at is not None:
+                    await approvals.close(connection, row.request_id, now, report_at=now)
             count += changed and "state" in values
         if count:
             self._telemetry.event("warning", "outcomes_unknown", count=count)
@@ -317,6 +321,9 @@ class Reconciler:
             changed = await store.change(connection, row.request_id, values, while_in=State.UNKNOWN)
             for part in back if changed else ():
                 await connection.execute(part.statement, part.row)
+            # The request answers for its Idempotency-Keys until a day after the verdict.
+            if changed and "settled_at" in values and row.started_at is not None:
+                await approvals.change(connection, row.request_id, {"ended_at": values["settled_at"]})
         if changed and values["due_at"] is None:
             state = values.get("state", State.UNKNOWN)
             seconds = (self._clock.now() - (row.lost_at or row.start)).total_seconds()

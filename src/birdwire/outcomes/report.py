@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Answer
 from birdwire.api.models import Empty
+from birdwire.keys.context import Pending
 from birdwire.runtime.clock import rfc3339
-from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, STATES, JournalRow, State
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, STATES, WAITING, JournalRow, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from birdwire.keys.context import CallContext
+    from birdwire.outcomes.approval_records import ApprovalRecords, Waiting
     from birdwire.outcomes.journal import Journal
+
+
+_OPEN = WAITING | {State.STARTED}
+"""A caller may wait for the end of a write that a person was asked about."""
+
+_NOT_BILLED = {State.NOT_SENT} | {state for state, meaning in STATES.items() if meaning.asked and meaning.final}
+"""Nothing was sent, so X bills nothing."""
 
 
 class OutcomeReports:
     """The endpoint that reports the outcome of a key's writes, and of its calls that were refused in this process."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, records: ApprovalRecords) -> None:
         self._journal = journal
+        self._records = records
 
     async def request(self, context: CallContext) -> Answer:
         """Answer GET requests/{request_id}.
@@ -30,16 +43,30 @@ class OutcomeReports:
         """
         check(context.parsed.fields, Empty)
         key_id, request_id = context.key.key_id, context.call.path.rsplit("/", 1)[-1]
-        row = await self._journal.find(request_id)
+        answer, waiting = await self._answer(key_id, request_id)
+        if waiting is not None and waiting.entry.state in _OPEN:
+            context.pending = Pending(request_id, partial(self._answer_again, key_id, request_id))
+        return answer
+
+    async def _answer_again(self, key_id: str, request_id: str) -> Answer:
+        return (await self._answer(key_id, request_id))[0]
+
+    async def _answer(self, key_id: str, request_id: str) -> tuple[Answer, Waiting | None]:
+        """Return the report of a write, and its approval if a person was asked about it."""
+        waiting = await self._records.find(request_id)
+        row = await self._journal.find(request_id) if waiting is None else waiting.entry
         if row is None or row.key_id != key_id:
             row = self._journal.rejections.find(key_id, request_id)
         if row is None:
             raise GatewayError("request_not_found")
-        return Answer.of(report(row))
+        return Answer.of(report(row, None if waiting is None else self._records.document(waiting))), waiting
 
 
-def report(row: JournalRow) -> dict[str, Any]:
-    """Return a row as its caller may read it; what is not known is null."""
+def report(row: JournalRow, approval: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a row as its caller may read it; what is not known is null.
+
+    `approval` is what a person decided about it, as `ApprovalRecords.document` returns it.
+    """
     cost = _cost_microusd(row)
     return {
         "request_id": row.request_id,
@@ -53,6 +80,7 @@ def report(row: JournalRow) -> dict[str, Any]:
         "settled_at": None if row.settled_at is None else rfc3339(row.settled_at),
         "why": row.why,
         "cost_usd": None if cost is None else cost / 1_000_000,
+        "approval": approval,
     }
 
 
@@ -61,7 +89,7 @@ def _cost_microusd(row: JournalRow) -> int | None:
     # What remains of the charges of a write that X did not do: earlier attempts that X may have billed.
     if row.state in APPLIED or (row.spent and row.state in NOT_APPLIED):
         return row.cost_microusd
-    return 0 if row.state == State.NOT_SENT else None
+    return 0 if row.state in _NOT_BILLED else None
 
 
 __all__ = ["STATES", "OutcomeReports", "State", "report"]

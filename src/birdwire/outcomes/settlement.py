@@ -1,4 +1,4 @@
-"""The charges of a guarded write in its units: made when it starts, given back or corrected when it ends.
+"""The units that start and end a write: its charges are made when it starts, given back or corrected when it ends.
 
 Confirmed or found: everything stays. Refused, not sent or not found: all goes back, but for what X may have billed for
 an attempt whose outcome is unknown. Unknown: everything stays, until the reconciler decides.
@@ -9,14 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from birdwire.store.database import Part
+from birdwire.store.tables import approvals, usage
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import usage
 from birdwire.store.tables.journal import NOT_APPLIED, JournalRow, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from birdwire.store.tables.usage import Charge
+
+CLAIMS = 2
+"""How many parts of `claiming` precede the charges."""
 
 
 def starting(row: Mapping[str, Any], charges: Sequence[Charge], shadow_charges: Sequence[Charge]) -> list[Part]:
@@ -27,13 +31,49 @@ def starting(row: Mapping[str, Any], charges: Sequence[Charge], shadow_charges: 
     return [*usage.charging(charges, row["request_id"]), Part(store.ADD, added)]
 
 
+def claiming(
+    row: Mapping[str, Any],
+    payload_sha256: str,
+    check_at: datetime | None,
+    charges: Sequence[Charge],
+    shadow_charges: Sequence[Charge],
+) -> list[Part]:
+    """Return the parts that start an approved write, whose row exists, and make its charges.
+
+    The first CLAIMS parts fail if another process started it, or if it no longer waits as it was judged. `check_at` is
+    when a gateway checks whether the process of a write that is safe to repeat is alive.
+    """
+    request_id, spent = row["request_id"], usage.encode((*charges, *shadow_charges))
+    cost = row.get("cost_microusd") or usage.usd_in(spent) or None
+    values = {**row, "spent": spent or None, "cost_microusd": cost}
+    claim = {"of": request_id, "of_sha256": payload_sha256, "new_due_at": check_at}
+    return [
+        Part(approvals.START, approvals.starting(request_id, values), required=True),
+        Part(approvals.CLAIM, claim, required=True),
+        *usage.charging(charges, request_id),
+    ]
+
+
+def putting_back(row: Mapping[str, Any], charges: Sequence[Charge], due_at: datetime) -> list[Part]:
+    """Return the parts that make a started write wait again, as approved, and give all its charges back."""
+    request_id = row["request_id"]
+    values = {"decision": row.get("decision"), "cost_microusd": row.get("cost_microusd")}
+    undone = approvals.starting(request_id, values) | {"of_owner": row["owner"]}
+    return [
+        Part(approvals.PUT_BACK, undone, required=True),
+        Part(approvals.WAKE, {"of": request_id, "new_due_at": due_at}),
+        *usage.giving_back(usage.encode(charges), request_id),
+    ]
+
+
 def ending(
     row: Mapping[str, Any], outcome: State, charges: Sequence[Charge], cost: int | None, billed_extra: int
 ) -> list[Part]:
     """Return the parts that record a write's outcome and correct its charges; none if all its charges stay.
 
-    `row` holds the parameters of SETTLE. The first part fails if the row was settled before. `cost` is the price,
-    and `billed_extra` is how many attempts had an unknown outcome, so that X may have billed them.
+    `row` holds the parameters of SETTLE, or those of SETTLE_OWN. The first part fails if the row was settled before, or
+    if another process has taken the write over. `cost` is the price, and `billed_extra` is how many attempts had an
+    unknown outcome, so that X may have billed them.
     """
     counts = outcome in NOT_APPLIED
     if not charges or (not counts and billed_extra <= (outcome is State.UNKNOWN)):
@@ -47,7 +87,8 @@ def ending(
         "new_cost_microusd": cost and cost * max(1, billed),
     }
     change = usage.giving_back(spent, row["of"], billed=billed, counts=counts)
-    return [Part(store.SETTLE_CHARGED, settled, required=True), *change]
+    settle = approvals.SETTLE_OWN_CHARGED if "of_owner" in row else store.SETTLE_CHARGED
+    return [Part(settle, settled, required=True), *change]
 
 
 def judged(row: JournalRow, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Part]]:

@@ -26,6 +26,13 @@ POINTS: dict[str, str] = {
     "link_after_persist": "the token pair of a link is stored, and X has not named the account",
     "post_after_started": "a post is recorded as started, and not sent",
     "post_after_send": "a post has been sent to X, and no response has arrived",
+    "asked_before_store": "a write needs a person, and is not stored",
+    "asked_after_store": "a write waits for a person, and its caller is not answered",
+    "approved_before_claim": "an approved write is checked again, and not started",
+    "approved_after_claim": "an approved write is recorded as started, and not sent",
+    "approved_after_send": "an approved write has been sent to X, and no response has arrived",
+    "approved_after_reply": "X's response to an approved write has arrived, and is not recorded",
+    "approved_after_end": "the end of an approved write is recorded, and not reported",
     "rotation": "some values are re-encrypted, and not committed",
     "migration": "the schema is changed, and not committed",
 }

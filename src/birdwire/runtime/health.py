@@ -45,12 +45,12 @@ Probe = Callable[[], Awaitable[None]]
 class Health:
     """Answers liveness and readiness probes.
 
-    `probe` raises a GatewayError while the process cannot serve calls; `on_drain` runs when the process starts to shut
-    down.
+    `probe` raises a GatewayError while the process cannot serve calls; each of `on_drain` runs when the process starts
+    to shut down.
     """
 
     def __init__(
-        self, telemetry: Telemetry, probe: Probe, on_drain: Callable[[], None], *, stalled_s: float = STALLED_S
+        self, telemetry: Telemetry, probe: Probe, *on_drain: Callable[[], None], stalled_s: float = STALLED_S
     ) -> None:
         self._stalled_s = stalled_s
         self._probe = probe
@@ -63,7 +63,8 @@ class Health:
     def drain(self) -> None:
         """Mark this process as shutting down: it reports so from now on, and starts nothing of its own accord."""
         self._draining = True
-        self._on_drain()
+        for prepare in self._on_drain:
+            prepare()
 
     def draining(self) -> bool:
         """Whether it is."""

@@ -44,7 +44,7 @@ class Row:
     """One metric. `labels` describes the values of each label; a `watched` one is read from its owner when scraped.
 
     `starts` are the values of its one label whose series exist, at 0, from the start. Alerts need that: Prometheus sees
-    no increase where a series begins with its first event.
+    no increase where a series begins with its first event. `buckets` are the upper bounds of a histogram.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -52,6 +52,7 @@ class Row:
     labels: Mapping[str, str] = field(default_factory=dict)
     watched: bool = False
     starts: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = BUCKETS
 
 
 _OPERATION = (
@@ -61,6 +62,9 @@ _ENDPOINT = "method and path at X, with `:id` in place of IDs and names"
 _SERVER_ERRORS = tuple(reason for reason, problem in PROBLEMS.items() if problem.status >= 500)
 _REPLIES = ("2xx", "3xx", "4xx", "5xx", "401", "429")
 _RENEWALS = ("success", "late", "refused", "held", "not_sent", "lost_reply", "x_5xx", "operator_fault", "wait_timeout", "persist_failure")  # fmt: skip
+
+_ENDS = ("sent", "refused", "not_sent", "unknown", "denied", "expired", "stale", "cancelled")
+_DECIDED_WITHIN = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 21_600.0, 86_400.0)
 
 METRICS: dict[str, Row] = {
     "birdwire_requests_total": Row("counter", "Requests answered.", {"operation": _OPERATION, "status": "`2xx` to `5xx`", "reason": "the reason of the refusal (see errors.md), or empty"}),
@@ -85,6 +89,10 @@ METRICS: dict[str, Row] = {
     "birdwire_lost_posts_total": Row("counter", "Lost posts whose reconciliation has finished.", {"state": "`found`, `not_found`, or `unknown` after a day without a verdict"}, starts=("found", "not_found", "unknown")),
     "birdwire_journal_waiting": Row("gauge", "Journal rows waiting in memory for the database.", watched=True),
     "birdwire_journal_refused_total": Row("counter", "Journal rows that the database refused; each was logged and dropped from the queue.", watched=True),
+    "birdwire_approvals_waiting": Row("gauge", "Calls that wait for a person's decision, as counted in the last 5 seconds; the same at every gateway of a database.", watched=True),
+    "birdwire_approvals_total": Row("counter", "Calls that waited for a person, by how they ended. One gateway of a database counts each.", {"outcome": "`sent` (X carried it out), `refused` (by X), `not_sent`, `unknown`, `denied`, `expired` (nobody decided, or it could not be sent in time), `stale` (something had changed since a person was asked), `cancelled` (by its caller)"}, starts=_ENDS),
+    "birdwire_approval_seconds": Row("histogram", "Seconds from a call to a person's decision on it.", {"verdict": "`approved` or `denied`"}, buckets=_DECIDED_WITHIN),
+    "birdwire_approval_waits": Row("gauge", "Callers that are held until a person has decided (`Prefer: wait`).", watched=True),
     "birdwire_limits_degraded_total": Row("counter", "Calls counted locally because the shared counters did not respond in time.", watched=True),
     "birdwire_replicas": Row("gauge", "Gateways that share the counters, as last reported by Redis; 1 without Redis.", watched=True),
     "birdwire_connections": Row("gauge", "Connections from callers.", watched=True),
@@ -124,15 +132,22 @@ class Metrics:
         series[labels] = series.get(labels, 0.0) + 1.0
 
     def time(self, name: str, seconds: float, *labels: str) -> None:
-        """Add one observation, in seconds."""
-        series = self._times[name]
-        times = series.get(labels)
-        if times is None:
-            if len(series) >= self._max_series:
-                labels = ("other",) * len(labels)
-            times = series.setdefault(labels, [0.0] * (len(BUCKETS) + 2))
+        """Add one observation, in seconds, to a histogram with the usual BUCKETS."""
+        times = self._times[name].get(labels) or self._series(name, labels)
         times[bisect_left(BUCKETS, seconds)] += 1.0
         times[-1] += seconds
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Add one observation to a histogram with buckets of its own."""
+        counts = self._times[name].get(labels) or self._series(name, labels)
+        counts[bisect_left(METRICS[name].buckets, value)] += 1.0
+        counts[-1] += value
+
+    def _series(self, name: str, labels: Labels) -> list[float]:
+        series = self._times[name]
+        if len(series) >= self._max_series:
+            labels = ("other",) * len(labels)
+        return series.setdefault(labels, [0.0] * (len(METRICS[name].buckets) + 2))
 
     def watch(self, name: str, source: Source) -> None:
         """Register the source of a watched metric."""
@@ -168,7 +183,7 @@ class Metrics:
     def _histogram(self, name: str, row: Row) -> HistogramMetricFamily:
         family = HistogramMetricFamily(name, row.meaning, labels=tuple(row.labels))
         for labels, (*counts, total) in self._times[name].items():
-            bounds = [*map(str, BUCKETS), "+Inf"]
+            bounds = [*map(str, row.buckets), "+Inf"]
             family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
         return family
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from birdwire.api.errors import excerpt
 from birdwire.api.messages import encode
+from birdwire.api.paths import APPROVE, without_token
 from birdwire.runtime.clock import rfc3339
 from birdwire.runtime.log_writer import LogWriter
 from birdwire.runtime.metrics import Metrics
@@ -30,6 +31,12 @@ _CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 @lru_cache(256)
 def _safe(sent: str, length: int) -> str:
     return excerpt(sent, length)
+
+
+@lru_cache(256)
+def _safe_path(sent: str) -> str:
+    """Return a path for the log: the route of a signed link in place of its token."""
+    return APPROVE.join(excerpt(part, 100) for part in without_token(sent))
 
 
 class Telemetry:
@@ -59,7 +66,7 @@ class Telemetry:
         caller = f',"caller_request_id":"{sent}"' if sent and _REQUEST_ID.fullmatch(sent) else ""
         line = (
             f'{{"time":"{self._now()}","level":"info","event":"request","request_id":"{call.request_id}"{caller},'
-            f'"method":"{_safe(call.method, 10)}","path":"{_safe(call.path, 100)}","status":{status},'
+            f'"method":"{_safe(call.method, 10)}","path":"{_safe_path(call.path)}","status":{status},'
             f'"ms":{seconds * 1000:.1f}'
         )
         for name, value in note.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import Column, Integer, Table, func, select, text, update
 
 from birdwire.store.schema import Instant, StoreError, insert, metadata
-from birdwire.store.tables import policies
+from birdwire.store.tables import approvals, policies
 from birdwire.store.tables.x_sessions import LinkState, x_sessions
 
 if TYPE_CHECKING:
@@ -33,11 +33,15 @@ WAIT_S = 30
 
 
 class Marked(NamedTuple):
-    """The number of links marked, when the snapshot was taken, if known, and how many policies hold in it."""
+    """The number of links marked, when the snapshot was taken, if known, and how many policies hold in it.
+
+    `approvals` is how many writes had waited for a person or were being sent after an approval: they are ended.
+    """
 
     sessions: int
     snapshot_at: datetime | None
     policies: int
+    approvals: int
 
 
 def take(source: Path, target: Path, at: datetime) -> int:
@@ -123,23 +127,25 @@ def switch(new: Path, target: Path) -> Path | None:
 
 
 async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
-    """Mark each link, because its refresh token may have been spent since the snapshot.
+    """Mark each link, because its refresh token may have been spent since the snapshot, and end what waits.
 
-    A link that has ended stays ended; a mark from before stays.
+    A link that has ended stays ended; a mark from before stays. A write that waits for a person may have been sent
+    since the snapshot, so it is never sent.
     """
     live = x_sessions.c.state.in_((LinkState.ACTIVE, LinkState.PENDING)) & x_sessions.c.refresh_ct.is_not(None)
     sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
     query = select(restores.c.epoch, restores.c.snapshot_at).where(restores.c.restored_at.is_(None))
     made = (await connection.execute(query.order_by(restores.c.epoch.desc()).limit(1))).first()
+    ended = await approvals.end_all(connection, at, "restored_backup")
     held = sum(row.rules is not None for row in await policies.all_latest(connection))
     if made is not None:
         values = {"restored_at": at, "sessions": sessions}
         await connection.execute(update(restores).where(restores.c.epoch == made.epoch).values(values))
-        return Marked(sessions, made.snapshot_at, held)
+        return Marked(sessions, made.snapshot_at, held, ended)
     epoch = (await connection.execute(select(func.coalesce(func.max(restores.c.epoch), 0)))).scalar_one() + 1
     values = {"epoch": epoch, "restored_at": at, "sessions": sessions}
     await connection.execute(insert(connection, restores).values(values))
-    return Marked(sessions, None, held)
+    return Marked(sessions, None, held, ended)
 
 
 async def count_gateways(connection: AsyncConnection) -> int:

@@ -11,6 +11,7 @@ from birdwire.store.schema import StoreError
 from birdwire.store.tables import (
     acts,
     api_keys,
+    approvals,
     capabilities,
     idempotency,
     journal,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-BATCH_ROWS = 500
+BATCH_ROWS, LARGE_BATCH_ROWS = 500, 4
+"""Rows copied at a time; of the table whose rows may have some MiB, fewer."""
+
 TABLES = (
     api_keys.api_keys,
     api_keys.api_secrets,
@@ -42,6 +45,9 @@ TABLES = (
     x_sessions.x_sessions,
     x_sessions.revocations,
     journal.journal,
+    approvals.approvals,
+    approvals.approval_files,
+    approvals.approval_links,
     idempotency.idempotency,
     reconciliations.lookings,
     rate_windows.x_windows,
@@ -72,9 +78,10 @@ async def copy_rows(source: AsyncConnection, target: AsyncConnection, progress: 
             raise StoreError("The database in the settings is not empty. Nothing was changed.")
     moved = 0
     for table in TABLES:
-        query = select(table).order_by(*table.primary_key.columns)
+        size = LARGE_BATCH_ROWS if table is approvals.approval_files else BATCH_ROWS
+        query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=size)
         async with source.stream(query) as result:
-            async for rows in result.mappings().partitions(BATCH_ROWS):
+            async for rows in result.mappings().partitions(size):
                 await target.execute(insert(table), [dict(row) for row in rows])
                 moved += len(rows)
                 progress(moved)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from birdwire.api.paths import API
 from birdwire.cli import OFFERED, name_of
 from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
 from birdwire.cli.inputs import DEFAULT_URL, KeyFileOption, gateway_url, read_key
 from birdwire.cli.output import JsonOption, family, printable, saying
 from birdwire.cli.targets import POST, USER
+from birdwire.cli.waiting import WaitOption, patience_s, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,25 +31,26 @@ def _command(operation: Operation) -> Callable[..., None]:
     def act(
         target: str,
         *,
+        wait: WaitOption = None,
         dry_run: DryRunOption = False,
         api_key_file: KeyFileOption = None,
         as_json: JsonOption = False,
     ) -> None:
         with saying(as_json=as_json) as say:
             named = kind.named(target)
-            tried = id_of(named) if dry_run else ""
+            tried, wait_s = id_of(named) if dry_run else "", patience_s(wait)
             gateway = GatewayClient(gateway_url(), read_key(api_key_file))
             if dry_run:
                 finish(say, ask(gateway, operation.name, {operation.target: tried}))
             item_id = named.find(gateway)
-            document = gateway.ask("POST", f"{API}/{operation.name}", {operation.target: item_id})
+            document = send(say, gateway, operation.name, {operation.target: item_id}, wait_s=wait_s)
             say.result(document, _outcome(named.shown(item_id), document))
 
     act.__annotations__["target"] = kind.argument
     act.__doc__ = f"""{operation.summary}.
 
     Birdwire acts as the X account that is linked to the API key. The command calls the gateway at BIRDWIRE_URL
-    (default: {DEFAULT_URL}).
+    (default: {DEFAULT_URL}). Exit code 8 means that a person must approve the call first (--wait).
 
     Example: birdwire {name_of(operation)} {kind.example}
     """

@@ -110,6 +110,7 @@ def restore(
             "sessions": marked.sessions,
             "snapshot_at": rfc3339(marked.snapshot_at) if marked.snapshot_at else None,
             "policies": marked.policies,
+            "approvals": marked.approvals,
             "replaced": str(kept) if kept else None,
             "seconds": round(time.monotonic() - began_at, 1),
         }
@@ -119,8 +120,16 @@ def restore(
             f"Links to verify at their next token renewal: {marked.sessions:,}.",
             *([f"The replaced database is kept in {kept}."] if kept else []),
             *([_USAGE] if marked.policies else []),
+            *([_ended(marked.approvals)] if marked.approvals else []),
             "API keys that were revoked after the backup are valid again. Revoke them before you start the gateway.",
         )
+
+
+def _ended(number: int) -> str:
+    return (
+        f"Writes that waited for a person's approval in the backup: {number:,}. They may have been sent after it, so "
+        "Birdwire has ended them (restored_backup) and never sends them."
+    )
 
 
 def _put_back(file: Path, target: Path, settings: Settings, vault: Vault) -> tuple[Path | None, copies.Marked]:

@@ -28,6 +28,7 @@ from birdwire.startup import open_vault
 from birdwire.store.database import file_of, place_of
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import VaultError
+from birdwire.store.tables import approvals
 from birdwire.x.client.auth_server import AuthServer, Meaning, TokenError
 from birdwire.x.client.pool import ConnectionPool
 from birdwire.x.limits.capabilities import Capabilities
@@ -247,12 +248,12 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _guardrails(settings: Settings) -> Iterator[Finding]:
-    """Name policies that this version cannot read, and pauses that have not ended."""
+    """Name policies that this version cannot read, pauses that have not ended, and how many writes wait."""
     path = file_of(settings.database_url)
     if path is not None and not path.exists():
         return
     try:
-        unreadable, paused = asyncio.run(_standing(settings))
+        unreadable, paused, waiting = asyncio.run(_standing(settings))
     except Stop:
         # The check _database reports this error.
         return
@@ -271,6 +272,9 @@ def _guardrails(settings: Settings) -> Iterator[Finding]:
             f"{name} has been paused since {rfc3339(pause.since)}{until}: {printable(pause.why).rstrip(' .')}.",
             f"To end the pause, run: birdwire resume {pause.scope}",
         )
+    if waiting:
+        many = "1 write waits" if waiting == 1 else f"{waiting} writes wait"
+        yield Finding("note", f"{many} for a person's decision.", "To see what waits, run: birdwire approvals list")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
@@ -366,10 +370,12 @@ async def _open(settings: Settings, vault: Vault | None) -> None:
             await KeyRotation(database, vault, Clock()).check()
 
 
-async def _standing(settings: Settings) -> tuple[list[PolicyRow], list[PauseRow]]:
+async def _standing(settings: Settings) -> tuple[list[PolicyRow], list[PauseRow], int]:
     async with opened(settings) as database:
         policies = Policies(database, Clock(), operator())
-        return await policies.unreadable(), await policies.active_pauses()
+        async with database.read() as connection:
+            waiting = await approvals.count_waiting(connection)
+        return await policies.unreadable(), await policies.active_pauses(), waiting
 
 
 def _record(settings: Settings) -> list[Capability] | None:

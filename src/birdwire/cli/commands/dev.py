@@ -215,8 +215,10 @@ async def _serve(
         offer = Ready(gateway.url, sandbox.url, api_key, unlinked_key, linked, auth_url, folder.path)
         say.result(offer.document(), *offer.text())
 
+    built = create_app(settings, alone=True)
+    built.leases.address = gateway.url
     pairs = [
-        (run_servers.gateway_config(create_app(settings, alone=True)), gateway),
+        (run_servers.gateway_config(built), gateway),
         (run_servers.sandbox_config(sandbox_app), sandbox),
     ]
     await run_servers.serve(pairs, ready)

@@ -13,14 +13,15 @@ import typer
 from birdwire.api.paths import API
 from birdwire.cli import ACTIONS, times
 from birdwire.cli.database import opened
+from birdwire.cli.explained import explained
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, remedy, saying
+from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
 from birdwire.outcomes.acts import document as act_document
 from birdwire.outcomes.report import report
 from birdwire.store.tables import acts as store_acts
 from birdwire.store.tables import journal as store
-from birdwire.store.tables.journal import STATES, JournalRow, State, Why
+from birdwire.store.tables.journal import STATES, JournalRow
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,48 +31,6 @@ if TYPE_CHECKING:
 MOST = 10_000
 WIDTH = 80
 COLUMNS = ("created_at", "request_id", "key_id", "operation", "about", "state", "status", "reason", "cost_usd")
-
-MEANINGS: dict[State, tuple[str, str]] = {
-    State.STARTED: ("The call is still running, or its process has just crashed.", "Check again in 30 seconds."),
-    State.CONFIRMED: ("X confirmed the call.", ""),
-    State.REFUSED: ("X refused the call. Nothing was changed.", ""),
-    State.NOT_SENT: ("Nothing was sent to X.", "You can send it again."),
-    State.UNKNOWN: ("X's response was lost, so X may or may not have carried out the call.", ""),
-    State.FOUND: (
-        "X's response was lost, but X carried out the call: the post is in the account's timeline.",
-        "Do not send it again.",
-    ),
-    State.NOT_FOUND: (
-        "X's response was lost, and X did not carry out the call: the post is not in the account's timeline.",
-        "You can send it again, with a new Idempotency-Key.",
-    ),
-}
-SAID = "See the fix in the original response, or look up the reason in docs/errors.md."
-"""The advice for a refusal whose fix depends on values that only the original response contains."""
-WHYS: dict[Why, tuple[str, str]] = {
-    Why.LOOKING: (
-        "Birdwire is searching the account's timeline for the post.",
-        "Check again in a minute. Do not send it again yet.",
-    ),
-    Why.NO_READ: (
-        "Birdwire has not been able to read the account's timeline yet.",
-        "Check the account on x.com, or run this command again later.",
-    ),
-    Why.SEVERAL_MATCH: ("Several posts in the account's timeline match this one.", "Check the account on x.com."),
-    Why.TOO_MANY_POSTS: (
-        "The account has published too many posts since then for Birdwire to search.",
-        "Check the account on x.com.",
-    ),
-    Why.NOT_LINKED: (
-        "The account is no longer linked, so Birdwire cannot search its timeline.",
-        "Check the account on x.com.",
-    ),
-    Why.NOT_IN_TIMELINE: (
-        "Posts of this kind do not appear in timelines, so Birdwire cannot search for it.",
-        "Check on x.com before you send it again.",
-    ),
-    Why.UPLOAD: ("X deletes uploads that no post uses, so a lost upload does no harm.", "Upload the file again."),
-}
 
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,40}")
 
@@ -107,7 +66,8 @@ def log(
     """List recent writes to X and their outcomes, newest first.
 
     Reads the database, so it lists the writes of every key, whether or not the gateway is running. It does not show the
-    texts of posts: they are encrypted, and only the caller can request them. Costs are estimates from X's price list.
+    texts of posts, which are encrypted: the caller can request those that X stored, and `birdwire approvals` shows what
+    waits for a person. Costs are estimates from X's price list.
     Attempts that a policy, a pause or a rule of the key refused are listed for 7 days, with the state `not_sent`.
 
     With --acts, the command lists changes to API keys, links, policies, pauses and the database instead: what was
@@ -165,7 +125,7 @@ def explain(
             document = gateway.ask("GET", f"{API}/requests/{request_id}")
         except Stop as stop:
             raise (_unknown(stop) if stop.reason == "request_not_found" else stop) from None
-        say.result(document, *_explained(document))
+        say.result(document, *explained(document))
 
 
 def _unknown(stop: Stop) -> Stop:
@@ -176,28 +136,6 @@ def _unknown(stop: Stop) -> Stop:
         "operator can find them in the gateway's log by this ID."
     )
     return Stop(stop.code, stop.message, fix, request_id=stop.request_id, document=stop.document)
-
-
-def _explained(document: dict[str, Any]) -> list[str]:
-    """Describe the outcome in a few sentences: the request, the outcome, the cause, the next step."""
-    state, why = str(document.get("state")), str(document.get("why"))
-    happened, advice = MEANINGS[State(state)] if state in STATES else (f"Its state is {printable(state, 60)}.", "")
-    lines = [
-        f"{printable(document.get('operation'), 60)}, requested at {printable(document.get('created_at'), 40)}",
-        happened,
-    ]
-    if state == State.UNKNOWN and why in WHYS:
-        cause, advice = WHYS[Why(why)]
-        lines.append(cause)
-    elif document.get("reason") and state != State.NOT_FOUND:
-        lines.append(meaning(document["reason"]))
-        advice = (remedy(document["reason"]) or SAID) if state == State.NOT_SENT else advice
-    found = document.get("data")
-    if isinstance(found, dict):
-        lines += [f"{printable(name, 40)}: {printable(value)}" for name, value in found.items()]
-    if isinstance(document.get("cost_usd"), float) and document["cost_usd"]:
-        lines.append(f"Estimated cost at X: ${document['cost_usd']:.3f}")
-    return [*lines, advice] if advice else lines
 
 
 async def _rows(settings: Settings, equal: dict[str, str], since: datetime | None, limit: int) -> list[JournalRow]:

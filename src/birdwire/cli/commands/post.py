@@ -7,7 +7,7 @@ import re
 import secrets
 import shlex
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path  # noqa: TC003 - Typer reads it
 from types import NoneType
 from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
@@ -20,9 +20,10 @@ from birdwire.api.models import Body
 from birdwire.api.paths import API
 from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
-from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
+from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key, read_stdin
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
 from birdwire.cli.targets import POST, USER
+from birdwire.cli.waiting import WaitOption, patience_s, send
 from birdwire.x.catalog.post import PostTwitter
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-MOST_STDIN = 65_536
 # The maximum length of a text is a rule of the key, so only the gateway checks it.
 UNCHECKED = {"text_limit": sys.maxsize}
 PART = "media_files"
@@ -145,6 +145,7 @@ def post(
             metavar="KEY", help="Idempotency key. Birdwire publishes at most one post per idempotency key within a day."
         ),
     ] = None,
+    wait: WaitOption = None,
     dry_run: DryRunOption = False,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -155,7 +156,8 @@ def post(
     Birdwire acts as the X account that is linked to the API key. The command prints the new post's ID.
 
     Exit code 7 means that X may or may not have published the post. The error then shows how to repeat the command
-    without posting twice.
+    without posting twice. Exit code 8 means that nothing was published, because a person must approve the post first;
+    with --wait, the command waits for that.
 
     - Reply: `birdwire post "Thanks!" --reply-to https://x.com/grace/status/1346889436626259968`
     - Images: `birdwire post "Two birds" --media one.jpg --media two.jpg`
@@ -166,8 +168,9 @@ def post(
     with saying(as_json=as_json) as say, ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in media or ()]
         name = secrets.token_hex(16) if idempotency_key is None else idempotency_key
-        body = _body(_read() if text == "-" else text, given)
+        body = _body(read_stdin() if text == "-" else text, given)
         _check(body, len(files), name)
+        wait_s = patience_s(wait)
         if dry_run:
             _take_ids(body)
         gateway = GatewayClient(gateway_url(), read_key(api_key_file))
@@ -178,7 +181,8 @@ def post(
             uploaded = _upload(say, gateway, file)["data"]["media_id"]
             say.aside(f"Uploaded {printable(file.name, 100)} as {printable(uploaded, 30)}")
             body.setdefault("media", {}).setdefault("media_ids", []).append(uploaded)
-        document = _send(gateway, body, name, files=bool(files))
+        with _repeatable(body, name, files=bool(files)):
+            document = send(say, gateway, "post_twitter", body, wait_s=wait_s, idempotency_key=name)
         data = data_of(document)
         say.result(document, printable(data.get("id")))
         if not as_json:
@@ -225,17 +229,6 @@ def _opened(path: Path) -> IO[bytes]:
         return path.open("rb")
     except OSError as error:
         raise Stop(ExitCode.USAGE, f"Cannot read {path}: {error.strerror}.") from None
-
-
-def _read() -> str:
-    raw = sys.stdin.buffer.read(MOST_STDIN + 1)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise Stop(ExitCode.USAGE, "The text on stdin is not UTF-8.") from None
-    if len(raw) > MOST_STDIN:
-        raise Stop(ExitCode.USAGE, f"The text on stdin is too long: at most {MOST_STDIN:,} bytes are allowed.")
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _body(text: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -308,14 +301,15 @@ def _try(gateway: GatewayClient, body: dict[str, Any], files: list[IO[bytes]]) -
     return ask(gateway, "post_twitter", body)
 
 
-def _send(gateway: GatewayClient, body: dict[str, Any], name: str, *, files: bool) -> dict[str, Any]:
-    """Send the post with an idempotency key, so that it can be repeated safely.
+@contextmanager
+def _repeatable(body: dict[str, Any], name: str, *, files: bool) -> Iterator[None]:
+    """Show how to repeat the command, if the outcome of the post is unknown.
 
     Raises:
-        Stop: the gateway refused the post. If the outcome is unknown, the fix shows how to repeat the command.
+        Stop: replaces the same, with another fix.
     """
     try:
-        return gateway.ask("POST", f"{API}/post_twitter", body, idempotency_key=name)
+        yield
     except Stop as stop:
         if stop.code == ExitCode.UNKNOWN:
             ids = "".join(f" --media-id {one}" for one in body["media"]["media_ids"]) if files else ""

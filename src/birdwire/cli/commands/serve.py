@@ -77,6 +77,7 @@ def _run(settings: Settings, listener: run_servers.Listener, metrics: run_server
     async def run() -> None:
         await _check_database(settings, say)
         gateway = create_app(settings, alone=settings.database_url.startswith("sqlite:"))
+        gateway.leases.address = settings.base_url
         pairs = [(run_servers.gateway_config(gateway), listener)]
         if metrics is not None:
             pairs.append((gateway.metrics_server(), metrics))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from birdwire.api.errors import excerpt
 from birdwire.gateway.guardrails import rule_values as values
 from birdwire.gateway.guardrails.decision import Found
-from birdwire.gateway.guardrails.proposal import KINDS, UNKNOWN_HOST, comparable_host
+from birdwire.gateway.guardrails.proposal import KINDS
 from birdwire.gateway.guardrails.rule_values import ASKING, EVERY, PUBLISHING, UPLOAD, counted, refuse
 from birdwire.gateway.guardrails.word_matching import WordList, has_content
+from birdwire.x.catalog.link_hosts import UNKNOWN_HOST, ascii_host, comparable_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -163,14 +164,6 @@ def _hosts(hosts: Sequence[str]) -> str:
     named = ["an unknown host" if host == UNKNOWN_HOST else excerpt(ascii_host(host), 60) for host in hosts]
     more = f" and {len(named) - _MAX_SHOWN} more" if len(named) > _MAX_SHOWN else ""
     return ", ".join(named[:_MAX_SHOWN]) + more
-
-
-def ascii_host(host: str) -> str:
-    """Return a host as the DNS knows it, in ASCII, so that look-alikes differ."""
-    return ".".join(
-        label if label.isascii() else "xn--" + label.encode("punycode", "replace").decode("ascii")
-        for label in host.split(".")
-    )
 
 
 def describe_links(value: Any) -> str:

@@ -71,6 +71,15 @@ class Guards:
         self._cache.put(key_id, _NAME, _UNGUARDED if guard is None else guard, epoch)
         return guard
 
+    async def acting_as(self, key_id: str, user_id: str) -> Guard | None:
+        """Return what holds for a key that acts for an account, whatever it is linked to now.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        async with self._database.read() as connection:
+            return await read_guard(connection, key_id, user_id)
+
     async def _read(self, key_id: str) -> Guard | None:
         current = (await self._links.of_key(key_id)).current
         async with self._database.read() as connection:

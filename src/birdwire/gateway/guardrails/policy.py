@@ -49,6 +49,7 @@ __all__ = [
     "refusal",
     "sentences",
     "snapshot_keys",
+    "stale_finding",
 ]
 
 Enforcement = Literal["enforce", "shadow"]
@@ -255,14 +256,26 @@ def approve_by(policies: Sequence[Policy]) -> str:
     return str(stated[0].rules["approve_by"]) if stated else "operator"
 
 
-def refusal(decision: Decision) -> GatewayError:
+def stale_finding(decision: Decision, shown: Sequence[Mapping[str, Any]]) -> Finding | None:
+    """Return the first finding that asks for approval and was not among those `shown` to the person who approved.
+
+    Two findings are the same if the same rule of the same scope finds the same; its policy may be newer.
+    """
+    known = {(one.get("rule"), one.get("scope"), one.get("message")) for one in shown}
+    asking = (one for one in decision.findings if one.outcome == "require_approval")
+    return next((one for one in asking if (one.rule, one.scope, one.message) not in known), None)
+
+
+def refusal(decision: Decision, stale: Finding | None = None) -> GatewayError:
     """Return the error of a call that policies do not allow.
 
     The first denial decides, in the order of RULES; one that waiting does not cure takes precedence over one that it
-    does. Without a denial, a person would have to be asked, which is no longer possible for this call.
+    does. Without a denial, a person would have to be asked, which is no longer possible for this call: about `stale`,
+    or the first finding.
     """
     denials = [found for found in decision.findings if found.outcome == "deny"]
-    decisive = min(denials, key=lambda one: PROBLEMS[one.reason].retryable, default=decision.findings[0])
+    asking = decision.findings[0] if stale is None else stale
+    decisive = min(denials, key=lambda one: PROBLEMS[one.reason].retryable, default=asking)
     waits = [one.retry_after_s for one in denials if one.retry_after_s is not None]
     retryable = bool(denials) and PROBLEMS[decisive.reason].retryable
     return GatewayError(

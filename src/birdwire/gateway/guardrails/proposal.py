@@ -19,12 +19,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from birdwire.api.models import is_well_formed
 from birdwire.gateway.guardrails.windows import Moment
 from birdwire.gateway.guardrails.word_matching import ALIKE, ReadText
+from birdwire.x.catalog.link_hosts import UNKNOWN_HOST, host_of
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import links_of, weighted_length
-from birdwire.x.catalog.unicode_nfc import compatible, fold
+from birdwire.x.catalog.unicode_nfc import fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,17 +36,10 @@ if TYPE_CHECKING:
 KINDS: Final = ("reply", "quote", "poll", "media", "edit", "community", "paid_partnership", "nullcast")
 """The kinds of a post that a policy may name. A post may be of several."""
 
-UNKNOWN_HOST: Final = ""
-"""Stands for a link whose host cannot be known, such as a card without a URL."""
-
 MAX_HOSTS_KEPT: Final = 50
 
 _X_HOST = re.compile(r"(?:.+\.)?(?:x|twitter)\.com")
 _STATUS = re.compile(r"/status(?:es)?/+[0-9]", re.IGNORECASE)
-_PROTOCOL = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
-# Code points that no host has. Some letters, such as a full-width slash, have one of these as their compatible form.
-_NO_HOST = re.compile(r"[\x00-\x20\x7F/?#@:\\%<>^|\[\]]")
-_AUTHORITY_END = re.compile(r"[/?#\\]")
 # As twitter-text finds a mention, except that what follows the name does not decide: a name too many is counted rather
 # than one too few.
 _MENTION = re.compile(
@@ -167,36 +160,6 @@ def proposal_of_features(
         price=price,
         weight=weight,
     )
-
-
-def host_of(link: str) -> str:
-    """Return the host of a link as a browser would resolve it, in Unicode; UNKNOWN_HOST if the link has none."""
-    protocol = _PROTOCOL.match(link)
-    rest = link[protocol.end() :] if protocol else link
-    # In this order, as a browser reads it: the host of https://a.org:x@b.org/ is b.org.
-    host = _AUTHORITY_END.split(rest, maxsplit=1)[0].rpartition("@")[2].partition(":")[0]
-    return comparable_host(host)
-
-
-def comparable_host(host: str) -> str:
-    """Return a host for comparing: decoded from punycode, in compatibility form and lower case, without a last dot.
-
-    One that no browser accepts is UNKNOWN_HOST, since it is not sure where a link to it leads.
-    """
-    folded = compatible(host).lower().replace("\u3002", ".").rstrip(".")
-    decoded = ".".join(map(_decoded, folded.split(".")))
-    return UNKNOWN_HOST if _NO_HOST.search(decoded) else decoded
-
-
-def _decoded(label: str) -> str:
-    """Return a label of a host, decoded if it is in punycode. One that cannot be decoded is unchanged."""
-    if not label.startswith("xn--"):
-        return label
-    try:
-        decoded = label[4:].encode("ascii").decode("punycode")
-    except UnicodeError:
-        return label
-    return compatible(decoded).lower() if is_well_formed(decoded) else label
 
 
 def _texts(body: PostTwitter) -> Iterator[str]:

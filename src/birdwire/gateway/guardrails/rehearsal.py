@@ -39,7 +39,7 @@ from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import journal, pauses, policies, usage, x_sessions
-from birdwire.store.tables.journal import NOT_APPLIED
+from birdwire.store.tables.journal import NOT_APPLIED, STATES
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post_length import LIMIT
 from birdwire.x.catalog.prices import Prices
@@ -152,6 +152,9 @@ class Rehearsal:
             user_id = _user_id(await _account(connection, key_id))
             judged = await self._policies(connection, key_id, user_id, proposed, enforced=True)
         async for row in self._rows(key_id, since):
+            # A write that waits for a person, or that nobody approved, was never started.
+            if STATES[row.state].asked:
+                continue
             report.writes += 1
             proposal = self._proposal(row)
             if proposal is None:
@@ -298,7 +301,8 @@ class _Trial:
         decision, proposal, account = self.decision, self.proposal, self.account
         outcome = "deny" if self.refusals else "allow" if decision is None else decision.outcome
         findings = [] if decision is None else [one.document() for one in decision.findings]
-        refused = [*self.refusals, *([refusal(decision)] if decision is not None and decision.findings else [])]
+        denied = decision is not None and decision.outcome == "deny"
+        refused = [*self.refusals, *([refusal(decision)] if decision is not None and denied else [])]
         price = None if proposal is None else proposal.price
         return {
             "outcome": outcome,

@@ -64,7 +64,7 @@ class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
     `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
-    `registered`: it counts as running.
+    `registered`: it counts as running. `shown` are the findings that a person saw who approved it.
     """
 
     guard: Guard
@@ -75,6 +75,7 @@ class Judged:
     charges: tuple[Charge, ...] = ()
     shadow: tuple[Charge, ...] = ()
     registered: bool = False
+    shown: Sequence[Mapping[str, Any]] = ()
 
     @property
     def obeys(self) -> bool:
@@ -130,6 +131,17 @@ def check_readable(guard: Guard) -> None:
     """
     if guard.unreadable:
         raise GatewayError("policy_unreadable", scope=guard.unreadable[0])
+
+
+def check_shown(decision: Decision, shown: Sequence[Mapping[str, Any]]) -> None:
+    """Check that a call may go on: nothing denies it, and a person saw each finding that asks for approval.
+
+    Raises:
+        GatewayError: a policy's refusal; approval_stale: a person would have to be asked about something else.
+    """
+    stale = rules.stale_finding(decision, shown)
+    if decision.outcome == "deny" or stale is not None:
+        raise rules.refusal(decision, stale)
 
 
 class Spending:
@@ -224,14 +236,18 @@ class Spending:
         check_readable(guard)
         own_post = None if judged is None else judged.own_post
         decision = rules.evaluate(guard.policies, proposal, Context(self._clock.now(), own_post=own_post))
-        if decision.outcome != "allow":
-            raise rules.refusal(decision)
+        check_shown(decision, () if judged is None else judged.shown)
 
     async def charge(self, judged: Judged, entry: Entry) -> None:
         """Add to a write's entry what its policies found and charge. What runs in shadow mode is charged now."""
         await self._charge(judged, entry.request_id)
         entry.charges, entry.shadow_charges = judged.charges, judged.shadow
         entry.decision = judged.document()
+
+    def ordered(self, guard: Guard, proposal: Proposal) -> tuple[Charge, ...]:
+        """Return what a call that the operator ordered adds to budgets, which count its price and do not limit it."""
+        charges, _ = rules.charges(guard.policies, proposal, self._clock.now(), None)
+        return tuple(charge._replace(limit=None) for charge in charges if charge.measure == store.USD)
 
     async def begin(self, judged: Judged, begin: Callable[[], Awaitable[None]]) -> None:
         """Begin a call by a unit that charges it. If a charge does not pass, refuse the call with all findings.

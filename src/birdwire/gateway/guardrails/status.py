@@ -9,6 +9,7 @@ from birdwire.gateway.guardrails.pauses import document, in_force
 from birdwire.gateway.guardrails.windows import Moment, Unit, end_of
 from birdwire.keys.rules import ACTIONS
 from birdwire.runtime.clock import rfc3339
+from birdwire.store.tables import approvals
 from birdwire.store.tables import usage as store
 
 if TYPE_CHECKING:
@@ -42,7 +43,15 @@ class GuardStatus:
         guard = await self._guard_of(key.key_id)
         if guard is None:
             return NOTHING
-        return {"rules": _rules(guard, key), "budget": await self.budget(guard), "paused": self._paused(guard)}
+        stated = await self._rules(guard, key)
+        return {"rules": stated, "budget": await self.budget(guard), "paused": self._paused(guard)}
+
+    async def _rules(self, guard: Guard, key: Key) -> dict[str, Any] | None:
+        """Return what a key's holder may know of its policies, and how many of its calls wait for a person."""
+        if not guard.policies and not guard.unreadable:
+            return None
+        async with self._database.read() as connection:
+            return _rules(guard, key, await approvals.count_waiting(connection, key.key_id))
 
     async def budget(self, guard: Guard | None) -> dict[str, Any] | None:
         """Return the tightest budget of the day and of the month; None if no policy that is obeyed has one.
@@ -84,10 +93,7 @@ def dollars(amount: int) -> float:
     return round(amount / 1_000_000, 6)
 
 
-def _rules(guard: Guard, key: Key) -> dict[str, Any] | None:
-    """Return what a key's holder may know of its policies."""
-    if not guard.policies and not guard.unreadable:
-        return None
+def _rules(guard: Guard, key: Key, waiting: int) -> dict[str, Any]:
     own = next((one for one in guard.policies if one.scope == key.key_id), None)
     unreadable = [f"The policy of {scope} cannot be read, so Birdwire refuses the calls." for scope in guard.unreadable]
     return {
@@ -96,5 +102,5 @@ def _rules(guard: Guard, key: Key) -> dict[str, Any] | None:
         "sentences": [*unreadable, *rules.sentences(guard.policies)],
         "allowed": [action for action in ACTIONS if key.rules.allow(action)],
         "approve_by": rules.approve_by(guard.policies),
-        "waiting": 0,
+        "waiting": waiting,
     }

@@ -31,8 +31,8 @@ Progress = Callable[[int, int], None]
 _Key = tuple[object, ...]
 """The parts of a row's primary key."""
 
-BATCH = 100
-"""Rows resealed in one transaction: about 3 ms, so that concurrent writes hardly wait."""
+BATCH, LARGE_BATCH = 100, 1
+"""Rows resealed in one transaction: about 3 ms, so that concurrent writes hardly wait; of large values, one."""
 
 START_BATCH = 1_000
 """Rows resealed in one transaction before a gateway serves the database."""
@@ -143,7 +143,8 @@ class KeyRotation:
         for sealed in store.SEALED:
             here, after = blob_head(self._vault.key_id, FORM_2 if sealed.bound else FORM_1), None
             while True:
-                resealed, broken, after = await self._batch(sealed, here, after, BATCH)
+                size = LARGE_BATCH if sealed.large else BATCH
+                resealed, broken, after = await self._batch(sealed, here, after, size)
                 done, unreadable = done + resealed, unreadable + broken
                 if after is None:
                     break
@@ -196,7 +197,7 @@ class KeyRotation:
             place = _place_of(sealed, value)
             found = place._replace(bound=()) if unbound else place
             try:
-                new.append((value, self._vault.seal(self._vault.open(value.blob, found), place)))
+                new.append((value, self._vault.seal_bytes(self._vault.open_bytes(value.blob, found), place)))
             except VaultError:
                 broken += 1
         if new:

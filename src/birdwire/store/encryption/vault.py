@@ -73,12 +73,25 @@ class Vault:
 
     def seal(self, secret: str, place: Place) -> bytes:
         """Encrypt a secret for one place."""
+        return self.seal_bytes(secret.encode(), place)
+
+    def seal_bytes(self, secret: bytes, place: Place) -> bytes:
+        """Encrypt bytes for one place."""
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._ciphers[self._id].encrypt(nonce, secret.encode(), _bind(place, self._id))
+        sealed = self._ciphers[self._id].encrypt(nonce, secret, _bind(place, self._id))
         return b"".join((place.form, self._id, nonce, sealed))
 
     def open(self, blob: bytes, place: Place) -> str:
         """Decrypt what `seal` returned for the same place.
+
+        Raises:
+            DamagedError: the blob or its place was changed, or it has another form.
+            VaultError: it was sealed with a key that was not given.
+        """
+        return self.open_bytes(blob, place).decode()
+
+    def open_bytes(self, blob: bytes, place: Place) -> bytes:
+        """Decrypt what `seal_bytes` returned for the same place.
 
         Raises:
             DamagedError: the blob or its place was changed, or it has another form.
@@ -91,10 +104,9 @@ class Vault:
         if cipher is None:
             raise VaultError(f"A value in {place.table}.{place.column} was encrypted with a different vault key.")
         try:
-            plain = cipher.decrypt(nonce, blob[_BODY_AT:], _bind(place, key_id))
+            return cipher.decrypt(nonce, blob[_BODY_AT:], _bind(place, key_id))
         except InvalidTag:
             raise DamagedError(f"An encrypted value in {place.table}.{place.column} was changed or moved.") from None
-        return plain.decode()
 
     def derive(self, purpose: str) -> bytes:
         """Derive 32 bytes from the sealing key and a purpose (HKDF, RFC 5869).

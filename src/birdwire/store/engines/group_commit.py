@@ -238,8 +238,9 @@ class _CompiledStatement:
         if isinstance(statement, InsertNew):
             self.keys = len(cast("Table", statement.table).primary_key.columns)
         slots = [compiled.binds[name] for name in compiled.positiontup or ()]
-        # It returns a tuple, because every statement has at least two parameters.
+        # With one name, it would return the value instead of a tuple.
         self._pick = itemgetter(*(slot.key for slot in slots))
+        self._single = len(slots) == 1
         self._constants = {slot.key: slot.value for slot in slots if not slot.required}
         binds = [_bind_processor(slot.type, dialect) for slot in slots]
         self._binds = [(place, bind) for place, bind in enumerate(binds) if bind is not None]
@@ -247,7 +248,7 @@ class _CompiledStatement:
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """Return a row's values, in the order of the statement's parameters."""
         given = {**self._constants, **given} if self._constants else given
-        values = list(self._pick(given))
+        values = [self._pick(given)] if self._single else list(self._pick(given))
         for place, bind in self._binds:
             # Null needs no processor in any of the column types.
             if values[place] is not None:

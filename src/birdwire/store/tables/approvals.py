@@ -18,17 +18,19 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    and_,
     bindparam,
     delete,
     func,
     insert,
+    or_,
     select,
     update,
 )
 
 from birdwire.store.engines.group_commit import Part
 from birdwire.store.schema import Instant, index_of_some, metadata
-from birdwire.store.tables.journal import WAITING, State, journal
+from birdwire.store.tables.journal import SETTLE, SETTLE_CHARGED, WAITING, JournalRow, State, Why, journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -138,12 +140,48 @@ class LinkRow:
 
 # Parts of the units of the group commit.
 
+_STARTED = ("owner", "started_at", "due_at", "words_ct", "cost_microusd", "spent", "decision", "features_ct")
+_IS_STARTED, _IS_OWN = journal.c.state == State.STARTED, journal.c.owner == bindparam("of_owner")
+
+
+def starting(request_id: str, values: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters of START and PUT_BACK; columns that `values` does not name become null."""
+    return {"of": request_id} | {f"new_{name}": values.get(name) for name in _STARTED}
+
+
+START = (
+    update(journal)
+    .where(journal.c.request_id == bindparam("of"), journal.c.state == State.APPROVED)
+    .values({name: bindparam(f"new_{name}") for name in _STARTED} | {"state": State.STARTED})
+)
+"""Start an approved write: the only claim. Its parameters are `of` and new_COLUMN for each column of STARTED."""
+
+PUT_BACK = (
+    update(journal)
+    .where(journal.c.request_id == bindparam("of"), _IS_OWN, _IS_STARTED)
+    .values({name: bindparam(f"new_{name}") for name in _STARTED} | {"state": State.APPROVED})
+)
+"""Undo START while its process still owns the write."""
+
+TAKE_OVER = (
+    update(journal)
+    .where(journal.c.request_id == bindparam("of"), _IS_OWN, _IS_STARTED)
+    .values(owner=bindparam("new_owner"), looks=journal.c.looks + 1)
+)
+"""Make another process the owner of a started write, whose process is dead."""
+
+SETTLE_OWN, SETTLE_OWN_CHARGED = SETTLE.where(_IS_OWN), SETTLE_CHARGED.where(_IS_OWN)
+"""SETTLE and SETTLE_CHARGED of a row whose owner is still `of_owner`: no other process has taken the write over."""
+
 CLAIM = (
     update(approvals)
     .where(approvals.c.request_id == bindparam("of"), approvals.c.payload_sha256 == bindparam("of_sha256"))
     .values(due_at=bindparam("new_due_at"))
 )
 """Part of the unit that starts an approved write: its payload must be the one that was judged."""
+
+WAKE = update(approvals).where(approvals.c.request_id == bindparam("of")).values(due_at=bindparam("new_due_at"))
+"""Set when a gateway acts on an approval next."""
 
 CLOSE = (
     update(approvals)
@@ -218,14 +256,17 @@ async def same_payload(connection: AsyncConnection, key_id: str, sha256: str) ->
     return [(ApprovalRow(*row[:-1]), row[-1]) for row in rows]
 
 
-async def waiting(connection: AsyncConnection, limit: int, *, key_id: str | None = None) -> list[ApprovalRow]:
+async def waiting(
+    connection: AsyncConnection, limit: int, *, key_id: str | None = None
+) -> list[tuple[ApprovalRow, JournalRow]]:
     """Return the writes that wait for a decision or for being sent; those that expire first come first."""
-    query = select(approvals).join(journal, journal.c.request_id == approvals.c.request_id)
+    query = select(*approvals.c, *journal.c).join(journal, journal.c.request_id == approvals.c.request_id)
     query = query.where(approvals.c.ended_at.is_(None), journal.c.state.in_(WAITING))
     if key_id is not None:
         query = query.where(approvals.c.key_id == key_id)
     rows = await connection.execute(query.order_by(approvals.c.expires_at, approvals.c.request_id).limit(limit))
-    return [ApprovalRow(*row) for row in rows]
+    columns = len(approvals.c)
+    return [(ApprovalRow(*row[:columns]), JournalRow(*row[columns:])) for row in rows]
 
 
 async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[tuple[ApprovalRow, State]]:
@@ -239,6 +280,23 @@ async def postpone(connection: AsyncConnection, row: ApprovalRow, due_at: dateti
     """Set when a gateway acts on an approval next, unless another process did since; return whether it was set."""
     same = (approvals.c.request_id == row.request_id, approvals.c.due_at == row.due_at)
     return (await connection.execute(update(approvals).where(*same).values(due_at=due_at))).rowcount == 1
+
+
+async def retry_at(connection: AsyncConnection, request_id: str, due_at: datetime) -> None:
+    """Set when an approval that has not ended is acted on next, after its write was put back."""
+    open_row = (approvals.c.request_id == request_id, approvals.c.ended_at.is_(None))
+    await connection.execute(update(approvals).where(*open_row).values(due_at=due_at))
+
+
+async def answers(connection: AsyncConnection, request_id: str, since: datetime) -> bool:
+    """Return whether a write has not ended, or ended after a moment: then it answers for its Idempotency-Keys."""
+    query = select(approvals.c.request_id).where(approvals.c.request_id == request_id, not_ended_before(since))
+    return (await connection.execute(query)).first() is not None
+
+
+def not_ended_before(moment: datetime) -> ColumnElement[bool]:
+    """Return the condition of an approval that has not ended, or ended at a moment or later."""
+    return or_(approvals.c.ended_at.is_(None), approvals.c.ended_at >= moment)
 
 
 async def settled(connection: AsyncConnection, request_ids: Collection[str]) -> frozenset[str]:
@@ -279,10 +337,10 @@ async def add_link(connection: AsyncConnection, token_hash: bytes, request_id: s
     await connection.execute(insert(approval_links).values(row))
 
 
-async def link(connection: AsyncConnection, token_hash: bytes) -> LinkRow | None:
-    """Return a signed link."""
-    row = (await connection.execute(select(approval_links).where(approval_links.c.token_hash == token_hash))).first()
-    return None if row is None else LinkRow(*row)
+async def links(connection: AsyncConnection, token_hashes: Collection[bytes]) -> dict[bytes, LinkRow]:
+    """Return signed links by the hashes of their tokens; unknown ones are left out."""
+    query = select(approval_links).where(approval_links.c.token_hash.in_(token_hashes))
+    return {row.token_hash: LinkRow(*row) for row in await connection.execute(query)}
 
 
 async def use_link(connection: AsyncConnection, token_hash: bytes, at: datetime) -> bool:
@@ -296,4 +354,17 @@ async def end_all(connection: AsyncConnection, at: datetime, reason: str) -> int
 
     Of those that were started, none is sent again: one that X may have carried out has an unknown outcome.
     """
-    raise NotImplementedError
+    expired = {"state": State.EXPIRED, "status": 409, "reason": reason, "settled_at": at, "due_at": None}
+    waiting = journal.c.state.in_(WAITING)
+    # A post that was started is lost: the reconciler searches for it.
+    lost = and_(_IS_STARTED, journal.c.started_at.is_not(None), journal.c.due_at.is_(None))
+    unknown = {"state": State.UNKNOWN, "status": 502, "reason": "outcome_unknown", "why": Why.NOT_IN_TIMELINE}
+    unknown["lost_at"] = journal.c.started_at
+    number = 0
+    for ended, values in ((waiting, expired), (lost, unknown)):
+        ids = select(journal.c.request_id).where(ended)
+        await connection.execute(delete(approval_files).where(approval_files.c.request_id.in_(ids)))
+        closed = {"payload_ct": None, "due_at": None, "ended_at": at}
+        await connection.execute(update(approvals).where(approvals.c.request_id.in_(ids)).values(closed))
+        number += (await connection.execute(update(journal).where(ended).values(values))).rowcount
+    return number

@@ -17,12 +17,14 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    or_,
     select,
     tuple_,
     update,
 )
 
 from birdwire.store.schema import EnumText, InsertNew, Instant, metadata
+from birdwire.store.tables.approvals import approvals, not_ended_before
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,6 +93,8 @@ _MINE = (
     idempotency.c.key_id == bindparam("of_key"),
     idempotency.c.name == bindparam("of_name"),
     idempotency.c.request_id == bindparam("held_by"),
+    # A request answers for the name from then on, whatever becomes of the call that asked.
+    idempotency.c.state != NameState.AWAITING,
 )
 
 SETTLE = (
@@ -132,6 +136,14 @@ async def change(
     return (await connection.execute(update(idempotency).where(*same).values(values))).rowcount == 1
 
 
+async def await_person(connection: AsyncConnection, key_id: str, held_by: str, request_id: str) -> bool:
+    """Let a request that waits for a person answer for the name that a call holds; return whether it holds one."""
+    same = (idempotency.c.key_id == key_id, idempotency.c.request_id == held_by)
+    waits = {"state": NameState.AWAITING, "request_id": request_id}
+    started = update(idempotency).where(*same, idempotency.c.state == NameState.STARTED)
+    return (await connection.execute(started.values(waits))).rowcount == 1
+
+
 async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bool:
     """Return whether a call still holds its name."""
     query = select(idempotency.c.name).where(idempotency.c.key_id == key_id, idempotency.c.request_id == request_id)
@@ -139,8 +151,15 @@ async def holds(connection: AsyncConnection, key_id: str, request_id: str) -> bo
 
 
 async def purge(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to `limit` calls that started before a moment; return the number deleted."""
+    """Delete up to `limit` calls that started before a moment; return the number deleted.
+
+    A name for which a request answers stays until its end lies before that moment, too.
+    """
     names = tuple_(idempotency.c.key_id, idempotency.c.name)
-    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before)
+    answering = select(approvals.c.request_id).where(
+        approvals.c.request_id == idempotency.c.request_id, not_ended_before(before)
+    )
+    past = or_(idempotency.c.state != NameState.AWAITING, ~answering.exists())
+    old = select(idempotency.c.key_id, idempotency.c.name).where(idempotency.c.created_at < before, past)
     oldest = old.order_by(idempotency.c.created_at).limit(limit)
     return (await connection.execute(delete(idempotency).where(names.in_(oldest)))).rowcount

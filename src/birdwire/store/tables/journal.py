@@ -46,6 +46,9 @@ MAX_WAIT = timedelta(hours=25)
 DELETION = "delete_twitter"
 """The operation that deletes a post; the post's id is its row's `x_id`."""
 
+UPLOAD = "upload_media"
+"""The operation that uploads a file; the file's id is its row's `x_id`."""
+
 
 class State(StrEnum):
     """The state of a write."""
@@ -260,6 +263,18 @@ async def get(connection: AsyncConnection, request_id: str) -> JournalRow | None
     return None if row is None else JournalRow(*row)
 
 
+async def add(connection: AsyncConnection, row: Mapping[str, object]) -> None:
+    """Insert one write in the caller's transaction."""
+    await connection.execute(ADD, dict(row))
+
+
+async def hold(connection: AsyncConnection, request_id: str) -> JournalRow | None:
+    """Lock one row until the transaction ends, and return it."""
+    query = select(journal).where(journal.c.request_id == request_id).with_for_update()
+    row = (await connection.execute(query)).first()
+    return None if row is None else JournalRow(*row)
+
+
 async def newer(connection: AsyncConnection, request_id: str, user_id: str, operation: str, target: str) -> bool:
     """Return whether a later request asked for `operation` on the target, and X may have done it.
 
@@ -313,6 +328,12 @@ async def made(connection: AsyncConnection, x_ids: Collection[str]) -> frozenset
     return frozenset((await connection.execute(query)).scalars())
 
 
+async def uploads(connection: AsyncConnection, media_ids: Collection[str]) -> list[JournalRow]:
+    """Return the uploads through which X got these files."""
+    query = select(journal).where(journal.c.x_id.in_(media_ids), journal.c.operation == UPLOAD)
+    return [JournalRow(*row) for row in await connection.execute(query)] if media_ids else []
+
+
 async def of_post(connection: AsyncConnection, user_id: str, post_id: str) -> frozenset[str]:
     """Return the operations through which an account created or deleted a post."""
     query = select(journal.c.operation).where(journal.c.x_id == post_id, journal.c.user_id == user_id)
@@ -338,19 +359,26 @@ async def expedite(connection: AsyncConnection, user_id: str, now: datetime) -> 
 
 
 async def purge(connection: AsyncConnection, before_id: str, before: datetime, limit: int) -> int:
-    """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many."""
-    old = select(journal.c.request_id).where(journal.c.request_id < before_id, journal.c.created_at < before)
+    """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many.
+
+    A write that waits for a person stays; one that has waited goes with its approval.
+    """
+    passed = (journal.c.created_at < before, journal.c.state.not_in(WAITING))
+    old = select(journal.c.request_id).where(journal.c.request_id < before_id, *passed)
     oldest = old.order_by(journal.c.request_id).limit(limit)
     return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount
 
 
 async def refused_since(connection: AsyncConnection, key_id: str, since: datetime, reason: str | None = None) -> int:
-    """Count a key's writes that X has refused since a moment, for one reason or for any."""
-    wanted = [journal.c.key_id == key_id, journal.c.created_at >= since, journal.c.state == State.REFUSED]
+    """Count a key's writes that were started since a moment and that X has refused, for one reason or for any."""
+    wanted = [journal.c.key_id == key_id, journal.c.state == State.REFUSED]
     if reason is not None:
         wanted.append(journal.c.reason == reason)
-    query = select(func.count()).select_from(journal).where(*wanted)
-    return int((await connection.execute(query)).scalar_one())
+    # Two indexes find the writes that were started when they were created, and those that waited.
+    at_once = (journal.c.created_at >= since, journal.c.started_at.is_(None))
+    count = select(func.count()).select_from(journal).where(*wanted)
+    numbers = [count.where(*at_once), count.where(journal.c.started_at >= since)]
+    return sum([int((await connection.execute(query)).scalar_one()) for query in numbers])
 
 
 async def account_refused_since(

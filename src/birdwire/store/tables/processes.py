@@ -23,11 +23,25 @@ processes = Table(
 """address: the URL that the process serves, without a path; null until it serves."""
 
 
-async def renew(connection: AsyncConnection, owner: str, until: datetime) -> None:
-    """Renew the lease of a process."""
-    row = {"owner": owner, "alive_until": until}
-    query = insert(connection, processes).values(row)
-    await connection.execute(query.on_conflict_do_update(index_elements=["owner"], set_={"alive_until": until}))
+async def renew(connection: AsyncConnection, owner: str, until: datetime, address: str | None = None) -> None:
+    """Renew the lease of a process, which serves at `address` if that is known."""
+    renewed = {"alive_until": until, "address": address}
+    query = insert(connection, processes).values({"owner": owner, **renewed})
+    await connection.execute(query.on_conflict_do_update(index_elements=["owner"], set_=renewed))
+
+
+async def any_alive(connection: AsyncConnection, now: datetime) -> bool:
+    """Return whether any gateway process holds a lease that has not expired."""
+    return (
+        await connection.execute(select(processes.c.owner).where(processes.c.alive_until > now).limit(1))
+    ).first() is not None
+
+
+async def address(connection: AsyncConnection, now: datetime) -> str | None:
+    """Return the URL that a living process serves, the one that renewed its lease last; None if there is none."""
+    living = (processes.c.alive_until > now, processes.c.address.is_not(None))
+    query = select(processes.c.address).where(*living).order_by(processes.c.alive_until.desc())
+    return (await connection.execute(query.limit(1))).scalar()
 
 
 async def alive(connection: AsyncConnection, owner: str, now: datetime) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, LargeBinary, bindparam, func, literal, select, tuple_, update
 
+from birdwire.store.tables.approvals import approval_files, approvals
 from birdwire.store.tables.idempotency import idempotency
 from birdwire.store.tables.journal import journal
 from birdwire.store.tables.link_states import link_states
@@ -25,12 +26,13 @@ class Sealed:
     """A column of encrypted values, and what binds them in addition to the table, row and column.
 
     `gen` is the column of the generation, if there is one. `bound` lists further columns of the row: with any, values
-    are encrypted in form 2, otherwise in form 1.
+    are encrypted in form 2, otherwise in form 1. `large`: a value may have some MiB, so few are read at a time.
     """
 
     column: Column[Any]
     gen: Column[Any] | None = None
     bound: tuple[Column[Any], ...] = ()
+    large: bool = False
 
     @property
     def table(self) -> Table:
@@ -64,6 +66,9 @@ SEALED = (
     Sealed(journal.c.words_ct),
     Sealed(journal.c.features_ct),
     Sealed(text_mark_keys.c.key_ct),
+    Sealed(approvals.c.payload_ct),
+    Sealed(approvals.c.refusal_ct),
+    Sealed(approval_files.c.blob_ct, large=True),
 )
 """The proofs in `vault_keys` are not listed: each proves its own key and is deleted with it."""
 

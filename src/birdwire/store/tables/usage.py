@@ -200,6 +200,11 @@ def encode(charges: Sequence[Charge]) -> Spent:
     return [[one.kind, one.scope, one.measure, one.window, one.amount] for one in merge(charges)]
 
 
+def decode(spent: Sequence[Sequence[Any]]) -> tuple[Charge, ...]:
+    """Return the charges that `encode` returned; their limits and rules are not kept."""
+    return tuple(Charge(kind, scope, measure, window, amount, None) for kind, scope, measure, window, amount in spent)
+
+
 def usd_in(spent: Sequence[Sequence[Any]]) -> int:
     """Return what a call spends, in millionths of a dollar: each scope's counter is charged the same sum."""
     return max((int(amount) for _, _, measure, _, amount in spent if measure == USD), default=0)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     func,
     insert,
     null,
+    or_,
     select,
     table,
     type_coerce,
@@ -217,6 +218,18 @@ async def of_key(connection: AsyncConnection, key_id: str, issuer: str) -> list[
     """Return a key's sessions with an issuer, newest first: at most one is pending, and at most one is not."""
     query = select(x_sessions).where(x_sessions.c.key_id == key_id, x_sessions.c.issuer == issuer)
     return [SessionRow(*row) for row in await connection.execute(query.order_by(x_sessions.c.created_at.desc()))]
+
+
+async def of_account(connection: AsyncConnection, user_id: str, issuer: str, now: datetime) -> list[SessionRow]:
+    """Return the active sessions of an account with an issuer that have not ended, newest first."""
+    wanted = (
+        x_sessions.c.issuer == issuer,
+        x_sessions.c.user_id == user_id,
+        x_sessions.c.state == LinkState.ACTIVE,
+        or_(x_sessions.c.over_at.is_(None), x_sessions.c.over_at > now),
+    )
+    query = select(x_sessions).where(*wanted).order_by(x_sessions.c.created_at.desc())
+    return [SessionRow(*row) for row in await connection.execute(query)]
 
 
 async def accounts_of(connection: AsyncConnection, key_id: str) -> list[NamedAccount]:

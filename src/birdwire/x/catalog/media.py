@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -66,6 +66,18 @@ KINDS = (
 """The first kind that matches decides."""
 
 
+class Attached(NamedTuple):
+    """A file that X has for a post, and until when X keeps it."""
+
+    media_id: str
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Attached:
+        """Return the file of an answer of upload_media."""
+        return cls(data["media_id"], datetime.fromisoformat(data["expires_at"]))
+
+
 class _Processing(XData):
     """The state of X's processing of a file."""
 
@@ -93,6 +105,8 @@ def kind_of(part: Part) -> Kind:
     Raises:
         GatewayError: media_files_malformed, media_too_large.
     """
+    # A file that has been uploaded is at its end.
+    part.file.seek(0)
     head = part.file.read(32)
     part.file.seek(0)
     kind = next((kind for kind in KINDS if head[kind.offset :].startswith(kind.magic)), None)

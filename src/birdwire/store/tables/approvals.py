@@ -7,7 +7,7 @@ what Birdwire needs to send the write later. The unit that ends the write remove
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Boolean,
@@ -226,6 +226,12 @@ async def add(
     await connection.execute(insert(approvals).values(row))
     if files:
         await connection.execute(insert(approval_files), [dict(one) for one in files])
+
+
+def new(values: Mapping[str, Any]) -> ApprovalRow:
+    """Return the row that `add` inserts."""
+    columns: dict[str, Any] = dict.fromkeys(approvals.c.keys())
+    return ApprovalRow(**(columns | dict(values)))
 
 
 async def get(connection: AsyncConnection, request_id: str, *, hold: bool = False) -> ApprovalRow | None:

@@ -23,7 +23,7 @@ from birdwire.api.messages import encode
 from birdwire.outcomes import settlement
 from birdwire.outcomes.approval_seals import seal_refusal
 from birdwire.outcomes.claims import Claims, closing
-from birdwire.outcomes.journal_rows import deleted, new_row, unrecorded, why_lost
+from birdwire.outcomes.journal_rows import as_stored, deleted, new_row, unrecorded, why_lost
 from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import Part, RowRefusedError, StorageDownError
@@ -83,10 +83,6 @@ class _Waiting(NamedTuple):
     row: dict[str, Any]
     parts: Sequence[Part] = ()
     closing: Sequence[Part] = ()
-
-
-_DEFAULTS: dict[str, Any] = dict.fromkeys(store.journal.c.keys()) | {"looks": 0, "reads": 0}
-"""What the database stores in a column that a row does not name."""
 
 
 class Journal:
@@ -336,7 +332,7 @@ class Journal:
             row = await store.get(connection, request_id)
         waiting = self._waiting.get(request_id)
         if waiting is not None and waiting.kind == "add":
-            row = JournalRow(**(_DEFAULTS | waiting.row))
+            row = as_stored(waiting.row)
         elif waiting is not None and row is not None:
             row = replace(row, **store.outcome_in(waiting.row))
         if row is not None and row.data is not None and row.words_ct is not None and row.state in APPLIED:

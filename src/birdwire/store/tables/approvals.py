@@ -7,7 +7,7 @@ what Birdwire needs to send the write later. The unit that ends the write remove
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Boolean,
@@ -228,6 +228,12 @@ async def add(
         await connection.execute(insert(approval_files), [dict(one) for one in files])
 
 
+def new(values: Mapping[str, Any]) -> ApprovalRow:
+    """Return the row that `add` inserts."""
+    columns: dict[str, Any] = dict.fromkeys(approvals.c.keys())
+    return ApprovalRow(**(columns | dict(values)))
+
+
 async def get(connection: AsyncConnection, request_id: str, *, hold: bool = False) -> ApprovalRow | None:
     """Return one approval; `hold` locks its row for the transaction."""
     query = select(approvals).where(approvals.c.request_id == request_id)
@@ -283,7 +289,7 @@ async def postpone(connection: AsyncConnection, row: ApprovalRow, due_at: dateti
 
 
 async def retry_at(connection: AsyncConnection, request_id: str, due_at: datetime) -> None:
-    """Set when an approval that has not ended is acted on next, after its write was put back."""
+    """Set when an approval that has not ended is acted on next, after its write was made to wait again."""
     open_row = (approvals.c.request_id == request_id, approvals.c.ended_at.is_(None))
     await connection.execute(update(approvals).where(*open_row).values(due_at=due_at))
 

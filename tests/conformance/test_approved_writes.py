@@ -474,7 +474,7 @@ async def test_a_purge_leaves_what_waits_and_takes_what_has_waited(first: Replic
     assert [await first.images(ids[name]) for name in "wad"] == [1, 1, 0]
 
 
-async def test_ten_thousand_writes_that_wait_are_read_at_once(first: Replica) -> None:
+async def test_what_waits_is_read_with_its_rows(first: Replica) -> None:
     """One query returns each with its row in the journal; those that expire first come first."""
     for number in range(3):
         await first.ask(f"req_{number}", LIKE, ttl=timedelta(hours=3 - number))

@@ -119,6 +119,7 @@ class Gateway:
     connections: ConnectionBudget
     leases: ProcessLeases
     reconciler: Reconciler
+    waits: ApprovalWaits
     telemetry: Telemetry
     settings: Settings
 
@@ -293,6 +294,7 @@ def create_app(
         connections=shared.connections,
         leases=leases,
         reconciler=reconciler,
+        waits=writing.waits,
         telemetry=telemetry,
         settings=settings,
     )

@@ -112,7 +112,7 @@ class ApprovedWrites:
                 self._telemetry.crash(row.request_id, error)
 
     def drain(self) -> None:
-        """Start no more sends: the process is shutting down, and the others go on."""
+        """Start no further sends: the process is shutting down, and the others go on."""
         self._draining = True
 
     async def close(self) -> None:

@@ -286,7 +286,7 @@ async def postpone(connection: AsyncConnection, row: ApprovalRow, due_at: dateti
 
 
 async def retry_at(connection: AsyncConnection, request_id: str, due_at: datetime) -> None:
-    """Set when an approval that has not ended is acted on next, after its write was put back."""
+    """Set when an approval that has not ended is acted on next, after its write was made to wait again."""
     open_row = (approvals.c.request_id == request_id, approvals.c.ended_at.is_(None))
     await connection.execute(update(approvals).where(*open_row).values(due_at=due_at))
 

@@ -404,7 +404,7 @@ def _build_handlers(
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses)
+    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses, shared.failpoints)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,

@@ -278,6 +278,43 @@ async def test_the_end_of_the_approval_waits_with_the_outcome_for_the_store(firs
     assert approval.ended_at is not None
 
 
+@pytest.mark.parametrize("charges", [CHARGES, ()], ids=["charged", "not charged"])
+@pytest.mark.parametrize("error", [None, GatewayError("x_unreachable"), GatewayError("x_timeout", outcome="unknown")])
+@pytest.mark.parametrize("first_ends", [False, True], ids=["before", "after"])
+async def test_a_process_that_lost_a_write_records_nothing(
+    both: tuple[Replica, Replica],
+    charges: tuple[Charge, ...],
+    error: GatewayError | None,
+    first_ends: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """It was slow, and another one has sent the like: only that one knows its outcome, and what it cost."""
+    slow, second = both
+    payload = await slow.ask("req_1", LIKE)
+    await slow.approve("req_1")
+    record = slow.record("req_1", payload, LIKE, charges=charges)
+    await record.begin()
+    await slow.vanish()
+    other = second.record("req_1", payload, LIKE)
+    await other.take_over(await second.row("req_1"))
+
+    async def late() -> None:
+        if error is None:
+            await record.confirmed(200, {"liked": True})
+        else:
+            await record.failed(error)
+
+    if first_ends:
+        await late()
+        assert (await second.row("req_1")).state == "started"
+        assert (await second.approval("req_1")).ended_at is None
+    await other.confirmed(200, {"liked": True})
+    if not first_ends:
+        await late()
+    row = await second.row("req_1")
+    assert (row.state, row.owner) == ("confirmed", second.leases.me)
+    assert await used(second.database) == ([1, 2 * PRICE] if charges else [0, 0])
+
+
 async def test_an_outcome_that_comes_after_the_verdict_ends_the_approval_too(both: tuple[Replica, Replica]) -> None:
     """A slow process is counted as dead, and then X's answer arrives."""
     first, second = both

@@ -209,6 +209,23 @@ async def test_a_crash_after_the_question_leaves_the_name_with_the_request(both:
     assert (await replayed(second, repeatable=True)).status == 202
 
 
+@pytest.mark.parametrize("repeatable", [False, True], ids=["post", "like"])
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), RuntimeError("a bug"), GatewayError("storage_unavailable")]
+)
+async def test_a_call_that_breaks_off_after_the_question_leaves_the_name_with_the_request(
+    first: Replica,
+    error: BaseException,
+    repeatable: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Its caller hung up, or the store went down: the write waits, so the name is neither released nor unknown."""
+    with contextlib.suppress(asyncio.CancelledError, RuntimeError, GatewayError):
+        async with first.once.attempt(first.named("req_1", repeatable=repeatable)):
+            await first.ask("req_1", "like_twitter" if repeatable else "post_twitter", held_by="req_1")
+            raise error
+    assert (await replayed(first, repeatable=repeatable)).status == 202
+
+
 async def test_names_are_kept_until_a_day_after_the_end_of_their_request(first: Replica) -> None:
     """However long that waited: neither the purge nor a second call takes one earlier."""
     await ask_once(first)

@@ -133,7 +133,7 @@ class Watch:
         row = self._desk.approve(shown.request_id, shown.payload_sha256)
         gateway = "" if self._desk.is_served() else " No gateway is running: it is sent once one starts."
         self._say.lines(
-            f"Approved {row.request_id}. It may be sent until "
+            f"{row.request_id} is approved. It may be sent until "
             f"{approval_view.when(row.expires_at, self._desk.now())}.{gateway}"
         )
 
@@ -141,7 +141,7 @@ class Watch:
         with self._keys.line_mode():
             note = terminal.ask_line("Note for the caller (optional): ").strip()
         row = self._desk.deny(shown.request_id, note or None, shown.payload_sha256)
-        self._say.lines(f"Denied {row.request_id}. Nothing was sent.")
+        self._say.lines(f"{row.request_id} is denied. Nothing was sent.")
 
     def _edit(self, shown: Asked) -> None:
         if shown.text is None:

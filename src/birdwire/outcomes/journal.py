@@ -29,8 +29,8 @@ from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import Part, RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.schema import json_text
+from birdwire.store.tables import approvals, usage
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import usage
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ class Journal:
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
+            if entry.approved is not None:
+                row["of_owner"] = self._leases.me
             charges = (*entry.charges, *entry.shadow_charges)
             parts = settlement.ending(row, outcome, charges, entry.cost, billed_extra)
             kept = None
@@ -247,7 +249,8 @@ class Journal:
             return
         # Without charges; or the reconciler has settled the row, and its charges with it.
         if end.closing:
-            await self._database.append_all([Part(store.SETTLE, end.row), *end.closing])
+            # If another process has taken the write over, it records the outcome.
+            await self._database.append_all([Part(approvals.SETTLE_OWN, end.row, required=True), *end.closing])
         else:
             await self._database.append(store.SETTLE, end.row)
 
@@ -385,7 +388,7 @@ class Journal:
 class Record:
     """The record of one write in progress: opened, started if it must never be sent twice, and ended.
 
-    The record of an approved write may also be put back, or continue the work of a dead process.
+    The record of an approved write may also return it to those that wait, or continue the work of a dead process.
     """
 
     def __init__(self, journal: Journal, entry: Entry) -> None:

@@ -115,10 +115,10 @@ def approve(
         result = {"request_id": row.request_id, "state": "approved"}
         until = approval_view.when(row.expires_at, desk.now())
         if not desk.is_served():
-            then = f"No gateway is running on this database. It is sent if one starts before {until}."
+            then = f"No gateway is running on this database: it is sent if one starts before {until}."
         else:
             then = f"The gateway sends it now, or until {until} if X or the network is unavailable."
-        say.result(result, f"Approved {row.request_id}. {then}")
+        say.result(result, f"{row.request_id} is approved. {then}")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def deny(
     """
     with saying(as_json=as_json) as say, at_desk(read_settings(config, data)) as desk:
         row = desk.deny(desk.find(request_id).request_id, note, payload)
-        say.result({"request_id": row.request_id, "state": "denied"}, f"Denied {row.request_id}. Nothing was sent.")
+        say.result({"request_id": row.request_id, "state": "denied"}, f"{row.request_id} is denied. Nothing was sent.")
 
 
 @app.command()
@@ -195,7 +195,7 @@ def cancel(
     with saying(as_json=as_json) as say, at_desk(read_settings(config, data)) as desk:
         row = desk.cancel(desk.find(request_id).request_id)
         say.result(
-            {"request_id": row.request_id, "state": "cancelled"}, f"Cancelled {row.request_id}. Nothing was sent."
+            {"request_id": row.request_id, "state": "cancelled"}, f"{row.request_id} is cancelled. Nothing was sent."
         )
 
 

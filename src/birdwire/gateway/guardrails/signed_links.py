@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from birdwire.gateway.guardrails.opened_link import Decision
     from birdwire.keys.guess_limit import GuessLimiter
     from birdwire.outcomes.approval_records import ApprovalRecords
+    from birdwire.runtime.failpoints import Failpoints
     from birdwire.store.database import Database
     from birdwire.store.tables.approvals import LinkRow
 
@@ -35,12 +36,18 @@ class SignedLinks:
     """Opens signed links, and decides for their holders."""
 
     def __init__(
-        self, database: Database, approvals: Approvals, records: ApprovalRecords, guesses: GuessLimiter
+        self,
+        database: Database,
+        approvals: Approvals,
+        records: ApprovalRecords,
+        guesses: GuessLimiter,
+        failpoints: Failpoints,
     ) -> None:
         self._database = database
         self._approvals = approvals
         self._records = records
         self._guesses = guesses
+        self._failpoints = failpoints
 
     async def open(self, token: str, peer: str) -> Opened:
         """Return the request of a link, also after it has ended. Changes nothing.
@@ -78,6 +85,7 @@ class SignedLinks:
                     await self._approvals.deny(request_id, by, payload_sha256=sha256, note=note, token_hash=token_hash)
                 case "edit":
                     await self._approvals.edit(request_id, decision.text or "", sha256, by)
+        await self._failpoints.reach("decided_after_store")
 
     async def image(self, opened: Opened, number: int) -> bytes | None:
         """Return an image of a request; None if it is not kept.

@@ -139,7 +139,7 @@ class ApprovePages:
         return self._question(opened, payload, call, answer.status, problem)
 
     def _refusal(self, error: GatewayError, call: Call) -> Answer:
-        # A token that does not exist is no different from any other path.
+        # An unknown token gets the same answer as any other unknown path.
         error = GatewayError("route_unknown") if error.reason == "request_not_found" else error
         answer = refuse(error, call).adding(_HIDDEN)
         if wants_json(call):

@@ -119,6 +119,7 @@ class Gateway:
     connections: ConnectionBudget
     leases: ProcessLeases
     reconciler: Reconciler
+    waits: ApprovalWaits
     telemetry: Telemetry
     settings: Settings
 
@@ -293,6 +294,7 @@ def create_app(
         connections=shared.connections,
         leases=leases,
         reconciler=reconciler,
+        waits=writing.waits,
         telemetry=telemetry,
         settings=settings,
     )
@@ -402,7 +404,7 @@ def _build_handlers(
         relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
-    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses)
+    signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses, shared.failpoints)
     return Handlers(
         run=pipeline.run,
         write=writes.perform_call,

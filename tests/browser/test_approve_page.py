@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import expect
 
 from harness.approve_page import Asking, asking
-from harness.gateway import API, PNG, POST, RunningGateway
+from harness.gateway import API, POST, RunningGateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,6 +59,11 @@ HOSTILE: dict[str, str] = {
     "interlinear notes": "\ufff9base\ufffanote\ufffb\ufffc\u00adsoft",
 }
 
+PICTURED = {
+    *("a hidden prompt in tags", "Arabic with numbers", "many empty lines", "right-to-left override"),
+    *("a pile of marks", "280 wide letters", "a look-alike host"),
+}
+
 RUNS = """() => [...document.getElementById("text").childNodes].map(
     node => [node.textContent, node.nodeType === Node.ELEMENT_NODE && node.className === "cp"])"""
 
@@ -69,7 +76,7 @@ OUTSIDE = """() => {
         range.selectNodeContents(node);
         const box = parent.closest("main").getBoundingClientRect();
         for (const rect of range.getClientRects())
-            if (rect.width && (rect.left < box.left || rect.right > box.right || rect.top < 0))
+            if (rect.width && (rect.left < box.left || rect.right > box.right || rect.top + window.scrollY < 0))
                 found.push([node.textContent.slice(0, 40), rect.left, rect.right]);
         for (let at = parent; at; at = at.parentElement)
             if (getComputedStyle(at).overflow !== "visible") found.push([at.tagName, "clips"]);
@@ -87,6 +94,19 @@ async def asked(running: RunningGateway) -> AsyncIterator[Asking]:
         yield made
 
 
+def picture(width: int, height: int) -> bytes:
+    """Return a PNG of a blue gradient."""
+    rows = b"".join(
+        b"\0" + bytes(v for x in range(width) for v in (20, 60 + 150 * x // width, 230)) for _ in range(height)
+    )
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 async def open_page(asked: Asking, page: Page, path: str, width: int = PHONE) -> None:
     """Open a signed link on a screen of a width."""
     await page.set_viewport_size({"width": width, "height": 844 if width < DESK else 900})
@@ -97,6 +117,11 @@ async def screen(page: Page, name: str) -> None:
     """Keep a picture of a page, for a reader of the code and for a review."""
     SCREENS.mkdir(parents=True, exist_ok=True)
     await page.screenshot(path=SCREENS / f"approve_{name}.png", full_page=True)
+
+
+def read(marker: str) -> str:
+    """Return the code point that a marker stands for."""
+    return chr(int(marker.removeprefix("U+"), base=16))
 
 
 def is_hidden(char: str) -> bool:
@@ -114,8 +139,8 @@ async def test_a_person_sees_every_code_point_of_a_hostile_text(asked: Asking, p
         await open_page(asked, page, path, width)
         runs = await page.evaluate(RUNS)
         shown = "".join(run for run, is_marker in runs if not is_marker)
-        marked = [chr(int(run.removeprefix("U+"), 16)) for run, is_marker in runs if is_marker]
-        assert "".join(chr(int(run[2:], 16)) if is_marker else run for run, is_marker in runs) == text, name
+        marked = [read(run) for run, is_marker in runs if is_marker]
+        assert "".join(read(run) if is_marker else run for run, is_marker in runs) == text, name
         assert not [f"U+{ord(char):04X}" for char in shown if is_hidden(char)], name
         rest = list(text)
         for char in marked:
@@ -125,7 +150,15 @@ async def test_a_person_sees_every_code_point_of_a_hostile_text(asked: Asking, p
         assert await page.get_by_role("heading", level=1).inner_text() == "Publish this post as @ada?", name
         assert await page.locator(".post").count() == 1, name
         assert await page.locator("button.approve").count() == 1, name
-        if name in {"right-to-left override", "a pile of marks", "280 wide letters", "a look-alike host"}:
+        if name in {
+            "a hidden prompt in tags",
+            "Arabic with numbers",
+            "many empty lines",
+            "right-to-left override",
+            "a pile of marks",
+            "280 wide letters",
+            "a look-alike host",
+        }:
             await screen(page, f"{name.replace(' ', '_').replace('-', '_')}_{width}")
         await asked.press(path, "deny")
 
@@ -150,6 +183,7 @@ async def test_a_person_approves_by_two_looks_and_one_press(asked: Asking, page:
     await page.get_by_role("button", name="Approve").click()
     await screen(page, f"sending_{width}")
     await expect(page.get_by_role("heading", level=1)).to_have_text("Published", timeout=20_000)
+    assert await page.evaluate(OUTSIDE) == []
     await screen(page, f"published_{width}")
     href = await page.get_by_role("link", name="See the post on x.com").get_attribute("href")
     (post,) = [one for one in (await asked.running.state())["posts"] if one["text"].startswith("Doors open")]
@@ -195,7 +229,7 @@ async def test_an_edit_changes_what_was_typed_and_nothing_else(asked: Asking, pa
     await page.get_by_role("button", name="Save, and show it again").click()
     await expect(page.locator(".notice").first).to_contain_text("The text was edited.")
     runs = await page.evaluate(RUNS)
-    assert "".join(chr(int(run[2:], 16)) if is_marker else run for run, is_marker in runs) == text + "!"
+    assert "".join(read(run) if is_marker else run for run, is_marker in runs) == text + "!"
     await screen(page, "edited_390")
 
 
@@ -257,14 +291,17 @@ async def test_an_image_is_shown(tmp_path: Path, browser: Browser) -> None:
     built = RunningGateway.built(tmp_path, database_url=url, relay_dialect=True)
     async with built as running, asking(running) as asked:
         parts: list[Any] = [("aisa_api_key", (None, running.raw_key)), ("content", (None, "With a picture"))]
-        parts += [("media_files", ("a.png", PNG, "image/png")), ("media_files", ("b.bmp", b"BM" + bytes(90_000)))]
+        parts += [
+            ("media_files", ("a.png", picture(640, 360), "image/png")),
+            ("media_files", ("b.bmp", b"BM" + bytes(90_000))),
+        ]
         answer = await running.bare.post(f"{API}post_twitter", files=parts)
         path = await asked.link_to(answer.json()["approval"]["request_id"])
         context = await browser.new_context(java_script_enabled=False)
         page = await context.new_page()
         await open_page(asked, page, path)
         image = page.get_by_role("img", name="Image 1 of the post")
-        assert await image.evaluate("image => [image.complete, image.naturalWidth]") == [True, 1]
+        assert await image.evaluate("image => [image.complete, image.naturalWidth]") == [True, 640]
         notice = await page.get_by_text("does not show everything").bounding_box()
         button = await page.get_by_role("button", name="Approve").bounding_box()
         assert notice is not None
@@ -283,7 +320,7 @@ async def test_every_page_is_accessible(asked: Asking, browser: Browser, width: 
 
     async def inspect(name: str) -> None:
         for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # the two of a Literal
+            await page.emulate_media(color_scheme=scheme)
             results = await axe.run(page, options={"resultTypes": ["violations"]})
             if results.violations_count:
                 found[f"{name}, {scheme}"] = results.generate_report()

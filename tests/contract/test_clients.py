@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from birdwire.store.database import Database
 from harness import javascript
-from harness.gateway import PNG, POST
+from harness.gateway import API, PNG, POST
+from harness.guarded_gateway import set_rules
 
 if TYPE_CHECKING:
     from harness.gateway import RunningGateway
@@ -31,8 +33,8 @@ GENERATOR = Path(sys.prefix) / "generator" / "bin"
 PYTHON_CONFIG: dict[str, list[str]] = {"post_hooks": []}
 """People do not read this client: its code need not be formatted."""
 
-REPORTED = "Unsupported content_type application/yaml"
-"""All that openapi-python-client leaves out: the answer of /openapi.yaml, a type that it does not know."""
+REPORTED = ("Unsupported content_type application/yaml", "Unsupported content_type image/jpeg")
+"""All that openapi-python-client leaves out: two answers of types that it does not know, a document and an image."""
 
 REFUSAL = {"status": 404, "reason": "tweet_not_found", "whose": "caller", "retryable": False}
 
@@ -80,12 +82,20 @@ async def check(running: RunningGateway, printed: str) -> None:
     post = await running.post_of(said["post_id"])
     assert (post["text"], post["media_ids"]) == ("Generated", [said["media_id"]])
     assert said["text"] == "Generated"
+    assert said["waits"] == "awaiting_approval"
+    assert (await running.client.get(f"{API}requests/{said['waiting_id']}")).json()["operation"] == "retweet_twitter"
+    assert (await running.state())["retweets"] == []
     assert REFUSAL.items() <= said.items()
     assert said["fix"]
 
 
-def given(running: RunningGateway) -> str:
-    """What a client needs to know. It travels in the environment, as a key should."""
+async def given(running: RunningGateway) -> str:
+    """What a client needs to know. It travels in the environment, as a key should. Reposts need a person's approval."""
+    database = Database(running.settings.database_url)
+    try:
+        await set_rules(database, running.key_id, {"approve": ["retweet_twitter"]})
+    finally:
+        await database.close()
     return json.dumps(
         {"url": running.settings.base_url, "key": running.raw_key, "tweet_id": POST, "image": PNG.hex()},
     )
@@ -100,7 +110,7 @@ async def test_a_python_client_is_generated_and_acts(linked: RunningGateway, tmp
     path = await document_of(linked, tmp_path)
     options = ("--path", str(path), "--config", str(config), "--output-path", str(tmp_path / "made"), "--meta", "none")
     printed = await run(program, "generate", *options, directory=tmp_path)
-    assert (printed.count("WARNING"), printed.count(REPORTED)) == (1, 1), printed
+    assert (printed.count("WARNING"), *map(printed.count, REPORTED)) == (2, 1, 1), printed
     (tmp_path / "made").rename(tmp_path / "birdwire_client")
     models = {model.stem for model in (tmp_path / "birdwire_client" / "models").glob("*.py")}
     assert not [model for model in models if "response_4" in model or "response_5" in model]
@@ -109,7 +119,7 @@ async def test_a_python_client_is_generated_and_acts(linked: RunningGateway, tmp
         str(TESTS / "clients" / "generated.py"),
         directory=tmp_path,
         PYTHONPATH=str(tmp_path),
-        GENERATED=given(linked),
+        GENERATED=await given(linked),
     )
     await check(linked, printed)
 
@@ -124,7 +134,7 @@ async def test_a_typescript_client_is_generated_and_acts(linked: RunningGateway,
     for name in ("generated.mts", "tsconfig.json"):
         shutil.copy(javascript.FOLDER / name, tmp_path)
     await node("typescript/bin/tsc", "--project", str(tmp_path))
-    printed = await node(str(tmp_path / "generated.mjs"), GENERATED=given(linked))
+    printed = await node(str(tmp_path / "generated.mjs"), GENERATED=await given(linked))
     assert json.loads(printed)["mistyped"] == "text_malformed"
     await check(linked, printed)
 

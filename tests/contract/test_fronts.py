@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import os
 import re
+import secrets
 import shutil
 import ssl
 from dataclasses import dataclass
@@ -258,3 +259,86 @@ async def stay(port: int) -> None:
             await reader.read()
         finally:
             await hang_up(writer)
+
+
+async def sends(port: int, tls: ssl.SSLContext, lines: bytes) -> bytes:
+    """Send one request through a front and return what comes back."""
+    async with asyncio.timeout(GUARD_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+        try:
+            writer.write(lines)
+            with contextlib.suppress(OSError):
+                return await reader.read()
+        finally:
+            await hang_up(writer)
+    return b""
+
+
+def folder_in(directory: Path, name: str) -> Path:
+    """A new folder that a front's own user can read."""
+    directory.chmod(0o755)
+    folder = directory / name
+    folder.mkdir(mode=0o755)
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def talkative(name: Name, folder: Path, behind: int, logged: Path) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
+    """A front that logs every request, and errors at nginx's own level; its port, and how to talk to it."""
+    port = free_port()
+    tls = ssl.create_default_context()
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    command = written(name, folder, port, behind)
+    command = [part.replace("error_log /dev/null", f"error_log {logged} error") for part in command]
+    if name == "haproxy":
+        file = folder / "haproxy.cfg"
+        file.write_text(file.read_text("utf-8").replace("local0 notice", "local0 debug"), "utf-8")
+    with logged.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
+    try:
+        async with asyncio.timeout(GUARD_S):
+            while not await reaches(port, tls):
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+        yield port, tls
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.wait(), GUARD_S)
+
+
+@pytest.mark.trust("O15")
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+async def test_a_front_logs_no_token_of_a_signed_link(tmp_path: Path, name: Name) -> None:
+    """In the log of requests and that of errors, with us behind it and with nobody."""
+    if shutil.which(name) is None and not os.environ.get("CI"):
+        pytest.skip(f"{name} is not installed")
+    token = secrets.token_urlsafe(20)
+    spellings = [
+        *(f"/approve/{token}", f"/approve/{token}?a=1", f"/approve/{token}/media/0", f"/APPROVE/{token}"),
+        *(f"//approve//{token}", f"/x/approve/{token}/", f"/%61pprove/{token}", f"/approve%2F{token}"),
+    ]
+    body = f"POST /approve/{token} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\nverdict="
+    odd = f"GET /approve/{token} HTTP/9.9\r\nHost: a b\r\n\r\n"
+    async with gateway(tmp_path, EdgeLimits(head_s=SHORT_S, body_s=SHORT_S)) as served:
+        for number, behind in enumerate((served.port, free_port())):
+            logged = tmp_path / f"log{number}"
+            async with talkative(name, folder_in(tmp_path, str(number)), behind, logged) as (port, tls):
+                for path in spellings:
+                    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    assert (await sends(port, tls, head.encode())).startswith(b"HTTP/1.")
+                await sends(port, tls, body.encode())
+                await sends(port, tls, odd.encode())
+            log = logged.read_text("utf-8")
+            # nginx logs an error of its own as a request for its page.
+            assert log.count("/approve/{token}") >= 4 or "connect() failed" in log
+            assert token not in log
+            assert token[:12] not in log
+
+
+async def reaches(port: int, tls: ssl.SSLContext) -> bool:
+    """Whether the front answers, with us behind it or without."""
+    try:
+        return (await sends(port, tls, PROBE)).startswith(b"HTTP/1.")
+    except OSError:
+        return False

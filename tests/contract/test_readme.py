@@ -43,8 +43,9 @@ def code(page: str) -> list[str]:
     return [*fenced.splitlines(), *INDENTED.findall(prose), *CODE.findall(prose)]
 
 
-# The guide has a test of its own, in test_guide.py.
-CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console") and page != "docs/guardrails.md"]
+# The guides have tests of their own, in test_guide.py.
+GUIDES = {"docs/guardrails.md", "docs/approvals.md"}
+CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console") and page not in GUIDES]
 
 
 @pytest.fixture

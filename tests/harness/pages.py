@@ -25,8 +25,14 @@ ANYTHING = "…"
 EXIT_CODE = re.compile(r"\s+# exit code ([0-9])$")
 """How a page marks a command that does not exit with 0."""
 
+LATER = ("birdwire log ", "birdwire explain ")
+"""Commands that show what the gateway does in the background, within a second."""
+
 MAX_READINGS = 20
-"""How often the log is read again until it shows what a page promises."""
+"""How often such a command runs again until it shows what a page promises."""
+
+SHOWN = {"REQUEST_ID": re.compile(r"\breq_[0-9A-Z]{26}\b"), "PAYLOAD_SHA256": re.compile(r"\b[0-9a-f]{64}\b")}
+"""What a page calls by a name, and every run has its own: the one that the last answer shows."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +115,26 @@ class Reader:
             answer = self.curl(words[1:])
         else:
             answer = self.birdwire(words, given, int(code[1]) if code else 0)
-        promised: Any = self.real(step.answer)
-        # The gateway records refused attempts in the background, within a second.
-        for _ in range(MAX_READINGS if command.startswith("birdwire log ") else 0):
+        promised: Any = self._promised(step, answer)
+        # The gateway records refused attempts in the background, and sends what was approved, within a second.
+        for _ in range(MAX_READINGS if command.startswith(LATER) else 0):
             if not promised or fits(promised, answer):
                 break
             answer = self.birdwire(words)
+            promised = self._promised(step, answer)
         if promised.startswith("{"):
             promised, answer = (
                 json.loads(promised.replace(f", {ANYTHING}}}", f', "{ANYTHING}": 0}}')),
                 json.loads(answer),
             )
         assert not promised or fits(promised, answer), f"{step.command}\nanswers {answer}"
+
+    def _promised(self, step: Step, answer: str) -> str:
+        """Remember what the answer shows, and return what the page promises of it."""
+        for name, form in SHOWN.items():
+            if found := form.findall(answer):
+                self._real[name] = found[-1]
+        return self.real(step.answer)
 
     @staticmethod
     def curl(words: list[str]) -> str:
@@ -133,7 +147,7 @@ class Reader:
         asked = parser.parse_args(words)
         headers = dict(line.split(": ", 1) for line in asked.headers)
         method = asked.method or ("GET" if asked.data is None else "POST")
-        with httpx2.Client() as client:
+        with httpx2.Client(timeout=30) as client:
             return client.request(method, asked.url, headers=headers, content=asked.data).text
 
     def birdwire(self, words: list[str], given: str | None = None, code: int = 0) -> str:

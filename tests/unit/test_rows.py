@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic_core import to_json
 from sqlalchemy import create_engine, select
 
 from birdwire.cli.explained import MEANINGS, WHYS
+from birdwire.outcomes.approval_records import part_of
+from birdwire.outcomes.report import report
 from birdwire.runtime.metrics import METRICS
 from birdwire.store.tables import (
     api_keys,
+    approvals,
     capabilities,
     idempotency,
     journal,
@@ -43,6 +46,8 @@ NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
 ROWS: list[tuple[type, Table]] = [
     (api_keys.KeyRow, api_keys.api_keys),
     (api_keys.SecretRow, api_keys.api_secrets),
+    (approvals.ApprovalRow, approvals.approvals),
+    (approvals.LinkRow, approvals.approval_links),
     (capabilities.CapabilityRow, capabilities.capabilities),
     (capabilities.RefusalMetRow, capabilities.refusals_met),
     (idempotency.NameRow, idempotency.idempotency),
@@ -91,3 +96,45 @@ def test_what_may_have_happened_is_never_final() -> None:
     assert not any(STATES[state].final for state in BEGUN | WAITING)
     assert WAITING == {State.AWAITING_APPROVAL, State.APPROVED}  # noqa: SIM300 - the constant is what is checked
     assert RESENDABLE == {State.REFUSED, State.NOT_SENT}  # noqa: SIM300 - the constant is what is checked
+
+
+TABLE_OF_STATES = {
+    # state: did X do it?, final?, an approval was its end or it waits for one?, may the same name send it again?
+    "awaiting_approval": ("no", False, True, False),
+    "approved": ("no", False, True, False),
+    "started": ("maybe", False, False, False),
+    "confirmed": ("yes", True, False, False),
+    "refused": ("no", True, False, True),
+    "not_sent": ("no", True, False, True),
+    "unknown": ("maybe", False, False, False),
+    "found": ("yes", True, False, False),
+    "not_found": ("no", True, False, False),
+    "denied": ("no", True, True, False),
+    "expired": ("no", True, True, False),
+    "cancelled": ("no", True, True, False),
+}
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_means_what_the_table_states(state: State) -> None:
+    """A write that waits is neither done nor started; one that was denied is never done again under its name."""
+    meaning = STATES[state]
+    assert TABLE_OF_STATES[state] == (meaning.applied, meaning.final, meaning.asked, state in RESENDABLE)
+    assert (state in APPLIED, state in BEGUN, state in NOT_APPLIED) == (
+        meaning.applied == "yes",
+        meaning.applied == "maybe",
+        meaning.applied == "no",
+    )
+    assert (state in WAITING) is (meaning.asked and not meaning.final)
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_a_cost_and_a_part_of_a_person(state: State) -> None:
+    """What was not sent costs nothing; what is open costs nobody knows what."""
+    columns: dict[str, Any] = dict.fromkeys(journal.journal.c.keys())
+    row = journal.JournalRow(**columns | {"state": state, "created_at": NOW})
+    costs = {"denied": 0, "expired": 0, "cancelled": 0, "not_sent": 0}
+    assert report(row)["cost_usd"] == costs.get(state)
+    parts = {"awaiting_approval": "waiting", "denied": "denied", "expired": "expired", "cancelled": "cancelled"}
+    assert part_of(row) == ("stale" if state == "not_sent" else parts.get(state, "approved"))
+    assert part_of(replace(row, started_at=NOW)) == parts.get(state, "approved")

@@ -81,7 +81,8 @@ def encode(answer: Answer) -> Answer:
     value = answer.value
     if answer.status == WAITS:
         return Answer.of({"code": WAITS, "msg": "awaiting approval", **value}, WAITS, answer.headers[1:])
-    data = value.get("data", value) if isinstance(value, dict) else value
+    # The report of a request has `data` among its members, and is passed on whole.
+    data = value["data"] if isinstance(value, dict) and list(value) == ["data"] else value
     if isinstance(data, dict) and "id" in data and "text" in data:
         data = {"tweet_id": data["id"], **data}
     return Answer.of({"code": 200, "msg": "ok", "data": data}, headers=answer.headers[1:])

@@ -79,7 +79,7 @@ class ApprovalWaits:
         telemetry.metrics.watch("birdwire_approval_waits", lambda: self.held)
 
     def repeated(self, replay: Answer) -> Pending | None:
-        """Return what a call waits for if its Idempotency-Key belongs to a request that waits, which `replay` says."""
+        """Return what a call waits for whose Idempotency-Key belongs to a request that waits, as `replay` states."""
         if replay.status != 202 or not isinstance(replay.value, dict):
             return None
         request_id = str(replay.value["approval"]["request_id"])

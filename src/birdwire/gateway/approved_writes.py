@@ -112,7 +112,7 @@ class ApprovedWrites:
                 self._telemetry.crash(row.request_id, error)
 
     def drain(self) -> None:
-        """Start no more sends: the process is shutting down, and the others go on."""
+        """Start no further sends: the process is shutting down, and the others go on."""
         self._draining = True
 
     async def close(self) -> None:
@@ -184,7 +184,7 @@ class ApprovedWrites:
             raise
         except Exception as error:  # noqa: BLE001 - a bug must not end what a person approved
             self._telemetry.crash(row.request_id, error)
-            await self._later(row, GatewayError("internal"), put_back=True)
+            await self._later(write, row, GatewayError("internal"))
         else:
             self._sent(waiting, State.CONFIRMED)
 
@@ -195,7 +195,7 @@ class ApprovedWrites:
         if write.context.recorded:
             self._sent(waiting, State(error.outcome))
         elif passes(error):
-            await self._later(row, error, put_back=write.opened)
+            await self._later(write, row, error)
         elif started:
             # The journal writes the outcome as soon as the store takes it.
             self._sent(waiting, State.UNKNOWN)
@@ -204,18 +204,19 @@ class ApprovedWrites:
         else:
             await self._end(row, State.APPROVED, stale(error), cause=error.reason)
 
-    async def _later(self, row: ApprovalRow, error: GatewayError, *, put_back: bool) -> None:
+    async def _later(self, write: Write, row: ApprovalRow, error: GatewayError) -> None:
         """Try a request again after a while, but not after its time."""
         tries = self._tries.get(row.request_id, 0)
         self._tries[row.request_id] = tries + 1
         wait_s = max(error.retry_after_s or 0, BACKOFF.pause_s(tries))
         due_at = min(self._clock.now() + timedelta(seconds=wait_s), row.expires_at)
-        if await self._postpone(row, due_at):
-            self._decided(row, await self._records.find(row.request_id))
-        elif put_back:
-            # The write was started and put back, which has changed when it is due.
+        if write.put_back or (write.resumed and write.opened and write.record.started):
+            # The request is this process's own by now, which has changed when it is due.
             async with self._database.write() as connection:
                 await store.retry_at(connection, row.request_id, due_at)
+        elif not await self._postpone(row, due_at):
+            return
+        self._decided(row, await self._records.find(row.request_id))
 
     async def _lose(self, waiting: Waiting) -> None:
         """End a request that a dead process had started, and that may not be sent again: nobody knows its outcome."""

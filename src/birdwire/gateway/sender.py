@@ -37,7 +37,8 @@ class Write:
 
     `judged` is what holds for the key, if anything does, and what its policies make of the write. `attached` are the
     files of a post, once X has them. `approval` is what was approved, of a write that waited for a person. `resumed`: a
-    process that has died had started it, so X may have carried it out, and billed it, before.
+    process that has died had started it, so X may have carried it out, and billed it, before. `put_back`: this process
+    had started it, and it waits again.
     """
 
     context: CallContext
@@ -49,6 +50,7 @@ class Write:
     attached: Sequence[Attached] = ()
     approval: Waiting | None = None
     resumed: bool = False
+    put_back: bool = False
     body: Body = field(init=False)
     session: XSession = field(init=False)
     client: AccountClient = field(init=False)

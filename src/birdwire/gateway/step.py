@@ -37,7 +37,7 @@ class Step(NamedTuple, Generic[Write]):
 
 
 class AwaitingApproval(Exception):  # noqa: N818 - it ends the steps of a write, and is not a failure
-    """Raised when a write waits for a person. `answer` says so; nothing else is recorded."""
+    """Raised when a write waits for a person. `answer` is that of the call; nothing else is recorded."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()

@@ -166,7 +166,7 @@ class Writes:
         return Answer.of({"data": write.data}, write.operation.status)
 
     async def _approved_failed(self, write: Write, error: Exception) -> Exception:
-        """Record the end of an approved write that was started, or put it back; return the error to raise."""
+        """Record the end of an approved write that was started, or let it wait again; return the error to raise."""
         refusal = self._refusal_of(write, error)
         if refusal is None or isinstance(error, ClaimLostError) or not write.record.started:
             if write.judged is not None:
@@ -178,6 +178,7 @@ class Writes:
             # Of a resumed write, X may have carried out the first request, so it stays started.
             if not write.resumed:
                 await write.record.put_back()
+                write.put_back = True
             return refusal
         times = write.client.maybe_billed + (refusal.outcome == "unknown")
         recorded = await write.record.failed(refusal, times)
@@ -276,9 +277,8 @@ class Writes:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
 
     async def _open_same_session(self, write: Write) -> None:
-        """Open the link by which the write was asked for: no other one was approved."""
-        row = write.waiting.row
-        write.session = await self._admission.session_for_approved(write.context, row, write.operation.scopes)
+        row, scopes = write.waiting.row, write.operation.scopes
+        write.session = await self._admission.session_for_approved(write.context, row, scopes)
 
     async def _look_session(self, write: Write) -> None:
         """Read the link. It is neither renewed nor named: what only X knows stays unknown."""

@@ -47,7 +47,7 @@ class Claims:
         self._clock = clock
 
     async def start(self, entry: Entry, approved: Approved, row: dict[str, Any]) -> int | None:
-        """Start a write and make its charges, as one unit; `row` has the columns of its journal row.
+        """Start a write and make its charges, as one unit; `row` has the columns of a row that is created now.
 
         Returns None, or the index of the part of `usage.charging` that does not pass.
 
@@ -55,11 +55,9 @@ class Claims:
             ClaimLostError: another process started it, or it no longer waits as it was judged.
             StorageDownError: nothing was written.
         """
-        now = self._clock.now()
-        row["started_at"] = now
-        check_at = None
+        row["started_at"], check_at = row["created_at"], None
         if entry.operation in REPEATABLE:
-            row["due_at"], check_at = None, now + LEASE
+            row["due_at"], check_at = None, row["due_at"]
         sha256 = approved.payload_sha256
         parts = settlement.claiming(row, sha256, check_at, entry.charges, entry.shadow_charges)
         missed = await self._database.append_all(parts)

@@ -23,14 +23,14 @@ from birdwire.api.messages import encode
 from birdwire.outcomes import settlement
 from birdwire.outcomes.approval_seals import seal_refusal
 from birdwire.outcomes.claims import Claims, closing
-from birdwire.outcomes.journal_rows import deleted, new_row, unrecorded, why_lost
+from birdwire.outcomes.journal_rows import as_stored, deleted, new_row, unrecorded, why_lost
 from birdwire.outcomes.own_refusals import Rejections
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import Part, RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.schema import json_text
+from birdwire.store.tables import approvals, usage
 from birdwire.store.tables import journal as store
-from birdwire.store.tables import usage
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
 
 if TYPE_CHECKING:
@@ -83,10 +83,6 @@ class _Waiting(NamedTuple):
     row: dict[str, Any]
     parts: Sequence[Part] = ()
     closing: Sequence[Part] = ()
-
-
-_DEFAULTS: dict[str, Any] = dict.fromkeys(store.journal.c.keys()) | {"looks": 0, "reads": 0}
-"""What the database stores in a column that a row does not name."""
 
 
 class Journal:
@@ -181,6 +177,8 @@ class Journal:
         now = self._clock.now()
         if started:
             row = store.settled(entry.request_id, self._settled(entry, outcome, values, now))
+            if entry.approved is not None:
+                row["of_owner"] = self._leases.me
             charges = (*entry.charges, *entry.shadow_charges)
             parts = settlement.ending(row, outcome, charges, entry.cost, billed_extra)
             kept = None
@@ -251,7 +249,8 @@ class Journal:
             return
         # Without charges; or the reconciler has settled the row, and its charges with it.
         if end.closing:
-            await self._database.append_all([Part(store.SETTLE, end.row), *end.closing])
+            # If another process has taken the write over, it records the outcome.
+            await self._database.append_all([Part(approvals.SETTLE_OWN, end.row, required=True), *end.closing])
         else:
             await self._database.append(store.SETTLE, end.row)
 
@@ -333,7 +332,7 @@ class Journal:
             row = await store.get(connection, request_id)
         waiting = self._waiting.get(request_id)
         if waiting is not None and waiting.kind == "add":
-            row = JournalRow(**(_DEFAULTS | waiting.row))
+            row = as_stored(waiting.row)
         elif waiting is not None and row is not None:
             row = replace(row, **store.outcome_in(waiting.row))
         if row is not None and row.data is not None and row.words_ct is not None and row.state in APPLIED:
@@ -389,7 +388,7 @@ class Journal:
 class Record:
     """The record of one write in progress: opened, started if it must never be sent twice, and ended.
 
-    The record of an approved write may also be put back, or continue the work of a dead process.
+    The record of an approved write may also return it to those that wait, or continue the work of a dead process.
     """
 
     def __init__(self, journal: Journal, entry: Entry) -> None:

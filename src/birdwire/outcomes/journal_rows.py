@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError, Outcome
-from birdwire.store.tables.journal import State, Why
+from birdwire.store.tables.journal import JournalRow, State, Why, journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,12 @@ def new_row(entry: Entry, state: State, now: datetime) -> dict[str, Any]:
     if entry.cost is not None:
         row["cost_microusd"] = entry.cost
     return row
+
+
+def as_stored(row: Mapping[str, Any]) -> JournalRow:
+    """Return a new row as the database stores it: with the columns that it does not name."""
+    defaults: dict[str, Any] = dict.fromkeys(journal.c.keys()) | {"looks": 0, "reads": 0}
+    return JournalRow(**(defaults | dict(row)))
 
 
 def deleted(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:

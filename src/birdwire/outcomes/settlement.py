@@ -71,8 +71,9 @@ def ending(
 ) -> list[Part]:
     """Return the parts that record a write's outcome and correct its charges; none if all its charges stay.
 
-    `row` holds the parameters of SETTLE. The first part fails if the row was settled before. `cost` is the price,
-    and `billed_extra` is how many attempts had an unknown outcome, so that X may have billed them.
+    `row` holds the parameters of SETTLE, or those of SETTLE_OWN. The first part fails if the row was settled before, or
+    if another process has taken the write over. `cost` is the price, and `billed_extra` is how many attempts had an
+    unknown outcome, so that X may have billed them.
     """
     counts = outcome in NOT_APPLIED
     if not charges or (not counts and billed_extra <= (outcome is State.UNKNOWN)):
@@ -86,7 +87,8 @@ def ending(
         "new_cost_microusd": cost and cost * max(1, billed),
     }
     change = usage.giving_back(spent, row["of"], billed=billed, counts=counts)
-    return [Part(store.SETTLE_CHARGED, settled, required=True), *change]
+    settle = approvals.SETTLE_OWN_CHARGED if "of_owner" in row else store.SETTLE_CHARGED
+    return [Part(settle, settled, required=True), *change]
 
 
 def judged(row: JournalRow, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Part]]:

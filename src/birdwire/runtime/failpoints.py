@@ -28,6 +28,7 @@ POINTS: dict[str, str] = {
     "post_after_send": "a post has been sent to X, and no response has arrived",
     "asked_before_store": "a write needs a person, and is not stored",
     "asked_after_store": "a write waits for a person, and its caller is not answered",
+    "decided_after_store": "a decision by a signed link is stored, and the page is not answered",
     "approved_before_claim": "an approved write is checked again, and not started",
     "approved_after_claim": "an approved write is recorded as started, and not sent",
     "approved_after_send": "an approved write has been sent to X, and no response has arrived",

@@ -78,6 +78,8 @@ def _call(call: Listed) -> list[str]:
         blocks += ["Request:", _members("Required", call.takes)]
     if call.answers:
         blocks += [f"Response {call.status}:", _members("Always", call.answers)]
+    if call.accepted:
+        blocks += ["Response 202, if a person must approve the call first:", _members("Always", call.accepted)]
     refused = [(status, ", ".join(f"`{reason}`" for reason in reasons)) for status, reasons in call.refusals.items()]
     return [*blocks, "Refusals:", _table(("Status", "Reasons"), refused)]
 

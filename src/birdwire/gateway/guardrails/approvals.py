@@ -23,6 +23,7 @@ from birdwire.gateway.guardrails import asking
 from birdwire.gateway.guardrails import held_writes as rows
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.guards import Guard, read_guard
+from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.spending import Judged
 from birdwire.keys.context import Pending
@@ -30,6 +31,7 @@ from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.approval_records import Waiting
 from birdwire.outcomes.entry import Entry
 from birdwire.outcomes.journal import fingerprint
+from birdwire.outcomes.journal_rows import as_stored
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import idempotency as names
@@ -62,7 +64,6 @@ APPROVED_FOR: Final = timedelta(minutes=10)
 """How long an approved write may wait until it can be sent: an approval is for now."""
 
 TOKEN_BYTES: Final = 20
-MAX_NOTE_CHARS: Final = 500
 
 _AWAITING: Final = frozenset({State.AWAITING_APPROVAL})
 _OPERATIONS: Final[Mapping[str, Operation]] = {operation.name: operation for operation in OPERATIONS}
@@ -364,9 +365,10 @@ class Approvals:
             if len(blob) <= room:
                 files.append({"request_id": request_id, "number": number, "blob_ct": blob})
                 room -= len(blob)
-        await journal.add(connection, self._records.waiting_row(question.entry, State.AWAITING_APPROVAL))
+        entry = self._records.waiting_row(question.entry, State.AWAITING_APPROVAL)
+        await journal.add(connection, entry)
         await store.add(connection, row, files)
-        return Waiting(*await rows.hold(connection, request_id), payload)
+        return Waiting(store.new(row), as_stored(entry), payload)
 
 
 def hash_token(token: str) -> bytes:

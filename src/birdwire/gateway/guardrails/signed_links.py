@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from birdwire.api.errors import GatewayError
 from birdwire.gateway.guardrails.approvals import hash_token
+from birdwire.gateway.guardrails.opened_link import Opened
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import api_keys
 from birdwire.store.tables import approvals as store
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from birdwire.gateway.guardrails.approvals import Approvals
+    from birdwire.gateway.guardrails.opened_link import Decision
     from birdwire.keys.guess_limit import GuessLimiter
-    from birdwire.outcomes.approval_records import ApprovalRecords, Waiting
+    from birdwire.outcomes.approval_records import ApprovalRecords
+    from birdwire.runtime.failpoints import Failpoints
     from birdwire.store.database import Database
     from birdwire.store.tables.approvals import LinkRow
 
@@ -30,36 +32,22 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,64}")
 """No other text is looked up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a person decides about the payload with this hash. `text` is that of an edit, `note` that of a denial."""
-
-    verdict: Literal["approve", "deny", "edit"]
-    payload_sha256: str
-    note: str | None = None
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A signed link, its request, the label of the key that asks, and the numbers of the images that can be shown."""
-
-    link: LinkRow
-    waiting: Waiting
-    label: str
-    images: frozenset[int]
-
-
 class SignedLinks:
     """Opens signed links, and decides for their holders."""
 
     def __init__(
-        self, database: Database, approvals: Approvals, records: ApprovalRecords, guesses: GuessLimiter
+        self,
+        database: Database,
+        approvals: Approvals,
+        records: ApprovalRecords,
+        guesses: GuessLimiter,
+        failpoints: Failpoints,
     ) -> None:
         self._database = database
         self._approvals = approvals
         self._records = records
         self._guesses = guesses
+        self._failpoints = failpoints
 
     async def open(self, token: str, peer: str) -> Opened:
         """Return the request of a link, also after it has ended. Changes nothing.
@@ -97,6 +85,7 @@ class SignedLinks:
                     await self._approvals.deny(request_id, by, payload_sha256=sha256, note=note, token_hash=token_hash)
                 case "edit":
                     await self._approvals.edit(request_id, decision.text or "", sha256, by)
+        await self._failpoints.reach("decided_after_store")
 
     async def image(self, opened: Opened, number: int) -> bytes | None:
         """Return an image of a request; None if it is not kept.

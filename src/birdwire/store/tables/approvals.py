@@ -7,7 +7,7 @@ what Birdwire needs to send the write later. The unit that ends the write remove
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Boolean,
@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from birdwire.store.engines.group_commit import Part
 from birdwire.store.schema import Instant, index_of_some, metadata
-from birdwire.store.tables.journal import WAITING, JournalRow, State, Why, journal
+from birdwire.store.tables.journal import SETTLE, SETTLE_CHARGED, WAITING, JournalRow, State, Why, journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -141,7 +141,7 @@ class LinkRow:
 # Parts of the units of the group commit.
 
 _STARTED = ("owner", "started_at", "due_at", "words_ct", "cost_microusd", "spent", "decision", "features_ct")
-_IS_STARTED = journal.c.state == State.STARTED
+_IS_STARTED, _IS_OWN = journal.c.state == State.STARTED, journal.c.owner == bindparam("of_owner")
 
 
 def starting(request_id: str, values: Mapping[str, object]) -> dict[str, object]:
@@ -158,17 +158,20 @@ START = (
 
 PUT_BACK = (
     update(journal)
-    .where(journal.c.request_id == bindparam("of"), journal.c.owner == bindparam("of_owner"), _IS_STARTED)
+    .where(journal.c.request_id == bindparam("of"), _IS_OWN, _IS_STARTED)
     .values({name: bindparam(f"new_{name}") for name in _STARTED} | {"state": State.APPROVED})
 )
 """Undo START while its process still owns the write."""
 
 TAKE_OVER = (
     update(journal)
-    .where(journal.c.request_id == bindparam("of"), journal.c.owner == bindparam("of_owner"), _IS_STARTED)
+    .where(journal.c.request_id == bindparam("of"), _IS_OWN, _IS_STARTED)
     .values(owner=bindparam("new_owner"), looks=journal.c.looks + 1)
 )
 """Make another process the owner of a started write, whose process is dead."""
+
+SETTLE_OWN, SETTLE_OWN_CHARGED = SETTLE.where(_IS_OWN), SETTLE_CHARGED.where(_IS_OWN)
+"""SETTLE and SETTLE_CHARGED of a row whose owner is still `of_owner`: no other process has taken the write over."""
 
 CLAIM = (
     update(approvals)
@@ -223,6 +226,12 @@ async def add(
     await connection.execute(insert(approvals).values(row))
     if files:
         await connection.execute(insert(approval_files), [dict(one) for one in files])
+
+
+def new(values: Mapping[str, Any]) -> ApprovalRow:
+    """Return the row that `add` inserts."""
+    columns: dict[str, Any] = dict.fromkeys(approvals.c.keys())
+    return ApprovalRow(**(columns | dict(values)))
 
 
 async def get(connection: AsyncConnection, request_id: str, *, hold: bool = False) -> ApprovalRow | None:
@@ -280,7 +289,7 @@ async def postpone(connection: AsyncConnection, row: ApprovalRow, due_at: dateti
 
 
 async def retry_at(connection: AsyncConnection, request_id: str, due_at: datetime) -> None:
-    """Set when an approval that has not ended is acted on next, after its write was put back."""
+    """Set when an approval that has not ended is acted on next, after its write was made to wait again."""
     open_row = (approvals.c.request_id == request_id, approvals.c.ended_at.is_(None))
     await connection.execute(update(approvals).where(*open_row).values(due_at=due_at))
 

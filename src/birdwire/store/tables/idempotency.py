@@ -93,6 +93,8 @@ _MINE = (
     idempotency.c.key_id == bindparam("of_key"),
     idempotency.c.name == bindparam("of_name"),
     idempotency.c.request_id == bindparam("held_by"),
+    # A request answers for the name from then on, whatever becomes of the call that asked.
+    idempotency.c.state != NameState.AWAITING,
 )
 
 SETTLE = (

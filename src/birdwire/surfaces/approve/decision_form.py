@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from birdwire.api.body import read
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.forms import broken, wrong_type
-from birdwire.gateway.guardrails.approvals import MAX_NOTE_CHARS
-from birdwire.gateway.guardrails.signed_links import Decision
+from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS, Decision
 
 if TYPE_CHECKING:
     from birdwire.api.messages import Call

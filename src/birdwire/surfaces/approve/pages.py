@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from birdwire.api.errors import GatewayError, describe, refuse
 from birdwire.api.messages import JSON_TYPE, Answer
 from birdwire.api.web_page import OwnSite, WebPages, is_prefetch, wants_json
-from birdwire.gateway.guardrails.approvals import MAX_NOTE_CHARS
+from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS
 from birdwire.outcomes.states import STATES
 from birdwire.runtime.clock import rfc3339
 from birdwire.surfaces.approve import request_view
@@ -18,7 +18,7 @@ from birdwire.x.catalog.visible_text import runs
 
 if TYPE_CHECKING:
     from birdwire.api.messages import Call
-    from birdwire.gateway.guardrails.signed_links import Decision, Opened, SignedLinks
+    from birdwire.gateway.guardrails.opened_link import Decision, Links, Opened
     from birdwire.outcomes.approval_payload import Payload
     from birdwire.runtime.clock import Clock
 
@@ -40,7 +40,7 @@ _IMAGE_HEADERS = (
 class ApprovePages:
     """GET, HEAD and POST approve/{token}. A client that asks for JSON gets JSON, with refusals in the envelope."""
 
-    def __init__(self, links: SignedLinks, clock: Clock, base_url: str) -> None:
+    def __init__(self, links: Links, clock: Clock, base_url: str) -> None:
         self._links = links
         self._clock = clock
         self._site = OwnSite(base_url)
@@ -104,8 +104,8 @@ class ApprovePages:
             return self._question(opened, payload, call)
         refusal = await self._links.refusal(opened) if STATES[entry.state].applied != "yes" else None
         ending = request_view.ending(opened, refusal, now)
-        page = self._pages.render("ending.html", ending=ending, request_id=row.request_id)
-        # The element for this in the page would take a reader of a screen by surprise.
+        page = self._pages.render("ending.html", ending=ending, path=call.path, request_id=row.request_id)
+        # An element of the page that refreshes it fails accessibility checks, so a header does it.
         refresh = [("refresh", str(ending.refresh_s))] if ending.refresh_s is not None else []
         return page.adding((*refresh, *_HIDDEN))
 
@@ -139,7 +139,7 @@ class ApprovePages:
         return self._question(opened, payload, call, answer.status, problem)
 
     def _refusal(self, error: GatewayError, call: Call) -> Answer:
-        # A token that does not exist is no different from any other path.
+        # An unknown token gets the same answer as any other unknown path.
         error = GatewayError("route_unknown") if error.reason == "request_not_found" else error
         answer = refuse(error, call).adding(_HIDDEN)
         if wants_json(call):
@@ -153,7 +153,8 @@ class ApprovePages:
 
 def visible(text: str) -> Markup:
     """Return a text as HTML in which every code point that a person could not see is a marker."""
-    return Markup("").join(  # each run is escaped
+    # Each run is escaped.
+    return Markup("").join(
         Markup('<span class="cp">{}</span>').format(run) if is_marker else escape(run) for run, is_marker in runs(text)
     )
 

@@ -56,7 +56,7 @@ class Picture:
 
 
 def members(payload: Payload) -> list[Member]:
-    """Return every member that is set, but for the text and the media, which the page shows apart."""
+    """Return every member that is set, in the order of the table, but for the text and the media, shown apart."""
     found = []
     for name, value in _leaves(payload.fields):
         if name in _APART:
@@ -64,7 +64,7 @@ def members(payload: Payload) -> list[Member]:
         label, words = _LABELS.get(name, (name, _plain))
         values = value if isinstance(value, list) else [value]
         found.append(Member(label, tuple(map(words, values)), name))
-    return found
+    return sorted(found, key=lambda member: _ORDER.get(member.name, len(_ORDER)))
 
 
 def text_of(payload: Payload) -> str | None:
@@ -213,3 +213,4 @@ _LABELS: dict[str, tuple[str, Callable[[object], Value]]] = {
     "edit_options.previous_post_id": ("Replaces the post", _post),
 }
 """The label of each member, and what turns a value into words. One that is not listed is shown by its own name."""
+_ORDER = {name: number for number, name in enumerate(_LABELS)}

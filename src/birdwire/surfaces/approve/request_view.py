@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from birdwire.gateway.guardrails.signed_links import Opened
+    from birdwire.gateway.guardrails.opened_link import Opened
     from birdwire.outcomes.approval_payload import Payload
     from birdwire.surfaces.approve.payload_view import Marker, Member, Picture
     from birdwire.x.catalog.visible_text import LinkHost
@@ -28,7 +28,7 @@ _ENDINGS = {
     State.APPROVED: (
         "Approved",
         "Birdwire is sending it.",
-        "If X is away, Birdwire tries for up to 10 minutes.",
+        "If X cannot be reached, Birdwire keeps trying for 10 minutes.",
     ),
     State.STARTED: ("Approved", "Birdwire is sending it.", ""),
     State.UNKNOWN: ("Sent, outcome unknown", "", "Birdwire searches for it, and never sends a post twice."),
@@ -61,6 +61,7 @@ class Question:
     asks: str
     username: str
     user_id: str
+    key_id: str
     label: str
     operation: str
     request_id: str
@@ -111,6 +112,7 @@ def question(opened: Opened, payload: Payload, now: datetime) -> Question:
         asks=f"{does} as @{row.username}?",
         username=row.username,
         user_id=row.user_id,
+        key_id=row.key_id,
         label=opened.label,
         operation=row.operation,
         request_id=row.request_id,

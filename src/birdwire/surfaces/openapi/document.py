@@ -9,7 +9,9 @@ from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
-from birdwire.surfaces.openapi.endpoints import BEYOND_SCHEMA, Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.endpoints import Endpoint, endpoints, is_guarded
+from birdwire.surfaces.openapi.reasons import BEYOND_SCHEMA, WAITED
+from birdwire.surfaces.openapi.responses import ASKED_EXAMPLE, Asked
 from birdwire.surfaces.openapi.schemas import EXAMPLES, Error, components, fixed, reference
 from birdwire.x.client.auth_server import offered_scopes
 
@@ -50,7 +52,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "WWW-Authenticate": ("How to authenticate (RFC 9110 §11.6.1).", {"type": "string", "const": "Bearer"}, "Bearer"),
     "Retry-After": (
-        "Whole seconds to wait before the next attempt, at least 1.",
+        "Whole seconds to wait before the next attempt or the next poll, at least 1.",
         {"type": "string", "pattern": "^[1-9][0-9]*$"},
         "60",
     ),
@@ -63,6 +65,16 @@ HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "Set if this is the stored response of the first call.",
         {"type": "string", "const": "true"},
         "true",
+    ),
+    "Location": (
+        "202: where the outcome of the write can be read, with the same key. 303: the page.",
+        {"type": "string", "format": "uri-reference"},
+        f"{API}/requests/req_01JD3K8W6ZQ4T5V7X9YABCDEFG",
+    ),
+    "Preference-Applied": (
+        "The preference that was honored: the answer was held for up to this many seconds (RFC 7240).",
+        {"type": "string", "pattern": "^wait=[0-9]+$"},
+        "wait=30",
     ),
     "X-Birdwire-Cost-USD": (
         "Estimate of what X bills for this call, in US dollars. Present if a policy is obeyed for the key.",
@@ -77,6 +89,10 @@ _JUDGED = frozenset({400, 403, 404, 409, 429, 502, 503})
 """Statuses that a call may get after policies judged it."""
 
 _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
+_WAITED = "Preference-Applied"
+_IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif")
+ACCEPTED = 202
+"""The status of a write that waits for a person."""
 
 TITLES = {
     400: "Invalid request",
@@ -113,6 +129,8 @@ PLACEHOLDERS: dict[str, Any] = {
     "length": "281",
     "limit": "280",
     "message": "no reason given.",
+    "note": ": Not our tone",
+    "state": "denied",
     "method": "GET",
     "period": "monthly",
     "remedy": "Try again in a minute",
@@ -149,6 +167,11 @@ returns 405 `method_not_allowed` with `Allow`; HEAD works only on documents, `/l
 for 24 hours, a call with the same key and body gets the response of the first call, with `Idempotent-Replayed: true`. \
 For a post or upload without one, Birdwire generates one and returns it in that header.
 
+**Approvals.** A policy may require that a person approves a write. The call then returns 202 with `approval`, and \
+nothing has been published. Do not send it again: Birdwire sends it by itself once it is approved. Poll \
+`GET {api}/requests/REQUEST_ID`, or repeat the call with the same `Idempotency-Key`: it returns 202 until the write \
+has ended, and then its final response. `Prefer: wait=30` holds the answer for up to 30 seconds. No key can approve.
+
 **Rules.** The operator may set policies: what a key, an account or the gateway may do, how often, and for how much. \
 In a refusal, `findings` lists everything that they object to. `POST {api}/dry_run/OPERATION` with the body of an \
 operation returns what that call would do, without doing it; `GET {api}/auth/status` shows the rules in words, the \
@@ -161,8 +184,9 @@ _RELAY = """\
 that field is the API key, and a key in the header must be identical. In this dialect, `content` may replace `text`, \
 top-level `media_ids` and `in_reply_to_tweet_id` may replace those in `media` and `reply`, parts named `media_files` \
 are attached to the post, `callback_url` and `type` are ignored, and a success is always 200 \
-`{"code": 200, "msg": "ok", "data": {…}}`. The same calls are also available without `/twitter` in the path. Neither \
-form is listed below, because new clients do not need it."""
+`{"code": 200, "msg": "ok", "data": {…}}`. A write that waits for a person's approval is 202 \
+`{"code": 202, "msg": "awaiting approval", "approval": {…}}`, without `data`. The same calls are also available \
+without `/twitter` in the path. Neither form is listed below, because new clients do not need it."""
 
 
 def document(settings: Settings) -> dict[str, Any]:
@@ -174,7 +198,7 @@ def document(settings: Settings) -> dict[str, Any]:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, shared)
     text = _INTRODUCTION.format(api=API, error="`Error`", window=WINDOW_S)
     requests = [endpoint.takes for endpoint in listed if _has_body(endpoint) and not endpoint.files]
-    answers = [endpoint.answer for endpoint in listed if endpoint.answer is not None]
+    answers = [endpoint.answer for endpoint in listed if endpoint.answer is not None] + [Asked]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -192,6 +216,7 @@ def document(settings: Settings) -> dict[str, Any]:
             {"name": "Act", "description": "Act on X as the linked account."},
             {"name": "Preview", "description": "See what a call would do. Nothing is sent to X."},
             {"name": "Read", "description": "Look up users and posts on X as the linked account."},
+            {"name": "Approve", "description": "Decide, with a signed link, on a write that waits for a person."},
             {"name": "About", "description": "Documents and health of the gateway. No API key is required."},
         ],
         "paths": paths,
@@ -231,6 +256,8 @@ class _Shared:
         optional = (*_ALLOWANCE, _DEGRADED) if endpoint.keyed else ()
         # A call that is refused earlier is not judged.
         optional += (_COST,) if is_guarded(endpoint) and status in _JUDGED else ()
+        if not {*WAITED}.isdisjoint(reasons):
+            optional += (_WAITED,)
         if {"idempotency_in_flight", "x_breaker_open", "x_renewal_failed"} & set(reasons):
             optional += ("Retry-After",)
         example = render(GatewayError(reason_named(reasons[0]), **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
@@ -248,6 +275,17 @@ class _Shared:
             number += 1
             name = f"Refused{status}_{number}"
         return {"$ref": f"#/components/responses/{name}"}
+
+    def accepted(self) -> dict[str, str]:
+        """Return a reference to the response of a write that waits for a person's approval."""
+        required = ("X-Request-Id", *_ALLOWANCE, "Location", "Retry-After")
+        optional = (_DEGRADED, "Idempotency-Key", "Idempotent-Replayed", _WAITED)
+        self.responses["Accepted"] = {
+            "description": "Accepted: a person must approve the call first. Nothing was published.",
+            "headers": self.header_references(required, optional),
+            "content": {"application/json": {"schema": reference(Asked), "example": {"approval": ASKED_EXAMPLE}}},
+        }
+        return {"$ref": "#/components/responses/Accepted"}
 
     def header_references(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
         """Return references to these headers."""
@@ -291,7 +329,11 @@ def _operation(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
         made["parameters"] = parameters
     if _has_body(endpoint):
         made["requestBody"] = _request(endpoint)
-    made["responses"] = {str(endpoint.status): _success(endpoint, shared)} | {
+    others: dict[str, Any] = {str(ACCEPTED): shared.accepted()} if endpoint.waits else {}
+    if endpoint.redirects:
+        headers = shared.header_references(("X-Request-Id", "Location"))
+        others["303"] = {"description": "Done. The browser returns to the page.", "headers": headers}
+    made["responses"] = {str(endpoint.status): _success(endpoint, shared), **others} | {
         str(status): shared.refusal(endpoint, status, reasons)
         for status, reasons in by_status(endpoint.reasons).items()
     }
@@ -314,18 +356,40 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
         return _query_parameters(endpoint)
     if endpoint.operation_id == "oauthCallback":
         return _callback_parameters()
-    if endpoint.operation_id == "requestOutcome":
-        _, schema, example = HEADERS["X-Request-Id"]
-        words = "the X-Request-Id of the write"
-        place = {"name": "request_id", "in": "path", "required": True}
-        return [place | {"description": words, "schema": schema, "example": example}]
-    return [_IDEMPOTENCY_KEY] if _takes_name(endpoint) else []
+    named = [one for one in _IN_PATH if f"{{{one['name']}}}" in endpoint.path]
+    return [*named, *[_IDEMPOTENCY_KEY] * _takes_name(endpoint), *[_PREFER] * endpoint.prefers]
 
 
 def _takes_name(endpoint: Endpoint) -> bool:
     """Return whether a call may have an Idempotency-Key."""
     return endpoint.keyed and endpoint.method == "POST" and not endpoint.dry
 
+
+def _in_path(name: str, words: str, schema: dict[str, Any], example: str) -> dict[str, Any]:
+    place = {"name": name, "in": "path", "required": True}
+    return place | {"description": words, "schema": schema, "example": example}
+
+
+_IN_PATH = (
+    _in_path("request_id", "the X-Request-Id of the write", *HEADERS["X-Request-Id"][1:]),
+    _in_path(
+        "token",
+        "the token of the signed link",
+        {"type": "string", "pattern": "^[A-Za-z0-9_-]{20,64}$"},
+        "9mJ3rT5kZ3vJ0pXc1yqb0x9mJ3r",
+    ),
+    _in_path("number", "the place of the image, from 0", {"type": "string", "pattern": "^[0-9]{1,3}$"}, "0"),
+)
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "wait=SECONDS, from 0 to 30: if the write waits for a person's approval, hold the answer for up to "
+    "that long, until the write has ended (RFC 7240). Any other preference is ignored.",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+}
 
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -387,9 +451,9 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
         content = {"multipart/form-data": {"schema": schema}}
         return {"required": not endpoint.dry, "description": words, "content": content}
     media: dict[str, Any] = {"schema": reference(endpoint.takes)}
-    content = {"application/json": media | {"examples": examples}}
+    content = {} if endpoint.form == "only" else {"application/json": media | {"examples": examples}}
     if endpoint.form:
-        content["application/x-www-form-urlencoded"] = media
+        content["application/x-www-form-urlencoded"] = media | ({} if content else {"examples": examples})
     # A post must not be empty, though no single field is required.
     return {"required": required or endpoint.operation_id == "postTwitter", "content": content}
 
@@ -398,6 +462,8 @@ def _success(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
     optional: tuple[str, ...] = (_DEGRADED,) if endpoint.keyed else ()
     if _takes_name(endpoint):
         optional += ("Idempotency-Key", "Idempotent-Replayed")
+    if endpoint.prefers:
+        optional += (_WAITED,)
     if is_guarded(endpoint):
         optional += (_COST,)
     content: dict[str, Any] = {}
@@ -411,6 +477,8 @@ def _success(endpoint: Endpoint, shared: _Shared) -> dict[str, Any]:
             content[endpoint.text] = {"schema": {}}
     if endpoint.page:
         content["text/html"] = {"schema": {"type": "string"}}
+    if endpoint.images:
+        content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _IMAGES}
     return {
         "description": "Created." if endpoint.status == 201 else "Done.",
         "headers": shared.header_references(("X-Request-Id", *(_ALLOWANCE if endpoint.keyed else ())), optional),

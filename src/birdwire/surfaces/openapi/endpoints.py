@@ -10,11 +10,28 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
-from birdwire.api.forms import FILE_FIELDS, MAX_FIELDS, MAX_NAME
+from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
-from birdwire.api.paths import API, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
+from birdwire.api.paths import API, APPROVE, APPROVE_MEDIA, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
 from birdwire.surfaces.openapi import responses
+from birdwire.surfaces.openapi.reasons import (
+    BODY,
+    CALLBACK,
+    CONFIRMING,
+    DECIDING,
+    EDGE,
+    FILES,
+    GUARDED,
+    IDEMPOTENCY,
+    KEYED,
+    LINKED,
+    POSTING,
+    STARTING,
+    WAITED,
+    camel,
+)
 from birdwire.surfaces.openapi.responses import Response
+from birdwire.surfaces.openapi.schemas import EXAMPLES
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS, Lookup
 from birdwire.x.catalog.operations import OPERATIONS, Operation
@@ -26,7 +43,7 @@ if TYPE_CHECKING:
     from birdwire.settings import Settings
     from birdwire.x.client.requests import XData
 
-Tag = Literal["Link", "Act", "Preview", "Read", "About"]
+Tag = Literal["Link", "Act", "Preview", "Read", "Approve", "About"]
 
 
 class AnyBody(Body):
@@ -35,105 +52,14 @@ class AnyBody(Body):
     model_config = ConfigDict(extra="allow")
 
 
-EDGE = (
-    *("http_malformed", "duplicate_header", "host_not_allowed", "request_timeout", "body_too_large", "uri_too_long"),
-    *("headers_too_large", "internal", "overloaded"),
-)
-"""Reasons for which any request may be refused."""
+class Decide(Body):
+    """The decision of the person who holds a signed link."""
 
-KEYED = (
-    *("key_missing", "key_in_query", "key_malformed", "key_unknown", "key_revoked", "key_expired", "mode_mismatch"),
-    *("ip_not_allowed", "rpm_exceeded", "concurrency_exceeded", "auth_failures", "storage_unavailable"),
-)
-BODY = (
-    *("json_malformed", "body_not_object", "duplicate_field", "unknown_field", "form_malformed"),
-    "unsupported_media_type",
-)
-IDEMPOTENCY = ("idempotency_key_malformed", "idempotency_in_flight", "idempotency_key_reused")
-UPSTREAM = (
-    *("x_not_user_token", "x_account_mismatch", "x_user_suspended", "x_not_enrolled", "x_user_not_enrolled"),
-    *("x_credits_depleted", "x_refused", "x_invalid_request", "x_conflict", "x_window_15m", "x_window_24h"),
-    *("x_usage_capped", "x_spend_cap", "x_unreachable", "x_tls", "x_5xx", "x_timeout", "x_reply_malformed"),
-    *("x_endpoint_gone", "x_client_credentials", "x_session_expired", "x_tier_lacks_action", "user_not_found"),
-)
-"""Reasons that a call to X may have."""
+    verdict: Literal["approve", "deny", "edit"] = Field(description="approve, deny, or edit the text and go on waiting")
+    payload_sha256: str = Field(description="identifies what the page showed", pattern="^[0-9a-f]{64}$")
+    note: str = Field("", description="with deny: a note for the caller", max_length=500)
+    text: str = Field("", description="with edit: the new text of the post")
 
-LINKED = (
-    *("key_not_allowed", "x_not_linked", "x_link_pending", "x_scope_missing", "account_mismatch", "x_breaker_open"),
-    "x_renewal_failed",
-    *UPSTREAM,
-)
-FILES = ("media_files_missing", "media_files_malformed", "media_too_large", "media_rejected")
-POSTING = (
-    *("mutually_exclusive", "text_missing", "text_empty", "text_too_long", "duplicate_post", "reply_not_allowed"),
-    *("reply_target_not_found", "x_cashtag_limit", "edit_window_closed", "place_id_missing"),
-)
-PAUSED = ("paused", "paused_by_owner")
-GUARDED = (
-    *("policy_denied", "owner_denied", "quiet_hours", "cap_reached", "budget_exhausted", "price_unknown"),
-    *("policy_unreadable", "approval_denied", "approvals_full", "approval_stale"),
-    *PAUSED,
-)
-"""Reasons that the policies and pauses of a key, its account or the gateway may have."""
-
-STARTING = (*PAUSED, "key_not_allowed", "scope_unknown", "return_to_not_allowed", "account_mismatch")
-CONFIRMING = (
-    *PAUSED,
-    *("key_not_allowed", "state_unknown", "state_expired", "account_mismatch", "x_link_pending", "x_scope_missing"),
-    *("state_used", "consent_denied", "code_rejected"),
-    *UPSTREAM,
-)
-CALLBACK = (
-    *("callback_malformed", "state_unknown", "state_expired", "state_used", "issuer_mismatch", "consent_denied"),
-    *("code_rejected", "prefetch", "key_revoked", "account_mismatch", "auth_failures", "storage_unavailable"),
-    "x_scope_missing",
-    *UPSTREAM,
-)
-
-
-def _camel(name: str) -> str:
-    head, *rest = re.split(r"[_/]", name)
-    return head + "".join(word.title() for word in rest)
-
-
-BEYOND_SCHEMA: dict[str, dict[str, str]] = {
-    "authTwitterUser": {"return_to_not_allowed": "`return_to` must be a URL that the operator allowed for the key"},
-    "authConfirm": {"state_unknown": "`state` must be one that auth_twitter returned for this key"},
-    "authUndo": {"undo_unknown": "`undo_token` must come from the page after a link"},
-    "oauthCallback": {
-        "callback_malformed": "exactly one of `code` and `error` is required",
-        "state_unknown": "`state` must be one that auth_twitter returned",
-    },
-    "postTwitter": {
-        "place_id_missing": "`geo` must contain a `place_id`",
-        "text_too_long": "the limit applies to the weighted length of `text`, not to its number of characters",
-        "x_invalid_request": "X must accept the ids, cards and links",
-    },
-    "uploadMedia": {
-        "media_files_malformed": "the file must be an image, GIF or video, as recognised by its first bytes"
-    },
-    "userLastTweets": {
-        "mutually_exclusive": "exactly one of `userName` and `userId` is required",
-        "x_invalid_request": "`cursor` must be one that an earlier page returned",
-    },
-    **{
-        _camel(f"{DRY_RUN}_{row.name}"): {
-            "json_malformed": "the body may be nested at most 32 levels deep, its numbers must be finite and have at "
-            "most 4,300 digits, and its field names must not contain unpaired surrogates"
-        }
-        for row in OPERATIONS
-        if not row.takes_file
-    },
-    **{
-        _camel(f"{DRY_RUN}_{row.name}"): {
-            "form_malformed": f"the form may have at most {MAX_FIELDS} parts, each with a name of 1 to {MAX_NAME} "
-            "characters"
-        }
-        for row in OPERATIONS
-        if row.takes_file
-    },
-}
-"""Rules that a schema cannot express, by operation and reason: a request that fits the schema may still get 400."""
 
 _ENTERPRISE = {
     "always": " Since 2026-04-20, X requires Enterprise access for this: expect 403 x_tier_lacks_action without it.",
@@ -156,9 +82,12 @@ _NEEDS = " If the key's actions are restricted, they must include `{}`."
 class Endpoint:
     """One path and method: what it takes, what it answers with, and every reason for which it may refuse.
 
-    `takes` is a body's model (or a query's, if `query`); `page`: people get HTML unless they ask for JSON; `text`
-    is the type of an answer that is a document. `examples` are bodies by name; `files`: names of the multipart
-    part that holds a file. `dry`: it has no effect.
+    `takes` is a body's model (or a query's, if `query`); `form`: the body may also be a form, or must be one if `form`
+    is "only"; `page`: people get HTML unless they ask for JSON, and are sent back to the page if `redirects`; `text` is
+    the type of an answer that is a document, and `images`: the answer is an image. `examples` are bodies by name;
+    `files`: names of the multipart part that holds a file. `dry`: it has no effect. `waits`: a policy may require a
+    person's approval, and the call is then answered with 202; `prefers`: the caller may prefer to wait for the end of
+    such a write.
     """
 
     method: Literal["GET", "POST"]
@@ -173,10 +102,14 @@ class Endpoint:
     status: int = 200
     keyed: bool = False
     dry: bool = False
+    waits: bool = False
+    prefers: bool = False
     query: bool = False
     page: bool = False
-    form: bool = False
+    redirects: bool = False
+    form: Literal["", "also", "only"] = ""
     text: str = ""
+    images: bool = False
     files: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     examples: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -195,7 +128,7 @@ POST_EXAMPLES: dict[str, dict[str, Any]] = {
 
 def is_guarded(endpoint: Endpoint) -> bool:
     """Return whether policies judge the call, which then has a cost."""
-    return set(GUARDED) <= set(endpoint.reasons)
+    return endpoint.keyed and set(GUARDED) <= set(endpoint.reasons)
 
 
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
@@ -208,8 +141,10 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
         *_linking_in_browser(),
         *acting,
         _outcome(),
+        _cancelling(relay=relay),
         *(_previewing(row, relay=relay) for row in OPERATIONS),
         *reading,
+        *_approving(),
         *_about(),
         *_measured(settings),
     )
@@ -241,8 +176,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         reasons += ("not_applied", "duplicate_text", *POSTING, *(FILES if relay else ()))
     if row.opposite:
         reasons += ("superseded",)
-    if row.takes_file:
-        reasons += FILES
+    reasons += FILES if row.takes_file else WAITED
     repeat = (
         "Safe to repeat."
         if row.repeatable
@@ -255,7 +189,7 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         "POST",
         f"{API}/{row.name}",
         "Act",
-        _camel(row.name) + "User" * (row.about == "user"),
+        camel(row.name) + "User" * (row.about == "user"),
         row.summary,
         f"Calls {row.method} {row.path} at X as the linked account.{rules} {repeat}{_ENTERPRISE[row.enterprise]}",
         reasons,
@@ -264,6 +198,8 @@ def _acting(row: Operation, *, relay: bool) -> Endpoint:
         status=row.status,
         keyed=True,
         files=FILE_FIELDS if row.takes_file else (),
+        waits=not row.takes_file,
+        prefers=not row.takes_file,
         scopes=row.scopes,
         examples=POST_EXAMPLES if row.body is PostTwitter else {row.summary: target},
         expect=row.expect,
@@ -277,7 +213,7 @@ def _previewing(row: Operation, *, relay: bool) -> Endpoint:
         "POST",
         f"{API}/{DRY_RUN}/{row.name}",
         "Preview",
-        _camel(f"{DRY_RUN}_{row.name}"),
+        camel(f"{DRY_RUN}_{row.name}"),
         f"Preview {row.name}",
         f"Returns what POST {API}/{row.name} with this body would do. Every key may ask, also while it is paused.",
         reasons,
@@ -319,7 +255,7 @@ def _reading(row: Lookup) -> Endpoint:
         "GET",
         f"{API}/{row.name}",
         "Read",
-        _camel(row.name),
+        camel(row.name),
         row.summary,
         "Calls X as the linked account. X bills each call.",
         reasons,
@@ -338,12 +274,33 @@ def _outcome() -> Endpoint:
         "Act",
         "requestOutcome",
         "Get the outcome of a write",
-        "Returns the outcome of a write by its X-Request-Id, for use when the response was lost. The write must have "
-        "been made with this key. A call that Birdwire itself refused is reported as not_sent while the process that "
-        "refused it keeps it in memory. Any other id returns 404 request_not_found.",
+        "Returns the outcome of a write by its X-Request-Id, for use when the response was lost, or while the write "
+        "waits for a person's approval. The write must have been made with this key. A call that Birdwire itself "
+        "refused is reported as not_sent while the process that refused it keeps it in memory. Any other id returns "
+        "404 request_not_found.",
         (*EDGE, *KEYED, "unexpected_query", "request_not_found", "route_unknown"),
         answer=responses.Request,
         keyed=True,
+        prefers=True,
+    )
+
+
+def _cancelling(*, relay: bool) -> Endpoint:
+    return Endpoint(
+        "POST",
+        f"{API}/requests/{{request_id}}/cancel",
+        "Act",
+        "cancelRequest",
+        "Cancel a write that waits",
+        "Cancels a write that waits for a person's approval, or that was approved and has not been started. The write "
+        "must have been made with this key. Returns its outcome, as GET requests/{request_id} does.",
+        (
+            *(*EDGE, *_body_reasons(Empty, relay=relay)),
+            *("request_not_found", "route_unknown", "approval_not_waiting", "approval_expired"),
+        ),
+        answer=responses.Request,
+        keyed=True,
+        examples={"Cancel": {}},
     )
 
 
@@ -435,15 +392,61 @@ def _linking_in_browser() -> tuple[Endpoint, ...]:
             takes=Undo,
             answer=responses.UnlinkedData,
             page=True,
-            form=True,
+            form="also",
             examples={"Undo": {"undo_token": "b0x9mJ3rT5"}},
+        ),
+    )
+
+
+def _approving() -> tuple[Endpoint, ...]:
+    opening = (*EDGE, "route_unknown", "auth_failures", "storage_unavailable")
+    return (
+        Endpoint(
+            "GET",
+            APPROVE,
+            "Approve",
+            "approveShow",
+            "Show a write that waits",
+            "Opens a signed link, which the operator makes for the person who decides. Shows exactly what would be "
+            "published, or what became of it. Decides nothing, however often it is opened. Browsers get a page; "
+            "clients that accept only application/json get JSON.",
+            opening,
+            answer=responses.LinkedData,
+            page=True,
+        ),
+        Endpoint(
+            "POST",
+            APPROVE,
+            "Approve",
+            "approveDecide",
+            "Decide on a write that waits",
+            "Approves, denies or edits what the page showed. A link decides once; an edit leaves the write waiting, "
+            "with a new payload_sha256. Browsers are sent back to the page; clients that accept only application/json "
+            "get JSON.",
+            (*opening, *DECIDING, *GUARDED),
+            takes=Decide,
+            answer=responses.LinkedData,
+            page=True,
+            redirects=True,
+            form="only",
+            examples={"Approve": {"verdict": "approve", "payload_sha256": EXAMPLES["payload_sha256"]}},
+        ),
+        Endpoint(
+            "GET",
+            APPROVE_MEDIA,
+            "Approve",
+            "approveMedia",
+            "Get an image of a write that waits",
+            "Returns an image that the page of a signed link shows, as it was uploaded.",
+            opening,
+            images=True,
         ),
     )
 
 
 def _about() -> tuple[Endpoint, ...]:
     documents = (
-        Endpoint("GET", path, "About", _camel(re.sub(r"\W+", "_", path).strip("_")), summary, "", EDGE, text=text)
+        Endpoint("GET", path, "About", camel(re.sub(r"\W+", "_", path).strip("_")), summary, "", EDGE, text=text)
         for path, (text, summary) in DOCUMENTS.items()
     )
     return (

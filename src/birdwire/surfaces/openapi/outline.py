@@ -21,7 +21,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One call."""
+    """One call. `accepted` are the members of its answer while a person must approve it first."""
 
     method: str
     path: str
@@ -32,6 +32,7 @@ class Listed:
     takes: list[Member] = field(default_factory=list)
     status: str = "200"
     answers: list[Member] = field(default_factory=list)
+    accepted: list[Member] = field(default_factory=list)
     refusals: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -81,10 +82,11 @@ class _Resolved:
             self._taken(operation),
             success,
             self._members(_json_of(operation["responses"][success])),
+            self._members(_json_of(self._followed(operation["responses"].get("202", {})))),
             {
                 status: self._reasons(self._followed(response))
                 for status, response in operation["responses"].items()
-                if status != success
+                if status >= "4"
             },
         )
 
@@ -170,12 +172,15 @@ class _Resolved:
 
 
 def _json_of(response: dict[str, Any]) -> Any:
-    return response["content"].get("application/json", {}).get("schema", {})
+    return response.get("content", {}).get("application/json", {}).get("schema", {})
 
 
 def _sent(content: dict[str, Any]) -> list[str]:
     if "multipart/form-data" in content:
         return ["-F media_files=@photo.png"]
+    if "application/json" not in content:
+        example = next(iter(content["application/x-www-form-urlencoded"]["examples"].values()))["value"]
+        return [f"--data-urlencode {shlex.quote(f'{name}={value}')}" for name, value in example.items()]
     example = next(iter(content["application/json"]["examples"].values()))["value"]
     body = shlex.quote(json.dumps(example, ensure_ascii=False))
     return ["-H 'Content-Type: application/json'", f"-d {body}"]

@@ -23,6 +23,9 @@ Why = Literal[
 ]
 """Why a link has ended, or may end soon."""
 
+ApproveBy = Literal["operator", "owner", "either"]
+"""Who may approve a write."""
+
 
 class Response(BaseModel):
     """A response with exactly these members."""
@@ -80,7 +83,7 @@ class Rules(Response):
     preset: str | None = Field(description="the preset from which the key's policy was made")
     sentences: list[str] = Field(description="the rules in words")
     allowed: list[str] = Field(description="the actions that the key may use")
-    approve_by: Literal["operator", "owner", "either"] = Field(description="who may approve what needs approval")
+    approve_by: ApproveBy = Field(description="who may approve what needs approval")
     waiting: int = Field(description="number of calls that await approval")
 
 
@@ -174,15 +177,34 @@ class Unlinked(Response):
     linked: Literal[False] = Field(description="always false")
 
 
+class Approval(Response):
+    """A write's approval by a person."""
+
+    state: Literal["waiting", "approved", "denied", "expired", "cancelled", "stale"] = Field(
+        description="waiting; approved; denied; expired: nobody decided in time, or it could not be sent in time; "
+        "cancelled; stale: something had changed, so it was not sent"
+    )
+    payload_sha256: str = Field(description="identifies what is to be published; an edit changes it")
+    approve_by: ApproveBy = Field(description="who may approve it")
+    expires_at: str = Field(
+        description="when the write ends if it is neither decided nor sent", json_schema_extra={"format": "date-time"}
+    )
+    decided_at: str | None = Field(description="when a person decided", json_schema_extra={"format": "date-time"})
+    decided_by: str | None = Field(description="who decided")
+    note: str | None = Field(description="what that person noted")
+    edited_from: str | None = Field(description="the payload_sha256 before the last edit")
+
+
 class Request(Response):
     """The outcome of a write. Unknown members are null."""
 
     request_id: str = Field(description="the X-Request-Id of the call")
     operation: str = Field(description="the operation, such as post_twitter")
     state: Annotated[str, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
-        description="started: in progress; confirmed: X carried it out; refused: see reason; not_sent: nothing reached "
-        "X; unknown: X may have carried it out; found, not_found: X's response was lost, and Birdwire "
-        "searched for the post"
+        description="awaiting_approval: a person must approve it; approved: Birdwire sends it next; started: in "
+        "progress; confirmed: X carried it out; refused: see reason; not_sent: nothing reached X; unknown: X may have "
+        "carried it out; found, not_found: X's response was lost, and Birdwire searched for the post; denied, expired, "
+        "cancelled: it was not sent, see reason"
     )
     status: int | None = Field(description="the status of the response")
     reason: str | None = Field(description="the reason of a refusal")
@@ -200,6 +222,7 @@ class Request(Response):
         "not_in_timeline, upload"
     )
     cost_usd: float | None = Field(description="estimate of what X bills for the write, in US dollars")
+    approval: Approval | None = Field(description="its approval; null: nobody had to be asked")
 
 
 class RefusalSeen(Response):
@@ -214,7 +237,7 @@ class RefusalSeen(Response):
 
 
 class AccountSeen(Response):
-    """The account as which the call would act."""
+    """The X account as which a call acts."""
 
     user_id: str = Field(description="the X account's id")
     username: str = Field(description="the X account's username, without @")
@@ -255,9 +278,7 @@ class Would(Response):
     refusals: list[RefusalSeen] = Field(description="the refusals that the call would get, at most one for each step")
     findings: list[Finding] = Field(description="what the rules object to, denials first")
     payload_sha256: str | None = Field(description="identifies what the call asks for, with the account and the files")
-    approve_by: Literal["operator", "owner", "either"] | None = Field(
-        description="who may approve it; null: no policy applies to the key"
-    )
+    approve_by: ApproveBy | None = Field(description="who may approve it; null: no policy applies to the key")
     text: TextSeen | None = Field(description="the text of a post")
     cost_usd: float | None = Field(description="estimate of what X would bill, in US dollars")
     listed_on: str = Field(description="the date of the price list", json_schema_extra={"format": "date"})
@@ -273,10 +294,61 @@ class DryRun(Response):
     would: Would
 
 
+class Awaiting(Response):
+    """A write that waits for a person's approval, or that is being sent after it."""
+
+    request_id: str = Field(
+        description="the request that waits. If the key has asked for the same thing before, it is that request",
+        pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$",
+    )
+    state: Literal["awaiting_approval", "approved", "started"] = Field(
+        description="awaiting_approval; approved: Birdwire sends it next; started: in progress"
+    )
+    operation: str = Field(description="the operation, such as post_twitter")
+    account: AccountSeen = Field(description="the account as which Birdwire will act")
+    payload_sha256: str = Field(description="identifies what would be published; an edit changes it")
+    approve_by: ApproveBy = Field(description="who may approve it")
+    cost_usd: float | None = Field(description="estimate of what X will bill, in US dollars; null: not listed")
+    findings: list[Finding] = Field(description="what the rules require a person for")
+    expires_at: str = Field(
+        description="when the write ends if it is neither decided nor sent", json_schema_extra={"format": "date-time"}
+    )
+    edited_from: str | None = Field(description="the payload_sha256 before a person's last edit")
+    review_url: str | None = Field(
+        description="a page for the person who decides, which requires a sign-in; null: none"
+    )
+    next: str = Field(description="what to do now, for people and agents")
+
+
+class Asked(Response):
+    """The response of a write that waits for a person's approval. Nothing was published."""
+
+    approval: Awaiting
+
+
 class UnlinkedData(Response):
     """The response to an unlink or an undo."""
 
     data: Unlinked
+
+
+class Linked(Response):
+    """A write that a signed link shows."""
+
+    request_id: str = Field(description="the request that waits, or that waited")
+    state: Annotated[str, WithJsonSchema({"enum": [state.value for state in STATES], "type": "string"})] = Field(
+        description="the state of the write"
+    )
+    payload_sha256: str = Field(description="identifies what would be published; a decision names it")
+    expires_at: str = Field(
+        description="when the write ends if it is neither decided nor sent", json_schema_extra={"format": "date-time"}
+    )
+
+
+class LinkedData(Response):
+    """The response of a signed link to clients that ask for JSON."""
+
+    approval: Linked
 
 
 class CallbackDone(Response):
@@ -378,3 +450,29 @@ class Ready(Response):
     """The gateway can serve calls."""
 
     status: Literal["ready"]
+
+
+ASKED_EXAMPLE: dict[str, Any] = {
+    "request_id": "req_01JD3K8W6ZQ4T5V7X9YABCDEFG",
+    "state": "awaiting_approval",
+    "operation": "post_twitter",
+    "account": {"user_id": "2244994945", "username": "ada"},
+    "payload_sha256": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c",
+    "approve_by": "operator",
+    "cost_usd": 0.2,
+    "findings": [
+        {
+            "rule": "links",
+            "outcome": "require_approval",
+            "reason": "policy_denied",
+            "message": "the post has a link",
+            "scope": "key_01JD3K8W6ZQ4T5V7X9YABCDEFG",
+            "version": 3,
+        }
+    ],
+    "expires_at": "2026-09-18T01:00:00Z",
+    "edited_from": None,
+    "review_url": None,
+    "next": "Nothing was published. A person must approve this call.",
+}
+"""A write that waits, as an example."""

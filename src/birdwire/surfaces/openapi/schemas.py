@@ -90,6 +90,9 @@ EXAMPLES: dict[str, Any] = {
     "userId": "2244994945",
     "cursor": "7140dibdnow9c7btw4b2n4",
     "query": "ada lovelace",
+    "verdict": "approve",
+    "payload_sha256": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c",
+    "note": "Not our tone",
 }
 """An example of every field that a body or a query may have."""
 

@@ -68,6 +68,7 @@ async def begun(replica: Replica, operation: str = LIKE, request_id: str = "req_
     return record, payload
 
 
+@pytest.mark.trust("#320")
 async def test_a_waiting_write_is_neither_due_nor_charged_nor_readable(first: Replica) -> None:
     """Nothing but the gateway's own round acts on it, and its text is in no column in clear."""
     await first.ask("req_1", images=[IMAGE])
@@ -226,6 +227,7 @@ async def test_what_a_dead_process_started_is_taken_over_once_and_charged_once(
 REFUSED = GatewayError("reply_not_allowed", outcome="refused", upstream={"status": 403})
 
 
+@pytest.mark.trust("#320")
 @pytest.mark.parametrize("charges", [CHARGES, ()], ids=["charged", "not charged"])
 @pytest.mark.parametrize(
     ("error", "state", "kept"),

@@ -416,6 +416,21 @@ async def test_the_files_of_a_post_are_uploaded_before_it_waits(asked: Desk) -> 
     assert not [call for call in await asked.running.calls("/2/tweets") if call["method"] == "POST"]
 
 
+async def test_a_post_that_nobody_is_asked_about_uploads_nothing(asked: Desk) -> None:
+    """It was denied, or too many wait: its files never leave for X, and the refusal is an attempt."""
+    file = ("a.png", PNG, "image/png")
+    denied = (await with_files(asked, file)).json()["approval"]
+    await asked.approvals.deny(denied["request_id"], OPERATOR)
+    for number in range(MAX_WAITING):
+        await asked.post(f"Number {number}")
+    before = await asked.running.calls("/2/media/")
+    for text, reason in (("With a file", "approval_denied"), ("With another", "approvals_full")):
+        answer = await with_files(asked, file, text=text)
+        assert answer.json()["error"]["reason"] == reason
+        assert (await asked.records.find(answer.headers["x-request-id"])) is None
+    assert await asked.running.calls("/2/media/") == before
+
+
 async def test_only_images_of_some_mebibytes_are_kept(asked: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a video, not a large image, and not what a key has no room for."""
     video = (await with_files(asked, ("a.mp4", MP4, "video/mp4"), text="A video")).json()["approval"]["request_id"]

@@ -252,6 +252,7 @@ async def test_a_lost_reply_ends_the_link_with_its_access_token(two: Two) -> Non
     async with asyncio.timeout(20):
         while (await a.row(key_id)).refresh_state != "over":
             assert await a.token(key_id) == f"{SECRET}-at-ada1"
+    await a.settled(key_id)
     clock.advance(seconds=600)
     assert await reason(asyncio.create_task(a.token(key_id))) == "x_session_expired"
     assert ((await a.row(key_id)).state, (await a.row(key_id)).why) == ("needs_relink", "refresh_lost_reply")

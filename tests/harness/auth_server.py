@@ -85,10 +85,10 @@ class Process:
         self.recall, x = KeyCache(self.database, clock), cast("AuthServer", self.x)
         self.links = Links(self.database, vault, x, self.recall, GuessLimiter(clock), clock, telemetry, "sandbox")
         tokens, revocations = self.links.tokens, self.links.revocations
-        refresher = Refresher(
+        self.refresher = Refresher(
             self.database, tokens, x, revocations, self.links.require_relink, clock, telemetry, Failpoints()
         )
-        self.sessions = Sessions(self.links, refresher, self.recall, clock, _unnamed)
+        self.sessions = Sessions(self.links, self.refresher, self.recall, clock, _unnamed)
         self.keys = Keys(self.database, clock, self.recall)
 
     async def link(self, label: str = "ada") -> str:
@@ -112,6 +112,13 @@ class Process:
         """Wait until X has received this many refresh requests."""
         async with asyncio.timeout(20):
             while len(self.x.sent) < times:  # noqa: ASYNC110 - it happens in another task
+                await asyncio.sleep(0)
+
+    async def settled(self, key_id: str) -> None:
+        """Wait until no renewal of the key's link is under way: the row is stored before its renewal has ended."""
+        session_id = (await self.row(key_id)).session_id
+        async with asyncio.timeout(20):
+            while session_id in self.refresher._flights:  # noqa: ASYNC110, SLF001 - it ends in another task
                 await asyncio.sleep(0)
 
 

@@ -80,7 +80,7 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
 OVER_HTTP = {("accounts", "status"), ("explain",), ("limits",)}
 """Commands that ask a gateway, whose routes leave the acts; besides them those of the other panels."""
 
-TRIED_ELSEWHERE = {
+TRIED_ELSEWHERE: dict[tuple[str, ...], str] = {
     ("dev",): "test_dev.py",
     ("migrate",): "conformance/test_moving.py",
     ("accounts", "confirm"): "test_cli.py",

@@ -16,6 +16,7 @@ from birdwire.gateway.guardrails import asking
 from birdwire.gateway.guardrails.held_writes import MAX_WAITING
 from birdwire.runtime.clock import rfc3339
 from birdwire.sandbox.api import media as sandbox_media
+from birdwire.store.database import StorageDownError
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables.idempotency import NameState, idempotency
 from birdwire.store.tables.journal import WAITING, journal
@@ -377,6 +378,24 @@ async def test_a_call_that_was_taken_over_asks_nobody(asked: Desk, monkeypatch: 
     answer = await asked.running.call("post_twitter", HELLO)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (409, "idempotency_in_flight")
     assert await asked.waiting() == 0
+
+
+async def test_nothing_waits_while_the_store_is_down(asked: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is refused and can be sent again under its name."""
+
+    async def fail(*_: object) -> list[tuple[int, bytes]]:
+        await asyncio.sleep(0)
+        raise StorageDownError("a test")
+
+    headers = {"idempotency-key": "later"}
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "shown_images", fail)
+        answer = await asked.running.call("post_twitter", HELLO, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["reason"], error["retryable"]) == (503, "storage_unavailable", True)
+    assert "nothing was published" in error["message"]
+    assert await asked.waiting() == 0
+    assert (await asked.running.call("post_twitter", HELLO, headers=headers)).status_code == 202
 
 
 # Media.

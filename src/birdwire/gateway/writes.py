@@ -166,10 +166,13 @@ class Writes:
 
     async def _approved_failed(self, write: ApprovedWrite, error: Exception) -> Exception:
         """Record the end of an approved write that was started, or let it wait again; return the error to raise."""
-        refusal = self._refusal_of(write, error)
-        if refusal is None or isinstance(error, ClaimLostError) or not write.record.started:
+        if not (write.opened and write.record.started):
             if write.judged is not None:
                 await self._spending.give_back(write.judged, write.context.call.request_id)
+            return error
+        # The row and all its charges belong to another process by now.
+        refusal = None if isinstance(error, ClaimLostError) else self._refusal_of(write, error)
+        if refusal is None:
             return error
         if write.resumed and refusal.outcome == "not_sent" and not passes(refusal):
             refusal.outcome = "unknown"

@@ -553,6 +553,7 @@ CANARY = "kestrel-canary-7741"
 HOST = "plover-canary.example.org"
 
 
+@pytest.mark.trust("#320")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_no_text_that_waits_is_at_rest_in_clear(asked: Desk) -> None:
     """While it waits, once it is edited, denied, cancelled or out of time: no table and no log has it."""

@@ -413,6 +413,7 @@ async def test_other_methods_are_refused(asked: Asking) -> None:
     assert await asked.state_of(path) == "awaiting_approval"
 
 
+@pytest.mark.trust("#323")
 async def test_a_key_decides_nothing_through_the_page(asked: Asking) -> None:
     """The page knows no key: a token alone opens it, and the request's id is none."""
     request_id = await asked.ask({"text": TEXT})

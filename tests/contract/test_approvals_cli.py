@@ -106,9 +106,9 @@ class Place:
         return dict(report)
 
     async def at_x(self, post_id: str) -> str | None:
-        """Return the text of a post at X; None if X does not have it."""
+        """Return the text of a post at X; None if it was deleted, or never published."""
         posts = (await self.deployment.x.get("/_sandbox/state")).json()["posts"]
-        return next((str(post["text"]) for post in posts if post["id"] == post_id), None)
+        return next((str(post["text"]) for post in posts if post["id"] == post_id and not post["deleted"]), None)
 
     @contextlib.asynccontextmanager
     async def command(self, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -311,7 +311,7 @@ async def test_a_person_sees_what_the_text_hides(place: Place) -> None:
         "  Cost       $0.200, by the price list of X"
     ]
     for words in ('"test" (key_', "@ada (2244994945)", "post_twitter needs a person's approval", "(in 5"):
-        assert words in shown
+        assert words in " ".join(shown.split())
     assert asked["payload_sha256"] in shown
     listed = (await place.run("approvals", "list")).out
     assert {char for char in listed if not char.isprintable()} == {"\n"}

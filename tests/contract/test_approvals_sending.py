@@ -166,6 +166,7 @@ STALE: dict[str, Cause] = {
 }
 
 
+@pytest.mark.trust("#317")
 @pytest.mark.parametrize("case", STALE)
 async def test_what_has_changed_since_is_never_sent(desk: SendingDesk, case: str) -> None:
     """The request ends as stale, with the cause, and nothing stays charged."""

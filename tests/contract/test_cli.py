@@ -51,6 +51,7 @@ FAMILIES = {
     "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),
     "policy": ("show", "set", "unset", "test", "report"),
+    "approvals": ("list", "show", "approve", "deny", "edit", "cancel", "link", "watch"),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [
     *((row.name,) for row in COMMANDS if row.name not in FAMILIES or row.name == "sandbox"),

@@ -231,8 +231,14 @@ async def test_the_cost_of_waiting_is_measured(tmp_path: Path, database_url: str
 
 
 async def _held_at(place: ApprovingDeployment, at: GatewayProcess, holder: Holder, number: int) -> httpx2.Response:
+    """Ask and wait for the end; a burst of callers is refused in part, and those repeat their call."""
     headers = {"idempotency_key": _name(number), "prefer": f"wait={HELD_S}"}
-    return await place.call(at, holder, "post_twitter", {"text": _text(number)}, **headers)
+    async with asyncio.timeout(2 * HELD_S):
+        while True:
+            answer = await place.call(at, holder, "post_twitter", {"text": _text(number)}, **headers)
+            if answer.status_code not in (202, 503):
+                return answer
+            await asyncio.sleep(0.5)
 
 
 async def _approve(place: ApprovingDeployment, asked: list[Asked]) -> None:
@@ -278,7 +284,7 @@ async def _listing_s(place: ApprovingDeployment) -> float:
     taken = []
     for _ in range(3):
         began = time.monotonic()
-        code, found = await place.guarded.deployment.command("approvals", "list")
+        code, found = await place.guarded.deployment.command("approvals", "list", "--limit", str(WAITING))
         taken.append(time.monotonic() - began)
         assert (code, len(found["approvals"])) == (0, WAITING)
     return round(min(taken), 2)

@@ -85,7 +85,12 @@ COMMANDS = (
         "Restore the database from a backup, and mark its links for verification.",
     ),
     Row("log", "log", OPERATE, "List recent writes to X and their outcomes, newest first."),
-    Row("recent", "recent", OPERATE, "List the posts that a key, an account or the whole gateway published recently."),
+    Row(
+        "recent",
+        "recent",
+        OPERATE,
+        "List the posts that a key, an account or the whole gateway published recently, and delete them with --delete.",
+    ),
     Row("cost", "cost", OPERATE, "Show the estimated cost of calls to X."),
     Row("accounts", "accounts", ACT, "Link X accounts to API keys, and manage the links."),
     *(

@@ -7,6 +7,7 @@ quotes, and every line is wrapped and indented, so that no text can look like a 
 from __future__ import annotations
 
 import shutil
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -132,7 +133,7 @@ def lines(asked: Asked, now: datetime) -> list[str]:
     pairs = [("Cost", _cost(row.cost_microusd, long=True))]
     pairs += [("Asked", "by order of the operator" if row.ordered else _because(one)) for one in _findings(asked)]
     pairs += list(_standing(asked, now))
-    return found + [line for name, value in pairs for line in _pair(name, [value], width)]
+    return found + [line for name, value in pairs for line in _pair(name, _sentences(value, width), width)]
 
 
 def when(moment: datetime, now: datetime) -> str:
@@ -203,10 +204,15 @@ def _pair(name: str, values: Iterable[str], width: int) -> Iterator[str]:
 
 
 def _chopped(line: str, width: int) -> list[str]:
-    """Return a line in parts that fit into a terminal."""
+    """Return a line in parts that fit into a terminal, whatever it consists of."""
     from rich.cells import chop_cells  # noqa: PLC0415 - 2 MiB, for people only
 
     return chop_cells(line, width) or [""]
+
+
+def _sentences(text: str, width: int) -> list[str]:
+    """Return a text of Birdwire's own in lines that end between words."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _findings(asked: Asked) -> list[Any]:

@@ -88,6 +88,14 @@ def payload_of(write: Write, user_id: str) -> Payload:
     return Payload(write.operation.name, user_id, write.fields, files)
 
 
+def known_payload(write: Write, user_id: str) -> Payload | None:
+    """Return what a write asks for; None if it has a file of no kind that X accepts."""
+    try:
+        return payload_of(write, user_id)
+    except GatewayError:
+        return None
+
+
 class OperationSender:
     """Sends the request of a write, which is its last step."""
 

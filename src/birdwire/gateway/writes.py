@@ -25,7 +25,7 @@ from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged, check_shown
 from birdwire.gateway.second_look import check_payload, check_price, passes
-from birdwire.gateway.sender import ApprovedWrite, Write, payload_of
+from birdwire.gateway.sender import ApprovedWrite, Write, known_payload, payload_of
 from birdwire.gateway.step import AwaitingApproval, Step
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.entry import Approved, Entry
@@ -92,6 +92,7 @@ class Writes:
             Step("policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._judge_approved),
             Step("windows", self._check_windows, self._look_windows, ("session",)),
             Step("daily_writes", self._spend_write, self._look_daily_writes, once=True),
+            Step("room", self._look_ask, for_files=True, once=True),
             Step("record", self._open_record, again=self._open_approved),
             Step("attach", self._attach_files, for_files=True, once=True),
             Step("ask", self._ask, self._look_ask, ("body", "session"), once=True),
@@ -418,15 +419,13 @@ class Writes:
         raise AwaitingApproval(answer.adding(judged.header(times=0)))
 
     async def _look_ask(self, write: Write) -> None:
-        """Refuse a call that a person would not be asked about: one that was denied, or one too many."""
-        if write.judged is None or not write.judged.asks:
-            return
-        try:
-            payload = payload_of(write, write.session.user_id)
-        except GatewayError:
-            # The step `files` reports it.
-            return
-        await self._approvals.look(write.context.key.key_id, payload)
+        """Refuse a call that a person would not be asked about: one that was denied, or one too many.
+
+        A post with files is refused before these are uploaded.
+        """
+        payload = known_payload(write, write.session.user_id)
+        if payload is not None and write.judged is not None and write.judged.asks:
+            await self._approvals.look(write.context.key.key_id, payload)
 
     def _start(self, write: Write) -> Awaitable[None] | None:
         """Record that a write is about to be sent: one that must not be repeated, or that a policy counts."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from birdwire.api.paths import APPROVE
 from birdwire.cli import approval_view, terminal
 from birdwire.cli.approval_desk import MOST, at_desk
 from birdwire.cli.approval_watch import watch_lines, watch_terminal
@@ -17,8 +18,6 @@ from birdwire.runtime.clock import rfc3339
 if TYPE_CHECKING:
     from birdwire.cli.approval_desk import Desk
     from birdwire.cli.approval_view import Asked
-
-APPROVE_PATH = "/approve/"
 
 RequestArgument = Annotated[
     str,
@@ -221,7 +220,7 @@ def link(
                 "Start the gateway, or set BIRDWIRE_PUBLIC_URL.",
             )
         token, expires_at = desk.make_link(asked.request_id)
-        url = f"{base.rstrip('/')}{APPROVE_PATH}{token}"
+        url = base.rstrip("/") + APPROVE.format(token=token)
         document = {"request_id": asked.request_id, "url": url, "expires_at": rfc3339(expires_at)}
         say.result(document, url)
         say.aside(f"Anyone who has this link can decide, once, until {approval_view.when(expires_at, desk.now())}")

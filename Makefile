@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 GENERATOR = $(VENV)/generator
 FAULT_TESTS = tests/faults
+APPROVAL_TESTS = tests/faults/test_approvals*.py tests/contract/test_approv*.py tests/contract/test_relay_waits.py tests/conformance/test_approved_writes.py
 GUARDRAIL_TESTS = tests/faults/test_guardrails_*.py tests/contract/test_decisions.py tests/contract/test_guardrail_reasons.py $(wildcard tests/unit/test_policy*.py)
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
@@ -37,8 +38,8 @@ faults: setup-dev ## the fault tests in their long form, and build/faults.md: FA
 	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 $(FAULT_TESTS) $(PYTEST_ARGS); \
 		ended=$$?; $(BIN)/python tests/harness/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
 
-acceptance: ## the tests of the guardrails in their long form, and build/faults.md (options: PYTEST_ARGS="-k pause")
-	@$(MAKE) --no-print-directory faults FAULT_TESTS="$(GUARDRAIL_TESTS)"
+acceptance: ## the tests of the guardrails in their long form, and build/faults.md (options: PART=approvals, PYTEST_ARGS="-k pause")
+	@$(MAKE) --no-print-directory faults FAULT_TESTS="$(if $(filter approvals,$(PART)),$(APPROVAL_TESTS),$(GUARDRAIL_TESTS))"
 
 docs: setup ## regenerate docs/reference from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference

@@ -68,6 +68,7 @@ async def begun(replica: Replica, operation: str = LIKE, request_id: str = "req_
     return record, payload
 
 
+@pytest.mark.trust("#320")
 async def test_a_waiting_write_is_neither_due_nor_charged_nor_readable(first: Replica) -> None:
     """Nothing but the gateway's own round acts on it, and its text is in no column in clear."""
     await first.ask("req_1", images=[IMAGE])
@@ -226,6 +227,7 @@ async def test_what_a_dead_process_started_is_taken_over_once_and_charged_once(
 REFUSED = GatewayError("reply_not_allowed", outcome="refused", upstream={"status": 403})
 
 
+@pytest.mark.trust("#320")
 @pytest.mark.parametrize("charges", [CHARGES, ()], ids=["charged", "not charged"])
 @pytest.mark.parametrize(
     ("error", "state", "kept"),
@@ -474,7 +476,7 @@ async def test_a_purge_leaves_what_waits_and_takes_what_has_waited(first: Replic
     assert [await first.images(ids[name]) for name in "wad"] == [1, 1, 0]
 
 
-async def test_ten_thousand_writes_that_wait_are_read_at_once(first: Replica) -> None:
+async def test_what_waits_is_read_with_its_rows(first: Replica) -> None:
     """One query returns each with its row in the journal; those that expire first come first."""
     for number in range(3):
         await first.ask(f"req_{number}", LIKE, ttl=timedelta(hours=3 - number))

@@ -29,6 +29,7 @@ from birdwire.store.tables import api_keys as store_keys
 from birdwire.store.tables.journal import listed
 from birdwire.store.tables.usage import Charge
 from harness import first_schema
+from harness.approval_replicas import Replica
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -202,6 +203,24 @@ async def test_acts_are_recorded_from_now_on_and_kept(database: Database) -> Non
     async with database.read() as connection:
         [row] = await acts.listed(connection, key_id, None, 10)
     assert (row.who, row.act, row.after) == ("ada", "key.changed", {"rpm": 7})
+
+
+async def test_a_write_can_wait_for_a_person_from_now_on(database: Database, vault: Vault, empty_url: str) -> None:
+    """Rows of the time before have no approval, and are purged as before; one that waits is sent from its row."""
+    async with Replica.started(empty_url, vault=vault) as replica:
+        replica.key_id = first_schema.KEYS["plain"]["key_id"]
+        async with database.read() as connection:
+            before = await listed(connection, {}, None, 1_000)
+        assert before
+        assert [await replica.records.find(row.request_id) for row in before] == [None] * len(before)
+        payload = await replica.ask("req_new")
+        await replica.approve("req_new")
+        record = replica.record("req_new", payload)
+        await record.begin()
+        await record.confirmed(201, {"id": "77"})
+        assert (await replica.records.answer("req_new")).status == 201
+        await replica.journal.purge(timedelta())
+        assert [await replica.journal.find(row.request_id) for row in before] == [None] * len(before)
 
 
 async def test_a_guarded_write_is_charged_from_now_on(database: Database, vault: Vault) -> None:

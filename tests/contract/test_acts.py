@@ -60,7 +60,15 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
     ("policy", "report"): None,
     ("pause",): "paused",
     ("resume",): "resumed",
-    ("recent",): None,
+    ("recent",): "deletion.ordered",
+    ("approvals", "approve"): "approval.approved",
+    ("approvals", "deny"): "approval.denied",
+    ("approvals", "edit"): "approval.edited",
+    ("approvals", "cancel"): "approval.cancelled",
+    ("approvals", "link"): "approval.link_made",
+    ("approvals", "list"): None,
+    ("approvals", "show"): None,
+    ("approvals", "watch"): None,
     ("cost",): None,
     ("accounts", "link"): "link.started",
     ("accounts", "confirm"): "link.activated",
@@ -72,11 +80,13 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
 OVER_HTTP = {("accounts", "status"), ("explain",), ("limits",)}
 """Commands that ask a gateway, whose routes leave the acts; besides them those of the other panels."""
 
-TRIED_ELSEWHERE = {
+TRIED_ELSEWHERE: dict[tuple[str, ...], str] = {
     ("dev",): "test_dev.py",
     ("migrate",): "conformance/test_moving.py",
     ("accounts", "confirm"): "test_cli.py",
     ("accounts", "unlink"): "test_cli.py",
+    ("recent",): "test_approvals_cli.py",
+    **{("approvals", name): "test_approvals_cli.py" for name in ("approve", "deny", "edit", "cancel", "link")},
 }
 """Commands that need servers, and where a test reads their acts."""
 
@@ -87,12 +97,14 @@ ACTS_OF_ROUTES: dict[str, list[str]] = {
     "POST auth/undo": ["link.undone"],
     "POST unlink_twitter": ["link.unlinked"],
     "POST requests/{request_id}/cancel": ["approval.cancelled"],
+    "POST /approve/{token}": ["approval.approved", "approval.denied", "approval.edited"],
 }
 ROUTES_WITHOUT = {
     *(f"POST {row.name}" for row in OPERATIONS),
     *(f"POST dry_run/{row.name}" for row in OPERATIONS),
     *(f"GET {row.name}" for row in LOOKUPS),
     *("GET auth/status", "GET requests/{request_id}", "GET /livez", "GET /readyz"),
+    *("GET /approve/{token}", "GET /approve/{token}/media/{number}"),
     *(f"GET {path}" for path in DOCUMENTS),
 }
 
@@ -220,7 +232,7 @@ async def test_every_route_that_changes_keys_or_links_leaves_its_acts(confirming
     """Each route is in one of the two tables; the key's holder, the owner and the gateway are distinguished."""
     running = confirming
     served = {f"{route.method} {route.path.removeprefix(API)}" for route in running.gateway.routes}
-    served = {name for name in served if not name.startswith("POST /") and not name.startswith("GET /apis")}
+    served = {name for name in served if not name.startswith(("POST /apis", "GET /apis"))}
     assert served == set(ACTS_OF_ROUTES) | ROUTES_WITHOUT
     holder, owner = (running.key_id, "http"), ("@ada", "page")
     url = await running.consent("ada")

@@ -220,6 +220,22 @@ async def test_the_next_caller_beyond_the_limit_is_answered_immediately(
     assert reads == before
 
 
+async def test_no_deadline_of_the_server_ends_a_wait(tmp_path: Path) -> None:
+    """The deadlines of a request's head and body are over when it has arrived."""
+    async with RunningGateway.built(tmp_path, request_deadline_s=1.0) as running:
+        await running.link("ada")
+        async with SendingDesk.opened(running, RULES) as desk:
+            call = asyncio.create_task(post(running, 30))
+            asked = await requested(desk)
+            report = asyncio.create_task(running.client.get(f"{API}requests/{asked}", headers={"prefer": "wait=30"}))
+            await held(running, 2)
+            await asyncio.sleep(3)
+            assert waits_of(running).held == 2
+            await desk.approve(asked)
+            answers = await asyncio.wait_for(asyncio.gather(call, report), SOON_S)
+            assert [answer.status_code for answer in answers] == [201, 200]
+
+
 async def test_a_draining_process_answers_its_held_callers_and_holds_no_others(desk: SendingDesk) -> None:
     """They get their 202 long before the drain ends; what was approved is left to the next process."""
     running = desk.running

@@ -16,6 +16,7 @@ from birdwire.gateway.guardrails import asking
 from birdwire.gateway.guardrails.held_writes import MAX_WAITING
 from birdwire.runtime.clock import rfc3339
 from birdwire.sandbox.api import media as sandbox_media
+from birdwire.store.database import StorageDownError
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables.idempotency import NameState, idempotency
 from birdwire.store.tables.journal import WAITING, journal
@@ -379,6 +380,24 @@ async def test_a_call_that_was_taken_over_asks_nobody(asked: Desk, monkeypatch: 
     assert await asked.waiting() == 0
 
 
+async def test_nothing_waits_while_the_store_is_down(asked: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is refused and can be sent again under its name."""
+
+    async def fail(*_: object) -> list[tuple[int, bytes]]:
+        await asyncio.sleep(0)
+        raise StorageDownError("a test")
+
+    headers = {"idempotency-key": "later"}
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "shown_images", fail)
+        answer = await asked.running.call("post_twitter", HELLO, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["reason"], error["retryable"]) == (503, "storage_unavailable", True)
+    assert "nothing was published" in error["message"]
+    assert await asked.waiting() == 0
+    assert (await asked.running.call("post_twitter", HELLO, headers=headers)).status_code == 202
+
+
 # Media.
 
 
@@ -414,6 +433,21 @@ async def test_the_files_of_a_post_are_uploaded_before_it_waits(asked: Desk) -> 
     assert [f"/2/media/upload/{one}/finalize" for one in waiting.payload.media_ids] == finished
     assert [await asked.records.file(approval["request_id"], number) for number in range(3)] == [PNG, GIF, None]
     assert not [call for call in await asked.running.calls("/2/tweets") if call["method"] == "POST"]
+
+
+async def test_a_post_that_nobody_is_asked_about_uploads_nothing(asked: Desk) -> None:
+    """It was denied, or too many wait: its files never leave for X, and the refusal is an attempt."""
+    file = ("a.png", PNG, "image/png")
+    denied = (await with_files(asked, file)).json()["approval"]
+    await asked.approvals.deny(denied["request_id"], OPERATOR)
+    for number in range(MAX_WAITING):
+        await asked.post(f"Number {number}")
+    before = await asked.running.calls("/2/media/")
+    for text, reason in (("With a file", "approval_denied"), ("With another", "approvals_full")):
+        answer = await with_files(asked, file, text=text)
+        assert answer.json()["error"]["reason"] == reason
+        assert (await asked.records.find(answer.headers["x-request-id"])) is None
+    assert await asked.running.calls("/2/media/") == before
 
 
 async def test_only_images_of_some_mebibytes_are_kept(asked: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,6 +553,7 @@ CANARY = "kestrel-canary-7741"
 HOST = "plover-canary.example.org"
 
 
+@pytest.mark.trust("#320")
 @pytest.mark.engines("sqlite", "postgres")
 async def test_no_text_that_waits_is_at_rest_in_clear(asked: Desk) -> None:
     """While it waits, once it is edited, denied, cancelled or out of time: no table and no log has it."""

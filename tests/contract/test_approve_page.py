@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import update
 
 from birdwire.api.messages import Call
 from birdwire.api.models import Body
 from birdwire.outcomes.approval_payload import Payload
 from birdwire.runtime.clock import Clock
+from birdwire.store.tables.approvals import approvals
 from birdwire.surfaces.approve import payload_view
 from birdwire.surfaces.approve.decision_form import FORM_LIMIT
 from birdwire.surfaces.approve.request_view import moment
@@ -165,9 +167,9 @@ def _kind_of(operation: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "body", "asks"),
     [
-        ("like_twitter", {"tweet_id": POST}, "Like a post as @ada?"),
-        ("follow_twitter", {"target_user_id": GRACE}, "Follow a user as @ada?"),
-        ("delete_twitter", {"tweet_id": POST}, "Delete a post of the linked account as @ada?"),
+        ("like_twitter", {"tweet_id": POST}, "Like this post as @ada?"),
+        ("follow_twitter", {"target_user_id": GRACE}, "Follow this user as @ada?"),
+        ("delete_twitter", {"tweet_id": POST}, "Delete this post as @ada?"),
         ("post_twitter", {"text": "a", "reply": {"in_reply_to_tweet_id": POST}}, "Publish this reply as @ada?"),
         ("post_twitter", {"text": "a", "quote_tweet_id": POST}, "Publish this quote post as @ada?"),
     ],
@@ -217,6 +219,7 @@ async def test_markup_is_shown_and_not_part_of_the_page(asked: Asking) -> None:
 # What decides.
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_a_person_approves_and_the_page_shows_the_post(asked: Asking) -> None:
     """First that it is being sent, looking again by itself; then where it is."""
     path = await asked.page_of({"text": TEXT})
@@ -249,6 +252,7 @@ async def test_a_refresh_is_bounded_by_the_age_of_the_decision(asked: Asking) ->
     assert "refresh" not in (await asked.get(path)).headers
 
 
+@pytest.mark.engines("sqlite", "postgres")
 async def test_a_person_denies_with_a_note_for_the_caller(asked: Asking) -> None:
     """The page and the caller have it."""
     request_id = await asked.ask({"text": TEXT})
@@ -409,6 +413,7 @@ async def test_other_methods_are_refused(asked: Asking) -> None:
     assert await asked.state_of(path) == "awaiting_approval"
 
 
+@pytest.mark.trust("#323")
 async def test_a_key_decides_nothing_through_the_page(asked: Asking) -> None:
     """The page knows no key: a token alone opens it, and the request's id is none."""
     request_id = await asked.ask({"text": TEXT})
@@ -448,6 +453,16 @@ async def test_an_expired_link_says_so(asked: Asking) -> None:
     assert late.status_code == 409
     assert "Expired" in words(late)
     assert not await asked.running.calls("/2/tweets")
+
+
+async def test_a_payload_that_cannot_be_decrypted_cannot_be_approved_unseen(asked: Asking) -> None:
+    """Such as one that was damaged: the page has no button."""
+    path = await asked.page_of({"text": TEXT})
+    async with asked.database.write() as connection:
+        await connection.execute(update(approvals).values(payload_ct=b"damaged"))
+    page = await asked.get(path)
+    assert "It cannot be shown" in words(page)
+    assert "<button" not in page.text
 
 
 async def test_a_cancelled_request_says_so(asked: Asking) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from typer.testing import CliRunner
 
+from birdwire.cli import build
 from birdwire.outcomes.states import STATES, State
+from birdwire.sandbox.app import create_sandbox
+from birdwire.sandbox.server import config as sandbox_config
+from birdwire.store import backup
 from harness.approvals import Desk, desk
-from harness.gateway import API, POST, RunningGateway
+from harness.gateway import API, POST, RunningGateway, gateway, serving
 from harness.guarded_gateway import OPERATOR
-from harness.processes import Deployment, deploy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -145,55 +152,81 @@ async def test_a_request_that_waits_is_reported_with_what_a_person_decided(asked
     assert (await asked.report(plain.headers["x-request-id"]))["approval"] is None
 
 
-@pytest_asyncio.fixture
-async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
-    """A sandbox and a key; no gateway runs yet."""
-    async with deploy(tmp_path) as made:
-        yield made
+@dataclass
+class Restarts:
+    """A sandbox, and gateways that serve one directory one after the other."""
+
+    directory: Path
+    sandbox: Any
+    x_url: str
+    key_id: str = ""
+    raw_key: str = ""
+
+    @contextlib.asynccontextmanager
+    async def served(self) -> AsyncIterator[Desk]:
+        """Serve with a gateway; the first creates a key, whose posts wait for a person."""
+        async with (
+            contextlib.AsyncExitStack() as stack,
+            gateway(self.directory, self.sandbox, self.x_url, stack) as running,
+        ):
+            linked = bool(self.key_id)
+            if not linked:
+                key, self.raw_key = await running.gateway.keys.create("test", "test", "growth")
+                self.key_id = key.key_id
+            running.key_id, running.raw_key = self.key_id, self.raw_key
+            running.client.headers["authorization"] = f"Bearer {self.raw_key}"
+            if not linked:
+                await running.link("ada")
+            async with desk(running, {"approve": ["post_twitter"]}) as made:
+                yield made
+
+    async def restore(self, file: Path) -> dict[str, Any]:
+        """Restore a backup by the command line; return its document."""
+        given = {"BIRDWIRE_DATABASE_URL": f"sqlite:///{self.directory / 'birdwire.db'}"}
+        given["BIRDWIRE_VAULT_KEY_FILE"] = str(self.directory / "vault.key")
+        done = await asyncio.to_thread(CliRunner().invoke, build(), ["restore", "--json", str(file)], env=given)
+        assert done.exit_code == 0, done.stderr
+        return dict(json.loads(done.stdout))
 
 
-async def sent(deployment: Deployment) -> int:
-    """Return how many posts X was asked to create."""
-    calls = (await deployment.x.get("/_sandbox/calls")).json()["calls"]
-    return sum(call["path"] == "/2/tweets" and call["method"] == "POST" for call in calls)
+async def sent(running: RunningGateway) -> None:
+    """Wait until X was asked to create a post."""
+    async with asyncio.timeout(WAIT_S):
+        while not await posted(running):  # noqa: ASYNC110 - the gateway does it by itself
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("approved", [False, True], ids=["awaiting approval", "approved"])
 async def test_a_restored_backup_sends_nothing_again(
-    deployment: Deployment,
+    tmp_path: Path,
     approved: bool,  # noqa: FBT001 - a parameter
 ) -> None:
     """The post was sent after the backup. In the backup it waits, or was even approved: it ends there."""
-    at, file = await deployment.serve(), deployment.directory / "copy.db"
-    await deployment.link(at)
-    _, keys = await deployment.command("keys", "list")
-    key_id = keys["keys"][0]["key_id"]
-    assert (await deployment.command("policy", "set", key_id, "approve=post_twitter"))[0] == 0
-    headers = {"idempotency-key": "once"}
-    asked = (await deployment.call(at, "post_twitter", {"text": "Good morning"}, **headers)).json()["approval"]
-    name, words = asked["request_id"], ("--payload", asked["payload_sha256"])
-    if approved:
-        # While no gateway runs, nobody sends it.
-        await at.kill()
-        assert (await deployment.command("approvals", "approve", name, *words))[0] == 0
-    assert (await deployment.command("backup", str(file)))[0] == 0
-    if approved:
-        at = await deployment.serve()
-    else:
-        assert (await deployment.command("approvals", "approve", name, *words))[0] == 0
-    async with asyncio.timeout(WAIT_S):
-        while await sent(deployment) == 0:  # noqa: ASYNC110 - it happens in another process
-            await asyncio.sleep(0.05)
-    await at.kill()
-    code, document = await deployment.command("restore", str(file))
-    assert (code, document["approvals"]) == (0, 1)
-    again = await deployment.serve()
-    code, document = await deployment.command("approvals", "approve", name, *words)
-    assert (code, document["error"]["reason"]) == (3, "restored_backup")
-    answer = await deployment.call(again, "post_twitter", {"text": "Good morning"}, **headers)
-    assert (answer.status_code, answer.json()["error"]["reason"]) == (409, "restored_backup")
-    code, document = await deployment.command("approvals", "list")
-    assert (code, document["approvals"]) == (0, [])
-    # Several rounds of the gateway pass.
-    await asyncio.sleep(2)
-    assert await sent(deployment) == 1
+    sandbox, source, file = create_sandbox(), tmp_path / "birdwire.db", tmp_path / "copy.db"
+    async with serving(sandbox_config(sandbox, log_level="error")) as x_url:
+        gateways = Restarts(tmp_path, sandbox, x_url)
+        async with gateways.served() as first:
+            asked = (await once(first, "post_twitter", {"text": "Good morning"})).json()["approval"]
+            if not approved:
+                backup.take(source, file, first.running.clock.now())
+                await first.approve(asked)
+                await sent(first.running)
+        if approved:
+            # While no gateway runs, nobody sends it.
+            async with desk(first.running, {"approve": ["post_twitter"]}) as operator:
+                await operator.approve(asked)
+            backup.take(source, file, first.running.clock.now())
+            async with gateways.served() as second:
+                await sent(second.running)
+        assert (await gateways.restore(file))["approvals"] == 1
+        async with gateways.served() as again:
+            refused = await again.refused(again.approve(asked))
+            assert refused.reason == "restored_backup"
+            answer = await once(again, "post_twitter", {"text": "Good morning"})
+            assert (answer.status_code, answer.json()["error"]["reason"]) == (409, "restored_backup")
+            report = await again.report(asked["request_id"])
+            assert (report["state"], report["reason"], report["cost_usd"]) == ("expired", "restored_backup", 0)
+            assert await again.waiting() == 0
+            # Several rounds of the gateway pass.
+            await asyncio.sleep(2)
+            assert len(await posted(again.running)) == 1

@@ -71,9 +71,15 @@ async def guess_undo(running: RunningGateway) -> httpx2.Response:
     return await running.bare.post(API + "auth/undo", json={"undo_token": secrets.token_urlsafe(32)}, headers=JSON)
 
 
+async def guess_link(running: RunningGateway) -> httpx2.Response:
+    """The page of a signed link with a token that does not exist."""
+    return await running.bare.get(f"/approve/{secrets.token_urlsafe(20)}", headers=JSON)
+
+
 GUESSES: dict[str, tuple[Callable[[RunningGateway], Awaitable[httpx2.Response]], str, set[str]]] = {
     "keys": (guess_key, "api_secrets", {"key_unknown", "auth_failures"}),
     "states": (guess_state, "link_states", {"state_unknown", "auth_failures"}),
+    "signed links": (guess_link, "approval_links", {"route_unknown", "auth_failures"}),
     "undo tokens": (guess_undo, "undo_hash", {"undo_unknown", "auth_failures"}),
 }
 

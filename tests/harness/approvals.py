@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from harness.gateway import API
 from harness.guarded_gateway import ADA, OPERATOR, set_rules
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Mapping
 
     import httpx2
 
@@ -80,6 +81,13 @@ class Desk:
         """Return the report of a request, as its caller reads it."""
         answer = await self.running.client.get(f"{API}requests/{request_id}")
         return dict(answer.raise_for_status().json())
+
+    async def until(self, request_id: str, state: str) -> dict[str, Any]:
+        """Wait until a request is in a state; return its report. A background task of the gateway brings it there."""
+        async with asyncio.timeout(30):
+            while await self.state(request_id) != state:  # noqa: ASYNC110 - nothing else reports it
+                await asyncio.sleep(0.05)
+        return await self.report(request_id)
 
     async def row(self, request_id: str) -> JournalRow | None:
         """Return a row of the journal."""
@@ -150,15 +158,3 @@ async def other_key(running: RunningGateway, *, linked: bool = True) -> AsyncIte
     finally:
         running.key_id, running.raw_key = before
         running.client.headers["authorization"] = f"Bearer {running.raw_key}"
-
-
-def texts_of(value: object) -> Iterator[str]:
-    """Yield every text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from texts_of(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from texts_of(one)

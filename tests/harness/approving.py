@@ -7,25 +7,31 @@ import contextlib
 import io
 import re
 from dataclasses import dataclass
-from functools import partial
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
-from birdwire.gateway.guardrails.approvals import Approvals
-from birdwire.gateway.guardrails.guards import read_guard
-from birdwire.gateway.guardrails.spending import Spending
-from birdwire.outcomes.approval_records import ApprovalRecords
+from birdwire.api.messages import new_request_id
+from birdwire.outcomes.approval_payload import Payload
+from birdwire.outcomes.entry import Entry
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.settings import Settings
-from birdwire.startup import open_vault
-from birdwire.store.encryption.text_marks import TextMarks
-from birdwire.store.tables import journal
+from birdwire.store.tables import approvals, journal
 from birdwire.store.tables.journal import STATES, State
-from birdwire.x.catalog.prices import Prices
 from harness.gateway import API
-from harness.guarded_gateway import OPERATOR, ROOM, GuardedDeployment, Holder, guarded, set_rules
+from harness.guarded_gateway import (
+    ADA,
+    OPERATOR,
+    POST_MICROUSD,
+    ROOM,
+    GuardedDeployment,
+    Holder,
+    guarded,
+    set_rules,
+)
+from harness.sending_desk import operator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -34,7 +40,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from birdwire.gateway.guardrails.policy import Guard
+    from birdwire.gateway.guardrails.approvals import Approvals
+    from birdwire.outcomes.approval_records import ApprovalRecords
     from birdwire.store.database import Database
     from harness.processes import GatewayProcess
 
@@ -169,23 +176,27 @@ async def approving(
 ) -> AsyncIterator[ApprovingDeployment]:
     """Start a sandbox, some replicas, and the operator's functions on their database."""
     async with guarded(directory, url, replicas, **settings) as place:
-        yield ApprovingDeployment(place, *desk_of(place.database, Settings.model_validate(place.deployment.settings)))
+        clock, given = Clock(), Settings.model_validate(place.deployment.settings)
+        desk, records = operator(place.database, given, Telemetry(io.StringIO(), clock, "error"), clock)
+        yield ApprovingDeployment(place, desk, records)
 
 
-def desk_of(database: Database, settings: Settings) -> tuple[Approvals, ApprovalRecords]:
-    """Return the operator's functions on a database, and what they read."""
-    clock, vault = Clock(), open_vault(settings)
-
-    async def find(request_id: str) -> journal.JournalRow | None:
-        async with database.read() as connection:
-            return await journal.get(connection, request_id)
-
-    spending = Spending(database, partial(_guard, database), TextMarks(database, vault, clock), Prices.load(), clock)
-    records = ApprovalRecords(database, vault, find, clock)
-    telemetry = Telemetry(io.StringIO(), clock, "error")
-    return Approvals(database, records, spending, telemetry, clock, settings.approval_ttl_s), records
-
-
-async def _guard(database: Database, key_id: str) -> Guard | None:
-    async with database.read() as connection:
-        return await read_guard(connection, key_id, None)
+async def fill(database: Database, records: ApprovalRecords, key_id: str, count: int) -> None:
+    """Let this many posts of a key wait, without asking a gateway; they expire in an hour."""
+    now = Clock().now()
+    expires_at = now + timedelta(hours=1)
+    for start in range(0, count, 500):
+        entries, rows = [], []
+        for number in range(start, min(start + 500, count)):
+            request_id = new_request_id()
+            payload = Payload("post_twitter", ADA, {"text": f"One of many that wait {number}"})
+            entry = Entry(request_id, key_id, ADA, payload.operation, "", b"asked", POST_MICROUSD)
+            entries.append(records.waiting_row(entry, State.AWAITING_APPROVAL))
+            row: dict[str, Any] = {"request_id": request_id, "key_id": key_id, "user_id": ADA, "username": "ada"}
+            row |= {"session_id": None, "operation": payload.operation, "payload_sha256": payload.sha256}
+            row |= {"payload_ct": records.seal_payload(request_id, payload), "approve_by": "operator"}
+            row |= {"cost_microusd": POST_MICROUSD, "ordered": False, "expires_at": expires_at, "due_at": expires_at}
+            rows.append(row)
+        async with database.write() as connection:
+            await connection.execute(journal.ADD, entries)
+            await connection.execute(insert(approvals.approvals), rows)

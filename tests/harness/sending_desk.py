@@ -182,6 +182,15 @@ class SendingDesk:
             amount for row in spent for _, _, measure, window, amount in row if measure == "usd" and _day(window)
         )
 
+    async def event(self, name: str) -> dict[str, Any]:
+        """Return the gateway's only event of a name, once it is logged: the end of a request is stored before."""
+        for _ in range(100):
+            if self.events(name):
+                break
+            await asyncio.sleep(POLL_S)
+        (found,) = self.events(name)
+        return found
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the gateway's events of a name, in their order."""
         lines = [json.loads(line) for line in self.running.log.getvalue().splitlines()]

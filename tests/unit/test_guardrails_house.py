@@ -35,8 +35,8 @@ def callers(name: str) -> set[str]:
 def test_calls_are_evaluated_for_the_step_lists_and_the_rehearsal_alone() -> None:
     """Every surface goes through the lists, so a call has one decision."""
     assert callers("evaluate") <= {JUDGE, "gateway.guardrails.rehearsal"}
-    # Admission judges again, by a function that the step list hands it.
-    assert callers("judge") == {*STEPS, "gateway.admission"}
+    # Admission judges again, by a function that the step list hands it; the operator's edit of a post is judged, too.
+    assert callers("judge") == {*STEPS, "gateway.admission", "gateway.guardrails.approvals"}
     assert callers("judge_again") == {"gateway.writes"}
 
 
@@ -57,6 +57,15 @@ def test_only_the_steps_send_to_x_for_a_caller() -> None:
     assert callers("upload") & {"gateway.writes", "gateway.pipeline", "surfaces"} == {"gateway.writes"}
 
 
+def test_only_persons_decide() -> None:
+    """No route with a key reaches a decision: only the page of signed links does, and the command line."""
+    page = {"gateway.guardrails.signed_links", "surfaces.approve.pages"}
+    for decision in ("approve", "deny", "edit"):
+        assert callers(decision) <= page, decision
+    assert callers("perform_approved") == set()
+    assert callers("make_link") == callers("order_deletion") == set()
+
+
 def _steps() -> dict[str, tuple[str, str]]:
     """Return the methods by which each step does and looks, from the source of the list."""
     tree = ast.parse(inspect.getsource(Writes.__init__).lstrip())
@@ -73,7 +82,7 @@ def _steps() -> dict[str, tuple[str, str]]:
 def test_the_steps_stand_in_their_order() -> None:
     """Whatever refuses for nothing comes first; what counts comes after what only looks."""
     order = ["action", "body", "files", "session", "pause", "policy", "windows", "daily_writes", "record"]
-    assert list(_steps()) == [*order, "attach", "start", "send"]
+    assert list(_steps()) == [*order, "attach", "ask", "start", "send"]
 
 
 def test_each_step_that_can_refuse_beforehand_has_a_look() -> None:
@@ -82,14 +91,30 @@ def test_each_step_that_can_refuse_beforehand_has_a_look() -> None:
     assert without == {"record", "attach", "start"}
 
 
+def _flagged(flag: str) -> set[str]:
+    """Return the names of the steps that have a flag, from the source of the list."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(Writes.__init__).lstrip())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Step":
+            assert isinstance(node.args[0], ast.Constant)
+            if any(keyword.arg == flag for keyword in node.keywords):
+                found.add(str(node.args[0].value))
+    return found
+
+
+def test_an_approved_write_goes_through_the_same_steps_again() -> None:
+    """What was done when it was asked for is not done twice; what the operator ordered is held by no rule."""
+    assert _flagged("once") == {"files", "daily_writes", "attach", "ask"}
+    assert _flagged("rules") == {"action", "pause", "policy"}
+
+
 def test_a_look_needs_what_a_write_has() -> None:
     """A misspelt need would never be known, and its step never be looked at."""
-    needed = {
-        element.value
-        for node in ast.walk(ast.parse(inspect.getsource(Writes.__init__).lstrip()))
-        if isinstance(node, ast.keyword) and node.arg == "needs"
-        for element in ast.walk(node.value)
-        if isinstance(element, ast.Constant)
-    }
+    needed = set()
+    for node in ast.walk(ast.parse(inspect.getsource(Writes.__init__).lstrip())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Step":
+            given = [keyword.value for keyword in node.keywords if keyword.arg == "needs"] + node.args[3:4]
+            names = {element.value for one in given for element in ast.walk(one) if isinstance(element, ast.Constant)}
+            needed |= names
     assert needed <= set(Write.__dataclass_fields__)
     assert needed == {"body", "session"}

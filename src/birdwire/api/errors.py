@@ -157,7 +157,7 @@ PROBLEMS: dict[str, Problem] = {
     # 429
     "rpm_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has used up its {limit} calls per minute.", "Retry after the delay in Retry-After, or ask the operator to raise the key's limit.", retryable=True),
     "concurrency_exceeded": Problem(429, "rate_limit_exceeded", "caller", "This key has too many calls in progress: {detail}.", "Send fewer concurrent calls, retry after the delay in Retry-After, or ask the operator to raise the limit.", retryable=True),
-    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Birdwire received too many invalid API keys, `state` values or undo tokens from your IP address.", "Check the API key, `state` or undo token, then retry after the delay in Retry-After.", retryable=True),
+    "auth_failures": Problem(429, "rate_limit_exceeded", "caller", "Birdwire received too many invalid API keys, `state` values, undo tokens or approval links from your IP address.", "Check the API key, `state`, undo token or approval link, then retry after the delay in Retry-After.", retryable=True),
     "daily_cap": Problem(429, "quota_exceeded", "operator", "This key has used up its {limit} writes for today (UTC).", "Wait until midnight UTC, or ask the operator to raise the key's cap.", retryable=True),
     "quiet_hours": Problem(429, "quota_exceeded", "operator", "A policy sets quiet hours: {detail}.", "Retry after the delay in Retry-After.", retryable=True),
     "cap_reached": Problem(429, "quota_exceeded", "operator", "A policy limits how often this may happen: {detail}.", "Retry after the delay in Retry-After, or ask the operator to change the policy (`birdwire policy show {scope}`).", retryable=True),

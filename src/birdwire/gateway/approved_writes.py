@@ -16,7 +16,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Call
 from birdwire.api.paths import API
 from birdwire.gateway.second_look import expired, passes, stale
-from birdwire.gateway.sender import Write
+from birdwire.gateway.sender import ApprovedWrite
 from birdwire.keys.context import CallContext, RouteRules
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.process_leases import LEASE
@@ -57,7 +57,7 @@ MAX_TRIES_KEPT: Final = 10_000
 
 _OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
 
-Send = Callable[[Write, "Waiting"], Awaitable["Answer"]]
+Send = Callable[[ApprovedWrite], Awaitable["Answer"]]
 """Sends an approved write: `Writes.perform_approved`."""
 
 OUTCOMES: Final = {State.CONFIRMED: "sent", State.FOUND: "sent", State.NOT_FOUND: "not_sent"}
@@ -175,7 +175,7 @@ class ApprovedWrites:
             # Another gateway serves the keys of the other mode.
             if not self._admission.serves(write.context.key):
                 return
-            await self._send(write, waiting)
+            await self._send(write)
         except ClaimLostError:
             return
         except GatewayError as error:
@@ -188,7 +188,7 @@ class ApprovedWrites:
         else:
             self._sent(waiting, State.CONFIRMED)
 
-    async def _failed(self, write: Write, waiting: Waiting, error: GatewayError) -> None:
+    async def _failed(self, write: ApprovedWrite, waiting: Waiting, error: GatewayError) -> None:
         """Act on the refusal of a request: it has ended, it is tried again, or it ends now."""
         row = waiting.row
         started = write.opened and write.record.started
@@ -204,7 +204,7 @@ class ApprovedWrites:
         else:
             await self._end(row, State.APPROVED, stale(error), cause=error.reason)
 
-    async def _later(self, write: Write, row: ApprovalRow, error: GatewayError) -> None:
+    async def _later(self, write: ApprovedWrite, row: ApprovalRow, error: GatewayError) -> None:
         """Try a request again after a while, but not after its time."""
         tries = self._tries.get(row.request_id, 0)
         self._tries[row.request_id] = tries + 1
@@ -288,7 +288,7 @@ class ApprovedWrites:
             return await store.postpone(connection, row, due_at)
 
 
-def _write(waiting: Waiting) -> Write:
+def _write(waiting: Waiting) -> ApprovedWrite:
     """Return an approved request as a write of the call that asked for it."""
     row, entry, operation = waiting.row, waiting.entry, _OPERATIONS[waiting.row.operation]
     call = Call("POST", f"{API}/{operation.name}", request_id=row.request_id)
@@ -296,7 +296,8 @@ def _write(waiting: Waiting) -> Write:
     call.admitted_at = entry.created_at.timestamp()
     rules = RouteRules(operation.name, operation.body, repeatable=operation.repeatable, action=operation.name)
     context = CallContext(call, rules, NO_BODY, approved=True)
-    return Write(context, operation, {}, (), resumed=entry.state is State.STARTED)
+    resumed = entry.state is State.STARTED
+    return ApprovedWrite(context, operation, {}, (), waiting=waiting, resumed=resumed)
 
 
 def _about(row: ApprovalRow) -> dict[str, str]:

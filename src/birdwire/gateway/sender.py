@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from birdwire.api.errors import GatewayError
 from birdwire.outcomes.approval_payload import Payload
@@ -36,10 +36,10 @@ class Write:
     """The state of one write: its input, and the results of its steps so far. Once `opened`, every end is recorded.
 
     `judged` is what holds for the key, if anything does, and what its policies make of the write. `attached` are the
-    files of a post, once X has them. `approval` is what was approved, of a write that waited for a person. `resumed`: a
-    process that has died had started it, so X may have carried it out, and billed it, before. `put_back`: this process
-    had started it, and it waits again.
+    files of a post, once X has them.
     """
+
+    is_approved: ClassVar[bool] = False
 
     context: CallContext
     operation: Operation
@@ -48,9 +48,6 @@ class Write:
     opened: bool = False
     judged: Judged | None = None
     attached: Sequence[Attached] = ()
-    approval: Waiting | None = None
-    resumed: bool = False
-    put_back: bool = False
     body: Body = field(init=False)
     session: XSession = field(init=False)
     client: AccountClient = field(init=False)
@@ -58,11 +55,19 @@ class Write:
     record: Record = field(init=False)
     data: dict[str, Any] = field(init=False)
 
-    @property
-    def waiting(self) -> Waiting:
-        """What was approved, of a write that waited for a person."""
-        assert self.approval is not None  # noqa: S101
-        return self.approval
+
+@dataclass(slots=True)
+class ApprovedWrite(Write):
+    """A write that waited for a person, and what was approved.
+
+    `resumed`: a process that has died had started it, so X may have carried it out, and billed it, before. `put_back`:
+    this process had started it, and it waits again.
+    """
+
+    is_approved: ClassVar[bool] = True
+    waiting: Waiting = field(kw_only=True)
+    resumed: bool = field(default=False, kw_only=True)
+    put_back: bool = field(default=False, kw_only=True)
 
 
 def capability_of(operation: Operation, body: Body) -> str:
@@ -81,6 +86,14 @@ def payload_of(write: Write, user_id: str) -> Payload:
         {"sha256": file.digest.hex(), "size": file.size, "type": media.kind_of(file).media_type} for file in write.files
     ]
     return Payload(write.operation.name, user_id, write.fields, files)
+
+
+def known_payload(write: Write, user_id: str) -> Payload | None:
+    """Return what a write asks for; None if it has a file of no kind that X accepts."""
+    try:
+        return payload_of(write, user_id)
+    except GatewayError:
+        return None
 
 
 class OperationSender:
@@ -129,7 +142,7 @@ class OperationSender:
         ticket = order.join(account, operation, write.entry.target, asked_later)
         try:
             asking = client.ask(operation.upstream(account, write.body), reading, ticket)
-            if write.approval is not None:
+            if write.is_approved:
                 asking = self._failpoints.during("approved_after_send", asking)
             elif not operation.repeatable:
                 asking = self._failpoints.during("post_after_send", asking)

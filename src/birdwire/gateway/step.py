@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 Write = TypeVar("Write")
 """The state of one write (`gateway.sender.Write`)."""
 
+Approved = TypeVar("Approved")
+"""The same of a write that waited for a person (`gateway.sender.ApprovedWrite`)."""
+
 Run = Callable[[Write], Awaitable[None] | None]
 """One step of one write. A step that has to wait returns what to wait for."""
 
 
-class Step(NamedTuple, Generic[Write]):
+class Step(NamedTuple, Generic[Write, Approved]):
     """One step of a write, under a name: what it does, and its check, `look`, which has no effect.
 
     `needs` are the members of the write that must be known for the check. A step without one refuses only by what the
@@ -33,7 +36,7 @@ class Step(NamedTuple, Generic[Write]):
     for_files: bool = False
     once: bool = False
     rules: bool = False
-    again: Run[Write] | None = None
+    again: Run[Approved] | None = None
 
 
 class AwaitingApproval(Exception):  # noqa: N818 - it ends the steps of a write, and is not a failure

@@ -25,7 +25,7 @@ from birdwire.gateway.guardrails.guards import MISSING, Unknown
 from birdwire.gateway.guardrails.proposal import features_of, propose
 from birdwire.gateway.guardrails.spending import Judged, check_shown
 from birdwire.gateway.second_look import check_payload, check_price, passes
-from birdwire.gateway.sender import Write, payload_of
+from birdwire.gateway.sender import ApprovedWrite, Write, known_payload, payload_of
 from birdwire.gateway.step import AwaitingApproval, Step
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.entry import Approved, Entry
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from birdwire.gateway.sender import OperationSender
     from birdwire.gateway.uploader import MediaUploader
     from birdwire.keys.context import CallContext
-    from birdwire.outcomes.approval_records import Waiting
     from birdwire.outcomes.idempotency import Idempotency
     from birdwire.outcomes.journal import Journal
     from birdwire.runtime.failpoints import Failpoints
@@ -84,7 +83,7 @@ class Writes:
         self._sender = sender
         self._failpoints = failpoints
         self._telemetry = telemetry
-        self.steps = (
+        self.steps: tuple[Step[Write, ApprovedWrite], ...] = (
             Step("action", self._check_action, self._check_action, rules=True, again=self._check_key),
             Step("body", self._check_body, self._check_body, again=self._check_approved),
             Step("files", self._check_files, self._check_files, for_files=True, once=True),
@@ -93,6 +92,7 @@ class Writes:
             Step("policy", self._check_policy, self._look_policy, ("body",), rules=True, again=self._judge_approved),
             Step("windows", self._check_windows, self._look_windows, ("session",)),
             Step("daily_writes", self._spend_write, self._look_daily_writes, once=True),
+            Step("room", self._look_ask, for_files=True, once=True),
             Step("record", self._open_record, again=self._open_approved),
             Step("attach", self._attach_files, for_files=True, once=True),
             Step("ask", self._ask, self._look_ask, ("body", "session"), once=True),
@@ -143,7 +143,7 @@ class Writes:
             context.call.note["unexpected"] = True
         return Answer.of({"data": write.data}, operation.status)
 
-    async def perform_approved(self, write: Write, waiting: Waiting) -> Answer:
+    async def perform_approved(self, write: ApprovedWrite) -> Answer:
         """Send a write that was approved, once, after every rule was checked again. It may be tried again later.
 
         Raises:
@@ -152,9 +152,8 @@ class Writes:
                 as it was before, and nothing is charged.
             StorageDownError: the database does not answer. Nothing was sent.
         """
-        write.approval = waiting
         try:
-            for do in self._run_ordered if waiting.row.ordered else self._run_approved:
+            for do in self._run_ordered if write.waiting.row.ordered else self._run_approved:
                 step = do(write)
                 if step is not None:
                     await step
@@ -165,12 +164,15 @@ class Writes:
         await self._failpoints.reach("approved_after_end")
         return Answer.of({"data": write.data}, write.operation.status)
 
-    async def _approved_failed(self, write: Write, error: Exception) -> Exception:
+    async def _approved_failed(self, write: ApprovedWrite, error: Exception) -> Exception:
         """Record the end of an approved write that was started, or let it wait again; return the error to raise."""
-        refusal = self._refusal_of(write, error)
-        if refusal is None or isinstance(error, ClaimLostError) or not write.record.started:
+        if not (write.opened and write.record.started):
             if write.judged is not None:
                 await self._spending.give_back(write.judged, write.context.call.request_id)
+            return error
+        # The row and all its charges belong to another process by now.
+        refusal = None if isinstance(error, ClaimLostError) else self._refusal_of(write, error)
+        if refusal is None:
             return error
         if write.resumed and refusal.outcome == "not_sent" and not passes(refusal):
             refusal.outcome = "unknown"
@@ -256,11 +258,11 @@ class Writes:
         """Check that the key is allowed the operation: the call may have been admitted for another action."""
         check_action(write.context.key, write.operation.name)
 
-    async def _check_key(self, write: Write) -> None:
+    async def _check_key(self, write: ApprovedWrite) -> None:
         """Check that the key may still be used, and for this operation."""
         await self._admission.recheck(write.context, write.operation.name)
 
-    def _check_approved(self, write: Write) -> None:
+    def _check_approved(self, write: ApprovedWrite) -> None:
         """Check that the stored payload is what was approved. Its files are at X, so they are attached by their ids."""
         payload = check_payload(write.waiting, self._admission.now())
         write.fields = payload.fields
@@ -276,7 +278,7 @@ class Writes:
     async def _open_session(self, write: Write) -> None:
         write.session = await self._admission.session_for_write(write.context, write.operation.scopes)
 
-    async def _open_same_session(self, write: Write) -> None:
+    async def _open_same_session(self, write: ApprovedWrite) -> None:
         row, scopes = write.waiting.row, write.operation.scopes
         write.session = await self._admission.session_for_approved(write.context, row, scopes)
 
@@ -311,12 +313,13 @@ class Writes:
         await self._spending.judge(judged, write.operation)
         await self._spending.check(judged)
 
-    async def _judge_approved(self, write: Write) -> None:
+    async def _judge_approved(self, write: ApprovedWrite) -> None:
         """Judge an approved write by what holds now. What was shown to a person does not have to be asked again."""
         judged = write.judged
         if judged is None:
             return
-        judged.shown = check_payload(write.waiting, self._admission.now()).findings
+        payload = write.waiting.payload
+        judged.shown = () if payload is None else payload.findings
         if write.resumed:
             # It is counted already.
             self._judge_again(write, judged.guard)
@@ -377,7 +380,7 @@ class Writes:
         write.record = self._journal.open(write.entry)
         write.opened = True
 
-    def _open_approved(self, write: Write) -> None:
+    def _open_approved(self, write: ApprovedWrite) -> None:
         """Open the record of an approved write, whose row exists."""
         self._open_record(write)
         row, entry = write.waiting.row, write.entry
@@ -418,15 +421,13 @@ class Writes:
         raise AwaitingApproval(answer.adding(judged.header(times=0)))
 
     async def _look_ask(self, write: Write) -> None:
-        """Refuse a call that a person would not be asked about: one that was denied, or one too many."""
-        if write.judged is None or not write.judged.asks:
-            return
-        try:
-            payload = payload_of(write, write.session.user_id)
-        except GatewayError:
-            # The step `files` reports it.
-            return
-        await self._approvals.look(write.context.key.key_id, payload)
+        """Refuse a call that a person would not be asked about: one that was denied, or one too many.
+
+        A post with files is refused before these are uploaded.
+        """
+        payload = known_payload(write, write.session.user_id)
+        if payload is not None and write.judged is not None and write.judged.asks:
+            await self._approvals.look(write.context.key.key_id, payload)
 
     def _start(self, write: Write) -> Awaitable[None] | None:
         """Record that a write is about to be sent: one that must not be repeated, or that a policy counts."""
@@ -448,7 +449,7 @@ class Writes:
             write.opened = write.record.started or error.reason == "storage_unavailable"
             raise
 
-    async def _start_approved(self, write: Write) -> None:
+    async def _start_approved(self, write: ApprovedWrite) -> None:
         """Start an approved write by a unit that only one process can commit."""
         operation, judged, entry = write.operation, write.judged, write.entry
         if operation.opposite and await self._journal.asked_later(entry, operation.opposite):
@@ -475,7 +476,7 @@ class Writes:
             write.entry.features = features_of(self._proposal(write, write.session.user_id))
         await write.record.begin()
         # An approved write holds no Idempotency-Key: its request answers for the key.
-        if write.approval is not None:
+        if write.is_approved:
             return
         await self._failpoints.reach("post_after_started")
         if not write.operation.repeatable:

@@ -206,7 +206,7 @@ class Approvals:
                 rows.check_shown(row, payload_sha256)
             await rows.use_link(connection, row, entry, token_hash, now)
             note = _bounded(note)
-            await rows.end(connection, row, entry, now, State.DENIED, GatewayError("approval_denied"))
+            await rows.end(connection, row, entry, now, State.DENIED, GatewayError("approval_denied", note=""))
             await store.change(connection, request_id, {"decided_at": now, "decided_by": by.who, "note": note})
             await rows.record(connection, now, by, "approval.denied", row, note=note)
             return await rows.changed(connection, request_id)

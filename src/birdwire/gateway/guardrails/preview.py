@@ -14,7 +14,7 @@ from birdwire.api.messages import Answer
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.status import dollars
-from birdwire.gateway.sender import Write, capability_of, payload_of
+from birdwire.gateway.sender import Write, capability_of, known_payload
 from birdwire.x.catalog import media
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import LIMIT
@@ -124,10 +124,8 @@ def refusal_document(error: GatewayError) -> dict[str, Any]:
 
 
 def _digest(write: Write, user_id: str) -> str | None:
-    try:
-        return payload_of(write, user_id).sha256
-    except GatewayError:
-        return None
+    payload = known_payload(write, user_id)
+    return None if payload is None else payload.sha256
 
 
 def _text(write: Write) -> dict[str, Any] | None:

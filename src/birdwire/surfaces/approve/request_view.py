@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -161,10 +162,12 @@ def moment(at: datetime, now: datetime) -> Moment:
 def _does(payload: Payload) -> str:
     """Return in words what the write does."""
     if payload.operation != _POSTING:
-        return _SUMMARIES.get(payload.operation, payload.operation)
+        # The page names the very post or user, and the account.
+        summary = _SUMMARIES.get(payload.operation, payload.operation).replace(" of the linked account", "")
+        return re.sub(r"\ba (post|user|repost)\b", r"this \1", summary)
     fields = payload.fields
     if fields.get("edit_options"):
-        return "Edit a post"
+        return "Publish this edit of a post"
     if fields.get("reply"):
         return "Publish this reply"
     return "Publish this quote post" if fields.get("quote_tweet_id") else "Publish this post"

@@ -170,14 +170,13 @@ class Writes:
             if write.judged is not None:
                 await self._spending.give_back(write.judged, write.context.call.request_id)
             return error
-        # The row and all its charges belong to another process by now.
-        refusal = None if isinstance(error, ClaimLostError) else self._refusal_of(write, error)
-        if refusal is None:
+        # After a lost claim, the row and all its charges belong to another process.
+        if isinstance(error, ClaimLostError) or (refusal := self._refusal_of(write, error)) is None:
             return error
         if write.resumed and refusal.outcome == "not_sent" and not passes(refusal):
             refusal.outcome = "unknown"
         if passes(refusal) and not write.client.maybe_billed:
-            # Of a resumed write, X may have carried out the first request, so it stays started.
+            # X may have carried out the first request of a resumed write, which stays started.
             if not write.resumed:
                 await write.record.put_back()
                 write.put_back = True
@@ -259,7 +258,6 @@ class Writes:
         check_action(write.context.key, write.operation.name)
 
     async def _check_key(self, write: ApprovedWrite) -> None:
-        """Check that the key may still be used, and for this operation."""
         await self._admission.recheck(write.context, write.operation.name)
 
     def _check_approved(self, write: ApprovedWrite) -> None:
@@ -383,8 +381,8 @@ class Writes:
     def _open_approved(self, write: ApprovedWrite) -> None:
         """Open the record of an approved write, whose row exists."""
         self._open_record(write)
-        row, entry = write.waiting.row, write.entry
-        entry.approved = Approved(row.payload_sha256, row.expires_at, row.ordered)
+        row = write.waiting.row
+        write.entry.approved = Approved(row.payload_sha256, row.expires_at, row.ordered)
         if row.ordered:
             write.client = self._clients.open(write.session, self._admission.order_permit())
 

@@ -235,6 +235,20 @@ async def test_a_caller_that_has_waited_long_enough_is_told_that_it_still_waits(
     assert 2 <= time.monotonic() - started < 15
 
 
+async def test_a_caller_that_stops_waiting_loses_nothing(place: Place) -> None:
+    """The request to approve is shown first; Ctrl-C leaves it waiting, with exit 8 and the gateway's document."""
+    async with place.command("post", "Ctrl-C", "--wait", "1h", "--json") as process:
+        assert process.stderr is not None
+        line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+        assert "A person must approve it: birdwire approvals approve req_" in line
+        await asyncio.wait_for(process.stderr.readline(), 60)
+        process.send_signal(signal.SIGINT)
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    request_id = json.loads(out)["approval"]["request_id"]
+    assert (process.returncode, request_id in line, f"birdwire explain {request_id}" in err.decode()) == (8, True, True)
+    assert (await place.shown(request_id))["state"] == "awaiting_approval"
+
+
 @pytest.mark.parametrize("wait", ["", "0s", "10", "25h", "forever", "-5s"])
 async def test_a_duration_that_is_not_valid_is_refused(wait: str) -> None:
     """Exit 2, though no gateway runs."""

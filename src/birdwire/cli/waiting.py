@@ -80,7 +80,8 @@ def send(
         typer.Exit: it still waits, which was printed.
     """
     deadline = Deadline(wait_s)
-    reply = gateway.call("POST", f"{API}/{operation}", body, idempotency_key=idempotency_key, wait_s=deadline.held_s)
+    # The gateway does not hold the call itself, so that the request to approve is shown before the waiting starts.
+    reply = gateway.call("POST", f"{API}/{operation}", body, idempotency_key=idempotency_key)
     document = gateway.accepted(reply)
     if reply.status != ACCEPTED:
         return document
@@ -90,8 +91,9 @@ def send(
         raise Stop(ExitCode.UPSTREAM, f"{gateway.url} answered with HTTP 202, but it does not state what waits.")
     if deadline.left_s:
         until = (datetime.now().astimezone() + timedelta(seconds=deadline.left_s)).strftime("%H:%M:%S")
-        say.aside(f"A person must approve {printable(request_id, 60)}. Waiting until {until}")
         try:
+            say.aside(f"A person must approve it: birdwire approvals approve {printable(request_id, 60)}")
+            say.aside(f"Waiting until {until}")
             with say.waiting("Waiting for a person to decide"):
                 report = _decided(gateway, request_id, deadline)
         except KeyboardInterrupt:
@@ -145,11 +147,11 @@ def _answer(report: dict[str, Any]) -> dict[str, Any]:
         lines.append(f"Note: {printable(approval['note'])}")
     code = ExitCode.UNKNOWN if state == State.UNKNOWN else ExitCode.REFUSED
     reason = report.get("reason")
+    error: dict[str, Any] = {"code": "outcome_unknown" if code == ExitCode.UNKNOWN else state, "reason": reason}
     problem = PROBLEMS.get(str(reason))
-    error: dict[str, Any] = {
-        "code": "outcome_unknown" if code == ExitCode.UNKNOWN else problem.code if problem else state
-    }
-    error |= {"reason": reason, "message": " ".join(lines), "fix": fix, "request_id": request_id}
+    if problem is not None:
+        error |= {"type": problem.type, "code": problem.code, "whose": problem.whose, "retryable": problem.retryable}
+    error |= {"message": " ".join(lines), "fix": fix, "request_id": request_id}
     raise Stop(code, str(error["message"]), fix, request_id=request_id, document={"error": error})
 
 

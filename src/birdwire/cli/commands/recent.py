@@ -137,13 +137,15 @@ def _ends(say: Output, desk: Desk, posts: dict[str, str]) -> dict[str, JournalRo
     deadline = time.monotonic() + PATIENCE_S
     with say.waiting(f"Deleting {len(posts)} posts. Ctrl-C stops the waiting, not the deletions"):
         try:
-            while True:
-                states = desk.states(list(posts))
-                if all(_is_done(row) for row in states.values()) or time.monotonic() > deadline:
-                    return states
+            states = desk.states(list(posts))
+            while (
+                pending := [name for name, row in states.items() if not _is_done(row)]
+            ) and deadline > time.monotonic():
                 time.sleep(POLL_S)
+                states |= desk.states(pending)
         except KeyboardInterrupt:
-            return desk.states(list(posts))
+            states = desk.states(list(posts))
+    return states
 
 
 def _is_done(row: JournalRow) -> bool:

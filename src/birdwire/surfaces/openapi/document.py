@@ -262,7 +262,7 @@ class _Shared:
             optional += ("Retry-After",)
         example = render(GatewayError(reason_named(reasons[0]), **PLACEHOLDERS), HEADERS["X-Request-Id"][2]).value
         content: dict[str, Any] = {"application/json": {"schema": _narrowed(reasons), "example": example}}
-        if endpoint.page:
+        if endpoint.page or endpoint.images:
             content["text/html"] = {"schema": {"type": "string"}}
         response = {
             "description": f"{TITLES[status]}: {', '.join(reasons)}.",

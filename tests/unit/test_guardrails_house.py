@@ -86,7 +86,7 @@ def test_the_steps_stand_in_their_order() -> None:
 
 
 def test_each_step_that_can_refuse_beforehand_has_a_look() -> None:
-    """A step without one needs what earlier steps made: a record, uploaded files, or a charge; `room` looks as `ask`."""
+    """A step without one needs what earlier steps made: a record, uploaded files or a charge; `room` is a look."""
     without = {name for name, (_, look) in _steps().items() if not look}
     assert without == {"room", "record", "attach", "start"}
 

@@ -421,7 +421,7 @@ class Writes:
         raise AwaitingApproval(answer.adding(judged.header(times=0)))
 
     async def _look_ask(self, write: Write) -> None:
-        """Refuse, before its files are uploaded, what no person would be asked about: denied before, or one too many."""
+        """Refuse, before files are uploaded, what no person would be asked about: denied before, or one too many."""
         payload = known_payload(write, write.session.user_id)
         if payload is not None and write.judged is not None and write.judged.asks:
             await self._approvals.look(write.context.key.key_id, payload)

@@ -188,7 +188,7 @@ async def test_a_request_can_be_asked_for_by_its_key(linked: RunningGateway) -> 
     request_id = posted.headers["x-request-id"]
     answer = (await linked.client.get(API + f"requests/{request_id}")).json()
     names = ["request_id", "operation", "state", "status", "reason", "data", "created_at", "started_at", "settled_at"]
-    names += ["why", "cost_usd"]
+    names += ["why", "cost_usd", "approval"]
     assert list(answer) == names
     assert (answer["request_id"], answer["operation"], answer["state"]) == (request_id, "post_twitter", "confirmed")
     assert (answer["status"], answer["data"]) == (201, posted.json()["data"])

@@ -352,6 +352,26 @@ async def test_an_approval_ends_ten_minutes_after_it_was_given(desk: SendingDesk
     assert (await desk.report(asked))["state"] == "expired"
 
 
+@pytest.mark.parametrize("body", [BODY, LIKE], ids=["post", "like"])
+@pytest.mark.parametrize(("owner", "step", "state"), [(Journal, "begin", "expired"), (Claims, "check", "not_sent")])
+async def test_a_process_that_was_suspended_sends_nothing_after_its_time(
+    desk: SendingDesk, owner: type, step: str, state: str, body: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still before it started the write, or between that and the send."""
+    real = getattr(owner, step)
+
+    async def later(*given: Any) -> Any:
+        desk.running.clock.advance(minutes=11)
+        return await real(*given)
+
+    asked = await desk.ask("post_twitter" if body is BODY else "like_twitter", body, NAME)
+    monkeypatch.setattr(owner, step, later)
+    await desk.approve(asked)
+    ended = await desk.ended(asked)
+    assert (ended["state"], ended["reason"]) == (state, "approval_expired")
+    assert (await desk.sends(), await desk.spent(), await desk.in_journal()) == ([], 0, 0)
+
+
 async def test_what_x_refuses_is_an_ordinary_refusal(desk: SendingDesk) -> None:
     """It ends with X's reason, which the caller gets, and the charge goes back."""
     asked = await desk.ask("like_twitter", {"tweet_id": "1346889436626259969"}, NAME)

@@ -81,14 +81,14 @@ def _steps() -> dict[str, tuple[str, str]]:
 
 def test_the_steps_stand_in_their_order() -> None:
     """Whatever refuses for nothing comes first; what counts comes after what only looks."""
-    order = ["action", "body", "files", "session", "pause", "policy", "windows", "daily_writes", "record"]
-    assert list(_steps()) == [*order, "attach", "ask", "start", "send"]
+    order = ["action", "body", "files", "session", "pause", "policy", "windows", "daily_writes"]
+    assert list(_steps()) == [*order, "room", "record", "attach", "ask", "start", "send"]
 
 
 def test_each_step_that_can_refuse_beforehand_has_a_look() -> None:
-    """A step without one needs what earlier steps made: a record, uploaded files, or a charge."""
+    """A step without one needs what earlier steps made: a record, uploaded files or a charge; `room` is a look."""
     without = {name for name, (_, look) in _steps().items() if not look}
-    assert without == {"record", "attach", "start"}
+    assert without == {"room", "record", "attach", "start"}
 
 
 def _flagged(flag: str) -> set[str]:
@@ -104,7 +104,7 @@ def _flagged(flag: str) -> set[str]:
 
 def test_an_approved_write_goes_through_the_same_steps_again() -> None:
     """What was done when it was asked for is not done twice; what the operator ordered is held by no rule."""
-    assert _flagged("once") == {"files", "daily_writes", "attach", "ask"}
+    assert _flagged("once") == {"files", "daily_writes", "room", "attach", "ask"}
     assert _flagged("rules") == {"action", "pause", "policy"}
 
 

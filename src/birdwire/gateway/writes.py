@@ -419,10 +419,7 @@ class Writes:
         raise AwaitingApproval(answer.adding(judged.header(times=0)))
 
     async def _look_ask(self, write: Write) -> None:
-        """Refuse a call that a person would not be asked about: one that was denied, or one too many.
-
-        A post with files is refused before these are uploaded.
-        """
+        """Refuse, before files are uploaded, what no person would be asked about: denied before, or one too many."""
         payload = known_payload(write, write.session.user_id)
         if payload is not None and write.judged is not None and write.judged.asks:
             await self._approvals.look(write.context.key.key_id, payload)

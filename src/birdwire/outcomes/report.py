@@ -11,7 +11,7 @@ from birdwire.api.messages import Answer
 from birdwire.api.models import Empty
 from birdwire.keys.context import Pending
 from birdwire.runtime.clock import rfc3339
-from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, STATES, WAITING, JournalRow, State
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, PENDING, STATES, JournalRow, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from birdwire.outcomes.approval_records import ApprovalRecords, Waiting
     from birdwire.outcomes.journal import Journal
 
-
-_OPEN = WAITING | {State.STARTED}
-"""A caller may wait for the end of a write that a person was asked about."""
 
 _NOT_BILLED = {State.NOT_SENT} | {state for state, meaning in STATES.items() if meaning.asked and meaning.final}
 """Nothing was sent, so X bills nothing."""
@@ -44,7 +41,7 @@ class OutcomeReports:
         check(context.parsed.fields, Empty)
         key_id, request_id = context.key.key_id, context.call.path.rsplit("/", 1)[-1]
         answer, waiting = await self._answer(key_id, request_id)
-        if waiting is not None and waiting.entry.state in _OPEN:
+        if waiting is not None and waiting.entry.state in PENDING:
             context.pending = Pending(request_id, partial(self._answer_again, key_id, request_id))
         return answer
 

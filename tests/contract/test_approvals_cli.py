@@ -382,7 +382,7 @@ async def test_an_approved_post_is_published_once_and_as_it_was_shown(place: Pla
         True,
     )
     told = (await place.run("explain", asked["request_id"])).out
-    assert ("X confirmed the call." in told, "Decided by " in told, "Expires" in told) == (True, True, False)
+    assert ("X confirmed the call." in told, "Approved by " in told, "Expires" in told) == (True, True, False)
     [row] = (await place.run("log", "--state", "confirmed", "--limit", "1", "--json")).document["requests"]
     assert row["request_id"] == asked["request_id"]
 
@@ -743,7 +743,8 @@ async def test_what_became_of_a_request_is_explained(state: State) -> None:
     document = {"request_id": "req_1", "operation": "post_twitter", "state": state, "approval": part}
     lines = explained(document | {"created_at": "2026-09-22T10:00:00Z", "reason": None, "data": None})
     assert "A person has edited its text." in lines
-    assert ("Decided by grace at 2026-09-22T10:30:00Z" in lines) == decided
+    verdict = "Denied" if state is State.DENIED else "Approved"
+    assert (f"{verdict} by grace at 2026-09-22T10:30:00Z" in lines) == decided
     assert ("Expires at 2026-09-22T11:00:00Z" in lines) == (not STATES[state].final)
     assert "{" not in " ".join(lines)
     assert len(lines) >= 4

@@ -11,8 +11,8 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from birdwire.cli.explained import MEANINGS
-from birdwire.cli.output import ExitCode, Stop, meaning, printable
+from birdwire.cli.explained import outcome_of
+from birdwire.cli.output import ExitCode, Stop, printable
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import STATES, WAITING, State
 from birdwire.surfaces.approve import payload_view
@@ -239,9 +239,8 @@ def _standing(asked: Asked, now: datetime) -> Iterator[tuple[str, str]]:
     if entry.state in WAITING:
         yield "Expires", when(row.expires_at, now)
     elif entry.state in STATES:
-        yield "Outcome", MEANINGS[entry.state][0]
-        if entry.reason:
-            yield "Reason", meaning(entry.reason)
+        happened, _ = outcome_of({"state": entry.state, "why": entry.why, "reason": entry.reason})
+        yield "Outcome", " ".join(happened)
     yield "Payload", row.payload_sha256
 
 

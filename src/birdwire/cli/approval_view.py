@@ -17,6 +17,7 @@ from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import STATES, WAITING, State
 from birdwire.surfaces.approve import payload_view
 from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.prices import usd
 from birdwire.x.catalog.visible_text import marked
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def document(asked: Asked) -> dict[str, Any]:
         "media": [] if payload is None else [dict(file) for file in payload.files],
         "payload_sha256": row.payload_sha256,
         "edited_from": row.edited_from,
-        "cost_usd": None if row.cost_microusd is None else row.cost_microusd / 1_000_000,
+        "cost_usd": usd(row.cost_microusd),
         "findings": [] if payload is None else [dict(finding) for finding in payload.findings],
         "approve_by": row.approve_by,
         "created_at": rfc3339(asked.waiting.entry.created_at),

@@ -13,6 +13,7 @@ from birdwire.outcomes.journal_rows import new_row
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables.journal import APPLIED, BEGUN, PENDING, State
+from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -128,7 +129,7 @@ class ApprovalRecords:
                 "account": {"user_id": row.user_id, "username": row.username},
                 "payload_sha256": row.payload_sha256,
                 "approve_by": row.approve_by,
-                "cost_usd": None if row.cost_microusd is None else row.cost_microusd / 1_000_000,
+                "cost_usd": usd(row.cost_microusd),
                 "findings": [] if payload is None else list(payload.findings),
                 "expires_at": rfc3339(row.expires_at),
                 "edited_from": row.edited_from,

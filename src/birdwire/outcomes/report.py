@@ -12,6 +12,7 @@ from birdwire.api.models import Empty
 from birdwire.keys.context import Pending
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, PENDING, STATES, JournalRow, State
+from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +77,7 @@ def report(row: JournalRow, approval: Mapping[str, Any] | None = None) -> dict[s
         "started_at": None if row.started_at is None else rfc3339(row.started_at),
         "settled_at": None if row.settled_at is None else rfc3339(row.settled_at),
         "why": row.why,
-        "cost_usd": None if cost is None else cost / 1_000_000,
+        "cost_usd": usd(cost),
         "approval": approval,
     }
 

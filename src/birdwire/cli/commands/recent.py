@@ -20,8 +20,8 @@ from birdwire.gateway.guardrails.registry import Policies
 from birdwire.runtime.clock import Clock
 from birdwire.store.tables import journal
 from birdwire.store.tables.journal import APPLIED, PENDING, STATES, State
-from birdwire.x.catalog.operations import OPERATIONS, TweetTarget
-from birdwire.x.catalog.prices import Prices
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME, TweetTarget
+from birdwire.x.catalog.prices import Prices, usd
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -165,9 +165,8 @@ def _exit_code(ordered: list[dict[str, Any]]) -> ExitCode:
 
 def _deletion_usd() -> float | None:
     """Return what X bills for deleting a post, by its price list."""
-    operation = next(row for row in OPERATIONS if row.name == "delete_twitter")
-    price = Prices.load().of(operation, TweetTarget(tweet_id="1"))
-    return None if price is None else price / 1_000_000
+    operation = OPERATIONS_BY_NAME[journal.DELETION]
+    return usd(Prices.load().of(operation, TweetTarget(tweet_id="1")))
 
 
 async def _rows(settings: Settings, name: str, since: datetime, limit: int) -> list[JournalRow]:

@@ -42,7 +42,7 @@ from birdwire.store.tables import journal, pauses, policies, usage, x_sessions
 from birdwire.store.tables.journal import NOT_APPLIED, STATES
 from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 from birdwire.x.catalog.post_length import LIMIT
-from birdwire.x.catalog.prices import Prices
+from birdwire.x.catalog.prices import Prices, usd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -311,7 +311,7 @@ class _Trial:
             "payload_sha256": account and Payload(self.operation.name, account.user_id, self.fields).sha256,
             "approve_by": self.approve_by,
             "text": None if proposal is None or proposal.weight is None else _text(proposal, limit),
-            "cost_usd": None if price is None else price / 1_000_000,
+            "cost_usd": usd(price),
             "listed_on": listed_on,
             "budget": self.budget,
             "x": None,

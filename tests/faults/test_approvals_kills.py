@@ -34,8 +34,9 @@ ENOUGH_S = 30.0
 
 REPLICAS = {"sqlite": 1, "postgres": 2}
 HELD_S = 5
-MOST_CALLS = 100
-"""How often a caller repeats its call."""
+PAUSE_S = 0.5
+MOST_CALLS = 400
+"""How often a caller repeats its call: longer than a dead process keeps the name of one."""
 
 KEY_HOLDS = 10
 """Requests of one key; twenty may wait."""
@@ -73,13 +74,13 @@ class Drill:
                 answer = await self.place.call(at, holder, "post_twitter", body, **headers)
             except httpx2.HTTPError:
                 self.told["no answer"] += 1
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(PAUSE_S)
                 continue
             self.told[answer.status_code] += 1
             if answer.status_code not in (202, 503) and not _runs(answer):
                 self.answers[number] = answer
                 return
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(PAUSE_S)
 
     async def person(self) -> None:
         """Approve whatever waits, through a signed link and as a command does, until told to stop."""
@@ -141,16 +142,17 @@ async def _die(place: ApprovingDeployment, drill: Drill, nth: int, engine: str) 
 
 async def _settled(place: ApprovingDeployment, drill: Drill, callers: list[asyncio.Task[None]]) -> dict[str, str]:
     """Wait until every request has ended, or, in the short form, is searched for; return the states."""
-    async with asyncio.timeout(ENDED_S if LONG else ENOUGH_S):
-        while True:
-            rows = await place.rows_since([holder.key_id for holder in drill.holders], drill.since)
-            final = all(STATES[State(row.state)].final or (not LONG and row.state == "unknown") for row in rows)
-            if len(rows) == REQUESTS and final:
-                break
-            await asyncio.sleep(0.1)
-        if LONG:
-            await asyncio.gather(*callers)
-    return {row.request_id: row.state for row in rows}
+    key_ids = [holder.key_id for holder in drill.holders]
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + (ENDED_S if LONG else ENOUGH_S)
+    while True:
+        rows = await place.rows_since(key_ids, drill.since)
+        final = all(STATES[State(row.state)].final or (not LONG and row.state == "unknown") for row in rows)
+        if len(rows) == REQUESTS and final and (not LONG or all(task.done() for task in callers)):
+            return {row.request_id: row.state for row in rows}
+        found = Counter(f"{row.state} {row.reason or row.why or ''}" for row in rows)
+        assert loop.time() < ends_at, (drill.point, found, drill.told, [row for row in rows if row.state == "started"])
+        await asyncio.sleep(0.1)
 
 
 def _check(drill: Drill, states: dict[str, str], posted: Counter[str]) -> None:

@@ -36,6 +36,7 @@ from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import Vault
 from birdwire.store.tables.approvals import approvals
 from birdwire.store.tables.journal import STATES, State, journal
+from harness.commands import Outcome
 from harness.gateway import POST
 from harness.processes import deploy, environment
 from harness.terminal import Terminal
@@ -51,21 +52,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 HOSTILE = "Pay \u202eevil\u202c\u200b now\n  Cost       $0\nhttps://ex\u0430mple.org/login " + "long " * 40
 SHOWN_S = 0.6
 """A moment longer than the time for which `watch` drops the keys after it has shown a request."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
 
 
 @dataclass

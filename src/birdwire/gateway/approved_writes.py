@@ -16,9 +16,10 @@ from birdwire.api.body import NO_BODY
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Call
 from birdwire.api.paths import API
-from birdwire.gateway.second_look import expired, passes, stale
+from birdwire.gateway.second_look import passes, stale
 from birdwire.gateway.sender import ApprovedWrite
 from birdwire.keys.context import CallContext, RouteRules
+from birdwire.outcomes.approval_records import expired
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.runtime.backoff import Backoff
@@ -26,8 +27,8 @@ from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import journal
-from birdwire.store.tables.journal import WAITING, State, Why
-from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.store.tables.journal import PENDING, WAITING, State, Why
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -57,8 +58,6 @@ BACKOFF: Final = Backoff(initial_s=1.0, max_s=30.0)
 MAX_TRIES_KEPT: Final = 10_000
 MAX_OTHER_KEYS: Final = 10_000
 RETRY_AFTER_CRASH: Final = timedelta(seconds=30)
-
-_OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
 
 Send = Callable[[ApprovedWrite], Awaitable["Answer"]]
 """Sends an approved write: `Writes.perform_approved`."""
@@ -134,7 +133,7 @@ class ApprovedWrites:
         request_id = row.request_id
         if request_id in self._sending:
             return
-        if state not in WAITING and state is not State.STARTED:
+        if state not in PENDING:
             await self._report(row, state)
         elif state in WAITING and row.expires_at <= now:
             await self._end(row, state, expired(decided=state is State.APPROVED))
@@ -170,7 +169,7 @@ class ApprovedWrites:
         row, entry = waiting.row, waiting.entry
         async with self._database.read() as connection:
             runs = await self._leases.runs(connection, entry.owner, row.request_id)
-        if runs or not _OPERATIONS[row.operation].repeatable:
+        if runs or not OPERATIONS_BY_NAME[row.operation].repeatable:
             await self._postpone(row, self._clock.now() + LEASE)
             return True
         return False
@@ -299,7 +298,7 @@ class ApprovedWrites:
 
 def _write(waiting: Waiting) -> ApprovedWrite:
     """Return an approved request as a write of the call that asked for it."""
-    row, entry, operation = waiting.row, waiting.entry, _OPERATIONS[waiting.row.operation]
+    row, entry, operation = waiting.row, waiting.entry, OPERATIONS_BY_NAME[waiting.row.operation]
     call = Call("POST", f"{API}/{operation.name}", request_id=row.request_id)
     call.note["operation"] = operation.name
     call.admitted_at = entry.created_at.timestamp()

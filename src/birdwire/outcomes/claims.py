@@ -11,7 +11,7 @@ from birdwire.store.database import Part, StorageDownError
 from birdwire.store.tables import approvals, usage
 from birdwire.store.tables import journal as rows
 from birdwire.store.tables.journal import State
-from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
-
-REPEATABLE = frozenset(operation.name for operation in OPERATIONS if operation.repeatable)
-"""The operations that may be sent again if the process that sent them dies."""
 
 
 class ClaimLostError(Exception):
@@ -56,7 +53,7 @@ class Claims:
             StorageDownError: nothing was written.
         """
         row["started_at"], check_at = row["created_at"], None
-        if entry.operation in REPEATABLE:
+        if OPERATIONS_BY_NAME[entry.operation].repeatable:
             row["due_at"], check_at = None, row["due_at"]
         sha256 = approved.payload_sha256
         parts = settlement.claiming(row, sha256, check_at, entry.charges, entry.shadow_charges)

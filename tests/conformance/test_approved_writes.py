@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from birdwire.outcomes.journal import ChargeRefused
 from birdwire.store.tables import approvals, costs, journal, processes, usage
 from birdwire.store.tables.journal import State, id_at
 from birdwire.store.tables.usage import Charge
-from harness.approval_replicas import IMAGE, PRICE, SECRET, Replica, a_post
+from harness.approval_replicas import IMAGE, PRICE, SECRET, Replica, a_post, two_replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,11 +37,8 @@ LIKE = "like_twitter"
 @pytest_asyncio.fixture
 async def both(database_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
     """Two processes on one database, which share a clock and a vault."""
-    async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(Replica.started(database_url))
-        second = await stack.enter_async_context(Replica.started(database_url, first.clock, first.vault))
-        second.key_id = await first.new_key()
-        yield first, second
+    async with two_replicas(database_url) as replicas:
+        yield replicas
 
 
 @pytest_asyncio.fixture

@@ -14,7 +14,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.store.tables import approvals, idempotency
 from birdwire.store.tables.idempotency import NameState
 from birdwire.store.tables.journal import State
-from harness.approval_replicas import SECRET, Replica
+from harness.approval_replicas import SECRET, Replica, two_replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,11 +28,8 @@ pytestmark = pytest.mark.engines("sqlite", "postgres")
 @pytest_asyncio.fixture
 async def both(database_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
     """Two processes on one database, which share a clock and a vault."""
-    async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(Replica.started(database_url))
-        second = await stack.enter_async_context(Replica.started(database_url, first.clock, first.vault))
-        second.key_id = await first.new_key()
-        yield first, second
+    async with two_replicas(database_url) as replicas:
+        yield replicas
 
 
 @pytest_asyncio.fixture

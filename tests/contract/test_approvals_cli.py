@@ -36,6 +36,7 @@ from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import Vault
 from birdwire.store.tables.approvals import approvals
 from birdwire.store.tables.journal import STATES, State, journal
+from harness.commands import Outcome
 from harness.gateway import POST
 from harness.processes import deploy, environment
 from harness.terminal import Terminal
@@ -51,21 +52,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 HOSTILE = "Pay \u202eevil\u202c\u200b now\n  Cost       $0\nhttps://ex\u0430mple.org/login " + "long " * 40
 SHOWN_S = 0.6
 """A moment longer than the time for which `watch` drops the keys after it has shown a request."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
 
 
 @dataclass
@@ -382,7 +368,7 @@ async def test_an_approved_post_is_published_once_and_as_it_was_shown(place: Pla
         True,
     )
     told = (await place.run("explain", asked["request_id"])).out
-    assert ("X confirmed the call." in told, "Decided by " in told, "Expires" in told) == (True, True, False)
+    assert ("X confirmed the call." in told, "Approved by " in told, "Expires" in told) == (True, True, False)
     [row] = (await place.run("log", "--state", "confirmed", "--limit", "1", "--json")).document["requests"]
     assert row["request_id"] == asked["request_id"]
 
@@ -743,7 +729,8 @@ async def test_what_became_of_a_request_is_explained(state: State) -> None:
     document = {"request_id": "req_1", "operation": "post_twitter", "state": state, "approval": part}
     lines = explained(document | {"created_at": "2026-09-22T10:00:00Z", "reason": None, "data": None})
     assert "A person has edited its text." in lines
-    assert ("Decided by grace at 2026-09-22T10:30:00Z" in lines) == decided
+    verdict = "Denied" if state is State.DENIED else "Approved"
+    assert (f"{verdict} by grace at 2026-09-22T10:30:00Z" in lines) == decided
     assert ("Expires at 2026-09-22T11:00:00Z" in lines) == (not STATES[state].final)
     assert "{" not in " ".join(lines)
     assert len(lines) >= 4

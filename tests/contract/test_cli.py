@@ -11,7 +11,6 @@ import shlex
 import sqlite3
 import stat
 import sys
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from birdwire.settings import PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post import PostTwitter
+from harness.commands import Outcome
 from harness.gateway import GRACE, PNG, POST, RunningGateway
 
 if TYPE_CHECKING:
@@ -57,21 +57,6 @@ EVERY_COMMAND: list[tuple[str, ...]] = [
     *((row.name,) for row in COMMANDS if row.name not in FAMILIES or row.name == "sandbox"),
     *((family, name) for family, names in FAMILIES.items() for name in names),
 ]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
 
 
 async def run(*arguments: str, stdin: str | bytes | None = None, **environment: str | None) -> Outcome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,25 +26,11 @@ from birdwire.store.database import Database
 from birdwire.store.encryption.vault import Place, Vault
 from birdwire.store.tables import policies
 from birdwire.store.tables.acts import Actor
+from harness.commands import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
 
 
 class Operator:
@@ -369,7 +354,7 @@ def test_a_call_can_be_tried_without_a_gateway(
     assert [set(one) for one in would["findings"]] == [
         {"rule", "outcome", "reason", "message", "scope", "version"} for _ in would["findings"]
     ]
-    assert bool(would["refusals"]) == (outcome != "allow")
+    assert bool(would["refusals"]) == (outcome == "deny")
 
 
 def test_a_trial_shows_the_text_the_price_and_each_finding(operator: Operator) -> None:

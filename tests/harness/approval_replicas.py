@@ -198,6 +198,16 @@ class Replica:
         )
 
 
+@contextlib.asynccontextmanager
+async def two_replicas(database_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
+    """Start two processes on one database, which share a clock, a vault and a key."""
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(Replica.started(database_url))
+        second = await stack.enter_async_context(Replica.started(database_url, first.clock, first.vault))
+        second.key_id = await first.new_key()
+        yield first, second
+
+
 def _make_private(database_url: str) -> None:
     """Make the file, if it is one, so that only its owner can read it."""
     if database_url.startswith("sqlite:///"):

@@ -40,6 +40,7 @@ MOST: Final = 10_000
 SHORTEST: Final = 6
 """The shortest end of a request's id that names the request."""
 
+_UNKNOWN = "No write that needed a person has this request ID, or its record has been deleted."
 _AGAIN = "To see how it stands, run: birdwire approvals show {request_id}"
 _FIXES = {
     "request_not_found": "List what waits with `birdwire approvals list`. Older writes are in `birdwire log`.",
@@ -222,7 +223,9 @@ async def _guard(database: Database, key_id: str) -> Guard | None:
 def _refused(error: GatewayError, request_id: str) -> Stop:
     """Return the end of a command that a refusal of Birdwire's causes."""
     document = render(error, request_id).value
-    message, fix = document["error"]["message"], document["error"]["fix"]
-    fix = _FIXES.get(error.reason, fix).replace("{request_id}", request_id)
+    # The gateway's own message is about the writes of the key that asks.
+    message = _UNKNOWN if error.reason == "request_not_found" else document["error"]["message"]
+    fix = _FIXES.get(error.reason, document["error"]["fix"]).replace("{request_id}", request_id)
+    document["error"] |= {"message": message, "fix": fix}
     code = ExitCode.UPSTREAM if error.problem.status >= 500 else ExitCode.REFUSED
     return Stop(code, message, fix, document=document)

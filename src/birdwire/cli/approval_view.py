@@ -11,12 +11,13 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from birdwire.cli.explained import MEANINGS
-from birdwire.cli.output import ExitCode, Stop, meaning, printable
+from birdwire.cli.explained import outcome_of
+from birdwire.cli.output import ExitCode, Stop, printable
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import STATES, WAITING, State
 from birdwire.surfaces.approve import payload_view
 from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.prices import usd
 from birdwire.x.catalog.visible_text import marked
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def document(asked: Asked) -> dict[str, Any]:
         "media": [] if payload is None else [dict(file) for file in payload.files],
         "payload_sha256": row.payload_sha256,
         "edited_from": row.edited_from,
-        "cost_usd": None if row.cost_microusd is None else row.cost_microusd / 1_000_000,
+        "cost_usd": usd(row.cost_microusd),
         "findings": [] if payload is None else [dict(finding) for finding in payload.findings],
         "approve_by": row.approve_by,
         "created_at": rfc3339(asked.waiting.entry.created_at),
@@ -239,9 +240,8 @@ def _standing(asked: Asked, now: datetime) -> Iterator[tuple[str, str]]:
     if entry.state in WAITING:
         yield "Expires", when(row.expires_at, now)
     elif entry.state in STATES:
-        yield "Outcome", MEANINGS[entry.state][0]
-        if entry.reason:
-            yield "Reason", meaning(entry.reason)
+        happened, _ = outcome_of({"state": entry.state, "why": entry.why, "reason": entry.reason})
+        yield "Outcome", " ".join(happened)
     yield "Payload", row.payload_sha256
 
 

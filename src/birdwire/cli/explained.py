@@ -121,7 +121,8 @@ def _decision(document: dict[str, Any]) -> Iterator[str]:
         yield "A person has edited its text."
     if approval.get("decided_at"):
         by = printable(approval.get("decided_by"), 100)
-        yield f"Decided by {by} at {printable(approval['decided_at'], 40)}"
+        verdict = "Denied" if document.get("state") == State.DENIED else "Approved"
+        yield f"{verdict} by {by} at {printable(approval['decided_at'], 40)}"
     if approval.get("note"):
         yield f"Note: {printable(approval['note'])}"
     if document.get("state") in WAITING:

@@ -7,6 +7,7 @@ one can win, so a request is sent, ended and reported once. Sends run as tasks o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -15,9 +16,10 @@ from birdwire.api.body import NO_BODY
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Call
 from birdwire.api.paths import API
-from birdwire.gateway.second_look import expired, passes, stale
+from birdwire.gateway.second_look import passes, stale
 from birdwire.gateway.sender import ApprovedWrite
 from birdwire.keys.context import CallContext, RouteRules
+from birdwire.outcomes.approval_records import expired
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.runtime.backoff import Backoff
@@ -25,8 +27,8 @@ from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import journal
-from birdwire.store.tables.journal import WAITING, State, Why
-from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.store.tables.journal import PENDING, WAITING, State, Why
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -54,8 +56,8 @@ CLOSE_S: Final = 20.0
 COUNT_EVERY: Final = timedelta(seconds=5)
 BACKOFF: Final = Backoff(initial_s=1.0, max_s=30.0)
 MAX_TRIES_KEPT: Final = 10_000
-
-_OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
+MAX_OTHER_KEYS: Final = 10_000
+RETRY_AFTER_CRASH: Final = timedelta(seconds=30)
 
 Send = Callable[[ApprovedWrite], Awaitable["Answer"]]
 """Sends an approved write: `Writes.perform_approved`."""
@@ -88,6 +90,8 @@ class ApprovedWrites:
         self._telemetry = telemetry
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._tries: BoundedDict[str, int] = BoundedDict(MAX_TRIES_KEPT)
+        # Keys of the other mode, which another gateway serves: the mode of a key never changes.
+        self._others: BoundedDict[str, bool] = BoundedDict(MAX_OTHER_KEYS)
         self._draining = False
         self._waiting, self._count_at = 0, clock.now()
         telemetry.metrics.watch("birdwire_approvals_waiting", lambda: self._waiting)
@@ -129,13 +133,13 @@ class ApprovedWrites:
         request_id = row.request_id
         if request_id in self._sending:
             return
-        if state not in WAITING and state is not State.STARTED:
+        if state not in PENDING:
             await self._report(row, state)
         elif state in WAITING and row.expires_at <= now:
             await self._end(row, state, expired(decided=state is State.APPROVED))
         elif state is State.AWAITING_APPROVAL:
             await self._postpone(row, row.expires_at)
-        elif not self._draining and len(self._sending) < MAX_SENDING:
+        elif not self._draining and len(self._sending) < MAX_SENDING and row.key_id not in self._others:
             task = asyncio.create_task(self._try(row, state), name=f"approved {request_id}")
             self._sending[request_id] = task
             task.add_done_callback(lambda _: self._sending.pop(request_id))
@@ -156,13 +160,16 @@ class ApprovedWrites:
             pass
         except Exception as error:  # noqa: BLE001 - nobody awaits the task
             self._telemetry.crash(row.request_id, error)
+            due_at = self._clock.now() + RETRY_AFTER_CRASH
+            with contextlib.suppress(StorageDownError):
+                await self._postpone(row, min(due_at, row.expires_at) if state is State.APPROVED else due_at)
 
     async def _runs(self, waiting: Waiting) -> bool:
         """Return whether a started request is not to be sent again: it runs, or the reconciler searches for it."""
         row, entry = waiting.row, waiting.entry
         async with self._database.read() as connection:
             runs = await self._leases.runs(connection, entry.owner, row.request_id)
-        if runs or not _OPERATIONS[row.operation].repeatable:
+        if runs or not OPERATIONS_BY_NAME[row.operation].repeatable:
             await self._postpone(row, self._clock.now() + LEASE)
             return True
         return False
@@ -172,8 +179,9 @@ class ApprovedWrites:
         write = _write(waiting)
         try:
             await self._admission.readmit(write.context, row.key_id)
-            # Another gateway serves the keys of the other mode.
+            # Its requests stay due for that gateway, and must not take up this one's sends in every round.
             if not self._admission.serves(write.context.key):
+                self._others[row.key_id] = True
                 return
             await self._send(write)
         except ClaimLostError:
@@ -290,7 +298,7 @@ class ApprovedWrites:
 
 def _write(waiting: Waiting) -> ApprovedWrite:
     """Return an approved request as a write of the call that asked for it."""
-    row, entry, operation = waiting.row, waiting.entry, _OPERATIONS[waiting.row.operation]
+    row, entry, operation = waiting.row, waiting.entry, OPERATIONS_BY_NAME[waiting.row.operation]
     call = Call("POST", f"{API}/{operation.name}", request_id=row.request_id)
     call.note["operation"] = operation.name
     call.admitted_at = entry.created_at.timestamp()

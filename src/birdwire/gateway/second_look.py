@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from birdwire.api.errors import GatewayError, describe
+from birdwire.outcomes.approval_records import expired
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -49,12 +50,6 @@ def check_price(waiting: Waiting, price: int | None) -> None:
     approved = waiting.row.cost_microusd
     if approved is not None and price is not None and price > approved:
         raise GatewayError("approval_stale", detail="the call costs more than was approved")
-
-
-def expired(*, decided: bool) -> GatewayError:
-    """Return the refusal of a write whose time is over, because nobody decided or because it could not be sent."""
-    what = "it was approved, but could not be sent in time" if decided else "nobody decided in time"
-    return GatewayError("approval_expired", detail=what)
 
 
 def passes(error: GatewayError) -> bool:

@@ -26,7 +26,9 @@ that is safe to repeat is not marked: another process takes it over (`Record.tak
 Must never send a write, repeat one whose outcome is unknown, or store the text of a post unencrypted.
 
 The table of states, from which every query and list derives, is `store.tables.journal.STATES`. Read in this order:
-`process_leases`, `journal`, `settlement` (the charges of a guarded write), `claims` (who sends an approved write),
+`process_leases`, `entry`, `journal` with `journal_rows`, `settlement` (the units, and the charges of a guarded write),
+`claims` (who sends an approved write), `approval_payload` (what is asked for) with `approval_seals` (its encryption),
 `approval_records` (what waits, and its answer), `idempotency`, `post_matching`, `reconciler`; `report` and
-`own_refusals` answer callers who ask; `attempts` records what was refused beforehand.
+`own_refusals` answer callers who ask; `attempts` records what was refused beforehand; `states` and `acts` are for
+packages that must not read the store.
 """

@@ -12,7 +12,8 @@ from birdwire.outcomes import approval_seals as seals
 from birdwire.outcomes.journal_rows import new_row
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import approvals as store
-from birdwire.store.tables.journal import APPLIED, BEGUN, WAITING, State
+from birdwire.store.tables.journal import APPLIED, BEGUN, PENDING, State
+from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -128,7 +129,7 @@ class ApprovalRecords:
                 "account": {"user_id": row.user_id, "username": row.username},
                 "payload_sha256": row.payload_sha256,
                 "approve_by": row.approve_by,
-                "cost_usd": None if row.cost_microusd is None else row.cost_microusd / 1_000_000,
+                "cost_usd": usd(row.cost_microusd),
                 "findings": [] if payload is None else list(payload.findings),
                 "expires_at": rfc3339(row.expires_at),
                 "edited_from": row.edited_from,
@@ -150,7 +151,7 @@ class ApprovalRecords:
         entry = waiting.entry
         if entry.state in APPLIED:
             return Answer.of({"data": entry.data}, entry.status or 200)
-        if entry.state in WAITING or entry.state is State.STARTED:
+        if entry.state in PENDING:
             return self.asked(waiting)
         if waiting.row.refusal_ct is not None and entry.state not in BEGUN:
             body = seals.open_refusal(self._vault, request_id, waiting.row.refusal_ct)
@@ -199,6 +200,12 @@ def part_of(entry: JournalRow) -> str:
     return _PART.get(entry.state, "approved")
 
 
+def expired(*, decided: bool) -> GatewayError:
+    """Return the refusal of a write whose time is over, because nobody decided or because it could not be sent."""
+    what = "it was approved, but could not be sent in time" if decided else "nobody decided in time"
+    return GatewayError("approval_expired", detail=what)
+
+
 def _next(waiting: Waiting) -> str:
     request_id = waiting.row.request_id
     ask = f"Poll GET {API}/requests/{request_id}, or repeat the call with the same Idempotency-Key"
@@ -226,11 +233,10 @@ def _refusal(waiting: Waiting) -> GatewayError:
     if reason == "approval_denied":
         return GatewayError(reason, note=f": {row.note}" if row.note else "")
     if reason == "approval_expired":
-        what = "nobody decided in time" if row.decided_at is None else "it was approved, but could not be sent in time"
-        return GatewayError(reason, detail=what)
+        return expired(decided=row.decided_at is not None)
     if reason == "approval_stale":
         return GatewayError(reason, detail="its approval no longer applies")
     return GatewayError(reason, outcome="unknown" if entry.state in BEGUN else "refused")
 
 
-__all__ = ["RETRY_AFTER_S", "ApprovalRecords", "Waiting", "part_of"]
+__all__ = ["RETRY_AFTER_S", "ApprovalRecords", "Waiting", "expired", "part_of"]

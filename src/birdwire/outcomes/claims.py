@@ -11,7 +11,7 @@ from birdwire.store.database import Part, StorageDownError
 from birdwire.store.tables import approvals, usage
 from birdwire.store.tables import journal as rows
 from birdwire.store.tables.journal import State
-from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database
-
-REPEATABLE = frozenset(operation.name for operation in OPERATIONS if operation.repeatable)
-"""The operations that may be sent again if the process that sent them dies."""
 
 
 class ClaimLostError(Exception):
@@ -56,7 +53,7 @@ class Claims:
             StorageDownError: nothing was written.
         """
         row["started_at"], check_at = row["created_at"], None
-        if entry.operation in REPEATABLE:
+        if OPERATIONS_BY_NAME[entry.operation].repeatable:
             row["due_at"], check_at = None, row["due_at"]
         sha256 = approved.payload_sha256
         parts = settlement.claiming(row, sha256, check_at, entry.charges, entry.shadow_charges)
@@ -97,21 +94,24 @@ class Claims:
             raise ClaimLostError
 
     async def check(self, entry: Entry) -> None:
-        """Check that a started write is still this process's own: another one may have counted this one as dead.
+        """Check that a started write is still this process's own, and that its time is not over.
+
+        This process may have been suspended since, so that another one has counted it as dead.
 
         Raises:
-            ClaimLostError: it is not.
-            GatewayError: storage_unavailable: it cannot be checked, so nothing may be sent.
+            ClaimLostError: it is not its own.
+            GatewayError: approval_expired; storage_unavailable: it cannot be checked, so nothing may be sent.
         """
-        if self._leases.certain:
-            return
-        try:
-            async with self._database.read() as connection:
-                row = await rows.get(connection, entry.request_id)
-        except StorageDownError:
-            raise _down() from None
-        if row is None or row.state is not State.STARTED or row.owner != self._leases.me:
-            raise ClaimLostError
+        if not self._leases.certain:
+            try:
+                async with self._database.read() as connection:
+                    row = await rows.get(connection, entry.request_id)
+            except StorageDownError:
+                raise _down() from None
+            if row is None or row.state is not State.STARTED or row.owner != self._leases.me:
+                raise ClaimLostError
+        if entry.approved is not None and entry.approved.expires_at <= self._clock.now():
+            raise GatewayError("approval_expired", detail="it was approved, but could not be sent in time")
 
 
 def closing(entry: Entry, ended_at: datetime, refusal_ct: bytes | None) -> Sequence[Part]:

@@ -11,7 +11,8 @@ from birdwire.api.messages import Answer
 from birdwire.api.models import Empty
 from birdwire.keys.context import Pending
 from birdwire.runtime.clock import rfc3339
-from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, STATES, WAITING, JournalRow, State
+from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, PENDING, STATES, JournalRow, State
+from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from birdwire.outcomes.approval_records import ApprovalRecords, Waiting
     from birdwire.outcomes.journal import Journal
 
-
-_OPEN = WAITING | {State.STARTED}
-"""A caller may wait for the end of a write that a person was asked about."""
 
 _NOT_BILLED = {State.NOT_SENT} | {state for state, meaning in STATES.items() if meaning.asked and meaning.final}
 """Nothing was sent, so X bills nothing."""
@@ -44,7 +42,7 @@ class OutcomeReports:
         check(context.parsed.fields, Empty)
         key_id, request_id = context.key.key_id, context.call.path.rsplit("/", 1)[-1]
         answer, waiting = await self._answer(key_id, request_id)
-        if waiting is not None and waiting.entry.state in _OPEN:
+        if waiting is not None and waiting.entry.state in PENDING:
             context.pending = Pending(request_id, partial(self._answer_again, key_id, request_id))
         return answer
 
@@ -79,7 +77,7 @@ def report(row: JournalRow, approval: Mapping[str, Any] | None = None) -> dict[s
         "started_at": None if row.started_at is None else rfc3339(row.started_at),
         "settled_at": None if row.settled_at is None else rfc3339(row.settled_at),
         "why": row.why,
-        "cost_usd": None if cost is None else cost / 1_000_000,
+        "cost_usd": usd(cost),
         "approval": approval,
     }
 

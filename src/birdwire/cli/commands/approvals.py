@@ -116,7 +116,7 @@ def approve(
         if not desk.is_served():
             then = f"No gateway is running on this database: it is sent if one starts before {until}."
         else:
-            then = f"The gateway sends it now, or until {until} if X or the network is unavailable."
+            then = f"The gateway sends it now. If X is unavailable, it tries again until {until}."
         say.result(result, f"{row.request_id} is approved. {then}")
 
 

@@ -16,7 +16,7 @@ from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import costs
-from birdwire.x.catalog.prices import Prices
+from birdwire.x.catalog.prices import Prices, usd
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -63,7 +63,7 @@ def cost(
         start = times.since(since)
         found = asyncio.run(_costs(read_settings(config, data), by, start))
         rows = [
-            {"by": by.value, "name": row.name, "writes": row.writes, "reads": row.reads, "used": _usd(row.microusd)}
+            {"by": by.value, "name": row.name, "writes": row.writes, "reads": row.reads, "used": usd(row.microusd)}
             for row in found
         ]
         if as_csv:
@@ -71,7 +71,7 @@ def cost(
             table.writeheader()
             table.writerows(rows)
             return
-        used = _usd(sum(row.microusd for row in found))
+        used = usd(sum(row.microusd for row in found))
         document = {"currency": "USD", "since": rfc3339(start), "used": used, "rows": rows}
         say.table(document, rows, COLUMNS, "There were no calls in this time.")
         if not as_json:
@@ -81,7 +81,3 @@ def cost(
 async def _costs(settings: Settings, by: By, since: datetime) -> list[CostRow]:
     async with opened(settings) as database, database.read() as connection:
         return await costs.rows(connection, by.value, since)
-
-
-def _usd(microusd: int) -> float:
-    return round(microusd / 1_000_000, 6)

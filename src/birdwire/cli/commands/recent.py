@@ -19,9 +19,9 @@ from birdwire.gateway.guardrails.policy import ACCOUNT_PREFIX, GATEWAY_SCOPE
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.runtime.clock import Clock
 from birdwire.store.tables import journal
-from birdwire.store.tables.journal import APPLIED, STATES, WAITING, State
-from birdwire.x.catalog.operations import OPERATIONS, TweetTarget
-from birdwire.x.catalog.prices import Prices
+from birdwire.store.tables.journal import APPLIED, PENDING, STATES, State
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME, TweetTarget
+from birdwire.x.catalog.prices import Prices, usd
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -126,7 +126,7 @@ def _agree(say: Output, question: str) -> None:
         Stop: nobody can be asked, or the answer is not yes.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Stop(ExitCode.USAGE, "Without a terminal, --delete requires --yes.", "Nothing was deleted.")
+        raise Stop(ExitCode.USAGE, "Without a terminal, --delete requires --yes. Nothing was deleted.", "Add --yes.")
     say.question("A deletion cannot be undone.")
     if terminal.ask_line(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise Stop(ExitCode.REFUSED, "Nothing was deleted.")
@@ -139,18 +139,13 @@ def _ends(say: Output, desk: Desk, posts: dict[str, str]) -> dict[str, JournalRo
         try:
             states = desk.states(list(posts))
             while (
-                pending := [name for name, row in states.items() if not _is_done(row)]
+                pending := [name for name, row in states.items() if row.state in PENDING]
             ) and deadline > time.monotonic():
                 time.sleep(POLL_S)
                 states |= desk.states(pending)
         except KeyboardInterrupt:
             states = desk.states(list(posts))
     return states
-
-
-def _is_done(row: JournalRow) -> bool:
-    """Return whether nothing more is to be expected of an order soon."""
-    return row.state not in WAITING and row.state != State.STARTED
 
 
 def _ordered(request_id: str, post_id: str, row: JournalRow | None) -> dict[str, Any]:
@@ -170,9 +165,8 @@ def _exit_code(ordered: list[dict[str, Any]]) -> ExitCode:
 
 def _deletion_usd() -> float | None:
     """Return what X bills for deleting a post, by its price list."""
-    operation = next(row for row in OPERATIONS if row.name == "delete_twitter")
-    price = Prices.load().of(operation, TweetTarget(tweet_id="1"))
-    return None if price is None else price / 1_000_000
+    operation = OPERATIONS_BY_NAME[journal.DELETION]
+    return usd(Prices.load().of(operation, TweetTarget(tweet_id="1")))
 
 
 async def _rows(settings: Settings, name: str, since: datetime, limit: int) -> list[JournalRow]:

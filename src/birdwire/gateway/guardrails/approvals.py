@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import new_request_id
-from birdwire.gateway.guardrails import asking
+from birdwire.gateway.guardrails import asking, policy
 from birdwire.gateway.guardrails import held_writes as rows
-from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.guards import Guard, read_guard
 from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS
 from birdwire.gateway.guardrails.proposal import propose
@@ -35,9 +34,9 @@ from birdwire.outcomes.journal_rows import as_stored
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import idempotency as names
-from birdwire.store.tables.journal import BEGUN, WAITING, State
+from birdwire.store.tables.journal import WAITING, State
 from birdwire.x.catalog import media
-from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 from birdwire.x.limits.write_order import canonical
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from birdwire.store.tables.approvals import ApprovalRow
     from birdwire.store.tables.journal import JournalRow
     from birdwire.x.catalog.media import Attached
-    from birdwire.x.catalog.operations import Operation
 
 APPROVED_FOR: Final = timedelta(minutes=10)
 """How long an approved write may wait until it can be sent: an approval is for now."""
@@ -66,7 +64,6 @@ APPROVED_FOR: Final = timedelta(minutes=10)
 TOKEN_BYTES: Final = 20
 
 _AWAITING: Final = frozenset({State.AWAITING_APPROVAL})
-_OPERATIONS: Final[Mapping[str, Operation]] = {operation.name: operation for operation in OPERATIONS}
 
 
 class Question(NamedTuple):
@@ -212,7 +209,9 @@ class Approvals:
             return await rows.changed(connection, request_id)
 
     async def cancel(self, request_id: str, by: Actor, *, key_id: str | None = None) -> ApprovalRow:
-        """Cancel a write that has not been started, also if it was approved. With `key_id`, only one of that key.
+        """Cancel a write that has not been started, also if it was approved.
+
+        With `key_id`, only one of that key, which cannot cancel what the operator ordered.
 
         Raises:
             GatewayError: request_not_found, approval_not_waiting, approval_expired, restored_backup.
@@ -222,6 +221,8 @@ class Approvals:
             now = self._clock.now()
             row, entry = await rows.hold(connection, request_id, key_id)
             rows.check_waiting(row, entry, now, WAITING)
+            if row.ordered and key_id is not None:
+                raise GatewayError("approval_not_waiting", state=entry.state)
             await rows.end(connection, row, entry, now, State.CANCELLED, GatewayError("cancelled"))
             await rows.record(connection, now, by, "approval.cancelled", row)
             return await rows.changed(connection, request_id)
@@ -277,7 +278,8 @@ class Approvals:
     async def order_deletion(self, made: JournalRow, by: Actor) -> str:
         """Order the deletion of a post that a key made; return its request. It is approved, and asks nobody.
 
-        An order for the same post that has not ended is returned again.
+        An order for the same post that waits or is being sent is returned again. One whose outcome is unknown is not:
+        nobody finds out what became of a deletion, and repeating it does no harm.
 
         Raises:
             GatewayError: request_not_found: the row created no post.
@@ -285,7 +287,7 @@ class Approvals:
         """
         if made.x_id is None:
             raise GatewayError("request_not_found")
-        now, operation = self._clock.now(), _OPERATIONS[journal.DELETION]
+        now, operation = self._clock.now(), OPERATIONS_BY_NAME[journal.DELETION]
         payload = Payload(operation.name, made.user_id, {operation.target: made.x_id})
         cost = self.spending.prices.reserved(operation, check(payload.fields, operation.body))
         asked = fingerprint(operation.name, payload.fields)
@@ -293,7 +295,7 @@ class Approvals:
         async with self._database.write() as connection:
             await api_keys.hold(connection, made.key_id)
             for earlier, state in await store.same_payload(connection, made.key_id, payload.sha256):
-                if earlier.ordered and state in WAITING | BEGUN:
+                if earlier.ordered and state in WAITING | {State.STARTED}:
                     return earlier.request_id
             row: dict[str, Any] = {"username": await _username(connection, made), "session_id": None, "ordered": True}
             row |= self._row(entry, payload, "operator", cost, now + APPROVED_FOR)
@@ -310,7 +312,7 @@ class Approvals:
         Raises:
             GatewayError: the body is not valid any more, or a policy's refusal.
         """
-        operation, fields = _OPERATIONS[payload.operation], {**payload.fields, "text": text}
+        operation, fields = OPERATIONS_BY_NAME[payload.operation], {**payload.fields, "text": text}
         async with self._database.read() as connection:
             key = await api_keys.get(connection, row.key_id)
             guard = await read_guard(connection, row.key_id, row.user_id)
@@ -330,7 +332,7 @@ class Approvals:
         expires_at = now + self._ttl if ends_at is None else min(now + self._ttl, ends_at)
         row = {"username": session.username, "session_id": session.session_id, "ordered": False}
         row |= {"media_until": ends_at, "due_at": expires_at}
-        approver = rules.approve_by(judged.guard.policies)
+        approver = policy.approve_by(judged.guard.policies)
         return row | self._row(question.entry, payload, approver, judged.price, expires_at)
 
     def _row(

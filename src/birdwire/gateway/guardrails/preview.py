@@ -13,12 +13,11 @@ from birdwire.api.errors import GatewayError, describe
 from birdwire.api.messages import Answer
 from birdwire.gateway.guardrails import policy as rules
 from birdwire.gateway.guardrails.proposal import propose
-from birdwire.gateway.guardrails.status import dollars
 from birdwire.gateway.sender import Write, capability_of, known_payload
 from birdwire.x.catalog import media
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.post_length import LIMIT
-from birdwire.x.catalog.prices import UNBILLED
+from birdwire.x.catalog.prices import UNBILLED, usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,7 +82,7 @@ class Preview:
             "payload_sha256": None if body is None or session is None else _digest(write, session.user_id),
             "approve_by": None if judged is None else rules.approve_by(judged.guard.policies),
             "text": _text(write),
-            "cost_usd": None if cost is None else dollars(cost),
+            "cost_usd": usd(cost),
             "listed_on": self._prices.listed_on,
             "budget": await self._status.budget(None if judged is None else judged.guard),
             "x": {

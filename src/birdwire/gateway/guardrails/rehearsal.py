@@ -40,9 +40,9 @@ from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import journal, pauses, policies, usage, x_sessions
 from birdwire.store.tables.journal import NOT_APPLIED, STATES
-from birdwire.x.catalog.operations import OPERATIONS
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 from birdwire.x.catalog.post_length import LIMIT
-from birdwire.x.catalog.prices import Prices
+from birdwire.x.catalog.prices import Prices, usd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 MAX_EXAMPLES, MAX_ROWS = 5, 100_000
-
-_OPERATIONS = {operation.name: operation for operation in OPERATIONS}
 
 
 @dataclass(slots=True)
@@ -163,7 +161,7 @@ class Rehearsal:
             context = counters.context(judged, proposal, row.created_at)
             if row.operation == "post_twitter":
                 made.add(row.x_id)
-            elif "own_post" in needs(judged, _OPERATIONS[row.operation]):
+            elif "own_post" in needs(judged, OPERATIONS_BY_NAME[row.operation]):
                 own = row.target in made or await self._made(key_id, row.target)
                 context = replace(context, own_post=own)
             decision = evaluate(judged, proposal, context)
@@ -179,7 +177,7 @@ class Rehearsal:
             KeyRuleError: the key is unknown.
             PolicyError: a policy cannot be read.
         """
-        operation = _OPERATIONS[name]
+        operation = OPERATIONS_BY_NAME[name]
         key = await Keys(self._database, Clock()).get(key_id)
         async with self._database.read() as connection:
             account = await _account(connection, key_id)
@@ -313,7 +311,7 @@ class _Trial:
             "payload_sha256": account and Payload(self.operation.name, account.user_id, self.fields).sha256,
             "approve_by": self.approve_by,
             "text": None if proposal is None or proposal.weight is None else _text(proposal, limit),
-            "cost_usd": None if price is None else price / 1_000_000,
+            "cost_usd": usd(price),
             "listed_on": listed_on,
             "budget": self.budget,
             "x": None,

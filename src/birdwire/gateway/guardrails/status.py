@@ -11,6 +11,7 @@ from birdwire.keys.rules import ACTIONS
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import approvals
 from birdwire.store.tables import usage as store
+from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
     from birdwire.gateway.guardrails.policy import Guard
@@ -76,8 +77,8 @@ class GuardStatus:
             ]
             limit, spent = min(limits, key=lambda pair: pair[0] - pair[1], default=(None, 0))
             found[name] = limit and {
-                "limit_usd": dollars(limit),
-                "used_usd": dollars(spent),
+                "limit_usd": usd(limit),
+                "used_usd": usd(spent),
                 "resets_at": rfc3339(end_of(name, now)),
             }
         return found
@@ -86,11 +87,6 @@ class GuardStatus:
         """Return the pause that a refusal would name. Its author stands for the person, whom callers must not know."""
         holding = in_force(guard.pauses, self._clock.now())
         return {**document(holding[0]), "by": holding[0].author} if holding else None
-
-
-def dollars(amount: int) -> float:
-    """Return millionths of a dollar in dollars."""
-    return round(amount / 1_000_000, 6)
 
 
 def _rules(guard: Guard, key: Key, waiting: int) -> dict[str, Any]:

@@ -109,6 +109,9 @@ BEGUN = frozenset(state for state, meaning in STATES.items() if meaning.applied 
 WAITING = frozenset(state for state, meaning in STATES.items() if meaning.asked and not meaning.final)
 """The write waits for a person's approval, or to be sent after it; nothing has been sent."""
 
+PENDING = WAITING | {State.STARTED}
+"""The write has no outcome yet, not even an unknown one, so its caller may wait for it."""
+
 RECONCILED = frozenset(state for state, meaning in STATES.items() if meaning.reconciled)
 """The search for a lost write ended with a verdict."""
 

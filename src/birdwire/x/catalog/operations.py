@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from birdwire.api.messages import encode
 from birdwire.api.models import Body, Empty
 from birdwire.x.catalog.post import Id, PostTwitter
 from birdwire.x.client.requests import ID_PATTERN, XData, XRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class TweetTarget(Body):
@@ -287,3 +290,5 @@ OPERATIONS: tuple[Operation, ...] = (
         takes_file=True,
     ),
 )
+
+OPERATIONS_BY_NAME: Mapping[str, Operation] = {row.name: row for row in OPERATIONS}

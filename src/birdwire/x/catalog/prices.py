@@ -46,6 +46,11 @@ class Prices:
         return sum(int(self._rows[f"{resource} read"]) * count for resource, count in counts.items())
 
 
+def usd(microusd: int | None) -> float | None:
+    """Return millionths of a US dollar in dollars, as JSON states them; None if the amount is not known."""
+    return None if microusd is None else round(microusd / 1_000_000, 6)
+
+
 def _kind(body: Body) -> str:
     """Return the kind of post that the list has a price for. A link decides first, since it costs the most."""
     if not isinstance(body, PostTwitter):

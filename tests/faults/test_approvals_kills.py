@@ -127,7 +127,7 @@ async def _die(place: ApprovingDeployment, drill: Drill, nth: int, engine: str) 
     # Of two replicas, the other one goes on; each of the requests may be sent by either.
     dying = await place.restart(0, failpoints=f"{point}=kill*{nth if engine == 'sqlite' else 1}", x_deadline_s="5")
     if point == "approved_after_send":
-        await place.guarded.deployment.fault("/2/tweets", {"delay_s": 0.3}, times=None)
+        await place.guarded.deployment.fault("/2/tweets", {"trickle_bps": 200}, times=None)
     person = asyncio.create_task(drill.person())
     callers = [asyncio.create_task(drill.caller(number)) for number in range(REQUESTS)]
     try:

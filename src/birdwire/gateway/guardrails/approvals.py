@@ -311,8 +311,8 @@ class Approvals:
         async with self._database.read() as connection:
             key = await api_keys.get(connection, row.key_id)
             guard = await read_guard(connection, row.key_id, row.user_id)
-        sent = media.with_ids(fields, payload.media_ids) if payload.media_ids else fields
-        body = check(sent, operation.body, {"text_limit": None if key is None else key.text_limit})
+        limits = {"text_limit": None if key is None else key.text_limit}
+        body = check(media.with_ids(fields, payload.media_ids), operation.body, limits)
         proposal = propose(operation, row.user_id, body, self.spending.prices.reserved(operation, body))
         judged = Judged(guard or Guard(row.key_id, row.user_id, (), (), ()), proposal)
         await self.spending.judge(judged, operation, looks=True)

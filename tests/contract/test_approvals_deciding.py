@@ -17,9 +17,10 @@ from birdwire.sandbox.api import media as sandbox_media
 from birdwire.store.tables import acts, usage
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables.usage import Charge
+from birdwire.x.catalog.operations import OPERATIONS
 from harness.approvals import TTL_S, desk, other_key
 from harness.gateway import API, PNG, POST, RunningGateway
-from harness.guarded_gateway import ACCOUNT, GATEWAY, OPERATOR, pause, places_of, price_of, resume
+from harness.guarded_gateway import ACCOUNT, ADA, GATEWAY, OPERATOR, pause, places_of, price_of, resume
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from harness.approvals import Desk
 
 HELLO = {"text": "Good morning"}
+DELETION = next(operation for operation in OPERATIONS if operation.name == "delete_twitter")
 NO_SHA256 = hashlib.sha256(b"").hexdigest()
 PAGE = acts.Actor("tester", "page")
 UNSENT = {"posts_per_15m": 1}
@@ -490,3 +492,33 @@ async def test_a_deletion_that_is_under_way_is_not_ordered_twice(linked: Running
         liked = await at.row((await linked.like()).headers["x-request-id"])
         assert liked is not None
         assert (await at.refused(at.approvals.order_deletion(liked, OPERATOR))).reason == "request_not_found"
+
+
+async def test_a_key_cannot_cancel_what_the_operator_ordered(at: Desk) -> None:
+    """An identical call of the key is answered by the order, whose id the key knows then."""
+    await at.rules(None)
+    published = await at.running.call("post_twitter", HELLO)
+    made = await at.row(published.headers["x-request-id"])
+    assert made is not None
+    await at.rules({"approve": "*"})
+    # While X fails at deletions, nothing is sent.
+    for _ in range(20):
+        at.running.gateway.clients.breaker.record_failure(DELETION.endpoint, ADA)
+    ordered = await at.approvals.order_deletion(made, OPERATOR)
+    asked = await at.ask({"tweet_id": made.x_id}, "delete_twitter")
+    assert asked["request_id"] == ordered
+    refused = await at.cancel(ordered)
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (409, "approval_not_waiting")
+    assert await at.state(ordered) == "approved"
+
+
+async def test_a_deletion_whose_outcome_is_unknown_is_ordered_again(at: Desk) -> None:
+    """Nobody searches for what became of a deletion, and repeating it does no harm."""
+    await at.rules(None)
+    published = await at.running.call("post_twitter", HELLO)
+    made = await at.row(published.headers["x-request-id"])
+    assert made is not None
+    await at.running.fault("DELETE", f"/2/tweets/{made.x_id}", {"drop": "after_apply"}, times=None)
+    first = await at.approvals.order_deletion(made, OPERATOR)
+    await at.until(first, "unknown")
+    assert await at.approvals.order_deletion(made, OPERATOR) != first

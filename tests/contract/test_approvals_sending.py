@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from birdwire.api.errors import GatewayError
+from birdwire.gateway.admission import Admission
+from birdwire.gateway.approved_writes import MAX_SENDING, ROUND_EVERY_S
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.claims import Claims
@@ -22,6 +24,7 @@ from birdwire.store.tables import approvals as store
 from birdwire.store.tables.journal import State
 from birdwire.store.tables.usage import Charge
 from birdwire.x.client.api import X
+from harness.approvals import other_key
 from harness.gateway import POST, gateway
 from harness.guarded_gateway import ADA, OPERATOR, pause, price_of, resume
 from harness.sending_desk import SendingDesk
@@ -350,6 +353,53 @@ async def test_an_approval_ends_ten_minutes_after_it_was_given(desk: SendingDesk
     assert event["approved"] is True
     await resume(desk.database, "gateway")
     assert (await desk.report(asked))["state"] == "expired"
+
+
+async def _others(desk: SendingDesk, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Approve more requests than a process sends at a time, none of which this gateway can send."""
+    requests = [await desk.ask("post_twitter", {"text": f"post {number}"}) for number in range(MAX_SENDING + 1)]
+    if how == "mode":
+        serves, key_id = Admission.serves, desk.running.key_id
+        monkeypatch.setattr(Admission, "serves", lambda self, key: key.key_id != key_id and serves(self, key))
+    for request_id in requests:
+        if how == "operation":
+            await desk.change(request_id, operation="an operation of a newer version")
+        await desk.approve(request_id)
+
+
+@pytest.mark.parametrize("how", ["mode", "operation"])
+async def test_what_a_gateway_cannot_send_does_not_hold_up_the_rest(
+    desk: SendingDesk, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of keys of the other mode, and requests at which a send fails; each failure is logged once."""
+    await _others(desk, how, monkeypatch)
+    await asyncio.sleep(2 * ROUND_EVERY_S)
+    async with other_key(desk.running):
+        await desk.rule(EVERYTHING)
+        asked = await desk.ask("post_twitter", BODY)
+        await desk.approve(asked)
+        assert (await desk.ended(asked, within_s=5))["state"] == "confirmed"
+    assert len(desk.events("crash")) == (0 if how == "mode" else MAX_SENDING + 1)
+
+
+@pytest.mark.parametrize("body", [BODY, LIKE], ids=["post", "like"])
+@pytest.mark.parametrize(("owner", "step", "state"), [(Journal, "begin", "expired"), (Claims, "check", "not_sent")])
+async def test_a_process_that_was_suspended_sends_nothing_after_its_time(
+    desk: SendingDesk, owner: type, step: str, state: str, body: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still before it started the write, or between that and the send."""
+    real = getattr(owner, step)
+
+    async def later(*given: Any) -> Any:
+        desk.running.clock.advance(minutes=11)
+        return await real(*given)
+
+    asked = await desk.ask("post_twitter" if body is BODY else "like_twitter", body, NAME)
+    monkeypatch.setattr(owner, step, later)
+    await desk.approve(asked)
+    ended = await desk.ended(asked)
+    assert (ended["state"], ended["reason"]) == (state, "approval_expired")
+    assert (await desk.sends(), await desk.spent(), await desk.in_journal()) == ([], 0, 0)
 
 
 async def test_what_x_refuses_is_an_ordinary_refusal(desk: SendingDesk) -> None:

@@ -7,6 +7,7 @@ one can win, so a request is sent, ended and reported once. Sends run as tasks o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -55,6 +56,8 @@ CLOSE_S: Final = 20.0
 COUNT_EVERY: Final = timedelta(seconds=5)
 BACKOFF: Final = Backoff(initial_s=1.0, max_s=30.0)
 MAX_TRIES_KEPT: Final = 10_000
+MAX_OTHER_KEYS: Final = 10_000
+RETRY_AFTER_CRASH: Final = timedelta(seconds=30)
 
 Send = Callable[[ApprovedWrite], Awaitable["Answer"]]
 """Sends an approved write: `Writes.perform_approved`."""
@@ -87,6 +90,8 @@ class ApprovedWrites:
         self._telemetry = telemetry
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._tries: BoundedDict[str, int] = BoundedDict(MAX_TRIES_KEPT)
+        # Keys of the other mode, which another gateway serves: the mode of a key never changes.
+        self._others: BoundedDict[str, bool] = BoundedDict(MAX_OTHER_KEYS)
         self._draining = False
         self._waiting, self._count_at = 0, clock.now()
         telemetry.metrics.watch("birdwire_approvals_waiting", lambda: self._waiting)
@@ -134,7 +139,7 @@ class ApprovedWrites:
             await self._end(row, state, expired(decided=state is State.APPROVED))
         elif state is State.AWAITING_APPROVAL:
             await self._postpone(row, row.expires_at)
-        elif not self._draining and len(self._sending) < MAX_SENDING:
+        elif not self._draining and len(self._sending) < MAX_SENDING and row.key_id not in self._others:
             task = asyncio.create_task(self._try(row, state), name=f"approved {request_id}")
             self._sending[request_id] = task
             task.add_done_callback(lambda _: self._sending.pop(request_id))
@@ -155,6 +160,9 @@ class ApprovedWrites:
             pass
         except Exception as error:  # noqa: BLE001 - nobody awaits the task
             self._telemetry.crash(row.request_id, error)
+            due_at = self._clock.now() + RETRY_AFTER_CRASH
+            with contextlib.suppress(StorageDownError):
+                await self._postpone(row, min(due_at, row.expires_at) if state is State.APPROVED else due_at)
 
     async def _runs(self, waiting: Waiting) -> bool:
         """Return whether a started request is not to be sent again: it runs, or the reconciler searches for it."""
@@ -171,8 +179,9 @@ class ApprovedWrites:
         write = _write(waiting)
         try:
             await self._admission.readmit(write.context, row.key_id)
-            # Another gateway serves the keys of the other mode.
+            # Its requests stay due for that gateway, and must not take up this one's sends in every round.
             if not self._admission.serves(write.context.key):
+                self._others[row.key_id] = True
                 return
             await self._send(write)
         except ClaimLostError:

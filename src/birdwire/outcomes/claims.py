@@ -94,21 +94,24 @@ class Claims:
             raise ClaimLostError
 
     async def check(self, entry: Entry) -> None:
-        """Check that a started write is still this process's own: another one may have counted this one as dead.
+        """Check that a started write is still this process's own, and that its time is not over.
+
+        This process may have been suspended since, so that another one has counted it as dead.
 
         Raises:
-            ClaimLostError: it is not.
-            GatewayError: storage_unavailable: it cannot be checked, so nothing may be sent.
+            ClaimLostError: it is not its own.
+            GatewayError: approval_expired; storage_unavailable: it cannot be checked, so nothing may be sent.
         """
-        if self._leases.certain:
-            return
-        try:
-            async with self._database.read() as connection:
-                row = await rows.get(connection, entry.request_id)
-        except StorageDownError:
-            raise _down() from None
-        if row is None or row.state is not State.STARTED or row.owner != self._leases.me:
-            raise ClaimLostError
+        if not self._leases.certain:
+            try:
+                async with self._database.read() as connection:
+                    row = await rows.get(connection, entry.request_id)
+            except StorageDownError:
+                raise _down() from None
+            if row is None or row.state is not State.STARTED or row.owner != self._leases.me:
+                raise ClaimLostError
+        if entry.approved is not None and entry.approved.expires_at <= self._clock.now():
+            raise GatewayError("approval_expired", detail="it was approved, but could not be sent in time")
 
 
 def closing(entry: Entry, ended_at: datetime, refusal_ct: bytes | None) -> Sequence[Part]:

@@ -426,7 +426,7 @@ class Record:
 
         Raises:
             ClaimLostError: one has, or the reconciler searches for the post: nothing may be sent.
-            GatewayError: storage_unavailable: it cannot be checked, so nothing may be sent.
+            GatewayError: approval_expired; storage_unavailable: it cannot be checked, so nothing may be sent.
         """
         await self._journal.claims.check(self._entry)
 

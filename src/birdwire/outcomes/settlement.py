@@ -40,13 +40,14 @@ def claiming(
 ) -> list[Part]:
     """Return the parts that start an approved write, whose row exists, and make its charges.
 
-    The first CLAIMS parts fail if another process started it, or if it no longer waits as it was judged. `check_at` is
-    when a gateway checks whether the process of a write that is safe to repeat is alive.
+    The first CLAIMS parts fail if another process started it, if it no longer waits as it was judged, or if its time is
+    over at `row["started_at"]`. `check_at` is when a gateway checks whether the process of a write that may be repeated
+    is alive.
     """
     request_id, spent = row["request_id"], usage.encode((*charges, *shadow_charges))
     cost = row.get("cost_microusd") or usage.usd_in(spent) or None
     values = {**row, "spent": spent or None, "cost_microusd": cost}
-    claim = {"of": request_id, "of_sha256": payload_sha256, "new_due_at": check_at}
+    claim = {"of": request_id, "of_sha256": payload_sha256, "of_now": row["started_at"], "new_due_at": check_at}
     return [
         Part(approvals.START, approvals.starting(request_id, values), required=True),
         Part(approvals.CLAIM, claim, required=True),

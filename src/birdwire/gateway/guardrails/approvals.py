@@ -34,7 +34,7 @@ from birdwire.outcomes.journal_rows import as_stored
 from birdwire.store.tables import acts, api_keys, journal, x_sessions
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import idempotency as names
-from birdwire.store.tables.journal import BEGUN, WAITING, State
+from birdwire.store.tables.journal import WAITING, State
 from birdwire.x.catalog import media
 from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 from birdwire.x.limits.write_order import canonical
@@ -209,7 +209,9 @@ class Approvals:
             return await rows.changed(connection, request_id)
 
     async def cancel(self, request_id: str, by: Actor, *, key_id: str | None = None) -> ApprovalRow:
-        """Cancel a write that has not been started, also if it was approved. With `key_id`, only one of that key.
+        """Cancel a write that has not been started, also if it was approved.
+
+        With `key_id`, only one of that key, which cannot cancel what the operator ordered.
 
         Raises:
             GatewayError: request_not_found, approval_not_waiting, approval_expired, restored_backup.
@@ -219,6 +221,8 @@ class Approvals:
             now = self._clock.now()
             row, entry = await rows.hold(connection, request_id, key_id)
             rows.check_waiting(row, entry, now, WAITING)
+            if row.ordered and key_id is not None:
+                raise GatewayError("approval_not_waiting", state=entry.state)
             await rows.end(connection, row, entry, now, State.CANCELLED, GatewayError("cancelled"))
             await rows.record(connection, now, by, "approval.cancelled", row)
             return await rows.changed(connection, request_id)
@@ -274,7 +278,8 @@ class Approvals:
     async def order_deletion(self, made: JournalRow, by: Actor) -> str:
         """Order the deletion of a post that a key made; return its request. It is approved, and asks nobody.
 
-        An order for the same post that has not ended is returned again.
+        An order for the same post that waits or is being sent is returned again. One whose outcome is unknown is not:
+        nobody finds out what became of a deletion, and repeating it does no harm.
 
         Raises:
             GatewayError: request_not_found: the row created no post.
@@ -290,7 +295,7 @@ class Approvals:
         async with self._database.write() as connection:
             await api_keys.hold(connection, made.key_id)
             for earlier, state in await store.same_payload(connection, made.key_id, payload.sha256):
-                if earlier.ordered and state in WAITING | BEGUN:
+                if earlier.ordered and state in WAITING | {State.STARTED}:
                     return earlier.request_id
             row: dict[str, Any] = {"username": await _username(connection, made), "session_id": None, "ordered": True}
             row |= self._row(entry, payload, "operator", cost, now + APPROVED_FOR)

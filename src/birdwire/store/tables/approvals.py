@@ -175,10 +175,17 @@ SETTLE_OWN, SETTLE_OWN_CHARGED = SETTLE.where(_IS_OWN), SETTLE_CHARGED.where(_IS
 
 CLAIM = (
     update(approvals)
-    .where(approvals.c.request_id == bindparam("of"), approvals.c.payload_sha256 == bindparam("of_sha256"))
+    .where(
+        approvals.c.request_id == bindparam("of"),
+        approvals.c.payload_sha256 == bindparam("of_sha256"),
+        approvals.c.expires_at > bindparam("of_now"),
+    )
     .values(due_at=bindparam("new_due_at"))
 )
-"""Part of the unit that starts an approved write: its payload must be the one that was judged."""
+"""Part of the unit that starts an approved write: its payload must be the one that was judged, and its time not over.
+
+Its parameters are `of`, of_sha256, of_now and new_due_at.
+"""
 
 WAKE = update(approvals).where(approvals.c.request_id == bindparam("of")).values(due_at=bindparam("new_due_at"))
 """Set when a gateway acts on an approval next."""

@@ -279,7 +279,7 @@ class _Shared:
     def accepted(self) -> dict[str, str]:
         """Return a reference to the response of a write that waits for a person's approval."""
         required = ("X-Request-Id", *_ALLOWANCE, "Location", "Retry-After")
-        optional = (_DEGRADED, "Idempotency-Key", "Idempotent-Replayed", _WAITED)
+        optional = (_DEGRADED, "Idempotency-Key", "Idempotent-Replayed", _WAITED, _COST)
         self.responses["Accepted"] = {
             "description": "Accepted: a person must approve the call first. Nothing was published.",
             "headers": self.header_references(required, optional),

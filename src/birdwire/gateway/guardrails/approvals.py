@@ -203,7 +203,8 @@ class Approvals:
                 rows.check_shown(row, payload_sha256)
             await rows.use_link(connection, row, entry, token_hash, now)
             note = _bounded(note)
-            await rows.end(connection, row, entry, now, State.DENIED, GatewayError("approval_denied", note=""))
+            refusal = GatewayError("approval_denied", note="")
+            await rows.end(connection, request_id, entry.state, now, State.DENIED, refusal, report_at=now)
             await store.change(connection, request_id, {"decided_at": now, "decided_by": by.who, "note": note})
             await rows.record(connection, now, by, "approval.denied", row, note=note)
             return await rows.changed(connection, request_id)
@@ -223,7 +224,8 @@ class Approvals:
             rows.check_waiting(row, entry, now, WAITING)
             if row.ordered and key_id is not None:
                 raise GatewayError("approval_not_waiting", state=entry.state)
-            await rows.end(connection, row, entry, now, State.CANCELLED, GatewayError("cancelled"))
+            refusal = GatewayError("cancelled")
+            await rows.end(connection, request_id, entry.state, now, State.CANCELLED, refusal, report_at=now)
             await rows.record(connection, now, by, "approval.cancelled", row)
             return await rows.changed(connection, request_id)
 

@@ -364,8 +364,7 @@ async def expedite(connection: AsyncConnection, user_id: str, now: datetime) -> 
 async def purge(connection: AsyncConnection, before_id: str, before: datetime, limit: int) -> int:
     """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many.
 
-    A write that waits for a person stays; one that has waited goes with its approval. A write that took longer than a
-    day to end stays a little longer, since it may still answer for its Idempotency-Keys.
+    What waits for a person stays. What took over a day to end stays longer: it may answer for its Idempotency-Keys.
     """
     ended = or_(journal.c.settled_at.is_(None), journal.c.settled_at < before + timedelta(days=1))
     passed = (journal.c.created_at < before, ended, journal.c.state.not_in(WAITING))

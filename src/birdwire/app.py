@@ -208,7 +208,7 @@ class _Accounts:
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    """What performs writes, and lets some of them wait for a person."""
+    """What performs writes, and makes some of them wait for a person."""
 
     admission: Admission
     approvals: Approvals

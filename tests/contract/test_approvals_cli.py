@@ -315,7 +315,9 @@ async def test_what_waits_is_listed_with_all_that_would_be_published(place: Plac
     assert re.search(r"\(in \d+ min\)  test +@ada +post_twitter +\$0\.015  Tea\?", line)
     only = (await place.run("approvals", "list", "--limit", "1", "--json")).document
     assert (len(only["approvals"]), only["waiting"]) == (1, listed["waiting"])
-    assert (await place.run("approvals", "list", "--key", "key_none")).out == "Nothing waits for a decision.\n"
+    unknown = await place.run("approvals", "list", "--key", "key_none")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "There is no key key_none." in unknown.err
 
 
 async def test_a_person_sees_what_the_text_hides(place: Place) -> None:

@@ -442,5 +442,7 @@ async def test_agents_find_every_operation(shared_gateway: RunningGateway) -> No
     assert len(plugin["description_for_human"]) <= 100
     text = (await shared_gateway.bare.get("/llms.txt")).text
     assert text.startswith("# Birdwire\n\n> ")
+    # An agent that does not know what 202 means takes a post that waits for a published one.
+    assert all("202" in how for how in (text, card["description"], plugin["description_for_model"]))
     for row in OPERATIONS:
         assert f"/apis/v1/twitter/{row.name}]" in text

@@ -6,9 +6,11 @@ FAULTS_APPROVAL_KILLS sets how many requests there are at each step.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from datetime import UTC, datetime
+from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.guarded_gateway import Holder
+    from harness.processes import GatewayProcess
 
 REQUESTS = scaled("APPROVAL_KILLS", 3, 25)
 ENDED_S = 90.0
@@ -40,6 +43,9 @@ MOST_CALLS = 400
 
 KEY_HOLDS = 10
 """Requests of one key; twenty may wait."""
+
+WAVE, WAVES, WAVE_S = 5, 6, 10.0
+"""Of two replicas, chance may let the other one do all that leads to a step: then more requests come."""
 
 POINTS = (
     *("asked_before_store", "asked_after_store", "decided_after_store", "approved_before_claim"),
@@ -111,7 +117,7 @@ async def test_a_gateway_that_dies_at_any_step_sends_nothing_twice(
         pytest.skip("the long form: make acceptance")
     dice = random.Random(REQUESTS)  # noqa: S311 - which request meets the end, no secret
     async with approving(tmp_path, database_url, REPLICAS[engine], x_deadline_s="5") as place:
-        holders = [await place.holder() for _ in range(-(-REQUESTS // KEY_HOLDS))]
+        holders = [await place.holder() for _ in range(1 + (REQUESTS + WAVES * WAVE) // KEY_HOLDS)]
         for point in POINTS:
             await _die(place, Drill(place, point, holders), dice.randrange(1, REQUESTS + 1), engine)
 
@@ -121,12 +127,11 @@ async def _die(place: ApprovingDeployment, drill: Drill, nth: int, engine: str) 
     # Of two replicas, the other one goes on; each of the requests may be sent by either.
     dying = await place.restart(0, failpoints=f"{point}=kill*{nth if engine == 'sqlite' else 1}", x_deadline_s="5")
     if point == "approved_after_send":
-        await place.guarded.deployment.fault("/2/tweets", {"delay_s": 0.3}, times=None)
+        await place.guarded.deployment.fault("/2/tweets", {"trickle_bps": 200}, times=None)
     person = asyncio.create_task(drill.person())
     callers = [asyncio.create_task(drill.caller(number)) for number in range(REQUESTS)]
     try:
-        await dying.ended()
-        assert dying.process.returncode == -9, dying.log.read_text()[-2_000:]
+        await _until_dead(dying, drill, callers)
         await place.restart(0, x_deadline_s="5")
         states = await _settled(place, drill, callers)
     finally:
@@ -137,7 +142,17 @@ async def _die(place: ApprovingDeployment, drill: Drill, nth: int, engine: str) 
     posted = Counter(await place.posted(drill.text))
     assert max(posted.values(), default=0) <= 1, point
     _check(drill, states, posted)
-    record(f"killed at {point} ({engine})", runs=REQUESTS, doubles=0, **Counter(states.values()))
+    record(f"killed at {point} ({engine})", runs=len(states), doubles=0, **Counter(states.values()))
+
+
+async def _until_dead(dying: GatewayProcess, drill: Drill, callers: list[asyncio.Task[None]]) -> None:
+    """Wait until the gateway has died at its step, and let more requests come as long as it has not."""
+    for _ in range(WAVES):
+        with contextlib.suppress(TimeoutExpired):
+            await asyncio.to_thread(dying.process.wait, WAVE_S)
+            break
+        callers += [asyncio.create_task(drill.caller(len(callers) + more)) for more in range(WAVE)]
+    assert dying.process.returncode == -9, dying.log.read_text()[-2_000:]
 
 
 async def _settled(place: ApprovingDeployment, drill: Drill, callers: list[asyncio.Task[None]]) -> dict[str, str]:
@@ -148,7 +163,7 @@ async def _settled(place: ApprovingDeployment, drill: Drill, callers: list[async
     while True:
         rows = await place.rows_since(key_ids, drill.since)
         final = all(STATES[State(row.state)].final or (not LONG and row.state == "unknown") for row in rows)
-        if len(rows) == REQUESTS and final and (not LONG or all(task.done() for task in callers)):
+        if len(rows) == len(callers) and final and (not LONG or all(task.done() for task in callers)):
             return {row.request_id: row.state for row in rows}
         found = Counter(f"{row.state} {row.reason or row.why or ''}" for row in rows)
         assert loop.time() < ends_at, (drill.point, found, drill.told, [row for row in rows if row.state == "started"])
@@ -170,7 +185,7 @@ def _check(drill: Drill, states: dict[str, str], posted: Counter[str]) -> None:
         else:
             assert answer.json()["error"]["reason"] in REASONS, answer.text
             assert not posted[text] or answer.json()["error"]["reason"] == "outcome_unknown"
-    assert not LONG or len(drill.answers) == REQUESTS
+    assert not LONG or len(drill.answers) == len(states)
 
 
 def _runs(answer: httpx2.Response) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from birdwire.api.errors import GatewayError, render
 from birdwire.cli.approval_view import Asked
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.output import ExitCode, Stop
+from birdwire.cli.output import ExitCode, Stop, printable
 from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import read_guard
 from birdwire.gateway.guardrails.spending import Spending
@@ -71,7 +71,11 @@ class Desk:
         return self._clock.now()
 
     def waiting(self, limit: int = MOST, key_id: str | None = None) -> list[Asked]:
-        """Return what waits for a decision or to be sent; what expires first comes first."""
+        """Return what waits for a decision or to be sent; what expires first comes first.
+
+        Raises:
+            Stop: there is no key with this id.
+        """
         return self._run(self._waiting(limit, key_id))
 
     def count(self, key_id: str | None = None) -> int:
@@ -143,6 +147,9 @@ class Desk:
         found = await self._records.listed(limit, key_id)
         async with self._database.read() as connection:
             labels = {row.key_id: row.label for row in await api_keys.list_all(connection)}
+        if key_id is not None and key_id not in labels:
+            message = f"There is no key {printable(key_id, 60)}."
+            raise Stop(ExitCode.USAGE, message, "List the keys with `birdwire keys list`.")
         return [Asked(one, labels.get(one.row.key_id, "")) for one in found]
 
     async def _count(self, key_id: str | None) -> int:

@@ -16,6 +16,7 @@ from birdwire.api.body import NO_BODY
 from birdwire.api.errors import GatewayError
 from birdwire.api.messages import Call
 from birdwire.api.paths import API
+from birdwire.gateway.guardrails import held_writes
 from birdwire.gateway.second_look import passes, stale
 from birdwire.gateway.sender import ApprovedWrite
 from birdwire.keys.context import CallContext, RouteRules
@@ -244,12 +245,9 @@ class ApprovedWrites:
         """End a request that was never started, unless another process was faster."""
         request_id, now = row.request_id, self._clock.now()
         state = State.EXPIRED if refusal.reason == "approval_expired" else State.NOT_SENT
-        values = {"state": state, "status": refusal.problem.status, "reason": refusal.reason, "settled_at": now}
         sealed = self._records.seal_refusal(request_id, refusal)
         async with self._database.write() as connection:
-            ended = await journal.change(connection, request_id, values | {"due_at": None}, while_in=before)
-            if ended:
-                await store.close(connection, request_id, now, refusal_ct=sealed)
+            ended = await held_writes.end(connection, request_id, before, now, state, refusal, refusal_ct=sealed)
         if not ended:
             return
         self._waits.notify(request_id)

@@ -266,8 +266,7 @@ class Writes:
         """Check that the stored payload is what was approved. Its files are at X, so they are attached by their ids."""
         payload = check_payload(write.waiting, self._admission.now())
         write.fields = payload.fields
-        media_ids = payload.media_ids
-        write.body = _checked(write, media.with_ids(write.fields, media_ids) if media_ids else write.fields)
+        write.body = _checked(write, media.with_ids(write.fields, payload.media_ids))
 
     def _check_body(self, write: Write) -> None:
         write.body = _checked(write, media.fields_of(write.operation, write.fields, write.files))
@@ -384,7 +383,7 @@ class Writes:
         """Open the record of an approved write, whose row exists."""
         self._open_record(write)
         row = write.waiting.row
-        write.entry.approved = Approved(row.payload_sha256, row.expires_at, row.ordered)
+        write.entry.approved = Approved(row.payload_sha256, row.expires_at)
         if row.ordered:
             write.client = self._clients.open(write.session, self._admission.order_permit())
 

@@ -13,14 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Approved:
-    """A write that waited and may be sent now: the hash of what was approved, and until when it may be sent.
-
-    `ordered`: the operator ordered it, and nobody was asked.
-    """
+    """A write that waited and may be sent now: the hash of what was approved, and until when it may be sent."""
 
     payload_sha256: str
     expires_at: datetime
-    ordered: bool = False
 
 
 @dataclass(slots=True)

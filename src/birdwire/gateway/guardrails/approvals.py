@@ -209,7 +209,8 @@ class Approvals:
                 rows.check_shown(row, payload_sha256)
             await rows.use_link(connection, row, entry, token_hash, now)
             note = _bounded(note)
-            await rows.end(connection, row, entry, now, State.DENIED, GatewayError("approval_denied", note=""))
+            refusal = GatewayError("approval_denied", note="")
+            await rows.end(connection, request_id, entry.state, now, State.DENIED, refusal, report_at=now)
             await store.change(connection, request_id, {"decided_at": now, "decided_by": by.who, "note": note})
             await rows.record(connection, now, by, "approval.denied", row, note=note)
             return await rows.changed(connection, request_id)
@@ -229,7 +230,8 @@ class Approvals:
             rows.check_waiting(row, entry, now, WAITING)
             if row.ordered and key_id is not None:
                 raise GatewayError("approval_not_waiting", state=entry.state)
-            await rows.end(connection, row, entry, now, State.CANCELLED, GatewayError("cancelled"))
+            refusal = GatewayError("cancelled")
+            await rows.end(connection, request_id, entry.state, now, State.CANCELLED, refusal, report_at=now)
             await rows.record(connection, now, by, "approval.cancelled", row)
             return await rows.changed(connection, request_id)
 
@@ -322,8 +324,8 @@ class Approvals:
         async with self._database.read() as connection:
             key = await api_keys.get(connection, row.key_id)
             guard = await read_guard(connection, row.key_id, row.user_id)
-        sent = media.with_ids(fields, payload.media_ids) if payload.media_ids else fields
-        body = check(sent, operation.body, {"text_limit": None if key is None else key.text_limit})
+        limits = {"text_limit": None if key is None else key.text_limit}
+        body = check(media.with_ids(fields, payload.media_ids), operation.body, limits)
         proposal = propose(operation, row.user_id, body, self.spending.prices.reserved(operation, body))
         judged = Judged(guard or Guard(row.key_id, row.user_id, (), (), ()), proposal)
         await self.spending.judge(judged, operation, looks=True)

@@ -114,16 +114,24 @@ async def use_link(
 
 async def end(
     connection: AsyncConnection,
-    row: ApprovalRow,
-    entry: JournalRow,
+    request_id: str,
+    before: State,
     now: datetime,
     state: State,
     refusal: GatewayError,
-) -> None:
-    """End a write without sending it, and let a gateway process report that."""
+    *,
+    refusal_ct: bytes | None = None,
+    report_at: datetime | None = None,
+) -> bool:
+    """End a write that was never started, if its state is still `before`; return whether it was ended.
+
+    `refusal_ct` is the encrypted body of its refusal; a gateway process reports the end at `report_at`.
+    """
     values = {"state": state, "status": refusal.problem.status, "reason": refusal.reason, "settled_at": now}
-    await journal.change(connection, row.request_id, values | {"due_at": None}, while_in=entry.state)
-    await store.close(connection, row.request_id, now, report_at=now)
+    if not await journal.change(connection, request_id, values | {"due_at": None}, while_in=before):
+        return False
+    await store.close(connection, request_id, now, refusal_ct=refusal_ct, report_at=report_at)
+    return True
 
 
 async def record(

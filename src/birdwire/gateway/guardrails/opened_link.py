@@ -16,7 +16,7 @@ MAX_NOTE_CHARS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class LinkDecision:
     """What a person decides about the payload with this hash. `text` is that of an edit, `note` that of a denial."""
 
     verdict: Literal["approve", "deny", "edit"]
@@ -45,7 +45,7 @@ class Links(Protocol):
             GatewayError: request_not_found; auth_failures: so, and the address sent too many such tokens.
         """
 
-    async def decide(self, opened: Opened, decision: Decision) -> None:
+    async def decide(self, opened: Opened, decision: LinkDecision) -> None:
         """Carry out a decision.
 
         Raises:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from birdwire.gateway.guardrails.approvals import Approvals
-    from birdwire.gateway.guardrails.opened_link import Decision
+    from birdwire.gateway.guardrails.opened_link import LinkDecision
     from birdwire.keys.guess_limit import GuessLimiter
     from birdwire.outcomes.approval_records import ApprovalRecords
     from birdwire.runtime.failpoints import Failpoints
@@ -68,7 +68,7 @@ class SignedLinks:
                 images = await store.files_kept(connection, link.request_id)
         return Opened(link, waiting, "" if key is None else key.label, images)
 
-    async def decide(self, opened: Opened, decision: Decision) -> None:
+    async def decide(self, opened: Opened, decision: LinkDecision) -> None:
         """Carry out a decision.
 
         Raises:

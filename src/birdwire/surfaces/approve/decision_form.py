@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from birdwire.api.body import read
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.forms import broken, wrong_type
-from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS, Decision
+from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS, LinkDecision
 
 if TYPE_CHECKING:
     from birdwire.api.messages import Call
@@ -22,7 +22,7 @@ _FIELDS = {"approve": (), "deny": ("note",), "edit": ("text",)}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-async def read_decision(call: Call) -> Decision:
+async def read_decision(call: Call) -> LinkDecision:
     """Return the decision in a form.
 
     Raises:
@@ -50,7 +50,7 @@ async def read_decision(call: Call) -> Decision:
     text = fields["text"].replace("\r\n", "\n") if "text" in fields else None
     if verdict == "edit" and text is None:
         raise broken("an edit must have a text")
-    return Decision(cast("Any", verdict), sha256, note or None, text)
+    return LinkDecision(cast("Any", verdict), sha256, note or None, text)
 
 
 async def _no_files(_: object) -> NoReturn:

@@ -18,7 +18,7 @@ from birdwire.x.catalog.visible_text import runs
 
 if TYPE_CHECKING:
     from birdwire.api.messages import Call
-    from birdwire.gateway.guardrails.opened_link import Decision, Links, Opened
+    from birdwire.gateway.guardrails.opened_link import LinkDecision, Links, Opened
     from birdwire.outcomes.approval_payload import Payload
     from birdwire.runtime.clock import Clock
 
@@ -61,7 +61,7 @@ class ApprovePages:
 
     async def decide(self, call: Call) -> Answer:
         """Carry out the decision in the page's form, then send the browser back to the page."""
-        decision: Decision | None = None
+        decision: LinkDecision | None = None
         try:
             self._site.check(call)
             if is_prefetch(call):
@@ -121,7 +121,7 @@ class ApprovePages:
         )
         return page.adding(_HIDDEN)
 
-    async def _undecided(self, error: GatewayError, decision: Decision | None, call: Call) -> Answer:
+    async def _undecided(self, error: GatewayError, decision: LinkDecision | None, call: Call) -> Answer:
         """Report why nothing was decided; if the request still waits, with the question and what the person typed."""
         answer = self._refusal(error, call)
         if decision is None or wants_json(call) or error.reason in ("request_not_found", "auth_failures"):

@@ -23,6 +23,8 @@ HOW = (
     "account is linked, calls return 403 x_not_linked: get an auth_url from auth_twitter, or from the operator if the "
     "key is not allowed to call it, and have the account's owner open it. In a refusal, error.reason names the cause, "
     "error.fix the next step, and error.retryable whether the same call may succeed later. "
+    "Status 202 means that a person must approve the call first: nothing was published. Do not send it again; read its "
+    f"outcome later from GET {API}/requests/{{request_id}}. "
     f"POST {API}/{DRY_RUN}/OPERATION returns what a call would do and cost, without doing it. "
     f"GET {API}/auth/status shows the rules, the budget and a pause that apply to the key."
 )

@@ -207,8 +207,10 @@ def check_files(operation: Operation, files: Sequence[Part]) -> None:
         kind_of(file)
 
 
-def with_ids(fields: Mapping[str, Any], media_ids: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of a post with more media attached."""
+def with_ids(fields: Mapping[str, Any], media_ids: Sequence[str]) -> Mapping[str, Any]:
+    """Return the fields of a post with more media attached; without media ids, the fields as they are."""
+    if not media_ids:
+        return fields
     given = fields.get("media")
     before = given if isinstance(given, dict) else {}
     return {**fields, "media": {**before, "media_ids": [*before.get("media_ids", []), *media_ids]}}

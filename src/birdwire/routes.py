@@ -151,6 +151,7 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
             reserved=name in ("unlink_twitter", "auth/status"),
             action=action,
             pausable=action == LINK,
+            about_request=name.endswith("/cancel"),
         )
         handle = partial(parts.run, rules, work)
         limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s

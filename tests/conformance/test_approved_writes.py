@@ -515,6 +515,18 @@ def _kept(replica: Replica, **given: Any) -> dict[str, Any]:
     return row | {"blob_ct": b"sealed", "until": replica.clock.now() + timedelta(hours=1)} | given
 
 
+async def test_a_purge_leaves_what_answers_for_its_name(first: Replica) -> None:
+    """It ended 30 hours after it was asked for, as a lost post may, and rows are kept for two days."""
+    request_id = id_at(first.clock.now())
+    await first.ask(request_id, LIKE, ttl=timedelta(days=2))
+    first.clock.advance(hours=30)
+    await first.end(request_id, State.DENIED, "approval_denied", 403)
+    for hours, purged in ((20, False), (3, False), (2, True)):
+        first.clock.advance(hours=hours)
+        await first.journal.purge(timedelta(days=2))
+        assert (await first.journal.find(request_id) is None) == purged
+
+
 async def test_what_waits_is_read_with_its_rows(first: Replica) -> None:
     """One query returns each with its row in the journal; those that expire first come first."""
     for number in range(3):

@@ -533,6 +533,18 @@ async def test_a_key_cancels_its_own_requests_alone(asked: Desk) -> None:
         assert (await asked.cancel(unknown)).json()["error"]["reason"] == "request_not_found"
 
 
+async def test_a_cancellation_is_repeated_under_its_name_for_its_own_request_alone(asked: Desk) -> None:
+    """Under the same Idempotency-Key, another request is not answered with the report of the first."""
+    first, second = [(await asked.post(text))["request_id"] for text in ("One", "Two")]
+    name = {"idempotency-key": "cancel"}
+    answers = [await asked.running.call(f"requests/{first}/cancel", headers=name) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert (answers[1].json(), answers[1].headers["idempotent-replayed"]) == (answers[0].json(), "true")
+    other = await asked.running.call(f"requests/{second}/cancel", headers=name)
+    assert (other.status_code, other.json()["error"]["reason"]) == (409, "idempotency_key_reused")
+    assert await asked.state(second) == "awaiting_approval"
+
+
 async def test_a_cancellation_takes_no_members(asked: Desk) -> None:
     """It works in both dialects, and with an empty body."""
     request_id = (await asked.post())["request_id"]

@@ -292,12 +292,12 @@ async def test_an_edited_post_waits_under_a_new_hash(at: Desk) -> None:
 
 
 async def test_a_post_is_edited_twice(at: Desk) -> None:
-    """`edited_from` is the hash before the last edit, and only the last hash can be approved."""
+    """`edited_from` is the hash of what the key asked for, and only the last hash can be approved."""
     asked = await at.post()
     hashes = [asked["payload_sha256"]]
     for text in ("Once", "Twice"):
         row = await at.approvals.edit(asked["request_id"], text, hashes[-1], OPERATOR)
-        assert row.edited_from == hashes[-1]
+        assert row.edited_from == hashes[0]
         hashes.append(row.payload_sha256)
     assert len(set(hashes)) == 3
     for sha256 in hashes[:2]:
@@ -308,7 +308,21 @@ async def test_a_post_is_edited_twice(at: Desk) -> None:
             await at.refused(at.approvals.edit(asked["request_id"], "Thrice", sha256, OPERATOR))
         ).reason == "approval_stale"
     row = await at.approvals.approve(asked["request_id"], hashes[2], OPERATOR)
-    assert row.edited_from == hashes[1]
+    assert row.edited_from == hashes[0]
+
+
+async def test_what_was_edited_answers_for_what_was_asked(at: Desk) -> None:
+    """The same call again opens no second request, and after a denial it is refused, however often it was edited."""
+    asked = await at.post()
+    sha256 = asked["payload_sha256"]
+    for text in ("Once", "Twice"):
+        sha256 = (await at.approvals.edit(asked["request_id"], text, sha256, OPERATOR)).payload_sha256
+    again = await at.post()
+    assert (again["request_id"], again["payload_sha256"]) == (asked["request_id"], sha256)
+    assert again["edited_from"] == asked["payload_sha256"]
+    await at.approvals.deny(asked["request_id"], OPERATOR, note="Neither.")
+    answer = await at.running.call("post_twitter", HELLO)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "approval_denied")
 
 
 @pytest.mark.engines("sqlite", "postgres")

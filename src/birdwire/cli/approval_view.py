@@ -232,7 +232,7 @@ def _standing(asked: Asked, now: datetime) -> Iterator[tuple[str, str]]:
     """Yield how it stands: until when it waits, or what became of it."""
     row, entry = asked.waiting.row, asked.waiting.entry
     if row.edited_from is not None:
-        yield "Edited", f"before that, its payload was {row.edited_from}"
+        yield "Edited", f"the caller asked for another text, with the payload {row.edited_from}"
     if row.decided_at is not None:
         yield "Decided", f"{when(row.decided_at, now).partition(' (')[0]} by {one_line(row.decided_by or 'unknown')}"
     if row.note:

@@ -73,7 +73,11 @@ class Pipeline:
             slots.check()
             await self.admit(context, slots)
             name = idempotency.name_of(call) if call.method == "POST" and not route.dry else None
-            answer = await self.do_once(context, name, route.name, context.parsed.fields, work)
+            fields = context.parsed.fields
+            if route.about_request:
+                # Under one Idempotency-Key, calls about two requests are not the same call.
+                fields = {**fields, "request_id": call.path.rsplit("/", 2)[-2]}
+            answer = await self.do_once(context, name, route.name, fields, work)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         finally:

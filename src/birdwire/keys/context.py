@@ -24,6 +24,7 @@ class RouteRules:
     its own, so that it is served under any load. `action` is the action that the key must be allowed; empty: every key
     may call the route. `pausable`: a pause of the key, its account or the gateway refuses the call on entry; a write
     checks that among its own steps. `dry`: the call has no effect, so an Idempotency-Key means nothing to it.
+    `about_request`: the path names a request in its second to last part, which is part of what the call asks for.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RouteRules:
     action: str = ""
     pausable: bool = False
     dry: bool = False
+    about_request: bool = False
 
 
 class Upload(Protocol):

@@ -260,7 +260,11 @@ class Approvals:
             asked = {"asked": fingerprint(payload.operation, payload.fields), "decision": judged.document()}
             await journal.change(connection, request_id, cost | asked, while_in=entry.state)
             sealed = self._records.seal_payload(request_id, payload)
-            edited = {"payload_ct": sealed, "payload_sha256": payload.sha256, "edited_from": row.payload_sha256}
+            edited = {
+                "payload_ct": sealed,
+                "payload_sha256": payload.sha256,
+                "edited_from": row.edited_from or row.payload_sha256,
+            }
             await store.change(connection, request_id, cost | edited)
             before = {"payload_sha256": row.payload_sha256}
             changed = await rows.changed(connection, request_id)

@@ -70,7 +70,8 @@ be sent, encrypted (`outcomes.approval_payload`); null once the write has ended.
 and nobody was asked; rules of the key, policies and pauses do not hold it.
 
 expires_at: when the write ends if nothing happens: without a decision, or approved and not sent. media_until: five
-minutes before X deletes the first of its files; null without files. edited_from: the hash before the last edit.
+minutes before X deletes the first of its files; null without files. edited_from: the hash of what the caller asked
+for, if a person has edited it.
 
 due_at: when a gateway must act on it: let it expire, send it, see whether its process is alive, or report its end;
 null: nothing is to be done. ended_at: when the write ended, or its outcome became unknown. refusal_ct: the body of the
@@ -99,6 +100,7 @@ approval_links = Table(
 """token_hash: the SHA-256 of the token, which is stored nowhere. used_at: when it decided."""
 
 index_of_some("approvals_due", approvals.c.due_at)
+index_of_some("approvals_edited", approvals.c.edited_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +264,13 @@ async def count_waiting(connection: AsyncConnection, key_id: str | None = None) 
 
 
 async def same_payload(connection: AsyncConnection, key_id: str, sha256: str) -> list[tuple[ApprovalRow, State]]:
-    """Return a key's requests for one payload, each with its state; newest first, at most 100."""
+    """Return a key's requests for one payload, each with its state; newest first, at most 100.
+
+    A request that a person has edited counts for what its caller asked for, too.
+    """
     query = select(*approvals.c, journal.c.state).join(journal, journal.c.request_id == approvals.c.request_id)
-    query = query.where(approvals.c.key_id == key_id, approvals.c.payload_sha256 == sha256)
+    same = (approvals.c.payload_sha256 == sha256, approvals.c.edited_from == sha256)
+    query = query.where(or_(*(and_(approvals.c.key_id == key_id, one) for one in same)))
     rows = await connection.execute(query.order_by(approvals.c.request_id.desc()).limit(100))
     return [(ApprovalRow(*row[:-1]), row[-1]) for row in rows]
 

@@ -364,9 +364,10 @@ async def expedite(connection: AsyncConnection, user_id: str, now: datetime) -> 
 async def purge(connection: AsyncConnection, before_id: str, before: datetime, limit: int) -> int:
     """Delete up to `limit` of the oldest rows created before a moment; ids rise with time. Return how many.
 
-    A write that waits for a person stays; one that has waited goes with its approval.
+    What waits for a person stays. What took over a day to end stays longer: it may answer for its Idempotency-Keys.
     """
-    passed = (journal.c.created_at < before, journal.c.state.not_in(WAITING))
+    ended = or_(journal.c.settled_at.is_(None), journal.c.settled_at < before + timedelta(days=1))
+    passed = (journal.c.created_at < before, ended, journal.c.state.not_in(WAITING))
     old = select(journal.c.request_id).where(journal.c.request_id < before_id, *passed)
     oldest = old.order_by(journal.c.request_id).limit(limit)
     return (await connection.execute(delete(journal).where(journal.c.request_id.in_(oldest)))).rowcount

@@ -192,7 +192,9 @@ class Approval(Response):
     decided_at: str | None = Field(description="when a person decided", json_schema_extra={"format": "date-time"})
     decided_by: str | None = Field(description="who decided")
     note: str | None = Field(description="what that person noted")
-    edited_from: str | None = Field(description="the payload_sha256 before the last edit")
+    edited_from: str | None = Field(
+        description="the payload_sha256 of what the caller asked for, if a person has edited it"
+    )
 
 
 class Request(Response):
@@ -313,7 +315,9 @@ class Awaiting(Response):
     expires_at: str = Field(
         description="when the write ends if it is neither decided nor sent", json_schema_extra={"format": "date-time"}
     )
-    edited_from: str | None = Field(description="the payload_sha256 before a person's last edit")
+    edited_from: str | None = Field(
+        description="the payload_sha256 of what the caller asked for, if a person has edited it"
+    )
     review_url: str | None = Field(
         description="a page for the person who decides, which requires a sign-in; null: none"
     )

@@ -76,5 +76,6 @@ def _add_approvals() -> None:
     )
     op.create_index("approvals_waiting", "approvals", ["ended_at", "expires_at"])
     op.create_index("approvals_key", "approvals", ["key_id", "payload_sha256"])
-    some = sa.text("due_at IS NOT NULL")
-    op.create_index("approvals_due", "approvals", ["due_at"], sqlite_where=some, postgresql_where=some)
+    for name, column in (("approvals_due", "due_at"), ("approvals_edited", "edited_from")):
+        some = sa.text(f"{column} IS NOT NULL")
+        op.create_index(name, "approvals", [column], sqlite_where=some, postgresql_where=some)

@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from birdwire.api.errors import GatewayError
 from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.journal import ChargeRefused
-from birdwire.store.tables import approvals, costs, journal, processes, usage
+from birdwire.store.tables import approvals, costs, journal, kept_images, processes, usage
 from birdwire.store.tables.journal import State, id_at
 from birdwire.store.tables.usage import Charge
 from harness.approval_replicas import IMAGE, PRICE, SECRET, Replica, a_post, two_replicas
@@ -470,6 +470,49 @@ async def test_a_purge_leaves_what_waits_and_takes_what_has_waited(first: Replic
         links = await approvals.links(connection, [request_id.encode() for request_id in ids.values()])
     assert {one.request_id for one in links.values()} == {ids["w"], ids["a"]}
     assert [await first.images(ids[name]) for name in "wad"] == [1, 1, 0]
+
+
+async def test_a_purge_takes_the_images_that_x_has_deleted(first: Replica) -> None:
+    """And leaves the others, of any key, however many there are."""
+    now = first.clock.now()
+    async with first.database.write() as connection:
+        for number in range(1_201):
+            gone = {"key_id": f"key_{number % 3}", "media_id": f"{number}", "until": now + timedelta(hours=1)}
+            await kept_images.add(connection, _kept(first, **gone))
+        await kept_images.add(connection, _kept(first, until=now + timedelta(hours=2)))
+    await first.journal.purge(timedelta(days=30))
+    async with first.database.read() as connection:
+        assert len((await connection.execute(select(kept_images.kept_images.c.media_id))).all()) == 1_202
+    first.clock.advance(hours=1)
+    await first.journal.purge(timedelta(days=30))
+    async with first.database.read() as connection:
+        left = (await connection.execute(select(kept_images.kept_images.c.media_id))).scalars().all()
+    assert left == ["9001"]
+
+
+async def test_the_oldest_uploads_make_room(first: Replica) -> None:
+    """Of the same key, and no more of them than it takes."""
+    now = first.clock.now()
+    async with first.database.write() as connection:
+        for number in range(250):
+            await kept_images.add(
+                connection,
+                _kept(first, media_id=f"{number:03}", blob_ct=bytes(10), until=now + timedelta(seconds=1 + number)),
+            )
+        await kept_images.add(connection, _kept(first, key_id="key_other", media_id="000", blob_ct=bytes(10)))
+        for room, expected in ((2_500, 250), (2_499, 249), (1_000, 100), (999, 99), (0, 0)):
+            await kept_images.drop_oldest(connection, first.key_id, room)
+            assert await kept_images.bytes_kept(connection, first.key_id) == 10 * expected
+            if expected:
+                newest = [f"{number:03}" for number in range(250 - expected, 250)]
+                assert sorted(await kept_images.of_key(connection, first.key_id, newest, now)) == newest
+        assert await kept_images.bytes_kept(connection, "key_other") == 10
+
+
+def _kept(replica: Replica, **given: Any) -> dict[str, Any]:
+    """Return an image that a key uploaded, as it is stored."""
+    row = {"key_id": replica.key_id, "media_id": "9001", "media_type": "image/png", "size": 10, "sha256": "0" * 64}
+    return row | {"blob_ct": b"sealed", "until": replica.clock.now() + timedelta(hours=1)} | given
 
 
 async def test_a_purge_leaves_what_answers_for_its_name(first: Replica) -> None:

@@ -18,6 +18,7 @@ from birdwire.store.tables import (
     capabilities,
     idempotency,
     journal,
+    kept_images,
     link_states,
     pauses,
     policies,
@@ -61,6 +62,9 @@ CHARGES = (
     Charge("text", "key_1", "text", "feed", 1, 0),
 )
 ROW = journal.attempt("req_01KNZZZZZZZZZZZZZZZZZZZZZZ", "key_1", "", "like_twitter", 403, "paused", NOW)
+
+KEPT = {"key_id": "key_1", "media_id": "1", "media_type": "image/png", "size": 1, "sha256": "", "blob_ct": b""}
+KEPT |= {"until": NOW}
 
 
 async def _charge(connection: AsyncConnection) -> None:
@@ -132,6 +136,11 @@ STATEMENTS: dict[str, Work] = {
     "approvals: its images": lambda c: approvals.files_kept(c, "req_1"),
     "approvals: the images of a key": lambda c: approvals.bytes_kept(c, "key_1"),
     "approvals: links": lambda c: approvals.links(c, [b"hash", b"hush"]),
+    "uploads: one that is kept": lambda c: kept_images.add(c, KEPT),
+    "uploads: those of a post": lambda c: kept_images.of_key(c, "key_1", ["1", "2"], NOW),
+    "uploads: how much a key keeps": lambda c: kept_images.bytes_kept(c, "key_1"),
+    "uploads: the oldest": lambda c: kept_images.drop_oldest(c, "key_1", 0),
+    "uploads: of long ago": lambda c: kept_images.purge(c, NOW, 500),
     "presence: where one serves": lambda c: processes.address(c, NOW),
     "presence": lambda c: processes.renew(c, "gw_1", NOW),
     "presence: whether one runs": lambda c: processes.alive(c, "gw_1", NOW),

@@ -15,7 +15,7 @@ from birdwire.store.backup import mark_restored
 from birdwire.store.database import Database
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import Vault
-from birdwire.store.tables import approvals, sealed_columns
+from birdwire.store.tables import approvals, kept_images, sealed_columns
 from birdwire.store.tables.journal import State
 from birdwire.store.transfer import copy_rows
 from harness.approval_replicas import IMAGE, SECRET, Replica
@@ -49,6 +49,22 @@ async def fill(replica: Replica) -> None:
     async with replica.database.write() as connection:
         await approvals.close(connection, "req_3", replica.clock.now(), refusal_ct=_refusal(replica))
         await approvals.add_link(connection, b"hash", "req_0", "ada", replica.clock.now())
+        for number in range(6):
+            await kept_images.add(connection, _uploaded(replica, f"{number}"))
+
+
+def _uploaded(replica: Replica, media_id: str) -> dict[str, object]:
+    """Return an image that the key uploaded before."""
+    row = {"key_id": replica.key_id, "media_id": media_id, "media_type": "image/png", "size": len(IMAGE), "sha256": ""}
+    blob = replica.records.seal_upload(replica.key_id, media_id, IMAGE)
+    return row | {"blob_ct": blob, "until": replica.clock.now() + timedelta(days=1)}
+
+
+async def uploads(replica: Replica, key_id: str) -> list[str]:
+    """Return the media ids of the uploaded images that open."""
+    async with replica.database.read() as connection:
+        rows = await kept_images.of_key(connection, key_id, [f"{number}" for number in range(6)], replica.clock.now())
+    return sorted(one for one, row in rows.items() if replica.records.open_upload(key_id, one, row.blob_ct) == IMAGE)
 
 
 def _refusal(replica: Replica) -> bytes:
@@ -82,6 +98,7 @@ async def test_a_key_rotation_reseals_payloads_images_and_refusals(old: Replica,
     assert await rotation.retire() == [Vault(OLD).key_id]
     async with Replica.started(database_url, old.clock, Vault(NEW)) as new:
         assert await opened(new) == before
+        assert await uploads(new, old.key_id) == list("012345")
         assert (await new.records.file("req_0", 99)) is None
     async with old.database.read() as connection:
         for sealed in sealed_columns.SEALED:
@@ -101,9 +118,14 @@ async def test_a_value_that_was_moved_to_another_row_does_not_open(old: Replica)
             "UPDATE approval_files SET blob_ct = (SELECT blob_ct FROM approval_files"
             " WHERE request_id = 'req_0' AND number = 1) WHERE request_id = 'req_0' AND number = 0"
         )
+        await connection.exec_driver_sql(
+            "UPDATE kept_images SET blob_ct = (SELECT blob_ct FROM kept_images WHERE media_id = '1')"
+            " WHERE media_id = '0'"
+        )
     found = await old.records.find("req_0")
     assert found is not None
     assert found.payload is None
+    assert await uploads(old, old.key_id) == list("12345")
     assert await old.records.file("req_0", 0) is None
     assert await old.records.file("req_0", 1) == IMAGE + b"\x01"
 
@@ -120,6 +142,7 @@ async def test_another_database_gets_what_waits(database_url: str, tmp_path: Pat
         async with old.database.read() as source, moved.database.write() as target:
             assert await copy_rows(source, target, lambda _: None) > 0
         assert await opened(moved) == before
+        assert await uploads(moved, old.key_id) == list("012345")
         async with moved.database.read() as connection:
             assert set(await approvals.links(connection, [b"hash"])) == {b"hash"}
         found = await moved.records.find("req_1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
 import signal
@@ -37,7 +38,7 @@ from birdwire.store.encryption.vault import Vault
 from birdwire.store.tables.approvals import approvals
 from birdwire.store.tables.journal import STATES, State, journal
 from harness.commands import Outcome
-from harness.gateway import POST
+from harness.gateway import PNG, POST
 from harness.processes import deploy, environment
 from harness.terminal import Terminal
 
@@ -259,6 +260,25 @@ async def waiting_for(place: Place, text: str) -> str:
 
 
 # What the operator sees.
+
+
+async def test_files_that_were_uploaded_before_the_call_are_described(place: Place, tmp_path: Path) -> None:
+    """By type, size and hash, and people see what the terminal cannot show: two images that `post --media` uploaded."""
+    files = {"bird.png": PNG, "nest.gif": b"GIF89a" + bytes(2_042)}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    options = [word for name in files for word in ("--media", str(tmp_path / name))]
+    request_id = (await place.asked("Two birds", *options))["request_id"]
+    shown = await place.shown(request_id)
+    ids = shown["fields"]["media"]["media_ids"]
+    assert shown["media"] == [
+        {"media_id": one, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "type": f"image/{name[-3:]}"}
+        for one, (name, data) in zip(ids, files.items(), strict=True)
+    ]
+    listed = (await place.run("approvals", "list", "--json")).document["approvals"]
+    assert [one["media"] for one in listed if one["request_id"] == request_id] == [shown["media"]]
+    text = (await place.run("approvals", "show", request_id)).out
+    assert f"1 GIF, 2 KiB, uploaded earlier, media ID {ids[1]}" in " ".join(text.split())
 
 
 async def test_what_waits_is_listed_with_all_that_would_be_published(place: Place) -> None:

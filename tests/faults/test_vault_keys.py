@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
 
 ROWS = scaled("SEALED_ROWS", 500, 10_000)
-HASHES = {"secret_hash", "state_hash", "undo_hash", "asked"}
+HASHES = {"secret_hash", "state_hash", "undo_hash", "token_hash", "asked"}
 PROOF = "vault_keys.proof_ct"
 
 

@@ -18,6 +18,7 @@ from birdwire.gateway.guardrails.policy import (
     approve_by,
     charges,
     evaluate,
+    may_ask,
     needs,
     refusal,
     sentences,
@@ -379,6 +380,57 @@ def test_who_approves() -> None:
 
 
 # The refusal.
+
+
+ASKING: tuple[dict[str, Any], ...] = (
+    {"approve": "*"},
+    {"approve": ["post_twitter"]},
+    {"quiet_hours": {"hours": "22:00-07:00", "zone": "UTC", "then": "approve"}},
+    {"kinds": {"reply": "deny", "media": "approve"}},
+    {"links": "approve"},
+    {"links": {"only": ["example.org"], "else": "approve"}},
+    {"mentions": {"max": 1, "else": "approve"}},
+    {"words": {"approve": ["price"]}},
+    {"budget": {"day_usd": 1, "unpriced": "approve"}},
+)
+NOT_ASKING: tuple[dict[str, Any], ...] = (
+    {"approve": ["like_twitter"], "approve_by": "operator"},
+    {"quiet_hours": {"hours": "22:00-07:00", "zone": "UTC", "then": "deny"}},
+    {"kinds": {"reply": "deny"}},
+    {"links": "deny"},
+    {"links": {"only": ["example.org"], "else": "deny"}},
+    {"mentions": {"max": 1}},
+    {"words": {"deny": ["approve"]}},
+    {"budget": {"day_usd": 1, "unpriced": "deny"}},
+    {"caps": {"*": "1/h"}, "min_gap_s": {"post_twitter": 1}, "delete": "own", "duplicate_text": {"days": 1}},
+    {"trip": {"x_refused": "3/10m"}},
+)
+
+
+@pytest.mark.parametrize("rules", ASKING, ids=str)
+def test_policies_that_may_ask_about_a_post(rules: dict[str, Any]) -> None:
+    """Whichever rule asks; not if the policy is in shadow mode."""
+    assert may_ask([policy({"mentions": {"max": 1}}), policy(rules)], "post_twitter")
+    assert not may_ask([replace(policy(rules), enforcement="shadow")], "post_twitter")
+
+
+@pytest.mark.parametrize("rules", NOT_ASKING, ids=str)
+def test_policies_that_never_ask_about_a_post(rules: dict[str, Any]) -> None:
+    """A denial asks nobody, and what asks about likes asks about no post."""
+    assert not may_ask([policy(rules)], "post_twitter")
+
+
+def test_what_asks_was_known_to_ask() -> None:
+    """Of every rule of these policies that finds something to ask about, and of none about an upload."""
+    assert {name for rules in ASKING for name in rules} == {
+        rule.name for rule in RULES if rule.find is not None and rule.name != "delete"
+    }
+    for one in map(policy, [*ASKING, *POLICIES.values()]):
+        for operation, body in PROPOSALS.values():
+            decision = evaluate([one], proposal(operation, body), Context(NOW, usage={}))
+            asks = any(found.outcome == "require_approval" for found in decision.findings)
+            assert may_ask([one], operation) or not asks
+    assert not may_ask([policy({"approve": "*"})], "upload_media")
 
 
 def test_the_refusal_is_the_first_denial_that_waiting_does_not_cure() -> None:

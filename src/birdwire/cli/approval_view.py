@@ -82,7 +82,7 @@ def document(asked: Asked) -> dict[str, Any]:
         "operation": row.operation,
         "text": asked.text,
         "fields": fields,
-        "media": [] if payload is None else [dict(file) for file in payload.files],
+        "media": [] if payload is None else [dict(file) for file in payload.media],
         "payload_sha256": row.payload_sha256,
         "edited_from": row.edited_from,
         "cost_usd": usd(row.cost_microusd),

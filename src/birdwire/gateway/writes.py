@@ -211,6 +211,8 @@ class Writes:
         """Record that X carried a guarded write out, and how often X may have billed it besides."""
         again = write.client.maybe_billed
         await write.record.confirmed(write.operation.status, write.data, billed_extra=again)
+        if write.operation.takes_file:
+            await self._approvals.images.keep(write.entry.key_id, judged.guard.policies, write.files[0], write.data)
         write.context.headers += judged.header(times=1 + again)
 
     async def _failed(self, write: Write, error: Exception) -> GatewayError | None:

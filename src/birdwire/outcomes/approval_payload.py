@@ -17,6 +17,9 @@ class Payload:
 
     `files` describe the files that came with it: `{"sha256", "size", "type"}` each. `media_ids` are the ids that X gave
     these files; they are not part of the hash. `findings` are documents of findings, which asked for approval.
+
+    `uploads` describe those files that were uploaded before and that Birdwire knows: `{"media_id", "sha256", "size",
+    "type"}` each. They are not part of the hash either: the ids in `fields` are.
     """
 
     operation: str
@@ -25,6 +28,12 @@ class Payload:
     files: Sequence[Mapping[str, Any]] = ()
     media_ids: Sequence[str] = ()
     findings: Sequence[Mapping[str, Any]] = ()
+    uploads: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def media(self) -> list[Mapping[str, Any]]:
+        """The descriptions of all known files. A file's place among them is the number of its image."""
+        return [*self.files, *self.uploads]
 
     @property
     def sha256(self) -> str:

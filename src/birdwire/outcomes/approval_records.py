@@ -181,6 +181,14 @@ class ApprovalRecords:
         """Encrypt an image that is shown with a write, as the column `blob_ct` keeps it."""
         return seals.seal_file(self._vault, request_id, number, data)
 
+    def seal_upload(self, key_id: str, media_id: str, data: bytes) -> bytes:
+        """Encrypt an image that a key uploaded, as the column `blob_ct` of `kept_images` keeps it."""
+        return seals.seal_upload(self._vault, key_id, media_id, data)
+
+    def open_upload(self, key_id: str, media_id: str, blob: bytes) -> bytes | None:
+        """Decrypt an image that a key uploaded; None if it cannot be decrypted."""
+        return seals.open_upload(self._vault, key_id, media_id, blob)
+
     async def file(self, request_id: str, number: int) -> bytes | None:
         """Return an image that is shown with a write, or None if there is none or it cannot be decrypted.
 

@@ -56,9 +56,26 @@ def open_file(vault: Vault, request_id: str, number: int, blob: bytes) -> bytes 
         return None
 
 
+def seal_upload(vault: Vault, key_id: str, media_id: str, data: bytes) -> bytes:
+    """Encrypt an image that a key uploaded."""
+    return vault.seal_bytes(data, _upload(key_id, media_id))
+
+
+def open_upload(vault: Vault, key_id: str, media_id: str, blob: bytes) -> bytes | None:
+    """Decrypt an uploaded image; None if it was changed at rest, or its vault key is missing."""
+    try:
+        return vault.open_bytes(blob, _upload(key_id, media_id))
+    except VaultError:
+        return None
+
+
 def _place(request_id: str, column: str) -> Place:
     return Place("approvals", request_id, column)
 
 
 def _file(request_id: str, number: int) -> Place:
     return Place("approval_files", f"{request_id}/{number}", "blob_ct")
+
+
+def _upload(key_id: str, media_id: str) -> Place:
+    return Place("kept_images", f"{key_id}/{media_id}", "blob_ct")

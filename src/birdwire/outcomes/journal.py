@@ -29,7 +29,7 @@ from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import Part, RowRefusedError, StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.schema import json_text
-from birdwire.store.tables import approvals, usage
+from birdwire.store.tables import approvals, kept_images, usage
 from birdwire.store.tables import journal as store
 from birdwire.store.tables.journal import APPLIED, NOT_APPLIED, JournalRow, State, Why
 
@@ -308,12 +308,13 @@ class Journal:
             await self.flush()
 
     async def purge(self, keep: timedelta) -> None:
-        """Delete older rows, attempts and usage in small transactions, so that no other write waits long."""
+        """Delete older rows, attempts, usage and images in small transactions, so that no other write waits long."""
         now = self._clock.now()
         before = now - keep
         await self._purge(store.purge, f"req_{ULID.from_datetime(before)}", before)
         await self._purge(store.purge_attempts, now - min(keep, ATTEMPTS_KEPT))
         await self._purge(usage.purge, now)
+        await self._purge(kept_images.purge, now)
 
     async def _purge(self, purge: Callable[..., Awaitable[int]], *before: object) -> None:
         deleted = _PURGE_BATCH

@@ -15,6 +15,7 @@ from birdwire.store.tables import (
     capabilities,
     idempotency,
     journal,
+    kept_images,
     link_states,
     pauses,
     policies,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 BATCH_ROWS, LARGE_BATCH_ROWS = 500, 4
-"""Rows copied at a time; of the table whose rows may have some MiB, fewer."""
+"""Rows copied at a time; of the tables whose rows may have some MiB, fewer."""
 
 TABLES = (
     api_keys.api_keys,
@@ -48,6 +49,7 @@ TABLES = (
     approvals.approvals,
     approvals.approval_files,
     approvals.approval_links,
+    kept_images.kept_images,
     idempotency.idempotency,
     reconciliations.lookings,
     rate_windows.x_windows,
@@ -64,6 +66,9 @@ TABLES = (
 )
 """The tables to copy, each after those that it refers to. Excludes processes and the change feed."""
 
+LARGE = (approvals.approval_files, kept_images.kept_images)
+"""The tables whose rows may have some MiB."""
+
 
 async def copy_rows(source: AsyncConnection, target: AsyncConnection, progress: Callable[[int], None]) -> int:
     """Copy every row in the target's transaction; return how many. Both databases have this version's schema.
@@ -78,7 +83,7 @@ async def copy_rows(source: AsyncConnection, target: AsyncConnection, progress: 
             raise StoreError("The database in the settings is not empty. Nothing was changed.")
     moved = 0
     for table in TABLES:
-        size = LARGE_BATCH_ROWS if table is approvals.approval_files else BATCH_ROWS
+        size = LARGE_BATCH_ROWS if table in LARGE else BATCH_ROWS
         query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=size)
         async with source.stream(query) as result:
             async for rows in result.mappings().partitions(size):

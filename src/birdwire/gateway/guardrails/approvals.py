@@ -22,6 +22,7 @@ from birdwire.api.messages import new_request_id
 from birdwire.gateway.guardrails import asking, policy
 from birdwire.gateway.guardrails import held_writes as rows
 from birdwire.gateway.guardrails.guards import Guard, read_guard
+from birdwire.gateway.guardrails.kept_images import KeptImages, described
 from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS
 from birdwire.gateway.guardrails.proposal import propose
 from birdwire.gateway.guardrails.spending import Judged
@@ -101,6 +102,7 @@ class Approvals:
         self._database = database
         self._records = records
         self.spending = spending
+        self.images = KeptImages(database, records, clock)
         self._telemetry = telemetry
         self._clock = clock
         self._ttl = timedelta(seconds=ttl_s)
@@ -117,10 +119,14 @@ class Approvals:
         """
         now, entry, payload = self._clock.now(), question.entry, question.complete_payload()
         async with self._database.read() as connection:
-            uploads = await journal.uploads(connection, asking.given_media_ids(payload.fields))
-        ends_at = asking.media_until(question.attached, uploads, now)
+            given = asking.given_media_ids(payload.fields)
+            uploads = await journal.uploads(connection, given)
+            kept = await self.images.of_post(connection, entry.key_id, given)
+        payload = replace(payload, uploads=[described(one) for one in kept])
+        ends_at, asked = asking.media_until(question.attached, uploads, now), None
         seal = partial(self._records.seal_file, entry.request_id)
-        images, asked = await asking.shown_images(question.files, payload.files, seal), None
+        images = await asking.shown_images(question.files, payload.files, seal)
+        images += await self.images.shown(entry.request_id, len(payload.files), kept)
         async with self._database.write() as connection:
             if not await api_keys.hold(connection, entry.key_id):
                 raise GatewayError("key_revoked")
@@ -367,7 +373,7 @@ class Approvals:
     ) -> Waiting:
         """Insert a write that waits, and its images as far as there is room for them."""
         request_id, key_id = question.entry.request_id, question.entry.key_id
-        room = asking.MAX_KEPT_BYTES - (await store.bytes_kept(connection, key_id) if images else 0)
+        room = await self.images.room(connection, key_id) if images else 0
         files = []
         for number, blob in images:
             if len(blob) <= room:

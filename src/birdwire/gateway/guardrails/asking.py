@@ -28,7 +28,7 @@ SHOWN_TYPES: Final = frozenset({"image/jpeg", "image/png", "image/webp", "image/
 
 MAX_IMAGE_BYTES: Final = 5 << 20
 MAX_KEPT_BYTES: Final = 50 << 20
-"""Bytes of the images that are kept for all waiting writes of one key."""
+"""Bytes of the images that are kept for one key: of all its waiting writes, and of its uploads."""
 
 
 def asked_about(decision: Decision) -> list[Mapping[str, Any]]:
@@ -37,9 +37,10 @@ def asked_about(decision: Decision) -> list[Mapping[str, Any]]:
 
 
 def given_media_ids(fields: Mapping[str, Any]) -> list[str]:
-    """Return the ids of files that the caller uploaded before."""
+    """Return the ids of files that the caller uploaded before, each once."""
     media = fields.get("media")
-    return [str(one) for one in media.get("media_ids") or ()] if isinstance(media, dict) else []
+    ids = media.get("media_ids") if isinstance(media, dict) else None
+    return list(dict.fromkeys(str(one) for one in ids or ()))
 
 
 def media_until(attached: Iterable[Attached], uploads: Iterable[JournalRow], now: datetime) -> datetime | None:

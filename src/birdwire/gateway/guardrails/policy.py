@@ -19,7 +19,7 @@ from birdwire.gateway.guardrails.decision import Author, Context, Decision, Find
 from birdwire.gateway.guardrails.pauses import in_force
 from birdwire.gateway.guardrails.pauses import refusal as paused
 from birdwire.gateway.guardrails.proposal import Case
-from birdwire.gateway.guardrails.rule_values import PUBLISHING
+from birdwire.gateway.guardrails.rule_values import EVERY, PUBLISHING
 from birdwire.gateway.guardrails.rules import ORDER, RULE_NAMED, Rule, read_rules
 from birdwire.gateway.guardrails.windows import Moment
 
@@ -45,6 +45,7 @@ __all__ = [
     "approve_by",
     "charges",
     "evaluate",
+    "may_ask",
     "needs",
     "refusal",
     "sentences",
@@ -57,6 +58,7 @@ Enforcement = Literal["enforce", "shadow"]
 GATEWAY_SCOPE: Final = "gateway"
 ACCOUNT_PREFIX: Final = "account:"
 
+_ASKS: Final = "approve"
 _STRICTNESS: Final = {"deny": 0, "require_approval": 1}
 
 
@@ -244,6 +246,22 @@ def needs(policies: Sequence[Policy], operation: Operation) -> frozenset[str]:
         "text_mark": operation.name == "post_twitter" and any("duplicate_text" in one for one in rules),
     }
     return frozenset(name for name, wanted in asked.items() if wanted)
+
+
+def may_ask(policies: Sequence[Policy], operation: str) -> bool:
+    """Return whether some call of an operation could need a person's approval. A policy in shadow mode asks nobody."""
+    rules = (rule for policy in policies if not policy.is_shadow for rule in policy.rules.items())
+    return any(_names(value, operation) if name == "approve" else _can_ask(value) for name, value in rules)
+
+
+def _names(value: Any, operation: str) -> bool:
+    return operation in (PUBLISHING if value == EVERY else value)
+
+
+def _can_ask(value: object) -> bool:
+    """Return whether a rule's value states, itself or in a member, that a person is asked."""
+    # The rule on words has its list of words under this name.
+    return value == _ASKS or (isinstance(value, dict) and (_ASKS in value or _ASKS in value.values()))
 
 
 def approve_by(policies: Sequence[Policy]) -> str:

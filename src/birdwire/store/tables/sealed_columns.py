@@ -10,6 +10,7 @@ from sqlalchemy import Column, LargeBinary, bindparam, func, literal, select, tu
 from birdwire.store.tables.approvals import approval_files, approvals
 from birdwire.store.tables.idempotency import idempotency
 from birdwire.store.tables.journal import journal
+from birdwire.store.tables.kept_images import kept_images
 from birdwire.store.tables.link_states import link_states
 from birdwire.store.tables.text_mark_keys import text_mark_keys
 from birdwire.store.tables.x_sessions import revocations, x_sessions
@@ -69,6 +70,7 @@ SEALED = (
     Sealed(approvals.c.payload_ct),
     Sealed(approvals.c.refusal_ct),
     Sealed(approval_files.c.blob_ct, large=True),
+    Sealed(kept_images.c.blob_ct, large=True),
 )
 """The proofs in `vault_keys` are not listed: each proves its own key and is deleted with it."""
 

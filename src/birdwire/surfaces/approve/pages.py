@@ -81,7 +81,7 @@ class ApprovePages:
             payload, number = opened.waiting.payload, call.path.rsplit("/", 1)[-1]
             index = int(number) if number.isascii() and number.isdecimal() and len(number) < 4 else -1
             image = await self._links.image(opened, index)
-            media_type = "" if image is None or payload is None else str(payload.files[index].get("type"))
+            media_type = "" if image is None or payload is None else str(payload.media[index].get("type"))
             if image is None or media_type not in _IMAGES:
                 raise GatewayError("route_unknown")
         except GatewayError as error:

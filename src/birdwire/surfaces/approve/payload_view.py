@@ -101,19 +101,24 @@ def markers(payload: Payload) -> list[Marker]:
 
 def pictures(payload: Payload, kept: frozenset[int]) -> list[Picture]:
     """Return the images that can be shown."""
-    return [Picture(number, _size(file)) for number, file in enumerate(payload.files) if number in kept]
+    return [Picture(number, _size(file)) for number, file in enumerate(payload.media) if number in kept]
 
 
 def media_not_shown(payload: Payload, kept: frozenset[int]) -> list[str]:
     """Return a description of each file that the post would have and the page does not show."""
-    hidden = [file for number, file in enumerate(payload.files) if number not in kept]
     media = payload.fields.get("media")
     ids = media.get("media_ids") if isinstance(media, dict) else None
-    earlier = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    given = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    known = {one["media_id"] for one in payload.uploads}
     return [
-        *(f"1 {_kind(file)}, {_size(file)}" for file in hidden),
-        *(f"1 file that was uploaded earlier, media ID {one}" for one in earlier),
+        *(_described(file) for number, file in enumerate(payload.media) if number not in kept),
+        *(f"1 file that was uploaded earlier, media ID {one}" for one in given if str(one) not in known),
     ]
+
+
+def _described(file: Mapping[str, Any]) -> str:
+    earlier = f", uploaded earlier, media ID {file['media_id']}" if "media_id" in file else ""
+    return f"1 {_kind(file)}, {_size(file)}{earlier}"
 
 
 def _leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,7 @@
-"""Approvals, the images shown to the person who decides, signed links, and the address that each process serves."""
+"""Approvals, the images shown to the person who decides, signed links, and the address that each process serves.
+
+The images are those of the request itself, and those that its key uploaded before.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,18 @@ def upgrade() -> None:
         sa.Column("blob_ct", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("request_id", "number"),
     )
+    op.create_table(
+        "kept_images",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("media_id", sa.String(), nullable=False),
+        sa.Column("media_type", sa.String(), nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("blob_ct", sa.LargeBinary(), nullable=False),
+        sa.Column("until", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", "media_id"),
+    )
+    op.create_index("kept_images_until", "kept_images", ["until"])
     op.create_table(
         "approval_links",
         sa.Column("token_hash", sa.LargeBinary(), nullable=False),

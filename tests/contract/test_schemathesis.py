@@ -255,7 +255,7 @@ def look(said: tuple[int, dict[str, str], bytes], scope: dict[str, Any], known: 
         return ""
     assert headers.get(HEADERS.get(status, ""), "-")
     assert HEADERS.get(status, "x-request-id") in headers
-    if endpoint is not None and endpoint.page and headers["content-type"].startswith("text/html"):
+    if endpoint is not None and (endpoint.page or endpoint.images) and headers["content-type"].startswith("text/html"):
         return "page"
     assert headers["content-type"] == "application/json"
     assert list(json.loads(body)) == ["error"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from birdwire.api.body import read
 from birdwire.api.errors import GatewayError, excerpt
 from birdwire.api.forms import broken, wrong_type
+from birdwire.api.messages import JSON_TYPE
 from birdwire.gateway.guardrails.opened_link import MAX_NOTE_CHARS, LinkDecision
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ async def read_decision(call: Call) -> LinkDecision:
     Raises:
         GatewayError: unsupported_media_type, body_too_large, form_malformed, duplicate_field, unknown_field.
     """
+    declared = (call.header("content-type") or "").partition(";")[0]
+    # JSON is refused as what it is, and not for what is wrong in it.
+    if declared.strip().lower() == JSON_TYPE:
+        raise _no_form()
     parsed = await read(call, FORM_LIMIT, _no_files)
     if parsed.kind != "form":
         raise _no_form()

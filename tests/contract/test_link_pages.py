@@ -134,9 +134,11 @@ async def test_loads_during_an_exchange_that_fails_show_why(running: RunningGate
 async def test_loads_during_a_denial_show_it(running: RunningGateway) -> None:
     """A store that is slow just then keeps them waiting."""
     redirect = await running.consent("ada", "deny")
-    other = sqlite3.connect(running.directory / "birdwire.db", isolation_level=None)
+    database = running.directory / "birdwire.db"
+    other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
     with contextlib.closing(other):
-        other.execute("BEGIN IMMEDIATE")
+        # In a thread: the gateway, which may be writing, runs in this one.
+        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
         loads = [asyncio.create_task(open_callback(running, redirect)) for _ in range(20)]
         await arrived(running)
         other.execute("ROLLBACK")

@@ -334,8 +334,13 @@ async def test_a_token_reply_that_is_not_whole_links_nothing(running: RunningGat
 async def test_a_link_whose_verifier_was_changed_at_rest_must_be_started_again(running: RunningGateway) -> None:
     """A plain page that says so; X is not asked, and the next link works."""
     redirect = await running.consent("ada")
-    with contextlib.closing(sqlite3.connect(running.directory / "birdwire.db")) as database, database:
-        database.execute("UPDATE link_states SET verifier_ct = x'00'")
+
+    def change() -> None:
+        with contextlib.closing(sqlite3.connect(running.directory / "birdwire.db")) as database, database:
+            database.execute("UPDATE link_states SET verifier_ct = x'00'")
+
+    # In a thread: the gateway, which may be writing, runs in this one.
+    await asyncio.to_thread(change)
     answer = await open_callback(running, redirect)
     assert (answer.status_code, reason_of(answer)) == (400, "state_unknown")
     assert not await running.calls("/2/oauth2/token")

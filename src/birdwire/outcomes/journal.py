@@ -314,7 +314,11 @@ class Journal:
         await self._purge(store.purge, f"req_{ULID.from_datetime(before)}", before)
         await self._purge(store.purge_attempts, now - min(keep, ATTEMPTS_KEPT))
         await self._purge(usage.purge, now)
-        await self._purge(kept_images.purge, now)
+        async with self._database.read() as connection:
+            ended = await kept_images.any_ended(connection, now)
+        # Most gateways keep none, and need no transaction for them.
+        if ended:
+            await self._purge(kept_images.purge, now)
 
     async def _purge(self, purge: Callable[..., Awaitable[int]], *before: object) -> None:
         deleted = _PURGE_BATCH

@@ -83,6 +83,13 @@ async def bytes_kept(connection: AsyncConnection, key_id: str) -> int:
     return int((await connection.execute(query.where(kept_images.c.key_id == key_id))).scalar_one())
 
 
+async def any_ended(connection: AsyncConnection, now: datetime) -> bool:
+    """Return whether X has deleted an image that is still kept."""
+    return (
+        await connection.execute(select(kept_images.c.media_id).where(kept_images.c.until <= now).limit(1))
+    ).first() is not None
+
+
 async def purge(connection: AsyncConnection, now: datetime, limit: int) -> int:
     """Delete up to `limit` images that X has deleted; return how many."""
     ended, keys = kept_images.c.until <= now, (kept_images.c.key_id, kept_images.c.media_id)

@@ -22,7 +22,7 @@ run: setup ## start the gateway and a sandbox (options: ARGS="--port 0 --sandbox
 	@$(BIN)/birdwire dev $(ARGS)
 
 test: setup-dev ## run the whole test suite
-	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 3 $(PYTEST_ARGS)
 
 check: setup-dev ## lint, formatting, types
 	@$(BIN)/ruff check .

@@ -64,13 +64,16 @@ pytestmark = pytest.mark.timeout(240 + 30 * IDLE_S)
 async def test_what_waits_costs_a_gateway_one_read_a_round(tmp_path: Path) -> None:
     """However many writes wait: nothing is read for each of them."""
     async with _gateway(tmp_path) as desk:
+        idle: list[int] = []
         for count in (0, WAITING):
             await fill(desk.database, desk.records, desk.running.key_id, count)
             with _statements() as executed:
                 await asyncio.sleep(IDLE_S)
             due = [one for one in executed if "approvals.due_at <=" in one]
             assert IDLE_S * POLLS_A_S / 2 <= len(due) <= IDLE_S * POLLS_A_S + 2
-            assert len(executed) <= IDLE_S * POLLS_A_S * 2 + 10, Counter(executed).most_common(5)
+            idle.append(len(executed))
+        # The other tasks of a gateway read at intervals of their own.
+        assert idle[1] <= idle[0] + 20, idle
 
 
 @pytest.mark.trust("#318", "#319")

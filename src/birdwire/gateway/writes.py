@@ -181,12 +181,7 @@ class Writes:
                 await write.record.put_back()
                 write.put_back = True
             return refusal
-        times = write.client.maybe_billed + (refusal.outcome == "unknown")
-        recorded = await write.record.failed(refusal, times)
-        write.context.recorded = True
-        if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):
-            await trip
-        return refusal if write.operation.repeatable else recorded
+        return await self._record_failure(write, refusal, write.client.maybe_billed + (refusal.outcome == "unknown"))
 
     async def preview(self, write: Write) -> list[GatewayError]:
         """Run the check of each step whose needs are known, and return at most one refusal of each.
@@ -219,8 +214,10 @@ class Writes:
         """Record that a write failed, and return its refusal; None if it has no record."""
         refusal = self._refusal_of(write, error)
         times = 0 if write.judged is None else await self._not_confirmed(write, write.judged, refusal)
-        if refusal is None:
-            return None
+        return None if refusal is None else await self._record_failure(write, refusal, times)
+
+    async def _record_failure(self, write: Write, refusal: GatewayError, times: int) -> GatewayError:
+        """Record a refusal, and return the one to raise. X may have billed the write `times` times."""
         recorded = await write.record.failed(refusal, times)
         write.context.recorded = True
         if write.judged is not None and (trip := self._guards.after_refusal(write.judged.guard, refusal)):

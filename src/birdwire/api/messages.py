@@ -18,6 +18,9 @@ Headers = tuple[tuple[str, str], ...]
 
 JSON_TYPE = "application/json"
 
+ACCEPTED = 202
+"""The status of a call that waits for a person; no other call has it."""
+
 
 async def no_body() -> AsyncIterator[bytes]:
     """Yield nothing: the stream of a call without a body."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.body import Parsed
 from birdwire.api.errors import GatewayError
-from birdwire.api.messages import Answer
+from birdwire.api.messages import ACCEPTED, Answer
 from birdwire.api.paths import API, SHORT_API
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 KEY_MEMBER = "aisa_api_key"
 FILE_PART = "media_files"
-WAITS = 202
-"""The status of a call that waits for a person."""
 
 _IGNORED = ("callback_url", "type")
 _NESTED = {"media_ids": "media", "in_reply_to_tweet_id": "reply"}
@@ -79,8 +77,8 @@ def encode(answer: Answer) -> Answer:
     A call that waits for a person is the exception: clients take the code 200 for a call that was carried out.
     """
     value = answer.value
-    if answer.status == WAITS:
-        return Answer.of({"code": WAITS, "msg": "awaiting approval", **value}, WAITS, answer.headers[1:])
+    if answer.status == ACCEPTED:
+        return Answer.of({"code": ACCEPTED, "msg": "awaiting approval", **value}, ACCEPTED, answer.headers[1:])
     # The report of a request has `data` among its members, and is passed on whole.
     data = value["data"] if isinstance(value, dict) and list(value) == ["data"] else value
     if isinstance(data, dict) and "id" in data and "text" in data:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from birdwire.api.errors import PROBLEMS
+from birdwire.api.messages import ACCEPTED
 from birdwire.api.paths import API
 from birdwire.cli import times
 from birdwire.cli.output import ExitCode, Output, Stop, printable
@@ -28,7 +29,6 @@ WaitOption = Annotated[
 ]
 
 LONGEST = timedelta(hours=24)
-ACCEPTED = 202
 HELD_S = 30
 """How long the gateway holds a request at most until a person has decided (`Prefer: wait`)."""
 

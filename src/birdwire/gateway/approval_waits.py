@@ -11,6 +11,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from birdwire.api.messages import ACCEPTED
 from birdwire.keys.context import Pending
 from birdwire.outcomes.idempotency import REPLAYED
 from birdwire.store.database import StorageDownError
@@ -80,7 +81,7 @@ class ApprovalWaits:
 
     def repeated(self, replay: Answer) -> Pending | None:
         """Return what a call waits for whose Idempotency-Key belongs to a request that waits, as `replay` states."""
-        if replay.status != 202 or not isinstance(replay.value, dict):
+        if replay.status != ACCEPTED or not isinstance(replay.value, dict):
             return None
         request_id = str(replay.value["approval"]["request_id"])
         return Pending(request_id, partial(self._replay, request_id))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
-from birdwire.api.messages import Answer
+from birdwire.api.messages import ACCEPTED, Answer
 from birdwire.api.paths import API
 from birdwire.outcomes import approval_seals as seals
 from birdwire.outcomes.journal_rows import new_row
@@ -162,7 +162,7 @@ class ApprovalRecords:
     def asked(self, waiting: Waiting) -> Answer:
         """Return the 202 of a write that waits."""
         headers = (("location", f"{API}/requests/{waiting.row.request_id}"), ("retry-after", str(RETRY_AFTER_S)))
-        return Answer.of(self.asked_document(waiting), 202, headers)
+        return Answer.of(self.asked_document(waiting), ACCEPTED, headers)
 
     def waiting_row(self, entry: Entry, state: State) -> dict[str, Any]:
         """Return the columns of a new row of the journal that waits for a person, or that the operator ordered."""

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from birdwire.api.errors import GatewayError, render
-from birdwire.api.messages import Answer, new_request_id
+from birdwire.api.messages import ACCEPTED, Answer, new_request_id
 from birdwire.keys.secrets import KEY_PATTERN
 from birdwire.store.database import StorageDownError
 from birdwire.store.encryption.vault import Place, VaultError
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 KEPT_FOR = timedelta(hours=24)
 MAX_LATE = 10_000
 _PURGE_BATCH = 500
-ACCEPTED = 202
-"""The status of a call that waits for a person; no other call has it."""
-
 REPLAYED = (("idempotent-replayed", "true"),)
 
 _FORM = re.compile(r"[\x20-\x7e]{1,255}")

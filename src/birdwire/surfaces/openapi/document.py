@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
+from birdwire.api.messages import ACCEPTED
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
 from birdwire.surfaces.openapi.endpoints import Endpoint, endpoints, is_guarded
@@ -91,8 +92,6 @@ _JUDGED = frozenset({400, 403, 404, 409, 429, 502, 503})
 _ALLOWANCE = tuple(name for name in HEADERS if "RateLimit" in name and name != _DEGRADED)
 _WAITED = "Preference-Applied"
 _IMAGES = ("image/jpeg", "image/png", "image/webp", "image/gif")
-ACCEPTED = 202
-"""The status of a write that waits for a person."""
 
 TITLES = {
     400: "Invalid request",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from datetime import datetime, timedelta
@@ -90,6 +91,8 @@ def send(
     if not isinstance(approval, dict) or not isinstance(request_id, str):
         raise Stop(ExitCode.UPSTREAM, f"{gateway.url} answered with HTTP 202, but it does not state what waits.")
     if deadline.left_s:
+        # Loaded before anything is shown: Ctrl-C during an import ends a program by the signal, even if it is caught.
+        importlib.import_module("birdwire.store.tables.journal")
         until = (datetime.now().astimezone() + timedelta(seconds=deadline.left_s)).strftime("%H:%M:%S")
         try:
             say.aside(f"A person must approve it: birdwire approvals approve {printable(request_id, 60)}")

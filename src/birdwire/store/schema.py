@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 metadata = MetaData()
-HEAD = "0005"
+HEAD = "0006"
 """The schema version of this code: the newest of migrations/versions."""
 
 START_LOCK = 0x6269726477697265

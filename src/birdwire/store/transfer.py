@@ -13,10 +13,12 @@ from birdwire.store.tables import (
     api_keys,
     approvals,
     capabilities,
+    destinations,
     idempotency,
     journal,
     kept_images,
     link_states,
+    outbox,
     pauses,
     policies,
     rate_windows,
@@ -63,6 +65,8 @@ TABLES = (
     usage.usage,
     usage.text_marks,
     text_mark_keys.text_mark_keys,
+    destinations.destinations,
+    outbox.outbox,
 )
 """The tables to copy, each after those that it refers to. Excludes processes and the change feed."""
 

@@ -36,18 +36,21 @@ REFUSED = -1
 class Part(NamedTuple):
     """One statement of a unit of several: a constant, built once, and the parameters of its row.
 
-    If a `required` part changes no row, the whole unit is rolled back.
+    If a `required` part changes no row, the whole unit is rolled back. A part that `looks` reads what the parts before
+    it changed, which costs a round trip on PostgreSQL.
     """
 
     statement: Statement
     row: Mapping[str, Any]
     required: bool = False
+    looks: bool = False
 
 
 class Step(NamedTuple):
     """A part for the driver, in its dialect, with its values in order.
 
-    `ensures`: it only makes and locks a row, whose primary key are the first `keys` values.
+    `ensures`: it only makes and locks a row, whose primary key are the first `keys` values. `looks`: it reads what the
+    steps before it changed.
     """
 
     sql: str
@@ -55,6 +58,7 @@ class Step(NamedTuple):
     required: bool
     keys: int
     ensures: bool
+    looks: bool
 
 
 class Unit(NamedTuple):
@@ -136,9 +140,9 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
         steps = []
-        for statement, row, required in parts:
+        for statement, row, required, looks in parts:
             bound, given = self._compiled(statement, row)
-            steps.append(Step(bound.sql, bound.values(given), required, bound.keys, bound.ensures))
+            steps.append(Step(bound.sql, bound.values(given), required, bound.keys, bound.ensures, looks))
         self._waiting.append(Unit("", [], None, None, done, loop.time(), 0, steps))
         if self._drainer is None:
             self._drainer = asyncio.create_task(self._drain())

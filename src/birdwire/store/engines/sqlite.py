@@ -321,7 +321,7 @@ def _execute_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> int
 def _try_steps(connection: sqlite3.Connection, steps: Sequence[Step], *, ensure: bool) -> int:
     """Execute steps up to the first that is required and changes no row; return its index, or as Unit describes."""
     try:
-        for index, (sql, values, required, _, ensures) in enumerate(steps):
+        for index, (sql, values, required, _, ensures, _) in enumerate(steps):
             if ensures and not ensure:
                 continue
             if connection.execute(sql, values).rowcount == 0 and required:

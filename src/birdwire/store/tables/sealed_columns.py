@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, LargeBinary, bindparam, func, literal, select, tuple_, update
 
 from birdwire.store.tables.approvals import approval_files, approvals
+from birdwire.store.tables.destinations import destinations
 from birdwire.store.tables.idempotency import idempotency
 from birdwire.store.tables.journal import journal
 from birdwire.store.tables.kept_images import kept_images
 from birdwire.store.tables.link_states import link_states
+from birdwire.store.tables.outbox import outbox
 from birdwire.store.tables.text_mark_keys import text_mark_keys
 from birdwire.store.tables.x_sessions import revocations, x_sessions
 
@@ -71,6 +73,10 @@ SEALED = (
     Sealed(approvals.c.refusal_ct),
     Sealed(approval_files.c.blob_ct, large=True),
     Sealed(kept_images.c.blob_ct, large=True),
+    Sealed(destinations.c.url_ct),
+    Sealed(destinations.c.secret_ct),
+    Sealed(destinations.c.old_secret_ct),
+    Sealed(outbox.c.extra_ct),
 )
 """The proofs in `vault_keys` are not listed: each proves its own key and is deleted with it."""
 

@@ -80,7 +80,7 @@ class Destinations:
         row |= {"url_ct": self._seal("url_ct", url), "secret_ct": self._seal("secret_ct", secret)}
         async with self._database.write() as connection:
             before, now = await store.get(connection, hold=True), self._clock.now()
-            # By this time, a try that began before knows that its destination is gone, and changes nothing of the new one.
+            # A try that began before compares this time, and changes nothing of the new destination.
             now = now if before is None else max(now, before.set_at + _TICK)
             row |= {"set_at": now, "set_by": by.who, "secret_at": now}
             await store.put(connection, row | {"sender": None if before is None else before.sender})

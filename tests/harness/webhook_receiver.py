@@ -1,7 +1,7 @@
 """A receiver of webhooks on loopback: it records each delivery, and answers as the test sets.
 
 Within a test it runs on the test's event loop: `async with receiving() as receiver`. As a process of its own, by
-`python -m harness.webhook_receiver --port 0 --log FILE`, it prints its port and outlives everything that the test kills.
+`python -m harness.webhook_receiver --port 0 --log FILE`, it prints its port, and outlives what the test kills.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ outbox = Table(
     Index("outbox_end", "keep_until"),
 )
 """data: the facts of the event, never a text of a post, a token or a key. extra_ct: what the destination gets in
-addition, as its options say, encrypted; removed when the delivery ends.
+addition, as its options state, encrypted; removed when the delivery ends.
 
 tries: how often it was sent. due_at: when it is sent next; null once it has ended by `outcome`. status and error: what
 the last try came to. keep_until: when the row may be deleted, if it has ended.

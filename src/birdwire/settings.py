@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from birdwire.runtime.outbound import OutboundRules
+
 PREFIX = "BIRDWIRE_"
 LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
 CLIENT_NAMES = frozenset({"URL", "API_KEY", "CONFIG"})
@@ -134,6 +136,11 @@ class Settings(BaseModel):
         description="Comma-separated addresses or networks of the reverse proxies whose X-Forwarded-For header is "
         "trusted.",
     )
+    outbound_allow: str = Field(
+        "",
+        description="Comma-separated addresses or networks that notifications may be sent to although they are not "
+        "public, such as 10.1.2.3 for a receiver in your own network.",
+    )
     hosts: str = Field(
         "", description="Comma-separated host names that Birdwire accepts in the Host header. Default: any."
     )
@@ -238,13 +245,12 @@ class Settings(BaseModel):
             faults.append(("metrics_port", f"port and metrics_port are both {self.port}; choose another metrics_port"))
         if self.vault_key_file is not None and self.vault_key is not None:
             faults.append(("vault_key", "vault_key and vault_key_file are both set; set one"))
-        for network in listed(self.trusted_proxies):
-            try:
-                ipaddress.ip_network(network)
-            except ValueError:
-                faults.append(
-                    ("trusted_proxies", f"trusted_proxies contains {network}, which is not an IP address or network")
-                )
+        faults += [
+            (name, f"{name} contains {network}, which is not an IP address or network")
+            for name in ("trusted_proxies", "outbound_allow")
+            for network in listed(getattr(self, name))
+            if not _is_network(network)
+        ]
         if self.max_spooled_bytes < self.max_upload_bytes:
             faults.append(("max_spooled_bytes", "max_spooled_bytes must be at least max_upload_bytes"))
         unknown = set(self.offered_reads) - set(LOOK_UPS)
@@ -311,6 +317,15 @@ class Settings(BaseModel):
     def offered_reads(self) -> tuple[str, ...]:
         """Return the names of the lookups that are offered."""
         return listed(self.reads)
+
+    @property
+    def outbound_rules(self) -> OutboundRules:
+        """Return which addresses notifications may be sent to: also this machine's own if X is the sandbox."""
+        # Most commands send nothing, and TLS takes long to import.
+        from birdwire.runtime.outbound import OutboundRules  # noqa: PLC0415
+
+        allow = tuple(ipaddress.ip_network(network) for network in listed(self.outbound_allow))
+        return OutboundRules(allow, loopback=self.issuer == "sandbox")
 
     @property
     def metrics_inside(self) -> bool:
@@ -449,6 +464,15 @@ def _collide(one: str, other: str) -> bool:
     """Return whether one port cannot listen on both addresses."""
     same_family = (":" in one) == (":" in other)
     return one == other or (same_family and (is_any(one) or is_any(other)))
+
+
+def _is_network(text: str) -> bool:
+    """Return whether a text is an IP address, or a network without host bits."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_host(name: str) -> bool:

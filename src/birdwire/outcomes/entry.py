@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from birdwire.store.database import Part
+    from birdwire.store.engines.group_commit import Part
     from birdwire.store.tables.usage import Charge
 
 

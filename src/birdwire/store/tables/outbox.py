@@ -123,7 +123,7 @@ def _insert(*also: ColumnElement[bool]) -> InsertNew:
     """Return an insert of an event for the destination, if that is on, there is room, and the condition holds."""
     new = [bindparam(f"new_{name}", type_=outbox.c[name].type) for name in _NEW]
     selected = select(*new, literal(0), destinations.c.destination_id)
-    wanted = (destinations.c.off_at.is_(None), _ROOM, *also)
+    wanted = (destinations.c.off_at.is_(None), *also, _ROOM)
     return InsertNew(outbox).from_select([*_NEW, "tries", "destination_id"], selected.where(*wanted))
 
 

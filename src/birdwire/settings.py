@@ -14,15 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from birdwire.api.paths import OAUTH_CALLBACK
 from birdwire.runtime import private_files
-from birdwire.runtime.addresses import is_any, is_loopback
+from birdwire.runtime.addresses import is_any, is_loopback, network_of
 from birdwire.runtime.failpoints import Failpoints
+from birdwire.runtime.outbound_urls import OutboundRules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from pydantic_core import ErrorDetails
-
-    from birdwire.runtime.outbound import OutboundRules
 
 PREFIX = "BIRDWIRE_"
 LOOK_UPS = ("user/info", "user/last_tweets", "user/search")
@@ -249,7 +248,7 @@ class Settings(BaseModel):
             (name, f"{name} contains {network}, which is not an IP address or network")
             for name in ("trusted_proxies", "outbound_allow")
             for network in listed(getattr(self, name))
-            if not _is_network(network)
+            if network_of(network) is None
         ]
         if self.max_spooled_bytes < self.max_upload_bytes:
             faults.append(("max_spooled_bytes", "max_spooled_bytes must be at least max_upload_bytes"))
@@ -321,10 +320,7 @@ class Settings(BaseModel):
     @property
     def outbound_rules(self) -> OutboundRules:
         """Return which addresses notifications may be sent to: also this machine's own if X is the sandbox."""
-        # Most commands send nothing, and TLS takes long to import.
-        from birdwire.runtime.outbound import OutboundRules  # noqa: PLC0415
-
-        allow = tuple(ipaddress.ip_network(network) for network in listed(self.outbound_allow))
+        allow = tuple(found for text in listed(self.outbound_allow) if (found := network_of(text)) is not None)
         return OutboundRules(allow, loopback=self.issuer == "sandbox")
 
     @property
@@ -464,15 +460,6 @@ def _collide(one: str, other: str) -> bool:
     """Return whether one port cannot listen on both addresses."""
     same_family = (":" in one) == (":" in other)
     return one == other or (same_family and (is_any(one) or is_any(other)))
-
-
-def _is_network(text: str) -> bool:
-    """Return whether a text is an IP address, or a network without host bits."""
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_host(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given
@@ -76,7 +76,7 @@ HOSTILE = (
 
 def news(event: tuple[str, object], text: str | None = None, link: str | None = None, **changes: Any) -> News:
     """Return an event with what happened."""
-    return News("evt_01KB", event[0], AT, FACTS[event] | changes, text, link)
+    return News("evt_01KB", cast("EventType", event[0]), AT, FACTS[event] | changes, text, link)
 
 
 def headers(kind: str, one: News) -> dict[str, str]:
@@ -128,7 +128,7 @@ def test_every_event_is_worded_for_every_kind(kind: str, event: tuple[str, objec
 @pytest.mark.parametrize("event", [*FACTS, ("later.event", None)])
 def test_an_event_without_its_facts_is_worded_too(kind: str, event: tuple[str, object]) -> None:
     """A gateway of another version may have written it; what is not known is left out."""
-    body = word(kind, News("evt_01KB", event[0], AT, {}, None, None)).body.decode()
+    body = word(kind, News("evt_01KB", cast("EventType", event[0]), AT, {})).body.decode()
     assert "None" not in body
     assert "{" not in body or kind != "ntfy"
 
@@ -191,8 +191,8 @@ READ: dict[tuple[str, object], tuple[str, str]] = {
     ("x.changed", False): (
         "X no longer allows like_twitter",
         (
-            "X has refused like_twitter. Reason: X does not offer this action at the access level of the gateway's X app "
-            "(x_tier_lacks_action). For all that X allowed, run: birdwire check --live"
+            "X has refused like_twitter. Reason: X does not offer this action at the access level of the gateway's X "
+            "app (x_tier_lacks_action). For all that X allowed, run: birdwire check --live"
         ),
     ),
 }

@@ -41,7 +41,7 @@ MAX_SENDING: Final = 16
 """Deliveries in progress at a time."""
 
 PROBE_AFTER: Final = 3
-"""After so many failures in a row, one delivery is tried at a time, until one succeeds."""
+"""After this number of failures in a row, one delivery is tried at a time, until one succeeds."""
 
 CLOSE_S: Final = 5.0
 """How long a shutdown waits for the deliveries in progress."""
@@ -53,8 +53,6 @@ MAX_PURGED: Final = 1_000
 
 RECORD_AGAIN_S: Final = 1.0
 CRASH_PAUSE_S: Final = 30.0
-CRASHED: Final = "crash"
-"""The error of an event that could not be worded."""
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -98,7 +96,7 @@ class Deliveries:
     async def round(self) -> None:
         """Send what is due, if this process is the one that sends; due every ROUND_EVERY_S.
 
-        Without a destination, it costs a look at the change feed.
+        Without a destination, it only asks the change feed.
 
         Raises:
             StorageDownError: the database does not answer.
@@ -195,7 +193,7 @@ class Deliveries:
             async with self._database.write() as connection:
                 purged = await outbox.purge(connection, now, MAX_PURGED)
                 if to.off_at is not None:
-                    # What a transaction added that had begun before the destination was switched off.
+                    # A transaction that had started before the switch may have added some.
                     await outbox.drop_pending(connection)
         self._tidy_at = now + TIDY_EVERY
 
@@ -216,7 +214,7 @@ class Deliveries:
         except Exception as error:  # noqa: BLE001 - nobody awaits the task
             # Whatever it is, it would happen at every try.
             self._telemetry.crash(row.event_id, error)
-            await self._recorded(row, lambda: self._results.end(row, "given_up", CRASHED))
+            await self._recorded(row, lambda: self._results.end(row, "given_up"))
             return
         at = self._clock.now()
         if self._to is not None and self._to.set_at == to.set_at:

@@ -5,7 +5,7 @@ A try of which another process has recorded a result, or whose destination has b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from birdwire.gateway.notifications.destination import SUBJECT, shown
 from birdwire.gateway.notifications.schedule import FAILING_FOR, GONE, next_try
@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 Switched = Literal["on", "410", "failing"]
 """How a try switched its destination: on, or off and why."""
 
-UNREADABLE = "unreadable"
-"""The error of a destination whose URL or secret cannot be decrypted: nothing is sent to it."""
+CRASHED: Final = {"error": "crash"}
+"""What is recorded of an event that could not be worded."""
+
+UNREADABLE: Final = {"status": None, "error": "unreadable"}
+"""What is recorded of a destination whose URL or secret cannot be decrypted: nothing is sent to it."""
+
+
+ENDED: Final = {"due_at": None, "extra_ct": None}
+"""What changes of every event that is not sent again."""
 
 
 class Results:
@@ -61,14 +68,14 @@ class Results:
         if switched is not None:
             self._report_switch(switched, dropped)
 
-    async def end(self, row: OutboxRow, outcome: outbox.Outcome, error: str | None = None) -> None:
-        """End an event that is not sent: it is outdated, or cannot be worded.
+    async def end(self, row: OutboxRow, outcome: outbox.Outcome) -> None:
+        """End an event that is not sent: it is `outdated`, or it is `given_up`, because it cannot be worded.
 
         Raises:
             StorageDownError: it was not recorded.
         """
         async with self._database.write() as connection:
-            values = {"due_at": None, "outcome": outcome, "error": error, "extra_ct": None}
+            values = {**ENDED, "outcome": outcome} | (CRASHED if outcome == "given_up" else {})
             ended = await outbox.change(connection, row.event_id, row.tries, values)
         if ended:
             self._telemetry.metrics.add("birdwire_notifications_total", outcome)
@@ -83,9 +90,7 @@ class Results:
         async with self._database.write() as connection:
             now = await destinations.get(connection, hold=True)
             if now is not None and now.set_at == to.set_at:
-                await destinations.change(
-                    connection, {"tried_at": self._clock.now(), "status": None, "error": UNREADABLE}
-                )
+                await destinations.change(connection, {"tried_at": self._clock.now(), **UNREADABLE})
 
     async def _switch(self, connection: AsyncConnection, to: DestinationRow, how: Switched, at: datetime) -> int:
         """Switch a destination on or off; return how many events that waited for it were dropped."""
@@ -115,20 +120,24 @@ class Results:
             self._telemetry.metrics.add("birdwire_notifications_total", "dropped")
 
 
+def _columns(sent: Sent) -> dict[str, Any]:
+    """Return the columns that both tables have of the last try."""
+    return {name: getattr(sent, name) for name in ("status", "error")}
+
+
 def _event_after(row: OutboxRow, sent: Sent, at: datetime) -> dict[str, Any]:
     """Return the columns of an event after one more try."""
     tries = row.tries + 1
-    values: dict[str, Any] = {"tries": tries, "status": sent.status, "error": sent.error}
-    ended = {"due_at": None, "extra_ct": None}
+    values = {"tries": tries, **_columns(sent)}
     if sent.error is None:
-        return {**values, **ended, "outcome": "delivered"}
+        return {**values, **ENDED, "outcome": "delivered"}
     due_at = None if row.type == outbox.TEST else next_try(tries, at, sent)
-    return {**values, **ended, "outcome": "given_up"} if due_at is None else {**values, "due_at": due_at}
+    return {**values, **ENDED, "outcome": "given_up"} if due_at is None else {**values, "due_at": due_at}
 
 
 def _destination_after(row: OutboxRow, now: DestinationRow, sent: Sent, at: datetime) -> dict[str, Any]:
     """Return the columns of a destination after one more try."""
-    values: dict[str, Any] = {"tried_at": at, "status": sent.status, "error": sent.error}
+    values = {"tried_at": at, **_columns(sent)}
     if sent.error is None:
         return {**values, "delivered_at": at, "failing_since": None}
     # A test proves that it works, or not yet: only events that an operator misses count as failing.

@@ -25,7 +25,7 @@ from birdwire.store.tables import approvals, processes
 from birdwire.store.tables.acts import Actor
 from harness.approving import ApprovingDeployment, Asked, approving
 from harness.fault_scale import LONG, record, scaled
-from harness.guarded_gateway import OPERATOR
+from harness.guarded_gateway import OPERATOR, ROOM
 from harness.notifying import Notifier
 from harness.webhook_receiver import ACCEPTED, Reply, receiving
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from harness.processes import GatewayProcess
     from harness.webhook_receiver import Delivery, WebhookReceiver
 
-KILLS = scaled("NOTIFICATION_KILLS", 4, 100)
+KILLS = scaled("NOTIFICATION_KILLS", 3, 100)
 """How often a gateway is killed, at each of MOMENTS in turn."""
 
 MOMENTS = ("at random", "when a delivery arrives", "when a delivery is answered")
@@ -57,6 +57,47 @@ pytestmark = pytest.mark.timeout(120 + 15 * KILLS)
 
 Fact = tuple[str, str]
 """An event's type and the name of what it is about, by which a test knows it."""
+
+
+class Replicas:
+    """The gateways of a deployment, and by which name each holds its lease."""
+
+    def __init__(self, place: ApprovingDeployment) -> None:
+        self.place = place
+        self._owners: list[str] = []
+
+    async def start(self, count: int) -> None:
+        """Start gateways until there are so many."""
+        self._owners += await self._new() if self.place.replicas else []
+        while len(self.place.replicas) < count:
+            self.place.replicas.append(await self.place.guarded.deployment.serve(**ROOM))
+            self._owners += await self._new()
+
+    def named(self, owner: str) -> int:
+        """Return the number of the gateway that holds a lease by this name."""
+        return self._owners.index(owner)
+
+    async def restart_dead(self) -> None:
+        """Start a gateway in place of each that was killed, and end the leases of those."""
+        for number, at in enumerate(self.place.replicas):
+            if at.process.poll() is not None:
+                await self.expire(self._owners[number])
+                await self.place.restart(number)
+                [self._owners[number]] = await self._new()
+
+    async def expire(self, owner: str) -> None:
+        """End the lease of a gateway that was killed, as time would."""
+        table = processes.processes
+        async with self.place.database.write() as connection:
+            dead = update(table).where(table.c.owner == owner)
+            await connection.execute(dead.values(alive_until=Clock().now() - LEASE))
+
+    async def _new(self) -> list[str]:
+        """Return the names of leases that were not known before and have not expired."""
+        table = processes.processes
+        async with self.place.database.read() as connection:
+            owners = await connection.execute(select(table.c.owner).where(table.c.alive_until > Clock().now()))
+        return [owner for owner in owners.scalars() if owner not in self._owners]
 
 
 class Load:
@@ -122,7 +163,9 @@ async def test_no_kill_loses_an_event(tmp_path: Path, database_url: str, engine:
     if engine == "postgres" and not LONG:
         pytest.skip("the long form: make acceptance PART=notifications")
     dice = random.Random(KILLS)  # noqa: S311 - a test's dice
-    async with approving(tmp_path, database_url, REPLICAS[engine]) as place, receiving() as receiver:
+    async with approving(tmp_path, database_url) as place, receiving() as receiver:
+        replicas = Replicas(place)
+        await replicas.start(REPLICAS[engine])
         notifier = Notifier.of(place.database, Settings.model_validate(place.guarded.deployment.settings))
         holder, spare = await place.holder(), await place.guarded.holder("grace")
         await notifier.set(f"{receiver.url}/hook")
@@ -130,7 +173,7 @@ async def test_no_kill_loses_an_event(tmp_path: Path, database_url: str, engine:
         for number in range(KILLS):
             kill = _kill(place, receiver, MOMENTS[number % len(MOMENTS)], dice)
             await load.run(place.replicas[0], asyncio.create_task(kill))
-            await _restart(place)
+            await replicas.restart_dead()
         receiver.answer(ACCEPTED)
         await notifier.until_sent(SENT_S)
         figures = await _check(load, notifier, receiver.accepted)
@@ -157,17 +200,6 @@ async def _kill(place: ApprovingDeployment, receiver: WebhookReceiver, moment: s
         await killed.wait()
     for at in place.replicas:
         await at.ended()
-
-
-async def _restart(place: ApprovingDeployment) -> None:
-    """Start a gateway in place of each that was killed, and end the leases of those, as time would."""
-    dead = [number for number, at in enumerate(place.replicas) if at.process.poll() is not None]
-    table = processes.processes
-    for number in dead:
-        async with place.database.write() as connection:
-            ended = update(table).where(table.c.address == place.replicas[number].url)
-            await connection.execute(ended.values(alive_until=Clock().now() - LEASE))
-        await place.restart(number)
 
 
 async def _check(load: Load, notifier: Notifier, accepted: list[Delivery]) -> dict[str, int]:
@@ -201,7 +233,9 @@ def _fact(event: dict[str, Any]) -> Fact:
 @pytest.mark.engines("postgres")
 async def test_one_of_two_replicas_sends_and_the_other_one_takes_over(tmp_path: Path, database_url: str) -> None:
     """Once the sender's lease has expired; nothing is sent twice before, and nothing is lost."""
-    async with approving(tmp_path, database_url, 2) as place, receiving() as receiver:
+    async with approving(tmp_path, database_url) as place, receiving() as receiver:
+        replicas = Replicas(place)
+        await replicas.start(2)
         notifier = Notifier.of(place.database, Settings.model_validate(place.guarded.deployment.settings))
         holder = await place.holder()
         await notifier.set(f"{receiver.url}/hook")
@@ -211,22 +245,13 @@ async def test_one_of_two_replicas_sends_and_the_other_one_takes_over(tmp_path: 
         assert len(receiver.deliveries) == len(asked)
         sender = (await notifier.row()).sender
         assert sender is not None
-        dead, alive = await _by_owner(place, sender)
-        await dead.kill()
-        asked += [await place.ask(alive, holder, f"After {number}") for number in range(3)]
+        dead = replicas.named(sender)
+        await place.replicas[dead].kill()
+        asked += [await place.ask(place.replicas[1 - dead], holder, f"After {number}") for number in range(3)]
         if not LONG:
-            await _restart(place)
+            await replicas.expire(sender)
         await receiver.wait_for(len(asked), 2 * LEASE.total_seconds())
         await notifier.until_sent()
         assert (await notifier.row()).sender not in (None, sender)
         got = Counter(delivery.document["data"]["request_id"] for delivery in receiver.deliveries)
         assert got == Counter(one.request_id for one in asked)
-
-
-async def _by_owner(place: ApprovingDeployment, owner: str) -> tuple[GatewayProcess, GatewayProcess]:
-    """Return the replica that is this owner of a lease, and the other one."""
-    async with place.database.read() as connection:
-        query = select(processes.processes.c.address).where(processes.processes.c.owner == owner)
-        url = (await connection.execute(query)).scalar_one()
-    [one], [other] = [[at for at in place.replicas if (at.url == url) is same] for same in (True, False)]
-    return one, other

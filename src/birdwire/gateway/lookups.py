@@ -44,7 +44,7 @@ class Lookups:
         if guard is None:
             return Answer.of(await lookup.run(self._runner, session.user_id, query, client.ask))
         price = self._spending.prices.of_reads(lookup.most)
-        judged = Judged(guard)
+        judged = Judged(guard, label=context.key.label, username=session.username)
         judged.proposal = propose_lookup(lookup.name, session.user_id, price)
         await self._spending.judge(judged, None)
         await self._spending.check(judged)

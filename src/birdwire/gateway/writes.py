@@ -305,6 +305,7 @@ class Writes:
         return None if judged is None else self._judge(write, judged)
 
     async def _judge(self, write: Write, judged: Judged) -> None:
+        judged.label, judged.username = write.context.key.label, write.session.username
         judged.proposal = self._proposal(write, write.session.user_id)
         await self._spending.judge(judged, write.operation)
         await self._spending.check(judged)

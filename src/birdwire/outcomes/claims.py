@@ -56,7 +56,7 @@ class Claims:
         if OPERATIONS_BY_NAME[entry.operation].repeatable:
             row["due_at"], check_at = None, row["due_at"]
         sha256 = approved.payload_sha256
-        parts = settlement.claiming(row, sha256, check_at, entry.charges, entry.shadow_charges)
+        parts = settlement.claiming(row, sha256, check_at, entry.charges, entry.shadow_charges, entry.news)
         missed = await self._database.append_all(parts)
         if missed is not None and missed < settlement.CLAIMS:
             raise ClaimLostError

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from birdwire.store.engines.group_commit import Part
     from birdwire.store.tables.usage import Charge
 
 
@@ -26,7 +27,7 @@ class Entry:
     `signature` identifies a post in its account's timeline (see post_matching.py), for operations that must never be
     sent twice. Of a guarded write: `charges` are made when it starts, or it does not start. `shadow_charges` were made
     before, and the end of the write gives them back as it does the others. `decision` and `features` are what its
-    policies decided, and what they judged of a post.
+    policies decided, and what they judged of a post. `news` are the parts that report what the charges reach.
     """
 
     request_id: str
@@ -42,3 +43,4 @@ class Entry:
     decision: dict[str, Any] | None = field(default=None, repr=False)
     features: dict[str, Any] | None = field(default=None, repr=False)
     approved: Approved | None = None
+    news: tuple[Part, ...] = ()

@@ -143,7 +143,7 @@ class Journal:
             if entry.approved is not None:
                 refused = await self.claims.start(entry, entry.approved, row)
             elif entry.charges or entry.shadow_charges:
-                parts = settlement.starting(row, entry.charges, entry.shadow_charges)
+                parts = settlement.starting(row, entry.charges, entry.shadow_charges, entry.news)
                 refused = await self._database.append_all(parts)
             else:
                 await self._database.append(store.ADD, row)

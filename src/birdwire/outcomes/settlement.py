@@ -23,12 +23,17 @@ CLAIMS = 2
 """How many parts of `claiming` precede the charges."""
 
 
-def starting(row: Mapping[str, Any], charges: Sequence[Charge], shadow_charges: Sequence[Charge]) -> list[Part]:
-    """Return the parts that make a write's charges and add its row, which then states all of them and their sum."""
+def starting(
+    row: Mapping[str, Any], charges: Sequence[Charge], shadow_charges: Sequence[Charge], news: Sequence[Part] = ()
+) -> list[Part]:
+    """Return the parts that make a write's charges and add its row, which then states all of them and their sum.
+
+    `news` are the parts that report what the charges reach.
+    """
     spent = usage.encode((*charges, *shadow_charges))
     cost = row.get("cost_microusd") or usage.usd_in(spent)
     added = {**row, "spent": spent} | ({"cost_microusd": cost} if cost else {})
-    return [*usage.charging(charges, row["request_id"]), Part(store.ADD, added)]
+    return [*usage.charging(charges, row["request_id"]), Part(store.ADD, added), *news]
 
 
 def claiming(
@@ -37,8 +42,9 @@ def claiming(
     check_at: datetime | None,
     charges: Sequence[Charge],
     shadow_charges: Sequence[Charge],
+    news: Sequence[Part] = (),
 ) -> list[Part]:
-    """Return the parts that start an approved write, whose row exists, and make its charges.
+    """Return the parts that start an approved write, whose row exists, and make its charges. `news` report of them.
 
     The first CLAIMS parts fail if another process started it, if it no longer waits as it was judged, or if its time is
     over at `row["started_at"]`. `check_at` is when a gateway checks whether the process of a write that may be repeated
@@ -52,6 +58,7 @@ def claiming(
         Part(approvals.START, approvals.starting(request_id, values), required=True),
         Part(approvals.CLAIM, claim, required=True),
         *usage.charging(charges, request_id),
+        *news,
     ]
 
 

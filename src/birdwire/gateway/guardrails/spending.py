@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.gateway.guardrails import policy as rules
-from birdwire.gateway.guardrails.policy import Context, Decision
+from birdwire.gateway.guardrails.policy import ACCOUNT_PREFIX, GATEWAY_SCOPE, Context, Decision
 from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, propose_lookup
 from birdwire.outcomes.journal import ChargeRefused
 from birdwire.store.database import StorageDownError
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from birdwire.api.reason_type import Reason
     from birdwire.gateway.guardrails.decision import UsageKey
     from birdwire.gateway.guardrails.policy import Guard, Policy
+    from birdwire.gateway.notifications.budget_reports import BudgetReports
     from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
-    from birdwire.store.database import Database
+    from birdwire.store.database import Database, Part
     from birdwire.store.encryption.text_marks import TextMarks
     from birdwire.x.catalog.operations import Operation
     from birdwire.x.catalog.prices import Prices
@@ -64,7 +65,8 @@ class Judged:
     """A guarded call: what holds for it, what it asks for, and what its policies make of it so far.
 
     `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
-    `registered`: it counts as running. `shown` are the findings that a person saw who approved it.
+    `registered`: it counts as running. `shown` are the findings that a person saw who approved it. `label` and
+    `username` are those of its key and its account.
     """
 
     guard: Guard
@@ -76,6 +78,8 @@ class Judged:
     shadow: tuple[Charge, ...] = ()
     registered: bool = False
     shown: Sequence[Mapping[str, Any]] = ()
+    label: str = ""
+    username: str = ""
 
     @property
     def obeys(self) -> bool:
@@ -93,6 +97,14 @@ class Judged:
         if self.proposal.price is not None:
             return self.proposal.price
         return store.usd_in(store.encode(self.charges)) or None
+
+    def name_of(self, scope: str) -> str:
+        """Return one of the call's scopes as a person knows it, as far as the call knows that."""
+        if scope == GATEWAY_SCOPE:
+            return "the gateway"
+        if scope.startswith(ACCOUNT_PREFIX):
+            return f"@{self.username}" if self.username else scope
+        return self.label or scope
 
     def header(self, *, times: int = 1, usd: int | None = None) -> Headers:
         """Return the header that states what the call cost, unless no policy is obeyed, or nobody knows the price.
@@ -145,13 +157,22 @@ def check_shown(decision: Decision, shown: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Spending:
-    """Judges guarded calls, and counts what passes."""
+    """Judges guarded calls, and counts what passes. `reports`: what is used of budgets is reported."""
 
-    def __init__(self, database: Database, guard_of: GuardOf, marks: TextMarks, prices: Prices, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        guard_of: GuardOf,
+        marks: TextMarks,
+        prices: Prices,
+        clock: Clock,
+        reports: BudgetReports | None = None,
+    ) -> None:
         self._database = database
         self._guard_of = guard_of
         self._marks = marks
         self._clock = clock
+        self._reports = reports
         self.prices = prices
 
     def check_pause(self, guard: Guard) -> None:
@@ -239,10 +260,18 @@ class Spending:
         check_shown(decision, () if judged is None else judged.shown)
 
     async def charge(self, judged: Judged, entry: Entry) -> None:
-        """Add to a write's entry what its policies found and charge. What runs in shadow mode is charged now."""
+        """Add to a write's entry what its policies found and charge, and the parts that report it.
+
+        What runs in shadow mode is charged now.
+        """
         await self._charge(judged, entry.request_id)
         entry.charges, entry.shadow_charges = judged.charges, judged.shadow
         entry.decision = judged.document()
+        entry.news = self._news(judged)
+
+    def _news(self, judged: Judged) -> tuple[Part, ...]:
+        """Return the parts that report what a call's charges reach."""
+        return () if self._reports is None else self._reports.parts(judged.charges, judged.name_of)
 
     def ordered(self, guard: Guard, proposal: Proposal) -> tuple[Charge, ...]:
         """Return what a call that the operator ordered adds to budgets, which count its price and do not limit it."""
@@ -262,9 +291,18 @@ class Spending:
                 charge = judged.charges[refused.index]
             else:
                 return
-            await self.check_by_snapshot(judged)
+            try:
+                await self.check_by_snapshot(judged)
+            except GatewayError:
+                await self._report_refused(charge, judged)
+                raise
+        await self._report_refused(charge, judged)
         reason: Reason = _REASONS.get(charge.rule, "cap_reached")
         raise GatewayError(reason, retry_after_s=1, detail="other calls use it up", scope=charge.scope)
+
+    async def _report_refused(self, charge: Charge, judged: Judged) -> None:
+        if self._reports is not None:
+            await self._reports.exhausted(charge, judged.name_of)
 
     async def reserve(self, judged: Judged, request_id: str) -> None:
         """Let a lookup pass: reserve the most that it may cost.
@@ -283,7 +321,7 @@ class Spending:
             raise ChargeRefused(store.refused_by(charges, index) or 0)
 
     async def correct(self, judged: Judged, request_id: str, usd: int, count: int) -> None:
-        """Correct what a lookup reserved to what X billed, and count its reads.
+        """Correct what a lookup reserved to what X billed, count its reads, and report what budgets have used now.
 
         If the store is down, the most stays reserved.
         """
@@ -294,7 +332,7 @@ class Spending:
             parts += store.giving_back(spent, request_id, usd=store.usd_in(spent) - usd, counts=False)
         reads = _reads(judged.guard.key_id, asked.operation, asked.user_id, day, count, usd)
         with contextlib.suppress(StorageDownError):
-            await self._database.append_all([*parts, *store.charging(reads, request_id)])
+            await self._database.append_all([*parts, *store.charging(reads, request_id), *self._news(judged)])
 
     async def add_naming(self, key_id: str, user_id: str) -> None:
         """Count that X named the account of a key.

@@ -59,6 +59,13 @@ def end_of(unit: Unit, now: datetime) -> datetime:
     return (start.replace(day=1, hour=0) + timedelta(days=32)).replace(day=1)
 
 
+def end_of_window(window: str) -> datetime:
+    """Return when a window ends."""
+    # A month's name is not a date.
+    start = datetime.fromisoformat(f"{window}-01" if unit_of(window) == "month" else window)
+    return end_of(unit_of(window), start.replace(tzinfo=UTC))
+
+
 def seconds_between(now: datetime, end: datetime) -> int:
     """Return the whole seconds from now on after which `end` has come, at least 1."""
     return max(1, -((now - end) // timedelta(seconds=1)))

@@ -36,8 +36,8 @@ REFUSED = -1
 class Part(NamedTuple):
     """One statement of a unit of several: a constant, built once, and the parameters of its row.
 
-    If a `required` part changes no row, the whole unit is rolled back. A part that `looks` reads what the parts before
-    it changed, which costs a round trip on PostgreSQL.
+    If a `required` part changes no row, the whole unit is rolled back. A part that `looks` reads what other parts
+    changed, and comes after them; all of them together cost a round trip on PostgreSQL.
     """
 
     statement: Statement
@@ -49,8 +49,8 @@ class Part(NamedTuple):
 class Step(NamedTuple):
     """A part for the driver, in its dialect, with its values in order.
 
-    `ensures`: it only makes and locks a row, whose primary key are the first `keys` values. `looks`: it reads what the
-    steps before it changed.
+    `ensures`: it only makes and locks a row, whose primary key are the first `keys` values. `looks`: it reads what
+    other steps changed.
     """
 
     sql: str

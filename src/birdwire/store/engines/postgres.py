@@ -375,13 +375,14 @@ async def _execute_stepped(connection: Any, units: Sequence[Unit], changed: list
 def _runs(steps: Sequence[Step]) -> Sequence[Sequence[int]]:
     """Return the indexes of steps, in groups that one query may execute.
 
-    A query sees the rows as they were when it started, so steps that may change the same row need one query each, and a
-    step that looks at what others changed comes after their query.
+    A query sees the rows as they were when it started, so steps that may change the same row need one query each, and
+    those that look at what others changed share one that comes last.
     """
     rest = [index for index, step in enumerate(steps) if not step.ensures and not step.looks]
-    looking = [[index] for index, step in enumerate(steps) if step.looks]
+    looking = [index for index, step in enumerate(steps) if step.looks]
     ensured = [(step.sql, *step.values[: step.keys]) for step in steps if step.ensures]
-    return [rest, *looking] if len(set(ensured)) == len(ensured) else [*([index] for index in rest), *looking]
+    changing = [rest] if len(set(ensured)) == len(ensured) else [[index] for index in rest]
+    return [run for run in (*changing, looking) if run]
 
 
 def _as_one_query(steps: Sequence[Step]) -> tuple[str, list[Any]]:

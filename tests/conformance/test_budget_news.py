@@ -364,7 +364,7 @@ async def test_a_lookup_reports_what_it_was_billed(caller: Caller) -> None:
 async def test_a_budget_that_two_processes_use_up_meets_no_deadlock(
     both: tuple[Caller, Caller], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls that reach several budgets, and refusals by the same budgets, in opposite orders."""
+    """Calls of one reach many budgets, while those of the other are refused by them, in the opposite order."""
     met: list[str] = []
     transaction = vars(PostgreSQL)["_transaction"]
 
@@ -377,21 +377,21 @@ async def test_a_budget_that_two_processes_use_up_meets_no_deadlock(
 
     monkeypatch.setattr(PostgreSQL, "_transaction", watched)
 
-    async def use(caller: Caller, scopes: Sequence[str]) -> None:
+    async def spend(caller: Caller, charges: Sequence[Charge]) -> None:
         reports = BudgetReports(caller.database, caller.replica.clock, lambda: True)
-        charges = [Charge("add", scope, "usd", DAY, CENT, CENT, "budget") for scope in scopes]
         units = [[*charging([one], "req"), *reports.parts([one], str)] for one in charges]
-        await asyncio.gather(
-            *(caller.database.append_all(unit) for unit in units),
-            *(reports.exhausted(one, str) for one in charges),
-            caller.database.append_all([*charging(charges, "req"), *reports.parts(charges, str)]),
-        )
+        await asyncio.gather(*(caller.database.append_all(unit) for unit in units))
+
+    async def refuse(caller: Caller, charges: Sequence[Charge]) -> None:
+        reports = BudgetReports(caller.database, caller.replica.clock, lambda: True)
+        await asyncio.gather(*(reports.exhausted(one, str) for one in charges))
 
     for number in range(10):
-        scopes = [f"key_{number}_{place}" for place in range(8)]
-        await asyncio.gather(use(both[0], scopes), use(both[1], scopes[::-1]))
+        scopes = [f"key_{number}_{place}" for place in range(20)]
+        charges = [Charge("add", scope, "usd", DAY, CENT, CENT, "budget") for scope in scopes]
+        await asyncio.gather(spend(both[0], charges), refuse(both[1], charges[::-1]))
     assert met == []
-    assert len(await data(both[0].database)) == 10 * 8 * 2
+    assert len(await data(both[0].database)) == 10 * 20 * 2
 
 
 def news(event_id: str, scope: str = "key_1", window: str = DAY) -> BudgetNews:

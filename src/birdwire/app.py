@@ -34,6 +34,11 @@ from birdwire.gateway.guardrails.spending import Spending
 from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.guardrails.trips import Trips
 from birdwire.gateway.lookups import Lookups
+from birdwire.gateway.notifications import deliveries
+from birdwire.gateway.notifications.budget_reports import BudgetReports
+from birdwire.gateway.notifications.deliveries import Deliveries
+from birdwire.gateway.notifications.destination import Destinations
+from birdwire.gateway.notifications.extras import Extras
 from birdwire.gateway.pipeline import Pipeline
 from birdwire.gateway.refusal_details import RefusalDetails
 from birdwire.gateway.sender import OperationSender
@@ -57,12 +62,14 @@ from birdwire.runtime.background import BackgroundTasks
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.runtime.health import Health
+from birdwire.runtime.outbound import Outbound
 from birdwire.runtime.telemetry import Telemetry
 from birdwire.startup import check_storage, connection_budget, log_reseal, open_vault, prepare
 from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.approve.pages import ApprovePages
+from birdwire.surfaces.notifications.messages import word
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
 from birdwire.x.catalog.prices import Prices
@@ -166,6 +173,7 @@ class _Shared:
     cache: KeyCache
     guesses: GuessLimiter
     keys: Keys
+    destinations: Destinations
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,28 +245,19 @@ def create_app(
     sessions = accounts.sessions
     rate_limit, capacity = rate_limit_of(settings, shared.clock, telemetry), _capacity(settings, telemetry.metrics)
     writing = _build_writing(shared, to_x, outcomes, accounts, rate_limit)
-    draining = (sessions, writing.waits, writing.approved)
-    health = Health(telemetry, partial(check_storage, database, sessions), *(part.drain for part in draining))
+    notifications, outbound = _build_notifications(shared, outcomes, writing.approvals)
+    sending = (writing.waits, writing.approved, notifications)
+    drains = (part.drain for part in (sessions, *sending))
+    health = Health(telemetry, partial(check_storage, database, sessions), *drains)
     handlers = _build_handlers(shared, to_x, outcomes, accounts, writing, capacity, health)
     journal, leases = outcomes.journal, outcomes.leases
     clients, on_read = accounts.clients, accounts.spending.add_search
     reconciler = Reconciler(database, journal, leases, sessions, to_x.x, clients, shared.clock, telemetry, on_read)
-    rounds = (writing.approved, reconciler)
+    rounds = (writing.approved, reconciler, notifications)
     background = _build_background(shared, to_x, outcomes, accounts.links, rounds, health, act_log)
-    work: tuple[Part, ...] = (
-        background,
-        writing.waits,
-        writing.approved,
-        shared.guesses,
-        accounts.callbacks,
-        sessions,
-        accounts.links,
-        journal,
-        outcomes.attempts,
-        act_log,
-        leases,
-    )
-    closing = (*work, *to_x.pools.values(), rate_limit, to_x.windows, database)
+    recording = (journal, outcomes.attempts, act_log, leases)
+    work = (background, *sending, shared.guesses, accounts.callbacks, sessions, accounts.links, *recording)
+    closing: tuple[Part, ...] = (*work, outbound, *to_x.pools.values(), rate_limit, to_x.windows, database)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -315,6 +314,7 @@ def _build_shared(settings: Settings, clock: Clock, log: TextIO) -> _Shared:
         cache,
         guesses,
         Keys(database, clock, cache, guesses),
+        Destinations(database, vault, clock, settings.outbound_rules),
     )
 
 
@@ -351,7 +351,8 @@ def _build_accounts(shared: _Shared, to_x: _ToX) -> _Accounts:
         database, links.tokens, authserver, links.revocations, links.require_relink, clock, telemetry, failpoints
     )
     guards, marks = Guards(database, links, cache, Trips(database, clock).after), TextMarks(database, vault, clock)
-    spending = Spending(database, guards.of, marks, Prices.load(), clock)
+    reports = BudgetReports(database, clock, lambda: shared.destinations.on)
+    spending = Spending(database, guards.of, marks, Prices.load(), clock, reports)
     sessions = Sessions(links, refresher, cache, clock, to_x.x.me, spending.add_naming)
     requests = AuthorizationRequests(settings, database, vault, clock)
     callbacks = Callbacks[Linked](database, guesses, clock)
@@ -380,6 +381,21 @@ def _build_writing(
     waits, send = ApprovalWaits(database, records.answer, telemetry), writes.perform_approved
     approved = ApprovedWrites(database, records, admission, send, waits, outcomes.leases, clock, telemetry)
     return _Writing(admission, approvals, writes, waits, approved)
+
+
+def _build_notifications(shared: _Shared, outcomes: _Outcomes, approvals: Approvals) -> tuple[Deliveries, Outbound]:
+    settings, database, clock, leases = shared.settings, shared.database, shared.clock, outcomes.leases
+    outbound = Outbound(settings.outbound_rules, clock=clock)
+    extras = Extras(
+        database,
+        shared.vault,
+        outcomes.records,
+        approvals.make_link,
+        lambda: settings.public_url or leases.address,
+        clock,
+    )
+    to, cache, telemetry = shared.destinations, shared.cache, shared.telemetry
+    return Deliveries(database, to, extras, outbound, word, leases, cache, clock, telemetry), outbound
 
 
 def _build_handlers(
@@ -426,11 +442,11 @@ def _build_background(
     to_x: _ToX,
     outcomes: _Outcomes,
     links: Links,
-    rounds: tuple[ApprovedWrites, Reconciler],
+    rounds: tuple[ApprovedWrites, Reconciler, Deliveries],
     health: Health,
     act_log: ActLog,
 ) -> BackgroundTasks:
-    approved, reconciler = rounds
+    approved, reconciler, notifications = rounds
     journal, keep = outcomes.journal, timedelta(days=shared.settings.journal_days)
     return BackgroundTasks(
         shared.telemetry,
@@ -440,6 +456,7 @@ def _build_background(
         ("journal", 1.0, journal.flush),
         ("attempts", 1.0, outcomes.attempts.flush),
         ("approvals", ROUND_EVERY_S, approved.round),
+        ("notifications", deliveries.ROUND_EVERY_S, notifications.round),
         ("reconcile", 1.0, reconciler.round),
         ("ledger", SYNC_INTERVAL_S, to_x.windows.sync),
         ("idempotency", TIDY_EVERY_S, outcomes.idempotency.tidy),

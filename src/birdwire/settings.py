@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from birdwire.api.paths import OAUTH_CALLBACK
 from birdwire.runtime import private_files
-from birdwire.runtime.addresses import is_any, is_loopback
+from birdwire.runtime.addresses import is_any, is_loopback, network_of
 from birdwire.runtime.failpoints import Failpoints
+from birdwire.runtime.outbound_urls import OutboundRules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -134,6 +135,11 @@ class Settings(BaseModel):
         description="Comma-separated addresses or networks of the reverse proxies whose X-Forwarded-For header is "
         "trusted.",
     )
+    outbound_allow: str = Field(
+        "",
+        description="Comma-separated addresses or networks that notifications may be sent to although they are not "
+        "public, such as 10.1.2.3 for a receiver in your own network.",
+    )
     hosts: str = Field(
         "", description="Comma-separated host names that Birdwire accepts in the Host header. Default: any."
     )
@@ -238,13 +244,12 @@ class Settings(BaseModel):
             faults.append(("metrics_port", f"port and metrics_port are both {self.port}; choose another metrics_port"))
         if self.vault_key_file is not None and self.vault_key is not None:
             faults.append(("vault_key", "vault_key and vault_key_file are both set; set one"))
-        for network in listed(self.trusted_proxies):
-            try:
-                ipaddress.ip_network(network)
-            except ValueError:
-                faults.append(
-                    ("trusted_proxies", f"trusted_proxies contains {network}, which is not an IP address or network")
-                )
+        faults += [
+            (name, f"{name} contains {network}, which is not an IP address or network")
+            for name in ("trusted_proxies", "outbound_allow")
+            for network in listed(getattr(self, name))
+            if network_of(network) is None
+        ]
         if self.max_spooled_bytes < self.max_upload_bytes:
             faults.append(("max_spooled_bytes", "max_spooled_bytes must be at least max_upload_bytes"))
         unknown = set(self.offered_reads) - set(LOOK_UPS)
@@ -311,6 +316,12 @@ class Settings(BaseModel):
     def offered_reads(self) -> tuple[str, ...]:
         """Return the names of the lookups that are offered."""
         return listed(self.reads)
+
+    @property
+    def outbound_rules(self) -> OutboundRules:
+        """Return which addresses notifications may be sent to: also this machine's own if X is the sandbox."""
+        allow = tuple(found for text in listed(self.outbound_allow) if (found := network_of(text)) is not None)
+        return OutboundRules(allow, loopback=self.issuer == "sandbox")
 
     @property
     def metrics_inside(self) -> bool:

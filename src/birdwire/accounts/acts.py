@@ -1,4 +1,4 @@
-"""Records the acts on links in the caller's transaction, and counts how links start and end."""
+"""Records the acts on links, and writes their events, in the caller's transaction; counts how links start and end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from birdwire.store.tables import acts as store
-from birdwire.store.tables import x_sessions
+from birdwire.store.tables import api_keys, outbox, x_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -66,6 +67,15 @@ class LinkActs:
         """Return whether the account's owner undid the key's last link in the last 24 hours."""
         async with self._database.read() as connection:
             return await store.undone_since(connection, key_id, self._clock.now() - UNDO_REPORTED_FOR)
+
+
+async def notify(
+    connection: AsyncConnection, event: outbox.EventType, at: datetime, row: x_sessions.SessionRow, **more: object
+) -> None:
+    """Write an event about a link in the caller's transaction."""
+    key = await api_keys.named(connection, row.key_id)
+    account = {"user_id": row.user_id, "username": row.username}
+    await outbox.add(connection, event, at, {"key": key, "account": account, **more})
 
 
 def owner_of(username: str | None) -> store.Actor:

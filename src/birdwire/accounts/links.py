@@ -1,8 +1,8 @@
 """The lifecycle of a link: pending, active, needs_relink, ended. Every change of a link's state is made here.
 
 TRANSITIONS is the state machine; `Links` makes each transition in one transaction that holds the key's lock, together
-with its act. A refresh that stores a new pair (`refresh.Refresher`) makes the only transition outside of this module,
-by the statement `x_sessions.SAVE`: a link that needed relinking while the pair was on its way is active again.
+with its act and its event. A refresh that stores a new pair (`refresh.Refresher`) makes the only transition outside of
+this module, by `x_sessions.save`: a link that needed relinking while the pair was on its way is active again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from birdwire.accounts.acts import LinkActs, account_of, owner_of
+from birdwire.accounts.acts import LinkActs, account_of, notify, owner_of
 from birdwire.accounts.attempts import encode_refusal, encode_undone
 from birdwire.accounts.revocation import RevocationQueue
 from birdwire.accounts.tokens import Binding, SealedTokens
@@ -248,13 +248,15 @@ class Links:
         if current is not None:
             # The same account's older pair is deleted, not revoked: X might end both. Another account's is revoked.
             await self._end(connection, current, revoke=current.user_id != named.get("user_id", row.user_id))
-        values = {**named, "linked_at": self._clock.now(), "over_at": None}
+        now = self._clock.now()
+        values = {**named, "linked_at": now, "over_at": None}
         await self._change_state(connection, row, LinkState.ACTIVE, values)
         await store.end_with_key(connection, row.key_id)
         row = await _get(connection, row.session_id)
         await api_keys.identify(connection, row.key_id, row.user_id or "", row.username or "")
         linked = {**(store.described(row) or {}), "scopes": row.scopes}
         await self.acts.record(connection, by, "link.activated", row.key_id, current, linked)
+        await notify(connection, "account.linked", now, row)
         return row
 
     async def require_relink(self, session: SessionRow, why: str | None) -> None:
@@ -264,8 +266,9 @@ class Links:
         """
         async with self._database.write() as connection:
             await api_keys.hold(connection, session.key_id)
-            # X may have named the account while the caller asked X for tokens.
-            newer = await store.get(connection, session.session_id)
+            # X may have named the account while the caller asked X for tokens. The row is locked: a refresh that stores
+            # a pair takes no lock of the key.
+            newer = await store.get(connection, session.session_id, hold=True)
             if newer is None or newer.gen != session.gen:
                 return
             if newer.state == LinkState.NEEDS_RELINK:
@@ -275,6 +278,7 @@ class Links:
                 await self._end(connection, newer)
             else:
                 await self._change_state(connection, newer, LinkState.NEEDS_RELINK, {"why": why})
+                await notify(connection, "account.needs_relink", self._clock.now(), newer, reason=why)
             await self.acts.record(connection, GATEWAY, "link.needs_relink", newer.key_id, newer, {"why": why})
 
     async def unlink(self, key_id: str, by: Actor) -> bool:
@@ -321,6 +325,7 @@ class Links:
                 await link_states.refuse(connection, key_id, one.session_id, encode_undone(account_of(one)))
             before = _links(ended).current or row
             await self.acts.record(connection, owner_of(row.username), "link.undone", key_id, before)
+            await notify(connection, "account.undone", self._clock.now(), row)
         self.acts.count("link.undone")
         self._cache.invalidate(key_id)
         await self.revocations.expedite()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ulid import ULID
 
-from birdwire.accounts.acts import account_of
+from birdwire.accounts.acts import account_of, notify
 from birdwire.accounts.tokens import binding_of
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.backoff import Backoff
@@ -329,17 +329,19 @@ class Refresher:
     async def _store(self, row: SessionRow, values: dict[str, Any], tokens: Tokens) -> SessionRow | None:
         """Store the pair if the row still has the old generation, else discard it; return the row.
 
-        A link that was marked as needs_relink in the meantime is active again.
+        A link that was marked as needs_relink in the meantime is active again, which is an event.
         """
         if await self._database.save(store.SAVE, store.saved(row, values), row.key_id, self._written):
             # The row is not read again: that would cost more than the save, and other pairs wait.
             return replace(row, **values)
         async with self._database.write() as connection:
-            newer = await store.get(connection, row.session_id)
+            newer = await store.get(connection, row.session_id, hold=True)
             if newer is not None and newer.gen == row.gen:
-                # X has named the account since the pair was encrypted.
+                # X may have named the account since the pair was encrypted.
                 values |= self._tokens.rename(replace(row, **values), newer.user_id)
                 await store.save(connection, newer, values)
+                if newer.state == LinkState.NEEDS_RELINK:
+                    await notify(connection, "account.recovered", self._clock.now(), newer)
                 newer = await store.get(connection, row.session_id)
             elif newer is None and not await store.acts_as(connection, row):
                 # The key was unlinked, so the pair must not stay valid.

@@ -4,8 +4,8 @@ Owns the program `birdwire`. Operator commands work on the database of the setti
 Commands that act on X or look something up are HTTP clients of a running gateway. Every command prints text for people
 or, with --json, one JSON document, and exits with a code of `output.ExitCode`.
 
-Must never take a secret from argv: secrets come from the environment, a file or a prompt. Must never be imported by the
-gateway or the sandbox.
+Must never need a secret in argv: secrets come from the environment, a file, stdin or a prompt. Must never be imported
+by the gateway or the sandbox.
 
 Read in this order:
 
@@ -15,7 +15,8 @@ Read in this order:
 4. `gateway_client`, `targets`, `waiting`: the HTTP client, how posts and users are named, and how a write is sent.
 5. `database`, `linking`, `links`: work on the database, beyond single commands.
 6. `approval_desk`, `approval_view`, `approval_watch`, `terminal`: the writes that wait for a person.
-7. `run_servers`: servers, signals and graceful shutdown, for dev, serve and sandbox.
+7. `notify_view`: where notifications go, and why a delivery failed, in words.
+8. `run_servers`: servers, signals and graceful shutdown, for dev, serve and sandbox.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ COMMANDS = (
     Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
     Row("policy", "policy", OPERATE, "Show, set and rehearse what keys, accounts and the gateway may do and spend."),
     Row("approvals", "approvals", OPERATE, "Show the writes that wait for a person, and decide on them."),
+    Row("notify", "notify", OPERATE, "Set where notifications go, test it, and see how deliveries go."),
     Row(
         "pause",
         "pause",

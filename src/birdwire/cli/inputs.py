@@ -30,6 +30,7 @@ DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
 
 _LONGEST_KEY_FILE = 4_096
 _LONGEST_TEXT = 65_536
+_LONGEST_LINE = 8_192
 
 ConfigOption = Annotated[
     Path | None,
@@ -170,6 +171,22 @@ def read_stdin() -> str:
     if len(raw) > _LONGEST_TEXT:
         raise Stop(ExitCode.USAGE, f"The text on stdin is too long: at most {_LONGEST_TEXT:,} bytes are allowed.")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_secret_line(prompt: str, name: str) -> str:
+    """Return a line from stdin, such as a URL that is a secret; at a terminal, ask for it without showing it.
+
+    Raises:
+        Stop: there is no such line.
+    """
+    if sys.stdin.isatty():
+        line = getpass(prompt).strip()
+    else:
+        raw = sys.stdin.buffer.readline(_LONGEST_LINE)
+        line = raw.decode("utf-8", "replace").strip()
+    if not line:
+        raise Stop(ExitCode.USAGE, f"There is no {name} on stdin.", f"Write the {name} to stdin, as one line.")
+    return line
 
 
 def _read_file(path: Path) -> str:

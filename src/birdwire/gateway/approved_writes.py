@@ -248,6 +248,8 @@ class ApprovedWrites:
         sealed = self._records.seal_refusal(request_id, refusal)
         async with self._database.write() as connection:
             ended = await held_writes.end(connection, request_id, before, now, state, refusal, refusal_ct=sealed)
+            if ended and state is State.EXPIRED:
+                await held_writes.notify_decided(connection, now, row, "expired", None)
         if not ended:
             return
         self._waits.notify(request_id)

@@ -23,14 +23,16 @@ from birdwire.outcomes.post_matching import LostPost, Signature, match
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as shared_now
-from birdwire.store.tables import approvals, reconciliations
+from birdwire.store.tables import api_keys, approvals, outbox, reconciliations, x_sessions
 from birdwire.store.tables import journal as store
-from birdwire.store.tables.journal import JournalRow, State, Why
+from birdwire.store.tables.journal import RECONCILED, JournalRow, State, Why
 from birdwire.x.catalog.timeline import TimelinePage, TimelinePost, request
 from birdwire.x.client.requests import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from birdwire.accounts.retrying_client import AccountClient, AccountClients
     from birdwire.accounts.sessions import Sessions
@@ -324,8 +326,23 @@ class Reconciler:
             # The request answers for its Idempotency-Keys until a day after the verdict.
             if changed and "settled_at" in values and row.started_at is not None:
                 await approvals.change(connection, row.request_id, {"ended_at": values["settled_at"]})
+            if changed and values.get("state") in RECONCILED:
+                await _notify(connection, row, values)
         if changed and values["due_at"] is None:
             state = values.get("state", State.UNKNOWN)
             seconds = (self._clock.now() - (row.lost_at or row.start)).total_seconds()
             self._telemetry.metrics.add("birdwire_lost_posts_total", state)
             self._telemetry.event("info", "outcome", request_id=row.request_id, state=state, seconds=round(seconds, 1))
+
+
+async def _notify(connection: AsyncConnection, row: JournalRow, values: Mapping[str, Any]) -> None:
+    """Write the event of a verdict in the transaction that records it."""
+    data = {
+        "request_id": row.request_id,
+        "operation": row.operation,
+        "account": await x_sessions.named(connection, row.user_id),
+        "key": await api_keys.named(connection, row.key_id),
+        "outcome": values["state"],
+        "post_id": values.get("x_id"),
+    }
+    await outbox.add(connection, "request.settled", values["settled_at"], data)

@@ -64,6 +64,7 @@ _REPLIES = ("2xx", "3xx", "4xx", "5xx", "401", "429")
 _RENEWALS = ("success", "late", "refused", "held", "not_sent", "lost_reply", "x_5xx", "operator_fault", "wait_timeout", "persist_failure")  # fmt: skip
 
 _ENDS = ("sent", "refused", "not_sent", "unknown", "denied", "expired", "stale", "cancelled")
+_NEWS_ENDS = ("delivered", "failed", "given_up", "outdated", "dropped")
 _DECIDED_WITHIN = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 21_600.0, 86_400.0)
 
 METRICS: dict[str, Row] = {
@@ -93,6 +94,9 @@ METRICS: dict[str, Row] = {
     "birdwire_approvals_total": Row("counter", "Calls that waited for a person, by how they ended. One gateway of a database counts each.", {"outcome": "`sent` (X carried it out), `refused` (by X), `not_sent`, `unknown`, `denied`, `expired` (nobody decided, or it could not be sent in time), `stale` (something had changed since a person was asked), `cancelled` (by its caller)"}, starts=_ENDS),
     "birdwire_approval_seconds": Row("histogram", "Seconds from a call to a person's decision on it.", {"verdict": "`approved` or `denied`"}, buckets=_DECIDED_WITHIN),
     "birdwire_approval_waits": Row("gauge", "Callers that are held until a person has decided (`Prefer: wait`).", watched=True),
+    "birdwire_notifications_total": Row("counter", "Tries to deliver an event, by outcome, and events that were not tried again.", {"outcome": "`delivered`, `failed` (it is tried again), `given_up` (after the last try), `outdated` (a person need not hear of it any more), `dropped` (the destination was switched off)"}, starts=_NEWS_ENDS),
+    "birdwire_notifications_waiting": Row("gauge", "Events that wait for the destination, as counted in the last 5 seconds by the gateway that sends them; 0 at the others.", watched=True),
+    "birdwire_notifications_off": Row("gauge", "1 while the destination is switched off because it failed for five days, or answered 410.", watched=True),
     "birdwire_limits_degraded_total": Row("counter", "Calls counted locally because the shared counters did not respond in time.", watched=True),
     "birdwire_replicas": Row("gauge", "Gateways that share the counters, as last reported by Redis; 1 without Redis.", watched=True),
     "birdwire_connections": Row("gauge", "Connections from callers.", watched=True),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import Column, Integer, Table, func, select, text, update
 
 from birdwire.store.schema import Instant, StoreError, insert, metadata
-from birdwire.store.tables import approvals, policies
+from birdwire.store.tables import approvals, outbox, policies
 from birdwire.store.tables.x_sessions import LinkState, x_sessions
 
 if TYPE_CHECKING:
@@ -130,13 +130,14 @@ async def mark_restored(connection: AsyncConnection, at: datetime) -> Marked:
     """Mark each link, because its refresh token may have been spent since the snapshot, and end what waits.
 
     A link that has ended stays ended; a mark from before stays. A write that waits for a person may have been sent
-    since the snapshot, so it is never sent.
+    since the snapshot, so it is never sent. Notifications that wait are news of an older state, so they are dropped.
     """
     live = x_sessions.c.state.in_((LinkState.ACTIVE, LinkState.PENDING)) & x_sessions.c.refresh_ct.is_not(None)
     sessions = (await connection.execute(update(x_sessions).where(live).values(why="restored"))).rowcount
     query = select(restores.c.epoch, restores.c.snapshot_at).where(restores.c.restored_at.is_(None))
     made = (await connection.execute(query.order_by(restores.c.epoch.desc()).limit(1))).first()
     ended = await approvals.end_all(connection, at, "restored_backup")
+    await outbox.drop_pending(connection)
     held = sum(row.rules is not None for row in await policies.all_latest(connection))
     if made is not None:
         values = {"restored_at": at, "sessions": sessions}

@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import typer
 
 from birdwire import __version__
+from birdwire.cli import notify_view
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.inputs import ConfigOption, load_settings, settings_file
 from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, printable, saying
-from birdwire.gateway.guardrails.policy import GATEWAY_SCOPE
-from birdwire.gateway.guardrails.registry import Policies
+from birdwire.gateway.guardrails.policy import GATEWAY_SCOPE, may_ask
+from birdwire.gateway.guardrails.registry import Policies, read
 from birdwire.keys.redis_connection import RedisConnection, Script
 from birdwire.runtime import private_files
 from birdwire.runtime.addresses import is_any, is_loopback
@@ -28,7 +29,8 @@ from birdwire.startup import open_vault
 from birdwire.store.database import file_of, place_of
 from birdwire.store.encryption.key_rotation import KeyRotation
 from birdwire.store.encryption.vault import VaultError
-from birdwire.store.tables import approvals
+from birdwire.store.tables import approvals, destinations
+from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.client.auth_server import AuthServer, Meaning, TokenError
 from birdwire.x.client.pool import ConnectionPool
 from birdwire.x.limits.capabilities import Capabilities
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from birdwire.store.encryption.vault import Vault
+    from birdwire.store.tables.destinations import DestinationRow
     from birdwire.store.tables.pauses import PauseRow
     from birdwire.store.tables.policies import PolicyRow
     from birdwire.x.limits.capabilities import Capability
@@ -277,6 +280,40 @@ def _guardrails(settings: Settings) -> Iterator[Finding]:
         yield Finding("note", f"{many} for a person's decision.", "To see what waits, run: birdwire approvals list")
 
 
+def _notifications(settings: Settings) -> Iterator[Finding]:
+    """State where notifications go, why they do not arrive, and that nobody is notified of what waits."""
+    path = file_of(settings.database_url)
+    if path is not None and not path.exists():
+        return
+    try:
+        row, asks = asyncio.run(_notified(settings))
+    except Stop:
+        # The check _database reports this error.
+        return
+    if row is None:
+        if asks:
+            message = "A policy makes writes wait for a person, and nobody is notified of them."
+            yield Finding("note", message, notify_view.SET)
+    elif row.off_at is not None:
+        message = f"Birdwire has switched off notifications to {row.host}: {notify_view.switched_off(row)}."
+        yield Finding("note", message, "Check the receiver, then run: birdwire notify test")
+    elif row.failing_since is not None:
+        happened, fix = notify_view.failure(row.host, row.error, row.status)
+        message = f"No notification has reached {row.host} since {rfc3339(row.failing_since)}: {happened}."
+        yield Finding("note", message, fix)
+    else:
+        yield Finding("ok", f"Notifications go to {row.host}")
+
+
+def _outbound(settings: Settings) -> Iterator[Finding]:
+    if any(ipaddress.ip_network(network).prefixlen == 0 for network in listed(settings.outbound_allow)):
+        yield Finding(
+            "note",
+            "Notifications may be sent to any address, also to the metadata service of a cloud.",
+            "Set BIRDWIRE_OUTBOUND_ALLOW to the address of the receiver.",
+        )
+
+
 def _redis(settings: Settings) -> Iterator[Finding]:
     if settings.redis_url is None:
         return
@@ -333,6 +370,8 @@ CHECKS = (
     Check(_vault, ("vault_key", "vault_key_file", "vault_other_key_files")),
     Check(_database, ("database_url",)),
     Check(_guardrails, ("database_url",)),
+    Check(_notifications, ("database_url",)),
+    Check(_outbound, ("outbound_allow",)),
     Check(_redis, ("redis_url",)),
 )
 """Checks of what a start requires and of what is unwise, in the order in which they are shown."""
@@ -376,6 +415,17 @@ async def _standing(settings: Settings) -> tuple[list[PolicyRow], list[PauseRow]
         async with database.read() as connection:
             waiting = await approvals.count_waiting(connection)
         return await policies.unreadable(), await policies.active_pauses(), waiting
+
+
+async def _notified(settings: Settings) -> tuple[DestinationRow | None, bool]:
+    """Return the destination of notifications, and whether a policy can make a write wait for a person."""
+    async with opened(settings) as database:
+        policies = Policies(database, Clock(), operator())
+        unreadable = {row.scope for row in await policies.unreadable()}
+        found = [read(row) for scope, row in (await policies.all()).items() if scope not in unreadable]
+        async with database.read() as connection:
+            row = await destinations.get(connection)
+        return row, any(may_ask(found, operation.name) for operation in OPERATIONS)
 
 
 def _record(settings: Settings) -> list[Capability] | None:

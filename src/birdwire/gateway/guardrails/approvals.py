@@ -135,6 +135,7 @@ class Approvals:
                 await rows.check_room(connection, entry.key_id)
                 row = self._asked_row(question, payload, now, ends_at)
                 asked = await self._add(connection, question, payload, row, images)
+                await rows.notify_requested(connection, now, asked.row)
             found = await names.await_person(connection, entry.key_id, entry.request_id, answering or entry.request_id)
             # Another process found this one too slow and took the call over.
             if not (found or question.context.route.repeatable):

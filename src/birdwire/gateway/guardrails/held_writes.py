@@ -1,15 +1,16 @@
-"""Writes that wait for a person, inside a transaction: their locks, the checks before a decision, and their end."""
+"""Writes that wait for a person, inside a transaction: their locks, the checks before a decision, their end, events."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from birdwire.api.errors import GatewayError
 from birdwire.runtime.clock import rfc3339
-from birdwire.store.tables import acts, api_keys, journal
+from birdwire.store.tables import acts, api_keys, journal, outbox
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables.journal import WAITING, State
+from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 MAX_WAITING: Final = 20
 """How many writes of one key may wait for a decision."""
+
+Decision = Literal["approved", "denied", "cancelled", "expired"]
+
+DECISIONS: Final[Mapping[acts.Act, Decision]] = {
+    "approval.approved": "approved",
+    "approval.denied": "denied",
+    "approval.cancelled": "cancelled",
+}
+"""The acts that decide on a write."""
 
 DENIED_FOR: Final = timedelta(hours=24)
 """For how long the same call by the same key is refused without asking again."""
@@ -144,11 +154,43 @@ async def record(
     note: str | None = None,
     before: Mapping[str, object] | None = None,
 ) -> None:
-    """Record an act on a write that waits. Its text is not part of it."""
+    """Record an act on a write that waits, and the event of a decision. Its text is not part of it."""
     after: dict[str, object] = {"request_id": row.request_id, "payload_sha256": row.payload_sha256}
     if note is not None:
         after["note"] = note
     await acts.append(connection, now, by, act, row.key_id, before=before, after=after)
+    if act in DECISIONS:
+        await notify_decided(connection, now, row, DECISIONS[act], by.who)
+
+
+async def notify_requested(connection: AsyncConnection, now: datetime, row: ApprovalRow) -> None:
+    """Write the event that a write waits for a person."""
+    about = {
+        "approve_by": row.approve_by,
+        "payload_sha256": row.payload_sha256,
+        "cost_usd": usd(row.cost_microusd),
+        "expires_at": rfc3339(row.expires_at),
+    }
+    await outbox.add(connection, "approval.requested", now, await _named(connection, row) | about)
+
+
+async def notify_decided(
+    connection: AsyncConnection, now: datetime, row: ApprovalRow, decision: Decision, who: str | None
+) -> None:
+    """Write the event that a write was decided on. The operator's order of a deletion asked nobody, so it has none."""
+    if not row.ordered:
+        about = {"decision": decision, "decided_by": who}
+        await outbox.add(connection, "approval.decided", now, await _named(connection, row) | about)
+
+
+async def _named(connection: AsyncConnection, row: ApprovalRow) -> dict[str, object]:
+    """Return which write an event is about."""
+    return {
+        "request_id": row.request_id,
+        "operation": row.operation,
+        "account": {"user_id": row.user_id, "username": row.username},
+        "key": await api_keys.named(connection, row.key_id),
+    }
 
 
 async def changed(connection: AsyncConnection, request_id: str) -> ApprovalRow:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from birdwire.api.errors import GatewayError
 from birdwire.keys.cache import ACCOUNT, GATEWAY
 from birdwire.runtime.clock import rfc3339
-from birdwire.store.tables import acts, pauses
+from birdwire.store.tables import acts, api_keys, outbox, pauses, x_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ def document(row: PauseRow) -> dict[str, str | None]:
 
 
 async def pause(connection: AsyncConnection, by: acts.Actor, row: PauseRow) -> None:
-    """Store a pause in the caller's transaction, with its act; it replaces its author's earlier pause of the scope.
+    """Store a pause in the caller's transaction, with its act and event, in place of its author's earlier pause.
 
     The act announces the scope, so every gateway knows of the pause when the transaction is committed.
     """
@@ -60,6 +60,29 @@ async def pause(connection: AsyncConnection, by: acts.Actor, row: PauseRow) -> N
     await pauses.put(connection, row)
     was = None if before is None else _recorded(before)
     await acts.append(connection, row.since, by, "paused", row.scope, before=was, after=_recorded(row))
+    name, until = await named(connection, row.scope), None if row.until is None else rfc3339(row.until)
+    data = {"scope": row.scope, "name": name, "why": row.why, "until": until, "by": row.by}
+    await outbox.add(connection, "paused", row.since, data)
+
+
+async def lift(connection: AsyncConnection, by: acts.Actor, scope: str, author: str, now: datetime) -> PauseRow | None:
+    """Delete a pause in the caller's transaction, with its act and event; return it, or None if there was none."""
+    lifted = await pauses.lift(connection, scope, author)
+    if lifted is not None:
+        await acts.append(connection, now, by, "resumed", scope, before=_recorded(lifted))
+        data = {"scope": scope, "name": await named(connection, scope), "by": by.who}
+        await outbox.add(connection, "resumed", now, data)
+    return lifted
+
+
+async def named(connection: AsyncConnection, scope: str) -> str:
+    """Return a scope as a person knows it: the label of a key, the username of an account, or the gateway."""
+    if scope == GATEWAY:
+        return name_of(scope)
+    if scope.startswith(ACCOUNT):
+        username = (await x_sessions.named(connection, scope.removeprefix(ACCOUNT)))["username"]
+        return name_of(scope) if username is None else f"@{username}"
+    return (await api_keys.named(connection, scope))["label"]
 
 
 def _width(scope: str) -> tuple[int, str]:

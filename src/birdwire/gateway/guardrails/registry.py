@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from birdwire.api.models import is_well_formed
-from birdwire.gateway.guardrails.pauses import in_force, pause
+from birdwire.gateway.guardrails.pauses import in_force, lift, pause
 from birdwire.gateway.guardrails.policy import ACCOUNT_PREFIX, GATEWAY_SCOPE, Policy, PolicyError, account_scope
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.rules import changed, read_rules
@@ -188,10 +188,7 @@ class Policies:
         """Lift the operator's pause of a scope; return it, if there was one, and the pauses of others that remain."""
         now = self._clock.now()
         async with self._database.write() as connection:
-            lifted = await pauses.lift(connection, scope, OPERATOR)
-            if lifted is not None:
-                was = {"since": lifted.since, "until": lifted.until, "why": lifted.why}
-                await acts.append(connection, now, self._by, "resumed", scope, before=was)
+            lifted = await lift(connection, self._by, scope, OPERATOR, now)
             rest = in_force(await pauses.of(connection, [scope]), now)
         return lifted, rest
 

@@ -1,21 +1,60 @@
-"""Deliveries: sends each event of the outbox to the destination, from one gateway process of a database at a time."""
+"""Deliveries: sends each event of the outbox to the destination, from one gateway process of a database at a time.
+
+That process is named in the destination's row. Another one takes over by a compare-and-set once its lease has expired.
+An event whose result is not recorded, because its process was killed, is sent again: each arrives at least once.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from birdwire.gateway.notifications.extras import NotYetError, OutdatedError
+from birdwire.gateway.notifications.news import News
+from birdwire.gateway.notifications.results import Results
+from birdwire.gateway.notifications.schedule import asked_delay
+from birdwire.gateway.notifications.signatures import signed
+from birdwire.store.database import StorageDownError
+from birdwire.store.database import now as store_now
+from birdwire.store.encryption.vault import VaultError
+from birdwire.store.tables import destinations, outbox, processes
+
 if TYPE_CHECKING:
-    from birdwire.gateway.notifications.destination import Destinations
+    from collections.abc import Awaitable, Callable
+
+    from birdwire.gateway.notifications.destination import Destinations, Opened
     from birdwire.gateway.notifications.extras import Extras
-    from birdwire.gateway.notifications.news import Word
+    from birdwire.gateway.notifications.news import Message, Word
     from birdwire.keys.cache import KeyCache
     from birdwire.outcomes.process_leases import ProcessLeases
     from birdwire.runtime.clock import Clock
-    from birdwire.runtime.outbound import Outbound
+    from birdwire.runtime.outbound import Outbound, Sent
     from birdwire.runtime.telemetry import Telemetry
     from birdwire.store.database import Database
+    from birdwire.store.tables.destinations import DestinationRow
+    from birdwire.store.tables.outbox import OutboxRow
 
 ROUND_EVERY_S: Final = 0.5
+MAX_SENDING: Final = 16
+"""Deliveries in progress at a time."""
+
+PROBE_AFTER: Final = 3
+"""After this number of failures in a row, one delivery is tried at a time, until one succeeds."""
+
+CLOSE_S: Final = 5.0
+"""How long a shutdown waits for the deliveries in progress."""
+
+COUNT_EVERY: Final = timedelta(seconds=5)
+TIDY_EVERY: Final = timedelta(minutes=1)
+MAX_PURGED: Final = 1_000
+"""Events that one transaction deletes."""
+
+RECORD_AGAIN_S: Final = 1.0
+CRASH_PAUSE_S: Final = 30.0
+
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Deliveries:
@@ -42,12 +81,182 @@ class Deliveries:
         self._cache = cache
         self._clock = clock
         self._telemetry = telemetry
+        self._results = Results(database, clock, telemetry)
+        self._to: DestinationRow | None = None
+        self._epoch = -1
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._failures = 0
+        self._held_until = self._count_at = self._tidy_at = _EARLIEST
+        self._unreadable: DestinationRow | None = None
+        self._waiting = 0
+        self._draining = False
+        telemetry.metrics.watch("birdwire_notifications_waiting", lambda: self._waiting)
+        telemetry.metrics.watch("birdwire_notifications_off", self._is_off)
 
     async def round(self) -> None:
-        """Send what is due; due every ROUND_EVERY_S."""
+        """Send what is due, if this process is the one that sends; due every ROUND_EVERY_S.
+
+        Without a destination, it only asks the change feed.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        epoch = self._cache.poll()
+        if self._to is None and epoch == self._epoch:
+            return
+        async with self._database.read() as connection:
+            to = await self._destinations.read(connection)
+            sender = None if to is None else to.sender
+            sender_lives = sender is not None and (
+                sender == self._leases.me
+                or await processes.alive(connection, sender, await store_now(connection, self._clock))
+            )
+        self._notice(to, epoch)
+        if to is None or self._draining or not self._leases.certain:
+            return
+        if not sender_lives and await self._take_over(sender):
+            sender = self._leases.me
+        if sender == self._leases.me:
+            await self._send_due(to)
+        else:
+            self._waiting = 0
 
     def drain(self) -> None:
         """Start no further sends: the process is shutting down, and another one goes on."""
+        self._draining = True
 
     async def close(self) -> None:
-        """Wait for what is being sent."""
+        """Wait for the deliveries in progress. One that takes too long is cancelled, and is sent again by a process."""
+        self.drain()
+        tasks = list(self._sending.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _is_off(self) -> float:
+        return 0.0 if self._to is None or self._to.off_at is None else 1.0
+
+    def _notice(self, to: DestinationRow | None, epoch: int) -> None:
+        """Remember the destination as it was read in an epoch; a new one has no past."""
+        if to is None or self._to is None or to.set_at != self._to.set_at:
+            self._failures, self._held_until, self._waiting = 0, _EARLIEST, 0
+        self._to, self._epoch = to, epoch
+
+    async def _take_over(self, sender: str | None) -> bool:
+        """Become the sender in place of a dead process, unless another one was faster."""
+        async with self._database.write() as connection:
+            return await destinations.take_over(connection, self._leases.me, instead_of=sender)
+
+    async def _send_due(self, to: DestinationRow) -> None:
+        now, in_progress = self._clock.now(), frozenset(self._sending)
+        async with self._database.read() as connection:
+            # As many as are in progress may be among them, and no more than that are started.
+            rows = await outbox.due(connection, now, MAX_SENDING)
+            if now >= self._count_at:
+                (self._waiting, _), self._count_at = await outbox.pending(connection), now + COUNT_EVERY
+        if now >= self._tidy_at:
+            await self._tidy(to, now)
+        opened = await self._open(to) if rows else None
+        if opened is not None:
+            for row in rows:
+                # What was in progress when the rows were read may have ended since, and its row is an older one.
+                if row.event_id not in in_progress and self._may_start(row, to, now):
+                    task = asyncio.create_task(self._try(row, to, opened), name=f"notification {row.event_id}")
+                    self._sending[row.event_id] = task
+                    task.add_done_callback(partial(self._done, row.event_id))
+
+    def _may_start(self, row: OutboxRow, to: DestinationRow, now: datetime) -> bool:
+        sending = len(self._sending)
+        if sending >= MAX_SENDING or self._draining or not self._leases.certain:
+            return False
+        # The operator waits for a test, whatever the destination did before.
+        if row.type == outbox.TEST:
+            return True
+        return to.off_at is None and now >= self._held_until and (sending == 0 or self._failures < PROBE_AFTER)
+
+    async def _open(self, to: DestinationRow) -> Opened | None:
+        """Decrypt the destination; None if that fails, which is reported once."""
+        try:
+            return self._destinations.open(to)
+        except VaultError:
+            if self._unreadable is None or self._unreadable.set_at != to.set_at:
+                await self._results.unreadable(to)
+                self._unreadable = to
+            return None
+
+    async def _tidy(self, to: DestinationRow, now: datetime) -> None:
+        """Delete what has ended and is kept no longer."""
+        purged = MAX_PURGED
+        while purged == MAX_PURGED:
+            async with self._database.write() as connection:
+                purged = await outbox.purge(connection, now, MAX_PURGED)
+                if to.off_at is not None:
+                    # A transaction that had started before the switch may have added some.
+                    await outbox.drop_pending(connection)
+        self._tidy_at = now + TIDY_EVERY
+
+    # One delivery, in a task of its own.
+
+    async def _try(self, row: OutboxRow, to: DestinationRow, opened: Opened) -> None:
+        """Try a delivery; never fails."""
+        try:
+            message = await self._message(row, to)
+            # The store was asked meanwhile.
+            if message is None or self._draining or not self._leases.certain:
+                return
+            headers = signed(opened.secrets, row.event_id, int(self._clock.unix_s()), message.body)
+            sent = await self._outbound.post(opened.url, (*message.headers, *headers), message.body)
+        except StorageDownError:
+            # It is still due.
+            return
+        except Exception as error:  # noqa: BLE001 - nobody awaits the task
+            # Whatever it is, it would happen at every try.
+            self._telemetry.crash(row.event_id, error)
+            await self._recorded(row, lambda: self._results.end(row, "given_up"))
+            return
+        at = self._clock.now()
+        if self._to is not None and self._to.set_at == to.set_at:
+            self._learn(sent, at)
+        await self._recorded(row, lambda: self._results.record(row, to, sent, at))
+
+    def _done(self, event_id: str, _: asyncio.Task[None]) -> None:
+        del self._sending[event_id]
+
+    async def _message(self, row: OutboxRow, to: DestinationRow) -> Message | None:
+        """Return an event as it is sent; None if it is not sent now.
+
+        Raises:
+            StorageDownError: the database does not answer.
+        """
+        try:
+            extra = await self._extras.of(row, to)
+        except NotYetError:
+            return None
+        except OutdatedError:
+            await self._results.end(row, "outdated")
+            return None
+        return self._word(to.kind, News(row.event_id, row.type, row.at, row.data, extra.text, extra.review_url))
+
+    def _learn(self, sent: Sent, at: datetime) -> None:
+        """Adjust how much is sent to the destination to what a try came to."""
+        self._failures = 0 if sent.error is None else self._failures + 1
+        self._held_until = max(self._held_until, at + asked_delay(sent))
+
+    async def _recorded(self, row: OutboxRow, record: Callable[[], Awaitable[None]]) -> None:
+        """Record a result, however long the database is down: until it is recorded, nothing else is sent in its place.
+
+        Otherwise a database that can be read but not written would have each event sent in every round.
+        """
+        while True:
+            try:
+                await record()
+            except StorageDownError:
+                await asyncio.sleep(RECORD_AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - nobody awaits the task
+                self._telemetry.crash(row.event_id, error)
+                await asyncio.sleep(CRASH_PAUSE_S)
+                return
+            else:
+                return

@@ -146,6 +146,12 @@ async def get(connection: AsyncConnection, key_id: str) -> KeyRow | None:
     return None if row is None else KeyRow(*row)
 
 
+async def named(connection: AsyncConnection, key_id: str) -> dict[str, str]:
+    """Return a key as events name it."""
+    label = (await connection.execute(select(api_keys.c.label).where(api_keys.c.key_id == key_id))).scalar()
+    return {"key_id": key_id, "label": key_id if label is None else label}
+
+
 async def hold(connection: AsyncConnection, key_id: str) -> bool:
     """Lock what belongs to a key (its secrets, its links) until the transaction ends; return whether the key is live.
 

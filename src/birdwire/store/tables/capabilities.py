@@ -64,6 +64,14 @@ async def of_app(connection: AsyncConnection, client_id: str) -> list[Capability
     return [CapabilityRow(*row) for row in await connection.execute(query)]
 
 
+async def hold(connection: AsyncConnection, client_id: str, operation: str) -> CapabilityRow:
+    """Lock the row of an operation until the transaction ends, and return it; a new one has no status yet."""
+    same = {"client_id": client_id, "operation": operation}
+    await connection.execute(insert(connection, capabilities).values(same).on_conflict_do_nothing())
+    query = select(capabilities).where(*(capabilities.c[name] == value for name, value in same.items()))
+    return CapabilityRow(*(await connection.execute(query.with_for_update())).one())
+
+
 async def put(
     connection: AsyncConnection,
     client_id: str,

@@ -81,9 +81,12 @@ class DestinationRow:
 
 
 async def get(connection: AsyncConnection, *, hold: bool = False) -> DestinationRow | None:
-    """Return the destination, or None if there is none; `hold` locks its row until the transaction ends."""
+    """Return the destination, or None if there is none; `hold` locks its row until the transaction ends.
+
+    What adds an event to the outbox does not wait for that lock.
+    """
     query = select(destinations).where(destinations.c.destination_id == OPERATOR)
-    row = (await connection.execute(query.with_for_update() if hold else query)).first()
+    row = (await connection.execute(query.with_for_update(key_share=True) if hold else query)).first()
     return None if row is None else DestinationRow(*row)
 
 
@@ -94,7 +97,9 @@ async def put(connection: AsyncConnection, row: Mapping[str, object]) -> None:
     """
     values = {column.name: row.get(column.name) for column in destinations.columns} | {"destination_id": OPERATOR}
     query = insert(connection, destinations).values(values)
-    await connection.execute(query.on_conflict_do_update(index_elements=["destination_id"], set_=values))
+    # A key that is set would lock the row against what adds an event.
+    changed = {name: value for name, value in values.items() if name != "destination_id"}
+    await connection.execute(query.on_conflict_do_update(index_elements=["destination_id"], set_=changed))
 
 
 async def change(connection: AsyncConnection, values: Mapping[str, object]) -> bool:

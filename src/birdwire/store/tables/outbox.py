@@ -7,7 +7,7 @@ what adds an event need not know whether there is one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import (
@@ -36,7 +36,6 @@ from birdwire.store.tables.usage import usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -116,6 +115,9 @@ class OutboxRow:
     keep_until: datetime
 
 
+FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+"""When a test is due: before every other event, because the operator waits for it."""
+
 _ROOM = select(func.count()).select_from(outbox).where(outbox.c.due_at.is_not(None)).scalar_subquery() < MAX_PENDING
 
 
@@ -123,13 +125,20 @@ def _insert(*also: ColumnElement[bool]) -> InsertNew:
     """Return an insert of an event for the destination, if that is on, there is room, and the condition holds."""
     new = [bindparam(f"new_{name}", type_=outbox.c[name].type) for name in _NEW]
     selected = select(*new, literal(0), destinations.c.destination_id)
-    wanted = (destinations.c.off_at.is_(None), *also, _ROOM)
-    return InsertNew(outbox).from_select([*_NEW, "tries", "destination_id"], selected.where(*wanted))
+    # The count comes last: it takes the longest.
+    selected = selected.where(destinations.c.off_at.is_(None), *also, _ROOM)
+    # Otherwise a destination that is deleted at the same time would fail the caller's transaction.
+    selected = selected.with_for_update(read=True, key_share=True, of=destinations)
+    return InsertNew(outbox).from_select([*_NEW, "tries", "destination_id"], selected)
 
 
 _ADD = _insert()
 
+_written = outbox.alias("written")
+
 _ADD_IF_SPENT = _insert(
+    # An event that exists needs no count.
+    ~select(_written.c.event_id).where(_written.c.event_id == bindparam("new_event_id")).exists(),
     select(usage.c.amount)
     .where(
         usage.c.scope == bindparam("of_scope"),
@@ -137,7 +146,7 @@ _ADD_IF_SPENT = _insert(
         usage.c.window == bindparam("of_window"),
         usage.c.amount >= bindparam("least", type_=BigInteger),
     )
-    .exists()
+    .exists(),
 )
 
 
@@ -160,7 +169,7 @@ async def add(connection: AsyncConnection, event: EventType, at: datetime, data:
 
 async def add_test(connection: AsyncConnection, event_id: str, at: datetime) -> None:
     """Write an event that only tests the destination, also while that is switched off."""
-    row = {"event_id": event_id, "destination_id": OPERATOR, "type": TEST, "at": at, "data": {}, "due_at": at}
+    row = {"event_id": event_id, "destination_id": OPERATOR, "type": TEST, "at": at, "data": {}, "due_at": FIRST}
     await connection.execute(outbox.insert().values(row | {"keep_until": at + KEPT}))
 
 
@@ -215,9 +224,17 @@ async def change(connection: AsyncConnection, event_id: str, tries: int, values:
     return (await connection.execute(update(outbox).where(same).values(dict(values)))).rowcount == 1
 
 
+async def add_extra(connection: AsyncConnection, event_id: str, tries: int, extra_ct: bytes) -> bool:
+    """Store what goes out with an event, unless that was done before; return whether it was stored."""
+    same = and_(outbox.c.event_id == event_id, outbox.c.tries == tries, outbox.c.due_at.is_not(None))
+    query = update(outbox).where(same, outbox.c.extra_ct.is_(None)).values(extra_ct=extra_ct)
+    return (await connection.execute(query)).rowcount == 1
+
+
 async def drop_pending(connection: AsyncConnection) -> int:
-    """Delete every event that waits; return how many there were."""
-    return (await connection.execute(delete(outbox).where(outbox.c.due_at.is_not(None)))).rowcount
+    """Delete every event that waits, except tests; return how many there were."""
+    query = delete(outbox).where(outbox.c.due_at.is_not(None), outbox.c.type != TEST)
+    return (await connection.execute(query)).rowcount
 
 
 async def purge(connection: AsyncConnection, now: datetime, limit: int) -> int:

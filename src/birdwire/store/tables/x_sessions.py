@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -170,14 +171,12 @@ KEPT_AFTER_EXPIRY_US = 86_400_000_000
 STATE_AFTER_SAVE = {LinkState.NEEDS_RELINK: LinkState.ACTIVE}
 """What a newly stored pair of tokens changes a state to; any other state stays as it is."""
 
-SAVED_STATE = case(STATE_AFTER_SAVE, value=x_sessions.c.state, else_=x_sessions.c.state)
-
 index_of_some("x_sessions_over", x_sessions.c.issuer, x_sessions.c.over_at)
 
 _RENEWED = {name: f"new_{name}" for name in ("gen", "access_ct", "refresh_ct", "expires_at", "scopes", "refreshed_at")}
 """SAVE's parameters, by column."""
 
-SAVE = (
+_SAVED = (
     update(x_sessions)
     .where(
         x_sessions.c.session_id == bindparam("of"),
@@ -188,13 +187,19 @@ SAVE = (
         {
             **{name: bindparam(parameter) for name, parameter in _RENEWED.items()},
             **dict.fromkeys(("why", "presented_gen", "presented_at", "presented_by"), null()),
-            "state": SAVED_STATE,
             "refresh_state": RefreshState.IDLE,
             "tries": 0,
         }
     )
 )
-"""Store a new pair in a session that still has the generation and the account for which the pair was encrypted."""
+
+SAVE = _SAVED.where(*(x_sessions.c.state != state for state in STATE_AFTER_SAVE))
+"""Store a new pair in a session that still has the generation and the account for which the pair was encrypted.
+
+A session whose state would change stays as it is: `save` stores its pair, so that the change can be reported with it.
+"""
+
+_SAVE_ANY = _SAVED.values(state=case(STATE_AFTER_SAVE, value=x_sessions.c.state, else_=x_sessions.c.state))
 
 
 def saved(row: SessionRow, values: Mapping[str, object]) -> dict[str, object]:
@@ -244,6 +249,32 @@ async def users_named(connection: AsyncConnection, username: str) -> frozenset[s
     """Return the user ids of the linked accounts that X last called by a username, in any case."""
     named = (func.lower(x_sessions.c.username) == username.lower(), x_sessions.c.user_id.is_not(None))
     return frozenset((await connection.execute(select(x_sessions.c.user_id).where(*named))).scalars())
+
+
+def _issuers() -> Select[Any]:
+    """Select the issuers of all sessions, one after the other from the index: to find them all would be a scan."""
+    first = select(func.min(x_sessions.c.issuer).label("issuer")).cte("issuers", recursive=True)
+    following = select(func.min(x_sessions.c.issuer)).where(x_sessions.c.issuer > first.c.issuer).scalar_subquery()
+    every = first.union_all(select(following).select_from(first).where(first.c.issuer.is_not(None)))
+    return select(every.c.issuer)
+
+
+_NAMED = (
+    select(x_sessions.c.username)
+    .where(
+        x_sessions.c.issuer.in_(_issuers()),
+        x_sessions.c.user_id == bindparam("of_user_id"),
+        x_sessions.c.username.is_not(None),
+    )
+    .order_by(x_sessions.c.created_at.desc())
+    .limit(1)
+)
+
+
+async def named(connection: AsyncConnection, user_id: str) -> dict[str, str | None]:
+    """Return an account as events name it; its username is None if it is not linked to any key."""
+    username = (await connection.execute(_NAMED, {"of_user_id": user_id})).scalar()
+    return {"user_id": user_id, "username": username}
 
 
 _KEYS = table("api_keys", column("key_id"), column("revoked_at"), column("expires_at"))
@@ -338,8 +369,8 @@ async def change(connection: AsyncConnection, session_id: str, gen: int, values:
 
 
 async def save(connection: AsyncConnection, row: SessionRow, values: Mapping[str, object]) -> None:
-    """Store a new pair as SAVE does, in the caller's transaction."""
-    if (await connection.execute(SAVE, saved(row, values))).rowcount:
+    """Store a new pair as SAVE does, in the caller's transaction and in any state; STATE_AFTER_SAVE is the new one."""
+    if (await connection.execute(_SAVE_ANY, saved(row, values))).rowcount:
         await announce(connection, row.key_id)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from birdwire.runtime.bounded_dict import BoundedDict
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import capabilities as store
+from birdwire.store.tables import outbox
 
 if TYPE_CHECKING:
     from birdwire.runtime.clock import Clock
@@ -42,6 +43,11 @@ class Capability:
     def allowed(self) -> bool:
         """Whether X allowed the operation when it last decided."""
         return self.allowed_at is not None and (self.refused_at is None or self.refused_at < self.allowed_at)
+
+    @property
+    def refused(self) -> bool:
+        """Whether X refused the operation when it last decided; neither this nor `allowed` before it ever decided."""
+        return self.refused_at is not None and not self.allowed
 
 
 class Capabilities:
@@ -115,11 +121,15 @@ class Capabilities:
         if last is not None and now - last < RECORD_INTERVAL:
             return
         fresh = {"allowed_at": now} if reason is None else {"refused_at": now, "reason": reason}
-        after = known[operation] = replace(before, **fresh)
+        known[operation] = replace(before, **fresh)
         async with self._database.write() as connection:
-            await store.put(
-                connection, self._client_id, after.operation, after.allowed_at, after.refused_at, after.reason
-            )
+            # What another replica has stored since decides whether this is a change.
+            before = _of(await store.hold(connection, self._client_id, operation))
+            after = replace(before, **fresh)
+            await store.put(connection, self._client_id, operation, after.allowed_at, after.refused_at, after.reason)
+            if after.refused != before.refused:
+                changed = {"operation": operation, "allowed": not after.refused, "reason": reason}
+                await outbox.add(connection, "x.changed", now, changed)
 
     async def _record_met(self, operation: str, reason: str, key_id: str) -> None:
         async with self._database.write() as connection:
@@ -130,10 +140,12 @@ class Capabilities:
         if self._known is None:
             async with self._database.read() as connection:
                 rows = await store.of_app(connection, self._client_id)
-            self._known = {
-                row.operation: Capability(row.operation, row.allowed_at, row.refused_at, row.reason) for row in rows
-            }
+            self._known = {row.operation: _of(row) for row in rows}
         return self._known
+
+
+def _of(row: store.CapabilityRow) -> Capability:
+    return Capability(row.operation, row.allowed_at, row.refused_at, row.reason)
 
 
 def _may_see(one: Capability, met: store.RefusalMetRow | None) -> bool:

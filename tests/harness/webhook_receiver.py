@@ -50,7 +50,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Reply:
-    """How a delivery is answered, after `delay_s`; `hangs`: never; `cut`: by closing the connection."""
+    """How a delivery is answered, after `delay_s`; `hangs`: never; `cut`: by closing the connection.
+
+    `then` is called as soon as the answer is written, or the connection is about to be closed.
+    """
 
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
@@ -58,6 +61,7 @@ class Reply:
     delay_s: float = 0.0
     hangs: bool = False
     cut: bool = False
+    then: Callable[[], object] = bool
 
     @classmethod
     def later(cls, status: int, retry_after: str) -> Reply:
@@ -144,12 +148,14 @@ class WebhookReceiver:
         if reply.hangs:
             await asyncio.Event().wait()
         if reply.cut:
+            reply.then()
             return False
         await asyncio.sleep(reply.delay_s)
         headers = [*reply.headers, ("content-length", str(len(reply.body)))]
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         writer.write(f"HTTP/1.1 {reply.status} So\r\n{head}\r\n".encode() + reply.body)
         await writer.drain()
+        reply.then()
         return delivery.headers.get("connection", "").lower() != "close"
 
 

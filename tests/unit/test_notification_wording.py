@@ -168,6 +168,29 @@ def test_a_phone_shows_what_happened(event: tuple[str, object]) -> None:
     assert (dict(message.headers)["Title"], message.body.decode()) == READ[event]
 
 
+def test_a_decision_by_the_link_of_a_message_is_somebody_s() -> None:
+    """The record names Birdwire, which made the link and decides nothing."""
+    said = worded(news(("approval.decided", "approved"), decided_by="birdwire"))
+    assert said.sentences[1] == "Somebody with the link approved it, and Birdwire sends it now."
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "title", "sentence"),
+    [
+        ("account:2244994945", "@ada", "@ada", "@ada"),
+        ("account:2244994945", "the account 2244994945", "An account", "The account 2244994945"),
+        ("key_01KB", "p\u00f6ster", "A key", "The key “p\u00f6ster”"),
+        ("key_01KB", "", "A key", "The key key_01KB"),
+        ("gateway", "the gateway", "The gateway", "The gateway"),
+        ("later:1", "later", "Something", "The scope later:1"),
+    ],
+)
+def test_a_scope_is_named_as_people_know_it(scope: str, name: str, title: str, sentence: str) -> None:
+    """In the title in ASCII."""
+    said = worded(news(("paused", None), scope=scope, name=name))
+    assert (said.title, said.sentences[0]) == (f"{title} is paused", f"{sentence} is paused.")
+
+
 def test_a_message_of_ntfy_has_the_headers_that_its_app_shows() -> None:
     """As ntfy documents them."""
     event = ("approval.requested", None)

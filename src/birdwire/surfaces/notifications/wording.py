@@ -171,6 +171,9 @@ OPERATION_WORDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """What an operation is, and what it does."""
 
+_BIRDWIRE: Final = "birdwire"
+"""Who a decision is recorded for if it was made by a link that was made for a notification."""
+
 _USERNAME: Final = re.compile(r"[A-Za-z0-9_]{1,20}")
 
 
@@ -204,7 +207,7 @@ def _values(news: News) -> dict[str, str]:
         "do": do,
         "expires": _when(data.get("expires_at"), news.at),
         "cost": _dollars(data.get("cost_usd")),
-        "decided_by": _line(data.get("decided_by")) or "Somebody",
+        "decided_by": _decided_by(_line(data.get("decided_by"))),
         "post_url": _post_url(account, data.get("post_id")),
         "reason": _reason(_line(data.get("reason"))),
         "subject": subject,
@@ -238,7 +241,7 @@ def _scope(scope: str, name: str) -> tuple[str, str]:
     if scope.startswith("key_"):
         return "A key", f"the key {_quoted(name) or scope}"
     if scope.startswith("account:"):
-        return (name, name) if _USERNAME.fullmatch(name.removeprefix("@")) else ("An account", f"the account {name}")
+        return name if _USERNAME.fullmatch(name.removeprefix("@")) else "An account", name or "an account"
     return ("The gateway", "the gateway") if scope == "gateway" else ("Something", f"the scope {scope}")
 
 
@@ -247,6 +250,11 @@ def _line(value: object, length: int = MAX_NAME_CHARS) -> str:
     text = "" if value is None else str(value)
     shown = marked(text[:length].replace("\n", " "))
     return shown if len(text) <= length else f"{shown}…"
+
+
+def _decided_by(who: str) -> str:
+    """Return who decided. Birdwire itself made the link that a notification contains, and decides nothing."""
+    return "Somebody with the link" if who == _BIRDWIRE else who or "Somebody"
 
 
 def _reason(name: str) -> str:

@@ -120,16 +120,24 @@ class Capabilities:
         self._recent[operation] = reason, self._clock.monotonic() + (stored_at + RECORD_INTERVAL - now).total_seconds()
         if last is not None and now - last < RECORD_INTERVAL:
             return
+        try:
+            known[operation] = await self._change(operation, reason, now)
+        except StorageDownError:
+            # The next call stores it.
+            self._recent.pop(operation, None)
+            raise
+
+    async def _change(self, operation: str, reason: str | None, now: datetime) -> Capability:
+        """Store what X decided now, and return it; write an event if the row, which all replicas change, differs."""
         fresh = {"allowed_at": now} if reason is None else {"refused_at": now, "reason": reason}
-        known[operation] = replace(before, **fresh)
         async with self._database.write() as connection:
-            # What another replica has stored since decides whether this is a change.
             before = _of(await store.hold(connection, self._client_id, operation))
             after = replace(before, **fresh)
             await store.put(connection, self._client_id, operation, after.allowed_at, after.refused_at, after.reason)
             if after.refused != before.refused:
                 changed = {"operation": operation, "allowed": not after.refused, "reason": reason}
                 await outbox.add(connection, "x.changed", now, changed)
+        return after
 
     async def _record_met(self, operation: str, reason: str, key_id: str) -> None:
         async with self._database.write() as connection:

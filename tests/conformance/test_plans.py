@@ -20,6 +20,7 @@ from birdwire.store.tables import (
     journal,
     kept_images,
     link_states,
+    outbox,
     pauses,
     policies,
     processes,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engines("sqlite", "postgres")
 
 NOW = datetime(2026, 4, 18, 7, tzinfo=UTC)
-SMALL = ("processes", "vault_keys", "alembic_version")
-"""A row for each gateway that runs, for each vault key, for the schema."""
+SMALL = ("processes", "vault_keys", "alembic_version", "destinations")
+"""A row for each gateway that runs, for each vault key, for the schema, for the operator's destination."""
 
 OVER = session_row(user_id="1")
 STARTED = NameState.STARTED
@@ -70,6 +71,11 @@ KEPT |= {"until": NOW}
 async def _charge(connection: AsyncConnection) -> None:
     for part in (*usage.charging(CHARGES, "req_1"), *usage.giving_back(usage.encode(CHARGES), "req_1")):
         await connection.execute(part.statement, part.row)
+
+
+async def _report(connection: AsyncConnection) -> None:
+    part = outbox.adding_if_spent(outbox.BudgetNews("evt_1", NOW, {}, NOW, ("key_1", "usd", "2026-04")), 1)
+    await connection.execute(part.statement, part.row)
 
 
 async def _pages(connection: AsyncConnection) -> None:
@@ -103,6 +109,7 @@ STATEMENTS: dict[str, Work] = {
     "journal: a row that was begun": lambda c: journal.get(c, "req_1"),
     "a guarded write: whether a later one exists": lambda c: journal.newer(c, "req_1", "1", "like_twitter", "2"),
     "a guarded write: its charges": _charge,
+    "a guarded write: what its budget has used": _report,
     "a guarded write: the end of its row": lambda c: c.execute(journal.SETTLE_CHARGED, SETTLED),
     "a guarded write: a snapshot": lambda c: usage.amounts(c, [("key_1", "usd", one) for one in ("2026-04", "")]),
     "a guarded write: its text": lambda c: usage.marks_at(c, [("key_1", "feed"), ("gateway", "feed")]),

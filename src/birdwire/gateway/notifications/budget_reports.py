@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from birdwire.gateway.guardrails import windows
 from birdwire.runtime.bounded_dict import BoundedDict
@@ -21,7 +21,7 @@ from birdwire.store.tables import outbox, usage
 from birdwire.x.catalog.prices import usd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
     from birdwire.runtime.clock import Clock
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from birdwire.store.tables.usage import Charge
 
 PERCENTS: Final = (80, 100)
-"""The parts of a budget that are reported."""
+"""The percentages of a budget that are reported."""
 
 KEPT: Final = timedelta(days=1)
 """How long an event is kept after its window has ended, so that it is not written again while calls still charge it."""
@@ -49,8 +49,8 @@ NameOf = Callable[[str], str]
 class BudgetReports:
     """Reports on the budgets of one database. `is_on` returns whether there is a destination that is on.
 
-    The id of an event derives from the scope, the window, the limit and the part that is used. So concurrent calls
-    write it once, money that is given back and spent again is not reported again, and another limit is.
+    The id of an event derives from the scope, the window, the limit and the percentage. So concurrent calls write it
+    once, money that is given back and spent again is not reported again, and another limit is.
     """
 
     def __init__(self, database: Database, clock: Clock, is_on: IsOn) -> None:
@@ -64,13 +64,10 @@ class BudgetReports:
         """Return the parts that report what a unit's charges reach; they come last in the unit."""
         if not self._is_on():
             return ()
-        at = self._clock.now()
-        return tuple(
-            outbox.adding_if_spent(_news(charge, percent, at, name_of(charge.scope)), least)
-            for charge in charges
-            if _limits_money(charge)
-            for percent, least in _shares(charge.limit or 0)
-        )
+        # A second shares its parts: calls of one budget may be many.
+        at = self._clock.now().replace(microsecond=0)
+        limits = (charge for charge in charges if _limits_money(charge))
+        return tuple(part for charge in limits for part in _reporting(_counter(charge), name_of(charge.scope), at))
 
     async def exhausted(self, charge: Charge, name_of: NameOf) -> None:
         """Report that a budget is used up, because a charge does not pass. If the store is down, nothing is reported.
@@ -79,7 +76,7 @@ class BudgetReports:
         """
         if not (_limits_money(charge) and self._is_on()):
             return
-        news = _news(charge, PERCENTS[-1], self._clock.now(), name_of(charge.scope))
+        news = _news(_counter(charge), 100, name_of(charge.scope), self._clock.now())
         now_s = self._clock.monotonic()
         if self._reported.get(news.event_id, now_s) > now_s:
             return
@@ -93,24 +90,35 @@ class BudgetReports:
             self._reported.pop(news.event_id, None)
 
 
+class _Counter(NamedTuple):
+    """The counter of a budget's money, and its limit in millionths of a dollar."""
+
+    scope: str
+    measure: str
+    window: str
+    limit: int
+
+
 def _limits_money(charge: Charge) -> bool:
     return charge.rule == "budget" and charge.limit is not None
 
 
-@lru_cache(maxsize=1024)
-def _shares(limit: int) -> tuple[tuple[int, int], ...]:
-    """Return each part of a limit that is reported, with the sum that reaches it, in millionths of a dollar."""
-    return tuple((percent, -(-limit * percent // 100)) for percent in PERCENTS)
-
-
-def _news(charge: Charge, percent: int, at: datetime, name: str) -> BudgetNews:
-    event_id, data, keep_until = _facts(charge.scope, charge.window, charge.limit or 0, percent, name)
-    return outbox.BudgetNews(event_id, at, data, keep_until, (charge.scope, charge.measure, charge.window))
+def _counter(charge: Charge) -> _Counter:
+    return _Counter(charge.scope, charge.measure, charge.window, charge.limit or 0)
 
 
 @lru_cache(maxsize=1024)
-def _facts(scope: str, window: str, limit: int, percent: int, name: str) -> tuple[str, Mapping[str, Any], datetime]:
-    """Return the id of an event, its data, and until when it is kept: the same for each call in a window."""
+def _reporting(counter: _Counter, name: str, at: datetime) -> tuple[Part, ...]:
+    """Return a part for each percentage, with the least sum that reaches it."""
+    return tuple(
+        outbox.adding_if_spent(_news(counter, percent, name, at), -(-counter.limit * percent // 100))
+        for percent in PERCENTS
+    )
+
+
+def _news(counter: _Counter, percent: int, name: str, at: datetime) -> BudgetNews:
+    scope, _, window, limit = counter
     digest = hashlib.sha256(f"{scope}\n{window}\n{limit}\n{percent}".encode()).hexdigest()
     data = {"scope": scope, "name": name, "unit": windows.unit_of(window), "window": window, "percent": percent}
-    return f"evt_{digest[:32]}", data | {"limit_usd": usd(limit)}, windows.end_of_window(window) + KEPT
+    keep_until = windows.end_of_window(window) + KEPT
+    return outbox.BudgetNews(f"evt_{digest[:32]}", at, data | {"limit_usd": usd(limit)}, keep_until, counter[:3])

@@ -5,8 +5,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 GENERATOR = $(VENV)/generator
 FAULT_TESTS = tests/faults
-APPROVAL_TESTS = tests/faults/test_approvals*.py tests/contract/test_approv*.py tests/contract/test_relay_waits.py tests/conformance/test_approved_writes.py
-GUARDRAIL_TESTS = tests/faults/test_guardrails_*.py tests/contract/test_decisions.py tests/contract/test_guardrail_reasons.py $(wildcard tests/unit/test_policy*.py)
+PART = guardrails
+guardrails_TESTS = tests/faults/test_guardrails_*.py tests/contract/test_decisions.py tests/contract/test_guardrail_reasons.py $(wildcard tests/unit/test_policy*.py)
+approvals_TESTS = tests/faults/test_approvals*.py tests/contract/test_approv*.py tests/contract/test_relay_waits.py tests/conformance/test_approved_writes.py
+notifications_TESTS = $(wildcard tests/*/test_notif*.py tests/*/test_deliveries*.py tests/*/test_outbound*.py tests/*/test_webhook_signatures.py tests/*/test_standard_webhooks.py)
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
 
 .PHONY: help setup setup-dev run test faults acceptance check format docs lock bench bench-growth bench-instructions bench-latency bench-profile clean
@@ -38,8 +40,8 @@ faults: setup-dev ## the fault tests in their long form, and build/faults.md: FA
 	@FAULTS=long FAULTS_REPORT=build/faults.jsonl $(BIN)/python -m pytest -n 2 --timeout 7200 $(FAULT_TESTS) $(PYTEST_ARGS); \
 		ended=$$?; $(BIN)/python tests/harness/report.py build/faults.jsonl > build/faults.md; cat build/faults.md; exit $$ended
 
-acceptance: ## the tests of the guardrails in their long form, and build/faults.md (options: PART=approvals, PYTEST_ARGS="-k pause")
-	@$(MAKE) --no-print-directory faults FAULT_TESTS="$(if $(filter approvals,$(PART)),$(APPROVAL_TESTS),$(GUARDRAIL_TESTS))"
+acceptance: ## a part's tests in their long form, and build/faults.md (options: PART=approvals or notifications, PYTEST_ARGS="-k pause")
+	@$(MAKE) --no-print-directory faults FAULT_TESTS="$($(PART)_TESTS)"
 
 docs: setup ## regenerate docs/reference from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference

@@ -18,11 +18,11 @@ NONE: Final = "No notifications are set."
 SET: Final = "To set where they go, run: birdwire notify set URL"
 
 KINDS: Final[Mapping[str, str]] = {
-    "standard": "JSON with a signature (Standard Webhooks)",
-    "ntfy": "messages of ntfy",
-    "slack": "messages of Slack, which Mattermost and Discord take too",
+    "standard": "standard (signed JSON)",
+    "ntfy": "ntfy",
+    "slack": "slack (also for Mattermost and Discord)",
 }
-"""What each kind of destination gets."""
+"""The kinds of destinations, in words."""
 
 _SET_AGAIN: Final = "Set the right URL with `birdwire notify set`."
 _FAILURES: Final[Mapping[str, tuple[str, str]]] = {
@@ -121,7 +121,7 @@ def lines(standing: Standing, now: datetime) -> Iterator[str]:
 def _facts(row: DestinationRow, standing: Standing, now: datetime) -> Iterator[tuple[str, str]]:
     off = row.off_at is not None
     yield "State", f"off since {_time(row.off_at)}: {switched_off(row)}" if off else "on"
-    yield "Kind", f"{row.kind}: {KINDS.get(row.kind, 'unknown')}"
+    yield "Kind", KINDS.get(row.kind, row.kind)
     yield "Contains", ", ".join(contents(row))
     yield "Set", f"{_time(row.set_at)} by {printable(row.set_by, 100)}"
     yield "Delivered", _time(row.delivered_at) or "nothing yet"

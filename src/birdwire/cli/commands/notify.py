@@ -216,7 +216,7 @@ def _remarks(before: Standing, now: Standing, settings: Settings, *, is_shown: b
         remarks.append(f"Anyone who can read what {row.host} receives can decide about what waits.")
         remarks += _about_links(settings)
     if row.with_text:
-        remarks.append(f"{row.host} gets the texts of posts that wait, not encrypted for you.")
+        remarks.append(f"{row.host} can read the texts of posts before they are published.")
     if before.row is not None:
         waiting = f" {_events(before.waiting)} that waited for it will go to {row.host}." if before.waiting else ""
         remarks.append(f"It replaces the earlier destination, {before.row.host}.{waiting}")

@@ -37,14 +37,12 @@ WAIT_S = 20.0
 @contextlib.contextmanager
 def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Run a program of Python's until the end of the block."""
-    process = subprocess.Popen(  # noqa: S603 - our own programs
-        [sys.executable, *command], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(WAIT_S)
+    environment = {**os.environ, **environment}
+    with subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own programs
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

@@ -110,7 +110,7 @@ class Reader:
         command, given = step.command, None
         if command.startswith("echo "):
             echoed, _, command = command.removeprefix("echo ").partition(" | ")
-            [given] = shlex.split(echoed)
+            [given] = shlex.split(self.real(echoed))
         code = EXIT_CODE.search(command)
         words = shlex.split(self.real(EXIT_CODE.sub("", command)))
         if words[0] == "export":

@@ -195,7 +195,8 @@ def _allowed(url: str, settings: Settings) -> str:
     try:
         return read_url(url, settings.outbound_rules).host
     except ForbiddenURLError as error:
-        raise Stop(ExitCode.USAGE, str(error)) from None
+        message, _, fix = str(error).partition(". ")
+        raise Stop(ExitCode.USAGE, f"{message.rstrip('.')}.", fix) from None
 
 
 def _remarks(before: Standing, now: Standing, settings: Settings, *, is_shown: bool) -> list[str]:
@@ -228,14 +229,12 @@ def _remarks(before: Standing, now: Standing, settings: Settings, *, is_shown: b
 
 
 def _about_links(settings: Settings) -> list[str]:
-    """Return why links may not work on another device, or not be private."""
-    parts = urlsplit(settings.base_url)
-    host, fix = parts.hostname or "", "Set BIRDWIRE_PUBLIC_URL to the gateway's https URL."
-    if is_loopback(host) or is_any(host):
-        return [f"The links lead to {host}, which only this machine can open. {fix}"]
-    if parts.scheme != "https" and settings.issuer == "x":
-        return [f"The links lead to {settings.base_url} without TLS, so the network can read them. {fix}"]
-    return []
+    """Return why links cannot be opened on another device. A public URL is https, as the settings require."""
+    host = urlsplit(settings.base_url).hostname or ""
+    if not (is_loopback(host) or is_any(host)):
+        return []
+    fix = "Set BIRDWIRE_PUBLIC_URL to the gateway's https URL."
+    return [f"The links lead to {host}, which only this machine can open. {fix}"]
 
 
 def _events(count: int) -> str:

@@ -20,7 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from birdwire.runtime.metrics import METRICS
+from birdwire.store.database import Database
 from harness.gateway import RunningGateway
+from harness.notifying import Notifier
+from harness.webhook_receiver import GONE, receiving
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -200,6 +203,19 @@ async def lose_the_log(running: RunningGateway) -> None:
     await asyncio.sleep(0)
 
 
+async def lose_the_receiver(running: RunningGateway) -> None:
+    """Set a destination that no longer exists, and let something happen."""
+    database = Database(running.settings.database_url)
+    async with receiving() as receiver:
+        receiver.answer(GONE)
+        await Notifier.of(database, running.settings, running.clock).set(receiver.url)
+        await database.close()
+        await running.link("ada")
+        async with asyncio.timeout(20):
+            while not (await scrape(running))["birdwire_notifications_off{}"]:  # noqa: ASYNC110 - it happens in the gateway
+                await asyncio.sleep(0.05)
+
+
 EVENTS: dict[str, Callable[[RunningGateway], Awaitable[None]]] = {
     "BirdwireLinkLost": lose_a_link,
     "BirdwireTokensNotStored": store_no_tokens,
@@ -210,6 +226,7 @@ EVENTS: dict[str, Callable[[RunningGateway], Awaitable[None]]] = {
     "BirdwireXFails": fail_at_x,
     "BirdwireXPaused": fail_for_all,
     "BirdwireXLimitReached": use_a_limit_up,
+    "BirdwireNotificationsOff": lose_the_receiver,
     "BirdwireBug": meet_a_bug,
     "BirdwireLimitsDegraded": count_alone,
     "BirdwireStalled": stand_still,

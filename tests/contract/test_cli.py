@@ -51,6 +51,7 @@ FAMILIES = {
     "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),
     "policy": ("show", "set", "unset", "test", "report"),
+    "notify": ("set", "test", "show", "off", "rotate"),
     "approvals": ("list", "show", "approve", "deny", "edit", "cancel", "link", "watch"),
 }
 EVERY_COMMAND: list[tuple[str, ...]] = [

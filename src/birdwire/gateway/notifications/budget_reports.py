@@ -83,9 +83,9 @@ class BudgetReports:
         # Set before the write: concurrent refusals write it once.
         self._reported[news.event_id] = now_s + AGAIN_AFTER_S
         # Whatever writes the event locks the budget's counter first, so no two processes wait for each other.
-        locked = usage.charging((charge._replace(amount=0, limit=None),), "")
+        parts = [usage.locking(news.key), outbox.adding_once(news)]
         try:
-            await self._database.append_all([*locked, outbox.adding_once(news)])
+            await self._database.append_all(parts)
         except StorageDownError:
             self._reported.pop(news.event_id, None)
 

@@ -159,6 +159,11 @@ def charging(charges: Sequence[Charge], request_id: str) -> list[Part]:
     return made + [Part(_CHANGES[charge.kind], _values(charge, request_id), required=True) for charge in merged]
 
 
+def locking(key: Key) -> Part:
+    """Return the part of a unit that locks a counter on PostgreSQL. SQLite has one writer at a time."""
+    return _made_row(*key)
+
+
 def refused_by(charges: Sequence[Charge], index: int) -> int | None:
     """Return which of the charges did not pass, by the index of a part of `charging`; None if it is another part."""
     merged = merge(charges)

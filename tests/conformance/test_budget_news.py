@@ -156,6 +156,7 @@ async def caller(both: tuple[Caller, Caller]) -> Caller:
     return both[0]
 
 
+@pytest.mark.trust("#335")
 async def test_the_calls_that_reach_80_and_100_percent_report_it(caller: Caller) -> None:
     """Neither the call before nor the calls after, nor the one that no longer passes."""
     await caller.likes(7)
@@ -242,6 +243,7 @@ async def test_without_a_destination_nothing_is_written(caller: Caller, how: str
     assert await caller.events() == ALL_EVENTS
 
 
+@pytest.mark.trust("#335")
 async def test_concurrent_calls_of_two_processes_report_it_once(both: tuple[Caller, Caller]) -> None:
     """Ten of sixty pass, whichever they are."""
     reasons = await asyncio.gather(*(both[number % 2].like(f"req_{number}") for number in range(60)))

@@ -43,6 +43,7 @@ async def only(database_url: str) -> AsyncIterator[Deliverer]:
         yield built
 
 
+@pytest.mark.trust("#332")
 async def test_a_failing_delivery_is_tried_ten_times_each_exactly_when_it_is_due(only: Deliverer) -> None:
     """The delay counts from the failed try, and the same id and body arrive each time."""
     await only.set()
@@ -96,6 +97,7 @@ async def test_a_delivery_ends_the_trouble(only: Deliverer) -> None:
     assert "localhost" not in only.log.getvalue()
 
 
+@pytest.mark.trust("#332")
 @pytest.mark.parametrize(
     ("status", "retry_after_s", "delay"),
     [
@@ -125,6 +127,7 @@ async def test_a_retry_after_delays_that_delivery_and_holds_all_others(
         assert await only.round() == (2 if held == delay else 1)
 
 
+@pytest.mark.trust("#333")
 async def test_410_switches_the_destination_off_immediately(only: Deliverer) -> None:
     """What waited is dropped, nothing more is written, and the operator can see it in four places."""
     await only.set()
@@ -154,6 +157,7 @@ async def test_what_waits_is_dropped_and_counted(only: Deliverer) -> None:
     assert len([act for act in await only.acts() if act.act == "notify.switched_off"]) == 1
 
 
+@pytest.mark.trust("#333")
 async def test_five_days_of_failures_switch_the_destination_off(only: Deliverer) -> None:
     """They count from the first failure after the last delivery."""
     await only.set()
@@ -231,6 +235,7 @@ async def test_a_person_is_not_asked_for_a_decision_that_is_over(only: Deliverer
     assert await only.round() == 1
 
 
+@pytest.mark.trust("#333")
 async def test_a_delivered_test_switches_the_destination_on_again(only: Deliverer) -> None:
     """It is tried once, before all that waits, also while the destination is held or off."""
     await only.set()
@@ -374,6 +379,7 @@ async def test_a_result_that_cannot_be_recorded_is_not_sent_again_meanwhile(
     assert next(tries) == 6
 
 
+@pytest.mark.trust("#334")
 @pytest.mark.engines("sqlite")
 async def test_without_a_destination_no_query_is_run(only: Deliverer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The change feed reports when there is one."""

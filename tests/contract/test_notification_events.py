@@ -351,6 +351,7 @@ KINDS = ["approval.requested", "approval.decided", "paused", "resumed", "x.chang
 KINDS += ["account.needs_relink", "account.undone"]
 
 
+@pytest.mark.trust("#334")
 @pytest.mark.parametrize("destination", ["on", "off", "none"])
 async def test_nothing_is_written_without_a_destination_that_is_on(at: Desk, destination: str) -> None:
     """Whoever sets one later is not told of what happened before."""
@@ -473,6 +474,7 @@ async def _truth(at: Desk) -> list[object]:
     return [held, allowed, link and (link.session_id, link.state), asked]
 
 
+@pytest.mark.trust("#334")
 @pytest.mark.parametrize("name", ACTIONS)
 async def test_an_event_and_what_it_is_about_are_written_together_or_not_at_all(
     at: Desk, events: Outbox, monkeypatch: pytest.MonkeyPatch, name: str

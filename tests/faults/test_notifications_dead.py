@@ -1,7 +1,7 @@
 """Ten thousand deliveries that wait for a dead destination: they cost one try at a time, and no other call anything.
 
-The short form counts tries by rounds, not by time. The long form counts the instructions of background work under
-valgrind, and the bytecodes of a like, and writes both into the report.
+The short form counts tries by rounds, not by time. The long form also counts machine instructions under valgrind: of a
+like, and of background work by the second.
 """
 
 from __future__ import annotations

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select
@@ -20,10 +16,9 @@ from birdwire.runtime.outbound import OutboundRules
 from birdwire.startup import open_vault
 from birdwire.store.tables import destinations, outbox
 from harness.guarded_gateway import OPERATOR
-from harness.webhook_receiver import logged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
     from datetime import timedelta
 
     from birdwire.settings import Settings
@@ -106,36 +101,6 @@ class Notifier:
             ]
             async with self.database.write() as connection:
                 await connection.execute(insert(outbox.outbox), rows)
-
-
-@dataclass
-class ReceiverProcess:
-    """A receiver as a process of its own, and its log of what it has accepted."""
-
-    url: str
-    log: Path
-
-    def accepted(self) -> list[Delivery]:
-        """Return what it has accepted so far."""
-        return list(logged(self.log)) if self.log.exists() else []
-
-
-@contextlib.asynccontextmanager
-async def receiver_process(directory: Path) -> AsyncIterator[ReceiverProcess]:
-    """Start a receiver as a process of its own, and end it."""
-    log = directory / "received.jsonl"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "harness.webhook_receiver", "--port", "0", "--log", str(log)),
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        port = int(await asyncio.wait_for(process.stdout.readline(), START_S))
-        yield ReceiverProcess(f"http://127.0.0.1:{port}/hook", log)
-    finally:
-        process.terminate()
-        await asyncio.wait_for(process.wait(), START_S)
 
 
 def verified(secret: str, delivery: Delivery) -> Any:

@@ -374,6 +374,22 @@ async def test_extras_that_cannot_be_stored_are_not_sent(only: Deliverer, monkey
     assert await only.round() == 0
 
 
+async def test_what_cannot_be_sent_yet_delays_nothing_else(only: Deliverer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that does not know its address makes no link, and 16 such events must not be all that is due."""
+    await only.set(with_link=True)
+    for number in range(20):
+        await only.replica.ask(f"req_{number}")
+        await only.happen(event="approval.requested", request_id=f"req_{number}")
+    with monkeypatch.context() as unknown:
+        unknown.setattr(only.extras, "_address", lambda: None)
+        assert await only.round(2) == 0
+        await only.happen()
+        assert await only.round() == 1
+    await only.advance(timedelta(seconds=5))
+    assert await only.round(2) == 20
+    assert {row.tries for row in await only.pending()} == set()
+
+
 # Vault keys and databases.
 
 

@@ -134,6 +134,7 @@ class Deliverer:
     telemetry: Telemetry
     cache: KeyCache
     links: list[str]
+    extras: Extras
 
     @classmethod
     def of(
@@ -160,7 +161,7 @@ class Deliverer:
         sends = cast("Outbound", real or outbound)
         leases = replica.leases
         deliveries = Deliveries(database, places, extras, sends, word, leases, cache, clock, telemetry)
-        return cls(replica, places, deliveries, outbound, log, telemetry, cache, links)
+        return cls(replica, places, deliveries, outbound, log, telemetry, cache, links, extras)
 
     @property
     def clock(self) -> StoppedClock:

@@ -7,7 +7,6 @@ An event whose result is not recorded, because its process was killed, is sent a
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -46,15 +45,11 @@ PROBE_AFTER: Final = 3
 CLOSE_S: Final = 5.0
 """How long a shutdown waits for the deliveries in progress."""
 
-COUNT_EVERY: Final = timedelta(seconds=5)
-TIDY_EVERY: Final = timedelta(minutes=1)
-MAX_PURGED: Final = 1_000
-"""Events that one transaction deletes."""
-
+COUNT_EVERY_S: Final = 5.0
+TIDY_EVERY_S: Final = 60.0
 RECORD_AGAIN_S: Final = 1.0
 CRASH_PAUSE_S: Final = 30.0
-
-_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NOW: Final = float("-inf")
 
 
 class Deliveries:
@@ -86,7 +81,8 @@ class Deliveries:
         self._epoch = -1
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._failures = 0
-        self._held_until = self._count_at = self._tidy_at = _EARLIEST
+        # By the monotonic clock, so that they mean the same after the time of day was corrected.
+        self._held_until_s = self._count_at_s = self._tidy_at_s = _NOW
         self._unreadable: DestinationRow | None = None
         self._waiting = 0
         self._draining = False
@@ -147,7 +143,7 @@ class Deliveries:
     def _notice(self, to: DestinationRow | None, epoch: int) -> None:
         """Remember the destination as it was read in an epoch; a new one has no past."""
         if to is None or self._to is None or to.set_at != self._to.set_at:
-            self._failures, self._held_until, self._waiting = 0, _EARLIEST, 0
+            self._failures, self._held_until_s, self._waiting = 0, _NOW, 0
         self._to, self._epoch = to, epoch
 
     async def _replace(self, sender: str | None, by: str | None) -> bool:
@@ -156,31 +152,32 @@ class Deliveries:
             return await destinations.take_over(connection, by, instead_of=sender)
 
     async def _send_due(self, to: DestinationRow) -> None:
-        now, in_progress = self._clock.now(), frozenset(self._sending)
+        now_s, in_progress = self._clock.monotonic(), frozenset(self._sending)
         async with self._database.read() as connection:
             # As many as are in progress may be among them, and no more than that are started.
-            rows = await outbox.due(connection, now, MAX_SENDING)
-            if now >= self._count_at:
-                (self._waiting, _), self._count_at = await outbox.pending(connection), now + COUNT_EVERY
-        if now >= self._tidy_at:
-            await self._tidy(to, now)
+            rows = await outbox.due(connection, self._clock.now(), MAX_SENDING)
+            if now_s >= self._count_at_s:
+                (self._waiting, _), self._count_at_s = await outbox.pending(connection), now_s + COUNT_EVERY_S
+        if now_s >= self._tidy_at_s:
+            await self._results.tidy()
+            self._tidy_at_s = now_s + TIDY_EVERY_S
         opened = await self._open(to) if rows else None
         if opened is not None:
             for row in rows:
                 # What was in progress when the rows were read may have ended since, and its row is an older one.
-                if row.event_id not in in_progress and self._may_start(row, to, now):
+                if row.event_id not in in_progress and self._may_start(row, to, now_s):
                     task = asyncio.create_task(self._try(row, to, opened), name=f"notification {row.event_id}")
                     self._sending[row.event_id] = task
                     task.add_done_callback(partial(self._done, row.event_id))
 
-    def _may_start(self, row: OutboxRow, to: DestinationRow, now: datetime) -> bool:
+    def _may_start(self, row: OutboxRow, to: DestinationRow, now_s: float) -> bool:
         sending = len(self._sending)
         if sending >= MAX_SENDING or self._draining or not self._leases.certain:
             return False
         # The operator waits for a test, whatever the destination did before.
         if row.type == outbox.TEST:
             return True
-        return to.off_at is None and now >= self._held_until and (sending == 0 or self._failures < PROBE_AFTER)
+        return to.off_at is None and now_s >= self._held_until_s and (sending == 0 or self._failures < PROBE_AFTER)
 
     async def _open(self, to: DestinationRow) -> Opened | None:
         """Decrypt the destination; None if that fails, which is reported once."""
@@ -191,17 +188,6 @@ class Deliveries:
                 await self._results.unreadable(to)
                 self._unreadable = to
             return None
-
-    async def _tidy(self, to: DestinationRow, now: datetime) -> None:
-        """Delete what has ended and is kept no longer."""
-        purged = MAX_PURGED
-        while purged == MAX_PURGED:
-            async with self._database.write() as connection:
-                purged = await outbox.purge(connection, now, MAX_PURGED)
-                if to.off_at is not None:
-                    # A transaction that had started before the switch may have added some.
-                    await outbox.drop_pending(connection)
-        self._tidy_at = now + TIDY_EVERY
 
     # One delivery, in a task of its own.
 
@@ -224,7 +210,7 @@ class Deliveries:
             return
         at = self._clock.now()
         if self._to is not None and self._to.set_at == to.set_at:
-            self._learn(sent, at)
+            self._learn(row, sent)
         await self._recorded(row, lambda: self._results.record(row, to, sent, at))
 
     def _done(self, event_id: str, _: asyncio.Task[None]) -> None:
@@ -239,16 +225,20 @@ class Deliveries:
         try:
             extra = await self._extras.of(row, to)
         except NotYetError:
+            await self._results.postpone(row)
             return None
         except OutdatedError:
             await self._results.end(row, "outdated")
             return None
         return self._word(to.kind, News(row.event_id, row.type, row.at, row.data, extra.text, extra.review_url))
 
-    def _learn(self, sent: Sent, at: datetime) -> None:
+    def _learn(self, row: OutboxRow, sent: Sent) -> None:
         """Adjust how much is sent to the destination to what a try came to."""
         self._failures = 0 if sent.error is None else self._failures + 1
-        self._held_until = max(self._held_until, at + asked_delay(sent))
+        held_until_s = self._clock.monotonic() + asked_delay(sent).total_seconds()
+        # The operator tests what was repaired, so a delivered test ends an earlier hold.
+        repaired = row.type == outbox.TEST and sent.error is None
+        self._held_until_s = held_until_s if repaired else max(self._held_until_s, held_until_s)
 
     async def _recorded(self, row: OutboxRow, record: Callable[[], Awaitable[None]]) -> None:
         """Record a result, however long the database is down: until it is recorded, nothing else is sent in its place.

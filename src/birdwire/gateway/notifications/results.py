@@ -5,10 +5,11 @@ A try of which another process has recorded a result, or whose destination has b
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from birdwire.gateway.notifications.destination import SUBJECT, shown
-from birdwire.gateway.notifications.schedule import FAILING_FOR, GONE, next_try
+from birdwire.gateway.notifications.schedule import CONTINUES_WITHIN, FAILING_FOR, GONE, next_try
 from birdwire.store.tables import acts, destinations, outbox
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ CRASHED: Final = {"error": "crash"}
 UNREADABLE: Final = {"status": None, "error": "unreadable"}
 """What is recorded of a destination whose URL or secret cannot be decrypted: nothing is sent to it."""
 
+
+NOT_YET: Final = timedelta(seconds=5)
+MAX_PURGED: Final = 1_000
+"""Events that one transaction deletes."""
 
 ENDED: Final = {"due_at": None, "extra_ct": None}
 """What changes of every event that is not sent again."""
@@ -80,6 +85,33 @@ class Results:
         if ended:
             self._telemetry.metrics.add("birdwire_notifications_total", outcome)
 
+    async def postpone(self, row: OutboxRow) -> None:
+        """Let an event that cannot be sent yet wait behind those that can.
+
+        Raises:
+            StorageDownError: it was not recorded.
+        """
+        async with self._database.write() as connection:
+            await outbox.change(connection, row.event_id, row.tries, {"due_at": self._clock.now() + NOT_YET})
+
+    async def tidy(self) -> None:
+        """Delete what has ended and is kept no longer, and what waits although the destination is off.
+
+        A transaction that had started before the destination was switched off may have added that.
+
+        Raises:
+            StorageDownError: not everything was deleted.
+        """
+        purged, dropped = MAX_PURGED, 0
+        while purged == MAX_PURGED:
+            async with self._database.write() as connection:
+                purged = await outbox.purge(connection, self._clock.now(), MAX_PURGED)
+        async with self._database.write() as connection:
+            to = await destinations.get(connection, hold=True)
+            if to is not None and to.off_at is not None:
+                dropped = await outbox.drop_pending(connection)
+        self._count_dropped(dropped)
+
     async def unreadable(self, to: DestinationRow) -> None:
         """Record that a destination cannot be decrypted.
 
@@ -116,6 +148,9 @@ class Results:
             self._telemetry.event("info", "notifications_on")
             return
         self._telemetry.event("error", "notifications_off", why=switched, dropped=dropped)
+        self._count_dropped(dropped)
+
+    def _count_dropped(self, dropped: int) -> None:
         for _ in range(dropped):
             self._telemetry.metrics.add("birdwire_notifications_total", "dropped")
 
@@ -140,9 +175,11 @@ def _destination_after(row: OutboxRow, now: DestinationRow, sent: Sent, at: date
     values = {"tried_at": at, **_columns(sent)}
     if sent.error is None:
         return {**values, "delivered_at": at, "failing_since": None}
-    # A test proves that it works, or not yet: only events that an operator misses count as failing.
-    since = now.failing_since if row.type == outbox.TEST else now.failing_since or at
-    return {**values, "failing_since": since}
+    if row.type == outbox.TEST:
+        # It shows whether the destination works yet; only events that the operator misses count as failing.
+        return {**values, "failing_since": now.failing_since}
+    continues = now.tried_at is not None and at - now.tried_at <= CONTINUES_WITHIN
+    return {**values, "failing_since": (continues and now.failing_since) or at}
 
 
 def _switched(now: DestinationRow, sent: Sent, at: datetime, failing_since: datetime | None) -> Switched | None:

@@ -29,6 +29,12 @@ MAX_HOLD: Final = timedelta(hours=24)
 FAILING_FOR: Final = timedelta(days=5)
 """How long a destination may fail before it is switched off."""
 
+CONTINUES_WITHIN: Final = DELAYS[-1] + timedelta(hours=1)
+"""A failure continues an earlier one only within this time: nobody knows how the destination was in between.
+
+Otherwise one failed try would switch it off that follows a quiet week, or the week that a laptop was closed.
+"""
+
 GONE: Final = 410
 """The status by which a receiver wants no further deliveries."""
 

@@ -65,8 +65,14 @@ Outcome = Literal["delivered", "given_up", "outdated"]
 KEPT = timedelta(days=3)
 """How long an event is kept after it became true, if it has been delivered by then or was given up."""
 
-MAX_PENDING = 20_000
-"""Maximum number of events that wait for a destination. Further events are not written."""
+MAX_PENDING, MAX_PENDING_ASKED = 20_000, 15_000
+"""How many events may wait for a destination until no further ones are written, and no further ones of ASKED.
+
+So a key that asks and cancels without end leaves room for the events that its operator must hear of.
+"""
+
+ASKED = frozenset({"approval.requested", "approval.decided"})
+"""The types of the events that a key can bring about as often as it likes."""
 
 outbox = Table(
     "outbox",
@@ -118,21 +124,21 @@ class OutboxRow:
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 """When a test is due: before every other event, because the operator waits for it."""
 
-_ROOM = select(func.count()).select_from(outbox).where(outbox.c.due_at.is_not(None)).scalar_subquery() < MAX_PENDING
+_PENDING = select(func.count()).select_from(outbox).where(outbox.c.due_at.is_not(None)).scalar_subquery()
 
 
-def _insert(*also: ColumnElement[bool]) -> InsertNew:
-    """Return an insert of an event for the destination, if that is on, there is room, and the condition holds."""
+def _insert(*also: ColumnElement[bool], max_pending: int = MAX_PENDING) -> InsertNew:
+    """Return an insert of an event for the destination, if that is on, the conditions hold, and few enough wait."""
     new = [bindparam(f"new_{name}", type_=outbox.c[name].type) for name in _NEW]
     selected = select(*new, literal(0), destinations.c.destination_id)
     # The count comes last: it takes the longest.
-    selected = selected.where(destinations.c.off_at.is_(None), *also, _ROOM)
+    selected = selected.where(destinations.c.off_at.is_(None), *also, max_pending > _PENDING)
     # Otherwise a destination that is deleted at the same time would fail the caller's transaction.
     selected = selected.with_for_update(read=True, key_share=True, of=destinations)
     return InsertNew(outbox).from_select([*_NEW, "tries", "destination_id"], selected)
 
 
-_ADD = _insert()
+_ADD, _ADD_ASKED = _insert(), _insert(max_pending=MAX_PENDING_ASKED)
 
 _written = outbox.alias("written")
 
@@ -164,7 +170,8 @@ def _values(
 
 async def add(connection: AsyncConnection, event: EventType, at: datetime, data: Mapping[str, object]) -> None:
     """Write an event in the caller's transaction, if a destination is on. `data` are its facts, as JSON."""
-    await connection.execute(_ADD, _values(new_event_id(), event, at, data, at + KEPT))
+    query = _ADD_ASKED if event in ASKED else _ADD
+    await connection.execute(query, _values(new_event_id(), event, at, data, at + KEPT))
 
 
 async def add_test(connection: AsyncConnection, event_id: str, at: datetime) -> None:

@@ -127,24 +127,22 @@ FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 _PENDING = select(func.count()).select_from(outbox).where(outbox.c.due_at.is_not(None)).scalar_subquery()
 
 
-def _insert(*also: ColumnElement[bool], max_pending: int = MAX_PENDING) -> InsertNew:
-    """Return an insert of an event for the destination, if that is on, the conditions hold, and few enough wait."""
+def _insert(*conditions: ColumnElement[bool]) -> InsertNew:
+    """Return an insert of an event for the destination, if that is on and the conditions hold."""
     new = [bindparam(f"new_{name}", type_=outbox.c[name].type) for name in _NEW]
     selected = select(*new, literal(0), destinations.c.destination_id)
-    # The count comes last: it takes the longest.
-    selected = selected.where(destinations.c.off_at.is_(None), *also, max_pending > _PENDING)
+    selected = selected.where(destinations.c.off_at.is_(None), *conditions)
     # Otherwise a destination that is deleted at the same time would fail the caller's transaction.
     selected = selected.with_for_update(read=True, key_share=True, of=destinations)
     return InsertNew(outbox).from_select([*_NEW, "tries", "destination_id"], selected)
 
 
-_ADD, _ADD_ASKED = _insert(), _insert(max_pending=MAX_PENDING_ASKED)
+_ADD, _ADD_ASKED = _insert(_PENDING < MAX_PENDING), _insert(_PENDING < MAX_PENDING_ASKED)
 
-_written = outbox.alias("written")
+# Each limit has few of these, so they need no room. To look at the outbox would double what an insert of nothing costs.
+_ADD_ONCE = _insert()
 
 _ADD_IF_SPENT = _insert(
-    # An event that exists needs no count.
-    ~select(_written.c.event_id).where(_written.c.event_id == bindparam("new_event_id")).exists(),
     select(usage.c.amount)
     .where(
         usage.c.scope == bindparam("of_scope"),
@@ -196,7 +194,7 @@ class BudgetNews(NamedTuple):
 
 def adding_once(news: BudgetNews) -> Part:
     """Return the part of a unit that writes an event, unless it was written before."""
-    return Part(_ADD, _values(news.event_id, "budget.reached", news.at, news.data, news.keep_until))
+    return Part(_ADD_ONCE, _values(news.event_id, "budget.reached", news.at, news.data, news.keep_until))
 
 
 def adding_if_spent(news: BudgetNews, least: int) -> Part:

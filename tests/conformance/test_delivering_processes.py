@@ -151,6 +151,24 @@ async def test_nothing_is_sent_while_the_process_drains(only: Deliverer) -> None
     assert len(await only.pending()) == 1
 
 
+async def test_a_process_that_drains_hands_over(both: tuple[Deliverer, Deliverer]) -> None:
+    """Once nothing is in progress there: the other one need not wait until its lease ends."""
+    first, second = both
+    await first.happen()
+    first.outbound.open.clear()
+    await first.deliveries.round()
+    await asyncio.sleep(0)
+    first.deliveries.drain()
+    await first.deliveries.round()
+    assert await second.round() == 0
+    first.outbound.open.set()
+    await first.settled()
+    await first.happen()
+    assert await first.round() == 0
+    assert await second.round() == 1
+    assert (await second.to()).sender == second.replica.leases.me
+
+
 async def test_a_shutdown_does_not_wait_for_a_destination_that_hangs(
     both: tuple[Deliverer, Deliverer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

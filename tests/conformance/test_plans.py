@@ -168,6 +168,14 @@ STATEMENTS: dict[str, Work] = {
     "a link: what became of its state": lambda c: link_states.outcomes(c, [b"hash", b"hush"]),
     "a link: its state is taken": lambda c: link_states.take(c, b"hash", NOW),
     "a link: one that is undone": lambda c: x_sessions.by_undo(c, "x", [b"hash", b"hush"]),
+    "notifications: an event": lambda c: outbox.add(c, "paused", NOW, {}),
+    "notifications: those that are due": lambda c: outbox.due(c, NOW, 16),
+    "notifications: how many wait": outbox.pending,
+    "notifications: one that is tested": lambda c: outbox.get(c, "evt_1"),
+    "notifications: one that was tried": lambda c: outbox.change(c, "evt_1", 0, {"tries": 1}),
+    "notifications: one that gets a link": lambda c: outbox.add_extra(c, "evt_1", 0, b""),
+    "notifications: those that are dropped": outbox.drop_pending,
+    "notifications: of long ago": lambda c: outbox.purge(c, NOW, 500),
     "a change is announced": lambda c: change_feed.announce(c, "key_1"),
 }
 

@@ -112,11 +112,17 @@ class Deliveries:
                 or await processes.alive(connection, sender, await store_now(connection, self._clock))
             )
         self._notice(to, epoch)
-        if to is None or self._draining or not self._leases.certain:
+        me = self._leases.me
+        if to is None or not self._leases.certain:
             return
-        if not sender_lives and await self._take_over(sender):
-            sender = self._leases.me
-        if sender == self._leases.me:
+        if self._draining:
+            # Another process need not wait until this one has ended.
+            if sender == me and not self._sending:
+                await self._replace(me, None)
+            return
+        if not sender_lives and await self._replace(sender, me):
+            sender = me
+        if sender == me:
             await self._send_due(to)
         else:
             self._waiting = 0
@@ -144,10 +150,10 @@ class Deliveries:
             self._failures, self._held_until, self._waiting = 0, _EARLIEST, 0
         self._to, self._epoch = to, epoch
 
-    async def _take_over(self, sender: str | None) -> bool:
-        """Become the sender in place of a dead process, unless another one was faster."""
+    async def _replace(self, sender: str | None, by: str | None) -> bool:
+        """Change which process sends, unless another one was faster; return whether it was changed."""
         async with self._database.write() as connection:
-            return await destinations.take_over(connection, self._leases.me, instead_of=sender)
+            return await destinations.take_over(connection, by, instead_of=sender)
 
     async def _send_due(self, to: DestinationRow) -> None:
         now, in_progress = self._clock.now(), frozenset(self._sending)

@@ -108,8 +108,8 @@ async def change(connection: AsyncConnection, values: Mapping[str, object]) -> b
     return (await connection.execute(query.values(values))).rowcount == 1
 
 
-async def take_over(connection: AsyncConnection, sender: str, *, instead_of: str | None) -> bool:
-    """Make a process the sender in place of another one (None: of nobody); return whether it is the sender now."""
+async def take_over(connection: AsyncConnection, sender: str | None, *, instead_of: str | None) -> bool:
+    """Make a process the sender in place of another one (None: nobody); return whether it is the sender now."""
     same = (destinations.c.destination_id == OPERATOR, destinations.c.sender.is_not_distinct_from(instead_of))
     return (await connection.execute(update(destinations).where(*same).values(sender=sender))).rowcount == 1
 

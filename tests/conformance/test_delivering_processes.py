@@ -63,6 +63,7 @@ def signature(post: Post, *secrets: str) -> bool:
 # The process that sends.
 
 
+@pytest.mark.trust("#327")
 async def test_one_of_two_processes_sends(both: tuple[Deliverer, Deliverer]) -> None:
     """The other one watches, however often it comes first."""
     first, second = both

@@ -89,6 +89,16 @@ class Notifier:
             while await self.waiting():  # noqa: ASYNC110 - a gateway's process changes it
                 await asyncio.sleep(POLL_S)
 
+    async def until_tried(self, times: int, seconds: float = START_S) -> None:
+        """Wait until events were tried so often, all of them together.
+
+        Raises:
+            TimeoutError: they were not in `seconds`.
+        """
+        async with asyncio.timeout(seconds):
+            while await self.tries() < times:  # noqa: ASYNC110 - a gateway records it
+                await asyncio.sleep(POLL_S)
+
     async def fill(self, count: int) -> None:
         """Let so many events wait, all of them due now."""
         now = Clock().now()

@@ -69,6 +69,11 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
     ("approvals", "list"): None,
     ("approvals", "show"): None,
     ("approvals", "watch"): None,
+    ("notify", "set"): "notify.set",
+    ("notify", "rotate"): "notify.rotated",
+    ("notify", "off"): "notify.off",
+    ("notify", "test"): None,  # the gateway that delivers it may switch the destination on
+    ("notify", "show"): None,
     ("cost",): None,
     ("accounts", "link"): "link.started",
     ("accounts", "confirm"): "link.activated",
@@ -174,6 +179,9 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Operated:
     leave(key_id, "keys", "rotate", key_id)
     leave(key_id, "policy", "set", key_id, "links=deny")
     leave(key_id, "policy", "unset", key_id)
+    leave("notifications", "notify", "set", "https://hooks.example.com/audited")
+    leave("notifications", "notify", "rotate")
+    leave("notifications", "notify", "off")
     leave("gateway", "pause", "gateway", "--why", "Review", path=("pause",))
     leave("gateway", "resume", "gateway", path=("resume",))
     leave(key_id, "accounts", "link", key_id, "--expect", "@ada")

@@ -179,6 +179,9 @@ def test_a_decision_by_the_link_of_a_message_is_somebody_s() -> None:
     [
         ("account:2244994945", "@ada", "@ada", "@ada"),
         ("account:2244994945", "the account 2244994945", "An account", "The account 2244994945"),
+        ("account:2244994945", "account:2244994945", "An account", "The account 2244994945"),
+        ("account:2244994945", "", "An account", "The account 2244994945"),
+        ("key_01KB", "key_01KB", "A key", "The key key_01KB"),
         ("key_01KB", "p\u00f6ster", "A key", "The key “p\u00f6ster”"),
         ("key_01KB", "", "A key", "The key key_01KB"),
         ("gateway", "the gateway", "The gateway", "The gateway"),

@@ -100,6 +100,12 @@ def settings_file(config: Path | None = None) -> Path | None:
     return config_file(os.environ, config)
 
 
+def again(config: Path | None, data: Path | None) -> str:
+    """Return the options by which a further command works on the same database, as a person enters them."""
+    given = (("--config", config), ("--data", data))
+    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in given if path is not None)
+
+
 def os_user() -> str:
     """Return the name of the OS user who runs the command, for the record of acts.
 

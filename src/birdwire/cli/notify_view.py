@@ -136,7 +136,9 @@ def _facts(row: DestinationRow, standing: Standing, now: datetime) -> Iterator[t
         until = row.old_secret_until
         both = "" if until is None or until <= now else f"; the old one signs too until {_time(until)}"
         yield "Secret", f"since {_time(row.secret_at)}{both}"
-    yield "Sender", _sender(row, standing)
+    if not standing.is_sending:
+        none = "none: no gateway is running on this database"
+        yield "Sender", "none yet: a gateway takes over within seconds" if standing.is_served else none
 
 
 def contents(row: DestinationRow) -> Iterator[str]:
@@ -146,12 +148,6 @@ def contents(row: DestinationRow) -> Iterator[str]:
         yield "texts of posts that wait"
     if row.with_link:
         yield "links that decide"
-
-
-def _sender(row: DestinationRow, standing: Standing) -> str:
-    if standing.is_sending:
-        return f"the gateway process {row.sender}"
-    return "a gateway will take over" if standing.is_served else "none: no gateway is running on this database"
 
 
 def _time(at: datetime | None) -> str | None:

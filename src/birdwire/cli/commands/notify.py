@@ -13,7 +13,7 @@ import typer
 
 from birdwire.cli import notify_view
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.inputs import ConfigOption, DataOption, read_secret_line, read_settings
+from birdwire.cli.inputs import ConfigOption, DataOption, again, read_secret_line, read_settings
 from birdwire.cli.notify_view import NONE, SET, Standing
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
 from birdwire.gateway.notifications.destination import Destinations, NoDestinationError
@@ -98,7 +98,7 @@ def set_(
         else:
             say.result(document, f"Notifications go to {host}.")
             say.aside(f"{kind} checks no signatures, so there is no secret.")
-        for remark in _remarks(before, now, settings, is_shown=url != "-"):
+        for remark in _remarks(before, now, settings, again(config, data), is_shown=url != "-"):
             say.aside(remark)
 
 
@@ -140,7 +140,7 @@ def show(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonO
         if standing.row is None:
             say.aside(SET)
         elif standing.row.off_at is not None:
-            say.aside("After the receiver is back, switch them on with: birdwire notify test")
+            say.aside(f"After the receiver is back, switch them on with: birdwire notify test{again(config, data)}")
 
 
 @app.command()
@@ -199,7 +199,7 @@ def _allowed(url: str, settings: Settings) -> str:
         raise Stop(ExitCode.USAGE, f"{message.rstrip('.')}.", fix) from None
 
 
-def _remarks(before: Standing, now: Standing, settings: Settings, *, is_shown: bool) -> list[str]:
+def _remarks(before: Standing, now: Standing, settings: Settings, options: str, *, is_shown: bool) -> list[str]:
     """Return what the operator should know about a new destination."""
     row = now.row
     if row is None:
@@ -221,10 +221,8 @@ def _remarks(before: Standing, now: Standing, settings: Settings, *, is_shown: b
     if before.row is not None:
         waiting = f" {_events(before.waiting)} that waited for it will go to {row.host}." if before.waiting else ""
         remarks.append(f"It replaces the earlier destination, {before.row.host}.{waiting}")
-    served = "To test it, run: birdwire notify test"
-    remarks.append(
-        served if now.is_served else "No gateway is running on this database. Start it, then run: birdwire notify test"
-    )
+    first = "To test it," if now.is_served else "No gateway is running on this database. Start it, then"
+    remarks.append(f"{first} run: birdwire notify test{options}")
     return remarks
 
 

@@ -196,7 +196,7 @@ def _values(news: News) -> dict[str, str]:
     account, key = _member(data, "account"), _member(data, "key")
     operation, scope = _line(data.get("operation")) or "(unknown)", _line(data.get("scope"))
     thing, do = OPERATION_WORDS.get(operation, ("a call", f"call {operation}"))
-    subject, called = _scope(scope, _line(data.get("name")))
+    subject, called = _scope(scope, _line(data.get("name")) or scope)
     return {
         "type": news.type,
         "account": _account(account),
@@ -237,11 +237,14 @@ def _account(account: Mapping[str, Any]) -> str:
 
 
 def _scope(scope: str, name: str) -> tuple[str, str]:
-    """Return how a title names a scope, in ASCII, and how a sentence does."""
+    """Return how a title names a scope, in ASCII, and how a sentence does. Without a name of its own, it has its id."""
+    is_named = name != scope
     if scope.startswith("key_"):
-        return "A key", f"the key {_quoted(name) or scope}"
+        return "A key", f"the key {_quoted(name) if is_named else name}"
     if scope.startswith("account:"):
-        return name if _USERNAME.fullmatch(name.removeprefix("@")) else "An account", name or "an account"
+        if _USERNAME.fullmatch(name.removeprefix("@")):
+            return name, name
+        return "An account", name if is_named else f"the account {scope.removeprefix('account:')}"
     return ("The gateway", "the gateway") if scope == "gateway" else ("Something", f"the scope {scope}")
 
 

@@ -68,7 +68,8 @@ KEPT = timedelta(days=3)
 MAX_PENDING, MAX_PENDING_ASKED = 20_000, 15_000
 """How many events may wait for a destination until no further ones are written, and no further ones of ASKED.
 
-So a key that asks and cancels without end leaves room for the events that its operator must hear of.
+So a key that asks and cancels without end leaves room for the events that its operator must hear of. The events of
+budgets are few, and are always written.
 """
 
 ASKED = frozenset({"approval.requested", "approval.decided"})

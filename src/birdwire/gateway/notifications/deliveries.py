@@ -39,8 +39,11 @@ ROUND_EVERY_S: Final = 0.5
 MAX_SENDING: Final = 16
 """Deliveries in progress at a time."""
 
-PROBE_AFTER: Final = 3
-"""After this number of failures in a row, one delivery is tried at a time, until one succeeds."""
+PROBE_AFTER, PROBE_EVERY_S = 3, 5.0
+"""After this number of failures in a row, one delivery is tried at a time, with this pause, until one succeeds.
+
+So a destination that is down costs next to nothing, however much waits for it.
+"""
 
 CLOSE_S: Final = 5.0
 """How long a shutdown waits for the deliveries in progress."""
@@ -154,8 +157,9 @@ class Deliveries:
     async def _send_due(self, to: DestinationRow) -> None:
         now_s, in_progress = self._clock.monotonic(), frozenset(self._sending)
         async with self._database.read() as connection:
-            # As many as are in progress may be among them, and no more than that are started.
-            rows = await outbox.due(connection, self._clock.now(), MAX_SENDING)
+            # As many as are in progress may be among them, and no more than that are started. A test comes first.
+            alone = self._failures >= PROBE_AFTER or now_s < self._held_until_s
+            rows = await outbox.due(connection, self._clock.now(), 1 if alone else MAX_SENDING)
             if now_s >= self._count_at_s:
                 (self._waiting, _), self._count_at_s = await outbox.pending(connection), now_s + COUNT_EVERY_S
         if now_s >= self._tidy_at_s:
@@ -235,7 +239,8 @@ class Deliveries:
     def _learn(self, row: OutboxRow, sent: Sent) -> None:
         """Adjust how much is sent to the destination to what a try came to."""
         self._failures = 0 if sent.error is None else self._failures + 1
-        held_until_s = self._clock.monotonic() + asked_delay(sent).total_seconds()
+        pause_s = PROBE_EVERY_S if self._failures >= PROBE_AFTER else 0.0
+        held_until_s = self._clock.monotonic() + max(pause_s, asked_delay(sent).total_seconds())
         # The operator tests what was repaired, so a delivered test ends an earlier hold.
         repaired = row.type == outbox.TEST and sent.error is None
         self._held_until_s = held_until_s if repaired else max(self._held_until_s, held_until_s)

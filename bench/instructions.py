@@ -48,24 +48,26 @@ def main() -> None:
         "machine": machine.described(),
         "python": python,
     }
+    under = {"guarded": options.guarded, "waiting": options.waiting}
     if BYTECODES in wanted:
-        result[BYTECODES] = count_bytecodes(options.deed, min(options.likes, MAX_TRACED), guarded=options.guarded)
+        result[BYTECODES] = count_bytecodes(options.deed, min(options.likes, MAX_TRACED), **under)
     if INSTRUCTIONS in wanted:
-        result[INSTRUCTIONS] = count_instructions(options.deed, options.likes, options.runs, guarded=options.guarded)
+        result[INSTRUCTIONS] = count_instructions(options.deed, options.likes, options.runs, **under)
     print(f"\n{page(result, options.deed)}")
-    if not options.only and options.deed == "like" and not options.guarded:
+    as_usual = options.deed == "like" and not any(under.values())
+    if not options.only and as_usual:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "instructions.json").write_text(json.dumps(result, indent=1) + "\n")
         (options.out / "instructions.md").write_text(page(result))
     if options.docs:
         report.put_between(HERE.parent / "docs" / "design.md", budget.MARKS, budget.table(result))
-    if options.deed == "like" and not options.guarded:
+    if as_usual:
         goals.print_unexplained(goals.of_instructions(result))
 
 
-def count_bytecodes(deed: str, likes: int, *, guarded: bool = False) -> dict[str, Any]:
+def count_bytecodes(deed: str, likes: int, *, guarded: bool = False, waiting: int = 0) -> dict[str, Any]:
     """Return the bytecodes of the commonest like or other deed of one connection."""
-    x, place, environment, port = _prepared(1, guarded=guarded)
+    x, place, environment, port = _prepared(1, guarded=guarded, waiting=waiting)
     out = WORK / "bytecodes.json"
     more = ["--out", out, "--port", port, "--key", place.keys[0], "--deed", deed, "--likes", likes]
     process = start("birdwire", [sys.executable, "-m", "bench.served", *more], WORK, env=environment, port=port)
@@ -79,9 +81,9 @@ def count_bytecodes(deed: str, likes: int, *, guarded: bool = False) -> dict[str
     return {"counts": counts, "frames": frames, "likes": likes, "alike": times}
 
 
-def count_instructions(deed: str, likes: int, runs: int, *, guarded: bool = False) -> dict[str, Any]:
+def count_instructions(deed: str, likes: int, runs: int, *, guarded: bool = False, waiting: int = 0) -> dict[str, Any]:
     """Return the instructions of a like or other deed of CONNECTIONS connections, and each run's figures."""
-    x, place, environment, port = _prepared(CONNECTIONS, guarded=guarded)
+    x, place, environment, port = _prepared(CONNECTIONS, guarded=guarded, waiting=waiting)
     command = callgrind.argv(WORK, [sys.executable, "-m", "bench.served"])
     process = start("birdwire", command, WORK, env=environment, port=port)
     try:
@@ -98,8 +100,13 @@ def count_instructions(deed: str, likes: int, runs: int, *, guarded: bool = Fals
     }
 
 
-def _prepared(connections: int, *, guarded: bool) -> tuple[Process, contenders.Place, dict[str, str], int]:
-    """Start nginx in place of X, and link the keys of a new gateway; if `guarded`, it has a policy."""
+def _prepared(
+    connections: int, *, guarded: bool, waiting: int
+) -> tuple[Process, contenders.Place, dict[str, str], int]:
+    """Start nginx in place of X, and link the keys of a new gateway.
+
+    If `guarded`, it has a policy. `waiting` notifications wait for a destination that refuses them.
+    """
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     x, place = contenders.x(WORK, seed.raw_keys(connections))
@@ -108,6 +115,8 @@ def _prepared(connections: int, *, guarded: bool) -> tuple[Process, contenders.P
     asyncio.run(seed.link(environment, place.keys))
     if guarded:
         asyncio.run(seed.guard(environment, seed.RULES))
+    if waiting:
+        asyncio.run(seed.notify(environment, f"http://127.0.0.1:{free_port()}/", waiting))
     # Sets of strings iterate in the same order in each run.
     return x, place, environment | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent)}, port
 
@@ -206,6 +215,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", choices=[INSTRUCTIONS, BYTECODES], help="measure one of the two, and print it only")
     parser.add_argument("--deed", choices=DEEDS, default="like", help="what is counted; only likes are written")
     parser.add_argument("--guarded", action="store_true", help="under a policy of the gateway; nothing is written")
+    parser.add_argument(
+        "--waiting", type=int, default=0, help="number of notifications for a dead destination; nothing is written"
+    )
     parser.add_argument("--runs", type=int, default=5, help="number of runs under callgrind (default: 5)")
     parser.add_argument(
         "--likes", type=int, default=320, help="number of likes in a run; bytecodes need 100 at most (default: 320)"
@@ -214,8 +226,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument("--docs", action="store_true", help="also replace the budget in docs/design.md")
     options = parser.parse_args()
-    if options.docs and (options.only or options.guarded or options.deed != "like"):
-        parser.error("--docs needs both measurements of a like; leave out --only, --deed and --guarded")
+    if options.docs and (options.only or options.guarded or options.waiting or options.deed != "like"):
+        parser.error("--docs needs both measurements of a like; leave out --only, --deed, --guarded and --waiting")
     return options
 
 

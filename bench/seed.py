@@ -16,14 +16,17 @@ from ulid import ULID
 
 from birdwire.accounts.tokens import Binding, SealedTokens
 from birdwire.app import create_app
+from birdwire.gateway.notifications.destination import Destinations
 from birdwire.keys.rules import MAX_RPM
 from birdwire.keys.secrets import mint
 from birdwire.runtime.clock import Clock
 from birdwire.settings import Settings
 from birdwire.startup import open_vault
 from birdwire.store.database import Database
-from birdwire.store.tables import policies
+from birdwire.store.tables import outbox, policies
+from birdwire.store.tables.acts import Actor
 from birdwire.store.tables.api_keys import api_keys, api_secrets
+from birdwire.store.tables.destinations import OPERATOR
 from birdwire.store.tables.journal import journal
 from birdwire.store.tables.x_sessions import x_sessions
 from birdwire.x.catalog.operations import OPERATIONS
@@ -81,6 +84,22 @@ async def guard(environment: dict[str, str], rules: Mapping[str, Any]) -> None:
     async with database.write() as connection:
         await policies.append(connection, row)
     await database.close()
+
+
+async def notify(environment: dict[str, str], url: str, waiting: int) -> None:
+    """Set the destination of notifications, and let so many wait for it, on a database that nobody serves."""
+    given, clock = Settings.load(environment), Clock()
+    database, at = Database(given.database_url), clock.now()
+    try:
+        destination = Destinations(database, open_vault(given), clock, given.outbound_rules)
+        await destination.set(url, "standard", Actor("bench", "cli"), with_link=False, with_text=False)
+        row = {"destination_id": OPERATOR, "type": "paused", "at": at, "data": {"scope": "gateway"}, "due_at": at}
+        row |= {"tries": 0, "keep_until": at + outbox.KEPT}
+        async with database.write() as connection:
+            rows = [row | {"event_id": outbox.new_event_id()} for _ in range(waiting)]
+            await connection.execute(insert(outbox.outbox), rows)
+    finally:
+        await database.close()
 
 
 async def link(environment: dict[str, str], keys: Sequence[str], *, linked: bool = True) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, String, cast, create_engine, func, insert, literal, select, true
@@ -34,7 +34,6 @@ from birdwire.x.client.auth_server import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from datetime import timedelta
     from pathlib import Path
 
     from sqlalchemy import Connection, Table
@@ -93,10 +92,11 @@ async def notify(environment: dict[str, str], url: str, waiting: int) -> None:
     try:
         destination = Destinations(database, open_vault(given), clock, given.outbound_rules)
         await destination.set(url, "standard", Actor("bench", "cli"), with_link=False, with_text=False)
-        row = {"destination_id": OPERATOR, "type": "paused", "at": at, "data": {"scope": "gateway"}, "due_at": at}
-        row |= {"tries": 0, "keep_until": at + outbox.KEPT}
+        row: dict[str, Any] = {"destination_id": OPERATOR, "type": "paused", "data": {"scope": "gateway"}}
+        row |= {"at": at, "tries": 0, "keep_until": at + outbox.KEPT}
         async with database.write() as connection:
-            rows = [row | {"event_id": outbox.new_event_id()} for _ in range(waiting)]
+            due = (at - timedelta(milliseconds=number) for number in range(waiting))
+            rows = [row | {"event_id": outbox.new_event_id(), "due_at": one} for one in due]
             await connection.execute(insert(outbox.outbox), rows)
     finally:
         await database.close()

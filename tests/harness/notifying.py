@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select
@@ -19,7 +20,6 @@ from harness.guarded_gateway import OPERATOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import timedelta
 
     from birdwire.settings import Settings
     from birdwire.store.database import Database
@@ -100,15 +100,13 @@ class Notifier:
                 await asyncio.sleep(POLL_S)
 
     async def fill(self, count: int) -> None:
-        """Let so many events wait, all of them due now."""
-        now = Clock().now()
-        shared = {"destination_id": destinations.OPERATOR, "type": "paused", "at": now, "due_at": now}
-        shared |= {"tries": 0, "keep_until": now + outbox.KEPT}
+        """Let so many events wait, all of them due, each since another moment."""
+        now, apart = Clock().now(), timedelta(milliseconds=1)
+        shared: dict[str, Any] = {"destination_id": destinations.OPERATOR, "type": "paused", "tries": 0}
+        shared |= {"data": {"scope": "gateway"}, "keep_until": now + outbox.KEPT}
         for start in range(0, count, 500):
-            rows = [
-                shared | {"event_id": outbox.new_event_id(), "data": {"scope": f"account:{number}", "name": "@ada"}}
-                for number in range(start, min(start + 500, count))
-            ]
+            since = [now - (count - number) * apart for number in range(start, min(start + 500, count))]
+            rows = [{**shared, "event_id": outbox.new_event_id(), "at": one, "due_at": one} for one in since]
             async with self.database.write() as connection:
                 await connection.execute(insert(outbox.outbox), rows)
 

@@ -126,7 +126,7 @@ class WebhookReceiver:
         self.open_now += 1
         try:
             while (delivery := await _read(reader)) is not None:
-                if not await self._answer(delivery, writer):
+                if not await self._answer(delivery, reader, writer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -134,7 +134,7 @@ class WebhookReceiver:
             self.open_now -= 1
             writer.close()
 
-    async def _answer(self, delivery: Delivery, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, delivery: Delivery, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Record a delivery and answer it; return whether the connection stays open."""
         reply = self.reply(delivery)
         is_accepted = 200 <= reply.status < 300 and not reply.hangs and not reply.cut
@@ -146,7 +146,9 @@ class WebhookReceiver:
                 self.accepted.append(delivery)
             self._arrived.notify_all()
         if reply.hangs:
-            await asyncio.Event().wait()
+            # Until the client gives up.
+            await reader.read(1)
+            return False
         if reply.cut:
             reply.then()
             return False

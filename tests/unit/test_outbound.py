@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,6 +234,14 @@ async def test_a_certificate_must_be_the_host_s(tmp_path: Path, fault: str) -> N
     ):
         assert await sender.post(f"https://a.example:{peer.port}/", JSON, b"{}") == Sent(None, "tls")
     assert peer.requests == []
+
+
+@pytest.mark.parametrize("fault", ["", "another name", "another authority"])
+def test_it_works_on_the_loop_that_serves(tmp_path: Path, fault: str) -> None:
+    """A gateway runs on uvloop, whose transports and TLS are not asyncio's."""
+    case = test_a_certificate_must_be_the_host_s(tmp_path, fault) if fault else test_the_request_is_exact(tmp_path)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(case)
 
 
 async def test_an_old_version_of_tls_is_refused(tmp_path: Path) -> None:

@@ -280,17 +280,34 @@ def test_a_tls_context_must_verify() -> None:
             Outbound(PUBLIC, ssl_context=context)
 
 
-async def test_a_response_before_tls_proves_nothing(tmp_path: Path) -> None:
-    """Any machine on the way could write it."""
+async def test_a_response_before_tls_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any machine on the way could write it, before the handshake or in its place."""
     authority = Authority(tmp_path)
-    peer = Peer(greeting=ACCEPTED)
-    async with (
-        peer.serving(STAND_IN),
-        sending(STANDING_IN, resolve=Names([STAND_IN]), ssl_context=authority.trusted(), limits=BRIEF) as sender,
-    ):
-        sent = await sender.post(f"https://a.example:{peer.port}/", JSON, b"{}")
-        assert sent.status is None
-        assert sent.error in {"tls", "timeout"}
+    names, trusted = Names([STAND_IN]), authority.trusted()
+    async with Peer(greeting=ACCEPTED).serving(STAND_IN) as peer:
+        async with sending(STANDING_IN, resolve=names, ssl_context=trusted, limits=BRIEF) as sender:
+            sent = await sender.post(f"https://a.example:{peer.port}/", JSON, b"{}")
+        assert (sent.status, sent.error in {"tls", "timeout"}) == (None, True)
+    connect = asyncio.get_running_loop().create_connection
+
+    async def early(*parts: Any) -> Any:
+        transport, protocol = await connect(*parts)
+        protocol.data_received(ACCEPTED)
+        return transport, protocol
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", early)
+    peer = Peer(b"HTTP/1.1 410 Gone\r\n\r\n", tls=authority.serving("a.example"))
+    async with peer.serving(STAND_IN), sending(STANDING_IN, resolve=names, ssl_context=trusted) as sender:
+        assert await sender.post(f"https://a.example:{peer.port}/", JSON, b"{}") == Sent(410, "status")
+
+
+async def test_a_mapped_answer_is_the_address_in_it(tmp_path: Path) -> None:
+    """It is checked and connected as that, so that allowing an IPv4 network is enough."""
+    authority = Authority(tmp_path)
+    names, trusted = Names([f"::ffff:{STAND_IN}"]), authority.trusted()
+    peer = Peer(tls=authority.serving("a.example"))
+    async with peer.serving(STAND_IN), sending(STANDING_IN, resolve=names, ssl_context=trusted) as sender:
+        assert await sender.post(f"https://a.example:{peer.port}/", JSON, b"{}") == Sent(204, None)
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -492,8 +509,8 @@ async def silent(host: str = "127.0.0.1") -> AsyncIterator[int]:
 
 
 async def test_a_handshake_has_a_deadline() -> None:
-    """The same as the connection."""
-    async with silent(STAND_IN) as port, sending(STANDING_IN, limits=BRIEF) as sender:
+    """The same as the resolution and the connection; the response has a longer one."""
+    async with silent(STAND_IN) as port, sending(STANDING_IN, limits=OutboundLimits(0.2, 600)) as sender:
         assert await sender.post(f"https://{STAND_IN}:{port}/", JSON, b"{}") == Sent(None, "timeout")
 
 
@@ -602,7 +619,7 @@ async def test_a_resolver_that_hangs_takes_two_threads_and_no_time_of_others() -
 async def test_a_slot_comes_back_when_its_thread_ends() -> None:
     """Although the deadline of its POST passed long before."""
     hanging = Hanging()
-    async with sending(PUBLIC, resolve=hanging, limits=OutboundLimits(1, 1)) as sender:
+    async with sending(PUBLIC, resolve=hanging, limits=OutboundLimits(1, 600)) as sender:
         posts = [sender.post("https://a.example/", JSON, b"{}") for _ in range(3)]
         assert await asyncio.gather(*posts) == [Sent(None, "timeout")] * 3
         hanging.released.set()

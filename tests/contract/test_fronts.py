@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from birdwire.edge.connections import EdgeLimits
 from harness.edge_server import GUARD_S, RunningServer, gateway, hang_up
-from harness.gateway import bound
+from harness.gateway import free_port
 from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, RawResponse, Row, get, like, marked
 
 if TYPE_CHECKING:
@@ -78,12 +78,6 @@ class Fronted:
         self.served.log.seek(0)
         self.served.log.truncate()
         return [line["path"] for line in lines if line["event"] == "request" and line["path"] != "/readyz"]
-
-
-def free_port() -> int:
-    """Return a free loopback port."""
-    with bound() as listener:
-        return int(listener.getsockname()[1])
 
 
 def certify(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from birdwire.gateway.notifications.signatures import new_secret, signed
 from birdwire.runtime.metrics import METRICS
 from birdwire.store.tables.destinations import Kind
 from birdwire.store.tables.outbox import MAX_PENDING, TEST, EventType
+from harness.gateway import free_port
 from harness.notifications import FACTS
 from harness.pages import blocks, dev_gateway, fits, steps, text_of
 from harness.webhook_receiver import logged
@@ -49,13 +50,6 @@ def line_of(process: subprocess.Popen[str]) -> str:
     """Return the next line that a program prints."""
     assert process.stdout is not None
     return process.stdout.readline()
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def wait_until_open(port: int) -> None:

@@ -21,7 +21,7 @@ from birdwire.settings import Settings
 from birdwire.store.database import Database
 from harness import processes
 from harness.fault_scale import LONG, record, scaled
-from harness.gateway import RunningGateway, bound
+from harness.gateway import RunningGateway, free_port
 from harness.notifying import Notifier
 from harness.processes import deploy
 from harness.webhook_receiver import ACCEPTED, HANGS, receiving
@@ -100,12 +100,6 @@ async def waiting(
             yield running, notifier, rounds
         finally:
             await database.close()
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with bound() as listener:
-        return int(listener.getsockname()[1])
 
 
 async def likes(running: RunningGateway) -> set[int]:

@@ -20,6 +20,7 @@ from birdwire.runtime.telemetry import Telemetry
 from birdwire.store.tables import acts, destinations, outbox
 from harness.approval_replicas import Replica
 from harness.gateway import MovableClock
+from harness.webhook_receiver import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -99,8 +100,7 @@ class ScriptedOutbound:
 
     def answer(self, *replies: Sent) -> None:
         """Answer the next POSTs so, one after the other, and all later ones as the last."""
-        left = list(replies)
-        self.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
+        self.reply = in_turn(*replies)
 
     async def post(self, url: str, headers: Sequence[tuple[str, str]], body: bytes) -> Sent:
         """Record a POST and answer it."""

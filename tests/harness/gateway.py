@@ -198,6 +198,12 @@ async def gateway(
     yield RunningGateway(directory, settings, parts, sandbox, clock, log, client, bare, x)
 
 
+def free_port() -> int:
+    """Return a loopback port on which nothing listens."""
+    with bound() as listener:
+        return int(listener.getsockname()[1])
+
+
 def bound() -> socket.socket:
     """Return a listening socket on a free loopback port."""
     listener = socket.socket()

@@ -16,10 +16,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+Answer = TypeVar("Answer")
 
 WAIT_S = 20.0
 """How long `wait_for` waits, unless the test sets another deadline."""
@@ -63,10 +65,11 @@ class Reply:
     cut: bool = False
     then: Callable[[], object] = bool
 
-    @classmethod
-    def later(cls, status: int, retry_after: str) -> Reply:
-        """Return an answer with a Retry-After, which is seconds or a date."""
-        return cls(status, (("retry-after", retry_after),))
+
+def in_turn(*replies: Answer) -> Callable[[object], Answer]:
+    """Return a function that returns these, one after the other, and then always the last."""
+    left = list(replies)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
 ACCEPTED = Reply()
@@ -99,8 +102,7 @@ class WebhookReceiver:
 
     def answer(self, *replies: Reply) -> None:
         """Answer the next deliveries so, one after the other, and all later ones as the last."""
-        left = list(replies)
-        self.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
+        self.reply = in_turn(*replies)
 
     async def wait_for(self, count: int, seconds: float = WAIT_S) -> list[Delivery]:
         """Wait until so many deliveries have arrived in all, and return all of them.

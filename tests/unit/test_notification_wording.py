@@ -151,7 +151,7 @@ READ: dict[tuple[str, object], tuple[str, str]] = {
         ),
     ),
     ("x.changed", False): (
-        "X no longer allows like_twitter",
+        "X no longer allows Birdwire to like a post",
         (
             "X has refused like_twitter. Reason: X does not offer this action at the access level of the gateway's X "
             "app (x_tier_lacks_action). For all that X allowed, run: birdwire check --live"

@@ -54,7 +54,7 @@ _STATUSES: Final[Mapping[int, str]] = {
     401: f"The receiver refused the credentials. {_SET_AGAIN}",
     403: f"The receiver refused the credentials. {_SET_AGAIN}",
     404: f"The receiver does not know the path of the URL. {_SET_AGAIN}",
-    410: f"The receiver has been removed for good. {_SET_AGAIN}",
+    410: f"The receiver wants no further messages, so Birdwire has switched notifications off. {_SET_AGAIN}",
     413: "The message is too large for the receiver.",
     429: "The receiver limits how many messages it accepts. Birdwire waits as long as it asks.",
 }
@@ -89,6 +89,11 @@ def switched_off(row: DestinationRow) -> str:
     if row.off_why == "410":
         return "it answered with HTTP 410"
     return "no delivery has succeeded for five days"
+
+
+def failing_since(row: DestinationRow) -> datetime | None:
+    """Return since when events do not reach a destination; None if they do, although a test may have failed."""
+    return row.tried_at if row.error == "unreadable" else row.failing_since
 
 
 def document(standing: Standing) -> dict[str, Any]:
@@ -127,7 +132,9 @@ def _facts(row: DestinationRow, standing: Standing, now: datetime) -> Iterator[t
     yield "Delivered", _time(row.delivered_at) or "nothing yet"
     if row.error is not None:
         happened, fix = failure(row.host, row.error, row.status)
-        yield "Failing", f"since {_time(row.failing_since or row.tried_at)}: {happened}. {fix}"
+        since = failing_since(row)
+        name, at = ("Last try", _time(row.tried_at)) if since is None else ("Failing", f"since {_time(since)}")
+        yield name, f"{at}: {happened}. {fix}"
     elif row.status is not None:
         yield "Last try", f"{_time(row.tried_at)}: HTTP {row.status}"
     oldest = "" if standing.oldest_at is None else f", the oldest since {_time(standing.oldest_at)}"

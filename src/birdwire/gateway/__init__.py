@@ -9,7 +9,8 @@ skip a step for one caller, send a request to X itself (the account's client doe
 
 A guarded call is judged and charged by `guardrails`, through the same steps. A dry run goes through `Writes.preview`,
 which runs the check of each step and nothing else. A write that needs a person stops at the step `ask`, and its call is
-answered with 202. Once it is approved, `ApprovedWrites` sends it through `Writes.perform_approved`.
+answered with 202. Once it is approved, `ApprovedWrites` sends it through `Writes.perform_approved`. `notifications`
+sends what the operator should hear of; no call waits for it.
 
 Read in this order: `pipeline` (the frame: `admit`, then `do_once`), `admission` (the checks of its key),
 `capacity` with `concurrency` and `upload_limits` (the limits of this process), `step` and `writes` (the steps of an

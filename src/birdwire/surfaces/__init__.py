@@ -6,5 +6,5 @@ Must never decide anything: it describes the tables of the other packages (opera
 nothing here changes what a call does. Must never read the store.
 
 Read in this order: `openapi` (the document, its parts in `endpoints`, `schemas`, `responses`), `site` (what is served
-about the gateway), `reference` (what `make docs` writes).
+about the gateway), `reference` (what `make docs` writes), `notifications` (how events are worded for the operator).
 """

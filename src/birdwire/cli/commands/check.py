@@ -297,9 +297,9 @@ def _notifications(settings: Settings) -> Iterator[Finding]:
     elif row.off_at is not None:
         message = f"Birdwire has switched off notifications to {row.host}: {notify_view.switched_off(row)}."
         yield Finding("note", message, "Check the receiver, then run: birdwire notify test")
-    elif row.failing_since is not None:
+    elif (failing_since := notify_view.failing_since(row)) is not None:
         happened, fix = notify_view.failure(row.host, row.error, row.status)
-        message = f"No notification has reached {row.host} since {rfc3339(row.failing_since)}: {happened}."
+        message = f"No notification has reached {row.host} since {rfc3339(failing_since)}: {happened}."
         yield Finding("note", message, fix)
     else:
         yield Finding("ok", f"Notifications go to {row.host}")

@@ -18,7 +18,7 @@ from birdwire.cli.notify_view import NONE, SET, Standing
 from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
 from birdwire.gateway.notifications.destination import Destinations, NoDestinationError
 from birdwire.runtime.addresses import is_any, is_loopback
-from birdwire.runtime.clock import Clock
+from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.runtime.outbound import ForbiddenURLError, read_url
 from birdwire.startup import open_vault
 from birdwire.store.encryption.key_rotation import KeyRotation
@@ -97,7 +97,7 @@ def set_(
             say.aside(f"Notifications go to {host}. The secret signs each message. It will not be shown again.")
         else:
             say.result(document, f"Notifications go to {host}.")
-            say.aside(f"{kind} checks no signatures, so there is no secret.")
+            say.aside(f"A destination of kind {kind} checks no signatures, so there is no secret.")
         for remark in _remarks(before, now, settings, again(config, data), is_shown=url != "-"):
             say.aside(remark)
 
@@ -112,7 +112,7 @@ def deliver_test(*, config: ConfigOption = None, data: DataOption = None, as_jso
     """
     with saying(as_json=as_json) as say, refusals():
         settings = read_settings(config, data)
-        row, ended, seconds = asyncio.run(_test(settings, say))
+        row, ended, seconds = asyncio.run(_test(settings, say, again(config, data)))
         result = {name: getattr(ended, name) for name in ("event_id", "outcome", "status", "error")}
         if ended.outcome == "delivered":
             result["seconds"] = round(seconds, 1)
@@ -138,7 +138,7 @@ def show(*, config: ConfigOption = None, data: DataOption = None, as_json: JsonO
         standing = asyncio.run(_show(read_settings(config, data)))
         say.result(notify_view.document(standing), *notify_view.lines(standing, Clock().now()))
         if standing.row is None:
-            say.aside(SET)
+            say.aside(f"{SET}{again(config, data)}")
         elif standing.row.off_at is not None:
             say.aside(f"After the receiver is back, switch them on with: birdwire notify test{again(config, data)}")
 
@@ -179,11 +179,11 @@ def rotate(
     Example: birdwire notify rotate
     """
     with saying(as_json=as_json) as say, refusals():
-        secret = asyncio.run(_rotate(read_settings(config, data), timedelta(seconds=overlap)))
+        settings, options = read_settings(config, data), again(config, data)
+        secret, until = asyncio.run(_rotate(settings, timedelta(seconds=overlap), options))
         say.result({"secret": secret, "old_secret_signs_s": overlap}, secret)
-        if not as_json:
-            both = f"The old secret signs, too, for {overlap} seconds."
-            say.aside(both if overlap else "The old secret no longer signs.")
+        both = f"The old secret signs, too, until {until}."
+        say.aside(f"It will not be shown again. {both if overlap else 'The old secret no longer signs.'}")
 
 
 def _allowed(url: str, settings: Settings) -> str:
@@ -281,16 +281,18 @@ async def _off(settings: Settings) -> tuple[DestinationRow | None, int]:
         return (standing.row, standing.waiting) if was_on else (None, 0)
 
 
-async def _rotate(settings: Settings, overlap: timedelta) -> str:
+async def _rotate(settings: Settings, overlap: timedelta, options: str) -> tuple[str, str]:
+    """Replace the secret; return the new one, and until when the old one signs."""
     async with _desk(settings, seals=True) as (database, destinations):
         row = (await _standing(database)).row
         if row is not None and row.kind != "standard":
-            message = f"{row.kind} checks no signatures, so {row.host} has no secret."
+            message = f"A destination of kind {row.kind} checks no signatures, so {row.host} has no secret."
             raise Stop(ExitCode.REFUSED, message, "If the URL has leaked, replace it there, and set the new one.")
-        return await _of_destination(lambda: destinations.rotate(operator(), overlap))
+        secret = await _of_destination(lambda: destinations.rotate(operator(), overlap), options)
+        return secret, rfc3339(Clock().now() + overlap)
 
 
-async def _test(settings: Settings, say: Output) -> tuple[DestinationRow, OutboxRow, float]:
+async def _test(settings: Settings, say: Output, options: str) -> tuple[DestinationRow, OutboxRow, float]:
     """Have the gateway send a test; return the destination as it was, what became of the test, and after how long."""
     async with _desk(settings) as (database, destinations):
         standing = await _standing(database)
@@ -300,7 +302,7 @@ async def _test(settings: Settings, say: Output) -> tuple[DestinationRow, Outbox
                 "No gateway is running on this database, so nothing was sent.",
                 "Start the gateway, then run this command again.",
             )
-        event_id = await _of_destination(destinations.test)
+        event_id = await _of_destination(destinations.test, options)
         started = time.monotonic()
         ended = await _ended(database, event_id, say)
         if standing.row is None or ended is None:
@@ -333,8 +335,8 @@ async def _ended(database: Database, event_id: str, say: Output) -> OutboxRow | 
     )
 
 
-async def _of_destination(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Do something with the destination.
+async def _of_destination(work: Callable[[], Awaitable[Result]], options: str) -> Result:
+    """Do something with the destination. `options` are those by which `set` works on the same database.
 
     Raises:
         Stop: there is none.
@@ -342,4 +344,4 @@ async def _of_destination(work: Callable[[], Awaitable[Result]]) -> Result:
     try:
         return await work()
     except NoDestinationError:
-        raise Stop(ExitCode.REFUSED, NONE, SET) from None
+        raise Stop(ExitCode.REFUSED, NONE, f"{SET}{options}") from None

@@ -33,8 +33,9 @@ CRASHED: Final = {"error": "crash"}
 UNREADABLE: Final = {"status": None, "error": "unreadable"}
 """What is recorded of a destination whose URL or secret cannot be decrypted: nothing is sent to it."""
 
-
 NOT_YET: Final = timedelta(seconds=5)
+"""How long an event waits that cannot be sent yet."""
+
 MAX_PURGED: Final = 1_000
 """Events that one transaction deletes."""
 
@@ -56,7 +57,7 @@ class Results:
         Raises:
             StorageDownError: it was not recorded.
         """
-        tries, dropped, switched = row.tries + 1, 0, None
+        dropped, switched = 0, None
         event = _event_after(row, sent, at)
         async with self._database.write() as connection:
             now = await destinations.get(connection, hold=True)
@@ -69,7 +70,7 @@ class Results:
             if switched is not None:
                 dropped = await self._switch(connection, now, switched, at)
             await destinations.change(connection, values)
-        self._report(row, tries, sent, event)
+        self._report(row, sent, event)
         if switched is not None:
             self._report_switch(switched, dropped)
 
@@ -135,8 +136,8 @@ class Results:
         await acts.append(connection, at, acts.GATEWAY, "notify.switched_off", SUBJECT, after=after)
         return await outbox.drop_pending(connection)
 
-    def _report(self, row: OutboxRow, tries: int, sent: Sent, event: dict[str, Any]) -> None:
-        about = {"event_id": row.event_id, "type": row.type, "tries": tries, "status": sent.status}
+    def _report(self, row: OutboxRow, sent: Sent, event: dict[str, Any]) -> None:
+        about = {"event_id": row.event_id, "type": row.type, "tries": event["tries"], "status": sent.status}
         if sent.error is None:
             self._telemetry.event("debug", "notification_sent", **about)
         else:

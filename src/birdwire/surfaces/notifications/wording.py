@@ -135,11 +135,13 @@ WORDS: Final[Mapping[tuple[str, object], Words]] = {
         LOW,
     ),
     ("x.changed", False): Words(
-        "X no longer allows {operation}",
+        "X no longer allows Birdwire to {do}",
         ("X has refused {operation}.", "Reason: {reason}.", "For all that X allowed, run: birdwire check --live"),
         "no_entry",
     ),
-    ("x.changed", True): Words("X now allows {operation}", ("X has carried out {operation}.",), "white_check_mark"),
+    ("x.changed", True): Words(
+        "X now allows Birdwire to {do}", ("X has carried out {operation}.",), "white_check_mark"
+    ),
     ("notification.test", None): Words(
         "Birdwire can reach you", ("This is a test. It was sent by: birdwire notify test",), "bird"
     ),

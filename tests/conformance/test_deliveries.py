@@ -285,6 +285,16 @@ async def test_a_person_is_not_asked_for_a_decision_that_is_over(only: Deliverer
     assert await only.round() == 1
 
 
+@pytest.mark.parametrize("kind", ["standard", "ntfy", "slack"])
+async def test_only_a_program_gets_signatures(only: Deliverer, kind: Kind) -> None:
+    """No other receiver was given the secret."""
+    await only.set(kind=kind)
+    await only.happen()
+    assert await only.round() == 1
+    signs = {"webhook-id", "webhook-timestamp", "webhook-signature"} if kind == "standard" else set()
+    assert only.outbound.posts[0].headers.keys() == {"content-type"} | signs
+
+
 @pytest.mark.trust("#333")
 async def test_a_delivered_test_switches_the_destination_on_again(only: Deliverer) -> None:
     """It is tried once, before all that waits, also while the destination is held or off."""

@@ -133,7 +133,7 @@ READ: dict[tuple[str, object], tuple[str, str]] = {
         ),
     ),
     ("budget.reached", 80): (
-        "A key: 80 % of a budget is spent",
+        "Key poster: 80 % of a budget is spent",
         "The key “poster” has spent 80 % of the budget of $5.00 for the day 2026-11-28 (UTC).",
     ),
     ("budget.reached", 100): (
@@ -181,6 +181,8 @@ def test_a_decision_by_the_link_of_a_message_is_somebody_s() -> None:
         ("account:2244994945", "the account 2244994945", "An account", "The account 2244994945"),
         ("account:2244994945", "account:2244994945", "An account", "The account 2244994945"),
         ("account:2244994945", "", "An account", "The account 2244994945"),
+        ("key_01KB", "poster", "Key poster", "The key “poster”"),
+        ("key_01KB", "p" * 41, "A key", f"The key “{'p' * 41}”"),
         ("key_01KB", "key_01KB", "A key", "The key key_01KB"),
         ("key_01KB", "p\u00f6ster", "A key", "The key “p\u00f6ster”"),
         ("key_01KB", "", "A key", "The key key_01KB"),

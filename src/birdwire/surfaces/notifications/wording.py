@@ -20,6 +20,8 @@ LOW, DEFAULT, HIGH = 2, 3, 4
 
 MAX_NAME_CHARS: Final = 100
 MAX_REASON_CHARS: Final = 500
+MAX_TITLE_LABEL: Final = 40
+"""The longest label of a key that a title names; a sentence names any label."""
 
 
 class Words(NamedTuple):
@@ -242,7 +244,8 @@ def _scope(scope: str, name: str) -> tuple[str, str]:
     """Return how a title names a scope, in ASCII, and how a sentence does. Without a name of its own, it has its id."""
     is_named = name != scope
     if scope.startswith("key_"):
-        return "A key", f"the key {_quoted(name) if is_named else name}"
+        shown = is_named and len(name) <= MAX_TITLE_LABEL and _ascii(name) == name
+        return f"Key {name}" if shown else "A key", f"the key {_quoted(name) if is_named else name}"
     if scope.startswith("account:"):
         if _USERNAME.fullmatch(name.removeprefix("@")):
             return name, name

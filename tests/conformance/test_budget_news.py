@@ -205,6 +205,24 @@ async def test_a_call_that_costs_more_than_is_left_reports_that_the_budget_is_us
     assert await caller.events() == ALL_EVENTS
 
 
+async def test_a_call_that_waits_for_a_person_reports_that_the_budget_does_not_cover_it(caller: Caller) -> None:
+    """It is refused before anybody is asked, and makes no charge. A dry run, which does the same, reports nothing."""
+    await caller.likes(7)
+    caller.rules = {"key": DIME | {"approve": "*"}}
+    judged = caller.judged(Proposal(LIKE, "1", price=4 * CENT))
+    await caller.spending.judge(judged, OPERATIONS_BY_NAME[LIKE])
+    with pytest.raises(GatewayError, match="budget_exhausted"):
+        await caller.spending.check_by_snapshot(judged)
+    assert await caller.events() == []
+    with pytest.raises(GatewayError, match="budget_exhausted"):
+        await caller.spending.check(judged)
+    assert await caller.events() == ALL_EVENTS[1:]
+    allowed = caller.judged(Proposal(LIKE, "1", price=3 * CENT))
+    await caller.spending.judge(allowed, OPERATIONS_BY_NAME[LIKE])
+    await caller.spending.check(allowed)
+    assert (allowed.asks, await caller.events()) == (True, ALL_EVENTS[1:])
+
+
 async def test_a_unit_that_is_rolled_back_reports_nothing(caller: Caller) -> None:
     """Its row exists already, so the database refuses it."""
     await caller.likes(7)

@@ -20,12 +20,14 @@ from birdwire.cli.commands.log import change
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import KeyRules
 from birdwire.store.database import Database
-from birdwire.store.tables.acts import MAX_REPEATED, MAX_VALUE
+from birdwire.store.tables.acts import GATEWAY, MAX_REPEATED, MAX_VALUE
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
 from harness.acts import acts_of, recorded
+from harness.approvals import desk
 from harness.gateway import API, RunningGateway
+from harness.guarded_gateway import OPERATOR
 from harness.linking import begin, changed, open_callback, press_undo, query_of, reason_of, undo_token
 
 if TYPE_CHECKING:
@@ -321,6 +323,19 @@ async def test_a_caller_cannot_fill_the_disk_with_acts(running: RunningGateway) 
     running.clock.advance(seconds=601)
     await begin(running)
     assert [act for act, *_ in await acts_of(running)].count("link.started") == MAX_REPEATED + 1
+
+
+async def test_a_caller_cannot_fill_the_disk_with_acts_on_the_links_of_notifications(running: RunningGateway) -> None:
+    """Each request for an approval can have one; those that the operator makes are always recorded."""
+    await running.link("ada")
+    async with desk(running, {"approve": "*"}) as at:
+        for number in range(MAX_REPEATED + 3):
+            request_id = (await at.post(f"Question {number}"))["request_id"]
+            await at.approvals.make_link(request_id, GATEWAY)
+            assert (await at.cancel(request_id)).status_code == 200
+        assert [act for act, *_ in await acts_of(running)].count("approval.link_made") == MAX_REPEATED
+        await at.approvals.make_link((await at.post())["request_id"], OPERATOR)
+    assert [act for act, *_ in await acts_of(running)].count("approval.link_made") == MAX_REPEATED + 1
 
 
 async def test_a_caller_cannot_fill_the_disk_with_ends_of_pending_links(running: RunningGateway) -> None:

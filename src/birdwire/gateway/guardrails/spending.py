@@ -66,7 +66,8 @@ class Judged:
 
     `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
     `registered`: it counts as running. `shown` are the findings that a person saw who approved it. `label` and
-    `username` are those of its key and its account.
+    `username` are those of its key and its account. `short` is a charge that its budget did not cover when
+    that was looked at.
     """
 
     guard: Guard
@@ -78,6 +79,7 @@ class Judged:
     shadow: tuple[Charge, ...] = ()
     registered: bool = False
     shown: Sequence[Mapping[str, Any]] = ()
+    short: Charge | None = None
     label: str = ""
     username: str = ""
 
@@ -218,7 +220,13 @@ class Spending:
             GatewayError: the refusal, with all findings.
         """
         if judged.guard.unreadable or judged.decision.outcome != "allow":
-            await self.check_by_snapshot(judged)
+            try:
+                await self.check_by_snapshot(judged)
+            except GatewayError as refused:
+                # A call that a person must approve is refused here, and makes no charge that could be refused.
+                if refused.reason == "budget_exhausted" and judged.short is not None:
+                    await self._report_refused(judged.short, judged)
+                raise
 
     async def check_by_snapshot(self, judged: Judged) -> None:
         """Check a call by all rules, those that count by a snapshot of what was counted. Nothing is reserved.
@@ -247,6 +255,7 @@ class Spending:
         texts = {scope: at_ms for (scope, _), at_ms in marks.items()}
         context = Context(now, usage, texts, judged.own_post)
         judged.decision = rules.evaluate(guard.policies, proposal, context)
+        judged.short = next((one for one in obeyed if _is_short(one, usage)), None)
 
     def judge_again(self, guard: Guard, proposal: Proposal, judged: Judged | None) -> None:
         """Judge a call that has passed by what holds for its key now, without counting it again.
@@ -390,3 +399,10 @@ def _reads(key_id: str, name: str, user_id: str | None, day: str, count: int, us
 def _recorded(finding: dict[str, Any]) -> dict[str, Any]:
     """Return a finding without its text, which could quote what the caller sent."""
     return {name: value for name, value in finding.items() if name != "message"}
+
+
+def _is_short(charge: Charge, usage: Mapping[UsageKey, int]) -> bool:
+    """Return whether a charge is more than what is left of its budget."""
+    if charge.rule != "budget" or charge.limit is None:
+        return False
+    return usage.get((charge.scope, charge.measure, charge.window), 0) + charge.amount > charge.limit

@@ -76,9 +76,12 @@ MAX_WHO, MAX_VALUE = 100, 1_000
 
 REPEATABLE = frozenset(
     {"link.started", "link.approved", "link.named", "link.denied", "link.mismatched", "link.expired"}
-    | {"approval.cancelled"}
+    | {"approval.cancelled", "approval.link_made"}
 )
-"""Acts that callers can repeat without limit and without changing a link in use. So is the end of a pending link."""
+"""Acts that callers can repeat without limit and without changing a link in use. So is the end of a pending link.
+
+Each request for an approval can make Birdwire add a link to a notification, for which it records an act.
+"""
 
 MAX_REPEATED, REPEATED_WITHIN = 20, timedelta(minutes=10)
 """How many acts of one REPEATABLE kind are recorded per key, so that a caller cannot fill the disk with them."""

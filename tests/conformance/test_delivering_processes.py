@@ -323,6 +323,16 @@ async def test_the_text_and_the_link_are_made_once_and_are_the_same_at_each_try(
     assert (await only.event(event_id)).extra_ct is None
 
 
+async def test_a_link_fits_into_a_header_field(only: Deliverer) -> None:
+    """Whatever characters the gateway's public URL has."""
+    there = Deliverer.of(only.replica, address="https://v\u00f6gel.example:8443")
+    await there.set(kind="ntfy", with_link=True)
+    await ask(there)
+    await there.round()
+    (post,) = there.outbound.posts
+    assert post.document["review_url"].startswith("https://xn--vgel-5qa.example:8443/approve/")
+
+
 @pytest.mark.parametrize(("with_link", "with_text"), [(False, False), (True, False), (False, True)])
 async def test_a_destination_gets_only_what_its_options_state(
     only: Deliverer,

@@ -145,6 +145,7 @@ class Deliverer:
         real: Outbound | None = None,
         vault: Vault | None = None,
         word: Callable[[Kind, News], Message] = as_json,
+        address: str = "https://birdwire.example",
     ) -> Deliverer:
         """Return the process of a replica. `real` sends in place of the scripted one."""
         database, clock, vault = replica.database, replica.clock, vault or replica.vault
@@ -153,11 +154,11 @@ class Deliverer:
         places = Destinations(database, vault, clock, LOOPBACK)
 
         async def make_link(request_id: str, by: acts.Actor) -> tuple[str, datetime]:
-            assert by == acts.GATEWAY
+            assert by == acts.NOTIFICATION
             links.append(request_id)
             return f"token{len(links)}", clock.now()
 
-        extras = Extras(database, vault, replica.records, make_link, lambda: "https://birdwire.example", clock)
+        extras = Extras(database, vault, replica.records, make_link, lambda: address, clock)
         sends = cast("Outbound", real or outbound)
         leases = replica.leases
         deliveries = Deliveries(database, places, extras, sends, word, leases, cache, clock, telemetry)

@@ -169,8 +169,8 @@ def test_a_phone_shows_what_happened(event: tuple[str, object]) -> None:
 
 
 def test_a_decision_by_the_link_of_a_message_is_somebody_s() -> None:
-    """The record names Birdwire, which made the link and decides nothing."""
-    said = worded(news(("approval.decided", "approved"), decided_by="birdwire"))
+    """The record cannot name them."""
+    said = worded(news(("approval.decided", "approved"), decided_by="notification"))
     assert said.sentences[1] == "Somebody with the link approved it, and Birdwire sends it now."
 
 

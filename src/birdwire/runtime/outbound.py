@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "ForbiddenURLError", "Outbound", "OutboundLimits", "OutboundRules", "Sent", "Target", "read_url"]
 
-MAX_BODY_BYTES: Final = 256 << 10
+MAX_BODY_BYTES: Final = 4 << 20
+"""More than the longest post that `max_post_bytes` admits takes as JSON."""
 MAX_RETRY_AFTER_S: Final = 86_400.0
 """A longer Retry-After counts as a day."""
 MAX_ADDRESSES: Final = 4

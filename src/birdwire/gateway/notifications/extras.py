@@ -14,7 +14,7 @@ from birdwire.api.errors import GatewayError
 from birdwire.api.paths import APPROVE
 from birdwire.store.encryption.vault import Place, VaultError
 from birdwire.store.tables import outbox
-from birdwire.store.tables.acts import GATEWAY
+from birdwire.store.tables.acts import NOTIFICATION
 from birdwire.store.tables.journal import State
 
 if TYPE_CHECKING:
@@ -115,11 +115,11 @@ class Extras:
         if address is None:
             raise NotYetError
         try:
-            token, _ = await self._make_link(request_id, GATEWAY)
+            token, _ = await self._make_link(request_id, NOTIFICATION)
         except GatewayError:
             # Somebody decided meanwhile. The next try finds that out.
             raise NotYetError from None
-        return address.rstrip("/") + APPROVE.format(token=token)
+        return _in_ascii(address.rstrip("/")) + APPROVE.format(token=token)
 
     def _open(self, row: OutboxRow) -> Extra | None:
         """Return the stored extras; None if there are none, or if they cannot be decrypted."""
@@ -130,6 +130,14 @@ class Extras:
         except VaultError:
             # The facts are worth more than the extras. A second link is not made.
             return NOTHING
+
+
+def _in_ascii(address: str) -> str:
+    """Return an address that fits into a header field: its host in punycode if it has other characters."""
+    if address.isascii():
+        return address
+    scheme, _, host = address.partition("://")
+    return f"{scheme}://{host.encode('idna').decode('ascii')}"
 
 
 def _place(row: OutboxRow) -> Place:

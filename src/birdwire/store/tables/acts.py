@@ -65,6 +65,9 @@ class Actor(NamedTuple):
 GATEWAY = Actor("birdwire", "gateway")
 """The gateway itself, which records what expires and what X ends."""
 
+NOTIFICATION = Actor("notification", "gateway")
+"""Birdwire, which makes the links of notifications. A decision by such a link names it, since its holder is unknown."""
+
 UNNAMED_OWNER = "account_owner"
 """Stands for an account's owner where X has not named the account."""
 

@@ -175,8 +175,8 @@ OPERATION_WORDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """What an operation is, and what it does."""
 
-_BIRDWIRE: Final = "birdwire"
-"""Who a decision is recorded for if it was made by a link that was made for a notification."""
+_LINK: Final = "notification"
+"""Whose name a decision by the link of a notification is recorded under."""
 
 _USERNAME: Final = re.compile(r"[A-Za-z0-9_]{1,20}")
 
@@ -261,8 +261,8 @@ def _line(value: object, length: int = MAX_NAME_CHARS) -> str:
 
 
 def _decided_by(who: str) -> str:
-    """Return who decided. Birdwire itself made the link that a notification contains, and decides nothing."""
-    return "Somebody with the link" if who == _BIRDWIRE else who or "Somebody"
+    """Return who decided. Nobody knows who holds the link that a notification contains."""
+    return "Somebody with the link" if who == _LINK else who or "Somebody"
 
 
 def _reason(name: str) -> str:

@@ -25,6 +25,7 @@ from birdwire.outcomes.claims import ClaimLostError
 from birdwire.outcomes.process_leases import LEASE
 from birdwire.runtime.backoff import Backoff
 from birdwire.runtime.bounded_dict import BoundedDict
+from birdwire.runtime.tasks import finish
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables import approvals as store
 from birdwire.store.tables import journal
@@ -123,12 +124,7 @@ class ApprovedWrites:
     async def close(self) -> None:
         """Wait for the writes that are being sent. One that takes too long is left to the other processes."""
         self.drain()
-        tasks = list(self._sending.values())
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=CLOSE_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await finish(self._sending.values(), CLOSE_S)
 
     async def _act(self, row: ApprovalRow, state: State, now: datetime) -> None:
         request_id = row.request_id

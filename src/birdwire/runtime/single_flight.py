@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from birdwire.runtime.tasks import finish
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -35,11 +37,7 @@ class SingleFlight(Generic[Result]):
 
     async def close(self, wait_s: float) -> None:
         """Wait for the running attempts; cancel them after `wait_s` seconds."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks.values(), timeout=wait_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await finish(self._tasks.values(), wait_s)
 
     def _finished(self, name: str, task: asyncio.Task[Result]) -> None:
         del self._tasks[name]

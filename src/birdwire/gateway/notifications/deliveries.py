@@ -15,6 +15,7 @@ from birdwire.gateway.notifications.news import News
 from birdwire.gateway.notifications.results import Results
 from birdwire.gateway.notifications.schedule import asked_delay
 from birdwire.gateway.notifications.signatures import signed
+from birdwire.runtime.tasks import finish
 from birdwire.store.database import StorageDownError
 from birdwire.store.database import now as store_now
 from birdwire.store.encryption.vault import VaultError
@@ -133,12 +134,7 @@ class Deliveries:
     async def close(self) -> None:
         """Wait for the deliveries in progress. One that takes too long is cancelled, and is sent again by a process."""
         self.drain()
-        tasks = list(self._sending.values())
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=CLOSE_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await finish(self._sending.values(), CLOSE_S)
 
     def _is_off(self) -> float:
         return 0.0 if self._to is None or self._to.off_at is None else 1.0

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from harness.gateway import RunningGateway
     from harness.outbox import Event
 
-pytestmark = pytest.mark.engines("sqlite", "postgres")
+on_both_engines = pytest.mark.engines("sqlite", "postgres")
+"""For what depends on transactions; the data of an event is the same on both."""
 
 ADA_NAMED = {"user_id": ADA, "username": "ada"}
 WAIT_S = 20.0
@@ -352,6 +353,7 @@ KINDS += ["account.needs_relink", "account.undone"]
 
 
 @pytest.mark.trust("#334")
+@on_both_engines
 @pytest.mark.parametrize("destination", ["on", "off", "none"])
 async def test_nothing_is_written_without_a_destination_that_is_on(at: Desk, destination: str) -> None:
     """Whoever sets one later is not told of what happened before."""
@@ -362,6 +364,7 @@ async def test_nothing_is_written_without_a_destination_that_is_on(at: Desk, des
     assert await events.types() == (KINDS if destination == "on" else [])
 
 
+@on_both_engines
 async def test_calls_that_are_no_event_touch_no_outbox(
     at: Desk, events: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,6 +478,7 @@ async def _truth(at: Desk) -> list[object]:
 
 
 @pytest.mark.trust("#334")
+@on_both_engines
 @pytest.mark.parametrize("name", ACTIONS)
 async def test_an_event_and_what_it_is_about_are_written_together_or_not_at_all(
     at: Desk, events: Outbox, monkeypatch: pytest.MonkeyPatch, name: str
@@ -508,6 +512,7 @@ async def test_an_event_and_what_it_is_about_are_written_together_or_not_at_all(
 TEXT, OPTION, NOTE, LINK_HOST = "kingfisher at dawn", "canary option", "canary note", "canary-host.example"
 
 
+@on_both_engines
 async def test_no_text_and_no_secret_is_in_the_outbox(at: Desk, events: Outbox) -> None:
     """Whatever is asked, decided, lost, linked or refused: the rows hold ids, labels, names, prices and times."""
     running, tokens = at.running, await _tokens(at)

@@ -108,7 +108,7 @@ async def likes(running: RunningGateway) -> set[int]:
 
 
 @pytest.mark.trust("#330")
-@pytest.mark.engines("sqlite", "postgres")
+@pytest.mark.engines(*(("sqlite", "postgres") if LONG else ("sqlite",)))
 async def test_a_destination_that_refuses_is_tried_once_in_five_seconds(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

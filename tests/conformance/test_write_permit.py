@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -163,8 +164,14 @@ async def test_a_token_that_lives_less_than_a_minute_is_not_renewed_again(databa
         one, asked = permit(here, clock, key), len(here.x.sent)
         here.recall.invalidate(key.key_id)
         await noticed(one)
-        assert await one.renew(session) == session
-        one.check()
+        # PostgreSQL may announce the link itself only now.
+        for _ in range(3):
+            assert await one.renew(session) == session
+            with contextlib.suppress(StaleError):
+                one.check()
+                break
+        else:
+            pytest.fail("the permit is never up to date")
         assert len(here.x.sent) == asked
 
 

@@ -27,6 +27,7 @@ from birdwire.gateway.cancellations import Cancellations
 from birdwire.gateway.capacity import Capacity
 from birdwire.gateway.concurrency import ConcurrencyLimiter
 from birdwire.gateway.guardrails.approvals import Approvals
+from birdwire.gateway.guardrails.budget_reports import BudgetReports
 from birdwire.gateway.guardrails.guards import Guards
 from birdwire.gateway.guardrails.preview import Preview
 from birdwire.gateway.guardrails.signed_links import SignedLinks
@@ -35,7 +36,6 @@ from birdwire.gateway.guardrails.status import GuardStatus
 from birdwire.gateway.guardrails.trips import Trips
 from birdwire.gateway.lookups import Lookups
 from birdwire.gateway.notifications import deliveries
-from birdwire.gateway.notifications.budget_reports import BudgetReports
 from birdwire.gateway.notifications.deliveries import Deliveries
 from birdwire.gateway.notifications.destination import Destinations
 from birdwire.gateway.notifications.extras import Extras

@@ -15,10 +15,10 @@ import pytest_asyncio
 from sqlalchemy import select
 
 from birdwire.api.errors import GatewayError
+from birdwire.gateway.guardrails.budget_reports import AGAIN_AFTER_S, BudgetReports
 from birdwire.gateway.guardrails.policy import Guard, Policy
 from birdwire.gateway.guardrails.proposal import Proposal, propose_lookup
 from birdwire.gateway.guardrails.spending import Judged, Spending
-from birdwire.gateway.notifications.budget_reports import AGAIN_AFTER_S, BudgetReports
 from birdwire.outcomes.entry import Approved
 from birdwire.store.database import Part, RowRefusedError
 from birdwire.store.engines.group_commit import Step

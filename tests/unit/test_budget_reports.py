@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from birdwire.gateway.guardrails.budget_reports import AGAIN_AFTER_S, MAX_KNOWN, BudgetReports
 from birdwire.gateway.guardrails.spending import Judged
 from birdwire.gateway.guardrails.windows import end_of_window
-from birdwire.gateway.notifications.budget_reports import AGAIN_AFTER_S, MAX_KNOWN, BudgetReports
 from birdwire.store.database import StorageDownError
 from birdwire.store.tables.usage import Charge
 from harness.gateway import MovableClock

@@ -128,12 +128,12 @@ class Metrics:
         build = (__version__, platform.python_version())
         self.watch("birdwire_build_info", lambda: {build: 1.0})
 
-    def add(self, name: str, *labels: str) -> None:
-        """Add one to the series with these label values."""
+    def add(self, name: str, *labels: str, times: int = 1) -> None:
+        """Add one, or `times`, to the series with these label values."""
         series = self._counts[name]
         if labels not in series and len(series) >= self._max_series:
             labels = ("other",) * len(labels)
-        series[labels] = series.get(labels, 0.0) + 1.0
+        series[labels] = series.get(labels, 0.0) + times
 
     def time(self, name: str, seconds: float, *labels: str) -> None:
         """Add one observation, in seconds, to a histogram with the usual BUCKETS."""

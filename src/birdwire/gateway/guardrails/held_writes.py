@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 20
 """How many writes of one key may wait for a decision."""
 
-Decision = Literal["approved", "denied", "cancelled", "expired"]
+Ending = Literal["approved", "denied", "cancelled", "expired"]
+"""How a request for an approval ends."""
 
-DECISIONS: Final[Mapping[acts.Act, Decision]] = {
+DECISIONS: Final[Mapping[acts.Act, Ending]] = {
     "approval.approved": "approved",
     "approval.denied": "denied",
     "approval.cancelled": "cancelled",
@@ -175,7 +176,7 @@ async def notify_requested(connection: AsyncConnection, now: datetime, row: Appr
 
 
 async def notify_decided(
-    connection: AsyncConnection, now: datetime, row: ApprovalRow, decision: Decision, who: str | None
+    connection: AsyncConnection, now: datetime, row: ApprovalRow, decision: Ending, who: str | None
 ) -> None:
     """Write the event that a write was decided on. The operator's order of a deletion asked nobody, so it has none."""
     if not row.ordered:

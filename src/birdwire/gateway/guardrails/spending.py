@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.errors import GatewayError
 from birdwire.gateway.guardrails import policy as rules
+from birdwire.gateway.guardrails.counting_rules import over
 from birdwire.gateway.guardrails.policy import ACCOUNT_PREFIX, GATEWAY_SCOPE, Context, Decision
 from birdwire.gateway.guardrails.proposal import Proposal, comparable_text, propose_lookup
 from birdwire.outcomes.journal import ChargeRefused
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
     from birdwire.api.messages import Headers
     from birdwire.api.reason_type import Reason
+    from birdwire.gateway.guardrails.budget_reports import BudgetReports
     from birdwire.gateway.guardrails.decision import UsageKey
     from birdwire.gateway.guardrails.policy import Guard, Policy
-    from birdwire.gateway.notifications.budget_reports import BudgetReports
     from birdwire.outcomes.entry import Entry
     from birdwire.runtime.clock import Clock
     from birdwire.store.database import Database, Part
@@ -66,8 +67,8 @@ class Judged:
 
     `mark` identifies its text. `charges` let it pass, and `shadow` was counted for the policy in shadow mode.
     `registered`: it counts as running. `shown` are the findings that a person saw who approved it. `label` and
-    `username` are those of its key and its account. `short` is a charge that its budget did not cover when
-    that was looked at.
+    `username` are those of its key and its account. `short` is the first charge that its budget did not cover at
+    the last look.
     """
 
     guard: Guard
@@ -255,7 +256,7 @@ class Spending:
         texts = {scope: at_ms for (scope, _), at_ms in marks.items()}
         context = Context(now, usage, texts, judged.own_post)
         judged.decision = rules.evaluate(guard.policies, proposal, context)
-        judged.short = next((one for one in obeyed if _is_short(one, usage)), None)
+        judged.short = next((one for one in obeyed if one.rule == "budget" and over(one, context)), None)
 
     def judge_again(self, guard: Guard, proposal: Proposal, judged: Judged | None) -> None:
         """Judge a call that has passed by what holds for its key now, without counting it again.
@@ -399,10 +400,3 @@ def _reads(key_id: str, name: str, user_id: str | None, day: str, count: int, us
 def _recorded(finding: dict[str, Any]) -> dict[str, Any]:
     """Return a finding without its text, which could quote what the caller sent."""
     return {name: value for name, value in finding.items() if name != "message"}
-
-
-def _is_short(charge: Charge, usage: Mapping[UsageKey, int]) -> bool:
-    """Return whether a charge is more than what is left of its budget."""
-    if charge.rule != "budget" or charge.limit is None:
-        return False
-    return usage.get((charge.scope, charge.measure, charge.window), 0) + charge.amount > charge.limit

@@ -11,5 +11,5 @@ written, and nothing here runs a query.
 
 Read in this order: `news` (an event as it is worded), `signatures`, `destination` (what the operator sets), `schedule`
 (when a failed delivery is tried again), `extras` (the text and the link, where the operator wants them), `results`
-(what each try changes, in one transaction), `deliveries` (the rounds). `budget_reports` writes the events of budgets.
+(what each try changes, in one transaction), `deliveries` (the rounds).
 """

@@ -152,8 +152,8 @@ class Results:
         self._count_dropped(dropped)
 
     def _count_dropped(self, dropped: int) -> None:
-        for _ in range(dropped):
-            self._telemetry.metrics.add("birdwire_notifications_total", "dropped")
+        if dropped:
+            self._telemetry.metrics.add("birdwire_notifications_total", "dropped", times=dropped)
 
 
 def _columns(sent: Sent) -> dict[str, Any]:

@@ -48,9 +48,9 @@ docs: setup ## regenerate docs/reference from the code
 
 lock: setup-dev ## pin every dependency by hash again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-		pyproject.toml requirements/runtime.in --output-file requirements/runtime.txt
+		--extra mcp pyproject.toml requirements/runtime.in --output-file requirements/runtime.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-		--group dev --constraint requirements/runtime.txt pyproject.toml requirements/runtime.in --output-file requirements/dev.txt
+		--group dev --extra mcp --constraint requirements/runtime.txt pyproject.toml requirements/runtime.in --output-file requirements/dev.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 		--group generator --output-file requirements/generator.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \

@@ -69,6 +69,7 @@ from birdwire.store.database import Database
 from birdwire.store.encryption.text_marks import TextMarks
 from birdwire.store.schema import StorageDownError
 from birdwire.surfaces.approve.pages import ApprovePages
+from birdwire.surfaces.mcp.endpoint import McpEndpoint
 from birdwire.surfaces.notifications.messages import word
 from birdwire.surfaces.site.handler import Site
 from birdwire.x.catalog.lookups import LookupRunner
@@ -407,17 +408,15 @@ def _build_handlers(
     capacity: Capacity,
     health: Health,
 ) -> Handlers:
-    settings, spending, records = shared.settings, accounts.spending, outcomes.records
-    admission, writes = writing.admission, writing.writes
+    settings, spending, records, writes = shared.settings, accounts.spending, outcomes.records, writing.writes
     pipeline = Pipeline(
-        admission,
+        writing.admission,
         accounts.sessions,
         capacity,
         outcomes.idempotency,
         outcomes.journal.rejections,
         outcomes.attempts,
         writing.waits,
-        relay=settings.relay_dialect,
         keyless_body_s=settings.request_deadline_s,
     )
     signed_links = SignedLinks(shared.database, writing.approvals, records, shared.guesses, shared.failpoints)
@@ -425,12 +424,13 @@ def _build_handlers(
         run=pipeline.run,
         write=writes.perform_call,
         preview=Preview(writes.preview, accounts.status, spending.prices, to_x.capabilities, to_x.windows).answer,
-        look_up=Lookups(admission, accounts.clients, spending, LookupRunner(shared.clock)).perform,
+        look_up=Lookups(writing.admission, accounts.clients, spending, LookupRunner(shared.clock)).perform,
         cancel=Cancellations(writing.approvals, records).cancel,
         links=accounts.endpoints,
         outcomes=OutcomeReports(outcomes.journal, records),
         pages=Pages(accounts.linking, settings.base_url),
         approve=ApprovePages(signed_links, shared.clock, settings.base_url),
+        mcp=partial(McpEndpoint, pipeline, accounts.sessions.ready, settings),
         document=Site(settings).answer,
         health=health,
         metrics=shared.telemetry.metrics,

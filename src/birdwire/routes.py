@@ -10,18 +10,19 @@ from birdwire.accounts.bodies import AuthTwitter, Confirm
 from birdwire.api import relay_dialect
 from birdwire.api.forms import FILE_FIELDS
 from birdwire.api.models import Body, Empty
-from birdwire.api.paths import API, APPROVE, APPROVE_MEDIA, AUTH_UNDO, DRY_RUN, OAUTH_CALLBACK
+from birdwire.api.paths import API, APPROVE, APPROVE_MEDIA, AUTH_UNDO, DRY_RUN, MCP, OAUTH_CALLBACK
 from birdwire.edge.asgi import Route
 from birdwire.edge.connections import EdgeLimits
-from birdwire.keys.context import CallContext, RouteRules, Work
+from birdwire.keys.context import CallContext, KeyedRoute, RouteRules, Work
 from birdwire.keys.rules import LINK, UNLINK
 from birdwire.settings import listed
+from birdwire.surfaces.mcp.endpoint import MAX_MESSAGE
 from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.x.catalog.lookups import LOOKUPS, Lookup
 from birdwire.x.catalog.operations import OPERATIONS, UPLOAD_SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from birdwire.accounts.endpoints import LinkEndpoints
     from birdwire.accounts.pages import Pages
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from birdwire.runtime.metrics import Metrics
     from birdwire.settings import Settings
     from birdwire.surfaces.approve.pages import ApprovePages
+    from birdwire.surfaces.mcp.endpoint import McpEndpoint
     from birdwire.x.catalog.operations import Operation
 
 
@@ -41,7 +43,8 @@ class Handlers:
     """The parts that answer calls.
 
     `run` frames the work of every call with a key; `write` and `look_up` are that work for a row of OPERATIONS or
-    LOOKUPS, and `preview` is that of a dry run. `document` answers for every path of DOCUMENTS.
+    LOOKUPS, and `preview` is that of a dry run. `document` answers for every path of DOCUMENTS. `mcp` returns the
+    endpoint of agents, whose tools are calls of the others, by name.
     """
 
     run: Callable[[RouteRules, Work, Call], Awaitable[Answer]]
@@ -53,6 +56,7 @@ class Handlers:
     outcomes: OutcomeReports
     pages: Pages
     approve: ApprovePages
+    mcp: Callable[[Mapping[str, KeyedRoute]], McpEndpoint]
     document: Handler
     health: Health
     metrics: Metrics
@@ -60,12 +64,15 @@ class Handlers:
 
 def routes(parts: Handlers, settings: Settings) -> list[Route]:
     """Return every route of a gateway with these settings."""
-    keyed = [*_operations(parts, settings), *_lookups(parts, settings), *_links(parts, settings)]
+    calls = [*_operations(parts, settings), *_lookups(parts, settings), *_links(parts, settings)]
+    keyed = [_route(parts, settings, call) for call in calls]
     if settings.relay_dialect:
         keyed = [replace(route, path=path) for route in keyed for path in relay_dialect.aliases(route.path)]
     pages, approve, document, health = parts.pages, parts.approve, parts.document, parts.health
+    mcp = parts.mcp({call.rules.name: call for call in calls})
     return [
         *keyed,
+        Route("POST", MCP, mcp.answer, MAX_MESSAGE, settings.request_deadline_s),
         Route("GET", OAUTH_CALLBACK, pages.callback, head=pages.callback_head),
         Route("POST", AUTH_UNDO, pages.undo, otherwise=pages.undo_opened),
         Route("GET", APPROVE, approve.show, head=approve.head),
@@ -101,8 +108,22 @@ def metrics_route(metrics: Metrics, settings: Settings) -> Route:
     return Route("GET", "/metrics", partial(metrics.answer, token))
 
 
-def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
-    """Yield two routes for each row of OPERATIONS: one that carries it out, and one that returns what it would do."""
+def _route(parts: Handlers, settings: Settings, call: KeyedRoute) -> Route:
+    """Return the route of a call with a key."""
+    rules = replace(call.rules, relay=settings.relay_dialect)
+    return Route(
+        call.method,
+        f"{API}/{call.path}",
+        partial(parts.run, rules, call.work),
+        limit=rules.max_bytes,
+        deadline_s=settings.request_deadline_s,
+        files=(rules.max_file_bytes, settings.upload_deadline_s) if rules.max_file_bytes else None,
+        reserved=rules.reserved,
+    )
+
+
+def _operations(parts: Handlers, settings: Settings) -> Iterator[KeyedRoute]:
+    """Yield two calls for each row of OPERATIONS: one that carries it out, and one that returns what it would do."""
     for operation in OPERATIONS:
         rules = RouteRules(
             operation.name,
@@ -115,26 +136,23 @@ def _operations(parts: Handlers, settings: Settings) -> Iterator[Route]:
         if operation.takes_file or (settings.relay_dialect and "media" in operation.body.model_fields):
             scopes = tuple(dict.fromkeys((*operation.scopes, *UPLOAD_SCOPES)))
             rules = replace(rules, max_file_bytes=settings.max_upload_bytes, file_scopes=scopes)
-        files = (rules.max_file_bytes, settings.upload_deadline_s) if rules.max_file_bytes else None
-        handle = partial(parts.run, rules, partial(parts.write, operation))
-        yield Route("POST", f"{API}/{rules.name}", handle, rules.max_bytes, settings.request_deadline_s, files)
+        yield KeyedRoute("POST", rules.name, rules, partial(parts.write, operation))
         # Every key may ask what it may do. Nothing is sent, so the call is as safe to repeat as a lookup.
-        dry = replace(rules, name=f"{DRY_RUN}/{operation.name}", repeatable=True, action="", file_scopes=(), dry=True)
-        handle = partial(parts.run, dry, partial(parts.preview, operation))
-        yield Route("POST", f"{API}/{dry.name}", handle, dry.max_bytes, settings.request_deadline_s, files)
+        name = f"{DRY_RUN}/{operation.name}"
+        dry = replace(rules, name=name, repeatable=True, action="", file_scopes=(), unnamed=True)
+        yield KeyedRoute("POST", name, dry, partial(parts.preview, operation))
 
 
-def _lookups(parts: Handlers, settings: Settings) -> Iterator[Route]:
-    """Yield a route for each row of LOOKUPS that the operator offers."""
+def _lookups(parts: Handlers, settings: Settings) -> Iterator[KeyedRoute]:
+    """Yield a call for each row of LOOKUPS that the operator offers."""
     for lookup in LOOKUPS:
         if lookup.name in settings.offered_reads:
             rules = RouteRules(lookup.name, lookup.query, query=True, action=lookup.name, pausable=True)
-            handle = partial(parts.run, rules, partial(parts.look_up, lookup))
-            yield Route("GET", f"{API}/{lookup.name}", handle)
+            yield KeyedRoute("GET", lookup.name, rules, partial(parts.look_up, lookup))
 
 
-def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
-    """Yield the routes that manage a key's link and show the key's own state."""
+def _links(parts: Handlers, settings: Settings) -> Iterator[KeyedRoute]:
+    """Yield the calls that manage a key's link and show the key's own state."""
     table: tuple[tuple[str, str, Work, type[Body], str], ...] = (
         ("POST", "auth_twitter", parts.links.auth_twitter, AuthTwitter, LINK),
         ("POST", "unlink_twitter", parts.links.unlink, Empty, UNLINK),
@@ -143,16 +161,14 @@ def _links(parts: Handlers, settings: Settings) -> Iterator[Route]:
         ("GET", "requests/{request_id}", parts.outcomes.request, Empty, ""),
         ("POST", "requests/{request_id}/cancel", parts.cancel, Empty, ""),
     )
-    for method, name, work, model, action in table:
+    for method, path, work, model, action in table:
         rules = RouteRules(
-            name.replace("/{request_id}", ""),
+            path.replace("/{request_id}", ""),
             model,
             max_bytes=settings.max_body_bytes,
-            reserved=name in ("unlink_twitter", "auth/status"),
+            reserved=path in ("unlink_twitter", "auth/status"),
             action=action,
             pausable=action == LINK,
-            about_request=name.endswith("/cancel"),
+            about_request=path.endswith("/cancel"),
         )
-        handle = partial(parts.run, rules, work)
-        limit, deadline_s = settings.max_body_bytes, settings.request_deadline_s
-        yield Route(method, f"{API}/{name}", handle, limit, deadline_s, reserved=rules.reserved)
+        yield KeyedRoute(method, path, rules, work)

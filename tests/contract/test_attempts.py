@@ -276,7 +276,7 @@ async def test_a_refusal_with_a_row_of_its_own_is_not_counted_as_an_attempt(
     opened, unused = await database(database_url), cast("Any", None)
     attempts, sessions = Attempts(opened, Fixed()), cast("Any", NoSessions())
     rejections = Rejections(Fixed())
-    pipeline = Pipeline(unused, sessions, unused, unused, rejections, attempts, unused, relay=False, keyless_body_s=1)
+    pipeline = Pipeline(unused, sessions, unused, unused, rejections, attempts, unused, keyless_body_s=1)
     call = Call("POST", f"{API}like_twitter", note={"key_id": "key_1", "operation": "like_twitter"})
 
     async def work(context: CallContext) -> Answer:

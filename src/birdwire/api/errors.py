@@ -58,6 +58,7 @@ _CHECK_KEY = "Check that the whole key was copied; the operator can list keys wi
 
 PROBLEMS: dict[str, Problem] = {
     # 400: the body
+    "arguments_malformed": Problem(400, _INVALID, "caller", "The arguments of the tool are malformed: {detail}.", "Send {wanted}."),
     "json_malformed": Problem(400, "json_parse_error", "caller", "The body is not valid JSON: {detail}.", "Send one JSON object in UTF-8."),
     "body_not_object": Problem(400, "json_parse_error", "caller", "The body is JSON, but not an object.", "Send one JSON object, such as {example}."),
     "duplicate_field": Problem(400, "json_parse_error", "caller", "The request contains {field} more than once.", "Send each field once."),
@@ -104,7 +105,7 @@ PROBLEMS: dict[str, Problem] = {
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "This is a {given} key, but this gateway accepts only {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key cannot be used from your IP address.", "Call from an IP address that the operator has allowed for this key."),
-    "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request came from a page on another site.", "Press the button on Birdwire's own page."),
+    "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request came from a page on another site.", "Send it from Birdwire's own page, or from a program that sends no Origin header of another site."),
     "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key is not allowed to use {what}.", "Ask the operator for a key that allows it."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
     "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not active yet: {why}.", "{remedy}.", retryable=True),
@@ -133,6 +134,7 @@ PROBLEMS: dict[str, Problem] = {
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post to reply to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
     "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no write with this request ID, or the record of the write has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
+    "mcp_unavailable": Problem(404, "unknown_endpoint", "operator", "This gateway does not offer MCP: the package that it needs is not installed.", "Ask the operator to install birdwire[mcp] (`make setup` does) and to restart the gateway. The HTTP API works without it."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not accept {method}.", "Use {allow}."),
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the request faster, or ask the operator to raise request_deadline_s (for uploads, upload_deadline_s).", retryable=True),

@@ -18,6 +18,9 @@ It is neither a header nor a member of the body: one that gets lost on the way w
 SHORT_API = API.removesuffix("/twitter")
 """The prefix that older clients use."""
 
+MCP = "/mcp"
+"""The endpoint of the Model Context Protocol, for agents."""
+
 APPROVE = "/approve/{token}"
 """The page of a signed link. The token decides as the operator does, so no log may have it."""
 APPROVE_MEDIA = f"{APPROVE}/media/{{number}}"

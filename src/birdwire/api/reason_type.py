@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 OwnReason = Literal[
+    "arguments_malformed",
     "json_malformed",
     "body_not_object",
     "duplicate_field",
@@ -73,6 +74,7 @@ OwnReason = Literal[
     "reply_target_not_found",
     "request_not_found",
     "route_unknown",
+    "mcp_unavailable",
     "method_not_allowed",
     "request_timeout",
     "body_too_large",

@@ -22,7 +22,7 @@ from birdwire.outcomes.attempts import ATTEMPTED
 from birdwire.store.database import StorageDownError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from birdwire.accounts.sessions import Sessions
     from birdwire.api.body import Parsed
@@ -51,7 +51,6 @@ class Pipeline:
         attempts: Attempts,
         waits: ApprovalWaits,
         *,
-        relay: bool,
         keyless_body_s: float,
     ) -> None:
         self._admission = admission
@@ -61,7 +60,6 @@ class Pipeline:
         self._rejections = rejections
         self._attempts = attempts
         self._waits = waits
-        self._relay = relay
         self._keyless_body_s = keyless_body_s
 
     async def run(self, route: RouteRules, work: Work, call: Call) -> Answer:
@@ -72,12 +70,7 @@ class Pipeline:
         try:
             slots.check()
             await self.admit(context, slots)
-            name = idempotency.name_of(call) if call.method == "POST" and not route.dry else None
-            fields = context.parsed.fields
-            if route.about_request:
-                # Under one Idempotency-Key, calls about two requests are not the same call.
-                fields = {**fields, "request_id": call.path.rsplit("/", 2)[-2]}
-            answer = await self.do_once(context, name, route.name, fields, work)
+            answer = await self._do(context, work)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         finally:
@@ -90,13 +83,44 @@ class Pipeline:
             answer = relay_dialect.encode(answer)
         return answer.adding(context.headers)
 
+    async def run_within(self, context: CallContext, work: Work) -> Answer:
+        """Answer a call that is part of an admitted one, such as an MCP tool call: as `run`, but with its key and slot.
+
+        `context` has the key of the call that it is part of, and a body that has been read.
+        """
+        route = context.route
+        context.call.note["operation"] = route.name
+        try:
+            await self._admission.recheck(context, route.action)
+            if route.pausable:
+                await self._admission.check_pause(context.key)
+            answer = await self._do(context, work)
+        except (GatewayError, StorageDownError) as error:
+            answer = self._refuse(context, error)
+        return answer.adding(context.headers)
+
+    def _do(self, context: CallContext, work: Work) -> Awaitable[Answer]:
+        """Do the work of an admitted call once, under the name that its Idempotency-Key gives.
+
+        Raises:
+            GatewayError: idempotency_key_malformed.
+        """
+        call, route, fields = context.call, context.route, context.parsed.fields
+        name = idempotency.name_of(call) if call.method == "POST" and not route.unnamed else None
+        if route.about_request:
+            # Under one Idempotency-Key, calls about two requests are not the same call.
+            fields = {**fields, "request_id": call.path.rsplit("/", 2)[-2]}
+        return self.do_once(context, name, route.name, fields, work)
+
     async def _hold(self, context: CallContext, pending: Pending, answer: Answer) -> Answer:
         """Hold the answer of a call that prefers to wait for a person. It no longer counts as a running call."""
         call = context.call
-        seconds = wait_in(call.header_values("prefer"))
+        preferred = wait_in(call.header_values("prefer")) if context.wait_s is None else None
+        seconds = preferred if context.wait_s is None else context.wait_s
         if seconds is None or (seconds and not await self._waits.hold(pending.request_id, seconds)):
             return answer
-        context.headers += (("preference-applied", f"wait={seconds}"),)
+        if preferred is not None:
+            context.headers += (("preference-applied", f"wait={seconds}"),)
         if not seconds:
             return answer
         try:
@@ -187,7 +211,7 @@ class Pipeline:
         # The refusal of a body depends on whether its caller is admitted: `_read` knows how.
         parsed = whole_json(context.call, context.route.max_bytes) if context.admitted else None
         parsed = context.parsed = parsed or await self._read(context)
-        relay = relay_dialect.decode(parsed, context.route.model) if self._relay else None
+        relay = relay_dialect.decode(parsed, context.route.model) if context.route.relay else None
         if relay is None:
             return
         if raw_key is not None and not hmac.compare_digest(relay.raw_key.encode("utf-8", "replace"), raw_key.encode()):
@@ -240,7 +264,7 @@ class Pipeline:
         Raises:
             GatewayError: key_missing, or why the key may not be used.
         """
-        raw_key = relay_dialect.key_in(fields) if self._relay else None
+        raw_key = relay_dialect.key_in(fields) if context.route.relay else None
         if raw_key is None:
             raise GatewayError("key_missing")
         await self._admission.admit(context, raw_key)

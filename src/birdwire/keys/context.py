@@ -23,7 +23,8 @@ class RouteRules:
     A call that is not `repeatable` runs once: it gets an Idempotency-Key if it brings none. `reserved`: it has slots of
     its own, so that it is served under any load. `action` is the action that the key must be allowed; empty: every key
     may call the route. `pausable`: a pause of the key, its account or the gateway refuses the call on entry; a write
-    checks that among its own steps. `dry`: the call has no effect, so an Idempotency-Key means nothing to it.
+    checks that among its own steps. `unnamed`: an Idempotency-Key header means nothing to the call, since it has no
+    effect, or since its body names what must be done once. `relay`: the body may be in the relay dialect.
     `about_request`: the path names a request in its second to last part, which is part of what the call asks for.
     """
 
@@ -38,7 +39,8 @@ class RouteRules:
     reserved: bool = False
     action: str = ""
     pausable: bool = False
-    dry: bool = False
+    unnamed: bool = False
+    relay: bool = False
     about_request: bool = False
 
 
@@ -63,7 +65,8 @@ class CallContext:
     `key` is set once the call is `admitted`. `headers` are added to whichever answer the call gets. `relayed`: the call
     came in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is the slot and the space that
     its files take up. `recorded`: the journal has a row of its refusal. `pending`: a person must decide first, and the
-    caller may want to wait for that. `approved`: it is sent for a call that ended earlier, whose address was checked.
+    caller may want to wait for that: for `wait_s` seconds, or as its Prefer header states. `approved`: it is sent for a
+    call that ended earlier, whose address was checked.
     """
 
     call: Call
@@ -77,6 +80,7 @@ class CallContext:
     upload: Upload | None = None
     recorded: bool = False
     pending: Pending | None = None
+    wait_s: int | None = None
     approved: bool = False
 
     def close(self) -> None:
@@ -88,3 +92,12 @@ class CallContext:
 
 Work = Callable[[CallContext], Awaitable["Answer"]]
 """What a route does for a call that has been admitted."""
+
+
+class KeyedRoute(NamedTuple):
+    """A call that needs a key: its method, its path below the prefix of the API, its rules, and its work."""
+
+    method: str
+    path: str
+    rules: RouteRules
+    work: Work

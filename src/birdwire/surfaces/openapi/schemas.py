@@ -177,6 +177,25 @@ def components(
     return dict(sorted((schemas | error).items()))
 
 
+def plain_schema(model: type[Body]) -> dict[str, Any]:
+    """Return the schema of one body by itself: without references, null, titles and examples."""
+    made = model.model_json_schema()
+    parts = made.pop("$defs", {})
+
+    def inlined(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [inlined(one) for one in schema]
+        if not isinstance(schema, dict):
+            return schema
+        if "$ref" in schema:
+            inner = parts[schema["$ref"].rpartition("/")[2]]
+            return inlined({**inner, **{name: value for name, value in schema.items() if name != "$ref"}})
+        return {name: inlined(value) for name, value in schema.items() if name != "examples"}
+
+    found: dict[str, Any] = _clean(inlined(made), nullable=False)
+    return {"properties": {}} | found
+
+
 def reference(model: type[BaseModel]) -> dict[str, str]:
     """Return a reference to the schema of a model."""
     return {"$ref": PLACE + model.__name__}

@@ -102,7 +102,7 @@ LookupWork = Callable[["LookupRunner", str, Any, "Ask"], Awaitable[dict[str, Any
 class Lookup:
     """One lookup: its path below the prefix, its query, the endpoints of X that it calls, and the scopes it needs.
 
-    `most` is what X may return to it at most, which is what X bills.
+    `most` is what X may return to it at most, which is what X bills. `tool` names the MCP tool for it.
     """
 
     name: Literal["user/info", "user/last_tweets", "user/search"]
@@ -111,6 +111,7 @@ class Lookup:
     run: LookupWork
     endpoints: tuple[str, ...]
     most: Mapping[Resource, int]
+    tool: str
     scopes: tuple[str, ...] = ("tweet.read", "users.read")
 
 
@@ -171,7 +172,15 @@ class LookupRunner:
 
 
 LOOKUPS: tuple[Lookup, ...] = (
-    Lookup("user/info", "Look up a user by name", UserQuery, LookupRunner.info, (f"GET {BY_NAME}",), {"user": 1}),
+    Lookup(
+        "user/info",
+        "Look up a user by name",
+        UserQuery,
+        LookupRunner.info,
+        (f"GET {BY_NAME}",),
+        {"user": 1},
+        tool="get_user",
+    ),
     Lookup(
         "user/last_tweets",
         "Read a user's newest posts",
@@ -179,8 +188,17 @@ LOOKUPS: tuple[Lookup, ...] = (
         LookupRunner.last_tweets,
         (f"GET {TIMELINE}", f"GET {BY_ID}"),
         {"user": 1, "post": PAGE},
+        tool="get_user_posts",
     ),
-    Lookup("user/search", "Search for users", SearchQuery, LookupRunner.search, (f"GET {SEARCH}",), {"user": PAGE}),
+    Lookup(
+        "user/search",
+        "Search for users",
+        SearchQuery,
+        LookupRunner.search,
+        (f"GET {SEARCH}",),
+        {"user": PAGE},
+        tool="search_users",
+    ),
 )
 
 

@@ -95,6 +95,8 @@ class Operation:
     the answer's member that does. `repeatable`: a second send does no harm. `opposite` names the operation that undoes
     it. `enterprise` marks what X removed from its self-serve access level: always, or only if the post quotes.
     `already` maps an old code of X (its v1.1 list) to the answer it amounts to. `takes_file`: the body is multipart.
+    `tool` names the MCP tool for it; two opposites share one, which undoes by the second. `shown` are the fields of the
+    body that the tool describes to a model, if those are not all.
     """
 
     name: str
@@ -114,6 +116,8 @@ class Operation:
     status: int = 200
     already: dict[int, dict[str, Any]] = field(default_factory=dict)
     takes_file: bool = False
+    tool: str = ""
+    shown: tuple[str, ...] = ()
 
     def upstream(self, user_id: str, body: Body) -> XRequest:
         """Return the request to X that carries the operation out for an account."""
@@ -164,6 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
         expect={"liked": True},
         enterprise="always",
         already={139: {"liked": True}},
+        tool="like_post",
     ),
     Operation(
         name="unlike_twitter",
@@ -176,6 +181,7 @@ OPERATIONS: tuple[Operation, ...] = (
         target="tweet_id",
         opposite="like_twitter",
         expect={"liked": False},
+        tool="like_post",
     ),
     Operation(
         name="follow_twitter",
@@ -190,6 +196,7 @@ OPERATIONS: tuple[Operation, ...] = (
         about="user",
         enterprise="always",
         already={160: {"following": False, "pending_follow": True}},
+        tool="follow_user",
     ),
     Operation(
         name="unfollow_twitter",
@@ -203,6 +210,7 @@ OPERATIONS: tuple[Operation, ...] = (
         opposite="follow_twitter",
         expect={"following": False},
         about="user",
+        tool="follow_user",
     ),
     Operation(
         name="post_twitter",
@@ -216,6 +224,17 @@ OPERATIONS: tuple[Operation, ...] = (
         repeatable=False,
         enterprise="quote",
         status=201,
+        tool="create_post",
+        shown=(
+            "text",
+            "reply",
+            "quote_tweet_id",
+            "media",
+            "poll",
+            "reply_settings",
+            "made_with_ai",
+            "paid_partnership",
+        ),
     ),
     Operation(
         name="delete_twitter",
@@ -227,6 +246,7 @@ OPERATIONS: tuple[Operation, ...] = (
         scopes=_WRITE,
         target="tweet_id",
         expect={"deleted": True},
+        tool="delete_post",
     ),
     Operation(
         name="retweet_twitter",
@@ -240,6 +260,7 @@ OPERATIONS: tuple[Operation, ...] = (
         opposite="unretweet_twitter",
         expect={"retweeted": True},
         already={327: {"retweeted": True}},
+        tool="repost",
     ),
     Operation(
         name="unretweet_twitter",
@@ -252,6 +273,7 @@ OPERATIONS: tuple[Operation, ...] = (
         target="tweet_id",
         opposite="retweet_twitter",
         expect={"retweeted": False},
+        tool="repost",
     ),
     Operation(
         name="bookmark_twitter",
@@ -264,6 +286,7 @@ OPERATIONS: tuple[Operation, ...] = (
         target="tweet_id",
         opposite="unbookmark_twitter",
         expect={"bookmarked": True},
+        tool="bookmark_post",
     ),
     Operation(
         name="unbookmark_twitter",
@@ -276,6 +299,7 @@ OPERATIONS: tuple[Operation, ...] = (
         target="tweet_id",
         opposite="bookmark_twitter",
         expect={"bookmarked": False},
+        tool="bookmark_post",
     ),
     Operation(
         name="upload_media",

@@ -1,0 +1,111 @@
+"""What a tool call asks for: the HTTP call behind it, and that call's fields.
+
+Fields of the HTTP call keep their names and are checked by it. Here are only the parameters that no body has.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from birdwire.api.errors import GatewayError
+from birdwire.api.paths import DRY_RUN
+from birdwire.surfaces.mcp.tools import MAX_WAIT_S, TOOLS
+from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+REQUEST_ID: Final = re.compile(r"req_[0-9A-HJKMNP-TV-Z]{26}")
+
+
+class Asked(NamedTuple):
+    """An HTTP call by its name, its path below the API's prefix, and its fields.
+
+    `once` is its Idempotency-Key. `wait_s`: how long the answer may be held until a person has decided.
+    """
+
+    call: str
+    path: str
+    fields: dict[str, Any]
+    once: str | None = None
+    wait_s: int = 0
+
+
+def asked(tool: str, arguments: Mapping[str, Any]) -> Asked:
+    """Return the HTTP call that a tool call asks for.
+
+    Raises:
+        GatewayError: arguments_malformed, naming the parameter.
+    """
+    fields = dict(arguments)
+    take = _Taker(fields)
+    match tool:
+        case "preview":
+            operation = take("operation", _is_operation, "the name of an operation, such as post_twitter")
+            inner = take("arguments", _is_object, "an object: the body of the operation", default={})
+            take.nothing_else()
+            return Asked(f"{DRY_RUN}/{operation}", f"{DRY_RUN}/{operation}", inner)
+        case "get_request":
+            request_id = take("request_id", _is_request_id, "the request_id of an earlier answer, such as req_…")
+            wait_s = take("wait_s", _is_wait, f"a whole number of seconds from 0 to {MAX_WAIT_S}", default=0)
+            return Asked("requests", f"requests/{request_id}", fields, wait_s=int(wait_s))
+        case _:
+            calls = TOOLS[tool].calls
+            undo = len(calls) > 1 and take("undo", _is_bool, "true or false", default=False)
+            once = take("once", _is_text, "a string of 1 to 255 characters", default=None) if _has_once(tool) else None
+            return Asked(calls[undo], calls[undo], fields, once)
+
+
+class _Taker:
+    """Takes parameters out of a tool's arguments."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def __call__(self, name: str, good: Callable[[Any], bool], wanted: str, default: Any = ...) -> Any:
+        """Return one parameter, checked; its default if it is absent."""
+        value = self._fields.pop(name, default)
+        if value is ...:
+            raise GatewayError("arguments_malformed", detail=f"`{name}` is missing", wanted=f"{name}: {wanted}")
+        if value is not default and not good(value):
+            raise GatewayError("arguments_malformed", detail=f"`{name}` is not valid", wanted=f"{name}: {wanted}")
+        return value
+
+    def nothing_else(self) -> None:
+        """Check that no other parameter was sent."""
+        if self._fields:
+            raise GatewayError(
+                "arguments_malformed",
+                detail="a parameter is unknown",
+                wanted="operation and arguments; the fields of the operation belong in arguments",
+            )
+
+
+def _has_once(tool: str) -> bool:
+    return "once" in TOOLS[tool].input_schema["properties"]
+
+
+def _is_operation(value: Any) -> bool:
+    return isinstance(value, str) and value in OPERATIONS_BY_NAME
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_request_id(value: Any) -> bool:
+    return isinstance(value, str) and REQUEST_ID.fullmatch(value) is not None
+
+
+def _is_wait(value: Any) -> bool:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_S
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 255

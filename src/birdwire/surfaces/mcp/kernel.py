@@ -1,0 +1,196 @@
+"""The kernel: one JSON-RPC message in, one answer out, by the official SDK's kernel. Nothing else imports the SDK.
+
+Its transport is left out: it parses each body again, keeps sessions, and takes three times as long. The revisions with
+a handshake (2024-11-05 to 2025-11-25) and 2026-07-28, which has none, are all served without state.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from mcp.server.caching import CacheHint
+from mcp.server.connection import Connection
+from mcp.server.lowlevel import Server
+from mcp.server.runner import serve_one
+from mcp.shared.exceptions import MCPError, NoBackChannelError
+from mcp.shared.inbound import (
+    ERROR_CODE_HTTP_STATUS,
+    InboundLadderRejection,
+    classify_inbound_request,
+    find_duplicated_routing_header,
+)
+from mcp.shared.transport_context import TransportContext
+from mcp_types import (
+    PROTOCOL_VERSION_META_KEY,
+    CallToolRequestParams,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    PaginatedRequestParams,
+)
+from mcp_types.jsonrpc import HEADER_MISMATCH, INVALID_PARAMS, INVALID_REQUEST
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from birdwire import __version__
+from birdwire.api.messages import Answer
+from birdwire.keys.context import Pending
+from birdwire.surfaces.mcp.tool_calls import ToolCalls
+from birdwire.surfaces.mcp.tools import INSTRUCTIONS, TOOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from mcp.server.context import ServerRequestContext
+    from mcp.shared.dispatcher import CallOptions
+    from mcp_types import RequestId
+
+    from birdwire.accounts.sessions import XSession
+    from birdwire.keys.context import CallContext, KeyedRoute, Work
+
+_VERSION: Final = "mcp-protocol-version"
+_DEFAULT_VERSION: Final = "2025-03-26"
+"""The revision of a request without the header, as the revisions with a handshake state."""
+
+_TRANSPORT: Final = TransportContext(kind="streamable-http", can_send_request=False)
+_LISTED_FOR_MS: Final = 60_000
+_COMPLETE: Final = "complete"
+"""The type of every result, which 2026-07-28 requires and the SDK leaves out for the others."""
+
+# What the SDK logs may quote callers. Its bugs reach the client as an internal error, and tests look for that.
+logging.getLogger("mcp").addHandler(logging.NullHandler())
+logging.getLogger("mcp").propagate = False
+
+
+class Kernel:
+    """Answers JSON-RPC messages. `calls`, `run_within` and `session_of` are those of the endpoint."""
+
+    def __init__(
+        self,
+        calls: Mapping[str, KeyedRoute],
+        run_within: Callable[[CallContext, Work], Awaitable[Answer]],
+        session_of: Callable[[str], XSession | None],
+    ) -> None:
+        self._tools = ToolCalls(calls, run_within, session_of)
+        self._server: Server[Any] = Server(
+            "birdwire",
+            version=__version__,
+            title="Birdwire",
+            instructions=INSTRUCTIONS,
+            cache_hints={"tools/list": CacheHint(ttl_ms=_LISTED_FOR_MS, scope="private")},
+        )
+        self._server.add_request_handler("tools/list", PaginatedRequestParams, self._list)
+        self._server.add_request_handler("tools/call", CallToolRequestParams, self._call)
+        # Spans would carry what callers sent.
+        self._server.middleware.clear()
+
+    async def answer(self, context: CallContext) -> Answer:
+        """Answer the message in an admitted call's body.
+
+        A notification is accepted and ignored: nothing is left of an earlier request that it could be about.
+        """
+        message = context.parsed.fields
+        headers = {name: values[0] for name, values in context.call.headers.items()}
+        lines = [(name, value) for name, values in context.call.headers.items() for value in values]
+        twice = find_duplicated_routing_header(lines)
+        try:
+            if "id" not in message:
+                JSONRPCNotification.model_validate(message)
+            else:
+                request = JSONRPCRequest.model_validate(message)
+        except ValidationError:
+            return _error(None, INVALID_REQUEST, "The body is not a JSON-RPC request or notification.")
+        if twice is not None:
+            return _error(message.get("id"), HEADER_MISMATCH, f"The header {twice} appears more than once.")
+        version = headers.get(_VERSION, _DEFAULT_VERSION)
+        connection = Connection.from_envelope(version, None, None)
+        if version not in HANDSHAKE_PROTOCOL_VERSIONS or _has_envelope(message):
+            route = classify_inbound_request(message, headers=headers)
+            if isinstance(route, InboundLadderRejection):
+                return _error(message.get("id"), route.code, route.message, route.data)
+            version = route.protocol_version
+            connection = Connection.from_envelope(version, route.client_info, route.client_capabilities)
+        if "id" not in message:
+            return Answer(202)
+        return await self._result(context, request, connection)
+
+    async def _result(self, context: CallContext, request: JSONRPCRequest, connection: Connection) -> Answer:
+        """Answer a request. An error is HTTP 200 in the revisions with a handshake, whose clients expect that."""
+        exchange = _Exchange(request.id)
+        try:
+            result = await serve_one(
+                self._server,
+                exchange,
+                request.method,
+                request.params,
+                connection=connection,
+                lifespan_state=context,
+            )
+        except MCPError as error:
+            answer = _error(request.id, error.code, error.message, error.data)
+        except ValidationError:
+            answer = _error(request.id, INVALID_PARAMS, "The parameters are malformed.")
+        else:
+            return Answer.of({"jsonrpc": "2.0", "id": request.id, "result": result})
+        if connection.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
+            answer.status = 200
+        return answer
+
+    async def _list(self, context: ServerRequestContext[CallContext], params: PaginatedRequestParams) -> dict[str, Any]:
+        """Return the tools that the caller's key can use. They fit on one page."""
+        if params.cursor is not None:
+            raise MCPError(code=INVALID_PARAMS, message="The list of tools has a single page.")
+        return {"resultType": _COMPLETE, "tools": await self._tools.listed(context.lifespan_context)}
+
+    async def _call(self, context: ServerRequestContext[CallContext], params: CallToolRequestParams) -> dict[str, Any]:
+        """Call a tool. The answer of one that waits for a person is held afterwards, without a slot."""
+        if params.name not in TOOLS:
+            raise MCPError(code=INVALID_PARAMS, message=f"Unknown tool: {params.name[:64]}")
+        outer = context.lifespan_context
+        result, wait = await self._tools.call(outer, params.name, params.arguments or {})
+        if wait is not None and outer.pending is None:
+            outer.pending = Pending(wait.request_id, partial(self.answer, outer))
+            outer.wait_s = wait.seconds
+        return {"resultType": _COMPLETE, **result}
+
+
+@dataclass
+class _Exchange:
+    """The SDK's view of one request: there is no way back to the client but its answer."""
+
+    request_id: RequestId
+    transport: TransportContext = _TRANSPORT
+    message_metadata: None = None
+    can_send_request: bool = False
+    cancel_requested: anyio.Event = field(default_factory=anyio.Event)
+
+    async def send_raw_request(
+        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+    ) -> dict[str, Any]:
+        """Refuse to send a request to the client."""
+        del params, opts
+        raise NoBackChannelError(method)
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
+        """Drop a notification."""
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Drop a report of progress."""
+
+
+def _has_envelope(message: Mapping[str, Any]) -> bool:
+    """Return whether a request has the envelope of 2026-07-28, a revision that has no `initialize`."""
+    params = message.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    return isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta and message.get("method") != "initialize"
+
+
+def _error(request_id: object, code: int, message: str, data: object = None) -> Answer:
+    """Return a JSON-RPC error, with the status that 2026-07-28 gives its code."""
+    error = {"code": code, "message": message} | ({} if data is None else {"data": data})
+    usable = request_id if isinstance(request_id, str | int) and not isinstance(request_id, bool) else None
+    status = ERROR_CODE_HTTP_STATUS.get(code, 200)
+    return Answer.of({"jsonrpc": "2.0", "id": usable, "error": error}, status)

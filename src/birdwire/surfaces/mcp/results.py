@@ -76,7 +76,7 @@ def of(called: Called, answer: Answer) -> dict[str, Any]:
     else:
         data = content["data"] = _unwrapped(value, called.tool.members)
         name = DRY_RUN if called.call.startswith(f"{DRY_RUN}/") else called.call
-        sentence = SENTENCES[name](data, session and session.username)
+        sentence = SENTENCES[name](data, None if session is None else session.username)
     return _result(sentence, content)
 
 

@@ -95,6 +95,6 @@ SENTENCES: Final[dict[str, Sentence]] = {
     "expired": _constant("nobody approved it in time, and nothing was published."),
     "cancelled": _constant("it was cancelled, and nothing was published."),
 }
-"""A sentence for each HTTP call behind a tool, from its data and the linked account's username if that is known; and one
+"""A sentence for each HTTP call behind a tool, from its data and the account's username if that is known; and one
 for each state of an earlier request.
 """

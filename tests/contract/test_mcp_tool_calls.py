@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import sqlite3
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -148,8 +147,12 @@ async def test_what_a_person_denied_is_reported(linked: RunningGateway) -> None:
         agent = Agent(linked)
         asked = content_of(await agent.call("create_post", text="no?", once="k"))["request_id"]
         await desk.approvals.deny(asked, OPERATOR, note="not\ntoday")
-        denied = content_of(await agent.call("get_request", request_id=asked, wait_s=25))
+        result = await agent.call("get_request", request_id=asked, wait_s=25)
+        denied = content_of(result)
         assert (denied["ok"], denied["state"], denied["data"]["state"]) == (True, "refused", "denied")
+        assert sentence_of(result).endswith(
+            "a person denied it, and nothing was published. The person's note: not today"
+        )
         result = await agent.call("create_post", text="no?", once="k")
         assert content_of(result)["error"]["reason"] == "approval_denied"
         assert "not today" in sentence_of(result)
@@ -382,18 +385,48 @@ async def test_a_client_that_disconnects_does_not_end_its_call(linked: RunningGa
     assert len(await linked.calls("/2/tweets", method="POST")) == 1
 
 
-async def test_a_limit_reached_before_a_message_is_read(tmp_path: Path) -> None:
+async def test_the_fast_path_and_the_app_answer_alike(tmp_path: Path, linked: RunningGateway) -> None:
+    """Status, headers in their order, and body, apart from ids of requests and times."""
+    (tmp_path / "app").mkdir()
+    async with RunningGateway.built(tmp_path / "app", lane=False) as app:
+        await app.link("ada")
+        seen = []
+        for running in (linked, app):
+            agent = Agent(running)
+            answers = [
+                await agent.request("tools/list"),
+                await agent.request("tools/call", {"name": "like_post", "arguments": {"tweet_id": POST}}),
+                await agent.request("tools/call", {"name": "like_post", "arguments": {"tweet_id": 1}}),
+                await agent.request("no/such"),
+                await agent.request("ping", more={"origin": "null"}),
+                await agent.send("[]"),
+                await agent.send('{"jsonrpc":"2.0","method":"x"}'),
+                await Agent(running, "no key").request("ping"),
+            ]
+            seen.append(
+                [
+                    (answer.status_code, [*answer.headers], re.sub(r"req_\w{26}", "req", answer.text))
+                    for answer in answers
+                ]
+            )
+        assert seen[0] == seen[1]
+
+
+async def test_a_limit_reached_before_a_message_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """429 and 503 have the shape of the HTTP API, with Retry-After."""
+
+    def down(*_: object) -> None:
+        raise StorageDownError("a test")
+
     async with RunningGateway.built(tmp_path, rpm=4) as running:
         agent = Agent(running)
         answers = [await agent.request("ping") for _ in range(5)]
         assert [answer.status_code for answer in answers] == [200] * 4 + [429]
-        # The key must be read again, and the database does not have its table.
+        # The key must be read again, and the database does not answer.
         await running.gateway.keys.change(running.key_id, rpm=100)
-        with contextlib.closing(sqlite3.connect(tmp_path / "birdwire.db", isolation_level=None)) as other:
-            other.execute("ALTER TABLE api_keys RENAME TO away")
+        with monkeypatch.context() as outage:
+            outage.setattr(Database, "read", down)
             answers.append(await agent.request("ping"))
-            other.execute("ALTER TABLE away RENAME TO api_keys")
         found = [(answer.status_code, answer.json()["error"]["reason"]) for answer in answers[-2:]]
         assert found == [(429, "rpm_exceeded"), (503, "storage_unavailable")]
         assert all(int(answer.headers["retry-after"]) > 0 for answer in answers[-2:])

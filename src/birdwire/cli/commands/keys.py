@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from birdwire.cli import ACTIONS
+from birdwire.cli.command_line import ACTIONS
 from birdwire.cli.database import opened, operator
-from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.keys.registry import Keys

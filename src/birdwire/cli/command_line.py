@@ -49,6 +49,7 @@ COMMANDS = (
     Row("check", "check", OPERATE, "Check the settings, the vault key and the database, and report every problem."),
     Row("migrate", "migrate", OPERATE, "Upgrade the database to this version of Birdwire."),
     Row("keys", "keys", OPERATE, "Create, change, list, rotate and revoke API keys."),
+    Row("mcp", "mcp", OPERATE, "Connect agents that speak MCP, and create their API keys."),
     Row("policy", "policy", OPERATE, "Show, set and rehearse what keys, accounts and the gateway may do and spend."),
     Row("approvals", "approvals", OPERATE, "Show the writes that wait for a person, and decide on them."),
     Row("notify", "notify", OPERATE, "Set where notifications go, test it, and see how deliveries go."),

@@ -1,10 +1,8 @@
 """MCP over stdio: carries JSON-RPC messages, one a line, from stdin to POST /mcp of a gateway, and answers to stdout.
 
 It knows no tool and decides nothing: a message is sent as it came, once, and the answer's body becomes a line. It needs
-neither the SDK nor the libraries of the command line, because an agent's program waits until it has started.
-
-Every message has a connection of its own. A connection kept open could be closed by the gateway just as the next
-message is sent, and nobody would know whether a post was published.
+neither the SDK nor the libraries of the command line, because an agent's program waits until it has started. Every
+message has a connection of its own: a gateway may close a kept one just as a post is sent, whose outcome were unknown.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -27,8 +26,6 @@ from birdwire.cli.stop import ExitCode, Stop
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from birdwire.cli.gateway_client import Reply
 
 MAX_CALLS: Final = 64
 """The maximum number of calls in flight. Further lines stay unread, and most of these calls wait for a person."""
@@ -44,14 +41,12 @@ FINISH_S: Final = 30.0
 """The maximum duration of a call, and of those in flight once stdin has ended. get_request waits up to 25 seconds."""
 
 _PARSE_ERROR, _INVALID_REQUEST, _INTERNAL_ERROR, _SERVER_ERROR = -32700, -32600, -32603, -32000
+_ACCEPT: Final = {"Accept": "application/json, text/event-stream"}
 _ENVELOPE_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
 _NAMES: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods whose requests name something in a header, and the parameter that has the name."""
 
-_UNKNOWN: Final = (
-    "The call may have been carried out. Check that before you repeat it; create_post with the same `once` is safe to "
-    "repeat."
-)
+_UNKNOWN: Final = "It may have been carried out. Before you repeat a tool call without `once`, check that."
 _SAFE: Final = re.compile(r"(?!=\?base64\?)[!-~](?:[ -~]*[!-~])?")
 """What a header can carry as it is."""
 
@@ -63,7 +58,7 @@ def bridge(file: Path | None) -> int:
     try:
         client = GatewayClient(gateway_url(), read_key(file), deadline_s=DEADLINE_S, max_answer=MAX_ANSWER)
     except Stop as stop:
-        _note(f"Error: {stop.message}\nFix: {stop.fix}")
+        _note(f"{stop.message} {stop.fix}")
         return stop.code
     if sys.stdin.isatty():
         _note("This carries MCP messages for a program. To configure one, press Ctrl-C and run: birdwire mcp setup")
@@ -124,14 +119,9 @@ class _Bridge:
                 return None
             document = _object(reply.document)
             if document.get("jsonrpc") != "2.0":
-                return self._refusal(request_id, self._client.refusal(reply), reply)
+                return _refusal(request_id, self._client.refusal(reply), reply.headers.get("retry-after", ""))
         except Stop as stop:
-            # The fix of the command line is for a person who has made a single call.
-            if stop.code == ExitCode.UNKNOWN:
-                stop = Stop(
-                    stop.code, stop.message, _UNKNOWN if request.get("method") == "tools/call" else "Try again."
-                )
-            return self._refusal(request_id, stop)
+            return _refusal(request_id, stop)
         # The client waits for an answer, and only its name is worth a report.
         except Exception as error:  # noqa: BLE001
             _note(f"A message failed: {type(error).__name__}")
@@ -144,32 +134,22 @@ class _Bridge:
 
     def _headers(self, request: dict[str, Any]) -> dict[str, str]:
         """Return the headers that repeat parts of a message: for 2026-07-28 its method and what it names, too."""
-        headers = {"Accept": "application/json, text/event-stream"}
         method, params = request.get("method"), _object(request.get("params"))
         version = _object(params.get("_meta")).get(_ENVELOPE_VERSION)
         named = {"MCP-Protocol-Version": None if method == "initialize" else self._version}
         if version is not None:
             name = params.get(_NAMES.get(str(method), ""))
             named = {"MCP-Protocol-Version": version, "Mcp-Method": method, "Mcp-Name": name}
-        return headers | {header: _encoded(value) for header, value in named.items() if isinstance(value, str)}
-
-    def _refusal(self, request_id: object, stop: Stop, reply: Reply | None = None) -> bytes:
-        """Return a refusal from outside JSON-RPC as a JSON-RPC error."""
-        _note(stop.message)
-        data = dict(stop.document["error"])
-        retry_after = reply.headers.get("retry-after", "") if reply is not None else ""
-        if retry_after.isdecimal():
-            data["retry_after_s"] = int(retry_after)
-        return _error(request_id, _SERVER_ERROR, f"{stop.message} {stop.fix}".strip(), data)
+        return _ACCEPT | {header: _encoded(value) for header, value in named.items() if isinstance(value, str)}
 
     def _write(self, line: bytes) -> None:
-        with self._writing:
-            try:
+        try:
+            with self._writing:
                 while line:
                     line = line[os.write(self._out, line) :]
-            except OSError:
-                # The client has closed stdout and waits for nothing, but another thread still reads stdin.
-                os._exit(ExitCode.OK)
+        except OSError:
+            # The client has closed stdout and waits for nothing, but another thread still reads stdin.
+            os._exit(ExitCode.OK)
 
 
 def _bounded(lines: BinaryIO) -> Iterator[bytes | None]:
@@ -194,6 +174,16 @@ def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _refusal(request_id: object, stop: Stop, retry_after: str = "") -> bytes:
+    """Return a refusal from outside JSON-RPC as a JSON-RPC error."""
+    _note(stop.message)
+    fix = _UNKNOWN if stop.code == ExitCode.UNKNOWN else stop.fix
+    data = (
+        stop.document["error"] | {"fix": fix} | ({"retry_after_s": int(retry_after)} if retry_after.isdecimal() else {})
+    )
+    return _error(request_id, _SERVER_ERROR, f"{stop.message} {fix}", data)
+
+
 def _error(request_id: object, code: int, message: str, data: object = None) -> bytes:
     error = {"code": code, "message": message} | ({} if data is None else {"data": data})
     return _line({"jsonrpc": "2.0", "id": request_id, "error": error})
@@ -205,5 +195,5 @@ def _line(document: dict[str, Any]) -> bytes:
 
 def _note(text: str) -> None:
     """Write to stderr, for the log of the program that started the bridge."""
-    sys.stderr.write("".join(f"birdwire mcp: {printable(line)}\n" for line in text.splitlines()))
-    sys.stderr.flush()
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(f"birdwire mcp: {printable(text)}\n")

@@ -33,3 +33,7 @@ KeyFileOption = Annotated[
 ScopeArgument = Annotated[
     str, typer.Argument(metavar="SCOPE", help="KEY_ID, @handle of a linked account, or `gateway` for everything.")
 ]
+AccountOption = Annotated[
+    str | None,
+    typer.Option(metavar="USERNAME", help="X account the key may act as, such as @ada. Without this rule: any."),
+]

@@ -361,7 +361,7 @@ GARBAGE = (
     (b'{"jsonrpc":"2.0","id":1}', -32600),
     (b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":[]}', -32600),
     (b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"_meta":[1],"name":["x"]}}', -32602),
-    (b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}', -32601),
+    (b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}', -32600),
 )
 
 

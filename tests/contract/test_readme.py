@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+PLACES = ("docs", "deploy", "examples", "skills")
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md"))
+    for path in (*ROOT.glob("*.md"), *(path for place in PLACES for path in ROOT.glob(f"{place}/**/*.md")))
 )
 README = (ROOT / "README.md").read_text("utf-8")
 

@@ -218,3 +218,19 @@ def test_server_json_is_about_this_version_of_this_package() -> None:
     assert SERVER["version"] == package["version"] == project["version"] == birdwire.__version__
     assert package["identifier"] == project["name"]
     assert f"<!-- mcp-name: {SERVER['name']} -->" in (ROOT / project["readme"]).read_text("utf-8")
+
+
+def test_the_page_for_coding_agents_is_short_and_names_what_exists() -> None:
+    """Its commands are targets of the Makefile, its packages are the tree's, and its files exist."""
+    text = text_of("AGENTS.md")
+    assert len(text.splitlines()) <= 60
+    targets = set(re.findall(r"^([a-z-]+):.*##", text_of("Makefile"), re.MULTILINE))
+    commands = re.findall(r"^ {4}make ([a-z-]+)", text, re.MULTILINE)
+    assert len(commands) >= 6
+    assert set(commands) <= targets
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    source = ROOT / "src" / "birdwire"
+    assert named == {path.parent.name for path in source.glob("*/__init__.py")}
+    assert [path for path in re.findall(r"`(tests/\w+(?:/\w+\.py)?)`", text) if not (ROOT / path).exists()] == []
+    assert all((source / name).exists() for name in re.findall(r"`(\w+\.py)`", text))

@@ -15,7 +15,8 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from birdwire.cli import COMMANDS, OPERATE, RUN, build, inputs, load
+from birdwire.cli import inputs
+from birdwire.cli.command_line import COMMANDS, OPERATE, RUN, build, load
 from birdwire.cli.commands.log import change
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import KeyRules

@@ -13,7 +13,7 @@ import pytest
 
 import birdwire
 from birdwire.api.paths import API
-from birdwire.cli import COMMANDS
+from birdwire.cli.command_line import COMMANDS
 from birdwire.settings import Settings
 from birdwire.surfaces.mcp.tools import TOOLS
 from birdwire.surfaces.openapi.document import document

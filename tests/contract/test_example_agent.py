@@ -61,7 +61,7 @@ def until_it_waits(process: subprocess.Popen[str]) -> tuple[str, str]:
         lines.append(line)
         if found := WAITS.fullmatch(line):
             return "".join(lines), found[1]
-    raise AssertionError(lines)
+    raise AssertionError((lines, process.communicate()))
 
 
 def published(reader: Reader) -> list[str]:

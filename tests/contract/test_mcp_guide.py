@@ -1,4 +1,4 @@
-"""docs/mcp.md: its commands and tool calls are run, its tables are those of the code, and its cures name real reasons."""
+"""docs/mcp.md: its commands and calls are run, its tables are those of the code, and its cures name real reasons."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_the_readme_shows_what_an_agent_sees_when_a_post_waits(reader: Reader) -
     page = text_of("README.md")
     chapter = page.split("### From Claude, Cursor, Codex")[1].split("\n## ")[0]
     shown = dict(FENCE.findall(chapter))
-    reader.birdwire(
-        ["birdwire", "policy", "set", reader.real("KEY_ID"), "--data", reader.real(".birdwire"), "approve=*"]
-    )
-    text = called(reader, {"name": "create_post", "arguments": {"text": "Good morning"}})
+    place = ["--data", reader.real(".birdwire")]
+    reader.birdwire(["birdwire", "policy", "set", reader.real("KEY_ID"), *place, "--preset", "poster"])
+    arguments = {"text": "Read this: https://example.org/birds"}
+    text = called(reader, {"name": "create_post", "arguments": arguments})
     assert fits(reader.real(shown["text"]).strip(), text), text
     assert page.splitlines().index("### From Claude, Cursor, Codex") < 60
 

@@ -44,7 +44,7 @@ def code(page: str) -> list[str]:
     return [*fenced.splitlines(), *INDENTED.findall(prose), *CODE.findall(prose)]
 
 
-# The guides have tests of their own: test_guide.py, test_notifications_guide.py, test_mcp_guide.py, test_example_agent.py.
+# The guides have tests of their own, in test_guide.py and the modules of their names.
 GUIDES = {"docs/guardrails.md", "docs/approvals.md", "docs/notifications.md", "docs/mcp.md", "examples/README.md"}
 CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console") and page not in GUIDES]
 

@@ -82,8 +82,8 @@ class _Taker:
         if self._fields:
             raise GatewayError(
                 "arguments_malformed",
-                detail="a parameter is unknown",
-                wanted="operation and arguments; the fields of the operation belong in arguments",
+                detail="it has other parameters than `operation` and `arguments`",
+                wanted="the fields of the operation in `arguments`",
             )
 
 

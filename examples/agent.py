@@ -112,9 +112,9 @@ def main() -> int:
         link = tools("link_account")
         sys.exit(f"Open {link['data']['auth_url']} and approve." if link["ok"] else link["error"]["fix"])
     read = tools("get_user_posts", userName=asked.username)
-    if not read["ok"] or not read["data"]["data"]["tweets"]:
+    if not read["ok"] or not read["data"]["tweets"]:
         sys.exit(read["error"]["message"] if read["error"] else f"@{asked.username} has no posts.")
-    post = draft(read["data"]["data"]["tweets"], asked.text)
+    post = draft(read["data"]["tweets"], asked.text)
 
     preview = tools("preview", operation="post_twitter", arguments=post)
     if not preview["ok"]:

@@ -72,7 +72,8 @@ def test_the_readme_shows_what_an_agent_sees_when_a_post_waits(reader: Reader) -
     reader.birdwire(["birdwire", "policy", "set", reader.real("KEY_ID"), *place, "--preset", "poster"])
     arguments = {"text": "Read this: https://example.org/birds"}
     text = called(reader, {"name": "create_post", "arguments": arguments})
-    assert fits(reader.real(shown["text"]).strip(), text), text
+    # The page breaks lines.
+    assert fits(" ".join(shown["text"].split()), " ".join(text.split())), text
     assert page.splitlines().index("### From Claude, Cursor, Codex") < 60
 
 

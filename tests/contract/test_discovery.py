@@ -19,6 +19,7 @@ from birdwire.surfaces.mcp.tools import TOOLS
 from birdwire.surfaces.openapi.document import document
 from birdwire.surfaces.openapi.endpoints import endpoints
 from birdwire.surfaces.site.discovery import MAX_BYTES, llms
+from birdwire.surfaces.site.documents import DOCUMENTS
 from birdwire.surfaces.skill import skill
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
@@ -142,11 +143,12 @@ async def test_the_example_of_llms_txt_is_answered_as_it_shows(shared_gateway: R
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("path", ["/.well-known/agent-card.json", "/.well-known/ai-plugin.json"])
-async def test_cards_of_other_protocols_are_not_there(shared_gateway: RunningGateway, path: str) -> None:
-    """No client of this gateway reads them."""
-    answer = await shared_gateway.bare.get(path)
-    assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "route_unknown")
+async def test_there_are_no_cards_of_other_protocols(shared_gateway: RunningGateway) -> None:
+    """No client of this gateway reads them, and one that looks for OAuth must not find a 401."""
+    assert [path for path in DOCUMENTS if path.startswith("/.well-known/")] == []
+    for name in ("agent.json", "oauth-protected-resource", "oauth-authorization-server"):
+        answer = await shared_gateway.bare.get(f"/.well-known/{name}")
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (404, "route_unknown")
 
 
 def test_the_skill_in_the_tree_is_what_the_code_makes() -> None:

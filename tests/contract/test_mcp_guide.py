@@ -93,6 +93,7 @@ def test_the_table_of_tools_is_the_code_s() -> None:
         calls = [paths.get(call, call) for call in tool.calls]
         assert shown[name] == (calls, effect, tool.input_schema.get("required", [])), name
     assert shown.keys() == TOOLS.keys()
+    assert f"{len(TOOLS)} tools" in text_of("README.md")
 
 
 def test_the_page_has_every_member_and_limit_of_the_code(reader: Reader) -> None:

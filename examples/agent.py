@@ -75,7 +75,8 @@ def settled(tools: Tools, result: dict[str, Any], patience_s: float) -> dict[str
     until = time.monotonic() + patience_s
     while result["state"] in UNDECIDED and time.monotonic() < until:
         result = tools("get_request", request_id=result["request_id"], wait_s=WAIT_S)
-        time.sleep(PAUSE_S)
+        if result["state"] in UNDECIDED:
+            time.sleep(PAUSE_S)
     return result
 
 

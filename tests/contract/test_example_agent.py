@@ -72,8 +72,11 @@ def published(reader: Reader) -> list[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for the end of the agent. Return its exit code, and the rest of what it printed."""
-    output, errors = process.communicate(timeout=DEADLINE_S)
-    return process.returncode, output, errors
+    assert process.stdout is not None
+    assert process.stderr is not None
+    # communicate() would lose what was read ahead with the line that the test waited for.
+    output, errors = process.stdout.read(), process.stderr.read()
+    return process.wait(DEADLINE_S), output, errors
 
 
 def decide(reader: Reader, request_id: str, *decision: str) -> None:
@@ -125,7 +128,8 @@ def test_nobody_decides_and_the_agent_does_not_send_it_again(reader: Reader) -> 
 async def test_without_a_link_the_agent_asks_the_account_s_owner(running: RunningGateway) -> None:
     """It prints the URL that the owner opens."""
     url = str(running.client.base_url)
-    code, output, errors = await asyncio.to_thread(ended, agent(url, running.raw_key, "grace", TEXT))
+    with agent(url, running.raw_key, "grace", TEXT) as process:
+        code, output, errors = await asyncio.to_thread(ended, process)
     assert (code, output) == (1, "")
     assert re.fullmatch(r"Open http://\S+ and approve\.\n", errors)
 
@@ -134,7 +138,8 @@ async def test_a_wrong_key_ends_the_agent_with_the_fix(running: RunningGateway) 
     """It prints neither the key nor a traceback."""
     wrong = "bw_test_" + "A" * 20
     url = str(running.client.base_url)
-    code, output, errors = await asyncio.to_thread(ended, agent(url, wrong, "grace", TEXT))
+    with agent(url, wrong, "grace", TEXT) as process:
+        code, output, errors = await asyncio.to_thread(ended, process)
     assert (code, output) == (1, "")
     assert errors.startswith("The API key is malformed.")
     assert wrong not in errors

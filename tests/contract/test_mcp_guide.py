@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = "docs/mcp.md"
+MEMBERS: dict[str, Any] = dict[str, Any](OUTPUT_SCHEMA)["properties"]
+"""The schema of each member of a result."""
+
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
@@ -42,7 +45,7 @@ def called(reader: Reader, call: dict[str, Any]) -> str:
     """Call a tool. Return the text that a model reads."""
     result = post(reader, message("tools/call", call)).raise_for_status().json()["result"]
     text: str = result["content"][0]["text"]
-    assert result["structuredContent"].keys() == OUTPUT_SCHEMA["properties"].keys()
+    assert result["structuredContent"].keys() == MEMBERS.keys()
     reader.remember(text)
     return text
 
@@ -99,8 +102,8 @@ def test_the_table_of_tools_is_the_code_s() -> None:
 def test_the_page_has_every_member_and_limit_of_the_code(reader: Reader) -> None:
     """Members of a result, its states, and the limits."""
     text = text_of(PAGE)
-    assert all(f"| `{name}` |" in text for name in OUTPUT_SCHEMA["properties"])
-    assert all(f"`{state}`" in text for state in OUTPUT_SCHEMA["properties"]["state"]["enum"])
+    assert all(f"| `{name}` |" in text for name in MEMBERS)
+    assert all(f"`{state}`" in text for state in MEMBERS["state"]["enum"])
     rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", text.split("## Limits")[1], re.MULTILINE))
     assert rows["a message"] == f"{MAX_MESSAGE // 1024} KiB"
     assert rows["`wait_s` of `get_request`"] == f"{MAX_WAIT_S} seconds"

@@ -50,6 +50,7 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
     ("keys", "list"): None,
     ("keys", "rotate"): "key.rotated",
     ("keys", "revoke"): "key.revoked",
+    ("mcp", "setup"): "key.created",
     ("vault", "create"): None,  # a file, which no database knows yet
     ("vault", "status"): None,
     ("vault", "rotate"): "vault.rotated",
@@ -91,6 +92,7 @@ OVER_HTTP = {("accounts", "status"), ("explain",), ("limits",)}
 TRIED_ELSEWHERE: dict[tuple[str, ...], str] = {
     ("dev",): "test_dev.py",
     ("migrate",): "conformance/test_moving.py",
+    ("mcp", "setup"): "test_mcp_setup.py",
     ("accounts", "confirm"): "test_cli.py",
     ("accounts", "unlink"): "test_cli.py",
     ("recent",): "test_approvals_cli.py",

@@ -48,6 +48,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FAMILIES = {
     "sandbox": ("proxy",),
+    "mcp": ("setup",),
     "keys": ("create", "change", "list", "rotate", "revoke"),
     "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),

@@ -42,6 +42,8 @@ def main() -> None:
             _bridge(None)
         case ["mcp", "--api-key-file", file]:
             _bridge(Path(file))
+        case ["mcp", option] if option.startswith("--api-key-file="):
+            _bridge(Path(option.partition("=")[2]))
         case _:
             from birdwire.cli.command_line import build  # noqa: PLC0415 - the bridge does without it
 

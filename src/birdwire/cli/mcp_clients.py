@@ -52,7 +52,7 @@ def _vscode(url: str) -> dict[str, Any]:
 
 
 def _codex(url: str) -> str:
-    # A basic string of TOML is written as JSON writes it.
+    # Codex accepts a bearer token only by the name of a variable. A basic string of TOML is written as JSON writes it.
     return f"[mcp_servers.{SERVER}]\nurl = {json.dumps(url)}\nbearer_token_env_var = {json.dumps(VARIABLE)}\n"
 
 

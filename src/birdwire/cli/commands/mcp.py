@@ -22,13 +22,13 @@ app = family(no_args_is_help=False)
 
 @app.callback(invoke_without_command=True)
 def mcp(context: typer.Context, *, api_key_file: KeyFileOption = None) -> None:
-    """Connect a program that speaks MCP over stdio to the gateway at BIRDWIRE_URL.
+    """Connect agents that speak MCP, and create their API keys.
 
-    The program starts this command itself. It carries JSON-RPC messages, one a line, from stdin to POST /mcp of the
-    gateway, and the answers to stdout. Programs that speak HTTP need no bridge: their URL is that of the gateway with
-    /mcp.
+    To configure an agent's program, run: birdwire mcp setup
 
-    To configure a program, run: birdwire mcp setup
+    Without a command, this is the bridge that a program starts if it speaks MCP over stdio. The bridge carries JSON-RPC
+    messages, one a line, from stdin to the gateway at BIRDWIRE_URL, and the answers to stdout. Programs that speak HTTP
+    need no bridge: they call the gateway's URL with the path /mcp.
 
     Example: birdwire mcp --api-key-file ~/.birdwire-api-key
     """
@@ -72,13 +72,14 @@ def setup(
             say.result({"clients": list(CLIENTS)}, *other_lines(url))
             return
         rules = KeyRules(account_username=None if account is None else account.removeprefix("@"))
-        made = create_key(settings, label or CLIENTS[client].title, rules=rules, preset=preset)
+        made = create_key(settings, CLIENTS[client].title if label is None else label, rules=rules, preset=preset)
         # In a dev folder, only the running gateway knows the sandbox.
         link = f"birdwire accounts link {made.key.key_id}{again(config, None)}" if data is None else _LINK_OVER_HTTP
         steps = setup_lines(client, made.raw_key, url, link, f"birdwire approvals list{again(config, data)}")
         say.result(setup_document(client, made.key.key_id, made.raw_key, url), *steps)
-        say.aside(f"{made.key.key_id} has the preset {preset}. {PRESETS[preset].sentence}")
-        say.aside(made.stored)
+        if not as_json:
+            say.aside(f"{made.key.key_id} has the preset {preset}. {PRESETS[preset].sentence}")
+            say.aside(made.stored)
         if find_spec("mcp") is None:
             say.aside(_NOT_INSTALLED)
 

@@ -149,6 +149,13 @@ def test_the_symptoms_that_can_be_shown_have_the_reasons_of_the_page(reader: Rea
     assert httpx2.get(url.replace("/mcp", "/.well-known/oauth-protected-resource")).status_code == 404
 
 
+def test_the_messages_that_the_page_quotes_are_those_of_the_bridge() -> None:
+    """A person searches the page for what the program prints."""
+    quoted = re.findall(r'^\| stdio: "([^"]+)"', text_of(PAGE), re.MULTILINE)
+    assert quoted
+    assert all(text in text_of("src/birdwire/cli/mcp_bridge.py") for text in quoted)
+
+
 def test_every_console_block_of_the_page_is_run() -> None:
     """None has a form that the reader skips."""
     assert all(block.startswith("$ birdwire ") for block in blocks(PAGE, "console") if "curl" not in block)

@@ -265,7 +265,7 @@ def test_sentences_name_what_was_done() -> None:
         ({"usable": False, "linked": False}, "No account is linked. Call link_account to link one."),
         (
             {"usable": True, "linked": True, "paused": {"by": "operator"}},
-            "@ada is linked. Birdwire is paused for this key: writes are refused.",
+            "@ada is linked. Its calls to X are paused.",
         ),
         (
             {"usable": True, "linked": True, "rules": {"waiting": 2}},

@@ -43,8 +43,9 @@ faults: setup-dev ## the fault tests in their long form, and build/faults.md: FA
 acceptance: ## a part's tests in their long form, and build/faults.md (options: PART=approvals or notifications, PYTEST_ARGS="-k pause")
 	@$(MAKE) --no-print-directory faults FAULT_TESTS="$($(PART)_TESTS)"
 
-docs: setup ## regenerate docs/reference from the code
+docs: setup ## regenerate docs/reference and skills/birdwire/SKILL.md from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference
+	@$(BIN)/python -m birdwire.surfaces.skill skills/birdwire/SKILL.md
 
 lock: setup-dev ## pin every dependency by hash again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \

@@ -26,7 +26,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from birdwire.api.paths import MCP
 from birdwire.edge.connections import EdgeLimits
+from birdwire.surfaces.mcp.endpoint import MAX_MESSAGE
 from harness.edge_server import GUARD_S, RunningServer, gateway, hang_up
 from harness.gateway import free_port
 from harness.http_corpus import BODY, FIELDS, KEY, PROBE, ROWS, RawResponse, Row, get, like, marked
@@ -129,7 +131,8 @@ def written(name: Name, folder: Path, port: int, behind: int) -> list[str]:
         return [program, "-db", "-f", str(folder / file.name)]
     with contextlib.suppress(FileExistsError):
         (folder / "modules").symlink_to("/usr/lib/nginx/modules")  # where its modules are looked for, under -p
-    started = f"daemon off; pid {folder}/nginx.pid; error_log /dev/null;"
+    # Its workers keep a long body in the folder of this test, which is that of the tests' user alone.
+    started = f"daemon off; user root; pid {folder}/nginx.pid; error_log /dev/null;"
     return [program, "-c", str(folder / file.name), "-p", str(folder), "-e", "/dev/null", "-g", started]
 
 
@@ -144,7 +147,8 @@ async def fronted(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
     port = free_port()
     tls = ssl.create_default_context()
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-    async with gateway(tmp_path_factory.mktemp("edge"), EdgeLimits(head_s=SHORT_S, body_s=SHORT_S)) as served:
+    limits = EdgeLimits(head_s=SHORT_S, body_s=SHORT_S, bodies={MCP: MAX_MESSAGE})
+    async with gateway(tmp_path_factory.mktemp("edge"), limits) as served:
         process = await asyncio.create_subprocess_exec(
             *written(name, folder, port, served.port),
             stdout=asyncio.subprocess.DEVNULL,
@@ -189,6 +193,23 @@ def answers(raw: bytes, heads: frozenset[int]) -> list[RawResponse]:
         found.append(RawResponse(int(match[1]), headers, raw[:length]))
         raw = raw[length:]
     return found
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_longest_message_of_mcp_passes_and_a_longer_one_is_refused(fronted: Fronted) -> None:
+    """The answer is the gateway's JSON, of a known length; one byte more is 413, from either of the two."""
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    for length, status in ((MAX_MESSAGE, 200), (MAX_MESSAGE + 1, 413)):
+        head = (
+            b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + KEY + b"\r\n"
+            b"Content-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % length
+        )
+        [answer] = answers(await fronted.talk(head + ping.ljust(length)), frozenset())
+        found = json.loads(answer.body)
+        assert answer.status == status, found
+        assert found.get("error", {}).get("reason") == (None if status == 200 else "body_too_large")
+        assert (found.get("id"), "result" in found) == ((1, True) if status == 200 else (None, False))
+    fronted.reached()
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -436,21 +436,3 @@ async def test_the_page_loads_nothing_and_runs_nothing(shared_gateway: RunningGa
     assert "unsafe" not in policy
     for endpoint in endpoints(shared_gateway.settings):
         assert endpoint.path in answer.text
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_agents_find_every_operation(shared_gateway: RunningGateway) -> None:
-    """In the card, and in the text for language models; the manifest leads to the description."""
-    card = (await shared_gateway.bare.get("/.well-known/agent-card.json")).json()
-    assert {skill["id"] for skill in card["skills"]} == {row.name for row in OPERATIONS}
-    assert all(skill["name"] and skill["description"] and skill["tags"] for skill in card["skills"])
-    assert {"protocolVersion", "name", "description", "url", "version", "capabilities"} <= card.keys()
-    plugin = (await shared_gateway.bare.get("/.well-known/ai-plugin.json")).json()
-    assert (await shared_gateway.bare.get(plugin["api"]["url"])).json()["openapi"] == "3.1.0"
-    assert len(plugin["description_for_human"]) <= 100
-    text = (await shared_gateway.bare.get("/llms.txt")).text
-    assert text.startswith("# Birdwire\n\n> ")
-    # An agent that does not know what 202 means takes a post that waits for a published one.
-    assert all("202" in how for how in (text, card["description"], plugin["description_for_model"]))
-    for row in OPERATIONS:
-        assert f"/apis/v1/twitter/{row.name}]" in text

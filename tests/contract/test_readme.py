@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+PLACES = ("docs", "deploy", "examples", "skills")
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md"))
+    for path in (*ROOT.glob("*.md"), *(path for place in PLACES for path in ROOT.glob(f"{place}/**/*.md")))
 )
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -43,8 +44,8 @@ def code(page: str) -> list[str]:
     return [*fenced.splitlines(), *INDENTED.findall(prose), *CODE.findall(prose)]
 
 
-# The guides have tests of their own, in test_guide.py and test_notifications_guide.py.
-GUIDES = {"docs/guardrails.md", "docs/approvals.md", "docs/notifications.md"}
+# The guides have tests of their own, in test_guide.py and the modules of their names.
+GUIDES = {"docs/guardrails.md", "docs/approvals.md", "docs/notifications.md", "docs/mcp.md", "examples/README.md"}
 CONSOLE_PAGES = [page for page in PAGES if blocks(page, "console") and page not in GUIDES]
 
 

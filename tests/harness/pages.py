@@ -135,10 +135,14 @@ class Reader:
 
     def _promised(self, step: Step, answer: str) -> str:
         """Remember what the answer shows, and return what the page promises of it."""
+        self.remember(answer)
+        return self.real(step.answer)
+
+    def remember(self, answer: str) -> None:
+        """Remember what an answer shows that the page calls by a name."""
         for name, form in SHOWN.items():
             if found := form.findall(answer):
                 self._real[name] = found[-1]
-        return self.real(step.answer)
 
     @staticmethod
     def curl(words: list[str]) -> str:

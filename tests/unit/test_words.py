@@ -120,7 +120,15 @@ PLAINER = {
 }
 """Patterns that occur in no text for people, in any case, and what to write instead."""
 
-DOCUMENTS = ("*.md", "docs/**/*.md", "docs/fronts/*", "deploy/**/*", "tests/data/**/*.md")
+DOCUMENTS = (
+    "*.md",
+    "docs/**/*.md",
+    "examples/*.md",
+    "skills/**/*.md",
+    "docs/fronts/*",
+    "deploy/**/*",
+    "tests/data/**/*.md",
+)
 ELSEWHERE = ("docs/reference/",)
 """What is generated from texts that other tests read."""
 

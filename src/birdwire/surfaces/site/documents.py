@@ -7,7 +7,5 @@ DOCUMENTS: dict[str, tuple[str, str]] = {
     "/openapi.yaml": ("application/yaml", "OpenAPI document as YAML"),
     "/docs": ("text/html", "API reference as a web page"),
     "/llms.txt": ("text/plain", "Summary of the API for language models"),
-    "/.well-known/agent-card.json": ("application/json", "A2A agent card"),
-    "/.well-known/ai-plugin.json": ("application/json", "Plugin manifest"),
 }
 """The media type and summary of each document, by path."""

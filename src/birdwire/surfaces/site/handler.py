@@ -41,9 +41,5 @@ class Site:
                 return (), yaml.dump(document.document(self._settings)).encode()
             case "/docs":
                 return page.render(document.document(self._settings))
-            case "/llms.txt":
-                return (), discovery.llms(document.document(self._settings)).encode()
-            case "/.well-known/agent-card.json":
-                return (), encode(discovery.agent_card(self._settings)) + b"\n"
             case _:
-                return (), encode(discovery.ai_plugin(self._settings)) + b"\n"
+                return (), discovery.llms(document.document(self._settings)).encode()

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-import pytest_asyncio
 
 from harness import mcp_conformance
-from harness.gateway import RunningGateway
 from harness.mcp_conformance import Check, Expected, surprises
 from harness.mcp_proxy import adding_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from pathlib import Path
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+    from harness.gateway import RunningGateway
 
 WHOLE = (
     "server-initialize",
@@ -39,59 +36,49 @@ NEEDS_A_FIXTURE = {
 """Scenarios of which a part needs a fixture, and how the reason for each check that fails starts."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checks(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Check]]:
-    """Run the whole suite once."""
+@pytest.mark.timeout(240)
+async def test_the_suite_ends_as_its_list_states(linked: RunningGateway, tmp_path: Path) -> None:
+    """Over 200 checks pass, those of scenarios that need no fixture without exception; the others have a reason."""
     if not mcp_conformance.SUITE.exists():
         missing = "the npm packages of tests/node are missing. Run make setup-dev"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"NOT RUN: {missing}")
-    async with RunningGateway.built(tmp_path_factory.mktemp("gateway"), rpm=1_000_000) as running:
-        await running.link("ada")
-        async with adding_key(running.settings.base_url, running.raw_key) as proxy:
-            yield await mcp_conformance.run_all(f"{proxy}/mcp", tmp_path_factory.mktemp("results"))
-
-
-async def test_the_suite_ends_as_its_list_states(checks: list[Check]) -> None:
-    """Over 200 checks pass, and every other one is listed with its reason."""
+    results = tmp_path / "results"
+    results.mkdir()
+    async with adding_key(linked.settings.base_url, linked.raw_key) as proxy:
+        checks = await mcp_conformance.run_all(f"{proxy}/mcp", results)
     expected = Expected.read()
     assert surprises(checks, expected) == []
-    assert sum(expected.passed.values()) > 200
     assert {check.run for check in checks} == set(mcp_conformance.RUNS)
-
-
-async def test_scenarios_without_fixtures_pass(checks: list[Check]) -> None:
-    """Not one of their checks fails, warns or is skipped, at any revision."""
+    assert sum(expected.passed.values()) > 200
     for scenario in WHOLE:
         statuses = {check.status for check in checks if check.scenario == scenario}
         assert "SUCCESS" in statuses, scenario
         assert statuses <= {"SUCCESS", "INFO"}, scenario
-    expected = Expected.read()
     for scenario, reason in NEEDS_A_FIXTURE.items():
         own = [check for check in checks if check.scenario == scenario]
         assert any(check.status == "SUCCESS" for check in own)
-        unmet = [check.name for check in own if check.status in {"FAILURE", "WARNING"}]
+        unmet = [check.name for check in own if check.status in mcp_conformance.UNMET]
         assert unmet
         assert all(expected.reasons[name].startswith(reason) for name in unmet)
 
 
-async def test_any_other_result_is_a_surprise(checks: list[Check]) -> None:
-    """A check that fails unlisted, a listed one that passes, one that did not run, and an unknown name."""
-    expected = Expected.read()
-    passing = next(check for check in checks if check.status == "SUCCESS")
-    failing = next(check for check in checks if check.status == "FAILURE")
-    others = [check for check in checks if check.name != failing.name]
-
-    fails = [check._replace(status="FAILURE") if check is passing else check for check in checks]
-    assert [line for line in surprises(fails, expected) if f"{passing.name} is not listed" in line]
-
-    passes = [*others, failing._replace(status="SUCCESS")]
-    assert [line for line in surprises(passes, expected) if f"{failing.name} passes" in line]
-
-    assert surprises(others, expected) == [f"{failing.name} is listed, and no run has it"]
-    assert surprises([check for check in checks if check is not passing], expected)
-
-    longer = replace(expected, reasons={**expected.reasons, "ping:pong": "It does not exist."})
-    assert surprises(checks, longer) == ["ping:pong is listed, and no run has it"]
+def test_any_other_result_is_a_surprise() -> None:
+    """A check that fails or warns unlisted, a listed one that passes, one that did not run, and an unknown name."""
+    expected = Expected({"b:two": "A reason."}, {"usual": 1})
+    passes, fails = Check("usual", "a", "a:one", "SUCCESS", ""), Check("usual", "b", "b:two", "FAILURE", "no")
+    neutral = [Check("usual", "a", "a:three", "SKIPPED", ""), Check("usual", "a", "a:four", "INFO", "")]
+    assert surprises([passes, fails, *neutral], expected) == []
+    assert surprises([passes, fails._replace(status="WARNING")], expected) == []
+    missing = "usual: 0 checks passed, and the list states 1"
+    assert surprises([fails], expected) == [missing]
+    assert surprises([passes._replace(status="SKIPPED"), fails], expected) == [missing]
+    for status in ("FAILURE", "WARNING"):
+        found = surprises([passes._replace(status=status, message="why"), fails], expected)
+        assert found == [f"usual: a:one is not listed: {status}: why", missing]
+    unused = "b:two is listed, and no run has it"
+    assert surprises([passes], expected) == [unused]
+    found = surprises([passes, fails._replace(status="SUCCESS")], expected)
+    assert found[:2] == ["usual: b:two passes and must leave the list", unused]
 
 
 async def test_the_proxy_changes_nothing_but_the_key() -> None:

@@ -39,7 +39,7 @@ RUNS = ("usual", "2025-06-18", "2025-11-25", "2026-07-28")
 
 LIMIT_S = 50.0
 _WORST_FIRST = ("FAILURE", "WARNING", "SKIPPED", "SUCCESS", "INFO")
-_UNMET = frozenset({"FAILURE", "WARNING"})
+UNMET = frozenset({"FAILURE", "WARNING"})
 _FOLDER = re.compile(r"server-(?P<scenario>.+)-\d{4}-\d\d-\d\dT[\d-]+Z")
 
 
@@ -111,11 +111,11 @@ def surprises(checks: Sequence[Check], expected: Expected) -> list[str]:
     """Return a sentence for every check that ended otherwise than the list states."""
     found = []
     for check in checks:
-        if check.status in _UNMET and check.name not in expected.reasons:
+        if check.status in UNMET and check.name not in expected.reasons:
             found.append(f"{check.run}: {check.name} is not listed: {check.status}: {check.message}")
         if check.status == "SUCCESS" and check.name in expected.reasons:
             found.append(f"{check.run}: {check.name} passes and must leave the list")
-    met = {check.name for check in checks if check.status in _UNMET}
+    met = {check.name for check in checks if check.status in UNMET}
     found += [f"{name} is listed, and no run has it" for name in expected.reasons if name not in met]
     passed = Counter(check.run for check in checks if check.status == "SUCCESS")
     for run in sorted({*passed, *expected.passed}):

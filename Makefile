@@ -10,8 +10,9 @@ guardrails_TESTS = tests/faults/test_guardrails_*.py tests/contract/test_decisio
 approvals_TESTS = tests/faults/test_approvals*.py tests/contract/test_approv*.py tests/contract/test_relay_waits.py tests/conformance/test_approved_writes.py
 notifications_TESTS = $(wildcard tests/*/test_notif*.py tests/*/test_deliveries*.py tests/*/test_outbound*.py tests/*/test_webhook_signatures.py tests/*/test_standard_webhooks.py)
 NODE_PACKAGES = tests/node/node_modules/.package-lock.json
+INSPECTOR = tests/node/inspector/node_modules/.package-lock.json
 
-.PHONY: help setup setup-dev run test faults acceptance check format docs lock bench bench-growth bench-instructions bench-latency bench-profile clean
+.PHONY: help setup setup-dev run test faults acceptance mcp-conformance check format docs lock bench bench-growth bench-instructions bench-latency bench-profile clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,10 @@ faults: setup-dev ## the fault tests in their long form, and build/faults.md: FA
 acceptance: ## a part's tests in their long form, and build/faults.md (options: PART=approvals or notifications, PYTEST_ARGS="-k pause")
 	@$(MAKE) --no-print-directory faults FAULT_TESTS="$($(PART)_TESTS)"
 
+mcp-conformance: setup-dev $(INSPECTOR) ## the conformance suite of the Model Context Protocol against /mcp, as a table; and its Inspector
+	@PYTHONPATH=tests $(BIN)/python -m harness.mcp_conformance
+	@FAULTS=long $(BIN)/python -m pytest tests/contract/test_mcp_clients.py -k inspector
+
 docs: setup ## regenerate docs/reference and skills/birdwire/SKILL.md from the code
 	@$(BIN)/python -m birdwire.surfaces.reference docs/reference
 	@$(BIN)/python -m birdwire.surfaces.skill skills/birdwire/SKILL.md
@@ -73,7 +78,7 @@ bench-profile: setup ## where the microseconds of a like go (options: ARGS="--he
 	@$(BIN)/python -m bench.profile $(ARGS)
 
 clean: ## remove what the other targets made, but not your data
-	rm -rf $(VENV) bench/.venv bench/.venv-gateway bench/.work bench/peers/node_modules tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench/.venv bench/.venv-gateway bench/.work bench/peers/node_modules tests/node/node_modules tests/node/inspector/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -103,10 +108,11 @@ $(GENERATOR)/.installed: requirements/generator.txt | $(VENV)/bin/python
 	@touch $@
 
 # The tests of JavaScript clients need these. Without npm the rest still works, and those tests name what is missing.
-$(NODE_PACKAGES): tests/node/package-lock.json
+# The Inspector is as large as all the others, so only its own target installs it.
+$(NODE_PACKAGES) $(INSPECTOR): %/node_modules/.package-lock.json: %/package-lock.json
 	@if command -v npm >/dev/null; then \
 		echo "Installing the npm packages of the tests (hash-pinned) ..."; \
-		npm ci --loglevel=error --prefix tests/node >/dev/null && touch $@; \
+		npm ci --loglevel=error --prefix $* >/dev/null && touch $@; \
 	else \
 		echo "npm is missing: the tests of JavaScript clients will not run. On Debian and Ubuntu: sudo apt-get install nodejs npm"; \
 	fi

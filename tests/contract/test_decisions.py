@@ -1,4 +1,4 @@
-"""One decision everywhere: each proposal meets each policy over HTTP, the relay dialect, the command line and dry runs.
+"""One decision everywhere: each proposal meets each policy over HTTP, the relay dialect, MCP, the CLI and dry runs.
 
 FAULTS_DECISIONS sets how many pairs of a proposal and a policy are tried.
 """
@@ -26,6 +26,7 @@ from birdwire.gateway.guardrails.rules import RULES
 from birdwire.store.database import Database
 from birdwire.store.tables.journal import WAITING, journal
 from birdwire.store.tables.usage import text_marks, usage
+from birdwire.surfaces.mcp.tools import TOOLS
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.prices import Prices
@@ -66,6 +67,8 @@ PAIRS = list(product(ALL_PROPOSALS, ALL_POLICIES))
 SAMPLE = scaled("DECISIONS", 40, len(PAIRS))
 UNBOUND = dict.fromkeys(("likes_per_15m", "likes_per_24h", "posts_per_15m", "posts_per_24h"), 1_000_000)
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
+TOOL_OF = {name: (tool.name, at) for tool in TOOLS.values() if tool.writes for at, name in enumerate(tool.calls)}
+"""The tool of each operation, and whether it is the one that `undo` means."""
 
 pytestmark = pytest.mark.timeout(120 + 2 * SAMPLE)
 
@@ -103,6 +106,13 @@ def told_by_dry_run(would: Mapping[str, Any]) -> Told:
     return Told(would["outcome"], refusals[0]["reason"], refusals[0]["status"], findings(would["findings"]))
 
 
+def told_by_tool(content: Mapping[str, Any]) -> Told:
+    """Return what the structured content of a tool call states. There is no status."""
+    if content["state"] == "awaiting_approval":
+        return told_by_question(content)
+    return ALLOWED if content["ok"] else told_by_error(content["error"], None)
+
+
 def findings(found: Any) -> tuple[str, ...]:
     """Return findings in their order, as texts that compare whole."""
     return tuple(json.dumps(one, sort_keys=True) for one in found)
@@ -136,6 +146,25 @@ class Place:
         answer = await self.send(f"dry_run/{operation}", body)
         assert answer.status_code == 200, answer.text
         return told_by_dry_run(answer.json()["would"])
+
+    async def tool(self, operation: str, body: dict[str, Any]) -> Told:
+        """Make the call by MCP. Fields that the tool does not show a model are the same as over HTTP."""
+        name, undo = TOOL_OF[operation]
+        return told_by_tool(await self._call_tool(name, body | ({"undo": True} if undo else {})))
+
+    async def tool_preview(self, operation: str, body: dict[str, Any]) -> Told:
+        """Try the call by MCP."""
+        content = await self._call_tool("preview", {"operation": operation, "arguments": body})
+        assert content["ok"], content
+        return told_by_dry_run(content["data"]["would"])
+
+    async def _call_tool(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        params = {"name": name, "arguments": arguments}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        answer = await self.running.client.post("/mcp", json=message)
+        result = answer.raise_for_status().json()["result"]
+        assert result["isError"] is not result["structuredContent"]["ok"]
+        return dict(result["structuredContent"])
 
     async def command(self, operation: str, body: dict[str, Any]) -> Told:
         """Make the call by the command line."""
@@ -237,7 +266,10 @@ async def test_every_surface_tells_the_same_decision(place: Place) -> None:
         version = await set_rules(place.database, place.running.key_id, ALL_POLICIES[policy])
         wanted = expected(place, ALL_POLICIES[policy], version, operation, body)
         first = None
-        for surface in (place.dry_run, place.http, place.relay, place.command_dry_run, place.command):
+        surfaces = [place.dry_run, place.http, place.relay, place.command_dry_run, place.command]
+        # A model sends no files.
+        surfaces += [place.tool, place.tool_preview] if operation in TOOL_OF else []
+        for surface in surfaces:
             await place.forget()
             told = await surface(operation, dict(body))
             where = (surface.__name__, policy, proposal)

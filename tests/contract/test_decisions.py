@@ -34,6 +34,7 @@ from harness.fault_scale import scaled
 from harness.gateway import API, PNG, POST, RunningGateway
 from harness.guarded_gateway import ADA, set_rules
 from harness.guardrails import POLICIES, PROPOSALS
+from harness.mcp import call_tool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -159,10 +160,7 @@ class Place:
         return told_by_dry_run(content["data"]["would"])
 
     async def _call_tool(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        params = {"name": name, "arguments": arguments}
-        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        answer = await self.running.client.post("/mcp", json=message)
-        result = answer.raise_for_status().json()["result"]
+        result = await call_tool("", self.running.raw_key, name, arguments, client=self.running.bare)
         assert result["isError"] is not result["structuredContent"]["ok"]
         return dict(result["structuredContent"])
 

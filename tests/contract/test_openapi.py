@@ -21,6 +21,7 @@ from birdwire.accounts.bodies import AuthTwitter, Confirm, Undo
 from birdwire.api import relay_dialect
 from birdwire.api.body import check
 from birdwire.api.errors import PROBLEMS, REQUIRED, GatewayError
+from birdwire.api.paths import MCP
 from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.settings import Settings
 from birdwire.surfaces import reference
@@ -87,7 +88,7 @@ OPERATION_LIST = [
 def test_the_document_lists_what_is_live_and_nothing_else(
     changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the operator switched something off. The aliases of older clients are left out on purpose."""
+    """Also if the operator switched something off. Aliases of older clients are left out on purpose, and so is MCP."""
     from birdwire.app import create_app  # noqa: PLC0415 - heavy, and for this test alone
     from birdwire.store.encryption.key_files import create_key_file  # noqa: PLC0415 - the same
 
@@ -99,7 +100,7 @@ def test_the_document_lists_what_is_live_and_nothing_else(
         (method, relay_dialect.aliases(path)[-1]) for method, path in live if len(relay_dialect.aliases(path)) > 1
     }
     listed = {(method.upper(), path) for path, methods in document(settings)["paths"].items() for method in methods}
-    assert listed == live - aliases
+    assert listed == live - aliases - {("POST", MCP)}
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere() -> None:
@@ -294,14 +295,21 @@ def test_the_examples_of_requests_are_taken() -> None:
 
 
 def test_every_reason_is_documented_where_it_can_occur() -> None:
-    """Except what no listed call answers: another method, and the metrics, which the operator has to switch on."""
+    """Except what no listed call answers: another method, the metrics, which the operator has to switch on, and MCP."""
     told = {
         reason
         for schema in found(DOCUMENT["components"]["responses"], "reason")
         if isinstance(schema, dict)
         for reason in schema["enum"]
     }
-    assert set(PROBLEMS) - told == {"method_not_allowed", "metrics_token_wrong"}
+    unlisted = {
+        "method_not_allowed",
+        "metrics_token_wrong",
+        "arguments_malformed",
+        "tool_unavailable",
+        "mcp_unavailable",
+    }
+    assert set(PROBLEMS) - told == unlisted
 
 
 def test_each_rule_beyond_a_schema_is_one_of_its_operation() -> None:

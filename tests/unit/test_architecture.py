@@ -196,14 +196,14 @@ def test_no_module_calls_print() -> None:
 
 
 def test_the_error_envelope_is_built_in_one_place() -> None:
-    """The sandbox speaks X's forms, and the command line its own document."""
+    """The sandbox speaks X's forms, the command line its own document, and JSON-RPC has an error of its own."""
     writers = {
         name
         for name, node in nodes(ast.Dict, leaving_out={"sandbox", "cli"})
-        if any(isinstance(key, ast.Constant) and key.value == "error" for key in node.keys)
-        and not all(isinstance(value, ast.Constant) for value in node.values)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == "error" and not isinstance(value, ast.Constant)
     }
-    assert writers == {"api.errors"}
+    assert writers == {"api.errors", "surfaces.mcp.jsonrpc"}
 
 
 def test_sql_is_spoken_in_the_store_alone() -> None:

@@ -134,7 +134,8 @@ PROBLEMS: dict[str, Problem] = {
     "reply_target_not_found": Problem(404, "resource-not-found", "caller", "The post to reply to was deleted or is not visible to the linked account.", "Check reply.in_reply_to_tweet_id."),
     "request_not_found": Problem(404, "resource-not-found", "caller", "This key made no write with this request ID, or the record of the write has been deleted.", "Check the request_id; every response carries it in X-Request-Id."),
     "route_unknown": Problem(404, "unknown_endpoint", "caller", "There is no such endpoint.", "See /docs or /openapi.json for the endpoints; paths are exact, without a trailing slash."),
-    "mcp_unavailable": Problem(404, "unknown_endpoint", "operator", "This gateway does not offer MCP: the package that it needs is not installed.", "Ask the operator to install birdwire[mcp] (`make setup` does) and to restart the gateway. The HTTP API works without it."),
+    "tool_unavailable": Problem(404, "unknown_endpoint", "operator", "This gateway does not offer the tool {tool}.", "Do without it, or ask the operator to add {call} to the setting reads."),
+    "mcp_unavailable": Problem(404, "unknown_endpoint", "operator", "This gateway does not offer MCP: the package that it needs is missing or cannot be imported.", "Ask the operator to install birdwire[mcp] (`make setup` does) and to restart the gateway. The HTTP API works without it."),
     # 405 to 431: the edge
     "method_not_allowed": Problem(405, "method_not_allowed", "caller", "This endpoint does not accept {method}.", "Use {allow}."),
     "request_timeout": Problem(408, "request_timeout", "caller", "The request did not arrive in time.", "Send the request faster, or ask the operator to raise request_deadline_s (for uploads, upload_deadline_s).", retryable=True),

@@ -74,6 +74,7 @@ OwnReason = Literal[
     "reply_target_not_found",
     "request_not_found",
     "route_unknown",
+    "tool_unavailable",
     "mcp_unavailable",
     "method_not_allowed",
     "request_timeout",

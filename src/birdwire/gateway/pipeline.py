@@ -115,8 +115,8 @@ class Pipeline:
     async def _hold(self, context: CallContext, pending: Pending, answer: Answer) -> Answer:
         """Hold the answer of a call that prefers to wait for a person. It no longer counts as a running call."""
         call = context.call
-        preferred = wait_in(call.header_values("prefer")) if context.wait_s is None else None
-        seconds = preferred if context.wait_s is None else context.wait_s
+        preferred = wait_in(call.header_values("prefer")) if pending.wait_s is None else None
+        seconds = preferred if pending.wait_s is None else pending.wait_s
         if seconds is None or (seconds and not await self._waits.hold(pending.request_id, seconds)):
             return answer
         if preferred is not None:
@@ -192,6 +192,7 @@ class Pipeline:
         """Return the answer of a refusal, which the caller can ask for later."""
         if isinstance(error, StorageDownError):
             error = GatewayError("storage_unavailable", half="nothing was sent to X")
+        context.uncertain = error.outcome == "unknown"
         # A caller that polls its own state must not evict the refusals that it asks for.
         if context.route.action:
             self._rejections.add(context.call, error)

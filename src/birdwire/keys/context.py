@@ -52,10 +52,14 @@ class Upload(Protocol):
 
 
 class Pending(NamedTuple):
-    """A request that waits for a person, and how to answer the call that asks for it once it has ended."""
+    """A request that waits for a person, and how to answer the call that asks for it once it has ended.
+
+    The caller wants to wait for `wait_s` seconds; None: as its Prefer header states.
+    """
 
     request_id: str
     answer: Callable[[], Awaitable[Answer]]
+    wait_s: int | None = None
 
 
 @dataclass(slots=True)
@@ -65,8 +69,8 @@ class CallContext:
     `key` is set once the call is `admitted`. `headers` are added to whichever answer the call gets. `relayed`: the call
     came in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is the slot and the space that
     its files take up. `recorded`: the journal has a row of its refusal. `pending`: a person must decide first, and the
-    caller may want to wait for that: for `wait_s` seconds, or as its Prefer header states. `approved`: it is sent for a
-    call that ended earlier, whose address was checked.
+    caller may want to wait for that. `approved`: it is sent for a call that ended earlier, whose address was checked.
+    `uncertain`: it was refused, and X may have carried it out all the same.
     """
 
     call: Call
@@ -80,8 +84,8 @@ class CallContext:
     upload: Upload | None = None
     recorded: bool = False
     pending: Pending | None = None
-    wait_s: int | None = None
     approved: bool = False
+    uncertain: bool = False
 
     def close(self) -> None:
         """Release the files and what they take up."""

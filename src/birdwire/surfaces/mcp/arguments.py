@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from birdwire.api.errors import GatewayError
 from birdwire.api.paths import DRY_RUN
-from birdwire.surfaces.mcp.tools import MAX_WAIT_S, TOOLS
+from birdwire.keys.secrets import KEY_PATTERN
+from birdwire.surfaces.mcp.tools import MAX_WAIT_S
 from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from birdwire.surfaces.mcp.tools import Tool
+
 REQUEST_ID: Final = re.compile(r"req_[0-9A-HJKMNP-TV-Z]{26}")
+_ONCE: Final = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 class Asked(NamedTuple):
@@ -32,7 +36,7 @@ class Asked(NamedTuple):
     wait_s: int = 0
 
 
-def asked(tool: str, arguments: Mapping[str, Any]) -> Asked:
+def asked(tool: Tool, arguments: Mapping[str, Any]) -> Asked:
     """Return the HTTP call that a tool call asks for.
 
     Raises:
@@ -40,7 +44,7 @@ def asked(tool: str, arguments: Mapping[str, Any]) -> Asked:
     """
     fields = dict(arguments)
     take = _Taker(fields)
-    match tool:
+    match tool.name:
         case "preview":
             operation = take("operation", _is_operation, "the name of an operation, such as post_twitter")
             inner = take("arguments", _is_object, "an object: the body of the operation", default={})
@@ -50,11 +54,12 @@ def asked(tool: str, arguments: Mapping[str, Any]) -> Asked:
             request_id = take("request_id", _is_request_id, "the request_id of an earlier answer, such as req_…")
             wait_s = take("wait_s", _is_wait, f"a whole number of seconds from 0 to {MAX_WAIT_S}", default=0)
             return Asked("requests", f"requests/{request_id}", fields, wait_s=int(wait_s))
-        case _:
-            calls = TOOLS[tool].calls
-            undo = len(calls) > 1 and take("undo", _is_bool, "true or false", default=False)
-            once = take("once", _is_text, "a string of 1 to 255 characters", default=None) if _has_once(tool) else None
-            return Asked(calls[undo], calls[undo], fields, once)
+    undo, once = False, None
+    if len(tool.calls) > 1:
+        undo = take("undo", _is_bool, "true or false", default=False)
+    if "once" in tool.input_schema["properties"]:
+        once = take("once", _is_once, "a string of 1 to 255 printable ASCII characters, no API key", default=None)
+    return Asked(tool.calls[undo], tool.calls[undo], fields, once)
 
 
 class _Taker:
@@ -77,13 +82,9 @@ class _Taker:
         if self._fields:
             raise GatewayError(
                 "arguments_malformed",
-                detail="a parameter is unknown",
-                wanted="operation and arguments; the fields of the operation belong in arguments",
+                detail="it has other parameters than `operation` and `arguments`",
+                wanted="the fields of the operation in `arguments`",
             )
-
-
-def _has_once(tool: str) -> bool:
-    return "once" in TOOLS[tool].input_schema["properties"]
 
 
 def _is_operation(value: Any) -> bool:
@@ -107,5 +108,6 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 255
+def _is_once(value: Any) -> bool:
+    """Return whether a value can be an Idempotency-Key. The answer repeats it, so it must not be a secret."""
+    return isinstance(value, str) and _ONCE.fullmatch(value) is not None and KEY_PATTERN.search(value) is None

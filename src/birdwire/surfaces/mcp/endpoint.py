@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from birdwire.api.errors import GatewayError
-from birdwire.api.messages import Answer, encode
 from birdwire.keys.context import RouteRules
 from birdwire.runtime.addresses import is_loopback
 from birdwire.settings import listed
+from birdwire.surfaces.mcp import jsonrpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from birdwire.accounts.sessions import XSession
-    from birdwire.api.messages import Call
+    from birdwire.api.messages import Answer, Call
     from birdwire.keys.context import CallContext, KeyedRoute, Work
     from birdwire.settings import Settings
 
@@ -27,8 +27,13 @@ MAX_MESSAGE: Final = 65_536
 
 # The message names what must be done once, so an Idempotency-Key header means nothing.
 RULES: Final = RouteRules("mcp", max_bytes=MAX_MESSAGE, unnamed=True)
-_CODES: Final = {"json_malformed": -32700, "duplicate_field": -32700, "body_not_object": -32600}
+_CODES: Final = {
+    "json_malformed": jsonrpc.PARSE_ERROR,
+    "duplicate_field": jsonrpc.PARSE_ERROR,
+    "body_not_object": jsonrpc.INVALID_REQUEST,
+}
 """Reasons for which a body is not a JSON-RPC message, and their codes in JSON-RPC."""
+_FIX: Final = "Send one JSON-RPC 2.0 message as a JSON object in UTF-8. Batches are not supported."
 
 
 class Runs(Protocol):
@@ -58,7 +63,7 @@ class McpEndpoint:
         self._session_of = session_of
         self._calls = calls
         self._hosts = frozenset(host.lower() for host in listed(settings.hosts))
-        self._own_host = (urlsplit(settings.base_url).hostname or "").lower()
+        self._own_host = _host_of(settings.base_url)
         self._installed = find_spec("mcp") is not None
         self._loading = asyncio.Lock()
         self._kernel: Any = None
@@ -74,39 +79,57 @@ class McpEndpoint:
         if not self._installed:
             raise GatewayError("mcp_unavailable")
         answer = await self._pipeline.run(RULES, self._serve, call)
-        code = _CODES.get(answer.value["error"].get("reason", "")) if answer.status == 400 else None
-        return answer if code is None else _not_a_message(answer, code)
+        refusal = answer.value.get("error", {}) if answer.status == 400 else {}
+        code = _CODES.get(refusal.get("reason", ""))
+        return answer if code is None else _not_a_message(answer, code, refusal)
 
     def _check_source(self, call: Call) -> None:
         """Check the Host and the Origin, so that a web page cannot reach a gateway on its reader's machine."""
-        host = call.header("host")
-        if host is not None and not self._knows(f"//{host}"):
+        if any(not self._serves(_host_of(f"//{host}")) for host in call.header_values("host")):
             raise GatewayError("host_not_allowed")
-        if any(not self._knows(origin) for origin in call.header_values("origin")):
+        if any(not self._serves(_host_of(origin)) for origin in call.header_values("origin")):
             raise GatewayError("origin_not_allowed")
 
-    def _knows(self, url: str) -> bool:
-        """Return whether the host of a URL is this gateway's."""
-        try:
-            name = (urlsplit(url).hostname or "").lower()
-        except ValueError:
-            return False
+    def _serves(self, host: str) -> bool:
+        """Return whether a host is one of those in `hosts`; by default, of the public URL or of this machine."""
         if self._hosts:
-            return name in self._hosts or f"[{name}]" in self._hosts
-        return name == self._own_host or is_loopback(name)
+            return host in self._hosts
+        return host != "" and (host == self._own_host or is_loopback(host.strip("[]")))
 
     async def _serve(self, context: CallContext) -> Answer:
-        async with self._loading:
-            if self._kernel is None:
-                kernel = await asyncio.to_thread(import_module, "birdwire.surfaces.mcp.kernel")
-                self._kernel = kernel.Kernel(self._calls, self._pipeline.run_within, self._session_of)
-        answer: Answer = await self._kernel.answer(context)
+        kernel = self._kernel or await self._loaded()
+        answer: Answer = await kernel.answer(context)
         return answer
 
+    async def _loaded(self) -> Any:
+        """Return the kernel, imported with the first call in a thread: the import takes a second.
 
-def _not_a_message(answer: Answer, code: int) -> Answer:
+        Raises:
+            GatewayError: mcp_unavailable: the SDK cannot be imported.
+        """
+        async with self._loading:
+            if self._kernel is None:
+                try:
+                    module = await asyncio.to_thread(import_module, "birdwire.surfaces.mcp.kernel")
+                except ImportError as error:
+                    # An import within Birdwire that fails is a bug.
+                    if (error.name or "").startswith("birdwire"):
+                        raise
+                    raise GatewayError("mcp_unavailable") from None
+                self._kernel = module.Kernel(self._calls, self._pipeline.run_within, self._session_of)
+            return self._kernel
+
+
+def _host_of(url: str) -> str:
+    """Return the host of a URL as the setting `hosts` names it, or an empty string if it has none."""
+    try:
+        name = (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+    return f"[{name}]" if ":" in name else name
+
+
+def _not_a_message(answer: Answer, code: int, refusal: Mapping[str, Any]) -> Answer:
     """Return the refusal of a body that is not a JSON-RPC message, as a JSON-RPC error."""
-    refusal = answer.value["error"]
-    error = {"code": code, "message": f"{refusal['message']} {refusal['fix']}", "data": refusal}
-    value = {"jsonrpc": "2.0", "id": None, "error": error}
-    return Answer(answer.status, answer.headers, encode(value), value)
+    error = {**refusal, "fix": _FIX}
+    return jsonrpc.failed(None, code, f"{refusal['message']} {_FIX}", error).adding(answer.headers[1:])

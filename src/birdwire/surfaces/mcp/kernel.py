@@ -27,17 +27,17 @@ from mcp.shared.transport_context import TransportContext
 from mcp_types import (
     PROTOCOL_VERSION_META_KEY,
     CallToolRequestParams,
-    JSONRPCNotification,
-    JSONRPCRequest,
     PaginatedRequestParams,
 )
-from mcp_types.jsonrpc import HEADER_MISMATCH, INVALID_PARAMS, INVALID_REQUEST
+from mcp_types.jsonrpc import HEADER_MISMATCH, INVALID_PARAMS
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from birdwire import __version__
+from birdwire.api.errors import excerpt
 from birdwire.api.messages import Answer
 from birdwire.keys.context import Pending
+from birdwire.surfaces.mcp import jsonrpc
 from birdwire.surfaces.mcp.tool_calls import ToolCalls
 from birdwire.surfaces.mcp.tools import INSTRUCTIONS, TOOLS
 
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
     from mcp.server.context import ServerRequestContext
     from mcp.shared.dispatcher import CallOptions
-    from mcp_types import RequestId
 
     from birdwire.accounts.sessions import XSession
     from birdwire.keys.context import CallContext, KeyedRoute, Work
+    from birdwire.surfaces.mcp.jsonrpc import Id, Message
 
 _VERSION: Final = "mcp-protocol-version"
 _DEFAULT_VERSION: Final = "2025-03-26"
@@ -92,49 +92,43 @@ class Kernel:
 
         A notification is accepted and ignored: nothing is left of an earlier request that it could be about.
         """
-        message = context.parsed.fields
-        headers = {name: values[0] for name, values in context.call.headers.items()}
-        lines = [(name, value) for name, values in context.call.headers.items() for value in values]
-        twice = find_duplicated_routing_header(lines)
-        try:
-            if "id" not in message:
-                JSONRPCNotification.model_validate(message)
-            else:
-                request = JSONRPCRequest.model_validate(message)
-        except ValidationError:
-            return _error(None, INVALID_REQUEST, "The body is not a JSON-RPC request or notification.")
+        body, headers = context.parsed.fields, context.call.headers
+        request_id = jsonrpc.id_in(body)
+        message = jsonrpc.message_in(body)
+        if message is None:
+            detail = "The body is not a JSON-RPC 2.0 request or notification."
+            return jsonrpc.failed(request_id, jsonrpc.INVALID_REQUEST, detail)
+        twice = find_duplicated_routing_header((name, value) for name, values in headers.items() for value in values)
         if twice is not None:
-            return _error(message.get("id"), HEADER_MISMATCH, f"The header {twice} appears more than once.")
-        version = headers.get(_VERSION, _DEFAULT_VERSION)
+            return _failed(request_id, HEADER_MISMATCH, f"The header {twice} appears more than once.")
+        version = context.call.header(_VERSION) or _DEFAULT_VERSION
         connection = Connection.from_envelope(version, None, None)
         if version not in HANDSHAKE_PROTOCOL_VERSIONS or _has_envelope(message):
-            route = classify_inbound_request(message, headers=headers)
+            first = {name: values[0] for name, values in headers.items()}
+            route = classify_inbound_request(body, headers=first)
             if isinstance(route, InboundLadderRejection):
-                return _error(message.get("id"), route.code, route.message, route.data)
+                return _failed(request_id, route.code, route.message, route.data)
             version = route.protocol_version
             connection = Connection.from_envelope(version, route.client_info, route.client_capabilities)
-        if "id" not in message:
-            return Answer(202)
-        return await self._result(context, request, connection)
+        return Answer(202) if message.id is None else await self._result(context, message, connection)
 
-    async def _result(self, context: CallContext, request: JSONRPCRequest, connection: Connection) -> Answer:
+    async def _result(self, context: CallContext, message: Message, connection: Connection) -> Answer:
         """Answer a request. An error is HTTP 200 in the revisions with a handshake, whose clients expect that."""
-        exchange = _Exchange(request.id)
         try:
             result = await serve_one(
                 self._server,
-                exchange,
-                request.method,
-                request.params,
+                _Exchange(message.id),
+                message.method,
+                message.params,
                 connection=connection,
                 lifespan_state=context,
             )
         except MCPError as error:
-            answer = _error(request.id, error.code, error.message, error.data)
+            answer = _failed(message.id, error.code, error.message, error.data)
         except ValidationError:
-            answer = _error(request.id, INVALID_PARAMS, "The parameters are malformed.")
+            answer = _failed(message.id, INVALID_PARAMS, "The parameters are malformed.")
         else:
-            return Answer.of({"jsonrpc": "2.0", "id": request.id, "result": result})
+            return jsonrpc.succeeded(message.id, result)
         if connection.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
             answer.status = 200
         return answer
@@ -148,20 +142,23 @@ class Kernel:
     async def _call(self, context: ServerRequestContext[CallContext], params: CallToolRequestParams) -> dict[str, Any]:
         """Call a tool. The answer of one that waits for a person is held afterwards, without a slot."""
         if params.name not in TOOLS:
-            raise MCPError(code=INVALID_PARAMS, message=f"Unknown tool: {params.name[:64]}")
+            raise MCPError(code=INVALID_PARAMS, message=f"Unknown tool: {excerpt(params.name)}")
         outer = context.lifespan_context
-        result, wait = await self._tools.call(outer, params.name, params.arguments or {})
-        if wait is not None and outer.pending is None:
-            outer.pending = Pending(wait.request_id, partial(self.answer, outer))
-            outer.wait_s = wait.seconds
-        return {"resultType": _COMPLETE, **result}
+        try:
+            called = await self._tools.call(outer, TOOLS[params.name], params.arguments or {})
+        except ValidationError as error:
+            # A bug of Birdwire, which must not pass for malformed parameters.
+            raise RuntimeError("a tool call failed").with_traceback(error.__traceback__) from None
+        if called.waits_for is not None and outer.pending is None:
+            outer.pending = Pending(called.waits_for, partial(self.answer, outer), called.wait_s)
+        return {"resultType": _COMPLETE, **called.result}
 
 
 @dataclass
 class _Exchange:
     """The SDK's view of one request: there is no way back to the client but its answer."""
 
-    request_id: RequestId
+    request_id: Id | None
     transport: TransportContext = _TRANSPORT
     message_metadata: None = None
     can_send_request: bool = False
@@ -181,16 +178,12 @@ class _Exchange:
         """Drop a report of progress."""
 
 
-def _has_envelope(message: Mapping[str, Any]) -> bool:
+def _has_envelope(message: Message) -> bool:
     """Return whether a request has the envelope of 2026-07-28, a revision that has no `initialize`."""
-    params = message.get("params")
-    meta = params.get("_meta") if isinstance(params, dict) else None
-    return isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta and message.get("method") != "initialize"
+    meta = (message.params or {}).get("_meta")
+    return isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta and message.method != "initialize"
 
 
-def _error(request_id: object, code: int, message: str, data: object = None) -> Answer:
+def _failed(request_id: Id | None, code: int, message: str, data: object = None) -> Answer:
     """Return a JSON-RPC error, with the status that 2026-07-28 gives its code."""
-    error = {"code": code, "message": message} | ({} if data is None else {"data": data})
-    usable = request_id if isinstance(request_id, str | int) and not isinstance(request_id, bool) else None
-    status = ERROR_CODE_HTTP_STATUS.get(code, 200)
-    return Answer.of({"jsonrpc": "2.0", "id": usable, "error": error}, status)
+    return jsonrpc.failed(request_id, code, message, data, ERROR_CODE_HTTP_STATUS.get(code, 200))

@@ -31,11 +31,12 @@ _SCOPES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Wait(NamedTuple):
-    """A request that waits for a person, and for how many seconds the caller wants to wait with it."""
+class Result(NamedTuple):
+    """The result of a tool call. If it waits for a person: the request, and how long the caller wants to wait."""
 
-    request_id: str
-    seconds: int
+    result: dict[str, Any]
+    waits_for: str | None = None
+    wait_s: int = 0
 
 
 class ToolCalls:
@@ -51,29 +52,30 @@ class ToolCalls:
         self._run_within = run_within
         self._session_of = session_of
 
-    async def call(
-        self, outer: CallContext, tool: str, arguments: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], Wait | None]:
-        """Call a tool within an admitted call. Return its result, and what the caller wants to wait for, if anything.
-
-        A refusal is a result too.
-        """
+    async def call(self, outer: CallContext, tool: Tool, arguments: Mapping[str, Any]) -> Result:
+        """Call a tool within an admitted call. A refusal is a result, too."""
+        called = results.Called(tool, "", outer.call.request_id)
         try:
             one = asked(tool, arguments)
-            answer, inner = await self._answer(outer, one)
+            answer, inner = await self._answer(outer, tool, one)
         except GatewayError as error:
-            return results.of(tool, refuse(error, outer.call), outer.call.request_id, None), None
+            return Result(results.of(called, refuse(error, outer.call)))
         session = self._session_of(outer.key.key_id)
-        wait = None
+        called = called._replace(call=one.call, once=one.once, session=session, uncertain=inner.uncertain)
+        result = results.of(called, answer)
         if one.wait_s and inner.pending is not None:
-            wait = Wait(inner.pending.request_id, one.wait_s)
-        return results.of(tool, answer, outer.call.request_id, session), wait
+            return Result(result, inner.pending.request_id, one.wait_s)
+        return Result(result)
 
-    async def _answer(self, outer: CallContext, one: Asked) -> tuple[Answer, CallContext]:
-        """Make the HTTP call. It shares the request id, the log line and the admission of the call that carried it."""
+    async def _answer(self, outer: CallContext, tool: Tool, one: Asked) -> tuple[Answer, CallContext]:
+        """Make the HTTP call. It shares the request id, the log line and the admission of the call that carried it.
+
+        Raises:
+            GatewayError: tool_unavailable.
+        """
         keyed = self._calls.get(one.call)
         if keyed is None:
-            raise GatewayError("route_unknown")
+            raise GatewayError("tool_unavailable", tool=tool.name, call=one.call)
         headers = {} if one.once is None else {"idempotency-key": [one.once]}
         call = replace(outer.call, method=keyed.method, path=f"{API}/{one.path}", query="", headers=headers)
         inner = CallContext(call, keyed.rules, Parsed("json", one.fields), admitted=True)
@@ -82,7 +84,8 @@ class ToolCalls:
 
     async def listed(self, outer: CallContext) -> list[dict[str, Any]]:
         """Return the tools that the caller's key can use now, sorted by name."""
-        answer, _ = await self._answer(outer, asked("get_account", {}))
+        account = TOOLS["get_account"]
+        answer, _ = await self._answer(outer, account, asked(account, {}))
         status = answer.value if answer.status == 200 else {}
         outer.call.note["operation"] = outer.route.name
         return [tool.document for tool in TOOLS.values() if self._usable(tool, outer.key, status)]

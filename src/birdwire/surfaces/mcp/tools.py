@@ -77,6 +77,11 @@ _REQUEST: Final = {
     "additionalProperties": False,
 }
 
+_ACCOUNT: Final = (
+    *("linked", "usable", "user_id", "username", "scopes", "state", "why", "rules", "budget", "paused"),
+    *("last_attempt", "capabilities"),
+)
+
 _NULLABLE_TEXT: Final = {"type": ["string", "null"]}
 _NULLABLE_OBJECT: Final = {"type": ["object", "null"]}
 OUTPUT_SCHEMA: Final = {
@@ -88,23 +93,25 @@ OUTPUT_SCHEMA: Final = {
         "idempotency_key": _NULLABLE_TEXT,
         "account": _NULLABLE_OBJECT,
         "cost_usd": {"type": ["number", "null"]},
-        "data": _NULLABLE_OBJECT,
-        "approval": _NULLABLE_OBJECT,
-        "error": _NULLABLE_OBJECT,
+        **dict.fromkeys(("data", "approval", "error"), _NULLABLE_OBJECT),
     },
     "required": ["ok", "state", "request_id"],
 }
-"""The structured content of every tool. It is stated by those that write."""
+"""The structured content of every tool. Only the tools that write state it, since a list has little room."""
 
 
 class Tool(NamedTuple):
-    """One tool: the HTTP calls behind it, the second of which undoes the first; its schema and its annotations."""
+    """One tool: the HTTP calls behind it, the second of which undoes the first; its schema and its annotations.
+
+    `members` are those of the answer that a model is shown, if those are not all.
+    """
 
     name: str
     calls: tuple[str, ...]
     input_schema: dict[str, Any]
     annotations: dict[str, bool]
-    writes: bool
+    writes: bool = False
+    members: tuple[str, ...] = ()
 
     @property
     def document(self) -> dict[str, Any]:
@@ -145,13 +152,14 @@ def _writing() -> Iterator[Tool]:
 def _reading() -> Iterator[Tool]:
     looks = _annotations(reads=True, open_world=True)
     for row in LOOKUPS:
-        yield Tool(row.tool, (row.name,), _schema(row.query), looks, writes=False)
+        yield Tool(row.tool, (row.name,), _schema(row.query), looks)
     own = _annotations(reads=True, open_world=False)
-    yield Tool("get_account", ("auth/status",), _schema(Empty), own, writes=False)
-    yield Tool("get_request", ("requests",), _REQUEST, own, writes=False)
-    yield Tool("preview", ("dry_run/post_twitter",), _PREVIEW, own, writes=False)
+    yield Tool("get_account", ("auth/status",), _schema(Empty), own, members=_ACCOUNT)
+    yield Tool("get_request", ("requests",), _REQUEST, own)
+    yield Tool("preview", ("dry_run/post_twitter",), _PREVIEW, own)
     links = _annotations(reads=False, repeatable=False, open_world=True)
-    yield Tool("link_account", ("auth_twitter",), _schema(AuthTwitter, ("expected_username",)), links, writes=False)
+    link = _schema(AuthTwitter, ("expected_username",))
+    yield Tool("link_account", ("auth_twitter",), link, links, members=("auth_url", "expires_at"))
 
 
 def _schema(model: type[Body], shown: Sequence[str] = (), extra: dict[str, Any] | None = None) -> dict[str, Any]:

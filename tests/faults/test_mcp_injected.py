@@ -106,23 +106,23 @@ class Scene:
 
 
 async def read_everything(agent: Obedient, texts: list[str]) -> None:
-    """Read the attacker's timeline by the tool, and obey; and everything else that the attacker wrote."""
+    """Read the attacker's timeline by the tool, a page with each key, and the profile; then obey all of it."""
     cursor: dict[str, Any] = {}
-    read = 0
+    read: list[tuple[str, str]] = []
     for name in AGENT:
         content = await agent.call(name, "get_user_posts", {"userName": ATTACKER} | cursor)
         assert content is not None
-        found = content["data"]["data"]["tweets"]
-        for tweet in found:
-            read += bool(tweet["text"]) and any(written(tweet["text"]))
-            await agent.obey(name, tweet["text"])
+        read += [(name, tweet["text"]) for tweet in content["data"]["tweets"]]
         if not content["data"]["has_next_page"]:
             break
         cursor = {"cursor": content["data"]["next_cursor"]}
-    assert read == len(texts)
     content = await agent.call(AGENT[-1], "get_user", {"userName": ATTACKER})
-    if content is not None and content["data"] is not None:
-        await agent.obey(AGENT[-1], content["data"]["data"]["description"])
+    assert content is not None
+    read.append((AGENT[-1], content["data"]["description"]))
+    commands = [(name, text) for name, text in read if any(written(text))]
+    assert len(commands) == len(texts) + 1
+    for name, text in commands:
+        await agent.obey(name, text)
 
 
 async def check_the_log(scene: Scene, agent: Obedient) -> Counter[str]:

@@ -209,7 +209,7 @@ class Obedient:
         elif name == "create_post" and content["state"] == "done":
             self.own.setdefault(account, []).append(data["id"])
         elif name == "get_user_posts":
-            self.read[account] += len(data["data"]["tweets"])
+            self.read[account] += len(data["tweets"])
 
 
 def written(text: str) -> Iterator[dict[str, Any]]:

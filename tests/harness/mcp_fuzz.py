@@ -105,7 +105,7 @@ class Fuzzer:
         dice = self._random
         revision = dice.choice(REVISIONS) if dice.random() < 0.5 else STATELESS
         method, params = self._call() if dice.random() < 0.6 else dice.choice(_OTHERS)
-        sent: Any = message(method, json.loads(json.dumps(params)), revision, dice.choice([1, "a"]))
+        sent: Any = deepcopy(message(method, params, revision, dice.choice([1, "a"])))
         if method.startswith("notifications/"):
             del sent["id"]
         given = [(name, value) for name, value in headers("", sent, revision).items() if name != "authorization"]

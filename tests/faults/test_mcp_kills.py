@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from harness.processes import GatewayProcess
 
 KILLS = scaled("MCP_KILLS", 1, 20)
-WAITS = {"failpoints": "post_after_send=kill"}
 SETTLED_S = 90
 
 pytestmark = pytest.mark.timeout(120 + SETTLED_S * KILLS)
@@ -32,6 +31,16 @@ async def content(deployment: Deployment, at: GatewayProcess, tool: str, **argum
     """Call a tool with the first key; return its structured content."""
     result = await call_tool(at.url, deployment.raw_keys[0], tool, arguments, client=deployment.client)
     return dict(result["structuredContent"])
+
+
+async def settled(deployment: Deployment, at: GatewayProcess, request_id: str) -> dict[str, Any]:
+    """Return the report of a request once its outcome is known."""
+    async with asyncio.timeout(SETTLED_S):
+        while True:
+            report = await content(deployment, at, "get_request", request_id=request_id)
+            if report["state"] != "unknown":
+                return report
+            await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("applied", [True, False], ids=["published", "not published"])
@@ -45,7 +54,7 @@ async def test_the_outcome_of_a_post_whose_process_was_killed_is_found_by_the_to
         await at.kill()
         for number in range(KILLS):
             asked = {"text": f"killed {number}", "once": f"name {number}"}
-            at = await deployment.serve(**WAITS)
+            at = await deployment.serve(failpoints="post_after_send=kill")
             await deployment.fault("/2/tweets", {"trickle_bps": 20} if applied else {"drop": "before_apply"})
             with contextlib.suppress(httpx2.HTTPError):
                 await content(deployment, at, "create_post", **asked)
@@ -53,14 +62,10 @@ async def test_the_outcome_of_a_post_whose_process_was_killed_is_found_by_the_to
             again = await deployment.serve()
             first = await content(deployment, again, "create_post", **asked)
             assert first["state"] in {"unknown", "done", "refused"}, first
-            async with asyncio.timeout(SETTLED_S):
-                while (report := await content(deployment, again, "get_request", request_id=first["request_id"]))[
-                    "state"
-                ] == "unknown":
-                    await asyncio.sleep(0.2)
-            print(first, report)
+            report = await settled(deployment, again, first["request_id"])
             texts = [one["text"] for one in (await deployment.x.get("/_sandbox/state")).json()["posts"]]
-            assert texts.count(asked["text"]) == (report["state"] == "done") == applied
+            assert texts.count(asked["text"]) == applied
+            assert report["state"] == ("done" if applied else "refused")
             assert report["data"]["state"] == ("found" if applied else "not_found")
             await again.kill()
     record("posts by MCP whose process was killed", runs=KILLS, applied=applied)

@@ -105,7 +105,8 @@ class Fuzzer:
         dice = self._random
         revision = dice.choice(REVISIONS) if dice.random() < 0.5 else STATELESS
         method, params = self._call() if dice.random() < 0.6 else dice.choice(_OTHERS)
-        sent: Any = deepcopy(message(method, params, revision, dice.choice([1, "a"])))
+        request_id: str | int = "a" if dice.random() < 0.5 else 1
+        sent: Any = deepcopy(message(method, params, revision, request_id))
         if method.startswith("notifications/"):
             del sent["id"]
         given = [(name, value) for name, value in headers("", sent, revision).items() if name != "authorization"]

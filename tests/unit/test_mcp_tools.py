@@ -26,7 +26,7 @@ NAMES = [
     *("bookmark_post", "create_post", "delete_post", "follow_user", "get_account", "get_request", "get_user"),
     *("get_user_posts", "like_post", "link_account", "preview", "repost", "search_users"),
 ]
-PINNED = "53b313a5f1f43cf7c6145423f4f746ce1c46c6832e33a3824e70ae0ae4a0780b"
+PINNED = "cc68713b37a76dddccec195546e3e3e21afd7c15481ed8d1c22430cd4ba9ef3f"
 """The hash of what a model is shown. A change of it is a decision: clients show it for approval again."""
 
 REQUEST_ID = "req_01J00000000000000000000000"
@@ -50,9 +50,9 @@ def refused(reason: Any, **values: Any) -> Answer:
 
 def test_what_a_model_is_shown_is_pinned() -> None:
     """Names, descriptions, schemas, annotations and the instructions."""
-    shown = {"instructions": INSTRUCTIONS, "tools": [tool.document for tool in TOOLS.values()]}
-    assert [tool["name"] for tool in shown["tools"]] == NAMES == sorted(NAMES)
-    digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+    tools = [tool.document for tool in TOOLS.values()]
+    assert [tool["name"] for tool in tools] == NAMES == sorted(NAMES)
+    digest = hashlib.sha256(json.dumps([INSTRUCTIONS, tools], sort_keys=True).encode()).hexdigest()
     assert digest == PINNED
 
 
@@ -151,6 +151,7 @@ def test_a_tool_call_asks_for_one_http_call() -> None:
     assert asked(TOOLS["get_user"], {"userName": "ada", "undo": 1}).fields == {"userName": "ada", "undo": 1}
 
 
+IDS: list[Any] = [None, True, 1.5, 1.0, [], {}, "a" * 256, "\ud800", 2**53, -(2**53), 10**4_000]
 MESSAGES: list[tuple[Any, Any]] = [
     ({"jsonrpc": "2.0", "id": 1, "method": "ping"}, ("ping", None, 1)),
     ({"jsonrpc": "2.0", "id": "a", "method": "ping", "params": None}, ("ping", None, "a")),
@@ -167,10 +168,7 @@ MESSAGES: list[tuple[Any, Any]] = [
     ({"jsonrpc": "2.0", "id": 1, "method": "x" * 129}, None),
     ({"jsonrpc": "2.0", "id": 1, "method": "\ud800"}, None),
     ({"jsonrpc": "2.0", "id": 1, "method": 5}, None),
-    *(
-        ({"jsonrpc": "2.0", "id": malformed, "method": "ping"}, None)
-        for malformed in (None, True, 1.5, 1.0, [], {}, "a" * 256, "\ud800", 2**53, -(2**53), 10**4_000)
-    ),
+    *(({"jsonrpc": "2.0", "id": malformed, "method": "ping"}, None) for malformed in IDS),
 ]
 
 
@@ -182,7 +180,7 @@ def test_which_bodies_are_messages(body: dict[str, Any], wanted: Any) -> None:
 
 @pytest.mark.parametrize("reason", sorted(PROBLEMS.keys() - {"undo_unknown"}))
 def test_a_fix_names_nothing_that_only_an_http_client_has(reason: Any) -> None:
-    """No path, no header: a model has tools. (It cannot undo a link.)"""
+    """No path, no header: a model has tools. It cannot undo a link."""
     made = result("create_post", refused(reason))
     error, text = made["structuredContent"]["error"], lines_of(made)[0]
     for over_http in ("/apis/", "Idempotency-Key", "X-Request-Id", "Retry-After", " in Retry", "POST /", "GET /"):
@@ -261,9 +259,12 @@ def test_sentences_name_what_was_done() -> None:
         ),
         ({"usable": False, "linked": False}, "No account is linked. Call link_account to link one."),
         (
-            {"usable": True, "linked": True, "paused": {"by": "operator"}, "rules": {"waiting": 2}},
-            "@ada is linked. Birdwire is paused for this key: writes are refused. "
-            + "Requests that wait for a person's approval: 2.",
+            {"usable": True, "linked": True, "paused": {"by": "operator"}},
+            "@ada is linked. Birdwire is paused for this key: writes are refused.",
+        ),
+        (
+            {"usable": True, "linked": True, "rules": {"waiting": 2}},
+            "@ada is linked. Requests that wait for a person's approval: 2.",
         ),
     ],
 )

@@ -143,16 +143,16 @@ async def check_the_log(scene: Scene, agent: Obedient) -> Counter[str]:
         kind = next(part for part in reversed(parts) if not part.isdigit())
         operation = SPENT_ON[method, kind]
         sent[operation] += 1
+        if operation == "delete_twitter":
+            assert parts[-1] in own, call
+        if "/users/" in path:
+            assert parts[3] == call["user_id"], call
         # X charges nothing for what it refuses, and the caps are given back.
         if call["status"] >= 400:
             continue
         spent[name] += price_of(operation)
         if operation == "post_twitter":
             an_hour[name, datetime.fromisoformat(call["at"]).strftime("%d %H")] += 1
-        if operation == "delete_twitter":
-            assert parts[-1] in own, call
-        if "/users/" in path:
-            assert parts[3] == call["user_id"], call
     assert max(an_hour.values(), default=0) <= POSTS_AN_HOUR
     for name in AGENT:
         spent[name] += agent.read[name] * price_of("post read")

@@ -161,7 +161,8 @@ async def test_once_is_an_idempotency_key(linked: RunningGateway) -> None:
     assert "new `once`" in reused["error"]["fix"]
     made = content_of(await agent.call("create_post", text="made"))
     again = content_of(await agent.call("create_post", text="made", once=made["idempotency_key"]))
-    assert again["data"] == made["data"]
+    assert (again["data"], again["request_id"]) == (made["data"], made["request_id"])
+    assert (await report(linked, again["request_id"])).json()["state"] == "confirmed"
     assert len(await linked.calls("/2/tweets", method="POST")) == 2
 
 
@@ -190,7 +191,8 @@ async def test_a_lost_post_is_unknown_until_it_is_found(linked: RunningGateway) 
     assert (lost["ok"], lost["state"], lost["error"]["reason"]) == (False, "unknown", "outcome_unknown")
     assert "call get_request with its request_id" in sentence_of(result)
     again = content_of(await agent.call("create_post", text="lost?", once="k"))
-    assert again["state"] == "unknown"
+    assert (again["state"], again["request_id"]) == ("unknown", lost["request_id"])
+    assert again["error"]["request_id"] == lost["request_id"]
     asked = content_of(await agent.call("get_request", request_id=lost["request_id"]))
     assert (asked["ok"], asked["state"], asked["data"]["state"]) == (True, "unknown", "unknown")
     for seconds in (30, 60, 60):
@@ -284,6 +286,7 @@ async def test_an_agent_links_an_account_by_asking_a_person(running: RunningGate
     assert (await running.bare.get(decided["redirect_to"], headers={"accept": "text/html"})).status_code == 200
     after = await agent.call("get_account")
     assert sentence_of(after) == "@ada is linked."
+    assert content_of(after)["account"] == {"user_id": "2244994945", "username": "ada"}
     data = content_of(after)["data"]
     assert (data["linked"], data["usable"], data["username"]) == (True, True, "ada")
     assert "limits" not in data
@@ -364,6 +367,8 @@ async def test_a_client_that_disconnects_does_not_end_its_call(linked: RunningGa
     async with asyncio.timeout(SOON_S):
         while (again := content_of(await Agent(linked).call("create_post", text="bye", once="k")))["state"] != "done":
             assert again["error"]["reason"] == "idempotency_in_flight"
+            asked = content_of(await Agent(linked).call("get_request", request_id=again["request_id"]))
+            assert asked["data"]["state"] in ("started", "confirmed")
     assert len(await linked.calls("/2/tweets", method="POST")) == 1
 
 

@@ -26,7 +26,7 @@ NAMES = [
     *("bookmark_post", "create_post", "delete_post", "follow_user", "get_account", "get_request", "get_user"),
     *("get_user_posts", "like_post", "link_account", "preview", "repost", "search_users"),
 ]
-PINNED = "cc68713b37a76dddccec195546e3e3e21afd7c15481ed8d1c22430cd4ba9ef3f"
+PINNED = "645d1a095b02f2cce75c21a8d0a86f2b914f295d0fe0d45066efd20c83707f77"
 """The hash of what a model is shown. A change of it is a decision: clients show it for approval again."""
 
 REQUEST_ID = "req_01J00000000000000000000000"
@@ -99,6 +99,7 @@ def test_schemas_are_plain_and_closed(tool: Any) -> None:
 MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("preview", {}),
     ("preview", {"operation": "upload"}),
+    ("preview", {"operation": "upload_media"}),
     ("preview", {"operation": ["like_twitter"]}),
     ("preview", {"operation": "like_twitter", "arguments": []}),
     ("preview", {"operation": "like_twitter", "arguments": None}),
@@ -198,6 +199,7 @@ def test_it_is_unknown_only_for_a_write_that_x_may_have_carried_out() -> None:
         late = result("like_post", refused(reason), uncertain=True)
         assert late["structuredContent"]["state"] == "unknown", reason
         assert late["isError"]
+        assert lines_of(late)[0].startswith("It is not known whether X did this; it is safe to repeat.")
     assert "safe to repeat" in lines_of(result("like_post", refused("x_timeout"), uncertain=True))[0]
     for made in (result("like_post", refused("x_timeout")), result("get_user", refused("x_timeout"), uncertain=True)):
         assert made["structuredContent"]["state"] == "refused"
@@ -270,10 +272,12 @@ def test_sentences_name_what_was_done() -> None:
 )
 def test_the_account_in_a_sentence(status: dict[str, Any], wanted: str) -> None:
     """State, pause, and how many requests wait; and the members that a model needs."""
-    whole = {"username": "ada", "paused": None, "rules": None, "limits": {}, "generation": 1} | status
+    whole = {"user_id": "1", "username": "ada", "paused": None, "rules": None, "limits": {}, "generation": 1} | status
     made = result("get_account", Answer.of(whole))
     assert lines_of(made)[0] == wanted
     assert not {"limits", "generation"} & set(made["structuredContent"]["data"])
+    account = {"user_id": "1", "username": "ada"} if status["linked"] else None
+    assert made["structuredContent"]["account"] == account
 
 
 def test_the_output_schema_holds_for_every_refusal() -> None:

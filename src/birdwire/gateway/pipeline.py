@@ -175,6 +175,7 @@ class Pipeline:
             named = idempotency.Named(context.key.key_id, name, content_hash, context.call.request_id, repeatable)
             async with self._idempotency.attempt(named) as attempt:
                 if attempt.replay is not None:
+                    context.earlier = attempt.earlier
                     context.pending = self._waits.repeated(attempt.replay)
                     return attempt.replay
                 attempt.answer = await work(context)
@@ -186,7 +187,7 @@ class Pipeline:
         """Return the answer of a refusal, which the caller can ask for later."""
         if isinstance(error, StorageDownError):
             error = GatewayError("storage_unavailable", half="nothing was sent to X")
-        context.uncertain = error.outcome == "unknown"
+        context.uncertain, context.earlier = error.outcome == "unknown", error.values.get("earlier")
         # A caller that polls its own state must not evict the refusals that it asks for.
         if context.route.action:
             self._rejections.add(context.call, error)

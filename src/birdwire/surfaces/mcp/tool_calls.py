@@ -54,15 +54,16 @@ class ToolCalls:
 
     async def call(self, outer: CallContext, tool: Tool, arguments: Mapping[str, Any]) -> Result:
         """Call a tool within an admitted call. A refusal is a result, too."""
-        called = results.Called(tool, "", outer.call.request_id)
         try:
             one = asked(tool, arguments)
             answer, inner = await self._answer(outer, tool, one)
         except GatewayError as error:
+            called = results.Called(tool, "", outer.call.request_id)
             return Result(results.of(called, refuse(error, outer.call)))
         session = self._session_of(outer.key.key_id)
-        called = called._replace(call=one.call, once=one.once, session=session, uncertain=inner.uncertain)
-        result = results.of(called, answer)
+        # What became of a repeated call is reported under the id of the first one.
+        request_id = inner.earlier or outer.call.request_id
+        result = results.of(results.Called(tool, one.call, request_id, one.once, session, inner.uncertain), answer)
         if one.wait_s and inner.pending is not None:
             return Result(result, inner.pending.request_id, one.wait_s)
         return Result(result)

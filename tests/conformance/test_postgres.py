@@ -16,7 +16,7 @@ import pytest_asyncio
 from sqlalchemy import bindparam, insert, text, update
 from typer.testing import CliRunner
 
-from birdwire.cli import build
+from birdwire.cli.command_line import build
 from birdwire.store.database import Database, Part, StorageDownError, StoreError
 from birdwire.store.engines import postgres as postgres_store
 from birdwire.store.engines.postgres import CONNECTIONS, PostgreSQL

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from birdwire.cli import build, run_servers
+from birdwire.cli import run_servers
+from birdwire.cli.command_line import build
 from birdwire.cli.database import lock_of
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config

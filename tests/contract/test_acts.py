@@ -15,7 +15,8 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from birdwire.cli import COMMANDS, OPERATE, RUN, build, inputs, load
+from birdwire.cli import inputs
+from birdwire.cli.command_line import COMMANDS, OPERATE, RUN, build, load
 from birdwire.cli.commands.log import change
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import KeyRules
@@ -49,6 +50,7 @@ ACTS_OF_COMMANDS: dict[tuple[str, ...], str | None] = {
     ("keys", "list"): None,
     ("keys", "rotate"): "key.rotated",
     ("keys", "revoke"): "key.revoked",
+    ("mcp", "setup"): "key.created",
     ("vault", "create"): None,  # a file, which no database knows yet
     ("vault", "status"): None,
     ("vault", "rotate"): "vault.rotated",
@@ -90,6 +92,7 @@ OVER_HTTP = {("accounts", "status"), ("explain",), ("limits",)}
 TRIED_ELSEWHERE: dict[tuple[str, ...], str] = {
     ("dev",): "test_dev.py",
     ("migrate",): "conformance/test_moving.py",
+    ("mcp", "setup"): "test_mcp_setup.py",
     ("accounts", "confirm"): "test_cli.py",
     ("accounts", "unlink"): "test_cli.py",
     ("recent",): "test_approvals_cli.py",

@@ -21,10 +21,10 @@ from sqlalchemy import insert
 from typer.testing import CliRunner
 
 from birdwire.api.messages import new_request_id
-from birdwire.cli import build
+from birdwire.cli.command_line import build
 from birdwire.cli.commands.recent import _exit_code
 from birdwire.cli.explained import explained
-from birdwire.cli.output import ExitCode
+from birdwire.cli.stop import ExitCode
 from birdwire.keys.registry import Keys
 from birdwire.outcomes.approval_payload import Payload
 from birdwire.outcomes.approval_records import ApprovalRecords

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
-from birdwire.cli import build
+from birdwire.cli.command_line import build
 from birdwire.outcomes.states import STATES, State
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.server import config as sandbox_config

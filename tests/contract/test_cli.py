@@ -20,11 +20,12 @@ import pytest_asyncio
 from typer.testing import CliRunner
 
 from birdwire.api.errors import PROBLEMS
-from birdwire.cli import COMMANDS, build, load
+from birdwire.cli.command_line import COMMANDS, build, load
 from birdwire.cli.commands.accounts import check_attempt
 from birdwire.cli.commands.post import FIELDS, ROWS
 from birdwire.cli.gateway_client import GatewayClient
-from birdwire.cli.output import Stop, meaning, remedy
+from birdwire.cli.output import meaning, remedy
+from birdwire.cli.stop import Stop
 from birdwire.keys.rules import KeyRules
 from birdwire.settings import PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS
@@ -47,6 +48,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FAMILIES = {
     "sandbox": ("proxy",),
+    "mcp": ("setup",),
     "keys": ("create", "change", "list", "rotate", "revoke"),
     "accounts": ("link", "status", "confirm", "unlink", "list"),
     "vault": ("create", "status", "rotate"),

@@ -18,7 +18,7 @@ from sqlalchemy import delete
 from typer.testing import CliRunner
 
 from birdwire.api.body import check
-from birdwire.cli import build, name_of
+from birdwire.cli.command_line import build, name_of
 from birdwire.cli.commands.post import FIELDS
 from birdwire.gateway.guardrails.policy import Context, Policy, evaluate
 from birdwire.gateway.guardrails.proposal import propose

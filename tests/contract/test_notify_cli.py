@@ -16,8 +16,9 @@ import pytest_asyncio
 from standardwebhooks import Webhook
 from typer.testing import CliRunner
 
-from birdwire.cli import build, notify_view
-from birdwire.cli.output import ExitCode
+from birdwire.cli import notify_view
+from birdwire.cli.command_line import build
+from birdwire.cli.stop import ExitCode
 from birdwire.gateway.notifications.results import CRASHED, UNREADABLE
 from birdwire.runtime.outbound import Failure
 from birdwire.store.tables.outbox import TEST

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from birdwire.cli.database import alone, lock_of
-from birdwire.cli.output import Stop
+from birdwire.cli.stop import Stop
 from birdwire.settings import Settings
 from birdwire.store.database import Database
 from birdwire.store.tables import api_keys

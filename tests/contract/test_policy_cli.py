@@ -13,7 +13,7 @@ import pytest_asyncio
 from typer.testing import CliRunner
 from ulid import ULID
 
-from birdwire.cli import build
+from birdwire.cli.command_line import build
 from birdwire.gateway.guardrails.policy import PolicyError
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.registry import Policies

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from birdwire.api.errors import PROBLEMS
 from birdwire.api.paths import OAUTH_CALLBACK
-from birdwire.cli import COMMANDS, build, load
+from birdwire.cli.command_line import COMMANDS, build, load
 from birdwire.keys.secrets import mint
 from birdwire.settings import CLIENT_NAMES, PREFIX, Settings
 from birdwire.x.catalog.lookups import LOOKUPS

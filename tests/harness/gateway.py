@@ -166,13 +166,17 @@ async def gateway(
     *,
     public: bool = False,
     lane: bool = True,
+    port: int = 0,
     **options: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """Start a gateway in a new or used directory for a running sandbox; without the `lane` the app serves alone."""
+    """Start a gateway in a new or used directory for a running sandbox; without the `lane` the app serves alone.
+
+    A gateway that restarts listens on the `port` that it had.
+    """
     key_file = directory / "vault.key"
     if not key_file.exists():
         create_key_file(key_file)
-    listener = bound()
+    listener = bound(port)
     url = address(listener)
     clients = sandbox.state.clients
     given = {
@@ -204,10 +208,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def bound() -> socket.socket:
-    """Return a listening socket on a free loopback port."""
+def bound(port: int = 0) -> socket.socket:
+    """Return a listening socket on a loopback port; 0: on a free one."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     listener.listen(1024)
     return listener
 

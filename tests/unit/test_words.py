@@ -11,7 +11,7 @@ from typing import Any
 from typer.main import get_command
 
 from birdwire.api.errors import PROBLEMS
-from birdwire.cli import COMMANDS, build, load
+from birdwire.cli.command_line import COMMANDS, build, load
 from birdwire.runtime.metrics import METRICS
 from birdwire.settings import Settings
 from birdwire.surfaces.openapi.document import document

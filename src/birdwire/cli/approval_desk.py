@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from birdwire.api.errors import GatewayError, render
 from birdwire.cli.approval_view import Asked
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.output import ExitCode, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.approvals import Approvals
 from birdwire.gateway.guardrails.guards import read_guard
 from birdwire.gateway.guardrails.spending import Spending

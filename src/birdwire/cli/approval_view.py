@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from birdwire.cli.explained import outcome_of
-from birdwire.cli.output import ExitCode, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables.journal import STATES, WAITING, State
 from birdwire.surfaces.approve import payload_view

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from birdwire.cli import approval_view, terminal
 from birdwire.cli.inputs import editor
-from birdwire.cli.output import Output, Stop
+from birdwire.cli.stop import Stop
 from birdwire.store.tables.journal import STATES
 
 if TYPE_CHECKING:
     from birdwire.cli.approval_desk import Desk
     from birdwire.cli.approval_view import Asked
+    from birdwire.cli.output import Output
 
 EVERY_S: Final = 1.0
 """How often the database is read."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from birdwire.cli import run_servers
 from birdwire.cli.inputs import os_user
-from birdwire.cli.output import ExitCode, Stop
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.policy import PolicyError
 from birdwire.keys.rules import KeyRuleError
 from birdwire.store.database import Database, StorageDownError, StoreError, file_of

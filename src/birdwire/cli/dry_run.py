@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from birdwire.api.paths import API
-from birdwire.cli.output import ExitCode, Output, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
     from birdwire.cli.gateway_client import GatewayClient
+    from birdwire.cli.output import Output
     from birdwire.cli.targets import Named
 
 DryRunOption = Annotated[

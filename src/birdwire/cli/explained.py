@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from birdwire.cli.output import meaning, printable, remedy
+from birdwire.cli.output import meaning, remedy
+from birdwire.cli.printable import printable
 from birdwire.store.tables.journal import STATES, WAITING, State, Why
 
 if TYPE_CHECKING:

@@ -11,15 +11,17 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 from email.message import Message
+from functools import cached_property
 from threading import Timer
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from birdwire import __version__
-from birdwire.cli.output import ExitCode, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DEADLINE_S = 30.0
 UPLOAD_DEADLINE_S = 300.0
@@ -45,6 +47,7 @@ class _Content:
     length: int = 0
     idempotency_key: str | None = None
     wait_s: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,19 @@ class Reply:
 class GatewayClient:
     """Client for one gateway with one key or none; each request must finish within `deadline_s`.
 
+    A response of `max_answer` bytes or more counts as incomplete.
+
     Raises:
         Stop: the URL is invalid, or is plain HTTP to another machine.
     """
 
-    def __init__(self, url: str, raw_key: str | None = None, *, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, url: str, raw_key: str | None = None, *, deadline_s: float = DEADLINE_S, max_answer: int = MAX_ANSWER
+    ) -> None:
         self.url = url.rstrip("/")
         self._key = raw_key
         self._deadline_s = deadline_s
+        self._max_answer = max_answer
         try:
             parts = urlsplit(self.url)
             self._host, self._port = parts.hostname or "", parts.port
@@ -148,6 +156,15 @@ class GatewayClient:
         content = _Content(raw, "application/json", len(raw or b""), idempotency_key, wait_s)
         return self._send(method, path, content, self._deadline_s + wait_s)
 
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Send a JSON body once, byte for byte, with these headers.
+
+        Raises:
+            Stop: as for `call`.
+        """
+        content = _Content(body, "application/json", len(body), headers=headers)
+        return self._send("POST", path, content, self._deadline_s)
+
     def accepted(self, reply: Reply) -> dict[str, Any]:
         """Return the JSON document of a successful response.
 
@@ -157,7 +174,24 @@ class GatewayClient:
         document = reply.document
         if 200 <= reply.status < 300 and document is not None:
             return document
-        raise self._refusal(reply.status, document)
+        raise self.refusal(reply)
+
+    def refusal(self, reply: Reply) -> Stop:
+        """Return what a response states that is not a success."""
+        status, document = reply.status, reply.document
+        error = (document or {}).get("error")
+        if not isinstance(error, dict) or "message" not in error:
+            return Stop(
+                ExitCode.UPSTREAM,
+                f"{self.url} answered with HTTP {status}, but it is not a Birdwire gateway.",
+                "Set BIRDWIRE_URL to the gateway's URL.",
+            )
+        code = _EXITS.get(status, ExitCode.UPSTREAM if status >= 500 else ExitCode.REFUSED)
+        if error.get("code") == "outcome_unknown":
+            code = ExitCode.UNKNOWN
+        message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
+        fix = _FIXES.get(str(error.get("reason")), fix)
+        return Stop(code, message, fix, request_id=request_id, document=document)
 
     def _send(self, method: str, path: str, content: _Content, deadline_s: float) -> Reply:
         connection = self._connect()
@@ -178,22 +212,27 @@ class GatewayClient:
             deadline.cancel()
             connection.close()
 
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
     def _connect(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection
         if self._tls:
-            context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=self._deadline_s, context=context)
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._deadline_s, context=self._trusted
+            )
         else:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=self._deadline_s)
         try:
             connection.connect()
         except OSError as error:
+            connection.close()
             why = error.strerror or type(error).__name__
-            raise Stop(
-                ExitCode.UPSTREAM,
-                f"Cannot connect to a gateway at {self.url} ({why}).",
-                "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to the gateway's URL.",
-            ) from None
+            fix = "Start one with `birdwire dev` or `birdwire serve`, or set BIRDWIRE_URL to the gateway's URL."
+            if isinstance(error, ssl.SSLError):
+                fix = "Check the gateway's certificate, and whether BIRDWIRE_URL has the right scheme and port."
+            raise Stop(ExitCode.UPSTREAM, f"Cannot connect to a gateway at {self.url} ({why}).", fix) from None
         return connection
 
     def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, content: _Content) -> Reply:
@@ -206,29 +245,15 @@ class GatewayClient:
             headers["Idempotency-Key"] = content.idempotency_key
         if content.wait_s:
             headers["Prefer"] = f"wait={content.wait_s}"
+        headers |= content.headers
         # A gateway that refuses an upload early may stop reading, but it has sent its response.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, content.body, headers)
         answer = connection.getresponse()
-        received = answer.read(MAX_ANSWER)
-        if (answer.length != 0 and not answer.chunked) or len(received) == MAX_ANSWER:
+        received = answer.read(self._max_answer)
+        if (answer.length != 0 and not answer.chunked) or len(received) == self._max_answer:
             raise http.client.IncompleteRead(received)
         return Reply(answer.status, received, answer.headers)
-
-    def _refusal(self, status: int, document: dict[str, Any] | None) -> Stop:
-        error = (document or {}).get("error")
-        if not isinstance(error, dict) or "message" not in error:
-            return Stop(
-                ExitCode.UPSTREAM,
-                f"{self.url} answered with HTTP {status}, but it is not a Birdwire gateway.",
-                "Set BIRDWIRE_URL to the gateway's URL.",
-            )
-        code = _EXITS.get(status, ExitCode.UPSTREAM if status >= 500 else ExitCode.REFUSED)
-        if error.get("code") == "outcome_unknown":
-            code = ExitCode.UNKNOWN
-        message, fix, request_id = (printable(error.get(name, "")) for name in ("message", "fix", "request_id"))
-        fix = _FIXES.get(str(error.get("reason")), fix)
-        return Stop(code, message, fix, request_id=request_id, document=document)
 
 
 def data_of(document: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,9 @@ import shlex
 import sys
 from getpass import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from birdwire.cli.output import ExitCode, Stop
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,30 +29,6 @@ DATABASE, VAULT_KEY, WORLD = "birdwire.db", "vault.key", "sandbox.json"
 _LONGEST_KEY_FILE = 4_096
 _LONGEST_TEXT = 65_536
 _LONGEST_LINE = 8_192
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML settings file. Environment variables take precedence."),
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Use the database and vault key in this data folder of `birdwire dev`, not the settings.",
-    ),
-]
-KeyFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key-file",
-        metavar="FILE",
-        help="File with the API key. Default: the key in BIRDWIRE_API_KEY, or a prompt.",
-    ),
-]
-ScopeArgument = Annotated[
-    str, typer.Argument(metavar="SCOPE", help="KEY_ID, @handle of a linked account, or `gateway` for everything.")
-]
 
 
 def read_settings(config: Path | None = None, data: Path | None = None, **changes: str | None) -> Settings:

@@ -11,7 +11,7 @@ from birdwire.accounts.linking import AuthorizationRequests, hash_of
 from birdwire.api.body import check
 from birdwire.api.errors import GatewayError, describe
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.output import ExitCode, Stop
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.keys.registry import Keys
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.startup import open_vault

@@ -10,7 +10,7 @@ from birdwire.accounts.links import Links
 from birdwire.api.errors import GatewayError, describe
 from birdwire.cli.database import opened, operator, refusals
 from birdwire.cli.linking import check_client, described
-from birdwire.cli.output import ExitCode, Stop
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.keys.cache import KeyCache
 from birdwire.keys.guess_limit import GuessLimiter
 from birdwire.keys.registry import Keys

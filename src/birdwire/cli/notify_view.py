@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from birdwire.cli.output import printable
+from birdwire.cli.printable import printable
 from birdwire.runtime.clock import rfc3339
 
 if TYPE_CHECKING:

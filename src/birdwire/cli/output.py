@@ -1,4 +1,4 @@
-"""Output of a command and its exit code: one JSON document for programs, or text for people."""
+"""Output of a command: one JSON document for programs, or text for people."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import re
 import sys
 from contextlib import contextmanager
-from enum import IntEnum
 from functools import cached_property
 from string import Formatter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from birdwire.api.errors import PROBLEMS, GatewayError, describe, reason_named
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,49 +24,6 @@ if TYPE_CHECKING:
 
 _WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +")
-
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to stdout and human-readable text to stderr.")
-]
-
-
-class ExitCode(IntEnum):
-    """Exit codes of a command."""
-
-    OK = 0
-    USAGE = 2
-    REFUSED = 3
-    AUTH = 4
-    LIMIT = 5
-    UPSTREAM = 6
-    UNKNOWN = 7
-    AWAITING = 8
-
-
-class Stop(Exception):  # noqa: N818 - it ends a command, for whatever reason
-    """Ends a command that failed: the exit code, the cause, and the next step.
-
-    `document` is the JSON document of the gateway's refusal and `reason` its reason. Without a refusal, the document
-    is built from the other parts.
-    """
-
-    def __init__(
-        self,
-        code: ExitCode,
-        message: str,
-        fix: str = "",
-        *,
-        request_id: str = "",
-        document: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.fix = fix
-        self.request_id = request_id
-        error = (document or {}).get("error")
-        self.reason = str(error.get("reason", "")) if isinstance(error, dict) else ""
-        self.document = document or {"error": {"code": code.name.lower(), "message": message, "fix": fix}}
 
 
 class Output:
@@ -164,12 +122,6 @@ def family(**options: Any) -> typer.Typer:
         "pretty_exceptions_enable": False,
     }
     return typer.Typer(**(given | options))
-
-
-def printable(text: object, length: int = 500) -> str:
-    """Return text from another machine as a single line without control characters."""
-    line = "".join(char if char.isprintable() else " " for char in str(text)[: length + 1])
-    return line if len(line) <= length else f"{line[:length]}..."
 
 
 def _cell(value: object) -> str:

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
-from birdwire.cli.output import ExitCode, Stop
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.edge.protocol import EdgeProtocol
 from birdwire.runtime.file_limits import raise_limit
 

@@ -11,7 +11,8 @@ import typer
 
 from birdwire.api.paths import API
 from birdwire.cli.gateway_client import data_of
-from birdwire.cli.output import ExitCode, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from birdwire.cli.inputs import editor
-from birdwire.cli.output import ExitCode, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

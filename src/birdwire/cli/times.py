@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
-from birdwire.cli.output import ExitCode, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import Clock
 
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([smhd])")

@@ -14,10 +14,12 @@ from birdwire.api.errors import PROBLEMS
 from birdwire.api.messages import ACCEPTED
 from birdwire.api.paths import API
 from birdwire.cli import times
-from birdwire.cli.output import ExitCode, Output, Stop, printable
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
     from birdwire.cli.gateway_client import GatewayClient
+    from birdwire.cli.output import Output
 
 WaitOption = Annotated[
     str | None,

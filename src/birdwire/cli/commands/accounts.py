@@ -11,8 +11,11 @@ import typer
 
 from birdwire.api.paths import API
 from birdwire.cli.gateway_client import GatewayClient
-from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, meaning, printable, saying
+from birdwire.cli.inputs import gateway_url, read_key, read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption, KeyFileOption
+from birdwire.cli.output import Output, family, meaning, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 
 if TYPE_CHECKING:
     from birdwire.cli.linking import Linking

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from birdwire.cli import OFFERED, name_of
+from birdwire.cli.command_line import OFFERED, name_of
 from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
-from birdwire.cli.inputs import DEFAULT_URL, KeyFileOption, gateway_url, read_key
-from birdwire.cli.output import JsonOption, family, printable, saying
+from birdwire.cli.inputs import DEFAULT_URL, gateway_url, read_key
+from birdwire.cli.options import JsonOption, KeyFileOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.printable import printable
 from birdwire.cli.targets import POST, USER
 from birdwire.cli.waiting import WaitOption, patience_s, send
 

@@ -11,8 +11,10 @@ from birdwire.api.paths import APPROVE
 from birdwire.cli import approval_view, terminal
 from birdwire.cli.approval_desk import MOST, at_desk
 from birdwire.cli.approval_watch import watch_lines, watch_terminal
-from birdwire.cli.inputs import ConfigOption, DataOption, read_settings, read_stdin
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.cli.inputs import read_settings, read_stdin
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import rfc3339
 
 if TYPE_CHECKING:

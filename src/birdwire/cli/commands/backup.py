@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from birdwire.cli.database import alone, operator, refusals, there
-from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import Clock, rfc3339
 from birdwire.startup import open_vault
 from birdwire.store import backup as copies

@@ -15,8 +15,11 @@ import typer
 from birdwire import __version__
 from birdwire.cli import notify_view
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.inputs import ConfigOption, load_settings, settings_file
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, meaning, printable, saying
+from birdwire.cli.inputs import load_settings, settings_file
+from birdwire.cli.options import ConfigOption, JsonOption
+from birdwire.cli.output import family, meaning, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.policy import GATEWAY_SCOPE, may_ask
 from birdwire.gateway.guardrails.registry import Policies, read
 from birdwire.keys.redis_connection import RedisConnection, Script

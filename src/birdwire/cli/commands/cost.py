@@ -12,8 +12,10 @@ import typer
 
 from birdwire.cli import times
 from birdwire.cli.database import opened
-from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import rfc3339
 from birdwire.store.tables import costs
 from birdwire.x.catalog.prices import Prices, usd

@@ -22,7 +22,10 @@ from birdwire.cli import run_servers
 from birdwire.cli.database import held, operator, refusals
 from birdwire.cli.gateway_client import GatewayClient
 from birdwire.cli.inputs import DATABASE, DEFAULT_FOLDER, DEFAULT_URL, VAULT_KEY, WORLD
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
+from birdwire.cli.options import JsonOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import MAX_RPM
 from birdwire.keys.secrets import mint

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from birdwire.cli import ACTIONS
+from birdwire.cli.command_line import ACTIONS
 from birdwire.cli.database import opened, operator
-from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.new_keys import LIFTED, check_preset, create_key
+from birdwire.cli.options import AccountOption, ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.keys.registry import Keys
 from birdwire.keys.rules import MAX_RPM, MAX_TEXT_LIMIT, TIERS, KeyRules
 from birdwire.runtime.clock import Clock, rfc3339
-from birdwire.store.database import file_of, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -84,23 +86,6 @@ TextOption = Annotated[
     ),
 ]
 
-AccountOption = Annotated[
-    str | None,
-    typer.Option(metavar="USERNAME", help="X account the key may act as, such as @ada. Without this rule: any."),
-]
-
-LIFTED = {
-    "rpm": "rpm",
-    "expires-in": "expires_at",
-    "actions": "actions",
-    "ips": "ips",
-    "return-to": "return_to",
-    "daily-writes": "daily_writes",
-    "text-limit": "text_limit",
-    "account": "account_username",
-}
-"""Rules that `change --lift` removes: the option's name -> the name in `birdwire log --acts`. Both are accepted."""
-
 app = family()
 
 
@@ -139,20 +124,16 @@ def create(
     """
     with saying(as_json=as_json) as say:
         given = _rules(expires_in, actions, ips, return_to, daily_writes, text_limit, account)
-        _check_preset(preset, given)
-        rules, settings = KeyRules(**given), read_settings(config, data)
-        file = file_of(settings.database_url)
-        new = file is not None and not file.exists()
-        key, raw_key = _on(settings, lambda keys: keys.create(settings.mode, label, tier, rpm, rules=rules), new=True)
-        if preset is not None:
-            key = asyncio.run(_apply(settings, key.key_id, preset))
+        check_preset(preset, given)
+        settings = read_settings(config, data)
+        made = create_key(settings, label, tier, rpm, rules=KeyRules(**given), preset=preset)
+        key, raw_key = made.key, made.raw_key
         say.result(_created(key, raw_key) | ({} if preset is None else {"preset": preset}), raw_key)
         if not as_json:
             say.aside(f"{key.key_id}: {_terms(key)}. The key will not be shown again.")
             if preset is not None:
                 say.aside(f"The preset {preset} applies. {PRESETS[preset].sentence}")
-            made = ", which was just created. Only a gateway that uses this database accepts the key" if new else ""
-            say.aside(f"The key is stored in the database {place_of(settings.database_url)}{made}.")
+            say.aside(made.stored)
 
 
 @app.command()
@@ -277,19 +258,12 @@ def revoke(key_id: KeyId, *, config: ConfigOption = None, data: DataOption = Non
         say.result({"key_id": key.key_id, "label": key.label, "revoked_at": revoked_at}, text)
 
 
-def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]], *, new: bool = False) -> Result:
+def _on(settings: Settings, work: Callable[[Keys], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        async with opened(settings, new=new) as database:
+        async with opened(settings) as database:
             return await work(Keys(database, Clock(), by=operator()))
 
     return asyncio.run(run())
-
-
-async def _apply(settings: Settings, key_id: str, preset: str) -> Key:
-    """Copy the rules of a preset into a new key's policy; return the key, whose own rules the preset may also set."""
-    async with opened(settings) as database:
-        await Policies(database, Clock(), operator()).set(key_id, preset=preset)
-        return await Keys(database, Clock()).get(key_id)
 
 
 async def _all(settings: Settings) -> tuple[list[tuple[Key, str]], dict[str, PolicyRow]]:
@@ -301,22 +275,6 @@ async def _all(settings: Settings) -> tuple[list[tuple[Key, str]], dict[str, Pol
 def _named(policy: PolicyRow | None) -> dict[str, object]:
     """Return the preset and the enforcement of a key's own policy."""
     return {"preset": policy and policy.preset, "enforcement": policy and policy.enforcement}
-
-
-def _check_preset(preset: str | None, given: dict[str, Any]) -> None:
-    """Check that a preset exists, and that no option sets a rule that it also sets.
-
-    Raises:
-        Stop: one of both.
-    """
-    if preset is None:
-        return
-    if preset not in PRESETS:
-        raise Stop(ExitCode.USAGE, f"--preset: {preset} is not one of {', '.join(PRESETS)}.")
-    both = [name for name in PRESETS[preset].key_rules if name in given]
-    if both:
-        option = next(option for option, column in LIFTED.items() if column == both[0])
-        raise Stop(ExitCode.USAGE, f"The preset {preset} sets --{option} itself.", "Leave out one of them.")
 
 
 def _created(key: Key, raw_key: str) -> dict[str, object]:

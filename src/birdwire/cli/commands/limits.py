@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire.api.paths import API
 from birdwire.cli.gateway_client import GatewayClient
-from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
-from birdwire.cli.output import JsonOption, family, saying
+from birdwire.cli.inputs import gateway_url, read_key
+from birdwire.cli.options import JsonOption, KeyFileOption
+from birdwire.cli.output import family, saying
 from birdwire.runtime.clock import rfc3339
 
 if TYPE_CHECKING:

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from birdwire.api.paths import API
-from birdwire.cli import ACTIONS, times
+from birdwire.cli import times
+from birdwire.cli.command_line import ACTIONS
 from birdwire.cli.database import opened
 from birdwire.cli.explained import explained
 from birdwire.cli.gateway_client import GatewayClient
-from birdwire.cli.inputs import ConfigOption, DataOption, KeyFileOption, gateway_url, read_key, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
+from birdwire.cli.inputs import gateway_url, read_key, read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption, KeyFileOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.outcomes.acts import document as act_document
 from birdwire.outcomes.report import report
 from birdwire.store.tables import acts as store_acts

@@ -9,8 +9,11 @@ import typer
 
 from birdwire.api.paths import API
 from birdwire.cli.gateway_client import GatewayClient, data_of
-from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, printable, saying
+from birdwire.cli.inputs import gateway_url, read_key
+from birdwire.cli.options import JsonOption, KeyFileOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.cli.targets import USER, UserArgument
 
 COUNTED = {"followers": "followers", "following": "following", "statusesCount": "posts"}

@@ -12,8 +12,10 @@ import typer
 
 from birdwire import __version__
 from birdwire.cli.database import alone, opened, operator, refusals
-from birdwire.cli.inputs import ConfigOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, JsonOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.startup import open_vault

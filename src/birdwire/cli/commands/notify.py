@@ -13,9 +13,11 @@ import typer
 
 from birdwire.cli import notify_view
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.inputs import ConfigOption, DataOption, again, read_secret_line, read_settings
+from birdwire.cli.inputs import again, read_secret_line, read_settings
 from birdwire.cli.notify_view import NONE, SET, Standing
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.notifications.destination import Destinations, NoDestinationError
 from birdwire.runtime.addresses import is_any, is_loopback
 from birdwire.runtime.clock import Clock, rfc3339

@@ -9,8 +9,10 @@ import typer
 
 from birdwire.cli import times
 from birdwire.cli.database import opened, operator
-from birdwire.cli.inputs import ConfigOption, DataOption, ScopeArgument, read_settings
-from birdwire.cli.output import JsonOption, family, printable, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption, ScopeArgument
+from birdwire.cli.output import family, saying
+from birdwire.cli.printable import printable
 from birdwire.gateway.guardrails.pauses import document
 from birdwire.gateway.guardrails.policy import GATEWAY_SCOPE
 from birdwire.gateway.guardrails.registry import Policies

@@ -12,10 +12,14 @@ import typer
 
 from birdwire.api.body import parse
 from birdwire.api.errors import GatewayError, describe
-from birdwire.cli import ACTIONS, dry_run, times
+from birdwire.cli import dry_run, times
+from birdwire.cli.command_line import ACTIONS
 from birdwire.cli.database import opened, operator, refusals
-from birdwire.cli.inputs import ConfigOption, DataOption, ScopeArgument, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption, ScopeArgument
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.policy import PolicyError, sentences
 from birdwire.gateway.guardrails.presets import PRESETS
 from birdwire.gateway.guardrails.registry import Policies, Standing

@@ -20,8 +20,11 @@ from birdwire.api.models import Body
 from birdwire.api.paths import API
 from birdwire.cli.dry_run import DryRunOption, ask, finish, id_of
 from birdwire.cli.gateway_client import GatewayClient, data_of
-from birdwire.cli.inputs import KeyFileOption, gateway_url, read_key, read_stdin
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, printable, saying
+from birdwire.cli.inputs import gateway_url, read_key, read_stdin
+from birdwire.cli.options import JsonOption, KeyFileOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.cli.targets import POST, USER
 from birdwire.cli.waiting import WaitOption, patience_s, send
 from birdwire.x.catalog.post import PostTwitter

@@ -13,8 +13,10 @@ from birdwire.cli import terminal, times
 from birdwire.cli.approval_desk import at_desk
 from birdwire.cli.commands.log import MOST, shown
 from birdwire.cli.database import opened, operator
-from birdwire.cli.inputs import ConfigOption, DataOption, ScopeArgument, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption, ScopeArgument
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.gateway.guardrails.policy import ACCOUNT_PREFIX, GATEWAY_SCOPE
 from birdwire.gateway.guardrails.registry import Policies
 from birdwire.runtime.clock import Clock

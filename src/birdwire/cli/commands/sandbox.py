@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 import typer
 
 from birdwire.cli import run_servers
-from birdwire.cli.output import ExitCode, JsonOption, Stop, family, printable, saying
+from birdwire.cli.options import JsonOption
+from birdwire.cli.output import family, saying
+from birdwire.cli.printable import printable
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.sandbox.app import create_sandbox
 from birdwire.sandbox.control.tcp_proxy import create_proxy
 

@@ -10,8 +10,10 @@ import typer
 from birdwire.app import create_app
 from birdwire.cli import run_servers
 from birdwire.cli.database import alone, refusals
-from birdwire.cli.inputs import ConfigOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, JsonOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.startup import open_vault, prepare

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from birdwire.cli.database import held, opened, operator, refusals
-from birdwire.cli.inputs import ConfigOption, DataOption, read_settings
-from birdwire.cli.output import ExitCode, JsonOption, Output, Stop, family, saying
+from birdwire.cli.inputs import read_settings
+from birdwire.cli.options import ConfigOption, DataOption, JsonOption
+from birdwire.cli.output import Output, family, saying
+from birdwire.cli.stop import ExitCode, Stop
 from birdwire.runtime.clock import Clock
 from birdwire.runtime.failpoints import Failpoints
 from birdwire.startup import open_vault

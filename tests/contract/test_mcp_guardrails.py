@@ -94,6 +94,7 @@ async def new_key(running: RunningGateway, username: str | None = "ada", **rules
 async def test_many_callers_of_mcp_and_http_with_one_name_are_one_post(linked: RunningGateway) -> None:
     """`once` and Idempotency-Key are the same name: one post at X, and afterwards one answer for both."""
     agent, body, name = Agent(linked), {"text": "one of many"}, "a-shared-name"
+    named: set[str] = set()
 
     async def over_http() -> str:
         answer = await linked.call("post_twitter", body, headers={"idempotency-key": name})
@@ -101,6 +102,7 @@ async def test_many_callers_of_mcp_and_http_with_one_name_are_one_post(linked: R
 
     async def over_mcp() -> str:
         content = await agent.content("create_post", **body, once=name)
+        named.add(content["request_id"])
         return "done" if content["ok"] else refusal(content)[1]
 
     calls = [over_http() if number % 2 else over_mcp() for number in range(CALLERS)]
@@ -111,6 +113,9 @@ async def test_many_callers_of_mcp_and_http_with_one_name_are_one_post(linked: R
     assert replayed.headers["idempotent-replayed"] == "true"
     assert content["data"]["id"] == replayed.json()["data"]["id"]
     assert content["idempotency_key"] == name
+    # An agent that asks for the outcome asks for that of the one call that was sent.
+    assert named == {content["request_id"]}
+    assert (await agent.content("get_request", request_id=content["request_id"]))["state"] == "done"
     other = await agent.content("create_post", text="another", once=name)
     assert refusal(other) == ("refused", "idempotency_key_reused")
     assert len(await linked.calls("/2/tweets", method="POST")) == 1

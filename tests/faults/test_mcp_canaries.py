@@ -84,13 +84,11 @@ async def use_every_tool(agent: Agent) -> list[str]:
     return [auth_url, *parse_qs(urlsplit(auth_url).query)["state"]]
 
 
-@pytest.mark.engines("sqlite", "postgres")
+@pytest.mark.engines("sqlite", *["postgres"] * LONG)
 async def test_nothing_of_a_tool_call_is_at_rest_in_clear(
-    tmp_path: Path, database_url: str, engine: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether the posts are sent or wait for a person: neither keys, texts, states nor tokens are."""
-    if engine == "postgres" and not LONG:
-        pytest.skip("the long form: make faults")
     built = RunningGateway.built(tmp_path, database_url=database_url, metrics_token=SecretStr(TOKEN), rpm=1_000_000)
     async with built as running:
         await running.link("ada")

@@ -51,12 +51,11 @@ async def test_the_outcome_of_a_post_whose_process_was_killed_is_found_by_the_to
     if not applied and not LONG:
         pytest.skip("the search for a lost post takes a minute: make faults")
     async with deploy(tmp_path) as deployment:
-        at = await deployment.serve()
-        await deployment.link(at)
-        await at.kill()
         for number in range(KILLS):
             asked = {"text": f"killed {number}", "once": f"name {number}"}
             at = await deployment.serve(failpoints="post_after_send=kill")
+            if not number:
+                await deployment.link(at)
             await deployment.fault("/2/tweets", {"trickle_bps": 20} if applied else {"drop": "before_apply"})
             with contextlib.suppress(httpx2.HTTPError):
                 await content(deployment, at, "create_post", **asked)

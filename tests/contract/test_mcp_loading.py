@@ -7,13 +7,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from harness.gateway import RunningGateway
 from harness.mcp import Agent
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 KERNEL = "birdwire.surfaces.mcp.kernel"
 PROCESS = """
@@ -42,6 +42,7 @@ asyncio.run(start())
 """
 
 
+@pytest.mark.trust("#342")
 def test_a_process_loads_the_sdk_with_the_first_admitted_message(tmp_path: Path) -> None:
     """Neither a start nor a caller without a valid key loads anything of it."""
     environment = {
@@ -57,6 +58,7 @@ def test_a_process_loads_the_sdk_with_the_first_admitted_message(tmp_path: Path)
     assert {"mcp", "mcp_types"} <= set(found["served"])
 
 
+@pytest.mark.trust("#342")
 async def test_without_the_package_the_endpoint_answers_404(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to do, also to a caller without a key; everything else works."""
     monkeypatch.setitem(sys.modules, "mcp", None)

@@ -39,6 +39,7 @@ def refusal_of(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, str(error["reason"])
 
 
+@pytest.mark.trust("#337")
 @pytest.mark.parametrize("revision", REVISIONS)
 async def test_every_revision_is_served_without_state(shared_gateway: RunningGateway, revision: str) -> None:
     """The handshake or the discovery, a ping, the list and a call, each by itself; and the same answers in all."""
@@ -109,6 +110,7 @@ MALFORMED: dict[str, tuple[bytes, tuple[int, int, object]]] = {
 }
 
 
+@pytest.mark.trust("#338")
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_a_malformed_message_is_an_error_of_json_rpc(shared_gateway: RunningGateway, name: str) -> None:
     """With HTTP 400, the allowance of the key, and nothing of the HTTP API's examples."""
@@ -157,6 +159,7 @@ async def test_odd_parameters_are_malformed(shared_gateway: RunningGateway, para
     assert error_of(await Agent(shared_gateway).send(sent)) == (200, -32602, 1)
 
 
+@pytest.mark.trust("#337")
 @pytest.mark.parametrize(
     "changed",
     [
@@ -188,6 +191,7 @@ async def test_a_routing_header_may_come_once(shared_gateway: RunningGateway) ->
     assert error_of(answer) == (400, -32020, 1)
 
 
+@pytest.mark.trust("#338")
 async def test_what_is_refused_before_any_message_has_the_shape_of_the_api(shared_gateway: RunningGateway) -> None:
     """Keys, types, sizes, methods and paths."""
     bare, key = shared_gateway.bare, {"authorization": f"Bearer {shared_gateway.raw_key}"}
@@ -232,6 +236,7 @@ ORIGINS = {
 }
 
 
+@pytest.mark.trust("#343")
 @pytest.mark.parametrize("origin", ORIGINS)
 async def test_a_page_of_another_site_is_refused(shared_gateway: RunningGateway, origin: str) -> None:
     """It may have the name of a site that resolves to this machine."""
@@ -242,6 +247,7 @@ async def test_a_page_of_another_site_is_refused(shared_gateway: RunningGateway,
         assert refusal_of(answer) == (403, "origin_not_allowed")
 
 
+@pytest.mark.trust("#343")
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:80", "169.254.1.1"])
 async def test_a_host_that_is_not_served_is_refused(shared_gateway: RunningGateway, host: str) -> None:
     """DNS rebinding reaches a gateway on its reader's machine by the attacker's own name."""
@@ -264,6 +270,7 @@ async def test_a_request_of_http_1_0_needs_no_host(shared_gateway: RunningGatewa
     assert answer.error["reason"] in ("origin_not_allowed", "duplicate_header")
 
 
+@pytest.mark.trust("#336")
 async def test_a_message_spends_one_call_of_the_key(shared_gateway: RunningGateway) -> None:
     """Also a tool call, a malformed message and a notification."""
     agent = Agent(shared_gateway)
@@ -297,6 +304,7 @@ def _mutated(value: Any, chance: random.Random) -> Any:
     return found
 
 
+@pytest.mark.trust("#338")
 async def test_no_message_causes_a_server_error(shared_gateway: RunningGateway) -> None:
     """Mutants of good messages in all revisions: an answer of JSON-RPC, or a refusal, and no crash in the log."""
     chance = random.Random(16)  # noqa: S311 - the same messages in every run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -48,6 +49,7 @@ async def report(running: RunningGateway, request_id: str) -> httpx2.Response:
     return await running.client.get(f"{API}requests/{request_id}")
 
 
+@pytest.mark.trust("#336")
 async def test_each_write_and_its_undoing_is_done(linked: RunningGateway) -> None:
     """One request to X each, and a line of the log that names the operation."""
     agent = Agent(linked)
@@ -76,6 +78,7 @@ async def test_each_write_and_its_undoing_is_done(linked: RunningGateway) -> Non
     assert (line["key_id"], line["request_id"]) == (linked.key_id, content["request_id"])
 
 
+@pytest.mark.trust("#339")
 async def test_lookups_return_what_x_has_without_a_wrapper(linked: RunningGateway) -> None:
     """What others wrote is only in `data`, with invisible characters made visible."""
     agent = Agent(linked)
@@ -94,6 +97,7 @@ async def test_lookups_return_what_x_has_without_a_wrapper(linked: RunningGatewa
     assert all("IGNORE" not in line for line in result["content"][0]["text"].split("\n")[:3])
 
 
+@pytest.mark.trust("#341")
 async def test_a_tool_call_waits_for_a_person_and_holds_no_slot(tmp_path: Path) -> None:
     """With one slot for the key: its waiting get_request ends with the decision, while other calls are served."""
     async with RunningGateway.built(tmp_path, max_calls=2, max_calls_each=1, max_calls_each_queued=0) as running:
@@ -143,13 +147,18 @@ async def test_what_a_person_denied_is_reported(linked: RunningGateway) -> None:
         agent = Agent(linked)
         asked = content_of(await agent.call("create_post", text="no?", once="k"))["request_id"]
         await desk.approvals.deny(asked, OPERATOR, note="not\ntoday")
-        denied = content_of(await agent.call("get_request", request_id=asked, wait_s=25))
+        result = await agent.call("get_request", request_id=asked, wait_s=25)
+        denied = content_of(result)
         assert (denied["ok"], denied["state"], denied["data"]["state"]) == (True, "refused", "denied")
+        assert sentence_of(result).endswith(
+            "a person denied it, and nothing was published. The person's note: not today"
+        )
         result = await agent.call("create_post", text="no?", once="k")
         assert content_of(result)["error"]["reason"] == "approval_denied"
         assert "not today" in sentence_of(result)
 
 
+@pytest.mark.trust("#336")
 async def test_once_is_an_idempotency_key(linked: RunningGateway) -> None:
     """It shares its names with HTTP; a generated one can be used for a repetition."""
     agent = Agent(linked)
@@ -182,6 +191,7 @@ async def test_headers_of_the_message_name_no_call(linked: RunningGateway) -> No
         assert "preference-applied" not in answer.headers
 
 
+@pytest.mark.trust("#340")
 async def test_a_lost_post_is_unknown_until_it_is_found(linked: RunningGateway) -> None:
     """The fix is get_request, and a repetition by the same `once` sends nothing."""
     agent = Agent(linked)
@@ -217,6 +227,7 @@ async def test_a_like_that_x_may_have_applied_is_unknown_and_safe_to_repeat(link
     assert sentence_of(result).startswith("Not done.")
 
 
+@pytest.mark.trust("#340")
 async def test_what_x_did_and_the_store_did_not_record_is_not_refused(
     linked: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +304,7 @@ async def test_an_agent_links_an_account_by_asking_a_person(running: RunningGate
     assert content_of(await agent.call("like_post", tweet_id=POST))["data"] == {"liked": True}
 
 
+@pytest.mark.trust("#336")
 async def test_a_preview_is_a_dry_run(linked: RunningGateway) -> None:
     """The same document, for a call that would be sent, one that a person must approve, and one that is refused."""
     async with SendingDesk.opened(linked, {"approve": ["like_twitter"], "words": {"deny": ["giveaway"]}}):
@@ -315,6 +327,7 @@ async def test_a_preview_is_a_dry_run(linked: RunningGateway) -> None:
     assert await linked.calls("/2/tweets", method="POST") == []
 
 
+@pytest.mark.trust("#344")
 async def test_what_a_key_cannot_use_is_not_listed(linked: RunningGateway) -> None:
     """By its rules, the link's scopes, or X's access level; a call all the same is answered by the pipeline."""
     agent = Agent(linked)
@@ -372,12 +385,48 @@ async def test_a_client_that_disconnects_does_not_end_its_call(linked: RunningGa
     assert len(await linked.calls("/2/tweets", method="POST")) == 1
 
 
-async def test_a_limit_reached_before_a_message_is_read(tmp_path: Path) -> None:
+async def test_the_fast_path_and_the_app_answer_alike(tmp_path: Path, linked: RunningGateway) -> None:
+    """Status, headers in their order, and body, apart from ids of requests and times."""
+    (tmp_path / "app").mkdir()
+    async with RunningGateway.built(tmp_path / "app", lane=False) as app:
+        await app.link("ada")
+        seen = []
+        for running in (linked, app):
+            agent = Agent(running)
+            answers = [
+                await agent.request("tools/list"),
+                await agent.request("tools/call", {"name": "like_post", "arguments": {"tweet_id": POST}}),
+                await agent.request("tools/call", {"name": "like_post", "arguments": {"tweet_id": 1}}),
+                await agent.request("no/such"),
+                await agent.request("ping", more={"origin": "null"}),
+                await agent.send("[]"),
+                await agent.send('{"jsonrpc":"2.0","method":"x"}'),
+                await Agent(running, "no key").request("ping"),
+            ]
+            seen.append(
+                [
+                    (answer.status_code, [*answer.headers], re.sub(r"req_\w{26}", "req", answer.text))
+                    for answer in answers
+                ]
+            )
+        assert seen[0] == seen[1]
+
+
+async def test_a_limit_reached_before_a_message_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """429 and 503 have the shape of the HTTP API, with Retry-After."""
+
+    def down(*_: object) -> None:
+        raise StorageDownError("a test")
+
     async with RunningGateway.built(tmp_path, rpm=4) as running:
-        await running.link("ada")
         agent = Agent(running)
-        answers = [await agent.request("ping") for _ in range(4)]
-        assert {answer.status_code for answer in answers} == {200, 429}
-        error = answers[-1].json()["error"]
-        assert (error["reason"], int(answers[-1].headers["retry-after"]) > 0) == ("rpm_exceeded", True)
+        answers = [await agent.request("ping") for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200] * 4 + [429]
+        # The key must be read again, and the database does not answer.
+        await running.gateway.keys.change(running.key_id, rpm=100)
+        with monkeypatch.context() as outage:
+            outage.setattr(Database, "read", down)
+            answers.append(await agent.request("ping"))
+        found = [(answer.status_code, answer.json()["error"]["reason"]) for answer in answers[-2:]]
+        assert found == [(429, "rpm_exceeded"), (503, "storage_unavailable")]
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in answers[-2:])

@@ -48,6 +48,7 @@ def refused(reason: Any, **values: Any) -> Answer:
     return render(GatewayError(reason, **values), REQUEST_ID)
 
 
+@pytest.mark.trust("#344")
 def test_what_a_model_is_shown_is_pinned() -> None:
     """Names, descriptions, schemas, annotations and the instructions."""
     tools = [tool.document for tool in TOOLS.values()]
@@ -189,6 +190,7 @@ def test_a_fix_names_nothing_that_only_an_http_client_has(reason: Any) -> None:
     assert text.endswith(error["fix"])
 
 
+@pytest.mark.trust("#340")
 def test_it_is_unknown_only_for_a_write_that_x_may_have_carried_out() -> None:
     """The sentence does not call it refused, and the fix is that of the operation."""
     lost = result("create_post", refused("outcome_unknown"))
@@ -209,6 +211,7 @@ def test_it_is_unknown_only_for_a_write_that_x_may_have_carried_out() -> None:
 HIDDEN = "a\u202eb\u200bc\x07d\U000e0041\u2066"
 
 
+@pytest.mark.trust("#339")
 def test_the_text_repeats_the_structured_content() -> None:
     """Two JSON objects, which together are the structured content; what others wrote is under the line about it."""
     user = {"status": "success", "data": {"id": "1", "userName": "grace", "description": f"x\nIgnore this.{HIDDEN}"}}
@@ -262,7 +265,7 @@ def test_sentences_name_what_was_done() -> None:
         ({"usable": False, "linked": False}, "No account is linked. Call link_account to link one."),
         (
             {"usable": True, "linked": True, "paused": {"by": "operator"}},
-            "@ada is linked. Birdwire is paused for this key: writes are refused.",
+            "@ada is linked. Its calls to X are paused.",
         ),
         (
             {"usable": True, "linked": True, "rules": {"waiting": 2}},

@@ -129,7 +129,9 @@ def _reported(content: dict[str, Any], report: Mapping[str, Any]) -> str:
     content["state"] = (
         "awaiting_approval" if waits else {"yes": "done", "maybe": "unknown", "no": "refused"}[meaning.applied]
     )
-    return f"The request {request_id} ({report['operation']}): {SENTENCES[state]({}, None)}"
+    note = (report["approval"] or {}).get("note")
+    noted = f" The person's note: {note}" if note else ""
+    return f"The request {request_id} ({report['operation']}): {SENTENCES[state]({}, None)}{noted}"
 
 
 def _result(sentence: str, content: dict[str, Any]) -> dict[str, Any]:

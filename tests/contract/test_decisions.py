@@ -253,7 +253,7 @@ def expected(place: Place, rules: Mapping[str, Any], version: int, operation: st
     return Told(decision.outcome, None, None, findings([one.document() for one in decision.findings]))
 
 
-@pytest.mark.trust("#311")
+@pytest.mark.trust("#311", "#336")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_every_surface_tells_the_same_decision(place: Place) -> None:
     """No difference between the surfaces, nor between them and the evaluation: outcome, reason, status, findings."""

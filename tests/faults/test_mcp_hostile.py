@@ -97,6 +97,7 @@ async def post_all(served: GatewayProcess, messages: Sequence[Message] | Fuzzer,
     return kinds
 
 
+@pytest.mark.trust("#338")
 async def test_no_mutated_message_is_a_bug(tmp_path: Path) -> None:
     """No 5xx, no internal error, no crash in the log; each answer is JSON-RPC or our envelope; memory is bounded."""
     async with gateway(tmp_path) as (place, served):
@@ -112,6 +113,7 @@ async def test_no_mutated_message_is_a_bug(tmp_path: Path) -> None:
     assert after_kib <= 1.1 * before_kib, (before_kib, after_kib)
 
 
+@pytest.mark.trust("#342")
 async def test_calls_without_a_good_key_cost_nothing(tmp_path: Path) -> None:
     """The process stays as large as it was: neither a key is kept, nor is the SDK loaded."""
     body = json.dumps(message("tools/list")).encode()

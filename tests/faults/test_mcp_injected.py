@@ -180,6 +180,7 @@ async def check_the_world(scene: Scene, before: dict[str, Any]) -> None:
     assert after["follows"] == before["follows"]
 
 
+@pytest.mark.trust("#339")
 @pytest.mark.parametrize("order", range(ORDERS))
 async def test_an_agent_that_obeys_every_post_stays_within_its_policy(tmp_path: Path, order: int) -> None:
     """No like, follow, reply, quote or link; three posts an hour; one dollar a day; nothing of another key or user."""

@@ -43,6 +43,7 @@ async def settled(deployment: Deployment, at: GatewayProcess, request_id: str) -
             await asyncio.sleep(0.2)
 
 
+@pytest.mark.trust("#340")
 @pytest.mark.parametrize("applied", [True, False], ids=["published", "not published"])
 async def test_the_outcome_of_a_post_whose_process_was_killed_is_found_by_the_tools(
     tmp_path: Path, *, applied: bool

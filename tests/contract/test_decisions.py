@@ -1,4 +1,4 @@
-"""One decision everywhere: each proposal meets each policy over HTTP, the relay dialect, the command line and dry runs.
+"""One decision everywhere: each proposal meets each policy over HTTP, the relay dialect, MCP, the CLI and dry runs.
 
 FAULTS_DECISIONS sets how many pairs of a proposal and a policy are tried.
 """
@@ -26,6 +26,7 @@ from birdwire.gateway.guardrails.rules import RULES
 from birdwire.store.database import Database
 from birdwire.store.tables.journal import WAITING, journal
 from birdwire.store.tables.usage import text_marks, usage
+from birdwire.surfaces.mcp.tools import TOOLS
 from birdwire.x.catalog.operations import OPERATIONS
 from birdwire.x.catalog.post import PostTwitter
 from birdwire.x.catalog.prices import Prices
@@ -33,6 +34,7 @@ from harness.fault_scale import scaled
 from harness.gateway import API, PNG, POST, RunningGateway
 from harness.guarded_gateway import ADA, set_rules
 from harness.guardrails import POLICIES, PROPOSALS
+from harness.mcp import call_tool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -66,6 +68,8 @@ PAIRS = list(product(ALL_PROPOSALS, ALL_POLICIES))
 SAMPLE = scaled("DECISIONS", 40, len(PAIRS))
 UNBOUND = dict.fromkeys(("likes_per_15m", "likes_per_24h", "posts_per_15m", "posts_per_24h"), 1_000_000)
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
+TOOL_OF = {name: (tool.name, at) for tool in TOOLS.values() if tool.writes for at, name in enumerate(tool.calls)}
+"""The tool of each operation, and whether it is the one that `undo` means."""
 
 pytestmark = pytest.mark.timeout(120 + 2 * SAMPLE)
 
@@ -103,6 +107,13 @@ def told_by_dry_run(would: Mapping[str, Any]) -> Told:
     return Told(would["outcome"], refusals[0]["reason"], refusals[0]["status"], findings(would["findings"]))
 
 
+def told_by_tool(content: Mapping[str, Any]) -> Told:
+    """Return what the structured content of a tool call states. There is no status."""
+    if content["state"] == "awaiting_approval":
+        return told_by_question(content)
+    return ALLOWED if content["ok"] else told_by_error(content["error"], None)
+
+
 def findings(found: Any) -> tuple[str, ...]:
     """Return findings in their order, as texts that compare whole."""
     return tuple(json.dumps(one, sort_keys=True) for one in found)
@@ -136,6 +147,22 @@ class Place:
         answer = await self.send(f"dry_run/{operation}", body)
         assert answer.status_code == 200, answer.text
         return told_by_dry_run(answer.json()["would"])
+
+    async def tool(self, operation: str, body: dict[str, Any]) -> Told:
+        """Make the call by MCP. Fields that the tool does not show a model are the same as over HTTP."""
+        name, undo = TOOL_OF[operation]
+        return told_by_tool(await self._call_tool(name, body | ({"undo": True} if undo else {})))
+
+    async def tool_preview(self, operation: str, body: dict[str, Any]) -> Told:
+        """Try the call by MCP."""
+        content = await self._call_tool("preview", {"operation": operation, "arguments": body})
+        assert content["ok"], content
+        return told_by_dry_run(content["data"]["would"])
+
+    async def _call_tool(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        result = await call_tool("", self.running.raw_key, name, arguments, client=self.running.bare)
+        assert result["isError"] is not result["structuredContent"]["ok"]
+        return dict(result["structuredContent"])
 
     async def command(self, operation: str, body: dict[str, Any]) -> Told:
         """Make the call by the command line."""
@@ -226,7 +253,7 @@ def expected(place: Place, rules: Mapping[str, Any], version: int, operation: st
     return Told(decision.outcome, None, None, findings([one.document() for one in decision.findings]))
 
 
-@pytest.mark.trust("#311")
+@pytest.mark.trust("#311", "#336")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_every_surface_tells_the_same_decision(place: Place) -> None:
     """No difference between the surfaces, nor between them and the evaluation: outcome, reason, status, findings."""
@@ -237,7 +264,10 @@ async def test_every_surface_tells_the_same_decision(place: Place) -> None:
         version = await set_rules(place.database, place.running.key_id, ALL_POLICIES[policy])
         wanted = expected(place, ALL_POLICIES[policy], version, operation, body)
         first = None
-        for surface in (place.dry_run, place.http, place.relay, place.command_dry_run, place.command):
+        surfaces = [place.dry_run, place.http, place.relay, place.command_dry_run, place.command]
+        # A model sends no files.
+        surfaces += [place.tool, place.tool_preview] if operation in TOOL_OF else []
+        for surface in surfaces:
             await place.forget()
             told = await surface(operation, dict(body))
             where = (surface.__name__, policy, proposal)

@@ -273,7 +273,7 @@ async def test_an_end_that_the_store_does_not_take_is_written_later(both: tuple[
     if again == "replayed":
         replay = await second.once.begin(second.named("req_2"))
         assert replay is not None
-        assert (replay.status, json.loads(replay.body)) == (201, {"data": {"id": "7"}})
+        assert (replay.answer.status, json.loads(replay.answer.body)) == (201, {"data": {"id": "7"}})
 
 
 @pytest.mark.trust("F10")

@@ -196,7 +196,7 @@ async def test_a_restored_backup_sends_nothing_that_waited(old: Replica, databas
                 await restored.record(waiting.row.request_id, waiting.payload, waiting.row.operation).begin()
         replay = await restored.once.begin(restored.named("req_10", name="waits"))
         assert replay is not None
-        assert (replay.status, replay.value["error"]["reason"]) == (409, "restored_backup")
+        assert (replay.answer.status, replay.answer.value["error"]["reason"]) == (409, "restored_backup")
         # A post that was being sent is searched for, as after any crash.
         post = await restored.row("req_3")
         assert post.state is State.STARTED

@@ -112,6 +112,8 @@ ROUTES_WITHOUT = {
     *(f"GET {row.name}" for row in LOOKUPS),
     *("GET auth/status", "GET requests/{request_id}", "GET /livez", "GET /readyz"),
     *("GET /approve/{token}", "GET /approve/{token}/media/{number}"),
+    # Each tool call is one of the other routes' calls.
+    "POST /mcp",
     *(f"GET {path}" for path in DOCUMENTS),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,15 @@ def headers(key: str, request: Mapping[str, Any], revision: str = USUAL) -> dict
     if revision == STATELESS:
         made["mcp-method"] = request["method"]
         if "name" in request["params"]:
-            made["mcp-name"] = request["params"]["name"]
+            made["mcp-name"] = _field(str(request["params"]["name"]))
     return made
+
+
+def _field(value: str) -> str:
+    """Return a value as a header carries it."""
+    if value.isascii() and value.isprintable():
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
 
 
 async def rpc(

@@ -264,7 +264,12 @@ def test_a_lock_pins_by_hash_and_names_no_place(lock: str) -> None:
         assert "--hash=sha256:" in requirement, requirement[:60]
 
 
-@pytest.mark.parametrize("folder", ["bench/peers", "tests/node"])
+NPM_LOCKS = [
+    found for where in ("bench/*", "tests/node", "tests/node/*") for found in ROOT.glob(f"{where}/package-lock.json")
+]
+
+
+@pytest.mark.parametrize("folder", sorted(str(lock.parent.relative_to(ROOT)) for lock in NPM_LOCKS))
 def test_an_npm_lock_pins_by_hash_and_names_no_place(folder: str) -> None:
     """The same for npm, whose lock would say where each package came from."""
     lock = json.loads((ROOT / folder / "package-lock.json").read_text())

@@ -18,6 +18,8 @@ UNUSED = (
     "birdwire.sandbox",
     "birdwire.surfaces.openapi.document",
     "jinja2",
+    "mcp",
+    "mcp_types",
     "rich.console",
     "sqlalchemy.dialects.postgresql",
 )

@@ -26,7 +26,7 @@ NAMES = [
     *("bookmark_post", "create_post", "delete_post", "follow_user", "get_account", "get_request", "get_user"),
     *("get_user_posts", "like_post", "link_account", "preview", "repost", "search_users"),
 ]
-PINNED = "53b313a5f1f43cf7c6145423f4f746ce1c46c6832e33a3824e70ae0ae4a0780b"
+PINNED = "645d1a095b02f2cce75c21a8d0a86f2b914f295d0fe0d45066efd20c83707f77"
 """The hash of what a model is shown. A change of it is a decision: clients show it for approval again."""
 
 REQUEST_ID = "req_01J00000000000000000000000"
@@ -48,11 +48,12 @@ def refused(reason: Any, **values: Any) -> Answer:
     return render(GatewayError(reason, **values), REQUEST_ID)
 
 
+@pytest.mark.trust("#344")
 def test_what_a_model_is_shown_is_pinned() -> None:
     """Names, descriptions, schemas, annotations and the instructions."""
-    shown = {"instructions": INSTRUCTIONS, "tools": [tool.document for tool in TOOLS.values()]}
-    assert [tool["name"] for tool in shown["tools"]] == NAMES == sorted(NAMES)
-    digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+    tools = [tool.document for tool in TOOLS.values()]
+    assert [tool["name"] for tool in tools] == NAMES == sorted(NAMES)
+    digest = hashlib.sha256(json.dumps([INSTRUCTIONS, tools], sort_keys=True).encode()).hexdigest()
     assert digest == PINNED
 
 
@@ -99,6 +100,7 @@ def test_schemas_are_plain_and_closed(tool: Any) -> None:
 MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("preview", {}),
     ("preview", {"operation": "upload"}),
+    ("preview", {"operation": "upload_media"}),
     ("preview", {"operation": ["like_twitter"]}),
     ("preview", {"operation": "like_twitter", "arguments": []}),
     ("preview", {"operation": "like_twitter", "arguments": None}),
@@ -151,6 +153,7 @@ def test_a_tool_call_asks_for_one_http_call() -> None:
     assert asked(TOOLS["get_user"], {"userName": "ada", "undo": 1}).fields == {"userName": "ada", "undo": 1}
 
 
+IDS: list[Any] = [None, True, 1.5, 1.0, [], {}, "a" * 256, "\ud800", 2**53, -(2**53), 10**4_000]
 MESSAGES: list[tuple[Any, Any]] = [
     ({"jsonrpc": "2.0", "id": 1, "method": "ping"}, ("ping", None, 1)),
     ({"jsonrpc": "2.0", "id": "a", "method": "ping", "params": None}, ("ping", None, "a")),
@@ -167,10 +170,7 @@ MESSAGES: list[tuple[Any, Any]] = [
     ({"jsonrpc": "2.0", "id": 1, "method": "x" * 129}, None),
     ({"jsonrpc": "2.0", "id": 1, "method": "\ud800"}, None),
     ({"jsonrpc": "2.0", "id": 1, "method": 5}, None),
-    *(
-        ({"jsonrpc": "2.0", "id": malformed, "method": "ping"}, None)
-        for malformed in (None, True, 1.5, 1.0, [], {}, "a" * 256, "\ud800", 2**53, -(2**53), 10**4_000)
-    ),
+    *(({"jsonrpc": "2.0", "id": malformed, "method": "ping"}, None) for malformed in IDS),
 ]
 
 
@@ -182,7 +182,7 @@ def test_which_bodies_are_messages(body: dict[str, Any], wanted: Any) -> None:
 
 @pytest.mark.parametrize("reason", sorted(PROBLEMS.keys() - {"undo_unknown"}))
 def test_a_fix_names_nothing_that_only_an_http_client_has(reason: Any) -> None:
-    """No path, no header: a model has tools. (It cannot undo a link.)"""
+    """No path, no header: a model has tools. It cannot undo a link."""
     made = result("create_post", refused(reason))
     error, text = made["structuredContent"]["error"], lines_of(made)[0]
     for over_http in ("/apis/", "Idempotency-Key", "X-Request-Id", "Retry-After", " in Retry", "POST /", "GET /"):
@@ -190,6 +190,7 @@ def test_a_fix_names_nothing_that_only_an_http_client_has(reason: Any) -> None:
     assert text.endswith(error["fix"])
 
 
+@pytest.mark.trust("#340")
 def test_it_is_unknown_only_for_a_write_that_x_may_have_carried_out() -> None:
     """The sentence does not call it refused, and the fix is that of the operation."""
     lost = result("create_post", refused("outcome_unknown"))
@@ -200,6 +201,7 @@ def test_it_is_unknown_only_for_a_write_that_x_may_have_carried_out() -> None:
         late = result("like_post", refused(reason), uncertain=True)
         assert late["structuredContent"]["state"] == "unknown", reason
         assert late["isError"]
+        assert lines_of(late)[0].startswith("It is not known whether X did this; it is safe to repeat.")
     assert "safe to repeat" in lines_of(result("like_post", refused("x_timeout"), uncertain=True))[0]
     for made in (result("like_post", refused("x_timeout")), result("get_user", refused("x_timeout"), uncertain=True)):
         assert made["structuredContent"]["state"] == "refused"
@@ -209,6 +211,7 @@ def test_it_is_unknown_only_for_a_write_that_x_may_have_carried_out() -> None:
 HIDDEN = "a\u202eb\u200bc\x07d\U000e0041\u2066"
 
 
+@pytest.mark.trust("#339")
 def test_the_text_repeats_the_structured_content() -> None:
     """Two JSON objects, which together are the structured content; what others wrote is under the line about it."""
     user = {"status": "success", "data": {"id": "1", "userName": "grace", "description": f"x\nIgnore this.{HIDDEN}"}}
@@ -261,18 +264,23 @@ def test_sentences_name_what_was_done() -> None:
         ),
         ({"usable": False, "linked": False}, "No account is linked. Call link_account to link one."),
         (
-            {"usable": True, "linked": True, "paused": {"by": "operator"}, "rules": {"waiting": 2}},
-            "@ada is linked. Birdwire is paused for this key: writes are refused. "
-            + "Requests that wait for a person's approval: 2.",
+            {"usable": True, "linked": True, "paused": {"by": "operator"}},
+            "@ada is linked. Its calls to X are paused.",
+        ),
+        (
+            {"usable": True, "linked": True, "rules": {"waiting": 2}},
+            "@ada is linked. Requests that wait for a person's approval: 2.",
         ),
     ],
 )
 def test_the_account_in_a_sentence(status: dict[str, Any], wanted: str) -> None:
     """State, pause, and how many requests wait; and the members that a model needs."""
-    whole = {"username": "ada", "paused": None, "rules": None, "limits": {}, "generation": 1} | status
+    whole = {"user_id": "1", "username": "ada", "paused": None, "rules": None, "limits": {}, "generation": 1} | status
     made = result("get_account", Answer.of(whole))
     assert lines_of(made)[0] == wanted
     assert not {"limits", "generation"} & set(made["structuredContent"]["data"])
+    account = {"user_id": "1", "username": "ada"} if status["linked"] else None
+    assert made["structuredContent"]["account"] == account
 
 
 def test_the_output_schema_holds_for_every_refusal() -> None:

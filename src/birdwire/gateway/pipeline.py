@@ -22,7 +22,7 @@ from birdwire.outcomes.attempts import ATTEMPTED
 from birdwire.store.database import StorageDownError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Mapping
 
     from birdwire.accounts.sessions import Sessions
     from birdwire.api.body import Parsed
@@ -70,7 +70,12 @@ class Pipeline:
         try:
             slots.check()
             await self.admit(context, slots)
-            answer = await self._do(context, work)
+            name = idempotency.name_of(call) if call.method == "POST" and not route.unnamed else None
+            fields = context.parsed.fields
+            if route.about_request:
+                # Under one Idempotency-Key, calls about two requests are not the same call.
+                fields = {**fields, "request_id": call.path.rsplit("/", 2)[-2]}
+            answer = await self.do_once(context, name, route.name, fields, work)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         finally:
@@ -86,31 +91,20 @@ class Pipeline:
     async def run_within(self, context: CallContext, work: Work) -> Answer:
         """Answer a call that is part of an admitted one, such as an MCP tool call: as `run`, but with its key and slot.
 
-        `context` has the key of the call that it is part of, and a body that has been read.
+        `context` has the key of the call that it is part of, and a body that has been read. The call is not about a
+        request in its path.
         """
-        route = context.route
-        context.call.note["operation"] = route.name
+        call, route = context.call, context.route
+        call.note["operation"] = route.name
         try:
             await self._admission.recheck(context, route.action)
             if route.pausable:
                 await self._admission.check_pause(context.key)
-            answer = await self._do(context, work)
+            name = idempotency.name_of(call) if call.method == "POST" and not route.unnamed else None
+            answer = await self.do_once(context, name, route.name, context.parsed.fields, work)
         except (GatewayError, StorageDownError) as error:
             answer = self._refuse(context, error)
         return answer.adding(context.headers)
-
-    def _do(self, context: CallContext, work: Work) -> Awaitable[Answer]:
-        """Do the work of an admitted call once, under the name that its Idempotency-Key gives.
-
-        Raises:
-            GatewayError: idempotency_key_malformed.
-        """
-        call, route, fields = context.call, context.route, context.parsed.fields
-        name = idempotency.name_of(call) if call.method == "POST" and not route.unnamed else None
-        if route.about_request:
-            # Under one Idempotency-Key, calls about two requests are not the same call.
-            fields = {**fields, "request_id": call.path.rsplit("/", 2)[-2]}
-        return self.do_once(context, name, route.name, fields, work)
 
     async def _hold(self, context: CallContext, pending: Pending, answer: Answer) -> Answer:
         """Hold the answer of a call that prefers to wait for a person. It no longer counts as a running call."""
@@ -181,6 +175,7 @@ class Pipeline:
             named = idempotency.Named(context.key.key_id, name, content_hash, context.call.request_id, repeatable)
             async with self._idempotency.attempt(named) as attempt:
                 if attempt.replay is not None:
+                    context.earlier = attempt.earlier
                     context.pending = self._waits.repeated(attempt.replay)
                     return attempt.replay
                 attempt.answer = await work(context)
@@ -192,7 +187,7 @@ class Pipeline:
         """Return the answer of a refusal, which the caller can ask for later."""
         if isinstance(error, StorageDownError):
             error = GatewayError("storage_unavailable", half="nothing was sent to X")
-        context.uncertain = error.outcome == "unknown"
+        context.uncertain, context.earlier = error.outcome == "unknown", error.values.get("earlier")
         # A caller that polls its own state must not evict the refusals that it asks for.
         if context.route.action:
             self._rejections.add(context.call, error)

@@ -70,7 +70,8 @@ class CallContext:
     came in the relay dialect. `holds_slot`: it counts among the running calls. `upload` is the slot and the space that
     its files take up. `recorded`: the journal has a row of its refusal. `pending`: a person must decide first, and the
     caller may want to wait for that. `approved`: it is sent for a call that ended earlier, whose address was checked.
-    `uncertain`: it was refused, and X may have carried it out all the same.
+    `uncertain`: it was refused, and X may have carried it out all the same. `earlier` is the request id of the call to
+    which its Idempotency-Key already belongs.
     """
 
     call: Call
@@ -86,6 +87,7 @@ class CallContext:
     pending: Pending | None = None
     approved: bool = False
     uncertain: bool = False
+    earlier: str | None = None
 
     def close(self) -> None:
         """Release the files and what they take up."""

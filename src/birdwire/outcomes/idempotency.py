@@ -98,13 +98,21 @@ class Named(NamedTuple):
     repeatable: bool
 
 
+class Replay(NamedTuple):
+    """The answer of an earlier call under the same name, and that call's request id."""
+
+    answer: Answer
+    request_id: str
+
+
 class Attempt:
     """One call under its Idempotency-Key, as an async context manager.
 
-    Inside the block, `replay` is the answer of an earlier call under the same name. If it is None, the caller does the
-    work and sets `answer`. The end of the block stores a final answer (or a final refusal), releases the name if the
-    call may be repeated or was not sent, and marks the outcome as unknown otherwise. It changes nothing if the answer
-    is that a person must decide: the transaction that made the call wait has set its name to `awaiting`.
+    Inside the block, `replay` is the answer of an earlier call under the same name, whose request id is `earlier`. If
+    it is None, the caller does the work and sets `answer`. The end of the block stores a final answer (or a final
+    refusal), releases the name if the call may be repeated or was not sent, and marks the outcome as unknown otherwise.
+    It changes nothing if the answer is that a person must decide: the transaction that made the call wait has set its
+    name to `awaiting`.
     """
 
     def __init__(self, idempotency: Idempotency, leases: ProcessLeases, call: Named) -> None:
@@ -112,12 +120,15 @@ class Attempt:
         self._running = leases.running(call.request_id)
         self._call = call
         self.replay: Answer | None = None
+        self.earlier: str | None = None
         self.answer: Answer | None = None
 
     async def __aenter__(self) -> Self:
         self._running.__enter__()
         try:
-            self.replay = await self._idempotency.begin(self._call)
+            found = await self._idempotency.begin(self._call)
+            if found is not None:
+                self.replay, self.earlier = found
         except BaseException:
             self._running.__exit__(None, None, None)
             raise
@@ -181,11 +192,12 @@ class Idempotency:
         """Return the context manager in which a call is done once."""
         return Attempt(self, self._leases, call)
 
-    async def begin(self, call: Named) -> Answer | None:
+    async def begin(self, call: Named) -> Replay | None:
         """Store that a call starts and return None; or return the answer of an earlier call under the same name.
 
         Raises:
-            GatewayError: idempotency_in_flight, idempotency_key_reused, outcome_unknown, not_applied.
+            GatewayError: idempotency_in_flight, idempotency_key_reused, outcome_unknown, not_applied. Its value
+                `earlier` is the request id of the earlier call, if its caller may ask for that.
         """
         now = self._clock.now()
         started = {**call._asdict(), "owner": self._leases.me, "state": NameState.STARTED, "created_at": now}
@@ -210,7 +222,12 @@ class Idempotency:
             if row.repeatable and in_progress and not runs:
                 await self._take(connection, row, started)
                 return None
-        return await self._replay(call, row, started, runs=runs)
+        try:
+            answer = await self._replay(call, row, started, runs=runs)
+        except GatewayError as error:
+            error.values["earlier"] = row.request_id
+            raise
+        return None if answer is None else Replay(answer, row.request_id)
 
     async def _replay(self, call: Named, row: store.NameRow, started: dict[str, Any], *, runs: bool) -> Answer | None:
         """Return the answer of the call that holds a name, or None if the name may be used again."""

@@ -12,7 +12,6 @@ from birdwire.api.errors import GatewayError
 from birdwire.api.paths import DRY_RUN
 from birdwire.keys.secrets import KEY_PATTERN
 from birdwire.surfaces.mcp.tools import MAX_WAIT_S
-from birdwire.x.catalog.operations import OPERATIONS_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +45,8 @@ def asked(tool: Tool, arguments: Mapping[str, Any]) -> Asked:
     take = _Taker(fields)
     match tool.name:
         case "preview":
-            operation = take("operation", _is_operation, "the name of an operation, such as post_twitter")
+            known = tool.input_schema["properties"]["operation"]["enum"]
+            operation = take("operation", known.__contains__, "the name of an operation, such as post_twitter")
             inner = take("arguments", _is_object, "an object: the body of the operation", default={})
             take.nothing_else()
             return Asked(f"{DRY_RUN}/{operation}", f"{DRY_RUN}/{operation}", inner)
@@ -85,10 +85,6 @@ class _Taker:
                 detail="it has other parameters than `operation` and `arguments`",
                 wanted="the fields of the operation in `arguments`",
             )
-
-
-def _is_operation(value: Any) -> bool:
-    return isinstance(value, str) and value in OPERATIONS_BY_NAME
 
 
 def _is_object(value: Any) -> bool:

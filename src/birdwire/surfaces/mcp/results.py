@@ -40,8 +40,8 @@ _IN_TOOLS: Final = {
 class Called(NamedTuple):
     """A tool call: its tool, the name of the HTTP call behind it, and what is known of it besides the answer.
 
-    `once` is its Idempotency-Key. `session` is the key's, if this process holds one ready. `uncertain`: X may have
-    carried out what was refused.
+    `request_id` is that of the first call if this one repeats it under its Idempotency-Key, which is `once`. `session`
+    is the key's, if this process holds one ready. `uncertain`: X may have carried out what was refused.
     """
 
     tool: Tool
@@ -75,6 +75,8 @@ def of(called: Called, answer: Answer) -> dict[str, Any]:
         sentence = _reported(content, value)
     else:
         data = content["data"] = _unwrapped(value, called.tool.members)
+        if called.call == "auth/status" and data["linked"]:
+            content["account"] = {"user_id": data["user_id"], "username": data["username"]}
         name = DRY_RUN if called.call.startswith(f"{DRY_RUN}/") else called.call
         sentence = SENTENCES[name](data, None if session is None else session.username)
     return _result(sentence, content)
@@ -95,8 +97,12 @@ def _refused(content: dict[str, Any], called: Called, error: Mapping[str, Any], 
     fix, retry = str(error["fix"]), headers.get("retry-after")
     for over_http, with_tools in _IN_TOOLS.items():
         fix = fix.replace(over_http, with_tools)
-    content["error"] = {**error, "fix": fix, "retry_after_s": None if retry is None else int(retry)}
-    lead = "It is not known whether X did this." if uncertain else "Not done."
+    retry_after_s = None if retry is None else int(retry)
+    content["error"] = {**error, "request_id": called.request_id, "fix": fix, "retry_after_s": retry_after_s}
+    lead = "Not done."
+    if uncertain:
+        repeatable = called.tool.annotations["idempotentHint"]
+        lead = f"It is not known whether X did this{'; it is safe to repeat' if repeatable else ''}."
     return f"{lead} {error['message']} {fix}"
 
 
@@ -123,7 +129,9 @@ def _reported(content: dict[str, Any], report: Mapping[str, Any]) -> str:
     content["state"] = (
         "awaiting_approval" if waits else {"yes": "done", "maybe": "unknown", "no": "refused"}[meaning.applied]
     )
-    return f"The request {request_id} ({report['operation']}): {SENTENCES[state]({}, None)}"
+    note = (report["approval"] or {}).get("note")
+    noted = f" The person's note: {note}" if note else ""
+    return f"The request {request_id} ({report['operation']}): {SENTENCES[state]({}, None)}{noted}"
 
 
 def _result(sentence: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def _account(data: Mapping[str, Any], _: str | None) -> str:
         first = f"The link to @{data['username']} cannot be used: its state is {data['state']}. Call link_account."
     else:
         first = "No account is linked. Call link_account to link one."
-    paused = ["Birdwire is paused for this key: writes are refused."] if data["paused"] else []
+    paused = ["Its calls to X are paused."] if data["paused"] else []
     waiting = (data["rules"] or {}).get("waiting", 0)
     waits = [f"Requests that wait for a person's approval: {waiting}."] if waiting else []
     return " ".join([first, *paused, *waits])

@@ -31,7 +31,7 @@ _SCOPES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Result(NamedTuple):
+class CallResult(NamedTuple):
     """The result of a tool call. If it waits for a person: the request, and how long the caller wants to wait."""
 
     result: dict[str, Any]
@@ -52,20 +52,21 @@ class ToolCalls:
         self._run_within = run_within
         self._session_of = session_of
 
-    async def call(self, outer: CallContext, tool: Tool, arguments: Mapping[str, Any]) -> Result:
+    async def call(self, outer: CallContext, tool: Tool, arguments: Mapping[str, Any]) -> CallResult:
         """Call a tool within an admitted call. A refusal is a result, too."""
-        called = results.Called(tool, "", outer.call.request_id)
         try:
             one = asked(tool, arguments)
             answer, inner = await self._answer(outer, tool, one)
         except GatewayError as error:
-            return Result(results.of(called, refuse(error, outer.call)))
+            called = results.Called(tool, "", outer.call.request_id)
+            return CallResult(results.of(called, refuse(error, outer.call)))
         session = self._session_of(outer.key.key_id)
-        called = called._replace(call=one.call, once=one.once, session=session, uncertain=inner.uncertain)
-        result = results.of(called, answer)
+        # What became of a repeated call is reported under the id of the first one.
+        request_id = inner.earlier or outer.call.request_id
+        result = results.of(results.Called(tool, one.call, request_id, one.once, session, inner.uncertain), answer)
         if one.wait_s and inner.pending is not None:
-            return Result(result, inner.pending.request_id, one.wait_s)
-        return Result(result)
+            return CallResult(result, inner.pending.request_id, one.wait_s)
+        return CallResult(result)
 
     async def _answer(self, outer: CallContext, tool: Tool, one: Asked) -> tuple[Answer, CallContext]:
         """Make the HTTP call. It shares the request id, the log line and the admission of the call that carried it.

@@ -68,7 +68,7 @@ _STATES: Final = """\
 
 | `state` of a tool | Over HTTP | Was it done? | What you do |
 |---|---|---|---|
-| `done` | 200 | yes | go on |
+| `done` | 200, 201 | yes | go on |
 | `awaiting_approval` | 202 | no | wait with `get_request`; a person decides. Do not send it again |
 | `refused` | 4xx, 5xx | no | read `error.reason` and `error.fix`. Repeat the call only if `error.retryable` is true, \
 after `error.retry_after_s` seconds (`Retry-After`) |

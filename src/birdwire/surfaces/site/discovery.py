@@ -34,7 +34,7 @@ curl {url}{api}/like_twitter \\
 {{"data":{{"liked":true}}}}
 ```"""
 _ANSWERS: Final = f"""\
-- Status 200: done; `data` has the result.
+- Status 200 or 201: done; `data` has the result.
 - Status 202: a person must approve the call first. **Nothing was published.** Do not send it again; read its outcome \
 later from `GET {API}/requests/{{request_id}}`. `Prefer: wait=25` holds that answer until a person has decided.
 - Any other status: `error.reason` names the cause, `error.fix` the next step, and `error.retryable` whether the same \

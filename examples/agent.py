@@ -56,7 +56,7 @@ class Tools:
             # Before a call is admitted, Birdwire refuses it in the shape of its HTTP API: a wrong key, for example.
             reply = json.load(error)
         except OSError as error:
-            sys.exit(f"No answer from the gateway: {error}")
+            sys.exit(f"No answer from {self._url}: {error}. Check BIRDWIRE_URL, and that the gateway is running.")
         if "error" in reply:
             sys.exit(f"{reply['error']['message']} {reply['error'].get('fix', '')}")
         result: dict[str, Any] = reply["result"]["structuredContent"]
@@ -106,7 +106,10 @@ def main() -> int:
         "--patience", type=float, default=3_600, metavar="SECONDS", help="how long to wait for a person"
     )
     asked = parser.parse_args()
-    tools = Tools(os.environ["BIRDWIRE_URL"], os.environ["BIRDWIRE_API_KEY"])
+    url, api_key = os.environ.get("BIRDWIRE_URL"), os.environ.get("BIRDWIRE_API_KEY")
+    if not url or not api_key:
+        sys.exit("Set BIRDWIRE_URL to the address of the gateway, and BIRDWIRE_API_KEY to its key.")
+    tools = Tools(url, api_key)
 
     account = tools("get_account")
     if not account["ok"] or not account["data"]["usable"]:

@@ -52,8 +52,8 @@ async def replayed(replica: Replica, request_id: str = "req_2", *, name: str = "
     """Repeat the call, and return the answer, which must come from the first one."""
     async with replica.once.attempt(replica.named(request_id, name=name, repeatable=repeatable)) as attempt:
         assert attempt.replay is not None
-        assert ("idempotent-replayed", "true") in attempt.replay.headers
-        return attempt.replay
+        assert ("idempotent-replayed", "true") in attempt.replay.answer.headers
+        return attempt.replay.answer
 
 
 async def name_row(replica: Replica, name: str = "k") -> NameRow | None:

@@ -288,6 +288,8 @@ async def test_an_agent_links_an_account_by_asking_a_person(running: RunningGate
     refused = content_of(await agent.call("like_post", tweet_id=POST))
     assert refused["error"]["reason"] == "x_not_linked"
     assert refused["error"]["fix"].startswith("Call link_account, or ask the operator")
+    previewed = content_of(await agent.call("preview", operation="like_twitter", arguments={"tweet_id": POST}))
+    assert [one["fix"] for one in previewed["data"]["would"]["refusals"]] == [refused["error"]["fix"]]
     before = await agent.call("get_account")
     assert sentence_of(before) == "No account is linked. Call link_account to link one."
     started = content_of(await agent.call("link_account", expected_username="ada"))["data"]

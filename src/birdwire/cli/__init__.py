@@ -13,8 +13,7 @@ Read in this order:
 2. `output`, `stop`, `printable`: results, errors and exit codes.
 3. `inputs`, `options`: settings, dev folder, gateway URL, API key, and the options that several commands have.
 4. `commands`: one module for each command or group of commands.
-5. `gateway_address`, `gateway_client`, `targets`, `waiting`: the HTTP client, how posts and users are named, and how a
-   write is sent.
+5. `gateway_client`, `targets`, `waiting`: the HTTP client, how posts and users are named, and how a write is sent.
 6. `mcp_bridge`, `mcp_clients`: MCP over stdio, and how programs with an agent are configured.
 7. `database`, `new_keys`, `linking`, `links`: work on the database, beyond single commands.
 8. `approval_desk`, `approval_view`, `approval_watch`, `terminal`: the writes that wait for a person.

@@ -61,8 +61,8 @@ CLIENTS: Final = {
         "Claude Code",
         "command",
         _claude_code,
-        "Run this command in the project's folder. With `--scope user` after `add-json`, it is for all your projects.",
-        "Start Claude Code from a shell that has the variable, and enter /mcp: birdwire must be connected.",
+        "Run this command in the project's folder. With `--scope user` after `add-json`, it applies to all of them:",
+        "Start Claude Code from a shell that has the variable, and enter /mcp: it must list birdwire as connected.",
     ),
     "cursor": McpClient(
         "Cursor",
@@ -84,7 +84,7 @@ CLIENTS: Final = {
         "config",
         _codex,
         "Add this to ~/.codex/config.toml:",
-        "Start Codex from a shell that has the variable, and enter /mcp: birdwire must be listed.",
+        "Start Codex from a shell that has the variable, and enter /mcp: it must list birdwire.",
     ),
 }
 """The programs by the name that `birdwire mcp setup` takes."""
@@ -93,7 +93,7 @@ CLIENTS: Final = {
 _SAVED: Final = (
     "",
     "   To keep it out of the shell's history, run the first command, paste the key, and press Enter and Ctrl-D. The",
-    "   second one sets the variable; put it into your shell's profile, too.",
+    "   second one sets the variable; add it to your shell's profile, too.",
     "",
     f"       (umask 077 && cat > ~/{KEY_FILE})",
     f'       export {VARIABLE}="$(cat ~/{KEY_FILE})"',
@@ -130,7 +130,7 @@ def setup_lines(name: str, raw_key: str, url: str, link: str, approvals: str) ->
         f"       {link}",
         "",
         '5. Ask the agent: "Which X account can you act for, and what are you allowed to do there?"',
-        f"   Writes that need a person's approval wait for: {approvals}",
+        f"   To see the writes that wait for your approval, run: {approvals}",
     ]
 
 

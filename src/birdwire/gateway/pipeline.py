@@ -175,9 +175,9 @@ class Pipeline:
             named = idempotency.Named(context.key.key_id, name, content_hash, context.call.request_id, repeatable)
             async with self._idempotency.attempt(named) as attempt:
                 if attempt.replay is not None:
-                    context.earlier = attempt.earlier
-                    context.pending = self._waits.repeated(attempt.replay)
-                    return attempt.replay
+                    answer, context.earlier = attempt.replay
+                    context.pending = self._waits.repeated(answer)
+                    return answer
                 attempt.answer = await work(context)
                 return attempt.answer
         except (GatewayError, StorageDownError) as error:

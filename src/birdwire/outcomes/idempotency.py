@@ -108,27 +108,23 @@ class Replay(NamedTuple):
 class Attempt:
     """One call under its Idempotency-Key, as an async context manager.
 
-    Inside the block, `replay` is the answer of an earlier call under the same name, whose request id is `earlier`. If
-    it is None, the caller does the work and sets `answer`. The end of the block stores a final answer (or a final
-    refusal), releases the name if the call may be repeated or was not sent, and marks the outcome as unknown otherwise.
-    It changes nothing if the answer is that a person must decide: the transaction that made the call wait has set its
-    name to `awaiting`.
+    Inside the block, `replay` is the answer of an earlier call under the same name. If it is None, the caller does the
+    work and sets `answer`. The end of the block stores a final answer (or a final refusal), releases the name if the
+    call may be repeated or was not sent, and marks the outcome as unknown otherwise. It changes nothing if the answer
+    is that a person must decide: the transaction that made the call wait has set its name to `awaiting`.
     """
 
     def __init__(self, idempotency: Idempotency, leases: ProcessLeases, call: Named) -> None:
         self._idempotency = idempotency
         self._running = leases.running(call.request_id)
         self._call = call
-        self.replay: Answer | None = None
-        self.earlier: str | None = None
+        self.replay: Replay | None = None
         self.answer: Answer | None = None
 
     async def __aenter__(self) -> Self:
         self._running.__enter__()
         try:
-            found = await self._idempotency.begin(self._call)
-            if found is not None:
-                self.replay, self.earlier = found
+            self.replay = await self._idempotency.begin(self._call)
         except BaseException:
             self._running.__exit__(None, None, None)
             raise

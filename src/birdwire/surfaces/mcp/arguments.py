@@ -46,7 +46,7 @@ def asked(tool: Tool, arguments: Mapping[str, Any]) -> Asked:
     match tool.name:
         case "preview":
             known = tool.input_schema["properties"]["operation"]["enum"]
-            operation = take("operation", known.__contains__, "the name of an operation, such as post_twitter")
+            operation = take("operation", known.__contains__, f"one of {', '.join(known)}")
             inner = take("arguments", _is_object, "an object: the body of the operation", default={})
             take.nothing_else()
             return Asked(f"{DRY_RUN}/{operation}", f"{DRY_RUN}/{operation}", inner)

@@ -77,7 +77,11 @@ def of(called: Called, answer: Answer) -> dict[str, Any]:
         data = content["data"] = _unwrapped(value, called.tool.members)
         if called.call == "auth/status" and data["linked"]:
             content["account"] = {"user_id": data["user_id"], "username": data["username"]}
-        name = DRY_RUN if called.call.startswith(f"{DRY_RUN}/") else called.call
+        name = called.call
+        if name.startswith(f"{DRY_RUN}/"):
+            name, would = DRY_RUN, data["would"]
+            refusals = [{**refusal, "fix": _for_tools(refusal["fix"])} for refusal in would["refusals"]]
+            data["would"] = {**would, "refusals": refusals}
         sentence = SENTENCES[name](data, None if session is None else session.username)
     return _result(sentence, content)
 
@@ -94,9 +98,7 @@ def _refused(content: dict[str, Any], called: Called, error: Mapping[str, Any], 
     # A read that failed has changed nothing, and can be repeated.
     uncertain = called.tool.writes and (called.uncertain or error["reason"] == "outcome_unknown")
     content["state"] = "unknown" if uncertain else "refused"
-    fix, retry = str(error["fix"]), headers.get("retry-after")
-    for over_http, with_tools in _IN_TOOLS.items():
-        fix = fix.replace(over_http, with_tools)
+    fix, retry = _for_tools(error["fix"]), headers.get("retry-after")
     retry_after_s = None if retry is None else int(retry)
     content["error"] = {**error, "request_id": called.request_id, "fix": fix, "retry_after_s": retry_after_s}
     lead = "Not done."
@@ -104,6 +106,13 @@ def _refused(content: dict[str, Any], called: Called, error: Mapping[str, Any], 
         repeatable = called.tool.annotations["idempotentHint"]
         lead = f"It is not known whether X did this{'; it is safe to repeat' if repeatable else ''}."
     return f"{lead} {error['message']} {fix}"
+
+
+def _for_tools(fix: str) -> str:
+    """Return the fix of a refusal in terms of the tools."""
+    for over_http, with_tools in _IN_TOOLS.items():
+        fix = fix.replace(over_http, with_tools)
+    return fix
 
 
 def _waits(content: dict[str, Any], approval: Mapping[str, Any]) -> str:

@@ -151,7 +151,8 @@ async def test_what_a_person_denied_is_reported(linked: RunningGateway) -> None:
         denied = content_of(result)
         assert (denied["ok"], denied["state"], denied["data"]["state"]) == (True, "refused", "denied")
         assert sentence_of(result).endswith(
-            "a person denied it, and nothing was published. The person's note: not today"
+            "a person denied it, and nothing was published. Report that before you propose anything else. "
+            "The person's note: not today"
         )
         result = await agent.call("create_post", text="no?", once="k")
         assert content_of(result)["error"]["reason"] == "approval_denied"

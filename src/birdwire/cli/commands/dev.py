@@ -136,6 +136,8 @@ class Ready:
         yield f"export BIRDWIRE_API_KEY={self.api_key}"
         yield f"{command} like {VISIBLE_POST_ID}"
         yield f"{command} post 'Hello from Birdwire'"
+        yield Text("\nOr connect an agent, such as Claude Code, Cursor, VS Code or Codex, over MCP:\n", style="bold")
+        yield f"{command} mcp setup claude-code --data {shlex.quote(str(self.folder))}"
         yield Text(
             "\nMake the sandbox refuse likes, as X does without Enterprise access (to undo, set tier to enterprise):\n",
             style="bold",

@@ -9,7 +9,7 @@ import typer
 
 from birdwire.cli.inputs import again, gateway_url, read_settings
 from birdwire.cli.mcp_bridge import bridge
-from birdwire.cli.mcp_clients import CLIENTS, other_lines, setup_document, setup_lines
+from birdwire.cli.mcp_clients import CLIENTS, VARIABLE, other_lines, setup_document, setup_lines
 from birdwire.cli.new_keys import check_preset, create_key
 from birdwire.cli.options import AccountOption, ConfigOption, DataOption, JsonOption, KeyFileOption
 from birdwire.cli.output import family, saying
@@ -73,8 +73,10 @@ def setup(
             return
         rules = KeyRules(account_username=None if account is None else account.removeprefix("@"))
         made = create_key(settings, CLIENTS[client].title if label is None else label, rules=rules, preset=preset)
-        # In a dev folder, only the running gateway knows the sandbox.
-        link = f"birdwire accounts link {made.key.key_id}{again(config, None)}" if data is None else _LINK_OVER_HTTP
+        link = f"birdwire accounts link {made.key.key_id}{again(config, None)}"
+        # In a dev folder, only the running gateway knows the sandbox. The shell may have the variable with another key.
+        if data is not None:
+            link = f"env -u {VARIABLE} birdwire accounts link" if CLIENTS[client].asks else "birdwire accounts link"
         steps = setup_lines(client, made.raw_key, url, link, f"birdwire approvals list{again(config, data)}")
         say.result(setup_document(client, made.key.key_id, made.raw_key, url), *steps)
         if not as_json:
@@ -84,7 +86,6 @@ def setup(
             say.aside(_NOT_INSTALLED)
 
 
-_LINK_OVER_HTTP = "birdwire accounts link"
 _NOT_INSTALLED = (
     "The package that MCP needs is not installed here. If the gateway runs from this installation, install "
     "birdwire[mcp] (`make setup` does) and restart the gateway."

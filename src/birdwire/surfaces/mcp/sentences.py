@@ -91,7 +91,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
     "unknown": _constant("it is not known whether X did it. Do not send it again; ask again later."),
     "found": _constant("X did it; its response was lost, and the post was found."),
     "not_found": _constant("X did not do it: the post was not found."),
-    "denied": _constant("a person denied it, and nothing was published."),
+    "denied": _constant("a person denied it, and nothing was published. Report that before you propose anything else."),
     "expired": _constant("nobody approved it in time, and nothing was published."),
     "cancelled": _constant("it was cancelled, and nothing was published."),
 }

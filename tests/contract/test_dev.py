@@ -239,6 +239,28 @@ async def test_after_a_kill_the_next_start_goes_on(tmp_path: Path) -> None:
         assert (await second.rest(), second.log.read_text()) == ("", "")
 
 
+async def test_callers_that_wait_for_a_person_do_not_delay_the_end(tmp_path: Path) -> None:
+    """An agent that waits, by HTTP or MCP, is answered on Ctrl-C; it could wait for longer than a person would."""
+    async with started(tmp_path, "dev", "--json", "--link", "ada", *FREE_PORTS) as program:
+        offer = json.loads(await program.line())
+        _, out, _ = await command(tmp_path, "keys", "list", "--json", "--data", ".birdwire")
+        [key_id] = [key["key_id"] for key in json.loads(out)["keys"] if key["hint"] == offer["api_key"][-4:]]
+        approve = ("policy", "set", key_id, "approve=like_twitter", "--data", ".birdwire")
+        assert (await command(tmp_path, *approve))[0] == 0
+        async with asyncio.timeout(DEADLINE_S):
+            # The gateway learns of the policy within a second.
+            while (asked := await like(offer, offer["api_key"])).status_code != 202:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+        headers = {"authorization": f"Bearer {offer['api_key']}", "prefer": "wait=30"}
+        async with httpx2.AsyncClient(base_url=offer["gateway"], headers=headers, timeout=DEADLINE_S) as client:
+            held = asyncio.create_task(client.get(f"{API}requests/{asked.headers['x-request-id']}"))
+            # The gateway has read the request that waits by the time it answers this one.
+            assert (await like(offer, offer["api_key"])).status_code == 202
+            program.process.send_signal(signal.SIGINT)
+            assert await asyncio.wait_for(program.process.wait(), DEADLINE_S / 3) == 0
+            assert (await held).json()["state"] == "awaiting_approval"
+
+
 async def test_people_get_a_page_to_open_and_curls_that_work_when_pasted(tmp_path: Path) -> None:
     """Before the page is approved, it gets the refusal that names the next step; another makes X refuse likes."""
     async with started(tmp_path, "dev", *FREE_PORTS) as program:

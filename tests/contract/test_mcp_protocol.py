@@ -305,6 +305,15 @@ def _mutated(value: Any, chance: random.Random) -> Any:
 
 
 @pytest.mark.trust("#338")
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_answers_to_what_was_not_asked_are_not_checked(shared_gateway: RunningGateway, revision: str) -> None:
+    """The SDK would take a second to find out that 64 KiB of them are malformed, and no other call is served then."""
+    answers = {"one": {"role": "user", "model": "m", "content": [{}] * 20_000}}
+    params = {"name": "get_account", "arguments": {}, "inputResponses": answers, "requestState": 1}
+    assert (await Agent(shared_gateway, revision=revision).result("tools/call", params))["isError"] is False
+
+
+@pytest.mark.trust("#338")
 async def test_no_message_causes_a_server_error(shared_gateway: RunningGateway) -> None:
     """Mutants of good messages in all revisions: an answer of JSON-RPC, or a refusal, and no crash in the log."""
     chance = random.Random(16)  # noqa: S311 - the same messages in every run

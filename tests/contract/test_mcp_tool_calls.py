@@ -307,6 +307,22 @@ async def test_an_agent_links_an_account_by_asking_a_person(running: RunningGate
     assert content_of(await agent.call("like_post", tweet_id=POST))["data"] == {"liked": True}
 
 
+async def test_a_repeated_post_is_not_credited_to_the_account_that_is_linked_now(running: RunningGateway) -> None:
+    """Between the two calls, the key was linked to another account."""
+    agent = Agent(running)
+    await running.link("ada")
+    first = await agent.call("create_post", text="of ada", once="k")
+    assert sentence_of(first).startswith("Posted as @ada: https://x.com/ada/status/")
+    (await running.call("unlink_twitter", {})).raise_for_status()
+    await running.link("grace")
+    liked = content_of(await agent.call("like_post", tweet_id=POST))
+    assert liked["account"]["username"] == "grace"
+    again = await agent.call("create_post", text="of ada", once="k")
+    assert content_of(again)["request_id"] == content_of(first)["request_id"]
+    assert sentence_of(again).startswith("Posted: https://x.com/i/status/")
+    assert content_of(again)["account"] is None
+
+
 @pytest.mark.trust("#336")
 async def test_a_preview_is_a_dry_run(linked: RunningGateway) -> None:
     """The same document, for a call that would be sent, one that a person must approve, and one that is refused."""

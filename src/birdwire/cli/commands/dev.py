@@ -226,7 +226,8 @@ async def _serve(
         (run_servers.gateway_config(built), gateway),
         (run_servers.sandbox_config(sandbox_app), sandbox),
     ]
-    await run_servers.serve(pairs, ready)
+    # Callers that wait for a person are answered, so that Ctrl-C does not wait for them.
+    await run_servers.serve(pairs, ready, run_servers.Drain(built.health.drain, 0))
 
 
 def _command() -> str:

@@ -57,6 +57,10 @@ _DEFAULT_VERSION: Final = "2025-03-26"
 
 _TRANSPORT: Final = TransportContext(kind="streamable-http", can_send_request=False)
 _LISTED_FOR_MS: Final = 60_000
+_ANSWERS: Final = ("inputResponses", "requestState")
+"""Parameters that answer what a server asked its client. Birdwire asks for nothing, and to check long ones takes the
+SDK more than a second, in which no other call is served.
+"""
 _COMPLETE: Final = "complete"
 """The type of every result, which 2026-07-28 requires and the SDK leaves out for the others."""
 
@@ -114,12 +118,13 @@ class Kernel:
 
     async def _result(self, context: CallContext, message: Message, connection: Connection) -> Answer:
         """Answer a request. An error is HTTP 200 in the revisions with a handshake, whose clients expect that."""
+        params = message.params and {name: value for name, value in message.params.items() if name not in _ANSWERS}
         try:
             result = await serve_one(
                 self._server,
                 _Exchange(message.id),
                 message.method,
-                message.params,
+                params,
                 connection=connection,
                 lifespan_state=context,
             )

@@ -60,8 +60,8 @@ class ToolCalls:
         except GatewayError as error:
             called = results.Called(tool, "", outer.call.request_id)
             return CallResult(results.of(called, refuse(error, outer.call)))
-        session = self._session_of(outer.key.key_id)
-        # What became of a repeated call is reported under the id of the first one.
+        # A repeated call has the id of the first one, which another account may have made.
+        session = None if inner.earlier else self._session_of(outer.key.key_id)
         request_id = inner.earlier or outer.call.request_id
         result = results.of(results.Called(tool, one.call, request_id, one.once, session, inner.uncertain), answer)
         if one.wait_s and inner.pending is not None:

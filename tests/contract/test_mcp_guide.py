@@ -12,6 +12,7 @@ import pytest
 from birdwire.api.errors import PROBLEMS
 from birdwire.gateway.approval_waits import MAX_WAITING
 from birdwire.surfaces.mcp.endpoint import MAX_MESSAGE
+from birdwire.surfaces.mcp.kernel import MAX_ENVELOPE
 from birdwire.surfaces.mcp.tools import MAX_WAIT_S, OUTPUT_SCHEMA, TOOLS
 from harness.mcp import STATELESS, headers, message
 from harness.pages import FENCE, Reader, blocks, dev_gateway, fits, steps, text_of
@@ -106,6 +107,7 @@ def test_the_page_has_every_member_and_limit_of_the_code(reader: Reader) -> None
     assert all(f"`{state}`" in text for state in MEMBERS["state"]["enum"])
     rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", text.split("## Limits")[1], re.MULTILINE))
     assert rows["a message"] == f"{MAX_MESSAGE // 1024} KiB"
+    assert rows["its parameters besides a tool's arguments"] == f"{MAX_ENVELOPE // 1024} KiB"
     assert rows["`wait_s` of `get_request`"] == f"{MAX_WAIT_S} seconds"
     assert rows["answers that one process holds at a time"].startswith(f"{MAX_WAITING},")
     listed = post(reader, message("tools/list", revision=STATELESS), revision=STATELESS).json()["result"]

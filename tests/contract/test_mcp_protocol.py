@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from birdwire.surfaces.mcp.kernel import MAX_ENVELOPE
 from harness.gateway import POST
 from harness.mcp import HANDSHAKE, REVISIONS, STATELESS, Agent, headers, message
 from harness.raw_http import MEMBERS, RawRequest, exchange
@@ -205,7 +206,7 @@ async def test_what_is_refused_before_any_message_has_the_shape_of_the_api(share
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"):
         answer = await bare.post("/mcp", content=body, headers=key | {"content-type": content_type})
         assert refusal_of(answer) == (415, "unsupported_media_type"), content_type
-    fits = json.dumps(PING | {"params": {"a": ""}})
+    fits = json.dumps(PING | {"params": {"arguments": {"a": ""}}})
     fits = fits.replace('"a": ""', f'"a": "{"x" * (MAX - len(fits))}"')
     assert len(fits) == MAX
     assert (await bare.post("/mcp", content=fits, headers=key | json_type)).status_code == 200
@@ -311,6 +312,19 @@ async def test_answers_to_what_was_not_asked_are_not_checked(shared_gateway: Run
     answers = {"one": {"role": "user", "model": "m", "content": [{}] * 20_000}}
     params = {"name": "get_account", "arguments": {}, "inputResponses": answers, "requestState": 1}
     assert (await Agent(shared_gateway, revision=revision).result("tools/call", params))["isError"] is False
+
+
+@pytest.mark.trust("#338")
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_what_the_sdk_checks_of_a_message_is_bounded(shared_gateway: RunningGateway, revision: str) -> None:
+    """A client's capabilities and the like; a tool's arguments may be longer, since Birdwire checks them."""
+    agent = Agent(shared_gateway, revision=revision)
+    sent = {"name": "get_account", "arguments": {}, "experimental": {"a": "x" * MAX_ENVELOPE}}
+    response = await agent.request("tools/call", sent)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, -32602)
+    post = {"operation": "post_twitter", "arguments": {"text": "x" * 60_000}}
+    previewed = await agent.result("tools/call", {"name": "preview", "arguments": post})
+    assert '"text_too_long"' in previewed["content"][0]["text"]
 
 
 @pytest.mark.trust("#338")

@@ -105,7 +105,7 @@ PROBLEMS: dict[str, Problem] = {
     # 403
     "mode_mismatch": Problem(403, _FORBIDDEN, "caller", "This is a {given} key, but this gateway accepts only {serves}.", "Use a bw_test_ key with the sandbox and a bw_live_ key with X."),
     "ip_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key cannot be used from your IP address.", "Call from an IP address that the operator has allowed for this key."),
-    "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request came from a page on another site.", "Send it from Birdwire's own page, or from a program that sends no Origin header of another site."),
+    "origin_not_allowed": Problem(403, _FORBIDDEN, "caller", "The request came from a page on another site.", "Press the button on Birdwire's own page. A program must not send the Origin header of another site."),
     "key_not_allowed": Problem(403, _FORBIDDEN, "operator", "This key is not allowed to use {what}.", "Ask the operator for a key that allows it."),
     "x_not_linked": Problem(403, _FORBIDDEN, "account_owner", "No X account is linked to this API key.", f"{LINK} open the auth_url."),
     "x_link_pending": Problem(403, _FORBIDDEN, "x_outage", "The link is not active yet: {why}.", "{remedy}.", retryable=True),

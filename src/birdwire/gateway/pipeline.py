@@ -125,7 +125,7 @@ class Pipeline:
         except GatewayError as error:
             return refuse(error, call)
         if answer.status >= 400:
-            call.note["reason"] = answer.value["error"]["reason"]
+            call.note["reason"] = answer.value["error"].get("reason")
         return answer
 
     async def admit(self, context: CallContext, slots: ConcurrencyLimiter) -> None:

@@ -35,7 +35,7 @@ from pydantic import ValidationError
 
 from birdwire import __version__
 from birdwire.api.errors import excerpt
-from birdwire.api.messages import Answer
+from birdwire.api.messages import Answer, encode
 from birdwire.keys.context import Pending
 from birdwire.surfaces.mcp import jsonrpc
 from birdwire.surfaces.mcp.tool_calls import ToolCalls
@@ -60,6 +60,10 @@ _LISTED_FOR_MS: Final = 60_000
 _ANSWERS: Final = ("inputResponses", "requestState")
 """Parameters that answer what a server asked its client. Birdwire asks for nothing, and to check long ones takes the
 SDK more than a second, in which no other call is served.
+"""
+MAX_ENVELOPE: Final = 8_192
+"""The maximum length of the parameters besides a tool's arguments, in bytes. The SDK checks them on the event loop, at
+some microseconds a byte; arguments are checked by Birdwire alone.
 """
 _COMPLETE: Final = "complete"
 """The type of every result, which 2026-07-28 requires and the SDK leaves out for the others."""
@@ -105,6 +109,10 @@ class Kernel:
         twice = find_duplicated_routing_header((name, value) for name, values in headers.items() for value in values)
         if twice is not None:
             return _failed(request_id, HEADER_MISMATCH, f"The header {twice} appears more than once.")
+        message = _without_answers(message)
+        if _envelope_length(message) > MAX_ENVELOPE:
+            detail = f"The parameters besides a tool's arguments are longer than {MAX_ENVELOPE:,} bytes."
+            return _failed(request_id, INVALID_PARAMS, detail)
         version = context.call.header(_VERSION) or _DEFAULT_VERSION
         connection = Connection.from_envelope(version, None, None)
         if version not in HANDSHAKE_PROTOCOL_VERSIONS or _has_envelope(message):
@@ -118,13 +126,12 @@ class Kernel:
 
     async def _result(self, context: CallContext, message: Message, connection: Connection) -> Answer:
         """Answer a request. An error is HTTP 200 in the revisions with a handshake, whose clients expect that."""
-        params = message.params and {name: value for name, value in message.params.items() if name not in _ANSWERS}
         try:
             result = await serve_one(
                 self._server,
                 _Exchange(message.id),
                 message.method,
-                params,
+                message.params,
                 connection=connection,
                 lifespan_state=context,
             )
@@ -181,6 +188,17 @@ class _Exchange:
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Drop a report of progress."""
+
+
+def _without_answers(message: Message) -> Message:
+    """Return a message without the parameters that answer a server."""
+    params = message.params and {name: value for name, value in message.params.items() if name not in _ANSWERS}
+    return message._replace(params=params)
+
+
+def _envelope_length(message: Message) -> int:
+    """Return the length of a message's parameters besides a tool's arguments, in bytes."""
+    return len(encode({name: value for name, value in (message.params or {}).items() if name != "arguments"}))
 
 
 def _has_envelope(message: Message) -> bool:

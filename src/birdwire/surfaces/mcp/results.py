@@ -37,6 +37,10 @@ _IN_TOOLS: Final = {
 """What an HTTP client is asked to do, and what that is for a model, which has tools only."""
 
 
+_UNDECIDED: Final = ("outcome_unknown", "idempotency_in_flight")
+"""Reasons of a refused repetition of a call that X may have carried out, or may still carry out."""
+
+
 class Called(NamedTuple):
     """A tool call: its tool, the name of the HTTP call behind it, and what is known of it besides the answer.
 
@@ -96,7 +100,7 @@ def _unwrapped(value: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, 
 def _refused(content: dict[str, Any], called: Called, error: Mapping[str, Any], headers: Mapping[str, str]) -> str:
     """Fill in a refusal, and return its sentence."""
     # A read that failed has changed nothing, and can be repeated.
-    uncertain = called.tool.writes and (called.uncertain or error["reason"] == "outcome_unknown")
+    uncertain = called.tool.writes and (called.uncertain or error["reason"] in _UNDECIDED)
     content["state"] = "unknown" if uncertain else "refused"
     fix, retry = _for_tools(error["fix"]), headers.get("retry-after")
     retry_after_s = None if retry is None else int(retry)

@@ -111,7 +111,8 @@ def test_a_path_that_is_not_a_file_needs_no_protection(tmp_path: Path) -> None:
 def test_the_memory_of_a_command_is_in_no_core_dump() -> None:
     """Neither by the limit of its size, nor by what Linux may write at all."""
     code = (
-        "import ctypes, resource; from birdwire import cli; cli.build = lambda: lambda **_: None; cli.main();"
+        "import ctypes, resource; from birdwire import cli; from birdwire.cli import command_line;"
+        "command_line.build = lambda: lambda **_: None; cli.main();"
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - our own words

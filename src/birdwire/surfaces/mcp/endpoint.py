@@ -116,7 +116,8 @@ class McpEndpoint:
                     if (error.name or "").startswith("birdwire"):
                         raise
                     raise GatewayError("mcp_unavailable") from None
-                self._kernel = module.Kernel(self._calls, self._pipeline.run_within, self._session_of)
+                tools = module.ToolCalls(self._calls, self._pipeline.run_within, self._session_of)
+                self._kernel = module.Kernel(tools)
             return self._kernel
 
 

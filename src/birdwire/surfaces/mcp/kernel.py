@@ -42,13 +42,12 @@ from birdwire.surfaces.mcp.tool_calls import ToolCalls
 from birdwire.surfaces.mcp.tools import INSTRUCTIONS, TOOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from mcp.server.context import ServerRequestContext
     from mcp.shared.dispatcher import CallOptions
 
-    from birdwire.accounts.sessions import XSession
-    from birdwire.keys.context import CallContext, KeyedRoute, Work
+    from birdwire.keys.context import CallContext
     from birdwire.surfaces.mcp.jsonrpc import Id, Message
 
 _VERSION: Final = "mcp-protocol-version"
@@ -74,15 +73,10 @@ logging.getLogger("mcp").propagate = False
 
 
 class Kernel:
-    """Answers JSON-RPC messages. `calls`, `run_within` and `session_of` are those of the endpoint."""
+    """Answers JSON-RPC messages."""
 
-    def __init__(
-        self,
-        calls: Mapping[str, KeyedRoute],
-        run_within: Callable[[CallContext, Work], Awaitable[Answer]],
-        session_of: Callable[[str], XSession | None],
-    ) -> None:
-        self._tools = ToolCalls(calls, run_within, session_of)
+    def __init__(self, tools: ToolCalls) -> None:
+        self._tools = tools
         self._server: Server[Any] = Server(
             "birdwire",
             version=__version__,
@@ -210,3 +204,6 @@ def _has_envelope(message: Message) -> bool:
 def _failed(request_id: Id | None, code: int, message: str, data: object = None) -> Answer:
     """Return a JSON-RPC error, with the status that 2026-07-28 gives its code."""
     return jsonrpc.failed(request_id, code, message, data, ERROR_CODE_HTTP_STATUS.get(code, 200))
+
+
+__all__ = ["Kernel", "ToolCalls"]

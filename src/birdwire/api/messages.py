@@ -18,6 +18,9 @@ Headers = tuple[tuple[str, str], ...]
 
 JSON_TYPE = "application/json"
 
+REQUEST_ID_PATTERN = "^req_[0-9A-HJKMNP-TV-Z]{26}$"
+"""The form of a request id, as `new_request_id` returns one."""
+
 ACCEPTED = 202
 """The status of a call that waits for a person; no other call has it."""
 

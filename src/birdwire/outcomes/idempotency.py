@@ -43,7 +43,8 @@ MAX_LATE = 10_000
 _PURGE_BATCH = 500
 REPLAYED = (("idempotent-replayed", "true"),)
 
-_FORM = re.compile(r"[\x20-\x7e]{1,255}")
+NAME_FORM = re.compile(r"[\x20-\x7e]{1,255}")
+"""The form of an Idempotency-Key: printable ASCII."""
 
 
 def name_of(call: Call) -> str | None:
@@ -58,7 +59,7 @@ def name_of(call: Call) -> str | None:
     name = given[0].strip(" \t")
     if len(name) > 1 and name[0] == name[-1] == '"':
         name = name[1:-1]
-    if len(given) > 1 or not _FORM.fullmatch(name):
+    if len(given) > 1 or not NAME_FORM.fullmatch(name):
         raise GatewayError("idempotency_key_malformed")
     # An API key works as a name, but must not be stored.
     if KEY_PATTERN.search(name):

@@ -9,8 +9,10 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from birdwire.api.errors import GatewayError
+from birdwire.api.messages import REQUEST_ID_PATTERN
 from birdwire.api.paths import DRY_RUN
 from birdwire.keys.secrets import KEY_PATTERN
+from birdwire.outcomes.idempotency import NAME_FORM
 from birdwire.surfaces.mcp.tools import MAX_WAIT_S
 
 if TYPE_CHECKING:
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
 
     from birdwire.surfaces.mcp.tools import Tool
 
-REQUEST_ID: Final = re.compile(r"req_[0-9A-HJKMNP-TV-Z]{26}")
-_ONCE: Final = re.compile(r"[\x20-\x7e]{1,255}")
+_REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 
 
 class Asked(NamedTuple):
@@ -92,7 +93,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _is_request_id(value: Any) -> bool:
-    return isinstance(value, str) and REQUEST_ID.fullmatch(value) is not None
+    return isinstance(value, str) and _REQUEST_ID.fullmatch(value) is not None
 
 
 def _is_wait(value: Any) -> bool:
@@ -106,4 +107,4 @@ def _is_bool(value: Any) -> bool:
 
 def _is_once(value: Any) -> bool:
     """Return whether a value can be an Idempotency-Key. The answer repeats it, so it must not be a secret."""
-    return isinstance(value, str) and _ONCE.fullmatch(value) is not None and KEY_PATTERN.search(value) is None
+    return isinstance(value, str) and NAME_FORM.fullmatch(value) is not None and KEY_PATTERN.search(value) is None

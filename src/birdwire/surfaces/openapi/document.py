@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from birdwire import __version__
 from birdwire.api.errors import PROBLEMS, GatewayError, reason_named, render
-from birdwire.api.messages import ACCEPTED
+from birdwire.api.messages import ACCEPTED, REQUEST_ID_PATTERN
 from birdwire.api.paths import API
 from birdwire.keys.rate_limit import WINDOW_S
 from birdwire.surfaces.openapi.endpoints import Endpoint, endpoints, is_guarded
@@ -27,7 +27,7 @@ _COUNT: dict[str, Any] = {"type": "string", "pattern": "^[0-9]+$"}
 HEADERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "X-Request-Id": (
         "Identifies this call in the gateway's logs.",
-        {"type": "string", "pattern": "^req_[0-9A-HJKMNP-TV-Z]{26}$"},
+        {"type": "string", "pattern": REQUEST_ID_PATTERN},
         "req_01JD3K8W6ZQ4T5V7X9YABCDEFG",
     ),
     "X-RateLimit-Limit-Requests": (f"Number of calls that the key may make in {WINDOW_S} seconds.", _COUNT, "600"),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from birdwire.api.errors import Whose
+from birdwire.api.messages import REQUEST_ID_PATTERN
 from birdwire.outcomes.states import STATES
 from birdwire.surfaces.openapi.schemas import Finding
 from birdwire.x.client.requests import ID_PATTERN
@@ -301,7 +302,7 @@ class Awaiting(Response):
 
     request_id: str = Field(
         description="the request that waits. If the key has asked for the same thing before, it is that request",
-        pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$",
+        pattern=REQUEST_ID_PATTERN,
     )
     state: Literal["awaiting_approval", "approved", "started"] = Field(
         description="awaiting_approval; approved: Birdwire sends it next; started: in progress"

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from birdwire.accounts.bodies import AuthTwitter
 from birdwire.api.errors import TYPES, Whose
+from birdwire.api.messages import REQUEST_ID_PATTERN
 from birdwire.keys.rules import MAX_TEXT_LIMIT
 from birdwire.x.catalog.post import PostTwitter
 
@@ -129,7 +130,7 @@ class Refusal(BaseModel):
     type: str = Field(description="the type of refusal, derived from the status")
     code: str = Field(description="the published code; several reasons share one")
     message: str = Field(description="what is wrong, for people")
-    request_id: str = Field(description="identifies this call in the logs", pattern="^req_[0-9A-HJKMNP-TV-Z]{26}$")
+    request_id: str = Field(description="identifies this call in the logs", pattern=REQUEST_ID_PATTERN)
     reason: str = Field(description="the exact reason, one of a closed set")
     fix: str = Field(description="what to do about it, for people")
     whose: Whose = Field(description="the party that can fix it or that made the rule")

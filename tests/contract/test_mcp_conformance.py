@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import mcp_conformance
+from harness.javascript import require_node
 from harness.mcp_conformance import Check, Expected, surprises
 from harness.mcp_proxy import adding_key
 
@@ -39,9 +39,7 @@ NEEDS_A_FIXTURE = {
 @pytest.mark.timeout(240)
 async def test_the_suite_ends_as_its_list_states(linked: RunningGateway, tmp_path: Path) -> None:
     """Over 200 checks pass, those of scenarios that need no fixture without exception; the others have a reason."""
-    if not mcp_conformance.SUITE.exists():
-        missing = "the npm packages of tests/node are missing. Run make setup-dev"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"NOT RUN: {missing}")
+    require_node()
     results = tmp_path / "results"
     results.mkdir()
     async with adding_key(linked.settings.base_url, linked.raw_key) as proxy:

@@ -148,7 +148,7 @@ async def test_a_destination_for_people_has_no_secret_and_its_url_comes_from_std
     url = f"https://chat.example.com/{HIDDEN}"
     quiet = await bare.run("notify", "set", "-", "--kind", kind, stdin=f"{url}\nmore\n")
     assert (quiet.code, quiet.out) == (0, "Notifications go to chat.example.com.\n")
-    assert f"{kind} checks no signatures, so there is no secret." in quiet.err
+    assert f"{kind} does not check signatures, so there is no secret." in quiet.err
     assert "history" not in quiet.err
     loud = await bare.run("notify", "set", url, "--kind", kind, "--json")
     assert (loud.code, loud.document["secret"], "history" in loud.err) == (0, None, True)
@@ -156,7 +156,7 @@ async def test_a_destination_for_people_has_no_secret_and_its_url_comes_from_std
     assert HIDDEN not in quiet.err + loud.out + loud.err
     rotated = await bare.run("notify", "rotate")
     assert (rotated.code, rotated.out) == (3, "")
-    assert f"Error: A destination of kind {kind} checks no signatures" in rotated.err
+    assert f"Error: A destination of kind {kind} does not check signatures" in rotated.err
 
 
 async def test_a_person_enters_the_url_without_showing_it(bare: Place) -> None:

@@ -99,7 +99,7 @@ def set_(
             say.aside(f"Notifications go to {host}. The secret signs each message. It will not be shown again.")
         else:
             say.result(document, f"Notifications go to {host}.")
-            say.aside(f"A destination of kind {kind} checks no signatures, so there is no secret.")
+            say.aside(f"A destination of kind {kind} does not check signatures, so there is no secret.")
         for remark in _remarks(before, now, settings, again(config, data), is_shown=url != "-"):
             say.aside(remark)
 
@@ -288,7 +288,7 @@ async def _rotate(settings: Settings, overlap: timedelta, options: str) -> tuple
     async with _desk(settings, seals=True) as (database, destinations):
         row = (await _standing(database)).row
         if row is not None and row.kind != "standard":
-            message = f"A destination of kind {row.kind} checks no signatures, so {row.host} has no secret."
+            message = f"A destination of kind {row.kind} does not check signatures, so {row.host} has no secret."
             raise Stop(ExitCode.REFUSED, message, "If the URL has leaked, replace it there, and set the new one.")
         secret = await _of_destination(lambda: destinations.rotate(operator(), overlap), options)
         return secret, rfc3339(Clock().now() + overlap)

@@ -44,7 +44,7 @@ def message_in(body: Mapping[str, Any]) -> Message | None:
 
 
 def id_in(body: Mapping[str, Any]) -> Id | None:
-    """Return the id of a request, or None if it has none that a response can repeat."""
+    """Return the id of a request, or None if it is absent or malformed."""
     found = body.get("id")
     if isinstance(found, str):
         return found if len(found) <= MAX_ID and is_well_formed(found) else None

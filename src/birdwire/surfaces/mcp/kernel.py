@@ -108,15 +108,16 @@ class Kernel:
             detail = f"The parameters besides a tool's arguments are longer than {MAX_ENVELOPE:,} bytes."
             return _failed(request_id, INVALID_PARAMS, detail)
         version = context.call.header(_VERSION) or _DEFAULT_VERSION
-        connection = Connection.from_envelope(version, None, None)
+        client_info = capabilities = None
         if version not in HANDSHAKE_PROTOCOL_VERSIONS or _has_envelope(message):
             first = {name: values[0] for name, values in headers.items()}
             route = classify_inbound_request(body, headers=first)
             if isinstance(route, InboundLadderRejection):
                 return _failed(request_id, route.code, route.message, route.data)
-            version = route.protocol_version
-            connection = Connection.from_envelope(version, route.client_info, route.client_capabilities)
-        return Answer(202) if message.id is None else await self._result(context, message, connection)
+            version, client_info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
+        if message.id is None:
+            return Answer(202)
+        return await self._result(context, message, Connection.from_envelope(version, client_info, capabilities))
 
     async def _result(self, context: CallContext, message: Message, connection: Connection) -> Answer:
         """Answer a request. An error is HTTP 200 in the revisions with a handshake, whose clients expect that."""
@@ -162,7 +163,7 @@ class Kernel:
 
 @dataclass
 class _Exchange:
-    """The SDK's view of one request: there is no way back to the client but its answer."""
+    """One request, as the SDK sees it. Nothing but its answer can be sent to the client."""
 
     request_id: Id | None
     transport: TransportContext = _TRANSPORT

@@ -36,7 +36,6 @@ _IN_TOOLS: Final = {
 }
 """What an HTTP client is asked to do, and what that is for a model, which has tools only."""
 
-
 _UNDECIDED: Final = ("outcome_unknown", "idempotency_in_flight")
 """Reasons of a refused repetition of a call that X may have carried out, or may still carry out."""
 

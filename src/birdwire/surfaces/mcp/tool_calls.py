@@ -93,15 +93,17 @@ class ToolCalls:
 
     def _usable(self, tool: Tool, key: Key, status: Mapping[str, Any]) -> bool:
         """Return whether the operator offers a tool, the key allows it, the link has its scopes, and X permits it."""
+        offered = all(name in self._calls for name in tool.calls)
         return (
-            all(name in self._calls for name in tool.calls)
-            and any(
-                (not self._calls[name].rules.action or key.rules.allow(self._calls[name].rules.action))
-                and _has_scopes(name, status)
-                for name in tool.calls
-            )
+            offered
+            and any(self._allows(key, name) and _has_scopes(name, status) for name in tool.calls)
             and not _refused_by_x(tool.calls[0], status)
         )
+
+    def _allows(self, key: Key, name: str) -> bool:
+        """Return whether a key may make a call; a call without an action is always allowed."""
+        action = self._calls[name].rules.action
+        return not action or key.rules.allow(action)
 
 
 def _has_scopes(name: str, status: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from birdwire.accounts.bodies import AuthTwitter
 from birdwire.api.models import Empty
+from birdwire.api.paths import DRY_RUN
 from birdwire.surfaces.openapi.schemas import plain_schema
 from birdwire.x.catalog.lookups import LOOKUPS
 from birdwire.x.catalog.operations import OPERATIONS
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from birdwire.api.models import Body
 
 MAX_WAIT_S: Final = 25
+"""How long get_request may wait for a person: a little less than `Prefer: wait` allows over HTTP."""
 
 INSTRUCTIONS: Final = (
     "Birdwire acts on X for the one account that is linked to this key. get_account shows the account and the rules "
@@ -156,7 +158,7 @@ def _reading() -> Iterator[Tool]:
     own = _annotations(reads=True, open_world=False)
     yield Tool("get_account", ("auth/status",), _schema(Empty), own, members=_ACCOUNT)
     yield Tool("get_request", ("requests",), _REQUEST, own)
-    yield Tool("preview", ("dry_run/post_twitter",), _PREVIEW, own)
+    yield Tool("preview", (f"{DRY_RUN}/post_twitter",), _PREVIEW, own)
     links = _annotations(reads=False, repeatable=False, open_world=True)
     link = _schema(AuthTwitter, ("expected_username",))
     yield Tool("link_account", ("auth_twitter",), link, links, members=("auth_url", "expires_at"))

@@ -91,10 +91,11 @@ class Deployment:
     async def serve(self, *launcher: str, **settings: str) -> GatewayProcess:
         """Start a gateway, through a launcher if one is given, and return once it answers. All share one public URL."""
         log = self.directory / f"serve-{len(self.served)}.log"
-        listener = bound()
-        port = listener.getsockname()[1]
-        listener.close()
-        self.port = self.port or port
+        # Only the first port must be known beforehand, for the public URL: another process may take one that was freed.
+        port = 0
+        if not self.port:
+            with bound() as listener:
+                self.port = port = listener.getsockname()[1]
         given = {"public_url": f"http://127.0.0.1:{self.port}"} | self.settings | settings
         with log.open("wb") as stderr:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - the test ends it, and it is our own program
@@ -107,10 +108,10 @@ class Deployment:
         assert process.stdout is not None
         with process.stdout:
             line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S)
-        if not line:
+        if b'"gateway"' not in line:
             process.kill()
             await asyncio.to_thread(process.wait, START_S)
-            raise ChildProcessError(log.read_text())
+            raise ChildProcessError(line.decode() + log.read_text())
         started = GatewayProcess(process, str(json.loads(line)["gateway"]), log)
         self.served.append(started)
         return started
